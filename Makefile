@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with Python and make: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types check clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(READY) ## Create the environment in .venv (PYTHON=python3.x chooses the interpreter)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY) ## Train AF-CLIP on 6 drawn categories, test on 6 unseen ones, print the table and the pictures
+	$(BIN)/python -m afclip_lightning fit --config configs/afclip_demo.yaml
+
+test: $(READY) ## Run all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY) ## Check style
+	$(BIN)/ruff check .
+
+format: $(READY) ## Check formatting (`.venv/bin/ruff format .` applies it)
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## Check types
+	$(BIN)/mypy
+
+check: lint format types test ## What CI runs
+
+clean: ## Remove the environment and caches; runs and data stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

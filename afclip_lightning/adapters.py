@@ -1,0 +1,74 @@
+"""Small trainable or fixed parts between the backbone's tokens and the scores."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@lru_cache(maxsize=32)
+def gaussian_window(window: int, sigma: float) -> Tensor:
+    """Returns a `[window, window]` Gaussian that sums to 1, float32.
+
+    Reference: AF-CLIP, Eq. (5).
+    """
+    offsets = torch.arange(window, dtype=torch.float64) - window // 2
+    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    return torch.outer(weights, weights).float()
+
+
+def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sigma: float) -> Tensor:
+    """Returns tokens whose patches are the weighted mean over a window around them; the class token stays.
+
+    A depthwise convolution with one fixed kernel, stride 1, padded with zeros and not renormalised at the borders.
+
+    Args:
+        tokens: `[B, 1 + N, C]`.
+        grid: Patch grid `(h, w)`.
+        window: Odd side of the window in patches; 1 changes nothing.
+        sigma: Standard deviation of the weights in patches.
+
+    Reference: AF-CLIP, Eq. (5) and (6).
+    """
+    if window == 1:
+        return tokens
+    channels = tokens.shape[2]
+    planes = tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)  # [B, C, h, w], a view in channels-last order
+    kernel = gaussian_window(window, sigma).to(tokens).expand(channels, 1, window, window)
+    mixed = F.conv2d(planes, kernel, padding=window // 2, groups=channels)
+    return torch.cat([tokens[:, :1], mixed.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+class AttentionAdapter(nn.Module):
+    """Self-attention over class and patch tokens: normalisation, one attention, a projection back; no residual.
+
+    Args:
+        width: C, channels of a token.
+        heads: Attention heads.
+        head_width: Channels of a head.
+
+    Reference: AF-CLIP, Eq. (3) and (4); the normalisation, the heads and the output projection are in the official
+    code only.
+    """
+
+    def __init__(self, width: int, heads: int = 8, head_width: int = 64) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, heads * head_width, bias=False)
+        self.to_k = nn.Linear(width, heads * head_width, bias=False)
+        self.to_v = nn.Linear(width, heads * head_width, bias=False)
+        self.to_out = nn.Linear(heads * head_width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns adapted tokens `[B, 1 + N, C]` of tokens `[B, 1 + N, C]`."""
+        normed = self.norm(tokens)
+        q, k, v = (
+            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, 1 + N, head_width]
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        adapted: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
+        return adapted

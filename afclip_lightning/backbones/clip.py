@@ -1,0 +1,201 @@
+"""The frozen CLIP that all methods stand on."""
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, final
+
+import open_clip
+import torch
+from open_clip.timm_model import TimmModel
+from torch import Tensor, nn
+
+from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
+from afclip_lightning.backbones.towers import (
+    ClipVisionTower,
+    TextTower,
+    TimmVisionTower,
+    VisionTower,
+)
+from afclip_lightning.backbones.weights import (
+    RANDOM,
+    find_weights,
+    fingerprint,
+    load_vision_weights,
+    load_weights,
+    uses_quick_gelu,
+)
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.types import ClipFeatures
+
+logger = logging.getLogger(__name__)
+
+open_clip.add_model_config(Path(__file__).parent / "models")
+
+
+@final
+class ClipBackbone(nn.Module):
+    """A CLIP from open_clip: frozen, in eval mode, at any image size, with taps after any block.
+
+    Args:
+        model: open_clip's name of an architecture, or a JSON file in open_clip's format.
+        weights: A tag of open_clip's (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
+            `.bin`, `.safetensors`), or `random` with `seed`, for tests and demonstrations. Never random by itself.
+        image_size: Side of the square input in pixels, a multiple of the patch size; native by default.
+        pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
+            (MuSc, AdaCLIP) or `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP).
+        activation: `auto` takes what the weights were trained with: QuickGELU for OpenAI's.
+        vision_weights: Local file with the weights of the vision tower alone, loaded after `weights`.
+        seed: Seed of random weights.
+        cache_dir: Where downloaded weights are kept; open_clip's place by default.
+
+    Raises:
+        WeightsError: The weights cannot be had or do not fit.
+        ValueError: An unknown model, or an image size that is no multiple of the patch.
+    """
+
+    def __init__(
+        self,
+        model: str = "ViT-L-14-336",
+        weights: str = "openai",
+        image_size: int | None = 518,
+        pos_embed: PosEmbedResize = "bilinear",
+        activation: Literal["auto", "quick_gelu", "gelu"] = "auto",
+        vision_weights: str | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        name, config = _resolve(model)
+        if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
+            _check_size(image_size, config["vision_cfg"]["patch_size"])
+        quick_gelu = uses_quick_gelu(name, config, weights) if activation == "auto" else activation == "quick_gelu"
+        file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
+        with _seeded(seed):
+            clip = open_clip.create_model(
+                name, pretrained=None, force_quick_gelu=quick_gelu, pretrained_image=False, pretrained_text=False
+            )
+        if file is not None:
+            load_weights(clip, file)
+        if vision_weights is not None:
+            load_vision_weights(getattr(clip.visual, "trunk", clip.visual), vision_weights)
+        self.model = name
+        self.weights = "+".join(filter(None, [weights, vision_weights]))
+        self.weights_hash = fingerprint(clip.state_dict())
+        self.activation = "quick_gelu" if quick_gelu else "gelu"
+        self.pos_embed: PosEmbedResize = pos_embed
+        self.vision: VisionTower = (
+            TimmVisionTower(clip.visual) if isinstance(clip.visual, TimmModel) else ClipVisionTower(clip.visual)
+        )
+        self.text = TextTower(clip)
+        self.image_size: int = image_size or clip.visual.image_size[0]
+        _check_size(self.image_size, self.vision.patch_size)
+        self.vision.resize(self.image_size, pos_embed)
+        normalisation = open_clip.get_model_preprocess_cfg(clip)
+        self.preprocess = Preprocess(self.image_size, tuple(normalisation["mean"]), tuple(normalisation["std"]))
+        self.requires_grad_(False)
+        self.train(False)
+        logger.info("backbone %s", self.description)
+
+    @property
+    def description(self) -> str:
+        """Returns one line that says which backbone this is."""
+        parts = ["random" if part == RANDOM else Path(part).name for part in self.weights.split("+")]
+        what = "RANDOM weights" if parts == ["random"] else "+".join(parts)
+        return f"{self.model} ({what}, {self.weights_hash}), {self.activation}, {self.image_size} px, {self.pos_embed}"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Returns the patch grid `(h, w)`."""
+        side = self.image_size // self.vision.patch_size
+        return side, side
+
+    def train(self, mode: bool = True) -> "ClipBackbone":
+        """Stays in eval mode whatever is asked: the backbone is frozen."""
+        return super().train(False)
+
+    def spec(self, layers: Sequence[int], image_embedding: bool = False) -> FeatureSpec:
+        """Returns the record of the features that taps after `layers` (counted from 1) give.
+
+        Raises:
+            ValueError: A layer that the tower does not have, or layers out of order.
+        """
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > self.vision.depth:
+            raise ValueError(f"layers must rise within 1 to {self.vision.depth} for {self.model}, got {list(layers)}")
+        return FeatureSpec(
+            model=self.model,
+            weights=self.weights,
+            weights_hash=self.weights_hash,
+            activation=self.activation,
+            image_size=self.image_size,
+            pos_embed=self.pos_embed,
+            layers=tuple(layers),
+            image_embedding=image_embedding,
+        )
+
+    @torch.no_grad()
+    def encode_image(self, image: Tensor, spec: FeatureSpec) -> ClipFeatures:
+        """Returns the features that `spec` names.
+
+        Args:
+            image: `[B, 3, H, W]`, normalised by `preprocess`, H = W = `image_size`.
+            spec: From this backbone's `spec`.
+        """
+        tokens, embedding = self.vision.tap(image, spec.layers, spec.image_embedding)
+        return ClipFeatures(embedding, tokens, self.grid)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Returns tokens `[..., C]` in the joint space `[..., D]`, not normalised; differentiable in the tokens."""
+        return self.vision.project(tokens)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Returns token ids `[K, context_length]`, int64, padded with zeros."""
+        tokenizer = open_clip.get_tokenizer(self.model)
+        ids: Tensor = tokenizer(list(prompts))
+        return ids.to(self.text.token_embedding.weight.device)
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Returns text embeddings `[K, D]`, not normalised."""
+        ids = self.tokenize(prompts)
+        rows = [
+            self.text(self.text.token_embedding(row[None]), end=int(row.argmax()))  # the end token has the largest id
+            for row in ids
+        ]
+        return torch.cat(rows)
+
+
+def _resolve(model: str) -> tuple[str, dict[str, Any]]:
+    if model.endswith(".json"):
+        if not Path(model).is_file():
+            raise ValueError(f"model config {model} does not exist")
+        open_clip.add_model_config(Path(model))
+        model = Path(model).stem
+    config = open_clip.get_model_config(model)
+    if config is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
+        raise ValueError(f"open_clip has no model {model!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+    return model, config
+
+
+def _check_size(image_size: int, patch: int) -> None:
+    if image_size < patch or image_size % patch:
+        below = max(image_size // patch, 1) * patch
+        raise ValueError(
+            f"image_size must be a multiple of the patch size {patch}, got {image_size}; "
+            f"nearest: {below} and {below + patch}"
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # open_clip warns on the root logger that nothing was loaded: we load by ourselves, or were asked for random
+        root, level = logging.getLogger(), logging.getLogger().level
+        root.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            root.setLevel(level)

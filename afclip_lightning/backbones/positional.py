@@ -1,0 +1,28 @@
+"""Resizing of positional embeddings; the papers' codes use three different rules and the features differ."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.spec import PosEmbedResize
+
+
+def resize_positional_embedding(
+    table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], rule: PosEmbedResize
+) -> Tensor:
+    """Returns the positional embedding of another patch grid.
+
+    Args:
+        table: `[P + h * w, C]`: P prefix rows (class token, registers), which are kept, then the grid, row-major.
+        grid: Native grid `(h, w)`.
+        new_grid: Wanted grid.
+        rule: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic` without antialiasing (MuSc, AdaCLIP) or
+            `bicubic_antialias` (open_clip's own, APRIL-GAN, AA-CLIP); all with corners not aligned.
+    """
+    if grid == new_grid:
+        return table
+    prefix, patches = table[: -grid[0] * grid[1]], table[-grid[0] * grid[1] :]
+    planes = patches.T.reshape(1, -1, *grid)
+    mode, antialias = ("bicubic", True) if rule == "bicubic_antialias" else (rule, False)
+    resized = F.interpolate(planes, size=new_grid, mode=mode, align_corners=False, antialias=antialias)
+    return torch.cat([prefix, resized.flatten(2)[0].T])

@@ -1,0 +1,51 @@
+"""The record of everything that backbone features depend on."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Everything that the features of an image depend on: equal specs give equal features and can share one pass.
+
+    Attributes:
+        model: Architecture, as open_clip names it.
+        weights: Where the weights came from: a tag, a file, or `random`.
+        weights_hash: Fingerprint of the weights' content; the same weights in another file have the same.
+        activation: `quick_gelu` or `gelu`.
+        image_size: Side of the square input, in pixels.
+        pos_embed: How the positional embedding was resized to this image size.
+        layers: Tapped blocks, counted from 1 as the papers do.
+        attention: `qkv`, the tower's own.
+        projected: Whether the tokens have passed the tower's final normalisation and projection.
+        dtype: Type of the features.
+        image_embedding: Whether the image embedding is asked for; if not, the blocks after the last tap are not run.
+    """
+
+    model: str
+    weights: str
+    weights_hash: str
+    activation: str
+    image_size: int
+    pos_embed: PosEmbedResize
+    layers: tuple[int, ...]
+    attention: Literal["qkv"] = "qkv"
+    projected: bool = False
+    dtype: str = "float32"
+    image_embedding: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the spec as plain values, for checkpoints and run folders."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Returns what differs from a stored spec, a line a field; a file's path does not matter, its content does."""
+        mine = self.to_dict()
+        fields = sorted((mine.keys() | other.keys()) - {"weights"})
+        return [
+            f"{field}: {other.get(field)!r} in the checkpoint, {mine.get(field)!r} here"
+            for field in fields
+            if mine.get(field) != other.get(field)
+        ]

@@ -1,0 +1,103 @@
+"""Scores predictions against labels and masks, category by category, and writes the results."""
+
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from afclip_lightning import results
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.metrics import AnomalyMetrics
+from afclip_lightning.results import Row
+from afclip_lightning.types import AnomalyPrediction, Batch
+
+Key = tuple[str, str]  # dataset, category
+
+
+class Evaluation(Callback):
+    """Computes the metrics of `validate` and `test`, logs and writes them.
+
+    Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category.
+
+    Attributes:
+        name: Stem of the files in the run folder.
+        rows: The last results.
+    """
+
+    def __init__(self) -> None:
+        self.name = "results"
+        self.rows: list[Row] = []
+        self.metrics: dict[Key, AnomalyMetrics] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes one metric a category, the same ones on every process."""
+        self.metrics = {
+            (part.name, category): AnomalyMetrics().to(pl_module.device)
+            for part in trainer.datamodule.test_sets  # type: ignore[attr-defined]
+            for category in part.selected_categories()
+        }
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: AnomalyPrediction,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a batch to the metrics of its categories."""
+        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        for key in dict.fromkeys(keys):
+            rows = torch.tensor([i for i, k in enumerate(keys) if k == key], device=batch.label.device)
+            try:
+                self.metrics[key].update(
+                    outputs.pred_score[rows],
+                    outputs.anomaly_map[rows],
+                    batch.label[rows],
+                    batch.mask[rows],
+                    batch.mask_known[rows],
+                    [str(batch.samples[i].image_path) for i in rows.tolist()],
+                )
+            except ValueError as error:  # a score that is not finite, a mask against its label: names the image
+                raise DatasetError(str(error)) from error
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Computes, logs, prints and writes."""
+        self._finish(trainer, pl_module, "test")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_test_start`."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: AnomalyPrediction,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """See `on_test_batch_end`."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_test_epoch_end`."""
+        self._finish(trainer, pl_module, "val")
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        rows = []
+        for (dataset, category), metric in self.metrics.items():
+            with metric.sync_context():
+                counts = metric.image_counts()
+            normal, anomalous = int(counts.normal.sum()), int(counts.anomalous.sum())
+            if normal + anomalous:  # none where the run was limited to a few batches
+                rows.append(Row(dataset, category, normal, anomalous, metric.compute()))
+        self.rows = results.with_means(rows)
+        self.metrics = {}
+        for row in self.rows:
+            keys = {f"{stage}/{row.dataset}/{row.category}/{metric}": value for metric, value in row.metrics.items()}
+            pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
+        if trainer.is_global_zero:
+            results.write(self.rows, Path(trainer.default_root_dir), self.name)

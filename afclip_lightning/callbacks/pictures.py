@@ -1,0 +1,167 @@
+"""Pictures of the best and the worst cases of each category: image, mask, map over the image, score."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from PIL import Image, ImageDraw
+
+from afclip_lightning.files import atomic_path
+from afclip_lightning.types import AnomalyPrediction, Batch, Sample
+
+Key = tuple[str, str]  # dataset, category
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test image as it will be drawn.
+
+    Attributes:
+        sample: Where it came from.
+        score: Its image score.
+        image: `[S, S, 3]`, uint8.
+        mask: `[S, S]`, uint8 in {0, 1}.
+        anomaly_map: `[S, S]`, float32.
+    """
+
+    sample: Sample
+    score: float
+    image: np.ndarray
+    mask: np.ndarray
+    anomaly_map: np.ndarray
+
+    @property
+    def quality(self) -> float:
+        """Returns how right the score is: higher is better for an anomalous image, lower for a normal one."""
+        return self.score if self.sample.label else -self.score
+
+
+Cases = dict[Key, list[Case]]
+Ranges = dict[Key, tuple[float, float]]
+
+
+class Pictures(Callback):
+    """Draws one sheet a category: the anomalous and the normal images with the best and the worst scores.
+
+    Colours run from the lowest to the highest value that the category's maps took in the pass, the same for all its
+    images: a normal image must not look anomalous by being stretched.
+
+    Args:
+        count: Images of each kind (best and worst, anomalous and normal); 0 draws nothing.
+        size: Side of a picture in pixels.
+    """
+
+    def __init__(self, count: int = 2, size: int = 224) -> None:
+        if count < 0 or size < 32:
+            raise ValueError(f"count must not be negative and size at least 32, got {count} and {size}")
+        self.count = count
+        self.size = size
+        self.cases: Cases = {}
+        self.ranges: Ranges = {}
+        self.paths: list[Path] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last pass."""
+        self.cases, self.ranges, self.paths = {}, {}, []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: AnomalyPrediction,  # type: ignore[override]
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps what may be drawn."""
+        if not self.count:
+            return
+        scores = outputs.pred_score.tolist()
+        lows, highs = (x.tolist() for x in outputs.anomaly_map.flatten(1).aminmax(dim=1))
+        for i, sample in enumerate(batch.samples):
+            key = (sample.dataset, sample.category)
+            low, high = self.ranges.get(key, (lows[i], highs[i]))
+            self.ranges[key] = (min(low, lows[i]), max(high, highs[i]))
+            rivals = sorted(c.quality for c in self.cases.get(key, []) if c.sample.label == sample.label)
+            quality = scores[i] if sample.label else -scores[i]
+            if len(rivals) == 2 * self.count and rivals[self.count - 1] <= quality <= rivals[self.count]:
+                continue  # neither among the best nor among the worst: not worth copying
+            case = Case(
+                sample,
+                scores[i],
+                self._image(batch.image[i], pl_module),
+                self._resize(batch.mask[i].cpu().numpy(), cv2.INTER_NEAREST),
+                self._resize(outputs.anomaly_map[i].cpu().numpy(), cv2.INTER_LINEAR),
+            )
+            self.cases[key] = self._extremes([*self.cases.get(key, []), case])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the sheets, from the cases of all processes."""
+        for others, ranges in self._of_other_processes(trainer):
+            for key in others:
+                self.cases[key] = self._extremes([*self.cases.get(key, []), *others[key]])
+                values = [*ranges[key], *self.ranges.get(key, ())]
+                self.ranges[key] = (min(values), max(values))
+        if not trainer.is_global_zero:
+            return
+        for (dataset, category), cases in sorted(self.cases.items()):
+            path = Path(trainer.default_root_dir) / "pictures" / f"{dataset}_{category}.png".replace("/", "_")
+            sheet = self.sheet(cases, *self.ranges[dataset, category])
+            with atomic_path(path) as temporary:
+                sheet.save(temporary, format="PNG")
+            self.paths.append(path)
+
+    def sheet(self, cases: list[Case], low: float, high: float) -> Image.Image:
+        """Returns the cases as rows of image, mask and map over the image.
+
+        Args:
+            cases: What to draw, worst cases first within normal and anomalous.
+            low: Map value at the cold end of the colours.
+            high: Map value at the hot end.
+        """
+        margin, line = 4, 16
+        height = self.size + line + margin
+        sheet = Image.new("RGB", (3 * (self.size + margin) + margin, margin + height * len(cases)), "white")
+        draw = ImageDraw.Draw(sheet)
+        for row, case in enumerate(cases):
+            top = margin + row * height
+            what = "anomalous" if case.sample.label else "normal"
+            name = "/".join(case.sample.image_path.parts[-2:])
+            draw.text((margin, top), f"{what}  score {case.score:.4f}  {name}", fill="black")
+            heat = np.clip((case.anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+            colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+            overlay = (0.5 * case.image + 0.5 * colours).astype(np.uint8)
+            contours, _ = cv2.findContours(case.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(overlay, contours, -1, (255, 255, 255), 1)
+            mask = case.mask * 255 if case.sample.mask_known else np.full_like(case.mask, 128)
+            for column, picture in enumerate((case.image, mask, overlay)):
+                sheet.paste(Image.fromarray(picture), (margin + column * (self.size + margin), top + line))
+        return sheet
+
+    def _extremes(self, cases: list[Case]) -> list[Case]:
+        """Returns the worst and the best of the anomalous cases, then of the normal ones; each in rising quality."""
+        kept: list[Case] = []
+        for label in (1, 0):
+            ranked = sorted((c for c in cases if c.sample.label == label), key=lambda c: c.quality)
+            kept += ranked if len(ranked) <= 2 * self.count else ranked[: self.count] + ranked[-self.count :]
+        return kept
+
+    def _image(self, image: torch.Tensor, pl_module: Any) -> np.ndarray:
+        preprocess = pl_module.preprocess
+        mean, std = (torch.tensor(x, device=image.device)[:, None, None] for x in (preprocess.mean, preprocess.std))
+        pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        return self._resize(pixels, cv2.INTER_AREA)
+
+    def _resize(self, array: np.ndarray, interpolation: int) -> np.ndarray:
+        return cv2.resize(array, (self.size, self.size), interpolation=interpolation)
+
+    def _of_other_processes(self, trainer: Trainer) -> list[tuple[Cases, Ranges]]:
+        if trainer.world_size == 1:
+            return []
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, (self.cases, self.ranges))
+        return [part for rank, part in enumerate(parts) if rank != trainer.global_rank]

@@ -1,0 +1,284 @@
+"""The command line: LightningCLI with a check of the data first, a run folder, and results at the end."""
+
+import difflib
+import importlib
+import inspect
+import os
+import pkgutil
+import platform
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+import afclip_lightning.data
+import afclip_lightning.methods
+from afclip_lightning import results
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.callbacks.evaluation import Evaluation
+from afclip_lightning.callbacks.pictures import Pictures
+from afclip_lightning.callbacks.predictions import Predictions
+from afclip_lightning.checkpoint import AtomicCheckpointIO
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.files import write_json, write_text
+from afclip_lightning.methods.base import AnomalyMethod
+
+PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
+RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
+
+
+def import_submodules(package: ModuleType) -> None:
+    """Imports every module of a package, so that its classes are known by their short names in configs."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+class AnomalyArgumentParser(LightningArgumentParser):
+    """Says what is wrong in a few lines, with the nearest name, instead of listing every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and ends with exit code 2."""
+        if self.exit_on_error:
+            hints = "".join(f"\nDid you mean {close!r} instead of {key!r}?" for key, close in self._nearest(message))
+            command = f"{self.prog.split()[-1]} " if " " in self.prog else ""
+            print(f"error: {message}{hints}\nAll options: python -m afclip_lightning {command}--help", file=sys.stderr)
+            sys.exit(2)
+        raise UserError(message) from ex
+
+    def _nearest(self, message: str) -> Iterator[tuple[str, str]]:
+        found = re.findall(r"[Oo]ption '([\w.]+)'|arguments: --([\w.]+)|Key '([\w.]+)'", message)
+        unknown = {next(filter(None, groups)) for groups in found}
+        options = [action.dest for action in self._actions]
+        for key in sorted(unknown):
+            *prefix, leaf = key.split(".")
+            close = difflib.get_close_matches(key, options, n=1) or [
+                ".".join([*prefix, name]) for name in difflib.get_close_matches(leaf, _argument_names(), n=1)
+            ]
+            if close:
+                yield key, close[0]
+
+
+def _argument_names() -> set[str]:
+    """Returns the names of all constructor arguments of methods, data modules, the backbone and the trainer."""
+    classes: list[type] = [AnomalyMethod, AnomalyData]
+    for cls in classes:  # grows while it is walked
+        classes.extend(cls.__subclasses__())
+    names = {name for cls in [*classes, ClipBackbone, Trainer] for name in inspect.signature(cls).parameters}
+    return names | {"class_path", "init_args"}
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes what a run was into its folder: the resolved config, versions, git revision, command and backbone."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Writes `config.yaml` and `run.json`."""
+        folder = Path(trainer.default_root_dir)
+        write_text(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
+        write_json(
+            folder / "run.json",
+            {
+                "command": sys.argv,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "git_revision": git_revision(),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "versions": {name: _version(name) for name in PACKAGES},
+                "method": type(pl_module).__name__,
+                "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+                "backbone": pl_module.backbone.description,
+                "feature_spec": pl_module.spec.to_dict(),
+            },
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """Returns the revision of the source tree, with `-dirty` where files were changed; `None` outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class AnomalyCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` for any method and any dataset.
+
+    `fit` trains and then tests, so that one command gives a results table. The data is checked before a model is
+    built. Everything a run writes lies in one folder.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        import_submodules(afclip_lightning.methods)
+        import_submodules(afclip_lightning.data)
+        super().__init__(
+            AnomalyMethod,
+            AnomalyData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunRecord,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_class=AnomalyArgumentParser,
+            parser_kwargs={"parser_mode": "omegaconf"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of a run beside those of trainer, model and data."""
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="Run folder; runs/<config>/<time> by default."
+        )
+        parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
+        parser.add_class_arguments(Pictures, "pictures")
+
+    def before_instantiate_classes(self) -> None:
+        """Checks the data and chooses the run folder, before any model is built."""
+        config = self.config[self.subcommand]
+        probe = ArgumentParser(exit_on_error=False)
+        probe.add_subclass_arguments(AnomalyData, "data")
+        probe.instantiate_classes(Namespace(data=config.data)).data.check()
+        self.run_dir = self._choose_run_dir(config)
+        config.run_dir = config.trainer.default_root_dir = str(self.run_dir)
+        if self.subcommand == "fit" and config.trainer.limit_val_batches is None:
+            # the protocol has no validation: choosing an epoch by test data would be cheating
+            config.trainer.limit_val_batches = 0
+
+    def _choose_run_dir(self, config: Namespace) -> Path:
+        chosen = os.environ.get(RUN_DIR_VARIABLE)
+        if chosen and "LOCAL_RANK" in os.environ:
+            return Path(chosen)
+        if config.run_dir:
+            run_dir = Path(config.run_dir)
+            resumes = bool(config.get("ckpt_path"))
+            if self.subcommand == "fit" and (run_dir / "config.yaml").exists() and not resumes:
+                raise UserError(
+                    f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run with "
+                    f"--ckpt_path {run_dir / 'checkpoints' / 'last.ckpt'}."
+                )
+        else:
+            stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
+            job = os.environ.get("SLURM_JOB_ID")  # the same on every task of the job
+            name = f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S")
+            run_dir = Path("runs") / stem / name
+            number = 1
+            while not job and run_dir.exists():
+                number += 1
+                run_dir = run_dir.with_name(f"{name}-{number}")
+        os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+        return run_dir
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer, and gives the data the preprocessing of the model's backbone."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # an argument that its constructor refused
+            raise UserError(str(error)) from error
+        self.datamodule.preprocess = self.model.preprocess
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""
+        config = self.config_init[self.subcommand].trainer
+        loggers = config.logger if isinstance(config.logger, list) else [config.logger]
+        loggers = [logger for logger in loggers if logger not in (None, True, False)]
+        for logger in loggers:
+            _move_logger(logger, self.run_dir)
+        if config.logger is not False:
+            loggers.append(CSVLogger(str(self.run_dir), name="", version="log"))
+        self.evaluation, self.pictures = Evaluation(), self.config_init[self.subcommand].pictures
+        last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
+        callbacks = [self.evaluation, self.pictures, Predictions()]
+        if config.enable_checkpointing is not False:
+            callbacks.append(last)
+        config.callbacks = [*(config.callbacks or []), *callbacks]
+        config.plugins = [*(config.plugins or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(logger=loggers, **kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains and tests; a method with nothing to train is only tested."""
+        if self.config_init["fit"].test_before_fit:
+            self.evaluation.name = "results_untrained"
+            self._test("Before training")
+        if self.model.trainable_names():
+            self.trainer.fit(**kwargs)
+            head = self.run_dir / "head.ckpt"
+            self.trainer.save_checkpoint(head, weights_only=True)
+            if self.trainer.is_global_zero:
+                print(f"Trained head: {head}")
+        else:
+            print(f"{type(self.model).__name__} has nothing to train with these settings.")
+        if self.config_init["fit"].test_after_fit:
+            self.evaluation.name = "results"
+            self._test("After training")
+
+    def _test(self, title: str) -> None:
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self._print_results(title)
+
+    def test(self, **kwargs: Any) -> None:
+        """Tests."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+        self._print_results("Test")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Tests without pictures."""
+        self.trainer.validate(**{**kwargs, "verbose": False})
+        self._print_results("Validation")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes scores and maps as they come, and keeps none in memory."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        if self.trainer.is_global_zero:
+            print(f"Predictions: {self.run_dir / 'predictions.csv'}")
+
+    def _print_results(self, title: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        print(f"\n{title} · {type(self.model).__name__} on {self.model.backbone.description}")
+        print(results.render(self.evaluation.rows))
+        print(f"Table: {self.run_dir / self.evaluation.name}.csv")
+        if self.pictures.paths:
+            print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
+
+
+def _move_logger(logger: Any, run_dir: Path) -> None:
+    """Points a logger that was given no folder at the run folder."""
+    if getattr(logger, "_save_dir", None) in (".", None) and hasattr(logger, "_save_dir"):
+        logger._save_dir = str(run_dir)
+        if isinstance(getattr(logger, "_wandb_init", None), dict):
+            logger._wandb_init["dir"] = str(run_dir)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        AnomalyCLI(args)
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk or a folder that may not be written, outside our own writers
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

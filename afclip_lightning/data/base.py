@@ -1,0 +1,496 @@
+"""The contract of a dataset, and everything that datasets share: checks, decoding, loaders, few-shot draws."""
+
+import copy
+import importlib
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+import afclip_lightning.data
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Batch, Sample, Split
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+def dataset_root(root: str | Path) -> Path:
+    """Returns `root`; where the variable AFCLIP_DATA is set, a root below `data/` lies below that folder instead."""
+    path = Path(root).expanduser()
+    home = os.environ.get("AFCLIP_DATA")
+    return Path(home).expanduser().joinpath(*path.parts[1:]) if home and path.parts[:1] == ("data",) else path
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns the image files directly in `folder`, sorted by name; an absent folder has none."""
+    if not folder.is_dir():
+        return []
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted((p for p in files if p.is_file()), key=lambda p: p.name)  # a Path compares otherwise on Windows
+
+
+def pair_masks(
+    images: Sequence[Path],
+    masks: Sequence[Path],
+    suffixes: Sequence[str] = ("", "_mask"),
+    roots: tuple[Path, Path] | None = None,
+) -> dict[Path, Path]:
+    """Returns the mask of every image, paired by file stem and never by position.
+
+    Args:
+        images: Anomalous images.
+        masks: Mask files. The stem of a mask is the stem of its image followed by one of `suffixes`.
+        suffixes: What may follow the image's stem.
+        roots: Folder of the images and folder of the masks, where files in subfolders are paired within equal
+            subfolders; by default every file is taken to lie in one folder.
+
+    Raises:
+        DatasetError: An image has no mask or two, a mask has no image, or two images share a stem; the message names
+            the file.
+    """
+    image_root, mask_root = roots or (None, None)
+    by_stem: dict[tuple[Path | None, str], Path] = {}
+    for image in images:
+        twin = by_stem.setdefault(_place(image, image_root, image.stem), image)
+        if twin is not image:
+            raise DatasetError(f"{image}: {twin.name} beside it has the same name, so a mask fits both. Rename one.")
+    paired: dict[Path, Path] = {}
+    for mask in masks:
+        stems = [mask.stem.removesuffix(s) for s in suffixes if mask.stem.endswith(s)]
+        places = [_place(mask, mask_root, stem) for stem in stems]
+        owner = next((by_stem[place] for place in places if place in by_stem), None)
+        if owner is None:
+            raise DatasetError(f"{mask}: no image has the name of this mask. Restore the image or remove the mask.")
+        if owner in paired:
+            raise DatasetError(f"{owner}: has two masks, {paired[owner].name} and {mask.name}. Keep one.")
+        paired[owner] = mask
+    for image in images:
+        if image not in paired:
+            raise DatasetError(f"{image}: this anomalous image has no mask of the same name. Restore the mask.")
+    return paired
+
+
+def _place(path: Path, root: Path | None, stem: str) -> tuple[Path | None, str]:
+    return (path.parent.relative_to(root) if root else None), stem
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Returns the image as `[H, W, 3]`, uint8, RGB, turned upright as its EXIF orientation says.
+
+    Grey becomes three equal channels, 16 bits a pixel are scaled to 8, a palette gives its colours and an alpha channel
+    is dropped.
+
+    Raises:
+        DatasetError: The file cannot be read or decoded to its end, or has more than 16 bits a channel.
+    """
+    image = ImageOps.exif_transpose(_decode(path))
+    if image.mode.startswith(("I", "F")):  # Pillow would cut these at 255 instead of scaling them
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise DatasetError(f"{path}: has more than 16 bits a pixel. Save it with 8 or 16 bits.")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
+def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
+    """Returns the mask as `[H, W]`, uint8 in {0, 1}: any value above `threshold` in any colour channel is anomalous.
+
+    A palette counts by its colours, so black is normal whatever its index; an alpha channel says nothing of the region.
+
+    Args:
+        path: The mask.
+        threshold: Highest value of the file that is still normal.
+
+    Raises:
+        DatasetError: The file cannot be read or decoded to its end.
+    """
+    image = _decode(path)
+    plain = {"P": "RGB", "PA": "RGB", "1": "L"}.get(image.mode, image.mode)
+    values = np.asarray(image.convert(plain))
+    if values.ndim == 3:
+        values = values[..., :3].max(axis=-1) if values.shape[-1] >= 3 else values[..., 0]
+    return (values > threshold).astype(np.uint8)
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        with image:
+            image.load()
+        return image
+    except Exception as error:  # whatever a damaged file makes a decoder run into: OSError, SyntaxError, struct.error …
+        raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file or remove it.") from error
+
+
+class AnomalyDataset(Dataset[Any]):
+    """Decodes and preprocesses samples, in the order given.
+
+    Args:
+        samples: The samples.
+        preprocess: Turns a decoded image and mask into tensors.
+    """
+
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess) -> None:
+        self.samples = list(samples)
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, Sample]:
+        """Returns image `[3, S, S]`, mask `[S, S]` and the sample.
+
+        Raises:
+            DatasetError: The image or its mask cannot be read, or their sizes differ.
+        """
+        sample = self.samples[index]
+        image = read_image(sample.image_path)
+        mask: np.ndarray = np.zeros(image.shape[:2], np.uint8)
+        if sample.mask_path is not None:
+            mask = read_mask(sample.mask_path, sample.mask_threshold)
+            if mask.shape != image.shape[:2]:
+                raise DatasetError(
+                    f"{sample.mask_path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image "
+                    f"{sample.image_path} is {image.shape[1]}×{image.shape[0]}. Replace one of them."
+                )
+        pixels, mask_pixels = self.preprocess(image, mask)
+        return pixels, mask_pixels, sample
+
+
+def collate(items: Sequence[tuple[torch.Tensor, torch.Tensor, Sample]]) -> Batch:
+    """Returns the items as one `Batch`."""
+    samples = [sample for _, _, sample in items]
+    return Batch(
+        image=torch.stack([image for image, _, _ in items]),
+        mask=torch.stack([mask for _, mask, _ in items]),
+        label=torch.tensor([sample.label for sample in samples]),
+        mask_known=torch.tensor([sample.mask_known for sample in samples]),
+        samples=samples,
+    )
+
+
+class AnomalyData(LightningDataModule, ABC):
+    """What a run takes as its data: one dataset, or several of which one is trained on and the others tested on.
+
+    Attributes:
+        preprocess: Turns images and masks into tensors. Set before a loader is asked for, from the backbone that the
+            images are for.
+    """
+
+    preprocess: Preprocess | None
+
+    @property
+    @abstractmethod
+    def test_sets(self) -> list["AnomalyDataModule"]:
+        """Returns the datasets that are tested on, in the order of the test loaders."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Checks that the data are on disk in their layout; cheap, reads no image.
+
+        Raises:
+            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+        """
+
+    @abstractmethod
+    def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
+        """Returns k normal training images a tested category: `(dataset, category)` to samples, sorted by path.
+
+        Raises:
+            DatasetError: A category has fewer normal training images than `k_shot`.
+        """
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Returns the batch with its tensors on `device`; Lightning's own walk refuses frozen samples."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        tensors: dict[str, Any] = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+        return replace(batch, **tensors)
+
+
+class AnomalyDataModule(AnomalyData):
+    """One dataset. A subclass names it, says how it lies on disk and lists its samples.
+
+    No image is read before a loader is walked, so that building a module costs nothing.
+
+    Training reads the *test* split by default: the protocol of zero-shot anomaly detection trains a small head on the
+    labelled test images of an auxiliary dataset and tests on other datasets.
+
+    Args:
+        root: Folder of the dataset. A root below `data/` is looked for in the folder that AFCLIP_DATA names, if set.
+        categories: Categories to use; all of the dataset by default.
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+
+    Attributes:
+        name: Name of the dataset in metric keys and tables.
+        layout: What `root` must contain, as a few lines for a person.
+        source: Where the dataset is obtained and under which licence.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    name: str
+    layout: str
+    source: str
+
+    def __init__(
+        self,
+        root: str | Path,
+        categories: Sequence[str] | None = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        if categories is not None and (not categories or len(set(categories)) < len(categories)):
+            raise ValueError(f"categories must be named once each, or left out for all; got {list(categories)}")
+        self.root = dataset_root(root)
+        self.categories = None if categories is None else list(categories)
+        self.train_split: Split = train_split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.preprocess = None
+
+    @classmethod
+    def variants(cls, root: Path) -> list["AnomalyDataModule"]:
+        """Returns the datasets of this class that `root` might hold, for `check` to say what a folder looks like."""
+        return [cls(root)]
+
+    @abstractmethod
+    def find_categories(self) -> list[str]:
+        """Returns the dataset's categories in their published order, whether or not they are on disk."""
+
+    @abstractmethod
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A mask has no image or an image no mask.
+        """
+
+    @property
+    def test_sets(self) -> list["AnomalyDataModule"]:
+        """Returns this dataset alone."""
+        return [self]
+
+    def is_absent(self) -> bool:
+        """Returns whether nothing at all lies at `root`: no such folder, or an empty one."""
+        return not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir()))
+
+    def missing(self) -> list[Path]:
+        """Returns the folders and files that must be there and are not: by default one folder a category."""
+        return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
+
+    def selected_categories(self) -> list[str]:
+        """Returns the categories in use.
+
+        Raises:
+            DatasetError: A chosen category is not one of the dataset's.
+        """
+        known = self.find_categories()
+        if self.categories is None:
+            return known
+        for category in self.categories:
+            if category not in known:
+                raise DatasetError(
+                    f"{self.name} under {self.root} has no category {category!r}. It has: {', '.join(known) or 'none'}."
+                )
+        return self.categories
+
+    def check(self) -> None:
+        """Checks that the dataset is on disk in its layout; cheap, reads no image.
+
+        Raises:
+            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+        """
+        problem = hint = ""
+        if not self.root.is_dir():
+            problem = f"{self.root} is not a folder" if self.root.exists() else f"the folder {self.root} does not exist"
+        elif not self.find_categories():
+            problem = f"{self.root} has no category folder"
+        elif missing := self.missing():
+            problem = f"not there: {', '.join(map(str, missing[:3]))}" + (" …" if len(missing) > 3 else "")
+        if not problem:
+            return
+        if self.root.is_dir():
+            names = sorted(p.name for p in self.root.iterdir())
+            problem += f"; {self.root} contains: {', '.join(names[:8]) or 'nothing'}" + (" …" if len(names) > 8 else "")
+            hint = _what_lies_there(self)
+        raise DatasetError(
+            f"Dataset {self.name!r} was not found: {problem}.{hint}\n\n"
+            f"Expected in {self.root}:\n{_indent(self.layout)}\n\n"
+            f"How to get it:\n{_indent(self.source)}\n\n"
+            "Another place: set `root` in the config, or the variable AFCLIP_DATA to the folder that holds all "
+            "datasets.\nTo see the project work without any dataset: make demo."
+        )
+
+    def samples(self, split: Split) -> list[Sample]:
+        """Returns the samples of all categories in use, category after category.
+
+        Raises:
+            DatasetError: A category has no image in this split, or a file is unpaired.
+        """
+        found: list[Sample] = []
+        for category in self.selected_categories():
+            part = self.find_samples(category, split)
+            if not part:
+                raise DatasetError(
+                    f"{self.name}: category {category!r} under {self.root} has no {split} image.\n"
+                    f"Expected:\n{_indent(self.layout)}"
+                )
+            found.extend(part)
+        return found
+
+    def make_samples(
+        self,
+        category: str,
+        split: Split,
+        normal: Sequence[Path],
+        anomalous: Sequence[Path],
+        masks: Mapping[Path, Path] | None,
+        mask_threshold: int = 0,
+    ) -> list[Sample]:
+        """Returns one sample an image, sorted by path, the same on every machine.
+
+        Args:
+            category: Category of all the images.
+            split: Split of all the images.
+            normal: Normal images.
+            anomalous: Anomalous images.
+            masks: Mask of every anomalous image; `None` if the pixel labels are not known.
+            mask_threshold: Highest value of the mask files that is still normal.
+        """
+        samples = [Sample(self.name, category, split, image, label=0) for image in normal]
+        for image in anomalous:
+            mask = None if masks is None else masks[image]
+            samples.append(Sample(self.name, category, split, image, 1, mask, masks is not None, mask_threshold))
+        return sorted(samples, key=lambda sample: sample.image_path.as_posix())
+
+    def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
+        """Returns k normal training images a category: seeded, without replacement, the same on every machine.
+
+        Each category has its own stream, so that a draw does not depend on which other categories are in use.
+
+        Args:
+            k_shot: Images a category.
+            seed: Seed of the draw.
+
+        Returns:
+            `(dataset, category)` to the drawn samples, sorted by path.
+
+        Raises:
+            DatasetError: A category has fewer normal training images than `k_shot`.
+            ValueError: `k_shot` is less than 1.
+        """
+        if k_shot < 1:
+            raise ValueError(f"k_shot must be at least 1, got {k_shot}")
+        drawn: dict[tuple[str, str], list[Sample]] = {}
+        for category in self.selected_categories():
+            normal = [s for s in self.find_samples(category, "train") if s.label == 0]
+            if len(normal) < k_shot:
+                remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
+                raise DatasetError(
+                    f"k_shot is {k_shot}, but {self.name}/{category} under {self.root} has {len(normal)} normal "
+                    f"training images. {remedy}"
+                )
+            generator = np.random.default_rng([seed, *category.encode()])
+            picks = sorted(generator.choice(len(normal), size=k_shot, replace=False).tolist())
+            drawn[self.name, category] = [normal[i] for i in picks]
+        return drawn
+
+    def setup(self, stage: str) -> None:
+        """Checks the dataset; Lightning calls this on every process."""
+        self.check()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Returns the shuffled loader of `train_split`."""
+        dataset = self._dataset(self.samples(self.train_split))
+        return self._loader(dataset, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Returns the loader of the test split."""
+        return self.test_dataloader()
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Returns the loader of the test split; over several processes no image is repeated."""
+        return self._loader(self._dataset(self.samples("test")), shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Returns the loader of the test split."""
+        return self.test_dataloader()
+
+    def _dataset(self, samples: Sequence[Sample]) -> AnomalyDataset:
+        if self.preprocess is None:
+            raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
+        return AnomalyDataset(samples, self.preprocess)
+
+    def _loader(self, dataset: AnomalyDataset, shuffle: bool) -> DataLoader[Batch]:
+        sampler = None
+        if not shuffle:
+            # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            sampler = (
+                UnrepeatedDistributedSampler(dataset, shuffle=False) if distributed else SequentialSampler(dataset)
+            )
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _what_lies_there(wanted: AnomalyDataModule) -> str:
+    """Returns a sentence on what the folder of `wanted` seems to hold instead, or an empty string."""
+
+    def fits(dataset: AnomalyDataModule) -> bool:
+        return bool(dataset.find_categories()) and not dataset.missing()
+
+    for folder in (wanted.root.parent, *sorted(p for p in wanted.root.iterdir() if p.is_dir())):
+        moved = copy.copy(wanted)
+        moved.root = folder
+        with suppress(Exception):  # here and below: a hint must never hide the error that it belongs to
+            if fits(moved):
+                return f"\nIt seems to lie in {folder}: set `root` to that folder."
+
+    for module in pkgutil.iter_modules(afclip_lightning.data.__path__, afclip_lightning.data.__name__ + "."):
+        with suppress(Exception):
+            importlib.import_module(module.name)
+    classes = AnomalyDataModule.__subclasses__()
+    for cls in classes:  # grows while it is walked, to all descendants
+        classes += cls.__subclasses__()
+    found: list[AnomalyDataModule] = []
+    for cls in classes:
+        if cls not in type(wanted).__mro__[1:]:
+            with suppress(Exception):
+                found += [dataset for dataset in cls.variants(wanted.root) if fits(dataset)]
+    general = {base for dataset in found for base in type(dataset).__mro__[1:]}
+    names = [f"{d.name} ({type(d).__name__})" for d in found if type(d) not in general]
+    return f"\nThis looks like {' or '.join(names)}." if names else ""
+
+
+def _indent(text: str) -> str:
+    return "\n".join("  " + line for line in text.strip("\n").splitlines())

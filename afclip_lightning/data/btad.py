@@ -1,0 +1,28 @@
+"""BTAD (beanTech): three industrial products."""
+
+from afclip_lightning.data.mvtec_layout import MVTecLayout
+
+
+class BTAD(MVTecLayout):
+    """BTAD: 3 categories, 451 normal and 290 anomalous test images, with masks.
+
+    Images and masks are PNG or BMP, each category in its own way, and are paired by stem.
+
+    Reference: Mishra et al., VT-ADL, ISIE 2021.
+    """
+
+    name = "btad"
+    published = ("01", "02", "03")
+    normal_folder = "ok"
+    required = ("test", "ground_truth")
+    layout = """
+01/train/ok/0000.bmp           normal images (for few-shot)
+01/test/ok/0000.bmp            normal images
+01/test/ko/0000.bmp            anomalous images
+01/ground_truth/ko/0000.png    their masks
+02/ 03/                        alike; images and masks are .bmp or .png
+"""
+    source = """
+BTAD from avires.dimi.uniud.it; it unpacks to BTech_Dataset_transformed, which is this folder.
+Licence: CC BY-NC-SA 4.0.
+"""

@@ -1,0 +1,138 @@
+"""Train on one dataset, test on others: the protocol of zero-shot anomaly detection."""
+
+from collections.abc import Iterable
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
+
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Batch, Sample
+
+
+class CrossDataset(AnomalyData):
+    """One dataset to train on and others to test on, one test loader each.
+
+    Args:
+        train: The dataset to train on. Testing a checkpoint does not read it.
+        test: The datasets to test on, in the order of the loaders.
+        skip_missing: Leaves out the test datasets that are not on disk, with a warning that names them. One must
+            remain, and a dataset that is there but incomplete is still an error.
+        allow_train_test_overlap: Allows a category to be trained on and tested on, which is no longer zero-shot.
+
+    Raises:
+        ValueError: No test dataset is given, a category is tested on twice, or it is trained on and tested on.
+    """
+
+    def __init__(
+        self,
+        train: AnomalyDataModule,
+        test: list[AnomalyDataModule] | AnomalyDataModule,
+        skip_missing: bool = False,
+        allow_train_test_overlap: bool = False,
+    ) -> None:
+        super().__init__()
+        self.train_set = train
+        self.all_test_sets = list(test) if isinstance(test, (list, tuple)) else [test]
+        self.skip_missing = skip_missing
+        if not self.all_test_sets:
+            raise ValueError("test must name at least one dataset")
+        tested: set[tuple[str, str]] = set()
+        for dataset in self.all_test_sets:
+            if twice := tested & _claims(dataset):
+                raise ValueError(f"tested on twice: {_names(twice)}. Give the datasets other names or categories.")
+            tested |= _claims(dataset)
+        if not allow_train_test_overlap and (both := tested & _claims(train)):
+            raise ValueError(
+                f"trained on and tested on: {_names(both)}. Zero-shot results come from other datasets than the one "
+                "trained on; to do this all the same, set allow_train_test_overlap: true."
+            )
+
+    @property
+    def test_sets(self) -> list[AnomalyDataModule]:
+        """Returns the test datasets in use: those on disk with `skip_missing`, else all.
+
+        Raises:
+            DatasetError: None is left.
+        """
+        absent = self._absent()
+        if len(absent) == len(self.all_test_sets):
+            roots = ", ".join(f"{dataset.name} ({dataset.root})" for dataset in absent)
+            raise DatasetError(
+                f"None of the test datasets is there: {roots}.\ndata/README.md says how to get them. To see the "
+                "project work without any dataset: make demo."
+            )
+        return [dataset for dataset in self.all_test_sets if dataset not in absent]
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """Returns the preprocessing of all the datasets."""
+        return self.train_set.preprocess
+
+    @preprocess.setter
+    def preprocess(self, preprocess: Preprocess | None) -> None:
+        for dataset in (self.train_set, *self.all_test_sets):
+            dataset.preprocess = preprocess
+
+    def check(self) -> None:
+        """Checks the training dataset and the test datasets in use; cheap, reads no image.
+
+        Raises:
+            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+        """
+        self._warn_of_absent()
+        for dataset in (self.train_set, *self.test_sets):
+            dataset.check()
+
+    def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
+        """Returns k normal training images a tested category: `(dataset, category)` to samples, sorted by path.
+
+        Raises:
+            DatasetError: A category has fewer normal training images than `k_shot`.
+        """
+        return {key: drawn for dataset in self.test_sets for key, drawn in dataset.few_shot(k_shot, seed).items()}
+
+    def prepare_data(self) -> None:
+        """Lets every dataset make what it makes on disk."""
+        for dataset in (self.train_set, *self.all_test_sets):
+            dataset.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Checks what the stage reads: the training dataset for `fit` only, the test datasets in use always."""
+        self._warn_of_absent()
+        for dataset in (*([self.train_set] if stage == "fit" else []), *self.test_sets):
+            dataset.setup(stage)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Returns the shuffled loader of the training dataset."""
+        return self.train_set.train_dataloader()
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Returns one loader a test dataset in use."""
+        return self.test_dataloader()
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """Returns one loader a test dataset in use."""
+        return [dataset.test_dataloader() for dataset in self.test_sets]
+
+    def predict_dataloader(self) -> list[DataLoader[Batch]]:
+        """Returns one loader a test dataset in use."""
+        return self.test_dataloader()
+
+    def _absent(self) -> list[AnomalyDataModule]:
+        return [dataset for dataset in self.all_test_sets if dataset.is_absent()] if self.skip_missing else []
+
+    def _warn_of_absent(self) -> None:
+        if absent := self._absent():
+            names = ", ".join(f"{dataset.name} ({dataset.root})" for dataset in absent)
+            rank_zero_warn(f"Not on disk and left out, since skip_missing is set: {names}.")
+
+
+def _claims(dataset: AnomalyDataModule) -> set[tuple[str, str]]:
+    # The chosen names as they stand: whether the dataset has such categories is for its check to say.
+    return {(dataset.name, category) for category in dataset.categories or dataset.find_categories()}
+
+
+def _names(claims: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{dataset}/{category}" for dataset, category in sorted(claims))

@@ -1,0 +1,95 @@
+"""One's own images in folders of any names."""
+
+from pathlib import Path
+
+from afclip_lightning.data.base import AnomalyDataModule, list_images, pair_masks
+from afclip_lightning.types import Sample, Split
+
+
+class Folder(AnomalyDataModule):
+    """One category of one's own: a folder of normal images, a folder of anomalous images, or both.
+
+    Each folder is searched with its subfolders (kinds of defects), but not with those that another argument names.
+    Masks are paired with the images of `abnormal_dir` by relative path and stem: `bad/crack/7.jpg` with
+    `masks/crack/7.png` or `masks/crack/7_mask.png`.
+
+    Args:
+        root: Folder that the others are relative to. A root below `data/` is looked for in the folder that AFCLIP_DATA
+            names, if set.
+        normal_dir: Normal test images.
+        abnormal_dir: Anomalous test images.
+        mask_dir: Masks of the anomalous images; without it pixel metrics are absent.
+        train_dir: Normal images for few-shot; without it there is no training split.
+        name: Name of the dataset and its category, in metric keys, tables and prompts; the name of `root` by default.
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+
+    Raises:
+        ValueError: No test folder is given, masks are given for no images, or one folder is given two roles.
+    """
+
+    source = "Your own data. Any image format, in folders that you name."
+
+    def __init__(
+        self,
+        root: str | Path,
+        normal_dir: str | None = None,
+        abnormal_dir: str | None = None,
+        mask_dir: str | None = None,
+        train_dir: str | None = None,
+        name: str | None = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__(root, None, train_split, batch_size, num_workers)
+        if not (normal_dir or abnormal_dir):
+            raise ValueError("Folder needs normal_dir, abnormal_dir or both: the images to test on")
+        if mask_dir and not abnormal_dir:
+            raise ValueError(f"mask_dir is {mask_dir!r}, but there is no abnormal_dir that it belongs to")
+        roles = {"normal": normal_dir, "anomalous": abnormal_dir, "mask": mask_dir, "train": train_dir}
+        self.folders = {role: self.root / folder for role, folder in roles.items() if folder}
+        if len(set(self.folders.values())) < len(self.folders):
+            raise ValueError(f"each folder can have one role only, got {', '.join(filter(None, roles.values()))}")
+        self.name = name or self.root.resolve().name
+        self.layout = "\n".join(f"{folder}/**   {role} images" for role, folder in roles.items() if folder)
+
+    @classmethod
+    def variants(cls, root: Path) -> list[AnomalyDataModule]:
+        """Returns nothing: the folders' names are the user's own."""
+        return []
+
+    def find_categories(self) -> list[str]:
+        """Returns the only category, named as the dataset."""
+        return [self.name]
+
+    def missing(self) -> list[Path]:
+        """Returns the named folders that are not there."""
+        return [folder for folder in self.folders.values() if not folder.is_dir()]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one split, sorted by path; all training samples are normal.
+
+        Raises:
+            DatasetError: A mask has no image or an anomalous image no mask.
+        """
+        if split == "train":
+            return self.make_samples(category, split, self._images("train"), [], None)
+        anomalous, masks = self._images("anomalous"), None
+        if "mask" in self.folders:
+            roots = (self.folders["anomalous"], self.folders["mask"])
+            masks = pair_masks(anomalous, self._images("mask"), roots=roots)
+        return self.make_samples(category, split, self._images("normal"), anomalous, masks)
+
+    def _images(self, role: str) -> list[Path]:
+        """Returns the images of a role, in all subfolders that have no other role; a role without folder has none."""
+        if role not in self.folders:
+            return []
+        taken = set(self.folders.values()) - {self.folders[role]}
+        pending, images = [self.folders[role]], list[Path]()
+        while pending:
+            folder = pending.pop()
+            images += list_images(folder)
+            pending += [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p not in taken]
+        return sorted(images)

@@ -1,0 +1,134 @@
+"""Six medical sets of one category each: image labels only, or masks only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from afclip_lightning.data.base import AnomalyDataModule, list_images, pair_masks
+from afclip_lightning.types import Sample, Split
+
+Subset = Literal["brainmri", "br35h", "isic", "colondb", "clinicdb", "kvasir"]
+
+
+@dataclass(frozen=True)
+class SubsetFacts:
+    """How one medical set lies on disk.
+
+    Attributes:
+        category: Its only category, as a word for prompts.
+        anomalous: Folder of the anomalous images.
+        source: Where it is obtained and under which licence.
+        normal: Folder of the normal images; `None` where there are none.
+        masks: Folder of the masks; `None` where there are none.
+        mask_suffix: What follows an image's stem in the stem of its mask.
+        mask_threshold: Highest value of a mask file that is still normal.
+        copy: Folder inside the archive that holds the same files again, used where they are not beside it.
+    """
+
+    category: str
+    anomalous: str
+    source: str
+    normal: str | None = None
+    masks: str | None = None
+    mask_suffix: str = ""
+    mask_threshold: int = 0
+    copy: str | None = None
+
+    @property
+    def layout(self) -> str:
+        """Returns the folders as lines for a person."""
+        lines = [f"{self.anomalous}/*   anomalous images"]
+        lines += [f"{self.normal}/*   normal images"] if self.normal else []
+        lines += [f"{self.masks}/*   one mask an image, <image>{self.mask_suffix}.*"] if self.masks else []
+        return "\n".join(lines)
+
+
+def _polyps(source: str) -> SubsetFacts:
+    # The edges of these masks are smoothed, and some copies are JPEG: "any non-zero value" would widen the region.
+    return SubsetFacts("colon", "images", source, masks="masks", mask_threshold=127)
+
+
+SUBSETS: dict[Subset, SubsetFacts] = {
+    "brainmri": SubsetFacts(
+        "brain",
+        "yes",
+        "Kaggle, navoneel, brain MRI images for brain tumor detection. Licence: not stated.",
+        normal="no",
+        copy="brain_tumor_dataset",
+    ),
+    "br35h": SubsetFacts(
+        "brain",
+        "yes",
+        "Kaggle, ahmedhamada0, Br35H; its folder `pred` is not used. Licence: see there.",
+        normal="no",
+    ),
+    "isic": SubsetFacts(
+        "skin",
+        "ISBI2016_ISIC_Part1_Test_Data",
+        "ISIC archive, challenge of 2016, task 1, test data and ground truth. Licence: see there.",
+        masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
+        mask_suffix="_Segmentation",
+    ),
+    "colondb": _polyps("CVC-ColonDB, in the polyp collection figshare 21221579. Licence: research, see there."),
+    "clinicdb": _polyps("CVC-ClinicDB, in the polyp collection figshare 21221579. Licence: research, see there."),
+    "kvasir": _polyps("Kvasir-SEG, from Simula or the polyp collection figshare 21221579. Licence: see there."),
+}
+
+
+class Medical(AnomalyDataModule):
+    """One medical set. None has training images, so none can be tested few-shot.
+
+    `brainmri` (98 normal, 155 anomalous) and `br35h` (1500, 1500) have no masks: their pixel metrics are absent. `isic`
+    (379), `colondb` (380), `clinicdb` (612) and `kvasir` (1000) have no normal images: their image metrics are absent.
+
+    Args:
+        root: Folder of the set. A root below `data/` is looked for in the folder that AFCLIP_DATA names, if set.
+        subset: The set, which is also its name in metric keys and tables.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+
+    Raises:
+        ValueError: There is no such subset, or an argument is out of its range.
+    """
+
+    def __init__(self, root: str | Path, subset: Subset, batch_size: int = 8, num_workers: int = 2) -> None:
+        if subset not in SUBSETS:
+            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
+        super().__init__(root, batch_size=batch_size, num_workers=num_workers)
+        self.facts = SUBSETS[subset]
+        self.name = subset
+        self.layout = self.facts.layout
+        self.source = self.facts.source
+
+    @classmethod
+    def variants(cls, root: Path) -> list[AnomalyDataModule]:
+        """Returns one dataset a subset."""
+        return [cls(root, subset) for subset in get_args(Subset)]
+
+    def find_categories(self) -> list[str]:
+        """Returns the set's only category."""
+        return [self.facts.category]
+
+    def missing(self) -> list[Path]:
+        """Returns the folders that must be there and are not."""
+        wanted = [self._folder / part for part in (self.facts.anomalous, self.facts.normal, self.facts.masks) if part]
+        return [path for path in wanted if not path.is_dir()]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the test samples, sorted by path; the training split is empty.
+
+        Raises:
+            DatasetError: A mask has no image or an image no mask.
+        """
+        if split == "train":
+            return []
+        facts, folder = self.facts, self._folder
+        normal = list_images(folder / facts.normal) if facts.normal else []
+        anomalous = list_images(folder / facts.anomalous)
+        masks = pair_masks(anomalous, list_images(folder / facts.masks), (facts.mask_suffix,)) if facts.masks else None
+        return self.make_samples(category, split, normal, anomalous, masks, facts.mask_threshold)
+
+    @property
+    def _folder(self) -> Path:
+        inner = self.root / (self.facts.copy or "")
+        return self.root if (self.root / self.facts.anomalous).is_dir() or not inner.is_dir() else inner

@@ -1,0 +1,94 @@
+"""MVTec AD's layout, which many sets follow; usable as it is for a set of one's own in that layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from afclip_lightning.data.base import AnomalyDataModule, list_images, pair_masks
+from afclip_lightning.types import Sample, Split
+
+
+class MVTecLayout(AnomalyDataModule):
+    """A dataset in MVTec AD's layout: `<category>/{train,test}/<normal>`, `test/<defect>`, `ground_truth/<defect>`.
+
+    A category without a `ground_truth` folder is taken as one without masks: its pixel metrics are absent. A published
+    dataset in this layout is a subclass that sets the class attributes and nothing else.
+
+    Args:
+        root: Folder that holds one folder a category; `data/<name>` by default for a published dataset. A root below
+            `data/` is looked for in the folder that AFCLIP_DATA names, if set.
+        name: Name in metric keys and tables; by default the published name, or the name of the root folder.
+        categories: Categories to use; by default all of the published ones, or every folder that has a `test` folder.
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+
+    Attributes:
+        published: The dataset's categories in their published order; empty where they are whatever lies on disk.
+        normal_folder: Name of the folders of normal images.
+        required: Folders that each category must have.
+
+    Raises:
+        ValueError: There is no root, or an argument is out of its range.
+    """
+
+    name = ""
+    published: ClassVar[tuple[str, ...]] = ()
+    normal_folder: ClassVar[str] = "good"
+    required: ClassVar[tuple[str, ...]] = ("test",)
+    layout = """
+<category>/train/good/*.png          normal images (for few-shot)
+<category>/test/good/*.png           normal images
+<category>/test/<defect>/*.png       anomalous images
+<category>/ground_truth/<defect>/<image>_mask.png
+"""
+    source = "Your own data. One folder a category, in the layout above; any image format."
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        name: str | None = None,
+        categories: Sequence[str] | None = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+    ) -> None:
+        if root is None and not self.name:
+            raise ValueError(f"{type(self).__name__} needs a root: the folder that holds one folder a category")
+        super().__init__(root or f"data/{self.name}", categories, train_split, batch_size, num_workers)
+        self.name = name or self.name or self.root.resolve().name
+
+    def find_categories(self) -> list[str]:
+        """Returns the published categories, or else every folder under the root that has a `test` folder, by name."""
+        if self.published or not self.root.is_dir():
+            return list(self.published)
+        return sorted(p.name for p in self.root.iterdir() if (p / "test").is_dir())
+
+    def category_folder(self, category: str) -> Path:
+        """Returns the folder that holds the category's `train`, `test` and `ground_truth`."""
+        return self.root / category
+
+    def missing(self) -> list[Path]:
+        """Returns the required folders of the categories in use that are not there."""
+        wanted = [self.category_folder(c) / folder for c in self.selected_categories() for folder in self.required]
+        return [path for path in wanted if not path.is_dir()]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A mask has no image or an anomalous image no mask.
+        """
+        folder = self.category_folder(category)
+        mask_root = folder / "ground_truth"
+        normal = list_images(folder / split / self.normal_folder)
+        anomalous = self._defects(folder / split)
+        masks = None
+        if split == "test" and mask_root.is_dir():
+            masks = pair_masks(anomalous, self._defects(mask_root), roots=(folder / split, mask_root))
+        return self.make_samples(category, split, normal, anomalous, masks)
+
+    def _defects(self, folder: Path) -> list[Path]:
+        """Returns the images in all subfolders of `folder` but the normal one; an absent folder has none."""
+        kinds = sorted(p for p in folder.glob("*") if p.is_dir() and p.name != self.normal_folder)
+        return [image for kind in kinds for image in list_images(kind)]

@@ -1,0 +1,109 @@
+"""VisA: twelve kinds of objects, in its original layout or in the converted one-class layout."""
+
+import csv
+import os
+from pathlib import Path
+
+from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Sample, Split
+
+COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+class VisA(MVTecLayout):
+    """VisA: 12 categories, 962 normal and 1200 anomalous test images, with masks.
+
+    Where `split_csv/1cls.csv` is there it says which image belongs where; otherwise the folders of the converted layout
+    do. The masks hold small class numbers and look black: any non-zero value is anomalous.
+
+    Reference: Zou et al., SPot-the-Difference Self-Supervised Pre-training, ECCV 2022.
+    """
+
+    name = "visa"
+    published = (
+        "candle",
+        "capsules",
+        "cashew",
+        "chewinggum",
+        "fryum",
+        "macaroni1",
+        "macaroni2",
+        "pcb1",
+        "pcb2",
+        "pcb3",
+        "pcb4",
+        "pipe_fryum",
+    )
+    required = ("test", "ground_truth")
+    layout = """
+split_csv/1cls.csv                           the split; its paths start at this folder
+candle/Data/Images/{Normal,Anomaly}/*.JPG
+candle/Data/Masks/Anomaly/*.png
+capsules/ … pipe_fryum/                      12 categories; fewer: name them in `categories`
+or, converted, here or in a folder 1cls: candle/{train/good, test/{good,bad}, ground_truth/bad}/*
+"""
+    source = """
+VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked into this folder.
+Licence: CC BY 4.0.
+"""
+
+    @property
+    def table(self) -> Path:
+        """Returns where the table of the original layout lies, whether or not it is there."""
+        return self.root / "split_csv" / "1cls.csv"
+
+    def category_folder(self, category: str) -> Path:
+        """Returns the category's folder in the converted layout."""
+        converted = self.root / "1cls"
+        return (converted if converted.is_dir() else self.root) / category
+
+    def missing(self) -> list[Path]:
+        """Returns what the layout in use lacks; where neither layout is to be seen, the table of the original one."""
+        if self.table.is_file():
+            return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
+        converted = any((self.category_folder(c) / "test").is_dir() for c in self.published)
+        return super().missing() if converted else [self.table]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A row of the table is not as it must be, or a mask has no image or an image no mask.
+        """
+        if not self.table.is_file():
+            return super().find_samples(category, split)
+        masks: dict[Path, Path | None] = {}
+        for where, row in self._rows():
+            if row["object"] != category or row["split"] != split:
+                continue
+            if row["label"] not in ("normal", "anomaly"):
+                raise DatasetError(f"{where}: label must be normal or anomaly, got {row['label']!r}.")
+            image = self._file(row["image"], where)
+            if image in masks:
+                raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")
+            masks[image] = self._file(row["mask"], where) if row["label"] == "anomaly" else None
+        known = {image: mask for image, mask in masks.items() if mask}
+        return self.make_samples(category, split, [image for image in masks if image not in known], list(known), known)
+
+    def _rows(self) -> list[tuple[str, dict[str, str]]]:
+        """Returns every row of the table with `file, line n`."""
+        try:
+            with self.table.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                absent = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+                if absent:
+                    raise DatasetError(f"{self.table}, line 1: has no column {', '.join(absent)}. Restore the file.")
+                rows = [(f"{self.table}, line {reader.line_num}", row) for row in reader]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DatasetError(f"{self.table}: cannot be read as a table ({error}). Restore the file.") from error
+        return [(where, {column: (row[column] or "").strip() for column in COLUMNS}) for where, row in rows]
+
+    def _file(self, relative: str, where: str) -> Path:
+        """Returns the file that a row names."""
+        path = self.root / relative
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
+            raise DatasetError(f"{where}: {relative!r} leads out of {self.root}. Paths start at the dataset's folder.")
+        if not path.is_file():
+            raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
+        return path

@@ -1,0 +1,238 @@
+"""AF-CLIP and, with `k_shot`, AF-CLIP+."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Adam
+
+from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.data.base import AnomalyDataset
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.losses import (
+    binary_focal_loss,
+    patch_alignment_loss,
+    patch_targets,
+)
+from afclip_lightning.memory import FewShotMemory, Key
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
+from afclip_lightning.prompts.learner import StatePrompts
+from afclip_lightning.scoring import similarity_logits, upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+
+class AFCLIP(AnomalyMethod):
+    """AF-CLIP: neighbourhood aggregation, a shared attention adapter and learnable state prompts.
+
+    Tokens of four layers are aggregated over three windows; each of the 12 sets passes one adapter and the frozen
+    projection, and is compared with two text embeddings. The class token gives the image score, the patches the map.
+    With `k_shot` it is AF-CLIP+: the distance to a memory of normal patches is added, without training.
+
+    Differs: the official code resizes training masks without binarising them before they are reduced to patches;
+    here any mask is binary at input size. It matters only for patches whose centre lies on a mask's edge.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of the adapter and the prompt.
+        layers: Tapped blocks, counted from 1.
+        scales: Windows of the aggregation in patches, odd; 1 is the token itself.
+        aggregation_sigma: Standard deviation of the aggregation weights in patches.
+        adapter: Whether tokens pass the adapter.
+        adapter_heads: Attention heads of the adapter, 64 channels each.
+        learnable_prompt: Whether learnable tokens stand before the states' words; if not, nothing of the text trains.
+        prompt_tokens: Learnable tokens.
+        prompt_init_std: Standard deviation of their initial values.
+        states: Words of the normal and of the abnormal state.
+        temperature: Divides cosine similarities.
+        focal_gamma: Exponent of the focal losses.
+        map_loss_weight: λ1, weight of the map's focal and L1 losses.
+        alignment_loss_weight: λ2, weight of the patch alignment loss; 0 leaves it out.
+        alias_targets: Repeat the official code's in-place change of its own targets: the alignment loss turns the
+            map's zeros into -1 before the backward pass, which changes gradients on normal patches (not the losses).
+        map_sigma: Gaussian filter of the final map, in pixels.
+        k_shot: Normal images a category in the memory; 0 is zero-shot AF-CLIP.
+        shot_seed: Seed of their draw.
+        memory_map_weight: α of the map in AF-CLIP+: weight of the zero-shot map beside the memory's.
+        memory_image_weight: α of the image score in AF-CLIP+.
+
+    Reference: AF-CLIP, Eq. (3) to (18).
+    """
+
+    fixed_text: Tensor
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = lambda parameters: Adam(parameters, lr=1e-4, betas=(0.5, 0.999)),
+        layers: Sequence[int] = (6, 12, 18, 24),
+        scales: Sequence[int] = (1, 3, 5),
+        aggregation_sigma: float = 4.0,
+        adapter: bool = True,
+        adapter_heads: int = 8,
+        learnable_prompt: bool = True,
+        prompt_tokens: int = 12,
+        prompt_init_std: float = 0.01,
+        states: tuple[str, str] = ("without defect.", "with defect."),
+        temperature: float = 0.07,
+        focal_gamma: float = 4.0,
+        map_loss_weight: float = 1.0,
+        alignment_loss_weight: float = 1.0,
+        alias_targets: bool = False,
+        map_sigma: float = 4.0,
+        k_shot: int = 0,
+        shot_seed: int = 0,
+        memory_map_weight: float = 0.1,
+        memory_image_weight: float = 0.1,
+    ) -> None:
+        super().__init__(backbone, backbone.spec(layers), optimizer)
+        if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
+            raise ValueError(f"scales must be odd and positive, got {list(scales)}")
+        if k_shot < 0:
+            raise ValueError(f"k_shot must not be negative, got {k_shot}")
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.scales = tuple(scales)
+        self.aggregation_sigma = aggregation_sigma
+        self.temperature = temperature
+        self.focal_gamma = focal_gamma
+        self.map_loss_weight = map_loss_weight
+        self.alignment_loss_weight = alignment_loss_weight
+        self.alias_targets = alias_targets
+        self.map_sigma = map_sigma
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.memory_map_weight = memory_map_weight
+        self.memory_image_weight = memory_image_weight
+        self.adapter = AttentionAdapter(backbone.vision.width, adapter_heads) if adapter else None
+        if learnable_prompt:
+            self.prompts: StatePrompts | None = StatePrompts(backbone, states, prompt_tokens, prompt_init_std)
+            text = None  # depends on what trains
+        else:
+            self.prompts = None
+            text = F.normalize(backbone.encode_text(states), dim=-1)
+        self.register_buffer("fixed_text", text, persistent=False)
+        self.pass_text: Tensor | None = None
+        self.references: dict[Key, list[Sample]] = {}
+        self.memory = FewShotMemory()
+
+    def on_evaluation_start(self) -> None:
+        """Embeds the text once for the pass and draws the few-shot images."""
+        self.pass_text = self.text_embeddings()
+        if self.k_shot:
+            self.references = self.trainer.datamodule.few_shot(  # type: ignore[attr-defined]
+                self.k_shot, self.shot_seed
+            )
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the pass's text and memory: the next pass may be of other weights."""
+        self.pass_text = None
+        self.references = {}
+        self.memory = FewShotMemory()
+
+    def text_embeddings(self) -> Tensor:
+        """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""
+        if self.pass_text is not None:
+            return self.pass_text
+        if self.prompts is None:
+            return self.fixed_text
+        return F.normalize(self.prompts(self.backbone), dim=-1)
+
+    def aggregated(self, features: ClipFeatures) -> Iterator[Tensor]:
+        """Yields the tokens `[B, 1 + N, C]` of each set, layer after layer, the scales of a layer in order."""
+        for tokens in features.tokens:
+            for scale in self.scales:
+                yield aggregate_neighbours(tokens, features.grid, scale, self.aggregation_sigma)
+
+    def adapted(self, tokens: Tensor) -> Tensor:
+        """Returns a set's tokens in the joint space, `[B, 1 + N, D]`, L2-normalised.
+
+        Reference: AF-CLIP, Eq. (7).
+        """
+        return F.normalize(self.backbone.project(self.adapter(tokens) if self.adapter else tokens), dim=-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Returns the probability `[B, 1 + N]` that each token is anomalous, of logits summed over the sets.
+
+        Reference: AF-CLIP, Eq. (10).
+        """
+        return logits.float().softmax(dim=-1)[..., 1]
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss terms and their weighted sum `total`.
+
+        Images whose mask is not known take part in the image term only.
+
+        Reference: AF-CLIP, Eq. (11) to (15).
+        """
+        text = self.text_embeddings()
+        known = batch.mask_known
+        target = patch_targets(batch.mask[known], features.grid)  # [B', h, w]
+        logits = torch.zeros((), device=text.device)
+        alignments = []
+        for tokens in self.aggregated(features):
+            adapted = self.adapted(tokens)
+            logits = logits + similarity_logits(adapted, text, self.temperature)
+            if self.alignment_loss_weight:
+                alignments.append(patch_alignment_loss(adapted[known, 1:], target.flatten(1)))
+        probability = self.probabilities(logits)
+        terms = {"image_focal": binary_focal_loss(probability[:, 0], batch.label, self.focal_gamma)}
+        total = terms["image_focal"]
+        if known.any():
+            patch_map = probability[known, 1:].unflatten(1, features.grid)
+            terms["map_focal"] = binary_focal_loss(patch_map, target, self.focal_gamma)
+            terms["map_l1"] = (patch_map - target).abs().mean()
+            total = total + self.map_loss_weight * (terms["map_focal"] + terms["map_l1"])
+            if alignments:
+                terms["alignment"] = torch.stack(alignments).mean()
+                total = total + self.alignment_loss_weight * terms["alignment"]
+                if self.alias_targets:
+                    # autograd keeps `target` for the backward pass; `.data` changes it unseen, as in the official code
+                    target.data[target == 0] = -1
+        return {"total": total, **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns scores and maps: of the class token and the patches, in AF-CLIP+ beside the memory's.
+
+        Reference: AF-CLIP, Sec. 4.4 and Eq. (18).
+        """
+        text = self.text_embeddings()
+        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        if self.k_shot:
+            self.recall(keys)
+        logits = distance = torch.zeros((), device=text.device)
+        for index, tokens in enumerate(self.aggregated(features)):
+            logits = logits + similarity_logits(self.adapted(tokens), text, self.temperature)
+            if self.k_shot:
+                distance = distance + self.memory.distance(keys, index, tokens)
+        probability = self.probabilities(logits)
+        score, patches = probability[:, 0], probability[:, 1:]
+        if self.k_shot:
+            distance = distance / (index + 1)
+            score = distance.amax(dim=1) + self.memory_image_weight * score
+            patches = distance + self.memory_map_weight * patches
+        anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(score, anomaly_map)
+
+    def remember(self, key: Key, image: Tensor) -> None:
+        """Stores the features of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`.
+
+        Reference: AF-CLIP, Eq. (16).
+        """
+        self.memory.remember(key, self.aggregated(self.backbone.encode_image(image, self.spec)))
+
+    def recall(self, keys: Sequence[Key]) -> None:
+        """Fills the memory for these categories from the drawn references, and forgets those drawn for others.
+
+        Raises:
+            DatasetError: A category that no normal images were drawn or remembered for.
+        """
+        missing = set(keys) - self.memory.banks.keys()
+        if missing:  # a bank takes megabytes, and test images come category by category
+            self.memory.forget(self.references.keys() - set(keys))
+        for key in missing:
+            if key not in self.references:
+                raise DatasetError(f"k_shot is {self.k_shot}, but there are no normal images for {'/'.join(key)}.")
+            dataset = AnomalyDataset(self.references[key], self.preprocess)
+            images = torch.stack([dataset[i][0] for i in range(len(dataset))])
+            self.remember(key, images.to(self.device))

@@ -1,0 +1,165 @@
+"""The contract of a method: frozen features in, a score and a map out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import CheckpointError, TrainingError
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+
+
+class AnomalyMethod(LightningModule, ABC):
+    """A head on a frozen backbone. A subclass builds its parts, names its features and implements `score`.
+
+    A trained method also implements `loss`. Checkpoints hold the trainable tensors, plain hyperparameters and the
+    feature spec; never the backbone.
+
+    Args:
+        backbone: The frozen CLIP.
+        spec: The features that the head takes.
+        optimizer: Makes the optimiser of the trainable parameters; `None` for a method that trains nothing.
+    """
+
+    def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.spec = spec
+        self.optimizer = optimizer
+        self.strict_loading = False  # the backbone is absent from checkpoints; on_load_checkpoint checks the rest
+
+    @abstractmethod
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns scores and maps, float32; deterministic, and the same for an image whatever else is in the batch."""
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss terms by name; `total` is what is minimised."""
+        raise TypeError(f"{type(self).__name__} trains nothing: use the test command")
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Returns the preprocessing that a data module must use for this method's backbone."""
+        return self.backbone.preprocess
+
+    def extract(self, batch: Batch) -> ClipFeatures:
+        """Returns the backbone's features of a batch."""
+        return self.backbone.encode_image(batch.image, self.spec)
+
+    def on_evaluation_start(self) -> None:
+        """Prepares what stays the same for a whole pass of validate, test or predict."""
+
+    def on_evaluation_end(self) -> None:
+        """Drops what `on_evaluation_start` prepared."""
+
+    def on_validation_epoch_start(self) -> None:
+        """See `on_evaluation_start`."""
+        self.on_evaluation_start()
+
+    def on_validation_epoch_end(self) -> None:
+        """See `on_evaluation_end`."""
+        self.on_evaluation_end()
+
+    def on_test_epoch_start(self) -> None:
+        """See `on_evaluation_start`."""
+        self.on_evaluation_start()
+
+    def on_test_epoch_end(self) -> None:
+        """See `on_evaluation_end`."""
+        self.on_evaluation_end()
+
+    def on_predict_epoch_start(self) -> None:
+        """See `on_evaluation_start`."""
+        self.on_evaluation_start()
+
+    def on_predict_epoch_end(self) -> None:
+        """See `on_evaluation_end`."""
+        self.on_evaluation_end()
+
+    def trainable_names(self) -> set[str]:
+        """Returns the names of the parameters that train."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the total loss and logs each term.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        losses = self.loss(self.extract(batch), batch)
+        if not torch.isfinite(losses["total"]):
+            terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            images = "\n  ".join(str(sample.image_path) for sample in batch.samples)
+            raise TrainingError(
+                f"The loss is not finite at epoch {self.current_epoch}, step {batch_idx} ({terms}).\n"
+                "Lower the learning rate or use precision 32; the last checkpoint is kept. Images of the step:\n  "
+                f"{images}"
+            )
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "total", batch_size=len(batch.samples))
+        return losses["total"]
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
+        """Returns the prediction; the evaluation callback scores it."""
+        return self.score(self.extract(batch), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
+        """Returns the prediction; the evaluation callback scores it."""
+        return self.score(self.extract(batch), batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
+        """Returns the prediction."""
+        return self.score(self.extract(batch), batch)
+
+    def configure_optimizers(self) -> Optimizer | None:
+        """Returns the optimiser of the trainable parameters, or `None` if there are none."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return self.optimizer(parameters) if self.optimizer and parameters else None
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the trainable tensors only."""
+        state = super().state_dict(*args, **kwargs)
+        trainable = self.trainable_names()
+        return {name: tensor for name, tensor in state.items() if name in trainable}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the feature spec, and keeps hyperparameters out of Lightning's own key.
+
+        Hyperparameters under Lightning's key would silently override what the user gives on the command line beside
+        `--ckpt_path`.
+        """
+        checkpoint["method"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["method_hyperparameters"] = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        checkpoint["feature_spec"] = self.spec.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another method, of other features or with other tensors.
+
+        Raises:
+            CheckpointError: Names every difference.
+        """
+        if "feature_spec" not in checkpoint:
+            raise CheckpointError("The checkpoint has no feature spec: it was not written by afclip_lightning.")
+        method = f"{type(self).__module__}.{type(self).__qualname__}"
+        if checkpoint["method"] != method:
+            raise CheckpointError(f"The checkpoint is of {checkpoint['method']}, the model is {method}.")
+        problems = self.spec.differences(checkpoint["feature_spec"])
+        if problems:
+            raise CheckpointError("The checkpoint was trained on other backbone features:\n  " + "\n  ".join(problems))
+        stored = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        if stored != wanted:
+            lines = [
+                f"{name}: {stored.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} here"
+                for name in sorted(stored.keys() | wanted.keys())
+                if stored.get(name) != wanted.get(name)
+            ]
+            raise CheckpointError("The checkpoint does not fit the model:\n  " + "\n  ".join(lines))

@@ -1,0 +1,38 @@
+"""Evaluation of anomaly scores and maps: streaming, exact sums, one state a category."""
+
+from afclip_lightning.metrics.curves import (
+    auroc,
+    auroc_error_bound,
+    average_precision,
+    average_precision_error_bound,
+    f1_max,
+    f1_max_error_bound,
+    threshold_at_fpr,
+)
+from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
+from afclip_lightning.metrics.pixel_metrics import AnomalyMetrics, aggregate
+from afclip_lightning.metrics.pro import (
+    pro,
+    pro_200_thresholds,
+    pro_error_bound,
+    region_areas,
+)
+
+__all__ = [
+    "AnomalyMetrics",
+    "ScoreCounts",
+    "ScoreHistogram",
+    "aggregate",
+    "auroc",
+    "auroc_error_bound",
+    "average_precision",
+    "average_precision_error_bound",
+    "exact_counts",
+    "f1_max",
+    "f1_max_error_bound",
+    "pro",
+    "pro_200_thresholds",
+    "pro_error_bound",
+    "region_areas",
+    "threshold_at_fpr",
+]

@@ -1,0 +1,126 @@
+"""Ranking metrics as pure functions of score counts, each with a proven bound of what binning can change.
+
+Notation: thresholds are visited from the highest down. Bin i holds `n_i` normal and `p_i` anomalous scores; `FP_i` and
+`TP_i` are the sums over the bins visited so far, bin i included; `N` and `P` are the totals. Every edge between two
+bins is a threshold of the unbinned scores too, so binned curves run through points of the exact ones, and only the
+unknown order inside each bin is lost. All bounds follow from the worst such order.
+"""
+
+import numpy as np
+
+from afclip_lightning.metrics.histogram import ScoreCounts
+
+
+def descending(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns `n_i`, `p_i`, `FP_i`, `TP_i`, each `[n]`, float64, highest threshold first."""
+    normal, anomalous = counts.normal[::-1].astype(np.float64), counts.anomalous[::-1].astype(np.float64)
+    if not normal.any() or not anomalous.any():
+        raise ValueError("undefined without both normal and anomalous scores")
+    return normal, anomalous, normal.cumsum(), anomalous.cumsum()
+
+
+def auroc(counts: ScoreCounts) -> float:
+    """Returns the area under the ROC curve, in [0, 1]; tied scores count one half.
+
+    `AUROC = sum_i n_i (TP_i - p_i / 2) / (N P)`
+
+    Raises:
+        ValueError: If there is no normal or no anomalous score.
+    """
+    normal, anomalous, fp, tp = descending(counts)
+    return float(normal @ (tp - anomalous / 2) / (fp[-1] * tp[-1]))
+
+
+def auroc_error_bound(counts: ScoreCounts) -> float:
+    """Returns the largest possible difference between `auroc` of these bins and of the scores in them.
+
+    Each of the `n_i p_i` pairs within a bin counts one half and might truly count 0 or 1:
+    `sum_i n_i p_i / (2 N P)`.
+
+    Raises:
+        ValueError: If there is no normal or no anomalous score.
+    """
+    normal, anomalous, fp, tp = descending(counts)
+    return float(normal @ anomalous / (2 * fp[-1] * tp[-1]))
+
+
+def average_precision(counts: ScoreCounts) -> float:
+    """Returns the average precision, in [0, 1], by the step definition of scikit-learn (no interpolation).
+
+    `AP = sum_i (p_i / P) TP_i / (TP_i + FP_i)`
+
+    Raises:
+        ValueError: If there is no normal or no anomalous score.
+    """
+    _, anomalous, fp, tp = descending(counts)
+    return float(anomalous @ (tp / (tp + fp)) / tp[-1])
+
+
+def average_precision_error_bound(counts: ScoreCounts) -> float:
+    """Returns the largest possible difference between `average_precision` of these bins and of the scores in them.
+
+    Write `T = TP_{i-1}`, `F = FP_{i-1}`. At a threshold inside bin i, after `a <= p_i` anomalous and `b <= n_i` normal
+    scores of the bin, precision is `(T + a) / (T + a + F + b)`. So the `p_i` anomalous scores contribute
+
+    - at most `p_i TP_i / (TP_i + F)`: `a = p_i`, `b = 0` (all tied, above the normal ones);
+    - at least `sum_{k=1..p_i} (T + k) / (T + k + FP_i)`: none tied, below the normal ones. The terms grow with k, so
+      the sum is at least the integral from 0 to `p_i`, `p_i - FP_i ln((TP_i + FP_i) / (T + FP_i))`.
+
+    The bound is the larger distance of the two sums over i, divided by P, from the binned value.
+
+    Raises:
+        ValueError: If there is no normal or no anomalous score.
+    """
+    normal, anomalous, fp, tp = descending(counts)
+    some = anomalous > 0
+    normal, anomalous, fp, tp = normal[some], anomalous[some], fp[some], tp[some]
+    value = anomalous * tp / (tp + fp)
+    highest = anomalous * tp / (tp + fp - normal)
+    before = np.where(fp > 0, tp - anomalous + fp, 1)  # any positive number where fp = 0, for 0 ln(...) = 0
+    lowest = anomalous - fp * np.log1p(anomalous / before)
+    return float(max((highest - value).sum(), (value - lowest).sum()) / tp[-1])
+
+
+def f1_max(counts: ScoreCounts) -> tuple[float, float]:
+    """Returns the best F1 over all thresholds, in [0, 1], and the (highest) threshold that reaches it.
+
+    `F1_i = 2 TP_i / (TP_i + FP_i + P)`
+
+    Raises:
+        ValueError: If there is no normal or no anomalous score.
+    """
+    _, _, fp, tp = descending(counts)
+    f1 = 2 * tp / (tp + fp + tp[-1])
+    best = int(f1.argmax())
+    return float(f1[best]), float(counts.thresholds[::-1][best])
+
+
+def f1_max_error_bound(counts: ScoreCounts) -> float:
+    """Returns how much the best F1 of the scores in these bins can exceed that of the bins (it is never below).
+
+    F1 grows with TP and falls with FP; inside bin i, `TP <= TP_i` and `FP >= FP_{i-1}`:
+    `max_i 2 TP_i / (TP_i + FP_{i-1} + P) - max_i F1_i`.
+
+    Raises:
+        ValueError: If there is no normal or no anomalous score.
+    """
+    normal, _, fp, tp = descending(counts)
+    return float((2 * tp / (tp + fp - normal + tp[-1])).max() - f1_max(counts)[0])
+
+
+def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> float:
+    """Returns the lowest threshold at which at most the share `fpr` of the normal scores is called anomalous.
+
+    Infinite if even the highest bin holds more than that. Needs no anomalous scores.
+
+    Args:
+        counts: Counts with at least one normal score.
+        fpr: False-positive rate, in [0, 1].
+
+    Raises:
+        ValueError: If there is no normal score.
+    """
+    if not counts.normal.any():
+        raise ValueError("undefined without normal scores")
+    allowed = counts.normal[::-1].cumsum() / counts.normal.sum() <= fpr
+    return float(counts.thresholds[::-1][allowed.sum() - 1]) if allowed.any() else float("inf")

@@ -1,0 +1,58 @@
+"""From similarities to scores and maps: pure functions."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: float) -> Tensor:
+    """Returns cosine similarities over temperature, `[B, T, 2]`, float32.
+
+    Args:
+        tokens: `[B, T, D]`, L2-normalised.
+        text_embeddings: `[2, D]`, L2-normalised; row 0 normal, row 1 abnormal.
+        temperature: Divides the cosines.
+
+    Reference: AF-CLIP, Eq. (9).
+    """
+    return tokens.float() @ text_embeddings.float().T / temperature
+
+
+def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
+    """Returns patch-level maps at pixel level: bilinear upsampling, then a Gaussian filter.
+
+    Both steps are linear and separable, so the two together are one matrix from either side: `A M A^T`.
+
+    Args:
+        maps: `[B, h, w]`.
+        size: Side of the square output in pixels.
+        sigma: Standard deviation of the Gaussian in output pixels, cut at 4 sigma, borders mirrored with the edge
+            repeated (SciPy's `gaussian_filter` with its defaults); 0 does not filter.
+
+    Returns:
+        `[B, size, size]`, float32.
+    """
+    rows = _upsample_and_smooth_matrix(maps.shape[1], size, sigma).to(maps.device)
+    columns = _upsample_and_smooth_matrix(maps.shape[2], size, sigma).to(maps.device)
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ maps.float() @ columns.T
+
+
+@lru_cache(maxsize=32)
+def _upsample_and_smooth_matrix(length: int, size: int, sigma: float) -> Tensor:
+    """Returns the `[size, length]` matrix of one axis, float32, computed in float64."""
+    eye = torch.eye(length, dtype=torch.float64)[None]
+    upsample = F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T  # [size, length]
+    if sigma > 0:
+        radius = int(4 * sigma + 0.5)
+        offsets = torch.arange(-radius, radius + 1)
+        weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
+        weights /= weights.sum()
+        index = (torch.arange(size)[:, None] + offsets) % (2 * size)  # [size, 2 * radius + 1]
+        index = torch.minimum(index, 2 * size - 1 - index)  # mirrored, edge repeated
+        smooth = torch.zeros(size, size, dtype=torch.float64)
+        smooth.scatter_add_(1, index, weights.expand_as(index))
+        upsample = smooth @ upsample
+    return upsample.float()

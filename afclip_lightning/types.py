@@ -1,0 +1,87 @@
+"""The containers that cross module borders; nothing else does.
+
+Axis letters are fixed throughout the project: B batch, L tapped layers, N patches, C vision width, D joint embedding,
+K prompts, S shots, H W pixels, h w patch grid.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on disk and what is known about it.
+
+    Attributes:
+        dataset: Name of the dataset, as in metric keys (`mvtec`).
+        category: Name of the category inside the dataset (`bottle`).
+        split: Split of the dataset that the image belongs to.
+        image_path: The image.
+        label: 1 = anomalous, 0 = normal.
+        mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`.
+        mask_known: Whether the pixel labels are known. A normal image needs no mask file: its mask is empty. `False`
+            only for anomalous images of sets that come without masks.
+        mask_threshold: Highest value of the mask file that is still normal. 0 but for sets whose masks were smoothed or
+            compressed, where it is 127.
+    """
+
+    dataset: str
+    category: str
+    split: Split
+    image_path: Path
+    label: int
+    mask_path: Path | None = None
+    mask_known: bool = True
+    mask_threshold: int = 0
+
+
+@dataclass
+class Batch:
+    """A batch of preprocessed samples.
+
+    Attributes:
+        image: `[B, 3, H, W]`, float32, CLIP-normalised.
+        mask: `[B, H, W]`, uint8, 1 = anomalous; all zero where the mask is not known.
+        label: `[B]`, int64, 1 = anomalous.
+        mask_known: `[B]`, bool.
+        samples: The B samples that the rows were read from.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    mask_known: Tensor
+    samples: list[Sample]
+
+
+@dataclass
+class ClipFeatures:
+    """What crosses from the frozen backbone to a method's head.
+
+    Attributes:
+        image_embedding: `[B, D]`, projected and not normalised; `None` if the spec does not ask for it.
+        tokens: One `[B, 1 + N, C]` a tapped layer: class token, then the patches in row-major order.
+        grid: Patch grid `(h, w)`, `h * w = N`.
+    """
+
+    image_embedding: Tensor | None
+    tokens: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+
+@dataclass
+class AnomalyPrediction:
+    """What a method says of a batch. Higher is more anomalous; float32 whatever the precision of the run.
+
+    Attributes:
+        pred_score: `[B]`, image-level anomaly score.
+        anomaly_map: `[B, H, W]`, pixel-level anomaly score at the size of the input image.
+    """
+
+    pred_score: Tensor
+    anomaly_map: Tensor

@@ -1,0 +1,30 @@
+"""Fixtures: tiny networks of open_clip's own classes, with seeded or recipe weights."""
+
+import os
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from tests.recipe import write_clip
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def golden_backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ClipBackbone]:
+    """Backbones by width, 70 px, with the weights that the recorded numbers were made with."""
+    folder = tmp_path_factory.mktemp("golden")
+    backbones = {}
+    for width in (64, 128):
+        config, weights = write_clip(folder, width)
+        backbones[width] = ClipBackbone(str(config), str(weights), image_size=70)
+    return backbones
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ClipBackbone:
+    """A seeded random backbone of 8 blocks at 112 px."""
+    return ClipBackbone("tiny-8-112", "random", image_size=None)

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from afclip_lightning.metrics import (
+    ScoreHistogram,
+    auroc,
+    auroc_error_bound,
+    average_precision,
+    average_precision_error_bound,
+    exact_counts,
+    f1_max,
+    f1_max_error_bound,
+    threshold_at_fpr,
+)
+from tests.reference import metrics_naive as naive
+
+# Few distinct values: ties are the hard part. Some are apart by less than a bin of 10 bits, some are huge or negative.
+values = st.sampled_from([-3e38, -2.0, -1e-40, 0.0, 0.49, 0.5, 0.5000001, 0.5001, 0.501, 0.51, 1.0, 7.0, 3e38])
+scored = st.lists(st.tuples(values, st.integers(0, 1)), min_size=2, max_size=25).filter(
+    lambda pairs: len({label for _, label in pairs}) == 2
+)
+
+
+def exact(scores, labels):
+    scores, labels = np.asarray(scores, np.float32), np.asarray(labels)
+    return exact_counts(scores[labels == 0], scores[labels == 1])
+
+
+def binned(scores, labels, bits):
+    scores, labels = torch.as_tensor(scores, dtype=torch.float32), torch.as_tensor(labels)
+    return ScoreHistogram.of(scores, labels, bits).score_counts()
+
+
+@settings(deadline=None, max_examples=80)
+@given(scored)
+def test_equal_to_the_loops(pairs):
+    scores, labels = [float(np.float32(s)) for s, _ in pairs], [label for _, label in pairs]
+    counts = exact(scores, labels)
+    assert auroc(counts) == pytest.approx(naive.auroc(scores, labels), abs=1e-12)
+    assert average_precision(counts) == pytest.approx(naive.average_precision(scores, labels), abs=1e-12)
+    best, threshold = f1_max(counts)
+    assert best == pytest.approx(naive.f1_max(scores, labels), abs=1e-12)
+    assert best == pytest.approx(sklearn_metrics.f1_score(labels, np.float32(scores) >= threshold), abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [1, 3, 9])
+def test_equal_to_scikit_learn(decimals):
+    rng = np.random.default_rng(decimals)
+    labels = rng.random(5000) < 0.1
+    scores = (rng.standard_normal(5000) + labels).round(decimals).astype(np.float32)
+    counts = exact(scores, labels)
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    assert auroc(counts) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
+    assert average_precision(counts) == pytest.approx(
+        sklearn_metrics.average_precision_score(labels, scores), abs=1e-12
+    )
+    assert f1_max(counts)[0] == pytest.approx(f1.max(), abs=1e-12)
+
+
+def assert_bounded(scores, labels, bits):
+    true, coarse = exact(scores, labels), binned(scores, labels, bits)
+    assert abs(auroc(coarse) - auroc(true)) <= auroc_error_bound(coarse) + 1e-12
+    assert abs(average_precision(coarse) - average_precision(true)) <= average_precision_error_bound(coarse) + 1e-12
+    assert -1e-12 <= f1_max(true)[0] - f1_max(coarse)[0] <= f1_max_error_bound(coarse) + 1e-12
+
+
+@settings(deadline=None, max_examples=80)
+@given(scored)
+def test_bounds_hold_for_few_scores(pairs):
+    assert_bounded([s for s, _ in pairs], [label for _, label in pairs], bits=10)
+
+
+@pytest.mark.parametrize("order", ["random", "best", "worst", "best tied"])
+def test_bounds_hold_in_the_worst_orders_and_are_not_idle(order):
+    """All scores in one bin, in orders that pull each metric to its ends."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1], [400, 100]))
+    ranks = {
+        "random": rng.random(500),
+        "best": labels + rng.random(500) / 2,
+        "worst": 1 - labels + rng.random(500) / 2,
+        "best tied": labels,
+    }[order]
+    scores = np.float32(1) + np.float32(1e-2) * ranks.astype(np.float32)
+    coarse = binned(scores, labels, 10)
+    assert len(coarse.thresholds) == 1
+    assert_bounded(scores, labels, 10)
+    if order == "best tied":  # here the bounds are reached
+        true = exact(scores, labels)
+        assert auroc(true) - auroc(coarse) == pytest.approx(auroc_error_bound(coarse))
+        assert average_precision(true) - average_precision(coarse) == pytest.approx(
+            average_precision_error_bound(coarse)
+        )
+        assert f1_max(true)[0] - f1_max(coarse)[0] == pytest.approx(f1_max_error_bound(coarse))
+
+
+def test_threshold_at_a_false_positive_rate():
+    counts = exact([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 6], [0] * 10 + [1])
+    assert threshold_at_fpr(counts, 0.3) == 8
+    assert threshold_at_fpr(counts, 0.39) == 8
+    assert threshold_at_fpr(counts, 0.7) == 4
+    assert threshold_at_fpr(counts, 0.69) == 5
+    assert threshold_at_fpr(counts, 0.05) == float("inf")
+    assert threshold_at_fpr(counts, 1.0) == 1
+    anomalous_on_top = exact([1, 2, 3, 2.5], [0, 0, 1, 1])
+    assert threshold_at_fpr(anomalous_on_top, 0.0) == 2.5
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
+def test_undefined_is_refused(labels):
+    counts = exact([1.0, 2.0], labels)
+    for function in (auroc, auroc_error_bound, average_precision, average_precision_error_bound, f1_max):
+        with pytest.raises(ValueError, match="both normal and anomalous"):
+            function(counts)
+    if labels == [1, 1]:
+        with pytest.raises(ValueError, match="without normal"):
+            threshold_at_fpr(counts, 0.3)
