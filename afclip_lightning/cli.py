@@ -1,5 +1,6 @@
 """The command line: LightningCLI with a check of the data first, a run folder, and results at the end."""
 
+import argparse
 import difflib
 import importlib
 import inspect
@@ -30,7 +31,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
 from afclip_lightning.callbacks.predictions import Predictions
-from afclip_lightning.checkpoint import AtomicCheckpointIO
+from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.files import write_json, write_text
@@ -61,14 +62,20 @@ class AnomalyArgumentParser(LightningArgumentParser):
     def _nearest(self, message: str) -> Iterator[tuple[str, str]]:
         found = re.findall(r"[Oo]ption '([\w.]+)'|arguments: --([\w.]+)|Key '([\w.]+)'", message)
         unknown = {next(filter(None, groups)) for groups in found}
-        options = [action.dest for action in self._actions]
+        options = {action.dest for parser in self._with_subcommands() for action in parser._actions}
+        names = _argument_names()
         for key in sorted(unknown):
-            *prefix, leaf = key.split(".")
-            close = difflib.get_close_matches(key, options, n=1) or [
-                ".".join([*prefix, name]) for name in difflib.get_close_matches(leaf, _argument_names(), n=1)
-            ]
+            prefix, dot, _ = key.rpartition(".")
+            candidates = (options | {prefix + dot + name for name in names}) - {key}
+            close = difflib.get_close_matches(key, candidates, n=1)
             if close:
                 yield key, close[0]
+
+    def _with_subcommands(self) -> Iterator[argparse.ArgumentParser]:
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
 
 
 def _argument_names() -> set[str]:
@@ -153,12 +160,18 @@ class AnomalyCLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
         parser.add_class_arguments(Pictures, "pictures")
 
+    def _parse_ckpt_path(self) -> None:
+        """Reads the checkpoint once before anything is built; its hyperparameters never override what the user gives."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry"):
+            read_checkpoint(path)
+
     def before_instantiate_classes(self) -> None:
         """Checks the data and chooses the run folder, before any model is built."""
         config = self.config[self.subcommand]
         probe = ArgumentParser(exit_on_error=False)
         probe.add_subclass_arguments(AnomalyData, "data")
-        probe.instantiate_classes(Namespace(data=config.data)).data.check()
+        probe.instantiate_classes(Namespace(data=config.data)).data.check(self.subcommand)
         self.run_dir = self._choose_run_dir(config)
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir)
         if self.subcommand == "fit" and config.trainer.limit_val_batches is None:
@@ -193,8 +206,8 @@ class AnomalyCLI(LightningCLI):
         """Builds data, model and trainer, and gives the data the preprocessing of the model's backbone."""
         try:
             super().instantiate_classes()
-        except ValueError as error:  # an argument that its constructor refused
-            raise UserError(str(error)) from error
+        except ValueError as error:  # an argument that its constructor refused, wrapped by the parser
+            raise UserError(str(_root_cause(error))) from error
         self.datamodule.preprocess = self.model.preprocess
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -260,6 +273,12 @@ class AnomalyCLI(LightningCLI):
         print(f"Table: {self.run_dir / self.evaluation.name}.csv")
         if self.pictures.paths:
             print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return error
 
 
 def _move_logger(logger: Any, run_dir: Path) -> None:

@@ -20,9 +20,12 @@ def binary_focal_loss(probability: Tensor, target: Tensor, gamma: float) -> Tens
     Reference: AF-CLIP, Eq. (11).
     """
     with torch.autocast(probability.device.type, enabled=False):
-        probability, target = probability.float(), target.float()
+        # torch's cross entropy aborts on NaN, on a GPU with the whole process: keep NaN from it, and in the result
+        broken = probability.isnan().any()
+        probability, target = probability.float().nan_to_num(nan=0.5), target.float()
         correct = probability * target + (1 - probability) * (1 - target)
-        return (F.binary_cross_entropy(probability, target, reduction="none") * (1 - correct) ** gamma).mean()
+        loss = (F.binary_cross_entropy(probability, target, reduction="none") * (1 - correct) ** gamma).mean()
+        return torch.where(broken, torch.nan, loss)
 
 
 def patch_targets(mask: Tensor, grid: tuple[int, int]) -> Tensor:

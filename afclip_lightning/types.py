@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Split = Literal["train", "test"]
@@ -57,6 +58,19 @@ class Batch:
     label: Tensor
     mask_known: Tensor
     samples: list[Sample]
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
+        """Returns the batch on another device; Lightning calls this."""
+        image, mask, label, known = (tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors())
+        return Batch(image, mask, label, known, self.samples)
+
+    def pin_memory(self) -> "Batch":
+        """Returns the batch in page-locked memory; the data loader calls this."""
+        image, mask, label, known = (tensor.pin_memory() for tensor in self._tensors())
+        return Batch(image, mask, label, known, self.samples)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.image, self.mask, self.label, self.mask_known
 
 
 @dataclass

@@ -71,8 +71,8 @@ class ClipBackbone(nn.Module):
         name, config = _resolve(model)
         if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
             _check_size(image_size, config["vision_cfg"]["patch_size"])
-        quick_gelu = uses_quick_gelu(name, config, weights) if activation == "auto" else activation == "quick_gelu"
         file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
+        quick_gelu = uses_quick_gelu(name, config, weights) if activation == "auto" else activation == "quick_gelu"
         with _seeded(seed):
             clip = open_clip.create_model(
                 name, pretrained=None, force_quick_gelu=quick_gelu, pretrained_image=False, pretrained_text=False

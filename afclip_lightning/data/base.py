@@ -2,12 +2,10 @@
 
 import copy
 import importlib
-import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,19 @@ from afclip_lightning.types import Batch, Sample, Split
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
-def dataset_root(root: str | Path) -> Path:
-    """Returns `root`; where the variable AFCLIP_DATA is set, a root below `data/` lies below that folder instead."""
-    path = Path(root).expanduser()
-    home = os.environ.get("AFCLIP_DATA")
-    return Path(home).expanduser().joinpath(*path.parts[1:]) if home and path.parts[:1] == ("data",) else path
-
-
 def list_images(folder: Path) -> list[Path]:
-    """Returns the image files directly in `folder`, sorted by name; an absent folder has none."""
-    if not folder.is_dir():
-        return []
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted((p for p in files if p.is_file()), key=lambda p: p.name)  # a Path compares otherwise on Windows
+    """Returns the image files directly in `folder` but hidden ones, sorted by name; an absent folder has none."""
+    return [p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Returns the folders directly in `folder` but hidden ones, sorted by name; an absent folder has none."""
+    return [p for p in _entries(folder) if p.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return [folder / name for name in names if not name.startswith(".")]
 
 
 def pair_masks(
@@ -197,8 +195,11 @@ class AnomalyData(LightningDataModule, ABC):
         """Returns the datasets that are tested on, in the order of the test loaders."""
 
     @abstractmethod
-    def check(self) -> None:
-        """Checks that the data are on disk in their layout; cheap, reads no image.
+    def check(self, stage: str = "fit") -> None:
+        """Checks that what a stage reads is on disk in its layout; cheap, reads no image.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
@@ -212,13 +213,6 @@ class AnomalyData(LightningDataModule, ABC):
             DatasetError: A category has fewer normal training images than `k_shot`.
         """
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Returns the batch with its tensors on `device`; Lightning's own walk refuses frozen samples."""
-        if not isinstance(batch, Batch):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        tensors: dict[str, Any] = {k: v.to(device) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
-        return replace(batch, **tensors)
-
 
 class AnomalyDataModule(AnomalyData):
     """One dataset. A subclass names it, says how it lies on disk and lists its samples.
@@ -229,7 +223,7 @@ class AnomalyDataModule(AnomalyData):
     labelled test images of an auxiliary dataset and tests on other datasets.
 
     Args:
-        root: Folder of the dataset. A root below `data/` is looked for in the folder that AFCLIP_DATA names, if set.
+        root: Folder of the dataset.
         categories: Categories to use; all of the dataset by default.
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
@@ -263,7 +257,7 @@ class AnomalyDataModule(AnomalyData):
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
         if categories is not None and (not categories or len(set(categories)) < len(categories)):
             raise ValueError(f"categories must be named once each, or left out for all; got {list(categories)}")
-        self.root = dataset_root(root)
+        self.root = Path(root).expanduser()
         self.categories = None if categories is None else list(categories)
         self.train_split: Split = train_split
         self.batch_size = batch_size
@@ -316,8 +310,8 @@ class AnomalyDataModule(AnomalyData):
                 )
         return self.categories
 
-    def check(self) -> None:
-        """Checks that the dataset is on disk in its layout; cheap, reads no image.
+    def check(self, stage: str = "fit") -> None:
+        """Checks that the dataset is on disk in its layout, for whatever stage; cheap, reads no image.
 
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
@@ -339,8 +333,8 @@ class AnomalyDataModule(AnomalyData):
             f"Dataset {self.name!r} was not found: {problem}.{hint}\n\n"
             f"Expected in {self.root}:\n{_indent(self.layout)}\n\n"
             f"How to get it:\n{_indent(self.source)}\n\n"
-            "Another place: set `root` in the config, or the variable AFCLIP_DATA to the folder that holds all "
-            "datasets.\nTo see the project work without any dataset: make demo."
+            "Another place: set `root` in the config, or the variable AFCLIP_DATA, where the config uses it, to the "
+            "folder that holds all datasets.\nTo see the project work without any dataset: make demo."
         )
 
     def samples(self, split: Split) -> list[Sample]:
@@ -419,7 +413,7 @@ class AnomalyDataModule(AnomalyData):
 
     def setup(self, stage: str) -> None:
         """Checks the dataset; Lightning calls this on every process."""
-        self.check()
+        self.check(stage)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the shuffled loader of `train_split`."""
@@ -469,7 +463,7 @@ def _what_lies_there(wanted: AnomalyDataModule) -> str:
     def fits(dataset: AnomalyDataModule) -> bool:
         return bool(dataset.find_categories()) and not dataset.missing()
 
-    for folder in (wanted.root.parent, *sorted(p for p in wanted.root.iterdir() if p.is_dir())):
+    for folder in (wanted.root.parent, *list_folders(wanted.root)):
         moved = copy.copy(wanted)
         moved.root = folder
         with suppress(Exception):  # here and below: a hint must never hide the error that it belongs to

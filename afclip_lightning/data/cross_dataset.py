@@ -1,6 +1,6 @@
 """Train on one dataset, test on others: the protocol of zero-shot anomaly detection."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -58,10 +58,9 @@ class CrossDataset(AnomalyData):
         """
         absent = self._absent()
         if len(absent) == len(self.all_test_sets):
-            roots = ", ".join(f"{dataset.name} ({dataset.root})" for dataset in absent)
             raise DatasetError(
-                f"None of the test datasets is there: {roots}.\ndata/README.md says how to get them. To see the "
-                "project work without any dataset: make demo."
+                f"None of the test datasets is there: {_places(absent)}.\ndata/README.md says how to get them. To see "
+                "the project work without any dataset: make demo."
             )
         return [dataset for dataset in self.all_test_sets if dataset not in absent]
 
@@ -75,15 +74,14 @@ class CrossDataset(AnomalyData):
         for dataset in (self.train_set, *self.all_test_sets):
             dataset.preprocess = preprocess
 
-    def check(self) -> None:
-        """Checks the training dataset and the test datasets in use; cheap, reads no image.
+    def check(self, stage: str = "fit") -> None:
+        """Checks the training dataset, for `fit` only, and the test datasets in use; cheap, reads no image.
 
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
         """
-        self._warn_of_absent()
-        for dataset in (self.train_set, *self.test_sets):
-            dataset.check()
+        for dataset in self._read_by(stage):
+            dataset.check(stage)
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
         """Returns k normal training images a tested category: `(dataset, category)` to samples, sorted by path.
@@ -100,8 +98,7 @@ class CrossDataset(AnomalyData):
 
     def setup(self, stage: str) -> None:
         """Checks what the stage reads: the training dataset for `fit` only, the test datasets in use always."""
-        self._warn_of_absent()
-        for dataset in (*([self.train_set] if stage == "fit" else []), *self.test_sets):
+        for dataset in self._read_by(stage):
             dataset.setup(stage)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -123,15 +120,22 @@ class CrossDataset(AnomalyData):
     def _absent(self) -> list[AnomalyDataModule]:
         return [dataset for dataset in self.all_test_sets if dataset.is_absent()] if self.skip_missing else []
 
-    def _warn_of_absent(self) -> None:
+    def _read_by(self, stage: str) -> Iterator[AnomalyDataModule]:
+        """Yields what the stage reads, the training dataset first, and warns of the test datasets that are left out."""
+        if stage == "fit":
+            yield self.train_set
+        yield from self.test_sets
         if absent := self._absent():
-            names = ", ".join(f"{dataset.name} ({dataset.root})" for dataset in absent)
-            rank_zero_warn(f"Not on disk and left out, since skip_missing is set: {names}.")
+            rank_zero_warn(f"Not on disk and left out, since skip_missing is set: {_places(absent)}.")
 
 
 def _claims(dataset: AnomalyDataModule) -> set[tuple[str, str]]:
     # The chosen names as they stand: whether the dataset has such categories is for its check to say.
     return {(dataset.name, category) for category in dataset.categories or dataset.find_categories()}
+
+
+def _places(datasets: Iterable[AnomalyDataModule]) -> str:
+    return ", ".join(f"{dataset.name} ({dataset.root})" for dataset in datasets)
 
 
 def _names(claims: Iterable[tuple[str, str]]) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from afclip_lightning.data.base import AnomalyDataModule, list_images, pair_masks
+from afclip_lightning.data.base import AnomalyDataModule, list_folders, list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
 
@@ -14,8 +14,7 @@ class Folder(AnomalyDataModule):
     `masks/crack/7.png` or `masks/crack/7_mask.png`.
 
     Args:
-        root: Folder that the others are relative to. A root below `data/` is looked for in the folder that AFCLIP_DATA
-            names, if set.
+        root: Folder that the others are relative to.
         normal_dir: Normal test images.
         abnormal_dir: Anomalous test images.
         mask_dir: Masks of the anomalous images; without it pixel metrics are absent.
@@ -91,5 +90,5 @@ class Folder(AnomalyDataModule):
         while pending:
             folder = pending.pop()
             images += list_images(folder)
-            pending += [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p not in taken]
+            pending += [p for p in list_folders(folder) if p not in taken]
         return sorted(images)

@@ -82,7 +82,7 @@ class Medical(AnomalyDataModule):
     (379), `colondb` (380), `clinicdb` (612) and `kvasir` (1000) have no normal images: their image metrics are absent.
 
     Args:
-        root: Folder of the set. A root below `data/` is looked for in the folder that AFCLIP_DATA names, if set.
+        root: Folder of the set.
         subset: The set, which is also its name in metric keys and tables.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.

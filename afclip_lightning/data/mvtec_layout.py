@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from afclip_lightning.data.base import AnomalyDataModule, list_images, pair_masks
+from afclip_lightning.data.base import AnomalyDataModule, list_folders, list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
 
@@ -15,8 +15,7 @@ class MVTecLayout(AnomalyDataModule):
     dataset in this layout is a subclass that sets the class attributes and nothing else.
 
     Args:
-        root: Folder that holds one folder a category; `data/<name>` by default for a published dataset. A root below
-            `data/` is looked for in the folder that AFCLIP_DATA names, if set.
+        root: Folder that holds one folder a category; `data/<name>` by default for a published dataset.
         name: Name in metric keys and tables; by default the published name, or the name of the root folder.
         categories: Categories to use; by default all of the published ones, or every folder that has a `test` folder.
         train_split: Split that training reads.
@@ -60,9 +59,9 @@ class MVTecLayout(AnomalyDataModule):
 
     def find_categories(self) -> list[str]:
         """Returns the published categories, or else every folder under the root that has a `test` folder, by name."""
-        if self.published or not self.root.is_dir():
+        if self.published:
             return list(self.published)
-        return sorted(p.name for p in self.root.iterdir() if (p / "test").is_dir())
+        return [p.name for p in list_folders(self.root) if (p / "test").is_dir()]
 
     def category_folder(self, category: str) -> Path:
         """Returns the folder that holds the category's `train`, `test` and `ground_truth`."""
@@ -90,5 +89,5 @@ class MVTecLayout(AnomalyDataModule):
 
     def _defects(self, folder: Path) -> list[Path]:
         """Returns the images in all subfolders of `folder` but the normal one; an absent folder has none."""
-        kinds = sorted(p for p in folder.glob("*") if p.is_dir() and p.name != self.normal_folder)
+        kinds = (kind for kind in list_folders(folder) if kind.name != self.normal_folder)
         return [image for kind in kinds for image in list_images(kind)]

@@ -346,7 +346,7 @@ def _circuit(n: int, rng: Generator) -> tuple[Array, Array]:
         (x, y), (run, bend) = design.integers(4, 29, 2) / 32, design.integers((3, 1), (9, 4)) / 32
         right, down = design.choice([-1, 1], 2)
         corners = ((x, y), (x + right * run, y), (x + right * (run + bend), y + down * bend))
-        points = np.array([at(*corner) for corner in corners]).clip(round(0.13 * n), round(0.87 * n))
+        points = np.array([at(*corner) for corner in corners], np.int32).clip(round(0.13 * n), round(0.87 * n))
         cv2.polylines(board, [points], False, [0.14, 0.52, 0.30], round(0.009 * n), cv2.LINE_AA)
         for end in (points[0], points[-1]):
             cv2.circle(board, end.tolist(), round(0.013 * n), gold, -1, cv2.LINE_AA)
@@ -401,7 +401,8 @@ def _bottle(n: int, rng: Generator) -> tuple[Array, Array]:
     albedo = _tint(rng, (0.16, 0.42, 0.24)) * (glass * (1 + 0.02 * _noise(n, rng, 6)))
     glint = np.clip(np.cos(2 * angle + rng.uniform(0, 6)), 0, 1) ** 6 * np.exp(-(((radius - 0.31) / 0.025) ** 2))
     shaded = _shade(albedo, _blur(height, 0.006), 0.55, 30) + 0.25 * glint
-    return _on_table(n, rng, (0.84, 0.85, 0.83), shaded, _cover(radius - 0.44))
+    image, coverage = _on_table(n, rng, (0.84, 0.85, 0.83), shaded, _cover(radius - 0.44))
+    return image, coverage * _cover(0.145 - radius)  # there is nothing in the opening that could have a defect
 
 
 def _toothbrush(n: int, rng: Generator) -> tuple[Array, Array]:
@@ -502,7 +503,8 @@ def _crack(image: Array, foreground: Mask, rng: Generator, strength: float) -> A
         branch = _line(n, rng, side, rng.uniform(0.06, 0.16), bend=0.12, jag=0.5, steps=8)
         gap = np.maximum(gap, _stroke(n, branch + trunk[rng.integers(3, 14)], width * np.linspace(0.6, 0.25, 8)))
     lit = _shift(gap, 0.004) * (1 - gap)
-    return image * (1 - (0.35 + 0.55 * strength) * gap) + (0.05 + 0.1 * strength) * lit
+    cracked: Array = image * (1 - (0.35 + 0.55 * strength) * gap) + (0.05 + 0.1 * strength) * lit
+    return cracked
 
 
 def _stain(image: Array, foreground: Mask, rng: Generator, strength: float) -> Array:

@@ -28,8 +28,7 @@ class Synthetic(MVTecLayout):
     the same pictures, whichever categories are drawn and in whatever order.
 
     Args:
-        root: Folder that the pictures are drawn into. A root below `data/` lies in the folder that AFCLIP_DATA names,
-            if set.
+        root: Folder that the pictures are drawn into.
         categories: Categories to use, for example `SYNTHETIC_TRAIN` or `SYNTHETIC_TEST`; all twelve by default.
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
@@ -91,7 +90,7 @@ Licence: the project's own.
         """Returns false: what is not there yet can be drawn."""
         return False
 
-    def check(self) -> None:
+    def check(self, stage: str = "fit") -> None:
         """Checks that what was drawn before fits the settings; what is not drawn yet is no error.
 
         Raises:
@@ -133,8 +132,8 @@ Licence: the project's own.
 
     def setup(self, stage: str) -> None:
         """Checks that all categories in use are drawn, with these settings; Lightning calls this on every process."""
-        self.check()
-        super().check()
+        self.check(stage)
+        super().check(stage)
 
     def _draw(self, category: str, progress: "tqdm[None]") -> None:
         target = self.category_folder(category)

@@ -16,7 +16,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class SquashResize(A.DualTransform):  # type: ignore[misc]
+class SquashResize(A.DualTransform):
     """Resizes to a square and ignores the aspect ratio, with Pillow's antialiased bicubic filter.
 
     The papers' codes do so; OpenCV's bicubic filter has no antialiasing and gives other pixels. A mask is resized with

@@ -1,6 +1,6 @@
 """AF-CLIP and, with `k_shot`, AF-CLIP+."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,11 @@ from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
 from afclip_lightning.prompts.learner import StatePrompts
 from afclip_lightning.scoring import similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+
+def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
+    """Returns the paper's optimiser. A named function, not a lambda, so that run folders can record it."""
+    return Adam(parameters, lr=1e-4, betas=(0.5, 0.999))
 
 
 class AFCLIP(AnomalyMethod):
@@ -65,7 +70,7 @@ class AFCLIP(AnomalyMethod):
     def __init__(
         self,
         backbone: ClipBackbone,
-        optimizer: OptimizerFactory = lambda parameters: Adam(parameters, lr=1e-4, betas=(0.5, 0.999)),
+        optimizer: OptimizerFactory = paper_optimizer,
         layers: Sequence[int] = (6, 12, 18, 24),
         scales: Sequence[int] = (1, 3, 5),
         aggregation_sigma: float = 4.0,

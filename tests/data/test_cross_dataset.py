@@ -1,0 +1,189 @@
+"""Train on one dataset, test on others: the rules, the loaders, and a run through Lightning."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning import LightningModule, Trainer
+
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.btad import BTAD
+from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.data.medical import Medical
+from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Batch
+from tests.layouts.btad import write_btad
+from tests.layouts.medical import write_medical
+from tests.layouts.mvtec import write_mvtec
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_mvtec(tmp_path / "parts", ["bolt", "nut", "pin"])
+    write_btad(tmp_path / "btad")
+    write_medical(tmp_path / "isic", "isic")
+    return tmp_path
+
+
+def parts(root: Path, *categories: str) -> MVTecLayout:
+    return MVTecLayout(root / "parts", categories=list(categories) or None, num_workers=0)
+
+
+def btad(root: Path, *categories: str) -> BTAD:
+    return BTAD(root / "btad", categories=list(categories) or None, num_workers=0)
+
+
+def test_loaders(root: Path) -> None:
+    data = CrossDataset(btad(root), [parts(root), Medical(root / "isic", "isic", num_workers=0)])
+    data.preprocess = Preprocess(14)
+    assert data.preprocess == data.test_sets[1].preprocess == Preprocess(14)
+    data.check()
+    data.setup("fit")
+    assert [dataset.name for dataset in data.test_sets] == ["parts", "isic"]
+    assert {s.dataset for batch in data.train_dataloader() for s in batch.samples} == {"btad"}
+    for loaders in (data.test_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+        seen = [{s.dataset for batch in loader for s in batch.samples} for loader in loaders]
+        assert seen == [{"parts"}, {"isic"}]
+
+
+def test_one_test_set_need_not_be_a_list(root: Path) -> None:
+    assert [dataset.name for dataset in CrossDataset(btad(root), parts(root)).test_sets] == ["parts"]
+    assert parts(root).test_sets[0].name == "parts"
+
+
+def test_few_shot_is_merged_and_the_same_as_alone(root: Path) -> None:
+    merged = CrossDataset(parts(root, "nut"), [parts(root, "bolt", "pin"), btad(root)]).few_shot(1, seed=3)
+    assert list(merged) == [("parts", "bolt"), ("parts", "pin"), ("btad", "01"), ("btad", "02"), ("btad", "03")]
+    alone = parts(root).few_shot(1, seed=3)
+    assert merged["parts", "pin"] == alone["parts", "pin"]
+    with pytest.raises(DatasetError, match="isic/skin"):
+        CrossDataset(parts(root), [btad(root), Medical(root / "isic", "isic")]).few_shot(1, seed=3)
+
+
+def test_category_in_train_and_test(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"trained on and tested on: parts/nut\."):
+        CrossDataset(parts(root, "nut", "bolt"), parts(root, "pin", "nut"))
+    with pytest.raises(ValueError, match="parts/bolt, parts/nut, parts/pin"):
+        CrossDataset(parts(root), [btad(root), parts(root)])
+    CrossDataset(parts(root), parts(root), allow_train_test_overlap=True).check()
+    CrossDataset(parts(root, "nut", "bolt"), parts(root, "pin")).check()
+
+
+def test_one_drawn_set_on_both_sides(tmp_path: Path) -> None:
+    train, test = (Synthetic(tmp_path, categories=names) for names in (SYNTHETIC_TRAIN, SYNTHETIC_TEST))
+    data = CrossDataset(train, [test], skip_missing=True)
+    assert data.test_sets == [test]  # absent, but it will be drawn
+    with pytest.raises(ValueError, match="trained on and tested on: synthetic/bottle"):
+        CrossDataset(test, Synthetic(tmp_path))
+
+
+def test_category_tested_on_twice(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"tested on twice: btad/02\."):
+        CrossDataset(parts(root), [btad(root, "01", "02"), btad(root, "02", "03")])
+    CrossDataset(parts(root), [btad(root, "01", "02"), btad(root, "03")]).check()
+    with pytest.raises(ValueError, match="at least one"):
+        CrossDataset(parts(root), [])
+
+
+def test_absent_test_set(root: Path) -> None:
+    absent, empty = BTAD(root / "nowhere"), Medical(root / "empty", "kvasir")
+    (root / "empty").mkdir()
+    for dataset in (absent, empty):
+        with pytest.raises(DatasetError, match=f"'{dataset.name}' was not found"):
+            CrossDataset(parts(root), [Medical(root / "isic", "isic"), dataset]).check()
+    skipping = CrossDataset(parts(root), [absent, Medical(root / "isic", "isic"), empty], skip_missing=True)
+    with pytest.warns(UserWarning, match=r"left out.*btad \(.*nowhere\), kvasir \(.*empty\)"):
+        skipping.check()
+    assert [dataset.name for dataset in skipping.test_sets] == ["isic"]
+    with pytest.raises(DatasetError, match="None of the test datasets is there: btad"):
+        CrossDataset(parts(root), [absent, empty], skip_missing=True).check()
+
+
+@pytest.mark.filterwarnings("ignore:Not on disk")
+def test_skip_missing_hides_no_damage(root: Path) -> None:
+    (root / "btad/02/test").rename(root / "btad/02/tset")
+    with pytest.raises(DatasetError, match="btad/02/test"):
+        CrossDataset(parts(root), [btad(root), Medical(root / "isic", "isic")], skip_missing=True).check()
+    with pytest.raises(DatasetError, match="nowhere does not exist"):
+        CrossDataset(MVTecLayout(root / "nowhere"), Medical(root / "isic", "isic"), skip_missing=True).check()
+
+
+def test_testing_does_not_need_the_training_set(root: Path) -> None:
+    data = CrossDataset(MVTecLayout(root / "nowhere"), btad(root))
+    data.setup("test")
+    for action in (data.check, lambda: data.setup("fit")):
+        with pytest.raises(DatasetError, match="nowhere does not exist"):
+            action()
+
+
+def test_prepare_data_reaches_every_set(root: Path) -> None:
+    class Made(MVTecLayout):
+        def prepare_data(self) -> None:
+            write_mvtec(self.root, ["x"])
+
+    data = CrossDataset(Made(root / "one"), Made(root / "two"), skip_missing=True)
+    data.prepare_data()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.setup("fit")
+    assert len(data.test_sets) == 1
+
+
+class Counts(LightningModule):
+    """Counts what it is given; learns one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[str, set[str]] = {"train": set(), "0": set(), "1": set()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        assert isinstance(batch, Batch)
+        self.seen["train"] |= {s.dataset for s in batch.samples}
+        return (batch.image.mean() * self.weight) ** 2
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert batch.image.device == self.device
+        self.seen[str(dataloader_idx)] |= {s.dataset for s in batch.samples}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_through_lightning(root: Path) -> None:
+    data = CrossDataset(btad(root), [parts(root), Medical(root / "isic", "isic", num_workers=0)])
+    data.preprocess = Preprocess(14)
+    model = Counts()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, default_root_dir=root, **quiet)
+    trainer.fit(model, data)
+    trainer.test(model, data, verbose=False)
+    assert model.seen == {"train": {"btad"}, "0": {"parts"}, "1": {"isic"}}
+
+
+def test_configuration(root: Path) -> None:
+    module = "afclip_lightning.data"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnomalyData, "data")
+
+    def made(data: dict[str, Any]) -> Any:
+        return parser.instantiate_classes(parser.parse_object({"data": data})).data
+
+    own = {"class_path": f"{module}.folder.Folder", "init_args": {"root": str(root), "normal_dir": "x", "name": "own"}}
+    isic = {"class_path": f"{module}.medical.Medical", "init_args": {"root": "data/isic", "subset": "isic"}}
+    train = {"class_path": f"{module}.mvtec.MVTecAD", "init_args": {"categories": ["bottle"], "batch_size": 4}}
+    cross = f"{module}.cross_dataset.CrossDataset"
+    data = made({"class_path": cross, "init_args": {"train": train, "test": [own, isic]}})
+    assert isinstance(data, CrossDataset)
+    assert (data.train_set.name, data.train_set.batch_size) == ("mvtec", 4)
+    assert [dataset.name for dataset in data.test_sets] == ["own", "isic"]
+    alone = made({"class_path": cross, "init_args": {"train": train, "test": isic}})
+    assert [dataset.name for dataset in alone.test_sets] == ["isic"]
+    assert made(isic).name == "isic"

@@ -1,0 +1,217 @@
+"""Every dataset in its true layout: counts, labels, masks, and what is said when it is not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.btad import BTAD
+from afclip_lightning.data.medical import Medical
+from afclip_lightning.data.mvtec import MVTecAD
+from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.data.visa import VisA
+from afclip_lightning.errors import DatasetError
+from tests.layouts import write_image, write_mask
+from tests.layouts.btad import write_btad
+from tests.layouts.medical import write_medical
+from tests.layouts.mvtec import write_mvtec
+from tests.layouts.visa import write_visa, write_visa_converted
+
+Make = Callable[[Path], AnomalyDataModule]
+
+
+def visa_in_1cls(root: Path) -> VisA:
+    write_visa_converted(root / "1cls", VisA.published)
+    return VisA(root, num_workers=0)
+
+
+# dataset, categories, and per category: train, test normal, test anomalous
+WRITTEN: dict[str, tuple[Make, int, tuple[int, int, int]]] = {
+    "mvtec": (lambda root: MVTecAD(write_mvtec(root, MVTecAD.published), num_workers=0), 15, (2, 1, 3)),
+    "mvtec_layout": (lambda root: MVTecLayout(write_mvtec(root, ["b", "a"]), num_workers=0), 2, (2, 1, 3)),
+    "visa": (lambda root: VisA(write_visa(root, VisA.published), num_workers=0), 12, (1, 1, 2)),
+    "visa_here": (lambda root: VisA(write_visa_converted(root, VisA.published), num_workers=0), 12, (1, 1, 2)),
+    "visa_1cls": (visa_in_1cls, 12, (1, 1, 2)),
+    "btad": (lambda root: BTAD(write_btad(root), num_workers=0), 3, (1, 1, 2)),
+    "brainmri": (lambda root: Medical(write_medical(root, "brainmri"), "brainmri", num_workers=0), 1, (0, 2, 3)),
+    "br35h": (lambda root: Medical(write_medical(root, "br35h"), "br35h", num_workers=0), 1, (0, 2, 3)),
+    "isic": (lambda root: Medical(write_medical(root, "isic"), "isic", num_workers=0), 1, (0, 0, 3)),
+    "colondb": (lambda root: Medical(write_medical(root, "colondb"), "colondb", num_workers=0), 1, (0, 0, 3)),
+    "clinicdb": (lambda root: Medical(write_medical(root, "clinicdb"), "clinicdb", num_workers=0), 1, (0, 0, 3)),
+    "kvasir": (lambda root: Medical(write_medical(root, "kvasir"), "kvasir", num_workers=0), 1, (0, 0, 3)),
+}
+
+
+@pytest.mark.parametrize("key", WRITTEN)
+def test_true_layout(key: str, tmp_path: Path) -> None:
+    make, categories, (train, normal, anomalous) = WRITTEN[key]
+    dataset = make(tmp_path / "set")
+    dataset.check()
+    assert len(dataset.selected_categories()) == categories
+
+    for category in dataset.selected_categories():
+        samples = dataset.find_samples(category, "test")
+        labels = [sample.label for sample in samples]
+        assert (labels.count(0), labels.count(1)) == (normal, anomalous)
+        assert [s.image_path for s in samples] == sorted(s.image_path for s in samples)
+        assert {(s.dataset, s.category, s.split) for s in samples} == {(dataset.name, category, "test")}
+        reference = dataset.find_samples(category, "train")
+        assert len(reference) == train
+        assert not {s.image_path for s in reference} & {s.image_path for s in samples}
+        assert all(s.label == 0 for s in reference)
+
+    masks = key not in ("brainmri", "br35h")
+    dataset.preprocess = Preprocess(28)
+    batches = list(dataset.test_dataloader())
+    label = torch.cat([batch.label for batch in batches])
+    drawn = torch.cat([batch.mask for batch in batches]).flatten(1).sum(1)
+    known = torch.cat([batch.mask_known for batch in batches])
+    assert torch.equal(known, (label == 0) | masks)
+    assert torch.equal(drawn > 0, (label == 1) & masks)
+
+
+def test_counts_of_a_batch_and_its_types(tmp_path: Path) -> None:
+    dataset = MVTecLayout(write_mvtec(tmp_path, ["a"]), batch_size=3, num_workers=0)
+    dataset.preprocess = Preprocess(28)
+    first, second = dataset.test_dataloader()
+    assert first.image.shape == (3, 3, 28, 28)
+    assert first.image.dtype == torch.float32
+    assert first.mask.shape == (3, 28, 28)
+    assert first.mask.dtype == torch.uint8
+    assert (first.label.dtype, first.mask_known.dtype) == (torch.int64, torch.bool)
+    assert len(second.samples) == 1
+
+
+def test_published_names_are_known_without_a_disk() -> None:
+    assert len(MVTecAD("nowhere").find_categories()) == 15
+    assert len(VisA("nowhere").find_categories()) == 12
+    assert BTAD("nowhere").find_categories() == ["01", "02", "03"]
+    assert Medical("nowhere", "isic").find_categories() == ["skin"]
+    assert [d.name for d in (MVTecAD(), VisA(), BTAD())] == ["mvtec", "visa", "btad"]
+
+
+def test_default_roots() -> None:
+    assert [d.root for d in (MVTecAD(), VisA(), BTAD())] == [Path("data") / name for name in ("mvtec", "visa", "btad")]
+
+
+def test_a_new_set_in_this_layout_is_class_attributes_only(tmp_path: Path) -> None:
+    class Metal(MVTecLayout):
+        name = "metal"
+        published = ("tube", "plate")
+
+    dataset = Metal(write_mvtec(tmp_path, ["plate", "tube", "other"]))
+    dataset.check()
+    assert dataset.selected_categories() == ["tube", "plate"]
+    assert {s.dataset for s in dataset.samples("test")} == {"metal"}
+
+
+def test_category_without_masks(tmp_path: Path) -> None:
+    write_image(tmp_path / "a/test/good/0.png")
+    write_image(tmp_path / "a/test/bad/0.png")
+    samples = MVTecLayout(tmp_path).samples("test")
+    assert [(s.label, s.mask_known) for s in samples] == [(1, False), (0, True)]
+
+
+def test_published_set_without_its_masks_is_damaged(tmp_path: Path) -> None:
+    write_image(tmp_path / "bottle/test/broken/0.png")
+    with pytest.raises(DatasetError, match="bottle/ground_truth"):
+        MVTecAD(tmp_path, categories=["bottle"]).check()
+
+
+def test_masks_of_normal_images_are_not_needed_and_not_used(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path, ["a"])
+    write_mask(root / "a/ground_truth/good/999_mask.png")
+    assert [s.mask_path for s in MVTecLayout(root).samples("test") if s.label == 0] == [None]
+
+
+def test_defect_folder_lost_but_its_masks_there(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path, ["a"])
+    (root / "a/test/stain/000.png").unlink()
+    (root / "a/test/stain").rmdir()
+    with pytest.raises(DatasetError, match=r"stain/000_mask\.png"):
+        MVTecLayout(root).samples("test")
+
+
+def test_small_mask_values_of_visa(tmp_path: Path) -> None:
+    dataset = VisA(write_visa(tmp_path, ["candle"]), categories=["candle"], num_workers=0)
+    dataset.preprocess = Preprocess(28)
+    (batch,) = dataset.test_dataloader()
+    region = np.asarray(Image.open(write_mask(tmp_path / "m.png", value=1)))
+    assert [s.mask_path.name for s in batch.samples if s.mask_path] == ["000.png", "001.png"]
+    _, mask = Preprocess(28)(np.zeros((*region.shape, 3), np.uint8), region)
+    for row, sample in zip(batch.mask, batch.samples, strict=True):
+        assert torch.equal(row, mask if sample.label else torch.zeros_like(mask))
+
+
+def rewrite(root: Path, old: str, new: str) -> None:
+    table = root / "split_csv/1cls.csv"
+    text = table.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("object,split,label", "object,split,kind", r"1cls\.csv, line 1: .*label"),
+        ("Normal/0001.JPG", "Normal/0009.JPG", r"1cls\.csv, line 3: .*0009\.JPG"),
+        ("candle/Data/Images/Normal/0001.JPG", "../outside.jpg", r"1cls\.csv, line 3: .*leads out"),
+        ("candle/Data/Images/Normal/0001.JPG", "/etc/hostname", r"1cls\.csv, line 3: .*leads out"),
+        ("test,anomaly", "test,anomalous", r"1cls\.csv, line 4: .*'anomalous'"),
+        (",candle/Data/Masks/Anomaly/001.png", ",", r"1cls\.csv, line 4: "),
+        ("Anomaly/000.JPG", "Anomaly/001.JPG", r"1cls\.csv, line 5: .*already"),
+    ],
+)
+def test_faulty_table_of_visa(old: str, new: str, message: str, tmp_path: Path) -> None:
+    root = write_visa(tmp_path / "visa", ["candle"])
+    write_image(tmp_path / "outside.jpg")
+    rewrite(root, old, new)
+    dataset = VisA(root, categories=["candle"])
+    dataset.check()
+    with pytest.raises(DatasetError, match=message):
+        dataset.samples("test")
+
+
+def test_binary_table_of_visa(tmp_path: Path) -> None:
+    root = write_visa(tmp_path, ["candle"])
+    (root / "split_csv/1cls.csv").write_bytes(b"\xff\xfe\x00object")
+    with pytest.raises(DatasetError, match=r"1cls\.csv: cannot be read"):
+        VisA(root, categories=["candle"]).samples("test")
+
+
+def test_brainmri_beside_its_copy_and_only_in_it(tmp_path: Path) -> None:
+    both = write_medical(tmp_path / "both", "brainmri")
+    write_medical(both / "brain_tumor_dataset", "brainmri")
+    assert len(Medical(both, "brainmri").samples("test")) == 5
+    write_medical(tmp_path / "inner/brain_tumor_dataset", "brainmri")
+    inner = Medical(tmp_path / "inner", "brainmri")
+    inner.check()
+    assert len(inner.samples("test")) == 5
+
+
+def test_medical_threshold_and_pred_folder(tmp_path: Path) -> None:
+    polyps = Medical(write_medical(tmp_path / "kvasir", "kvasir"), "kvasir").samples("test")
+    assert {s.mask_threshold for s in polyps} == {127}
+    skin = Medical(write_medical(tmp_path / "isic", "isic"), "isic").samples("test")
+    assert {s.mask_threshold for s in skin} == {0}
+    assert [s.mask_path.name for s in skin if s.mask_path] == [f"ISIC_000000{i}_Segmentation.png" for i in range(3)]
+    brain = Medical(write_medical(tmp_path / "br35h", "br35h"), "br35h").samples("test")
+    assert not [s for s in brain if "pred" in s.image_path.parts]
+
+
+def test_medical_has_no_training_images(tmp_path: Path) -> None:
+    dataset = Medical(write_medical(tmp_path, "isic"), "isic")
+    with pytest.raises(DatasetError, match=r"k_shot is 1, but isic/skin .* 0 normal training images.*zero-shot"):
+        dataset.few_shot(1, seed=0)
+    with pytest.raises(DatasetError, match="no train image"):
+        dataset.samples("train")
+
+
+def test_unknown_subset() -> None:
+    with pytest.raises(ValueError, match="kvasir; got 'headct'"):
+        Medical("x", "headct")  # type: ignore[arg-type]

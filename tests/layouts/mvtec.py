@@ -1,0 +1,18 @@
+"""MVTec AD's layout: 2 training, 1 normal and 2 + 1 anomalous test images a category."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.layouts import write_image, write_mask
+
+
+def write_mvtec(root: Path, categories: Iterable[str], train: int = 2) -> Path:
+    """Writes the categories and returns the root."""
+    for folder in (root / category for category in categories):
+        for i in range(train):
+            write_image(folder / f"train/good/{i:03}.png")
+        write_image(folder / "test/good/000.png")
+        for defect, i in (("crack", 0), ("crack", 1), ("stain", 0)):
+            write_image(folder / f"test/{defect}/{i:03}.png")
+            write_mask(folder / f"ground_truth/{defect}/{i:03}_mask.png")
+    return root

@@ -1,0 +1,297 @@
+"""The backbone: taps, sizes, positional embeddings, text, weights from every kind of file."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from open_clip.transformer import text_global_pool
+from safetensors.torch import save_file
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.positional import resize_positional_embedding
+from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.errors import WeightsError
+
+SMALL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 28, "layers": 3, "width": 64, "head_width": 64, "patch_size": 14},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 2},
+}
+
+
+def small_config(folder: Path, name: str = "small", **changes: object) -> str:
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(SMALL | changes))
+    return str(path)
+
+
+def small_clip(seed: int = 0, quick_gelu: bool = False) -> open_clip.model.CLIP:
+    torch.manual_seed(seed)
+    return open_clip.model.CLIP(
+        16, CLIPVisionCfg(**SMALL["vision_cfg"]), CLIPTextCfg(**SMALL["text_cfg"]), quick_gelu=quick_gelu
+    ).eval()
+
+
+def test_frozen_and_in_eval_whatever_is_asked(tiny: ClipBackbone) -> None:
+    tiny.train()
+    assert not tiny.training
+    assert not any(module.training for module in tiny.modules())
+    assert not any(parameter.requires_grad for parameter in tiny.parameters())
+
+
+def test_taps_equal_a_pass_block_by_block(tmp_path: Path) -> None:
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    visual, image = backbone.vision.visual, torch.randn(2, 3, 28, 28)
+    x = visual.conv1(image).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.expand(2, 1, -1), x], 1) + visual.positional_embedding
+    x = visual.ln_pre(x)
+    outputs = []
+    for block in visual.transformer.resblocks:
+        x = block(x)
+        outputs.append(x)
+    features = backbone.encode_image(image, backbone.spec((1, 3), image_embedding=True))
+    torch.testing.assert_close(features.tokens[0], outputs[0])
+    torch.testing.assert_close(features.tokens[1], outputs[2])
+    torch.testing.assert_close(features.image_embedding, visual(image))
+    torch.testing.assert_close(backbone.project(outputs[2])[:, 0], visual(image))
+    assert features.grid == (2, 2)
+    assert backbone.encode_image(image, backbone.spec((1,))).image_embedding is None
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1), (1, 4), (2, 1), (1, 1)])
+def test_layers_out_of_range_are_refused(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    with pytest.raises(ValueError, match="within 1 to 3"):
+        backbone.spec(layers)
+
+
+def test_sizes(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    backbone = ClipBackbone(config, "random", image_size=70)
+    assert backbone.encode_image(torch.randn(1, 3, 70, 70), backbone.spec((2,))).tokens[0].shape == (1, 26, 64)
+    assert backbone.preprocess.image_size == 70
+    with pytest.raises(ValueError, match="multiple of the patch size 14, got 75; nearest: 70 and 84"):
+        ClipBackbone(config, "random", image_size=75)
+
+
+@pytest.mark.parametrize(("rule", "mode", "antialias"), [
+    ("bilinear", "bilinear", False),
+    ("bicubic", "bicubic", False),
+    ("bicubic_antialias", "bicubic", True),
+])  # fmt: skip
+def test_positional_embedding_rules(rule: str, mode: str, antialias: bool) -> None:
+    table = torch.randn(2 + 4 * 4, 3)  # two prefix rows
+    for side in (3, 6):
+        resized = resize_positional_embedding(table, (4, 4), (side, side), rule)
+        torch.testing.assert_close(resized[:2], table[:2])
+        planes = table[2:].reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
+        expected = F.interpolate(planes, size=side, mode=mode, align_corners=False, antialias=antialias)
+        torch.testing.assert_close(resized[2:], expected.permute(0, 2, 3, 1).reshape(-1, 3))
+    assert resize_positional_embedding(table, (4, 4), (4, 4), rule) is table
+
+
+def test_open_clips_own_resize_is_bicubic_antialias(tmp_path: Path) -> None:
+    """Weights of one size loaded by open_clip at another equal ours under the rule of that name."""
+    path = tmp_path / "w.safetensors"
+    save_file({k: v.contiguous() for k, v in small_clip().state_dict().items()}, path)
+    config = small_config(tmp_path)
+    ours = ClipBackbone(config, str(path), image_size=70, pos_embed="bicubic_antialias", activation="gelu")
+    theirs = open_clip.create_model("small", pretrained=str(path), force_image_size=70).eval()
+    image = torch.randn(1, 3, 70, 70)
+    features = ours.encode_image(image, ours.spec((3,), image_embedding=True))
+    torch.testing.assert_close(features.image_embedding, theirs.visual(image))
+
+
+def test_text_cut_at_the_end_token_equals_the_whole_sequence(tmp_path: Path) -> None:
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    prompts = ["with defect.", "a photo of a flawless metal nut for anomaly detection."]
+    ids, text = backbone.tokenize(prompts), backbone.text
+    hidden = text.token_embedding(ids) + text.positional_embedding
+    hidden = text.ln_final(text.transformer(hidden, attn_mask=text.attn_mask))
+    expected = text_global_pool(hidden, ids, "argmax") @ text.text_projection
+    torch.testing.assert_close(backbone.encode_text(prompts), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_one_alone(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = ClipBackbone(config, "random", image_size=None, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again = ClipBackbone(config, "random", image_size=None, seed=3)
+    other = ClipBackbone(config, "random", image_size=None, seed=4)
+    assert first.weights_hash == again.weights_hash != other.weights_hash
+    assert "RANDOM" in first.description
+
+
+def openai_archive(clip: open_clip.model.CLIP, path: Path) -> None:
+    """Writes the weights as OpenAI publishes them: a TorchScript archive in half precision with three sizes beside."""
+
+    class Archive(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    def put(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+        head, _, rest = name.partition(".")
+        if not rest:
+            module.register_buffer(head, tensor)
+            return
+        if not hasattr(module, head):
+            module.add_module(head, Archive())
+        put(getattr(module, head), rest, tensor)
+
+    archive = Archive()
+    for name, tensor in clip.state_dict().items():
+        put(archive, name, tensor.half())
+    for name, size in (("input_resolution", 28), ("context_length", 77), ("vocab_size", 49408)):
+        archive.register_buffer(name, torch.tensor(size))
+    torch.jit.save(torch.jit.script(archive), path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "torchscript"])
+def test_local_files_of_every_kind(tmp_path: Path, kind: str) -> None:
+    clip = small_clip(seed=7)
+    clip.load_state_dict({name: tensor.half().float() for name, tensor in clip.state_dict().items()})
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
+    if kind == "safetensors":
+        save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, path)
+    elif kind == "pt":
+        torch.save({"state_dict": clip.state_dict()}, path)
+    else:
+        openai_archive(clip, path)
+    backbone = ClipBackbone(small_config(tmp_path), str(path), image_size=None, activation="auto")
+    # an archive is OpenAI's own form, so its weights were trained with QuickGELU; other files follow the config
+    assert backbone.activation == ("quick_gelu" if kind == "torchscript" else "gelu")
+    image = torch.randn(1, 3, 28, 28)
+    if kind == "torchscript":
+        quick = small_clip(quick_gelu=True)
+        quick.load_state_dict(clip.state_dict())
+        clip = quick
+    features = backbone.encode_image(image, backbone.spec((3,), image_embedding=True))
+    torch.testing.assert_close(features.image_embedding, clip.visual(image))
+    assert path.name in backbone.description
+
+
+def test_equal_weights_have_one_fingerprint_in_any_file(tmp_path: Path) -> None:
+    clip, config = small_clip(), small_config(tmp_path)
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, tmp_path / "a.safetensors")
+    torch.save(clip.state_dict(), tmp_path / "b.pt")
+    a, b = (ClipBackbone(config, str(tmp_path / n), image_size=None) for n in ("a.safetensors", "b.pt"))
+    assert a.weights_hash == b.weights_hash
+    assert a.spec((1,)).differences(b.spec((1,)).to_dict()) == []
+    with torch.no_grad():
+        clip.visual.proj[0, 0] += 1e-3
+    torch.save(clip.state_dict(), tmp_path / "c.pt")
+    c = ClipBackbone(config, str(tmp_path / "c.pt"), image_size=None)
+    assert [line.split(":")[0] for line in a.spec((1,)).differences(c.spec((1,)).to_dict())] == ["weights_hash"]
+
+
+def test_spec_names_every_difference(tiny: ClipBackbone) -> None:
+    spec = tiny.spec((2, 4))
+    assert isinstance(spec, FeatureSpec)
+    other = {**spec.to_dict(), "layers": [1, 2], "pos_embed": "bicubic"}
+    assert [line.split(":")[0] for line in spec.differences(other)] == ["layers", "pos_embed"]
+
+
+def test_activation_of_a_local_file_is_never_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="activation: quick_gelu"):
+        ClipBackbone("ViT-B-16", str(path), image_size=None)
+
+
+def test_weights_that_cannot_be_had_name_the_local_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", refuse)
+    with pytest.raises(WeightsError, match="give its path as `weights`"):
+        ClipBackbone("ViT-B-32", "openai", image_size=224)
+    with pytest.raises(WeightsError, match=r"no weights tagged 'opneai'; it has: openai"):
+        ClipBackbone("ViT-B-32", "opneai", image_size=224)
+    with pytest.raises(WeightsError, match=r"absent\.pt do not exist"):
+        ClipBackbone("ViT-B-32", str(tmp_path / "absent.pt"), image_size=224)
+    with pytest.raises(ValueError, match="did you mean ViT-B-32"):
+        ClipBackbone("ViT-B-23")
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    config, path = small_config(tmp_path), tmp_path / "w.pt"
+    for content in (b"", b"not weights", b"PK\x03\x04 neither"):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"w\.pt: not usable"):
+            ClipBackbone(config, str(path), image_size=None)
+    torch.save({"visual.proj": torch.zeros(3, 3)}, path)
+    with pytest.raises(WeightsError, match=r"w\.pt: not usable"):
+        ClipBackbone(config, str(path), image_size=None)
+
+
+@pytest.mark.parametrize(("model", "quick"), [("ViT-L-14-336", True), ("ViT-B-32", True), ("ViT-B-32-256", False)])
+def test_tags_turn_quick_gelu_on_for_openai_only(model: str, quick: bool) -> None:
+    from afclip_lightning.backbones.weights import uses_quick_gelu
+
+    tag = "openai" if quick else open_clip.list_pretrained_tags_by_model(model)[0]
+    assert uses_quick_gelu(model, open_clip.get_model_config(model), tag) is quick
+
+
+TIMM = {
+    "embed_dim": 24,
+    "vision_cfg": {
+        "image_size": 56,
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "token",
+        "timm_proj": "",
+    },
+    "text_cfg": SMALL["text_cfg"],
+}
+
+
+def test_timm_tower(tmp_path: Path) -> None:
+    """A timm vision transformer: taps, a file of its own weights, another size, projection of the class token."""
+    config = small_config(tmp_path, "timm-small", **TIMM)
+    source = ClipBackbone(config, "random", image_size=224, seed=5)
+    trunk = source.vision.visual.trunk
+    path = tmp_path / "vision.safetensors"
+    save_file({k: v.clone() for k, v in trunk.state_dict().items() if not k.startswith("head.")}, path)
+    backbone = ClipBackbone(config, "random", image_size=224, vision_weights=str(path))
+    image = torch.randn(1, 3, 224, 224)
+    spec = backbone.spec((2, 12), image_embedding=True)
+    features = backbone.encode_image(image, spec)
+    torch.testing.assert_close(features.tokens[1], source.encode_image(image, source.spec((12,))).tokens[0])
+    torch.testing.assert_close(backbone.project(features.tokens[1])[:, 0], features.image_embedding)
+    assert features.tokens[0].shape == (1, 197, 192)
+    smaller = ClipBackbone(config, "random", image_size=64, pos_embed="bilinear", vision_weights=str(path))
+    expected = resize_positional_embedding(trunk.pos_embed[0], (14, 14), (4, 4), "bilinear")
+    torch.testing.assert_close(smaller.vision.visual.trunk.pos_embed[0], expected)
+    assert smaller.encode_image(torch.randn(1, 3, 64, 64), smaller.spec((1,))).tokens[0].shape == (1, 17, 192)
+    save_file({"blocks.0.norm1.weight": torch.ones(192)}, path)
+    with pytest.raises(WeightsError, match="does not fit the vision tower"):
+        ClipBackbone(config, "random", image_size=64, vision_weights=str(path))
+
+
+def test_siglip_like_tower_without_class_token(tmp_path: Path) -> None:
+    """A tower that pools by attention, and a text tower that is not causal and pools its last token."""
+    vision = {
+        "image_size": 224,
+        "timm_model_name": "vit_base_patch16_siglip_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+    text = {**SMALL["text_cfg"], "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "width": 64}
+    config = small_config(tmp_path, "siglip-like", embed_dim=768, vision_cfg=vision, text_cfg=text, custom_text=True)
+    backbone = ClipBackbone(config, "random", image_size=64)
+    features = backbone.encode_image(torch.randn(2, 3, 64, 64), backbone.spec((1, 12)))
+    torch.testing.assert_close(features.tokens[0][:, 0], features.tokens[0][:, 1:].mean(1))
+    assert features.tokens[1].shape == (2, 17, 768)
+    clip = CustomTextCLIP(768, CLIPVisionCfg(**vision), CLIPTextCfg(**text)).eval()
+    shared = {k: v for k, v in backbone.text.state_dict().items() if k in clip.text.state_dict()}
+    clip.text.load_state_dict(shared)
+    ids = torch.randint(0, 49408, (1, 77))  # SigLIP's own tokenizer needs a download
+    embedded = backbone.text(backbone.text.token_embedding(ids), end=5)
+    torch.testing.assert_close(embedded, clip.encode_text(ids))

@@ -1,0 +1,299 @@
+"""The command line as a user meets it: runs, run folders, and mistakes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from afclip_lightning.backbones import clip
+from afclip_lightning.cli import main
+from tests.layouts.mvtec import write_mvtec
+from tests.layouts.visa import write_visa
+from tests.test_backbone import small_config
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+MVTEC = ["bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile"]
+MVTEC += ["toothbrush", "transistor", "wood", "zipper"]
+VISA = ["candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2", "pcb1", "pcb2", "pcb3", "pcb4"]
+VISA += ["pipe_fryum"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with miniature MVTec AD and VisA trees under `data/`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    write_mvtec(tmp_path / "data/mvtec", MVTEC)
+    write_visa(tmp_path / "data/visa", VISA)
+    small_config(tmp_path)
+    return tmp_path
+
+
+def arguments(config: str = "afclip_mvtec", **extra: str) -> list[str]:
+    """Returns the arguments that run a shipped config on the miniature trees with a small random backbone."""
+    options = {
+        "config": str(REPOSITORY / f"configs/{config}.yaml"),
+        "run_dir": "run",
+        "model.backbone.model": "small.json",
+        "model.backbone.weights": "random",
+        "model.backbone.image_size": "28",
+        "model.layers": "[1,2,3]",
+        "data.train.num_workers": "0",
+        "trainer.max_epochs": "1",
+        "trainer.accelerator": "cpu",
+        "trainer.log_every_n_steps": "1",
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        **{key.replace("__", "."): value for key, value in extra.items()},
+    }
+    return [f"--{key}={value}" for key, value in options.items()]
+
+
+def subprocess_of(args: list[str], **extra: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "afclip_lightning", *args]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, **extra
+    )
+
+
+def table(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with path.open() as file:
+        return {(row["dataset"], row["category"]): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_every_config_parses(config: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, f"--config={config}", "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["class_path"].startswith("afclip_lightning.methods.")
+
+
+def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments()]) == 0
+    output = capsys.readouterr().out
+    run = folder / "run"
+    rows = table(run / "results.csv")
+    assert len(rows) == 12 + 1
+    assert rows["visa", "candle"]["normal"] == "1"
+    assert rows["visa", "candle"]["anomalous"] == "2"
+    assert 0 <= float(rows["visa", "mean"]["pixel_auroc"]) <= 1
+    parsed = json.loads((run / "results.json").read_text())
+    assert parsed[0]["metrics"].keys() == parsed[-1]["metrics"].keys() == parsed[-1]["categories"].keys()
+    assert (run / "results.md").read_text().strip() in output
+    assert "RANDOM weights" in output
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["image_size"] == 28
+    assert config["data"]["init_args"]["train"]["init_args"]["root"] == "data/mvtec"
+    record = json.loads((run / "run.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    assert record["trainable_parameters"] > 0
+    assert record["feature_spec"]["layers"] == [1, 2, 3]
+    pictures = sorted((run / "pictures").glob("*.png"))
+    assert len(pictures) == 12
+    with Image.open(pictures[0]) as sheet:
+        assert sheet.size[0] > 3 * 200
+    log = (run / "log/metrics.csv").read_text()
+    assert "train/map_focal" in log
+    assert "test/visa/mean/pixel_auroc" in log
+    for name in ("head.ckpt", "checkpoints/last.ckpt"):
+        assert torch.load(run / name, weights_only=True)["feature_spec"]["image_size"] == 28
+    assert (run / "head.ckpt").stat().st_size < (run / "checkpoints/last.ckpt").stat().st_size
+    assert not list(run.rglob("*.tmp"))
+
+    # the head again, from its file, zero-shot and few-shot
+    head = ["--ckpt_path=run/head.ckpt", "--data.train.root=gone"]
+    assert main(["test", *arguments(run_dir="again"), *head]) == 0
+    assert table(folder / "again/results.csv") == rows
+    assert main(["test", *arguments(run_dir="shot"), *head, "--model.k_shot=1"]) == 0
+    assert table(folder / "shot/results.csv") != rows
+    capsys.readouterr()
+    assert main(["test", *arguments(run_dir="four"), *head, "--model.k_shot=4"]) == 2
+    assert "k_shot is 4, but visa/candle" in capsys.readouterr().err
+    assert main(["test", *arguments(run_dir="other"), *head, "--model.layers=[1,2]"]) == 2
+    assert "layers: [1, 2, 3] in the checkpoint, [1, 2] here" in capsys.readouterr().err
+    assert main(["predict", *arguments(run_dir="predicted"), *head]) == 0
+    with (folder / "predicted/predictions.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 36
+    assert (folder / "predicted" / lines[-1]["map"]).is_file()
+    assert main(["validate", *arguments(run_dir="valid"), *head]) == 0
+    assert table(folder / "valid/results.csv") == rows
+
+
+def test_a_finished_run_is_not_overwritten_but_can_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--trainer.limit_test_batches=1", "--pictures.count=0"]
+    assert main(["fit", *arguments(), *short]) == 0
+    assert main(["fit", *arguments(), *short]) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+    more = arguments(trainer__max_epochs="2", ckpt_path="run/checkpoints/last.ckpt")
+    assert main(["fit", *more, *short]) == 0
+    assert torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_run_folders_of_one_config_do_not_collide(folder: Path) -> None:
+    args = [a for a in arguments() if not a.startswith("--run_dir")]
+    for _ in range(2):
+        assert main(["test", *args, "--trainer.limit_test_batches=1"]) == 0
+    assert len(list((folder / "runs/afclip_mvtec").iterdir())) == 2
+
+
+def test_a_missing_dataset_stops_before_any_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    monkeypatch.setattr(clip.ClipBackbone, "__init__", lambda *_, **__: pytest.fail("built a model"))
+    assert main(["fit", f"--config={REPOSITORY / 'configs/afclip_mvtec.yaml'}"]) == 2
+    error = capsys.readouterr().err
+    assert str(Path("data/mvtec")) in error
+    assert "ground_truth" in error
+    assert "mvtec.com" in error
+    assert "make demo" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("mistake", "nearest"), [
+    ("--model.k_shto=2", "k_shot"),
+    ("--model.backbone.imgae_size=2", "backbone.image_size"),
+    ("--trainer.max_epocs=2", "trainer.max_epochs"),
+    ("--data.skip_mising=true", "skip_missing"),
+    ("--run_dri=x", "run_dir"),
+    ("model: {init_args: {learnable_promt: true}}", "learnable_prompt"),
+    ("model: {init_args: {backbone: {wieghts: x}}}", "weights"),
+    ("trianer: {max_epochs: 2}", "trainer.max_epochs"),
+    ("data: {init_args: {train: {class_path: MVTecAD, init_args: {rot: x}}}}", "root"),
+])  # fmt: skip
+def test_wrong_keys_are_refused_with_the_nearest_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], mistake: str, nearest: str
+) -> None:
+    if not mistake.startswith("--"):
+        (folder / "mistake.yaml").write_text(mistake)
+        mistake = "--config=mistake.yaml"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments(), mistake])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"Did you mean '{nearest}'" in error
+    assert len(error.splitlines()) < 30
+
+
+def test_bad_values_are_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments(model__backbone__image_size="30")]) == 2
+    assert capsys.readouterr().err.strip().endswith("multiple of the patch size 14, got 30; nearest: 28 and 42")
+    assert main(["fit", *arguments(model__backbone__weights="absent.pt")]) == 2
+    assert "absent.pt do not exist" in capsys.readouterr().err
+    assert main(["test", *arguments(), "--ckpt_path=absent.ckpt"]) == 2
+    assert "absent.ckpt" in capsys.readouterr().err
+    (folder / "bad.ckpt").write_bytes(b"not a checkpoint")
+    assert main(["test", *arguments(), "--ckpt_path=bad.ckpt"]) == 2
+    assert "bad.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_image_in_the_middle_is_named(folder: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    path = folder / "data/mvtec/pill/test/crack/001.png"
+    path.write_bytes(path.read_bytes()[:60])
+    assert main(["fit", *arguments(data__train__num_workers=workers)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("pill/test/crack/001.png") == 1
+    assert "Traceback" not in error
+    assert not list((folder / "run").rglob("*.ckpt"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"trainer__max_epochs": "3", "model__temperature": "1e-30", "model__optimizer__init_args__lr": "1e30"}
+    assert main(["fit", *arguments(**extra)]) == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    assert "data/mvtec" in error
+
+
+def test_a_full_disk_leaves_no_half_written_file(folder: Path) -> None:
+    """A limit on the size of a file stands for the full disk: the checkpoint is larger, the tables are not."""
+    import resource
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error instead of a kill, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    process = subprocess_of(["fit", *arguments()], preexec_fn=limit)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "last.ckpt: cannot be written" in output
+    assert "Traceback" not in output
+    assert not [p for p in (folder / "run").rglob("*") if p.suffix in (".ckpt", ".tmp")]
+
+
+def test_ctrl_c_keeps_the_last_complete_checkpoint(folder: Path) -> None:
+    process = subprocess_of(["fit", *arguments(trainer__max_epochs="100000")])
+    last = folder / "run/checkpoints/last.ckpt"
+    deadline = time.time() + 90
+    while not last.exists() and time.time() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode not in (0, 2), output
+    assert torch.load(last, weights_only=True)["epoch"] >= 0
+    assert not list((folder / "run").rglob("*.tmp"))
+
+
+def test_two_processes_give_the_results_of_one(folder: Path) -> None:
+    assert main(["fit", *arguments(), "--test_after_fit=false"]) == 0
+    head = ["--ckpt_path=run/head.ckpt", "--model.k_shot=1", "--pictures.count=1"]
+    assert main(["test", *arguments(run_dir="one"), *head]) == 0
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = subprocess_of(["test", *arguments(run_dir="two"), *head, *two])
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    one, other = table(folder / "one/results.csv"), table(folder / "two/results.csv")
+    assert one.keys() == other.keys()
+    for key, row in one.items():
+        for column, value in row.items():
+            if column.startswith(("image_", "pixel_")):
+                assert float(other[key][column]) == pytest.approx(float(value), abs=1e-5), (key, column)
+            else:
+                assert other[key][column] == value
+    names = [sorted(p.name for p in (folder / run / "pictures").iterdir()) for run in ("one", "two")]
+    assert names[0] == names[1]
+
+
+def test_training_on_two_processes(folder: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_test_batches=1"]
+    process = subprocess_of(["fit", *arguments(), *two])
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert torch.load(folder / "run/head.ckpt", weights_only=True)["global_step"] == 4  # 60 images, 2 × 8 a step
+
+
+def test_wandb_offline_run_can_be_read_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (folder / "wandb.yaml").write_text(
+        "trainer: {logger: {class_path: lightning.pytorch.loggers.WandbLogger, "
+        "init_args: {project: afclip_lightning, offline: true}}}"
+    )
+    assert main(["fit", *arguments(), "--config=wandb.yaml"]) == 0
+    import wandb
+
+    wandb.finish()
+    files = list((folder / "run").rglob("run-*.wandb"))
+    assert len(files) == 1  # in the run folder, not in the working folder
+    assert not (folder / "wandb").exists()
+    content = files[0].read_bytes()
+    assert b"test/visa/candle/pixel_pro" in content
+    assert b"train/map_focal" in content

@@ -1,0 +1,72 @@
+"""Losses against loop-only twins, and their edges."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from afclip_lightning.losses import binary_focal_loss, patch_alignment_loss, patch_targets
+from tests.reference import afclip_naive as naive
+
+
+def test_focal_equals_the_loop_and_survives_saturation() -> None:
+    probability = torch.tensor([0.0, 1e-30, 0.2, 0.5, 0.999, 1.0, 1.0])
+    target = torch.tensor([0.0, 1.0, 1.0, 0.5, 0.0, 0.0, 1.0])
+    expected = naive.focal(probability.double().tolist(), target.tolist(), 4.0)
+    torch.testing.assert_close(binary_focal_loss(probability, target, 4.0).item(), expected, rtol=1e-5, atol=0)
+    logits = torch.tensor([-200.0, 200.0], requires_grad=True)
+    binary_focal_loss(torch.stack([torch.zeros(2), logits]).softmax(0)[1], torch.tensor([1.0, 0.0]), 4.0).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros(2))  # saturated: no gradient, and no NaN
+
+
+def test_focal_is_float32_under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = binary_focal_loss(torch.rand(8).bfloat16(), torch.ones(8), 4.0)
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("factor", [2, 14])
+def test_targets_are_the_mean_of_the_central_pixels(factor: int) -> None:
+    rng = np.random.default_rng(factor)
+    mask = (rng.random((3, 4 * factor, 5 * factor)) < 0.5).astype(np.uint8)
+    expected = np.stack([naive.targets(m, (4, 5)) for m in mask])
+    torch.testing.assert_close(patch_targets(torch.from_numpy(mask), (4, 5)), torch.from_numpy(expected).float())
+    assert {0.0, 0.5, 1.0} == set(np.unique(expected))
+
+
+def test_a_defect_that_misses_the_centre_vanishes_from_the_targets() -> None:
+    mask = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    mask[0, 0:6, :] = 1
+    assert not patch_targets(mask, (2, 2)).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alignment_equals_the_sum_over_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = F.normalize(torch.from_numpy(rng.normal(size=(3, 7, 5))), dim=-1)
+    target = torch.from_numpy(rng.choice([0.0, 0.5, 1.0], size=(3, 7)))
+    # make the kinds overlap, so that the loss is not cut at 0
+    tokens = F.normalize(tokens + 3 * tokens.mean(1, keepdim=True), dim=-1)
+    tokens[:, 0] = F.normalize(tokens[:, 1] + tokens[:, 2], dim=-1)
+    expected = naive.alignment(tokens.numpy(), target.numpy())
+    actual = patch_alignment_loss(tokens, target)
+    torch.testing.assert_close(actual.item(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_alignment_by_hand() -> None:
+    """Normal patches e, -e, e and the anomalous e: 1/3 over the mixed pairs, (1 + 1) / (9 + 1) over the others."""
+    e = torch.tensor([1.0, 0.0])
+    loss = patch_alignment_loss(torch.stack([e, -e, e, e])[None], torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+    assert loss.item() == pytest.approx(1 / 3 - 0.2)
+    apart = patch_alignment_loss(torch.stack([e, e, e, -e])[None], torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+    assert apart == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5])
+def test_alignment_without_both_kinds_is_zero_with_zero_gradient(value: float) -> None:
+    tokens = F.normalize(torch.randn(2, 4, 3), dim=-1).requires_grad_()
+    loss = patch_alignment_loss(tokens, torch.full((2, 4), value))
+    loss.backward()
+    assert loss == 0
+    assert not tokens.grad.any()
+    assert patch_alignment_loss(tokens[:0], torch.zeros(0, 4)) == 0

@@ -1,0 +1,50 @@
+"""Adapters and memory against loop-only twins."""
+
+import numpy as np
+import pytest
+import torch
+
+from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours
+from afclip_lightning.memory import FewShotMemory
+from tests.reference import afclip_naive as naive
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 7])
+def test_aggregation_equals_the_loop_and_keeps_the_class_token(window: int) -> None:
+    tokens = torch.randn(2, 1 + 4 * 6, 3)
+    out = aggregate_neighbours(tokens, (4, 6), window, 4.0)
+    torch.testing.assert_close(out[:, 0], tokens[:, 0])
+    expected = [naive.aggregate(t.double().numpy()[1:], (4, 6), window, 4.0) for t in tokens]
+    torch.testing.assert_close(out[:, 1:], torch.from_numpy(np.stack(expected)).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_adapter_equals_the_loop() -> None:
+    torch.manual_seed(0)
+    adapter = AttentionAdapter(width=6, heads=2, head_width=3).double()
+    torch.nn.init.normal_(adapter.norm.weight)
+    tokens = torch.randn(1, 5, 6, dtype=torch.float64)
+    x = tokens[0].numpy()
+    normed = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    normed = normed * adapter.norm.weight.detach().numpy() + adapter.norm.bias.detach().numpy()
+    q, k, v = (layer.weight.detach().numpy() for layer in (adapter.to_q, adapter.to_k, adapter.to_v))
+    mixed = naive.attention(normed, q, k, v, heads=2)
+    expected = mixed @ adapter.to_out.weight.detach().numpy().T + adapter.to_out.bias.detach().numpy()
+    torch.testing.assert_close(adapter(tokens)[0], torch.from_numpy(expected))
+
+
+def test_memory_distance_equals_the_loop_and_is_zero_for_what_it_holds() -> None:
+    memory = FewShotMemory()
+    sets = [torch.randn(2, 1 + 4, 3), torch.randn(2, 1 + 4, 5)]
+    memory.remember(("d", "a"), sets)
+    memory.remember(("d", "b"), [tokens.flip(0) + 1 for tokens in sets])
+    queries = torch.randn(2, 1 + 4, 5)
+    bank_a, bank_b = sets[1][:, 1:].flatten(0, 1), (sets[1].flip(0) + 1)[:, 1:].flatten(0, 1)
+    expected = [
+        naive.nearest_distance(queries[0, 1:].double().numpy(), bank_b.double().numpy()),
+        naive.nearest_distance(queries[1, 1:].double().numpy(), bank_a.double().numpy()),
+    ]
+    actual = memory.distance([("d", "b"), ("d", "a")], 1, queries)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float32), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(memory.distance([("d", "a")] * 2, 0, sets[0]), torch.zeros(2, 4), rtol=0, atol=1e-6)
+    memory.forget([("d", "a")])
+    assert list(memory.banks) == [("d", "b")]

@@ -1,0 +1,33 @@
+"""Maps against SciPy and torch's own functions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from afclip_lightning.scoring import similarity_logits, upsample_and_smooth
+
+
+@pytest.mark.parametrize(("grid", "size", "sigma"), [((5, 5), 70, 4.0), ((14, 14), 112, 4.0), ((3, 4), 28, 10.0)])
+def test_upsampling_and_smoothing_equal_interpolate_then_scipy(grid: tuple[int, int], size: int, sigma: float) -> None:
+    maps = torch.rand(2, *grid, generator=torch.Generator().manual_seed(0))
+    upsampled = F.interpolate(maps[:, None].double(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    expected = torch.stack([torch.from_numpy(gaussian_filter(m.numpy(), sigma=sigma)) for m in upsampled])
+    torch.testing.assert_close(upsample_and_smooth(maps, size, sigma), expected.float(), rtol=0, atol=2e-7)
+
+
+def test_no_smoothing() -> None:
+    maps = torch.rand(1, 4, 4)
+    expected = F.interpolate(maps[:, None], size=16, mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(upsample_and_smooth(maps, 16, 0.0), expected)
+
+
+def test_maps_leave_in_float32() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert upsample_and_smooth(torch.rand(1, 4, 4).bfloat16(), 16, 2.0).dtype == torch.float32
+
+
+def test_logits_are_cosines_over_temperature() -> None:
+    tokens, text = F.normalize(torch.randn(2, 3, 8), dim=-1), F.normalize(torch.randn(2, 8), dim=-1)
+    expected = F.cosine_similarity(tokens[:, :, None], text[None, None], dim=-1) / 0.07
+    torch.testing.assert_close(similarity_logits(tokens, text, 0.07), expected)
