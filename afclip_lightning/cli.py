@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import logging
 import os
 import pkgutil
 import platform
@@ -161,7 +162,7 @@ class AnomalyCLI(LightningCLI):
         parser.add_class_arguments(Pictures, "pictures")
 
     def _parse_ckpt_path(self) -> None:
-        """Reads the checkpoint once before anything is built; its hyperparameters never override what the user gives."""
+        """Reads the checkpoint before anything is built; its hyperparameters never override what the user gives."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in ("best", "last", "hpc", "registry"):
             read_checkpoint(path)
@@ -289,9 +290,18 @@ def _move_logger(logger: Any, run_dir: Path) -> None:
             logger._wandb_init["dir"] = str(run_dir)
 
 
+def _quiet_lightning() -> None:
+    """Leaves out what Lightning says of itself: the frozen backbone is in eval mode on purpose."""
+    for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    _quiet_lightning()
     try:
         AnomalyCLI(args)
     except UserError as error:

@@ -131,7 +131,8 @@ class Pictures(Callback):
             top = margin + row * height
             what = "anomalous" if case.sample.label else "normal"
             name = "/".join(case.sample.image_path.parts[-2:])
-            draw.text((margin, top), f"{what}  score {case.score:.4f}  {name}", fill="black")
+            unknown = "" if case.sample.mask_known else "  (mask not known)"
+            draw.text((margin, top), f"{what}  score {case.score:.4f}  {name}{unknown}", fill="black")
             heat = np.clip((case.anomaly_map - low) / max(high - low, 1e-12), 0, 1)
             colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
             overlay = (0.5 * case.image + 0.5 * colours).astype(np.uint8)

@@ -122,7 +122,8 @@ def test_two_training_steps(case: Case, alias_targets: bool) -> None:
     optimizer = case.model.configure_optimizers()
     assert optimizer is not None
     features = case.features()
-    for step in ("step1", "step2"):
+    # the second step follows one of nearly lr * sign(gradient), where a gradient near 0 may turn either way
+    for step, limit in (("step1", 1e-4), ("step2", 5e-4)):
         losses = case.model.loss(features, case.batch)
         optimizer.zero_grad()
         losses["total"].backward()
@@ -133,14 +134,13 @@ def test_two_training_steps(case: Case, alias_targets: bool) -> None:
             ("alignment", "align"),
             ("total", "total"),
         ):
-            case.check(losses[ours], f"{step}.loss.{theirs}", variant=variant)
+            case.check(losses[ours], f"{step}.loss.{theirs}", limit, variant)
         gradients = {}
         for name, parameter in case.model.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None
                 gradients[name] = parameter.grad.flatten()[:16].clone()
                 official = official_name(name)
-                limit = 1e-4 if step == "step1" else 5e-4  # the second follows a step of nearly lr * sign(gradient)
                 case.check(parameter.grad.norm(), f"{step}.grad_norm.{official}", limit, variant)
                 case.check(gradients[name], f"{step}.grad16.{official}", 1e-3, variant)
         optimizer.step()
