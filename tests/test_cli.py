@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,15 @@ def test_a_finished_run_is_not_overwritten_but_can_go_on(folder: Path, capsys: p
     more = arguments(trainer__max_epochs="2", ckpt_path="run/checkpoints/last.ckpt")
     assert main(["fit", *more, *short]) == 0
     assert torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_the_training_set_alone_is_tested_as_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(folder / "data/visa")
+    with pytest.warns(UserWarning, match="NOT zero-shot"):
+        assert main(["fit", *arguments()]) == 0
+    rows = table(folder / "run/results.csv")
+    assert {dataset for dataset, _ in rows} == {"mvtec_seen"}
+    assert len(rows) == 15 + 1
 
 
 def test_run_folders_of_one_config_do_not_collide(folder: Path) -> None:

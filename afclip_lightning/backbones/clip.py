@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 import open_clip
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
@@ -29,8 +30,6 @@ from afclip_lightning.backbones.weights import (
 )
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.types import ClipFeatures
-
-logger = logging.getLogger(__name__)
 
 open_clip.add_model_config(Path(__file__).parent / "models")
 
@@ -97,7 +96,7 @@ class ClipBackbone(nn.Module):
         self.preprocess = Preprocess(self.image_size, tuple(normalisation["mean"]), tuple(normalisation["std"]))
         self.requires_grad_(False)
         self.train(False)
-        logger.info("backbone %s", self.description)
+        rank_zero_info(f"Backbone: {self.description}")
 
     @property
     def description(self) -> str:

@@ -1,5 +1,6 @@
 """Train on one dataset, test on others: the protocol of zero-shot anomaly detection."""
 
+import copy
 from collections.abc import Iterable, Iterator
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,6 +20,8 @@ class CrossDataset(AnomalyData):
         test: The datasets to test on, in the order of the loaders.
         skip_missing: Leaves out the test datasets that are not on disk, with a warning that names them. One must
             remain, and a dataset that is there but incomplete is still an error.
+        seen_if_alone: Where `skip_missing` leaves no test dataset, tests on the training dataset under the name
+            `<name>_seen`, with a warning: that is not zero-shot, and says only that the head has learnt.
         allow_train_test_overlap: Allows a category to be trained on and tested on, which is no longer zero-shot.
 
     Raises:
@@ -30,12 +33,14 @@ class CrossDataset(AnomalyData):
         train: AnomalyDataModule,
         test: list[AnomalyDataModule] | AnomalyDataModule,
         skip_missing: bool = False,
+        seen_if_alone: bool = False,
         allow_train_test_overlap: bool = False,
     ) -> None:
         super().__init__()
         self.train_set = train
         self.all_test_sets = list(test) if isinstance(test, (list, tuple)) else [test]
         self.skip_missing = skip_missing
+        self.seen_if_alone = seen_if_alone
         if not self.all_test_sets:
             raise ValueError("test must name at least one dataset")
         tested: set[tuple[str, str]] = set()
@@ -58,6 +63,10 @@ class CrossDataset(AnomalyData):
         """
         absent = self._absent()
         if len(absent) == len(self.all_test_sets):
+            if self.seen_if_alone:
+                seen = copy.copy(self.train_set)
+                seen.name = f"{seen.name}_seen"
+                return [seen]
             raise DatasetError(
                 f"None of the test datasets is there: {_places(absent)}.\ndata/README.md says how to get them. To see "
                 "the project work without any dataset: make demo."
@@ -127,6 +136,8 @@ class CrossDataset(AnomalyData):
         yield from self.test_sets
         if absent := self._absent():
             rank_zero_warn(f"Not on disk and left out, since skip_missing is set: {_places(absent)}.")
+            if len(absent) == len(self.all_test_sets):
+                rank_zero_warn("No other dataset is there: testing on the training dataset, which is NOT zero-shot.")
 
 
 def _claims(dataset: AnomalyDataModule) -> set[tuple[str, str]]:

@@ -187,3 +187,15 @@ def test_configuration(root: Path) -> None:
     alone = made({"class_path": cross, "init_args": {"train": train, "test": isic}})
     assert [dataset.name for dataset in alone.test_sets] == ["isic"]
     assert made(isic).name == "isic"
+
+
+def test_alone_the_training_set_is_tested_under_another_name(tmp_path: Path) -> None:
+    train = MVTecLayout(write_mvtec(tmp_path / "set", ["nut"]), name="set", num_workers=0)
+    data = CrossDataset(train, BTAD(tmp_path / "absent"), skip_missing=True, seen_if_alone=True)
+    with pytest.warns(UserWarning, match="NOT zero-shot"):
+        data.check("fit")
+    assert [part.name for part in data.test_sets] == ["set_seen"]
+    assert {s.dataset for s in data.test_sets[0].samples("test")} == {"set_seen"}
+    assert {s.dataset for s in train.samples("test")} == {"set"}
+    write_btad(tmp_path / "absent")
+    assert [part.name for part in data.test_sets] == ["btad"]
