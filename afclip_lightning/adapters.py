@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a kept tensor must serve training as well
 def gaussian_window(window: int, sigma: float) -> Tensor:
     """Returns a `[window, window]` Gaussian that sums to 1, float32.
 

@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Returns a checkpoint's content, its tensors on the CPU.
 
     Raises:
-        CheckpointError: The file is absent, damaged or holds objects.
+        CheckpointError: The file is absent, damaged, holds objects or is not one of ours.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"Checkpoint {path} does not exist.")
@@ -46,4 +46,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and end-of-file errors
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
+    if not isinstance(checkpoint, dict) or "feature_spec" not in checkpoint:
+        raise CheckpointError(f"{path} has no feature spec: it was not written by afclip_lightning.")
     return checkpoint

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,7 @@ from afclip_lightning.callbacks.pictures import Pictures
 from afclip_lightning.callbacks.predictions import Predictions
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
 
@@ -94,7 +95,9 @@ class RunRecord(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes `config.yaml` and `run.json`."""
         folder = Path(trainer.default_root_dir)
-        write_text(folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
+        config = self.config.clone()  # to be run again as it is, into another folder
+        config.run_dir = config.trainer.default_root_dir = None
+        write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
         write_json(
             folder / "run.json",
             {
@@ -120,12 +123,22 @@ def _version(package: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """Returns the revision of the source tree, with `-dirty` where files were changed; `None` outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    """Returns the source tree's revision, with `-dirty` where files were changed; `None` for an installed package."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _job_name() -> str | None:
+    """Returns a name that all processes of a cluster job share without talking to each other, or `None` outside one."""
+    if "SLURM_JOB_ID" in os.environ:
+        return f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', '0')}"
+    return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 class AnomalyCLI(LightningCLI):
@@ -165,14 +178,24 @@ class AnomalyCLI(LightningCLI):
         """Reads the checkpoint before anything is built; its hyperparameters never override what the user gives."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in ("best", "last", "hpc", "registry"):
-            read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
+            if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
+                raise CheckpointError(
+                    f"{path} has no optimiser state to go on from: use checkpoints/last.ckpt of its run."
+                )
 
     def before_instantiate_classes(self) -> None:
         """Checks the data and chooses the run folder, before any model is built."""
         config = self.config[self.subcommand]
         probe = ArgumentParser(exit_on_error=False)
         probe.add_subclass_arguments(AnomalyData, "data")
-        probe.instantiate_classes(Namespace(data=config.data)).data.check(self.subcommand)
+        with _argument_errors():
+            data = probe.instantiate_classes(Namespace(data=config.data)).data
+        data.check(self.subcommand)
+        if str(config.trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
+            raise UserError(
+                f"precision {config.trainer.precision} is not supported: use 32-true, 16-mixed or bf16-mixed."
+            )
         self.run_dir = self._choose_run_dir(config)
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir)
         if self.subcommand == "fit" and config.trainer.limit_val_batches is None:
@@ -185,16 +208,16 @@ class AnomalyCLI(LightningCLI):
             return Path(chosen)
         if config.run_dir:
             run_dir = Path(config.run_dir)
-            resumes = bool(config.get("ckpt_path"))
-            if self.subcommand == "fit" and (run_dir / "config.yaml").exists() and not resumes:
+            resumes = self.subcommand == "fit" and run_dir in Path(config.get("ckpt_path") or "").parents
+            if (run_dir / "config.yaml").exists() and not resumes:
                 raise UserError(
-                    f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run with "
+                    f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run: fit with "
                     f"--ckpt_path {run_dir / 'checkpoints' / 'last.ckpt'}."
                 )
         else:
             stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
-            job = os.environ.get("SLURM_JOB_ID")  # the same on every task of the job
-            name = f"slurm-{job}" if job else time.strftime("%Y%m%d-%H%M%S")
+            job = _job_name()
+            name = job or time.strftime("%Y%m%d-%H%M%S")
             run_dir = Path("runs") / stem / name
             number = 1
             while not job and run_dir.exists():
@@ -205,35 +228,36 @@ class AnomalyCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer, and gives the data the preprocessing of the model's backbone."""
-        try:
+        with _argument_errors():
             super().instantiate_classes()
-        except ValueError as error:  # an argument that its constructor refused, wrapped by the parser
-            raise UserError(str(_root_cause(error))) from error
         self.datamodule.preprocess = self.model.preprocess
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""
         config = self.config_init[self.subcommand].trainer
-        loggers = config.logger if isinstance(config.logger, list) else [config.logger]
-        loggers = [logger for logger in loggers if logger not in (None, True, False)]
+        loggers = [logger for logger in _as_list(config.logger) if logger not in (True, False)]
         for logger in loggers:
             _move_logger(logger, self.run_dir)
         if config.logger is not False:
-            loggers.append(CSVLogger(str(self.run_dir), name="", version="log"))
+            logs = len(list(self.run_dir.glob("log*")))  # those of the run that this one continues
+            loggers.append(CSVLogger(str(self.run_dir), name="", version=f"log-{logs + 1}" if logs else "log"))
         self.evaluation, self.pictures = Evaluation(), self.config_init[self.subcommand].pictures
         last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
         callbacks = [self.evaluation, self.pictures, Predictions()]
         if config.enable_checkpointing is not False:
             callbacks.append(last)
-        config.callbacks = [*(config.callbacks or []), *callbacks]
-        config.plugins = [*(config.plugins or []), AtomicCheckpointIO()]
+        config.callbacks = [*_as_list(config.callbacks), *callbacks]
+        config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(logger=loggers, **kwargs)
 
     def fit(self, **kwargs: Any) -> None:
         """Trains and tests; a method with nothing to train is only tested."""
         if self.config_init["fit"].test_before_fit:
             self.evaluation.name = "results_untrained"
-            self._test("Before training")
+            count, self.pictures.count = self.pictures.count, 0  # the pictures are of the trained method
+            self._evaluate(self.trainer.test, "Before training", model=self.model, datamodule=self.datamodule)
+            self.pictures.count = count
+            self.evaluation.name = "results"
         if self.model.trainable_names():
             self.trainer.fit(**kwargs)
             head = self.run_dir / "head.ckpt"
@@ -243,43 +267,51 @@ class AnomalyCLI(LightningCLI):
         else:
             print(f"{type(self.model).__name__} has nothing to train with these settings.")
         if self.config_init["fit"].test_after_fit:
-            self.evaluation.name = "results"
-            self._test("After training")
-
-    def _test(self, title: str) -> None:
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        self._print_results(title)
+            self._evaluate(self.trainer.test, "After training", model=self.model, datamodule=self.datamodule)
 
     def test(self, **kwargs: Any) -> None:
         """Tests."""
-        self.trainer.test(**{**kwargs, "verbose": False})
-        self._print_results("Test")
+        trained = kwargs.get("ckpt_path") or not self.model.trainable_names()
+        self._evaluate(self.trainer.test, "Test" if trained else "Test of an UNTRAINED head (no --ckpt_path)", **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
         """Tests without pictures."""
-        self.trainer.validate(**{**kwargs, "verbose": False})
-        self._print_results("Validation")
+        self._evaluate(self.trainer.validate, "Validation", **kwargs)
 
-    def predict(self, **kwargs: Any) -> None:
-        """Writes scores and maps as they come, and keeps none in memory."""
-        self.trainer.predict(**{**kwargs, "return_predictions": False})
-        if self.trainer.is_global_zero:
-            print(f"Predictions: {self.run_dir / 'predictions.csv'}")
-
-    def _print_results(self, title: str) -> None:
+    def _evaluate(self, run: Callable[..., Any], title: str, **kwargs: Any) -> None:
+        self.evaluation.title = f"{title} · {type(self.model).__name__} on {self.model.backbone.description}"
+        run(**{**kwargs, "verbose": False})
         if not self.trainer.is_global_zero:
             return
-        print(f"\n{title} · {type(self.model).__name__} on {self.model.backbone.description}")
+        print(f"\n{self.evaluation.title}")
         print(results.render(self.evaluation.rows))
         print(f"Table: {self.run_dir / self.evaluation.name}.csv")
         if self.pictures.paths:
             print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
 
+    def predict(self, **kwargs: Any) -> None:
+        """Writes scores and maps as they come, and keeps none in memory."""
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+        if self.trainer.is_global_zero:
+            print("Predictions:\n" + "\n".join(f"  {path}" for path in sorted(self.run_dir.glob("predictions*.csv"))))
 
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return error
+
+@contextmanager
+def _argument_errors() -> Iterator[None]:
+    """Turns what a constructor refused into one message; the parser wraps it in its own errors."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException = error
+        while cause.__cause__ and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise UserError(message_of(cause)) from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _move_logger(logger: Any, run_dir: Path) -> None:

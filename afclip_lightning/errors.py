@@ -21,6 +21,6 @@ class TrainingError(UserError):
     """Training cannot go on (a loss that is not finite); the message names the step and the images."""
 
 
-def message_of(error: UserError) -> str:
+def message_of(error: BaseException) -> str:
     """Returns the message alone: a loader process wraps it in its own traceback."""
     return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

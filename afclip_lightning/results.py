@@ -71,8 +71,15 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join([text(lines[0]), rule, *(text(line) for line in lines[1:])])
 
 
-def write(rows: Sequence[Row], folder: Path, name: str) -> None:
-    """Writes `<name>.csv`, `<name>.json` and `<name>.md`; a metric that is not defined is left empty or out."""
+def write(rows: Sequence[Row], folder: Path, name: str, title: str) -> None:
+    """Writes `<name>.csv`, `<name>.json` and `<name>.md`; a metric that is not defined is left empty or out.
+
+    Args:
+        rows: The table.
+        folder: The run folder.
+        name: Stem of the files.
+        title: What was tested, with its backbone.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["dataset", "category", "normal", "anomalous", *METRICS])
@@ -80,18 +87,16 @@ def write(rows: Sequence[Row], folder: Path, name: str) -> None:
         values = [row.metrics.get(metric, "") for metric in METRICS]
         writer.writerow([row.dataset, row.category, row.normal, row.anomalous, *values])
     write_text(folder / f"{name}.csv", buffer.getvalue())
-    write_json(
-        folder / f"{name}.json",
-        [
-            {
-                "dataset": row.dataset,
-                "category": row.category,
-                "normal": row.normal,
-                "anomalous": row.anomalous,
-                "metrics": dict(row.metrics),
-                **({"categories": dict(row.categories)} if row.category == MEAN else {}),
-            }
-            for row in rows
-        ],
-    )
-    write_text(folder / f"{name}.md", render(rows) + "\n")
+    entries = [
+        {
+            "dataset": row.dataset,
+            "category": row.category,
+            "normal": row.normal,
+            "anomalous": row.anomalous,
+            "metrics": dict(row.metrics),
+            **({"categories": dict(row.categories)} if row.category == MEAN else {}),
+        }
+        for row in rows
+    ]
+    write_json(folder / f"{name}.json", {"title": title, "rows": entries})
+    write_text(folder / f"{name}.md", f"{title}\n\n{render(rows)}\n")

@@ -17,7 +17,8 @@ def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: floa
 
     Reference: AF-CLIP, Eq. (9).
     """
-    return tokens.float() @ text_embeddings.float().T / temperature
+    with torch.autocast(tokens.device.type, enabled=False):  # sums of many such logits go far beyond half precision
+        return tokens.float() @ text_embeddings.float().T / temperature
 
 
 def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
@@ -41,6 +42,7 @@ def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a kept tensor must serve training as well
 def _upsample_and_smooth_matrix(length: int, size: int, sigma: float) -> Tensor:
     """Returns the `[size, length]` matrix of one axis, float32, computed in float64."""
     eye = torch.eye(length, dtype=torch.float64)[None]

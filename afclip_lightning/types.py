@@ -59,8 +59,9 @@ class Batch:
     mask_known: Tensor
     samples: list[Sample]
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
+    def to(self, device: torch.device) -> "Batch":
         """Returns the batch on another device; Lightning calls this."""
+        non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
         image, mask, label, known = (tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors())
         return Batch(image, mask, label, known, self.samples)
 

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.backbones.weights import normalisation_of, uses_quick_gelu
+from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD
 from afclip_lightning.errors import WeightsError
 
 SMALL = {
@@ -232,8 +234,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "quick"), [("ViT-L-14-336", True), ("ViT-B-32", True), ("ViT-B-32-256", False)])
 def test_tags_turn_quick_gelu_on_for_openai_only(model: str, quick: bool) -> None:
-    from afclip_lightning.backbones.weights import uses_quick_gelu
-
     tag = "openai" if quick else open_clip.list_pretrained_tags_by_model(model)[0]
     assert uses_quick_gelu(model, open_clip.get_model_config(model), tag) is quick
 
@@ -295,3 +295,33 @@ def test_siglip_like_tower_without_class_token(tmp_path: Path) -> None:
     ids = torch.randint(0, 49408, (1, 77))  # SigLIP's own tokenizer needs a download
     embedded = backbone.text(backbone.text.token_embedding(ids), end=5)
     torch.testing.assert_close(embedded, clip.encode_text(ids))
+
+
+def test_normalisation_is_what_the_weights_were_trained_with(tmp_path: Path) -> None:
+    half = (0.5, 0.5, 0.5)
+    assert normalisation_of("ViT-B-16-SigLIP", "webli") == (half, half)
+    assert normalisation_of("ViT-B-16-SigLIP", "some/file.safetensors") == (half, half)
+    assert normalisation_of("ViT-L-14-336", "openai") == (CLIP_MEAN, CLIP_STD)
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None, mean=half)
+    assert backbone.preprocess.mean == half
+    assert backbone.preprocess.std == CLIP_STD
+    other = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    assert [d.split(":")[0] for d in backbone.spec((1,)).differences(other.spec((1,)).to_dict())] == ["mean"]
+
+
+def test_towers_without_patch_tokens_are_refused(tmp_path: Path) -> None:
+    resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    config = small_config(tmp_path, "resnet-like", embed_dim=64, vision_cfg=resnet)
+    with pytest.raises(WeightsError, match="ModifiedResNet has no patch tokens"):
+        ClipBackbone(config, "random", image_size=None)
+    with pytest.raises(ValueError, match="QuickGELU in its config"):
+        ClipBackbone(small_config(tmp_path, "quick", quick_gelu=True), "random", image_size=None, activation="gelu")
+
+
+def test_specs_are_equal_by_content(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    for name in ("a", "b"):
+        save_file({k: v.contiguous() for k, v in small_clip().state_dict().items()}, tmp_path / f"{name}.safetensors")
+    specs = [ClipBackbone(config, str(tmp_path / f"{n}.safetensors"), image_size=None).spec((1,)) for n in "ab"]
+    assert specs[0].weights != specs[1].weights
+    assert specs[0] == specs[1]

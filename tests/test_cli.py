@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import yaml
@@ -93,14 +95,19 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
     assert rows["visa", "candle"]["anomalous"] == "2"
     assert 0 <= float(rows["visa", "mean"]["pixel_auroc"]) <= 1
     parsed = json.loads((run / "results.json").read_text())
-    assert parsed[0]["metrics"].keys() == parsed[-1]["metrics"].keys() == parsed[-1]["categories"].keys()
-    assert (run / "results.md").read_text().strip() in output
-    assert "RANDOM weights" in output
+    first, mean = parsed["rows"][0], parsed["rows"][-1]
+    assert first["metrics"].keys() == mean["metrics"].keys() == mean["categories"].keys()
+    assert "RANDOM weights" in parsed["title"]
+    heading, _, markdown = (run / "results.md").read_text().strip().partition("\n\n")
+    assert "RANDOM weights" in heading
+    assert heading in output
+    assert markdown in output
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["backbone"]["image_size"] == 28
     assert config["data"]["init_args"]["train"]["init_args"]["root"] == "data/mvtec"
+    assert config["run_dir"] is None
     record = json.loads((run / "run.json").read_text())
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    assert torch.__version__.startswith(record["versions"]["torch"])
     assert record["trainable_parameters"] > 0
     assert record["feature_spec"]["layers"] == [1, 2, 3]
     pictures = sorted((run / "pictures").glob("*.png"))
@@ -126,6 +133,14 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
     assert "k_shot is 4, but visa/candle" in capsys.readouterr().err
     assert main(["test", *arguments(run_dir="other"), *head, "--model.layers=[1,2]"]) == 2
     assert "layers: [1, 2, 3] in the checkpoint, [1, 2] here" in capsys.readouterr().err
+    assert main(["test", *arguments(run_dir="scaled"), *head, "--model.scales=[1]"]) == 2
+    assert re.search(r"scales: .1, 3, 5. in the checkpoint, .1,?. here", capsys.readouterr().err)
+    assert main(["fit", *arguments(run_dir="head"), *head, "--data.train.root=data/mvtec"]) == 2
+    assert "no optimiser state" in capsys.readouterr().err
+    assert main(["test", *arguments(), *head]) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+    assert main(["test", *arguments(run_dir="random")]) == 0
+    assert "UNTRAINED" in capsys.readouterr().out
     assert main(["predict", *arguments(run_dir="predicted"), *head]) == 0
     with (folder / "predicted/predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -142,6 +157,7 @@ def test_a_finished_run_is_not_overwritten_but_can_go_on(folder: Path, capsys: p
     assert "holds an earlier run" in capsys.readouterr().err
     more = arguments(trainer__max_epochs="2", ckpt_path="run/checkpoints/last.ckpt")
     assert main(["fit", *more, *short]) == 0
+    assert len(list((folder / "run").glob("log*/metrics.csv"))) == 2  # the first part's log is kept
     assert torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
 
@@ -212,6 +228,41 @@ def test_bad_values_are_one_message(folder: Path, capsys: pytest.CaptureFixture[
     (folder / "bad.ckpt").write_bytes(b"not a checkpoint")
     assert main(["test", *arguments(), "--ckpt_path=bad.ckpt"]) == 2
     assert "bad.ckpt" in capsys.readouterr().err
+    torch.save({"weight": torch.zeros(1)}, "foreign.ckpt")
+    assert main(["test", *arguments(), "--ckpt_path=foreign.ckpt"]) == 2
+    assert "foreign.ckpt has no feature spec" in capsys.readouterr().err
+    (folder / "damaged.pt").write_bytes(b"not weights")
+    assert main(["fit", *arguments(model__backbone__weights="damaged.pt")]) == 2
+    assert "error: damaged.pt: not usable as weights" in capsys.readouterr().err
+    assert main(["fit", *arguments(data__train__batch_size="0")]) == 2
+    assert capsys.readouterr().err.strip() == "error: batch_size must be at least 1, got 0"
+    assert main(["fit", *arguments(), "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec}}]"]) == 2
+    assert "trained on and tested on: mvtec/bottle" in capsys.readouterr().err
+    assert main(["fit", *arguments(trainer__precision="bf16-true")]) == 2
+    assert "use 32-true, 16-mixed or bf16-mixed" in capsys.readouterr().err
+
+
+def test_weights_that_cannot_be_downloaded_name_the_local_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network") from OSError("socket")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", refuse)
+    tag = {"model__backbone__model": "ViT-B-32", "model__backbone__weights": "openai"}
+    assert main(["fit", *arguments(model__backbone__image_size="224", **tag)]) == 2
+    error = capsys.readouterr().err
+    assert "give its path as `weights`" in error
+    assert "socket" not in error
+
+
+def test_too_few_shots_and_lost_masks_stop_before_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments("afclip_plus_mvtec", model__k_shot="400")]) == 2
+    assert "k_shot is 400" in capsys.readouterr().err
+    (folder / "data/visa/pcb4/Data/Masks/Anomaly/000.png").unlink()
+    assert main(["fit", *arguments(run_dir="lost")]) == 2
+    assert "pcb4" in capsys.readouterr().err
+    assert not list(folder.rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -304,6 +355,9 @@ def test_wandb_offline_run_can_be_read_back(folder: Path, monkeypatch: pytest.Mo
     files = list((folder / "run").rglob("run-*.wandb"))
     assert len(files) == 1  # in the run folder, not in the working folder
     assert not (folder / "wandb").exists()
+    deadline = time.time() + 30
+    while b"test/visa/candle/pixel_pro" not in files[0].read_bytes() and time.time() < deadline:
+        time.sleep(0.2)  # another process writes the file
     content = files[0].read_bytes()
     assert b"test/visa/candle/pixel_pro" in content
     assert b"train/map_focal" in content

@@ -31,3 +31,19 @@ def test_logits_are_cosines_over_temperature() -> None:
     tokens, text = F.normalize(torch.randn(2, 3, 8), dim=-1), F.normalize(torch.randn(2, 8), dim=-1)
     expected = F.cosine_similarity(tokens[:, :, None], text[None, None], dim=-1) / 0.07
     torch.testing.assert_close(similarity_logits(tokens, text, 0.07), expected)
+
+
+def test_logits_are_float32_under_autocast() -> None:
+    """A sum of twelve sets reaches beyond 100, where bfloat16 knows steps of a half."""
+    tokens, text = F.normalize(torch.randn(2, 3, 8), dim=-1), F.normalize(torch.randn(2, 8), dim=-1)
+    exact = similarity_logits(tokens, text, 0.07)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(similarity_logits(tokens, text, 0.07), exact, rtol=0, atol=0)
+
+
+def test_what_is_kept_from_inference_serves_training() -> None:
+    with torch.inference_mode():
+        upsample_and_smooth(torch.rand(1, 3, 3), 21, 1.5)
+    maps = torch.rand(1, 3, 3, requires_grad=True)
+    upsample_and_smooth(maps, 21, 1.5).sum().backward()
+    assert maps.grad is not None

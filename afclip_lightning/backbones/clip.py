@@ -21,17 +21,19 @@ from afclip_lightning.backbones.towers import (
     VisionTower,
 )
 from afclip_lightning.backbones.weights import (
+    MODELS,
     RANDOM,
     find_weights,
     fingerprint,
     load_vision_weights,
     load_weights,
+    normalisation_of,
     uses_quick_gelu,
 )
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.types import ClipFeatures
 
-open_clip.add_model_config(Path(__file__).parent / "models")
+open_clip.add_model_config(MODELS)
 
 
 @final
@@ -41,13 +43,16 @@ class ClipBackbone(nn.Module):
     Args:
         model: open_clip's name of an architecture, or a JSON file in open_clip's format.
         weights: A tag of open_clip's (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
-            `.bin`, `.safetensors`), or `random` with `seed`, for tests and demonstrations. Never random by itself.
+            `.bin`, `.safetensors`), `embedded` (of `tiny-8-112` only, in the package), or `random` with `seed`, for
+            tests. Never random by itself.
         image_size: Side of the square input in pixels, a multiple of the patch size; native by default.
         pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
             (MuSc, AdaCLIP) or `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP).
         activation: `auto` takes what the weights were trained with: QuickGELU for OpenAI's.
         vision_weights: Local file with the weights of the vision tower alone, loaded after `weights`.
         seed: Seed of random weights.
+        mean: Mean of the channels, in [0, 1]; by default what the weights were trained with, as open_clip lists it.
+        std: Standard deviation, likewise.
         cache_dir: Where downloaded weights are kept; open_clip's place by default.
 
     Raises:
@@ -64,6 +69,8 @@ class ClipBackbone(nn.Module):
         activation: Literal["auto", "quick_gelu", "gelu"] = "auto",
         vision_weights: str | None = None,
         seed: int = 0,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -71,6 +78,8 @@ class ClipBackbone(nn.Module):
         if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
             _check_size(image_size, config["vision_cfg"]["patch_size"])
         file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
+        if activation == "gelu" and config.get("quick_gelu"):
+            raise ValueError(f"{name} has QuickGELU in its config, got activation: gelu; use the model without it")
         quick_gelu = uses_quick_gelu(name, config, weights) if activation == "auto" else activation == "quick_gelu"
         with _seeded(seed):
             clip = open_clip.create_model(
@@ -92,8 +101,8 @@ class ClipBackbone(nn.Module):
         self.image_size: int = image_size or clip.visual.image_size[0]
         _check_size(self.image_size, self.vision.patch_size)
         self.vision.resize(self.image_size, pos_embed)
-        normalisation = open_clip.get_model_preprocess_cfg(clip)
-        self.preprocess = Preprocess(self.image_size, tuple(normalisation["mean"]), tuple(normalisation["std"]))
+        listed_mean, listed_std = normalisation_of(name, weights)
+        self.preprocess = Preprocess(self.image_size, mean or listed_mean, std or listed_std)
         self.requires_grad_(False)
         self.train(False)
         rank_zero_info(f"Backbone: {self.description}")
@@ -130,6 +139,8 @@ class ClipBackbone(nn.Module):
             activation=self.activation,
             image_size=self.image_size,
             pos_embed=self.pos_embed,
+            mean=self.preprocess.mean,
+            std=self.preprocess.std,
             layers=tuple(layers),
             image_embedding=image_embedding,
         )

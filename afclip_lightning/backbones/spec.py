@@ -1,6 +1,6 @@
 """The record of everything that backbone features depend on."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
@@ -17,19 +17,23 @@ class FeatureSpec:
         activation: `quick_gelu` or `gelu`.
         image_size: Side of the square input, in pixels.
         pos_embed: How the positional embedding was resized to this image size.
+        mean: Mean of the channels that images are normalised with.
+        std: Standard deviation, likewise.
         layers: Tapped blocks, counted from 1 as the papers do.
         attention: `qkv`, the tower's own.
         projected: Whether the tokens have passed the tower's final normalisation and projection.
-        dtype: Type of the features.
+        dtype: Type that the features are kept in.
         image_embedding: Whether the image embedding is asked for; if not, the blocks after the last tap are not run.
     """
 
     model: str
-    weights: str
+    weights: str = field(compare=False)  # where they lie; the hash says what they are
     weights_hash: str
     activation: str
     image_size: int
     pos_embed: PosEmbedResize
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     layers: tuple[int, ...]
     attention: Literal["qkv"] = "qkv"
     projected: bool = False
@@ -38,7 +42,7 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as plain values, for checkpoints and run folders."""
-        return {**asdict(self), "layers": list(self.layers)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Returns what differs from a stored spec, a line a field; a file's path does not matter, its content does."""

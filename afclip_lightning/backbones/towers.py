@@ -49,10 +49,16 @@ class VisionTower(nn.Module, ABC):
 
 
 class ClipVisionTower(VisionTower):
-    """open_clip's own vision transformer."""
+    """open_clip's own vision transformer.
+
+    Raises:
+        WeightsError: Another kind of tower, or one that pools by attention.
+    """
 
     def __init__(self, visual: VisionTransformer) -> None:
         super().__init__()
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.proj is None:
+            raise WeightsError(f"vision tower {type(visual).__name__} has no patch tokens that its projection fits")
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
         self.width = visual.transformer.width
@@ -155,7 +161,6 @@ class TextTower(nn.Module):
         self.ln_final = text.ln_final
         self.text_projection = text.text_projection
         self.register_buffer("attn_mask", text.attn_mask, persistent=False)
-        self.width: int = self.token_embedding.embedding_dim
         self.context_length: int = self.positional_embedding.shape[0]
 
     def forward(self, embeddings: Tensor, end: int) -> Tensor:

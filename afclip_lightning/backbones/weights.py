@@ -9,11 +9,16 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import load_checkpoint, load_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD
 from afclip_lightning.errors import WeightsError
 
+Channels = tuple[float, float, float]
 RANDOM = "random"
+EMBEDDED = "embedded"
+MODELS = Path(__file__).parent / "models"  # configs of our own, and weights that come with the package
 LOCAL_WAY = (
     "On a machine without internet, download the file elsewhere and give its path as `weights` "
     "(OpenAI's TorchScript archive, .pt, .bin or .safetensors); `weights: random` is for tests only."
@@ -44,7 +49,7 @@ def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
     Raises:
         WeightsError: A local file of an architecture that exists with both activations: nothing in it tells which.
     """
-    if config.get("quick_gelu") or weights == RANDOM:
+    if config.get("quick_gelu") or weights in (RANDOM, EMBEDDED):
         return bool(config.get("quick_gelu", False))
     if not is_local_file(weights):
         return bool((open_clip.get_pretrained_cfg(model, weights) or {}).get("quick_gelu", False))
@@ -62,8 +67,21 @@ def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
     return kinds == {True}
 
 
+def normalisation_of(model: str, weights: str) -> tuple[Channels, Channels]:
+    """Returns the mean and standard deviation of the channels that these weights were trained with.
+
+    A file is taken to be like the listed weights of its architecture, where they all agree; else CLIP's own values.
+    """
+    tags = [weights] if open_clip.get_pretrained_cfg(model, weights) else open_clip.list_pretrained_tags_by_model(model)
+    listed = {
+        (tuple(config.get("mean") or CLIP_MEAN), tuple(config.get("std") or CLIP_STD))
+        for config in (open_clip.get_pretrained_cfg(model, tag) for tag in tags)
+    }
+    return listed.pop() if len(listed) == 1 else (CLIP_MEAN, CLIP_STD)
+
+
 def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
-    """Returns the file of a tag or a path; the network is used for a tag only, and only if it is not yet cached.
+    """Returns the file of a tag or a path; the network may be used for a tag only.
 
     Raises:
         WeightsError: The file cannot be had; the message names the local-file way.
@@ -72,6 +90,11 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
         if not Path(weights).is_file():
             raise WeightsError(f"Backbone weights {weights} do not exist. {LOCAL_WAY}")
         return Path(weights)
+    if weights == EMBEDDED:
+        if not (MODELS / f"{model}.safetensors").is_file():
+            there = ", ".join(sorted(path.stem for path in MODELS.glob("*.safetensors")))
+            raise WeightsError(f"{model} has no weights in the package; these have: {there}. {LOCAL_WAY}")
+        return MODELS / f"{model}.safetensors"
     config = open_clip.get_pretrained_cfg(model, weights)
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
@@ -100,10 +123,28 @@ def load_weights(clip: nn.Module, path: Path) -> None:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
             sizes = ("input_resolution", "context_length", "vocab_size")
             clip.load_state_dict({k: v for k, v in state.items() if k not in sizes})
+        elif path.parent == MODELS:
+            clip.load_state_dict(
+                expand_vocabulary(load_file(path), clip.state_dict()["token_embedding.weight"].shape[0])
+            )
         else:
             load_checkpoint(clip, str(path), strict=True, weights_only=True)
     except Exception as error:  # unpickling errors, missing keys, wrong shapes
         raise WeightsError(f"{path}: not usable as weights of this model: {error}") from error
+
+
+def expand_vocabulary(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Returns a full state dict, float32, of weights whose token table was cut to the tokens that their captions held.
+
+    Args:
+        tensors: A state dict in which `token_embedding.weight` has a row for each of `token_ids` `[V]`, and
+            `token_embedding.unknown` is the row of every other token.
+        size: Rows of the full table.
+    """
+    state = {k: v.float() for k, v in tensors.items() if k not in ("token_ids", "token_embedding.unknown")}
+    table = tensors["token_embedding.unknown"].float().repeat(size, 1)
+    table[tensors["token_ids"].long()] = state["token_embedding.weight"]
+    return {**state, "token_embedding.weight": table}
 
 
 def load_vision_weights(tower: nn.Module, weights: str) -> None:

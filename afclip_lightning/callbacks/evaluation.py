@@ -21,11 +21,13 @@ class Evaluation(Callback):
 
     Attributes:
         name: Stem of the files in the run folder.
+        title: What is tested, as the files say it.
         rows: The last results.
     """
 
     def __init__(self) -> None:
         self.name = "results"
+        self.title = ""
         self.rows: list[Row] = []
         self.metrics: dict[Key, AnomalyMetrics] = {}
 
@@ -99,5 +101,5 @@ class Evaluation(Callback):
         for row in self.rows:
             keys = {f"{stage}/{row.dataset}/{row.category}/{metric}": value for metric, value in row.metrics.items()}
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
-        if trainer.is_global_zero:
-            results.write(self.rows, Path(trainer.default_root_dir), self.name)
+        if trainer.is_global_zero and trainer.state.fn != "fit":  # a validation while training is only logged
+            results.write(self.rows, Path(trainer.default_root_dir), self.name, self.title)

@@ -1,34 +1,30 @@
-"""Writes the predictions of `predict` as they come."""
+"""Writes the predictions of `predict`."""
 
 import csv
+import io
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from afclip_lightning.files import atomic_path
+from afclip_lightning.files import atomic_path, write_text
 from afclip_lightning.types import AnomalyPrediction, Batch
 
 
 class Predictions(Callback):
-    """Writes `predictions.csv`, a line an image, and the maps as `maps/<line>.npy`, float32, in the run folder.
+    """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, a line an image.
 
-    Over several processes each writes its own file, with the rank in the name.
+    Over several processes each writes its own table, with the rank in its name.
     """
 
     def __init__(self) -> None:
-        self.file: TextIO | None = None
-        self.count = 0
+        self.rows: list[list[str]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the table."""
+        """Begins the table."""
         self.suffix = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.folder = Path(trainer.default_root_dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = (self.folder / f"predictions{self.suffix}.csv").open("w", newline="", encoding="utf-8")
-        csv.writer(self.file).writerow(["image", "dataset", "category", "label", "score", "map"])
-        self.count = 0
+        self.rows = [["image", "dataset", "category", "label", "score", "map"]]
 
     def on_predict_batch_end(
         self,
@@ -39,20 +35,17 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the lines and maps of a batch."""
-        assert self.file is not None
+        """Writes the maps of a batch and keeps its lines."""
         scores, maps = outputs.pred_score.tolist(), outputs.anomaly_map.cpu().numpy()
         for sample, score, anomaly_map in zip(batch.samples, scores, maps, strict=True):
-            name = f"maps/{self.count:06d}{self.suffix}.npy"
+            name = f"maps/{len(self.rows):06d}{self.suffix}.npy"
             with atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
                 np.save(file, anomaly_map)
-            row = [sample.image_path, sample.dataset, sample.category, sample.label, f"{score:.6g}", name]
-            csv.writer(self.file).writerow(row)
-            self.count += 1
-        self.file.flush()
+            path, label = str(sample.image_path), str(sample.label)
+            self.rows.append([path, sample.dataset, sample.category, label, f"{score:.6g}", name])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes the table."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        """Writes the table."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(self.rows)
+        write_text(self.folder / f"predictions{self.suffix}.csv", buffer.getvalue())

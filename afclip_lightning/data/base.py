@@ -93,7 +93,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DatasetError: The file cannot be read or decoded to its end, or has more than 16 bits a channel.
     """
-    image = ImageOps.exif_transpose(_decode(path))
+    image = _decode(path, upright=True)
     if image.mode.startswith(("I", "F")):  # Pillow would cut these at 255 instead of scaling them
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -122,12 +122,12 @@ def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
     return (values > threshold).astype(np.uint8)
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, upright: bool = False) -> Image.Image:
     try:
         image = Image.open(path)
         with image:
             image.load()
-        return image
+        return ImageOps.exif_transpose(image) if upright else image
     except Exception as error:  # whatever a damaged file makes a decoder run into: OSError, SyntaxError, struct.error …
         raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file or remove it.") from error
 
@@ -412,8 +412,12 @@ class AnomalyDataModule(AnomalyData):
         return drawn
 
     def setup(self, stage: str) -> None:
-        """Checks the dataset; Lightning calls this on every process."""
+        """Checks the dataset and lists its test split, so that a file without its mask stops a run before it trains.
+
+        Lightning calls this on every process.
+        """
         self.check(stage)
+        self.samples("test")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the shuffled loader of `train_split`."""
@@ -442,6 +446,8 @@ class AnomalyDataModule(AnomalyData):
         if not shuffle:
             # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
             distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            if distributed and len(dataset) < torch.distributed.get_world_size():
+                raise DatasetError(f"{self.name}: {len(dataset)} images are fewer than processes; use fewer devices.")
             sampler = (
                 UnrepeatedDistributedSampler(dataset, shuffle=False) if distributed else SequentialSampler(dataset)
             )

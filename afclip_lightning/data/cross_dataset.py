@@ -101,8 +101,9 @@ class CrossDataset(AnomalyData):
         return {key: drawn for dataset in self.test_sets for key, drawn in dataset.few_shot(k_shot, seed).items()}
 
     def prepare_data(self) -> None:
-        """Lets every dataset make what it makes on disk."""
-        for dataset in (self.train_set, *self.all_test_sets):
+        """Lets every dataset that is read make what it makes on disk."""
+        trains = self.trainer is None or self.trainer.state.fn == "fit"
+        for dataset in (*([self.train_set] if trains else []), *self.all_test_sets):
             dataset.prepare_data()
 
     def setup(self, stage: str) -> None:

@@ -65,6 +65,7 @@ class AFCLIP(AnomalyMethod):
     Reference: AF-CLIP, Eq. (3) to (18).
     """
 
+    fixed_by_training = ("scales", "aggregation_sigma", "learnable_prompt", "states", "temperature")
     fixed_text: Tensor
 
     def __init__(
@@ -96,6 +97,10 @@ class AFCLIP(AnomalyMethod):
             raise ValueError(f"scales must be odd and positive, got {list(scales)}")
         if k_shot < 0:
             raise ValueError(f"k_shot must not be negative, got {k_shot}")
+        if temperature <= 0 or aggregation_sigma <= 0:
+            raise ValueError(
+                f"temperature and aggregation_sigma must be positive, got {temperature}, {aggregation_sigma}"
+            )
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.scales = tuple(scales)
         self.aggregation_sigma = aggregation_sigma
@@ -121,19 +126,20 @@ class AFCLIP(AnomalyMethod):
         self.references: dict[Key, list[Sample]] = {}
         self.memory = FewShotMemory()
 
+    def setup(self, stage: str) -> None:
+        """Draws the few-shot images: before any training, so that too few of them stop the run at once."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if self.k_shot and datamodule is not None:
+            self.references = datamodule.few_shot(self.k_shot, self.shot_seed)
+
     def on_evaluation_start(self) -> None:
-        """Embeds the text once for the pass and draws the few-shot images."""
+        """Embeds the text once for the pass."""
         self.pass_text = self.text_embeddings()
-        if self.k_shot:
-            self.references = self.trainer.datamodule.few_shot(  # type: ignore[attr-defined]
-                self.k_shot, self.shot_seed
-            )
 
     def on_evaluation_end(self) -> None:
-        """Forgets the pass's text and memory: the next pass may be of other weights."""
+        """Forgets the pass's text, and the memory of what was drawn."""
         self.pass_text = None
-        self.references = {}
-        self.memory = FewShotMemory()
+        self.memory.forget(self.references.keys())
 
     def text_embeddings(self) -> Tensor:
         """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""

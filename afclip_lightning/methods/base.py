@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -28,7 +28,12 @@ class AnomalyMethod(LightningModule, ABC):
         backbone: The frozen CLIP.
         spec: The features that the head takes.
         optimizer: Makes the optimiser of the trainable parameters; `None` for a method that trains nothing.
+
+    Attributes:
+        fixed_by_training: Constructor arguments that a trained head depends on beside its features.
     """
+
+    fixed_by_training: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
         super().__init__()
@@ -146,14 +151,20 @@ class AnomalyMethod(LightningModule, ABC):
         Raises:
             CheckpointError: Names every difference.
         """
-        if "feature_spec" not in checkpoint:
-            raise CheckpointError("The checkpoint has no feature spec: it was not written by afclip_lightning.")
         method = f"{type(self).__module__}.{type(self).__qualname__}"
         if checkpoint["method"] != method:
             raise CheckpointError(f"The checkpoint is of {checkpoint['method']}, the model is {method}.")
         problems = self.spec.differences(checkpoint["feature_spec"])
         if problems:
             raise CheckpointError("The checkpoint was trained on other backbone features:\n  " + "\n  ".join(problems))
+        trained, here = checkpoint["method_hyperparameters"], self.hparams
+        problems = [
+            f"{name}: {trained.get(name)!r} in the checkpoint, {here.get(name)!r} here"
+            for name in self.fixed_by_training
+            if _plain(trained.get(name)) != _plain(here.get(name))
+        ]
+        if problems:
+            raise CheckpointError("The checkpoint was trained with other arguments:\n  " + "\n  ".join(problems))
         stored = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
         wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if stored != wanted:
@@ -163,3 +174,8 @@ class AnomalyMethod(LightningModule, ABC):
                 if stored.get(name) != wanted.get(name)
             ]
             raise CheckpointError("The checkpoint does not fit the model:\n  " + "\n  ".join(lines))
+
+
+def _plain(value: Any) -> Any:
+    """Returns lists for tuples: a config gives the one, a default the other."""
+    return list(value) if isinstance(value, (list, tuple)) else value

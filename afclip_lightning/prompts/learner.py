@@ -20,7 +20,7 @@ class StatePrompts(nn.Module):
         init_std: Standard deviation of their initial values.
 
     Raises:
-        ValueError: The states have different numbers of tokens.
+        ValueError: The states have different numbers of tokens, or do not fit beside the learnable ones.
 
     Reference: AF-CLIP, Eq. (8).
     """
@@ -34,6 +34,10 @@ class StatePrompts(nn.Module):
         if len(set(ends.tolist())) != 1:
             raise ValueError(f"states must have the same number of tokens, got {ends.tolist()} for {list(states)}")
         self.end = n_tokens + int(ends[0])
+        if self.end >= backbone.text.context_length:
+            raise ValueError(
+                f"{n_tokens} tokens and the words do not fit in {backbone.text.context_length}, got {self.end}"
+            )
         embeddings = backbone.text.token_embedding(ids).detach()  # [K, context, width]
         self.register_buffer("embeddings", embeddings, persistent=False)
         self.tokens = nn.Parameter(init_std * torch.randn(1, n_tokens, embeddings.shape[-1]))
