@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import open_clip
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
+from typing_extensions import final
 
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.backbones.towers import (
