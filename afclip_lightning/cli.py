@@ -290,7 +290,7 @@ class AnomalyCLI(LightningCLI):
             print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes scores and maps as they come, and keeps none in memory."""
+        """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""
         self.trainer.predict(**{**kwargs, "return_predictions": False})
         if self.trainer.is_global_zero:
             print("Predictions:\n" + "\n".join(f"  {path}" for path in sorted(self.run_dir.glob("predictions*.csv"))))

@@ -64,6 +64,12 @@ def test_state_words_are_known_and_strange_words_share_a_row(embedded: ClipBackb
     assert torch.equal(table[strange[0]], table[strange[1]])
 
 
+def test_the_same_file_elsewhere_is_loaded_by_its_path(tmp_path: Path, embedded: ClipBackbone) -> None:
+    path = tmp_path / "exported.safetensors"
+    path.write_bytes(FILE.read_bytes())
+    assert ClipBackbone("tiny-8-112", str(path), image_size=None).weights_hash == embedded.weights_hash
+
+
 def test_other_sizes_work(embedded: ClipBackbone) -> None:
     larger = ClipBackbone("tiny-8-112", "embedded", image_size=168)
     features = larger.encode_image(torch.randn(1, 3, 168, 168), larger.spec(LAYERS))

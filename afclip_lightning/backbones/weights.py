@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import load_checkpoint, load_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -123,7 +124,7 @@ def load_weights(clip: nn.Module, path: Path) -> None:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
             sizes = ("input_resolution", "context_length", "vocab_size")
             clip.load_state_dict({k: v for k, v in state.items() if k not in sizes})
-        elif path.parent == MODELS:
+        elif has_cut_vocabulary(path):
             clip.load_state_dict(
                 expand_vocabulary(load_file(path), clip.state_dict()["token_embedding.weight"].shape[0])
             )
@@ -131,6 +132,14 @@ def load_weights(clip: nn.Module, path: Path) -> None:
             load_checkpoint(clip, str(path), strict=True, weights_only=True)
     except Exception as error:  # unpickling errors, missing keys, wrong shapes
         raise WeightsError(f"{path}: not usable as weights of this model: {error}") from error
+
+
+def has_cut_vocabulary(path: Path) -> bool:
+    """Returns whether the file holds a token table that `expand_vocabulary` must fill up; reads its index only."""
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, "pt") as file:
+        return "token_ids" in file.keys()  # noqa: SIM118 (it is no mapping)
 
 
 def expand_vocabulary(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
