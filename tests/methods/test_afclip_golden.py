@@ -122,8 +122,9 @@ def test_two_training_steps(case: Case, alias_targets: bool) -> None:
     optimizer = case.model.configure_optimizers()
     assert optimizer is not None
     features = case.features()
-    # the second step follows one of nearly lr * sign(gradient), where a gradient near 0 may turn either way
-    for step, limit in (("step1", 1e-4), ("step2", 5e-4)):
+    # the second step follows one of nearly lr * sign(gradient), where a gradient near 0 may turn either way: which ones
+    # do depends on the processor's order of sums, so that single values of the second gradient are known less well
+    for step, limit, single in (("step1", 1e-4, 1e-3), ("step2", 5e-4, 1e-2)):
         losses = case.model.loss(features, case.batch)
         optimizer.zero_grad()
         losses["total"].backward()
@@ -142,7 +143,7 @@ def test_two_training_steps(case: Case, alias_targets: bool) -> None:
                 gradients[name] = parameter.grad.flatten()[:16].clone()
                 official = official_name(name)
                 case.check(parameter.grad.norm(), f"{step}.grad_norm.{official}", limit, variant)
-                case.check(gradients[name], f"{step}.grad16.{official}", 1e-3, variant)
+                case.check(gradients[name], f"{step}.grad16.{official}", single, variant)
         optimizer.step()
         if step == "step1":
             for name, parameter in case.model.named_parameters():
