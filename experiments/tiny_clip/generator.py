@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-VERSION = 1
+VERSION = 2
 VISIBLE = 7  # least change of any channel, in grey levels, that counts as a difference
 AREA = (0.0008, 0.16)  # least and greatest share of the picture that a defect covers
 
@@ -328,12 +328,29 @@ def _keys(u: Array, v: Array, rng: Generator) -> Array:
     return key * (0.7 - 0.5 * mark)
 
 
+def _mosaic(u: Array, v: Array, rng: Generator) -> Array:
+    """Fields of two patterns, divided by cells, bands or one straight seam."""
+    choice, f = rng.random(), rng.uniform(0.6, 2)
+    if choice < 0.4:
+        where = _worley(u * f + 20, v * f + 20, rng, 1.0)[2] < 0.5
+    elif choice < 0.7:
+        where = np.sin(np.pi * f * u) > rng.uniform(-0.5, 0.5)
+    else:
+        where = u > rng.uniform(-0.3, 0.3)
+    first, second = (TEXTURES[str(name)](u, v, rng) for name in rng.choice(FIELDS, 2))
+    level = rng.uniform(0.3, 1)
+    return np.where(where, first, level * second + rng.uniform(0, 1 - level))
+
+
+FIELDS = ("plain", "clouds", "streaks", "stripes", "dots", "checker", "grains", "grid", "quilt", "pebbles", "waves")
+
 Texture = Callable[[Array, Array, Generator], Array]
 TEXTURES: dict[str, Texture] = {
     "plain": _plain, "clouds": _clouds, "marble": _marble, "plasma": _plasma, "pebbles": _pebbles,
     "streaks": _streaks, "stripes": _stripes, "checker": _checker, "dots": _dots, "bricks": _bricks, "tiles": _tiles,
     "rings": _rings, "waves": _waves, "grid": _grid, "honeycomb": _honeycomb, "grains": _grains, "maze": _maze,
     "quilt": _quilt, "gabor": _gabor, "pinwheel": _pinwheel, "keys": _keys,
+    "mosaic": _mosaic,
 }  # fmt: skip
 
 
@@ -451,10 +468,15 @@ def _glyph(x: Array, y: Array, rng: Generator) -> Array:
     text = chr(rng.choice([*range(65, 91), *range(48, 58)]))
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX]))
     cv2.putText(canvas, text, (12, 53), font, 2.0, 255, int(rng.integers(4, 9)), cv2.LINE_AA)
+    return _stamp(canvas, x * 28 + 32, y * 28 + 32, 28)
+
+
+def _stamp(canvas: Array, column: Array, row: Array, scale: float) -> Array:
+    """Returns the signed distance to what is bright on a canvas, seen at these pixels; `scale` pixels are a unit."""
     inside = cv2.distanceTransform((canvas > 127).astype(np.uint8), cv2.DIST_L2, 3)
     outside = cv2.distanceTransform((canvas <= 127).astype(np.uint8), cv2.DIST_L2, 3)
-    table = ((outside - inside) / 28).astype(np.float32)
-    return cv2.remap(table, (x * 28 + 32).astype(np.float32), (y * 28 + 32).astype(np.float32), cv2.INTER_LINEAR,
+    table = ((outside - inside) / scale).astype(np.float32)
+    return cv2.remap(table, column.astype(np.float32), row.astype(np.float32), cv2.INTER_LINEAR,
                      borderMode=cv2.BORDER_CONSTANT, borderValue=1.0)  # fmt: skip
 
 
@@ -520,8 +542,8 @@ def _object_scene(family: str, rng: Generator, n: int) -> Scene:
         shape = SHAPES[str(rng.choice(("disc", "polygon", "star", "flower", "ball", "cross", "heart")))]
         d = shape((a - np.floor(a) - 0.5) * 2.3, (b - np.floor(b) - 0.5) * 2.3, rng) / (2.3 * scale)
         parts = [(d, 0.25 / scale)]
-    elif family == "gadget":
-        parts = _gadget(x, y, rng)
+    elif family in COMPOSED:
+        parts = COMPOSED[family](x, y, rng)
     else:
         size = rng.uniform(0.5, 1.1)
         aspect = rng.uniform(0.8, 1.25) if rng.random() < 0.5 else 1.0
@@ -588,16 +610,69 @@ def _gadget(x: Array, y: Array, rng: Generator) -> list[tuple[Array, float]]:
     return parts
 
 
+def _assembly(x: Array, y: Array, rng: Generator) -> list[tuple[Array, float]]:
+    """A body with nested parts and small ones repeated around its centre or in rows: castings, wheels, panels."""
+    size = float(rng.uniform(0.7, 1.0))
+    body = SHAPES[str(rng.choice(("disc", "polygon", "box", "flower", "plate", "ball")))]
+    parts = [(body(x / size, y / size, rng) * size, size)]
+    inner = size
+    for _ in range(int(rng.integers(0, 4))):
+        inner *= rng.uniform(0.45, 0.85)
+        if rng.random() < 0.5:
+            wide = rng.uniform(0.04, 0.12)
+            parts.append((np.abs(np.hypot(x, y) - inner) - wide, wide))
+        else:
+            nested = SHAPES[str(rng.choice(("disc", "polygon", "box")))]
+            parts.append((nested(x / inner, y / inner, rng) * inner, inner))
+    if rng.random() < 0.5:
+        radius, sector = size * rng.uniform(0.35, 0.75), 2 * np.pi / rng.integers(2, 11)
+        angle = (np.arctan2(y, x) + rng.uniform(0, 6.3)) % sector - sector / 2
+        a, b = np.hypot(x, y) * np.cos(angle) - radius, np.hypot(x, y) * np.sin(angle)
+        small = min(0.9 * radius * np.sin(min(sector / 2, 1.5)), 0.35 * size) * rng.uniform(0.3, 1)
+    else:
+        pitch, rows, columns = size * rng.uniform(0.2, 0.45), rng.integers(0, 3), rng.integers(1, 3)
+        a = x - pitch * np.clip(np.round(x / pitch), -columns, columns)
+        b = y - pitch * np.clip(np.round(y / pitch), -rows, rows)
+        small = 0.45 * pitch * rng.uniform(0.4, 1)
+    shape = SHAPES[str(rng.choice(("disc", "polygon", "star", "box", "cross", "ball", "rod")))]
+    return [*parts, (shape(a / small, b / small, rng) * small, float(small))]
+
+
+def _print(x: Array, y: Array, rng: Generator) -> list[tuple[Array, float]]:
+    """A flat body with lines of writing and bars on it: labels, cards, packages."""
+    w, h = rng.uniform(0.6, 1.0), rng.uniform(0.4, 1.0)
+    side = 160
+    canvas = np.zeros((side, side), np.uint8)
+    top = int(rng.integers(10, 50))
+    while top < side - 20:
+        height = int(rng.integers(8, 34))
+        left = int(rng.integers(6, 50))
+        if rng.random() < 0.7:
+            word = "".join(chr(c) for c in rng.choice([*range(48, 58), *range(65, 91), 32, 32], rng.integers(2, 12)))
+            wide = int(rng.integers(1, 2 + height // 8))
+            font = int(rng.integers(0, 5))
+            cv2.putText(canvas, word, (left, top + height), font, height / 22, 255, wide, cv2.LINE_AA)
+        else:
+            right = min(left + int(rng.integers(20, 110)), side - 6)
+            cv2.rectangle(canvas, (left, top), (right, top + height // 3), 255, -1 if rng.random() < 0.5 else 2)
+        top += height + int(rng.integers(4, 24))
+    scale = side / 2
+    ink = _stamp(canvas, (x / w * 0.95 + 1) * scale, (y / h * 0.95 + 1) * scale, scale)
+    return [(_box(x, y, w, h, rng.uniform(0, 0.2)), min(w, h)), (ink * min(w, h), 0.5)]
+
+
+Parts = Callable[[Array, Array, Generator], list[tuple[Array, float]]]
+COMPOSED: dict[str, Parts] = {"gadget": _gadget, "assembly": _assembly, "print": _print}
 BACKGROUNDS = ("plain", "clouds", "streaks", "marble", "tiles", "stripes", "grains", "plasma")
 INSIDES = ("clouds", "marble", "streaks", "stripes", "dots", "checker", "grains", "plasma", "grid", "quilt", "gabor")
-OBJECTS = (*SHAPES, "beads", "gadget")
+OBJECTS = (*SHAPES, "beads", *COMPOSED)
 FAMILIES = (*TEXTURES, *OBJECTS)
 FAMILY_NAMES = FAMILIES
 HELD_OUT = ("bricks", "pinwheel", "washer", "leaf")
 """Families that never train: the pretraining's own measure of unseen looks."""
 # objects and the richest families are drawn more often than the simple textures
 TRAINED = (*(f for f in FAMILIES if f not in HELD_OUT), *(o for o in OBJECTS if o not in HELD_OUT), "gadget", "beads",
-           "gadget", "plain", "clouds", "streaks")  # fmt: skip
+           "gadget", "assembly", "assembly", "print", "plain", "clouds", "streaks")  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- defects
@@ -895,6 +970,7 @@ FAMILY_WORDS: dict[str, tuple[str, ...]] = {
     "ball": ("ball", "egg"), "fern": ("fern", "fractal"), "letter": ("letter", "sign"), "cross": ("cross",),
     "crescent": ("crescent", "moon"), "leaf": ("leaf", "lens"), "rod": ("rod", "stick"), "heart": ("heart",),
     "comb": ("comb", "fork"), "plate": ("plate", "lid"), "beads": ("beads", "buttons"), "gadget": ("device", "toy"),
+    "assembly": ("casting", "panel"), "print": ("label", "poster"), "mosaic": ("mosaic", "patchwork"),
 }  # fmt: skip
 ANY_WORDS = ("object", "product", "item", "part", "surface", "texture")
 UNKNOWN_WORDS = ("zebra", "zebra zebra")
