@@ -7,7 +7,17 @@ import sys
 # more of them than cores; sleeping instead made a pass beside one busy process several times faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from afclip_lightning.cli import main
+
+def main() -> int:
+    """Runs a command and returns its exit code. `evaluate` reads files only, and does without Lightning."""
+    if sys.argv[1:2] == ["evaluate"]:
+        from afclip_lightning import evaluate
+
+        return evaluate.main(sys.argv[2:])
+    from afclip_lightning import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

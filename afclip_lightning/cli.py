@@ -40,6 +40,7 @@ from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
+EPILOG = "To score saved maps of any method against masks: python -m afclip_lightning evaluate --help"
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 
@@ -159,7 +160,7 @@ class AnomalyCLI(LightningCLI):
             save_config_callback=RunRecord,
             save_config_kwargs={"save_to_log_dir": False},
             parser_class=AnomalyArgumentParser,
-            parser_kwargs={"parser_mode": "omegaconf"},
+            parser_kwargs={"parser_mode": "omegaconf", "epilog": EPILOG},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -173,6 +174,7 @@ class AnomalyCLI(LightningCLI):
         parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
         parser.add_class_arguments(Pictures, "pictures")
+        parser.add_class_arguments(Evaluation, "evaluation")
 
     def _parse_ckpt_path(self) -> None:
         """Reads the checkpoint before anything is built; its hyperparameters never override what the user gives."""
@@ -241,7 +243,8 @@ class AnomalyCLI(LightningCLI):
         if config.logger is not False:
             logs = len(list(self.run_dir.glob("log*")))  # those of the run that this one continues
             loggers.append(CSVLogger(str(self.run_dir), name="", version=f"log-{logs + 1}" if logs else "log"))
-        self.evaluation, self.pictures = Evaluation(), self.config_init[self.subcommand].pictures
+        self.evaluation = self.config_init[self.subcommand].evaluation
+        self.pictures = self.config_init[self.subcommand].pictures
         last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
         callbacks = [self.evaluation, self.pictures, Predictions()]
         if config.enable_checkpointing is not False:
@@ -284,7 +287,7 @@ class AnomalyCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         print(f"\n{self.evaluation.title}")
-        print(results.render(self.evaluation.rows))
+        print(results.render(self.evaluation.rows, self.evaluation.tolerance))
         print(f"Table: {self.run_dir / self.evaluation.name}.csv")
         if self.pictures.paths:
             print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))

@@ -26,8 +26,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}). Free some space or choose another folder with "
-            "--run_dir; what was there before is unchanged."
+            f"{path}: cannot be written ({error.strerror or error}). Free some space or choose another "
+            "folder; what was there before is unchanged."
         ) from error
     finally:
         with suppress(OSError):

@@ -5,9 +5,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from afclip_lightning.files import write_json, write_text
-from afclip_lightning.metrics import aggregate
+from afclip_lightning.metrics import TOLERANCE, Result, aggregate
 
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 TITLES = ("I-AUROC", "I-AP", "I-F1", "P-AUROC", "P-AP", "P-F1", "P-PRO")
@@ -25,6 +26,8 @@ class Row:
         anomalous: Anomalous test images.
         metrics: Value in [0, 1] of each metric that is defined.
         categories: For a mean: over how many categories each metric's mean is.
+        error_bounds: How far binning can have moved each pixel metric.
+        thresholds: Score from which on the best F1 calls an image or a pixel anomalous.
     """
 
     dataset: str
@@ -33,6 +36,21 @@ class Row:
     anomalous: int
     metrics: Mapping[str, float]
     categories: Mapping[str, int] = field(default_factory=dict)
+    error_bounds: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dataset: str, category: str, result: Result) -> "Row":
+        """Returns the row of one category."""
+        return cls(
+            dataset,
+            category,
+            result.normal,
+            result.anomalous,
+            result.metrics,
+            error_bounds=result.error_bounds,
+            thresholds=result.thresholds,
+        )
 
 
 def with_means(rows: Sequence[Row]) -> list[Row]:
@@ -46,16 +64,18 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
     """Returns an aligned Markdown table in percent; `n/a` where a metric is not defined.
 
-    A mean that leaves out categories says over how many it is: `91.2 (5)`.
+    A mean says over how many categories it is, `mean of 6`, and where a metric leaves some out, over how many that one
+    is: `91.2 (5)`. Below the table stands what binning may have moved by more than the tolerance.
     """
     header = ["dataset", "category", "normal", "anomalous", *TITLES]
     lines = [header]
     for row in rows:
         total = sum(r.dataset == row.dataset and r.category != MEAN for r in rows)
-        cells = [row.dataset, row.category, str(row.normal), str(row.anomalous)]
+        category = f"{MEAN} of {total}" if row.category == MEAN else row.category
+        cells = [row.dataset, category, str(row.normal), str(row.anomalous)]
         for metric in METRICS:
             value, over = row.metrics.get(metric), row.categories.get(metric, total)
             cell = "n/a" if value is None else f"{100 * value:.1f}"
@@ -68,25 +88,37 @@ def render(rows: Sequence[Row]) -> str:
         return "| " + " | ".join(padded) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([text(lines[0]), rule, *(text(line) for line in lines[1:])])
+    table = [text(lines[0]), rule, *(text(line) for line in lines[1:])]
+    return "\n".join([*table, *_imprecise(rows, tolerance)])
 
 
-def write(rows: Sequence[Row], folder: Path, name: str, title: str) -> None:
-    """Writes `<name>.csv`, `<name>.json` and `<name>.md`; a metric that is not defined is left empty or out.
+def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
+    """Returns the lines below the table on error bounds over the tolerance."""
+    found = [
+        f"- {row.dataset}/{row.category}: {title} by up to {100 * row.error_bounds[metric]:.2g}"
+        for row in rows
+        for metric, title in zip(METRICS, TITLES, strict=True)
+        if row.error_bounds.get(metric, 0) > tolerance
+    ]
+    if not found:
+        return []
+    remedy = "exact evaluation sorts instead"
+    return ["", f"Binning may have moved these by more than {100 * tolerance:g} ({remedy}):", "", *found]
 
-    Args:
-        rows: The table.
-        folder: The run folder.
-        name: Stem of the files.
-        title: What was tested, with its backbone.
-    """
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Returns the table as CSV, values in [0, 1]; what is not defined is left empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["dataset", "category", "normal", "anomalous", *METRICS])
     for row in rows:
         values = [row.metrics.get(metric, "") for metric in METRICS]
         writer.writerow([row.dataset, row.category, row.normal, row.anomalous, *values])
-    write_text(folder / f"{name}.csv", buffer.getvalue())
+    return buffer.getvalue()
+
+
+def to_json(rows: Sequence[Row], title: str) -> dict[str, Any]:
+    """Returns the table for JSON, values in [0, 1]; what is not defined is left out."""
     entries = [
         {
             "dataset": row.dataset,
@@ -94,9 +126,27 @@ def write(rows: Sequence[Row], folder: Path, name: str, title: str) -> None:
             "normal": row.normal,
             "anomalous": row.anomalous,
             "metrics": dict(row.metrics),
-            **({"categories": dict(row.categories)} if row.category == MEAN else {}),
+            **(
+                {"categories": dict(row.categories)}
+                if row.category == MEAN
+                else {"error_bounds": dict(row.error_bounds), "thresholds": dict(row.thresholds)}
+            ),
         }
         for row in rows
     ]
-    write_json(folder / f"{name}.json", {"title": title, "rows": entries})
-    write_text(folder / f"{name}.md", f"{title}\n\n{render(rows)}\n")
+    return {"title": title, "rows": entries}
+
+
+def write(rows: Sequence[Row], folder: Path, name: str, title: str, tolerance: float = TOLERANCE) -> None:
+    """Writes `<name>.csv`, `<name>.json` and `<name>.md`.
+
+    Args:
+        rows: The table.
+        folder: The run folder.
+        name: Stem of the files.
+        title: What was tested, with its backbone.
+        tolerance: See `render`.
+    """
+    write_text(folder / f"{name}.csv", to_csv(rows))
+    write_json(folder / f"{name}.json", to_json(rows, title))
+    write_text(folder / f"{name}.md", f"{title}\n\n{render(rows, tolerance)}\n")

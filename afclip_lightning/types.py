@@ -4,6 +4,7 @@ Axis letters are fixed throughout the project: B batch, L tapped layers, N patch
 K prompts, S shots, H W pixels, h w patch grid.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,8 @@ class Batch:
         label: `[B]`, int64, 1 = anomalous.
         mask_known: `[B]`, bool.
         samples: The B samples that the rows were read from.
+        region_area: `[B, H, W]`, int32, area in pixels of the anomalous region of each pixel, 0 = normal; `None` in
+            training, which has no use for it.
     """
 
     image: Tensor
@@ -58,20 +61,21 @@ class Batch:
     label: Tensor
     mask_known: Tensor
     samples: list[Sample]
+    region_area: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on another device; Lightning calls this."""
         non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
-        image, mask, label, known = (tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors())
-        return Batch(image, mask, label, known, self.samples)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in page-locked memory; the data loader calls this."""
-        image, mask, label, known = (tensor.pin_memory() for tensor in self._tensors())
-        return Batch(image, mask, label, known, self.samples)
+        return self._with(Tensor.pin_memory)
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.image, self.mask, self.label, self.mask_known
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        image, mask, label, known = map(change, (self.image, self.mask, self.label, self.mask_known))
+        area = None if self.region_area is None else change(self.region_area)
+        return Batch(image, mask, label, known, self.samples, area)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Scores predictions against labels and masks, category by category, and writes the results."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning import results
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.metrics import AnomalyMetrics
+from afclip_lightning.metrics import TOLERANCE, PixelMetrics, ProDefinition
 from afclip_lightning.results import Row
 from afclip_lightning.types import AnomalyPrediction, Batch
 
@@ -19,22 +20,39 @@ class Evaluation(Callback):
 
     Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category.
 
+    Args:
+        exact: Keep and sort all pixel scores instead of counting them in bins; memory grows with the images.
+        fpr_limit: Limit of integration of PRO, in (0, 1].
+        pro_definition: Which PRO: `exact` or, with `exact: true`, `mvtec`, `legacy_cflow` or `legacy_afclip`.
+        tolerance: Largest error that binning may cause without being said.
+
     Attributes:
         name: Stem of the files in the run folder.
         title: What is tested, as the files say it.
         rows: The last results.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        exact: bool = False,
+        fpr_limit: float = 0.3,
+        pro_definition: ProDefinition = "exact",
+        tolerance: float = TOLERANCE,
+    ) -> None:
+        self.new_metric = partial(
+            PixelMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
+        )
+        self.new_metric()  # refuses wrong arguments before anything else is built
+        self.tolerance = tolerance
         self.name = "results"
         self.title = ""
         self.rows: list[Row] = []
-        self.metrics: dict[Key, AnomalyMetrics] = {}
+        self.metrics: dict[Key, PixelMetrics] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes one metric a category, the same ones on every process."""
         self.metrics = {
-            (part.name, category): AnomalyMetrics().to(pl_module.device)
+            (part.name, category): self.new_metric().to(pl_module.device)
             for part in trainer.datamodule.test_sets  # type: ignore[attr-defined]
             for category in part.selected_categories()
         }
@@ -54,12 +72,14 @@ class Evaluation(Callback):
             rows = torch.tensor([i for i, k in enumerate(keys) if k == key], device=batch.label.device)
             try:
                 self.metrics[key].update(
-                    outputs.pred_score[rows],
                     outputs.anomaly_map[rows],
-                    batch.label[rows],
                     batch.mask[rows],
+                    outputs.pred_score[rows],
+                    batch.label[rows],
                     batch.mask_known[rows],
+                    None if batch.region_area is None else batch.region_area[rows],
                     [str(batch.samples[i].image_path) for i in rows.tolist()],
+                    allow_empty_mask=True,  # the file is not empty, but resizing may have lost a small defect
                 )
             except ValueError as error:  # a score that is not finite, a mask against its label: names the image
                 raise DatasetError(str(error)) from error
@@ -92,14 +112,13 @@ class Evaluation(Callback):
         rows = []
         for (dataset, category), metric in self.metrics.items():
             with metric.sync_context():
-                counts = metric.image_counts()
-            normal, anomalous = int(counts.normal.sum()), int(counts.anomalous.sum())
-            if normal + anomalous:  # none where the run was limited to a few batches
-                rows.append(Row(dataset, category, normal, anomalous, metric.compute()))
+                result = metric.result()
+            if result.normal + result.anomalous:  # none where the run was limited to a few batches
+                rows.append(Row.of(dataset, category, result))
         self.rows = results.with_means(rows)
         self.metrics = {}
         for row in self.rows:
             keys = {f"{stage}/{row.dataset}/{row.category}/{metric}": value for metric, value in row.metrics.items()}
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if trainer.is_global_zero and trainer.state.fn != "fit":  # a validation while training is only logged
-            results.write(self.rows, Path(trainer.default_root_dir), self.name, self.title)
+            results.write(self.rows, Path(trainer.default_root_dir), self.name, self.title, self.tolerance)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from afclip_lightning.data.base import AnomalyDataModule, list_folders, list_images, pair_masks
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import list_folders, list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from afclip_lightning.data.base import AnomalyDataModule, list_images, pair_masks
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
 Subset = Literal["brainmri", "br35h", "isic", "colondb", "clinicdb", "kvasir"]

@@ -1,6 +1,7 @@
 """Evaluation of anomaly scores and maps: streaming, exact sums, one state a category."""
 
 from afclip_lightning.metrics.curves import (
+    UndefinedMetricError,
     auroc,
     auroc_error_bound,
     average_precision,
@@ -8,20 +9,20 @@ from afclip_lightning.metrics.curves import (
     f1_max,
     f1_max_error_bound,
     threshold_at_fpr,
+    threshold_at_sensitivity,
 )
 from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
-from afclip_lightning.metrics.pixel_metrics import AnomalyMetrics, aggregate
-from afclip_lightning.metrics.pro import (
-    pro,
-    pro_200_thresholds,
-    pro_error_bound,
-    region_areas,
-)
+from afclip_lightning.metrics.pixel_metrics import TOLERANCE, PixelMetrics, Result, aggregate
+from afclip_lightning.metrics.pro import ProDefinition, pro, pro_curve, pro_error_bound, region_areas
 
 __all__ = [
-    "AnomalyMetrics",
+    "TOLERANCE",
+    "PixelMetrics",
+    "ProDefinition",
+    "Result",
     "ScoreCounts",
     "ScoreHistogram",
+    "UndefinedMetricError",
     "aggregate",
     "auroc",
     "auroc_error_bound",
@@ -31,8 +32,9 @@ __all__ = [
     "f1_max",
     "f1_max_error_bound",
     "pro",
-    "pro_200_thresholds",
+    "pro_curve",
     "pro_error_bound",
     "region_areas",
     "threshold_at_fpr",
+    "threshold_at_sensitivity",
 ]

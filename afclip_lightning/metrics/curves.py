@@ -3,7 +3,8 @@
 Notation: thresholds are visited from the highest down. Bin i holds `n_i` normal and `p_i` anomalous scores; `FP_i` and
 `TP_i` are the sums over the bins visited so far, bin i included; `N` and `P` are the totals. Every edge between two
 bins is a threshold of the unbinned scores too, so binned curves run through points of the exact ones, and only the
-unknown order inside each bin is lost. All bounds follow from the worst such order.
+unknown order inside each bin is lost. All bounds follow from the worst such order; a bin whose scores are known to be
+equal has none, and adds nothing.
 """
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy as np
 from afclip_lightning.metrics.histogram import ScoreCounts
 
 
+class UndefinedMetricError(ValueError):
+    """The scores leave a metric without a value: there are, say, no anomalous ones."""
+
+
 def descending(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns `n_i`, `p_i`, `FP_i`, `TP_i`, each `[n]`, float64, highest threshold first."""
     normal, anomalous = counts.normal[::-1].astype(np.float64), counts.anomalous[::-1].astype(np.float64)
     if not normal.any() or not anomalous.any():
-        raise ValueError("undefined without both normal and anomalous scores")
+        raise UndefinedMetricError("undefined without both normal and anomalous scores")
     return normal, anomalous, normal.cumsum(), anomalous.cumsum()
 
 
@@ -25,7 +30,7 @@ def auroc(counts: ScoreCounts) -> float:
     `AUROC = sum_i n_i (TP_i - p_i / 2) / (N P)`
 
     Raises:
-        ValueError: If there is no normal or no anomalous score.
+        UndefinedMetricError: If there is no normal or no anomalous score.
     """
     normal, anomalous, fp, tp = descending(counts)
     return float(normal @ (tp - anomalous / 2) / (fp[-1] * tp[-1]))
@@ -38,10 +43,10 @@ def auroc_error_bound(counts: ScoreCounts) -> float:
     `sum_i n_i p_i / (2 N P)`.
 
     Raises:
-        ValueError: If there is no normal or no anomalous score.
+        UndefinedMetricError: If there is no normal or no anomalous score.
     """
     normal, anomalous, fp, tp = descending(counts)
-    return float(normal @ anomalous / (2 * fp[-1] * tp[-1]))
+    return float((normal * anomalous)[~counts.tied[::-1]].sum() / (2 * fp[-1] * tp[-1]))
 
 
 def average_precision(counts: ScoreCounts) -> float:
@@ -50,7 +55,7 @@ def average_precision(counts: ScoreCounts) -> float:
     `AP = sum_i (p_i / P) TP_i / (TP_i + FP_i)`
 
     Raises:
-        ValueError: If there is no normal or no anomalous score.
+        UndefinedMetricError: If there is no normal or no anomalous score.
     """
     _, anomalous, fp, tp = descending(counts)
     return float(anomalous @ (tp / (tp + fp)) / tp[-1])
@@ -69,16 +74,17 @@ def average_precision_error_bound(counts: ScoreCounts) -> float:
     The bound is the larger distance of the two sums over i, divided by P, from the binned value.
 
     Raises:
-        ValueError: If there is no normal or no anomalous score.
+        UndefinedMetricError: If there is no normal or no anomalous score.
     """
     normal, anomalous, fp, tp = descending(counts)
-    some = anomalous > 0
-    normal, anomalous, fp, tp = normal[some], anomalous[some], fp[some], tp[some]
+    total = tp[-1]
+    open_ = (anomalous > 0) & ~counts.tied[::-1]
+    normal, anomalous, fp, tp = normal[open_], anomalous[open_], fp[open_], tp[open_]
     value = anomalous * tp / (tp + fp)
     highest = anomalous * tp / (tp + fp - normal)
     before = np.where(fp > 0, tp - anomalous + fp, 1)  # any positive number where fp = 0, for 0 ln(...) = 0
     lowest = anomalous - fp * np.log1p(anomalous / before)
-    return float(max((highest - value).sum(), (value - lowest).sum()) / tp[-1])
+    return float(max((highest - value).sum(), (value - lowest).sum()) / total)
 
 
 def f1_max(counts: ScoreCounts) -> tuple[float, float]:
@@ -87,7 +93,7 @@ def f1_max(counts: ScoreCounts) -> tuple[float, float]:
     `F1_i = 2 TP_i / (TP_i + FP_i + P)`
 
     Raises:
-        ValueError: If there is no normal or no anomalous score.
+        UndefinedMetricError: If there is no normal or no anomalous score.
     """
     _, _, fp, tp = descending(counts)
     f1 = 2 * tp / (tp + fp + tp[-1])
@@ -102,10 +108,11 @@ def f1_max_error_bound(counts: ScoreCounts) -> float:
     `max_i 2 TP_i / (TP_i + FP_{i-1} + P) - max_i F1_i`.
 
     Raises:
-        ValueError: If there is no normal or no anomalous score.
+        UndefinedMetricError: If there is no normal or no anomalous score.
     """
     normal, _, fp, tp = descending(counts)
-    return float((2 * tp / (tp + fp - normal + tp[-1])).max() - f1_max(counts)[0])
+    passed_over = np.where(counts.tied[::-1], 0, normal)
+    return float((2 * tp / (tp + fp - passed_over + tp[-1])).max() - f1_max(counts)[0])
 
 
 def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> float:
@@ -118,9 +125,36 @@ def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> float:
         fpr: False-positive rate, in [0, 1].
 
     Raises:
-        ValueError: If there is no normal score.
+        UndefinedMetricError: If there is no normal score.
+        ValueError: If the rate is out of range.
     """
+    _check_rate("fpr", fpr)
     if not counts.normal.any():
-        raise ValueError("undefined without normal scores")
+        raise UndefinedMetricError("undefined without normal scores")
     allowed = counts.normal[::-1].cumsum() / counts.normal.sum() <= fpr
     return float(counts.thresholds[::-1][allowed.sum() - 1]) if allowed.any() else float("inf")
+
+
+def threshold_at_sensitivity(counts: ScoreCounts, sensitivity: float) -> float:
+    """Returns the highest threshold at which at least the share `sensitivity` of the anomalous scores is found.
+
+    Needs no normal scores.
+
+    Args:
+        counts: Counts with at least one anomalous score.
+        sensitivity: True-positive rate, or recall, in [0, 1].
+
+    Raises:
+        UndefinedMetricError: If there is no anomalous score.
+        ValueError: If the rate is out of range.
+    """
+    _check_rate("sensitivity", sensitivity)
+    if not counts.anomalous.any():
+        raise UndefinedMetricError("undefined without anomalous scores")
+    enough = counts.anomalous[::-1].cumsum() / counts.anomalous.sum() >= sensitivity
+    return float(counts.thresholds[::-1][enough.argmax()])
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {rate}")

@@ -1,8 +1,9 @@
 """The one streaming state of the metrics: how many pixels, and how much region weight, have which score.
 
-Scores are binned by the leading bits of their float32 pattern, so no range has to be known beforehand and the width of
-a bin is relative to the score: at 22 bits a bin spans 2^-13 of its octave. All counts are integers, hence histograms
-add exactly: the result does not depend on the order of the images, nor on how the stream is cut or distributed.
+Scores are binned by their float32 pattern, in bins as fine as a fixed number of them allows for the range of scores
+seen so far. When the range grows, neighbouring bins are added together; bins of a wider range are always unions of
+those of a narrower one. All counts are integers, hence histograms add exactly: the result depends on which scores came,
+not on their order, nor on how the stream was cut or distributed.
 """
 
 from dataclasses import dataclass
@@ -10,28 +11,41 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 REGION = 2**42
 """Fixed-point weight of one whole region. An int64 bin holds 2^21 regions; see `pro_error_bound` for the rounding."""
+
+MANTISSA = 23
+"""Bits below the exponent in a float32: the keys of one octave are 2^23."""
+
+OCTAVES = 30
+"""Magnitudes this many factors of two below the largest share a bin; zero has its own."""
+
+BINS = 2**19
+"""Default resolution: at most 24 MiB a state, and 2^16 bins an octave for scores between 0.01 and 1."""
+
+CHUNK = 2**21
+"""Pixels counted at a time, so that temporaries are a few MiB however large the batch."""
 
 
 class ScoreCounts(NamedTuple):
     """What every curve is computed from: counts of scores by ascending threshold (`score >= threshold` is anomalous).
 
     Attributes:
-        thresholds: `[n]`, float32, strictly ascending; the smallest score that falls into the bin.
+        thresholds: `[n]`, float32, strictly ascending; no score of the bin is lower, every score of a lower bin is.
         normal: `[n]`, int64, normal pixels (or images) in the bin.
         anomalous: `[n]`, int64, anomalous pixels (or images) in the bin.
         region_weight: `[n]`, int64, sum of `REGION / area` over the anomalous pixels in the bin, where `area` is that
             of the region which the pixel belongs to.
+        tied: `[n]`, bool, whether all scores of the bin are known to be equal, so that no order is lost in it.
     """
 
     thresholds: np.ndarray
     normal: np.ndarray
     anomalous: np.ndarray
     region_weight: np.ndarray
+    tied: np.ndarray
 
 
 def score_keys(scores: Tensor) -> Tensor:
@@ -63,65 +77,144 @@ def region_weight(areas: Tensor) -> Tensor:
     return (REGION + areas // 2) // areas
 
 
-@dataclass(frozen=True)
-class ScoreHistogram:
-    """Additive counts over the dense window of score bins that occurred.
+class Bins(NamedTuple):
+    """A partition of the keys between two of them. Even bins hold one score, odd bins what lies between two even ones.
+
+    So scores that are equal because they are coarse (half precision, integers, 0 and 1 where a map is saturated) are
+    told from scores that merely fall into one bin.
 
     Attributes:
-        low: Number of the first bin of the window.
-        counts: `[3, n]`, int64: normal pixels, anomalous pixels and region weight of bins `low ... low + n - 1`.
-        bits: Leading bits of the float32 pattern that name a bin: sign, 8 of exponent, the rest of mantissa.
+        floor: Keys up to this magnitude are taken together, those of each sign apart and zero apart.
+        shift: The even bins are at multiples of `2^shift` beyond the floor.
+        first: Number of the first bin.
+        size: Number of bins.
     """
 
-    low: int
-    counts: Tensor
-    bits: int = 22
+    floor: int
+    shift: int
+    first: int
+    size: int
 
     @classmethod
-    def of(cls, scores: Tensor, areas: Tensor, bits: int = 22) -> "ScoreHistogram":
-        """Returns the histogram of some pixels, counted on the device of `scores`.
+    def between(cls, lowest: int, highest: int, limit: int) -> "Bins":
+        """Returns the finest partition of `[lowest, highest]` with at most `limit` even bins.
+
+        Both `floor` and `shift` grow with the range, and the floor is a multiple of every possible `2^shift`: therefore
+        the bins of a wider range are unions of these.
+        """
+        octave = max(abs(lowest), abs(highest)) >> MANTISSA
+        floor = max(octave - OCTAVES + 1, 0) << MANTISSA
+        # What the keys of either sign span; what is left of that beyond the floor may shrink as the floor rises.
+        reach = OCTAVES << MANTISSA
+        span = min(max(highest, 0) - max(lowest, 0), reach) + min(max(-lowest, 0) - max(-highest, 0), reach)
+        shift = 0
+        while (span >> shift) + 2 > limit:
+            shift += 1
+        low, high = (key >> shift for key in _beyond(torch.tensor([lowest, highest]), floor).tolist())
+        return cls(floor, shift, 2 * low, 2 * (high - low + 1))
+
+    def index(self, keys: Tensor) -> Tensor:
+        """Returns the bins, from 0, of keys of any shape and integer type."""
+        keys = _beyond(keys, self.floor)
+        below = keys >> self.shift
+        return keys.add_(2**self.shift - 1).bitwise_right_shift_(self.shift).add_(below).sub_(self.first)
+
+    def keys(self, index: Tensor) -> Tensor:
+        """Returns the lowest key in each bin: `[n]`, int64, for bins `[n]`, int64."""
+        number = index + self.first
+        keys = (number >> 1 << self.shift) + (number & 1)
+        # The bin just above zero begins with the smallest number that there is.
+        return torch.where(keys == 1, keys, keys + keys.sign() * self.floor)
+
+
+def _beyond(keys: Tensor, floor: int) -> Tensor:
+    """Returns a new tensor with how far keys lie beyond the floor, with their sign; -1, 0 or 1 within it."""
+    beyond = keys - keys.clamp(-floor, floor)
+    return torch.where(beyond == 0, keys.clamp(-1, 1), beyond)
+
+
+@dataclass
+class ScoreHistogram:
+    """Additive counts by score.
+
+    Attributes:
+        lowest: Lowest key seen; above `highest` if none was.
+        highest: Highest key seen.
+        counts: `[3, n]`, int64: normal pixels, anomalous pixels and region weight of the n bins between them.
+        limit: Largest number of distinct scores that are told apart.
+    """
+
+    lowest: int
+    highest: int
+    counts: Tensor
+    limit: int
+
+    @classmethod
+    def empty(cls, limit: int = BINS, device: torch.device | None = None) -> "ScoreHistogram":
+        """Returns a histogram of nothing."""
+        return cls(2**31, -(2**31), torch.zeros(3, 0, dtype=torch.int64, device=device), limit)
+
+    @property
+    def bins(self) -> Bins:
+        """Returns the bins of the counts, of which there is at least one."""
+        return Bins.between(self.lowest, self.highest, self.limit)
+
+    def add(self, scores: Tensor, areas: Tensor) -> None:
+        """Adds pixels, counted on the device of `counts`, which they must be on.
 
         Args:
             scores: Any shape, float32, finite.
-            areas: Same number of elements, integer: area in pixels of the anomalous region of the pixel, 0 = normal.
-            bits: See the class.
+            areas: Same shape, int32: area in pixels of the anomalous region of the pixel, 0 = normal.
         """
-        areas = areas.flatten()
-        bins = score_keys(scores.flatten()) >> (32 - bits)
-        if not len(bins):
-            return cls(0, torch.zeros(3, 0, dtype=torch.int64, device=bins.device), bits)
-        low, high = torch.stack(bins.aminmax()).tolist()
-        bins -= low
-        size = high - low + 1
-        anomalous = areas.nonzero().squeeze(1)
-        anomalous_bins = bins[anomalous]
-        counts = torch.zeros(3, size, dtype=torch.int64, device=bins.device)
-        counts[1] = torch.bincount(anomalous_bins, minlength=size)
-        counts[0] = torch.bincount(bins, minlength=size) - counts[1]
-        # Not bincount(weights=...), which sums in float64 and is not deterministic on CUDA.
-        counts[2].index_add_(0, anomalous_bins, region_weight(areas[anomalous]))
-        return cls(low, counts, bits)
+        if not scores.numel():
+            return
+        self.widen(*score_keys(torch.stack(scores.aminmax())).tolist())
+        bins = self.bins
+        for part, part_areas in zip(scores.flatten().split(CHUNK), areas.flatten().split(CHUNK), strict=True):
+            index = bins.index(score_keys(part))
+            self.counts[0] += torch.bincount(index, minlength=bins.size)
+            anomalous = part_areas.nonzero().squeeze(1)
+            index = index[anomalous].long()
+            ones = torch.ones_like(index)
+            self.counts[0].index_add_(0, index, ones, alpha=-1)
+            self.counts[1].index_add_(0, index, ones)
+            # Not bincount(weights=...), which sums in float64 and is not deterministic on CUDA.
+            self.counts[2].index_add_(0, index, region_weight(part_areas[anomalous]))
 
-    def __add__(self, other: "ScoreHistogram") -> "ScoreHistogram":
-        """Returns the histogram of the pixels of both, on the device of the first."""
-        if self.bits != other.bits:
-            raise ValueError(f"cannot add a histogram of {other.bits} bits to one of {self.bits} bits")
-        theirs = other.counts.to(self.counts.device)
-        if not self.counts.shape[1]:
-            return ScoreHistogram(other.low, theirs, self.bits)
-        if not theirs.shape[1]:
-            return self
-        low = min(self.low, other.low)
-        high = max(self.low + self.counts.shape[1], other.low + theirs.shape[1])
-        counts = F.pad(self.counts, (self.low - low, high - self.low - self.counts.shape[1]))  # a copy
-        counts[:, other.low - low : other.low - low + theirs.shape[1]] += theirs
-        return ScoreHistogram(low, counts, self.bits)
+    def merge(self, other: "ScoreHistogram") -> None:
+        """Adds the counts of another histogram, which may be on another device."""
+        if self.limit != other.limit:
+            raise ValueError(f"cannot add a histogram of {other.limit} bins to one of {self.limit} bins")
+        self.widen(other.lowest, other.highest)
+        if other.counts.shape[1]:
+            self._take(other.counts.to(self.counts.device), other.bins)
+
+    def widen(self, lowest: int, highest: int) -> None:
+        """Makes the range contain the keys `lowest` to `highest` too; reversed, they are those of nothing."""
+        if lowest > highest or (self.lowest <= lowest and highest <= self.highest):
+            return
+        counts, bins = self.counts, self.bins if self.counts.shape[1] else None
+        self.lowest, self.highest = min(lowest, self.lowest), max(highest, self.highest)
+        if bins == self.bins:
+            return
+        self.counts = counts.new_zeros(3, self.bins.size)
+        if bins is not None:
+            self._take(counts, bins)
+
+    def _take(self, counts: Tensor, bins: Bins) -> None:
+        """Adds counts of bins that are parts of these."""
+        used = counts[:2].any(0).nonzero().squeeze(1)
+        self.counts.index_add_(1, self.bins.index(bins.keys(used)), counts[:, used])
 
     def score_counts(self) -> ScoreCounts:
-        """Returns the bins that are not empty; each threshold is the lower edge of its bin."""
-        counts = self.counts.cpu().numpy()
-        used = np.flatnonzero(counts[:2].any(axis=0))
-        return ScoreCounts(key_scores((used + self.low) << (32 - self.bits)), *counts[:, used])
+        """Returns the bins that are not empty."""
+        if not self.counts.shape[1]:
+            return exact_counts(np.zeros(0, np.float32), np.zeros(0, np.float32))
+        counts = self.counts.cpu()
+        used = counts[:2].any(0).nonzero().squeeze(1)
+        normal, anomalous, weight = counts[:, used].numpy()
+        tied = (used.numpy() % 2 == 0) | (normal + anomalous == 1)
+        return ScoreCounts(key_scores(self.bins.keys(used).numpy()), normal, anomalous, weight, tied)
 
 
 def exact_counts(normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | None = None) -> ScoreCounts:
@@ -135,10 +228,10 @@ def exact_counts(normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | 
     normal_values, normal_counts = np.unique(normal, return_counts=True)
     values, inverse, value_counts = np.unique(anomalous, return_inverse=True, return_counts=True)
     thresholds = np.union1d(normal_values, values)
-    counts = np.zeros((3, len(thresholds)), np.int64)
+    n, p, weight = np.zeros((3, len(thresholds)), np.int64)
     at = np.searchsorted(thresholds, values)
-    counts[0, np.searchsorted(thresholds, normal_values)] = normal_counts
-    counts[1, at] = value_counts
+    n[np.searchsorted(thresholds, normal_values)] = normal_counts
+    p[at] = value_counts
     weights = region_weight(torch.from_numpy(np.ones(len(anomalous)) if areas is None else areas)).numpy()
-    np.add.at(counts[2], at[inverse], weights)
-    return ScoreCounts(thresholds, *counts)
+    np.add.at(weight, at[inverse], weights)
+    return ScoreCounts(thresholds, n, p, weight, tied=np.ones(len(thresholds), bool))

@@ -1,156 +1,229 @@
 """The metrics of one category as a torchmetrics state, and their mean over categories."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from afclip_lightning.metrics import curves
-from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
-from afclip_lightning.metrics.pro import pro, pro_error_bound, region_areas
+from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts
+from afclip_lightning.metrics.pro import DEFINITIONS, ProDefinition, pro, pro_error_bound, region_areas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = Tensor | np.ndarray
 
+TOLERANCE = 1e-4
+"""How far binning may move a metric before that is said."""
 
-class AnomalyMetrics(Metric):
-    """Image and pixel metrics of one category, streamed: memory does not grow with the number of pixels.
 
-    Image scores are kept and ranked exactly. Pixel scores are counted in bins (see `ScoreHistogram`); `error_bounds`
-    says what that can cost. The result does not depend on the order of the images, nor on how they are cut into batches
-    or shared between processes. Maps are counted on their own device; the state is on that of the metric.
+@dataclass(frozen=True)
+class Result:
+    """Everything that is known of a category. A metric that is not defined is absent everywhere.
+
+    Attributes:
+        metrics: `image_auroc`, `image_ap`, `image_f1_max`, `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, each
+            in [0, 1].
+        error_bounds: How far binning can have moved each pixel metric; empty if nothing was binned.
+        thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest score from which on to call it anomalous.
+        normal: Number of normal images.
+        anomalous: Number of anomalous images.
+    """
+
+    metrics: dict[str, float]
+    error_bounds: dict[str, float]
+    thresholds: dict[str, float]
+    normal: int
+    anomalous: int
+
+
+class PixelMetrics(Metric):
+    """Pixel metrics of one category, and image metrics, streamed: memory does not grow with the number of pixels.
+
+    Pixel scores are counted in bins (see `ScoreHistogram`), with a proven bound of what that can cost; `compute` warns
+    where the bound is over the tolerance. Image scores are kept and ranked exactly. The result does not depend on the
+    order of the images, nor on how they are cut into batches or shared between processes. Maps are counted on their own
+    device, which must be that of the metric.
 
     Args:
-        bits: Resolution of the bins, 10 to 24 leading bits of the float32 pattern of a score.
-        exact: Keep all pixel scores and sort them instead: O(pixels) memory, for verification.
+        bins: How many scores are told apart, 2^10 to 2^22; a state takes up to `48 * bins` bytes.
+        exact: Keep all pixel scores and sort them instead: O(pixels) memory, no error.
         fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        pro_definition: Which `pixel_pro`: `exact` or, with `exact=True` only, one of the others that `pro` knows.
+        tolerance: Largest error bound that is passed over in silence.
 
     Raises:
-        ValueError: If `bits` or `fpr_limit` is out of range.
+        ValueError: If an argument is out of range.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
-    low: Tensor
+    lowest: Tensor
+    highest: Tensor
     counts: Tensor
-    unknown: Tensor
+    unmasked: Tensor
+    unscored: Tensor
     normal_images: list[Tensor]
     anomalous_images: list[Tensor]
     normal_pixels: list[Tensor]
     anomalous_pixels: list[Tensor]
     anomalous_areas: list[Tensor]
 
-    def __init__(self, bits: int = 22, exact: bool = False, fpr_limit: float = 0.3) -> None:
+    def __init__(
+        self,
+        bins: int = BINS,
+        exact: bool = False,
+        fpr_limit: float = 0.3,
+        pro_definition: ProDefinition = "exact",
+        tolerance: float = TOLERANCE,
+    ) -> None:
         super().__init__()
-        if not 10 <= bits <= 24:
-            raise ValueError(f"bits must be in 10 ... 24, got {bits}")
+        if not 2**10 <= bins <= 2**22:
+            raise ValueError(f"bins must be in 2^10 ... 2^22, got {bins}")
         if not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")
-        self.bits, self.exact, self.fpr_limit = bits, exact, fpr_limit
-        self.add_state("low", torch.tensor(0), dist_reduce_fx="min")
-        self.add_state("counts", torch.zeros(3, 0, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("unknown", torch.tensor(0), dist_reduce_fx="sum")
+        if pro_definition not in DEFINITIONS:
+            raise ValueError(f"pro_definition must be in {{{', '.join(DEFINITIONS)}}}, got {pro_definition!r}")
+        if pro_definition != "exact" and not exact:
+            raise ValueError(f"pro_definition {pro_definition!r} needs exact=True: its thresholds fall inside bins")
+        self.bins, self.exact, self.fpr_limit = bins, exact, fpr_limit
+        self.pro_definition, self.tolerance = pro_definition, tolerance
+        nothing = ScoreHistogram.empty(bins)
+        self.add_state("lowest", torch.tensor(nothing.lowest), dist_reduce_fx="min")
+        self.add_state("highest", torch.tensor(nothing.highest), dist_reduce_fx="max")
+        self.add_state("counts", nothing.counts, dist_reduce_fx="sum")
+        self.add_state("unmasked", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("unscored", torch.tensor(0), dist_reduce_fx="sum")
         # All flat float32, the type that torchmetrics gathers from a process whose list is empty.
         for state in ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", "anomalous_areas"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(
         self,
-        pred_score: Array,
         anomaly_map: Array,
-        label: Array,
         mask: Array,
+        pred_score: Array | None = None,
+        label: Array | None = None,
         mask_known: Array | None = None,
+        region_area: Array | None = None,
         names: Sequence[str] | None = None,
+        allow_empty_mask: bool = False,
     ) -> None:
         """Adds a batch; a batch that is refused leaves the state as it was.
 
         Args:
-            pred_score: `[B]`, image scores, finite, higher = more anomalous. Taken in float32, as are the maps.
-            anomaly_map: `[B, H, W]`, pixel scores, finite. H and W may differ from batch to batch.
-            label: `[B]`, 1 = anomalous, 0 = normal.
-            mask: `[B, H, W]`, any non-zero value is anomalous; all zero where `label` is 0.
+            anomaly_map: `[B, H, W]`, pixel scores, finite, higher = more anomalous. Taken in float32, as are the image
+                scores. H and W may differ from batch to batch.
+            mask: `[B, H, W]`, any non-zero value is anomalous.
+            pred_score: `[B]`, image scores, finite. Without them there are no image metrics.
+            label: `[B]`, 1 = anomalous, 0 = normal; by default that of the mask.
             mask_known: `[B]`, bool; `False` where an anomalous image has no mask. It means nothing for normal images.
                 All known by default.
+            region_area: `[B, H, W]`, int32, `region_areas` of each mask, where a loader has labelled them already; on
+                the device of the maps, for nothing to be copied. Found here by default.
             names: What the B images are called in error messages.
+            allow_empty_mask: Accept an anomalous image whose known mask is empty, because resizing the mask lost all of
+                it, say.
 
         Raises:
-            ValueError: If shapes do not fit, a score is not finite, a label is neither 0 nor 1, or a normal image has
-                anomalous pixels. The message names the image.
+            ValueError: If shapes do not fit, a score is not finite, a label is neither 0 nor 1 or disagrees with its
+                mask. The message names the image.
         """
-        scores = torch.as_tensor(pred_score).detach().float()
-        maps = torch.as_tensor(anomaly_map).detach().float()
-        labels, masks = torch.as_tensor(label).cpu(), torch.as_tensor(mask)
-        known = torch.ones_like(labels, dtype=torch.bool) if mask_known is None else torch.as_tensor(mask_known).cpu()
-        _check_shapes(scores, maps, labels, masks, known, names)
-        _refuse(~scores.isfinite(), names, "its image score is not finite")
+        given = {"anomaly_map": anomaly_map, "mask": mask, "region_area": region_area}
+        given |= {"pred_score": pred_score, "label": label, "mask_known": mask_known}
+        tensors = {key: torch.as_tensor(value).detach() for key, value in given.items() if value is not None}
+        _check_shapes(tensors, names)
+        maps, masks = tensors["anomaly_map"].float(), tensors["mask"]
+        if maps.device != self.device:
+            raise ValueError(f"the maps are on {maps.device} and this metric is on {self.device}: move one of them")
+        marked = masks.flatten(1).any(1).cpu()
+        labels = tensors.get("label", marked).cpu()
+        anomalous = labels == 1
+        known = tensors.get("mask_known", torch.ones_like(marked)).cpu().bool()
         lowest, highest = maps.flatten(1).aminmax(dim=1)  # NaN if there is one
         _refuse(~(lowest.isfinite() & highest.isfinite()), names, "its anomaly map has NaN or infinite values")
-        _refuse((labels != 0) & (labels != 1), names, "its label is neither 0 nor 1")
-        anomalous = labels == 1
-        marked = masks.flatten(1).any(1).cpu()
+        _refuse((labels != 0) & ~anomalous, names, "its label is neither 0 nor 1")
         _refuse(marked & ~anomalous, names, "its label is 0 (normal), but its mask is not empty")
+        if not allow_empty_mask:
+            _refuse(anomalous & known & ~marked, names, "its label is 1 (anomalous), but its mask is empty")
 
-        scores = scores.to(self.device)
-        self.normal_images.append(scores[(~anomalous).to(self.device)])
-        self.anomalous_images.append(scores[anomalous.to(self.device)])
-        usable = known.bool() | ~anomalous
-        self.unknown = self.unknown + int((~usable).sum())
+        if "pred_score" in tensors:
+            scores = tensors["pred_score"].float()
+            _refuse(~scores.isfinite(), names, "its image score is not finite")
+            scores, at = scores.to(self.device), anomalous.to(self.device)
+            self.normal_images.append(scores[~at])
+            self.anomalous_images.append(scores[at])
+        else:
+            self.unscored = self.unscored + len(maps)
+        usable = known | ~anomalous
+        self.unmasked = self.unmasked + int((~usable).sum())
 
-        areas = torch.zeros(maps.shape, dtype=torch.int32)
-        for i in (marked & usable).nonzero().flatten().tolist():
-            areas[i] = torch.from_numpy(region_areas(masks[i].cpu().numpy()))
+        areas = tensors["region_area"] if "region_area" in tensors else _label_regions(masks)
         areas = areas.to(maps.device)
         if not usable.all():
             maps, areas = maps[usable.to(maps.device)], areas[usable.to(maps.device)]
         if self.exact:
             inside = areas > 0
-            self.normal_pixels.append(maps[~inside].to(self.device))
-            self.anomalous_pixels.append(maps[inside].to(self.device))
-            self.anomalous_areas.append(areas[inside].to(self.device, torch.float32))  # whole numbers up to 2^24
+            self.normal_pixels.append(maps[~inside])
+            self.anomalous_pixels.append(maps[inside])
+            self.anomalous_areas.append(areas[inside].float())  # whole numbers up to 2^24
         else:
-            self._set_histogram(self._histogram() + ScoreHistogram.of(maps, areas, self.bits))
+            histogram = self._histogram()
+            histogram.add(maps, areas)
+            self._set_histogram(histogram)
 
     def compute(self) -> dict[str, float]:
-        """Returns the metrics that are defined, each in [0, 1].
+        """Returns the metrics that are defined, each in [0, 1]; warns where binning may have moved one too far.
 
         Returns:
-            `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images.
-            `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`: over the pixels of all images; absent unless there
-            are normal and anomalous pixels and the mask of every anomalous image is known.
+            `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
+            scores. `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`: over the pixels of all images; absent unless
+            there are normal and anomalous pixels and the mask of every anomalous image is known.
+        """
+        result = self.result()
+        over = [f"{key} by up to {b:.1e}" for key, b in result.error_bounds.items() if b > self.tolerance]
+        if over:
+            rank_zero_warn(
+                f"Binning may have moved {', '.join(over)}: over the tolerance of {self.tolerance:g}. Use exact=True, "
+                f"or more than {self.bins} bins."
+            )
+        return result.metrics
+
+    def result(self) -> Result:
+        """Returns the metrics with their error bounds and thresholds.
+
+        Like `image_counts` and `pixel_counts`, of this process only unless inside `with metrics.sync_context():`.
         """
         values: dict[str, float] = {}
-        for level, counts in (("image", self.image_counts()), ("pixel", self.pixel_counts())):
-            if counts.normal.any() and counts.anomalous.any():
-                values[f"{level}_auroc"] = curves.auroc(counts)
-                values[f"{level}_ap"] = curves.average_precision(counts)
-                values[f"{level}_f1_max"] = curves.f1_max(counts)[0]
-                if level == "pixel":
-                    values["pixel_pro"] = pro(counts, self.fpr_limit)
-        if self.unknown > 0:
-            values = {key: value for key, value in values.items() if key.startswith("image")}
-        return values
-
-    def error_bounds(self) -> dict[str, float]:
-        """Returns, for every pixel metric that is defined, how far binning can have moved it.
-
-        Empty in exact mode. Like `image_counts` and `pixel_counts`, of this process only unless called inside
-        `with metrics.sync_context():`.
-        """
-        counts = self.pixel_counts()
-        if self.exact or self.unknown > 0 or not counts.normal.any() or not counts.anomalous.any():
-            return {}
-        return {
-            "pixel_auroc": curves.auroc_error_bound(counts),
-            "pixel_ap": curves.average_precision_error_bound(counts),
-            "pixel_f1_max": curves.f1_max_error_bound(counts),
-            "pixel_pro": pro_error_bound(counts, self.fpr_limit),
-        }
+        thresholds: dict[str, float] = {}
+        bounds: dict[str, float] = {}
+        images, pixels = self.image_counts(), self.pixel_counts()
+        if self.unscored == 0 and _has_both(images):
+            values, thresholds = _ranking("image", images)
+        if self.unmasked == 0 and _has_both(pixels):
+            pixel_values, pixel_thresholds = _ranking("pixel", pixels)
+            values, thresholds = values | pixel_values, thresholds | pixel_thresholds
+            with suppress(curves.UndefinedMetricError):  # by a legacy definition
+                values["pixel_pro"] = pro(pixels, self.fpr_limit, self.pro_definition)
+            if not self.exact:
+                bounds = {
+                    "pixel_auroc": curves.auroc_error_bound(pixels),
+                    "pixel_ap": curves.average_precision_error_bound(pixels),
+                    "pixel_f1_max": curves.f1_max_error_bound(pixels),
+                    "pixel_pro": pro_error_bound(pixels, self.fpr_limit),
+                }
+        return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()))
 
     def image_counts(self) -> ScoreCounts:
         """Returns the counts of image scores, for the functions in `curves` (thresholds, for one)."""
@@ -163,45 +236,80 @@ class AnomalyMetrics(Metric):
             return exact_counts(*pixels, _concatenate(self.anomalous_areas))
         return self._histogram().score_counts()
 
+    def plot(self, axes: Sequence["Axes"] | None = None) -> tuple["Figure", Sequence["Axes"]]:
+        """Returns a figure and its three axes, with the ROC, precision-recall and PRO curves of the pixels.
+
+        Args:
+            axes: Three axes to draw on; a new figure by default.
+
+        Raises:
+            UndefinedMetricError: If there is no normal or no anomalous pixel.
+            ModuleNotFoundError: If matplotlib is not installed; the message says how to get it.
+        """
+        from afclip_lightning.metrics.plots import plot_curves
+
+        with self.sync_context():
+            counts = self.pixel_counts()
+        return plot_curves(counts, self.fpr_limit, axes)
+
     def _histogram(self) -> ScoreHistogram:
-        return ScoreHistogram(int(self.low), self.counts, self.bits)
+        return ScoreHistogram(int(self.lowest), int(self.highest), self.counts, self.bins)
 
     def _set_histogram(self, histogram: ScoreHistogram) -> None:
-        self.low, self.counts = torch.tensor(histogram.low, device=self.device), histogram.counts
-
-    def _widen(self, low: int, high: int) -> None:
-        """Extends the window of bins to contain `[low, high)`: torchmetrics adds only tensors of one shape."""
-        self._set_histogram(self._histogram() + ScoreHistogram(low, self.counts.new_zeros(3, high - low), self.bits))
+        self.lowest = torch.tensor(histogram.lowest, device=self.device)
+        self.highest = torch.tensor(histogram.highest, device=self.device)
+        self.counts = histogram.counts
 
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        """Adds the states of all processes, having brought their windows to one shape."""
-        window = torch.stack([self.low, self.low + self.counts.shape[1]])
-        windows = [w.tolist() for w in dist_sync_fn(window, group=process_group or self.process_group)]
-        windows = [(low, high) for low, high in windows if low < high]  # others have seen nothing
-        if windows:
-            self._widen(min(low for low, _ in windows), max(high for _, high in windows))
+        """Adds the states of all processes, having brought them to the same bins: torchmetrics adds equal shapes."""
+        here = torch.stack([self.lowest, self.highest])
+        ranges = torch.stack(dist_sync_fn(here, group=process_group or self.process_group))
+        histogram = self._histogram()
+        histogram.widen(int(ranges[:, 0].min()), int(ranges[:, 1].max()))
+        self._set_histogram(histogram)
         super()._sync_dist(dist_sync_fn, process_group)
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """Adds another state: what `merge_state` and `forward` are made of."""
-        other = ScoreHistogram(int(incoming_state["low"]), incoming_state["counts"], self.bits)
-        self._set_histogram(self._histogram() + other)
-        super()._reduce_states({**incoming_state, "low": self.low, "counts": torch.zeros_like(self.counts)})
+        lowest, highest = int(incoming_state["lowest"]), int(incoming_state["highest"])
+        histogram = self._histogram()
+        histogram.merge(ScoreHistogram(lowest, highest, incoming_state["counts"], self.bins))
+        self._set_histogram(histogram)
+        super()._reduce_states({**incoming_state, "counts": torch.zeros_like(self.counts)})
 
 
 def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
     """Returns the mean of each metric over the categories where it is defined, and their number.
 
     Args:
-        per_category: Category to metrics, as `AnomalyMetrics.compute` returns them.
+        per_category: Category to metrics, as `PixelMetrics.compute` returns them.
     """
     values: dict[str, list[float]] = {}
     for metrics in per_category.values():
         for key, value in metrics.items():
             values.setdefault(key, []).append(value)
     return {key: sum(v) / len(v) for key, v in values.items()}, {key: len(v) for key, v in values.items()}
+
+
+def _has_both(counts: ScoreCounts) -> bool:
+    return bool(counts.normal.any() and counts.anomalous.any())
+
+
+def _ranking(level: str, counts: ScoreCounts) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns AUROC, AP and F1-max of the images or the pixels, and the threshold of F1-max."""
+    f1_max, threshold = curves.f1_max(counts)
+    values = {"auroc": curves.auroc(counts), "ap": curves.average_precision(counts), "f1_max": f1_max}
+    return {f"{level}_{key}": value for key, value in values.items()}, {f"{level}_f1_max": threshold}
+
+
+def _label_regions(masks: Tensor) -> Tensor:
+    """Returns the area of the region of each pixel, `[B, H, W]`, int32, on the CPU."""
+    areas = torch.zeros(masks.shape, dtype=torch.int32)
+    for area, mask in zip(areas.numpy(), masks.cpu().numpy(), strict=True):
+        area[:] = region_areas(mask)
+    return areas
 
 
 def _concatenate(state: list[Tensor] | Tensor) -> np.ndarray:
@@ -220,23 +328,17 @@ def _refuse(bad: Tensor, names: Sequence[str] | None, reason: str) -> None:
         raise ValueError(f"{_name(names, int(bad.nonzero()[0]))}: {reason}")
 
 
-def _check_shapes(
-    scores: Tensor, maps: Tensor, labels: Tensor, masks: Tensor, known: Tensor, names: Sequence[str] | None
-) -> None:
-    """Raises unless shapes are `[B]`, `[B, H, W]`, `[B]`, `[B, H, W]`, `[B]`, B, none of them empty."""
-    batch = maps.shape[:1]
-    names_fit = names is None or (len(names),) == batch
-    if (
-        maps.ndim != 3
-        or maps.numel() == 0
-        or masks.shape != maps.shape
-        or not scores.shape == labels.shape == known.shape == batch
-        or not names_fit
-    ):
-        count = len(names) if names is not None else len(scores) if scores.ndim else 0
+def _check_shapes(tensors: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
+    """Raises unless all that has pixels is `[B, H, W]`, all else `[B]`, and none of them empty."""
+    shape = tensors["anomaly_map"].shape
+    per_pixel = {"anomaly_map", "mask", "region_area"}
+    fits = [tensor.shape == (shape if key in per_pixel else shape[:1]) for key, tensor in tensors.items()]
+    names_fit = names is None or (len(names),) == shape[:1]
+    if len(shape) != 3 or not shape.numel() or not all(fits) or not names_fit:
+        count = len(names) if names is not None else next((len(t) for t in tensors.values() if t.ndim), 0)
         listed = ", ".join(_name(names, i) for i in range(min(count, 8))) + (", ..." if count > 8 else "")
+        got = ", ".join(f"{key} {[*tensor.shape]}" for key, tensor in tensors.items())
         raise ValueError(
-            f"{listed or 'empty batch'}: expected pred_score [B], anomaly_map [B, H, W], label [B], mask [B, H, W], "
-            f"mask_known [B] and B names, got {[*scores.shape]}, {[*maps.shape]}, {[*labels.shape]}, "
-            f"{[*masks.shape]}, {[*known.shape]} and {'no' if names is None else len(names)} names"
+            f"{listed or 'empty batch'}: expected anomaly_map [B, H, W], mask (and region_area) of the same size, "
+            f"pred_score, label, mask_known [B] and B names; got {got}, {'no' if names is None else len(names)} names"
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.base import list_folders, list_images, pair_masks
+from afclip_lightning.data.images import list_folders, list_images, pair_masks
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.data import procedural, synthetic
-from afclip_lightning.data.base import read_image, read_mask
+from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.procedural import AREA, CATEGORIES, DEFECTS, VISIBLE, draw_defect, expose, picture, render
 from afclip_lightning.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
 from afclip_lightning.errors import DatasetError

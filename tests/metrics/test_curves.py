@@ -15,6 +15,7 @@ from afclip_lightning.metrics import (
     f1_max,
     f1_max_error_bound,
     threshold_at_fpr,
+    threshold_at_sensitivity,
 )
 from tests.reference import metrics_naive as naive
 
@@ -30,9 +31,11 @@ def exact(scores, labels):
     return exact_counts(scores[labels == 0], scores[labels == 1])
 
 
-def binned(scores, labels, bits):
+def binned(scores, labels, limit):
     scores, labels = torch.as_tensor(scores, dtype=torch.float32), torch.as_tensor(labels)
-    return ScoreHistogram.of(scores, labels, bits).score_counts()
+    histogram = ScoreHistogram.empty(limit)
+    histogram.add(scores, labels.int())
+    return histogram.score_counts()
 
 
 @settings(deadline=None, max_examples=80)
@@ -62,8 +65,8 @@ def test_equal_to_scikit_learn(decimals):
     assert f1_max(counts)[0] == pytest.approx(f1.max(), abs=1e-12)
 
 
-def assert_bounded(scores, labels, bits):
-    true, coarse = exact(scores, labels), binned(scores, labels, bits)
+def assert_bounded(scores, labels, limit):
+    true, coarse = exact(scores, labels), binned(scores, labels, limit)
     assert abs(auroc(coarse) - auroc(true)) <= auroc_error_bound(coarse) + 1e-12
     assert abs(average_precision(coarse) - average_precision(true)) <= average_precision_error_bound(coarse) + 1e-12
     assert -1e-12 <= f1_max(true)[0] - f1_max(coarse)[0] <= f1_max_error_bound(coarse) + 1e-12
@@ -72,7 +75,7 @@ def assert_bounded(scores, labels, bits):
 @settings(deadline=None, max_examples=80)
 @given(scored)
 def test_bounds_hold_for_few_scores(pairs):
-    assert_bounded([s for s, _ in pairs], [label for _, label in pairs], bits=10)
+    assert_bounded([s for s, _ in pairs], [label for _, label in pairs], limit=2**10)
 
 
 @pytest.mark.parametrize("order", ["random", "best", "worst", "best tied"])
@@ -86,10 +89,10 @@ def test_bounds_hold_in_the_worst_orders_and_are_not_idle(order):
         "worst": 1 - labels + rng.random(500) / 2,
         "best tied": labels,
     }[order]
-    scores = np.float32(1) + np.float32(1e-2) * ranks.astype(np.float32)
-    coarse = binned(scores, labels, 10)
+    scores = np.float32(1.0001) + np.float32(1e-2) * ranks.astype(np.float32)
+    coarse = binned(scores, labels, 2)
     assert len(coarse.thresholds) == 1
-    assert_bounded(scores, labels, 10)
+    assert_bounded(scores, labels, 2)
     if order == "best tied":  # here the bounds are reached
         true = exact(scores, labels)
         assert auroc(true) - auroc(coarse) == pytest.approx(auroc_error_bound(coarse))
@@ -111,6 +114,39 @@ def test_threshold_at_a_false_positive_rate():
     assert threshold_at_fpr(anomalous_on_top, 0.0) == 2.5
 
 
+def test_threshold_at_a_sensitivity():
+    counts = exact([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 6], [1] * 10 + [0])
+    assert threshold_at_sensitivity(counts, 0.3) == 8
+    assert threshold_at_sensitivity(counts, 0.31) == 7
+    assert threshold_at_sensitivity(counts, 1.0) == 1
+    assert threshold_at_sensitivity(counts, 0.0) == 10
+    for function in (threshold_at_sensitivity, threshold_at_fpr):
+        with pytest.raises(ValueError, match=r"must be in \[0, 1\], got 1.5"):
+            function(counts, 1.5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(scored, st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+def test_thresholds_of_binned_scores_keep_their_promise(pairs, rate):
+    scores, labels = np.array([s for s, _ in pairs], np.float32), np.array([label for _, label in pairs])
+    counts = binned(scores, labels, 2**10)
+    assert (scores[labels == 0] >= threshold_at_fpr(counts, rate)).mean() <= rate
+    assert (scores[labels == 1] >= threshold_at_sensitivity(counts, rate)).mean() >= rate
+
+
+def test_scores_known_to_be_tied_add_nothing_to_the_bounds():
+    """Zero, one and what half precision leaves have bins of their own, beside bins that hold many scores."""
+    rng = np.random.default_rng(0)
+    labels = rng.random(4000) < 0.3
+    scores = (rng.random(4000) + labels).astype(np.float16).astype(np.float32).clip(0.5, 1)
+    coarse = binned(scores, labels, 2**12)
+    bounds = auroc_error_bound(coarse), average_precision_error_bound(coarse), f1_max_error_bound(coarse)
+    np.testing.assert_array_equal(bounds, 0)
+    assert auroc(coarse) == pytest.approx(auroc(exact(scores, labels)), abs=1e-12)
+    scores[::2] += np.float32(1e-6)
+    assert auroc_error_bound(binned(scores, labels, 2**12)) > 1e-6
+
+
 @pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
 def test_undefined_is_refused(labels):
     counts = exact([1.0, 2.0], labels)
@@ -120,3 +156,6 @@ def test_undefined_is_refused(labels):
     if labels == [1, 1]:
         with pytest.raises(ValueError, match="without normal"):
             threshold_at_fpr(counts, 0.3)
+    else:
+        with pytest.raises(ValueError, match="without anomalous"):
+            threshold_at_sensitivity(counts, 0.3)

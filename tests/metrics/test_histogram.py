@@ -26,31 +26,63 @@ def test_signed_zeros_and_smallest_numbers():
     assert score_keys(torch.tensor([-tiny, -0.0, 0.0, tiny])).tolist() == [-1, 0, 0, 1]
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(floats, st.integers(0, 3)), min_size=1, max_size=40), st.sampled_from([10, 16, 22, 24]))
-def test_bins_hold_what_their_thresholds_say(pixels, bits):
-    scores, areas = torch.tensor([p[0] for p in pixels]), torch.tensor([p[1] for p in pixels], dtype=torch.int32)
-    counts = ScoreHistogram.of(scores, areas, bits).score_counts()
+def histogram_of(pixels, limit=2**10):
+    histogram = ScoreHistogram.empty(limit)
+    histogram.add(torch.tensor([p[0] for p in pixels]), torch.tensor([p[1] for p in pixels], dtype=torch.int32))
+    return histogram
+
+
+# Scores of one scale, whose bins are fine; of all scales, most of which are taken together; and ties.
+pixels_of = st.one_of(
+    st.lists(st.tuples(scores, st.integers(0, 3)), min_size=1, max_size=40)
+    for scores in (
+        floats,
+        st.floats(0.5, 0.515625, width=32),
+        st.sampled_from([-1.0, -1e-9, 0.0, -0.0, 1e-45, 1e-9, 0.5, 0.500001, 1.0, 1e30]),
+        st.integers(-300, 300).map(float),
+    )
+)
+limits = st.sampled_from([2**10, 2**14, 2**19])
+
+
+@settings(deadline=None, max_examples=80)
+@given(pixels_of, limits)
+def test_bins_hold_what_their_thresholds_say(pixels, limit):
+    histogram = histogram_of(pixels, limit)
+    counts = histogram.score_counts()
+    assert histogram.counts.shape[1] <= 2 * limit
     assert (np.diff(counts.thresholds) > 0).all()
+    edges = [*counts.thresholds, np.inf]
     for i, threshold in enumerate(counts.thresholds):
         above = [area for score, area in pixels if np.float32(score) >= threshold]
         assert counts.normal[i:].sum() == sum(area == 0 for area in above)
         assert counts.anomalous[i:].sum() == sum(area > 0 for area in above)
         assert counts.region_weight[i:].sum() == sum(round(REGION / area) for area in above if area)
+        if counts.tied[i]:
+            assert len({score for score, _ in pixels if threshold <= np.float32(score) < edges[i + 1]}) == 1
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(floats, st.integers(0, 9)), max_size=40), st.data())
-def test_parts_add_to_the_whole(pixels, data):
+@settings(deadline=None, max_examples=80)
+@given(pixels_of, limits, st.data())
+def test_parts_add_to_the_whole(pixels, limit, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(pixels)), max_size=3)))
     order = data.draw(st.permutations(pixels))
-    total = ScoreHistogram(0, torch.zeros(3, 0, dtype=torch.int64))
+    added, merged = ScoreHistogram.empty(limit), ScoreHistogram.empty(limit)
     for start, end in zip([0, *cuts], [*cuts, len(order)], strict=True):
-        part = order[start:end]
-        total = total + ScoreHistogram.of(torch.tensor([p[0] for p in part]), torch.tensor([p[1] for p in part]))
-    whole = ScoreHistogram.of(torch.tensor([p[0] for p in pixels]), torch.tensor([p[1] for p in pixels]))
-    assert total.low == whole.low
-    assert torch.equal(total.counts, whole.counts)
+        part = histogram_of(order[start:end], limit)
+        merged.merge(part)
+        added.add(torch.tensor([p[0] for p in order[start:end]]), torch.tensor([p[1] for p in order[start:end]]).int())
+    whole = histogram_of(pixels, limit)
+    for total in (added, merged):
+        assert (total.lowest, total.highest) == (whole.lowest, whole.highest)
+        assert torch.equal(total.counts, whole.counts)
+
+
+def test_what_is_far_below_the_largest_is_taken_together_but_for_zero():
+    counts = histogram_of([(1.0, 0), (1e-12, 0), (1e-20, 0), (0.0, 0), (-1e-20, 0), (-1e-30, 1)]).score_counts()
+    np.testing.assert_array_equal(counts.normal, [1, 1, 2, 1])
+    np.testing.assert_array_equal(counts.anomalous, [1, 0, 0, 0])
+    np.testing.assert_array_equal(counts.tied, [False, True, False, True])
 
 
 def test_exact_counts_are_by_distinct_score():
@@ -61,12 +93,26 @@ def test_exact_counts_are_by_distinct_score():
     np.testing.assert_array_equal(counts.region_weight, [REGION // 4, REGION, 0])
 
 
-def test_a_window_is_no_wider_than_the_scores():
-    histogram = ScoreHistogram.of(torch.linspace(0.49, 0.51, 1000), torch.zeros(1000, dtype=torch.int32))
-    assert histogram.counts.shape[1] < 1000
+def test_bins_are_as_fine_as_the_range_allows():
+    scores = torch.linspace(0.49, 0.51, 100_000)
+    histogram = ScoreHistogram.empty()
+    histogram.add(scores, torch.zeros(100_000, dtype=torch.int32))
+    assert len(histogram.score_counts().thresholds) == len(scores.unique())  # every float32 apart
+    histogram.add(torch.zeros(1), torch.zeros(1, dtype=torch.int32))
+    assert len(histogram.score_counts().thresholds) < 2000
+    assert histogram.counts.nbytes <= 48 * 2**19
+
+
+def test_a_large_batch_is_counted_in_chunks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores, areas = torch.randn(5, 10, 10, generator=generator), torch.randint(0, 3, (5, 10, 10), generator=generator)
+    whole, chunked = ScoreHistogram.empty(), ScoreHistogram.empty()
+    whole.add(scores, areas.int())
+    monkeypatch.setattr("afclip_lightning.metrics.histogram.CHUNK", 77)
+    chunked.add(scores, areas.int())
+    assert torch.equal(whole.counts, chunked.counts)
 
 
 def test_other_resolutions_do_not_add():
-    scores, areas = torch.ones(1), torch.ones(1, dtype=torch.int32)
-    with pytest.raises(ValueError, match="16 bits"):
-        ScoreHistogram.of(scores, areas) + ScoreHistogram.of(scores, areas, bits=16)
+    with pytest.raises(ValueError, match="2048 bins"):
+        histogram_of([(1.0, 1)]).merge(histogram_of([(1.0, 1)], 2048))

@@ -1,16 +1,13 @@
-import multiprocessing
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import distributed
 
-from afclip_lightning.metrics import AnomalyMetrics, aggregate
+from afclip_lightning.metrics import PixelMetrics, aggregate, region_areas
 from tests.reference import metrics_naive as naive
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
@@ -19,18 +16,18 @@ PIXEL_KEYS = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro"}
 
 
 def stream(count=12, side=16, seed=0):
-    """Returns pred_score, anomaly_map, label and mask of some images; every third is normal."""
+    """Returns anomaly_map, mask, pred_score and label of some images; every third is normal."""
     generator = torch.Generator().manual_seed(seed)
     label = (torch.arange(count) % 3 > 0).long()
     mask = (torch.rand(count, side, side, generator=generator) < 0.1).to(torch.uint8) * label[:, None, None].byte()
     # Scales far apart, so that the window of bins grows while the stream is read; some ties.
     maps = (torch.randn(count, side, side, generator=generator) + mask) * torch.logspace(-6, 3, count)[:, None, None]
     maps[:, ::2] = maps[:, ::2].round(decimals=2)
-    return maps.amax((1, 2)), maps, label, mask
+    return maps, mask, maps.amax((1, 2)), label
 
 
 def computed(data, batches, **arguments):
-    metrics = AnomalyMetrics(**arguments)
+    metrics = PixelMetrics(**arguments)
     for index in batches:
         metrics.update(*(part[index] for part in data))
     return metrics.compute()
@@ -40,10 +37,9 @@ def computed(data, batches, **arguments):
 @pytest.mark.parametrize("kind", ["continuous", "ties"])
 def test_recorded_values(kind, exact):
     maps, masks = GOLDEN["metric.maps" if kind == "continuous" else "metric.maps_ties"], GOLDEN["metric.masks"]
-    metrics = AnomalyMetrics(exact=exact)
-    metrics.update(maps.max((1, 2)), maps, GOLDEN["image_labels"], masks)
-    bounds = metrics.error_bounds()
-    values = metrics.compute()
+    metrics = PixelMetrics(exact=exact)
+    metrics.update(maps, masks, maps.max((1, 2)), GOLDEN["image_labels"])
+    values, bounds = metrics.compute(), metrics.result().error_bounds
     assert set(values) == IMAGE_KEYS | PIXEL_KEYS
     assert set(bounds) == (set() if exact else PIXEL_KEYS)
     for key, value in values.items():
@@ -71,9 +67,9 @@ def test_equal_to_the_loops(data):
         maps = maps.astype(np.float16)
     masks = (rng.random(maps.shape) < data.draw(st.sampled_from([0.1, 0.5, 1.0]))).astype(np.uint8)
     labels = masks.any((1, 2)).astype(np.int64)
-    exact, coarse = AnomalyMetrics(exact=True), AnomalyMetrics()
+    exact, coarse = PixelMetrics(exact=True), PixelMetrics()
     for metrics in (exact, coarse):
-        metrics.update(maps.max((1, 2)), maps, labels, masks)
+        metrics.update(maps, masks, maps.max((1, 2)), labels)
     maps = maps.astype(np.float32)
 
     expected = {}
@@ -86,7 +82,7 @@ def test_equal_to_the_loops(data):
         expected |= {"pixel_auroc": naive.auroc(*pixels), "pixel_ap": naive.average_precision(*pixels)}
         expected |= {"pixel_f1_max": naive.f1_max(*pixels), "pixel_pro": naive.pro(maps, masks, 0.3)}
     assert exact.compute() == pytest.approx(expected, abs=1e-9)
-    values, bounds = coarse.compute(), coarse.error_bounds()
+    values, bounds = coarse.compute(), coarse.result().error_bounds
     assert set(values) == set(expected)
     assert all(abs(values[key] - expected[key]) <= bounds.get(key, 0) + 1e-9 for key in expected)
 
@@ -98,7 +94,7 @@ def test_saturated_maps_equal_to_scikit_learn():
     masks = (rng.random((6, 40, 40)) < 0.2).astype(np.uint8)
     maps = (rng.standard_normal(masks.shape) + masks).clip(0, 1).astype(np.float32)
     maps[:, :4] = 0.5
-    values = computed((maps.max((1, 2)), maps, np.ones(6), masks), [slice(None)], exact=True)
+    values = computed((maps, masks, maps.max((1, 2)), np.ones(6)), [slice(None)], exact=True)
     labels, scores = masks.ravel(), maps.ravel()
     assert set(values) == PIXEL_KEYS
     assert values["pixel_auroc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
@@ -116,11 +112,11 @@ def test_any_cut_and_any_order_give_the_same_bits(exact):
 
 
 def test_half_precision_maps_are_counted_in_float32():
-    score, maps, label, mask = stream()
+    maps, mask, score, label = stream()
     halves = (maps / 1000).bfloat16()
-    metrics, same = AnomalyMetrics(), AnomalyMetrics()
-    metrics.update(score, halves, label, mask)
-    same.update(score, halves.float(), label, mask)
+    metrics, same = PixelMetrics(), PixelMetrics()
+    metrics.update(halves, mask, score, label)
+    same.update(halves.float(), mask, score, label)
     assert metrics.compute() == same.compute()
 
 
@@ -128,7 +124,7 @@ def test_merge_forward_and_reset():
     data = stream()
     whole = computed(data, [slice(None)])
     for exact in (True, False):
-        first, second, empty = (AnomalyMetrics(exact=exact) for _ in range(3))
+        first, second, empty = (PixelMetrics(exact=exact) for _ in range(3))
         first.update(*(part[:5] for part in data))
         second.update(*(part[5:] for part in data))
         other = second.metric_state
@@ -140,7 +136,7 @@ def test_merge_forward_and_reset():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # computed without an update of its own
             assert empty.compute() == first.compute()
-    metrics = AnomalyMetrics()
+    metrics = PixelMetrics()
     batch_value = metrics(*(part[:5] for part in data))
     assert batch_value == computed(data, [slice(0, 5)])
     metrics(*(part[5:] for part in data))
@@ -150,76 +146,116 @@ def test_merge_forward_and_reset():
     assert metrics.compute() == whole
 
 
-SHARES = {
-    2: ([[0, 1, 2, 3, 4, 5, 6], [7], [8]], [[9, 10], [11]]),
-    3: ([[3, 4]], [], [[0, 1, 2], [5, 6, 7, 8, 9], [10, 11]]),
-}
-
-
-def _process(rank, folder):
-    """Computes with 3 processes, one of which has seen nothing, then with 2 of them."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # compute() without update() is what is tested
-    for world, shares in sorted(SHARES.items(), reverse=True):
-        if rank >= world:
-            return
-        distributed.init_process_group("gloo", f"file://{folder}/store{world}", rank=rank, world_size=world)
-        values = []
-        for exact in (True, False):
-            data, metrics = stream(), AnomalyMetrics(exact=exact)
-            for batch in shares[rank]:
-                metrics.update(*(part[batch] for part in data))
-            low, shape = metrics.low.clone(), metrics.counts.shape
-            values.append(metrics.compute())
-            with metrics.sync_context():
-                values.append(metrics.error_bounds())
-            assert (metrics.low, metrics.counts.shape) == (low, shape)  # local again, ready for more
-            metrics = AnomalyMetrics(exact=exact)
-            assert metrics.compute() == {}  # nobody has seen anything
-        torch.save(values, f"{folder}/{world}-{rank}.pt")
-        distributed.destroy_process_group()
-
-
-def test_any_number_of_processes_gives_the_same_bits(tmp_path):
-    multiprocessing.set_forkserver_preload(["afclip_lightning.metrics", __name__])  # imported once for all three
-    torch.multiprocessing.start_processes(_process, (tmp_path,), nprocs=3, start_method="forkserver")
-    expected = []
-    for exact in (True, False):
-        metrics = AnomalyMetrics(exact=exact)
-        metrics.update(*stream())
-        expected += [metrics.compute(), metrics.error_bounds()]
-    for world in SHARES:
-        for rank in range(world):
-            assert torch.load(tmp_path / f"{world}-{rank}.pt") == expected
-
-
 def test_what_is_undefined_is_absent():
-    score, maps, label, mask = stream()
+    maps, mask, score, label = stream()
     normal, anomalous = (label == 0).nonzero().flatten(), (label == 1).nonzero().flatten()
-    data = score, maps, label, mask
-    assert computed(data, [normal]) == {}
-    assert set(computed(data, [anomalous])) == PIXEL_KEYS  # they have normal pixels
-    everything = score, maps, label, label[:, None, None].expand_as(maps).contiguous()
-    assert computed(everything, [anomalous]) == {}  # no normal pixel
-    assert set(computed((score, maps, label, mask * 0), [slice(None)])) == IMAGE_KEYS
+    assert computed((maps, mask, score, label), [normal]) == {}
+    assert set(computed((maps, mask, score, label), [anomalous])) == PIXEL_KEYS  # they have normal pixels
+    everything = label[:, None, None].expand_as(maps).contiguous()
+    assert computed((maps, everything, score, label), [anomalous]) == {}  # no normal pixel
+    assert set(computed((maps, everything, score, label), [slice(None)])) == IMAGE_KEYS | PIXEL_KEYS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert AnomalyMetrics().compute() == {}
+        assert PixelMetrics().compute() == {}
+
+
+def test_maps_and_masks_are_enough():
+    maps, mask, score, label = stream()
+    whole = computed((maps, mask, score, label), [slice(None)])
+    metrics = PixelMetrics()
+    metrics.update(maps.numpy(), mask.numpy())
+    assert metrics.compute() == {key: value for key, value in whole.items() if key in PIXEL_KEYS}
+    metrics.update(maps, mask, score)  # of some images only: the others would be left out of the ranking
+    assert set(metrics.compute()) == PIXEL_KEYS
+
+
+def test_regions_labelled_before_give_the_same_bits():
+    maps, mask, score, label = stream()
+    area = torch.from_numpy(np.stack([region_areas(m) for m in mask.numpy()]))
+    metrics = PixelMetrics()
+    metrics.update(maps, mask, score, label, region_area=area)
+    assert metrics.compute() == computed((maps, mask, score, label), [slice(None)])
+    metrics.reset()
+    metrics.update(maps, mask, score, label, region_area=area.clamp(max=1))  # taken as it is, not found again
+    assert metrics.compute()["pixel_pro"] != computed((maps, mask, score, label), [slice(None)])["pixel_pro"]
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_an_unknown_mask_takes_the_pixel_metrics_away(exact):
-    score, maps, label, mask = stream()
+    maps, mask, score, label = stream()
     known = torch.ones(12, dtype=torch.bool)
     known[0] = False  # normal: its mask is empty, whatever is said of it
-    metrics = AnomalyMetrics(exact=exact)
-    metrics.update(score, maps, label, mask, known)
+    metrics = PixelMetrics(exact=exact)
+    metrics.update(maps, mask, score, label, known)
     whole = metrics.compute()
-    assert whole == computed((score, maps, label, mask), [slice(None)], exact=exact)
+    assert whole == computed((maps, mask, score, label), [slice(None)], exact=exact)
     known[1] = False
-    metrics.update(score, maps, label, mask, known)
+    mask[1] = 0
+    metrics.update(maps, mask, score, label, known)
     assert set(metrics.compute()) == IMAGE_KEYS
-    assert metrics.error_bounds() == {}
+    assert metrics.result().error_bounds == {}
+
+
+@pytest.mark.parametrize("kind", ["squeezed", "saturated", "half", "integers", "unbounded", "signed"])
+def test_the_bound_is_within_the_tolerance(kind, recwarn):
+    """On scores that defeat bins of a fixed range, though a million pixels share few of them."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((4, 512, 512), np.uint8)
+    masks[1:, 100:180, 200:300] = 1
+    noise = rng.standard_normal(masks.shape, np.float32) + 1.5 * masks
+    maps = {
+        "squeezed": 0.49 + 0.02 / (1 + np.exp(-noise)),
+        "saturated": noise.clip(0, 1),
+        "half": (1 / (1 + np.exp(-noise))).astype(np.float16),
+        "integers": np.rint(40 * noise + 200).clip(0, 255).astype(np.uint8),
+        "unbounded": 1e4 * np.exp(noise),
+        "signed": 10 * noise,
+    }[kind]
+    exact, coarse = PixelMetrics(exact=True), PixelMetrics()
+    for metrics in (exact, coarse):
+        metrics.update(maps, masks)
+    expected, result = exact.compute(), coarse.result()
+    assert coarse.compute() == result.metrics
+    assert not recwarn.list
+    for key, value in result.metrics.items():
+        assert abs(value - expected[key]) <= result.error_bounds[key] + 1e-12
+        assert result.error_bounds[key] < (1e-8 if kind in ("squeezed", "half", "integers") else 1e-4)
+
+
+def test_a_bound_over_the_tolerance_is_said():
+    maps, mask, *_ = stream()
+    metrics = PixelMetrics(bins=2**10)
+    metrics.update(1 + maps.sigmoid(), mask)
+    bound = metrics.result().error_bounds["pixel_ap"]
+    assert bound > 1e-4
+    with pytest.warns(UserWarning, match=rf"pixel_ap by up to {bound:.1e}.*over the tolerance of 0.0001.*exact=True"):
+        metrics.compute()
+    patient = PixelMetrics(bins=2**10, tolerance=1.0)
+    patient.update(1 + maps.sigmoid(), mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patient.compute()
+
+
+def test_thresholds_are_those_of_the_best_f1():
+    maps, mask, score, label = stream()
+    metrics = PixelMetrics(exact=True)
+    metrics.update(maps, mask, score, label)
+    result = metrics.result()
+    assert (result.normal, result.anomalous) == (4, 8)
+    for level, scores, labels in (("image", score, label), ("pixel", maps.flatten(), mask.flatten())):
+        found = scores >= result.thresholds[f"{level}_f1_max"]
+        f1 = 2 * (found * labels).sum() / (found.sum() + labels.sum())
+        assert f1.item() == pytest.approx(result.metrics[f"{level}_f1_max"], abs=1e-6)
+
+
+def test_pro_by_name():
+    maps, masks = GOLDEN["metric.maps"], GOLDEN["metric.masks"]
+    for definition, key in (("legacy_afclip", "pro_afclip"), ("legacy_cflow", "pro_anomalyclip")):
+        value = computed((maps, masks), [slice(0, 2), slice(2, 6)], exact=True, pro_definition=definition)["pixel_pro"]
+        assert value == pytest.approx(GOLDEN[f"continuous.{key}"], abs=1e-5)
+    constant = computed((maps * 0, masks), [slice(None)], exact=True, pro_definition="legacy_cflow")
+    assert set(constant) == PIXEL_KEYS - {"pixel_pro"}  # 200 thresholds between equal scores
 
 
 def _with(index, value):
@@ -229,44 +265,62 @@ def _with(index, value):
 @pytest.mark.parametrize(
     ("argument", "change", "message"),
     [
-        (1, _with(2, float("nan")), "c.png: its anomaly map"),
-        (1, _with(3, float("inf")), "d.png: its anomaly map"),
-        (1, _with(3, float("-inf")), "d.png: its anomaly map"),
-        (1, lambda maps: maps.double().index_fill(0, torch.tensor([1]), 1e300), "b.png: its anomaly map"),
-        (0, _with(1, float("nan")), "b.png: its image score"),
-        (2, _with(1, 2), "b.png: its label"),
-        (2, _with(1, 0), "b.png: its label is 0"),
-        (0, lambda score: score[:3], "a.png, b.png, c.png, d.png: expected"),
-        (0, lambda score: score[:, None], "a.png, b.png, c.png, d.png: expected"),
-        (1, lambda maps: maps[:, None], "a.png, b.png, c.png, d.png: expected"),
-        (1, lambda maps: maps[:, :0], "a.png, b.png, c.png, d.png: expected"),
-        (1, lambda maps: maps[0, 0, 0], "a.png, b.png, c.png, d.png: expected"),
-        (2, lambda label: label[:3], "a.png, b.png, c.png, d.png: expected"),
-        (3, lambda mask: mask[:, 1:], "a.png, b.png, c.png, d.png: expected"),
-        (3, lambda mask: mask[:1], "a.png, b.png, c.png, d.png: expected"),
-        (4, lambda known: known[:3], "a.png, b.png, c.png, d.png: expected"),
-        (5, lambda names: names[:3], "a.png, b.png, c.png: expected"),
+        ("anomaly_map", _with(2, float("nan")), "c.png: its anomaly map"),
+        ("anomaly_map", _with(3, float("inf")), "d.png: its anomaly map"),
+        ("anomaly_map", _with(3, float("-inf")), "d.png: its anomaly map"),
+        ("anomaly_map", lambda maps: maps.double().index_fill(0, torch.tensor([1]), 1e300), "b.png: its anomaly map"),
+        ("pred_score", _with(1, float("nan")), "b.png: its image score"),
+        ("label", _with(1, 2), "b.png: its label is neither"),
+        ("label", _with(1, 0), "b.png: its label is 0"),
+        ("mask", _with(2, 0), "c.png: its label is 1"),
+        ("pred_score", lambda score: score[:3], "a.png, b.png, c.png, d.png: expected"),
+        ("pred_score", lambda score: score[:, None], "a.png, b.png, c.png, d.png: expected"),
+        ("anomaly_map", lambda maps: maps[:, None], "a.png, b.png, c.png, d.png: expected"),
+        ("anomaly_map", lambda maps: maps[:, :0], "a.png, b.png, c.png, d.png: expected"),
+        ("anomaly_map", lambda maps: maps[0, 0, 0], "a.png, b.png, c.png, d.png: expected"),
+        ("label", lambda label: label[:3], "a.png, b.png, c.png, d.png: expected"),
+        ("mask", lambda mask: mask[:, 1:], r"a.png, b.png, c.png, d.png: expected.*mask \[4, 15, 16\]"),
+        ("mask", lambda mask: mask[:1], "a.png, b.png, c.png, d.png: expected"),
+        ("mask_known", lambda known: known[:3], "a.png, b.png, c.png, d.png: expected"),
+        ("region_area", lambda area: area[:, :3], "a.png, b.png, c.png, d.png: expected"),
+        ("names", lambda names: names[:3], "a.png, b.png, c.png: expected"),
     ],
 )
 def test_what_is_refused_is_named_and_leaves_the_state(argument, change, message):
-    batch = [part[:4] for part in stream()]
-    batch += [torch.ones(4, dtype=torch.bool), ["a.png", "b.png", "c.png", "d.png"]]
-    metrics = AnomalyMetrics()
-    metrics.update(*batch)
+    batch = dict(zip(("anomaly_map", "mask", "pred_score", "label"), (part[:4] for part in stream()), strict=True))
+    batch["mask_known"], batch["names"] = torch.ones(4, dtype=torch.bool), ["a.png", "b.png", "c.png", "d.png"]
+    batch["region_area"] = batch["mask"].int()
+    metrics = PixelMetrics()
+    metrics.update(**batch)
     before = metrics.compute()
     batch[argument] = change(batch[argument])
     with pytest.raises(ValueError, match=message):
-        metrics.update(*batch)
+        metrics.update(**batch)
     assert metrics.compute() == before
-    if argument < 5:
+    if batch.pop("names") and argument != "names":
         with pytest.raises(ValueError, match=r"image \d of the batch"):
-            metrics.update(*batch[:5])
+            metrics.update(**batch)
 
 
-@pytest.mark.parametrize("arguments", [{"bits": 9}, {"bits": 25}, {"fpr_limit": 0.0}, {"fpr_limit": 1.5}])
+def test_a_defect_lost_in_resizing_may_be_accepted():
+    maps, mask, score, label = stream()
+    metrics = PixelMetrics()
+    metrics.update(maps, mask * 0, score, label, allow_empty_mask=True)
+    assert set(metrics.compute()) == IMAGE_KEYS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"bins": 2**9}, {"bins": 2**23}, {"fpr_limit": 0.0}, {"fpr_limit": 1.5}, {"pro_definition": "none"}],
+)
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="must be in"):
-        AnomalyMetrics(**arguments)
+        PixelMetrics(**arguments)
+
+
+def test_other_definitions_of_pro_need_all_scores():
+    with pytest.raises(ValueError, match="'mvtec' needs exact=True"):
+        PixelMetrics(pro_definition="mvtec")
 
 
 def test_aggregate_says_over_how_many():

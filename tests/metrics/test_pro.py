@@ -9,9 +9,9 @@ from hypothesis.extra import numpy as arrays
 
 from afclip_lightning.metrics import (
     ScoreHistogram,
+    UndefinedMetricError,
     exact_counts,
     pro,
-    pro_200_thresholds,
     pro_error_bound,
     region_areas,
 )
@@ -20,10 +20,15 @@ from tests.reference import metrics_naive as naive
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 
 
-def both_counts(maps, masks, bits=10):
+def exact_of(maps, masks):
     areas = np.stack([region_areas(mask) for mask in masks])
-    exact = exact_counts(maps[areas == 0], maps[areas > 0], areas[areas > 0])
-    return exact, ScoreHistogram.of(torch.from_numpy(maps), torch.from_numpy(areas), bits).score_counts()
+    return exact_counts(maps[areas == 0], maps[areas > 0], areas[areas > 0])
+
+
+def both_counts(maps, masks, limit=8):
+    histogram = ScoreHistogram.empty(limit)
+    histogram.add(torch.from_numpy(maps), torch.from_numpy(np.stack([region_areas(mask) for mask in masks])))
+    return exact_of(maps, masks), histogram.score_counts()
 
 
 @settings(deadline=None, max_examples=30)
@@ -51,13 +56,12 @@ def test_regions_join_at_corners():
 @pytest.mark.parametrize(("suffix", "limit"), [("", 0.3), ("_limit005", 0.05), ("_limit1", 1.0)])
 def test_recorded_values(kind, suffix, limit):
     maps = GOLDEN["metric.maps" if kind == "continuous" else "metric.maps_ties"]
-    exact, coarse = both_counts(maps, GOLDEN["metric.masks"], bits=22)
+    exact, coarse = both_counts(maps, GOLDEN["metric.masks"], limit=2**19)
     expected = GOLDEN[f"{kind}.pro_exact{suffix}"]
     assert pro(exact, limit) == pytest.approx(expected, abs=1e-9)
     bound = pro_error_bound(coarse, limit)
     assert abs(pro(coarse, limit) - expected) <= bound
-    if kind == "continuous":  # from the bins alone, true ties cannot be told from those that binning makes
-        assert bound < 1e-4
+    assert bound < (1e-4 if kind == "continuous" else 1e-9)
 
 
 @settings(deadline=None, max_examples=50)
@@ -95,34 +99,46 @@ def test_bound_holds_for_noise(seed):
 
 
 @pytest.mark.parametrize(
-    ("key", "normalisation"), [("afclip", "max"), ("anomalyclip", "min_max"), ("faprompt", "min_max")]
+    ("key", "definition"), [("afclip", "legacy_afclip"), ("anomalyclip", "legacy_cflow"), ("faprompt", "legacy_cflow")]
 )
-def test_200_thresholds_recorded_values(key, normalisation):
-    value = pro_200_thresholds(GOLDEN["metric.maps"], GOLDEN["metric.masks"], normalisation)
+def test_200_thresholds_recorded_values(key, definition):
+    value = pro(exact_of(GOLDEN["metric.maps"], GOLDEN["metric.masks"]), definition=definition)
     assert value == pytest.approx(GOLDEN[f"continuous.pro_{key}"], abs=1e-5)
 
 
-@pytest.mark.parametrize("normalisation", ["max", "min_max"])
-def test_200_thresholds_equal_to_the_loops(normalisation):
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("decimals", [1, 2, 7])
+def test_other_definitions_equal_to_the_loops(decimals, limit):
     rng = np.random.default_rng(1)
-    maps = rng.random((2, 9, 7)).round(2).astype(np.float32)
+    maps = rng.random((2, 9, 17)).round(decimals).astype(np.float32)
     masks = (rng.random(maps.shape) < 0.3).astype(np.uint8)
-    expected = naive.pro_200_thresholds(maps, masks, normalisation)
-    assert pro_200_thresholds(maps, masks, normalisation) == pytest.approx(expected, abs=1e-12)
+    counts = exact_of(maps, masks)
+    assert pro(counts, limit, "mvtec") == pytest.approx(naive.pro_mvtec(maps, masks, limit), abs=1e-9)
+    if decimals == 1 and limit == 0.05:
+        with pytest.raises(ValueError, match="fewer than two different"):
+            pro(counts, limit, "legacy_cflow")
+        return
+    for definition, normalisation in (("legacy_cflow", "min_max"), ("legacy_afclip", "max")):
+        expected = naive.pro_200_thresholds(maps, masks, normalisation, limit)
+        assert pro(counts, limit, definition) == pytest.approx(expected, abs=1e-9)
 
 
-def test_200_thresholds_refuse_what_is_undefined():
+def test_100_thresholds_approach_every_threshold():
+    counts = exact_of(GOLDEN["metric.maps"], GOLDEN["metric.masks"])
+    assert 1e-6 < abs(pro(counts, definition="mvtec") - GOLDEN["continuous.pro_exact"]) < 1e-2
+
+
+def test_what_a_definition_leaves_undefined_is_refused():
     maps, masks = np.random.default_rng(0).random((1, 4, 4)).astype(np.float32), np.eye(4, dtype=np.uint8)[None]
-    with pytest.raises(ValueError, match="equal"):
-        pro_200_thresholds(np.zeros_like(maps), masks, "max")
-    with pytest.raises(ValueError, match="both normal"):
-        pro_200_thresholds(maps, masks * 0, "max")
-    with pytest.raises(ValueError, match="one shape"):
-        pro_200_thresholds(maps, masks[:, 1:], "max")
-    with pytest.raises(ValueError, match="normalisation"):
-        pro_200_thresholds(maps, masks, "min")
-    with pytest.raises(ValueError, match="false-positive rates"):
-        pro_200_thresholds(maps, masks, "max", fpr_limit=1e-3)
+    with pytest.raises(UndefinedMetricError, match="equal"):
+        pro(exact_of(np.zeros_like(maps), masks), definition="legacy_afclip")
+    for definition in ("exact", "mvtec", "legacy_cflow"):
+        with pytest.raises(UndefinedMetricError, match="both normal"):
+            pro(exact_of(maps, masks * 0), definition=definition)
+    with pytest.raises(ValueError, match="definition must be one of exact, mvtec, legacy_cflow, legacy_afclip"):
+        pro(exact_of(maps, masks), definition="min")
+    with pytest.raises(UndefinedMetricError, match="false-positive rates"):
+        pro(exact_of(maps, masks), 1e-3, "legacy_afclip")
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.1, 1.1, float("nan")])

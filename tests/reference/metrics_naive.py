@@ -106,3 +106,21 @@ def pro_200_thresholds(maps: np.ndarray, masks: np.ndarray, normalisation: str, 
     span = max(x for x, _ in points) - start
     points = [((x - start) / span, y) for x, y in reversed(points)]
     return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
+
+
+def pro_mvtec(maps: np.ndarray, masks: np.ndarray, fpr_limit: float) -> float:
+    """Returns the area by MVTec's procedure: 100 normal scores by rank as thresholds, strictly above, and (1, 1)."""
+    regions = [[m[p] for p in region] for m, mask in zip(maps, masks, strict=True) for region in region_list(mask)]
+    normal = sorted(m[p] for m, mask in zip(maps, masks, strict=True) for p in np.ndindex(*mask.shape) if not mask[p])
+    points = [(1.0, 1.0)]
+    for i in range(100):
+        rank = int(i * (len(normal) - 1) / 99)
+        overlaps = [sum(1 for s in region if s > normal[rank]) / len(region) for region in regions]
+        points.append((1 - (rank + 1) / len(normal), sum(overlaps) / len(overlaps)))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(reversed(points)):
+        if x0 < fpr_limit < x1:
+            x1, y1 = fpr_limit, y0 + (y1 - y0) * (fpr_limit - x0) / (x1 - x0)
+        if x1 <= fpr_limit:
+            area += (x1 - x0) * (y0 + y1) / 2
+    return area / fpr_limit
