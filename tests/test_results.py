@@ -1,0 +1,47 @@
+"""The table: what is absent, over how many categories a mean is, and what binning may have moved."""
+
+from pathlib import Path
+
+from afclip_lightning.metrics import Result
+from afclip_lightning.results import Row, render, to_csv, to_json, with_means, write
+
+A = Result(
+    {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_ap": 0.25}, {"pixel_ap": 3e-4}, {"pixel_f1_max": 0.125}, 2, 3
+)
+B = Result({"pixel_auroc": 1.0, "pixel_ap": 0.75}, {"pixel_ap": 2e-5}, {}, 0, 4)
+ROWS = with_means([Row.of("visa", "candle", A), Row.of("visa", "capsules", B), Row.of("btad", "01", B)])
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_what_is_absent_is_neither_zero_nor_in_the_mean() -> None:
+    lines = render(ROWS, tolerance=1.0).splitlines()
+    assert len(lines) == 2 + 5
+    assert cells(lines[3]) == ["visa", "capsules", "0", "4", "n/a", "n/a", "n/a", "100.0", "75.0", "n/a", "n/a"]
+    assert cells(lines[4]) == ["visa", "mean of 2", "2", "7", "75.0 (1)", "n/a", "n/a", "75.0", "50.0", "n/a", "n/a"]
+    assert cells(lines[6])[1] == "mean of 1"
+    assert to_csv(ROWS).splitlines()[2:4] == ["visa,capsules,0,4,,,,1.0,0.75,,", "visa,mean,2,7,0.75,,,0.75,0.5,,"]
+    rows = to_json(ROWS, "title")["rows"]
+    assert rows[2]["metrics"] == {"image_auroc": 0.75, "pixel_auroc": 0.75, "pixel_ap": 0.5}
+    assert rows[2]["categories"] == {"image_auroc": 1, "pixel_auroc": 2, "pixel_ap": 2}
+    assert rows[0]["error_bounds"] == {"pixel_ap": 3e-4}
+    assert rows[0]["thresholds"] == {"pixel_f1_max": 0.125}
+
+
+def test_a_bound_over_the_tolerance_stands_below_the_table(tmp_path: Path) -> None:
+    notes = render(ROWS).splitlines()[7:]
+    assert notes == [
+        "",
+        "Binning may have moved these by more than 0.01 (exact evaluation sorts instead):",
+        "",
+        "- visa/candle: P-AP by up to 0.03",
+    ]
+    assert render(ROWS, tolerance=1e-5).splitlines()[10:] == [
+        "- visa/candle: P-AP by up to 0.03",
+        "- visa/capsules: P-AP by up to 0.002",
+        "- btad/01: P-AP by up to 0.002",
+    ]
+    write(ROWS, tmp_path, "results", "Title", tolerance=1.0)
+    assert (tmp_path / "results.md").read_text() == f"Title\n\n{render(ROWS, 1.0)}\n"
