@@ -1,15 +1,17 @@
-"""Measures the embedded CLIP on the demo: fixed prompts, AF-CLIP before and after training, few-shot, the ablation.
+"""Measures the embedded CLIP on the demo: fixed prompts, AF-CLIP before and after training, few-shot.
 
-    python -m experiments.tiny_clip.measure --output runs/measure
+    python -m experiments.tiny_clip.measure --output runs/measure --ablation --real
 
-Every number comes from a run of the command line; runs that are there already are not repeated. The table is written to
-`<output>/measured.md`.
+`--ablation` adds V1 to V3 of AF-CLIP's Table 4; `--real` tests the heads on the real sets of `real.yaml` that lie under
+`AFCLIP_DATA`. Every number comes from a run of the command line; runs that are there already are not repeated. The
+tables are written to `<output>/measured.md`.
 """
 
 import argparse
 import csv
 import statistics
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from afclip_lightning.cli import main as afclip
@@ -17,6 +19,7 @@ from afclip_lightning.cli import main as afclip
 CONFIG = "configs/afclip_demo.yaml"
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
 LAST = "--model.layers=[8]"
+REAL = "--config=experiments/tiny_clip/real.yaml"
 VARIANTS = {  # Table 4 of AF-CLIP at the depth of the tiny network
     "base": ["--config=configs/ablation/afclip_base.yaml", LAST],
     "V1": ["--config=configs/ablation/afclip_v1.yaml", LAST],
@@ -40,26 +43,32 @@ def run(command: str, folder: Path, arguments: Sequence[str]) -> None:
         raise RuntimeError(f"{command} into {folder} ended with {code}")
 
 
-def mean_row(path: Path) -> dict[str, float]:
-    """Returns the means over the categories of a results table, in percent."""
+def mean_rows(path: Path) -> dict[str, dict[str, float]]:
+    """Returns the means over the categories in a results table, in percent: dataset to metric, absent ones left out."""
     with path.open(encoding="utf-8") as file:
-        row = next(row for row in csv.DictReader(file) if row["category"] == "mean")
-    return {metric: 100 * float(row[metric]) for metric in METRICS}
+        rows = [row for row in csv.DictReader(file) if row["category"] == "mean"]
+    return {row["dataset"]: {m: 100 * float(row[m]) for m in METRICS if row.get(m)} for row in rows}
 
 
-def line(title: str, paths: Sequence[Path]) -> str:
-    """Returns a table row: mean ± standard deviation over runs."""
-    rows = [mean_row(path) for path in paths]
-    cells = []
-    for metric in METRICS:
-        values = [row[metric] for row in rows]
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.1f}{spread}")
-    return f"| {title} | " + " | ".join(cells) + " |"
+def table(lines: Iterable[tuple[str, Sequence[Path]]]) -> dict[str, str]:
+    """Returns a Markdown table a dataset: a line a title, mean ± standard deviation over the results files."""
+    rows: dict[str, list[str]] = defaultdict(
+        lambda: ["| | I-AUROC | I-AP | P-AUROC | P-AP | PRO |", "|---|---:|---:|---:|---:|---:|"]
+    )
+    for title, paths in lines:
+        runs = [mean_rows(path) for path in paths]
+        for dataset in runs[0]:
+            cells = []
+            for metric in METRICS:
+                values = [run[dataset][metric] for run in runs if metric in run[dataset]]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "n/a")
+            rows[dataset].append(f"| {title} | " + " | ".join(cells) + " |")
+    return {dataset: "\n".join(lines) for dataset, lines in rows.items()}
 
 
-def measure(output: Path, seeds: Sequence[int], ablation: bool) -> str:
-    """Returns the table over all runs, as Markdown."""
+def measure(output: Path, seeds: Sequence[int], ablation: bool, real: bool) -> str:
+    """Returns the tables over all runs, as Markdown."""
     for seed in seeds:
         seeded = [f"--seed_everything={seed}"]
         run("fit", output / f"afclip-{seed}", seeded)
@@ -70,15 +79,24 @@ def measure(output: Path, seeds: Sequence[int], ablation: bool) -> str:
         for name, overrides in VARIANTS.items():
             if name == "base" or ablation:
                 run("fit", output / f"{name}-{seed}", [*overrides, *seeded, "--test_before_fit=false"])
-    lines = ["| | I-AUROC | I-AP | P-AUROC | P-AP | PRO |", "|---|---:|---:|---:|---:|---:|"]
-    lines.append(line("fixed prompts, nothing trained (base)", [output / f"base-{s}" / "results.csv" for s in seeds]))
-    lines.append(line("AF-CLIP untrained", [output / f"afclip-{s}" / "results_untrained.csv" for s in seeds]))
-    for name in ("V1", "V2", "V3") if ablation else ():
-        lines.append(line(name, [output / f"{name}-{s}" / "results.csv" for s in seeds]))
-    lines.append(line("AF-CLIP trained (V4)", [output / f"afclip-{s}" / "results.csv" for s in seeds]))
-    for shots in SHOTS:
-        lines.append(line(f"AF-CLIP+, {shots}-shot", [output / f"shots-{shots}-{s}" / "results.csv" for s in seeds]))
-    return "\n".join(lines)
+        if real:
+            run("test", output / f"real-{seed}", [REAL, *seeded, head])
+            run("fit", output / f"real-base-{seed}", [REAL, *VARIANTS["base"], *seeded, "--test_before_fit=false"])
+
+    def results(name: str, file: str = "results.csv") -> list[Path]:
+        return [output / f"{name}-{seed}" / file for seed in seeds]
+
+    lines = [
+        ("fixed prompts, nothing trained (base)", results("base")),
+        ("AF-CLIP untrained", results("afclip", "results_untrained.csv")),
+        *((name, results(name)) for name in (("V1", "V2", "V3") if ablation else ())),
+        ("AF-CLIP trained (V4)", results("afclip")),
+        *((f"AF-CLIP+, {shots}-shot", results(f"shots-{shots}")) for shots in SHOTS),
+    ]
+    parts = table(lines)
+    if real:
+        parts |= table([("fixed prompts", results("real-base")), ("AF-CLIP trained", results("real"))])
+    return "\n\n".join(f"{dataset}\n\n{part}" for dataset, part in parts.items())
 
 
 def main() -> None:
@@ -87,10 +105,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/measure"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ablation", action="store_true", help="also V1 to V3, trained for each seed")
+    parser.add_argument("--real", action="store_true", help="also the heads on the real sets")
     arguments = parser.parse_args()
-    table = measure(arguments.output, arguments.seeds, arguments.ablation)
-    (arguments.output / "measured.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    tables = measure(arguments.output, arguments.seeds, arguments.ablation, arguments.real)
+    (arguments.output / "measured.md").write_text(tables + "\n", encoding="utf-8")
+    print(tables)
 
 
 if __name__ == "__main__":

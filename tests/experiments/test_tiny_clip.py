@@ -17,6 +17,7 @@ from experiments.tiny_clip.train import (
     VOCABULARY_SIZE,
     Pretraining,
     Settings,
+    StateProbe,
     TinyClip,
     auroc,
     caption_loss,
@@ -169,10 +170,43 @@ def test_export_refuses_a_table_that_does_not_fit(net, tmp_path):
         export(net.clip.state_dict(), [1, 2], tmp_path / "x.safetensors", {})
 
 
+def test_the_vision_tower_starts_near_comparing_and_subtracting_what_looks_alike(net):
+    visual = net.clip.visual
+    width = visual.conv1.out_channels
+    torch.testing.assert_close(
+        visual.conv1.weight.flatten(1) @ visual.conv1.weight.flatten(1).T, torch.eye(width), rtol=0, atol=1e-4
+    )
+    for block in visual.transformer.resblocks:
+        query, key, value = (part.detach() for part in block.attn.in_proj_weight.chunk(3))
+        moved = block.attn.out_proj.weight.detach() @ value
+        head = width // block.attn.num_heads
+        alike = query[:head].T @ key[:head]
+        assert 0 < alike.trace() < width
+        assert -0.5 * width < moved.trace() < -0.3 * width  # 0.4 of the identity, as in the reference
+
+
+def test_the_probe_answers_by_direction_alone():
+    probe = StateProbe(16, temperature=0.5)
+    tokens = torch.randn(2, 3, 16)
+    torch.testing.assert_close(probe(5 * tokens + 1), probe(tokens))
+    assert probe(tokens).detach().abs().max() <= 2  # 1 / temperature
+
+
+def test_every_weight_is_trained_by_one_rule(pairs, settings):
+    module = Pretraining(settings, pairs, pairs)
+    matrices, rest = module.configure_optimizers()["optimizer"].param_groups
+    names = {id(p): name for name, p in [*module.net.named_parameters(), *module.probe.named_parameters()]}
+    assert sorted(names) == sorted(id(p) for group in (matrices, rest) for p in group["params"])
+    assert all("resblocks" in names[id(p)] and p.ndim == 2 for p in matrices["params"])
+    assert rest["use_fallback"]
+
+
 def test_a_few_steps_reduce_the_loss(pairs, settings):
     torch.manual_seed(0)
     module = Pretraining(settings, pairs, pairs)
-    optimizer = torch.optim.AdamW(module.net.parameters(), lr=5e-4)
+    optimizer = module.configure_optimizers()["optimizer"]
+    for group in optimizer.param_groups:
+        group["lr"] = 5e-4
     batch, losses = make_batch(pairs, 0, settings), []
     for _ in range(8):
         terms = module.losses(batch, 0)
