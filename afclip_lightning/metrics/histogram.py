@@ -25,7 +25,7 @@ OCTAVES = 30
 BINS = 2**19
 """Default resolution: at most 24 MiB a state, and 2^16 bins an octave for scores between 0.01 and 1."""
 
-CHUNK = 2**21
+CHUNK = 2**20
 """Pixels counted at a time, so that temporaries are a few MiB however large the batch."""
 
 
