@@ -148,6 +148,11 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
     assert (folder / "predicted" / lines[-1]["map"]).is_file()
     assert main(["validate", *arguments(run_dir="valid"), *head]) == 0
     assert table(folder / "valid/results.csv") == rows
+    exact = ["--evaluation.exact=true", "--evaluation.pro_definition=mvtec", "--evaluation.tolerance=1"]
+    assert main(["test", *arguments(run_dir="exact"), *head, *exact]) == 0
+    for key, row in table(folder / "exact/results.csv").items():
+        assert float(row["pixel_auroc"]) == pytest.approx(float(rows[key]["pixel_auroc"]), abs=1e-3)
+        assert row["pixel_pro"] != rows[key]["pixel_pro"]
 
 
 def test_a_finished_run_is_not_overwritten_but_can_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,6 +245,8 @@ def test_bad_values_are_one_message(folder: Path, capsys: pytest.CaptureFixture[
     assert "trained on and tested on: mvtec/bottle" in capsys.readouterr().err
     assert main(["fit", *arguments(trainer__precision="bf16-true")]) == 2
     assert "use 32-true, 16-mixed or bf16-mixed" in capsys.readouterr().err
+    assert main(["test", *arguments(evaluation__pro_definition="mvtec")]) == 2
+    assert capsys.readouterr().err.strip().startswith("error: pro_definition 'mvtec' needs exact=True")
 
 
 def test_weights_that_cannot_be_downloaded_name_the_local_way(

@@ -146,6 +146,14 @@ def test_mask_of_another_size(tmp_path: Path) -> None:
         list(dataset.test_dataloader())
 
 
+def test_an_empty_mask_of_an_anomalous_image_is_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "image.png")
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "mask.png")
+    sample = Sample("d", "c", "test", tmp_path / "image.png", 1, tmp_path / "mask.png")
+    with pytest.raises(DatasetError, match=r"mask\.png: the mask marks nothing.*image\.png is anomalous"):
+        AnomalyDataset([sample], Preprocess(28))[0]
+
+
 def test_damaged_file_in_a_loader_process(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["a"])
     damage(root / "a/test/crack/001.png", "truncated")

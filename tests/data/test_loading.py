@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch
 from tests.layouts import write_image
 from tests.layouts.mvtec import write_mvtec
@@ -87,6 +89,21 @@ def test_every_image_once_over_several_processes(root: Path, replicas: int, monk
         seen.append([s.image_path for batch in loader(root) for s in batch.samples])
     assert sorted(path for part in seen for path in part) == expected
     assert seen == [expected[rank::replicas] for rank in range(replicas)]
+
+
+def test_regions_are_labelled_by_the_evaluation_loader_alone(root: Path) -> None:
+    data = MVTecLayout(root, name="parts", batch_size=4, num_workers=0)
+    data.preprocess = Preprocess(28)
+    for batch in data.test_dataloader():
+        assert batch.region_area is not None
+        assert batch.region_area.dtype == torch.int32
+        for area, mask in zip(batch.region_area.numpy(), batch.mask.numpy(), strict=True):
+            np.testing.assert_array_equal(area, region_areas(mask))
+        moved = batch.to(torch.device("meta")).region_area
+        assert moved is not None
+        assert moved.is_meta
+    assert any(area.any() for area in batch.region_area)
+    assert next(iter(data.train_dataloader())).region_area is None
 
 
 def test_training_reads_the_test_split_shuffled(root: Path) -> None:
