@@ -62,7 +62,7 @@ def score_keys(scores: Tensor) -> Tensor:
     """
     pattern = scores.contiguous().view(torch.int32)
     sign = pattern >> 31  # 0 or -1
-    return (pattern ^ (sign & 0x7FFFFFFF)) - sign
+    return (sign & 0x7FFFFFFF).bitwise_xor_(pattern).sub_(sign)
 
 
 def key_scores(keys: np.ndarray) -> np.ndarray:
@@ -88,12 +88,14 @@ class Bins(NamedTuple):
         shift: The even bins are at multiples of `2^shift` beyond the floor.
         first: Number of the first bin.
         size: Number of bins.
+        above: Whether all keys are above the floor.
     """
 
     floor: int
     shift: int
     first: int
     size: int
+    above: bool
 
     @classmethod
     def between(cls, lowest: int, highest: int, limit: int) -> "Bins":
@@ -111,11 +113,11 @@ class Bins(NamedTuple):
         while (span >> shift) + 2 > limit:
             shift += 1
         low, high = (key >> shift for key in _beyond(torch.tensor([lowest, highest]), floor).tolist())
-        return cls(floor, shift, 2 * low, 2 * (high - low + 1))
+        return cls(floor, shift, 2 * low, 2 * (high - low + 1), above=lowest > floor)
 
     def index(self, keys: Tensor) -> Tensor:
         """Returns the bins, from 0, of keys of any shape and integer type."""
-        keys = _beyond(keys, self.floor)
+        keys = keys - self.floor if self.above else _beyond(keys, self.floor)  # the first is the common case, and fast
         below = keys >> self.shift
         return keys.add_(2**self.shift - 1).bitwise_right_shift_(self.shift).add_(below).sub_(self.first)
 

@@ -151,8 +151,8 @@ class PixelMetrics(Metric):
         labels = tensors.get("label", marked).cpu()
         anomalous = labels == 1
         known = tensors.get("mask_known", torch.ones_like(marked)).cpu().bool()
-        lowest, highest = maps.flatten(1).aminmax(dim=1)  # NaN if there is one
-        _refuse(~(lowest.isfinite() & highest.isfinite()), names, "its anomaly map has NaN or infinite values")
+        extremes = torch.stack([maps.flatten(1).amin(1), maps.flatten(1).amax(1)])  # NaN if there is one
+        _refuse(~extremes.isfinite().all(0), names, "its anomaly map has NaN or infinite values")
         _refuse((labels != 0) & ~anomalous, names, "its label is neither 0 nor 1")
         _refuse(marked & ~anomalous, names, "its label is 0 (normal), but its mask is not empty")
         if not allow_empty_mask:
