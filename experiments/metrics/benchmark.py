@@ -201,6 +201,9 @@ def in_process(name: str, folder: Path, count: int, threads: int) -> dict[str, o
     """Runs `measure` in a new process."""
     command = [sys.executable, __file__, "--measure", name, "--folder", str(folder), "--count", str(count)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    environment["OMP_WAIT_POLICY"] = (
+        "PASSIVE"  # spinning threads would make any other load on the machine count tenfold
+    )
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -257,6 +260,8 @@ def main() -> None:
         np.save(folder / "masks.npy", masks)
         first = maps[: options.count]
         print(f"{first.size / 1e6:.2f} million pixels, scores {first.min():.4f} to {first.max():.4f}", file=sys.stderr)
+        load = os.getloadavg()[0]
+        print(f"load of the machine before: {load:.2f}; times mean something on an idle one only", file=sys.stderr)
         del maps, masks, first
         runs: dict[str, list[dict]] = {name: [] for name in METHODS}
         growth: dict[int, list[dict]] = {scale: [] for scale in SCALES}
@@ -276,6 +281,7 @@ def main() -> None:
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "load_before": load,
             "methods": results,
             "scaling": scaling,
         }
