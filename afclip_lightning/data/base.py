@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch, Sample, Split
+
+Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
 
 
 class AnomalyDataset(Dataset[Any]):
@@ -131,11 +134,17 @@ class AnomalyDataModule(AnomalyData):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
+        words: Words for prompts that replace or extend the dataset's own, by category.
 
     Attributes:
         name: Name of the dataset in metric keys and tables.
         layout: What `root` must contain, as a few lines for a person.
-        source: Where the dataset is obtained and under which licence.
+        source: Where the dataset is obtained.
+        licence: Licence of the dataset, or what is known of it.
+        size: Rough size of the download; empty where it is not known.
+        published_counts: Images a category as published; empty where there is nothing to compare with.
+        published_total: Images of all the categories together, for sets that are not published category by category.
+        words: What a prompt calls a category, where that is not the category's name with spaces for underscores.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -144,6 +153,11 @@ class AnomalyDataModule(AnomalyData):
     name: str
     layout: str
     source: str
+    licence: str = ""
+    size: str = ""
+    published_counts: Mapping[str, Counts] = MappingProxyType({})
+    published_total: Counts = (None, None, None)
+    words: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -152,6 +166,7 @@ class AnomalyDataModule(AnomalyData):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
+        words: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -165,6 +180,7 @@ class AnomalyDataModule(AnomalyData):
         self.train_split: Split = train_split
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.words = {**self.words, **(words or {})}
         self.preprocess = None
 
     @classmethod
@@ -213,6 +229,10 @@ class AnomalyDataModule(AnomalyData):
                 )
         return self.categories
 
+    def category_word(self, category: str) -> str:
+        """Returns what a prompt calls the category: `metal nut` for `metal_nut`, `woven fabric` for `Woven_001`."""
+        return self.words.get(category, category.replace("_", " "))
+
     def check(self, stage: str = "fit") -> None:
         """Checks that the dataset is on disk in its layout, for whatever stage; cheap, reads no image.
 
@@ -227,6 +247,11 @@ class AnomalyDataModule(AnomalyData):
         elif missing := self.missing():
             problem = f"not there: {', '.join(map(str, missing[:3]))}" + (" …" if len(missing) > 3 else "")
         if not problem:
+            if stray := sorted(set(self.words) - set(self.find_categories())):
+                raise DatasetError(
+                    f"{self.name}: words are given for {', '.join(stray)}, which the dataset does not have. "
+                    f"It has: {', '.join(self.find_categories())}."
+                )
             return
         if self.root.is_dir():
             names = sorted(p.name for p in self.root.iterdir())
@@ -235,7 +260,8 @@ class AnomalyDataModule(AnomalyData):
         raise DatasetError(
             f"Dataset {self.name!r} was not found: {problem}.{hint}\n\n"
             f"Expected in {self.root}:\n{_indent(self.layout)}\n\n"
-            f"How to get it:\n{_indent(self.source)}\n\n"
+            f"How to get it:\n{_indent(self.source)}\n"
+            f"  Licence: {self.licence or 'not known, see there'}\n\n"
             "Another place: set `root` in the config, or the variable AFCLIP_DATA, where the config uses it, to the "
             "folder that holds all datasets.\nTo see the project work without any dataset: make demo."
         )

@@ -1,5 +1,8 @@
 """BTAD (beanTech): three industrial products."""
 
+from collections.abc import Mapping
+
+from afclip_lightning.data.base import Counts
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 
 
@@ -12,7 +15,10 @@ class BTAD(MVTecLayout):
     """
 
     name = "btad"
-    published = ("01", "02", "03")
+    published_counts: Mapping[str, Counts] = {"01": (None, 21, 49), "02": (None, 30, 200), "03": (None, 400, 41)}
+    published_total = (1799, 451, 290)
+    published = tuple(published_counts)
+    words: Mapping[str, str] = {"01": "industrial product", "02": "industrial product", "03": "industrial product"}
     normal_folder = "ok"
     required = ("test", "ground_truth")
     layout = """
@@ -24,5 +30,5 @@ class BTAD(MVTecLayout):
 """
     source = """
 BTAD from avires.dimi.uniud.it; it unpacks to BTech_Dataset_transformed, which is this folder.
-Licence: CC BY-NC-SA 4.0.
 """
+    licence = "CC BY-NC-SA 4.0"

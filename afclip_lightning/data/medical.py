@@ -18,7 +18,9 @@ class SubsetFacts:
     Attributes:
         category: Its only category, as a word for prompts.
         anomalous: Folder of the anomalous images.
-        source: Where it is obtained and under which licence.
+        source: Where it is obtained.
+        licence: Its licence, or what is known of it.
+        counts: Published numbers of normal and anomalous images.
         normal: Folder of the normal images; `None` where there are none.
         masks: Folder of the masks; `None` where there are none.
         mask_suffix: What follows an image's stem in the stem of its mask.
@@ -29,6 +31,8 @@ class SubsetFacts:
     category: str
     anomalous: str
     source: str
+    licence: str
+    counts: tuple[int, int]
     normal: str | None = None
     masks: str | None = None
     mask_suffix: str = ""
@@ -44,35 +48,45 @@ class SubsetFacts:
         return "\n".join(lines)
 
 
-def _polyps(source: str) -> SubsetFacts:
+def _polyps(source: str, licence: str, count: int) -> SubsetFacts:
     # The edges of these masks are smoothed, and some copies are JPEG: "any non-zero value" would widen the region.
-    return SubsetFacts("colon", "images", source, masks="masks", mask_threshold=127)
+    return SubsetFacts("colon", "images", source, licence, (0, count), masks="masks", mask_threshold=127)
 
 
 SUBSETS: dict[Subset, SubsetFacts] = {
     "brainmri": SubsetFacts(
         "brain",
         "yes",
-        "Kaggle, navoneel, brain MRI images for brain tumor detection. Licence: not stated.",
+        "Kaggle, navoneel, brain MRI images for brain tumor detection.",
+        "not stated",
+        (98, 155),
         normal="no",
         copy="brain_tumor_dataset",
     ),
     "br35h": SubsetFacts(
         "brain",
         "yes",
-        "Kaggle, ahmedhamada0, Br35H; its folder `pred` is not used. Licence: see there.",
+        "Kaggle, ahmedhamada0, Br35H; its folder `pred` is not used.",
+        "see there",
+        (1500, 1500),
         normal="no",
     ),
     "isic": SubsetFacts(
         "skin",
         "ISBI2016_ISIC_Part1_Test_Data",
-        "ISIC archive, challenge of 2016, task 1, test data and ground truth. Licence: see there.",
+        "ISIC archive, challenge of 2016, task 1, test data and ground truth.",
+        "CC-0 by what is known; see there",
+        (0, 379),
         masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
         mask_suffix="_Segmentation",
     ),
-    "colondb": _polyps("CVC-ColonDB, in the polyp collection figshare 21221579. Licence: research, see there."),
-    "clinicdb": _polyps("CVC-ClinicDB, in the polyp collection figshare 21221579. Licence: research, see there."),
-    "kvasir": _polyps("Kvasir-SEG, from Simula or the polyp collection figshare 21221579. Licence: see there."),
+    "colondb": _polyps("CVC-ColonDB, in the polyp collection figshare 21221579.", "research, see there", 380),
+    "clinicdb": _polyps("CVC-ClinicDB, in the polyp collection figshare 21221579.", "research, see there", 612),
+    "kvasir": _polyps(
+        "Kvasir-SEG, from Simula or the polyp collection figshare 21221579.",
+        "research and education by what is known; see there",
+        1000,
+    ),
 }
 
 
@@ -87,19 +101,29 @@ class Medical(AnomalyDataModule):
         subset: The set, which is also its name in metric keys and tables.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
+        words: Words for prompts that replace or extend the set's own, by category.
 
     Raises:
         ValueError: There is no such subset, or an argument is out of its range.
     """
 
-    def __init__(self, root: str | Path, subset: Subset, batch_size: int = 8, num_workers: int = 2) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        subset: Subset,
+        batch_size: int = 8,
+        num_workers: int = 2,
+        words: dict[str, str] | None = None,
+    ) -> None:
         if subset not in SUBSETS:
             raise ValueError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
-        super().__init__(root, batch_size=batch_size, num_workers=num_workers)
+        super().__init__(root, batch_size=batch_size, num_workers=num_workers, words=words)
         self.facts = SUBSETS[subset]
         self.name = subset
         self.layout = self.facts.layout
         self.source = self.facts.source
+        self.licence = self.facts.licence
+        self.published_counts = {self.facts.category: (None, *self.facts.counts)}
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:

@@ -22,6 +22,7 @@ class MVTecLayout(AnomalyDataModule):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
+        words: Words for prompts that replace or extend the dataset's own, by category.
 
     Attributes:
         published: The dataset's categories in their published order; empty where they are whatever lies on disk.
@@ -43,6 +44,7 @@ class MVTecLayout(AnomalyDataModule):
 <category>/ground_truth/<defect>/<image>_mask.png
 """
     source = "Your own data. One folder a category, in the layout above; any image format."
+    licence = "your own"
 
     def __init__(
         self,
@@ -52,10 +54,11 @@ class MVTecLayout(AnomalyDataModule):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
+        words: dict[str, str] | None = None,
     ) -> None:
         if root is None and not self.name:
             raise ValueError(f"{type(self).__name__} needs a root: the folder that holds one folder a category")
-        super().__init__(root or f"data/{self.name}", categories, train_split, batch_size, num_workers)
+        super().__init__(root or f"data/{self.name}", categories, train_split, batch_size, num_workers, words)
         self.name = name or self.name or self.root.resolve().name
 
     def find_categories(self) -> list[str]:

@@ -56,8 +56,8 @@ wood/ … toothbrush/                    12 categories
 """
     source = """
 Nothing to get: the project draws it when a run starts, or when `prepare_data` of the dataset is called.
-Licence: the project's own.
 """
+    licence = "the project's own"
 
     def __init__(
         self,

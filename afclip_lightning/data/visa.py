@@ -2,8 +2,10 @@
 
 import csv
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from afclip_lightning.data.base import Counts
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
@@ -21,20 +23,31 @@ class VisA(MVTecLayout):
     """
 
     name = "visa"
-    published = (
-        "candle",
-        "capsules",
-        "cashew",
-        "chewinggum",
-        "fryum",
-        "macaroni1",
-        "macaroni2",
-        "pcb1",
-        "pcb2",
-        "pcb3",
-        "pcb4",
-        "pipe_fryum",
-    )
+    published_counts: Mapping[str, Counts] = {
+        "candle": (900, 100, 100),
+        "capsules": (542, 60, 100),
+        "cashew": (450, 50, 100),
+        "chewinggum": (453, 50, 100),
+        "fryum": (450, 50, 100),
+        "macaroni1": (900, 100, 100),
+        "macaroni2": (900, 100, 100),
+        "pcb1": (904, 100, 100),
+        "pcb2": (901, 100, 100),
+        "pcb3": (905, 101, 100),
+        "pcb4": (904, 101, 100),
+        "pipe_fryum": (450, 50, 100),
+    }
+    published_total = (8659, 962, 1200)
+    published = tuple(published_counts)
+    words: Mapping[str, str] = {
+        "chewinggum": "chewing gum",
+        "macaroni1": "macaroni",
+        "macaroni2": "macaroni",
+        "pcb1": "printed circuit board",
+        "pcb2": "printed circuit board",
+        "pcb3": "printed circuit board",
+        "pcb4": "printed circuit board",
+    }
     required = ("test", "ground_truth")
     layout = """
 split_csv/1cls.csv                           the split; its paths start at this folder
@@ -45,8 +58,8 @@ or, converted, here or in a folder 1cls: candle/{train/good, test/{good,bad}, gr
 """
     source = """
 VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked into this folder.
-Licence: CC BY 4.0.
 """
+    licence = "CC BY 4.0"
 
     @property
     def table(self) -> Path:
