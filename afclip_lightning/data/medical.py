@@ -1,4 +1,4 @@
-"""Six medical sets of one category each: image labels only, or masks only."""
+"""Medical sets of one category each that are only tested on: image labels only, or masks only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,9 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
-Subset = Literal["brainmri", "br35h", "isic", "colondb", "clinicdb", "kvasir"]
+Subset = Literal[
+    "brainmri", "br35h", "lag", "covid19", "isic", "colondb", "clinicdb", "kvasir", "cvc300", "endo", "tn3k"
+]
 
 
 @dataclass(frozen=True)
@@ -16,28 +18,30 @@ class SubsetFacts:
     """How one medical set lies on disk.
 
     Attributes:
-        category: Its only category, as a word for prompts.
+        category: Its only category.
         anomalous: Folder of the anomalous images.
         source: Where it is obtained.
         licence: Its licence, or what is known of it.
-        counts: Published numbers of normal and anomalous images.
+        counts: Published numbers of normal and anomalous images; `None` where they are not published.
         normal: Folder of the normal images; `None` where there are none.
         masks: Folder of the masks; `None` where there are none.
         mask_suffix: What follows an image's stem in the stem of its mask.
         mask_threshold: Highest value of a mask file that is still normal.
         copy: Folder inside the archive that holds the same files again, used where they are not beside it.
+        word: What a prompt calls the category; empty where it is the category's name.
     """
 
     category: str
     anomalous: str
     source: str
     licence: str
-    counts: tuple[int, int]
+    counts: tuple[int, int] | None
     normal: str | None = None
     masks: str | None = None
     mask_suffix: str = ""
     mask_threshold: int = 0
     copy: str | None = None
+    word: str = ""
 
     @property
     def layout(self) -> str:
@@ -71,6 +75,28 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         (1500, 1500),
         normal="no",
     ),
+    # The attention maps in the archive show where doctors looked, not where the disease is: they are no masks.
+    "lag": SubsetFacts(
+        "retina",
+        "suspicious_glaucoma/image",
+        "LAG, from the authors on request: github.com/smilell/AG-CNN. Which of its images a paper tested on is not "
+        "published, so there are no counts to compare with.",
+        "academic use only; must not be uploaded again",
+        None,
+        normal="non_glaucoma/image",
+        word="retinal fundus",
+    ),
+    # The masks of later releases show the lungs, not the disease: they are no masks.
+    "covid19": SubsetFacts(
+        "chest",
+        "COVID-19",
+        "Kaggle, tawsifurrahman, COVID-19 radiography, the early release whose folders have these names; later ones "
+        "hold other images. The other folders are not used.",
+        "see there",
+        (1341, 219),
+        normal="NORMAL",
+        word="chest X-ray",
+    ),
     "isic": SubsetFacts(
         "skin",
         "ISBI2016_ISIC_Part1_Test_Data",
@@ -87,14 +113,29 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "research and education by what is known; see there",
         1000,
     ),
+    "cvc300": _polyps("CVC-300, in the polyp collection figshare 21221579.", "research, see there", 60),
+    "endo": _polyps("EndoTect 2020, test images of the segmentation task.", "see there", 200),
+    "tn3k": SubsetFacts(
+        "thyroid",
+        "test-image",
+        "TN3K, from github.com/haifangong/TRFE-Net.",
+        "not clear for the images; see there",
+        (0, 614),
+        masks="test-mask",
+        mask_threshold=127,  # the masks are JPEG
+        word="thyroid ultrasound",
+    ),
 }
 
 
 class Medical(AnomalyDataModule):
     """One medical set. None has training images, so none can be tested few-shot.
 
-    `brainmri` (98 normal, 155 anomalous) and `br35h` (1500, 1500) have no masks: their pixel metrics are absent. `isic`
-    (379), `colondb` (380), `clinicdb` (612) and `kvasir` (1000) have no normal images: their image metrics are absent.
+    `brainmri` (98 normal, 155 anomalous), `br35h` (1500, 1500), `covid19` (1341, 219) and `lag` have no masks: their
+    pixel metrics are absent. `isic` (379), `colondb` (380), `clinicdb` (612), `kvasir` (1000), `cvc300` (60), `endo`
+    (200) and `tn3k` (614) have no normal images: their image metrics are absent.
+
+    Only the folders that `layout` names are read: what else lies beside them counts as nothing.
 
     Args:
         root: Folder of the set.
@@ -117,13 +158,14 @@ class Medical(AnomalyDataModule):
     ) -> None:
         if subset not in SUBSETS:
             raise ValueError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
-        super().__init__(root, batch_size=batch_size, num_workers=num_workers, words=words)
-        self.facts = SUBSETS[subset]
+        self.facts = facts = SUBSETS[subset]
+        own = {facts.category: facts.word} if facts.word else {}
+        super().__init__(root, batch_size=batch_size, num_workers=num_workers, words={**own, **(words or {})})
         self.name = subset
-        self.layout = self.facts.layout
-        self.source = self.facts.source
-        self.licence = self.facts.licence
-        self.published_counts = {self.facts.category: (None, *self.facts.counts)}
+        self.layout = facts.layout
+        self.source = facts.source
+        self.licence = facts.licence
+        self.published_counts = {facts.category: (None, *facts.counts)} if facts.counts else {}
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:

@@ -33,14 +33,5 @@ class MVTecAD(MVTecLayout):
     published_total = (3629, 467, 1258)
     published = tuple(published_counts)
     required = ("test", "ground_truth")
-    layout = """
-bottle/train/good/000.png                      normal images (for few-shot)
-bottle/test/good/000.png                       normal images
-bottle/test/broken_large/000.png               anomalous images, one folder a kind of defect
-bottle/ground_truth/broken_large/000_mask.png
-cable/ … zipper/                               15 categories; fewer: name them in `categories`
-"""
-    source = """
-MVTec AD from mvtec.com (research, datasets), unpacked into this folder.
-"""
+    source = "MVTec AD from mvtec.com (research, datasets), unpacked into this folder."
     licence = "CC BY-NC-SA 4.0"

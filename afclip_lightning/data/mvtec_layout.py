@@ -27,6 +27,7 @@ class MVTecLayout(AnomalyDataModule):
     Attributes:
         published: The dataset's categories in their published order; empty where they are whatever lies on disk.
         normal_folder: Name of the folders of normal images.
+        flat: Whether the root is itself the folder of the only category.
         required: Folders that each category must have.
 
     Raises:
@@ -36,6 +37,7 @@ class MVTecLayout(AnomalyDataModule):
     name = ""
     published: ClassVar[tuple[str, ...]] = ()
     normal_folder: ClassVar[str] = "good"
+    flat: ClassVar[bool] = False
     required: ClassVar[tuple[str, ...]] = ("test",)
     layout = """
 <category>/train/good/*.png          normal images (for few-shot)
@@ -69,7 +71,7 @@ class MVTecLayout(AnomalyDataModule):
 
     def category_folder(self, category: str) -> Path:
         """Returns the folder that holds the category's `train`, `test` and `ground_truth`."""
-        return self.root / category
+        return self.root if self.flat else self.root / category
 
     def missing(self) -> list[Path]:
         """Returns the required folders of the categories in use that are not there."""

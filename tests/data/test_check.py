@@ -63,9 +63,8 @@ def test_folder_of_another_dataset(tmp_path: Path) -> None:
     assert "This looks like mvtec (MVTecAD)." in message(BTAD(mvtec))
     assert "This looks like visa (VisA)." in message(Medical(converted, "isic"))  # and not "like MVTecLayout" too
     assert "This looks like visa (VisA)." in message(MVTecLayout(visa))
-    assert "This looks like colondb (Medical) or clinicdb (Medical) or kvasir (Medical)." in message(
-        Medical(polyps, "brainmri")
-    )
+    alike = " or ".join(f"{name} (Medical)" for name in ("colondb", "clinicdb", "kvasir", "cvc300", "endo"))
+    assert f"This looks like {alike}." in message(Medical(polyps, "brainmri"))
     assert "This looks like own (MVTecLayout)." in message(Medical(own, "isic"))
 
 

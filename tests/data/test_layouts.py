@@ -1,5 +1,6 @@
 """Every dataset in its true layout: counts, labels, masks, and what is said when it is not there."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,17 +10,24 @@ import torch
 from PIL import Image
 
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.bmad import BMAD
 from afclip_lightning.data.btad import BTAD
+from afclip_lightning.data.dagm import CLASSES, DAGM
+from afclip_lightning.data.dtd_synthetic import DTDSynthetic
+from afclip_lightning.data.magnetic_tile import MagneticTile
 from afclip_lightning.data.medical import Medical
+from afclip_lightning.data.mpdd import MPDD
 from afclip_lightning.data.mvtec import MVTecAD
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.visa import VisA
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
+from tests.layouts.bmad import write_bmad
 from tests.layouts.btad import write_btad
-from tests.layouts.medical import write_medical
-from tests.layouts.mvtec import write_mvtec
+from tests.layouts.dagm import write_dagm
+from tests.layouts.medical import LABELLED, SEGMENTED, write_medical
+from tests.layouts.mvtec import write_magnetic_tile, write_mvtec
 from tests.layouts.visa import write_visa, write_visa_converted
 
 Make = Callable[[Path], AnomalyDataModule]
@@ -38,12 +46,20 @@ WRITTEN: dict[str, tuple[Make, int, tuple[int, int, int]]] = {
     "visa_here": (lambda root: VisA(write_visa_converted(root, VisA.published), num_workers=0), 12, (1, 1, 2)),
     "visa_1cls": (visa_in_1cls, 12, (1, 1, 2)),
     "btad": (lambda root: BTAD(write_btad(root), num_workers=0), 3, (1, 1, 2)),
-    "brainmri": (lambda root: Medical(write_medical(root, "brainmri"), "brainmri", num_workers=0), 1, (0, 2, 3)),
-    "br35h": (lambda root: Medical(write_medical(root, "br35h"), "br35h", num_workers=0), 1, (0, 2, 3)),
-    "isic": (lambda root: Medical(write_medical(root, "isic"), "isic", num_workers=0), 1, (0, 0, 3)),
-    "colondb": (lambda root: Medical(write_medical(root, "colondb"), "colondb", num_workers=0), 1, (0, 0, 3)),
-    "clinicdb": (lambda root: Medical(write_medical(root, "clinicdb"), "clinicdb", num_workers=0), 1, (0, 0, 3)),
-    "kvasir": (lambda root: Medical(write_medical(root, "kvasir"), "kvasir", num_workers=0), 1, (0, 0, 3)),
+    "mpdd": (lambda root: MPDD(write_mvtec(root, MPDD.published), num_workers=0), 6, (2, 1, 3)),
+    "dtd": (lambda root: DTDSynthetic(write_mvtec(root, DTDSynthetic.published), num_workers=0), 12, (2, 1, 3)),
+    "magnetic_tile": (lambda root: MagneticTile(write_magnetic_tile(root), num_workers=0), 1, (2, 1, 3)),
+    "dagm": (lambda root: DAGM(write_dagm(root, CLASSES), num_workers=0), 10, (2, 2, 3)),
+    "bmad": (lambda root: BMAD(write_bmad(root), "liver", num_workers=0), 1, (2, 1, 3)),
+    "bmad_readme": (lambda root: BMAD(write_bmad(root, "anomaly_mask"), "resc", num_workers=0), 1, (2, 1, 3)),
+    **{
+        subset: (
+            lambda root, subset=subset: Medical(write_medical(root, subset), subset, num_workers=0),
+            1,
+            (0, 2 if subset in LABELLED else 0, 3),
+        )
+        for subset in (*LABELLED, *SEGMENTED)
+    },
 }
 
 
@@ -63,9 +79,11 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
         reference = dataset.find_samples(category, "train")
         assert len(reference) == train
         assert not {s.image_path for s in reference} & {s.image_path for s in samples}
-        assert all(s.label == 0 for s in reference)
+        assert all(s.label == 0 for s in reference) or key == "dagm"  # its training images are mixed
+        assert re.fullmatch("[A-Za-z -]+", dataset.category_word(category))
+    assert all(len(drawn) == 1 for drawn in dataset.few_shot(1, 0).values()) if train else True
 
-    masks = key not in ("brainmri", "br35h")
+    masks = key not in LABELLED
     dataset.preprocess = Preprocess(28)
     batches = list(dataset.test_dataloader())
     label = torch.cat([batch.label for batch in batches])
@@ -194,14 +212,46 @@ def test_brainmri_beside_its_copy_and_only_in_it(tmp_path: Path) -> None:
     assert len(inner.samples("test")) == 5
 
 
-def test_medical_threshold_and_pred_folder(tmp_path: Path) -> None:
-    polyps = Medical(write_medical(tmp_path / "kvasir", "kvasir"), "kvasir").samples("test")
-    assert {s.mask_threshold for s in polyps} == {127}
-    skin = Medical(write_medical(tmp_path / "isic", "isic"), "isic").samples("test")
-    assert {s.mask_threshold for s in skin} == {0}
-    assert [s.mask_path.name for s in skin if s.mask_path] == [f"ISIC_000000{i}_Segmentation.png" for i in range(3)]
-    brain = Medical(write_medical(tmp_path / "br35h", "br35h"), "br35h").samples("test")
-    assert not [s for s in brain if "pred" in s.image_path.parts]
+@pytest.mark.parametrize("subset", [*LABELLED, *SEGMENTED])
+def test_threshold_of_medical_masks(subset: str, tmp_path: Path) -> None:
+    samples = Medical(write_medical(tmp_path, subset), subset).samples("test")
+    assert {s.mask_threshold for s in samples} == {0 if subset in LABELLED or subset == "isic" else 127}
+
+
+@pytest.mark.parametrize(
+    ("subset", "folder"),
+    [("br35h", "pred"), ("covid19", "Viral Pneumonia"), ("lag", "attention_map")],
+)
+def test_medical_folders_that_are_not_read(subset: str, folder: str, tmp_path: Path) -> None:
+    samples = Medical(write_medical(tmp_path, subset), subset).samples("test")
+    assert list(tmp_path.rglob(folder))
+    assert not [s for s in samples if folder in s.image_path.parts or s.mask_path]
+
+
+def test_words_of_medical_sets_and_counts_that_are_not_published() -> None:
+    assert Medical("x", "tn3k").category_word("thyroid") == "thyroid ultrasound"
+    assert Medical("x", "isic").category_word("skin") == "skin"
+    assert Medical("x", "lag").published_counts == {}
+    assert Medical("x", "covid19").published_counts == {"chest": (None, 1341, 219)}
+
+
+def test_words_are_overridden_and_a_stray_one_is_refused(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path, ["metal_nut"])
+    dataset = MVTecLayout(root, words={"metal_nut": "steel nut"})
+    dataset.check()
+    assert dataset.category_word("metal_nut") == "steel nut"
+    assert MVTecLayout(root).category_word("metal_nut") == "metal nut"
+    with pytest.raises(DatasetError, match=r"words are given for metalnut, .* It has: metal_nut"):
+        MVTecLayout(root, words={"metalnut": "nut"}).check()
+
+
+def test_published_counts_add_up() -> None:
+    for dataset in (MVTecAD(), VisA(), BTAD(), MPDD()):
+        assert list(dataset.published_counts) == dataset.find_categories()
+        for column, total in zip(
+            zip(*dataset.published_counts.values(), strict=True), dataset.published_total, strict=True
+        ):
+            assert None in column or sum(column) == total
 
 
 def test_medical_has_no_training_images(tmp_path: Path) -> None:
@@ -213,5 +263,5 @@ def test_medical_has_no_training_images(tmp_path: Path) -> None:
 
 
 def test_unknown_subset() -> None:
-    with pytest.raises(ValueError, match="kvasir; got 'headct'"):
+    with pytest.raises(ValueError, match="tn3k; got 'headct'"):
         Medical("x", "headct")  # type: ignore[arg-type]

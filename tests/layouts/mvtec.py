@@ -6,13 +6,20 @@ from pathlib import Path
 from tests.layouts import write_image, write_mask
 
 
-def write_mvtec(root: Path, categories: Iterable[str], train: int = 2) -> Path:
+def write_mvtec(
+    root: Path, categories: Iterable[str], train: int = 2, defects: tuple[str, str] = ("crack", "stain")
+) -> Path:
     """Writes the categories and returns the root."""
     for folder in (root / category for category in categories):
         for i in range(train):
             write_image(folder / f"train/good/{i:03}.png")
         write_image(folder / "test/good/000.png")
-        for defect, i in (("crack", 0), ("crack", 1), ("stain", 0)):
+        for defect, i in ((defects[0], 0), (defects[0], 1), (defects[1], 0)):
             write_image(folder / f"test/{defect}/{i:03}.png")
             write_mask(folder / f"ground_truth/{defect}/{i:03}_mask.png")
     return root
+
+
+def write_magnetic_tile(root: Path) -> Path:
+    """Writes the one category directly into the root, which is returned."""
+    return write_mvtec(root, ["."], defects=("blowhole", "fray"))

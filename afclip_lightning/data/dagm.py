@@ -1,0 +1,57 @@
+"""DAGM 2007: ten drawn textures, with weak labels."""
+
+from pathlib import Path
+from types import MappingProxyType
+
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import list_images, pair_masks
+from afclip_lightning.types import Sample, Split
+
+CLASSES = tuple(f"Class{i}" for i in range(1, 11))
+
+
+class DAGM(AnomalyDataModule):
+    """DAGM 2007: 10 categories, 6996 normal and 1054 anomalous test images of the folders `Test`.
+
+    An image is anomalous if it has a mask. The masks are coarse ellipses around the defects, so that pixel metrics say
+    less than elsewhere. The folders `Train` hold anomalous images too; few-shot draws from the normal ones.
+
+    Differs: AdaCLIP pools `Train` and `Test` and keeps as many normal images as anomalous ones, which gives other
+    numbers.
+
+    Reference: Wieler and Hahn, Weakly Supervised Learning for Industrial Optical Inspection, DAGM 2007.
+    """
+
+    name = "dagm"
+    published_total = (None, 6996, 1054)
+    words = MappingProxyType(dict.fromkeys(CLASSES, "textured surface"))
+    layout = """
+Class1/{Train,Test}/0001.PNG               images
+Class1/{Train,Test}/Label/0001_label.PNG   masks of the anomalous ones
+Class2/ … Class10/                         10 categories; fewer: name them in `categories`
+"""
+    source = "Kaggle, mhskjelvareid, or hci.iwr.uni-heidelberg.de; the folder that holds Class1 to Class10."
+    licence = "not clear; see there"
+
+    def find_categories(self) -> list[str]:
+        """Returns the ten categories."""
+        return list(CLASSES)
+
+    def missing(self) -> list[Path]:
+        """Returns the folders of images and of masks that are not there."""
+        parts = ("Train", "Test", "Train/Label", "Test/Label")
+        wanted = [self.root / category / part for category in self.selected_categories() for part in parts]
+        return [path for path in wanted if not path.is_dir()]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A mask has no image, or two images or masks have one name.
+        """
+        folder = self.root / category / split.capitalize()
+        images, labels = list_images(folder), list_images(folder / "Label")
+        stems = {label.stem.removesuffix("_label") for label in labels}
+        anomalous = [image for image in images if image.stem in stems]
+        masks = pair_masks(anomalous, labels, suffixes=("_label",))
+        return self.make_samples(category, split, [i for i in images if i.stem not in stems], anomalous, masks)
