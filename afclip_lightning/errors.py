@@ -9,6 +9,19 @@ class DatasetError(UserError):
     """A dataset is absent, incomplete or damaged; the message names the file or folder."""
 
 
+class UnpairedError(DatasetError):
+    """Images without masks or masks without images.
+
+    Attributes:
+        problems: One sentence a file.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        more = f"\n{len(problems) - 1} more files are unpaired; the command `datasets check` lists them."
+        super().__init__(problems[0] + (more if len(problems) > 1 else ""))
+
+
 class WeightsError(UserError):
     """Backbone weights cannot be had or do not fit; the message names the local-file way."""
 

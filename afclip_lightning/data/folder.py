@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_folders, list_images, pair_masks
+from afclip_lightning.data.images import pair_masks, walk_images
 from afclip_lightning.types import Sample, Split
 
 
@@ -86,10 +86,4 @@ class Folder(AnomalyDataModule):
         """Returns the images of a role, in all subfolders that have no other role; a role without folder has none."""
         if role not in self.folders:
             return []
-        taken = set(self.folders.values()) - {self.folders[role]}
-        pending, images = [self.folders[role]], list[Path]()
-        while pending:
-            folder = pending.pop()
-            images += list_images(folder)
-            pending += [p for p in list_folders(folder) if p not in taken]
-        return sorted(images)
+        return walk_images(self.folders[role], leave_out=set(self.folders.values()) - {self.folders[role]})

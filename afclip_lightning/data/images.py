@@ -1,24 +1,94 @@
 """Images and masks on disk: finding them, pairing them, decoding them."""
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, UnpairedError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+IMAGE_SUFFIXES = (
+    frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".tga"})
+    | JPEG_SUFFIXES
+    | DICOM_SUFFIXES
+)
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, in each loader process
+
+# Pillow warns of large images at a limit of its own; MAX_PIXELS is the limit here, and an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Returns the image files directly in `folder` but hidden ones, sorted by name; an absent folder has none."""
-    return [p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    """Returns the image files directly in `folder` but hidden ones, sorted by name; an absent folder has none.
+
+    A link that leads nowhere, or to itself, counts as an image: left out in silence it would change the counts.
+    """
+    return [p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and (p.is_file() or _leads_nowhere(p))]
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Returns the folders directly in `folder` but hidden ones, sorted by name; an absent folder has none."""
-    return [p for p in _entries(folder) if p.is_dir()]
+    """Returns the folders directly in `folder` but hidden ones, sorted by name; an absent folder has none.
+
+    Raises:
+        DatasetError: A link that could be meant as a folder leads nowhere or to itself.
+    """
+    entries = _entries(folder)
+    for path in entries:
+        if not path.suffix and _leads_nowhere(path):
+            raise DatasetError(f"{path}: this link leads nowhere or to itself. Restore what it names, or remove it.")
+    return [path for path in entries if path.is_dir()]
+
+
+def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
+    """Returns the images in `folder` and all folders below it, sorted by path.
+
+    Args:
+        folder: Where to begin.
+        leave_out: Folders that are not stepped into.
+
+    Raises:
+        DatasetError: A symbolic link leads back to a folder that it lies in.
+    """
+    return sorted(_walk(folder, leave_out, ()))
+
+
+def _walk(folder: Path, leave_out: Collection[Path], above: tuple[str, ...]) -> list[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        raise DatasetError(f"{folder}: this link leads back to {real}, which it lies in. Remove the link.")
+    images = list_images(folder)
+    for inner in list_folders(folder):
+        if inner not in leave_out:
+            images += _walk(inner, leave_out, (*above, real))
+    return images
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def file_inside(root: Path, relative: str, where: str) -> Path:
+    """Returns the file that a table names by its path from `root`.
+
+    Args:
+        root: Folder that the table's paths start at.
+        relative: The path as the table gives it.
+        where: The table's file and line, for the message.
+
+    Raises:
+        DatasetError: The path leads out of `root`, or there is no such file.
+    """
+    path = root / relative
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        raise DatasetError(f"{where}: {relative!r} leads out of {root}. Paths start at that folder and stay in it.")
+    if not path.is_file():
+        raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
+    return path
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -42,28 +112,32 @@ def pair_masks(
             subfolders; by default every file is taken to lie in one folder.
 
     Raises:
-        DatasetError: An image has no mask or two, a mask has no image, or two images share a stem; the message names
-            the file.
+        UnpairedError: An image has no mask or two, a mask has no image, or two images share a stem; it names each
+            file.
     """
     image_root, mask_root = roots or (None, None)
+    problems: list[str] = []
     by_stem: dict[tuple[Path | None, str], Path] = {}
     for image in images:
         twin = by_stem.setdefault(_place(image, image_root, image.stem), image)
         if twin is not image:
-            raise DatasetError(f"{image}: {twin.name} beside it has the same name, so a mask fits both. Rename one.")
+            problems.append(f"{image}: {twin.name} beside it has the same name, so a mask fits both. Rename one.")
     paired: dict[Path, Path] = {}
     for mask in masks:
         stems = [mask.stem.removesuffix(s) for s in suffixes if mask.stem.endswith(s)]
         places = [_place(mask, mask_root, stem) for stem in stems]
         owner = next((by_stem[place] for place in places if place in by_stem), None)
         if owner is None:
-            raise DatasetError(f"{mask}: no image has the name of this mask. Restore the image or remove the mask.")
-        if owner in paired:
-            raise DatasetError(f"{owner}: has two masks, {paired[owner].name} and {mask.name}. Keep one.")
-        paired[owner] = mask
-    for image in images:
+            problems.append(f"{mask}: no image has the name of this mask. Restore the image or remove the mask.")
+        elif owner in paired:
+            problems.append(f"{owner}: has two masks, {paired[owner].name} and {mask.name}. Keep one.")
+        else:
+            paired[owner] = mask
+    for image in by_stem.values():
         if image not in paired:
-            raise DatasetError(f"{image}: this anomalous image has no mask of the same name. Restore the mask.")
+            problems.append(f"{image}: this anomalous image has no mask of the same name. Restore the mask.")
+    if problems:
+        raise UnpairedError(problems)
     return paired
 
 
@@ -71,21 +145,27 @@ def _place(path: Path, root: Path | None, stem: str) -> tuple[Path | None, str]:
     return (path.parent.relative_to(root) if root else None), stem
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, draft: int | None = None) -> np.ndarray:
     """Returns the image as `[H, W, 3]`, uint8, RGB, turned upright as its EXIF orientation says.
 
-    Grey becomes three equal channels, 16 bits a pixel are scaled to 8, a palette gives its colours and an alpha channel
-    is dropped.
+    Grey becomes three equal channels, 16 bits a channel are scaled to 8, a palette gives its colours and an alpha
+    channel is dropped. Of a file with several pages the first is read.
+
+    Args:
+        path: The image.
+        draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size, if no side falls below this many pixels; see
+            `upright_shape`.
 
     Raises:
-        DatasetError: The file cannot be read or decoded to its end, or has more than 16 bits a channel.
+        DatasetError: The file cannot be read or decoded to its end, has more than 16 bits a channel or more than
+            `MAX_PIXELS` pixels.
     """
-    image = decode_image(path, upright=True)
+    image = decode_image(path, upright=True, draft=draft)
     if image.mode.startswith(("I", "F")):  # Pillow would cut these at 255 instead of scaling them
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DatasetError(f"{path}: has more than 16 bits a pixel. Save it with 8 or 16 bits.")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        image = Image.fromarray(to_eight_bits(values))
     return np.asarray(image.convert("RGB"))
 
 
@@ -109,16 +189,96 @@ def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
     return (values > threshold).astype(np.uint8)
 
 
-def decode_image(path: Path, upright: bool = False) -> Image.Image:
+def upright_shape(path: Path) -> tuple[int, int]:
+    """Returns height and width of a JPEG from its header alone, turned upright: what `draft` does not change."""
+    with Image.open(path) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+
+
+def decode_image(path: Path, upright: bool = False, draft: int | None = None) -> Image.Image:
     """Returns the image decoded to its end, in its own mode; turned as its EXIF orientation says if `upright`.
 
+    Args:
+        path: The image.
+        upright: Whether to turn it.
+        draft: See `read_image`.
+
     Raises:
-        DatasetError: The file cannot be read or decoded.
+        DatasetError: The file cannot be read or decoded, or has more than `MAX_PIXELS` pixels.
     """
     try:
-        image = Image.open(path)
+        if path.suffix.lower() in DICOM_SUFFIXES:
+            from afclip_lightning.data.dicom import decode_dicom  # an optional package
+
+            return decode_dicom(path)
+        try:
+            image = Image.open(path)
+        except UnidentifiedImageError:
+            if path.suffix.lower() in (".tif", ".tiff"):
+                return _decode_tiff(path)
+            raise
         with image:
+            check_size(path, *image.size)
+            if _is_misread(image):
+                return _decode_tiff(path)
+            if draft and image.format == "JPEG":
+                image.draft(None, (draft, draft))
             image.load()
         return ImageOps.exif_transpose(image) if upright else image
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:  # far above MAX_PIXELS
+        raise too_large(path) from error
     except Exception as error:  # whatever a damaged file makes a decoder run into: OSError, SyntaxError, struct.error …
         raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file or remove it.") from error
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Checks an image's size before its pixels are decoded.
+
+    Raises:
+        DatasetError: It has more than `MAX_PIXELS` pixels.
+    """
+    if width * height > MAX_PIXELS:
+        raise too_large(path)
+
+
+def too_large(path: Path) -> DatasetError:
+    """Returns the error of an image above the limit."""
+    return DatasetError(
+        f"{path}: has more than {MAX_PIXELS:,} pixels, the limit of one image (MAX_PIXELS). Make it smaller or cut it "
+        "into tiles: a backbone sees a few hundred pixels a side."
+    )
+
+
+def _is_misread(image: Image.Image) -> bool:
+    """Returns whether Pillow takes the file for another kind: it reads 16-bit planes as if they were 8-bit."""
+    tags = getattr(image, "tag_v2", {})
+    planar_configuration, bits_per_sample = tags.get(284), tags.get(258, ())
+    return planar_configuration == 2 and 16 in bits_per_sample
+
+
+def _decode_tiff(path: Path) -> Image.Image:
+    """Returns the first page of a TIFF that Pillow does not read, as 8 or 16 bits grey or 8 bits RGB."""
+    from tifffile import TiffFile  # not needed by most runs
+
+    with TiffFile(path) as file:
+        page = file.pages.first
+        check_size(path, page.imagewidth, page.imagelength)
+        values = page.asarray()
+        if page.planarconfig == 2 and values.ndim == 3:
+            values = np.moveaxis(values, 0, -1)  # [channels, H, W] to [H, W, channels]
+    if values.dtype not in (np.uint8, np.uint16):
+        raise DatasetError(f"{path}: holds {values.dtype} values. Save it with 8 or 16 bits.")
+    if values.ndim == 2:
+        return Image.fromarray(values)
+    values = values[..., :3] if values.shape[-1] >= 3 else values[..., 0]  # without alpha
+    if values.ndim == 3 and values.dtype == np.uint16:
+        values = to_eight_bits(values)
+    return Image.fromarray(values)
+
+
+def to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Returns 16-bit values scaled to 8 bits, uint8."""
+    return np.rint(values / 257).astype(np.uint8)
