@@ -81,7 +81,7 @@ def measure(output: Path, seeds: Sequence[int], ablation: bool, real: bool) -> s
                 run("fit", output / f"{name}-{seed}", [*overrides, *seeded, "--test_before_fit=false"])
         if real:
             run("test", output / f"real-{seed}", [REAL, *seeded, head])
-            run("fit", output / f"real-base-{seed}", [REAL, *VARIANTS["base"], *seeded, "--test_before_fit=false"])
+            run("test", output / f"real-base-{seed}", [REAL, *VARIANTS["base"], *seeded])
 
     def results(name: str, file: str = "results.csv") -> list[Path]:
         return [output / f"{name}-{seed}" / file for seed in seeds]
