@@ -30,11 +30,13 @@ import afclip_lightning.data
 import afclip_lightning.methods
 from afclip_lightning import results
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
 from afclip_lightning.callbacks.predictions import Predictions
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.loading import Loading
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
@@ -173,6 +175,13 @@ class AnomalyCLI(LightningCLI):
         )
         parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
+        parser.add_argument(
+            "--few_shot_dir",
+            type=Path | None,
+            default=None,
+            help="Few-shot images chosen by hand, instead of a draw: DIR/[<dataset>/]<category>/*.",
+        )
+        parser.add_class_arguments(Loading, "loading")
         parser.add_class_arguments(Pictures, "pictures")
         parser.add_class_arguments(Evaluation, "evaluation")
 
@@ -229,10 +238,13 @@ class AnomalyCLI(LightningCLI):
         return run_dir
 
     def instantiate_classes(self) -> None:
-        """Builds data, model and trainer, and gives the data the preprocessing of the model's backbone."""
+        """Builds data, model and trainer, and tells the data how to read images and for which backbone."""
         with _argument_errors():
             super().instantiate_classes()
         self.datamodule.preprocess = self.model.preprocess
+        config = self.config_init[self.subcommand]
+        for part in self.datamodule.parts:
+            part.loading, part.few_shot_dir = config.loading, config.few_shot_dir
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""
@@ -246,7 +258,7 @@ class AnomalyCLI(LightningCLI):
         self.evaluation = self.config_init[self.subcommand].evaluation
         self.pictures = self.config_init[self.subcommand].pictures
         last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
-        callbacks = [self.evaluation, self.pictures, Predictions()]
+        callbacks = [self.evaluation, self.pictures, Predictions(), DataRecord()]
         if config.enable_checkpointing is not False:
             callbacks.append(last)
         config.callbacks = [*_as_list(config.callbacks), *callbacks]

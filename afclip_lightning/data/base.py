@@ -1,11 +1,13 @@
-"""The contract of a dataset, and everything that datasets share: checks, decoding, loaders, few-shot draws."""
+"""The contract of a dataset, and everything that datasets share: checks, loaders, few-shot draws."""
 
 import copy
 import importlib
+import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,75 +16,16 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 import afclip_lightning.data
-from afclip_lightning.data.images import list_folders, read_image, read_mask
+from afclip_lightning.data.images import list_folders, list_images
+from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch, Sample, Split
 
 Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
-
-
-class AnomalyDataset(Dataset[Any]):
-    """Decodes and preprocesses samples, in the order given.
-
-    Args:
-        samples: The samples.
-        preprocess: Turns a decoded image and mask into tensors.
-    """
-
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess) -> None:
-        self.samples = list(samples)
-        self.preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, Sample]:
-        """Returns image `[3, S, S]`, mask `[S, S]` and the sample.
-
-        Raises:
-            DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
-        """
-        sample = self.samples[index]
-        image = read_image(sample.image_path)
-        mask: np.ndarray = np.zeros(image.shape[:2], np.uint8)
-        if sample.mask_path is not None:
-            mask = read_mask(sample.mask_path, sample.mask_threshold)
-            if mask.shape != image.shape[:2]:
-                raise DatasetError(
-                    f"{sample.mask_path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image "
-                    f"{sample.image_path} is {image.shape[1]}×{image.shape[0]}. Replace one of them."
-                )
-            if not mask.any():
-                raise DatasetError(
-                    f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
-                    "Replace the mask, or move the image to the normal ones."
-                )
-        pixels, mask_pixels = self.preprocess(image, mask)
-        return pixels, mask_pixels, sample
-
-
-def collate(items: Sequence[tuple[torch.Tensor, torch.Tensor, Sample]]) -> Batch:
-    """Returns the items as one `Batch`."""
-    samples = [sample for _, _, sample in items]
-    return Batch(
-        image=torch.stack([image for image, _, _ in items]),
-        mask=torch.stack([mask for _, mask, _ in items]),
-        label=torch.tensor([sample.label for sample in samples]),
-        mask_known=torch.tensor([sample.mask_known for sample in samples]),
-        samples=samples,
-    )
-
-
-def collate_for_evaluation(items: Sequence[tuple[torch.Tensor, torch.Tensor, Sample]]) -> Batch:
-    """Returns the items as one `Batch` with its regions labelled: here, in the loader's process, once a mask."""
-    batch = collate(items)
-    batch.region_area = torch.from_numpy(np.stack([region_areas(mask.numpy()) for mask in batch.mask]))
-    return batch
 
 
 class AnomalyData(LightningDataModule, ABC):
@@ -99,6 +42,11 @@ class AnomalyData(LightningDataModule, ABC):
     @abstractmethod
     def test_sets(self) -> list["AnomalyDataModule"]:
         """Returns the datasets that are tested on, in the order of the test loaders."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> list["AnomalyDataModule"]:
+        """Returns all the datasets, those that are trained on too."""
 
     @abstractmethod
     def check(self, stage: str = "fit") -> None:
@@ -137,6 +85,10 @@ class AnomalyDataModule(AnomalyData):
         words: Words for prompts that replace or extend the dataset's own, by category.
 
     Attributes:
+        loading: How images are read. The command line sets it, for all datasets of a run.
+        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them; the command line sets it.
+        drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
+        skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         name: Name of the dataset in metric keys and tables.
         layout: What `root` must contain, as a few lines for a person.
         source: Where the dataset is obtained.
@@ -182,6 +134,10 @@ class AnomalyDataModule(AnomalyData):
         self.num_workers = num_workers
         self.words = {**self.words, **(words or {})}
         self.preprocess = None
+        self.loading = Loading()
+        self.few_shot_dir: Path | None = None
+        self.drawn: dict[tuple[str, str], dict[str, Any]] = {}
+        self.skipped: dict[Path, str] = {}
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
@@ -202,6 +158,11 @@ class AnomalyDataModule(AnomalyData):
 
     @property
     def test_sets(self) -> list["AnomalyDataModule"]:
+        """Returns this dataset alone."""
+        return [self]
+
+    @property
+    def parts(self) -> list["AnomalyDataModule"]:
         """Returns this dataset alone."""
         return [self]
 
@@ -309,36 +270,64 @@ class AnomalyDataModule(AnomalyData):
         return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images a category: seeded, without replacement, the same on every machine.
+        """Returns k normal training images a category: those of `few_shot_dir`, or a draw, and notes them in `drawn`.
 
-        Each category has its own stream, so that a draw does not depend on which other categories are in use.
+        A draw is seeded, without replacement, and the same on every machine. Each category has its own stream, so that
+        it does not depend on which other categories are in use.
 
         Args:
             k_shot: Images a category.
             seed: Seed of the draw.
 
         Returns:
-            `(dataset, category)` to the drawn samples, sorted by path.
+            `(dataset, category)` to the samples, sorted by path.
 
         Raises:
-            DatasetError: A category has fewer normal training images than `k_shot`.
+            DatasetError: A category has fewer normal training images than `k_shot`, or `few_shot_dir` has not just as
+                many.
             ValueError: `k_shot` is less than 1.
         """
         if k_shot < 1:
             raise ValueError(f"k_shot must be at least 1, got {k_shot}")
-        drawn: dict[tuple[str, str], list[Sample]] = {}
+        found: dict[tuple[str, str], list[Sample]] = {}
         for category in self.selected_categories():
-            normal = [s for s in self.find_samples(category, "train") if s.label == 0]
-            if len(normal) < k_shot:
-                remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
-                raise DatasetError(
-                    f"k_shot is {k_shot}, but {self.name}/{category} under {self.root} has {len(normal)} normal "
-                    f"training images. {remedy}"
-                )
-            generator = np.random.default_rng([seed, *category.encode()])
-            picks = sorted(generator.choice(len(normal), size=k_shot, replace=False).tolist())
-            drawn[self.name, category] = [normal[i] for i in picks]
-        return drawn
+            if self.few_shot_dir is None:
+                root, chosen = self.root, self._draw_shots(category, k_shot, seed)
+            else:
+                root, chosen = self.few_shot_dir, self._given_shots(self.few_shot_dir, category, k_shot)
+            found[self.name, category] = chosen
+            self.drawn[self.name, category] = {
+                "dataset": self.name,
+                "category": category,
+                "seed": seed if self.few_shot_dir is None else None,
+                "root": str(root),
+                "images": [Path(os.path.relpath(sample.image_path, root)).as_posix() for sample in chosen],
+            }
+        return found
+
+    def _draw_shots(self, category: str, k_shot: int, seed: int) -> list[Sample]:
+        normal = [s for s in self.find_samples(category, "train") if s.label == 0]
+        if len(normal) < k_shot:
+            remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
+            raise DatasetError(
+                f"k_shot is {k_shot}, but {self.name}/{category} under {self.root} has {len(normal)} normal "
+                f"training images. {remedy}"
+            )
+        generator = np.random.default_rng([seed, *category.encode()])
+        picks = sorted(generator.choice(len(normal), size=k_shot, replace=False).tolist())
+        return [normal[i] for i in picks]
+
+    def _given_shots(self, folder: Path, category: str, k_shot: int) -> list[Sample]:
+        places = [folder / self.name / category, folder / category]
+        alone = len(self.selected_categories()) == 1
+        place = next((p for p in places if p.is_dir()), folder if alone else places[-1])
+        images = list_images(place)
+        if len(images) != k_shot:
+            raise DatasetError(
+                f"k_shot is {k_shot}, but {place}, the few-shot images of {self.name}/{category}, holds {len(images)} "
+                "images. Set k_shot to their number, or change the folder."
+            )
+        return self.make_samples(category, "train", images, [], None)
 
     def setup(self, stage: str) -> None:
         """Checks the dataset and lists its test split, so that a file without its mask stops a run before it trains.
@@ -350,8 +339,7 @@ class AnomalyDataModule(AnomalyData):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the shuffled loader of `train_split`."""
-        dataset = self._dataset(self.samples(self.train_split))
-        return self._loader(dataset, shuffle=True)
+        return self._loader(self.samples(self.train_split))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split."""
@@ -359,37 +347,37 @@ class AnomalyDataModule(AnomalyData):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split; over several processes no image is repeated."""
-        return self._loader(self._dataset(self.samples("test")), shuffle=False)
+        samples = self.samples("test")
+        sampler: Callable[[AnomalyDataset], Sampler[int]] = SequentialSampler
+        # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if len(samples) < torch.distributed.get_world_size():
+                raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
+            sampler = partial(UnrepeatedDistributedSampler, shuffle=False)
+        return self._loader(samples, sampler)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split."""
         return self.test_dataloader()
 
-    def _dataset(self, samples: Sequence[Sample]) -> AnomalyDataset:
+    def _loader(
+        self, samples: Sequence[Sample], sampler: Callable[[AnomalyDataset], Sampler[int]] | None = None
+    ) -> DataLoader[Batch]:
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
-        return AnomalyDataset(samples, self.preprocess)
+        dataset = AnomalyDataset(samples, self.preprocess, self.loading)
+        order = sampler(dataset) if sampler else None
+        return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
 
-    def _loader(self, dataset: AnomalyDataset, shuffle: bool) -> DataLoader[Batch]:
-        sampler = None
-        if not shuffle:
-            # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
-            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            if distributed and len(dataset) < torch.distributed.get_world_size():
-                raise DatasetError(f"{self.name}: {len(dataset)} images are fewer than processes; use fewer devices.")
-            sampler = (
-                UnrepeatedDistributedSampler(dataset, shuffle=False) if distributed else SequentialSampler(dataset)
-            )
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate if shuffle else collate_for_evaluation,
-            persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
-        )
+
+def dataset_classes() -> list[type[AnomalyDataModule]]:
+    """Returns every class of datasets in this package, and those of one's own that were imported before."""
+    for module in pkgutil.iter_modules(afclip_lightning.data.__path__, afclip_lightning.data.__name__ + "."):
+        importlib.import_module(module.name)
+    classes = AnomalyDataModule.__subclasses__()
+    for cls in classes:  # grows while it is walked, to all descendants
+        classes += [inner for inner in cls.__subclasses__() if inner not in classes]
+    return classes
 
 
 def _what_lies_there(wanted: AnomalyDataModule) -> str:
@@ -405,14 +393,8 @@ def _what_lies_there(wanted: AnomalyDataModule) -> str:
             if fits(moved):
                 return f"\nIt seems to lie in {folder}: set `root` to that folder."
 
-    for module in pkgutil.iter_modules(afclip_lightning.data.__path__, afclip_lightning.data.__name__ + "."):
-        with suppress(Exception):
-            importlib.import_module(module.name)
-    classes = AnomalyDataModule.__subclasses__()
-    for cls in classes:  # grows while it is walked, to all descendants
-        classes += cls.__subclasses__()
     found: list[AnomalyDataModule] = []
-    for cls in classes:
+    for cls in dataset_classes():
         if cls not in type(wanted).__mro__[1:]:
             with suppress(Exception):
                 found += [dataset for dataset in cls.variants(wanted.root) if fits(dataset)]

@@ -74,13 +74,18 @@ class CrossDataset(AnomalyData):
         return [dataset for dataset in self.all_test_sets if dataset not in absent]
 
     @property
+    def parts(self) -> list[AnomalyDataModule]:
+        """Returns the training dataset and all the test datasets, whether or not they are on disk."""
+        return [self.train_set, *self.all_test_sets]
+
+    @property
     def preprocess(self) -> Preprocess | None:
         """Returns the preprocessing of all the datasets."""
         return self.train_set.preprocess
 
     @preprocess.setter
     def preprocess(self, preprocess: Preprocess | None) -> None:
-        for dataset in (self.train_set, *self.all_test_sets):
+        for dataset in self.parts:
             dataset.preprocess = preprocess
 
     def check(self, stage: str = "fit") -> None:

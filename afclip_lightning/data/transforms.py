@@ -58,7 +58,15 @@ class Preprocess:
             image: `[H, W, 3]`, uint8, RGB.
             mask: `[H, W]`, uint8 in {0, 1}.
         """
-        squash = SquashResize(self.image_size)
-        joint = A.Compose([squash, A.Normalize(self.mean, self.std, max_pixel_value=255.0)])
-        out = joint(image=image, mask=mask)
-        return torch.from_numpy(out["image"]).permute(2, 0, 1).contiguous(), torch.from_numpy(out["mask"])
+        return self.to_tensors(*self.resize(image, mask))
+
+    def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns image and mask at the backbone's size, uint8; they may come in different sizes."""
+        squash = A.Compose([SquashResize(self.image_size)], is_check_shapes=False)
+        out = squash(image=image, mask=mask)
+        return out["image"], out["mask"]
+
+    def to_tensors(self, image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Returns a resized image, normalised, and its mask as tensors; see `__call__`."""
+        normalised = A.Normalize(self.mean, self.std, max_pixel_value=255.0)(image=image)["image"]
+        return torch.from_numpy(normalised).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)

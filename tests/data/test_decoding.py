@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from afclip_lightning.data.base import AnomalyDataset, collate
 from afclip_lightning.data.images import read_image, read_mask
+from afclip_lightning.data.loading import AnomalyDataset, collate
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError

@@ -1,0 +1,67 @@
+"""Writes down which images a run used for few-shot and which it left out."""
+
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+
+from afclip_lightning.files import write_json
+
+
+class DataRecord(Callback):
+    """Writes `few_shot.json`, the images by path, and `skipped.json`, the images that could not be read.
+
+    Neither is written where there is nothing to say. Over several processes each lists what it skipped itself, with
+    the rank in the file's name.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the few-shot images."""
+        self._write_few_shot(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_fit_start`."""
+        self._write_few_shot(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_fit_start`."""
+        self._write_few_shot(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_fit_start`."""
+        self._write_few_shot(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes what was skipped so far."""
+        self._write_skipped(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_train_epoch_end`."""
+        self._write_skipped(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_train_epoch_end`."""
+        self._write_skipped(trainer)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_train_epoch_end`."""
+        self._write_skipped(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """See `on_train_epoch_end`."""
+        self._write_skipped(trainer)
+
+    def _write_few_shot(self, trainer: Trainer) -> None:
+        parts = trainer.datamodule.parts  # type: ignore[attr-defined]
+        draws = [draw for part in parts for draw in part.drawn.values()]
+        if draws and trainer.is_global_zero:
+            write_json(Path(trainer.default_root_dir) / "few_shot.json", draws)
+
+    def _write_skipped(self, trainer: Trainer) -> None:
+        parts = trainer.datamodule.parts  # type: ignore[attr-defined]
+        skipped = {path: reason for part in parts for path, reason in part.skipped.items()}
+        if skipped:
+            suffix = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+            path = Path(trainer.default_root_dir) / f"skipped{suffix}.json"
+            files = [{"path": str(image), "reason": skipped[image]} for image in sorted(skipped)]
+            write_json(path, {"count": len(files), "files": files})
+            print(f"Left out {len(files)} images that cannot be read: {path}")

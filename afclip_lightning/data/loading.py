@@ -1,0 +1,257 @@
+"""From samples to batches: decoding, an optional cache, and what happens to files that cannot be read."""
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from afclip_lightning.data.images import JPEG_SUFFIXES, read_image, read_mask, upright_shape
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.metrics import region_areas
+from afclip_lightning.types import Batch, Sample
+
+Item = tuple[torch.Tensor, torch.Tensor, Sample]  # image [3, S, S], mask [S, S]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are read, the same for every dataset of a run.
+
+    Attributes:
+        on_error: `raise` stops at a file that cannot be read; `skip` leaves its image out and lists it in the run
+            folder.
+        draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still no smaller than the backbone's
+            input. Faster, and the pixels differ a little: leave it off to compare with published numbers.
+        cache_mb: Memory for resized images and masks, uint8, a loader; 0 keeps none. What does not fit is decoded
+            again each epoch, so it helps from the second epoch on.
+        persistent_workers: Keep the processes of the training loader from one epoch to the next.
+        pin_memory: Load into page-locked memory where there is a GPU.
+
+    Raises:
+        ValueError: `cache_mb` is negative.
+    """
+
+    on_error: Literal["raise", "skip"] = "raise"
+    draft: bool = False
+    cache_mb: int = 0
+    persistent_workers: bool = False
+    pin_memory: bool = True
+
+    def __post_init__(self) -> None:
+        if self.cache_mb < 0:
+            raise ValueError(f"cache_mb must not be negative, got {self.cache_mb}")
+
+
+class PixelCache:
+    """Resized images and masks of the first samples, as many as fit, in memory that forked processes share.
+
+    Args:
+        count: Samples of the dataset.
+        side: Side of an image, in pixels.
+        limit_mb: Most memory to take; it is taken when images come in.
+    """
+
+    def __init__(self, count: int, side: int, limit_mb: int) -> None:
+        self.arguments = (count, side, limit_mb)
+        self.capacity = min(count, limit_mb * 2**20 // (4 * side * side + 1))
+        # anonymous pages and not /dev/shm, which containers keep small
+        pages = np.frombuffer(mmap.mmap(-1, max(1, self.capacity * (4 * side * side + 1))), np.uint8)
+        self.filled, pixels = pages[: self.capacity], pages[self.capacity : self.capacity * (4 * side * side + 1)]
+        self.pixels = pixels.reshape(self.capacity, side, side, 4)  # RGB and mask
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that is not forked begins with an empty one of its own.
+        return PixelCache, self.arguments
+
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns copies of the image `[S, S, 3]` and the mask `[S, S]`, or `None` if they were not put there."""
+        if index >= self.capacity or not self.filled[index]:
+            return None
+        return self.pixels[index, ..., :3].copy(), self.pixels[index, ..., 3].copy()
+
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        """Keeps an image and its mask, if there is a place for this index."""
+        if index < self.capacity:
+            self.pixels[index, ..., :3], self.pixels[index, ..., 3] = image, mask
+            self.filled[index] = 1  # last: another process may be reading
+
+
+class AnomalyDataset(Dataset[Any]):
+    """Decodes and preprocesses samples, in the order given.
+
+    Args:
+        samples: The samples.
+        preprocess: Turns a decoded image and mask into tensors.
+        loading: Whether to decode drafts and to cache; `on_error` is for the loader.
+    """
+
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, loading: Loading | None = None) -> None:
+        self.samples = list(samples)
+        self.preprocess = preprocess
+        self.draft = preprocess.image_size if loading and loading.draft else None
+        self.cache = None
+        if loading and loading.cache_mb:
+            self.cache = PixelCache(len(self.samples), preprocess.image_size, loading.cache_mb)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        """Returns image `[3, S, S]`, mask `[S, S]` and the sample.
+
+        Raises:
+            DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
+        """
+        sample = self.samples[index]
+        resized = self.cache.get(index) if self.cache else None
+        if resized is None:
+            resized = self.preprocess.resize(*self._decode(sample))
+            if self.cache:
+                self.cache.put(index, *resized)
+        pixels, mask = self.preprocess.to_tensors(*resized)
+        return pixels, mask, sample
+
+    def _decode(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Returns image `[H, W, 3]` and mask `[H, W]`, uint8; see `__getitem__`."""
+        image = read_image(sample.image_path, self.draft)
+        if sample.mask_path is None:
+            return image, np.zeros((1, 1), np.uint8)  # nothing is marked, at any size
+        drafted = self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES
+        height, width = upright_shape(sample.image_path) if drafted else image.shape[:2]
+        mask = read_mask(sample.mask_path, sample.mask_threshold)
+        if mask.shape != (height, width):
+            raise DatasetError(
+                f"{sample.mask_path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image "
+                f"{sample.image_path} is {width}×{height}. Replace one of them."
+            )
+        if not mask.any():
+            raise DatasetError(
+                f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
+                "Replace the mask, or move the image to the normal ones."
+            )
+        return image, mask
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Returns the items as one `Batch`."""
+    samples = [sample for _, _, sample in items]
+    return Batch(
+        image=torch.stack([image for image, _, _ in items]),
+        mask=torch.stack([mask for _, mask, _ in items]),
+        label=torch.tensor([sample.label for sample in samples]),
+        mask_known=torch.tensor([sample.mask_known for sample in samples]),
+        samples=samples,
+    )
+
+
+def collate_for_evaluation(items: Sequence[Item]) -> Batch:
+    """Returns the items as one `Batch` with its regions labelled: here, in the loader's process, once a mask."""
+    batch = collate(items)
+    batch.region_area = torch.from_numpy(np.stack([region_areas(mask.numpy()) for mask in batch.mask]))
+    return batch
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An image that was left out.
+
+    Attributes:
+        path: The image.
+        reason: Why, naming the file that is at fault.
+    """
+
+    path: Path
+    reason: str
+
+
+class TolerantDataset(Dataset[Any]):
+    """A dataset that gives an `Unread` where a sample cannot be read.
+
+    Args:
+        dataset: The dataset.
+        skipped: Where the loader's process notes what was left out, image to reason.
+    """
+
+    def __init__(self, dataset: AnomalyDataset, skipped: dict[Path, str]) -> None:
+        self.dataset = dataset
+        self.skipped = skipped
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item | Unread:
+        """Returns the item, or which image could not be read and why."""
+        try:
+            return self.dataset[index]
+        except DatasetError as error:
+            return Unread(self.dataset.samples[index].image_path, str(error))
+
+
+class TolerantLoader(DataLoader[Any]):
+    """Batches of what can be read of a `TolerantDataset`; a batch of which nothing can be read is left out."""
+
+    dataset: TolerantDataset
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yields the batches and notes what was left out.
+
+        Raises:
+            DatasetError: Not one image could be read.
+        """
+        any_read = False
+        for batch, unread in super().__iter__():
+            self.dataset.skipped.update({item.path: item.reason for item in unread})
+            if batch is not None:
+                any_read = True
+                yield batch
+        if self.dataset.skipped and not any_read:
+            raise DatasetError(
+                f"None of the images can be read. The first: {next(iter(self.dataset.skipped.values()))}"
+            )
+
+
+def _collate_read(
+    items: Sequence[Item | Unread], collate_fn: Callable[[Sequence[Item]], Batch]
+) -> tuple[Batch | None, list[Unread]]:
+    read = [item for item in items if not isinstance(item, Unread)]
+    return collate_fn(read) if read else None, [item for item in items if isinstance(item, Unread)]
+
+
+def make_loader(
+    dataset: AnomalyDataset,
+    batch_size: int,
+    num_workers: int,
+    loading: Loading,
+    sampler: Sampler[int] | None,
+    skipped: dict[Path, str],
+) -> DataLoader[Batch]:
+    """Returns a loader of batches.
+
+    Args:
+        dataset: What is loaded.
+        batch_size: Images a batch.
+        num_workers: Loader processes; 0 loads in the main process.
+        loading: How it is loaded.
+        sampler: Order of a pass for evaluation; `None` shuffles, for training.
+        skipped: Where images that are left out are noted, with `on_error: skip`.
+    """
+    training = sampler is None
+    collate_fn: Callable[..., Any] = collate if training else collate_for_evaluation
+    tolerant = loading.on_error == "skip"
+    return (TolerantLoader if tolerant else DataLoader)(
+        TolerantDataset(dataset, skipped) if tolerant else dataset,
+        batch_size=batch_size,
+        shuffle=training,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=partial(_collate_read, collate_fn=collate_fn) if tolerant else collate_fn,
+        persistent_workers=loading.persistent_workers and training and num_workers > 0,
+        pin_memory=loading.pin_memory and torch.cuda.is_available(),
+    )
