@@ -27,6 +27,7 @@ class MVTecLayout(AnomalyDataModule):
     Attributes:
         published: The dataset's categories in their published order; empty where they are whatever lies on disk.
         normal_folder: Name of the folders of normal images.
+        mask_suffixes: What may follow an image's stem in the stem of its mask.
         flat: Whether the root is itself the folder of the only category.
         required: Folders that each category must have.
 
@@ -37,6 +38,7 @@ class MVTecLayout(AnomalyDataModule):
     name = ""
     published: ClassVar[tuple[str, ...]] = ()
     normal_folder: ClassVar[str] = "good"
+    mask_suffixes: ClassVar[tuple[str, ...]] = ("", "_mask")
     flat: ClassVar[bool] = False
     required: ClassVar[tuple[str, ...]] = ("test",)
     layout = """
@@ -90,7 +92,8 @@ class MVTecLayout(AnomalyDataModule):
         anomalous = self._defects(folder / split)
         masks = None
         if split == "test" and mask_root.is_dir():
-            masks = pair_masks(anomalous, self._defects(mask_root), roots=(folder / split, mask_root))
+            roots = (folder / split, mask_root)
+            masks = pair_masks(anomalous, self._defects(mask_root), self.mask_suffixes, roots)
         return self.make_samples(category, split, normal, anomalous, masks)
 
     def _defects(self, folder: Path) -> list[Path]:

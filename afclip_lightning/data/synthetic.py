@@ -3,15 +3,14 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from zlib import crc32
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.procedural import CATEGORIES, VERSION, picture
+from afclip_lightning.data.recipes import complete_folder, save_png
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Split
 
@@ -137,23 +136,16 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
 
     def _draw(self, category: str, progress: "tqdm[None]") -> None:
         target = self.category_folder(category)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{category}-", dir=self.root) as temporary:
-            folder = Path(temporary) / category
+        with complete_folder(target) as folder:
             for split, kind, index in self._plan(category):
                 entropy = [self.settings["seed"], *(crc32(word.encode()) for word in (category, split, kind)), index]
                 normal = kind == self.normal_folder
                 image, mask = picture(category, None if normal else kind, entropy, self.settings["image_size"])
-                _save(folder / split / kind / f"{index:03d}.png", image)
+                save_png(folder / split / kind / f"{index:03d}.png", image)
                 if not normal:
-                    _save(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask * np.uint8(255))
+                    save_png(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask * np.uint8(255))
                 progress.update()
             (folder / _RECORD).write_text(json.dumps(self.settings), encoding="utf-8")
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was first: its pictures are the same
-                    raise
 
     def _plan(self, category: str) -> Iterator[tuple[str, str, int]]:
         """Yields split, kind and index of every image of a category."""
@@ -163,8 +155,3 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         kinds = CATEGORIES[category].defects
         for index in range(self.settings["test_anomalous"]):
             yield "test", kinds[index % len(kinds)], index // len(kinds)
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, compress_level=3)

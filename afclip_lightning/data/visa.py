@@ -1,11 +1,11 @@
 """VisA: twelve kinds of objects, in its original layout or in the converted one-class layout."""
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from afclip_lightning.data.base import Counts
+from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
@@ -92,10 +92,10 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
                 continue
             if row["label"] not in ("normal", "anomaly"):
                 raise DatasetError(f"{where}: label must be normal or anomaly, got {row['label']!r}.")
-            image = self._file(row["image"], where)
+            image = file_inside(self.root, row["image"], where)
             if image in masks:
                 raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")
-            masks[image] = self._file(row["mask"], where) if row["label"] == "anomaly" else None
+            masks[image] = file_inside(self.root, row["mask"], where) if row["label"] == "anomaly" else None
         known = {image: mask for image, mask in masks.items() if mask}
         return self.make_samples(category, split, [image for image in masks if image not in known], list(known), known)
 
@@ -111,12 +111,3 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DatasetError(f"{self.table}: cannot be read as a table ({error}). Restore the file.") from error
         return [(where, {column: (row[column] or "").strip() for column in COLUMNS}) for where, row in rows]
-
-    def _file(self, relative: str, where: str) -> Path:
-        """Returns the file that a row names."""
-        path = self.root / relative
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
-            raise DatasetError(f"{where}: {relative!r} leads out of {self.root}. Paths start at the dataset's folder.")
-        if not path.is_file():
-            raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
-        return path

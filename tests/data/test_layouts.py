@@ -1,5 +1,6 @@
 """Every dataset in its true layout: counts, labels, masks, and what is said when it is not there."""
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 
-from afclip_lightning.data.base import AnomalyDataModule
+import afclip_lightning.data
+from afclip_lightning.cli import import_submodules
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.bmad import BMAD
 from afclip_lightning.data.btad import BTAD
 from afclip_lightning.data.dagm import CLASSES, DAGM
@@ -117,15 +121,50 @@ def test_default_roots() -> None:
     assert [d.root for d in (MVTecAD(), VisA(), BTAD())] == [Path("data") / name for name in ("mvtec", "visa", "btad")]
 
 
-def test_a_new_set_in_this_layout_is_class_attributes_only(tmp_path: Path) -> None:
-    class Metal(MVTecLayout):
-        name = "metal"
-        published = ("tube", "plate")
+NEW_SET = '''
+"""Weld seams: two kinds of seams."""
 
-    dataset = Metal(write_mvtec(tmp_path, ["plate", "tube", "other"]))
+from collections.abc import Mapping
+
+from afclip_lightning.data.base import Counts
+from afclip_lightning.data.mvtec_layout import MVTecLayout
+
+
+class WeldSeams(MVTecLayout):
+    """Weld seams: 2 categories, 2 normal and 6 anomalous test images, with masks."""
+
+    name = "weld"
+    published_counts: Mapping[str, Counts] = {"pipe_seam": (2, 1, 3), "plate": (2, 1, 3)}
+    published = tuple(published_counts)
+    words: Mapping[str, str] = {"plate": "welded plate"}
+    required = ("test", "ground_truth")
+    source = "The next workshop, unpacked into this folder."
+    licence = "ask there"
+'''
+
+
+def test_a_new_set_in_this_layout_is_one_short_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weld_seams.py").write_text(NEW_SET.lstrip())
+    monkeypatch.setattr(afclip_lightning.data, "__path__", [*afclip_lightning.data.__path__, str(tmp_path)])
+    import_submodules(afclip_lightning.data)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnomalyData, "data")
+    root = write_mvtec(tmp_path / "data", ["plate", "pipe_seam", "other"])
+    dataset = parser.instantiate(
+        parser.parse_object({"data": {"class_path": "WeldSeams", "init_args": {"root": root}}})
+    )
+    dataset = dataset.data
     dataset.check()
-    assert dataset.selected_categories() == ["tube", "plate"]
-    assert {s.dataset for s in dataset.samples("test")} == {"metal"}
+    assert dataset.selected_categories() == ["pipe_seam", "plate"]
+    assert {s.dataset for s in dataset.samples("test")} == {"weld"}
+    assert [dataset.category_word(c) for c in dataset.selected_categories()] == ["pipe seam", "welded plate"]
+
+
+def test_files_of_sets_in_this_layout_are_short() -> None:
+    for cls in (MVTecAD, MPDD, DTDSynthetic, MagneticTile, BTAD):
+        assert len(inspect.getsource(inspect.getmodule(cls) or cls).splitlines()) < 40
+        assert not [name for name, value in vars(cls).items() if inspect.isfunction(value)]
+    assert len(NEW_SET.splitlines()) < 40
 
 
 def test_category_without_masks(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""Images that a file lists: AnomalyCLIP's meta.json, AA-CLIP's JSON lines."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import file_inside
+from afclip_lightning.data.tables import read_lines
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Sample, Split
+
+MASK_SUFFIXES = ("_mask", "_label", "_Segmentation")  # of the sets that these files are written for
+
+
+class Entry(NamedTuple):
+    """One image of a listing; `where` is its place in the file, for messages."""
+
+    where: str
+    category: str
+    split: str
+    image: str
+    label: int
+    mask: str
+
+
+class Listing(AnomalyDataModule):
+    """A dataset whose images a file lists, with paths that start at `root` and stay in it.
+
+    A file `.json` is read as AnomalyCLIP's scripts write it: `{"train": {category: [...]}, "test": {...}}` with
+    `img_path`, `mask_path` and `anomaly` an image; `Train` and `Test`, as one of the scripts writes, mean the same.
+    A file `.jsonl` is read as AA-CLIP's: one line an image with `image_path`, `label`, `class_name` and, where there is
+    one, `mask_path`; a line without `split` is of the test split.
+
+    An anomalous image whose mask path is empty, or a folder, has no mask: its pixel metrics are absent. The scripts
+    pair masks with images by their position in sorted folders, which goes wrong from the first missing file on: an
+    image that is given another image's mask while its own lies beside it is refused. Absolute paths are read if they
+    lie in `root`.
+
+    Args:
+        root: Folder that the paths start at.
+        file: The listing, as a path from `root`, or an absolute one.
+        name: Name of the dataset in metric keys and tables; the name of `root` by default.
+        categories: Categories to use; all that the file names by default.
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+        words: Words for prompts, by category.
+
+    Raises:
+        ValueError: The file is neither `.json` nor `.jsonl`, or an argument is out of its range.
+    """
+
+    source = "Your own file, or one that AnomalyCLIP's or AA-CLIP's scripts wrote beside the set that it lists."
+    licence = "that of the set"
+
+    def __init__(
+        self,
+        root: str | Path,
+        file: str | Path = "meta.json",
+        name: str | None = None,
+        categories: Sequence[str] | None = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+        words: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(root, categories, train_split, batch_size, num_workers, words)
+        self.file = self.root / Path(file).expanduser()
+        if self.file.suffix not in (".json", ".jsonl"):
+            raise ValueError(f"file must be a .json or a .jsonl, got {file}")
+        self.name = name or self.root.resolve().name
+        self.layout = f"{self.file.name}, and the images and masks that it names"
+
+    def find_categories(self) -> list[str]:
+        """Returns the categories in the order of the file; none where it is not there.
+
+        Raises:
+            DatasetError: The file is not as it must be.
+        """
+        return list(dict.fromkeys(entry.category for entry in self._entries())) if self.file.is_file() else []
+
+    def check(self, stage: str = "fit") -> None:
+        """Checks that the file is there and names the categories in use, for whatever stage; looks for no image.
+
+        Raises:
+            DatasetError: Says what was looked for and how to get it.
+        """
+        if self.root.is_dir() and not self.file.is_file():
+            raise DatasetError(f"Dataset {self.name!r} was not found: there is no file {self.file}.\n{self.source}")
+        super().check(stage)
+
+    def missing(self) -> list[Path]:
+        """Returns the file if it is not there; what it names is looked for when samples are asked for."""
+        return [] if self.file.is_file() else [self.file]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: The file is not as it must be, or an entry names no file, one outside `root`, one that another
+                entry names, or another image's mask.
+        """
+        samples: dict[Path, Sample] = {}
+        for entry in self._entries():
+            if (entry.category, entry.split) != (category, split):
+                continue
+            image = file_inside(self.root, entry.image, entry.where)
+            if image in samples:
+                raise DatasetError(f"{entry.where}: {image} is already in an earlier entry. Remove one.")
+            mask = self._mask(entry, image) if entry.label else None
+            known = not entry.label or mask is not None
+            samples[image] = Sample(self.name, category, split, image, entry.label, mask, known)
+        return sorted(samples.values(), key=lambda sample: sample.image_path.as_posix())
+
+    def _mask(self, entry: Entry, image: Path) -> Path | None:
+        if not entry.mask or (self.root / entry.mask).is_dir():
+            return None
+        mask = file_inside(self.root, entry.mask, entry.where)
+        suffix = next((suffix for suffix in MASK_SUFFIXES if mask.stem.endswith(suffix)), "")
+        own = mask.with_name(f"{image.stem}{suffix}{mask.suffix}")
+        if own != mask and own.is_file():
+            raise DatasetError(
+                f"{entry.where}: {image} is given the mask {mask.name}, but {own} is there: images and masks were "
+                "paired by position, and a file is missing or too many. Mend the folders and write the file again."
+            )
+        return mask
+
+    def _entries(self) -> Iterator[Entry]:
+        return self._from_lines() if self.file.suffix == ".jsonl" else self._from_meta()
+
+    def _from_lines(self) -> Iterator[Entry]:
+        for where, line in read_lines(self.file):
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                raise DatasetError(f"{where}: is not JSON ({error}). Mend the line.") from error
+            category, image, label, mask = _values(item, where, "class_name", "image_path", "label", "mask_path")
+            yield Entry(where, category, str(item.get("split", "test")), image, label, mask)
+
+    def _from_meta(self) -> Iterator[Entry]:
+        try:
+            splits = json.loads("\n".join(line for _, line in read_lines(self.file)))
+        except ValueError as error:
+            raise DatasetError(f"{self.file}: is not JSON ({error}). Write it again.") from error
+        for split, categories in _items(splits, str(self.file)):
+            for category, items in _items(categories, f"{self.file}, {split}"):
+                for number, item in enumerate(items if isinstance(items, list) else [items], 1):
+                    where = f"{self.file}, {split}, {category}, entry {number}"
+                    _, image, label, mask = _values(item, where, None, "img_path", "anomaly", "mask_path")
+                    yield Entry(where, category, split.lower(), image, label, mask)
+
+
+def _items(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise DatasetError(f"{where}: must be an object with names, got {str(value)[:60]!r}. Write the file again.")
+    yield from value.items()
+
+
+def _values(
+    item: Any, where: str, category: str | None, image: str, label: str, mask: str
+) -> tuple[str, str, int, str]:
+    """Returns category, image, label and mask of an entry, where they have these keys; an absent mask is empty."""
+    wanted = [key for key in (category, image, label) if key]
+    absent = [key for key in wanted if not isinstance(item, dict) or key not in item]
+    if absent:
+        raise DatasetError(f"{where}: has no {', '.join(absent)}. Mend the entry.")
+    if item[label] not in (0, 1):
+        raise DatasetError(f"{where}: {label} must be 0 or 1, got {item[label]!r}. Mend the entry.")
+    return str(item[category]) if category else "", str(item[image]), int(item[label]), str(item.get(mask) or "")

@@ -1,0 +1,103 @@
+"""Sets that a file lists: AnomalyCLIP's meta.json and AA-CLIP's JSON lines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afclip_lightning.data.listing import Listing
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import DatasetError
+from tests.layouts import write_image
+from tests.layouts.listing import entries, write_json_lines, write_meta
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Train", "Test")])
+def test_meta(train: str, test: str, tmp_path: Path) -> None:
+    dataset = Listing(write_meta(tmp_path / "my_set", train, test), num_workers=0)
+    dataset.check()
+    dataset.preprocess = Preprocess(28)
+    (batch,) = dataset.test_dataloader()
+    assert batch.label.tolist() == [1, 1, 0, 1]
+    assert (batch.mask.flatten(1).sum(1) > 0).tolist() == [True, True, False, True]
+    assert [s.image_path.name for s in dataset.few_shot(2, 0)["my_set", "bolt"]] == ["000.png", "001.png"]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    root = write_json_lines(tmp_path / "set")
+    dataset = Listing(root, "full-shot.jsonl", name="lines")
+    dataset.check()
+    samples = dataset.samples("test")
+    assert [(s.dataset, s.category, s.label, s.mask_known) for s in samples] == [
+        ("lines", "bolt", label, True) for label in (1, 1, 0, 1)
+    ]
+    assert [s.image_path for s in samples] == [s.image_path for s in Listing(write_meta(root)).samples("test")]
+    assert not dataset.find_samples("bolt", "train")
+
+
+@pytest.mark.parametrize("mask", ["", None, "bolt"])
+def test_no_mask_means_not_known(mask: str | None, tmp_path: Path) -> None:
+    rewrite(write_meta(tmp_path), 1, mask_path=mask)
+    samples = Listing(tmp_path).samples("test")
+    assert [(s.label, s.mask_known) for s in samples] == [(1, False), (1, True), (0, True), (1, True)]
+
+
+def rewrite(root: Path, index: int, **values: Any) -> None:
+    """Changes one entry of the test split."""
+    meta = json.loads((root / "meta.json").read_text())
+    meta["test"]["bolt"][index].update(values)
+    (root / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"img_path": "../outside.png"}, "leads out of"),
+        ({"img_path": "bolt/../../outside.png"}, "leads out of"),
+        ({"img_path": "/etc/hostname"}, "leads out of"),
+        ({"mask_path": "../outside.png"}, "leads out of"),
+        ({"img_path": "bolt/test/crack/009.png"}, "there is no file"),
+        ({"img_path": "bolt/test/good/000.png"}, "already in an earlier entry"),
+        ({"anomaly": 2}, "anomaly must be 0 or 1, got 2"),
+        ({"mask_path": "bolt/ground_truth/crack/001_mask.png"}, "paired by position"),
+    ],
+)
+def test_faulty_entry(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    root = write_meta(tmp_path / "set")
+    write_image(tmp_path / "outside.png")
+    rewrite(root, 1, **values)
+    with pytest.raises(DatasetError, match=rf"meta\.json, test, bolt, entry 2: .*{message}"):
+        Listing(root).samples("test")
+
+
+def test_a_missing_image_shifts_the_masks_of_a_script(tmp_path: Path) -> None:
+    root = write_meta(tmp_path)
+    (root / "bolt/test/crack/000.png").unlink()
+    (root / "meta.json").write_text(json.dumps({"test": {"bolt": entries(root)}}))
+    with pytest.raises(DatasetError, match=r"001\.png is given the mask 000_mask\.png"):
+        Listing(root).samples("test")
+
+
+def test_absolute_paths_in_the_root(tmp_path: Path) -> None:
+    root = write_meta(tmp_path)
+    rewrite(root, 1, img_path=str(root / "bolt/test/crack/000.png"))
+    assert len(Listing(root).samples("test")) == 4
+
+
+def test_other_files(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"no file .*meta\.json"):
+        Listing(tmp_path).check()
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[]", "must be an object"),
+        ('{"test": []}', r"meta\.json, test: must"),
+    ):
+        (tmp_path / "meta.json").write_text(text)
+        with pytest.raises(DatasetError, match=message):
+            Listing(tmp_path).check()
+    (tmp_path / "a.jsonl").write_text('\n{"image_path": "a.png", "label": 0}\n')
+    with pytest.raises(DatasetError, match=r"a\.jsonl, line 2: has no class_name"):
+        Listing(tmp_path, "a.jsonl").check()
+    with pytest.raises(ValueError, match=r"got table\.csv"):
+        Listing(tmp_path, "table.csv")
