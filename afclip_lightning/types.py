@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "test"]
+UNKNOWN = -1  # label of an image that is only predicted
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Sample:
         category: Name of the category inside the dataset (`bottle`).
         split: Split of the dataset that the image belongs to.
         image_path: The image.
-        label: 1 = anomalous, 0 = normal.
+        label: 1 = anomalous, 0 = normal; `UNKNOWN` in prediction only.
         mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`.
         mask_known: Whether the pixel labels are known. A normal image needs no mask file: its mask is empty. `False`
-            only for anomalous images of sets that come without masks.
+            only for anomalous images of sets that come without masks, and where the label is not known.
         mask_threshold: Highest value of the mask file that is still normal. 0 but for sets whose masks were smoothed or
             compressed, where it is 127.
     """

@@ -8,13 +8,13 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning.files import atomic_path, write_text
-from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch
 
 
 class Predictions(Callback):
     """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, a line an image.
 
-    Over several processes each writes its own table, with the rank in its name.
+    A label that is not known is empty. Over several processes each writes its own table, with the rank in its name.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Predictions(Callback):
             name = f"maps/{len(self.rows):06d}{self.suffix}.npy"
             with atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
                 np.save(file, anomaly_map)
-            path, label = str(sample.image_path), str(sample.label)
+            path, label = str(sample.image_path), "" if sample.label == UNKNOWN else str(sample.label)
             self.rows.append([path, sample.dataset, sample.category, label, f"{score:.6g}", name])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,14 +4,16 @@ from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import pair_masks, walk_images
-from afclip_lightning.types import Sample, Split
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import UNKNOWN, Sample, Split
 
 
 class Folder(AnomalyDataModule):
-    """One category of one's own: a folder of normal images, a folder of anomalous images, or both.
+    """One category of one's own: a folder of normal images, a folder of anomalous images, both, or unlabelled images.
 
-    Each folder is searched with its subfolders (kinds of defects), but not with those that another argument names.
-    Masks are paired with the images of `abnormal_dir` by relative path and stem: `bad/crack/7.jpg` with
+    With neither `normal_dir` nor `abnormal_dir`, all images of `root` are of unknown label, and only `predict` takes
+    them. Each folder is searched with its subfolders (kinds of defects), but not with those that another argument
+    names. Masks are paired with the images of `abnormal_dir` by relative path and stem: `bad/crack/7.jpg` with
     `masks/crack/7.png` or `masks/crack/7_mask.png`.
 
     Args:
@@ -26,7 +28,7 @@ class Folder(AnomalyDataModule):
         num_workers: Loader processes; 0 loads in the main process.
 
     Raises:
-        ValueError: No test folder is given, masks are given for no images, or one folder is given two roles.
+        ValueError: Masks are given for no images, or one folder is given two roles.
     """
 
     source = "Your own data. Any image format, in folders that you name."
@@ -44,11 +46,17 @@ class Folder(AnomalyDataModule):
         num_workers: int = 2,
     ) -> None:
         super().__init__(root, None, train_split, batch_size, num_workers)
-        if not (normal_dir or abnormal_dir):
-            raise ValueError("Folder needs normal_dir, abnormal_dir or both: the images to test on")
         if mask_dir and not abnormal_dir:
             raise ValueError(f"mask_dir is {mask_dir!r}, but there is no abnormal_dir that it belongs to")
-        roles = {"normal": normal_dir, "anomalous": abnormal_dir, "mask": mask_dir, "train": train_dir}
+        self.labelled = bool(normal_dir or abnormal_dir)
+        unlabelled = None if self.labelled else "."
+        roles = {
+            "unlabelled": unlabelled,
+            "normal": normal_dir,
+            "anomalous": abnormal_dir,
+            "mask": mask_dir,
+            "train": train_dir,
+        }
         self.folders = {role: self.root / folder for role, folder in roles.items() if folder}
         if len(set(self.folders.values())) < len(self.folders):
             raise ValueError(f"each folder can have one role only, got {', '.join(filter(None, roles.values()))}")
@@ -68,6 +76,19 @@ class Folder(AnomalyDataModule):
         """Returns the named folders that are not there."""
         return [folder for folder in self.folders.values() if not folder.is_dir()]
 
+    def check(self, stage: str = "fit") -> None:
+        """Checks that the folders are there, and that images without labels are only predicted; reads no image.
+
+        Raises:
+            DatasetError: A folder is not there, or labels are needed and not known.
+        """
+        super().check(stage)
+        if not self.labelled and stage != "predict":
+            raise DatasetError(
+                f"{self.name}: the images in {self.root} have no labels, so they can be predicted and not used to "
+                f"{stage}. Name normal_dir, abnormal_dir or both to say which are which."
+            )
+
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one split, sorted by path; all training samples are normal.
 
@@ -76,6 +97,9 @@ class Folder(AnomalyDataModule):
         """
         if split == "train":
             return self.make_samples(category, split, self._images("train"), [], None)
+        if not self.labelled:
+            images = self._images("unlabelled")
+            return [Sample(self.name, category, split, image, UNKNOWN, mask_known=False) for image in images]
         anomalous, masks = self._images("anomalous"), None
         if "mask" in self.folders:
             roots = (self.folders["anomalous"], self.folders["mask"])

@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from afclip_lightning.cli import main
 from afclip_lightning.data.folder import Folder
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import UNKNOWN
 from tests.layouts import write_image, write_mask
+from tests.test_backbone import small_config
+from tests.test_cli import arguments
 
 
 @pytest.fixture
@@ -85,8 +89,7 @@ def test_absent_folder_is_named(root: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        ({}, "normal_dir, abnormal_dir or both"),
-        ({"train_dir": "first"}, "normal_dir, abnormal_dir or both"),
+        ({"train_dir": "."}, "one role"),
         ({"normal_dir": "fine", "mask_dir": "masks"}, "no abnormal_dir"),
         ({"normal_dir": "fine", "train_dir": "fine"}, "one role"),
     ],
@@ -94,3 +97,31 @@ def test_absent_folder_is_named(root: Path) -> None:
 def test_senseless_combinations(folders: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Folder(tmp_path, **folders)  # type: ignore[arg-type]
+
+
+def test_unlabelled_images_are_for_prediction_alone(root: Path) -> None:
+    dataset = Folder(root, train_dir="first")
+    dataset.check("predict")
+    samples = dataset.samples("test")
+    assert len(samples) == 5 + 3  # the masks' folder is not named, so they are images
+    assert {(s.label, s.mask_path, s.mask_known) for s in samples} == {(UNKNOWN, None, False)}
+    assert [s.image_path.name for s in dataset.few_shot(1, seed=0)["bolts", "bolts"]] == ["a.png"]
+    for stage in ("fit", "validate", "test"):
+        with pytest.raises(DatasetError, match=f"have no labels, .* not used to {stage}"):
+            dataset.check(stage)
+
+
+def test_prediction_of_a_flat_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_config(tmp_path)
+    for name in ("b.JPG", "a.png"):
+        write_image(tmp_path / "photos" / name)
+    chosen = ["--model=AFCLIP", "--data=Folder", "--data.root=photos", "--data.num_workers=0"]
+    options = chosen + [a for a in arguments() if not a.startswith(("--data", "--config"))]
+    assert main(["test", *options]) == 2
+    assert main(["predict", *options]) == 0
+    lines = (tmp_path / "run/predictions.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in lines[1:]] == [
+        ["photos/a.png", "photos", "photos", ""],
+        ["photos/b.JPG", "photos", "photos", ""],
+    ]
