@@ -1,0 +1,85 @@
+"""Each set's config, merged over one that trains on another set, tests on that set alone."""
+
+import contextlib
+import inspect
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+import afclip_lightning.data
+from afclip_lightning.cli import import_submodules, main
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.bmad import SUBSETS as BMAD
+from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.data.medical import SUBSETS as MEDICAL
+from afclip_lightning.data.synthetic import Synthetic
+from afclip_lightning.errors import DatasetError
+
+import_submodules(afclip_lightning.data)
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SETS = sorted((CONFIGS / "data").glob("*.yaml"))
+OWN = {"json_lines": "my_set", "meta_json": "my_set"}  # named after their folder
+
+
+def merged(override: Path, folder: Path) -> CrossDataset:
+    """Returns the data that two configs give, merged as on the command line; of a parser of the data alone."""
+    base = CONFIGS / ("afclip_visa.yaml" if override.stem == "mvtec" else "afclip_mvtec.yaml")
+    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf")
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(AnomalyData, "data")
+    arguments = []
+    for path in (base, override):
+        part = folder / path.name
+        part.write_text(yaml.safe_dump({"data": yaml.safe_load(path.read_text())["data"]}))
+        arguments.append(f"--config={part}")
+    data = parser.instantiate_classes(parser.parse_args(arguments)).data
+    assert isinstance(data, CrossDataset)
+    return data
+
+
+@pytest.mark.parametrize("override", SETS, ids=lambda path: path.stem)
+def test_config_of_a_set(override: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no set is
+    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    data = merged(override, tmp_path)
+    (dataset,) = data.all_test_sets
+    assert dataset.name == OWN.get(override.stem, override.stem)
+    assert dataset.root.parts[0] == "data"
+    with pytest.raises(DatasetError, match=dataset.name):
+        data.check("test")  # a set that is asked for by name is never left out in silence
+
+
+def test_a_set_over_an_experiment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["afclip_lightning"])  # Lightning warns of the test runner's own arguments
+    printed = io.StringIO()
+    configs = [f"--config={CONFIGS / name}.yaml" for name in ("afclip_mvtec", "data/sdd_thirds")]
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        main(["fit", *configs, "--print_config"])
+    arguments = yaml.safe_load(printed.getvalue())["data"]["init_args"]
+    assert arguments["train"]["class_path"].endswith("MVTecAD")
+    assert [dataset["class_path"].rpartition(".")[2] for dataset in arguments["test"]] == ["KolektorSDDThirds"]
+    assert not arguments["skip_missing"]
+
+
+def test_the_set_that_is_trained_on_is_refused(tmp_path: Path) -> None:
+    for name in ("visa", "mvtec"):
+        shutil.copy(CONFIGS / f"data/{name}.yaml", tmp_path / f"{name}_.yaml")
+    with pytest.raises(ValueError, match="trained on and tested on: mvtec/bottle"):
+        merged(tmp_path / "mvtec_.yaml", tmp_path)  # over afclip_mvtec.yaml
+    merged(tmp_path / "visa_.yaml", tmp_path)
+
+
+def test_every_published_set_has_a_config() -> None:
+    classes = AnomalyDataModule.__subclasses__()
+    for cls in classes:
+        classes += cls.__subclasses__()
+    folder = Path(afclip_lightning.data.__path__[0])
+    shipped = [cls for cls in classes if Path(inspect.getfile(cls)).parent == folder and cls is not Synthetic]
+    published = {cls.name for cls in shipped if getattr(cls, "name", "")}
+    published |= {*MEDICAL, *(f"bmad_{subset}" for subset in BMAD)}
+    assert published == {path.stem for path in SETS} - set(OWN)
