@@ -41,6 +41,7 @@ class CrossDataset(AnomalyData):
         self.all_test_sets = list(test) if isinstance(test, (list, tuple)) else [test]
         self.skip_missing = skip_missing
         self.seen_if_alone = seen_if_alone
+        self.allow_train_test_overlap = allow_train_test_overlap
         if not self.all_test_sets:
             raise ValueError("test must name at least one dataset")
         tested: set[tuple[str, str]] = set()
@@ -112,9 +113,27 @@ class CrossDataset(AnomalyData):
             dataset.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Checks what the stage reads: the training dataset for `fit` only, the test datasets in use always."""
+        """Checks what the stage reads: the training dataset for `fit` only, the test datasets in use always.
+
+        Raises:
+            DatasetError: A dataset is not as it must be, or an image is trained on and tested on under two names.
+        """
         for dataset in self._read_by(stage):
             dataset.setup(stage)
+        if stage == "fit" and not self.allow_train_test_overlap:
+            self._refuse_shared_images()
+
+    def _refuse_shared_images(self) -> None:
+        """The names of datasets and categories are compared before; this finds one folder under two names."""
+        trained = {sample.image_path.resolve() for sample in self.train_set.samples(self.train_set.train_split)}
+        absent = self._absent()
+        for dataset in (dataset for dataset in self.all_test_sets if dataset not in absent):
+            for sample in dataset.samples("test"):
+                if sample.image_path.resolve() in trained:
+                    raise DatasetError(
+                        f"{sample.image_path}: is trained on, as of {self.train_set.name}, and tested on, as of "
+                        f"{dataset.name}. Train on another dataset, or set allow_train_test_overlap: true."
+                    )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the shuffled loader of the training dataset."""

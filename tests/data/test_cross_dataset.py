@@ -75,6 +75,20 @@ def test_category_in_train_and_test(root: Path) -> None:
     CrossDataset(parts(root, "nut", "bolt"), parts(root, "pin")).check()
 
 
+def test_one_folder_under_two_names(root: Path) -> None:
+    (root / "link").symlink_to(root / "parts")
+    mine = MVTecLayout(root / "link", name="mine", categories=["pin"], num_workers=0)
+    with pytest.raises(
+        DatasetError, match=r"pin/test/\w+/000\.png: is trained on, as of parts, and tested on, as of mine"
+    ):
+        CrossDataset(parts(root), mine).setup("fit")
+    CrossDataset(parts(root), mine).setup("test")  # nothing is trained on
+    CrossDataset(parts(root, "nut"), mine).setup("fit")
+    CrossDataset(parts(root), mine, allow_train_test_overlap=True).setup("fit")
+    by_train_split = MVTecLayout(root / "parts", name="parts", train_split="train", num_workers=0)
+    CrossDataset(by_train_split, mine).setup("fit")  # other images of the same products
+
+
 def test_one_drawn_set_on_both_sides(tmp_path: Path) -> None:
     train, test = (Synthetic(tmp_path, categories=names) for names in (SYNTHETIC_TRAIN, SYNTHETIC_TEST))
     data = CrossDataset(train, [test], skip_missing=True)
