@@ -16,9 +16,9 @@ WORD = "electrical commutator"
 class KolektorSDD(MVTecLayout):
     """KolektorSDD as AnomalyCLIP's authors split it: 181 normal and 74 anomalous test images, with masks.
 
-    Only their copy has this split: it cannot be made from the original set. `KolektorSDDThirds` is the other one; the
-    numbers of the two do not compare, and since both hold the same photographs, one may not be trained on to test on
-    the other.
+    Only their copy has this split: it cannot be made from the original set. A mask has the stem of its image, alone or
+    with `_mask` or `_label`. `KolektorSDDThirds` is the other split; the numbers of the two do not compare, and since
+    both hold the same photographs, one must not be trained on to test on the other.
 
     Reference: Tabernik et al., Segmentation-Based Deep-Learning Approach for Surface-Defect Detection, 2020.
     """
@@ -51,7 +51,7 @@ class KolektorSDDThirds(TiledLayout):
     published_counts: Mapping[str, Counts] = {"electrical_commutators": (None, 286, 54)}
     published = tuple(published_counts)
     words: Mapping[str, str] = {"electrical_commutators": WORD}
-    raw_layout = "kos01/Part0.jpg and kos01/Part0_label.bmp, … kos50/"
+    raw_layout = "kos01/Part0.jpg and kos01/Part0_label.bmp, … kos02/ …"
     source = "KolektorSDD from vicos.si, unpacked into the folder `raw`; the tiles are cut from it."
     licence = LICENCE
 

@@ -37,6 +37,7 @@ class Synthetic(MVTecLayout):
         train_normal: Normal training images a category.
         test_normal: Normal test images a category.
         test_anomalous: Anomalous test images a category, dealt out over its kinds of defect.
+        words: Words for prompts that replace the dataset's own, by category.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -70,8 +71,9 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         train_normal: int = 8,
         test_normal: int = 20,
         test_anomalous: int = 40,
+        words: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(root, None, categories, train_split, batch_size, num_workers)
+        super().__init__(root, None, categories, train_split, batch_size, num_workers, words)
         self.settings = {
             "version": VERSION,
             "seed": seed,

@@ -36,6 +36,17 @@ def test_json_lines(tmp_path: Path) -> None:
     assert not dataset.find_samples("bolt", "train")
 
 
+@pytest.mark.parametrize("key", ["image_path", "mask_path"])
+def test_json_lines_that_climb_out_of_the_root(key: str, tmp_path: Path) -> None:
+    table = write_json_lines(tmp_path / "set") / "full-shot.jsonl"
+    write_image(tmp_path / "outside.png")
+    lines = [json.loads(line) for line in table.read_text().split("\n") if line]
+    lines[2][key] = "../outside.png"
+    table.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DatasetError, match=r"full-shot\.jsonl, line 3: '\.\./outside\.png' leads out of"):
+        Listing(tmp_path / "set", "full-shot.jsonl").samples("test")
+
+
 @pytest.mark.parametrize("mask", ["", None, "bolt"])
 def test_no_mask_means_not_known(mask: str | None, tmp_path: Path) -> None:
     rewrite(write_meta(tmp_path), 1, mask_path=mask)
