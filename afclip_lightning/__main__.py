@@ -9,11 +9,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main() -> int:
-    """Runs a command and returns its exit code. `evaluate` reads files only, and does without Lightning."""
+    """Runs a command and returns its exit code. `evaluate` and `datasets` build no model."""
     if sys.argv[1:2] == ["evaluate"]:
         from afclip_lightning import evaluate
 
         return evaluate.main(sys.argv[2:])
+    if sys.argv[1:2] == ["datasets"]:
+        from afclip_lightning import datasets
+
+        return datasets.main(sys.argv[2:])
     from afclip_lightning import cli
 
     return cli.main()

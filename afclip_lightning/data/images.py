@@ -181,12 +181,21 @@ def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
     Raises:
         DatasetError: The file cannot be read or decoded to its end.
     """
+    return (mask_values(path) > threshold).astype(np.uint8)
+
+
+def mask_values(path: Path) -> np.ndarray:
+    """Returns the values of a mask file, `[H, W]`: the highest of its colour channels; see `read_mask`.
+
+    Raises:
+        DatasetError: The file cannot be read or decoded to its end.
+    """
     image = decode_image(path)
     plain = {"P": "RGB", "PA": "RGB", "1": "L"}.get(image.mode, image.mode)
     values = np.asarray(image.convert(plain))
-    if values.ndim == 3:
-        values = values[..., :3].max(axis=-1) if values.shape[-1] >= 3 else values[..., 0]
-    return (values > threshold).astype(np.uint8)
+    if values.ndim == 2:
+        return values
+    return values[..., :3].max(axis=-1) if values.shape[-1] >= 3 else values[..., 0]
 
 
 def upright_shape(path: Path) -> tuple[int, int]:

@@ -1,0 +1,233 @@
+"""Says what is wrong with a dataset on disk, before a result says it."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from afclip_lightning.data.base import AnomalyDataModule, Counts
+from afclip_lightning.data.images import mask_values, read_image
+from afclip_lightning.errors import DatasetError, UnpairedError
+from afclip_lightning.types import UNKNOWN, Sample, Split
+
+COUNTED = ("normal training", "normal test", "anomalous test")
+SHOWN = 40  # problems and notes that the report prints; the JSON has all
+
+
+@dataclass
+class CategoryReport:
+    """What was found of one category.
+
+    Attributes:
+        category: The category.
+        found: Images on disk: train normal, test normal, test anomalous; `None` where they cannot be listed.
+        published: The same as published; `None` where nothing is.
+        masks: Masks on disk.
+        sizes: Smallest and largest width and height in pixels, `[w, h, w, h]`, of what can be read.
+    """
+
+    category: str
+    found: Counts
+    published: Counts
+    masks: int = 0
+    sizes: tuple[int, int, int, int] | None = None
+
+
+@dataclass
+class Report:
+    """What was found of a dataset.
+
+    Attributes:
+        dataset: Its name.
+        root: Its folder.
+        licence: Its licence.
+        categories: One report a category.
+        problems: What is wrong, one sentence each; empty if the dataset is as it should be.
+        notes: What is worth knowing and not wrong.
+    """
+
+    dataset: str
+    root: str
+    licence: str
+    categories: list[CategoryReport] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Seen:
+    """One sample after a look at its pixels; `size` is width and height, `None` if the image cannot be read."""
+
+    sample: Sample
+    size: tuple[int, int] | None = None
+    digest: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False) -> Report:
+    """Returns a report on a dataset; reads every image and mask of it, and changes nothing.
+
+    Args:
+        dataset: The dataset.
+        threads: Files that are read at a time.
+        progress: Show a bar on the error stream.
+    """
+    report = Report(dataset.name, str(dataset.root), dataset.licence)
+    try:
+        dataset.check("predict")
+    except DatasetError as error:
+        report.problems.append(str(error))
+    complete = not report.problems
+    try:
+        categories = dataset.selected_categories() if dataset.root.is_dir() else []
+    except DatasetError as error:  # a table that cannot be read, a category that it does not have
+        report.problems = [str(error)]
+        return report
+    samples: dict[str, list[Sample]] = {}
+    for category in categories:
+        train, test = (_list(dataset, category, split, report.problems) for split in ("train", "test"))
+        samples[category] = [*(train or ()), *(test or ())]
+        if complete and test == []:
+            report.problems.append(f"{category}: there is no test image.")
+        counts = (_count(train, 0), _count(test, 0), _count(test, 1))
+        published = dataset.published_counts.get(category, (None, None, None))
+        report.categories.append(CategoryReport(category, counts, published))
+    report.problems += _wrong_counts(dataset, report.categories)
+    looked_at: list[_Seen] = []
+    with ThreadPoolExecutor(threads) as pool:
+        everything = [sample for part in samples.values() for sample in part]
+        bar = tqdm(pool.map(_look, everything), total=len(everything), unit="image", disable=not progress)
+        looked_at.extend(bar)
+    for row in report.categories:
+        part = [seen for seen in looked_at if seen.sample.category == row.category]
+        row.masks = sum(seen.sample.mask_path is not None for seen in part)
+        sizes = np.array([seen.size for seen in part if seen.size])
+        if len(sizes):
+            row.sizes = tuple(np.concatenate([sizes.min(0), sizes.max(0)]).tolist())
+    report.problems += [problem for seen in looked_at for problem in seen.problems]
+    _find_duplicates(looked_at, dataset.root, report)
+    if not dataset.published_counts and dataset.published_total == (None, None, None):
+        report.notes.append("There are no published counts to compare with.")
+    if any(sample.label == UNKNOWN for part in samples.values() for sample in part):
+        report.notes.append("The images have no labels: they can be predicted only.")
+    return report
+
+
+def _list(dataset: AnomalyDataModule, category: str, split: Split, problems: list[str]) -> list[Sample] | None:
+    """Returns the samples, or `None` after noting why they cannot be listed."""
+    try:
+        return dataset.find_samples(category, split)
+    except UnpairedError as error:
+        problems += error.problems
+    except DatasetError as error:
+        problems.append(str(error))
+    return None
+
+
+def _count(samples: list[Sample] | None, label: int) -> int | None:
+    return None if samples is None else sum(sample.label == label for sample in samples)
+
+
+def _wrong_counts(dataset: AnomalyDataModule, rows: list[CategoryReport]) -> Iterable[str]:
+    """Yields where the images on disk are not as many as published."""
+    for row in rows:
+        if row.found == (0, 0, 0):  # said already: its folder is not there, or it is empty
+            continue
+        for what, found, published in zip(COUNTED, row.found, row.published, strict=True):
+            if published is not None and found is not None and found != published:
+                yield f"{row.category}: {found} {what} images, published are {published}."
+    if dataset.categories is None and not dataset.published_counts:
+        totals = zip(*(row.found for row in rows), strict=True)
+        for what, found_by_category, published in zip(COUNTED, totals, dataset.published_total, strict=False):
+            found_total = sum(count or 0 for count in found_by_category)
+            if published is not None and None not in found_by_category and found_total != published:
+                yield f"All categories: {found_total} {what} images, published are {published}."
+
+
+def _look(sample: Sample) -> _Seen:
+    """Returns what the files of a sample hold."""
+    seen = _Seen(sample)
+    try:
+        image = read_image(sample.image_path)
+        height, width = image.shape[:2]
+        seen.size = (width, height)
+        seen.digest = blake2b(image.tobytes(), digest_size=16, salt=str(image.shape[0]).encode()).hexdigest()
+    except DatasetError as error:
+        seen.problems.append(str(error))
+    if sample.mask_path is None:
+        return seen
+    try:
+        values = mask_values(sample.mask_path)
+    except DatasetError as error:
+        seen.problems.append(str(error))
+        return seen
+    mask_size = values.shape[1], values.shape[0]
+    if seen.size and mask_size != seen.size:
+        sizes = "{}×{} pixels and its image {}×{}".format(*mask_size, *seen.size)
+        seen.problems.append(f"{sample.mask_path}: the mask is {sizes}.")
+    marked = np.unique(values[values > sample.mask_threshold])
+    if not len(marked):
+        seen.problems.append(f"{sample.mask_path}: the mask is empty, but its image is anomalous.")
+    # Several low values are class numbers, as VisA's. Where a threshold cuts, smooth edges are expected.
+    elif not sample.mask_threshold and len(marked) > 1 and marked[-1] > 127:
+        seen.problems.append(
+            f"{sample.mask_path}: the mask is not binary: {len(marked)} values above 0 count as anomalous."
+        )
+    return seen
+
+
+def _find_duplicates(looked_at: list[_Seen], root: Path, report: Report) -> None:
+    """Notes images of equal pixels: wrong between training and test, or under both labels; else worth a note."""
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for seen in looked_at:
+        if seen.digest:
+            groups[seen.digest].append(seen.sample)
+    copies = 0
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        names = ", ".join(_short(sample.image_path, root) for sample in group)
+        if len({sample.split for sample in group}) > 1:
+            report.problems.append(f"The same picture is in training and in test: {names}.")
+        elif len({sample.label for sample in group}) > 1:
+            report.problems.append(f"The same picture is normal and anomalous: {names}.")
+        else:
+            copies += len(group) - 1
+    if copies:
+        report.notes.append(f"{copies} images are pixel for pixel copies of others of the same split and label.")
+
+
+def _short(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def render(report: Report) -> str:
+    """Returns the report as text for a person."""
+    rows: list[tuple[str, ...]] = [("category", "train normal", "test normal", "test anomalous", "masks", "pixels")]
+    for row in report.categories:
+        counts = [_against(found, published) for found, published in zip(row.found, row.published, strict=True)]
+        smallest_largest = "{}×{} to {}×{}".format(*row.sizes) if row.sizes else "-"
+        rows.append((row.category, *counts, str(row.masks), smallest_largest))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{report.dataset} in {report.root}", f"Licence: {report.licence or 'not known'}", ""]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", *_listed("note", "notes", report.notes), *_listed("PROBLEM", "PROBLEMS", report.problems)]
+    return "\n".join(lines if report.problems else [*lines, "Nothing is wrong."])
+
+
+def _against(found: int | None, published: int | None) -> str:
+    shown = "?" if found is None else str(found)
+    return shown if published is None or found == published else f"{shown} (of {published})"
+
+
+def _listed(one: str, several: str, sentences: list[str]) -> list[str]:
+    if not sentences:
+        return []
+    shown = [f"  - {sentence}".replace("\n", "\n    ") for sentence in sentences[:SHOWN]]
+    rest = [f"  … and {len(sentences) - SHOWN} more; --json has them all."] if len(sentences) > SHOWN else []
+    return [f"{len(sentences)} {one if len(sentences) == 1 else several}:", *shown, *rest, ""]
