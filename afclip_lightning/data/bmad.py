@@ -95,7 +95,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
 
     def missing(self) -> list[Path]:
         """Returns the folders that must be there and are not."""
-        wanted = [self.root / "train/good", self.root / "test/good", self.root / "test/Ungood", self._masks]
+        wanted = [self.root / "test/good", self.root / "test/Ungood", self._masks]
         return [path for path in wanted if not path.is_dir()]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:

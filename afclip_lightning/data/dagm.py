@@ -38,10 +38,10 @@ Class2/ … Class10/                         10 categories; fewer: name them in 
         return list(CLASSES)
 
     def missing(self) -> list[Path]:
-        """Returns the folders of images and of masks that are not there."""
-        parts = ("Train", "Test", "Train/Label", "Test/Label")
-        wanted = [self.root / category / part for category in self.selected_categories() for part in parts]
-        return [path for path in wanted if not path.is_dir()]
+        """Returns what is not there of the folders `Test`, and of the masks of `Train` where that is there."""
+        splits = [self.root / category / split for category in self.selected_categories() for split in ("Test", "Train")]
+        needed = [folder for folder in splits if folder.name == "Test" or folder.is_dir()]
+        return [path for folder in needed for path in (folder, folder / "Label") if not path.is_dir()]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.

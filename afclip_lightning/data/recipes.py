@@ -1,6 +1,5 @@
 """Published recipes that make a test set of raw images: normal images held out, large images cut into tiles."""
 
-import logging
 import math
 import os
 from abc import abstractmethod
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import read_image, read_mask
@@ -22,8 +22,6 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Split
 
 Item = TypeVar("Item")
-
-log = logging.getLogger(__name__)
 
 
 def hold_out(items: Sequence[Item], share: float = 0.25, seed: int = 42) -> tuple[list[Item], list[Item]]:
@@ -145,12 +143,12 @@ class TiledLayout(MVTecLayout):
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
         """
-        if self.raw is None or self.root.exists():
+        if self.raw is None or not super().is_absent():
             super().check(stage)
         elif not self.raw.is_dir():
             raise DatasetError(
                 f"Dataset {self.name!r} was not found: neither its tiles, {self.root}, nor the raw set, {self.raw}.\n"
-                f"The raw set must contain:\n{self.raw_layout}\nHow to get it: {self.source}"
+                f"The raw set must contain:\n{self.raw_layout}\nHow to get it: {self.source}\nLicence: {self.licence}"
             )
 
     def prepare_data(self) -> None:
@@ -159,18 +157,18 @@ class TiledLayout(MVTecLayout):
         Raises:
             DatasetError: The raw set is not as it must be, or the tiles cannot be written.
         """
-        if self.raw is None or self.root.exists():
+        if self.raw is None or not super().is_absent():
             return
         self.check()
         tiles = self.find_tiles(self.raw)
         if not tiles:
             raise DatasetError(f"{self.raw}: there is nothing to cut. It must contain:\n{self.raw_layout}")
         held = set(hold_out([tile for tile in tiles if not tile.kind])[1])
-        log.info("Cutting %s into %d tiles, into %s.", self.raw, len(tiles), self.root)
+        by_image = groupby(tiles, key=lambda tile: tile.image)
         try:
-            with complete_folder(self.root) as folder:
-                for image, group in groupby(tiles, key=lambda tile: tile.image):
-                    _write(folder, image, list(group), held)
+            with complete_folder(self.root) as folder, tqdm(total=len(tiles), desc=f"cutting into {self.root}") as bar:
+                for image, group in by_image:
+                    bar.update(_write(folder, image, list(group), held))
         except OSError as error:
             raise DatasetError(f"{self.root}: cannot be written to ({error}). Choose another `root`.") from error
 
@@ -179,7 +177,8 @@ def _name(tile: Tile) -> str:
     return f"{tile.image.parent.name}_{tile.image.stem}_{tile.box[0]:04}_{tile.box[1]:04}"
 
 
-def _write(folder: Path, image: Path, tiles: Sequence[Tile], held: set[Tile]) -> None:
+def _write(folder: Path, image: Path, tiles: Sequence[Tile], held: set[Tile]) -> int:
+    """Writes the tiles of an image and returns their number."""
     pixels = read_image(image)
     for tile in tiles:
         left, top, right, bottom = tile.box
@@ -188,6 +187,7 @@ def _write(folder: Path, image: Path, tiles: Sequence[Tile], held: set[Tile]) ->
         if tile.kind:
             mask = union_of_masks(image, pixels.shape[:2], tile.masks)[top:bottom, left:right]
             save_png(folder / "ground_truth" / tile.kind / f"{_name(tile)}_mask.png", mask * np.uint8(255))
+    return len(tiles)
 
 
 def union_of_masks(image: Path, shape: tuple[int, ...], masks: Sequence[Path]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """DAGM: an image is anomalous if it has a mask, in both splits."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,16 @@ def test_mask_without_image(tmp_path: Path) -> None:
         dataset.samples("test")
 
 
-def test_lost_masks_do_not_turn_images_normal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["Test", "Train"])
+def test_lost_masks_do_not_turn_images_normal(split: str, tmp_path: Path) -> None:
     dataset = DAGM(write_dagm(tmp_path, ["Class7"]), categories=["Class7"])
-    (tmp_path / "Class7/Test/Label").rename(tmp_path / "elsewhere")
-    with pytest.raises(DatasetError, match="Class7/Test/Label"):
+    (tmp_path / f"Class7/{split}/Label").rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=f"Class7/{split}/Label"):
         dataset.check()
+
+
+def test_train_is_not_needed_for_testing(tmp_path: Path) -> None:
+    dataset = DAGM(write_dagm(tmp_path, ["Class7"]), categories=["Class7"])
+    shutil.rmtree(tmp_path / "Class7/Train")
+    dataset.check()
+    assert len(dataset.samples("test")) == 5

@@ -32,6 +32,7 @@ def test_thirds_of_kolektor(tmp_path: Path) -> None:
     raw = write_kolektor(tmp_path / "raw")
     before = sorted(raw.rglob("*"))
     dataset = KolektorSDDThirds(tmp_path / "tiles", raw)
+    (tmp_path / "tiles").mkdir()  # an empty folder is as good as none
     dataset.check()  # before the tiles are there
     dataset.prepare_data()
     dataset.setup("fit")
