@@ -39,7 +39,9 @@ Class2/ … Class10/                         10 categories; fewer: name them in 
 
     def missing(self) -> list[Path]:
         """Returns what is not there of the folders `Test`, and of the masks of `Train` where that is there."""
-        splits = [self.root / category / split for category in self.selected_categories() for split in ("Test", "Train")]
+        splits = [
+            self.root / category / split for category in self.selected_categories() for split in ("Test", "Train")
+        ]
         needed = [folder for folder in splits if folder.name == "Test" or folder.is_dir()]
         return [path for folder in needed for path in (folder, folder / "Label") if not path.is_dir()]
 
