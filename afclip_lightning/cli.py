@@ -42,7 +42,10 @@ from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
-EPILOG = "To score saved maps of any method against masks: python -m afclip_lightning evaluate --help"
+EPILOG = """\
+To score saved maps of any method against masks: python -m afclip_lightning evaluate --help
+To list, check and unpack datasets: python -m afclip_lightning datasets --help
+"""
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 

@@ -145,7 +145,7 @@ def main(args: Sequence[str]) -> int:
                 f"{moved} files are new in {dataset.root}.\nLicence: {dataset.licence or 'not known, see its source'}"
             )
             dataset.check("predict")
-            print(f"The folders are there. Next: python -m afclip_lightning datasets check {options.name} --root ...")
+            print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
             return 0
         report = doctor.examine(dataset, options.threads, progress=sys.stderr.isatty())
         print(json.dumps(asdict(report), indent=2) if options.json else doctor.render(report))

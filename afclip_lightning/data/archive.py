@@ -14,11 +14,13 @@ from typing import IO
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_folders
+from afclip_lightning.data.recipes import TiledLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import atomic_path
 
 STAGE = ".unpacked"  # inside the root, so that moving is renaming; hidden, so that no dataset reads it
 DEPTH = 3  # folders that an archive may wrap around a dataset
+Lacking = Callable[[Path], int | None]
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
@@ -27,6 +29,7 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
 
     What is there already is never overwritten: an equal file stays, another is an error. An interrupted call leaves
     whole files only, and the next one goes on. Several archives, at once or one after the other, may make up a dataset.
+    A set that is cut into tiles is unpacked to its `raw`, or beside its root as `<root>_raw`, and then cut.
 
     Args:
         dataset: The dataset; its `root` is where it is to lie.
@@ -39,12 +42,45 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
         DatasetError: An archive is absent, damaged, of another kind or holds a path that climbs out, a link or a
             device; it does not hold this dataset; or a file that differs is already there.
     """
-    stage = dataset.root / STAGE
+    if not isinstance(dataset, TiledLayout):
+        return _place(archives, dataset.root, partial(_lacking, dataset), dataset.name, dataset.layout)
+    raw = copy.copy(dataset)
+    raw.raw = dataset.raw or dataset.root.with_name(f"{dataset.root.name}_raw")
+    moved = _place(archives, raw.raw, partial(_lacking_tiles, dataset), dataset.name, dataset.raw_layout)
+    raw.prepare_data()
+    return moved
+
+
+def _place(archives: Sequence[Path], root: Path, lacking: Lacking, name: str, layout: str) -> int:
+    """Unpacks archives and moves what belongs into `root` there; returns how many files were moved."""
+    stage = root / STAGE
     for archive in archives:
         _unpack(archive, stage)
-    moved = _merge(_find_base(dataset, stage, archives), dataset.root)
+    base = _find_base(stage, lacking)
+    if base is None:
+        top = ", ".join(sorted(path.name for path in stage.iterdir())[:8]) if stage.is_dir() else "nothing"
+        raise DatasetError(
+            f"{', '.join(map(str, archives))}: does not hold {name}. It holds: {top}.\nExpected:\n{layout.strip()}\n"
+            f"What was unpacked lies in {stage}; remove it if this is another dataset."
+        )
+    moved = _merge(base, root)
     shutil.rmtree(stage)
     return moved
+
+
+def _lacking(dataset: AnomalyDataModule, folder: Path) -> int | None:
+    """Returns how much a dataset lacks if `folder` is its root; `None` if it has no category there."""
+    here = copy.copy(dataset)
+    here.root = folder
+    return len(here.missing()) if here.find_categories() else None
+
+
+def _lacking_tiles(dataset: TiledLayout, folder: Path) -> int | None:
+    """Returns 0 if `folder` is a raw set that can be cut, else `None`."""
+    try:
+        return 0 if dataset.find_tiles(folder) else None
+    except DatasetError:
+        return None
 
 
 def _unpack(archive: Path, stage: Path) -> None:
@@ -92,27 +128,17 @@ def _write_member(stage: Path, name: str, size: int, open_member: Callable[[], I
         shutil.copyfileobj(member, file)
 
 
-def _find_base(dataset: AnomalyDataModule, stage: Path, archives: Sequence[Path]) -> Path:
-    """Returns the folder below `stage` in which the dataset lacks least, the outermost of several."""
-    here = copy.copy(dataset)
-
-    def lacks(folder: Path) -> int | None:
-        here.root = folder
-        return len(here.missing()) if here.find_categories() else None
-
-    at_most = lacks(stage / "no such folder")
+def _find_base(stage: Path, lacking: Lacking) -> Path | None:
+    """Returns the folder below `stage` that lacks least, the outermost of several; `None` if all lack everything."""
+    everything = lacking(stage / "no such folder")
     best: tuple[int, int, Path] | None = None
     for depth, folder in _folders(stage):
-        count = lacks(folder)
-        if count is not None and (at_most is None or count < at_most) and (best is None or (count, depth) < best[:2]):
+        count = lacking(folder)
+        if count is None or (everything is not None and count >= everything):
+            continue
+        if best is None or (count, depth) < best[:2]:
             best = (count, depth, folder)
-    if best is None:
-        top = ", ".join(sorted(path.name for path in stage.iterdir())[:8]) if stage.is_dir() else "nothing"
-        raise DatasetError(
-            f"{', '.join(map(str, archives))}: does not hold {dataset.name}. It holds: {top}.\nExpected:"
-            f"\n{dataset.layout.strip()}\nWhat was unpacked lies in {stage}; remove it if this is another dataset."
-        )
-    return best[2]
+    return best[2] if best else None
 
 
 def _folders(stage: Path, depth: int = 0) -> Iterator[tuple[int, Path]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afclip_lightning.__main__ import main as command_line
 from afclip_lightning.data.base import Counts
 from afclip_lightning.data.doctor import Report, examine, render
 from afclip_lightning.data.folder import Folder
@@ -229,3 +230,9 @@ def test_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     text = capsys.readouterr().out
     assert "mvtec (MVTecAD): 15 categories, 467 / 1258 test images" in text
     assert "CC BY-NC-SA 4.0" in text
+
+
+def test_the_command_is_one_of_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["afclip_lightning", "datasets", "check", "imagenet"])
+    assert command_line() == 2
+    assert "There is no dataset 'imagenet'" in capsys.readouterr().err

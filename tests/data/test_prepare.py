@@ -10,10 +10,12 @@ import pytest
 
 from afclip_lightning.data import archive
 from afclip_lightning.data.btad import BTAD
+from afclip_lightning.data.kolektor import KolektorSDDThirds
 from afclip_lightning.data.medical import Medical
 from afclip_lightning.datasets import main
 from afclip_lightning.errors import DatasetError
 from tests.layouts.btad import write_btad
+from tests.layouts.kolektor import write_kolektor
 from tests.layouts.medical import write_medical
 
 
@@ -72,6 +74,16 @@ def test_a_set_in_two_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert files(root) == files(whole)
     together = Medical(tmp_path / "together", "isic")
     assert archive.prepare(together, [images, masks]) == 6
+
+
+def test_a_set_of_tiles_is_unpacked_beside_them_and_cut(tmp_path: Path) -> None:
+    packed = pack_zip(write_kolektor(tmp_path / "made/KolektorSDD").parent, tmp_path / "kolektor.zip")
+    root = tmp_path / "data/sdd"
+    command = ["prepare", "sdd_thirds", "--from", str(packed), "--root", str(root)]
+    for _ in range(2):
+        assert main(command) == 0
+        assert files(tmp_path / "data/sdd_raw") == files(tmp_path / "made/KolektorSDD")
+        assert {s.label for s in KolektorSDDThirds(root).samples("test")} == {0, 1}
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
