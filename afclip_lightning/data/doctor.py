@@ -82,9 +82,12 @@ def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False
         dataset.check("predict")
     except DatasetError as error:
         report.problems.append(str(error))
+    if not dataset.root.is_dir():  # no error to a set that a run makes, but there is nothing to examine
+        report.problems = report.problems or [f"{dataset.root}: there is no such folder."]
+        return report
     complete = not report.problems
     try:
-        categories = dataset.selected_categories() if dataset.root.is_dir() else []
+        categories = dataset.selected_categories()
     except DatasetError as error:  # a table that cannot be read, a category that it does not have
         report.problems = [str(error)]
         return report

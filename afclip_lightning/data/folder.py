@@ -32,6 +32,7 @@ class Folder(AnomalyDataModule):
     """
 
     source = "Your own data. Any image format, in folders that you name."
+    licence = "your own"
 
     def __init__(
         self,

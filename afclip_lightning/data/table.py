@@ -45,6 +45,7 @@ class Table(AnomalyDataModule):
     """
 
     source = "Your own data, listed in a table."
+    licence = "your own"
 
     def __init__(
         self,
@@ -70,12 +71,12 @@ class Table(AnomalyDataModule):
         return []
 
     def find_categories(self) -> list[str]:
-        """Returns the categories in the order of the table; none where it is not there.
+        """Returns the categories in the order of the table.
 
         Raises:
-            DatasetError: The table is not as it must be.
+            DatasetError: The table is not there or not as it must be.
         """
-        return list(dict.fromkeys(row["category"] for _, row in self._rows())) if self.table.is_file() else []
+        return list(dict.fromkeys(row["category"] for _, row in self._rows()))
 
     def missing(self) -> list[Path]:
         """Returns the table if it is not there; what it names is looked for when samples are asked for."""

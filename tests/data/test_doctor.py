@@ -13,6 +13,7 @@ from afclip_lightning.data.base import Counts
 from afclip_lightning.data.doctor import Report, examine, render
 from afclip_lightning.data.folder import Folder
 from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.data.synthetic import Synthetic
 from afclip_lightning.datasets import main
 from tests.layouts.visa import write_visa
 
@@ -93,6 +94,7 @@ def test_half_copied_set(root: Path) -> None:
 
 def test_wrong_root(tmp_path: Path) -> None:
     assert "does not exist" in problem(examine(Parts(tmp_path / "nowhere")))
+    assert "there is no such folder" in problem(examine(Synthetic(tmp_path / "nowhere")))
     assert "no category 'pin'" in problem(examine(MVTecLayout(tmp_path, categories=["pin"])))
 
 
