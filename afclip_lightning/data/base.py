@@ -394,7 +394,10 @@ def _what_lies_there(wanted: AnomalyDataModule) -> str:
                 return f"\nIt seems to lie in {folder}: set `root` to that folder."
 
     found: list[AnomalyDataModule] = []
-    for cls in dataset_classes():
+    classes: list[type[AnomalyDataModule]] = []
+    with suppress(Exception):
+        classes = dataset_classes()
+    for cls in classes:
         if cls not in type(wanted).__mro__[1:]:
             with suppress(Exception):
                 found += [dataset for dataset in cls.variants(wanted.root) if fits(dataset)]
