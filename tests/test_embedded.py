@@ -18,7 +18,7 @@ from afclip_lightning.methods.afclip import AFCLIP
 from tests.methods.test_afclip import LAYERS
 
 FILE = MODELS / "tiny-8-112.safetensors"
-PIXEL_AUROC = 0.56  # five points under what this very test gave when the weights were made
+PIXEL_AUROC = 0.869  # five points under what this very test gave when the weights were made
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,18 @@ def test_other_sizes_work(embedded: ClipBackbone) -> None:
 def test_a_short_training_finds_defects_on_unseen_products(tmp_path: Path, embedded: ClipBackbone) -> None:
     seed_everything(0)
     parts = [
-        Synthetic(tmp_path, categories, image_size=112, train_normal=1, test_normal=8, test_anomalous=16, num_workers=0)
+        Synthetic(
+            tmp_path, categories, image_size=112, train_normal=1, test_normal=12, test_anomalous=24, num_workers=0
+        )
         for categories in (SYNTHETIC_TRAIN, SYNTHETIC_TEST)
     ]
     data = CrossDataset(*parts)
-    model = AFCLIP(embedded, lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.5, 0.999)), layers=LAYERS)
+    model = AFCLIP(embedded, lambda p: torch.optim.Adam(p, lr=2e-3, betas=(0.5, 0.999)), layers=LAYERS, temperature=0.25, adapter_heads=2)
     data.preprocess = model.preprocess
     evaluation = Evaluation()
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=3,
+        max_epochs=5,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
