@@ -86,7 +86,13 @@ def test_a_short_training_finds_defects_on_unseen_products(tmp_path: Path, embed
         for categories in (SYNTHETIC_TRAIN, SYNTHETIC_TEST)
     ]
     data = CrossDataset(*parts)
-    model = AFCLIP(embedded, lambda p: torch.optim.Adam(p, lr=2e-3, betas=(0.5, 0.999)), layers=LAYERS, temperature=0.25, adapter_heads=2)
+    model = AFCLIP(
+        embedded,
+        lambda p: torch.optim.Adam(p, lr=2e-3, betas=(0.5, 0.999)),
+        layers=LAYERS,
+        temperature=0.25,
+        adapter_heads=2,
+    )
     data.preprocess = model.preprocess
     evaluation = Evaluation()
     trainer = Trainer(

@@ -5,8 +5,8 @@ from types import MappingProxyType
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.recipes import hold_out
 from afclip_lightning.data.lines import read_lines
+from afclip_lightning.data.recipes import hold_out
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
 
