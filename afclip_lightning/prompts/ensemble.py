@@ -1,0 +1,54 @@
+"""From sentences to the two text embeddings that a score compares with."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+
+Rule = Literal["mean_then_norm", "norm_mean_norm"]
+
+
+def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
+    """Returns one embedding a state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
+
+    Args:
+        normal: `[K, D]`, one row a sentence, not normalised.
+        abnormal: Likewise, with a K of its own.
+        rule: `mean_then_norm` averages the embeddings as they come, so that longer vectors weigh more (WinCLIP's
+            re-implementations, AnoVL); `norm_mean_norm` normalises each before (CLIP, APRIL-GAN, AA-CLIP).
+
+    Raises:
+        ValueError: An unknown rule, or a state without a sentence.
+    """
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+    if not len(normal) or not len(abnormal):
+        raise ValueError(f"each state needs a sentence, got {len(normal)} normal and {len(abnormal)} abnormal")
+    states = [normal, abnormal]
+    if rule == "norm_mean_norm":
+        states = [F.normalize(state, dim=-1) for state in states]
+    return F.normalize(torch.stack([state.mean(dim=0) for state in states]), dim=-1)
+
+
+def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], rule: Rule) -> Tensor:
+    """Returns one text embedding a state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
+
+    It is an ordinary tensor without gradient, also where Lightning's inference mode is on: what a method adapts at
+    test time may be compared with it.
+
+    Args:
+        backbone: Encodes the sentences, all of them in one call.
+        normal: Sentences of the normal state.
+        abnormal: Sentences of the abnormal state.
+        rule: See `average_states`.
+
+    Raises:
+        ValueError: An unknown rule, or a state without a sentence.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        embeddings = backbone.encode_text([*normal, *abnormal])
+        return average_states(embeddings[: len(normal)], embeddings[len(normal) :], rule)

@@ -1,0 +1,212 @@
+"""Prompt tables of the methods: states, sentence templates and the words between them. Data, each with its source.
+
+A state says how the object is (`flawless {}`), a template puts it into a sentence (`a photo of the {}`). Both hold `{}`
+once. Neither fits its article to the word that follows: the methods' codes do not, and `a photo of a abnormal bottle`
+is another embedding than the correct sentence.
+
+The papers' codes take a category's name as it is, underscores and all (`metal_nut`), unless a table says otherwise.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+# --- WinCLIP ----------------------------------------------------------------------------------------------------------
+# The compositional prompt ensemble of the paper's appendix, as zqhang/Accurate-WinCLIP-pytorch (eef4f8c), anomalib
+# (b723368) and caoyunkang/WinClip (0818c9d) have it: 7 × 22 and 4 × 22 sentences.
+
+WINCLIP_NORMAL = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+WINCLIP_ABNORMAL = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+WINCLIP_TEMPLATES = (
+    "a cropped photo of the {}",
+    "a cropped photo of a {}",
+    "a close-up photo of a {}",
+    "a close-up photo of the {}",
+    "a bright photo of a {}",
+    "a bright photo of the {}",
+    "a dark photo of the {}",
+    "a dark photo of a {}",
+    "a jpeg corrupted photo of a {}",
+    "a jpeg corrupted photo of the {}",
+    "a blurry photo of the {}",
+    "a blurry photo of a {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "a photo of a small {}",
+    "a photo of the small {}",
+    "a photo of a large {}",
+    "a photo of the large {}",
+    "a photo of the {} for visual inspection",
+    "a photo of a {} for visual inspection",
+    "a photo of the {} for anomaly detection",
+    "a photo of a {} for anomaly detection",
+)
+
+# anomalib and Accurate-WinCLIP have 21: a period ends each, `a cropped photo of a {}` is missing and
+# `a jpeg corrupted photo of the {}` stands also where `… of a {}` should, so that its weight in the mean is double.
+# AdaptCLIP's static prompts are these with the word `object`.
+WINCLIP_TEMPLATES_21 = (
+    "a cropped photo of the {}.",
+    "a close-up photo of a {}.",
+    "a close-up photo of the {}.",
+    "a bright photo of a {}.",
+    "a bright photo of the {}.",
+    "a dark photo of the {}.",
+    "a dark photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a blurry photo of the {}.",
+    "a blurry photo of a {}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of a small {}.",
+    "a photo of the small {}.",
+    "a photo of a large {}.",
+    "a photo of the large {}.",
+    "a photo of the {} for visual inspection.",
+    "a photo of a {} for visual inspection.",
+    "a photo of the {} for anomaly detection.",
+    "a photo of a {} for anomaly detection.",
+)
+
+# --- AnoVL (AnoCLIP), whose prompts Dual-Image CLIP takes over --------------------------------------------------------
+# hq-deng/AnoVL (3a70bfd): WinCLIP's 22 templates with each of three domain words for `photo`, see `in_domain`; 462
+# sentences a state. Its code asks for `macaroni` in place of VisA's macaroni1 and macaroni2.
+
+ANOVL_NORMAL = (
+    "normal {}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+ANOVL_ABNORMAL = (
+    "damaged {}",
+    "abnormal {}",
+    "imperfect {}",
+    "blemished {}",
+    "{} with flaw",
+    "{} with defect",
+    "{} with damage",
+)
+ANOVL_OBJECT_DOMAIN = ("industrial photo", "industrial image", "manufacturing image")
+ANOVL_TEXTURE_DOMAIN = ("industrial photo", "textural photo", "surface picture")
+ANOVL_TEXTURES = ("carpet", "leather", "grid", "tile", "wood")  # of MVTec AD; whatever else is an object
+
+# --- APRIL-GAN, AdaCLIP, AA-CLIP --------------------------------------------------------------------------------------
+# ByChelsea/VAND-APRIL-GAN (f13b8a6): WinCLIP's normal states, 245 and 175 sentences.
+
+APRILGAN_NORMAL = WINCLIP_NORMAL
+APRILGAN_ABNORMAL = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
+APRILGAN_TEMPLATES = (
+    "a bad photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a bright photo of a {}.",
+    "a dark photo of the {}.",
+    "a photo of my {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a photo of one {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "a low resolution photo of a {}.",
+    "a photo of a large {}.",
+    "a blurry photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a photo of the small {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "a dark photo of a {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+
+# caoyunkang/AdaCLIP (e27ee32): APRIL-GAN's states and the first four of its templates. Dashes of a name become spaces.
+ADACLIP_NORMAL = APRILGAN_NORMAL
+ADACLIP_ABNORMAL = APRILGAN_ABNORMAL
+ADACLIP_TEMPLATES = APRILGAN_TEMPLATES[:4]
+
+# Mwxinnn/AA-CLIP (53db195). Its word of a category is a description, for example `dark bottle`.
+AACLIP_NORMAL = ("{}", "a {}", "the {}")
+AACLIP_ABNORMAL = ("a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage")
+AACLIP_TEMPLATES = ("{}.", "a photo of {}.")
+
+# --- CLIP and CLIP-AC, the baselines ----------------------------------------------------------------------------------
+# Two protocols under the same names. `CLIP_BARE_TEMPLATES` belongs to the tables of ViT-B-16-plus-240 (WinCLIP, AnoVL,
+# Dual-Image CLIP): `normal bottle`. `CLIP_PHOTO_TEMPLATES` belongs to those of ViT-L-14-336 (AnomalyCLIP, FAPrompt,
+# KAnoCLIP): `A photo of a normal bottle`. No code of either was found; the sentences are as the papers are quoted.
+# CLIP-AC puts the two bare states into the 80 templates of CLIP's ImageNet ensemble in both protocols.
+
+CLIP_NORMAL = ("normal {}",)
+CLIP_ABNORMAL = ("anomalous {}",)
+CLIP_BARE_TEMPLATES = ("{}",)
+CLIP_PHOTO_NORMAL = ("a normal {}",)
+CLIP_PHOTO_ABNORMAL = ("an anomalous {}",)
+CLIP_PHOTO_TEMPLATES = ("A photo of {}",)
+IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+def sentences(
+    states: Sequence[str], templates: Sequence[str], word: str, outer: Literal["state", "template"] = "state"
+) -> list[str]:
+    """Returns every state of `word` in every template.
+
+    Args:
+        states: Each with one `{}` for the word.
+        templates: Each with one `{}` for the state.
+        word: What the category is called, for example `bottle`.
+        outer: What changes slowest. Only AnoVL's order is `template`; it matters where a sentence has a row of its own.
+
+    Raises:
+        ValueError: `outer` is neither.
+    """
+    phrases = [state.format(word) for state in states]
+    if outer == "state":
+        return [template.format(phrase) for phrase in phrases for template in templates]
+    if outer == "template":
+        return [template.format(phrase) for template in templates for phrase in phrases]
+    raise ValueError(f"outer must be state or template, got {outer!r}")
+
+
+def in_domain(templates: Sequence[str], domain: Sequence[str]) -> tuple[str, ...]:
+    """Returns the templates with each of the domain's words for `photo`, all templates of a word together.
+
+    Where the word follows its article directly, the article fits it: `an industrial photo of a {}`.
+
+    Args:
+        templates: With the word `photo`.
+        domain: Words for it, for example `ANOVL_OBJECT_DOMAIN`.
+    """
+    return tuple(_with_medium(template, medium) for medium in domain for template in templates)
+
+
+def _with_medium(template: str, medium: str) -> str:
+    article = "an" if medium[0] in "aeiou" else "a"
+    return re.sub(r"\b(a )?photo\b", lambda found: f"{article} {medium}" if found[1] else medium, template)
