@@ -65,3 +65,77 @@ def patch_alignment_loss(tokens: Tensor, target: Tensor) -> Tensor:
         alike = ((normal_sum**2).sum() + (anomalous_sum**2).sum()) / (n**2 + a**2).sum().clamp(min=1)
         defined = (n.sum() > 0) & ((n * a).sum() > 0)
         return torch.where(defined, cross - alike, 0.0).clamp(min=0)
+
+
+def two_class_focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
+    """Returns the mean focal loss of a softmax over the two states, with smoothed targets, a scalar.
+
+    Args:
+        probability: Probability of the anomalous class, in [0, 1], any shape.
+        target: Same shape, in {0, 1}.
+        gamma: Focusing exponent.
+        smooth: What the targets are moved from 0 and 1, and the correct probability from 0.
+
+    Reference: AnomalyCLIP, FAPrompt, Eq. (7); the smoothing is in the official codes only.
+    """
+    with torch.autocast(probability.device.type, enabled=False):
+        target = target.float().clamp(smooth, 1 - smooth)
+        correct = target * probability.float() + (1 - target) * (1 - probability.float()) + smooth
+        return (-((1 - correct) ** gamma) * correct.log()).mean()
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Returns one less the Dice coefficient of each image, averaged over the batch, a scalar in [0, 1].
+
+    Args:
+        probability: `[B, H, W]`, in [0, 1].
+        target: Same shape, in {0, 1}. An empty one is met by a map of zeros: both sums are raised by 1.
+
+    Reference: FAPrompt, Eq. (7).
+    """
+    with torch.autocast(probability.device.type, enabled=False):
+        probability, target = probability.float().flatten(1), target.float().flatten(1)
+        overlap = (probability * target).sum(1)
+        return 1 - ((2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1)).mean()
+
+
+def map_losses(probability: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Returns the three terms that a pixel map is trained with: `focal`, `dice_abnormal` and `dice_normal`.
+
+    Args:
+        probability: Probability of the anomalous class, `[B, H, W]`, in [0, 1]; that of the normal one is the rest.
+        mask: `[B, H, W]`, in {0, 1}.
+
+    Reference: FAPrompt, Eq. (7); AnomalyCLIP.
+    """
+    return {
+        "focal": two_class_focal_loss(probability, mask),
+        "dice_abnormal": dice_loss(probability, mask),
+        "dice_normal": dice_loss(1 - probability, 1 - mask.float()),
+    }
+
+
+def orthogonality_loss(embeddings: Tensor) -> Tensor:
+    """Returns the sum over all pairs of the absolute cosine between them, a scalar; 0 for a single embedding.
+
+    Args:
+        embeddings: `[K, D]`, of any length.
+
+    Reference: FAPrompt, Eq. (2).
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        unit = F.normalize(embeddings.float(), dim=-1)
+        return (unit @ unit.T).abs().triu(1).sum()
+
+
+def prior_loss(prior: Tensor, label: Tensor) -> Tensor:
+    """Returns the sum over normal images of their prior's mean square, a scalar: it is to be null where nothing is.
+
+    Args:
+        prior: `[B, width]`.
+        label: `[B]`, 1 = anomalous.
+
+    Reference: FAPrompt, Eq. (5); the official code's mean over channels and sum over images.
+    """
+    with torch.autocast(prior.device.type, enabled=False):
+        return (prior.float().square().mean(1) * (label == 0)).sum()

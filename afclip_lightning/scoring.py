@@ -1,5 +1,6 @@
 """From similarities to scores and maps: pure functions."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -8,17 +9,40 @@ from torch import Tensor
 
 
 def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: float) -> Tensor:
-    """Returns cosine similarities over temperature, `[B, T, 2]`, float32.
+    """Returns cosine similarities over temperature, `[B, T, K]`, float32.
 
     Args:
         tokens: `[B, T, D]`, L2-normalised.
-        text_embeddings: `[2, D]`, L2-normalised; row 0 normal, row 1 abnormal.
+        text_embeddings: `[K, D]`, or others for each image `[B, K, D]`, L2-normalised; in a pair, row 0 is normal and
+            row 1 abnormal.
         temperature: Divides the cosines.
 
-    Reference: AF-CLIP, Eq. (9).
+    Reference: AF-CLIP, Eq. (9); FAPrompt, Eq. (3).
     """
     with torch.autocast(tokens.device.type, enabled=False):  # sums of many such logits go far beyond half precision
-        return tokens.float() @ text_embeddings.float().T / temperature
+        return tokens.float() @ text_embeddings.float().mT / temperature
+
+
+def anomaly_probability(logits: Tensor) -> Tensor:
+    """Returns the probability `[...]` of the abnormal one of two classes, float32, of logits `[..., 2]`."""
+    return logits.float().softmax(dim=-1)[..., 1]
+
+
+def prototypes(text_embeddings: Tensor) -> Tensor:
+    """Returns the pair that tokens are compared with, `[..., 2, D]`, L2-normalised: normal, mean of the abnormal.
+
+    Args:
+        text_embeddings: `[..., 1 + K, D]`, not normalised, the normal one first.
+
+    Reference: FAPrompt, Sec. 3.3.
+    """
+    normal, abnormal = text_embeddings[..., 0, :], text_embeddings[..., 1:, :].mean(-2)
+    return F.normalize(torch.stack([normal, abnormal], dim=-2), dim=-1)
+
+
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns patch-level maps `[B, h, w]` at pixel level, `[B, *size]`, bilinear, differentiable, float32."""
+    return F.interpolate(maps[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:

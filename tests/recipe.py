@@ -14,12 +14,20 @@ EMBED = 48
 NOISE, PATTERN = [1.0, 0.9, 0.7], [0.5, 0.6, 0.8]
 REFERENCE_NOISE, REFERENCE_PATTERN = [0.9, 0.7], [0.5, 0.6]
 SCALES = {  # first match wins
+    "ctx_pos": 0.2,
+    "ctx_neg": 0.8,
     "visual.class_embedding": 0.5,
     "positional_embedding": 0.3,
     "token_embedding.weight": 0.1,
     "state_prompt_embedding": 0.1,
 }
-GAINS = {"attn.out_proj.weight": 0.4, "to_q.weight": 2.0, "to_k.weight": 2.0}
+GAINS = {
+    "attn.out_proj.weight": 0.4,
+    "to_q.weight": 2.0,
+    "to_k.weight": 2.0,
+    "patch_meta_net.linear1.weight": 3.0,
+    "patch_meta_net.linear2.weight": 3.0,
+}
 
 
 def normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -37,6 +45,8 @@ def value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         offset, scale = 1.0, 0.1
     elif leaf.endswith("bias"):
         scale = 0.02
+    elif ".compound_prompts_text." in name:
+        scale = 0.2
     elif any(name.endswith(key) for key in SCALES):
         scale = next(s for key, s in SCALES.items() if name.endswith(key))
     elif leaf in ("proj", "text_projection"):  # stored [in, out]

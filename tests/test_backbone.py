@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -64,11 +65,83 @@ def test_taps_equal_a_pass_block_by_block(tmp_path: Path) -> None:
     assert backbone.encode_image(image, backbone.spec((1,))).image_embedding is None
 
 
-@pytest.mark.parametrize("layers", [(), (0, 1), (1, 4), (2, 1), (1, 1)])
+@pytest.mark.parametrize("layers", [(0, 1), (1, 4), (2, 1), (1, 1)])
 def test_layers_out_of_range_are_refused(tmp_path: Path, layers: tuple[int, ...]) -> None:
     backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
     with pytest.raises(ValueError, match="within 1 to 3"):
         backbone.spec(layers)
+    with pytest.raises(ValueError, match="vv_layers must rise within 1 to 3"):
+        backbone.spec(vv_layers=layers, vv_from=1)
+
+
+def test_taps_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    with pytest.raises(ValueError, match="got none of them"):
+        backbone.spec(())
+    with pytest.raises(ValueError, match="vv_layers must rise within 3 to 3"):
+        backbone.spec(vv_layers=(2,), vv_from=3)
+    for arguments in ({"vv_layers": (2,)}, {"layers": (2,), "vv_from": 2}, {"vv_layers": (2,), "vv_from": 0}):
+        with pytest.raises(ValueError, match="go together"):
+            backbone.spec(**arguments)
+
+
+def naive_dual_path(visual: Any, image: torch.Tensor, first: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Both streams after every block, attention written out head by head."""
+
+    def attend(block: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        width = v.shape[-1] // block.attn.num_heads
+        heads = []
+        for i in range(block.attn.num_heads):
+            part = slice(i * width, (i + 1) * width)
+            heads.append(torch.softmax(q[..., part] @ k[..., part].mT / width**0.5, -1) @ v[..., part])
+        return torch.cat(heads, -1) @ block.attn.out_proj.weight.T + block.attn.out_proj.bias
+
+    x = visual.conv1(image).flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.expand(len(image), 1, -1), x], 1) + visual.positional_embedding
+    x = value = visual.ln_pre(x)
+    originals, values = [], []
+    for number, block in enumerate(visual.transformer.resblocks, 1):
+        q, k, v = (block.ln_1(x) @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, -1)
+        value_after = value + attend(block, v, v, v)
+        x = x + attend(block, q, k, v)
+        x = x + block.mlp(block.ln_2(x))
+        value = value_after if number >= first else x
+        originals.append(x)
+        values.append(value)
+    return originals, values
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_dual_path_equals_the_loop_and_leaves_the_original_path_alone(tmp_path: Path, first: int) -> None:
+    vision = {**SMALL["vision_cfg"], "width": 128}  # two heads
+    backbone = ClipBackbone(small_config(tmp_path, vision_cfg=vision), "random", image_size=None)
+    image = torch.randn(2, 3, 28, 28)
+    before = [{name: hooks for name, hooks in vars(m).items() if "hooks" in name} for m in backbone.modules()]
+    spec = backbone.spec((1, 3), True, vv_layers=range(first, 4), vv_from=first)
+    features = backbone.encode_image(image, spec)
+    assert before == [{name: hooks for name, hooks in vars(m).items() if "hooks" in name} for m in backbone.modules()]
+    originals, values = naive_dual_path(backbone.vision.visual, image, first)
+    for tokens, original, value in zip(features.vv_tokens, originals[first - 1 :], values[first - 1 :], strict=True):
+        torch.testing.assert_close(tokens[:, 1:], value[:, 1:])
+        torch.testing.assert_close(tokens[:, 0], original[:, 0])
+    assert not any(torch.equal(a, b) for a, b in zip(features.vv_tokens, features.vv_tokens[1:], strict=False))
+    plain = backbone.encode_image(image, backbone.spec((1, 3), True))
+    assert plain.vv_tokens == ()
+    for tokens, expected in zip(features.tokens, plain.tokens, strict=True):
+        torch.testing.assert_close(tokens, expected)
+    torch.testing.assert_close(features.class_token, plain.class_token)
+    torch.testing.assert_close(features.image_embedding, plain.image_embedding)
+    torch.testing.assert_close(backbone.project(plain.class_token), plain.image_embedding)
+    unnormed = backbone.project(plain.class_token, final_norm=False)
+    torch.testing.assert_close(unnormed, plain.class_token @ backbone.vision.visual.proj)
+
+
+def test_dual_path_runs_no_block_that_nothing_needs(tmp_path: Path) -> None:
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    last = backbone.vision.blocks[2]
+    del last.mlp  # would raise if it ran
+    features = backbone.encode_image(torch.randn(1, 3, 28, 28), backbone.spec(vv_layers=(2,), vv_from=1))
+    assert len(features.vv_tokens) == 1
 
 
 def test_sizes(tmp_path: Path) -> None:
@@ -274,6 +347,38 @@ def test_timm_tower(tmp_path: Path) -> None:
         ClipBackbone(config, "random", image_size=64, vision_weights=str(path))
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_dual_path_of_a_timm_tower(tmp_path: Path, name: str) -> None:
+    """The original path equals timm's own walk, with and without registers; the V-V one equals attention by hand."""
+    vision = {**TIMM["vision_cfg"], "timm_model_name": name}
+    backbone = ClipBackbone(
+        small_config(tmp_path, "timm-vv", **{**TIMM, "vision_cfg": vision}), "random", image_size=112
+    )
+    image = torch.randn(2, 3, 112, 112)
+    plain = backbone.encode_image(image, backbone.spec((11, 12), True))
+    features = backbone.encode_image(image, backbone.spec((11, 12), True, vv_layers=(11, 12), vv_from=12 - 1))
+    torch.testing.assert_close(features.tokens, plain.tokens)
+    torch.testing.assert_close(features.class_token, plain.class_token)
+    torch.testing.assert_close(features.image_embedding, plain.image_embedding)
+    torch.testing.assert_close(backbone.project(plain.class_token), plain.image_embedding)
+    both = backbone.encode_image(image, backbone.spec((11,), vv_layers=(12,), vv_from=12))
+    block, trunk = backbone.vision.blocks[11], backbone.vision.visual.trunk
+    x = trunk.forward_intermediates(image, indices=[10], output_fmt="NLC", return_prefix_tokens=True)[1][0]
+    x = torch.cat([x[1], x[0]], 1)
+    v = block.attn.qkv(block.norm1(x)).chunk(3, -1)[2].unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
+    mixed = torch.softmax(v @ v.mT / v.shape[-1] ** 0.5, -1) @ v
+    expected = x + block.ls1(block.attn.proj(mixed.transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(both.vv_tokens[0][:, 1:], expected[:, trunk.num_prefix_tokens :])
+
+
+def test_a_tower_whose_attention_is_of_another_kind_has_no_dual_path(tmp_path: Path) -> None:
+    vision = {**TIMM["vision_cfg"], "timm_model_name": "eva02_tiny_patch14_224"}
+    backbone = ClipBackbone(small_config(tmp_path, "eva", **{**TIMM, "vision_cfg": vision}), "random", image_size=56)
+    assert backbone.encode_image(torch.randn(1, 3, 56, 56), backbone.spec((2,))).tokens[0].shape == (1, 17, 192)
+    with pytest.raises(WeightsError, match="the V-V path cannot run"):
+        backbone.spec(vv_layers=(12,), vv_from=6)
+
+
 def test_siglip_like_tower_without_class_token(tmp_path: Path) -> None:
     """A tower that pools by attention, and a text tower that is not causal and pools its last token."""
     vision = {
@@ -293,7 +398,7 @@ def test_siglip_like_tower_without_class_token(tmp_path: Path) -> None:
     shared = {k: v for k, v in backbone.text.state_dict().items() if k in clip.text.state_dict()}
     clip.text.load_state_dict(shared)
     ids = torch.randint(0, 49408, (1, 77))  # SigLIP's own tokenizer needs a download
-    embedded = backbone.text(backbone.text.token_embedding(ids), end=5)
+    embedded = backbone.text(backbone.text.token_embedding(ids), torch.tensor([5]))
     torch.testing.assert_close(embedded, clip.encode_text(ids))
 
 

@@ -32,9 +32,12 @@ from afclip_lightning.backbones.weights import (
     uses_quick_gelu,
 )
 from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import WeightsError
 from afclip_lightning.types import ClipFeatures
 
 open_clip.add_model_config(MODELS)
+
+TEXT_BATCH = 256  # prompts a pass of the text tower
 
 
 @final
@@ -91,6 +94,7 @@ class ClipBackbone(nn.Module):
         if vision_weights is not None:
             load_vision_weights(getattr(clip.visual, "trunk", clip.visual), vision_weights)
         self.model = name
+        self.embed_dim: int = config["embed_dim"]
         self.weights = "+".join(filter(None, [weights, vision_weights]))
         self.weights_hash = fingerprint(clip.state_dict())
         self.activation = "quick_gelu" if quick_gelu else "gelu"
@@ -125,14 +129,37 @@ class ClipBackbone(nn.Module):
         """Stays in eval mode whatever is asked: the backbone is frozen."""
         return super().train(False)
 
-    def spec(self, layers: Sequence[int], image_embedding: bool = False) -> FeatureSpec:
-        """Returns the record of the features that taps after `layers` (counted from 1) give.
+    def spec(
+        self,
+        layers: Sequence[int] = (),
+        image_embedding: bool = False,
+        vv_layers: Sequence[int] = (),
+        vv_from: int | None = None,
+    ) -> FeatureSpec:
+        """Returns the record of the features that these taps give; all come from one pass.
+
+        Args:
+            layers: Tapped blocks of the original path, counted from 1.
+            image_embedding: Whether to give the class token after the last block, and the image embedding.
+            vv_layers: Tapped blocks of the V-V path.
+            vv_from: First block of the V-V path.
 
         Raises:
-            ValueError: A layer that the tower does not have, or layers out of order.
+            ValueError: Nothing is asked for, a layer that the tower does not have, layers out of order, a V-V tap
+                before the V-V path begins, or one without the other.
+            WeightsError: The tower's blocks are not of a kind that the V-V path can run.
         """
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > self.vision.depth:
-            raise ValueError(f"layers must rise within 1 to {self.vision.depth} for {self.model}, got {list(layers)}")
+        for what, first, taps in (("layers", 1, layers), ("vv_layers", vv_from or 1, vv_layers)):
+            if list(taps) != sorted(set(taps)) or (taps and (taps[0] < first or taps[-1] > self.vision.depth)):
+                raise ValueError(
+                    f"{what} must rise within {first} to {self.vision.depth} for {self.model}, got {list(taps)}"
+                )
+        if not layers and not vv_layers and not image_embedding:
+            raise ValueError("layers, vv_layers or image_embedding must be given, got none of them")
+        if (vv_from is None) != (not vv_layers) or (vv_from is not None and vv_from < 1):
+            raise ValueError(f"vv_layers and vv_from, from 1, go together; got {list(vv_layers)} and {vv_from}")
+        if vv_layers and not self.vision.has_dual_path:
+            raise WeightsError(f"the blocks of {self.model} are of a kind that the V-V path cannot run")
         return FeatureSpec(
             model=self.model,
             weights=self.weights,
@@ -143,6 +170,8 @@ class ClipBackbone(nn.Module):
             mean=self.preprocess.mean,
             std=self.preprocess.std,
             layers=tuple(layers),
+            vv_layers=tuple(vv_layers),
+            vv_from=vv_from,
             image_embedding=image_embedding,
         )
 
@@ -154,12 +183,16 @@ class ClipBackbone(nn.Module):
             image: `[B, 3, H, W]`, normalised by `preprocess`, H = W = `image_size`.
             spec: From this backbone's `spec`.
         """
-        tokens, embedding = self.vision.tap(image, spec.layers, spec.image_embedding)
-        return ClipFeatures(embedding, tokens, self.grid)
+        return self.vision.tap(image, spec)
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """Returns tokens `[..., C]` in the joint space `[..., D]`, not normalised; differentiable in the tokens."""
-        return self.vision.project(tokens)
+    def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+        """Returns tokens `[..., C]` in the joint space `[..., D]`, not of unit length; differentiable in the tokens.
+
+        Args:
+            tokens: After any block.
+            final_norm: Whether the tower's final normalisation comes before its projection.
+        """
+        return self.vision.project(tokens, final_norm)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Returns token ids `[K, context_length]`, int64, padded with zeros."""
@@ -169,12 +202,13 @@ class ClipBackbone(nn.Module):
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised."""
-        ids = self.tokenize(prompts)
-        rows = [
-            self.text(self.text.token_embedding(row[None]), end=int(row.argmax()))  # the end token has the largest id
-            for row in ids
-        ]
-        return torch.cat(rows)
+        parts = []
+        for ids in self.tokenize(prompts).split(TEXT_BATCH):
+            end = ids.argmax(dim=1)  # the end token has the largest id
+            if self.text.is_causal:
+                ids = ids[:, : int(end.max()) + 1]
+            parts.append(self.text(self.text.token_embedding(ids), end))
+        return torch.cat(parts)
 
 
 def _resolve(model: str) -> tuple[str, dict[str, Any]]:

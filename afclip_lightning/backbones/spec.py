@@ -19,11 +19,12 @@ class FeatureSpec:
         pos_embed: How the positional embedding was resized to this image size.
         mean: Mean of the channels that images are normalised with.
         std: Standard deviation, likewise.
-        layers: Tapped blocks, counted from 1 as the papers do.
-        attention: `qkv`, the tower's own.
-        projected: Whether the tokens have passed the tower's final normalisation and projection.
+        layers: Tapped blocks of the original path, counted from 1 as the papers do.
+        vv_layers: Tapped blocks of the V-V path, likewise.
+        vv_from: First block of the V-V path; `None` where it is not tapped.
+        image_embedding: Whether the class token after the last block and the image embedding are asked for; if not,
+            the blocks after the last tap are not run.
         dtype: Type that the features are kept in.
-        image_embedding: Whether the image embedding is asked for; if not, the blocks after the last tap are not run.
     """
 
     model: str
@@ -35,10 +36,10 @@ class FeatureSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     layers: tuple[int, ...]
-    attention: Literal["qkv"] = "qkv"
-    projected: bool = False
-    dtype: str = "float32"
+    vv_layers: tuple[int, ...] = ()
+    vv_from: int | None = None
     image_embedding: bool = False
+    dtype: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as plain values, for checkpoints and run folders."""

@@ -1,7 +1,7 @@
 """One small interface over the vision and text towers that open_clip builds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,11 +9,11 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from afclip_lightning.backbones.attention import dual_block, has_dual_path
 from afclip_lightning.backbones.positional import resize_positional_embedding
-from afclip_lightning.backbones.spec import PosEmbedResize
+from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.errors import WeightsError
-
-Taps = tuple[tuple[Tensor, ...], Tensor | None]  # tokens of each tapped layer, image embedding
+from afclip_lightning.types import ClipFeatures
 
 
 class VisionTower(nn.Module, ABC):
@@ -25,6 +25,7 @@ class VisionTower(nn.Module, ABC):
         patch_size: Side of a patch in pixels.
     """
 
+    visual: VisionTransformer | TimmModel
     depth: int
     width: int
     patch_size: int
@@ -33,19 +34,84 @@ class VisionTower(nn.Module, ABC):
     def resize(self, image_size: int, rule: PosEmbedResize) -> None:
         """Makes the tower take square images of another size, a multiple of the patch size."""
 
+    @property
     @abstractmethod
-    def tap(self, image: Tensor, layers: Sequence[int], image_embedding: bool) -> Taps:
-        """Returns the residual stream `[B, 1 + N, C]` after each of `layers`, and the image embedding `[B, D]`.
+    def blocks(self) -> nn.ModuleList:
+        """Returns the blocks."""
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> Tensor:
+        """Returns what the first block takes, `[B, P + N, C]`: P prefix tokens (class token, registers), patches."""
+
+    @abstractmethod
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Returns the image embedding `[B, D]` of what the last block gives, `[B, P + N, C]`."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+        """Returns tokens `[..., C]` in the joint space `[..., D]`: the tower's final normalisation and projection."""
+
+    @property
+    def has_dual_path(self) -> bool:
+        """Returns whether the V-V path can run beside the blocks."""
+        return all(has_dual_path(block) for block in self.blocks)
+
+    def tap(self, image: Tensor, spec: FeatureSpec) -> ClipFeatures:
+        """Returns the residual streams after the blocks that `spec` names, both paths from one pass.
 
         Args:
             image: `[B, 3, H, W]`, normalised.
-            layers: Blocks, counted from 1.
-            image_embedding: Whether to run the remaining blocks for the embedding; `None` is returned otherwise.
+            spec: Which features. The blocks after the last tap are run for the image embedding only.
         """
+        side = image.shape[2] // self.patch_size
+        if not spec.vv_layers:
+            return self._tap_original(image, spec, (side, side))
+        count = side * side
+        tokens, vv_tokens = [], []
+        last = self.depth if spec.image_embedding else max(spec.layers + spec.vv_layers)
+        for number, original, value in self._dual_path(image, spec.vv_from or 1, last):
+            if number in spec.layers:
+                tokens.append(_class_and_patches(original, original, count))
+            if number in spec.vv_layers:
+                vv_tokens.append(_class_and_patches(original, value, count))
+        features = ClipFeatures(tuple(tokens), (side, side), tuple(vv_tokens))
+        if spec.image_embedding:
+            features.class_token = _class_and_patches(original, original, count)[:, 0]
+            features.image_embedding = self.pool(original)
+        return features
 
-    @abstractmethod
-    def project(self, tokens: Tensor) -> Tensor:
-        """Returns tokens `[..., C]` in the joint space `[..., D]`: the tower's final normalisation and projection."""
+    def _tap_original(self, image: Tensor, spec: FeatureSpec, grid: tuple[int, int]) -> ClipFeatures:
+        """Returns features without the V-V path, from open_clip's own walk, which knows every kind of block."""
+        layers = sorted({*spec.layers, self.depth}) if spec.image_embedding else list(spec.layers)
+        output = self.visual.forward_intermediates(
+            image,
+            indices=[layer - 1 for layer in layers],  # papers count blocks from 1, open_clip from 0
+            stop_early=not spec.image_embedding,
+            intermediates_only=not spec.image_embedding,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        patches = output["image_intermediates"]
+        prefixes = output.get("image_intermediates_prefix") or [p.mean(1, keepdim=True) for p in patches]
+        tokens = {
+            layer: torch.cat([prefix[:, :1], p], dim=1)
+            for layer, prefix, p in zip(layers, prefixes, patches, strict=True)
+        }
+        features = ClipFeatures(tuple(tokens[layer] for layer in spec.layers), grid)
+        if spec.image_embedding:
+            features.class_token = tokens[self.depth][:, 0]
+            features.image_embedding = output["image_features"]
+        return features
+
+    def _dual_path(self, image: Tensor, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields the number of each block and both streams after it; they are one before the block `first`."""
+        original = value = self.embed(image)
+        for number, block in enumerate(self.blocks[:last], 1):
+            if number < first:
+                original = value = block(original)
+            else:
+                original, value = dual_block(block, original, value)
+            yield number, original, value
 
 
 class ClipVisionTower(VisionTower):
@@ -74,13 +140,27 @@ class ClipVisionTower(VisionTower):
         self.visual.grid_size = (side, side)
         self.visual.image_size = (image_size, image_size)
 
-    def tap(self, image: Tensor, layers: Sequence[int], image_embedding: bool) -> Taps:
+    @property
+    def blocks(self) -> nn.ModuleList:
         """See the base class."""
-        return _tap(self.visual, image, layers, image_embedding)
+        return self.visual.transformer.resblocks
 
-    def project(self, tokens: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
         """See the base class."""
-        projected: Tensor = self.visual.ln_post(tokens) @ self.visual.proj
+        visual = self.visual
+        patches = visual.conv1(image).flatten(2).transpose(1, 2)
+        tokens = torch.cat([visual.class_embedding.expand(len(image), 1, -1).to(patches), patches], dim=1)
+        embedded: Tensor = visual.ln_pre(tokens + visual.positional_embedding.to(tokens))
+        return embedded
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """See the base class."""
+        pooled: Tensor = self.visual._pool(tokens)[0] @ self.visual.proj
+        return pooled
+
+    def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+        """See the base class."""
+        projected: Tensor = (self.visual.ln_post(tokens) if final_norm else tokens) @ self.visual.proj
         return projected
 
 
@@ -109,30 +189,38 @@ class TimmVisionTower(VisionTower):
             resized = resize_positional_embedding(table.data[0], grid, trunk.patch_embed.grid_size, rule)
             trunk.pos_embed = nn.Parameter(resized[None], requires_grad=False)
 
-    def tap(self, image: Tensor, layers: Sequence[int], image_embedding: bool) -> Taps:
+    @property
+    def blocks(self) -> nn.ModuleList:
         """See the base class."""
-        return _tap(self.visual, image, layers, image_embedding)
+        return self.visual.trunk.blocks
 
-    def project(self, tokens: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> Tensor:
         """See the base class."""
         trunk = self.visual.trunk
-        projected: Tensor = self.visual.head(trunk.head(trunk.fc_norm(trunk.norm(tokens))))
+        embedded: Tensor = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(image)))
+        return embedded
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """See the base class."""
+        trunk = self.visual.trunk
+        pooled: Tensor = self.visual.head(trunk.forward_head(trunk.norm(tokens)))
+        return pooled
+
+    def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+        """See the base class."""
+        trunk = self.visual.trunk
+        normed = trunk.fc_norm(trunk.norm(tokens)) if final_norm else tokens
+        projected: Tensor = self.visual.head(trunk.head(normed))
         return projected
 
 
-def _tap(visual: VisionTransformer | TimmModel, image: Tensor, layers: Sequence[int], image_embedding: bool) -> Taps:
-    output = visual.forward_intermediates(
-        image,
-        indices=[layer - 1 for layer in layers],  # papers count blocks from 1, open_clip from 0
-        stop_early=not image_embedding,
-        intermediates_only=not image_embedding,
-        output_fmt="NLC",
-        output_extra_tokens=True,
-    )
-    patches = output["image_intermediates"]
-    prefixes = output.get("image_intermediates_prefix") or [p.mean(1, keepdim=True) for p in patches]
-    tokens = tuple(torch.cat([pre[:, :1], p], dim=1) for pre, p in zip(prefixes, patches, strict=True))
-    return tokens, output.get("image_features")
+def _class_and_patches(prefix: Tensor, patches: Tensor, count: int) -> Tensor:
+    """Returns `[B, 1 + N, C]`: the first token of one stream, the last `count` of another; no registers.
+
+    A tower without a class token has the mean of its patches in that place.
+    """
+    first = prefix[:, :1] if prefix.shape[1] > count else prefix.mean(1, keepdim=True)
+    return torch.cat([first, patches[:, -count:]], dim=1)
 
 
 class TextTower(nn.Module):
@@ -163,20 +251,41 @@ class TextTower(nn.Module):
         self.register_buffer("attn_mask", text.attn_mask, persistent=False)
         self.context_length: int = self.positional_embedding.shape[0]
 
-    def forward(self, embeddings: Tensor, end: int) -> Tensor:
+    @property
+    def is_causal(self) -> bool:
+        """Returns whether no position after a prompt's end can change its embedding, so that it may be cut there."""
+        return self.attn_mask is not None and not self.pools_last
+
+    @property
+    def width(self) -> int:
+        """Returns the channels of a token embedding."""
+        return self.token_embedding.embedding_dim
+
+    @property
+    def depth(self) -> int:
+        """Returns the number of blocks."""
+        return len(self.transformer.resblocks)
+
+    def forward(self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = ()) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised.
 
         Args:
-            embeddings: `[K, T, width]`, token embeddings without the positional one; cut to the context length.
-            end: Position of the end-of-text token, the same for all K. Under the causal mask no later position can
-                change the result, so the sequence is cut there.
+            embeddings: `[K, T, width]`, token embeddings without the positional one. If the tower `is_causal` they may
+                end with the last end-of-text token of the K prompts; if not, T is the context length.
+            end: `[K]`, int64, position of each prompt's end-of-text token.
+            deep_tokens: Tokens `[n, width]` that stand in the positions 1 to n of every prompt before the second block,
+                the third, and so on.
         """
-        length = self.context_length if self.attn_mask is None or self.pools_last else end + 1
-        hidden = embeddings[:, :length] + self.positional_embedding[:length]
-        hidden = self.transformer(
-            hidden, attn_mask=None if self.attn_mask is None else self.attn_mask[:length, :length]
-        )
-        pooled = self.ln_final(hidden[:, -1 if self.pools_last else end])
+        length = embeddings.shape[1]
+        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+        hidden = embeddings + self.positional_embedding[:length]
+        for index, block in enumerate(self.transformer.resblocks):
+            if 1 <= index <= len(deep_tokens):
+                tokens = deep_tokens[index - 1].to(hidden).expand(len(hidden), -1, -1)
+                hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
+            hidden = block(hidden, attn_mask=mask)
+        pooled = hidden[:, -1] if self.pools_last else hidden[torch.arange(len(hidden), device=end.device), end]
+        pooled = self.ln_final(pooled)
         if self.text_projection is None:
             return pooled
         if isinstance(self.text_projection, nn.Linear):

@@ -17,9 +17,9 @@ from afclip_lightning.losses import (
     patch_targets,
 )
 from afclip_lightning.memory import FewShotMemory, Key
-from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
+from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
 from afclip_lightning.prompts.learner import StatePrompts
-from afclip_lightning.scoring import similarity_logits, upsample_and_smooth
+from afclip_lightning.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 
@@ -28,7 +28,7 @@ def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
     return Adam(parameters, lr=1e-4, betas=(0.5, 0.999))
 
 
-class AFCLIP(AnomalyMethod):
+class AFCLIP(PromptMethod):
     """AF-CLIP: neighbourhood aggregation, a shared attention adapter and learnable state prompts.
 
     Tokens of four layers are aggregated over three windows; each of the 12 sets passes one adapter and the frozen
@@ -122,7 +122,6 @@ class AFCLIP(AnomalyMethod):
             self.prompts = None
             text = F.normalize(backbone.encode_text(states), dim=-1)
         self.register_buffer("fixed_text", text, persistent=False)
-        self.pass_text: Tensor | None = None
         self.references: dict[Key, list[Sample]] = {}
         self.memory = FewShotMemory()
 
@@ -132,22 +131,14 @@ class AFCLIP(AnomalyMethod):
         if self.k_shot and datamodule is not None:
             self.references = datamodule.few_shot(self.k_shot, self.shot_seed)
 
-    def on_evaluation_start(self) -> None:
-        """Embeds the text once for the pass."""
-        self.pass_text = self.text_embeddings()
-
     def on_evaluation_end(self) -> None:
         """Forgets the pass's text, and the memory of what was drawn."""
-        self.pass_text = None
+        super().on_evaluation_end()
         self.memory.forget(self.references.keys())
 
-    def text_embeddings(self) -> Tensor:
+    def embed_text(self) -> Tensor:
         """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""
-        if self.pass_text is not None:
-            return self.pass_text
-        if self.prompts is None:
-            return self.fixed_text
-        return F.normalize(self.prompts(self.backbone), dim=-1)
+        return self.fixed_text if self.prompts is None else F.normalize(self.prompts(self.backbone), dim=-1)
 
     def aggregated(self, features: ClipFeatures) -> Iterator[Tensor]:
         """Yields the tokens `[B, 1 + N, C]` of each set, layer after layer, the scales of a layer in order."""
@@ -161,13 +152,6 @@ class AFCLIP(AnomalyMethod):
         Reference: AF-CLIP, Eq. (7).
         """
         return F.normalize(self.backbone.project(self.adapter(tokens) if self.adapter else tokens), dim=-1)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Returns the probability `[B, 1 + N]` that each token is anomalous, of logits summed over the sets.
-
-        Reference: AF-CLIP, Eq. (10).
-        """
-        return logits.float().softmax(dim=-1)[..., 1]
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss terms and their weighted sum `total`.
@@ -186,7 +170,7 @@ class AFCLIP(AnomalyMethod):
             logits = logits + similarity_logits(adapted, text, self.temperature)
             if self.alignment_loss_weight:
                 alignments.append(patch_alignment_loss(adapted[known, 1:], target.flatten(1)))
-        probability = self.probabilities(logits)
+        probability = anomaly_probability(logits)
         terms = {"image_focal": binary_focal_loss(probability[:, 0], batch.label, self.focal_gamma)}
         total = terms["image_focal"]
         if known.any():
@@ -216,7 +200,7 @@ class AFCLIP(AnomalyMethod):
             logits = logits + similarity_logits(self.adapted(tokens), text, self.temperature)
             if self.k_shot:
                 distance = distance + self.memory.distance(keys, index, tokens)
-        probability = self.probabilities(logits)
+        probability = anomaly_probability(logits)
         score, patches = probability[:, 0], probability[:, 1:]
         if self.k_shot:
             distance = distance / (index + 1)

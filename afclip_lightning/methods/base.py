@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -99,6 +100,8 @@ class AnomalyMethod(LightningModule, ABC):
         Raises:
             TrainingError: The loss is not finite.
         """
+        if not all(sample.mask_known for sample in batch.samples):
+            rank_zero_warn("Training images without a mask take part in the image terms of the loss only.")  # once
         losses = self.loss(self.extract(batch), batch)
         if not torch.isfinite(losses["total"]):
             terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
@@ -174,6 +177,31 @@ class AnomalyMethod(LightningModule, ABC):
                 if stored.get(name) != wanted.get(name)
             ]
             raise CheckpointError("The checkpoint does not fit the model:\n  " + "\n  ".join(lines))
+
+
+class PromptMethod(AnomalyMethod):
+    """A method with text embeddings that do not depend on the image: embedded once a step, and once a whole pass.
+
+    A subclass implements `embed_text` and asks for `text_embeddings`.
+    """
+
+    pass_text: Tensor | None = None
+
+    @abstractmethod
+    def embed_text(self) -> Tensor:
+        """Returns the text embeddings as the parameters now give them."""
+
+    def text_embeddings(self) -> Tensor:
+        """Returns the text embeddings: inside validate, test or predict, those of the whole pass."""
+        return self.embed_text() if self.pass_text is None else self.pass_text
+
+    def on_evaluation_start(self) -> None:
+        """Embeds the text once for the pass."""
+        self.pass_text = self.embed_text()
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the pass's text."""
+        self.pass_text = None
 
 
 def _plain(value: Any) -> Any:

@@ -3,9 +3,36 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from afclip_lightning.backbones.clip import ClipBackbone
+
+
+def embed_words(backbone: ClipBackbone, words: str, room: int) -> tuple[Tensor, int]:
+    """Returns token embeddings `[T, width]` of `[SOT] words [EOT]`, without gradient, and the position of `[EOT]`.
+
+    They end there if the text tower is causal; if not, they leave room in its context length, and no more.
+
+    Args:
+        backbone: Its text tower is used.
+        words: The words of a prompt.
+        room: Positions to leave for learnable tokens.
+
+    Raises:
+        ValueError: The words and the learnable tokens do not fit in the context length.
+    """
+    ids = backbone.tokenize([words])[0]
+    end = int(ids.argmax())  # the end token has the largest id
+    if room + end >= backbone.text.context_length:
+        raise ValueError(
+            f"{words!r} and {room} learnable tokens must fit in the context length {backbone.text.context_length}, "
+            f"got {room + end + 1} positions"
+        )
+    length = end + 1 if backbone.text.is_causal else backbone.text.context_length - room
+    embeddings: Tensor = backbone.text.token_embedding(ids[:length]).detach()
+    return embeddings, end
 
 
 class StatePrompts(nn.Module):
@@ -15,35 +42,158 @@ class StatePrompts(nn.Module):
 
     Args:
         backbone: Its text tower is used and not kept.
-        states: The words of each state, e.g. normal and abnormal; all must have the same number of tokens.
+        states: The words of each state, e.g. normal and abnormal.
         n_tokens: Learnable tokens.
         init_std: Standard deviation of their initial values.
 
     Raises:
-        ValueError: The states have different numbers of tokens, or do not fit beside the learnable ones.
+        ValueError: The states do not fit beside the learnable tokens.
 
     Reference: AF-CLIP, Eq. (8).
     """
 
     embeddings: Tensor
+    end: Tensor
 
     def __init__(self, backbone: ClipBackbone, states: Sequence[str], n_tokens: int, init_std: float) -> None:
         super().__init__()
-        ids = backbone.tokenize(states)
-        ends = ids.argmax(dim=1)  # the end token has the largest id
-        if len(set(ends.tolist())) != 1:
-            raise ValueError(f"states must have the same number of tokens, got {ends.tolist()} for {list(states)}")
-        self.end = n_tokens + int(ends[0])
-        if self.end >= backbone.text.context_length:
-            raise ValueError(
-                f"{n_tokens} tokens and the words do not fit in {backbone.text.context_length}, got {self.end}"
-            )
-        embeddings = backbone.text.token_embedding(ids).detach()  # [K, context, width]
-        self.register_buffer("embeddings", embeddings, persistent=False)
-        self.tokens = nn.Parameter(init_std * torch.randn(1, n_tokens, embeddings.shape[-1]))
+        embeddings, ends = zip(*(embed_words(backbone, state, n_tokens) for state in states), strict=True)
+        self.register_buffer(
+            "embeddings", pad_sequence(embeddings, batch_first=True), persistent=False
+        )  # [K, T, width]
+        self.register_buffer("end", n_tokens + torch.tensor(ends), persistent=False)
+        self.tokens = nn.Parameter(init_std * torch.randn(1, n_tokens, backbone.text.width))
 
     def forward(self, backbone: ClipBackbone) -> Tensor:
         """Returns the states' text embeddings `[K, D]`, not normalised."""
         prefix = self.tokens.expand(len(self.embeddings), -1, -1)
-        embedded: Tensor = backbone.text(torch.cat([prefix, self.embeddings], dim=1), end=self.end)
+        embedded: Tensor = backbone.text(torch.cat([prefix, self.embeddings], dim=1), self.end)
         return embedded
+
+
+class DeepTokens(nn.Module):
+    """Learnable tokens that stand after the start token of every prompt, other ones before each block from the second.
+
+    They overwrite what lies in these positions; nothing of the sequence moves.
+
+    Args:
+        backbone: Its text tower is used and not kept.
+        depth: Blocks with learnable input; the first has the prompt's own tokens, so 1 adds none.
+        n_tokens: Tokens a block.
+        init_std: Standard deviation of their initial values.
+        half: Round the tokens to 16-bit floats before they are used, as AnomalyCLIP's and FAPrompt's official codes do.
+
+    Raises:
+        ValueError: `depth` is more than the text tower's.
+
+    Reference: AnomalyCLIP, Sec. 3.2; the official codes overwrite, where the paper speaks of attaching.
+    """
+
+    def __init__(
+        self, backbone: ClipBackbone, depth: int = 9, n_tokens: int = 4, init_std: float = 0.02, half: bool = False
+    ) -> None:
+        super().__init__()
+        if not 1 <= depth <= backbone.text.depth:
+            raise ValueError(f"the depth of deep text tokens must be within 1 to {backbone.text.depth}, got {depth}")
+        self.half = half
+        self.tokens = nn.Parameter(init_std * torch.randn(depth - 1, n_tokens, backbone.text.width))
+
+    def forward(self) -> Tensor:
+        """Returns the tokens `[depth - 1, n, width]`."""
+        return self.tokens.half().to(self.tokens) if self.half else self.tokens
+
+
+class ObjectPrompts(nn.Module):
+    """One normal and K abnormal prompts that name no product: `[SOT] [V1] … [Vn] words [EOT]`.
+
+    The abnormal ones are `[SOT] [A1] … [Am] words [EOT]` or, compound, `[SOT] [V1] … [Vn] [A1] … [Am] words [EOT]` with
+    the tokens V of the normal one.
+
+    Args:
+        backbone: Its text tower is used and not kept.
+        normal_words: What stands after the tokens of the normal prompt.
+        abnormal_words: What stands after the tokens of the abnormal prompts.
+        n_normal_tokens: Learnable tokens V.
+        n_abnormal_tokens: Learnable tokens A of each abnormal prompt.
+        n_abnormal_prompts: K.
+        compound: Whether abnormal prompts begin with the normal one's tokens.
+        deep: Deep tokens that all the prompts share.
+        init_std: Standard deviation of the tokens' initial values.
+
+    Raises:
+        ValueError: A number below 1, or more tokens than the text tower takes.
+
+    Reference: FAPrompt, Eq. (1).
+    """
+
+    normal_words: Tensor
+    abnormal_words: Tensor
+    end: Tensor
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        normal_words: str,
+        abnormal_words: str,
+        n_normal_tokens: int,
+        n_abnormal_tokens: int,
+        n_abnormal_prompts: int = 1,
+        compound: bool = True,
+        deep: DeepTokens | None = None,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if min(n_normal_tokens, n_abnormal_tokens, n_abnormal_prompts) < 1:
+            raise ValueError(
+                f"numbers of tokens and prompts must be at least 1, got {n_normal_tokens} normal and "
+                f"{n_abnormal_tokens} abnormal tokens, {n_abnormal_prompts} abnormal prompts"
+            )
+        self.compound = compound
+        abnormal_room = n_abnormal_tokens + (n_normal_tokens if compound else 0)
+        normal, normal_end = embed_words(backbone, normal_words, n_normal_tokens)
+        abnormal, abnormal_end = embed_words(backbone, abnormal_words, abnormal_room)
+        ends = [n_normal_tokens + normal_end] + [abnormal_room + abnormal_end] * n_abnormal_prompts
+        self.register_buffer("normal_words", normal, persistent=False)  # [T, width]
+        self.register_buffer("abnormal_words", abnormal, persistent=False)
+        self.register_buffer("end", torch.tensor(ends), persistent=False)  # [1 + K]
+        width = backbone.text.width
+        self.normal_tokens = nn.Parameter(init_std * torch.randn(1, n_normal_tokens, width))
+        self.abnormal_tokens = nn.Parameter(init_std * torch.randn(n_abnormal_prompts, n_abnormal_tokens, width))
+        self.deep = deep
+
+    def forward(self, backbone: ClipBackbone) -> Tensor:
+        """Returns the text embeddings `[1 + K, D]`, the normal one first, not normalised: one pass."""
+        normal = _fill(self.normal_words, self.normal_tokens)
+        abnormal = self._abnormal(self.abnormal_tokens)
+        length = max(normal.shape[1], abnormal.shape[1])
+        padded = [F.pad(prompts, (0, 0, 0, length - prompts.shape[1])) for prompts in (normal, abnormal)]
+        return self._embed(backbone, torch.cat(padded), self.end)
+
+    def adapted(self, backbone: ClipBackbone, prior: Tensor) -> Tensor:
+        """Returns the abnormal prompts' embeddings `[B, K, D]` with a prior added to every abnormal token: one pass.
+
+        Args:
+            backbone: The one that the prompts were built for.
+            prior: `[B, width]`, one an image.
+
+        Reference: FAPrompt, Eq. (4).
+        """
+        tokens = (self.abnormal_tokens + prior[:, None, None]).flatten(0, 1)  # [B * K, m, width]
+        embedded = self._embed(backbone, self._abnormal(tokens), self.end[1:].repeat(len(prior)))
+        return embedded.unflatten(0, (len(prior), -1))
+
+    def _embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor) -> Tensor:
+        embedded: Tensor = backbone.text(prompts, end, () if self.deep is None else self.deep())
+        return embedded
+
+    def _abnormal(self, tokens: Tensor) -> Tensor:
+        """Returns prompts `[M, T, width]` of abnormal tokens `[M, m, width]`."""
+        if self.compound:
+            tokens = torch.cat([self.normal_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
+        return _fill(self.abnormal_words, tokens)
+
+
+def _fill(words: Tensor, tokens: Tensor) -> Tensor:
+    """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
+    words = words.expand(len(tokens), -1, -1)
+    return torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)

@@ -1,4 +1,4 @@
-"""What every trained method must hold, on AF-CLIP: what trains, what is saved, what a score depends on."""
+"""AF-CLIP's own: its variants, few-shot memory, arguments, and checkpoints in detail."""
 
 import copy
 import io
@@ -11,11 +11,9 @@ import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import CheckpointError, DatasetError, TrainingError
 from afclip_lightning.methods.afclip import AFCLIP
-from afclip_lightning.types import Batch, Sample
-from tests.layouts.mvtec import write_mvtec
+from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, train_step, trainer_of
 from tests.test_backbone import SMALL, small_config
 
 LAYERS = (2, 4, 6, 8)
@@ -28,45 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {  # Table 4 of the paper: base, then one 
 }
 
 
-def batch_of(count: int = 4, size: int = 112, seed: int = 0) -> Batch:
-    """Returns images of which every second is anomalous, of two categories."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.zeros(count, size, size, dtype=torch.uint8)
-    mask[1::2, 20:60, 30:90] = 1
-    samples = [Sample("d", "ab"[i % 2], "test", Path(f"image_{i}.png"), i % 2) for i in range(count)]
-    return Batch(
-        image=torch.randn(count, 3, size, size, generator=generator),
-        mask=mask,
-        label=torch.tensor([s.label for s in samples]),
-        mask_known=torch.ones(count, dtype=torch.bool),
-        samples=samples,
-    )
-
-
-def take(batch: Batch, rows: list[int]) -> Batch:
-    return Batch(
-        batch.image[rows],
-        batch.mask[rows],
-        batch.label[rows],
-        batch.mask_known[rows],
-        [batch.samples[i] for i in rows],
-    )
-
-
-def score(model: AFCLIP, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.inference_mode():
-        prediction = model.eval().score(model.extract(batch), batch)
-    return prediction.pred_score, prediction.anomaly_map
-
-
-def train_step(model: AFCLIP, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, torch.Tensor]:
-    losses = model.train().loss(model.extract(batch), batch)
-    optimizer.zero_grad()
-    losses["total"].backward()
-    optimizer.step()
-    return losses
-
-
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     """The paper's 2,109,440; they depend on the widths only, so one block of each tower is enough."""
     vision = {"image_size": 336, "layers": 1, "width": 1024, "patch_size": 14}
@@ -74,22 +33,6 @@ def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     config = small_config(tmp_path, "widths-of-l14", embed_dim=768, vision_cfg=vision, text_cfg=text)
     model = AFCLIP(ClipBackbone(config, "random", image_size=None), layers=(1,))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2_109_440
-
-
-def test_every_trainable_parameter_moves_and_nothing_else(tiny: ClipBackbone) -> None:
-    model, batch = AFCLIP(tiny, layers=LAYERS), batch_of()
-    score(model, batch)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = model.configure_optimizers()
-    assert optimizer is not None
-    first = train_step(model, optimizer, batch)
-    train_step(model, optimizer, batch)
-    for name, parameter in model.named_parameters():
-        moved = not torch.equal(before[name], parameter)
-        assert moved == (not name.startswith("backbone.")), name
-        assert (parameter.grad is not None) == moved, name
-    assert set(first) == {"total", "image_focal", "map_focal", "map_l1", "alignment"}
-    assert all(loss.dtype == torch.float32 for loss in first.values())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -118,22 +61,6 @@ def test_without_alignment_the_term_is_gone_and_the_total_follows(tiny: ClipBack
     torch.testing.assert_close(a["total"] - a["alignment"], b["total"])
 
 
-def test_scores_do_not_depend_on_the_batch(tiny: ClipBackbone) -> None:
-    model, batch = AFCLIP(tiny, layers=LAYERS), batch_of()
-    scores, maps = score(model, batch)
-    again = score(model, batch)
-    assert torch.equal(scores, again[0])
-    assert torch.equal(maps, again[1])
-    order = [2, 0, 3, 1]
-    permuted = score(model, take(batch, order))
-    torch.testing.assert_close(permuted[0], scores[order], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(permuted[1], maps[order], rtol=1e-5, atol=1e-6)
-    for i in range(4):
-        single = score(model, take(batch, [i]))
-        torch.testing.assert_close(single[0][0], scores[i], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(single[1][0], maps[i], rtol=1e-5, atol=1e-6)
-
-
 def test_scores_and_maps_are_float32_in_mixed_precision(tiny: ClipBackbone) -> None:
     model, batch = AFCLIP(tiny, layers=LAYERS), batch_of()
     exact = score(model, batch)
@@ -143,18 +70,6 @@ def test_scores_and_maps_are_float32_in_mixed_precision(tiny: ClipBackbone) -> N
     assert scores.dtype == maps.dtype == losses["total"].dtype == torch.float32
     torch.testing.assert_close(scores, exact[0], rtol=0, atol=0.05)
     torch.testing.assert_close(maps, exact[1], rtol=0, atol=0.1)  # a cosine counts 12 / 0.07 times in a logit
-
-
-def test_unknown_masks_leave_the_pixel_terms(tiny: ClipBackbone) -> None:
-    model, batch = AFCLIP(tiny, layers=LAYERS), batch_of()
-    features = model.extract(batch)
-    none = model.loss(features, replace(batch, mask_known=torch.zeros(4, dtype=torch.bool)))
-    assert set(none) == {"total", "image_focal"}
-    some = model.loss(features, replace(batch, mask_known=torch.tensor([True, True, False, False])))
-    half = take(batch, [0, 1])
-    expected = model.loss(model.extract(half), half)
-    for name in ("map_focal", "map_l1", "alignment"):
-        torch.testing.assert_close(some[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_few_shot_memory_of_an_image_gives_it_no_distance(tiny: ClipBackbone) -> None:
@@ -182,9 +97,15 @@ def test_bad_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any]
         AFCLIP(tiny, **{"layers": LAYERS, **arguments})
 
 
-def test_states_of_different_length_are_refused(tiny: ClipBackbone) -> None:
-    with pytest.raises(ValueError, match="same number of tokens"):
-        AFCLIP(tiny, layers=LAYERS, states=("fine.", "not at all fine."))
+def test_states_of_different_length_are_embedded_as_each_alone(tiny: ClipBackbone) -> None:
+    states = ("fine.", "not at all fine.")
+    prompts = AFCLIP(tiny, layers=LAYERS, states=states).prompts
+    assert prompts is not None
+    for row, state in zip(prompts(tiny), states, strict=True):
+        alone = AFCLIP(tiny, layers=LAYERS, states=(state, state)).prompts
+        assert alone is not None
+        alone.load_state_dict(prompts.state_dict())
+        torch.testing.assert_close(row, alone(tiny)[0])
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(tiny: ClipBackbone) -> None:
@@ -196,38 +117,9 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(tiny: ClipBackbone
         model.training_step(batch, 7)
 
 
-class TextCalls:
-    """Counts the passes through a text tower."""
-
-    def __init__(self, backbone: ClipBackbone) -> None:
-        self.count = 0
-        self.handle = backbone.text.register_forward_hook(self)
-
-    def __call__(self, *args: object) -> None:
-        self.count += 1
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> ClipBackbone:
     return ClipBackbone(small_config(tmp_path), "random", image_size=None)
-
-
-def trainer_of(folder: Path, **arguments: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **arguments,
-    )
-
-
-def data_of(folder: Path, model: AFCLIP) -> MVTecLayout:
-    data = MVTecLayout(write_mvtec(folder / "set", ["cap", "nut"]), name="set", batch_size=3, num_workers=0)
-    data.preprocess = model.preprocess
-    return data
 
 
 def test_text_is_encoded_once_a_test_pass_and_once_a_training_step(tmp_path: Path, small: ClipBackbone) -> None:
@@ -246,15 +138,6 @@ def test_text_is_encoded_once_a_test_pass_and_once_a_training_step(tmp_path: Pat
     trainer_of(tmp_path, enable_checkpointing=False).fit(fixed, data.train_dataloader())
     assert calls.count == made  # encoded when it was built
     calls.handle.remove()
-
-
-def saved(model: AFCLIP, folder: Path) -> dict[str, Any]:
-    """Returns the checkpoint that a trainer writes after a short fit."""
-    trainer = trainer_of(folder)
-    trainer.fit(model, data_of(folder, model).train_dataloader())
-    trainer.save_checkpoint(folder / "model.ckpt")
-    checkpoint: dict[str, Any] = torch.load(folder / "model.ckpt", weights_only=True)
-    return checkpoint
 
 
 def test_checkpoint_holds_the_trainable_tensors_and_plain_values(tmp_path: Path, small: ClipBackbone) -> None:

@@ -1,0 +1,159 @@
+"""AnomalyCLIP, the baseline that FAPrompt is built on."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.losses import map_losses, orthogonality_loss
+from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
+from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
+from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+
+def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
+    """Returns the paper's optimiser. A named function, not a lambda, so that run folders can record it."""
+    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
+
+
+class AnomalyCLIP(PromptMethod):
+    """AnomalyCLIP: learnable prompts that name no product, with deep text tokens, against patches of the V-V path.
+
+    The class token of the original path gives the image score, the patches of the V-V path the map.
+
+    Differs: deep tokens are not rounded to 16-bit floats unless `half_deep_tokens` asks for it. The official code
+    resizes training masks bilinearly; here any mask is binary at input size.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of the prompts.
+        layers: Tapped blocks of the V-V path, counted from 1. The official scripts tap the last one only; with several
+            the maps add up.
+        vv_from: First block of the V-V path.
+        normal_words: What stands after the learnable tokens of the normal prompt.
+        abnormal_words: What stands after those of the abnormal prompts.
+        prompt_tokens: Learnable tokens of each prompt.
+        n_abnormal_prompts: Abnormal prompts, whose embeddings are averaged; above 1 it is the AnomalyCLIP Ensemble* of
+            FAPrompt's Table 5.
+        orthogonal_weight: Weight of the loss that keeps several abnormal prompts apart.
+        ensemble: Sets of prompts that are trained side by side, each from its own start and with its own loss, and
+            whose scores and maps are averaged: the AnomalyCLIP Ensemble of FAPrompt's Table 5.
+        prompt_depth: Text blocks with learnable input.
+        deep_tokens: Deep text tokens a block.
+        prompt_init_std: Standard deviation of all learnable tokens' initial values.
+        half_deep_tokens: Round deep tokens to 16-bit floats, as the official code does.
+        temperature: Divides cosine similarities.
+        map_loss_weight: Weight of the map's losses beside the image's cross entropy.
+        map_sigma: Gaussian filter of the final map, in pixels.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: AnomalyCLIP (Zhou et al., 2024); the official code for what the paper leaves open.
+    """
+
+    fixed_by_training = (
+        "normal_words",
+        "abnormal_words",
+        "prompt_tokens",
+        "n_abnormal_prompts",
+        "ensemble",
+        "half_deep_tokens",
+        "temperature",
+    )
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = paper_optimizer,
+        layers: Sequence[int] = (24,),
+        vv_from: int = 6,
+        normal_words: str = "object.",
+        abnormal_words: str = "damaged object.",
+        prompt_tokens: int = 12,
+        n_abnormal_prompts: int = 1,
+        orthogonal_weight: float = 0.1,
+        ensemble: int = 1,
+        prompt_depth: int = 9,
+        deep_tokens: int = 4,
+        prompt_init_std: float = 0.02,
+        half_deep_tokens: bool = False,
+        temperature: float = 0.07,
+        map_loss_weight: float = 4.0,
+        map_sigma: float = 4.0,
+    ) -> None:
+        super().__init__(backbone, backbone.spec(vv_layers=layers, vv_from=vv_from, image_embedding=True), optimizer)
+        if ensemble < 1 or temperature <= 0:
+            raise ValueError(f"ensemble must be at least 1 and temperature positive, got {ensemble}, {temperature}")
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.orthogonal_weight = orthogonal_weight
+        self.temperature = temperature
+        self.map_loss_weight = map_loss_weight
+        self.map_sigma = map_sigma
+        self.members = nn.ModuleList(
+            ObjectPrompts(
+                backbone,
+                normal_words,
+                abnormal_words,
+                prompt_tokens,
+                prompt_tokens,
+                n_abnormal_prompts,
+                compound=False,
+                deep=DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens),
+                init_std=prompt_init_std,
+            )
+            for _ in range(ensemble)
+        )
+
+    def embed_text(self) -> Tensor:
+        """Returns the text embeddings of every member, `[E, 1 + K, D]`, the normal one first, not normalised."""
+        return torch.stack([prompts(self.backbone) for prompts in self.members])
+
+    def probabilities(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the image logits `[E, B, 2]` and the patches' probabilities `[L, E, B, h, w]`.
+
+        Args:
+            features: Of the backbone.
+            text: From `text_embeddings`.
+        """
+        pairs = prototypes(text)[:, None]  # [E, 1, 2, D]
+        image = F.normalize(self.backbone.project(features.class_token, final_norm=False), dim=-1)
+        image_logits = similarity_logits(image[:, None], pairs, self.temperature)[:, :, 0]
+        maps = []
+        for tokens in features.vv_tokens:
+            patches = F.normalize(self.backbone.project(tokens[:, 1:]), dim=-1)
+            probability = anomaly_probability(similarity_logits(patches, pairs, self.temperature))  # [E, B, N]
+            maps.append(probability.unflatten(-1, features.grid))
+        return image_logits, torch.stack(maps)
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss terms and their weighted sum `total`; images whose mask is not known have no map terms."""
+        text = self.text_embeddings()
+        image_logits, maps = self.probabilities(features, text)
+        members = len(image_logits)
+        label = batch.label.repeat(members)
+        terms = {"image_ce": F.cross_entropy(image_logits.flatten(0, 1).float(), label)}
+        total = terms["image_ce"]
+        known = batch.mask_known
+        if known.any():
+            mask = batch.mask[known].repeat(members, 1, 1)
+            for layer in maps:
+                enlarged = enlarge(layer[:, known].flatten(0, 1), batch.mask.shape[1:])
+                for name, term in map_losses(enlarged, mask).items():
+                    terms[name] = terms.get(name, 0) + term
+            total = total + self.map_loss_weight * (terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"])
+        if text.shape[1] > 2:
+            terms["orthogonal"] = torch.stack([orthogonality_loss(member[1:]) for member in text]).mean()
+            total = total + self.orthogonal_weight * terms["orthogonal"]
+        # the terms are means over the members; each member is to train as if it were alone
+        return {"total": members * total, **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the class token's probability and the maps of the layers added up, averaged over the members."""
+        image_logits, maps = self.probabilities(features, self.text_embeddings())
+        anomaly_map = upsample_and_smooth(maps.sum(0).mean(0), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(anomaly_probability(image_logits).mean(0), anomaly_map)

@@ -1,0 +1,309 @@
+"""FAPrompt: compound abnormality prompts (CAP) and a prior from each image's most anomalous patches (DAP)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
+from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
+from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
+from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+PriorPatches = Literal["topk", "first_k", "image_token"]
+Aggregation = Literal["mean", "best_match", "weighted"]
+
+
+def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
+    """Returns the official code's optimiser. A named function, not a lambda, so that run folders can record it."""
+    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
+
+
+@dataclass
+class PromptScores:
+    """What the prompts say of a batch.
+
+    Attributes:
+        image_logits: `[B, 2]`, of the class token with the prior-enabled prompts.
+        free_map: `[B, h, w]`, probability of each patch with the prior-free prompts.
+        prior_map: `[B, h, w]`, with the prior-enabled ones; `None` without DAP.
+        score: `[B]`, image-level anomaly score.
+        prior: `[B, width]`, what is added to the abnormal tokens; `None` without DAP.
+    """
+
+    image_logits: Tensor
+    free_map: Tensor
+    prior_map: Tensor | None
+    score: Tensor
+    prior: Tensor | None
+
+    @property
+    def map(self) -> Tensor:
+        """Returns the mean of the two maps, `[B, h, w]`. Reference: FAPrompt, Eq. (11)."""
+        return self.free_map if self.prior_map is None else (self.free_map + self.prior_map) / 2
+
+
+class FAPrompt(PromptMethod):
+    """FAPrompt: one normal prompt, K abnormal ones that begin with it and are kept apart, adapted to each image.
+
+    The abnormal prompts' mean is compared with the patches of the V-V path. The M most anomalous patches make a prior,
+    which is added to the abnormal tokens; the adapted prompts give a second map and the image's probability.
+
+    The paper's text and the released code differ. The defaults are the paper's; `configs/official/faprompt.yaml` holds
+    the code's: `prior_patches: first_k`, the word "damaged", the weight of the prior-free maximum, the cross entropy of
+    the class token, `score_as_logit`, and 16-bit deep tokens. What the paper leaves open (weights of the losses,
+    `map_sigma`, sizes) is the code's.
+
+    Differs: the official code resizes training masks bilinearly; here any mask is binary at input size. Its unused
+    layers are left out.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of the prompts and the prior network.
+        layer: Tapped block of the V-V path, counted from 1.
+        vv_from: First block of the V-V path.
+        normal_words: What stands after the tokens of the normal prompt.
+        abnormal_words: What stands after the tokens of the abnormal prompts.
+        n_normal_tokens: Tokens of the normal prompt, with which the abnormal ones begin too.
+        n_abnormal_tokens: Further tokens of each abnormal prompt.
+        n_abnormal_prompts: K, abnormal prompts.
+        cap_orthogonal: Whether a loss keeps the abnormal prompts orthogonal.
+        dap: Whether there is a prior. Without, there are one map and one set of prompts.
+        prior_patches: What the prior is made of: `topk`, the patches of the highest prior-free probability; `first_k`,
+            the first patches of the image, as in the released code; `image_token`, the class token.
+        n_prior_patches: M, patches that the prior is made of.
+        prior_loss: Whether a loss draws the prior of normal images to zero.
+        aggregation: How the abnormal prompts become one: `mean`; `best_match`, the most similar prompt of each token;
+            `weighted`, a mean with weights that a network of the prior network's shape gives for the prior's patches
+            (the paper says no more of its own).
+        prompt_depth: Text blocks with learnable input.
+        deep_tokens: Deep text tokens a block.
+        prompt_init_std: Standard deviation of all learnable tokens' initial values.
+        half_deep_tokens: Round deep tokens to 16-bit floats.
+        temperature: Divides cosine similarities.
+        prior_map_loss_weight: Weight of the losses of the prior-enabled map; those of the prior-free one have 1.
+        orthogonal_loss_weight: Weight of the orthogonality loss.
+        image_ce_weight: Weight of a cross entropy of the class token's logits, beside the focal loss of the score.
+        score_as_logit: Take the image score, which is a probability, for a logit in its focal loss.
+        free_maximum_weight: Weight of the prior-free map's maximum in the image score; the prior-enabled one has the
+            rest of 1.
+        map_sigma: Gaussian filter of the final map, in pixels.
+
+    Raises:
+        ValueError: An argument is out of its range, or the image has fewer patches than the prior wants.
+
+    Reference: FAPrompt, Eq. (1) to (11).
+    """
+
+    fixed_by_training = (
+        "normal_words",
+        "abnormal_words",
+        "n_normal_tokens",
+        "n_abnormal_prompts",
+        "dap",
+        "prior_patches",
+        "n_prior_patches",
+        "aggregation",
+        "half_deep_tokens",
+        "temperature",
+    )
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = paper_optimizer,
+        layer: int = 24,
+        vv_from: int = 6,
+        normal_words: str = "object.",
+        abnormal_words: str = "object.",
+        n_normal_tokens: int = 5,
+        n_abnormal_tokens: int = 2,
+        n_abnormal_prompts: int = 10,
+        cap_orthogonal: bool = True,
+        dap: bool = True,
+        prior_patches: PriorPatches = "topk",
+        n_prior_patches: int = 10,
+        prior_loss: bool = True,
+        aggregation: Aggregation = "mean",
+        prompt_depth: int = 9,
+        deep_tokens: int = 4,
+        prompt_init_std: float = 0.02,
+        half_deep_tokens: bool = False,
+        temperature: float = 0.07,
+        prior_map_loss_weight: float = 0.5,
+        orthogonal_loss_weight: float = 0.1,
+        image_ce_weight: float = 0.0,
+        score_as_logit: bool = False,
+        free_maximum_weight: float = 0.5,
+        map_sigma: float = 10.0,
+    ) -> None:
+        super().__init__(backbone, backbone.spec(vv_layers=[layer], vv_from=vv_from, image_embedding=True), optimizer)
+        if temperature <= 0 or not 0 <= free_maximum_weight <= 1:
+            raise ValueError(
+                "temperature must be positive and free_maximum_weight in [0, 1], "
+                f"got {temperature}, {free_maximum_weight}"
+            )
+        patches = backbone.grid[0] * backbone.grid[1]
+        if prior_patches != "image_token" and not 1 <= n_prior_patches <= patches:
+            raise ValueError(
+                f"n_prior_patches must be within 1 to {patches}, the patches of an image of {backbone.image_size} "
+                f"pixels, got {n_prior_patches}"
+            )
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.cap_orthogonal = cap_orthogonal and n_abnormal_prompts > 1
+        self.prior_patches = prior_patches
+        self.n_prior_patches = 1 if prior_patches == "image_token" else n_prior_patches
+        self.prior_loss = prior_loss
+        self.aggregation = aggregation
+        self.temperature = temperature
+        self.prior_map_loss_weight = prior_map_loss_weight
+        self.orthogonal_loss_weight = orthogonal_loss_weight
+        self.image_ce_weight = image_ce_weight
+        self.score_as_logit = score_as_logit
+        self.free_maximum_weight = free_maximum_weight
+        self.map_sigma = map_sigma
+        self.prompts = ObjectPrompts(
+            backbone,
+            normal_words,
+            abnormal_words,
+            n_normal_tokens,
+            n_abnormal_tokens,
+            n_abnormal_prompts,
+            deep=DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens),
+            init_std=prompt_init_std,
+        )
+        inputs = self.n_prior_patches * backbone.embed_dim
+        self.prior_network = _network(inputs, backbone.text.width) if dap else None
+        self.weight_network = _network(inputs, n_abnormal_prompts) if aggregation == "weighted" else None
+
+    def embed_text(self) -> Tensor:
+        """Returns the prior-free text embeddings `[1 + K, D]`, the normal one first, not normalised."""
+        return self.prompts(self.backbone)
+
+    def tokens(self, features: ClipFeatures) -> Tensor:
+        """Returns the class token of the original path, then the patches of the V-V path: `[B, 1 + N, D]`, unit length.
+
+        The class token passes no final normalisation, as in the official code.
+        """
+        image = self.backbone.project(features.class_token, final_norm=False)
+        patches = self.backbone.project(features.vv_tokens[0][:, 1:])
+        return F.normalize(torch.cat([image[:, None], patches], dim=1).float(), dim=-1)
+
+    def evaluate(self, features: ClipFeatures, text: Tensor) -> PromptScores:
+        """Returns what the prompts say of a batch.
+
+        Args:
+            features: Of the backbone.
+            text: Prior-free embeddings, from `text_embeddings`.
+
+        Reference: FAPrompt, Eq. (3), (4), (6), (8) and (9); the score's weights are those of `free_maximum_weight`.
+        """
+        tokens = self.tokens(features)
+        patches = tokens[:, 1:]
+        prior = weights = prior_enabled = None
+        if self.prior_network is not None or self.weight_network is not None:
+            selected = self.select(tokens, text).flatten(1)  # [B, M * D]
+            prior = self.prior_network(selected) if self.prior_network else None
+            weights = self.weight_network(selected).softmax(-1) if self.weight_network else None
+        text = text.expand(len(tokens), -1, -1)
+        free = anomaly_probability(self.logits(patches, text, weights))
+        if prior is not None:
+            text = torch.cat([text[:, :1], self.prompts.adapted(self.backbone, prior)], dim=1)
+            prior_enabled = anomaly_probability(self.logits(patches, text, weights))
+        image_logits = self.logits(tokens[:, :1], text, weights)[:, 0]
+        maximum = free.amax(1)
+        if prior_enabled is not None:
+            maximum = self.free_maximum_weight * maximum + (1 - self.free_maximum_weight) * prior_enabled.amax(1)
+        return PromptScores(
+            image_logits=image_logits,
+            free_map=free.unflatten(1, features.grid),
+            prior_map=None if prior_enabled is None else prior_enabled.unflatten(1, features.grid),
+            score=(anomaly_probability(image_logits) + maximum) / 2,
+            prior=prior,
+        )
+
+    def select(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Returns the tokens `[B, M, D]` that the prior is made of.
+
+        Args:
+            tokens: From `tokens`.
+            text: Prior-free embeddings `[1 + K, D]`.
+        """
+        if self.prior_patches == "image_token":
+            return tokens[:, :1]
+        patches = tokens[:, 1:]
+        if self.prior_patches == "first_k":
+            return patches[:, : self.n_prior_patches]
+        with torch.no_grad():
+            logits = similarity_logits(patches, prototypes(text), self.temperature)
+            # the probability rises with the difference; unlike it, the difference does not saturate into ties
+            chosen = (logits[..., 1] - logits[..., 0]).topk(self.n_prior_patches, dim=1).indices
+        return patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[-1]))
+
+    def logits(self, tokens: Tensor, text: Tensor, weights: Tensor | None) -> Tensor:
+        """Returns the logits of the two states, `[B, T, 2]`.
+
+        Args:
+            tokens: `[B, T, D]`, unit length.
+            text: `[B, 1 + K, D]`, the normal one first, not normalised.
+            weights: `[B, K]`, of the abnormal prompts, with `aggregation: weighted`.
+        """
+        if self.aggregation == "best_match":
+            every = similarity_logits(tokens, F.normalize(text.float(), dim=-1), self.temperature)
+            return torch.cat([every[..., :1], every[..., 1:].amax(-1, keepdim=True)], dim=-1)
+        if weights is not None:
+            text = torch.cat([text[:, :1], (weights[:, None] @ text[:, 1:]).to(text)], dim=1)
+        return similarity_logits(tokens, prototypes(text.float()), self.temperature)
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss terms and their weighted sum `total`; images whose mask is not known have no map terms.
+
+        Reference: FAPrompt, Eq. (2), (5), (7) and (10); the weights are the official code's.
+        """
+        text = self.text_embeddings()
+        scores = self.evaluate(features, text)
+        score = torch.sigmoid(scores.score) if self.score_as_logit else scores.score
+        terms = {"image_focal": binary_focal_loss(score, batch.label, gamma=2.0)}
+        total = terms["image_focal"]
+        if self.image_ce_weight:
+            terms["image_ce"] = F.cross_entropy(scores.image_logits, batch.label)
+            total = total + self.image_ce_weight * terms["image_ce"]
+        known = batch.mask_known
+        if known.any():
+            for kind, patch_map, weight in (
+                ("free", scores.free_map, 1.0),
+                ("prior", scores.prior_map, self.prior_map_loss_weight),
+            ):
+                if patch_map is not None:
+                    pixels = enlarge(patch_map[known], batch.mask.shape[1:])
+                    for name, term in map_losses(pixels, batch.mask[known]).items():
+                        terms[f"{kind}_{name}"] = term
+                        total = total + weight * term
+        if self.cap_orthogonal:
+            terms["orthogonal"] = orthogonality_loss(text[1:])
+            total = total + self.orthogonal_loss_weight * terms["orthogonal"]
+        if self.prior_loss and scores.prior is not None:
+            terms["prior"] = prior_loss(scores.prior, batch.label)
+            total = total + terms["prior"]
+        return {"total": total, **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns scores and maps.
+
+        Reference: FAPrompt, Eq. (9) and (11).
+        """
+        scores = self.evaluate(features, self.text_embeddings())
+        anomaly_map = upsample_and_smooth(scores.map, self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(scores.score, anomaly_map)
+
+
+def _network(inputs: int, outputs: int) -> nn.Sequential:
+    """Returns the prior network: two layers, the hidden one a sixteenth of the input."""
+    hidden = max(inputs // 16, 1)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))

@@ -1,0 +1,90 @@
+"""What the tests of all trained methods share: images, a forward pass, a training step, a short run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import Batch, Sample
+from tests.layouts.mvtec import write_mvtec
+
+
+def batch_of(count: int = 4, size: int = 112, seed: int = 0) -> Batch:
+    """Returns images of which every second is anomalous, of two categories."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(count, size, size, dtype=torch.uint8)
+    mask[1::2, 20:60, 30:90] = 1
+    samples = [Sample("d", "ab"[i % 2], "test", Path(f"image_{i}.png"), i % 2) for i in range(count)]
+    return Batch(
+        image=torch.randn(count, 3, size, size, generator=generator),
+        mask=mask,
+        label=torch.tensor([s.label for s in samples]),
+        mask_known=torch.ones(count, dtype=torch.bool),
+        samples=samples,
+    )
+
+
+def take(batch: Batch, rows: list[int]) -> Batch:
+    return Batch(
+        batch.image[rows],
+        batch.mask[rows],
+        batch.label[rows],
+        batch.mask_known[rows],
+        [batch.samples[i] for i in rows],
+    )
+
+
+def score(model: AnomalyMethod, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode():
+        prediction = model.eval().score(model.extract(batch), batch)
+    return prediction.pred_score, prediction.anomaly_map
+
+
+def train_step(model: AnomalyMethod, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, torch.Tensor]:
+    losses = model.train().loss(model.extract(batch), batch)
+    optimizer.zero_grad()
+    losses["total"].backward()
+    optimizer.step()
+    return losses
+
+
+def trainer_of(folder: Path, **arguments: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **arguments,
+    )
+
+
+def data_of(folder: Path, model: AnomalyMethod) -> MVTecLayout:
+    data = MVTecLayout(write_mvtec(folder / "set", ["cap", "nut"]), name="set", batch_size=3, num_workers=0)
+    data.preprocess = model.preprocess
+    return data
+
+
+def saved(model: AnomalyMethod, folder: Path) -> dict[str, Any]:
+    """Returns the checkpoint that a trainer writes after a short fit."""
+    trainer = trainer_of(folder)
+    trainer.fit(model, data_of(folder, model).train_dataloader())
+    trainer.save_checkpoint(folder / "model.ckpt")
+    checkpoint: dict[str, Any] = torch.load(folder / "model.ckpt", weights_only=True)
+    return checkpoint
+
+
+class TextCalls:
+    """Counts the passes through a text tower."""
+
+    def __init__(self, backbone: ClipBackbone) -> None:
+        self.count = 0
+        self.handle = backbone.text.register_forward_hook(self)
+
+    def __call__(self, *args: object) -> None:
+        self.count += 1

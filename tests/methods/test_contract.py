@@ -1,0 +1,172 @@
+"""What every trained method must hold: what trains, what is saved, what a score depends on."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.afclip import AFCLIP
+from afclip_lightning.methods.anomalyclip import AnomalyCLIP
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.methods.faprompt import FAPrompt
+from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of
+from tests.test_backbone import small_config
+
+VV: dict[str, Any] = {"vv_from": 3, "prompt_depth": 4}  # the text tower of the embedded backbone has 4 blocks
+Make = Callable[..., AnomalyMethod]
+METHODS: dict[str, tuple[Make, dict[str, Any]]] = {
+    "AF-CLIP": (AFCLIP, {"layers": (2, 4, 6, 8)}),
+    "AnomalyCLIP": (AnomalyCLIP, {**VV, "layers": (8,)}),
+    "AnomalyCLIP, four layers": (AnomalyCLIP, {**VV, "layers": (3, 5, 6, 8)}),
+    "AnomalyCLIP Ensemble": (AnomalyCLIP, {**VV, "layers": (8,), "ensemble": 2}),
+    "AnomalyCLIP Ensemble*": (AnomalyCLIP, {**VV, "layers": (8,), "n_abnormal_prompts": 3}),
+    "FAPrompt": (FAPrompt, {**VV, "layer": 8}),
+    "FAPrompt as released": (FAPrompt, {**VV, "layer": 8, "prior_patches": "first_k", "image_ce_weight": 1.0}),
+    "FAPrompt, image token": (FAPrompt, {**VV, "layer": 8, "prior_patches": "image_token"}),
+    "FAPrompt without DAP": (FAPrompt, {**VV, "layer": 8, "dap": False}),
+    "FAPrompt without CAP": (FAPrompt, {**VV, "layer": 8, "n_abnormal_prompts": 1}),
+    "FAPrompt, best match": (FAPrompt, {**VV, "layer": 8, "aggregation": "best_match"}),
+    "FAPrompt, weighted": (FAPrompt, {**VV, "layer": 8, "aggregation": "weighted"}),
+}
+SMALL: dict[str, tuple[Make, dict[str, Any]]] = {  # on a backbone of 3 blocks, 2 of text, and 4 patches
+    "AF-CLIP": (AFCLIP, {"layers": (1, 3), "scales": (1, 3)}),
+    "AnomalyCLIP": (AnomalyCLIP, {"layers": (2, 3), "vv_from": 2, "prompt_depth": 2}),
+    "FAPrompt": (FAPrompt, {"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2}),
+}
+
+
+@pytest.fixture(params=METHODS)
+def model(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMethod:
+    torch.manual_seed(0)
+    method, arguments = METHODS[request.param]
+    return method(tiny, **arguments)
+
+
+@pytest.fixture(params=SMALL)
+def small(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AnomalyMethod]:
+    """Makes equal methods on one small backbone."""
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    method, arguments = SMALL[request.param]
+
+    def make() -> AnomalyMethod:
+        torch.manual_seed(0)
+        return method(backbone, **arguments)
+
+    return make
+
+
+def test_every_trainable_parameter_moves_and_nothing_else(model: AnomalyMethod) -> None:
+    batch = batch_of()
+    score(model, batch)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = model.configure_optimizers()
+    assert optimizer is not None
+    first = train_step(model, optimizer, batch)
+    train_step(model, optimizer, batch)
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(before[name], parameter)
+        assert moved == (not name.startswith("backbone.")), name
+        assert (parameter.grad is not None) == moved, name
+    assert all(loss.dtype == torch.float32 for loss in first.values())
+
+
+def test_the_loss_falls(model: AnomalyMethod) -> None:
+    optimizer, batch = model.configure_optimizers(), batch_of()
+    losses = [train_step(model, optimizer, batch)["total"].item() for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+def test_scores_do_not_depend_on_the_batch(model: AnomalyMethod) -> None:
+    batch = batch_of()
+    scores, maps = score(model, batch)
+    again = score(model, batch)
+    assert torch.equal(scores, again[0])
+    assert torch.equal(maps, again[1])
+    order = [2, 0, 3, 1]
+    permuted = score(model, take(batch, order))
+    torch.testing.assert_close(permuted[0], scores[order], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(permuted[1], maps[order], rtol=1e-5, atol=1e-6)
+    for i in range(4):
+        single = score(model, take(batch, [i]))
+        torch.testing.assert_close(single[0][0], scores[i], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(single[1][0], maps[i], rtol=1e-5, atol=1e-6)
+
+
+def test_scores_and_losses_are_float32_in_mixed_precision(model: AnomalyMethod) -> None:
+    batch = batch_of()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, maps = score(model, batch)
+        losses = model.loss(model.extract(batch), batch)
+    assert scores.dtype == maps.dtype == torch.float32
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [0, 2], [1, 3]])
+def test_batches_of_one_image_or_one_kind_train(model: AnomalyMethod, rows: list[int]) -> None:
+    optimizer = model.configure_optimizers()
+    losses = train_step(model, optimizer, take(batch_of(), rows))
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> None:
+    batch = batch_of()
+    features = model.extract(batch)
+    every = model.loss(features, batch)
+    none = model.loss(features, replace(batch, mask_known=torch.zeros(4, dtype=torch.bool)))
+    pixel_terms = set(every) - set(none)
+    assert any("focal" in name for name in pixel_terms)
+    assert not any("image" in name for name in pixel_terms)
+    assert none["total"].isfinite()
+    some = model.loss(features, replace(batch, mask_known=torch.tensor([True, True, False, False])))
+    half = take(batch, [0, 1])
+    expected = model.loss(model.extract(half), half)
+    for name in pixel_terms:
+        torch.testing.assert_close(some[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_images_without_masks_are_said_once(tmp_path: Path, small: Callable[[], AnomalyMethod]) -> None:
+    model = small()
+    data = data_of(tmp_path, model)
+    loader = data.train_dataloader()
+    loader.dataset.samples = [replace(s, mask_known=False, mask_path=None) for s in loader.dataset.samples]
+    with pytest.warns(UserWarning, match="without a mask take part in the image terms") as caught:
+        trainer_of(tmp_path, enable_checkpointing=False).fit(model, loader)
+    assert len({(str(w.message), w.lineno) for w in caught if "without a mask" in str(w.message)}) == 1
+
+
+def test_text_without_a_prior_is_encoded_once_a_pass(tmp_path: Path, small: Callable[[], AnomalyMethod]) -> None:
+    model = small()
+    data, trainer = data_of(tmp_path, model), trainer_of(tmp_path, enable_checkpointing=False)
+    calls = TextCalls(model.backbone)
+    trainer.test(model, data, verbose=False)
+    batches = len(data.test_dataloader())
+    adapted = batches if isinstance(model, FAPrompt) else 0  # the prior needs the image: one pass a batch
+    assert calls.count == 1 + adapted
+    calls.count = 0
+    trainer.fit(model, data.train_dataloader())
+    assert calls.count == trainer.global_step * (2 if isinstance(model, FAPrompt) else 1)
+    calls.handle.remove()
+
+
+def test_checkpoint_holds_the_trainable_tensors_and_plain_values(
+    tmp_path: Path, small: Callable[[], AnomalyMethod]
+) -> None:
+    model, again = small(), small()
+    checkpoint = saved(model, tmp_path)
+    assert set(checkpoint["state_dict"]) == model.trainable_names()
+    size = sum(t.numel() * t.element_size() for t in checkpoint["state_dict"].values())
+    buffer = io.BytesIO()
+    torch.save({k: v for k, v in checkpoint.items() if k != "optimizer_states"}, buffer)
+    assert len(buffer.getvalue()) < size + 20_000
+    again.on_load_checkpoint(checkpoint)
+    again.load_state_dict(checkpoint["state_dict"], strict=False)
+    batch = batch_of(size=28)
+    for a, b in zip(score(model, batch), score(again, batch), strict=True):
+        assert torch.equal(a, b)

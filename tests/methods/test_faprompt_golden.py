@@ -1,0 +1,136 @@
+"""FAPrompt against numbers recorded from the official code (see `golden/README.md`)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_lightning.scoring import prototypes, upsample_and_smooth
+from tests.golden_case import GoldenCase
+
+RELEASED: dict[str, Any] = {  # where the released code differs from the paper: configs/official/faprompt.yaml
+    "abnormal_words": "damaged object.",
+    "prior_patches": "first_k",
+    "image_ce_weight": 1.0,
+    "score_as_logit": True,
+    "free_maximum_weight": 2 / 3,
+    "half_deep_tokens": True,
+}
+CASES = {  # prefix of the network, variant of the code, arguments that the variant changes
+    "released": ("", "", {}),
+    "two heads": ("wide_", "", {}),
+    "top patches": ("", "topk_", {"prior_patches": "topk"}),
+    "no rounding": ("", "nohalf_", {"half_deep_tokens": False}),
+}
+
+
+def official(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """Returns the official tensors, by name, that one of ours holds."""
+    if name == "prompts.deep.tokens":
+        return [(f"faprompt.compound_prompts_text.{i}", row) for i, row in enumerate(tensor)]
+    names = {
+        "prompts.normal_tokens": "ctx_pos",
+        "prompts.abnormal_tokens": "ctx_neg",
+        "prior_network.0.weight": "patch_meta_net.linear1.weight",
+        "prior_network.0.bias": "patch_meta_net.linear1.bias",
+        "prior_network.2.weight": "patch_meta_net.linear2.weight",
+        "prior_network.2.bias": "patch_meta_net.linear2.bias",
+    }
+    return [(f"faprompt.{names[name]}", tensor)]
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, golden_backbones: dict[int, ClipBackbone]) -> GoldenCase:
+    prefix, variant, changes = CASES[request.param]
+    model = FAPrompt(golden_backbones[128 if prefix else 64], **RELEASED | changes)
+    return GoldenCase(model, "faprompt.npz", prefix, variant, official)
+
+
+def test_features_and_text(case: GoldenCase) -> None:
+    model, features, kept = case.model, case.features(), case.golden("sample_tokens")
+    # the V-V path's own class token is used nowhere: the first row of ours is the original path's
+    patches = kept[kept > 0]
+    case.check(features.vv_tokens[0][:, patches], "vv_path_tokens_24", 1e-5, rows=np.s_[:, 1:])
+    case.check(features.class_token, "original_path_tokens_24", 1e-5, rows=np.s_[:, 0])
+    case.check(features.vv_tokens[0][:, 0], "original_path_tokens_24", 1e-5, rows=np.s_[:, 0])
+    tokens = model.tokens(features)
+    case.check(tokens[:, 0], "image_feature", 1e-5)
+    case.check(tokens[:, patches], "patch_features", 1e-5, rows=np.s_[:, 1:])
+    text = model.embed_text()
+    case.check(text[:1], "text_normal_raw", 1e-5)
+    case.check(text[1:], "text_abnormal_raw", 1e-5)
+    case.check(prototypes(text), "text_prototypes", 1e-5)
+
+
+def test_prompts_are_the_tokens_of_the_official_ones(case: GoldenCase) -> None:
+    """Learnable tokens have placeholders in the recorded ids; start, words and end must be in the same places."""
+    prompts, backbone = case.model.prompts, case.model.backbone
+    for key, words, end in (
+        ("token_ids_pos", prompts.normal_words, prompts.end[0]),
+        ("token_ids_neg", prompts.abnormal_words, prompts.end[1]),
+    ):
+        ids = case.golden(key)[0]
+        assert int(ids.argmax()) == end
+        embedded = backbone.text.token_embedding(ids[: end + 1])
+        torch.testing.assert_close(words[0], embedded[0])
+        torch.testing.assert_close(words[1:], embedded[-len(words) + 1 :])
+
+
+def test_prior(case: GoldenCase) -> None:
+    model = case.model
+    tokens, text = model.tokens(case.features()), model.embed_text()
+    indices = case.golden("used_indices")
+    expected = torch.stack([row[index] for row, index in zip(tokens[:, 1:], indices, strict=True)])
+    torch.testing.assert_close(model.select(tokens, text), expected, rtol=0, atol=0)
+    prior = model.prior_network(expected.flatten(1))
+    case.check(prior, "prior_bias", 1e-5)
+    adapted = model.prompts.adapted(model.backbone, prior)
+    case.check(adapted, "text_abnormal_prior_raw", 1e-5)
+    pair = prototypes(torch.cat([text[:1].expand(3, -1, -1), adapted], dim=1))
+    case.check(pair, "text_prototypes_prior", 1e-5)
+
+
+def test_the_most_anomalous_patches_are_the_recorded_ones(case: GoldenCase) -> None:
+    model = case.model
+    model.prior_patches = "topk"
+    tokens, text = model.tokens(case.features()), model.embed_text()
+    indices = case.golden("topk_indices")
+    expected = torch.stack([row[index] for row, index in zip(tokens[:, 1:], indices, strict=True)])
+    torch.testing.assert_close(model.select(tokens, text), expected, rtol=0, atol=0)
+
+
+def test_scores_and_maps(case: GoldenCase) -> None:
+    model, features = case.model, case.features()
+    with torch.inference_mode():
+        scores = model.evaluate(features, model.embed_text())
+        prediction = model.score(features, case.batch)
+    case.check(scores.free_map, "p1")
+    case.check(scores.prior_map, "p2")
+    case.check(scores.image_logits, "image_logits")
+    case.check(scores.free_map.flatten(1).amax(1), "max_p1")
+    case.check(scores.prior_map.flatten(1).amax(1), "max_p2")
+    case.check(upsample_and_smooth(scores.map, 70, 0), "map_up")
+    case.check(prediction.pred_score, "image_score")
+    case.check(prediction.anomaly_map, "map_final")
+
+
+def test_two_training_steps(case: GoldenCase) -> None:
+    terms = {
+        "free_focal": "focal_map1",
+        "free_dice_abnormal": "dice_abnormal_map1",
+        "free_dice_normal": "dice_normal_map1",
+        "prior_focal": "focal_map2",
+        "prior_dice_abnormal": "dice_abnormal_map2",
+        "prior_dice_normal": "dice_normal_map2",
+        "image_ce": "image_ce",
+        "image_focal": "image_focal",
+        "orthogonal": "orthogonal",
+        "prior": "prior",
+        "total": "total",
+    }
+    # gradients of deep tokens pass 16-bit floats in the official code
+    case.check_two_steps(terms, lr=1e-3, limits=((1e-4, 2e-3), (5e-4, 1e-2)))
