@@ -166,7 +166,7 @@ def read_image(path: Path, draft: int | None = None) -> np.ndarray:
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DatasetError(f"{path}: has more than 16 bits a pixel. Save it with 8 or 16 bits.")
         image = Image.fromarray(to_eight_bits(values))
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
@@ -234,7 +234,9 @@ def decode_image(path: Path, upright: bool = False, draft: int | None = None) ->
             if draft and image.format == "JPEG":
                 image.draft(None, (draft, draft))
             image.load()
-        return ImageOps.exif_transpose(image) if upright else image
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright already
+        return image
     except DatasetError:
         raise
     except Image.DecompressionBombError as error:  # far above MAX_PIXELS

@@ -1,7 +1,7 @@
 """From samples to batches: decoding, an optional cache, and what happens to files that cannot be read."""
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from afclip_lightning.data.images import JPEG_SUFFIXES, read_image, read_mask, upright_shape
 from afclip_lightning.data.transforms import Preprocess
@@ -17,7 +17,7 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch, Sample
 
-Item = tuple[torch.Tensor, torch.Tensor, Sample]  # image [3, S, S], mask [S, S]
+Item = tuple[np.ndarray, np.ndarray | None, Sample]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
 
 
 @dataclass(frozen=True)
@@ -64,23 +64,26 @@ class PixelCache:
         self.capacity = min(count, limit_mb * 2**20 // (4 * side * side + 1))
         # anonymous pages and not /dev/shm, which containers keep small
         pages = np.frombuffer(mmap.mmap(-1, max(1, self.capacity * (4 * side * side + 1))), np.uint8)
-        self.filled, pixels = pages[: self.capacity], pages[self.capacity : self.capacity * (4 * side * side + 1)]
-        self.pixels = pixels.reshape(self.capacity, side, side, 4)  # RGB and mask
+        self.filled, images, masks = np.split(pages, [self.capacity, self.capacity * (3 * side * side + 1)])
+        self.images = images.reshape(self.capacity, side, side, 3)
+        self.masks = masks[: self.capacity * side * side].reshape(self.capacity, side, side)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that is not forked begins with an empty one of its own.
         return PixelCache, self.arguments
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns copies of the image `[S, S, 3]` and the mask `[S, S]`, or `None` if they were not put there."""
+        """Returns the image `[S, S, 3]` and the mask `[S, S]`, not to be written to; `None` if they are not there."""
         if index >= self.capacity or not self.filled[index]:
             return None
-        return self.pixels[index, ..., :3].copy(), self.pixels[index, ..., 3].copy()
+        return self.images[index], self.masks[index]
 
-    def put(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
         """Keeps an image and its mask, if there is a place for this index."""
         if index < self.capacity:
-            self.pixels[index, ..., :3], self.pixels[index, ..., 3] = image, mask
+            self.images[index] = image
+            if mask is not None:  # it is all zero until then
+                self.masks[index] = mask
             self.filled[index] = 1  # last: another process may be reading
 
 
@@ -104,26 +107,40 @@ class AnomalyDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Item:
-        """Returns image `[3, S, S]`, mask `[S, S]` and the sample.
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, Sample]:
+        """Returns the normalised image `[3, S, S]`, the mask `[S, S]` and the sample.
+
+        Raises:
+            DatasetError: See `read`.
+        """
+        image, mask, sample = self.read(index)
+        images, masks = self.preprocess.to_tensors([image], [mask])
+        return images[0], masks[0], sample
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Returns what a loader collates: see `read`."""
+        return [self.read(index) for index in indices]
+
+    def read(self, index: int) -> Item:
+        """Returns an image and, where there is one, its mask, resized and not yet normalised, and the sample.
 
         Raises:
             DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
         """
         sample = self.samples[index]
-        resized = self.cache.get(index) if self.cache else None
+        resized: tuple[np.ndarray, np.ndarray | None] | None = self.cache.get(index) if self.cache else None
         if resized is None:
             resized = self.preprocess.resize(*self._decode(sample))
             if self.cache:
                 self.cache.put(index, *resized)
-        pixels, mask = self.preprocess.to_tensors(*resized)
-        return pixels, mask, sample
+        image, mask = resized
+        return image, mask if sample.mask_path else None, sample
 
-    def _decode(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """Returns image `[H, W, 3]` and mask `[H, W]`, uint8; see `__getitem__`."""
+    def _decode(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns image `[H, W, 3]` and mask `[H, W]`, uint8; see `read`."""
         image = read_image(sample.image_path, self.draft)
         if sample.mask_path is None:
-            return image, np.zeros((1, 1), np.uint8)  # nothing is marked, at any size
+            return image, None
         drafted = self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES
         height, width = upright_shape(sample.image_path) if drafted else image.shape[:2]
         mask = read_mask(sample.mask_path, sample.mask_threshold)
@@ -140,23 +157,78 @@ class AnomalyDataset(Dataset[Any]):
         return image, mask
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Returns the items as one `Batch`."""
-    samples = [sample for _, _, sample in items]
-    return Batch(
-        image=torch.stack([image for image, _, _ in items]),
-        mask=torch.stack([mask for _, mask, _ in items]),
-        label=torch.tensor([sample.label for sample in samples]),
-        mask_known=torch.tensor([sample.mask_known for sample in samples]),
-        samples=samples,
-    )
+@dataclass(frozen=True)
+class Parcel:
+    """A batch that leaves a loader's process as a parcel, and arrives in the main process as a `Batch`.
+
+    Pages of shared memory cost more than the work that they save, so only what was read is sent: bytes, that
+    become four times as many when they are normalised, and the masks and regions of the images that have any. With
+    `pin_memory` it is opened in the loader's own thread.
+
+    Attributes:
+        preprocess: What normalises the images.
+        samples: The B samples.
+        images: `[B, S, S, 3]`, uint8.
+        masks: `[M, S, S]`, uint8, of the samples that have a mask, in their order.
+        areas: `[M, S, S]`, int32, their regions; `None` in training.
+    """
+
+    preprocess: Preprocess
+    samples: list[Sample]
+    images: Sequence[np.ndarray]
+    masks: Sequence[np.ndarray]
+    areas: Sequence[np.ndarray] | None
+
+    def open(self) -> Batch:
+        """Returns the batch."""
+        marked = [row for row, sample in enumerate(self.samples) if sample.mask_path]
+        masks = dict(zip(marked, self.masks, strict=True))
+        image, mask = self.preprocess.to_tensors(self.images, [masks.get(row) for row in range(len(self.samples))])
+        batch = Batch(
+            image=image,
+            mask=mask,
+            label=torch.tensor([sample.label for sample in self.samples]),
+            mask_known=torch.tensor([sample.mask_known for sample in self.samples]),
+            samples=self.samples,
+        )
+        if self.areas is not None:
+            batch.region_area = torch.zeros(mask.shape, dtype=torch.int32)
+            for row, area in zip(marked, self.areas, strict=True):
+                batch.region_area[row] = torch.from_numpy(area)
+        return batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how the parcel is opened where it arrives."""
+        pixels = (self.images, self.masks, self.areas)
+        # the library's own function, which stacks straight into shared memory
+        stacked = (default_collate(list(arrays)) if arrays else None for arrays in pixels)
+        return _open_parcel, (self.preprocess, self.samples, self.areas is not None, *stacked)
 
 
-def collate_for_evaluation(items: Sequence[Item]) -> Batch:
-    """Returns the items as one `Batch` with its regions labelled: here, in the loader's process, once a mask."""
-    batch = collate(items)
-    batch.region_area = torch.from_numpy(np.stack([region_areas(mask.numpy()) for mask in batch.mask]))
-    return batch
+def _open_parcel(preprocess: Preprocess, samples: list[Sample], regions: bool, *stacked: torch.Tensor | None) -> Batch:
+    images, masks, areas = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
+    return Parcel(preprocess, samples, images, masks, areas if regions else None).open()
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Puts what a dataset read into one `Batch`.
+
+    Attributes:
+        preprocess: What normalises the images.
+        regions: Whether to label the regions of the masks, for evaluation: here, in the loader's process, once a mask.
+    """
+
+    preprocess: Preprocess
+    regions: bool = False
+
+    def __call__(self, items: Sequence[Item]) -> Batch | Parcel:
+        """Returns the batch; in a loader's process as a parcel, which arrives as a batch."""
+        images, all_masks, samples = zip(*items, strict=True)
+        masks = [mask for mask in all_masks if mask is not None]
+        areas = [region_areas(mask) for mask in masks] if self.regions else None
+        parcel = Parcel(self.preprocess, list(samples), images, masks, areas)
+        return parcel if get_worker_info() else parcel.open()
 
 
 @dataclass(frozen=True)
@@ -188,9 +260,9 @@ class TolerantDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Item | Unread:
-        """Returns the item, or which image could not be read and why."""
+        """Returns what was read, or which image could not be and why."""
         try:
-            return self.dataset[index]
+            return self.dataset.read(index)
         except DatasetError as error:
             return Unread(self.dataset.samples[index].image_path, str(error))
 
@@ -218,11 +290,9 @@ class TolerantLoader(DataLoader[Any]):
             )
 
 
-def _collate_read(
-    items: Sequence[Item | Unread], collate_fn: Callable[[Sequence[Item]], Batch]
-) -> tuple[Batch | None, list[Unread]]:
+def _collate_read(items: Sequence[Item | Unread], collate: Collate) -> tuple[Batch | Parcel | None, list[Unread]]:
     read = [item for item in items if not isinstance(item, Unread)]
-    return collate_fn(read) if read else None, [item for item in items if isinstance(item, Unread)]
+    return collate(read) if read else None, [item for item in items if isinstance(item, Unread)]
 
 
 def make_loader(
@@ -244,7 +314,7 @@ def make_loader(
         skipped: Where images that are left out are noted, with `on_error: skip`.
     """
     training = sampler is None
-    collate_fn: Callable[..., Any] = collate if training else collate_for_evaluation
+    collate = Collate(dataset.preprocess, regions=not training)
     tolerant = loading.on_error == "skip"
     return (TolerantLoader if tolerant else DataLoader)(
         TolerantDataset(dataset, skipped) if tolerant else dataset,
@@ -252,7 +322,7 @@ def make_loader(
         shuffle=training,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(_collate_read, collate_fn=collate_fn) if tolerant else collate_fn,
+        collate_fn=partial(_collate_read, collate=collate) if tolerant else collate,
         persistent_workers=loading.persistent_workers and training and num_workers > 0,
         pin_memory=loading.pin_memory and torch.cuda.is_available(),
     )

@@ -1,12 +1,15 @@
 """Joint preprocessing of image and mask; the only module that knows the augmentation library."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -29,7 +32,7 @@ class SquashResize(A.DualTransform):
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         """Returns the image `[size, size, 3]`, uint8."""
-        return np.asarray(Image.fromarray(img).resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return np.array(Image.fromarray(img).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
         """Returns the mask `[size, size]`, uint8 in {0, 1}."""
@@ -51,22 +54,46 @@ class Preprocess:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Returns the normalised image `[3, image_size, image_size]`, float32, and the mask `[image_size, image_size]`.
 
         Args:
             image: `[H, W, 3]`, uint8, RGB.
-            mask: `[H, W]`, uint8 in {0, 1}.
+            mask: `[H, W]`, uint8 in {0, 1}; `None` if nothing is marked.
         """
-        return self.to_tensors(*self.resize(image, mask))
+        resized, resized_mask = self.resize(image, mask)
+        images, masks = self.to_tensors([resized], [resized_mask])
+        return images[0], masks[0]
 
-    def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns image and mask at the backbone's size, uint8; they may come in different sizes."""
-        squash = A.Compose([SquashResize(self.image_size)], is_check_shapes=False)
-        out = squash(image=image, mask=mask)
-        return out["image"], out["mask"]
+    def resize(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns image and mask, if there is one, at the backbone's size, uint8."""
+        squash = _squash_resize(self.image_size)
+        out = squash(image=image) if mask is None else squash(image=image, mask=mask)
+        return out["image"], out.get("mask")
 
-    def to_tensors(self, image: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Returns a resized image, normalised, and its mask as tensors; see `__call__`."""
-        normalised = A.Normalize(self.mean, self.std, max_pixel_value=255.0)(image=image)["image"]
-        return torch.from_numpy(normalised).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+    def to_tensors(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
+        """Returns resized images, normalised, `[B, 3, image_size, image_size]`, and their masks, without the 3."""
+        tables = _normalised_bytes(self.mean, self.std)
+        size = (self.image_size, self.image_size)
+        pixels = torch.empty(len(images), 3, *size)
+        marked = torch.zeros(len(images), *size, dtype=torch.uint8)
+        for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            for channel, table, out in zip(cv2.split(image), tables, pixels[row].numpy(), strict=True):
+                cv2.LUT(channel, table, dst=out)
+            if mask is not None:
+                marked[row] = torch.from_numpy(mask)
+        return pixels, marked
+
+
+# Both are made once: for every image anew it would take as long as normalising does.
+@lru_cache
+def _squash_resize(size: int) -> SquashResize:
+    return SquashResize(size)
+
+
+@lru_cache
+def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns what the values 0 to 255 of each channel become, `[3, 256]`, float32."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    normalised = A.Normalize(mean, std, max_pixel_value=255.0)(image=ramp)["image"]
+    return np.ascontiguousarray(normalised[0].T)

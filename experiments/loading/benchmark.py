@@ -1,12 +1,15 @@
 """Images per second of the project's loaders, as ratios to a plain Pillow loop over the same files.
 
     python experiments/loading/benchmark.py --workers 2 --json result.json
+    python experiments/loading/benchmark.py --size 2048 --format jpg
     python experiments/loading/benchmark.py --images DIR        # one's own images instead of drawn ones
 
 The plain loop opens, decodes, resizes and normalises one image after the other in one process, as a script would. The
 loaders do the same work in batches, with regions labelled as for evaluation. A round times every one of them once, in
 turn, so that all meet the same state of the machine; reported is the median of the ratios within the rounds.
 Starting the processes counts, as it does in a run. With a cache the pass is timed that finds every image in it.
+
+A draft can only help with JPEG files of at least twice the side of the input: at the default size there are none.
 """
 
 import argparse
@@ -15,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +32,19 @@ from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD, Preprocess
 from afclip_lightning.files import write_json
 from afclip_lightning.types import Sample
 
+FORMATS = {"jpg": ("jpg",), "png": ("png",), "mixed": ("png", "jpg")}
 Pass = Callable[[], int]  # walks all images once and returns how many there were
 
 
-def draw_images(folder: Path, count: int, side: int) -> None:
-    """Writes smooth pictures with fine noise, of `side` pixels, half of them JPEG and half PNG."""
+def draw_images(folder: Path, count: int, side: int, suffixes: Sequence[str]) -> None:
+    """Writes smooth pictures with fine noise, of `side` pixels, in these formats by turns."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)).astype(np.int16)
         pixels = np.clip(smooth + generator.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:04}.{'jpg' if i % 2 else 'png'}")
+        Image.fromarray(pixels).save(folder / f"{i:04}.{suffixes[i % len(suffixes)]}")
 
 
 def plain_loop(paths: list[Path], side: int) -> int:
@@ -85,8 +89,9 @@ def main(args: list[str]) -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of images; drawn ones by default")
-    parser.add_argument("--count", type=int, default=64, help="images to draw (%(default)s)")
+    parser.add_argument("--count", type=int, default=192, help="images to draw (%(default)s)")
     parser.add_argument("--size", type=int, default=1024, help="side of drawn images (%(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="mixed", help="of drawn images (%(default)s)")
     parser.add_argument("--input", type=int, default=518, help="side of the backbone's input (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
@@ -97,10 +102,11 @@ def main(args: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.images or Path(temporary) / "images"
         if options.images is None:
-            draw_images(folder, options.count, options.size)
+            draw_images(folder, options.count, options.size, FORMATS[options.format])
         paths = walk_images(folder)
         kinds = {
             "loader, 0 workers": (0, Loading()),
+            "loader, 0 workers, cache": (0, Loading(cache_mb=4096)),
             f"loader, {options.workers} workers": (options.workers, Loading()),
             f"loader, {options.workers} workers, draft": (options.workers, Loading(draft=True)),
             f"loader, {options.workers} workers, cache": (options.workers, Loading(cache_mb=4096)),

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from afclip_lightning.data.images import read_image, read_mask
-from afclip_lightning.data.loading import AnomalyDataset, collate
+from afclip_lightning.data.loading import AnomalyDataset, Collate
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
@@ -165,11 +165,21 @@ def test_damaged_file_in_a_loader_process(tmp_path: Path) -> None:
     gc.collect()  # frees the error while `batches` still lives: freed together, its process is waited for 5 seconds
 
 
-def test_loader_processes_give_the_same_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("regions", [False, True])
+def test_loader_processes_give_the_same_batches(regions: bool, tmp_path: Path) -> None:
     samples = MVTecLayout(write_mvtec(tmp_path, ["a"])).samples("test")
-    dataset = AnomalyDataset(samples, Preprocess(28))
-    here, there = (DataLoader(dataset, 2, num_workers=n, collate_fn=collate) for n in (0, 1))
+    dataset = AnomalyDataset(sorted(samples, key=lambda s: -s.label), Preprocess(28))  # the last batch has no mask
+    collate = Collate(dataset.preprocess, regions)
+    here, there = (DataLoader(dataset, 3, num_workers=n, collate_fn=collate) for n in (0, 1))
+    seen = 0
     for one, two in zip(here, there, strict=True):
         assert one.samples == two.samples
-        assert torch.equal(one.image, two.image)
-        assert torch.equal(one.mask, two.mask)
+        assert torch.equal(one.region_area, two.region_area) if regions else two.region_area is None
+        for batch in (one, two):
+            for row, sample in enumerate(batch.samples):
+                image, mask, expected = dataset[seen + row]
+                assert sample == expected
+                assert torch.equal(batch.image[row], image)
+                assert torch.equal(batch.mask[row], mask)
+        seen += len(two.samples)
+    assert seen == 4

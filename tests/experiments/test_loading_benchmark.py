@@ -17,7 +17,7 @@ SPEC.loader.exec_module(benchmark)
 
 
 def test_every_pass_walks_all_images(tmp_path: Path) -> None:
-    benchmark.draw_images(tmp_path / "images", 5, 40)
+    benchmark.draw_images(tmp_path / "images", 5, 40, benchmark.FORMATS["mixed"])
     paths = sorted((tmp_path / "images").iterdir())
     assert [path.suffix for path in paths] == [".png", ".jpg", ".png", ".jpg", ".png"]
     assert benchmark.plain_loop(paths, 28) == 5
@@ -31,7 +31,7 @@ def test_ratios_are_of_the_same_round() -> None:
 
 
 def test_the_script_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--count=3", "--size=40", "--input=28", "--workers=1", "--rounds=1"]
+    small = ["--count=3", "--size=40", "--input=28", "--workers=1", "--rounds=1", "--format=jpg"]
     benchmark.main([*small, f"--json={tmp_path / 'r.json'}"])
     assert "| plain Pillow loop | 1.00× |" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "r.json").read_text())["ratios"]) == 5
+    assert len(json.loads((tmp_path / "r.json").read_text())["ratios"]) == 6
