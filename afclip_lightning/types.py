@@ -31,6 +31,7 @@ class Sample:
             only for anomalous images of sets that come without masks, and where the label is not known.
         mask_threshold: Highest value of the mask file that is still normal. 0 but for sets whose masks were smoothed or
             compressed, where it is 127.
+        word: What a prompt calls the category (`metal nut`); loaders fill it in.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class Sample:
     mask_path: Path | None = None
     mask_known: bool = True
     mask_threshold: int = 0
+    word: str = ""
 
 
 @dataclass

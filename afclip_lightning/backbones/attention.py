@@ -1,7 +1,7 @@
 """The V-V dual path: attention of values to values beside the frozen blocks' own, which keeps patches local."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
@@ -55,7 +55,7 @@ def dual_block(block: nn.Module, original: Tensor, value: Tensor) -> tuple[Tenso
     return original + parts.feed(original), value
 
 
-def _open_clip_parts(block: nn.Module) -> _Parts:
+def _open_clip_parts(block: Any) -> _Parts:
     attention = block.attn
     return _Parts(
         block.ln_1,
@@ -66,7 +66,7 @@ def _open_clip_parts(block: nn.Module) -> _Parts:
     )
 
 
-def _timm_parts(block: nn.Module) -> _Parts:
+def _timm_parts(block: Any) -> _Parts:
     return _Parts(
         block.norm1,
         block.attn.qkv,

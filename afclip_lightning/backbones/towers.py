@@ -232,7 +232,7 @@ class TextTower(nn.Module):
 
     token_embedding: nn.Embedding
     positional_embedding: Tensor
-    transformer: nn.Module
+    transformer: Any
     ln_final: nn.Module
     attn_mask: Tensor | None
 

@@ -7,6 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -90,6 +91,7 @@ class AnomalyDataModule(AnomalyData):
         drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         name: Name of the dataset in metric keys and tables.
+        folder: Its folder in the one that holds all datasets, as the configs have it; empty where that is `name`.
         layout: What `root` must contain, as a few lines for a person.
         source: Where the dataset is obtained.
         licence: Licence of the dataset, or what is known of it.
@@ -103,6 +105,7 @@ class AnomalyDataModule(AnomalyData):
     """
 
     name: str
+    folder: str = ""
     layout: str
     source: str
     licence: str = ""
@@ -365,7 +368,8 @@ class AnomalyDataModule(AnomalyData):
     ) -> DataLoader[Batch]:
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
-        dataset = AnomalyDataset(samples, self.preprocess, self.loading)
+        named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
+        dataset = AnomalyDataset(named, self.preprocess, self.loading)
         order = sampler(dataset) if sampler else None
         return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
 

@@ -121,6 +121,7 @@ class AnomalyCLIP(PromptMethod):
             text: From `text_embeddings`.
         """
         pairs = prototypes(text)[:, None]  # [E, 1, 2, D]
+        assert features.class_token is not None  # the spec asks for it
         image = F.normalize(self.backbone.project(features.class_token, final_norm=False), dim=-1)
         image_logits = similarity_logits(image[:, None], pairs, self.temperature)[:, :, 0]
         maps = []

@@ -1,6 +1,6 @@
 """From sentences to the two text embeddings that a score compares with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.types import Sample
 
 Rule = Literal["mean_then_norm", "norm_mean_norm"]
 
@@ -52,3 +53,26 @@ def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequen
     with torch.inference_mode(False), torch.no_grad():
         embeddings = backbone.encode_text([*normal, *abnormal])
         return average_states(embeddings[: len(normal)], embeddings[len(normal) :], rule)
+
+
+class CategoryText:
+    """The text embeddings of each category, embedded when its first image comes and kept until they are forgotten.
+
+    Args:
+        embed: From a sample of a category to its text embeddings, `[2, D]`.
+    """
+
+    def __init__(self, embed: Callable[[Sample], Tensor]) -> None:
+        self.embed = embed
+        self.kept: dict[tuple[str, str], Tensor] = {}
+
+    def __call__(self, samples: Sequence[Sample]) -> Tensor:
+        """Returns the text embeddings of each sample's category, `[B, 2, D]`."""
+        for sample in samples:
+            if (sample.dataset, sample.category) not in self.kept:
+                self.kept[sample.dataset, sample.category] = self.embed(sample)
+        return torch.stack([self.kept[sample.dataset, sample.category] for sample in samples])
+
+    def forget(self) -> None:
+        """Drops all of them: the backbone may move to another device between two passes."""
+        self.kept.clear()

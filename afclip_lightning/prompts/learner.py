@@ -57,11 +57,10 @@ class StatePrompts(nn.Module):
 
     def __init__(self, backbone: ClipBackbone, states: Sequence[str], n_tokens: int, init_std: float) -> None:
         super().__init__()
-        embeddings, ends = zip(*(embed_words(backbone, state, n_tokens) for state in states), strict=True)
-        self.register_buffer(
-            "embeddings", pad_sequence(embeddings, batch_first=True), persistent=False
-        )  # [K, T, width]
-        self.register_buffer("end", n_tokens + torch.tensor(ends), persistent=False)
+        words = [embed_words(backbone, state, n_tokens) for state in states]
+        embeddings = pad_sequence([embedded for embedded, _ in words], batch_first=True)  # [K, T, width]
+        self.register_buffer("embeddings", embeddings, persistent=False)
+        self.register_buffer("end", n_tokens + torch.tensor([end for _, end in words]), persistent=False)
         self.tokens = nn.Parameter(init_std * torch.randn(1, n_tokens, backbone.text.width))
 
     def forward(self, backbone: ClipBackbone) -> Tensor:
@@ -95,12 +94,12 @@ class DeepTokens(nn.Module):
         super().__init__()
         if not 1 <= depth <= backbone.text.depth:
             raise ValueError(f"the depth of deep text tokens must be within 1 to {backbone.text.depth}, got {depth}")
-        self.half = half
+        self.rounded = half
         self.tokens = nn.Parameter(init_std * torch.randn(depth - 1, n_tokens, backbone.text.width))
 
     def forward(self) -> Tensor:
         """Returns the tokens `[depth - 1, n, width]`."""
-        return self.tokens.half().to(self.tokens) if self.half else self.tokens
+        return self.tokens.half().to(self.tokens) if self.rounded else self.tokens
 
 
 class ObjectPrompts(nn.Module):

@@ -138,3 +138,11 @@ def test_own_categories_need_no_list(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert MVTecLayout(tmp_path / ".").selected_categories() == ["a", "b"]
     assert MVTecLayout(tmp_path).name == tmp_path.name
+
+
+def test_samples_of_a_loader_carry_the_word_for_prompts(root: Path) -> None:
+    data = MVTecLayout(root, name="parts", words={"nut": "steel nut"}, num_workers=0)
+    data.preprocess = Preprocess(28)
+    for loader in (data.test_dataloader(), data.train_dataloader()):
+        words = {(s.category, s.word) for batch in loader for s in batch.samples}
+        assert words == {("bolt", "bolt"), ("nut", "steel nut"), ("pin", "pin")}

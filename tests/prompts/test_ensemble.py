@@ -1,11 +1,14 @@
 """Sentences to embeddings: the two rules of averaging against loops."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.prompts.ensemble import Rule, average_states, embed_states
+from afclip_lightning.prompts.ensemble import CategoryText, Rule, average_states, embed_states
+from afclip_lightning.types import Sample
 
 NORMAL = ["a photo of a nut", "a photo of a flawless nut", "a nut"]
 ABNORMAL = ["a photo of a nut with damage", "a broken nut"]
@@ -51,3 +54,23 @@ def test_bad_arguments_are_named(tiny: ClipBackbone) -> None:
         embed_states(tiny, NORMAL, [], "mean_then_norm")
     with pytest.raises(ValueError, match="rule must be one of mean_then_norm, norm_mean_norm, got 'mean'"):
         embed_states(tiny, NORMAL, ABNORMAL, "mean")  # type: ignore[arg-type]
+
+
+def test_each_category_is_embedded_once_until_it_is_forgotten() -> None:
+    asked: list[str] = []
+
+    def embed(sample: Sample) -> torch.Tensor:
+        asked.append(sample.word)
+        return torch.full((2, 3), float(len(sample.word)))
+
+    text = CategoryText(embed)
+    nut, bolt, other = (
+        Sample(dataset, category, "test", Path("x.png"), 0, word=word)
+        for dataset, category, word in (("a", "nut", "hex nut"), ("a", "bolt", "bolt"), ("b", "nut", "walnut"))
+    )
+    assert text([nut, bolt, nut, other])[:, 0, 0].tolist() == [7, 4, 7, 6]
+    assert text([other, nut]).shape == (2, 2, 3)
+    assert asked == ["hex nut", "bolt", "walnut"]
+    text.forget()
+    text([bolt])
+    assert asked == ["hex nut", "bolt", "walnut", "bolt"]
