@@ -29,9 +29,9 @@ Nothing here uses the network.
 """
 
 
-def default_root(name: str) -> Path:
-    """Returns the folder of a dataset below AFCLIP_DATA or, where that is not set, below `data`."""
-    return Path(os.environ.get("AFCLIP_DATA", "data")) / name
+def default_root(dataset: AnomalyDataModule | type[AnomalyDataModule]) -> Path:
+    """Returns where the configs look for a dataset: its folder in AFCLIP_DATA or, where that is not set, in `data`."""
+    return Path(os.environ.get("AFCLIP_DATA", "data")) / (dataset.folder or dataset.name)
 
 
 def catalogue() -> list[AnomalyDataModule]:
@@ -39,15 +39,18 @@ def catalogue() -> list[AnomalyDataModule]:
     found: dict[str, AnomalyDataModule] = {}
     for cls in dataset_classes():
         if not inspect.isabstract(cls):
-            named = [cls(root=default_root(cls.name))] if getattr(cls, "name", "") else _variants(cls, default_root(""))
+            named = [cls(root=default_root(cls))] if getattr(cls, "name", "") else _variants(cls)
             found |= {dataset.name: dataset for dataset in named}
     return [found[name] for name in sorted(found)]
 
 
-def _variants(cls: type[AnomalyDataModule], root: Path) -> list[AnomalyDataModule]:
+def _variants(cls: type[AnomalyDataModule]) -> list[AnomalyDataModule]:
     """Returns the datasets of a class that has several; those of one's own, named as their folder, are none."""
-    fixed_names = {dataset.name for dataset in cls.variants(root / f"not {root.name}")}
-    return [dataset for dataset in cls.variants(root) if dataset.name in fixed_names]
+    here, there = (cls.variants(Path(folder)) for folder in ("here", "there"))
+    found = [dataset for dataset, moved in zip(here, there, strict=True) if dataset.name == moved.name]
+    for dataset in found:
+        dataset.root = default_root(dataset)
+    return found
 
 
 def find_dataset(name: str, options: Sequence[str], root: Path | None = None) -> AnomalyDataModule:
@@ -56,7 +59,7 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
     Args:
         name: A dataset's name, or a class, in upper or lower case.
         options: Arguments of the class as on the command line.
-        root: Its folder; the default one if it is not given.
+        root: Its folder; that of a set with a name has a default.
 
     Raises:
         UserError: There is no such dataset, or an option is wrong.
@@ -64,18 +67,21 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
     classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
     classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
     if cls := classes.get(name.lower()):
+        named = bool(getattr(cls, "name", ""))
+        if root is None and not named:
+            raise UserError(f"{cls.__name__} needs --root DIR: only a published set has a folder that is looked for.")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, "dataset")
-        folder = root or default_root(getattr(cls, "name", "") or name)
         prefixed = [f"--dataset.{option[2:]}" if option.startswith("--") else option for option in options]
         try:
-            parsed = parser.parse_args([f"--dataset.root={folder}", *prefixed])
+            parsed = parser.parse_args([f"--dataset.root={root or default_root(cls)}", *prefixed])
             return parser.instantiate_classes(parsed).dataset
         except Exception as error:  # the parser's own, and whatever the constructor refuses
             raise UserError(f"{cls.__name__}: {message_of(error)}") from error
     for cls in dict.fromkeys(classes.values()):
-        for dataset in _variants(cls, root or default_root(name)):
+        for dataset in _variants(cls):
             if dataset.name == name.lower():
+                dataset.root = root or dataset.root
                 if options:
                     raise UserError(f"{name} takes no {options[0]}; name the class {cls.__name__} to give its options.")
                 return dataset
@@ -169,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (check, prepare):
         verb.add_argument("name", metavar="NAME", help="a dataset of the list, or a class, whose arguments are options")
         verb.add_argument(
-            "--root", type=Path, metavar="DIR", help="its folder; by default NAME below AFCLIP_DATA, or data"
+            "--root",
+            type=Path,
+            metavar="DIR",
+            help="its folder; by default the one in AFCLIP_DATA, or data, that its config names",
         )
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")

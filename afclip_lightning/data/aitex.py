@@ -26,6 +26,7 @@ class AITEX(TiledLayout):
     name = "aitex"
     published = ("fabric",)
     words: Mapping[str, str] = {"fabric": "woven fabric"}
+    raw_folder = "AITEX_raw"
     raw_layout = """
 NODefect_images/<fabric>/*.png      defect-free strips
 Defect_images/0001_002_00.png       defective strips; the second number is the kind of defect

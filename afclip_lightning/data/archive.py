@@ -29,7 +29,7 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
 
     What is there already is never overwritten: an equal file stays, another is an error. An interrupted call leaves
     whole files only, and the next one goes on. Several archives, at once or one after the other, may make up a dataset.
-    A set that is cut into tiles is unpacked to its `raw`, or beside its root as `<root>_raw`, and then cut.
+    A set that is cut into tiles is unpacked to its `raw`, by default its `raw_folder` beside its root, and then cut.
 
     Args:
         dataset: The dataset; its `root` is where it is to lie.
@@ -45,7 +45,7 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
     if not isinstance(dataset, TiledLayout):
         return _place(archives, dataset.root, partial(_lacking, dataset), dataset.name, dataset.layout)
     raw = copy.copy(dataset)
-    raw.raw = dataset.raw or dataset.root.with_name(f"{dataset.root.name}_raw")
+    raw.raw = dataset.raw or dataset.root.with_name(dataset.raw_folder)
     moved = _place(archives, raw.raw, partial(_lacking_tiles, dataset), dataset.name, dataset.raw_layout)
     raw.prepare_data()
     return moved

@@ -16,12 +16,14 @@ class SubsetFacts:
     """What is known of one set.
 
     Attributes:
+        folder: Its folder in the one that holds all datasets.
         category: Its only category.
         word: What a prompt calls it.
         origin: The sets that it was made from.
         counts: Published numbers of images.
     """
 
+    folder: str
     category: str
     word: str
     origin: str
@@ -29,9 +31,9 @@ class SubsetFacts:
 
 
 SUBSETS: dict[Subset, SubsetFacts] = {
-    "brain": SubsetFacts("brain", "brain MRI", "BraTS 2021", (7500, 640, 3075)),
-    "liver": SubsetFacts("liver", "liver CT", "LiTS and BTCV", (1542, 833, 660)),
-    "resc": SubsetFacts("retina", "retinal OCT", "RESC", (4297, 1041, 764)),
+    "brain": SubsetFacts("BMAD/Brain", "brain", "brain MRI", "BraTS 2021", (7500, 640, 3075)),
+    "liver": SubsetFacts("BMAD/Liver", "liver", "liver CT", "LiTS and BTCV", (1542, 833, 660)),
+    "resc": SubsetFacts("BMAD/RESC", "retina", "retinal OCT", "RESC", (4297, 1041, 764)),
 }
 
 
@@ -79,6 +81,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
             root, None, train_split, batch_size, num_workers, {facts.category: facts.word, **(words or {})}
         )
         self.name = f"bmad_{subset}"
+        self.folder = facts.folder
         self.category = facts.category
         self.published_counts = {facts.category: facts.counts}
         self.source = f"github.com/DorisBao/BMAD; made from {facts.origin}. The archive's folder of this set."

@@ -137,19 +137,20 @@ def _count(samples: list[Sample] | None, label: int) -> int | None:
 
 
 def _wrong_counts(dataset: AnomalyDataModule, rows: list[CategoryReport]) -> Iterable[str]:
-    """Yields where the images on disk are not as many as published."""
-    for row in rows:
-        if row.found == (0, 0, 0):  # said already: its folder is not there, or it is empty
-            continue
+    """Yields where the images on disk are not as many as published: a category, or all where one has no number."""
+    listed = [row for row in rows if row.found != (0, 0, 0)]  # of the others more was said: no folder, or an empty one
+    for row in listed:
         for what, found, published in zip(COUNTED, row.found, row.published, strict=True):
             if published is not None and found is not None and found != published:
                 yield f"{row.category}: {found} {what} images, published are {published}."
-    if dataset.categories is None and not dataset.published_counts:
-        totals = zip(*(row.found for row in rows), strict=True)
-        for what, found_by_category, published in zip(COUNTED, totals, dataset.published_total, strict=False):
-            found_total = sum(count or 0 for count in found_by_category)
-            if published is not None and None not in found_by_category and found_total != published:
-                yield f"All categories: {found_total} {what} images, published are {published}."
+    if dataset.categories is not None or len(listed) < len(rows):
+        return
+    for index, (what, published) in enumerate(zip(COUNTED, dataset.published_total, strict=True)):
+        counts = [row.found[index] for row in rows]
+        known = [count for count in counts if count is not None]
+        by_category = all(row.published[index] is not None for row in rows)
+        if published is not None and not by_category and len(known) == len(counts) and sum(known) != published:
+            yield f"All categories: {sum(known)} {what} images, published are {published}."
 
 
 def _look(sample: Sample) -> _Seen:

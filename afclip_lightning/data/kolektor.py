@@ -51,6 +51,7 @@ class KolektorSDDThirds(TiledLayout):
     published_counts: Mapping[str, Counts] = {"electrical_commutators": (None, 286, 54)}
     published = tuple(published_counts)
     words: Mapping[str, str] = {"electrical_commutators": WORD}
+    raw_folder = "KolektorSDD"
     raw_layout = "kos01/Part0.jpg and kos01/Part0_label.bmp, … kos02/ …"
     source = "KolektorSDD from vicos.si, unpacked into the folder `raw`; the tiles are cut from it."
     licence = LICENCE

@@ -18,6 +18,7 @@ class SubsetFacts:
     """How one medical set lies on disk.
 
     Attributes:
+        folder: Its folder in the one that holds all datasets.
         category: Its only category.
         anomalous: Folder of the anomalous images.
         source: Where it is obtained.
@@ -31,6 +32,7 @@ class SubsetFacts:
         word: What a prompt calls the category; empty where it is the category's name.
     """
 
+    folder: str
     category: str
     anomalous: str
     source: str
@@ -52,13 +54,14 @@ class SubsetFacts:
         return "\n".join(lines)
 
 
-def _polyps(source: str, licence: str, count: int) -> SubsetFacts:
+def _polyps(folder: str, source: str, licence: str, count: int) -> SubsetFacts:
     # The edges of these masks are smoothed, and some copies are JPEG: "any non-zero value" would widen the region.
-    return SubsetFacts("colon", "images", source, licence, (0, count), masks="masks", mask_threshold=127)
+    return SubsetFacts(folder, "colon", "images", source, licence, (0, count), masks="masks", mask_threshold=127)
 
 
 SUBSETS: dict[Subset, SubsetFacts] = {
     "brainmri": SubsetFacts(
+        "BrainMRI",
         "brain",
         "yes",
         "Kaggle, navoneel, brain MRI images for brain tumor detection.",
@@ -68,6 +71,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         copy="brain_tumor_dataset",
     ),
     "br35h": SubsetFacts(
+        "Br35H",
         "brain",
         "yes",
         "Kaggle, ahmedhamada0, Br35H; its folder `pred` is not used.",
@@ -77,6 +81,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
     ),
     # The attention maps in the archive show where doctors looked, not where the disease is: they are no masks.
     "lag": SubsetFacts(
+        "LAG",
         "retina",
         "suspicious_glaucoma/image",
         "LAG, from the authors on request: github.com/smilell/AG-CNN. Which of its images a paper tested on is not "
@@ -88,6 +93,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
     ),
     # The masks of later releases show the lungs, not the disease: they are no masks.
     "covid19": SubsetFacts(
+        "COVID-19",
         "chest",
         "COVID-19",
         "Kaggle, tawsifurrahman, COVID-19 radiography, the early release whose folders have these names; later ones "
@@ -98,6 +104,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         word="chest X-ray",
     ),
     "isic": SubsetFacts(
+        "ISIC2016",
         "skin",
         "ISBI2016_ISIC_Part1_Test_Data",
         "ISIC archive, challenge of 2016, task 1, test data and ground truth.",
@@ -106,16 +113,22 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
         mask_suffix="_Segmentation",
     ),
-    "colondb": _polyps("CVC-ColonDB, in the polyp collection figshare 21221579.", "research, see there", 380),
-    "clinicdb": _polyps("CVC-ClinicDB, in the polyp collection figshare 21221579.", "research, see there", 612),
+    "colondb": _polyps(
+        "CVC-ColonDB", "CVC-ColonDB, in the polyp collection figshare 21221579.", "research, see there", 380
+    ),
+    "clinicdb": _polyps(
+        "CVC-ClinicDB", "CVC-ClinicDB, in the polyp collection figshare 21221579.", "research, see there", 612
+    ),
     "kvasir": _polyps(
+        "Kvasir",
         "Kvasir-SEG, from Simula or the polyp collection figshare 21221579.",
         "research and education by what is known; see there",
         1000,
     ),
-    "cvc300": _polyps("CVC-300, in the polyp collection figshare 21221579.", "research, see there", 60),
-    "endo": _polyps("EndoTect 2020, test images of the segmentation task.", "see there", 200),
+    "cvc300": _polyps("CVC-300", "CVC-300, in the polyp collection figshare 21221579.", "research, see there", 60),
+    "endo": _polyps("Endo", "EndoTect 2020, test images of the segmentation task.", "see there", 200),
     "tn3k": SubsetFacts(
+        "TN3K",
         "thyroid",
         "test-image",
         "TN3K, from github.com/haifangong/TRFE-Net.",
@@ -162,6 +175,7 @@ class Medical(AnomalyDataModule):
         own = {facts.category: facts.word} if facts.word else {}
         super().__init__(root, batch_size=batch_size, num_workers=num_workers, words={**own, **(words or {})})
         self.name = subset
+        self.folder = facts.folder
         self.layout = facts.layout
         self.source = facts.source
         self.licence = facts.licence

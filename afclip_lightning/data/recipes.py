@@ -95,6 +95,7 @@ class TiledLayout(MVTecLayout):
 
     Attributes:
         raw_layout: What `raw` must contain, as a few lines for a person.
+        raw_folder: Folder of the raw set in the one that holds all datasets, as the configs have it.
 
     Raises:
         ValueError: `root` lies in `raw`, or an argument is out of its range.
@@ -103,6 +104,7 @@ class TiledLayout(MVTecLayout):
     flat = True
     required = ("train/good", "test/good", "ground_truth")
     raw_layout: str
+    raw_folder: str
 
     def __init__(
         self,

@@ -3,8 +3,11 @@
 import contextlib
 import inspect
 import io
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,11 +15,14 @@ from jsonargparse import ArgumentParser
 
 import afclip_lightning.data
 from afclip_lightning.cli import import_submodules, main
-from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule, dataset_classes
 from afclip_lightning.data.bmad import SUBSETS as BMAD
 from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.data.listing import Listing
 from afclip_lightning.data.medical import SUBSETS as MEDICAL
+from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.synthetic import Synthetic
+from afclip_lightning.datasets import catalogue, default_root
 from afclip_lightning.errors import DatasetError
 
 import_submodules(afclip_lightning.data)
@@ -72,6 +78,36 @@ def test_the_set_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trained on and tested on: mvtec/bottle"):
         merged(tmp_path / "mvtec_.yaml", tmp_path)  # over afclip_mvtec.yaml
     merged(tmp_path / "visa_.yaml", tmp_path)
+
+
+def sets_of(config: Any) -> Iterator[tuple[type[AnomalyDataModule], dict[str, Any]]]:
+    """Yields class and arguments of every dataset in a config, at any depth."""
+    classes = {cls.__name__: cls for cls in dataset_classes()}
+    if isinstance(config, dict) and config.get("class_path") in classes:
+        yield classes[config["class_path"]], config["init_args"]
+    for inner in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from sets_of(inner)
+
+
+@pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SETS], ids=lambda path: path.stem)
+def test_configs_look_for_a_set_where_the_datasets_command_does(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFCLIP_DATA", "${oc.env:AFCLIP_DATA,data}")
+    found = list(sets_of(yaml.safe_load(path.read_text())))
+    assert found
+    for cls, arguments in found:
+        if cls in (Listing, MVTecLayout) or arguments["root"].endswith("synthetic_train"):
+            continue  # one's own, and the half of the drawn set that is trained on
+        assert arguments["root"] == str(default_root(cls(**arguments)))
+        if "raw" in arguments:
+            assert Path(arguments["raw"]) == Path(arguments["root"]).with_name(cls.raw_folder)
+
+
+def test_the_table_of_the_readme_names_the_same_folders() -> None:
+    text = (CONFIGS.parent / "data/README.md").read_text()
+    table = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \| `([\w./-]+)` \|", text, re.MULTILINE)
+    shipped = [dataset for dataset in catalogue() if type(dataset).__module__.startswith("afclip_lightning")]
+    expected = {(type(d).__name__, d.name.removeprefix("bmad_"), d.folder or d.name) for d in shipped}
+    assert {(cls, subset or folder, folder) for cls, subset, folder in table} == expected
 
 
 def test_every_published_set_has_a_config() -> None:

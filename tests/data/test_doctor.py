@@ -83,6 +83,19 @@ def test_published_total(root: Path) -> None:
     assert not examine(Whole(root, categories=["bolt"])).problems
 
 
+def test_published_total_of_what_has_no_number_by_category(root: Path) -> None:
+    class Mixed(Parts):
+        name = "mixed"
+        published_counts: Mapping[str, Counts] = {"bolt": (None, 1, 2), "nut": (None, 1, 2)}
+        published_total = (5, 2, 4)
+
+    assert problem(examine(Mixed(root))) == "All categories: 4 normal training images, published are 5."
+    (root / "nut/test/good/0.png").unlink()
+    first, second = examine(Mixed(root)).problems
+    assert first == "nut: 0 normal test images, published are 1."  # and not once more in the total
+    assert second == "All categories: 4 normal training images, published are 5."
+
+
 def test_half_copied_set(root: Path) -> None:
     for path in sorted(root.glob("nut/**/*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -184,8 +197,9 @@ def test_command_on_a_class_with_its_options(
     assert "Nothing is wrong." in capsys.readouterr().out
     monkeypatch.setenv("AFCLIP_DATA", str(root))
     assert main(["check", "Folder", "--normal_dir", "bolt/test/good", "--root", str(root)]) == 0
-    assert main(["check", "btad"]) == 1
-    assert str(root / "btad") in capsys.readouterr().out
+    for name, folder in (("btad", "btad"), ("BTAD", "btad"), ("isic", "ISIC2016"), ("bmad_liver", "BMAD/Liver")):
+        assert main(["check", name]) == 1
+        assert f"in {root / folder}\n" in capsys.readouterr().out
     (root / "bolt/test/good/0.png").write_text("damaged")
     assert main(command) == 1
     assert "1 PROBLEM:" in capsys.readouterr().out
@@ -211,7 +225,8 @@ def test_command_on_a_published_set(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["check", "imagenet"], "There is no dataset 'imagenet'. There are: "),
         (["check", "mvtec", "--categoriez", "[a]"], "MVTecAD: "),
         (["check", "kvasir", "--subset", "isic"], "name the class Medical"),
-        (["check", "Folder", "--mask_dir", "m"], "no abnormal_dir"),
+        (["check", "Folder", "--root", "r", "--mask_dir", "m"], "no abnormal_dir"),
+        (["check", "Folder", "--normal_dir", "good"], "Folder needs --root DIR"),
         (["list", "--roots"], "list takes no --roots"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_set_of_tiles_is_unpacked_beside_them_and_cut(tmp_path: Path) -> None:
     command = ["prepare", "sdd_thirds", "--from", str(packed), "--root", str(root)]
     for _ in range(2):
         assert main(command) == 0
-        assert files(tmp_path / "data/sdd_raw") == files(tmp_path / "made/KolektorSDD")
+        assert files(tmp_path / "data/KolektorSDD") == files(tmp_path / "made/KolektorSDD")
         assert {s.label for s in KolektorSDDThirds(root).samples("test")} == {0, 1}
 
 
