@@ -1,0 +1,108 @@
+"""Tiny networks and inputs of the recorded numbers of the baselines: another recipe than that of `recipe.py`."""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.spec import PosEmbedResize
+from tests.recipe import normal
+
+Network = Literal["B16", "L14"]
+WIDTH = 64
+NETWORKS = {  # patch, native size, size that is run, blocks, embedding
+    "B16": (16, 80, 80, 12, 40),
+    "L14": (14, 42, 70, 24, 48),
+}
+
+
+def value(name: str, shape: tuple[int, ...], scale: float | None = None) -> torch.Tensor:
+    """Returns the tensor of that name; a scale overrides the rule."""
+    z = normal(name, shape)
+    leaf = name.rsplit(".", 1)[-1]
+    if scale is not None:
+        z = z * scale
+    elif name == "logit_scale":
+        z = z * 0 + math.log(1 / 0.07)
+    elif leaf.endswith("bias"):
+        z = z * 0.02
+    elif ".ln_" in f".{name}":
+        z = 1 + 0.1 * z
+    elif name in ("visual.class_embedding", "visual.positional_embedding", "token_embedding.weight"):
+        z = z * 0.5
+    elif name == "positional_embedding":
+        z = z * 0.2
+    elif name in ("visual.proj", "text_projection"):  # [in, out]
+        z = z / math.sqrt(shape[0])
+    else:  # [out, in] or [out, in, kh, kw]
+        z = z / math.sqrt(math.prod(shape[1:]))
+    return torch.tensor(z, dtype=torch.float32)
+
+
+def write_clip(folder: Path, network: Network) -> tuple[Path, Path]:
+    """Writes an open_clip config and weights, and returns the two paths."""
+    patch, native, _, depth, embed = NETWORKS[network]
+    config = {
+        "embed_dim": embed,
+        "vision_cfg": {"image_size": native, "layers": depth, "width": WIDTH, "head_width": 16, "patch_size": patch},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 4},
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual.class_embedding": (WIDTH,),
+        "visual.positional_embedding": (1 + (native // patch) ** 2, WIDTH),
+        "visual.conv1.weight": (WIDTH, 3, patch, patch),
+        "visual.proj": (WIDTH, embed),
+        "token_embedding.weight": (49408, WIDTH),
+        "positional_embedding": (77, WIDTH),
+        "text_projection": (WIDTH, embed),
+        "logit_scale": (),
+    }
+    norms = ["visual.ln_pre", "visual.ln_post", "ln_final"]
+    for tower, blocks in (("visual.transformer", depth), ("transformer", 4)):
+        for index in range(blocks):
+            block = f"{tower}.resblocks.{index}"
+            norms += [f"{block}.ln_1", f"{block}.ln_2"]
+            shapes |= {
+                f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH),
+                f"{block}.attn.in_proj_bias": (3 * WIDTH,),
+                f"{block}.attn.out_proj.weight": (WIDTH, WIDTH),
+                f"{block}.attn.out_proj.bias": (WIDTH,),
+                f"{block}.mlp.c_fc.weight": (4 * WIDTH, WIDTH),
+                f"{block}.mlp.c_fc.bias": (4 * WIDTH,),
+                f"{block}.mlp.c_proj.weight": (WIDTH, 4 * WIDTH),
+                f"{block}.mlp.c_proj.bias": (WIDTH,),
+            }
+    for norm in norms:
+        shapes |= {f"{norm}.weight": (WIDTH,), f"{norm}.bias": (WIDTH,)}
+    config_path, weights_path = folder / f"baseline-{network}.json", folder / f"baseline-{network}.safetensors"
+    config_path.write_text(json.dumps(config))
+    save_file({name: value(name, shape) for name, shape in shapes.items()}, weights_path)
+    return config_path, weights_path
+
+
+def make_backbone(folder: Path, network: Network, pos_embed: PosEmbedResize = "bicubic_antialias") -> ClipBackbone:
+    """Returns the backbone with the recipe's weights, plain GELU, at the size that was run."""
+    config, weights = write_clip(folder, network)
+    size = NETWORKS[network][2]
+    return ClipBackbone(str(config), str(weights), image_size=size, pos_embed=pos_embed, activation="gelu")
+
+
+@lru_cache(maxsize=32)
+def image(index: int, size: int) -> torch.Tensor:
+    """Returns the network input `[3, size, size]` of that number; few-shot references count from 100."""
+    return value(f"image.{index}", (3, size, size), scale=1.0)
+
+
+def mask(index: int, size: int) -> torch.Tensor:
+    """Returns the mask `[size, size]`, uint8, of that image."""
+    rows = ((0.2, 0.6, 0.3, 0.8), None, (0.5, 0.9, 0.1, 0.4), (0.1, 0.3, 0.5, 0.9))[index % 4]
+    drawn = torch.zeros(size, size, dtype=torch.uint8)
+    if rows is not None:
+        top, bottom, left, right = (round(size * fraction) for fraction in rows)
+        drawn[top:bottom, left:right] = 1
+    return drawn
