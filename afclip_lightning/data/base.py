@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample, Split
 
+Facts = TypeVar("Facts")
 Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
 
 
@@ -372,6 +373,17 @@ class AnomalyDataModule(AnomalyData):
         dataset = AnomalyDataset(named, self.preprocess, self.loading)
         order = sampler(dataset) if sampler else None
         return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
+
+
+def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
+    """Returns what is known of one subset of a family.
+
+    Raises:
+        ValueError: There is no such subset.
+    """
+    if subset not in known:
+        raise ValueError(f"subset must be one of {', '.join(known)}; got {subset!r}")
+    return known[subset]
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from afclip_lightning.data.base import AnomalyDataModule, Counts
+from afclip_lightning.data.base import AnomalyDataModule, Counts, facts_of
 from afclip_lightning.data.images import list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
@@ -74,9 +74,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         num_workers: int = 2,
         words: dict[str, str] | None = None,
     ) -> None:
-        if subset not in SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
-        facts = SUBSETS[subset]
+        facts = facts_of(subset, SUBSETS)
         super().__init__(
             root, None, train_split, batch_size, num_workers, {facts.category: facts.word, **(words or {})}
         )

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.lines import read_lines
+from afclip_lightning.data.lines import ListedData, read_lines
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
 
@@ -25,7 +24,7 @@ class Entry(NamedTuple):
     mask: str
 
 
-class Listing(AnomalyDataModule):
+class Listing(ListedData):
     """A dataset whose images a file lists, with paths that start at `root` and stay in it.
 
     A file `.json` is read as AnomalyCLIP's scripts write it: `{"train": {category: [...]}, "test": {...}}` with
@@ -52,6 +51,7 @@ class Listing(AnomalyDataModule):
         ValueError: The file is neither `.json` nor `.jsonl`, or an argument is out of its range.
     """
 
+    kinds = (".json", ".jsonl")
     source = "Your own file, or one that AnomalyCLIP's or AA-CLIP's scripts wrote beside the set that it lists."
     licence = "that of the set"
 
@@ -66,11 +66,7 @@ class Listing(AnomalyDataModule):
         num_workers: int = 2,
         words: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(root, categories, train_split, batch_size, num_workers, words)
-        self.file = self.root / Path(file).expanduser()
-        if self.file.suffix not in (".json", ".jsonl"):
-            raise ValueError(f"file must be a .json or a .jsonl, got {file}")
-        self.name = name or self.root.resolve().name
+        super().__init__(root, file, name, categories, train_split, batch_size, num_workers, words)
         self.layout = f"{self.file.name}, and the images and masks that it names"
 
     def find_categories(self) -> list[str]:
@@ -90,10 +86,6 @@ class Listing(AnomalyDataModule):
         if self.root.is_dir() and not self.file.is_file():
             raise DatasetError(f"Dataset {self.name!r} was not found: there is no file {self.file}.\n{self.source}")
         super().check(stage)
-
-    def missing(self) -> list[Path]:
-        """Returns the file if it is not there; what it names is looked for when samples are asked for."""
-        return [] if self.file.is_file() else [self.file]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.base import AnomalyDataModule, facts_of
 from afclip_lightning.data.images import list_images, pair_masks
 from afclip_lightning.types import Sample, Split
 
@@ -169,9 +169,7 @@ class Medical(AnomalyDataModule):
         num_workers: int = 2,
         words: dict[str, str] | None = None,
     ) -> None:
-        if subset not in SUBSETS:
-            raise ValueError(f"subset must be one of {', '.join(SUBSETS)}; got {subset!r}")
-        self.facts = facts = SUBSETS[subset]
+        self.facts = facts = facts_of(subset, SUBSETS)
         own = {facts.category: facts.word} if facts.word else {}
         super().__init__(root, batch_size=batch_size, num_workers=num_workers, words={**own, **(words or {})})
         self.name = subset

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.lines import read_lines
+from afclip_lightning.data.lines import ListedData, read_lines
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
 
@@ -16,7 +16,7 @@ LABELS = {"0": 0, "normal": 0, "good": 0, "1": 1, "anomalous": 1, "anomaly": 1}
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
-class Table(AnomalyDataModule):
+class Table(ListedData):
     """One's own images, listed in a CSV file with a header, or in a JSONL file with one object a line.
 
     The columns, or keys, are:
@@ -44,6 +44,7 @@ class Table(AnomalyDataModule):
         ValueError: The table is neither `.csv` nor `.jsonl`, or an argument is out of its range.
     """
 
+    kinds = (".csv", ".jsonl")
     source = "Your own data, listed in a table."
     licence = "your own"
 
@@ -58,12 +59,8 @@ class Table(AnomalyDataModule):
         num_workers: int = 2,
         words: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(root, categories, train_split, batch_size, num_workers, words)
-        self.table = self.root / Path(table).expanduser()
-        if self.table.suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"table must be a .csv or a .jsonl, got {table}")
-        self.name = name or self.root.resolve().name
-        self.layout = f"{self.table.name}   columns image, label; mask, category, split where there are any"
+        super().__init__(root, table, name, categories, train_split, batch_size, num_workers, words)
+        self.layout = f"{self.file.name}   columns image, label; mask, category, split where there are any"
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
@@ -77,10 +74,6 @@ class Table(AnomalyDataModule):
             DatasetError: The table is not there or not as it must be.
         """
         return list(dict.fromkeys(row["category"] for _, row in self._rows()))
-
-    def missing(self) -> list[Path]:
-        """Returns the table if it is not there; what it names is looked for when samples are asked for."""
-        return [] if self.table.is_file() else [self.table]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.
@@ -104,15 +97,15 @@ class Table(AnomalyDataModule):
         bare = [image for image in anomalous if image not in masks]
         if masks and bare:
             raise DatasetError(
-                f"{self.table}: {bare[0]} has no mask, but other images of {category!r} have one. Name all masks of a "
+                f"{self.file}: {bare[0]} has no mask, but other images of {category!r} have one. Name all masks of a "
                 "category, or none."
             )
         return self.make_samples(category, split, normal, anomalous, masks if masks or not anomalous else None)
 
     def _rows(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Yields every row, checked and with its defaults, after `file, line n`."""
-        lines = read_lines(self.table)
-        for where, fields in self._csv(lines) if self.table.suffix == ".csv" else self._jsonl(lines):
+        lines = read_lines(self.file)
+        for where, fields in self._csv(lines) if self.file.suffix == ".csv" else self._jsonl(lines):
             if absent := [column for column in REQUIRED if fields.get(column) in (None, "")]:
                 raise DatasetError(f"{where}: there is no {' and no '.join(absent)}. Each image needs both.")
             row = {"mask": "", "category": self.name, "split": "test"}
@@ -127,7 +120,7 @@ class Table(AnomalyDataModule):
         reader = csv.DictReader(line for _, line in lines)
         if absent := [column for column in REQUIRED if column not in (reader.fieldnames or ())]:
             raise DatasetError(
-                f"{self.table}: has no column {', '.join(absent)}. Its first line must name the columns: image and "
+                f"{self.file}: has no column {', '.join(absent)}. Its first line must name the columns: image and "
                 "label, and mask, category and split where there are any."
             )
         yield from zip((where for where, _ in lines[1:]), reader, strict=False)
