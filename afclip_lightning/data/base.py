@@ -337,7 +337,17 @@ class AnomalyDataModule(AnomalyData):
         """Checks the dataset and lists its test split, so that a file without its mask stops a run before it trains.
 
         Lightning calls this on every process.
+
+        Raises:
+            DatasetError: The dataset is not as it must be, or files are skipped in training on several processes.
         """
+        if stage == "fit" and self.loading.on_error == "skip" and _processes() > 1:
+            # one whose whole batch is left out would make a step less, and the others would wait for it for ever
+            raise DatasetError(
+                "on_error is skip, which several processes cannot train with: one may have nothing left to do where "
+                "the others wait for it. Train on one device, or mend the files (`datasets check` lists them) and set "
+                "--loading.on_error raise."
+            )
         self.check(stage)
         self.samples("test")
 
@@ -354,8 +364,8 @@ class AnomalyDataModule(AnomalyData):
         samples = self.samples("test")
         sampler: Callable[[AnomalyDataset], Sampler[int]] = SequentialSampler
         # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if len(samples) < torch.distributed.get_world_size():
+        if _processes():
+            if len(samples) < _processes():
                 raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
             sampler = partial(UnrepeatedDistributedSampler, shuffle=False)
         return self._loader(samples, sampler)
@@ -373,6 +383,12 @@ class AnomalyDataModule(AnomalyData):
         dataset = AnomalyDataset(named, self.preprocess, self.loading)
         order = sampler(dataset) if sampler else None
         return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
+
+
+def _processes() -> int:
+    """Returns how many processes share the run; 0 where it was not started for several."""
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if started else 0
 
 
 def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:

@@ -26,8 +26,7 @@ class Loading:
 
     Attributes:
         on_error: `raise` stops at a file that cannot be read; `skip` leaves its image out and lists it in the run
-            folder. Training on several processes needs `raise`: one whose whole batch is left out would fall behind
-            the others.
+            folder. Training on several processes needs `raise`.
         draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still no smaller than the backbone's
             input. Faster, and the pixels differ a little: leave it off to compare with published numbers.
         cache_mb: Memory for resized images and masks, uint8, a loader; 0 keeps none. What does not fit is decoded

@@ -77,6 +77,18 @@ def test_training_leaves_them_out_too(root: Path) -> None:
     assert len(dataset.skipped) == 2
 
 
+def test_several_processes_do_not_train_and_skip(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    dataset = data(root, Loading(on_error="skip"))
+    with pytest.raises(DatasetError, match=r"on_error is skip.*several processes.*--loading\.on_error raise"):
+        dataset.setup("fit")
+    dataset.setup("test")  # each process tests its own images, and none waits before the end
+    data(root, Loading()).setup("fit")
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    dataset.setup("fit")
+
+
 def test_a_run_lists_what_it_skipped(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     small_config(tmp_path)
