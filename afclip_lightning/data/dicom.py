@@ -20,12 +20,12 @@ def decode_dicom(path: Path) -> Image.Image:
     range. `MONOCHROME1` is turned round, so that bright is bright.
 
     Raises:
-        DatasetError: pydicom is not installed, or the file has several frames, a palette, or colours of more than 8
-            bits.
+        DatasetError: pydicom is not installed, or what it needs to decompress the pixels, or the file has several
+            frames, a palette, or colours of more than 8 bits.
     """
     try:
         from pydicom import dcmread
-        from pydicom.pixels import apply_modality_lut, pixel_array
+        from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
     except ImportError as error:
         raise DatasetError(
             f"{path}: DICOM files need pydicom. Install it: pip install 'afclip_lightning[dicom]'."
@@ -35,6 +35,13 @@ def decode_dicom(path: Path) -> Image.Image:
     frames = int(file.get("NumberOfFrames") or 1)
     if frames > 1:
         raise DatasetError(f"{path}: holds {frames} frames. Save each as a file of its own.")
+    syntax = file.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not (decoder := get_decoder(syntax)).is_available:
+        packages = " or ".join(missing.rpartition("requires ")[2] for missing in decoder.missing_dependencies)
+        raise DatasetError(
+            f"{path}: its pixels are compressed ({syntax.name}), and pydicom needs more packages to read them. Install "
+            f"{packages}, or save the file uncompressed."
+        )
     kind, values = file.PhotometricInterpretation, pixel_array(file)  # [H, W] or [H, W, 3], YBR turned to RGB
     if values.ndim == 3 and values.dtype == np.uint8:
         return Image.fromarray(values)

@@ -98,6 +98,31 @@ def test_dicom_in_colour(tmp_path: Path) -> None:
     assert np.array_equal(read_image(write_dicom(tmp_path / "a.dcm", RGB, "RGB")), RGB)
 
 
+def test_dicom_with_compressed_pixels(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RGB, "RGB")
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.dcmread(path)
+    file.compress(pydicom.uid.RLELossless)
+    file.save_as(path)
+    assert path.stat().st_size != write_dicom(tmp_path / "plain.dcm", RGB, "RGB").stat().st_size
+    assert np.array_equal(read_image(path), RGB)
+
+
+def test_dicom_whose_decoder_is_not_there_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.dcmread(path)
+    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+    file.PixelData = pydicom.encaps.encapsulate([b"whatever it is"])
+    file["PixelData"].VR = "OB"
+    file.save_as(path)
+    decoder = type(pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless))
+    monkeypatch.setattr(decoder, "is_available", False)
+    monkeypatch.setattr(decoder, "missing_dependencies", ["a - requires a>=1", "b - requires b>=2 and c"])
+    with pytest.raises(DatasetError, match=r"a\.dcm: .*JPEG-LS Lossless.*Install a>=1 or b>=2 and c, or save"):
+        read_image(path)
+
+
 def test_dicom_that_is_not_one_picture_is_refused(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=3)
     with pytest.raises(DatasetError, match=r"a\.dcm: holds 3 frames"):
