@@ -4,9 +4,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image
-
-from afclip_lightning.data.images import list_folders, list_images
+from afclip_lightning.data.images import image_size, list_folders, list_images
 from afclip_lightning.data.recipes import Tile, TiledLayout, union_of_masks
 from afclip_lightning.errors import DatasetError
 
@@ -47,11 +45,11 @@ Mask_images/0001_002_00_mask.png    their masks, …_mask1.png and …_mask2.png
             raise DatasetError(f"{raw}: not there: {', '.join(absent)}. It must contain:\n{self.raw_layout}")
         tiles = []
         for folder in list_folders(parts["NODefect_images"]):
-            tiles += [Tile(image, box) for image in list_images(folder) for box in _squares(*_size(image))]
+            tiles += [Tile(image, box) for image in list_images(folder) for box in _squares(*image_size(image))]
         strips = list_images(_unnested(parts["Defect_images"]))
         masks = _masks(strips, list_images(_unnested(parts["Mask_images"])))
         for image in strips:
-            width, height = _size(image)
+            width, height = image_size(image)
             union = union_of_masks(image, (height, width), masks[image])
             kind = f"defect_{image.stem.split('_')[1]}" if "_" in image.stem else "defect"
             boxes = [box for box in _squares(width, height) if union[:, box[0] : box[2]].any()]
@@ -59,15 +57,6 @@ Mask_images/0001_002_00_mask.png    their masks, …_mask1.png and …_mask2.png
         if unmasked := [image.name for image in strips if not masks[image]]:
             warnings.warn(f"AITEX: left out, since they have no mask: {', '.join(unmasked)}.", stacklevel=2)
         return tiles
-
-
-def _size(image: Path) -> tuple[int, int]:
-    """Returns width and height from the file's header."""
-    try:
-        with Image.open(image) as opened:
-            return opened.size
-    except OSError as error:
-        raise DatasetError(f"{image}: cannot be read as an image ({error}). Replace the file.") from error
 
 
 def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:

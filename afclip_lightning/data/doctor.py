@@ -116,8 +116,8 @@ def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False
     _find_duplicates(looked_at, dataset.root, report)
     if not dataset.published_counts and dataset.published_total == (None, None, None):
         report.notes.append("There are no published counts to compare with.")
-    if any(sample.label == UNKNOWN for part in samples.values() for sample in part):
-        report.notes.append("The images have no labels: they can be predicted only.")
+    if unlabelled := sum(sample.label == UNKNOWN for part in samples.values() for sample in part):
+        report.notes.append(f"{unlabelled} images have no labels: they can be predicted only.")
     return report
 
 

@@ -10,10 +10,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from afclip_lightning.errors import DatasetError, UnpairedError
 
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 IMAGE_SUFFIXES = (
-    frozenset({".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm", ".pnm", ".tga"})
+    frozenset({".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif", ".tga", ".pcx", ".qoi"})
+    | frozenset({".jp2", ".j2k", ".jpx", ".jpf", ".pbm", ".pgm", ".ppm", ".pnm", ".sgi", ".ras"})
     | JPEG_SUFFIXES
     | DICOM_SUFFIXES
 )
@@ -196,6 +197,23 @@ def mask_values(path: Path) -> np.ndarray:
     if values.ndim == 2:
         return values
     return values[..., :3].max(axis=-1) if values.shape[-1] >= 3 else values[..., 0]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns width and height from the file's header, as they lie there.
+
+    Raises:
+        DatasetError: The header cannot be read, or the image has more than `MAX_PIXELS` pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except Image.DecompressionBombError as error:
+        raise too_large(path) from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file.") from error
+    check_size(path, *size)
+    return size
 
 
 def upright_shape(path: Path) -> tuple[int, int]:

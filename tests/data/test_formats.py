@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from afclip_lightning.data.folder import Folder
-from afclip_lightning.data.images import MAX_PIXELS, list_images, read_image, read_mask, upright_shape
+from afclip_lightning.data.images import MAX_PIXELS, image_size, list_images, read_image, read_mask, upright_shape
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from tests.layouts import HEIGHT, WIDTH, write_image
@@ -42,7 +42,7 @@ def test_tiff_of_other_numbers_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.ppm", "a.tga", "a.webp", "a.jp2"])
+@pytest.mark.parametrize("name", ["a.gif", "a.ppm", "a.tga", "a.webp", "a.jp2", "a.j2k", "a.dib", "a.pcx", "a.sgi"])
 def test_other_formats_of_pillow(name: str, tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / name, lossless=True)
     assert np.array_equal(read_image(list_images(tmp_path)[0])[..., 1], RAMP)
@@ -156,6 +156,8 @@ def test_image_above_the_limit_is_refused_before_it_is_decoded(side: int, tmp_pa
     assert side * side > MAX_PIXELS
     with pytest.raises(DatasetError, match=r"a\.png: has more than 134,217,728 pixels, the limit .*\(MAX_PIXELS\)"):
         read_image(path)
+    with pytest.raises(DatasetError, match=r"a\.png: has more than"):
+        image_size(path)
     with pytest.raises(DatasetError, match=r"cannot be read"):  # below it the size is no problem, the pixels are
         read_image(write_png_header(path, 11000, 11000))
 

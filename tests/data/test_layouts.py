@@ -17,6 +17,7 @@ from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.bmad import BMAD
 from afclip_lightning.data.btad import BTAD
 from afclip_lightning.data.dagm import CLASSES, DAGM
+from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.dtd_synthetic import DTDSynthetic
 from afclip_lightning.data.magnetic_tile import MagneticTile
 from afclip_lightning.data.medical import Medical
@@ -25,6 +26,7 @@ from afclip_lightning.data.mvtec import MVTecAD
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.visa import VisA
+from afclip_lightning.datasets import find_dataset, list_datasets
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
 from tests.layouts.bmad import write_bmad
@@ -158,6 +160,9 @@ def test_a_new_set_in_this_layout_is_one_short_file(tmp_path: Path, monkeypatch:
     assert dataset.selected_categories() == ["pipe_seam", "plate"]
     assert {s.dataset for s in dataset.samples("test")} == {"weld"}
     assert [dataset.category_word(c) for c in dataset.selected_categories()] == ["pipe seam", "welded plate"]
+    assert "weld" in {row["name"] for row in list_datasets()}
+    report = examine(find_dataset("weld", [], root))
+    assert [row.found == row.published for row in report.categories] == [True, True]
 
 
 def test_files_of_sets_in_this_layout_are_short() -> None:
