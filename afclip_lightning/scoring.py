@@ -40,9 +40,16 @@ def prototypes(text_embeddings: Tensor) -> Tensor:
     return F.normalize(torch.stack([normal, abnormal], dim=-2), dim=-1)
 
 
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns patch-level maps `[B, h, w]` at pixel level, `[B, *size]`, bilinear, differentiable, float32."""
-    return F.interpolate(maps[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+def enlarge(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Returns patch-level maps `[B, h, w]` at pixel level, `[B, *size]`, bilinear, differentiable, float32.
+
+    Args:
+        maps: `[B, h, w]`.
+        size: Height and width in pixels.
+        align_corners: Whether the centres of the corner patches lie on the corner pixels, not a patch's centre on its
+            own (AnoVL's and MuSc's codes).
+    """
+    return F.interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
 def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
