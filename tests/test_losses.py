@@ -5,8 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afclip_lightning.losses import binary_focal_loss, patch_alignment_loss, patch_targets
+from afclip_lightning.losses import (
+    binary_focal_loss,
+    dice_loss,
+    map_losses,
+    orthogonality_loss,
+    patch_alignment_loss,
+    patch_targets,
+    prior_loss,
+    two_class_focal_loss,
+)
 from tests.reference import afclip_naive as naive
+from tests.reference import faprompt_naive
 
 
 def test_focal_equals_the_loop_and_survives_saturation() -> None:
@@ -70,3 +80,44 @@ def test_alignment_without_both_kinds_is_zero_with_zero_gradient(value: float) -
     assert loss == 0
     assert not tokens.grad.any()
     assert patch_alignment_loss(tokens[:0], torch.zeros(0, 4)) == 0
+
+
+def test_map_losses_equal_the_loops() -> None:
+    rng = np.random.default_rng(0)
+    maps, masks = rng.random((3, 4, 5)), (rng.random((3, 4, 5)) < 0.3).astype(np.uint8)
+    masks[1] = 0
+    maps[0, 0, :2], masks[0, 0, :2] = [0.0, 1.0], [1, 0]  # saturated and wrong
+    losses = map_losses(torch.from_numpy(maps), torch.from_numpy(masks))
+    focal = faprompt_naive.focal(maps.flatten().tolist(), masks.flatten().tolist())
+    torch.testing.assert_close(losses["focal"].item(), focal, rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses["dice_abnormal"].item(), faprompt_naive.dice(maps, masks), rtol=1e-5, atol=0)
+    normal = faprompt_naive.dice(1 - maps, 1 - masks)
+    torch.testing.assert_close(losses["dice_normal"].item(), normal, rtol=1e-5, atol=0)
+
+
+def test_map_losses_of_a_perfect_map_are_nearly_zero() -> None:
+    mask = torch.zeros(2, 6, 6)
+    mask[0, 1:4, 2:5] = 1
+    for name, loss in map_losses(mask.clone(), mask).items():
+        torch.testing.assert_close(loss.item(), 0.0, rtol=0, atol=1e-6, msg=name)
+    assert dice_loss(1 - mask, mask) > 0.9
+
+
+def test_orthogonality_and_prior_equal_the_loops() -> None:
+    rng = np.random.default_rng(1)
+    embeddings, priors, labels = rng.normal(size=(5, 7)), rng.normal(size=(4, 6)), [0, 1, 0, 1]
+    orthogonal = orthogonality_loss(torch.from_numpy(embeddings))
+    torch.testing.assert_close(orthogonal.item(), faprompt_naive.orthogonality(embeddings), rtol=1e-5, atol=0)
+    assert orthogonality_loss(torch.from_numpy(embeddings[:1])) == 0
+    assert orthogonality_loss(torch.eye(4)) == 0
+    summed = prior_loss(torch.from_numpy(priors), torch.tensor(labels))
+    torch.testing.assert_close(summed.item(), faprompt_naive.prior(priors, labels), rtol=1e-5, atol=0)
+    assert prior_loss(torch.from_numpy(priors), torch.ones(4)) == 0
+
+
+def test_losses_of_half_precision_are_float32() -> None:
+    probability, mask = torch.rand(2, 3, 3).bfloat16(), torch.ones(2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = [*map_losses(probability, mask).values(), orthogonality_loss(torch.rand(3, 4).bfloat16())]
+        losses += [prior_loss(torch.rand(2, 4).bfloat16(), torch.zeros(2)), two_class_focal_loss(probability, mask)]
+    assert {loss.dtype for loss in losses} == {torch.float32}

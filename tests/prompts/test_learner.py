@@ -1,0 +1,93 @@
+"""Learnable prompts against whole sequences built token by token."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
+from tests.test_backbone import SMALL, small_config
+
+
+def embed_one(backbone: ClipBackbone, slots: list[Tensor], words: str, deep: Tensor) -> Tensor:
+    """One prompt, filled to the context length, its deep tokens written in one by one; returns `[D]`."""
+    text = backbone.text
+    ids = backbone.tokenize([words])[0]
+    embedded = list(text.token_embedding(ids))
+    sequence = [embedded[0], *slots, *embedded[1:]][: text.context_length]
+    end = len(slots) + int(ids.argmax())
+    hidden = (torch.stack(sequence) + text.positional_embedding)[None]
+    for index, block in enumerate(text.transformer.resblocks):
+        if 1 <= index <= len(deep):
+            hidden = hidden.clone()
+            for position, token in enumerate(deep[index - 1]):
+                hidden[0, 1 + position] = token
+        hidden = block(hidden, attn_mask=text.attn_mask)
+    return text.ln_final(hidden[0, end]) @ text.text_projection
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> ClipBackbone:
+    text = {**SMALL["text_cfg"], "layers": 4}
+    return ClipBackbone(small_config(tmp_path, text_cfg=text), "random", image_size=None)
+
+
+@pytest.mark.parametrize("compound", [True, False])
+@pytest.mark.parametrize(("normal", "abnormal"), [("object.", "damaged object."), ("a plain object.", "object.")])
+def test_prompts_equal_sequences_built_by_hand(
+    backbone: ClipBackbone, compound: bool, normal: str, abnormal: str
+) -> None:
+    torch.manual_seed(0)
+    deep = DeepTokens(backbone, depth=3, n_tokens=2, init_std=1.0)
+    prompts = ObjectPrompts(backbone, normal, abnormal, 3, 2, 4, compound, deep, init_std=1.0)
+    shared = list(prompts.normal_tokens[0]) if compound else []
+    expected = [embed_one(backbone, list(prompts.normal_tokens[0]), normal, deep())]
+    expected += [embed_one(backbone, shared + list(own), abnormal, deep()) for own in prompts.abnormal_tokens]
+    torch.testing.assert_close(prompts(backbone), torch.stack(expected), rtol=1e-4, atol=1e-5)
+    prior = torch.randn(2, backbone.text.width)
+    adapted = prompts.adapted(backbone, prior)
+    assert adapted.shape == (2, 4, 16)
+    for row, bias in zip(adapted, prior, strict=True):
+        for one, own in zip(row, prompts.abnormal_tokens, strict=True):
+            alone = embed_one(backbone, shared + [token + bias for token in own], abnormal, deep())
+            torch.testing.assert_close(one, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prompts.adapted(backbone, torch.zeros(1, 16))[0], prompts(backbone)[1:])
+
+
+def test_deep_tokens_are_rounded_only_if_asked(backbone: ClipBackbone) -> None:
+    torch.manual_seed(0)
+    plain, rounded = DeepTokens(backbone, 3), DeepTokens(backbone, 3, half=True)
+    assert torch.equal(plain(), plain.tokens)
+    assert torch.equal(rounded(), rounded.tokens.half().float())
+    assert not torch.equal(rounded(), rounded.tokens)
+    assert len(DeepTokens(backbone, 1)()) == 0
+
+
+def test_a_text_tower_that_is_not_causal_gets_whole_sequences(tmp_path: Path) -> None:
+    vision = {
+        "image_size": 224,
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+    }
+    text = {**SMALL["text_cfg"], "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    config = small_config(tmp_path, "last-pooled", vision_cfg=vision, text_cfg=text, custom_text=True)
+    backbone = ClipBackbone(config, "random", image_size=32)
+    prompts = ObjectPrompts(backbone, "object.", "damaged object.", 3, 2, 2)
+    assert prompts(backbone).shape == (3, 16)
+    lengths = {prompts.normal_words.shape[0] + 3, prompts.abnormal_words.shape[0] + 5}
+    assert lengths == {backbone.text.context_length}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [((0, 2, 1), "at least 1, got 0"), ((3, 2, 0), "0 abnormal prompts"), ((80, 2, 1), "77, got")],
+)
+def test_bad_numbers_are_refused(backbone: ClipBackbone, numbers: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ObjectPrompts(backbone, "object.", "object.", *numbers)
+    with pytest.raises(ValueError, match="within 1 to 4, got 9"):
+        DeepTokens(backbone)
