@@ -57,6 +57,8 @@ class Batch:
         samples: The B samples that the rows were read from.
         region_area: `[B, H, W]`, int32, area in pixels of the anomalous region of each pixel, 0 = normal; `None` in
             training, which has no use for it.
+        reference: `[B, R, 3, H, W]`, as `image`: unlabelled images of the same category to look at beside it, in
+            evaluation; `None` unless the method asked for them.
     """
 
     image: Tensor
@@ -65,6 +67,7 @@ class Batch:
     mask_known: Tensor
     samples: list[Sample]
     region_area: Tensor | None = None
+    reference: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on another device; Lightning calls this."""
@@ -77,8 +80,8 @@ class Batch:
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         image, mask, label, known = map(change, (self.image, self.mask, self.label, self.mask_known))
-        area = None if self.region_area is None else change(self.region_area)
-        return Batch(image, mask, label, known, self.samples, area)
+        area, reference = (None if t is None else change(t) for t in (self.region_area, self.reference))
+        return Batch(image, mask, label, known, self.samples, area, reference)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Writes down which images a run used for few-shot and which it left out."""
+"""Writes down which images a run used for few-shot or as references, and which it left out."""
 
 from pathlib import Path
 
@@ -8,27 +8,27 @@ from afclip_lightning.files import write_json
 
 
 class DataRecord(Callback):
-    """Writes `few_shot.json`, the images by path, and `skipped.json`, the images that could not be read.
+    """Writes `few_shot.json` and `pairs.json`, images by path, and `skipped.json`, those that could not be read.
 
-    Neither is written where there is nothing to say. Over several processes each lists what it skipped itself, with
+    None is written where there is nothing to say. Over several processes each lists what it skipped itself, with
     the rank in the file's name.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the few-shot images."""
-        self._write_few_shot(trainer)
+        """Writes the few-shot images and the references."""
+        self._write_draws(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_fit_start`."""
-        self._write_few_shot(trainer)
+        self._write_draws(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_fit_start`."""
-        self._write_few_shot(trainer)
+        self._write_draws(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_fit_start`."""
-        self._write_few_shot(trainer)
+        self._write_draws(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what was skipped so far."""
@@ -50,11 +50,13 @@ class DataRecord(Callback):
         """See `on_train_epoch_end`."""
         self._write_skipped(trainer)
 
-    def _write_few_shot(self, trainer: Trainer) -> None:
+    def _write_draws(self, trainer: Trainer) -> None:
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]
-        draws = [draw for part in parts for draw in part.drawn.values()]
-        if draws and trainer.is_global_zero:
-            write_json(Path(trainer.default_root_dir) / "few_shot.json", draws)
+        few_shot = [draw for part in parts for draw in part.drawn.values()]
+        pairs = [draw for part in parts for draw in part.paired.values()]
+        for name, draws in (("few_shot.json", few_shot), ("pairs.json", pairs)):
+            if draws and trainer.is_global_zero:
+                write_json(Path(trainer.default_root_dir) / name, draws)
 
     def _write_skipped(self, trainer: Trainer) -> None:
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]

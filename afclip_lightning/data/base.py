@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 import afclip_lightning.data
 from afclip_lightning.data.images import list_folders, list_images
 from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
+from afclip_lightning.data.pairs import Pairing, draw_references
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample, Split
@@ -69,6 +70,14 @@ class AnomalyData(LightningDataModule, ABC):
             DatasetError: A category has fewer normal training images than `k_shot`.
         """
 
+    @abstractmethod
+    def pair(self, pairing: Pairing) -> None:
+        """Gives each tested image references from its own category, in the test loaders made from now on.
+
+        Raises:
+            DatasetError: A category has too few images.
+        """
+
 
 class AnomalyDataModule(AnomalyData):
     """One dataset. A subclass names it, says how it lies on disk and lists its samples.
@@ -90,6 +99,8 @@ class AnomalyDataModule(AnomalyData):
         loading: How images are read. The command line sets it, for all datasets of a run.
         few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them; the command line sets it.
         drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
+        pairing: How tested images are paired; `None` if they are not. Set by `pair`.
+        paired: The references of each `(dataset, category)`, for the run folder.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         name: Name of the dataset in metric keys and tables.
         folder: Its folder in the one that holds all datasets, as the configs have it; empty where that is `name`.
@@ -141,6 +152,8 @@ class AnomalyDataModule(AnomalyData):
         self.loading = Loading()
         self.few_shot_dir: Path | None = None
         self.drawn: dict[tuple[str, str], dict[str, Any]] = {}
+        self.pairing: Pairing | None = None
+        self.paired: dict[tuple[str, str], dict[str, Any]] = {}
         self.skipped: dict[Path, str] = {}
 
     @classmethod
@@ -333,6 +346,24 @@ class AnomalyDataModule(AnomalyData):
             )
         return self.make_samples(category, "train", images, [], None)
 
+    def pair(self, pairing: Pairing) -> None:
+        """Gives each image of the test split references from its own category, and notes them in `paired`.
+
+        Which they are depends on neither batches nor processes; see `draw_references`.
+
+        Raises:
+            DatasetError: A category has too few images.
+        """
+        samples = self.samples("test")
+        references = draw_references(samples, pairing)
+        self.pairing = pairing
+        self.paired.clear()  # and not a new one: a copy that is tested on shares its record, as it does `drawn`
+        paths = [Path(os.path.relpath(sample.image_path, self.root)).as_posix() for sample in samples]
+        for sample, path, others in zip(samples, paths, references, strict=True):
+            record = {"dataset": self.name, "category": sample.category, "seed": pairing.seed, "root": str(self.root)}
+            of_category = self.paired.setdefault((self.name, sample.category), {**record, "references": {}})
+            of_category["references"][path] = [paths[position] for position in others]
+
     def setup(self, stage: str) -> None:
         """Checks the dataset and lists its test split, so that a file without its mask stops a run before it trains.
 
@@ -368,19 +399,23 @@ class AnomalyDataModule(AnomalyData):
             if len(samples) < _processes():
                 raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
             sampler = partial(UnrepeatedDistributedSampler, shuffle=False)
-        return self._loader(samples, sampler)
+        references = draw_references(samples, self.pairing) if self.pairing else None
+        return self._loader(samples, sampler, references)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split."""
         return self.test_dataloader()
 
     def _loader(
-        self, samples: Sequence[Sample], sampler: Callable[[AnomalyDataset], Sampler[int]] | None = None
+        self,
+        samples: Sequence[Sample],
+        sampler: Callable[[AnomalyDataset], Sampler[int]] | None = None,
+        references: Sequence[Sequence[int]] | None = None,
     ) -> DataLoader[Batch]:
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
         named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
-        dataset = AnomalyDataset(named, self.preprocess, self.loading)
+        dataset = AnomalyDataset(named, self.preprocess, self.loading, references)
         order = sampler(dataset) if sampler else None
         return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
 

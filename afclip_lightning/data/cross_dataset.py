@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.pairs import Pairing
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
@@ -105,6 +106,16 @@ class CrossDataset(AnomalyData):
             DatasetError: A category has fewer normal training images than `k_shot`.
         """
         return {key: drawn for dataset in self.test_sets for key, drawn in dataset.few_shot(k_shot, seed).items()}
+
+    def pair(self, pairing: Pairing) -> None:
+        """Gives each image of the test datasets in use references from its own category.
+
+        Raises:
+            DatasetError: A category has too few images.
+        """
+        self.train_set.pairing = pairing  # for `seen_if_alone`, which tests on a copy of it
+        for dataset in self.test_sets:
+            dataset.pair(pairing)
 
     def prepare_data(self) -> None:
         """Lets every dataset that is read make what it makes on disk."""

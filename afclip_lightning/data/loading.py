@@ -4,6 +4,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch, Sample
 
-Item = tuple[np.ndarray, np.ndarray | None, Sample]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
+Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
+Item = tuple[np.ndarray, np.ndarray | None, Sample, list[np.ndarray]]  # the same, the sample, its references' images
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Loading:
     """How images are read, the same for every dataset of a run.
 
     Attributes:
-        on_error: `raise` stops at a file that cannot be read; `skip` leaves its image out and lists it in the run
-            folder. Training on several processes needs `raise`.
+        on_error: `raise` stops at a file that cannot be read; `skip` leaves its image out, and those that it is a
+            reference of, and lists them in the run folder. Training on several processes needs `raise`.
         draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still no smaller than the backbone's
             input. Faster, and the pixels differ a little: leave it off to compare with published numbers.
         cache_mb: Memory for resized images and masks, uint8, a loader; 0 keeps none. What does not fit is decoded
@@ -93,10 +95,18 @@ class AnomalyDataset(Dataset[Any]):
         samples: The samples.
         preprocess: Turns a decoded image and mask into tensors.
         loading: Whether to decode drafts and to cache; `on_error` is for the loader.
+        references: Positions in `samples` of each sample's reference images, equally many; `None` for none.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, loading: Loading | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocess: Preprocess,
+        loading: Loading | None = None,
+        references: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.samples = list(samples)
+        self.references = references
         self.preprocess = preprocess
         self.draft = preprocess.image_size if loading and loading.draft else None
         self.cache = None
@@ -112,7 +122,7 @@ class AnomalyDataset(Dataset[Any]):
         Raises:
             DatasetError: See `read`.
         """
-        image, mask, sample = self.read(index)
+        image, mask, sample, _ = self.read(index)
         images, masks = self.preprocess.to_tensors([image], [mask])
         return images[0], masks[0], sample
 
@@ -121,21 +131,26 @@ class AnomalyDataset(Dataset[Any]):
         return [self.read(index) for index in indices]
 
     def read(self, index: int) -> Item:
-        """Returns an image and, where there is one, its mask, resized and not yet normalised, and the sample.
+        """Returns an image, its mask where there is one, the sample and its references, resized, not yet normalised.
 
         Raises:
-            DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
+            DatasetError: The image, its mask or a reference cannot be read, the sizes of image and mask differ, or the
+                mask marks nothing.
         """
         sample = self.samples[index]
-        resized: tuple[np.ndarray, np.ndarray | None] | None = self.cache.get(index) if self.cache else None
+        image, mask = self._resized(index)
+        references = [self._resized(other)[0] for other in self.references[index]] if self.references else []
+        return image, mask if sample.mask_path else None, sample, references
+
+    def _resized(self, index: int) -> Pixels:
+        resized: Pixels | None = self.cache.get(index) if self.cache else None
         if resized is None:
-            resized = self.preprocess.resize(*self._decode(sample))
+            resized = self.preprocess.resize(*self._decode(self.samples[index]))
             if self.cache:
                 self.cache.put(index, *resized)
-        image, mask = resized
-        return image, mask if sample.mask_path else None, sample
+        return resized
 
-    def _decode(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+    def _decode(self, sample: Sample) -> Pixels:
         """Returns image `[H, W, 3]` and mask `[H, W]`, uint8; see `read`."""
         image = read_image(sample.image_path, self.draft)
         if sample.mask_path is None:
@@ -170,6 +185,7 @@ class Parcel:
         images: `[B, S, S, 3]`, uint8.
         masks: `[M, S, S]`, uint8, of the samples that have a mask, in their order.
         areas: `[M, S, S]`, int32, their regions; `None` in training.
+        references: `[B * R, S, S, 3]`, uint8, the references of the first sample, then those of the next.
     """
 
     preprocess: Preprocess
@@ -177,6 +193,7 @@ class Parcel:
     images: Sequence[np.ndarray]
     masks: Sequence[np.ndarray]
     areas: Sequence[np.ndarray] | None
+    references: Sequence[np.ndarray]
 
     def open(self) -> Batch:
         """Returns the batch."""
@@ -194,19 +211,22 @@ class Parcel:
             batch.region_area = torch.zeros(mask.shape, dtype=torch.int32)
             for row, area in zip(marked, self.areas, strict=True):
                 batch.region_area[row] = torch.from_numpy(area)
+        if len(self.references):
+            pixels, _ = self.preprocess.to_tensors(self.references, [None] * len(self.references))
+            batch.reference = pixels.unflatten(0, (len(self.samples), -1))
         return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns how the parcel is opened where it arrives."""
-        pixels = (self.images, self.masks, self.areas)
+        pixels = (self.images, self.masks, self.areas, self.references)
         # the library's own function, which stacks straight into shared memory
         stacked = (default_collate(list(arrays)) if arrays else None for arrays in pixels)
         return _open_parcel, (self.preprocess, self.samples, self.areas is not None, *stacked)
 
 
 def _open_parcel(preprocess: Preprocess, samples: list[Sample], regions: bool, *stacked: torch.Tensor | None) -> Batch:
-    images, masks, areas = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
-    return Parcel(preprocess, samples, images, masks, areas if regions else None).open()
+    images, masks, areas, references = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
+    return Parcel(preprocess, samples, images, masks, areas if regions else None, references).open()
 
 
 @dataclass(frozen=True)
@@ -223,10 +243,10 @@ class Collate:
 
     def __call__(self, items: Sequence[Item]) -> Batch | Parcel:
         """Returns the batch; in a loader's process as a parcel, which arrives as a batch."""
-        images, all_masks, samples = zip(*items, strict=True)
+        images, all_masks, samples, references = zip(*items, strict=True)
         masks = [mask for mask in all_masks if mask is not None]
         areas = [region_areas(mask) for mask in masks] if self.regions else None
-        parcel = Parcel(self.preprocess, list(samples), images, masks, areas)
+        parcel = Parcel(self.preprocess, list(samples), images, masks, areas, list(chain.from_iterable(references)))
         return parcel if get_worker_info() else parcel.open()
 
 
