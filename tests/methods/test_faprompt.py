@@ -9,10 +9,9 @@ import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.errors import CheckpointError
-from afclip_lightning.losses import orthogonality_loss
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
-from tests.methods.contract import batch_of, saved, score, take, train_step
+from tests.methods.contract import batch_of, saved, score, take
 from tests.reference import faprompt_naive as naive
 from tests.test_backbone import small_config
 
@@ -122,22 +121,18 @@ def test_switches_leave_their_terms_out(tiny: ClipBackbone) -> None:
     assert terms(image_ce_weight=1.0) - full == {"image_ce"}
 
 
-def test_the_losses_keep_prompts_apart_and_the_prior_of_normal_images_small(tiny: ClipBackbone) -> None:
-    batch = take(batch_of(), [0, 2])
-
-    def trained(**arguments: Any) -> tuple[float, float]:
-        model = faprompt(tiny, prompt_init_std=0.02, **arguments)
-        optimizer = model.configure_optimizers()
-        for _ in range(10):
-            train_step(model, optimizer, batch)
-        with torch.no_grad():
-            text = model.embed_text()
-            prior = model.evaluate(model.extract(batch), text).prior
-        return orthogonality_loss(text[1:]).item(), prior.square().mean().item()
-
-    both, neither = trained(), trained(cap_orthogonal=False, prior_loss=False)
-    assert both[0] < neither[0]
-    assert both[1] < neither[1]
+@pytest.mark.parametrize(("term", "rows"), [("orthogonal", [0, 1]), ("prior", [0, 2])])
+def test_a_term_alone_can_be_trained_away(tiny: ClipBackbone, term: str, rows: list[int]) -> None:
+    model, batch = faprompt(tiny, prompt_init_std=0.02), take(batch_of(), rows)
+    optimizer = model.configure_optimizers()
+    values = []
+    for _ in range(8):
+        loss = model.loss(model.extract(batch), batch)[term]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.9 * values[0]
 
 
 @pytest.mark.parametrize(
