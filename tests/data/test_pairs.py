@@ -17,7 +17,7 @@ from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.pairs import Pairing, draw_references
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import Sample
+from afclip_lightning.types import Batch, Sample
 from tests.layouts import write_image
 from tests.layouts.mvtec import write_mvtec
 
@@ -123,6 +123,27 @@ def test_batches_hold_the_noted_references(root: Path, n: int, batch_size: int, 
             assert torch.equal(reference, torch.stack([pixels[other] for other in names(dataset)[path]]))
             seen += 1
     assert seen == 9
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_processes_do_not_change_the_references(root: Path, replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = data(root, Pairing(1, 0))
+    expected = {s.image_path: image for batch in dataset.test_dataloader() for s, image in _references(batch)}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: replicas)
+    seen = []
+    for rank in range(replicas):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        for batch in data(root, Pairing(1, 0)).test_dataloader():
+            for sample, image in _references(batch):
+                assert torch.equal(image, expected[sample.image_path])
+                seen.append(sample.image_path)
+    assert sorted(seen) == sorted(expected)
+
+
+def _references(batch: Batch) -> list[tuple[Sample, torch.Tensor]]:
+    assert batch.reference is not None
+    return list(zip(batch.samples, batch.reference, strict=True))
 
 
 def test_a_batch_keeps_its_references_on_another_device(root: Path) -> None:
