@@ -52,6 +52,22 @@ def enlarge(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     return F.interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
+def pool_and_enlarge(maps: Tensor, size: int) -> Tensor:
+    """Returns patch-level maps averaged over 3 × 3 patches, at pixel level: corners aligned, bilinear, float32.
+
+    Args:
+        maps: `[B, h, w]`; beyond its border the map goes on with the border's values.
+        size: Side of the square output in pixels.
+
+    Returns:
+        `[B, size, size]`.
+
+    Reference: AnoVL's official code.
+    """
+    padded = F.pad(maps[:, None].float(), (1, 1, 1, 1), mode="replicate")
+    return enlarge(F.avg_pool2d(padded, 3, stride=1)[:, 0], (size, size), align_corners=True)
+
+
 def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
     """Returns patch-level maps at pixel level: bilinear upsampling, then a Gaussian filter.
 

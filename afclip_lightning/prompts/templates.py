@@ -207,6 +207,18 @@ def in_domain(templates: Sequence[str], domain: Sequence[str]) -> tuple[str, ...
     return tuple(_with_medium(template, medium) for medium in domain for template in templates)
 
 
+def domain_aware(word: str, texture: bool) -> tuple[list[str], list[str]]:
+    """Returns AnoVL's normal and abnormal sentences, 462 each, templates outermost.
+
+    Args:
+        word: What the category is called.
+        texture: Whether it is a texture, and not an object.
+    """
+    templates = in_domain(WINCLIP_TEMPLATES, ANOVL_TEXTURE_DOMAIN if texture else ANOVL_OBJECT_DOMAIN)
+    normal, abnormal = (sentences(states, templates, word, "template") for states in (ANOVL_NORMAL, ANOVL_ABNORMAL))
+    return normal, abnormal
+
+
 def _with_medium(template: str, medium: str) -> str:
     article = "an" if medium[0] in "aeiou" else "a"
     return re.sub(r"\b(a )?photo\b", lambda found: f"{article} {medium}" if found[1] else medium, template)
