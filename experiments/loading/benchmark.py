@@ -9,10 +9,12 @@ loaders do the same work in batches, with regions labelled as for evaluation. A 
 turn, so that all meet the same state of the machine; reported is the median of the ratios within the rounds.
 Starting the processes counts, as it does in a run. With a cache the pass is timed that finds every image in it.
 
+Plain loops in as many processes, each with its share of the files, send nothing anywhere: what the cores allow.
 A draft can only help with JPEG files of at least twice the side of the input: at the default size there are none.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
@@ -54,6 +56,19 @@ def plain_loop(paths: list[Path], side: int) -> int:
         with Image.open(path) as image:
             resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - mean) / std
+    return len(paths)
+
+
+def plain_loops(paths: list[Path], side: int, processes: int) -> int:
+    """Reads every image in as many processes, which keep what they read to themselves; returns how many there were."""
+    fork = multiprocessing.get_context("fork")
+    loops = [fork.Process(target=plain_loop, args=(paths[i::processes], side)) for i in range(processes)]
+    for loop in loops:
+        loop.start()
+    for loop in loops:
+        loop.join()
+        if loop.exitcode:
+            raise RuntimeError("a process of the plain loop failed")
     return len(paths)
 
 
@@ -111,7 +126,10 @@ def main(args: list[str]) -> None:
             f"loader, {options.workers} workers, draft": (options.workers, Loading(draft=True)),
             f"loader, {options.workers} workers, cache": (options.workers, Loading(cache_mb=4096)),
         }
-        passes: dict[str, Pass] = {"plain Pillow loop": lambda: plain_loop(paths, options.input)}
+        passes: dict[str, Pass] = {
+            "plain Pillow loop": lambda: plain_loop(paths, options.input),
+            f"plain loops in {options.workers} processes": lambda: plain_loops(paths, options.input, options.workers),
+        }
         for name, (workers, loading) in kinds.items():
             passes[name] = loader_pass(paths, options.input, options.batch_size, workers, loading)
         speeds = measure(passes, options.rounds)

@@ -21,6 +21,9 @@ def test_every_pass_walks_all_images(tmp_path: Path) -> None:
     paths = sorted((tmp_path / "images").iterdir())
     assert [path.suffix for path in paths] == [".png", ".jpg", ".png", ".jpg", ".png"]
     assert benchmark.plain_loop(paths, 28) == 5
+    assert benchmark.plain_loops(paths, 28, 2) == 5
+    with pytest.raises(RuntimeError, match="a process of the plain loop failed"):
+        benchmark.plain_loops([tmp_path / "gone.png"], 28, 1)
     for loading in (Loading(), Loading(draft=True), Loading(cache_mb=1)):
         assert benchmark.loader_pass(paths, 28, 2, 0, loading)() == 5
 
@@ -34,4 +37,4 @@ def test_the_script_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture
     small = ["--count=3", "--size=40", "--input=28", "--workers=1", "--rounds=1", "--format=jpg"]
     benchmark.main([*small, f"--json={tmp_path / 'r.json'}"])
     assert "| plain Pillow loop | 1.00× |" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "r.json").read_text())["ratios"]) == 6
+    assert len(json.loads((tmp_path / "r.json").read_text())["ratios"]) == 7
