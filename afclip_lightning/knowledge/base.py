@@ -1,0 +1,184 @@
+"""Knowledge bases: files that say, for each category of a dataset, what an abnormal item looks like.
+
+A base is a YAML file. `sentences` is required, the rest is not:
+
+    provenance: {generator: written by hand, date: 2026-11-24}
+    sentences:
+      bottle:
+        - A tiny chip interrupts the smooth circular edge of the bottle neck.
+    images:
+      bottle/test/broken_small/000.png: The bottle has a small bright chip at the upper left of its rim.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from open_clip.tokenizer import SimpleTokenizer
+
+from afclip_lightning.errors import UserError
+
+MAX_TOKENS = 75  # of a sentence; CLIP's context of 77 has a start and an end token too
+
+_FOLDER = Path(__file__).parent
+_KEYS = ("provenance", "sentences", "images")
+
+
+def bases() -> list[str]:
+    """Returns the names of the bases that the project brings, each that of its dataset."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_knowledge(source: str | Path, categories: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Returns the sentences of each category, checked, in the order of `categories`.
+
+    Training alone reads a base, and it passes the categories that it trains on: nothing of a category that is only
+    tested is returned, so that no word about it can reach a zero-shot model.
+
+    Args:
+        source: One of `bases()`, or the path of a file of one's own, which ends in `.yaml` or `.yml`.
+        categories: Categories to return; those of the whole file by default.
+
+    Raises:
+        UserError: There is no such base, it lacks one of the categories, or a sentence is empty or has more than
+            `MAX_TOKENS` tokens.
+
+    Reference: KAnoCLIP, Sec. 2.2.1.
+    """
+    path, content = _read(source)
+    table = content.get("sentences")
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{path}: has no `sentences`. Put a list of sentences a category under that key.")
+    wanted = list(table) if categories is None else list(categories)
+    for category in wanted:
+        if category not in table:
+            raise UserError(
+                f"{path}: has no sentences for the category {category!r}. Add some, or choose another base; this one "
+                f"has: {', '.join(map(str, table))}."
+            )
+    return {category: _sentences(table[category], f"{path}: {category}") for category in wanted}
+
+
+def load_image_sentences(source: str | Path) -> dict[str, str]:
+    """Returns the sentences that a base holds about single images, by the image's path in its dataset; often none.
+
+    Args:
+        source: As for `load_knowledge`.
+
+    Raises:
+        UserError: There is no such base, or a sentence is empty or too long.
+    """
+    path, content = _read(source)
+    table = content.get("images", {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: `images` must hold a sentence an image path, got {type(table).__name__}.")
+    return {str(key): _sentence(text, f"{path}: {key}") for key, text in table.items()}
+
+
+def load_provenance(source: str | Path) -> dict[str, Any]:
+    """Returns what a base says of its own origin; nothing if it says nothing.
+
+    Args:
+        source: As for `load_knowledge`.
+
+    Raises:
+        UserError: There is no such base.
+    """
+    path, content = _read(source)
+    origin = content.get("provenance", {})
+    if not isinstance(origin, dict):
+        raise UserError(f"{path}: `provenance` must be a mapping, got {type(origin).__name__}.")
+    return origin
+
+
+def image_sentence(sentences: Mapping[str, str], image_path: PurePath) -> str | None:
+    """Returns the sentence about an image, wherever its dataset lies; `None` if there is none.
+
+    Args:
+        sentences: From `load_image_sentences`.
+        image_path: The image; its last parts are the path in the dataset.
+    """
+    parts = image_path.parts
+    tails = ("/".join(parts[first:]) for first in range(len(parts)))
+    return next((sentences[tail] for tail in tails if tail in sentences), None)
+
+
+def knowledge_digest(sentences: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of sentences by key, whatever the order of the keys: for checkpoints and records of runs."""
+    return hashlib.sha256(json.dumps(sentences, sort_keys=True).encode()).hexdigest()
+
+
+def render_base(
+    sentences: Mapping[str, Sequence[str]], images: Mapping[str, str], provenance: Mapping[str, Any]
+) -> str:
+    """Returns a base as the text of its file."""
+    content: dict[str, Any] = {
+        "provenance": dict(provenance),
+        "sentences": {category: list(lines) for category, lines in sentences.items()},
+    }
+    if images:
+        content["images"] = dict(images)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=116)
+    return text
+
+
+def count_tokens(text: str) -> int:
+    """Returns how many tokens CLIP's tokenizer makes of a text, without the start and the end token."""
+    return len(_tokenizer().encode(text))
+
+
+@cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = Path(source).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        if str(source) not in bases():
+            raise UserError(
+                f"There is no knowledge base {str(source)!r}. There are: {', '.join(bases())}; or give the path of a "
+                "file of your own, ending in .yaml."
+            )
+        path = _FOLDER / f"{source}.yaml"
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Give a name of {', '.join(bases())} or a file.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}). Mend the file.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold `sentences`, by category, got {type(content).__name__}.")
+    if stray := [key for key in content if key not in _KEYS]:
+        raise UserError(f"{path}: has {stray[0]!r}, which no base has. Categories stand under `sentences`.")
+    return path, content
+
+
+def _sentences(lines: Any, where: str) -> list[str]:
+    if not isinstance(lines, list) or not lines:
+        raise UserError(f"{where}: must be a list of sentences, got {lines!r}.")
+    return [_sentence(line, f"{where}, sentence {number}") for number, line in enumerate(lines, 1)]
+
+
+def _sentence(text: Any, where: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: must be text, got {text!r}. Write it, in quotes if it holds a colon, or remove it.")
+    if (tokens := count_tokens(text)) > MAX_TOKENS:
+        raise UserError(f"{where}: has {tokens} tokens, and CLIP takes {MAX_TOKENS}. Shorten it: {text}")
+    return text.strip()
