@@ -101,7 +101,8 @@ def test_a_run_lists_what_it_skipped(root: Path, monkeypatch: pytest.MonkeyPatch
     assert (rows[0]["normal"], rows[0]["anomalous"]) == (1, 1)
     assert not (tmp_path / "run/few_shot.json").exists()
     # batches of one: in training too, whole batches are left out in the middle of an epoch
-    assert main(["fit", *options("--loading.on_error=skip", "--run_dir=fit", "--data.batch_size=1")]) == 0
+    with pytest.warns(UserWarning, match="set is trained on alone: .*NOT zero-shot"):
+        assert main(["fit", *options("--loading.on_error=skip", "--run_dir=fit", "--data.batch_size=1")]) == 0
     assert json.loads((tmp_path / "fit/skipped.json").read_text())["count"] == 2
     assert main(["fit", *options("--run_dir=raise")]) == 2
     write_mvtec(root, ["a"])
