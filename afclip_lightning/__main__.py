@@ -1,5 +1,6 @@
 """`python -m afclip_lightning`."""
 
+import importlib
 import os
 import sys
 
@@ -8,16 +9,18 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_LIGHT = {
+    "datasets": "afclip_lightning.datasets",
+    "evaluate": "afclip_lightning.evaluate",
+    "knowledge": "afclip_lightning.knowledge.command",
+}
+
+
 def main() -> int:
-    """Runs a command and returns its exit code. `evaluate` and `datasets` build no model."""
-    if sys.argv[1:2] == ["evaluate"]:
-        from afclip_lightning import evaluate
-
-        return evaluate.main(sys.argv[2:])
-    if sys.argv[1:2] == ["datasets"]:
-        from afclip_lightning import datasets
-
-        return datasets.main(sys.argv[2:])
+    """Runs a command and returns its exit code. Those of `_LIGHT` build no model."""
+    if sys.argv[1:] and sys.argv[1] in _LIGHT:
+        light: int = importlib.import_module(_LIGHT[sys.argv[1]]).main(sys.argv[2:])
+        return light
     from afclip_lightning import cli
 
     return cli.main()

@@ -1,0 +1,396 @@
+"""Asks a language model for what a knowledge base holds, over the OpenAI-compatible protocol.
+
+Answers are kept as they come, by the hash of their prompt, so that a run that ends early goes on where it stopped. The
+key goes into the header of a request and nowhere else: what a server sends back is cleared of it before use.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import partial
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from time import monotonic, sleep, time
+from typing import Any, NoReturn
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from PIL import Image
+from tqdm import tqdm
+
+from afclip_lightning.data.images import read_image
+from afclip_lightning.errors import UserError
+from afclip_lightning.knowledge.base import MAX_TOKENS, count_tokens
+
+ATTEMPTS = 5  # a question
+LONGEST_WAIT = 120.0  # seconds that a server may ask for; a run does not sleep through an hour
+LARGEST_ANSWER = 2**22  # bytes
+SHORTEST_SECRET = 8  # letters; shorter keys are the stand-ins (`none`, `x`) that local servers are given
+IMAGE_SIDE = 1024  # pixels that the longer side of a picture is shrunk to
+
+# The first sentences are the paper's questions; the rest makes the answers fit CLIP's context. Change a word and every
+# cached answer is asked for again.
+CATEGORY_PROMPT = """\
+Describe what an abnormal image of {word} looks like?
+
+Answer as an inspector of products: a numbered list of exactly {count} sentences and nothing else. Each sentence has \
+at most 35 words, makes sense on its own, names the {word}, and is about another kind of defect: what can be seen, \
+where, in which shape and color."""
+IMAGE_PROMPT = """\
+Identify anomalies in the input image of the specified class ({word}). Describe each anomaly's location, color, shape, \
+size, and other characteristics.
+
+Answer with one sentence of at most 35 words and nothing else."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question to a model.
+
+    Attributes:
+        about: The category or the image's path in its dataset, for messages.
+        model: Name of the model at the server.
+        prompt: The text.
+        parse: Returns the sentences of an answer; raises `ValueError` that says what is wrong with it.
+        image_path: Image that the question is about, or `None`.
+    """
+
+    about: str
+    model: str
+    prompt: str
+    parse: Callable[[str], list[str]]
+    image_path: Path | None = None
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of model, prompt and image file.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
+        image = None
+        if self.image_path is not None:
+            try:
+                image = hashlib.sha256(self.image_path.read_bytes()).hexdigest()
+            except OSError as error:
+                raise UserError(f"{self.image_path}: cannot be read ({error.strerror}).") from error
+        return hashlib.sha256(json.dumps([self.model, self.prompt, image]).encode()).hexdigest()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Returns the conversation that the question opens."""
+        if self.image_path is None:
+            return [{"role": "user", "content": self.prompt}]
+        picture = {"type": "image_url", "image_url": {"url": _data_uri(self.image_path)}}
+        return [{"role": "user", "content": [picture, {"type": "text", "text": self.prompt}]}]
+
+
+def category_question(model: str, category: str, word: str, count: int) -> Question:
+    """Returns the question for `count` sentences on a category, which prompts call `word`.
+
+    Reference: KAnoCLIP, Sec. 2.2.1.
+    """
+    prompt = CATEGORY_PROMPT.format(word=word, count=count)
+    return Question(category, model, prompt, partial(parse_list, count=count))
+
+
+def image_question(model: str, key: str, word: str, image_path: Path) -> Question:
+    """Returns the question for a sentence on one image, `key` being its path in its dataset.
+
+    Reference: KAnoCLIP, Sec. 2.2.1.
+    """
+    return Question(key, model, IMAGE_PROMPT.format(word=word), parse_sentence, image_path)
+
+
+def parse_list(answer: str, count: int) -> list[str]:
+    """Returns the sentences of a numbered list; what stands before it and after a blank line is not read.
+
+    Raises:
+        ValueError: There are not `count` of them, numbered from 1, all different, none empty or too long.
+    """
+    items: list[str] = []
+    open_item = False
+    for line in answer.splitlines():
+        if match := re.match(r"[\s*-]*(\d+)\s*[.):]\**(?:\s+|$)(.*)", line):
+            if int(match[1]) != len(items) + 1:
+                raise ValueError(f"item {len(items) + 1} of the list is numbered {match[1]}")
+            items.append(match[2])
+            open_item = True
+        elif not line.strip():
+            open_item = False
+        elif open_item:
+            items[-1] += " " + line
+    if len(items) != count:
+        raise ValueError(f"the numbered list has {len(items)} sentences where {count} were asked for")
+    sentences = [sentence for item in items for sentence in parse_sentence(item)]
+    if len({sentence.lower() for sentence in sentences}) < count:
+        raise ValueError("two sentences of the list are the same")
+    return sentences
+
+
+def parse_sentence(answer: str) -> list[str]:
+    """Returns the answer's text as the only sentence, without line breaks and the marks of a text format.
+
+    Raises:
+        ValueError: It is empty, holds what cannot be printed or has more than `MAX_TOKENS` tokens.
+    """
+    sentence = " ".join(answer.replace("**", "").split()).strip('"“”* ')
+    if not any(letter.isalpha() for letter in sentence):
+        raise ValueError("the answer is empty")
+    if not sentence.isprintable():
+        raise ValueError("the answer holds characters that cannot be printed")
+    if (tokens := count_tokens(sentence)) > MAX_TOKENS:
+        raise ValueError(f"a sentence has {tokens} tokens, and {MAX_TOKENS} is the most")
+    return [sentence]
+
+
+class AnswerCache:
+    """The usable answers so far, in a file of JSON lines that only grows.
+
+    A line that is not whole, as when the process was killed while it wrote, is no answer.
+
+    Args:
+        path: The file, there or not.
+
+    Raises:
+        UserError: It is there and cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._answers: dict[str, str] = {}
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+        self._whole = not lines or lines[-1].endswith(b"\n")
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                self._answers[str(entry["prompt"])] = str(entry["answer"])
+            except (ValueError, TypeError, KeyError):
+                continue
+
+    def get(self, question: Question) -> list[str] | None:
+        """Returns the sentences of an earlier answer; `None` if there is none that can be used."""
+        try:
+            return question.parse(self._answers[question.digest()])
+        except (KeyError, ValueError):
+            return None
+
+    def add(self, question: Question, answer: str) -> None:
+        """Keeps an answer; it is on the disk when this returns.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        entry = {"prompt": question.digest(), "about": question.about, "model": question.model, "answer": answer}
+        line = json.dumps(entry) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write((line if self._whole else "\n" + line).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}). Free some space.") from error
+        self._whole = True
+        self._answers[entry["prompt"]] = answer
+
+
+class _TransientError(Exception):
+    """A request failed in a way that may pass; the message says how.
+
+    Attributes:
+        wait: Seconds that the server asks to wait, or `None`.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A redirected request would carry the key to wherever the server says."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class ChatServer:
+    """An OpenAI-compatible server.
+
+    Args:
+        endpoint: Its address, with or without the `/v1` at the end.
+        key: Sent as bearer token; empty for a server that needs none.
+        timeout: Seconds that one answer may take.
+
+    Raises:
+        UserError: The endpoint is no such address, the key cannot be sent or the timeout is not positive.
+    """
+
+    def __init__(self, endpoint: str, key: str = "", timeout: float = 120.0) -> None:
+        try:
+            parts = urlsplit(endpoint)
+            valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        except ValueError:
+            valid = False
+        if not valid or "@" in parts.netloc or parts.query or parts.fragment:
+            raise UserError(
+                "The endpoint must be an address such as http://localhost:8000, with no user, password or query in it: "
+                "a key is read from the environment."
+            )
+        if not re.fullmatch(r"[!-~]*", key):
+            raise UserError("The key holds blanks, line breaks or letters beyond ASCII. Set its variable anew.")
+        if not timeout > 0:
+            raise UserError(f"The timeout must be positive, got {timeout:g} s.")
+        self.endpoint = endpoint.rstrip("/").removesuffix("/v1")
+        self.timeout = timeout
+        self._key = key
+        self._opener = build_opener(_NoRedirects)
+
+    def complete(self, model: str, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Returns the text of the model's answer, which may be empty.
+
+        Raises:
+            UserError: The server refuses the request for good.
+        """
+        body = json.dumps({"model": model, "messages": list(messages)}).encode()
+        request = Request(f"{self.endpoint}/v1/chat/completions", body, {"Content-Type": "application/json"})
+        if self._key:
+            request.add_header("Authorization", f"Bearer {self._key}")
+        try:
+            with self._opener.open(request, timeout=self.timeout) as response:
+                received = self._read(response)
+        except HTTPError as error:
+            with error:
+                self._refuse(error)
+        except TimeoutError as error:
+            raise _TransientError(f"no whole answer within {self.timeout:g} s") from error
+        except (URLError, HTTPException, OSError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise _TransientError(f"no answer within {self.timeout:g} s") from error
+            detail = getattr(reason, "strerror", None) or type(reason).__name__
+            raise _TransientError(f"the connection failed ({detail})") from error
+        try:
+            choice = json.loads(received)["choices"][0]
+            content, ending = choice["message"]["content"], choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError("the answer is not JSON of a chat completion") from error
+        if not isinstance(content, str):
+            raise ValueError("the answer holds no text")
+        if ending == "length":
+            raise ValueError("the answer was cut off at the server's limit of length")
+        return self._clear(content)
+
+    def _read(self, response: HTTPResponse) -> bytes:
+        """Returns the body; a server that sends it drop by drop gets no more time than one that is silent."""
+        deadline, received = monotonic() + self.timeout, b""
+        while part := response.read1(2**16):
+            received += part
+            if monotonic() > deadline:
+                raise TimeoutError
+            if len(received) > LARGEST_ANSWER:
+                raise _TransientError(f"an answer of more than {LARGEST_ANSWER} bytes")
+        return received
+
+    def _refuse(self, error: HTTPError) -> NoReturn:
+        status = error.code
+        if status in (408, 429) or status >= 500:
+            raise _TransientError(f"status {status}", _retry_after(error.headers.get("Retry-After")))
+        if status in (401, 403):
+            key = "the key was not accepted" if self._key else "it wants a key, and none is set"
+            raise UserError(f"{self.endpoint} refuses (status {status}): {key}.")
+        if status < 400:
+            raise UserError(f"{self.endpoint} answers from another address (status {status}). Give that one.")
+        try:
+            said = json.loads(error.read(2**16))["error"]["message"]
+            detail = ": " + " ".join(self._clear(str(said)).split())[:300]
+        except (OSError, HTTPException, ValueError, LookupError, TypeError):
+            detail = ""
+        raise UserError(f"{self.endpoint} refuses (status {status}){detail}. Check the endpoint and the model's name.")
+
+    def _clear(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Returns the seconds of a `Retry-After` header, which gives a number or a date; `None` if it gives neither."""
+    if value is None:
+        return None
+    try:
+        wait = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time()
+    except (ValueError, TypeError):
+        return None
+    return max(wait, 0.0)
+
+
+def ask(server: ChatServer, question: Question) -> str:
+    """Returns a usable answer.
+
+    What may pass (no answer in time, a status of 429 or of 500 and above, a broken connection) is tried again after the
+    wait that the server asks for, or 1, 2, 4 … s; an answer that cannot be used is sent back with what is wrong.
+
+    Raises:
+        UserError: There was none in `ATTEMPTS` attempts, the server refuses, or wants a wait beyond `LONGEST_WAIT`.
+    """
+    opening = question.messages()
+    messages, reason = opening, ""
+    for attempt in range(ATTEMPTS):
+        answer = ""
+        try:
+            answer = server.complete(question.model, messages)
+            question.parse(answer)
+            return answer
+        except _TransientError as failure:
+            reason = str(failure)
+            if (failure.wait or 0) > LONGEST_WAIT:
+                raise UserError(
+                    f"{question.about}: {server.endpoint} says {reason} and wants {failure.wait:.0f} s of patience."
+                ) from failure
+            if attempt < ATTEMPTS - 1:
+                sleep(2.0**attempt if failure.wait is None else failure.wait)
+        except ValueError as error:
+            reason = str(error)
+            complaint = {"role": "user", "content": f"This cannot be used: {reason}. Answer the first message again."}
+            messages = [*opening, {"role": "assistant", "content": answer}, complaint] if answer else opening
+    raise UserError(
+        f"{question.about}: {server.endpoint} gave no usable answer in {ATTEMPTS} attempts; the last: {reason}."
+    )
+
+
+def answer_all(
+    questions: Sequence[Question], server: ChatServer, cache: AnswerCache
+) -> tuple[dict[str, list[str]], int]:
+    """Returns the sentences by what they are about, and how many questions the server was asked.
+
+    Questions with the same prompt, as of two categories with one word, share their answer.
+
+    Raises:
+        UserError: A question has no usable answer; earlier answers are in the cache.
+    """
+    found: dict[str, list[str]] = {}
+    asked = 0
+    for question in tqdm(questions, desc="asking", unit="question", disable=None):
+        sentences = cache.get(question)
+        if sentences is None:
+            answer = ask(server, question)
+            cache.add(question, answer)
+            sentences = question.parse(answer)
+            asked += 1
+        found[question.about] = sentences
+    return found, asked
+
+
+def _data_uri(path: Path) -> str:
+    image = Image.fromarray(read_image(path))
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
