@@ -1,0 +1,134 @@
+"""Test-time adaptation: every image trains a linear adapter of its own, all those of a batch in one computation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+Start = Literal["linear", "zero"]
+
+
+@dataclass
+class BatchAdapters:
+    """The adapters of the B images of a batch; no image's tokens meet another's weights.
+
+    Attributes:
+        weight: `[B, O, D]`.
+        bias: `[B, O]`.
+        residual: Share of the token itself in what an adapter returns.
+        prompts: `[B, O, D]`, what the O outputs are weights of; `None` if O is D and they are the token's change.
+        losses: `[B]`, one a step, before the step.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    residual: float
+    prompts: Tensor | None = None
+    losses: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Returns `r x + (1 - r) (W x / |x| + b)`, or with prompts E `r x + (1 - r) Eᵀ tanh(W x / |x| + b)`.
+
+        Args:
+            tokens: `[B, N, D]`, of any length, float32.
+
+        Reference: AnoVL's official code, both of its adapters; Dual-Image Enhanced CLIP, Eq. (7) and (8), which say no
+            more than that the adapter is linear.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            change = torch.baddbmm(self.bias[:, None], F.normalize(tokens, dim=-1), self.weight.mT)
+            if self.prompts is not None:
+                change = change.tanh() @ self.prompts
+            return self.residual * tokens + (1 - self.residual) * change
+
+
+class TestTimeAdapter(nn.Module):
+    """What the adapters of all images start from, and how each is trained.
+
+    The loss of a batch is the sum of its images' losses, and AdamW works element by element: one optimiser of the
+    stacked weights takes the very steps that one optimiser an image would take. It is made anew for each batch, so that
+    an image's result depends on no image beside it or before it.
+
+    Args:
+        inputs: D, channels of a token.
+        outputs: O, outputs of the linear layer.
+        start: Initial values: `linear` as of torch's linear layer, drawn once and the same for every image; `zero`,
+            where a token first keeps its direction.
+        residual: Share of the token itself.
+        steps: Steps of the optimiser.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW.
+        seed: Of the initial values.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    __test__ = False  # for pytest, which goes by the name
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        start: Start = "linear",
+        residual: float = 0.5,
+        steps: int = 2,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if start not in get_args(Start):
+            raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
+        if not 0 <= residual < 1:
+            raise ValueError(f"residual must be at least 0 and below 1, got {residual}")
+        if steps < 0 or learning_rate < 0 or weight_decay < 0:
+            raise ValueError(
+                f"steps, learning_rate and weight_decay must not be negative, got {steps}, {learning_rate}, "
+                f"{weight_decay}"
+            )
+        self.residual = residual
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        generator = torch.Generator().manual_seed(seed)
+        bound = inputs**-0.5 if start == "linear" else 0.0
+        for name, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+            values = (2 * torch.rand(shape, generator=generator) - 1) * bound
+            self.register_buffer(name, values, persistent=False)
+
+    def train_each(
+        self, loss: Callable[..., Tensor], tensors: Sequence[Tensor], prompts: Tensor | None = None
+    ) -> BatchAdapters:
+        """Returns the trained adapters of a batch.
+
+        Works whatever is on around it: inference mode, `no_grad`, autocast. What is trained and compared is float32.
+
+        Args:
+            loss: Called as `loss(adapters, *tensors)` at each step, with gradients on; returns the loss of each image,
+                `[B]`, in which no other image takes part.
+            tensors: `[B, ...]` each, one at least. The loss gets copies in float32 that gradients may pass.
+            prompts: See `BatchAdapters`.
+        """
+        device = self.weight.device.type
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            # inference mode's tensors cannot enter a graph: their copies can
+            own = [tensor.detach().float().clone() for tensor in tensors]
+            start = (value.expand(len(own[0]), *value.shape).clone() for value in (self.weight, self.bias))
+            weight, bias = (value.requires_grad_() for value in start)
+            fixed = None if prompts is None else prompts.detach().float().clone()
+            adapters = BatchAdapters(weight, bias, self.residual, fixed)
+            optimizer = AdamW([weight, bias], lr=self.learning_rate, weight_decay=self.weight_decay)
+            for _ in range(self.steps):
+                optimizer.zero_grad()
+                losses = loss(adapters, *own)
+                losses.sum().backward()
+                optimizer.step()
+                adapters.losses.append(losses.detach())
+        return adapters

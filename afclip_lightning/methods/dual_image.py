@@ -1,0 +1,259 @@
+"""Dual-Image Enhanced CLIP: test images are each other's reference, with test-time adaptation."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.adaptation import BatchAdapters, Start, TestTimeAdapter
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.templates import ANOVL_TEXTURES, domain_aware
+from afclip_lightning.scoring import anomaly_probability, pool_and_enlarge, similarity_logits
+from afclip_lightning.synthesis import DraemSynthesis, generator_of
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+MaskLoss = Literal["anomalous", "all"]
+SimilarityLoss = Literal["cosine", "mse"]
+
+
+class DualImageCLIP(AnomalyMethod):
+    """Dual-Image Enhanced CLIP: a patch is compared with texts and with the patches of other test images.
+
+    The class token of the original path gives the image score, the patches of the V-V path the map. The references of
+    an image are other images of its category, drawn by the data module; they may be anomalous. With `steps` above 0 it
+    is the paper's "Ours+": a linear adapter of each image's own learns to see a synthesised anomaly in it while its map
+    stays like the one without adapter. Nothing else trains, and nothing is kept from one image to the next.
+
+    There is no public code, and in the paper's text the values of α, β, λ, the temperature, the learning rate and the
+    image size are lost, and so are the formulas of Eq. (1) to (13). Their place is taken by what the words around them
+    and AnoVL's code, which the paper builds on, make most likely. Ours are:
+
+    - `alpha`, `beta`, `similarity_weight`, `learning_rate`, `weight_decay`, `temperature` as numbers;
+    - Eq. (5) as one less the greatest cosine, between V-V patches of the last block in the joint space;
+    - Eq. (6) and (12) as weighted means, Eq. (12) with the greatest of the patches' scores;
+    - Eq. (13) as Eq. (6) with the adapted patches' text score, the reference's score being kept as it was;
+    - Eq. (7) and (8) as AnoVL's square adapter with its `residual` and, from `normalise_residual`, the length of the
+      token in it; its initial values (`start`), which all images share;
+    - that adapter and optimiser are fresh for each image;
+    - Eq. (10) over the patches of the mask alone or over all (`mask_loss`), a patch being anomalous from
+      `synthesis.min_coverage` on; Eq. (11) as a cosine or as a mean square (`similarity_loss`);
+    - the number of random draws and their rule: one `seed` of pairs, synthesised anomalies and initial values;
+    - how more than one reference is drawn; see `draw_references`;
+    - squashed squares for both datasets, and AnoVL's pooling and enlarging of the map.
+
+    Differs: the paper's textures are of DTD, here drawn ones unless `synthesis` names a folder.
+
+    Args:
+        backbone: The frozen CLIP.
+        n_references: Reference images of each image.
+        alpha: Weight of the reference's score beside the text's.
+        beta: Weight of the map's highest score in the image score, beside the class token's.
+        temperature: Divides cosine similarities with texts.
+        vv_from: First block of the V-V path.
+        textures: Categories whose prompts speak of a texture and not of an object.
+        steps: Steps of the adaptation; 0 leaves it out.
+        learning_rate: Of the adapters' AdamW.
+        weight_decay: Likewise.
+        start: Initial values of the adapters; see `TestTimeAdapter`.
+        residual: Share of the token itself in the adapted token.
+        normalise_residual: Whether that share is of the token at unit length, and not as it comes.
+        mask_loss: Over the patches of the synthesised anomaly (`anomalous`), or over these and the others, each kind
+            averaged (`all`).
+        similarity_loss: Of the adapted map and the one without adapter.
+        similarity_weight: λ, weight of the similarity loss beside the mask loss.
+        synthesis: Makes the anomalies; DRAEM's way with drawn textures by default.
+        seed: Of pairs, synthesised anomalies and initial values.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: Dual-Image Enhanced CLIP, Eq. (1) to (13).
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        n_references: int = 1,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        temperature: float = 0.07,
+        vv_from: int = 1,
+        textures: Sequence[str] = ANOVL_TEXTURES,
+        steps: int = 2,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        start: Start = "linear",
+        residual: float = 0.5,
+        normalise_residual: bool = False,
+        mask_loss: MaskLoss = "anomalous",
+        similarity_loss: SimilarityLoss = "cosine",
+        similarity_weight: float = 1.0,
+        synthesis: DraemSynthesis | None = None,
+        seed: int = 0,
+    ) -> None:
+        spec = backbone.spec(image_embedding=True, vv_layers=(backbone.vision.depth,), vv_from=vv_from)
+        super().__init__(backbone, spec, optimizer=None)
+        if n_references < 1:
+            raise ValueError(f"n_references must be at least 1, got {n_references}")
+        if not (0 <= alpha <= 1 and 0 <= beta <= 1):
+            raise ValueError(f"alpha and beta must be 0 to 1, got {alpha} and {beta}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if mask_loss not in get_args(MaskLoss):
+            raise ValueError(f"mask_loss must be one of {', '.join(get_args(MaskLoss))}, got {mask_loss!r}")
+        if similarity_loss not in get_args(SimilarityLoss):
+            raise ValueError(
+                f"similarity_loss must be one of {', '.join(get_args(SimilarityLoss))}, got {similarity_loss!r}"
+            )
+        self.pairing = Pairing(n_references, seed)
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.textures = frozenset(textures)
+        self.normalise_residual = normalise_residual
+        self.mask_loss: MaskLoss = mask_loss
+        self.similarity_loss: SimilarityLoss = similarity_loss
+        self.similarity_weight = similarity_weight
+        self.synthesis = synthesis or DraemSynthesis()
+        self.seed = seed
+        dim = backbone.embed_dim
+        self.adapter = TestTimeAdapter(dim, dim, start, residual, steps, learning_rate, weight_decay, seed)
+        self.text = CategoryText(self._embed_text)
+
+    def setup(self, stage: str) -> None:
+        """Asks the data module for references: before any image is read, so that too few stop the run at once."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            datamodule.pair(self.pairing)
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the pass's text."""
+        self.text.forget()
+
+    def _embed_text(self, sample: Sample) -> Tensor:
+        prompts = domain_aware(sample.word, sample.category in self.textures)
+        return embed_states(self.backbone, *prompts, "mean_then_norm")
+
+    def patches(self, image: Tensor | ClipFeatures) -> Tensor:
+        """Returns the V-V patches of images `[B, 3, H, W]`, or of their features, in the joint space, `[B, N, D]`."""
+        features = image if isinstance(image, ClipFeatures) else self.backbone.encode_image(image, self.spec)
+        return self.backbone.project(features.vv_tokens[0][:, 1:]).float()
+
+    def text_score(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Returns the probability of the abnormal text, `[B, N]`.
+
+        Args:
+            tokens: `[B, N, D]`, of any length: patches, adapted patches, or the class token alone.
+            text: `[B, 2, D]`, L2-normalised.
+
+        Reference: Dual-Image Enhanced CLIP, Eq. (1), (2), (3) and (9).
+        """
+        return anomaly_probability(self._logits(tokens, text))
+
+    def _logits(self, tokens: Tensor, text: Tensor) -> Tensor:
+        return similarity_logits(F.normalize(tokens, dim=-1), text, self.temperature)
+
+    def reference_score(self, patches: Tensor, references: Sequence[Tensor]) -> Tensor:
+        """Returns one less the cosine to the most similar patch of all the references, `[B, N]`, in [0, 2].
+
+        Args:
+            patches: `[B, N, D]`.
+            references: Patches of each of the R references, `[B, N, D]`.
+
+        Reference: Dual-Image Enhanced CLIP, Eq. (5).
+        """
+        unit = F.normalize(patches, dim=-1)
+        nearest = [similarity_logits(unit, F.normalize(one, dim=-1), 1.0).amax(dim=-1) for one in references]
+        return 1 - torch.stack(nearest).amax(dim=0)
+
+    def joint_score(self, text_score: Tensor, reference_score: Tensor) -> Tensor:
+        """Returns the weighted mean of the patches' two scores.
+
+        Reference: Dual-Image Enhanced CLIP, Eq. (6) and (13).
+        """
+        return (1 - self.alpha) * text_score + self.alpha * reference_score
+
+    def adaptation_loss(
+        self, adapters: BatchAdapters, patches: Tensor, altered: Tensor, anomalous: Tensor, joint: Tensor, text: Tensor
+    ) -> Tensor:
+        """Returns the loss of each image, `[B]`.
+
+        Args:
+            adapters: Of the images.
+            patches: `[B, N, D]`, of the images.
+            altered: `[B, N, D]`, of the images with a synthesised anomaly.
+            anomalous: `[B, N]`, 1 in the synthesised anomaly, 0 elsewhere; 1 somewhere in each image.
+            joint: `[B, N]`, the joint score without adapter.
+            text: `[B, 2, D]`.
+
+        Reference: Dual-Image Enhanced CLIP, Eq. (10) and (11).
+        """
+        normal, abnormal = (-self._logits(adapters(altered), text).log_softmax(dim=-1)).unbind(-1)
+        loss = (abnormal * anomalous).sum(1) / anomalous.sum(1)
+        if self.mask_loss == "all":
+            rest = 1 - anomalous
+            loss = loss + (normal * rest).sum(1) / rest.sum(1).clamp(min=1)
+        adapted = self.text_score(adapters(patches), text)
+        if self.similarity_loss == "cosine":
+            return loss + self.similarity_weight * (1 - F.cosine_similarity(adapted, joint, dim=1))
+        return loss + self.similarity_weight * (adapted - joint).square().mean(dim=1)
+
+    def synthesise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the images with an anomaly each, `[B, 3, H, W]`, and which patches are anomalous, `[B, N]`, bool."""
+        side = self.backbone.vision.patch_size
+        references = [None] * len(batch.samples) if batch.reference is None else batch.reference[:, 0]
+        altered = [
+            self.synthesis.synthesise(image, generator_of(sample, self.seed), side, self.preprocess, reference)
+            for sample, image, reference in zip(batch.samples, batch.image, references, strict=True)
+        ]
+        images, masks = (torch.stack(list(part)) for part in zip(*altered, strict=True))
+        h, w = self.backbone.grid
+        covered = masks.reshape(-1, h, side, w, side).sum(dim=(2, 4)).flatten(1)  # pixels, as floats may round
+        return images, covered >= self.synthesis.min_coverage * side**2
+
+    def adapt(self, batch: Batch, patches: Tensor, joint: Tensor, text: Tensor) -> BatchAdapters:
+        """Returns the trained adapters of a batch; takes one pass of the backbone, of the synthesised images.
+
+        Args:
+            batch: The images.
+            patches: `[B, N, D]`, theirs.
+            joint: `[B, N]`, their joint score without adapter.
+            text: `[B, 2, D]`.
+        """
+        image, anomalous = self.synthesise(batch)
+        tensors = (patches, self._at_length(self.patches(image)), anomalous, joint, text)
+        return self.adapter.train_each(self.adaptation_loss, tensors)
+
+    def _at_length(self, patches: Tensor) -> Tensor:
+        return F.normalize(patches, dim=-1) if self.normalise_residual else patches
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the class token's score beside the map's highest, and the map.
+
+        Raises:
+            ValueError: The batch has no reference images.
+
+        Reference: Dual-Image Enhanced CLIP, Eq. (12) and (13).
+        """
+        if batch.reference is None:
+            raise ValueError(
+                "The batch has no reference images. They come from a data module that setup asks for them: give the "
+                "trainer the data module and not its loaders, or call its `pair` first."
+            )
+        text = self.text(batch.samples)
+        patches = self._at_length(self.patches(features))
+        distance = self.reference_score(patches, [self.patches(image) for image in batch.reference.unbind(1)])
+        joint = self.joint_score(self.text_score(patches, text), distance)
+        if self.adapter.steps:
+            adapters = self.adapt(batch, patches, joint, text)
+            joint = self.joint_score(self.text_score(adapters(patches), text), distance)
+        assert features.image_embedding is not None  # the spec asks for it
+        image = self.text_score(features.image_embedding[:, None], text)[:, 0]
+        score = (1 - self.beta) * image + self.beta * joint.amax(dim=1)
+        anomaly_map = pool_and_enlarge(joint.unflatten(1, features.grid), self.spec.image_size)
+        return AnomalyPrediction(score.detach(), anomaly_map.detach())
