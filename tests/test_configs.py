@@ -1,4 +1,4 @@
-"""The ablation overrides, merged over the main config, give the variants of the paper's table."""
+"""Overrides merged over a main config give the variants of the papers' tables, and the released codes' choices."""
 
 import contextlib
 import io
@@ -9,27 +9,60 @@ import pytest
 import yaml
 
 from afclip_lightning.cli import main
+from tests.methods.test_faprompt_golden import RELEASED
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LAYERS = [6, 12, 18, 24]
+OVERRIDES: dict[str, dict[str, Any]] = {  # each over the config of the method that its name begins with
+    "ablation/afclip_base": {"learnable_prompt": False, "adapter": False, "layers": [24], "scales": [1]},
+    "ablation/afclip_v1": {"learnable_prompt": True, "adapter": False, "layers": [24], "scales": [1]},
+    "ablation/afclip_v2": {"learnable_prompt": True, "adapter": True, "layers": [24], "scales": [1]},
+    "ablation/afclip_v3": {"learnable_prompt": True, "adapter": True, "layers": LAYERS, "scales": [1]},
+    "ablation/afclip_without_alignment": {"layers": LAYERS, "scales": [1, 3, 5], "alignment_loss_weight": 0.0},
+    "ablation/faprompt_cap": {"dap": False, "cap_orthogonal": True, "n_abnormal_prompts": 10},
+    "ablation/faprompt_cap_without_orthogonality": {"dap": False, "cap_orthogonal": False, "n_abnormal_prompts": 10},
+    "ablation/faprompt_dap": {"dap": True, "prior_loss": True, "n_abnormal_prompts": 1, "prior_patches": "topk"},
+    "ablation/faprompt_dap_without_prior_loss": {"dap": True, "prior_loss": False, "n_abnormal_prompts": 1},
+    "ablation/faprompt_image_prior_cocoop": {
+        "prior_patches": "image_token",
+        "prior_loss": False,
+        "n_abnormal_prompts": 1,
+    },
+    "ablation/faprompt_image_prior_loss": {
+        "prior_patches": "image_token",
+        "prior_loss": True,
+        "n_abnormal_prompts": 1,
+    },
+    "ablation/faprompt_image_prior": {"prior_patches": "image_token", "prior_loss": True, "n_abnormal_prompts": 10},
+    "ablation/faprompt_best_match": {"aggregation": "best_match", "dap": True},
+    "ablation/faprompt_weighted": {"aggregation": "weighted", "dap": True},
+    "ablation/anomalyclip_ensemble": {"ensemble": 10, "n_abnormal_prompts": 1},
+    "ablation/anomalyclip_ensemble_star": {"ensemble": 1, "n_abnormal_prompts": 10, "orthogonal_weight": 0.1},
+    "official/anomalyclip": {"half_deep_tokens": True},
+    "official/faprompt": RELEASED,
+}
 
 
-@pytest.mark.parametrize(("override", "expected"), [
-    ("afclip_base", {"learnable_prompt": False, "adapter": False, "layers": [24], "scales": [1]}),
-    ("afclip_v1", {"learnable_prompt": True, "adapter": False, "layers": [24], "scales": [1]}),
-    ("afclip_v2", {"learnable_prompt": True, "adapter": True, "layers": [24], "scales": [1]}),
-    ("afclip_v3", {"learnable_prompt": True, "adapter": True, "layers": LAYERS, "scales": [1]}),
-    ("afclip_without_alignment", {"layers": LAYERS, "scales": [1, 3, 5], "alignment_loss_weight": 0.0}),
-])  # fmt: skip
-def test_ablation_overrides(override: str, expected: dict[str, Any]) -> None:
+def arguments_of(*configs: str) -> dict[str, Any]:
+    """Returns the constructor arguments of the model that these configs, merged in order, give."""
     printed = io.StringIO()
-    configs = [f"--config={CONFIGS / 'afclip_mvtec.yaml'}", f"--config={CONFIGS / f'ablation/{override}.yaml'}"]
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
-        main(["fit", *configs, "--print_config"])
-    arguments = yaml.safe_load(printed.getvalue())["model"]["init_args"]
+        main(["fit", *(f"--config={CONFIGS / config}.yaml" for config in configs), "--print_config"])
+    arguments: dict[str, Any] = yaml.safe_load(printed.getvalue())["model"]["init_args"]
+    return arguments
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_overrides(override: str) -> None:
+    method = Path(override).name.split("_")[0]
+    arguments = arguments_of(f"{method}_mvtec", override)
+    expected = OVERRIDES[override]
     assert {key: arguments[key] for key in expected} == expected
     assert arguments["optimizer"]["init_args"]["betas"] == [0.5, 0.999]
 
 
-def test_every_ablation_override_is_tested() -> None:
-    assert len(list((CONFIGS / "ablation").glob("*.yaml"))) == 5
+def test_every_override_is_tested() -> None:
+    files = {
+        f"{path.parent.name}/{path.stem}" for kind in ("ablation", "official") for path in CONFIGS.glob(f"{kind}/*")
+    }
+    assert files == set(OVERRIDES)

@@ -5,19 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.methods.afclip import AFCLIP
-from tests.methods.test_afclip import LAYERS, batch_of, score
+from tests.methods.contract import batch_of, data_of, score
+from tests.methods.test_contract import METHODS
 
 WEIGHTS = os.environ.get("AFCLIP_WEIGHTS", "")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_gives_the_numbers_of_the_cpu() -> None:
-    backbone = ClipBackbone("tiny-8-112", "random", image_size=None)
-    model, batch = AFCLIP(backbone, layers=LAYERS), batch_of()
+@pytest.mark.parametrize("name", METHODS)
+def test_gpu_gives_the_numbers_of_the_cpu(name: str) -> None:
+    method, arguments = METHODS[name]
+    backbone = ClipBackbone("tiny-8-112", "embedded", image_size=None)
+    model, batch = method(backbone, **arguments), batch_of()
     cpu = score(model, batch)
     losses = model.loss(model.extract(batch), batch)
     device = torch.device("cuda")
@@ -27,10 +30,26 @@ def test_gpu_gives_the_numbers_of_the_cpu() -> None:
     torch.testing.assert_close(
         model.loss(model.extract(batch), batch)["total"].cpu(), losses["total"], rtol=1e-3, atol=0
     )
-    for dtype in (torch.bfloat16, torch.float16):
-        with torch.autocast("cuda", dtype=dtype):
-            mixed = score(model, batch)[0].cpu()
-        torch.testing.assert_close(mixed, cpu[0], rtol=0, atol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_trains_and_scores_as_float32(tmp_path: Path, name: str, precision: str) -> None:
+    method, arguments = METHODS[name]
+    model = method(ClipBackbone("tiny-8-112", "embedded", image_size=None), **arguments)
+    data = data_of(tmp_path, model)
+    trainer = Trainer(
+        accelerator="gpu", devices=1, max_epochs=3, precision=precision, logger=False, default_root_dir=tmp_path
+    )
+    trainer.fit(model, data.train_dataloader())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    model, batch = model.cuda(), batch_of().to(torch.device("cuda"))
+    exact = score(model, batch)
+    with torch.autocast("cuda", dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float16):
+        mixed = score(model, batch)
+    torch.testing.assert_close(mixed[0], exact[0], rtol=0, atol=1e-2)
 
 
 @pytest.mark.weights

@@ -162,7 +162,7 @@ class ObjectPrompts(nn.Module):
 
     def forward(self, backbone: ClipBackbone) -> Tensor:
         """Returns the text embeddings `[1 + K, D]`, the normal one first, not normalised: one pass."""
-        normal = _fill(self.normal_words, self.normal_tokens)
+        normal = fill_gap(self.normal_words, self.normal_tokens)
         abnormal = self._abnormal(self.abnormal_tokens)
         length = max(normal.shape[1], abnormal.shape[1])
         padded = [F.pad(prompts, (0, 0, 0, length - prompts.shape[1])) for prompts in (normal, abnormal)]
@@ -189,10 +189,10 @@ class ObjectPrompts(nn.Module):
         """Returns prompts `[M, T, width]` of abnormal tokens `[M, m, width]`."""
         if self.compound:
             tokens = torch.cat([self.normal_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
-        return _fill(self.abnormal_words, tokens)
+        return fill_gap(self.abnormal_words, tokens)
 
 
-def _fill(words: Tensor, tokens: Tensor) -> Tensor:
+def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:
     """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
     words = words.expand(len(tokens), -1, -1)
     return torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)

@@ -1,0 +1,127 @@
+"""What FAPrompt's text costs at test and what its training takes, against a loop as in the official code.
+
+    python -m experiments.faprompt.cost                                        # ViT-B/16 on a CPU
+    python -m experiments.faprompt.cost --model ViT-L-14-336 --device cuda --training
+
+Text: the official code encodes 11 prior-free and 11 prior-enabled prompts of 77 tokens for every image, one image after
+the other. Here the prior-free ones are encoded once for all, and the prior-enabled abnormal ones of a batch in one pass,
+cut at their end. Both run in turns, in the same process, on random weights; reported is the median of the ratios. The
+results of both are compared first.
+
+Training: peak memory and time of steps of a batch at the model's paper size, in `bf16-mixed`; on a GPU only.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_lightning.prompts.learner import fill_gap
+from afclip_lightning.types import Batch, Sample
+
+
+def padded(backbone: ClipBackbone, prompts: Tensor) -> Tensor:
+    """Returns prompts `[K, T, width]` filled with the padding token to the context length."""
+    filler = backbone.text.token_embedding.weight[0].expand(len(prompts), backbone.text.context_length, -1)
+    return torch.cat([prompts, filler[:, prompts.shape[1] :]], dim=1)
+
+
+def image_by_image(model: FAPrompt, prior: Tensor) -> Tensor:
+    """Returns the adapted embeddings `[B, K, D]` as the official code gets them: nothing cut, nothing kept."""
+    prompts, backbone = model.prompts, model.backbone
+    normal = padded(backbone, fill_gap(prompts.normal_words, prompts.normal_tokens))
+    shared = prompts.normal_tokens.expand(len(prompts.abnormal_tokens), -1, -1)
+    rows = []
+    for bias in prior:
+        for added in (torch.zeros_like(bias), bias):
+            tokens = torch.cat([shared, prompts.abnormal_tokens + added], dim=1)
+            abnormal = padded(backbone, fill_gap(prompts.abnormal_words, tokens))
+            embedded = backbone.text(torch.cat([normal, abnormal]), prompts.end, prompts.deep())
+        rows.append(embedded[1:])
+    return torch.stack(rows)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Returns how long a call takes, with the device's work."""
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def text_ratios(model: FAPrompt, batch: int, rounds: int) -> list[float]:
+    """Returns, for each round, our time over that of the loop.
+
+    Raises:
+        RuntimeError: The two do not give the same embeddings.
+    """
+    prior = torch.randn(batch, model.backbone.text.width, device=model.device) / 10
+    with torch.inference_mode():
+        ours, theirs = model.prompts.adapted(model.backbone, prior), image_by_image(model, prior)
+        if (ours - theirs).abs().max() > 1e-3 * theirs.abs().max():
+            raise RuntimeError("the batched pass and the loop give other embeddings")
+        return [
+            seconds(lambda: model.prompts.adapted(model.backbone, prior))
+            / seconds(lambda: image_by_image(model, prior))
+            for _ in range(rounds)
+        ]
+
+
+def train(model: FAPrompt, batch: int, steps: int) -> tuple[float, float]:
+    """Returns the peak memory in GiB and the median time of a step in seconds, `bf16-mixed`, the backbone's pass too."""
+    size = model.backbone.image_size
+    optimizer = model.configure_optimizers()
+    mask = torch.zeros(batch, size, size, dtype=torch.uint8)
+    mask[::2, : size // 4, : size // 3] = 1
+    samples = [Sample("benchmark", "noise", "test", Path(f"{i}.png"), 1 - i % 2) for i in range(batch)]
+    labels, known = torch.tensor([s.label for s in samples]), torch.ones(batch, dtype=torch.bool)
+    images = Batch(torch.randn(batch, 3, size, size), mask, labels, known, samples).to(model.device)
+
+    def step() -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            total = model.loss(model.extract(images), images)["total"]
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        if not torch.isfinite(total):
+            raise RuntimeError("the loss is not finite")
+
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    times = [seconds(step) for _ in range(steps)]
+    return torch.cuda.max_memory_allocated() / 2**30, statistics.median(times)
+
+
+def main() -> None:
+    """Reads the command line, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ViT-B-16", help="open_clip's name (%(default)s)")
+    parser.add_argument("--image_size", type=int, help="the model's own by default; 518 is the paper's for ViT-L/14")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--training", action="store_true", help="also steps of training, on a GPU")
+    arguments = parser.parse_args()
+    backbone = ClipBackbone(arguments.model, "random", image_size=arguments.image_size)
+    depth = backbone.vision.depth
+    model = FAPrompt(backbone, layer=depth, vv_from=max(1, depth - 18)).to(arguments.device)
+    ratios = text_ratios(model, arguments.batch, arguments.rounds)
+    tokens = model.prompts.end[1:].add(1).sum().item() * arguments.batch
+    loop = 2 * len(model.prompts.end) * backbone.text.context_length * arguments.batch
+    print(f"{arguments.model} on {arguments.device}, {torch.get_num_threads()} threads, batch {arguments.batch}:")
+    print(f"text tokens {tokens} instead of {loop}: {tokens / loop:.3f}")
+    print(f"text time, ours over the loop: {statistics.median(ratios):.3f} (of {sorted(round(r, 3) for r in ratios)})")
+    if arguments.training:
+        memory, time_a_step = train(model, arguments.batch, arguments.rounds)
+        print(f"training, bf16-mixed: peak {memory:.1f} GiB, {time_a_step:.3f} s a step")
+
+
+if __name__ == "__main__":
+    main()
