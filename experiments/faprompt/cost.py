@@ -4,9 +4,9 @@
     python -m experiments.faprompt.cost --model ViT-L-14-336 --device cuda --training
 
 Text: the official code encodes 11 prior-free and 11 prior-enabled prompts of 77 tokens for every image, one image after
-the other. Here the prior-free ones are encoded once for all, and the prior-enabled abnormal ones of a batch in one pass,
-cut at their end. Both run in turns, in the same process, on random weights; reported is the median of the ratios. The
-results of both are compared first.
+the other. Here the prior-free ones are encoded once for all, and the prior-enabled abnormal ones of a batch in one
+pass, cut at their end. Both run in turns, in the same process, on random weights; reported is the median of the ratios.
+The results of both are compared first.
 
 Training: peak memory and time of steps of a batch at the model's paper size, in `bf16-mixed`; on a GPU only.
 """
@@ -75,7 +75,7 @@ def text_ratios(model: FAPrompt, batch: int, rounds: int) -> list[float]:
 
 
 def train(model: FAPrompt, batch: int, steps: int) -> tuple[float, float]:
-    """Returns the peak memory in GiB and the median time of a step in seconds, `bf16-mixed`, the backbone's pass too."""
+    """Returns the peak memory in GiB and the median seconds of a step, `bf16-mixed`, with the backbone's pass."""
     size = model.backbone.image_size
     optimizer = model.configure_optimizers()
     mask = torch.zeros(batch, size, size, dtype=torch.uint8)
