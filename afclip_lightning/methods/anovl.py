@@ -1,0 +1,214 @@
+"""AnoVL (AnoCLIP): domain-aware prompts, local patches, augmented views and test-time adaptation."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.adaptation import BatchAdapters, TestTimeAdapter
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.prompts.ensemble import CategoryText, average_states
+from afclip_lightning.prompts.templates import ANOVL_TEXTURES, domain_aware
+from afclip_lightning.scoring import anomaly_probability, pool_and_enlarge, similarity_logits
+from afclip_lightning.synthesis import generator_of
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+Adapter = Literal["text", "linear"]
+LUMA = (0.299, 0.587, 0.114)
+SIXTEENTHS = (-4, -3, -2, -1, 1, 2, 3, 4)  # of a half turn
+SHIFTS = tuple((a * across, a * down) for a in (0.2, 0.1) for across, down in ((1, 1), (-1, 1), (-1, -1), (1, -1)))
+
+
+def augmented_views(image: Tensor) -> Iterator[Tensor]:
+    """Yields the 22 views of images that AnoVL averages over, `[B, 3, S, S]` each, the images themselves first.
+
+    Then come eight rotations by up to a quarter turn, eight translations, the mirror image, the grey image and three
+    quarter turns. What comes in from outside is reflected.
+
+    Args:
+        image: `[B, 3, S, S]`, normalised.
+
+    Reference: AnoVL's official code. Differs: it also interpolates the quarter turns, on the very places of pixels.
+    """
+    yield image
+    for sixteenth in SIXTEENTHS:
+        angle = sixteenth * np.pi / 16
+        yield _moved(image, [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+    for across, down in SHIFTS:
+        yield _moved(image, [[1, 0, across], [0, 1, down]])
+    yield image.flip(-1)
+    yield torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None].expand_as(image)
+    for quarters in (1, 2, 3):
+        yield image.rot90(quarters, dims=(-2, -1))
+
+
+def _moved(image: Tensor, matrix: list[list[float]]) -> Tensor:
+    """Returns images sampled where an affine map, in units of half the side, takes each pixel."""
+    theta = image.new_tensor(matrix).expand(len(image), 2, 3)
+    grid = F.affine_grid(theta, list(image.shape), align_corners=True)
+    return F.grid_sample(image, grid, padding_mode="reflection", align_corners=True)
+
+
+class AnoVL(AnomalyMethod):
+    """AnoVL, also called AnoCLIP: domain-aware prompts against patches of the V-V path, with test-time adaptation.
+
+    The class token of the original path gives the image score, averaged over 22 views of the image; the patches of the
+    V-V path give the map. With `steps` above 0 an adapter of each image's own is trained on its patches and on noisy
+    copies of them before the map is read off; the image score does not pass it.
+
+    Differs: the code's optimiser goes on from image to image of a category with the moments that it has, so that a
+    result depends on the images before it; here adapter and optimiser are fresh for each image, and all images start
+    from the same values. The code's two overlapping crops of VisA's wide images are not there, since images are
+    squashed into one square before a method sees them; it squashes MVTec AD's bilinearly, here it is bicubic. It names
+    categories as their folders are called, but for `macaroni`; here samples carry a word, which `words` of a dataset
+    sets.
+
+    Args:
+        backbone: The frozen CLIP.
+        vv_from: First block of the V-V path.
+        textures: Categories whose prompts speak of a texture and not of an object.
+        temperature: Divides cosine similarities.
+        augment: Whether the image score is a mean over the 22 views and not of the image alone (MVTec AD in the code,
+            and not VisA).
+        adapter: `text`, which says how much of each prompt a token gets (MVTec AD in the code), or `linear`, from token
+            to token (VisA).
+        steps: Steps of the adaptation; 0 leaves it out.
+        learning_rate: Of the adapters' AdamW.
+        weight_decay: Likewise.
+        residual: Share of the token itself in the adapted token.
+        noise_std: Standard deviation of the noise in the copies.
+        hard_weight: Weight of the hard loss beside the entropy.
+        seed: Of the noise and the adapters' initial values.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: AnoVL (Deng et al., 2023), with the numbers of its public code (hq-deng/AnoVL, 3a70bfd).
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        vv_from: int = 1,
+        textures: Sequence[str] = ANOVL_TEXTURES,
+        temperature: float = 1.0,
+        augment: bool = True,
+        adapter: Adapter = "text",
+        steps: int = 5,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        residual: float = 0.5,
+        noise_std: float = 0.055,
+        hard_weight: float = 0.5,
+        seed: int = 111,
+    ) -> None:
+        spec = backbone.spec(image_embedding=True, vv_layers=(backbone.vision.depth,), vv_from=vv_from)
+        super().__init__(backbone, spec, optimizer=None)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if adapter not in get_args(Adapter):
+            raise ValueError(f"adapter must be one of {', '.join(get_args(Adapter))}, got {adapter!r}")
+        if noise_std < 0:
+            raise ValueError(f"noise_std must not be negative, got {noise_std}")
+        self.view_spec = backbone.spec(image_embedding=True)
+        self.textures = frozenset(textures)
+        self.temperature = temperature
+        self.augment = augment
+        self.adapts_to_prompts = adapter == "text"
+        self.noise_std = noise_std
+        self.hard_weight = hard_weight
+        self.seed = seed
+        sentences = sum(map(len, domain_aware("", texture=False)))  # as many of a texture
+        outputs = sentences if self.adapts_to_prompts else backbone.embed_dim
+        self.adapter = TestTimeAdapter(
+            backbone.embed_dim, outputs, "linear", residual, steps, learning_rate, weight_decay, seed
+        )
+        self.sentences = CategoryText(self._embed_sentences)
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the pass's text."""
+        self.sentences.forget()
+
+    def _embed_sentences(self, sample: Sample) -> Tensor:
+        normal, abnormal = domain_aware(sample.word, sample.category in self.textures)
+        with torch.no_grad():
+            return self.backbone.encode_text([*normal, *abnormal])
+
+    def text(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """Returns the texts of each sample's category, `[B, 2, D]`, and its sentences, `[B, K, D]`, all of unit length.
+
+        The first half of the K sentences is normal, the other half abnormal.
+        """
+        sentences = self.sentences(samples)
+        halves = (one.chunk(2) for one in sentences)
+        states = [average_states(normal, abnormal, "mean_then_norm") for normal, abnormal in halves]
+        return torch.stack(states), F.normalize(sentences, dim=-1)
+
+    def logits(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Returns the logits of tokens `[B, N, D]`, of any length, `[B, N, 2]`."""
+        return similarity_logits(F.normalize(tokens, dim=-1), text, self.temperature)
+
+    def patches(self, features: ClipFeatures) -> Tensor:
+        """Returns the V-V patches in the joint space, `[B, N, D]`."""
+        return self.backbone.project(features.vv_tokens[0][:, 1:]).float()
+
+    def image_score(self, features: ClipFeatures, batch: Batch, text: Tensor) -> Tensor:
+        """Returns the class token's probability, `[B]`, with `augment` the mean over the views."""
+        assert features.image_embedding is not None  # the spec asks for it
+        embeddings = [features.image_embedding]
+        if self.augment:
+            embeddings += [self._embed_view(view) for view in islice(augmented_views(batch.image), 1, None)]
+        return anomaly_probability(self.logits(torch.stack(embeddings, dim=1), text)).mean(dim=1)
+
+    def _embed_view(self, view: Tensor) -> Tensor:
+        embedding = self.backbone.encode_image(view, self.view_spec).image_embedding
+        assert embedding is not None
+        return embedding
+
+    def noise(self, samples: Sequence[Sample], shape: Sequence[int]) -> Iterator[Tensor]:
+        """Yields the noise of each step, `[B, *shape]`; every image has a stream of its own."""
+        streams = [generator_of(sample, self.seed) for sample in samples]
+        while True:
+            drawn = [stream.standard_normal(tuple(shape), dtype=np.float32) for stream in streams]
+            yield self.noise_std * torch.from_numpy(np.stack(drawn))
+
+    def adapt(self, samples: Sequence[Sample], patches: Tensor, text: Tensor, sentences: Tensor) -> BatchAdapters:
+        """Returns the trained adapters of a batch.
+
+        The soft loss is the entropy of the patches' probabilities, the hard one takes patches for normal and their
+        noisy copies for abnormal.
+
+        Args:
+            samples: The images.
+            patches: `[B, N, D]`, theirs.
+            text: `[B, 2, D]`.
+            sentences: `[B, K, D]`.
+
+        Reference: AnoVL, test-time adaptation; the code's weights.
+        """
+        noise = self.noise(samples, patches.shape[1:])
+
+        def loss(adapters: BatchAdapters, patches: Tensor, text: Tensor) -> Tensor:
+            clean = self.logits(adapters(patches), text).log_softmax(dim=-1)
+            noisy = self.logits(adapters(patches + next(noise).to(patches.device)), text).log_softmax(dim=-1)
+            soft = -(clean.exp() * clean).sum(dim=-1)
+            hard = -noisy[..., 1] - clean[..., 0]
+            return (soft + self.hard_weight * hard).mean(dim=1)
+
+        return self.adapter.train_each(loss, (patches, text), sentences if self.adapts_to_prompts else None)
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the class token's score over the views, and the map of the patches, adapted if `steps` is above 0."""
+        text, sentences = self.text(batch.samples)
+        patches = self.patches(features)
+        if self.adapter.steps:
+            patches = self.adapt(batch.samples, patches, text, sentences)(patches).detach()
+        probability = anomaly_probability(self.logits(patches, text)).unflatten(1, features.grid)
+        return AnomalyPrediction(
+            self.image_score(features, batch, text), pool_and_enlarge(probability, self.spec.image_size)
+        )
