@@ -49,7 +49,9 @@ def test_mixed_precision_trains_and_scores_as_float32(tmp_path: Path, name: str,
     exact = score(model, batch)
     with torch.autocast("cuda", dtype=torch.bfloat16 if precision == "bf16-mixed" else torch.float16):
         mixed = score(model, batch)
-    torch.testing.assert_close(mixed[0], exact[0], rtol=0, atol=1e-2)
+    # bfloat16 has 8 bits, and a cosine counts 1 / 0.07 times in a logit: on a CPU scores moved by up to 0.011
+    limit = 2e-2 if precision == "bf16-mixed" else 1e-2
+    torch.testing.assert_close(mixed[0], exact[0], rtol=0, atol=limit)
 
 
 @pytest.mark.weights

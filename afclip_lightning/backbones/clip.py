@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
@@ -193,6 +194,16 @@ class ClipBackbone(nn.Module):
             final_norm: Whether the tower's final normalisation comes before its projection.
         """
         return self.vision.project(tokens, final_norm)
+
+    def embed_tokens(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+        """Returns tokens `[..., C]` in the joint space `[..., D]` at unit length, computed in float32 in any precision.
+
+        Args:
+            tokens: After any block.
+            final_norm: See `project`.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            return F.normalize(self.project(tokens.float(), final_norm), dim=-1)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Returns token ids `[K, context_length]`, int64, padded with zeros."""

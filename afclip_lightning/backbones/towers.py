@@ -48,6 +48,10 @@ class VisionTower(nn.Module, ABC):
         """Returns the image embedding `[B, D]` of what the last block gives, `[B, P + N, C]`."""
 
     @abstractmethod
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """Returns tokens `[..., C]` after the tower's final normalisation."""
+
+    @abstractmethod
     def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
         """Returns tokens `[..., C]` in the joint space `[..., D]`: the tower's final normalisation and projection."""
 
@@ -158,9 +162,14 @@ class ClipVisionTower(VisionTower):
         pooled: Tensor = self.visual._pool(tokens)[0] @ self.visual.proj
         return pooled
 
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """See the base class."""
+        normed: Tensor = self.visual.ln_post(tokens)
+        return normed
+
     def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
         """See the base class."""
-        projected: Tensor = (self.visual.ln_post(tokens) if final_norm else tokens) @ self.visual.proj
+        projected: Tensor = (self.normalise(tokens) if final_norm else tokens) @ self.visual.proj
         return projected
 
 
@@ -206,11 +215,16 @@ class TimmVisionTower(VisionTower):
         pooled: Tensor = self.visual.head(trunk.forward_head(trunk.norm(tokens)))
         return pooled
 
-    def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+    def normalise(self, tokens: Tensor) -> Tensor:
         """See the base class."""
         trunk = self.visual.trunk
-        normed = trunk.fc_norm(trunk.norm(tokens)) if final_norm else tokens
-        projected: Tensor = self.visual.head(trunk.head(normed))
+        normed: Tensor = trunk.fc_norm(trunk.norm(tokens))
+        return normed
+
+    def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
+        """See the base class."""
+        normed = self.normalise(tokens) if final_norm else tokens
+        projected: Tensor = self.visual.head(self.visual.trunk.head(normed))
         return projected
 
 

@@ -122,11 +122,11 @@ class AnomalyCLIP(PromptMethod):
         """
         pairs = prototypes(text)[:, None]  # [E, 1, 2, D]
         assert features.class_token is not None  # the spec asks for it
-        image = F.normalize(self.backbone.project(features.class_token, final_norm=False), dim=-1)
+        image = self.backbone.embed_tokens(features.class_token, final_norm=False)
         image_logits = similarity_logits(image[:, None], pairs, self.temperature)[:, :, 0]
         maps = []
         for tokens in features.vv_tokens:
-            patches = F.normalize(self.backbone.project(tokens[:, 1:]), dim=-1)
+            patches = self.backbone.embed_tokens(tokens[:, 1:])
             probability = anomaly_probability(similarity_logits(patches, pairs, self.temperature))  # [E, B, N]
             maps.append(probability.unflatten(-1, features.grid))
         return image_logits, torch.stack(maps)

@@ -192,9 +192,9 @@ class FAPrompt(PromptMethod):
         The class token passes no final normalisation, as in the official code.
         """
         assert features.class_token is not None  # the spec asks for it
-        image = self.backbone.project(features.class_token, final_norm=False)
-        patches = self.backbone.project(features.vv_tokens[0][:, 1:])
-        return F.normalize(torch.cat([image[:, None], patches], dim=1).float(), dim=-1)
+        image = self.backbone.embed_tokens(features.class_token, final_norm=False)
+        patches = self.backbone.embed_tokens(features.vv_tokens[0][:, 1:])
+        return torch.cat([image[:, None], patches], dim=1)
 
     def evaluate(self, features: ClipFeatures, text: Tensor) -> PromptScores:
         """Returns what the prompts say of a batch.
