@@ -45,6 +45,7 @@ PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm",
 EPILOG = """\
 To score saved maps of any method against masks: python -m afclip_lightning evaluate --help
 To list, check and unpack datasets: python -m afclip_lightning datasets --help
+To show or build a knowledge base of sentences: python -m afclip_lightning knowledge --help
 """
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
