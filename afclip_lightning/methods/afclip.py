@@ -9,8 +9,6 @@ from torch.optim import Adam
 
 from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.data.base import AnomalyDataset
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.losses import (
     binary_focal_loss,
     patch_alignment_loss,
@@ -20,7 +18,7 @@ from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
 from afclip_lightning.prompts.learner import StatePrompts
 from afclip_lightning.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
@@ -122,19 +120,16 @@ class AFCLIP(PromptMethod):
             self.prompts = None
             text = F.normalize(backbone.encode_text(states), dim=-1)
         self.register_buffer("fixed_text", text, persistent=False)
-        self.references: dict[Key, list[Sample]] = {}
         self.memory = FewShotMemory()
 
     def setup(self, stage: str) -> None:
-        """Draws the few-shot images: before any training, so that too few of them stop the run at once."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if self.k_shot and datamodule is not None:
-            self.references = datamodule.few_shot(self.k_shot, self.shot_seed)
+        """Draws the few-shot images."""
+        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
 
     def on_evaluation_end(self) -> None:
         """Forgets the pass's text, and the memory of what was drawn."""
         super().on_evaluation_end()
-        self.memory.forget(self.references.keys())
+        self.memory.forget_drawn()
 
     def embed_text(self) -> Tensor:
         """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""
@@ -194,7 +189,7 @@ class AFCLIP(PromptMethod):
         text = self.text_embeddings()
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
         if self.k_shot:
-            self.recall(keys)
+            self.memory.recall(keys, self.preprocess, self.remember)
         logits = distance = torch.zeros((), device=text.device)
         for index, tokens in enumerate(self.aggregated(features)):
             logits = logits + similarity_logits(self.adapted(tokens), text, self.temperature)
@@ -214,20 +209,5 @@ class AFCLIP(PromptMethod):
 
         Reference: AF-CLIP, Eq. (16).
         """
-        self.memory.remember(key, self.aggregated(self.backbone.encode_image(image, self.spec)))
-
-    def recall(self, keys: Sequence[Key]) -> None:
-        """Fills the memory for these categories from the drawn references, and forgets those drawn for others.
-
-        Raises:
-            DatasetError: A category that no normal images were drawn or remembered for.
-        """
-        missing = set(keys) - self.memory.banks.keys()
-        if missing:  # a bank takes megabytes, and test images come category by category
-            self.memory.forget(self.references.keys() - set(keys))
-        for key in missing:
-            if key not in self.references:
-                raise DatasetError(f"k_shot is {self.k_shot}, but there are no normal images for {'/'.join(key)}.")
-            dataset = AnomalyDataset(self.references[key], self.preprocess)
-            images = torch.stack([dataset[i][0] for i in range(len(dataset))])
-            self.remember(key, images.to(self.device))
+        features = self.backbone.encode_image(image.to(self.device), self.spec)
+        self.memory.remember(key, self.aggregated(features))
