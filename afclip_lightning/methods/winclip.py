@@ -1,0 +1,226 @@
+"""WinCLIP and, with `k_shot`, WinCLIP+."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.windows import encode_windows, has_windows, window_index
+from afclip_lightning.errors import WeightsError
+from afclip_lightning.memory import FewShotMemory, Key
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.templates import (
+    WINCLIP_ABNORMAL,
+    WINCLIP_NORMAL,
+    WINCLIP_TEMPLATES,
+    WINCLIP_TEMPLATES_21,
+    sentences,
+)
+from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+Templates = Literal["paper", "code"]
+Names = Literal["category", "word"]
+PatchMemory = Literal["penultimate", "last", "last_normalised"]
+MapFusion = Literal["mean", "sum"]
+TEMPLATES: dict[Templates, tuple[str, ...]] = {"paper": WINCLIP_TEMPLATES, "code": WINCLIP_TEMPLATES_21}
+SMALLEST = 1e-30  # scores below count as this much in a harmonic mean, which is then 0 to float32
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def window_coverage(grid: tuple[int, int], size: int) -> Tensor:
+    """Returns which windows cover a patch, `[N, W]`, float32, 1 or 0; order and `Raises` as of `window_index`."""
+    index = window_index(grid, size)
+    return torch.zeros(len(index), grid[0] * grid[1]).scatter_(1, index, 1.0).T.contiguous()
+
+
+def harmonic_aggregation(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Returns each patch's harmonic mean of the scores of the windows that cover it, `[B, h, w]`, float32.
+
+    Args:
+        scores: `[B, W]`, not negative but for rounding; a patch under a window with 0 gets 0.
+        grid: Patch grid `(h, w)`.
+        size: Side of the windows in patches.
+
+    Reference: WinCLIP, Sec. 4.2.
+    """
+    coverage = window_coverage(grid, size).to(scores.device)
+    with torch.autocast(scores.device.type, enabled=False):
+        inverse = scores.float().clamp(min=SMALLEST).reciprocal() @ coverage.T  # [B, N]
+    return (coverage.sum(dim=1) / inverse).unflatten(1, grid)
+
+
+class WinCLIP(AnomalyMethod):
+    """WinCLIP: the image, and small windows of it, against an ensemble of prompts. Nothing is trained.
+
+    The image's score is the probability of the abnormal state. Each window is encoded by itself and scored likewise;
+    a patch gets the harmonic mean over the windows that cover it, and then over the scales, the image being one.
+    With `k_shot` it is WinCLIP+: patches and windows are also compared with those of a few normal images, and the two
+    kinds of evidence are averaged.
+
+    No code of the authors was found. Two independent ones, Accurate-WinCLIP and anomalib, agree in zero-shot numbers;
+    where they have another rule than the paper, it is an option.
+
+    Differs: the paper may have tiled wide images, as VisA's; here and in both codes an image is squashed into a square.
+    Accurate-WinCLIP draws its normal images with replacement, here they are different ones.
+
+    Args:
+        backbone: The frozen CLIP; the paper's is ViT-B-16-plus-240 at its own size.
+        window_sizes: Sides of the windows in patches.
+        templates: Sentence templates: `paper`, its 22, or `code`, the 21 of both codes, which leave one out, have
+            another twice and end with a period.
+        names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
+            `word`, the dataset's word for it (`metal nut`).
+        temperature: Divides cosine similarities.
+        k_shot: Normal images a category in the memory; 0 is zero-shot WinCLIP.
+        shot_seed: Seed of their draw.
+        patch_memory: Which patch tokens WinCLIP+ remembers: `penultimate`, after the last block but one (the paper);
+            `last`, after the last block (Accurate-WinCLIP); `last_normalised`, those after the tower's final
+            normalisation (anomalib).
+        map_fusion: How the two maps of WinCLIP+ become one: `mean` (anomalib), in [0, 1], or `sum` (Accurate-WinCLIP),
+            twice that. Metrics do not tell them apart.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        WeightsError: The tower's blocks cannot take a part of the tokens.
+
+    Reference: WinCLIP, Sec. 4.1 to 4.3, Eq. (1) and (4).
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        window_sizes: Sequence[int] = (2, 3),
+        templates: Templates = "paper",
+        names: Names = "category",
+        temperature: float = 0.07,
+        k_shot: int = 0,
+        shot_seed: int = 0,
+        patch_memory: PatchMemory = "penultimate",
+        map_fusion: MapFusion = "mean",
+    ) -> None:
+        for name, value, known in (
+            ("templates", templates, get_args(Templates)),
+            ("names", names, get_args(Names)),
+            ("patch_memory", patch_memory, get_args(PatchMemory)),
+            ("map_fusion", map_fusion, get_args(MapFusion)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if k_shot < 0 or temperature <= 0:
+            raise ValueError(f"k_shot must not be negative and temperature be positive, got {k_shot}, {temperature}")
+        if not window_sizes or len(set(window_sizes)) < len(window_sizes):
+            raise ValueError(f"window_sizes must name at least one size, each once, got {list(window_sizes)}")
+        for size in window_sizes:
+            window_index(backbone.grid, size)
+        if not has_windows(backbone.vision):
+            raise WeightsError(
+                f"the blocks of {backbone.model} are of a kind that cannot take a part of an image's tokens; use a "
+                "plain vision transformer, such as ViT-B-16-plus-240"
+            )
+        depth = backbone.vision.depth
+        layers = (depth - 1 if patch_memory == "penultimate" else depth,) if k_shot else ()
+        super().__init__(backbone, backbone.spec(layers, image_embedding=True), optimizer=None)
+        self.save_hyperparameters(ignore=["backbone"], logger=False)
+        self.window_sizes = tuple(window_sizes)
+        self.templates = TEMPLATES[templates]
+        self.names = names
+        self.temperature = temperature
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.patch_memory = patch_memory
+        self.map_fusion = map_fusion
+        self.text = CategoryText(self.embed_text)
+        self.memory = FewShotMemory()
+
+    def embed_text(self, sample: Sample) -> Tensor:
+        """Returns the normal and the abnormal text embedding of a sample's category, `[2, D]`, L2-normalised.
+
+        Reference: WinCLIP, Sec. 4.1; the rule of averaging is the two codes'.
+        """
+        name = sample.word if self.names == "word" else sample.category
+        normal, abnormal = (sentences(states, self.templates, name) for states in (WINCLIP_NORMAL, WINCLIP_ABNORMAL))
+        return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
+
+    def setup(self, stage: str) -> None:
+        """Draws the few-shot images."""
+        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the texts, and the memory of what was drawn."""
+        self.text.forget()
+        self.memory.forget_drawn()
+
+    def windows(self, features: ClipFeatures, image: Tensor) -> list[Tensor]:
+        """Returns the embeddings of the whole image and of its windows, one `[B, 1 + W, D]` a size."""
+        assert features.image_embedding is not None
+        whole = features.image_embedding[:, None]
+        encoded = encode_windows(self.backbone.vision, image, self.window_sizes)
+        return [torch.cat([whole, windows], dim=1) for windows in encoded]
+
+    def patch_tokens(self, features: ClipFeatures) -> Tensor:
+        """Returns the tokens `[B, 1 + N, C]` whose patches WinCLIP+ compares."""
+        (tokens,) = features.tokens
+        return self.backbone.vision.normalise(tokens) if self.patch_memory == "last_normalised" else tokens
+
+    def harmonic_maps(self, scores: Sequence[Tensor], grid: tuple[int, int]) -> Iterator[Tensor]:
+        """Yields a map `[B, h, w]` a size of windows, of their scores `[B, W]`."""
+        for window_scores, size in zip(scores, self.window_sizes, strict=True):
+            yield harmonic_aggregation(window_scores, grid, size)
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the image's score, and a map that is the harmonic mean over the scales; in WinCLIP+ beside memory's.
+
+        Reference: WinCLIP, Eq. (1), Sec. 4.2 and 4.3.
+        """
+        text = self.text(batch.samples)
+        windows = self.windows(features, batch.image)
+        probabilities = [
+            anomaly_probability(similarity_logits(F.normalize(w, dim=-1), text, self.temperature)) for w in windows
+        ]
+        score = probabilities[0][:, 0]
+        scales = [score[:, None, None].expand(-1, *features.grid)]
+        scales += self.harmonic_maps([probability[:, 1:] for probability in probabilities], features.grid)
+        patches = len(scales) / torch.stack(scales).clamp(min=SMALLEST).reciprocal().sum(dim=0)  # [B, h, w]
+        if self.k_shot:
+            association = self.association(self.patch_tokens(features), windows, batch.samples, features.grid)
+            score = (score + association.amax(dim=(1, 2))) / 2
+            patches = patches + association
+            if self.map_fusion == "mean":
+                patches = patches / 2
+        return AnomalyPrediction(score, enlarge(patches, batch.image.shape[2:]))
+
+    def association(
+        self, patch_tokens: Tensor, windows: Sequence[Tensor], samples: Sequence[Sample], grid: tuple[int, int]
+    ) -> Tensor:
+        """Returns the distance of each patch, and of the windows over it, to the memory: the mean, `[B, h, w]`.
+
+        Args:
+            patch_tokens: See `patch_tokens`.
+            windows: See `windows`.
+            samples: The B samples, for their categories.
+            grid: Patch grid `(h, w)`.
+
+        Raises:
+            DatasetError: A category that no normal images were drawn or remembered for.
+
+        Reference: WinCLIP, Eq. (4).
+        """
+        keys = [(sample.dataset, sample.category) for sample in samples]
+        self.memory.recall(keys, self.preprocess, self.remember)
+        of_patches, *of_windows = (
+            self.memory.distance(keys, index, tokens) for index, tokens in enumerate([patch_tokens, *windows])
+        )
+        return torch.stack([of_patches.unflatten(1, grid), *self.harmonic_maps(of_windows, grid)]).mean(dim=0)
+
+    def remember(self, key: Key, image: Tensor) -> None:
+        """Stores patches and windows of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`."""
+        image = image.to(self.device)
+        features = self.backbone.encode_image(image, self.spec)
+        self.memory.remember(key, [self.patch_tokens(features), *self.windows(features, image)])
