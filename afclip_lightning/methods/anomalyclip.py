@@ -42,7 +42,7 @@ class AnomalyCLIP(PromptMethod):
         orthogonal_weight: Weight of the loss that keeps several abnormal prompts apart.
         ensemble: Sets of prompts that are trained side by side, each from its own start and with its own loss, and
             whose scores and maps are averaged: the AnomalyCLIP Ensemble of FAPrompt's Table 5.
-        prompt_depth: Text blocks with learnable input.
+        prompt_depth: Text blocks with learnable input; 1 is without deep tokens.
         deep_tokens: Deep text tokens a block.
         prompt_init_std: Standard deviation of all learnable tokens' initial values.
         half_deep_tokens: Round deep tokens to 16-bit floats, as the official code does.
@@ -103,7 +103,11 @@ class AnomalyCLIP(PromptMethod):
                 prompt_tokens,
                 n_abnormal_prompts,
                 compound=False,
-                deep=DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens),
+                deep=(
+                    None
+                    if prompt_depth == 1
+                    else DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens)
+                ),
                 init_std=prompt_init_std,
             )
             for _ in range(ensemble)

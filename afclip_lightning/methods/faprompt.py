@@ -82,7 +82,7 @@ class FAPrompt(PromptMethod):
         aggregation: How the abnormal prompts become one: `mean`; `best_match`, the most similar prompt of each token;
             `weighted`, a mean with weights that a network of the prior network's shape gives for the prior's patches
             (the paper says no more of its own).
-        prompt_depth: Text blocks with learnable input.
+        prompt_depth: Text blocks with learnable input; 1 is without deep tokens.
         deep_tokens: Deep text tokens a block.
         prompt_init_std: Standard deviation of all learnable tokens' initial values.
         half_deep_tokens: Round deep tokens to 16-bit floats.
@@ -175,7 +175,11 @@ class FAPrompt(PromptMethod):
             n_normal_tokens,
             n_abnormal_tokens,
             n_abnormal_prompts,
-            deep=DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens),
+            deep=(
+                None
+                if prompt_depth == 1
+                else DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens)
+            ),
             init_std=prompt_init_std,
         )
         inputs = self.n_prior_patches * backbone.embed_dim

@@ -77,13 +77,13 @@ class DeepTokens(nn.Module):
 
     Args:
         backbone: Its text tower is used and not kept.
-        depth: Blocks with learnable input; the first has the prompt's own tokens, so 1 adds none.
+        depth: Blocks with learnable input, 2 at least: the first has the prompt's own tokens.
         n_tokens: Tokens a block.
         init_std: Standard deviation of their initial values.
         half: Round the tokens to 16-bit floats before they are used, as AnomalyCLIP's and FAPrompt's official codes do.
 
     Raises:
-        ValueError: `depth` is more than the text tower's.
+        ValueError: `depth` is less than 2 or more than the text tower's.
 
     Reference: AnomalyCLIP, Sec. 3.2; the official codes overwrite, where the paper speaks of attaching.
     """
@@ -92,8 +92,10 @@ class DeepTokens(nn.Module):
         self, backbone: ClipBackbone, depth: int = 9, n_tokens: int = 4, init_std: float = 0.02, half: bool = False
     ) -> None:
         super().__init__()
-        if not 1 <= depth <= backbone.text.depth:
-            raise ValueError(f"the depth of deep text tokens must be within 1 to {backbone.text.depth}, got {depth}")
+        if not 2 <= depth <= backbone.text.depth:
+            raise ValueError(
+                f"deep text tokens need a depth within 2 to {backbone.text.depth}, or 1 for none of them, got {depth}"
+            )
         self.rounded = half
         self.tokens = nn.Parameter(init_std * torch.randn(depth - 1, n_tokens, backbone.text.width))
 

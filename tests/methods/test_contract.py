@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[Make, dict[str, Any]]] = {
     "FAPrompt, image token": (FAPrompt, {**VV, "layer": 8, "prior_patches": "image_token"}),
     "FAPrompt without DAP": (FAPrompt, {**VV, "layer": 8, "dap": False}),
     "FAPrompt without CAP": (FAPrompt, {**VV, "layer": 8, "n_abnormal_prompts": 1}),
+    "FAPrompt without deep tokens": (FAPrompt, {"vv_from": 3, "layer": 8, "prompt_depth": 1}),
     "FAPrompt, best match": (FAPrompt, {**VV, "layer": 8, "aggregation": "best_match"}),
     "FAPrompt, weighted": (FAPrompt, {**VV, "layer": 8, "aggregation": "weighted"}),
 }

@@ -144,7 +144,7 @@ def test_a_term_alone_can_be_trained_away(tiny: ClipBackbone, term: str, rows: l
         ({"free_maximum_weight": 1.5}, r"in \[0, 1\]"),
         ({"layer": 9}, "vv_layers must rise within 3 to 8"),
         ({"layer": 2}, "vv_layers must rise within 3 to 8"),
-        ({"prompt_depth": 9}, "within 1 to 4, got 9"),
+        ({"prompt_depth": 9}, "within 2 to 4.*got 9"),
         ({"n_abnormal_prompts": 0}, "at least 1"),
     ],
 )
