@@ -1,0 +1,100 @@
+"""CLIP and CLIP-AC as other papers have them for baselines: nothing but two prompts, or an ensemble of them."""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.templates import (
+    CLIP_ABNORMAL,
+    CLIP_BARE_TEMPLATES,
+    CLIP_NORMAL,
+    CLIP_PHOTO_ABNORMAL,
+    CLIP_PHOTO_NORMAL,
+    CLIP_PHOTO_TEMPLATES,
+    IMAGENET_TEMPLATES,
+    sentences,
+)
+from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+Names = Literal["category", "word"]
+Prompts = Literal["clip_bare", "clip_photo", "clip_ac"]
+PROMPTS = {  # normal states, abnormal states, templates
+    "clip_bare": (CLIP_NORMAL, CLIP_ABNORMAL, CLIP_BARE_TEMPLATES),
+    "clip_photo": (CLIP_PHOTO_NORMAL, CLIP_PHOTO_ABNORMAL, CLIP_PHOTO_TEMPLATES),
+    "clip_ac": (CLIP_NORMAL, CLIP_ABNORMAL, IMAGENET_TEMPLATES),
+}
+
+
+class CLIP(AnomalyMethod):
+    """CLIP as it is: class token and last patches against the words "normal" and "anomalous". Nothing is trained.
+
+    Two protocols go by this name, and differ in the backbone and in the prompts. The tables of WinCLIP, AnoVL and
+    Dual-Image CLIP take ViT-B-16-plus-240 and bare labels; those of AnomalyCLIP, FAPrompt and KAnoCLIP take
+    ViT-L-14-336 at 518 pixels and a photo. CLIP-AC is the same with CLIP's ImageNet ensemble of 80 templates. (WinCLIP
+    calls its bare labels CLIP-AC, and the ensemble CLIP-AC with prompt ensemble.) No code of either was found; the
+    sentences are as the papers are quoted.
+
+    Maps far below chance are no mistake: CLIP's last patches resemble the text of what they do not show.
+
+    Args:
+        backbone: The frozen CLIP.
+        prompts: `clip_bare` (`normal bottle`), `clip_photo` (`A photo of a normal bottle`) or `clip_ac`
+            (`normal bottle` in 80 templates).
+        names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), or `word`, the
+            dataset's word for it (`metal nut`).
+        temperature: Divides cosine similarities. Of two probabilities the order does not depend on it.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: the baselines of WinCLIP, AnomalyCLIP and FAPrompt.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        prompts: Prompts = "clip_photo",
+        names: Names = "category",
+        temperature: float = 0.07,
+    ) -> None:
+        if prompts not in get_args(Prompts) or names not in get_args(Names):
+            raise ValueError(
+                f"prompts must be one of {', '.join(get_args(Prompts))} and names one of "
+                f"{', '.join(get_args(Names))}, got {prompts!r} and {names!r}"
+            )
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        super().__init__(backbone, backbone.spec([backbone.vision.depth], image_embedding=True), optimizer=None)
+        self.save_hyperparameters(ignore=["backbone"], logger=False)
+        self.prompts = prompts
+        self.names = names
+        self.temperature = temperature
+        self.text = CategoryText(self.embed_text)
+
+    def embed_text(self, sample: Sample) -> Tensor:
+        """Returns the normal and the abnormal text embedding of a sample's category, `[2, D]`, L2-normalised."""
+        name = sample.word if self.names == "word" else sample.category
+        normal, abnormal, templates = PROMPTS[self.prompts]
+        return embed_states(
+            self.backbone, sentences(normal, templates, name), sentences(abnormal, templates, name), "norm_mean_norm"
+        )
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the texts."""
+        self.text.forget()
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the probability of the abnormal state: of the image embedding, and of the patches, enlarged."""
+        assert features.image_embedding is not None
+        image = F.normalize(features.image_embedding, dim=-1)[:, None]
+        patches = self.backbone.embed_tokens(features.tokens[0][:, 1:])
+        logits = similarity_logits(torch.cat([image, patches], dim=1), self.text(batch.samples), self.temperature)
+        probability = anomaly_probability(logits)  # [B, 1 + N]
+        patch_map = probability[:, 1:].unflatten(1, features.grid)
+        return AnomalyPrediction(probability[:, 0], enlarge(patch_map, batch.image.shape[2:]))
