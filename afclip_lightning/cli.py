@@ -270,7 +270,18 @@ class AnomalyCLI(LightningCLI):
         return super().instantiate_trainer(logger=loggers, **kwargs)
 
     def fit(self, **kwargs: Any) -> None:
-        """Trains and tests; a method with nothing to train is only tested."""
+        """Trains and tests; a method with nothing to train is only tested.
+
+        Raises:
+            UserError: It would be trained and tested on the same images.
+        """
+        data, tests = self.datamodule, self.config_init["fit"].test_after_fit
+        if self.model.trainable_names() and tests and data.test_sets == [data] and data.train_split == "test":
+            raise UserError(
+                f"{data.name} would be trained on and tested on with the same images, which is not zero-shot. Train on "
+                "one dataset and test on others with CrossDataset; or train on it alone with --test_after_fit false; "
+                "or, to see whether the head learns at all, use CrossDataset with seen_if_alone."
+            )
         if self.config_init["fit"].test_before_fit:
             self.evaluation.name = "results_untrained"
             count, self.pictures.count = self.pictures.count, 0  # the pictures are of the trained method
@@ -285,7 +296,7 @@ class AnomalyCLI(LightningCLI):
                 print(f"Trained head: {head}")
         else:
             print(f"{type(self.model).__name__} has nothing to train with these settings.")
-        if self.config_init["fit"].test_after_fit:
+        if tests:
             self._evaluate(self.trainer.test, "After training", model=self.model, datamodule=self.datamodule)
 
     def test(self, **kwargs: Any) -> None:

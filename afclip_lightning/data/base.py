@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 import afclip_lightning.data
@@ -379,11 +378,6 @@ class AnomalyDataModule(AnomalyData):
                 "on_error is skip, which several processes cannot train with: one may have nothing left to do where "
                 "the others wait for it. Train on one device, or mend the files (`datasets check` lists them) and set "
                 "--loading.on_error raise."
-            )
-        if stage == "fit" and self.trainer is not None and self.train_split == "test":  # alone, not in a CrossDataset
-            rank_zero_warn(
-                f"{self.name} is trained on alone: if it is tested on too, that is on the same images and NOT "
-                "zero-shot. CrossDataset trains on one dataset and tests on others."
             )
         self.check(stage)
         self.samples("test")

@@ -101,12 +101,12 @@ def test_a_run_lists_what_it_skipped(root: Path, monkeypatch: pytest.MonkeyPatch
     assert (rows[0]["normal"], rows[0]["anomalous"]) == (1, 1)
     assert not (tmp_path / "run/few_shot.json").exists()
     # batches of one: in training too, whole batches are left out in the middle of an epoch
-    with pytest.warns(UserWarning, match="set is trained on alone: .*NOT zero-shot"):
-        assert main(["fit", *options("--loading.on_error=skip", "--run_dir=fit", "--data.batch_size=1")]) == 0
+    alone = "--test_after_fit=false"
+    assert main(["fit", *options(alone, "--loading.on_error=skip", "--run_dir=fit", "--data.batch_size=1")]) == 0
     assert json.loads((tmp_path / "fit/skipped.json").read_text())["count"] == 2
-    assert main(["fit", *options("--run_dir=raise")]) == 2
+    assert main(["fit", *options(alone, "--run_dir=raise")]) == 2
     write_mvtec(root, ["a"])
-    assert main(["fit", *options("--loading.on_error=skip", "--run_dir=whole", "--loading.cache_mb=1")]) == 0
+    assert main(["fit", *options(alone, "--loading.on_error=skip", "--run_dir=whole", "--loading.cache_mb=1")]) == 0
     assert not (tmp_path / "whole/skipped.json").exists()
 
 
@@ -209,3 +209,17 @@ def test_persistent_workers_are_for_training_alone(tmp_path: Path) -> None:
     assert dataset.train_dataloader().persistent_workers
     assert not dataset.test_dataloader().persistent_workers
     assert not data(tmp_path, Loading(persistent_workers=True)).train_dataloader().persistent_workers
+
+
+def test_a_set_alone_is_not_trained_on_and_tested_on_unless_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_config(tmp_path)
+    write_mvtec(tmp_path / "set", ["a"])
+    assert main(["fit", *options("--run_dir=both")]) == 2
+    assert "the same images, which is not zero-shot" in capsys.readouterr().err
+    assert not (tmp_path / "both/head.ckpt").exists()
+    assert main(["fit", *options("--run_dir=alone", "--test_after_fit=false")]) == 0
+    assert (tmp_path / "alone/head.ckpt").exists()
+    assert main(["fit", *options("--run_dir=split", "--data.train_split=train")]) == 0
