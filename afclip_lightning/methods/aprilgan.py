@@ -1,0 +1,225 @@
+"""APRIL-GAN, also called VAND: a linear layer a stage between the patches and the text; with `k_shot`, a memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.losses import dice_loss, two_class_focal_loss
+from afclip_lightning.memory import FewShotMemory, Key
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
+from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
+from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+Names = Literal["category", "word"]
+SMALLEST_RANGE = 1e-4  # of the maxima of a category; two passes round differently, which must not be scaled up
+
+
+def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
+    """Returns the official code's optimiser. A named function, not a lambda, so that run folders can record it."""
+    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
+
+
+class APRILGAN(AnomalyMethod):
+    """APRIL-GAN: a linear layer takes the patches of each tapped layer to the text's space; nothing else trains.
+
+    The class token gives the image score without training. The map is the sum over the layers, in [0, 4] for four. With
+    `k_shot` the cosine distances to a memory of normal patches are added to it, of every layer up to 2, and the image
+    score becomes the mean of itself and of the map's highest value, scaled to [0, 1] over the test images of the
+    category. These are therefore scored twice, first for the range.
+
+    Differs: the official code shows every fifth training image as a collage with three others of its category; here
+    images stay as they are. It resizes training masks bilinearly; here any mask is binary at input size. Where all
+    maps of a category have the same maximum, it divides by zero; here the scaled maxima are 0.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of the linear layers.
+        layers: Tapped blocks, counted from 1.
+        names: What prompts call a category: `category`, as the dataset does (`metal_nut`; the official code), or `word`
+            (`metal nut`).
+        temperature: Divides cosine similarities.
+        k_shot: Normal images a category in the memory; 0 is zero-shot.
+        shot_seed: Seed of their draw.
+
+    Attributes:
+        ranges: Lowest and highest of the maps' maxima, by category; known within validate, test or predict.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: APRIL-GAN (Chen et al., 2023), with the numbers of its public code (ByChelsea/VAND-APRIL-GAN, f13b8a6).
+    """
+
+    fixed_by_training = ("names", "temperature")
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = paper_optimizer,
+        layers: Sequence[int] = (6, 12, 18, 24),
+        names: Names = "category",
+        temperature: float = 0.01,
+        k_shot: int = 0,
+        shot_seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, backbone.spec(layers, image_embedding=True), optimizer)
+        if names not in get_args(Names):
+            raise ValueError(f"names must be one of {', '.join(get_args(Names))}, got {names!r}")
+        if temperature <= 0 or k_shot < 0:
+            raise ValueError(f"temperature must be positive and k_shot not negative, got {temperature}, {k_shot}")
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.names = names
+        self.temperature = temperature
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.linear = nn.ModuleList(nn.Linear(backbone.vision.width, backbone.embed_dim) for _ in layers)
+        self.text = CategoryText(self._embed_text)
+        self.memory = FewShotMemory()
+        self.ranges: dict[Key, tuple[float, float]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Draws the few-shot images."""
+        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+
+    def on_train_end(self) -> None:
+        """Forgets the text."""
+        self.text.forget()
+
+    def on_evaluation_start(self) -> None:
+        """Measures the ranges of the maps' maxima, with `k_shot`.
+
+        Raises:
+            TypeError: There is no data module to ask for the test images.
+        """
+        if self.k_shot:
+            data = getattr(self.trainer, "datamodule", None)
+            if not isinstance(data, AnomalyData):
+                raise TypeError("k_shot needs all test images at once: give the trainer a datamodule, not loaders")
+            with self.trainer.precision_plugin.forward_context():
+                found = self.measure(batch for part in data.test_sets for batch in part.test_dataloader())
+            if self.trainer.world_size > 1:  # each process has measured on its own part
+                gathered: list[Any] = [None] * self.trainer.world_size
+                torch.distributed.all_gather_object(gathered, found)
+                found = _merged(gathered)
+            self.ranges = found
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the text, the ranges, and the memory of what was drawn."""
+        self.text.forget()
+        self.ranges = {}
+        self.memory.forget_drawn()
+
+    def _embed_text(self, sample: Sample) -> Tensor:
+        name = sample.category if self.names == "category" else sample.word
+        normal, abnormal = (sentences(s, APRILGAN_TEMPLATES, name) for s in (APRILGAN_NORMAL, APRILGAN_ABNORMAL))
+        return embed_states(self.backbone, normal, abnormal, "norm_mean_norm")
+
+    def maps(self, features: ClipFeatures, text: Tensor) -> Iterator[Tensor]:
+        """Yields the map of each layer, the probability of the abnormal state, `[B, H, W]`.
+
+        The logits are enlarged, and not their softmax, as in the official code. A softmax over two is a function of
+        their difference, and enlarging is linear: one plane is enlarged and not two.
+
+        Args:
+            features: Of the backbone.
+            text: `[B, 2, D]`, from `text`.
+        """
+        size = (self.spec.image_size, self.spec.image_size)
+        for linear, tokens in zip(self.linear, features.tokens, strict=True):
+            with torch.autocast(tokens.device.type, enabled=False):  # cosines count a hundred times in a logit
+                patches = F.normalize(linear(tokens[:, 1:].float()), dim=-1)
+            difference = similarity_logits(patches, text, self.temperature).diff(dim=-1)
+            yield enlarge(difference[..., 0].unflatten(1, features.grid), size, align_corners=True).sigmoid()
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the focal and the Dice loss, each the sum over the layers, and `total`, the sum of both.
+
+        Images whose mask is not known have no part in it: there is no image term.
+        """
+        known, text = batch.mask_known, self.text(batch.samples)
+        maps = list(self.maps(features, text))
+        if not known.any():
+            return {"total": 0 * torch.stack(maps).sum()}  # a step that trains nothing, but a step
+        mask = batch.mask[known]
+        terms = {
+            "focal": torch.stack([two_class_focal_loss(pixels[known], mask) for pixels in maps]).sum(),
+            "dice": torch.stack([dice_loss(pixels[known], mask) for pixels in maps]).sum(),
+        }
+        return {"total": terms["focal"] + terms["dice"], **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the class token's score, with `k_shot` beside the map's highest, and the map.
+
+        Raises:
+            DatasetError: With `k_shot`, nothing was measured of a category.
+        """
+        text = self.text(batch.samples)
+        assert features.image_embedding is not None  # the spec asks for it
+        image = F.normalize(features.image_embedding.float(), dim=-1)
+        score = anomaly_probability(similarity_logits(image[:, None], text, self.temperature))[:, 0]
+        anomaly_map = self.anomaly_map(features, batch, text)
+        if self.k_shot:
+            maximum = anomaly_map.amax(dim=(1, 2))
+            low, high = maximum.new_tensor([self._range(sample) for sample in batch.samples]).T
+            score = (score + (maximum - low) / (high - low).clamp(min=SMALLEST_RANGE)) / 2
+        return AnomalyPrediction(score, anomaly_map)
+
+    def _range(self, sample: Sample) -> tuple[float, float]:
+        key = (sample.dataset, sample.category)
+        if key not in self.ranges:
+            raise DatasetError(
+                f"{sample.image_path}: k_shot is {self.k_shot}, but no map of {'/'.join(key)} was measured. The image "
+                "score is scaled over all test images of a category: use Trainer.validate, test or predict with a data "
+                "module that has them."
+            )
+        return self.ranges[key]
+
+    def anomaly_map(self, features: ClipFeatures, batch: Batch, text: Tensor) -> Tensor:
+        """Returns the sum of the layers' maps, with `k_shot` and of the distances to the memory, `[B, H, W]`.
+
+        Args:
+            features: Of the backbone.
+            batch: The images.
+            text: `[B, 2, D]`, from `text`.
+        """
+        total = torch.stack(list(self.maps(features, text))).sum(0)
+        if self.k_shot:
+            keys = [(sample.dataset, sample.category) for sample in batch.samples]
+            self.memory.recall(keys, self.preprocess, self.remember)
+            distances = [2 * self.memory.distance(keys, i, tokens) for i, tokens in enumerate(features.tokens)]
+            distance = torch.stack(distances).sum(0).unflatten(1, features.grid)
+            total = total + enlarge(distance, total.shape[1:], align_corners=True)
+        return total
+
+    def measure(self, batches: Iterable[Batch]) -> dict[Key, tuple[float, float]]:
+        """Returns the lowest and the highest of the maps' maxima, by category."""
+        ranges: dict[Key, tuple[float, float]] = {}
+        for batch in batches:
+            batch = batch.to(self.device)
+            maps = self.anomaly_map(self.extract(batch), batch, self.text(batch.samples))
+            for sample, maximum in zip(batch.samples, maps.amax(dim=(1, 2)).tolist(), strict=True):
+                ranges = _merged([ranges, {(sample.dataset, sample.category): (maximum, maximum)}])
+        return ranges
+
+    def remember(self, key: Key, image: Tensor) -> None:
+        """Stores the tapped patches of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`."""
+        self.memory.remember(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
+
+
+def _merged(ranges: Sequence[dict[Key, tuple[float, float]]]) -> dict[Key, tuple[float, float]]:
+    """Returns the ranges that hold each of the given ones."""
+    merged: dict[Key, tuple[float, float]] = {}
+    for part in ranges:
+        for key, (low, high) in part.items():
+            least, most = merged.get(key, (low, high))
+            merged[key] = min(least, low), max(most, high)
+    return merged

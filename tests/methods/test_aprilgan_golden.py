@@ -1,0 +1,138 @@
+"""APRIL-GAN against numbers recorded from the official code (see `golden/README.md`)."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.losses import dice_loss, two_class_focal_loss
+from afclip_lightning.methods.aprilgan import APRILGAN
+from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
+from afclip_lightning.scoring import enlarge
+from afclip_lightning.types import Batch, ClipFeatures, Sample
+from tests.recipe import GOLDEN
+from tests.recipe_baselines import image, make_backbone, mask, value
+
+STORED = np.load(GOLDEN / "aprilgan.npz")
+SIZE = int(STORED["image_size"])
+KEY = ("golden", "metal_nut")
+
+
+def check(actual: Tensor, key: str, limit: float = 1e-4, rows: Any = ...) -> None:
+    """Compares with the recorded array, or these rows of it: largest difference over largest value."""
+    expected = torch.from_numpy(np.asarray(STORED[key]))[rows]
+    assert actual.shape == expected.shape, key
+    atol = limit * expected.abs().max().item()
+    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=atol, msg=lambda text: f"{key}: {text}")
+
+
+def batch_of(*categories: str) -> Batch:
+    """Returns the first inputs, one a category."""
+    masks = torch.stack([mask(i, SIZE) for i in range(len(categories))])
+    return Batch(
+        image=torch.stack([image(i, SIZE) for i in range(len(categories))]),
+        mask=masks,
+        label=masks.amax((1, 2)).long(),
+        mask_known=torch.ones(len(categories), dtype=torch.bool),
+        samples=[Sample("golden", name, "test", Path(f"{i}.png"), 0) for i, name in enumerate(categories)],
+    )
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> ClipBackbone:
+    return make_backbone(tmp_path_factory.mktemp("aprilgan"), "L14")
+
+
+def aprilgan(backbone: ClipBackbone, k_shot: int = 0) -> APRILGAN:
+    """Returns the method with the recipe's values."""
+    model = APRILGAN(backbone, k_shot=k_shot)
+    for name, parameter in model.linear.named_parameters():
+        scale = 0.02 if name.endswith("bias") else 1 / 8
+        parameter.data = value(f"aprilgan.fc.{name}", tuple(parameter.shape), scale)
+    return model
+
+
+TEST = batch_of("metal_nut", "metal_nut", "metal_nut")
+
+
+@pytest.fixture(scope="module")
+def model(backbone: ClipBackbone) -> APRILGAN:
+    return aprilgan(backbone)
+
+
+@pytest.fixture(scope="module")
+def features(model: APRILGAN) -> ClipFeatures:
+    return model.extract(TEST)
+
+
+def test_sentences() -> None:
+    for row, (name, states) in enumerate((("normal", APRILGAN_NORMAL), ("abnormal", APRILGAN_ABNORMAL))):
+        lines = sentences(states, APRILGAN_TEMPLATES, "metal_nut")
+        assert len(lines) == STORED["n_prompts"][row]
+        assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == str(STORED[f"prompts_{name}_sha256"])
+
+
+def test_text_and_features(model: APRILGAN, features: ClipFeatures) -> None:
+    nut, carpet = model.text(batch_of("metal_nut", "carpet").samples)
+    check(nut, "text_features_metal_nut", 1e-5)
+    check(carpet, "text_features_carpet", 1e-5)
+    check(model.backbone.vision.visual.positional_embedding, "pos_embed_resized", 1e-6)
+    check(features.image_embedding, "pooled", 1e-5)
+    check(torch.stack([tokens[:, 1::4, ::2] for tokens in features.tokens]), "tokens_sample", 1e-5)
+
+
+@torch.no_grad()
+def test_maps_and_scores(model: APRILGAN, features: ClipFeatures) -> None:
+    prediction = model.score(features, TEST)
+    check(prediction.pred_score, "zs_image_score")
+    check(prediction.anomaly_map[:, ::2, ::2], "zs_anomaly_map")
+    check(prediction.anomaly_map.mean((1, 2)), "zs_anomaly_map_mean")
+    check(prediction.anomaly_map.amax((1, 2)), "zs_anomaly_map_max")
+    layers = [pixels[-1, ::2, ::2] for pixels in model.maps(features, model.text(TEST.samples))]
+    check(torch.stack(layers), "last_image_layer_maps")
+
+
+@torch.no_grad()
+def test_few_shot(backbone: ClipBackbone, features: ClipFeatures) -> None:
+    shots = int(STORED["fs_k"])
+    model = aprilgan(backbone, k_shot=shots)
+    model.remember(KEY, torch.stack([image(100 + i, SIZE) for i in range(shots)]))
+    assert [tuple(bank.shape) for bank in model.memory.banks[KEY]] == [tuple(s) for s in STORED["fs_memory_shapes"]]
+    distances = [2 * model.memory.distance([KEY] * 3, i, tokens)[-1] for i, tokens in enumerate(features.tokens)]
+    maps = enlarge(torch.stack(distances).unflatten(1, features.grid), (SIZE, SIZE), align_corners=True)
+    check(maps[:, ::2, ::2], "fs_last_image_layer_maps")
+    model.ranges = model.measure([TEST])
+    prediction = model.score(features, TEST)
+    check(prediction.anomaly_map[:, ::2, ::2], "fs_anomaly_map")
+    check(prediction.anomaly_map.mean((1, 2)), "fs_anomaly_map_mean")
+    check(prediction.anomaly_map.amax((1, 2)), "fs_anomaly_map_max")
+    check(prediction.pred_score, "fs_image_score")
+
+
+def test_a_training_step(backbone: ClipBackbone) -> None:
+    model, batch = aprilgan(backbone), batch_of("metal_nut", "carpet")
+    assert len(batch.samples) == STORED["train_n"]
+    features = model.extract(batch)
+    maps = list(model.maps(features, model.text(batch.samples)))
+    check(torch.stack([pixels[:, ::3, ::3] for pixels in maps]), "train_maps_abn")
+    check(torch.stack([two_class_focal_loss(pixels, batch.mask) for pixels in maps]), "train_focal_per_layer")
+    check(torch.stack([dice_loss(pixels, batch.mask) for pixels in maps]), "train_dice_per_layer")
+    losses = model.loss(features, batch)
+    check(losses["total"], "train_loss", 1e-5)
+    losses["total"].backward()
+    optimizer = model.configure_optimizers()
+    assert optimizer is not None
+    before = {name: parameter.detach().clone() for name, parameter in model.linear.named_parameters()}
+    optimizer.step()
+    for name, parameter in model.linear.named_parameters():
+        assert parameter.grad is not None
+        check(parameter.grad.norm(), f"grad_norm.fc.{name}")
+        check(parameter.grad.flatten()[:16], f"grad_first16.fc.{name}")
+        moved = parameter.detach() - before[name]
+        check(moved.norm(), f"adam1_delta_norm.fc.{name}", 1e-3)
+        check(parameter.flatten()[:16], f"adam1_first16.fc.{name}")
