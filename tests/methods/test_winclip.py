@@ -1,5 +1,6 @@
 """WinCLIP's own: windows, harmonic means, text of categories, few-shot memory, arguments."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 from afclip_lightning.backbones import windows
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, window_index
+from afclip_lightning.cli import main
 from afclip_lightning.errors import DatasetError, WeightsError
 from afclip_lightning.methods.winclip import WinCLIP, harmonic_aggregation
+from tests.layouts.mvtec import write_mvtec
 from tests.methods.contract import TextCalls, batch_of, data_of, score, take, trainer_of
 from tests.reference import winclip_naive as naive
 from tests.test_backbone import TIMM, small_config
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS = (("d", "a"), ("d", "b"))
 SIDE = 70
 VISION = {"image_size": SIDE, "layers": 3, "width": 64, "head_width": 64, "patch_size": 14}  # a grid of 5 × 5
@@ -225,3 +229,26 @@ def test_a_pass_embeds_each_category_once_and_draws_its_memory(tmp_path: Path, s
 def test_bad_arguments_are_refused(small: ClipBackbone, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WinCLIP(small, **arguments)
+
+
+def test_the_shipped_config_tests_few_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFCLIP_DATA", str(tmp_path / "data"))
+    write_mvtec(tmp_path / "data/mvtec", ["bottle", "metal_nut"])
+    options = {
+        "config": CONFIGS / "winclip_plus_mvtec.yaml",
+        "run_dir": "run",
+        "model.backbone.model": small_config(tmp_path, vision_cfg=VISION),
+        "model.backbone.weights": "random",
+        "model.backbone.image_size": SIDE,
+        "model.k_shot": 1,
+        "data.categories": "[bottle,metal_nut]",
+        "data.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+    }
+    assert main(["test", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    rows = json.loads((tmp_path / "run/results.json").read_text())["rows"]
+    assert [row["category"] for row in rows] == ["bottle", "metal_nut", "mean"]
+    shots = json.loads((tmp_path / "run/few_shot.json").read_text())
+    assert len(shots) == 2
