@@ -151,6 +151,10 @@ class MutualScoring(AnomalyMethod):
         """Returns patches `[B, N, C]` of one layer, from `normalise_planes`, aggregated and L2-normalised."""
         return F.normalize(aggregate(patches, self.backbone.grid, scale), dim=-1)
 
+    def enlarged(self, patch_maps: Tensor) -> Tensor:
+        """Returns maps `[B, h, w]` at the size of the input image, `[B, H, W]`."""
+        return enlarge(patch_maps, (self.backbone.image_size, self.backbone.image_size), align_corners=True)
+
 
 class MuSc(MutualScoring):
     """MuSc: mutual scoring of the unlabelled test images of a category; no training, no prompt, no normal image.
@@ -238,9 +242,8 @@ class MuSc(MutualScoring):
                     "use Trainer.validate, test or predict with a data module that has them all."
                 )
             found.append(self.known[_key(sample)])
-        maps = torch.stack([of.patch_map for of in found]).to(batch.image.device)
-        scores = torch.tensor([of.pred_score for of in found], device=maps.device)
-        return AnomalyPrediction(scores, enlarge(maps, batch.image.shape[-2:], align_corners=True))
+        scores = torch.tensor([of.pred_score for of in found], device=self.device)
+        return AnomalyPrediction(scores, self.enlarged(torch.stack([of.patch_map for of in found]).to(self.device)))
 
     def on_evaluation_start(self) -> None:
         """Scores all test images, and shares what comes of it with the other processes.
@@ -345,8 +348,7 @@ class MuSc(MutualScoring):
                 maps.append(self._mutual_maps(features[:, :count], Path(place), step))
         _require(name, len(samples), max(self.rscin_windows, default=0), WINDOWS_REASON)
         patch_maps = torch.cat(maps).unflatten(1, self.backbone.grid)
-        side = self.backbone.image_size
-        scores = torch.stack([enlarge(one[None], (side, side), align_corners=True).amax() for one in patch_maps])
+        scores = torch.cat([self.enlarged(one[None]).amax((1, 2)) for one in patch_maps])
         if self.rscin_windows:
             scores = constrain(scores, torch.cat(embeddings), self.rscin_windows)
         return dict(zip(map(_key, samples), map(Scored, patch_maps, scores.tolist()), strict=True))
@@ -433,7 +435,7 @@ class MuSc2(MutualScoring):
             raise RuntimeError("MuSc2 needs references: call datamodule.pair(model.pairing) before loaders are made")
         count = batch.reference.shape[1]
         beside = self.backbone.encode_image(batch.reference.flatten(0, 1), self.spec)
-        total = torch.zeros(len(batch.image), math.prod(features.grid), device=batch.image.device)
+        total = torch.zeros(len(batch.samples), math.prod(features.grid), device=beside.tokens[0].device)
         with torch.autocast(total.device.type, enabled=False):
             for query_tokens, reference_tokens in zip(features.tokens, beside.tokens, strict=True):
                 queries, references = normalise_planes(query_tokens), normalise_planes(reference_tokens)
@@ -443,8 +445,8 @@ class MuSc2(MutualScoring):
                         distances = nearest_distances(similarities(a[None], b), a[None], b)
                         total[row] += lowest_mean(distances[0], self.interval)
         maps = (total / (len(features.tokens) * len(self.scales))).unflatten(1, features.grid)
-        enlarged = enlarge(maps, batch.image.shape[-2:], align_corners=True)
-        return AnomalyPrediction(enlarged.amax((1, 2)), enlarged)
+        anomaly_map = self.enlarged(maps)
+        return AnomalyPrediction(anomaly_map.amax((1, 2)), anomaly_map)
 
 
 def _key(sample: Sample) -> Key:
