@@ -29,9 +29,9 @@ class DualImageCLIP(AnomalyMethod):
     is the paper's "Ours+": a linear adapter of each image's own learns to see a synthesised anomaly in it while its map
     stays like the one without adapter. Nothing else trains, and nothing is kept from one image to the next.
 
-    There is no public code, and in the paper's text the values of α, β, λ, the temperature, the learning rate and the
-    image size are lost, and so are the formulas of Eq. (1) to (13). Their place is taken by what the words around them
-    and AnoVL's code, which the paper builds on, make most likely. Ours are:
+    There is no public code, and in the text copy of the paper that was at hand the values of α, β, λ, the temperature,
+    the learning rate and the image size are lost, and so are the formulas of Eq. (1) to (13). Their place is taken by
+    what the words around them and AnoVL's code, which the paper builds on, make most likely. Ours are:
 
     - `alpha`, `beta`, `similarity_weight`, `learning_rate`, `weight_decay`, `temperature` as numbers;
     - Eq. (5) as one less the greatest cosine, between V-V patches of the last block in the joint space;
@@ -45,6 +45,10 @@ class DualImageCLIP(AnomalyMethod):
     - the number of random draws and their rule: one `seed` of pairs, synthesised anomalies and initial values;
     - how more than one reference is drawn; see `draw_references`;
     - squashed squares for both datasets, and AnoVL's pooling and enlarging of the map.
+
+    A category needs `n_references` + 1 test images, and images of any shape are squashed into squares. If patches are
+    much longer than 1, as vectors, an adapter whose `residual` takes them as they come hardly turns them; then set
+    `normalise_residual`.
 
     Differs: the paper's textures are of DTD, here drawn ones unless `synthesis` names a folder.
 

@@ -250,6 +250,7 @@ def test_the_anomaly_is_each_images_own_and_seeded(make: Callable[..., DualImage
     assert torch.equal(again, images[[3, 1]])
     assert torch.equal(same, anomalous[[3, 1]])
     assert (anomalous.sum(1) >= model.synthesis.min_patches).all()
+    assert len({str(row.tolist()) for row in anomalous}) > 1
     assert not torch.equal(make(seed=1).synthesise(batch)[0], images)
     outside = anomalous.unflatten(1, (4, 4)).repeat_interleave(14, 1).repeat_interleave(14, 2)
     unchanged = (images == batch.image).all(1)
