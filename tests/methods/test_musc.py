@@ -184,15 +184,15 @@ class Held(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize(("block_mb", "block", "copies"), [(3, 1, False), (4, 2, True)])
+@pytest.mark.parametrize(("block_mb", "block", "count", "copies"), [(3, 1, 28, False), (8, 4, 8, True)])
 def test_memory_stays_within_the_argument(
-    tiny: ClipBackbone, tmp_path: Path, block_mb: int, block: int, copies: bool
+    tiny: ClipBackbone, tmp_path: Path, block_mb: int, block: int, count: int, copies: bool
 ) -> None:
-    model, count = musc(tiny, layers=(2,), scales=(1, 3, 5), block_mb=block_mb), 28
+    model = musc(tiny, layers=(2,), scales=(1, 3, 5), block_mb=block_mb)
     assert model.block == block
     tokens = torch.randn(count, 1, 197, 192)
     tokens = tokens[:1].expand_as(tokens) if copies else tokens  # of copies, each distance is computed twice
-    assert tokens.numel() * 4 > block_mb * 2**20
+    assert copies or tokens.nbytes > block_mb * 2**20
     embedding = torch.ones(1, 8)
     encoded = [(samples([i]), ClipFeatures((tokens[i],), tiny.grid, image_embedding=embedding)) for i in range(count)]
     with Held() as held:
@@ -375,12 +375,14 @@ def score2(model: MuSc2, batch: Batch) -> Predicted:
     [[1, 2], [2, 0], [0, 1], [0, 2]],
 ])  # fmt: skip
 @pytest.mark.parametrize("interval", [0.3, 0.5, 1.0])
-def test_pairs_against_loops(backbone: ClipBackbone, references: list[list[int]], interval: float) -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "mixed"])
+def test_pairs_against_loops(backbone: ClipBackbone, references: list[list[int]], interval: float, mixed: bool) -> None:
     model, images = musc2(backbone, interval=interval), like(4)
-    layers = [tokens.numpy() for tokens in backbone.encode_image(images, model.spec).tokens]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        layers = [tokens.float().numpy() for tokens in backbone.encode_image(images, model.spec).tokens]
+        found = score2(model, beside(images, references))
     expected = torch.tensor(naive.mutual_maps(layers, backbone.grid, SCALES, interval, references)).float()
     maps = enlarge(expected.unflatten(1, backbone.grid), (42, 42), align_corners=True)
-    found = score2(model, beside(images, references))
     torch.testing.assert_close(found.anomaly_map, maps, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.pred_score, maps.amax((1, 2)), rtol=1e-4, atol=1e-6)
 
