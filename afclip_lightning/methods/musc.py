@@ -188,8 +188,9 @@ class MuSc(MutualScoring):
         seed: Seed of the division.
         rscin_windows: Numbers of most similar images, itself included, that an image score is averaged over (RsCIN): 1,
             2, 3 for MVTec AD and 1, 8, 9 for VisA. Empty takes the largest value of the map as it is.
-        block_mb: Memory for features and similarities at a time, on the device, in MiB. Results do not depend on it. More
-            reads less back from the disk; on a CPU few images a block are faster, whose similarities fit its cache.
+        block_mb: Memory for features and similarities at a time, on the device, in MiB. Results do not depend on it.
+            More reads less back from the disk; on a CPU few images a block are faster, whose similarities fit its
+            cache.
         feature_dir: Where the features lie while a category is scored; the run folder by default.
 
     Attributes:
