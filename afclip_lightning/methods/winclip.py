@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,8 @@ class WinCLIP(AnomalyMethod):
 
     Reference: WinCLIP, Sec. 4.1 to 4.3, Eq. (1) and (4).
     """
+
+    needs_pixels: ClassVar[bool] = True  # windows are encoded from the image
 
     def __init__(
         self,
@@ -194,7 +196,7 @@ class WinCLIP(AnomalyMethod):
             patches = patches + association
             if self.map_fusion == "mean":
                 patches = patches / 2
-        return AnomalyPrediction(score, enlarge(patches, batch.image.shape[2:]))
+        return AnomalyPrediction(score, enlarge(patches, [self.spec.image_size] * 2))
 
     def association(
         self, patch_tokens: Tensor, windows: Sequence[Tensor], samples: Sequence[Sample], grid: tuple[int, int]
