@@ -42,6 +42,19 @@ def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sig
     return torch.cat([tokens[:, :1], mixed.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Returns what queries `[B, T, W]` take from values `[B, S, W]`, `[B, T, W]`: scaled dot-product attention.
+
+    Args:
+        queries: `[B, T, W]`.
+        keys: `[B, S, W]`.
+        values: `[B, S, W]`.
+        heads: Heads, of W / heads channels each.
+    """
+    q, k, v = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 class AttentionAdapter(nn.Module):
     """Self-attention over class and patch tokens: normalisation, one attention, a projection back; no residual.
 
@@ -66,10 +79,51 @@ class AttentionAdapter(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns adapted tokens `[B, 1 + N, C]` of tokens `[B, 1 + N, C]`."""
         normed = self.norm(tokens)
-        q, k, v = (
-            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, 1 + N, head_width]
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        adapted: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(self.to_q(normed), self.to_k(normed), self.to_v(normed), self.heads)
+        adapted: Tensor = self.to_out(mixed)
         return adapted
+
+
+class ConvAdapter(nn.Module):
+    """A bottleneck for the image embedding, into which the patches come through a depthwise convolution.
+
+    The paper's equation has the class token alone, and its figure a depthwise convolution, for which that has no
+    plane. With `spatial` the patches pass the same normalisation and down-projection, then the convolution, and their
+    mean is added to the class token's bottleneck; without, it is the equation as printed.
+
+    Args:
+        width: Channels of an embedding.
+        bottleneck: Channels of the bottleneck.
+        spatial: Whether the patches take part.
+        residual: Whether the embedding itself is added; the up-projection then begins with zeros, so that the adapter
+            changes nothing at first. Printed without.
+
+    Reference: KAnoCLIP, Eq. (11) and Fig. 4.
+    """
+
+    def __init__(self, width: int, bottleneck: int = 192, spatial: bool = True, residual: bool = True) -> None:
+        super().__init__()
+        self.residual = residual
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, bottleneck, bias=False)
+        self.depthwise = (
+            nn.Conv2d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck, bias=False) if spatial else None
+        )
+        self.up = nn.Linear(bottleneck, width, bias=False)
+        if residual:
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, image: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns adapted image embeddings `[B, D]`.
+
+        Args:
+            image: `[B, D]`.
+            patches: `[B, N, D]`.
+            grid: Patch grid `(h, w)`.
+        """
+        hidden = self.down(self.norm(image))
+        if self.depthwise is not None:
+            planes = self.down(self.norm(patches)).transpose(1, 2).unflatten(2, grid)
+            hidden = hidden + self.depthwise(planes).mean(dim=(2, 3))
+        adapted: Tensor = self.up(hidden.relu())
+        return image + adapted if self.residual else adapted

@@ -38,6 +38,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {  # each over the config of the method t
     "ablation/faprompt_weighted": {"aggregation": "weighted", "dap": True},
     "ablation/anomalyclip_ensemble": {"ensemble": 10, "n_abnormal_prompts": 1},
     "ablation/anomalyclip_ensemble_star": {"ensemble": 1, "n_abnormal_prompts": 10, "orthogonal_weight": 0.1},
+    "ablation/kanoclip_base": {
+        "learnable_prompts": False,
+        "vv_from": None,
+        "interaction": False,
+        "conv_adapter": None,
+    },
+    "ablation/kanoclip_knpl": {"learnable_prompts": True, "vv_from": None, "interaction": False, "conv_adapter": None},
+    "ablation/kanoclip_knpl_vv": {"learnable_prompts": True, "vv_from": 6, "interaction": False, "conv_adapter": None},
+    "ablation/kanoclip_without_conv_adapter": {"vv_from": 6, "interaction": True, "conv_adapter": None},
+    "ablation/kanoclip_without_interaction": {"vv_from": 6, "interaction": False, "conv_adapter": "spatial"},
+    "ablation/kanoclip_without_knpl": {"learnable_prompts": False, "interaction": True, "conv_adapter": "spatial"},
+    "ablation/kanoclip_without_vv": {"learnable_prompts": True, "vv_from": None, "interaction": True},
     "official/anomalyclip": {"half_deep_tokens": True},
     "official/faprompt": RELEASED,
 }

@@ -1,0 +1,454 @@
+"""KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim import Adam, Optimizer
+
+from afclip_lightning.adapters import ConvAdapter
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.interaction import BiCrossAttention
+from afclip_lightning.knowledge.base import image_sentence, knowledge_digest, load_image_sentences, load_knowledge
+from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
+from afclip_lightning.losses import binary_focal_loss, map_losses
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
+from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.learner import embed_words, fill_gap
+from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+ConvAdapterKind = Literal["spatial", "global"]
+FIXED_OPENING = "a photo of a"
+
+
+def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
+    """Returns an optimiser with AnomalyCLIP's numbers: the paper has none. A named function for run folders."""
+    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
+
+
+def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: float = 0.0) -> Tensor:
+    """Returns by how much knowledge is nearer to the normal than to the abnormal prompts, cut at 0, a scalar.
+
+    Args:
+        knowledge: `[B, D]`, mean embedding of what is known of abnormal items, of any length.
+        normal: `[B, D]`, of the normal prompts.
+        abnormal: `[B, D]`, of the abnormal prompts.
+        margin: By how much the abnormal prompts must be nearer for no loss.
+
+    Returns:
+        The mean over B, of differences of Euclidean distances at unit length.
+
+    Reference: KAnoCLIP, Eq. (2). The margin is ours.
+    """
+    with torch.autocast(knowledge.device.type, enabled=False):
+        k, n, a = (F.normalize(embedding.float(), dim=-1) for embedding in (knowledge, normal, abnormal))
+        return ((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0).mean()
+
+
+class CategoryPrompts(nn.Module):
+    """Learnable tokens of either state, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
+
+    Args:
+        backbone: Its text tower is used and not kept.
+        normal: What may stand before the category in a normal prompt.
+        abnormal: Likewise in an abnormal prompt.
+        n_tokens: K, learnable tokens of a state.
+        init_std: Standard deviation of their initial values.
+
+    Reference: KAnoCLIP, Eq. (1).
+    """
+
+    def __init__(
+        self, backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], n_tokens: int, init_std: float
+    ) -> None:
+        super().__init__()
+        self.adjectives = (tuple(normal), tuple(abnormal))
+        self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
+
+    def forward(self, backbone: ClipBackbone, words: Sequence[str]) -> Tensor:
+        """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
+
+        Args:
+            backbone: The one that the prompts were built for.
+            words: What the M categories are called.
+
+        Raises:
+            ValueError: A prompt does not fit into the text tower's context.
+        """
+        prompts, ends = [], []
+        for word in words:
+            for tokens, adjectives in zip(self.tokens, self.adjectives, strict=True):
+                for adjective in adjectives:
+                    embedded, end = embed_words(backbone, f"{adjective} {word}.", len(tokens))
+                    prompts.append(fill_gap(embedded, tokens[None])[0])
+                    ends.append(len(tokens) + end)
+        embeddings = backbone.text(
+            pad_sequence(prompts, batch_first=True), torch.tensor(ends, device=self.tokens.device)
+        )
+        states = embeddings.unflatten(0, (len(words), -1)).split(
+            [len(adjectives) for adjectives in self.adjectives], dim=1
+        )
+        return torch.stack([state.mean(dim=1) for state in states], dim=1)
+
+
+class Knowledge:
+    """What a knowledge base says of the categories that are trained on, and what is said of single training images.
+
+    Args:
+        source: Name of a base, or its file.
+
+    Attributes:
+        sentences: What was read so far, by category.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sentences: dict[str, list[str]] = {}
+        self.of_images: dict[str, str] = {}
+        self.sums: dict[str, Tensor] = {}  # [D], over a category's sentences
+
+    def read(self, categories: Sequence[str]) -> None:
+        """Reads the sentences of these categories, if they were not.
+
+        Raises:
+            UserError: There is no such base, or it lacks one of the categories; names the file.
+        """
+        if new := [category for category in dict.fromkeys(categories) if category not in self.sentences]:
+            self.sentences |= load_knowledge(self.source, new)
+            self.of_images = load_image_sentences(self.source)
+
+    def forget(self) -> None:
+        """Drops the embeddings: the backbone may move to another device."""
+        self.sums.clear()
+
+    @torch.no_grad()
+    def means(self, backbone: ClipBackbone, batch: Batch) -> Tensor:
+        """Returns the mean embedding of what is known of each image, `[B, D]`: of its category, and of itself.
+
+        Args:
+            backbone: Encodes the sentences; those of a category once.
+            batch: Training images.
+
+        Reference: KAnoCLIP, Eq. (3).
+        """
+        categories = [sample.category for sample in batch.samples]
+        self.read(categories)
+        for category in set(categories) - self.sums.keys():
+            self.sums[category] = backbone.encode_text(self.sentences[category]).sum(dim=0)
+        total = torch.stack([self.sums[category] for category in categories])
+        count = total.new_tensor([len(self.sentences[category]) for category in categories])
+        said = {row: text for row in range(len(categories)) if (text := self.describe(batch, row, backbone.preprocess))}
+        if said:
+            rows = torch.tensor(list(said), device=total.device)
+            total = total.index_add(0, rows, backbone.encode_text(list(said.values())).to(total))
+            count = count.index_add(0, rows, torch.ones_like(count[rows]))
+        return total / count[:, None]
+
+    def describe(self, batch: Batch, row: int, preprocess: Preprocess) -> str | None:
+        """Returns a sentence on the anomaly of an image: the base's, or what its mask shows; `None` of a normal one."""
+        sample = batch.samples[row]
+        if sample.label != 1:
+            return None
+        if (known := image_sentence(self.of_images, sample.image_path)) is not None:
+            return known
+        mask = batch.mask[row].cpu().numpy()
+        return describe_anomaly(
+            to_pixels(batch.image[row], preprocess), mask, sample.word, defect_name(sample.image_path)
+        )
+
+
+def to_pixels(image: Tensor, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Returns a normalised image `[3, H, W]` as it was, `[H, W, 3]`, uint8."""
+    mean, std = (image.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    pixels: NDArray[np.uint8] = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(pixels)
+
+
+class KAnoCLIP(AnomalyMethod):
+    """KAnoCLIP: prompts drawn to what is known of anomalies, and patches and text that look at each other.
+
+    Normal and abnormal prompts with learnable tokens name the category (KnPL). Patches of the V-V path of four layers
+    (CLIP-VV) pass a bidirectional cross-attention with the two text embeddings each (Bi-CMCI); their comparison gives
+    the map. The image embedding passes an adapter (Conv-Adapter); its probability and the map's maximum give the image
+    score. Training draws the abnormal prompts to the sentences of a knowledge base, which is read for the categories
+    that are trained on and for no other, and never when a model is tested.
+
+    No code was published. Ours, where the paper is silent:
+
+    - sizes and training: 518 pixels, the tapped layers, the first block of the V-V path, the temperature, learning
+      rates, epochs and batch (see the configs), widths, heads and bottleneck;
+    - tokens of a state are the same for all adjectives and categories; an embedding is that of the mean over
+      adjectives; a period ends a prompt;
+    - the knowledge loss is a mean over the images of a batch, each with its category's sentences and, if it is
+      anomalous and its mask known, one of its own; `knowledge_margin`;
+    - Bi-CMCI: see `BiCrossAttention`; a stage has weights of its own; patches and text are of unit length before it;
+    - Norm of Eq. (9) is the mean of the stages' softmax, which is in [0, 1] and compares between images, as a scaling
+      of each image would not. Logits are enlarged and not their softmax. The two maps then add up to 1, and Eq. (10) is
+      the smoothed abnormal one. Training does not smooth;
+    - Conv-Adapter: see `ConvAdapter`; with its residual it changes nothing at first;
+    - the sum of Eq. (12), of the abnormal state's probability, is halved, so that Eq. (14) has a probability;
+    - the focal loss is of both maps, with AnomalyCLIP's exponent and smoothed targets; so is its Dice loss.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of all that trains; its learning rate is that of the prompts.
+        head_lr: Learning rate of Bi-CMCI and Conv-Adapter.
+        layers: Tapped blocks, counted from 1.
+        vv_from: First block of the V-V path; without it the original path is tapped (no CLIP-VV).
+        learnable_prompts: Whether prompts have learnable tokens and knowledge (KnPL); if not, `a photo of a normal
+            bottle.` and so on, of which nothing trains.
+        normal_words: What stands before the category in normal prompts.
+        abnormal_words: What stands before it in abnormal ones.
+        prompt_tokens: K, learnable tokens of a state.
+        prompt_init_std: Standard deviation of their initial values.
+        knowledge: Knowledge base of the training dataset: one that comes with the package, or a file.
+        knowledge_margin: Margin of the knowledge loss.
+        interaction: Whether patches and text pass Bi-CMCI.
+        interaction_width: Channels inside a stage of it.
+        interaction_heads: Attention heads.
+        offset_groups: Groups of channels with points of their own in its deformable attention.
+        offset_stride: Patches between two points.
+        conv_adapter: Conv-Adapter on the class token and the last stage's patches (`spatial`), on the class token alone
+            (`global`, Eq. (11) as printed), or none.
+        adapter_bottleneck: Channels of its bottleneck.
+        adapter_residual: Whether the image embedding is added to it; printed without.
+        temperature: Divides cosine similarities.
+        knowledge_weight: α, weight of the knowledge loss; 0 reads no base.
+        global_weight: β, weight of the cross entropy of the image score.
+        local_weight: γ, weight of the map's losses.
+        map_sigma: Gaussian filter of the final map, in pixels.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: KAnoCLIP (Li et al., 2025), Eq. (1) to (15).
+    """
+
+    fixed_by_training = (
+        "learnable_prompts",
+        "normal_words",
+        "abnormal_words",
+        "interaction",
+        "interaction_heads",
+        "offset_groups",
+        "offset_stride",
+        "conv_adapter",
+        "adapter_residual",
+        "temperature",
+    )
+    needs_pixels = True  # the sentences on training images are read off them
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = paper_optimizer,
+        head_lr: float = 1e-4,
+        layers: Sequence[int] = (6, 12, 18, 24),
+        vv_from: int | None = 6,
+        learnable_prompts: bool = True,
+        normal_words: Sequence[str] = ("normal", "perfect"),
+        abnormal_words: Sequence[str] = ("abnormal", "defective"),
+        prompt_tokens: int = 12,
+        prompt_init_std: float = 0.02,
+        knowledge: str = "mvtec",
+        knowledge_margin: float = 0.0,
+        interaction: bool = True,
+        interaction_width: int = 256,
+        interaction_heads: int = 8,
+        offset_groups: int = 4,
+        offset_stride: int = 4,
+        conv_adapter: ConvAdapterKind | None = "spatial",
+        adapter_bottleneck: int = 192,
+        adapter_residual: bool = True,
+        temperature: float = 0.07,
+        knowledge_weight: float = 1.0,
+        global_weight: float = 1.0,
+        local_weight: float = 1.0,
+        map_sigma: float = 4.0,
+    ) -> None:
+        if not layers:
+            raise ValueError("layers must name a block, got none")
+        taps: dict[str, Any] = {"layers": layers} if vv_from is None else {"vv_layers": layers, "vv_from": vv_from}
+        super().__init__(backbone, backbone.spec(**taps, image_embedding=True), optimizer)
+        if conv_adapter not in (None, *get_args(ConvAdapterKind)):
+            raise ValueError(
+                f"conv_adapter must be one of {', '.join(get_args(ConvAdapterKind))}, got {conv_adapter!r}"
+            )
+        for name, value in (("normal_words", normal_words), ("abnormal_words", abnormal_words)):
+            if isinstance(value, str) or not value:
+                raise ValueError(f"{name} must be a list of words, got {value!r}")
+        if temperature <= 0 or prompt_tokens < 1 or adapter_bottleneck < 1:
+            raise ValueError(
+                "temperature, prompt_tokens and adapter_bottleneck must be positive, "
+                f"got {temperature}, {prompt_tokens}, {adapter_bottleneck}"
+            )
+        if min(knowledge_weight, global_weight, local_weight, knowledge_margin) < 0:
+            raise ValueError(
+                "weights of losses and knowledge_margin must not be negative, "
+                f"got {knowledge_weight}, {global_weight}, {local_weight}, {knowledge_margin}"
+            )
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.head_lr = head_lr
+        self.words = (tuple(normal_words), tuple(abnormal_words))
+        self.knowledge_margin = knowledge_margin
+        self.temperature = temperature
+        self.knowledge_weight = knowledge_weight
+        self.global_weight = global_weight
+        self.local_weight = local_weight
+        self.map_sigma = map_sigma
+        self.prompts = (
+            CategoryPrompts(backbone, *self.words, prompt_tokens, prompt_init_std) if learnable_prompts else None
+        )
+        sizes = (backbone.embed_dim, interaction_width, interaction_heads, offset_groups, offset_stride)
+        self.interactions = nn.ModuleList(BiCrossAttention(*sizes) for _ in layers) if interaction else None
+        self.conv_adapter = (
+            ConvAdapter(backbone.embed_dim, adapter_bottleneck, conv_adapter == "spatial", adapter_residual)
+            if conv_adapter
+            else None
+        )
+        self.knowledge = Knowledge(knowledge) if learnable_prompts and knowledge_weight else None
+        self.fixed_text = CategoryText(self._embed_fixed)
+        self.pass_text: CategoryText | None = None
+
+    def setup(self, stage: str) -> None:
+        """Reads what is known of the categories that are trained on, before any training.
+
+        Raises:
+            UserError: The base lacks one of them.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.knowledge is not None and isinstance(data, AnomalyData):
+            trained = data.train_set if isinstance(data, CrossDataset) else data.parts[0]
+            self.knowledge.read(trained.selected_categories())
+
+    def configure_optimizers(self) -> Optimizer | None:
+        """Returns the optimiser, with two groups: the prompts, and the rest with `head_lr`."""
+        optimizer = super().configure_optimizers()
+        if optimizer is not None:
+            (group,) = optimizer.param_groups
+            prompts = set() if self.prompts is None else set(self.prompts.parameters())
+            rest = [parameter for parameter in group["params"] if parameter not in prompts]
+            group["params"] = [parameter for parameter in group["params"] if parameter in prompts]
+            optimizer.add_param_group({"params": rest, "lr": self.head_lr})
+        return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the digest of the sentences that were trained with."""
+        super().on_save_checkpoint(checkpoint)
+        if self.knowledge is not None and self.knowledge.sentences:
+            checkpoint["knowledge_digest"] = knowledge_digest(self.knowledge.sentences)
+
+    def on_train_end(self) -> None:
+        """Forgets embeddings of fixed sentences."""
+        self.fixed_text.forget()
+        if self.knowledge is not None:
+            self.knowledge.forget()
+
+    def on_evaluation_start(self) -> None:
+        """Lets the text of a category be embedded once in the pass."""
+        self.pass_text = CategoryText(lambda sample: self.embed_text([sample])[0])
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the pass's text."""
+        self.pass_text = None
+        self.fixed_text.forget()
+
+    def _embed_fixed(self, sample: Sample) -> Tensor:
+        normal, abnormal = ([f"{FIXED_OPENING} {a} {sample.word}." for a in adjectives] for adjectives in self.words)
+        return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
+
+    def embed_text(self, samples: Sequence[Sample]) -> Tensor:
+        """Returns the text embeddings of each sample's category as the parameters now give them, `[B, 2, D]`.
+
+        They are L2-normalised, row 0 normal and row 1 abnormal.
+
+        Reference: KAnoCLIP, Eq. (1).
+        """
+        if self.prompts is None:
+            return self.fixed_text(samples)
+        words = list(dict.fromkeys(sample.word for sample in samples))
+        text = F.normalize(self.prompts(self.backbone, words).float(), dim=-1)
+        return text[[words.index(sample.word) for sample in samples]]
+
+    def text_embeddings(self, samples: Sequence[Sample]) -> Tensor:
+        """Returns the text embeddings `[B, 2, D]`: inside validate, test or predict, those of the whole pass."""
+        return self.embed_text(samples) if self.pass_text is None else self.pass_text(samples)
+
+    def evaluate(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the image embedding's probability `[B]`, and the abnormal map `[B, H, W]` before it is smoothed.
+
+        Args:
+            features: Of the backbone.
+            text: `[B, 2, D]`.
+
+        Reference: KAnoCLIP, Eq. (9), the first term of Eq. (12).
+        """
+        size = (self.spec.image_size, self.spec.image_size)
+        stages = []
+        for stage, tokens in enumerate(features.vv_tokens or features.tokens):
+            patches = self.backbone.embed_tokens(tokens[:, 1:])
+            fused, fused_text = patches, text
+            if self.interactions is not None:
+                fused, fused_text = self.interactions[stage](patches, text, features.grid)
+            logits = self.logits(fused, fused_text)
+            # a softmax over two is of their difference, and enlarging is linear: one plane is enlarged and not two
+            stages.append(enlarge(logits.diff(dim=-1)[..., 0].unflatten(1, features.grid), size).sigmoid())
+        assert features.image_embedding is not None  # the spec asks for it
+        image = F.normalize(features.image_embedding.float(), dim=-1)
+        if self.conv_adapter is not None:
+            image = self.conv_adapter(image, patches, features.grid)
+        return anomaly_probability(self.logits(image[:, None], text))[:, 0], torch.stack(stages).mean(0)
+
+    def logits(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Returns the logits `[B, N, 2]` of tokens `[B, N, D]` and text `[B, 2, D]`, of any length."""
+        tokens, text = (F.normalize(embedding.float(), dim=-1) for embedding in (tokens, text))
+        return similarity_logits(tokens, text, self.temperature)
+
+    def image_score(self, probability: Tensor, anomaly_map: Tensor) -> Tensor:
+        """Returns the mean of the image embedding's probability and the map's maximum, `[B]`, in [0, 1].
+
+        Reference: KAnoCLIP, Eq. (12), halved.
+        """
+        return (probability + anomaly_map.amax(dim=(1, 2))) / 2
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss terms and their weighted sum `total`; images whose mask is not known have no map terms.
+
+        Reference: KAnoCLIP, Eq. (2), (13) to (15).
+
+        Raises:
+            UserError: The knowledge base lacks a category.
+        """
+        text = self.embed_text(batch.samples)
+        probability, abnormal = self.evaluate(features, text)
+        score = self.image_score(probability, abnormal)
+        terms = {"image_bce": binary_focal_loss(score, batch.label, gamma=0)}  # in float32, of a probability
+        total = self.global_weight * terms["image_bce"]
+        if self.knowledge is not None:
+            known = self.knowledge.means(self.backbone, batch)
+            terms["knowledge"] = knowledge_loss(known, text[:, 0], text[:, 1], self.knowledge_margin)
+            total = total + self.knowledge_weight * terms["knowledge"]
+        rows = batch.mask_known
+        if rows.any():
+            local = map_losses(abnormal[rows], batch.mask[rows])
+            total = total + self.local_weight * torch.stack(list(local.values())).sum()
+            terms |= local
+        return {"total": total, **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns scores and maps.
+
+        Reference: KAnoCLIP, Eq. (10) and (12).
+        """
+        probability, abnormal = self.evaluate(features, self.text_embeddings(batch.samples))
+        anomaly_map = upsample_and_smooth(abnormal, self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(self.image_score(probability, anomaly_map), anomaly_map)
