@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class AnoVL(AnomalyMethod):
 
     Reference: AnoVL (Deng et al., 2023), with the numbers of its public code (hq-deng/AnoVL, 3a70bfd).
     """
+
+    needs_pixels: ClassVar[bool] = True  # views are encoded from the image
 
     def __init__(
         self,

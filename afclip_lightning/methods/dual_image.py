@@ -1,7 +1,7 @@
 """Dual-Image Enhanced CLIP: test images are each other's reference, with test-time adaptation."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,8 @@ class DualImageCLIP(AnomalyMethod):
 
     Reference: Dual-Image Enhanced CLIP, Eq. (1) to (13).
     """
+
+    needs_pixels: ClassVar[bool] = True  # anomalies are synthesised in the image
 
     def __init__(
         self,
