@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Adam, Optimizer
 
 from afclip_lightning.adapters import ConvAdapter
@@ -22,7 +21,7 @@ from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
 from afclip_lightning.losses import binary_focal_loss, map_losses
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
-from afclip_lightning.prompts.learner import embed_words, fill_gap
+from afclip_lightning.prompts.learner import fill_gap
 from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
@@ -84,18 +83,22 @@ class CategoryPrompts(nn.Module):
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
         """
-        prompts, ends = [], []
-        for word in words:
-            for tokens, adjectives in zip(self.tokens, self.adjectives, strict=True):
-                for adjective in adjectives:
-                    embedded, end = embed_words(backbone, f"{adjective} {word}.", len(tokens))
-                    prompts.append(fill_gap(embedded, tokens[None])[0])
-                    ends.append(len(tokens) + end)
-        embeddings = backbone.text(
-            pad_sequence(prompts, batch_first=True), torch.tensor(ends, device=self.tokens.device)
-        )
-        states = embeddings.unflatten(0, (len(words), -1)).split(
-            [len(adjectives) for adjectives in self.adjectives], dim=1
+        texts = [(state, f"{a} {word}.") for word in words for state in (0, 1) for a in self.adjectives[state]]
+        ids = backbone.tokenize([text for _, text in texts])
+        end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
+        longest, limit = int(end.max()), backbone.text.context_length
+        if longest >= limit:
+            text = texts[int(end.argmax())][1]
+            raise ValueError(
+                f"a prompt must fit in the context length {limit}, got {longest + 1} positions for {text!r}"
+            )
+        length = longest + 1 if backbone.text.is_causal else limit
+        embedded = backbone.text.token_embedding(ids[:, : length - self.tokens.shape[1]])
+        prompts = fill_gap(embedded, self.tokens[[state for state, _ in texts]])
+        states = (
+            backbone.text(prompts, end)
+            .unflatten(0, (len(words), -1))
+            .split([len(adjectives) for adjectives in self.adjectives], dim=1)
         )
         return torch.stack([state.mean(dim=1) for state in states], dim=1)
 

@@ -190,6 +190,11 @@ def test_prompts_are_means_over_adjectives_of_prompts_alone(tiny: ClipBackbone) 
         torch.testing.assert_close(both[0, column], total, rtol=1e-4, atol=1e-5)
 
 
+def test_a_name_that_does_not_fit_is_refused(tiny: ClipBackbone) -> None:
+    with pytest.raises(ValueError, match=r"context length 77, got \d+ positions for 'normal nut nut"):
+        kanoclip(tiny).prompts(tiny, ["nut", " ".join(["nut"] * 64)])
+
+
 # --- deformable attention -------------------------------------------------------------------------------------------
 
 
