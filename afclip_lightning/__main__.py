@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _LIGHT = {
     "datasets": "afclip_lightning.datasets",
     "evaluate": "afclip_lightning.evaluate",
+    "features": "afclip_lightning.features",
     "knowledge": "afclip_lightning.knowledge.command",
 }
 

@@ -21,8 +21,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
@@ -30,6 +30,7 @@ import afclip_lightning.data
 import afclip_lightning.methods
 from afclip_lightning import results
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.store import FeatureCache, FeatureStore, feature_files
 from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
@@ -40,11 +41,13 @@ from afclip_lightning.data.loading import Loading
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import Batch
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 EPILOG = """\
 To score saved maps of any method against masks: python -m afclip_lightning evaluate --help
 To list, check and unpack datasets: python -m afclip_lightning datasets --help
+To keep features on disk, and to look after them: python -m afclip_lightning features --help
 To show or build a knowledge base of sentences: python -m afclip_lightning knowledge --help
 """
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
@@ -186,6 +189,7 @@ class AnomalyCLI(LightningCLI):
             help="Few-shot images chosen by hand, instead of a draw: DIR/[<dataset>/]<category>/*.",
         )
         parser.add_class_arguments(Loading, "loading")
+        parser.add_class_arguments(FeatureCache, "features")
         parser.add_class_arguments(Pictures, "pictures")
         parser.add_class_arguments(Evaluation, "evaluation")
 
@@ -249,6 +253,35 @@ class AnomalyCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         for part in self.datamodule.parts:
             part.loading, part.few_shot_dir = config.loading, config.few_shot_dir
+        if config.features.cache is not None:
+            self._use_store(config.features, config.loading)
+
+    def _use_store(self, features: FeatureCache, loading: Loading) -> None:
+        """Lets the model keep features and the data read them.
+
+        Raises:
+            UserError: The method or the loading does not allow it, or there is no room.
+        """
+        assert features.cache is not None
+        name = type(self.model).__name__
+        if self.model.needs_pixels:
+            raise UserError(f"{name} uses the images beside their features: run it without --features.cache.")
+        if loading.draft:
+            raise UserError("--loading.draft changes the pixels: use it or --features.cache, not both.")
+        compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(str(self.trainer.precision), "float32")
+        store = FeatureStore(features.cache, self.model.spec, self.model.backbone.grid, compute, features.dtype)
+        self.model.store = store
+        for part in self.datamodule.parts:
+            part.store = store
+        data = self.datamodule
+        read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
+        if self.subcommand == "fit":
+            read += [sample.image_path for sample in data.training_set.samples(data.training_set.train_split)]
+        vision, taps = self.model.backbone.vision, len(store.spec.layers) + len(store.spec.vv_layers)
+        values = taps * (1 + store.grid[0] * store.grid[1]) * vision.width
+        values += (vision.width + self.model.backbone.embed_dim) * store.spec.image_embedding
+        missing = len(set(read)) - sum(1 for _ in feature_files(features.cache, store.key))
+        store.check_space(max(0, missing), values * store.dtype.itemsize, features.limit_gb)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""
@@ -326,6 +359,38 @@ class AnomalyCLI(LightningCLI):
             print("Predictions:\n" + "\n".join(f"  {path}" for path in sorted(self.run_dir.glob("predictions*.csv"))))
 
 
+class FeatureBuilder(LightningModule):
+    """Computes the features of batches and lets the method keep them.
+
+    Args:
+        method: Whose features.
+    """
+
+    def __init__(self, method: AnomalyMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keeps the features of a batch."""
+        self.method.extract(batch)
+
+
+class FeatureBuildCLI(AnomalyCLI):
+    """Computes the features that `fit` with the same options would read, and nothing else."""
+
+    def test(self, **kwargs: Any) -> None:
+        """Walks the images of training and of the tests once."""
+        data = self.datamodule
+        data.prepare_data()
+        loaders = [data.training_set.walk(data.training_set.train_split)]
+        loaders += [dataset.walk("test") for dataset in data.test_sets]
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
+        self.trainer.predict(FeatureBuilder(self.model), loaders, return_predictions=False)
+        if self.trainer.is_global_zero:
+            print(f"Features: {self.model.store.folder}")
+
+
 @contextmanager
 def _argument_errors() -> Iterator[None]:
     """Turns what a constructor refused into one message; the parser wraps it in its own errors."""
@@ -361,11 +426,11 @@ def _quiet_lightning() -> None:
     )
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None, command: type[AnomalyCLI] = AnomalyCLI) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains."""
     _quiet_lightning()
     try:
-        AnomalyCLI(args)
+        command(args)
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2

@@ -46,45 +46,6 @@ class Sample:
 
 
 @dataclass
-class Batch:
-    """A batch of preprocessed samples.
-
-    Attributes:
-        image: `[B, 3, H, W]`, float32, CLIP-normalised.
-        mask: `[B, H, W]`, uint8, 1 = anomalous; all zero where the mask is not known.
-        label: `[B]`, int64, 1 = anomalous.
-        mask_known: `[B]`, bool.
-        samples: The B samples that the rows were read from.
-        region_area: `[B, H, W]`, int32, area in pixels of the anomalous region of each pixel, 0 = normal; `None` in
-            training, which has no use for it.
-        reference: `[B, R, 3, H, W]`, as `image`: unlabelled images of the same category to look at beside it, in
-            evaluation; `None` unless the method asked for them.
-    """
-
-    image: Tensor
-    mask: Tensor
-    label: Tensor
-    mask_known: Tensor
-    samples: list[Sample]
-    region_area: Tensor | None = None
-    reference: Tensor | None = None
-
-    def to(self, device: torch.device) -> "Batch":
-        """Returns the batch on another device; Lightning calls this."""
-        non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
-        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Batch":
-        """Returns the batch in page-locked memory; the data loader calls this."""
-        return self._with(Tensor.pin_memory)
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        image, mask, label, known = map(change, (self.image, self.mask, self.label, self.mask_known))
-        area, reference = (None if t is None else change(t) for t in (self.region_area, self.reference))
-        return Batch(image, mask, label, known, self.samples, area, reference)
-
-
-@dataclass
 class ClipFeatures:
     """What crosses from the frozen backbone to a method's head.
 
@@ -103,6 +64,60 @@ class ClipFeatures:
     vv_tokens: tuple[Tensor, ...] = ()
     class_token: Tensor | None = None
     image_embedding: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ClipFeatures":
+        """Returns the features with every tensor changed alike."""
+        return ClipFeatures(
+            tuple(map(change, self.tokens)),
+            self.grid,
+            tuple(map(change, self.vv_tokens)),
+            None if self.class_token is None else change(self.class_token),
+            None if self.image_embedding is None else change(self.image_embedding),
+        )
+
+
+@dataclass
+class Batch:
+    """A batch of preprocessed samples.
+
+    Attributes:
+        image: `[B, 3, H, W]`, float32, CLIP-normalised; without a row where the `features` were read instead.
+        mask: `[B, H, W]`, uint8, 1 = anomalous; all zero where the mask is not known.
+        label: `[B]`, int64, 1 = anomalous.
+        mask_known: `[B]`, bool.
+        samples: The B samples that the rows were read from.
+        region_area: `[B, H, W]`, int32, area in pixels of the anomalous region of each pixel, 0 = normal; `None` in
+            training, which has no use for it.
+        reference: `[B, R, 3, H, W]`, as `image`: unlabelled images of the same category to look at beside it, in
+            evaluation; `None` unless the method asked for them.
+        digests: What each image's features are kept under; `None` without a store.
+        features: The images' features, as they were kept; `None` where they are still to be computed.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    mask_known: Tensor
+    samples: list[Sample]
+    region_area: Tensor | None = None
+    reference: Tensor | None = None
+    digests: list[str] | None = None
+    features: ClipFeatures | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Returns the batch on another device; Lightning calls this."""
+        non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Returns the batch in page-locked memory; the data loader calls this."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        image, mask, label, known = map(change, (self.image, self.mask, self.label, self.mask_known))
+        area, reference = (None if t is None else change(t) for t in (self.region_area, self.reference))
+        features = None if self.features is None else self.features.map(change)
+        return Batch(image, mask, label, known, self.samples, area, reference, self.digests, features)
 
 
 @dataclass

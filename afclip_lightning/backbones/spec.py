@@ -24,7 +24,6 @@ class FeatureSpec:
         vv_from: First block of the V-V path; `None` where it is not tapped.
         image_embedding: Whether the class token after the last block and the image embedding are asked for; if not,
             the blocks after the last tap are not run.
-        dtype: Type that the features are kept in.
     """
 
     model: str
@@ -39,7 +38,6 @@ class FeatureSpec:
     vv_layers: tuple[int, ...] = ()
     vv_from: int | None = None
     image_embedding: bool = False
-    dtype: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as plain values, for checkpoints and run folders."""

@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 
+from afclip_lightning.data.images import read_image
 from afclip_lightning.files import atomic_path
 from afclip_lightning.types import AnomalyPrediction, Batch, Sample
 
@@ -93,7 +94,7 @@ class Pictures(Callback):
             case = Case(
                 sample,
                 scores[i],
-                self._image(batch.image[i], pl_module),
+                self._image(sample, batch.image[i] if len(batch.image) else None, pl_module),
                 self._resize(batch.mask[i].cpu().numpy(), cv2.INTER_NEAREST),
                 self._resize(outputs.anomaly_map[i].cpu().numpy(), cv2.INTER_LINEAR),
             )
@@ -151,8 +152,10 @@ class Pictures(Callback):
             kept += ranked if len(ranked) <= 2 * self.count else ranked[: self.count] + ranked[-self.count :]
         return kept
 
-    def _image(self, image: torch.Tensor, pl_module: Any) -> np.ndarray:
+    def _image(self, sample: Sample, image: torch.Tensor | None, pl_module: Any) -> np.ndarray:
         preprocess = pl_module.preprocess
+        if image is None:  # its features were read instead
+            return self._resize(preprocess.resize(read_image(sample.image_path), None)[0], cv2.INTER_AREA)
         mean, std = (torch.tensor(x, device=image.device)[:, None, None] for x in (preprocess.mean, preprocess.std))
         pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         return self._resize(pixels, cv2.INTER_AREA)

@@ -20,6 +20,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 import afclip_lightning.data
+from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.images import list_folders, list_images
 from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
 from afclip_lightning.data.pairs import Pairing, draw_references
@@ -40,6 +41,11 @@ class AnomalyData(LightningDataModule, ABC):
     """
 
     preprocess: Preprocess | None
+
+    @property
+    @abstractmethod
+    def training_set(self) -> "AnomalyDataModule":
+        """Returns the dataset that is trained on."""
 
     @property
     @abstractmethod
@@ -97,6 +103,7 @@ class AnomalyDataModule(AnomalyData):
 
     Attributes:
         loading: How images are read. The command line sets it, for all datasets of a run.
+        store: Where the features of images may lie, or `None`; the command line sets it.
         few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them; the command line sets it.
         drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
@@ -150,6 +157,7 @@ class AnomalyDataModule(AnomalyData):
         self.words = {**self.words, **(words or {})}
         self.preprocess = None
         self.loading = Loading()
+        self.store: FeatureStore | None = None
         self.few_shot_dir: Path | None = None
         self.drawn: dict[tuple[str, str], dict[str, Any]] = {}
         self.pairing: Pairing | None = None
@@ -182,6 +190,11 @@ class AnomalyDataModule(AnomalyData):
     def parts(self) -> list["AnomalyDataModule"]:
         """Returns this dataset alone."""
         return [self]
+
+    @property
+    def training_set(self) -> "AnomalyDataModule":
+        """Returns this dataset."""
+        return self
 
     def is_absent(self) -> bool:
         """Returns whether nothing at all lies at `root`: no such folder, or an empty one."""
@@ -392,7 +405,15 @@ class AnomalyDataModule(AnomalyData):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split; over several processes no image is repeated."""
-        samples = self.samples("test")
+        return self.walk("test")
+
+    def walk(self, split: Split) -> DataLoader[Batch]:
+        """Returns a loader of a split in its order, as for a test.
+
+        Raises:
+            DatasetError: There are fewer images than processes.
+        """
+        samples = self.samples(split)
         sampler: Callable[[AnomalyDataset], Sampler[int]] = SequentialSampler
         # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
         if _processes():
@@ -415,7 +436,7 @@ class AnomalyDataModule(AnomalyData):
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
         named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
-        dataset = AnomalyDataset(named, self.preprocess, self.loading, references)
+        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store)
         order = sampler(dataset) if sampler else None
         return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
 

@@ -81,6 +81,11 @@ class CrossDataset(AnomalyData):
         return [self.train_set, *self.all_test_sets]
 
     @property
+    def training_set(self) -> AnomalyDataModule:
+        """Returns the training dataset."""
+        return self.train_set
+
+    @property
     def preprocess(self) -> Preprocess | None:
         """Returns the preprocessing of all the datasets."""
         return self.train_set.preprocess

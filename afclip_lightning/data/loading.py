@@ -1,25 +1,45 @@
 """From samples to batches: decoding, an optional cache, and what happens to files that cannot be read."""
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from afclip_lightning.backbones.store import FeatureStore, from_rows, image_digest
 from afclip_lightning.data.images import JPEG_SUFFIXES, read_image, read_mask, upright_shape
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
-from afclip_lightning.types import Batch, Sample
+from afclip_lightning.types import Batch, ClipFeatures, Sample
 
 Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
-Item = tuple[np.ndarray, np.ndarray | None, Sample, list[np.ndarray]]  # the same, the sample, its references' images
+
+
+class Item(NamedTuple):
+    """What is read of a sample.
+
+    Attributes:
+        image: `[S, S, 3]`, uint8; `None` where its features were read instead.
+        mask: `[S, S]`, uint8, where there is one.
+        sample: The sample.
+        references: Images of its references, as `image`.
+        digest: What its features are kept under; empty without a store.
+        features: Its features by name.
+    """
+
+    image: np.ndarray | None
+    mask: np.ndarray | None
+    sample: Sample
+    references: list[np.ndarray]
+    digest: str = ""
+    features: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ class AnomalyDataset(Dataset[Any]):
         preprocess: Turns a decoded image and mask into tensors.
         loading: Whether to decode drafts and to cache; `on_error` is for the loader.
         references: Positions in `samples` of each sample's reference images, equally many; `None` for none.
+        store: Where the features of images may lie.
     """
 
     def __init__(
@@ -104,9 +125,11 @@ class AnomalyDataset(Dataset[Any]):
         preprocess: Preprocess,
         loading: Loading | None = None,
         references: Sequence[Sequence[int]] | None = None,
+        store: FeatureStore | None = None,
     ) -> None:
         self.samples = list(samples)
         self.references = references
+        self.store = store
         self.preprocess = preprocess
         self.draft = preprocess.image_size if loading and loading.draft else None
         self.cache = None
@@ -122,25 +145,40 @@ class AnomalyDataset(Dataset[Any]):
         Raises:
             DatasetError: See `read`.
         """
-        image, mask, sample, _ = self.read(index)
-        images, masks = self.preprocess.to_tensors([image], [mask])
-        return images[0], masks[0], sample
+        item = self.read(index, pixels=True)
+        assert item.image is not None
+        return self.preprocess.to_tensors([item.image])[0], self.preprocess.to_masks([item.mask])[0], item.sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Returns what a loader collates: see `read`."""
-        return [self.read(index) for index in indices]
+        """Returns what a loader collates: see `read`; either all the images or the features of all."""
+        return _alike(self.read, indices)
 
-    def read(self, index: int) -> Item:
-        """Returns an image, its mask where there is one, the sample and its references, resized, not yet normalised.
+    def read(self, index: int, pixels: bool = False) -> Item:
+        """Returns what a batch needs of a sample: pixels resized and not yet normalised, or its features if kept.
+
+        Args:
+            index: Which sample.
+            pixels: Read the image even where its features are kept.
 
         Raises:
-            DatasetError: The image, its mask or a reference cannot be read, the sizes of image and mask differ, or the
-                mask marks nothing.
+            DatasetError: The image, its mask or a reference cannot be read, the sizes of image and mask differ (they
+                are not compared again where features are read), or the mask marks nothing.
         """
         sample = self.samples[index]
-        image, mask = self._resized(index)
         references = [self._resized(other)[0] for other in self.references[index]] if self.references else []
-        return image, mask if sample.mask_path else None, sample, references
+        digest = self._digest(sample) if self.store else ""
+        features = self.store.load(digest) if self.store and not pixels else None
+        if features is not None:
+            mask = self.preprocess.resize_mask(self._mask(sample)) if sample.mask_path else None
+            return Item(None, mask, sample, references, digest, features)
+        image, mask = self._resized(index)
+        return Item(image, mask if sample.mask_path else None, sample, references, digest)
+
+    def _digest(self, sample: Sample) -> str:
+        try:
+            return image_digest(sample.image_path)
+        except OSError as error:
+            raise DatasetError(f"{sample.image_path}: cannot be read ({error}). Replace the file.") from error
 
     def _resized(self, index: int) -> Pixels:
         resized: Pixels | None = self.cache.get(index) if self.cache else None
@@ -157,18 +195,31 @@ class AnomalyDataset(Dataset[Any]):
             return image, None
         drafted = self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES
         height, width = upright_shape(sample.image_path) if drafted else image.shape[:2]
-        mask = read_mask(sample.mask_path, sample.mask_threshold)
+        mask = self._mask(sample)
         if mask.shape != (height, width):
             raise DatasetError(
                 f"{sample.mask_path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image "
                 f"{sample.image_path} is {width}×{height}. Replace one of them."
             )
+        return image, mask
+
+    @staticmethod
+    def _mask(sample: Sample) -> np.ndarray:
+        assert sample.mask_path is not None
+        mask = read_mask(sample.mask_path, sample.mask_threshold)
         if not mask.any():
             raise DatasetError(
                 f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
                 "Replace the mask, or move the image to the normal ones."
             )
-        return image, mask
+        return mask
+
+
+def _alike(read: Callable[[int, bool], Any], indices: Sequence[int]) -> list[Any]:
+    """Returns what was read of each: the features of all, or the pixels of all where those of one are not kept."""
+    items = [read(index, False) for index in indices]
+    kept = {item.features is not None for item in items if isinstance(item, Item)}
+    return items if len(kept) < 2 else [read(index, True) for index in indices]
 
 
 @dataclass(frozen=True)
@@ -186,6 +237,8 @@ class Parcel:
         masks: `[M, S, S]`, uint8, of the samples that have a mask, in their order.
         areas: `[M, S, S]`, int32, their regions; `None` in training.
         references: `[B * R, S, S, 3]`, uint8, the references of the first sample, then those of the next.
+        digests: What the images' features are kept under; `None` without a store.
+        features: Those that were kept, in place of `images`.
     """
 
     preprocess: Preprocess
@@ -194,25 +247,28 @@ class Parcel:
     masks: Sequence[np.ndarray]
     areas: Sequence[np.ndarray] | None
     references: Sequence[np.ndarray]
+    digests: list[str] | None = None
+    features: ClipFeatures | None = None
 
     def open(self) -> Batch:
         """Returns the batch."""
         marked = [row for row, sample in enumerate(self.samples) if sample.mask_path]
         masks = dict(zip(marked, self.masks, strict=True))
-        image, mask = self.preprocess.to_tensors(self.images, [masks.get(row) for row in range(len(self.samples))])
         batch = Batch(
-            image=image,
-            mask=mask,
+            image=self.preprocess.to_tensors(self.images),
+            mask=self.preprocess.to_masks([masks.get(row) for row in range(len(self.samples))]),
             label=torch.tensor([sample.label for sample in self.samples]),
             mask_known=torch.tensor([sample.mask_known for sample in self.samples]),
             samples=self.samples,
+            digests=self.digests,
+            features=self.features,
         )
         if self.areas is not None:
-            batch.region_area = torch.zeros(mask.shape, dtype=torch.int32)
+            batch.region_area = torch.zeros(batch.mask.shape, dtype=torch.int32)
             for row, area in zip(marked, self.areas, strict=True):
                 batch.region_area[row] = torch.from_numpy(area)
         if len(self.references):
-            pixels, _ = self.preprocess.to_tensors(self.references, [None] * len(self.references))
+            pixels = self.preprocess.to_tensors(self.references)
             batch.reference = pixels.unflatten(0, (len(self.samples), -1))
         return batch
 
@@ -221,12 +277,21 @@ class Parcel:
         pixels = (self.images, self.masks, self.areas, self.references)
         # the library's own function, which stacks straight into shared memory
         stacked = (default_collate(list(arrays)) if arrays else None for arrays in pixels)
-        return _open_parcel, (self.preprocess, self.samples, self.areas is not None, *stacked)
+        facts = (self.preprocess, self.samples, self.areas is not None, self.digests, self.features)
+        return _open_parcel, (*facts, *stacked)
 
 
-def _open_parcel(preprocess: Preprocess, samples: list[Sample], regions: bool, *stacked: torch.Tensor | None) -> Batch:
+def _open_parcel(
+    preprocess: Preprocess,
+    samples: list[Sample],
+    regions: bool,
+    digests: list[str] | None,
+    features: ClipFeatures | None,
+    *stacked: Tensor | None,
+) -> Batch:
     images, masks, areas, references = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
-    return Parcel(preprocess, samples, images, masks, areas if regions else None, references).open()
+    parcel = Parcel(preprocess, samples, images, masks, areas if regions else None, references, digests, features)
+    return parcel.open()
 
 
 @dataclass(frozen=True)
@@ -236,17 +301,27 @@ class Collate:
     Attributes:
         preprocess: What normalises the images.
         regions: Whether to label the regions of the masks, for evaluation: here, in the loader's process, once a mask.
+        grid: Patch grid of features that were kept.
     """
 
     preprocess: Preprocess
     regions: bool = False
+    grid: tuple[int, int] = (0, 0)
 
     def __call__(self, items: Sequence[Item]) -> Batch | Parcel:
         """Returns the batch; in a loader's process as a parcel, which arrives as a batch."""
-        images, all_masks, samples, references = zip(*items, strict=True)
-        masks = [mask for mask in all_masks if mask is not None]
-        areas = [region_areas(mask) for mask in masks] if self.regions else None
-        parcel = Parcel(self.preprocess, list(samples), images, masks, areas, list(chain.from_iterable(references)))
+        masks = [item.mask for item in items if item.mask is not None]
+        rows = [item.features for item in items if item.features is not None]
+        parcel = Parcel(
+            self.preprocess,
+            [item.sample for item in items],
+            [item.image for item in items if item.image is not None],
+            masks,
+            [region_areas(mask) for mask in masks] if self.regions else None,
+            [image for item in items for image in item.references],
+            [item.digest for item in items] if items[0].digest else None,
+            from_rows(rows, self.grid) if rows else None,
+        )
         return parcel if get_worker_info() else parcel.open()
 
 
@@ -278,10 +353,13 @@ class TolerantDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Item | Unread:
-        """Returns what was read, or which image could not be and why."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Item | Unread]:
+        """Returns what was read, or which images could not be and why."""
+        return _alike(self._try, indices)
+
+    def _try(self, index: int, pixels: bool) -> Item | Unread:
         try:
-            return self.dataset.read(index)
+            return self.dataset.read(index, pixels)
         except DatasetError as error:
             return Unread(self.dataset.samples[index].image_path, str(error))
 
@@ -342,7 +420,8 @@ def make_loader(
         skipped: Where images that are left out are noted, with `on_error: skip`.
     """
     training = sampler is None
-    collate = Collate(dataset.preprocess, regions=not training)
+    grid = dataset.store.grid if dataset.store else (0, 0)
+    collate = Collate(dataset.preprocess, not training, grid)
     tolerant = loading.on_error == "skip"
     return (TolerantLoader if tolerant else DataLoader)(
         TolerantDataset(dataset, skipped) if tolerant else dataset,

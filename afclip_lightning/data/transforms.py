@@ -62,8 +62,7 @@ class Preprocess:
             mask: `[H, W]`, uint8 in {0, 1}; `None` if nothing is marked.
         """
         resized, resized_mask = self.resize(image, mask)
-        images, masks = self.to_tensors([resized], [resized_mask])
-        return images[0], masks[0]
+        return self.to_tensors([resized])[0], self.to_masks([resized_mask])[0]
 
     def resize(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns image and mask, if there is one, at the backbone's size, uint8."""
@@ -71,18 +70,26 @@ class Preprocess:
         out = squash(image=image) if mask is None else squash(image=image, mask=mask)
         return out["image"], out.get("mask")
 
-    def to_tensors(self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> tuple[Tensor, Tensor]:
-        """Returns resized images, normalised, `[B, 3, image_size, image_size]`, and their masks, without the 3."""
+    def resize_mask(self, mask: np.ndarray) -> np.ndarray:
+        """Returns a mask without its image at the backbone's size, uint8."""
+        return _squash_resize(self.image_size).apply_to_mask(mask)
+
+    def to_tensors(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Returns resized images, normalised, `[B, 3, image_size, image_size]`, float32."""
         tables = _normalised_bytes(self.mean, self.std)
-        size = (self.image_size, self.image_size)
-        pixels = torch.empty(len(images), 3, *size)
-        marked = torch.zeros(len(images), *size, dtype=torch.uint8)
-        for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            for channel, table, out in zip(cv2.split(image), tables, pixels[row].numpy(), strict=True):
+        pixels = torch.empty(len(images), 3, self.image_size, self.image_size)
+        for row, image in zip(pixels, images, strict=True):
+            for channel, table, out in zip(cv2.split(image), tables, row.numpy(), strict=True):
                 cv2.LUT(channel, table, dst=out)
+        return pixels
+
+    def to_masks(self, masks: Sequence[np.ndarray | None]) -> Tensor:
+        """Returns resized masks `[B, image_size, image_size]`, uint8; zeros where there is none."""
+        marked = torch.zeros(len(masks), self.image_size, self.image_size, dtype=torch.uint8)
+        for row, mask in zip(marked, masks, strict=True):
             if mask is not None:
-                marked[row] = torch.from_numpy(mask)
-        return pixels, marked
+                row.copy_(torch.from_numpy(mask))
+        return marked
 
 
 # Both are made once: for every image anew it would take as long as normalising does.

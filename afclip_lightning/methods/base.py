@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import CheckpointError, TrainingError
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -32,9 +33,13 @@ class AnomalyMethod(LightningModule, ABC):
 
     Attributes:
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
+        needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
+        store: Where features are kept, or `None`; the command line sets it.
     """
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
+    needs_pixels: ClassVar[bool] = False
+    store: FeatureStore | None = None
 
     def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
         super().__init__()
@@ -57,8 +62,18 @@ class AnomalyMethod(LightningModule, ABC):
         return self.backbone.preprocess
 
     def extract(self, batch: Batch) -> ClipFeatures:
-        """Returns the backbone's features of a batch."""
-        return self.backbone.encode_image(batch.image, self.spec)
+        """Returns the backbone's features of a batch: those that were read with it, or computed, and kept in the store.
+
+        With a store, computed features are rounded as it keeps them: a result does not depend on what was there.
+        """
+        if batch.features is not None:
+            return batch.features.map(Tensor.float)
+        features = self.backbone.encode_image(batch.image, self.spec)
+        if self.store is None or batch.digests is None:
+            return features
+        self.store.save(batch.digests, features)
+        dtype = self.store.dtype
+        return features.map(lambda tensor: tensor.to(dtype).float())
 
     def on_evaluation_start(self) -> None:
         """Prepares what stays the same for a whole pass of validate, test or predict."""

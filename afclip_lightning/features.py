@@ -1,0 +1,157 @@
+"""`python -m afclip_lightning features`: features of a frozen backbone on disk, made beforehand and looked after."""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, feature_files, read_checked
+from afclip_lightning.errors import UserError, message_of
+
+DESCRIPTION = """\
+Features of a frozen backbone, one file an image, for --features.cache of fit, validate and test.
+
+  build --config FILE --features.cache DIR ...   compute what is not there; options as those of fit
+  info DIR                                       what lies there, of which backbone, how large
+  verify DIR                                     read every file and compare its checksum; exit code 1 if one is damaged
+  prune DIR [--key KEY] [--days N] [--damaged]   remove features: of one spec, not read for N days, damaged
+
+A run makes the features that it does not find by itself; `build` makes them without training or testing. It may be
+stopped and started again at any time, and several may run at once.
+"""
+
+
+def info(root: Path) -> list[dict[str, object]]:
+    """Returns what a store holds, an entry a spec.
+
+    Raises:
+        UserError: There is no store.
+    """
+    folders = sorted(path.parent for path in root.glob(f"*/{SPEC_FILE}"))
+    if not folders:
+        raise UserError(f"{root} holds no features. Make some with `features build`, or a run with --features.cache.")
+    entries = []
+    for folder in folders:
+        sizes = [path.stat().st_size for path in feature_files(root, folder.name)]
+        facts = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
+        entries.append({"key": folder.name, "images": len(sizes), "bytes": sum(sizes), "spec": facts})
+    return entries
+
+
+def verify(root: Path) -> list[str]:
+    """Returns what is wrong with the files of a store, a sentence each."""
+    problems = []
+    for path in tqdm(list(feature_files(root)), unit="image", disable=not sys.stderr.isatty()):
+        try:
+            read_checked(path)
+        except DamagedError as error:
+            problems.append(str(error))
+    return problems
+
+
+def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tuple[int, int]:
+    """Removes features and what killed runs left behind; returns how many files and bytes.
+
+    Args:
+        root: Folder of the store.
+        key: The spec whose features go, as `info` names it.
+        days: Files that no run has read for so long go.
+        damaged: Whether damaged files go.
+
+    Raises:
+        UserError: No such spec.
+    """
+    if key is not None and not (root / key / SPEC_FILE).is_file():
+        raise UserError(f"{root} has no features under the key {key!r}; `features info` lists the keys.")
+    oldest = time.time() - days * 86400 if days is not None else None
+    doomed = []
+    for path in feature_files(root):
+        stat = path.stat()
+        if path.parts[-3] == key or (oldest is not None and max(stat.st_atime, stat.st_mtime) < oldest):
+            doomed.append(path)
+        elif damaged:
+            try:
+                read_checked(path)
+            except DamagedError:
+                doomed.append(path)
+    hour = time.time() - 3600
+    doomed += [path for path in root.glob("*/*/.*.tmp") if path.stat().st_mtime < hour]  # younger may be in the making
+    size = sum(path.stat().st_size for path in doomed)
+    for path in doomed:
+        path.unlink(missing_ok=True)
+    if key is not None:
+        shutil.rmtree(root / key)
+    return len(doomed), size
+
+
+def build(args: Sequence[str]) -> int:
+    """Computes the features that a run with these options would read, and returns the exit code."""
+    from afclip_lightning import cli
+
+    if not any(arg.split("=")[0] == "--features.cache" for arg in args):
+        raise UserError("Say where the features go: --features.cache DIR.")
+    return cli.main(["test", *args], cli.FeatureBuildCLI)
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 something is damaged, 2 a mistake that is explained."""
+    try:
+        if args and args[0] == "build":
+            return build(args[1:])
+        options = _parser().parse_args(args)
+        root: Path = options.root
+        if options.verb == "info":
+            entries = info(root)
+            print(json.dumps(entries, indent=2) if options.json else _render(entries))
+        elif options.verb == "verify":
+            total = sum(int(str(entry["images"])) for entry in info(root))
+            problems = verify(root)
+            print("\n".join([*problems, f"{total} files, {len(problems)} damaged."]))
+            return 1 if problems else 0
+        else:
+            info(root)  # says so if there is no store
+            count, size = prune(root, options.key, options.days, options.damaged)
+            print(f"Removed {count} files, {size / 1e9:.2f} GB.")
+        return 0
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+
+
+def _render(entries: list[dict[str, object]]) -> str:
+    lines = []
+    for entry in entries:
+        spec = entry["spec"]
+        assert isinstance(spec, dict)
+        vv = f", V-V {spec['vv_layers']} from {spec['vv_from']}" if spec["vv_from"] else ""
+        lines.append(f"{entry['key']}  {entry['images']} images, {int(str(entry['bytes'])) / 1e9:.2f} GB")
+        lines.append(
+            f"    {spec['model']} ({spec['weights_hash']}), {spec['image_size']} px, layers {spec['layers']}{vv}"
+        )
+        lines.append(f"    computed in {spec['compute']}, kept in {spec['dtype']}")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m afclip_lightning features",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,info,verify,prune}")
+    for name in ("info", "verify", "prune"):
+        verb = verbs.add_parser(name, allow_abbrev=False)
+        verb.add_argument("root", type=Path, metavar="DIR", help="folder of the store")
+        if name == "info":
+            verb.add_argument("--json", action="store_true", help="print JSON")
+        if name == "prune":
+            verb.add_argument("--key", help="features of this spec, as `info` names it")
+            verb.add_argument("--days", type=float, help="files not read for so many days")
+            verb.add_argument("--damaged", action="store_true", help="damaged files")
+    return parser

@@ -1,0 +1,253 @@
+"""Features on disk: the same numbers as without, and what happens to damaged, torn, unwritable and crowded stores."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afclip_lightning import features
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.store import FeatureCache, FeatureStore, feature_files, image_digest
+from afclip_lightning.cli import main
+from afclip_lightning.errors import UserError
+from afclip_lightning.types import ClipFeatures
+from tests.test_backbone import small_config
+from tests.test_cli import arguments, folder, subprocess_of
+
+__all__ = ["folder"]  # the fixture
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> ClipBackbone:
+    return ClipBackbone(small_config(tmp_path), "random", image_size=None)
+
+
+def tensors(features: ClipFeatures) -> Iterator[torch.Tensor]:
+    yield from (*features.tokens, *features.vv_tokens)
+    yield from (t for t in (features.class_token, features.image_embedding) if t is not None)
+
+
+@pytest.fixture
+def store(backbone: ClipBackbone, tmp_path: Path) -> FeatureStore:
+    spec = backbone.spec((1, 3), image_embedding=True, vv_layers=(2, 3), vv_from=2)
+    return FeatureStore(tmp_path / "store", spec, backbone.grid, dtype="float32")
+
+
+def some_features(backbone: ClipBackbone, store: FeatureStore, count: int = 2) -> ClipFeatures:
+    return backbone.encode_image(torch.randn(count, 3, 28, 28), store.spec)
+
+
+def test_what_is_saved_is_loaded(backbone: ClipBackbone, store: FeatureStore) -> None:
+    made = some_features(backbone, store)
+    assert store.load("a1") is None
+    store.save(["a1", "b2"], made)
+    for i, digest in enumerate(["a1", "b2"]):
+        row = store.load(digest)
+        assert row is not None
+        assert len(row) == 6
+        for index, tokens in enumerate(made.tokens):
+            assert torch.equal(row[f"tokens.{index}"], tokens[i])
+        for index, tokens in enumerate(made.vv_tokens):
+            assert torch.equal(row[f"vv_tokens.{index}"], tokens[i])
+        assert torch.equal(row["class_token"], made.class_token[i])
+        assert torch.equal(row["image_embedding"], made.image_embedding[i])
+    half = FeatureStore(store.folder.parent, store.spec, store.grid, dtype="float16")
+    assert half.folder != store.folder
+    half.save(["a1", "b2"], made)
+    assert half.path("a1").stat().st_size < 0.6 * store.path("a1").stat().st_size
+
+
+def test_other_specs_and_precisions_lie_elsewhere(backbone: ClipBackbone, tmp_path: Path) -> None:
+    specs = [backbone.spec((1,)), backbone.spec((2,)), backbone.spec((1,), True), backbone.spec((1,), False, (2,), 2)]
+    stores = [FeatureStore(tmp_path, spec, (2, 2)) for spec in specs]
+    stores.append(FeatureStore(tmp_path, specs[0], (2, 2), compute="bfloat16"))
+    assert len({store.folder for store in stores}) == 5
+    again = ClipBackbone(backbone.model, "random", image_size=None)
+    assert FeatureStore(tmp_path, again.spec((1,)), (2, 2)).folder == stores[0].folder
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_a_damaged_file_is_removed_and_said(backbone: ClipBackbone, store: FeatureStore, damage: str) -> None:
+    store.save(["a1", "b2"], some_features(backbone, store))
+    path = store.path("a1")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes({"cut": bytes(content[: len(content) // 2]), "flip": content, "empty": b"", "text": b"x"}[damage])
+    assert features.verify(store.folder.parent)[0].startswith(str(path))
+    with pytest.warns(UserWarning, match=f"{path.name}: the features .* removed and computed again"):
+        assert store.load("a1") is None
+    assert not path.exists()
+    assert store.load("b2") is not None
+    assert features.verify(store.folder.parent) == []
+
+
+def test_content_and_not_the_name_decides(tmp_path: Path) -> None:
+    for name, content in (("a.png", b"1"), ("b.png", b"1"), ("c.png", b"2")):
+        (tmp_path / name).write_bytes(content)
+    digests = [image_digest(tmp_path / f"{name}.png") for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_too_little_room_is_said_before_anything_is_computed(store: FeatureStore) -> None:
+    with pytest.raises(UserError, match=r"Features of 10 images need 1e\+06 GB in .*; the disk has .*features prune"):
+        store.check_space(10, 10**14, None)
+    with pytest.raises(UserError, match=r"need 2 GB .* limit_gb 1 leaves 1\."):
+        store.check_space(2, 10**9, 1.0)
+    store.check_space(2, 10**6, 1.0)
+    with pytest.raises(ValueError, match="limit_gb must be positive"):
+        FeatureCache(limit_gb=0)
+
+
+def test_a_full_disk_leaves_the_store_whole(
+    backbone: ClipBackbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = some_features(backbone, store)
+    store.save(["a1"], some_features(backbone, store, 1))
+
+    def full(tensors: dict[str, torch.Tensor], path: Path, **rest: Any) -> None:
+        path.write_bytes(b"half of a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("afclip_lightning.backbones.store.save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        store.save(["a1", "b2"], made)
+    assert [path.stem for path in feature_files(store.folder.parent)] == ["a1"]
+    assert not list(store.folder.rglob("*.tmp"))
+    assert features.verify(store.folder.parent) == []
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that grows by the number of images of each pass of a backbone."""
+    seen: list[int] = []
+    encode = ClipBackbone.encode_image
+
+    def counted(self: ClipBackbone, image: torch.Tensor, spec: Any) -> ClipFeatures:
+        seen.append(len(image))
+        return encode(self, image, spec)
+
+    monkeypatch.setattr(ClipBackbone, "encode_image", counted)
+    return seen
+
+
+def make_distinct(folder: Path) -> None:
+    """Gives every image of the miniature trees pixels of its own."""
+    images = [path for path in sorted((folder / "data").rglob("*")) if path.suffix.lower() in (".png", ".jpg")]
+    images = [p for p in images if "ground_truth" not in p.parts and "Masks" not in p.parts]
+    for seed, path in enumerate(images):
+        with Image.open(path) as image:
+            size = image.size
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+
+
+def table(run: Path) -> str:
+    return (run / "results.csv").read_text()
+
+
+METHODS: dict[str, dict[str, str]] = {
+    "afclip_visa": {},
+    "faprompt_visa": {"model__layer": "3", "model__vv_from": "2", "model__prompt_depth": "2"}
+    | {"model__n_prior_patches": "2"},
+}
+
+
+def options(config: str, **extra: str) -> list[str]:
+    given = [a for a in arguments(config, **METHODS[config], **extra) if "layers=" not in a or config == "afclip_visa"]
+    return [*given, "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 1}}]"]
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_a_run_with_a_store_gives_the_same_and_walks_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    make_distinct(folder)
+    epochs = {"trainer__max_epochs": "2"}
+    assert main(["fit", *options(config, run_dir="plain", **epochs)]) == 0
+    cache = {"features__cache": "store", "features__dtype": "float32"}
+    passes = calls(monkeypatch)
+    assert main(["fit", *options(config, run_dir="first", **epochs, **cache)]) == 0
+    assert sum(passes) == len(list(feature_files(folder / "store"))) > 90  # each image once, whatever the epochs
+    first = len(passes)
+    assert main(["fit", *options(config, run_dir="second", **epochs, **cache)]) == 0
+    assert len(passes) == first
+    assert table(folder / "plain") == table(folder / "first") == table(folder / "second")
+    weights = [torch.load(folder / run / "head.ckpt", weights_only=True)["state_dict"] for run in ("plain", "second")]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+    assert list((folder / "second/pictures").iterdir())  # drawn from the files
+    victim = next(feature_files(folder / "store"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert main(["test", *options(config, run_dir="mended", **cache), "--ckpt_path=first/head.ckpt"]) == 0
+    assert features.verify(folder / "store") == []
+
+
+def test_half_precision_moves_scores_a_little(folder: Path) -> None:
+    plain, half = options("afclip_visa", run_dir="plain"), options("afclip_visa", run_dir="half", features__cache="s")
+    assert main(["predict", *plain]) == 0
+    assert main(["predict", *half]) == 0
+    scores = []
+    for run in ("plain", "half"):
+        lines = next((folder / run).glob("predictions*.csv")).read_text().splitlines()[1:]
+        scores.append(torch.tensor([float(line.split(",")[4]) for line in lines]))
+    assert not torch.equal(*scores)
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-2)
+
+
+def test_build_info_verify_prune(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert features.main(["build", *options("afclip_visa", features__cache="store")]) == 0
+    passes = calls(monkeypatch)
+    assert main(["fit", *options("afclip_visa", run_dir="fit", features__cache="store")]) == 0
+    assert not passes
+    capsys.readouterr()
+    assert features.main(["info", "store"]) == 0
+    shown = capsys.readouterr().out
+    assert "small (" in shown
+    assert "kept in float16" in shown
+    assert features.main(["verify", "store"]) == 0
+    victim = next(feature_files(folder / "store"))
+    victim.write_bytes(b"")
+    assert features.main(["verify", "store"]) == 1
+    assert features.main(["prune", "store", "--damaged"]) == 0
+    assert not victim.exists()
+    assert features.main(["prune", "store", "--key", "nothing"]) == 2
+    assert "features info" in capsys.readouterr().err
+    key = features.info(folder / "store")[0]["key"]
+    assert features.main(["prune", "store", "--key", str(key)]) == 0
+    assert features.main(["info", "store"]) == 2
+    assert features.main(["build", *options("afclip_visa")]) == 2
+    assert "--features.cache DIR" in capsys.readouterr().err
+
+
+def test_what_cannot_be_kept_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *options("afclip_visa", features__cache="s", loading__draft="true")]) == 2
+    assert "changes the pixels" in capsys.readouterr().err
+    assert main(["fit", *options("afclip_visa", run_dir="b", features__cache="s", features__limit_gb="1e-6")]) == 2
+    assert "limit_gb 1e-06 leaves" in capsys.readouterr().err
+
+
+def test_a_killed_build_leaves_a_whole_store_and_two_at_once_finish(folder: Path) -> None:
+    command = ["features", "build", *options("afclip_visa", features__cache="store", trainer__accelerator="cpu")]
+    for wait in (0.0, 0.3):
+        process = subprocess_of(command, cwd=folder)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not any(feature_files(folder / "store")):
+            time.sleep(0.02)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert features.verify(folder / "store") == []
+    pair = [subprocess_of(command, cwd=folder) for _ in range(2)]
+    assert [process.wait(timeout=240) for process in pair] == [0, 0]
+    assert features.verify(folder / "store") == []
+    count = len(list(feature_files(folder / "store")))
+    assert count == len(set(feature_files(folder / "store")))
+    assert main(["fit", *options("afclip_visa", run_dir="fit", features__cache="store")]) == 0
+    assert len(list(feature_files(folder / "store"))) == count
