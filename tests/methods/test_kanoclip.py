@@ -191,7 +191,7 @@ def test_prompts_are_means_over_adjectives_of_prompts_alone(tiny: ClipBackbone) 
 
 
 def test_a_name_that_does_not_fit_is_refused(tiny: ClipBackbone) -> None:
-    with pytest.raises(ValueError, match=r"context length 77, got \d+ positions for 'normal nut nut"):
+    with pytest.raises(ValueError, match=r"context length 77, got \d+ positions for 'defective nut nut"):
         kanoclip(tiny).prompts(tiny, ["nut", " ".join(["nut"] * 64)])
 
 
