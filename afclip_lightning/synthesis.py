@@ -5,14 +5,11 @@ in, so that an image's anomaly depends on nothing else: not on the batch, the or
 """
 
 import math
-import os
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # as in data/transforms.py, whichever is imported first
 
 import albumentations as A
 import cv2
@@ -328,8 +325,7 @@ class DraemSynthesis:
         mean, std = (image.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
         pixels = None
         if reference is not None and self.textures.needs_reference:
-            scaled = (reference * std + mean) * 255
-            pixels = scaled.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+            pixels = preprocess.to_pixels(reference)
         texture = torch.from_numpy(self.draw_texture(shape, rng, pixels)).to(image).permute(2, 0, 1)
         beta = rng.uniform(*self.transparency)
         inside = torch.from_numpy(mask).to(image.device)

@@ -156,9 +156,7 @@ class Pictures(Callback):
         preprocess = pl_module.preprocess
         if image is None:  # its features were read instead
             return self._resize(preprocess.resize(read_image(sample.image_path), None)[0], cv2.INTER_AREA)
-        mean, std = (torch.tensor(x, device=image.device)[:, None, None] for x in (preprocess.mean, preprocess.std))
-        pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        return self._resize(pixels, cv2.INTER_AREA)
+        return self._resize(preprocess.to_pixels(image), cv2.INTER_AREA)
 
     def _resize(self, array: np.ndarray, interpolation: int) -> np.ndarray:
         return cv2.resize(array, (self.size, self.size), interpolation=interpolation)

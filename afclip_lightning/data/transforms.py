@@ -1,12 +1,9 @@
-"""Joint preprocessing of image and mask; the only module that knows the augmentation library."""
+"""Joint preprocessing of image and mask."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for a newer version on the network
 
 import albumentations as A
 import cv2
@@ -82,6 +79,12 @@ class Preprocess:
             for channel, table, out in zip(cv2.split(image), tables, row.numpy(), strict=True):
                 cv2.LUT(channel, table, dst=out)
         return pixels
+
+    def to_pixels(self, image: Tensor) -> np.ndarray:
+        """Returns what a normalised image `[3, H, W]` was made of, `[H, W, 3]`, uint8."""
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
+        return np.ascontiguousarray(pixels.cpu().numpy())
 
     def to_masks(self, masks: Sequence[np.ndarray | None]) -> Tensor:
         """Returns resized masks `[B, image_size, image_size]`, uint8; zeros where there is none."""

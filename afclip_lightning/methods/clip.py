@@ -8,7 +8,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import (
     CLIP_ABNORMAL,
     CLIP_BARE_TEMPLATES,
@@ -22,7 +22,6 @@ from afclip_lightning.prompts.templates import (
 from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
-Names = Literal["category", "word"]
 Prompts = Literal["clip_bare", "clip_photo", "clip_ac"]
 PROMPTS = {  # normal states, abnormal states, templates
     "clip_bare": (CLIP_NORMAL, CLIP_ABNORMAL, CLIP_BARE_TEMPLATES),
@@ -73,13 +72,13 @@ class CLIP(AnomalyMethod):
         super().__init__(backbone, backbone.spec([backbone.vision.depth], image_embedding=True), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.prompts = prompts
-        self.names = names
+        self.names: Names = names
         self.temperature = temperature
         self.text = CategoryText(self.embed_text)
 
     def embed_text(self, sample: Sample) -> Tensor:
         """Returns the normal and the abnormal text embedding of a sample's category, `[2, D]`, L2-normalised."""
-        name = sample.word if self.names == "word" else sample.category
+        name = name_of(sample, self.names)
         normal, abnormal, templates = PROMPTS[self.prompts]
         return embed_states(
             self.backbone, sentences(normal, templates, name), sentences(abnormal, templates, name), "norm_mean_norm"

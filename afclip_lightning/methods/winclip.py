@@ -13,7 +13,7 @@ from afclip_lightning.backbones.windows import encode_windows, has_windows, wind
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import (
     WINCLIP_ABNORMAL,
     WINCLIP_NORMAL,
@@ -25,7 +25,6 @@ from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_lo
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 Templates = Literal["paper", "code"]
-Names = Literal["category", "word"]
 PatchMemory = Literal["penultimate", "last", "last_normalised"]
 MapFusion = Literal["mean", "sum"]
 TEMPLATES: dict[Templates, tuple[str, ...]] = {"paper": WINCLIP_TEMPLATES, "code": WINCLIP_TEMPLATES_21}
@@ -132,7 +131,7 @@ class WinCLIP(AnomalyMethod):
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.window_sizes = tuple(window_sizes)
         self.templates = TEMPLATES[templates]
-        self.names = names
+        self.names: Names = names
         self.temperature = temperature
         self.k_shot = k_shot
         self.shot_seed = shot_seed
@@ -146,7 +145,7 @@ class WinCLIP(AnomalyMethod):
 
         Reference: WinCLIP, Sec. 4.1; the rule of averaging is the two codes'.
         """
-        name = sample.word if self.names == "word" else sample.category
+        name = name_of(sample, self.names)
         normal, abnormal = (sentences(states, self.templates, name) for states in (WINCLIP_NORMAL, WINCLIP_ABNORMAL))
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 

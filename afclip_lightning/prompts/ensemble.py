@@ -11,6 +11,17 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.types import Sample
 
 Rule = Literal["mean_then_norm", "norm_mean_norm"]
+Names = Literal["category", "word"]
+
+
+def name_of(sample: Sample, names: Names) -> str:
+    """Returns what prompts call a sample's category.
+
+    Args:
+        sample: The sample.
+        names: `category`, its folder's name as it is (`metal_nut`), or `word`, the dataset's word for it (`metal nut`).
+    """
+    return sample.word if names == "word" else sample.category
 
 
 def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:

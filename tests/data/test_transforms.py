@@ -49,3 +49,9 @@ def test_nothing_is_random() -> None:
     assert np.random.random() == np.random.RandomState(0).random()
     assert np.array_equal(image, kept_image)
     assert np.array_equal(mask, kept_mask)
+
+
+def test_pixels_come_back_from_the_normalised_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    preprocess = Preprocess(28)
+    np.testing.assert_array_equal(preprocess.to_pixels(preprocess(image, None)[0]), image)
