@@ -37,6 +37,9 @@ def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
 def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: float = 0.0) -> Tensor:
     """Returns by how much knowledge is nearer to the normal than to the abnormal prompts, cut at 0, a scalar.
 
+    Prompts that are nearer to it by the margin are taught nothing more. Without one, as printed, that may be so from
+    the start: prompts that say `abnormal` resemble sentences on damage before any training.
+
     Args:
         knowledge: `[B, D]`, mean embedding of what is known of abnormal items, of any length.
         normal: `[B, D]`, of the normal prompts.
