@@ -1,7 +1,7 @@
 """APRIL-GAN, also called VAND: a linear layer a stage between the patches and the text; with `k_shot`, a memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,11 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
-from afclip_lightning.prompts.ensemble import CategoryText, embed_states
+from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
-Names = Literal["category", "word"]
 SMALLEST_RANGE = 1e-4  # of the maxima of a category; two passes round differently, which must not be scaled up
 
 
@@ -77,7 +76,7 @@ class APRILGAN(AnomalyMethod):
         if temperature <= 0 or k_shot < 0:
             raise ValueError(f"temperature must be positive and k_shot not negative, got {temperature}, {k_shot}")
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
-        self.names = names
+        self.names: Names = names
         self.temperature = temperature
         self.k_shot = k_shot
         self.shot_seed = shot_seed
@@ -119,7 +118,7 @@ class APRILGAN(AnomalyMethod):
         self.memory.forget_drawn()
 
     def _embed_text(self, sample: Sample) -> Tensor:
-        name = sample.category if self.names == "category" else sample.word
+        name = name_of(sample, self.names)
         normal, abnormal = (sentences(s, APRILGAN_TEMPLATES, name) for s in (APRILGAN_NORMAL, APRILGAN_ABNORMAL))
         return embed_states(self.backbone, normal, abnormal, "norm_mean_norm")
 

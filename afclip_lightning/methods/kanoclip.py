@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -168,15 +166,8 @@ class Knowledge:
             return known
         mask = batch.mask[row].cpu().numpy()
         return describe_anomaly(
-            to_pixels(batch.image[row], preprocess), mask, sample.word, defect_name(sample.image_path)
+            preprocess.to_pixels(batch.image[row]), mask, sample.word, defect_name(sample.image_path)
         )
-
-
-def to_pixels(image: Tensor, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Returns a normalised image `[3, H, W]` as it was, `[H, W, 3]`, uint8."""
-    mean, std = (image.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
-    pixels: NDArray[np.uint8] = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels)
 
 
 class KAnoCLIP(AnomalyMethod):

@@ -21,7 +21,7 @@ from afclip_lightning.errors import CheckpointError, UserError
 from afclip_lightning.interaction import BiCrossAttention, DeformableAttention
 from afclip_lightning.knowledge.base import knowledge_digest, load_knowledge
 from afclip_lightning.knowledge.describe import describe_anomaly
-from afclip_lightning.methods.kanoclip import KAnoCLIP, knowledge_loss, to_pixels
+from afclip_lightning.methods.kanoclip import KAnoCLIP, knowledge_loss
 from afclip_lightning.scoring import upsample_and_smooth
 from afclip_lightning.types import Batch
 from tests.layouts.mvtec import write_mvtec
@@ -92,17 +92,11 @@ def test_knowledge_of_an_image_is_the_mean_of_all_its_sentences(tiny: ClipBackbo
         llm = tiny.encode_text(load_knowledge(BASE)[batch.samples[row].category]).double().numpy()
         vqa = np.empty((0, llm.shape[1]))
         if row == 1:
-            pixels = to_pixels(batch.image[1], tiny.preprocess)
+            pixels = tiny.preprocess.to_pixels(batch.image[1])
             sentence = describe_anomaly(pixels, batch.mask[1].numpy(), "item b", None)
             assert sentence is not None
             vqa = tiny.encode_text([sentence]).double().numpy()
         np.testing.assert_allclose(means[row].numpy(), naive.knowledge_mean(llm, vqa), rtol=1e-4, atol=1e-5)
-
-
-def test_pixels_come_back(tiny: ClipBackbone) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    normalised, _ = tiny.preprocess(image, None)
-    np.testing.assert_array_equal(to_pixels(normalised, tiny.preprocess), image)
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (2, 2), (4, 1)])
