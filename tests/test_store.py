@@ -152,13 +152,15 @@ def table(run: Path) -> str:
 
 METHODS: dict[str, dict[str, str]] = {
     "afclip_visa": {},
+    "kanoclip_visa": {"model__interaction_width": "8", "model__adapter_bottleneck": "4"}
+    | {"model__offset_stride": "1", "model__vv_from": "1", "model__temperature": "1.0"},
     "faprompt_visa": {"model__layer": "3", "model__vv_from": "2", "model__prompt_depth": "2"}
     | {"model__n_prior_patches": "2"},
 }
 
 
 def options(config: str, **extra: str) -> list[str]:
-    given = [a for a in arguments(config, **METHODS[config], **extra) if "layers=" not in a or config == "afclip_visa"]
+    given = [a for a in arguments(config, **METHODS[config], **extra) if "layers=" not in a or "faprompt" not in config]
     return [*given, "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 1}}]"]
 
 

@@ -2,8 +2,9 @@
 
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,8 +208,7 @@ class ClipBackbone(nn.Module):
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Returns token ids `[K, context_length]`, int64, padded with zeros."""
-        tokenizer = open_clip.get_tokenizer(self.model)
-        ids: Tensor = tokenizer(list(prompts))
+        ids: Tensor = _tokenizer(self.model)(list(prompts))
         return ids.to(self.text.token_embedding.weight.device)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -220,6 +220,13 @@ class ClipBackbone(nn.Module):
                 ids = ids[:, : int(end.max()) + 1]
             parts.append(self.text(self.text.token_embedding(ids), end))
         return torch.cat(parts)
+
+
+@lru_cache
+def _tokenizer(model: str) -> Callable[[list[str]], Tensor]:
+    """Returns open_clip's tokenizer, made once: it reads a vocabulary of 49,408 words."""
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model)
+    return tokenizer
 
 
 def _resolve(model: str) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 
-from afclip_lightning.data.images import read_image
+from afclip_lightning.data.loading import pixels_of
 from afclip_lightning.files import atomic_path
 from afclip_lightning.types import AnomalyPrediction, Batch, Sample
 
@@ -72,7 +72,7 @@ class Pictures(Callback):
     def on_test_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: AnomalyPrediction,  # type: ignore[override]
         batch: Batch,
         batch_idx: int,
@@ -94,7 +94,7 @@ class Pictures(Callback):
             case = Case(
                 sample,
                 scores[i],
-                self._image(sample, batch.image[i] if len(batch.image) else None, pl_module),
+                self._resize(pixels_of(batch, i, pl_module.preprocess), cv2.INTER_AREA),
                 self._resize(batch.mask[i].cpu().numpy(), cv2.INTER_NEAREST),
                 self._resize(outputs.anomaly_map[i].cpu().numpy(), cv2.INTER_LINEAR),
             )
@@ -151,12 +151,6 @@ class Pictures(Callback):
             ranked = sorted((c for c in cases if c.sample.label == label), key=lambda c: c.quality)
             kept += ranked if len(ranked) <= 2 * self.count else ranked[: self.count] + ranked[-self.count :]
         return kept
-
-    def _image(self, sample: Sample, image: torch.Tensor | None, pl_module: Any) -> np.ndarray:
-        preprocess = pl_module.preprocess
-        if image is None:  # its features were read instead
-            return self._resize(preprocess.resize(read_image(sample.image_path), None)[0], cv2.INTER_AREA)
-        return self._resize(preprocess.to_pixels(image), cv2.INTER_AREA)
 
     def _resize(self, array: np.ndarray, interpolation: int) -> np.ndarray:
         return cv2.resize(array, (self.size, self.size), interpolation=interpolation)

@@ -325,6 +325,17 @@ class Collate:
         return parcel if get_worker_info() else parcel.open()
 
 
+def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
+    """Returns an image of a batch as the backbone sees it, `[S, S, 3]`, uint8: from its file if its features were read.
+
+    Raises:
+        DatasetError: The file cannot be read.
+    """
+    if len(batch.image):
+        return preprocess.to_pixels(batch.image[row])
+    return preprocess.resize(read_image(batch.samples[row].image_path), None)[0]
+
+
 @dataclass(frozen=True)
 class Unread:
     """An image that was left out.

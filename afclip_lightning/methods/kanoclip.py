@@ -1,6 +1,7 @@
 """KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Adam, Optimizer
 from afclip_lightning.adapters import ConvAdapter
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.data.loading import pixels_of
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.interaction import BiCrossAttention
 from afclip_lightning.knowledge.base import image_sentence, knowledge_digest, load_image_sentences, load_knowledge
@@ -119,6 +120,7 @@ class Knowledge:
         self.sentences: dict[str, list[str]] = {}
         self.of_images: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}  # [D], over a category's sentences
+        self.own: dict[Path, Tensor | None] = {}  # [D], of the sentence on an image, where there is one
 
     def read(self, categories: Sequence[str]) -> None:
         """Reads the sentences of these categories, if they were not.
@@ -133,6 +135,7 @@ class Knowledge:
     def forget(self) -> None:
         """Drops the embeddings: the backbone may move to another device."""
         self.sums.clear()
+        self.own.clear()
 
     @torch.no_grad()
     def means(self, backbone: ClipBackbone, batch: Batch) -> Tensor:
@@ -150,24 +153,30 @@ class Knowledge:
             self.sums[category] = backbone.encode_text(self.sentences[category]).sum(dim=0)
         total = torch.stack([self.sums[category] for category in categories])
         count = total.new_tensor([len(self.sentences[category]) for category in categories])
-        said = {row: text for row in range(len(categories)) if (text := self.describe(batch, row, backbone.preprocess))}
-        if said:
-            rows = torch.tensor(list(said), device=total.device)
-            total = total.index_add(0, rows, backbone.encode_text(list(said.values())).to(total))
-            count = count.index_add(0, rows, torch.ones_like(count[rows]))
+        anomalous = [row for row, sample in enumerate(batch.samples) if sample.label == 1]
+        self._embed_images(backbone, batch, [r for r in anomalous if batch.samples[r].image_path not in self.own])
+        for row in anomalous:
+            own = self.own[batch.samples[row].image_path]
+            if own is not None:
+                total[row] += own
+                count[row] += 1
         return total / count[:, None]
 
+    def _embed_images(self, backbone: ClipBackbone, batch: Batch, rows: Sequence[int]) -> None:
+        """Embeds what is said of these images; it stays the same from epoch to epoch."""
+        said = [self.describe(batch, row, backbone.preprocess) for row in rows]
+        texts = [text for text in said if text is not None]
+        embedded = iter(backbone.encode_text(texts) if texts else ())
+        for row, text in zip(rows, said, strict=True):
+            self.own[batch.samples[row].image_path] = None if text is None else next(embedded)
+
     def describe(self, batch: Batch, row: int, preprocess: Preprocess) -> str | None:
-        """Returns a sentence on the anomaly of an image: the base's, or what its mask shows; `None` of a normal one."""
+        """Returns a sentence on an anomalous image: the base's, or what its mask shows; `None` if that is empty."""
         sample = batch.samples[row]
-        if sample.label != 1:
-            return None
         if (known := image_sentence(self.of_images, sample.image_path)) is not None:
             return known
-        mask = batch.mask[row].cpu().numpy()
-        return describe_anomaly(
-            preprocess.to_pixels(batch.image[row]), mask, sample.word, defect_name(sample.image_path)
-        )
+        pixels, mask = pixels_of(batch, row, preprocess), batch.mask[row].cpu().numpy()
+        return describe_anomaly(pixels, mask, sample.word, defect_name(sample.image_path))
 
 
 class KAnoCLIP(AnomalyMethod):
@@ -242,7 +251,6 @@ class KAnoCLIP(AnomalyMethod):
         "adapter_residual",
         "temperature",
     )
-    needs_pixels = True  # the sentences on training images are read off them
 
     def __init__(
         self,
@@ -324,8 +332,7 @@ class KAnoCLIP(AnomalyMethod):
         """
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.knowledge is not None and isinstance(data, AnomalyData):
-            trained = data.train_set if isinstance(data, CrossDataset) else data.parts[0]
-            self.knowledge.read(trained.selected_categories())
+            self.knowledge.read(data.training_set.selected_categories())
 
     def configure_optimizers(self) -> Optimizer | None:
         """Returns the optimiser, with two groups: the prompts, and the rest with `head_lr`."""
