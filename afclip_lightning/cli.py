@@ -370,9 +370,10 @@ class FeatureBuilder(LightningModule):
         super().__init__()
         self.method = method
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keeps the features of a batch."""
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> int:
+        """Keeps the features of a batch, and returns of how many images."""
         self.method.extract(batch)
+        return len(batch.samples)
 
 
 class FeatureBuildCLI(AnomalyCLI):
