@@ -1,23 +1,17 @@
 """AnomalyCLIP, the baseline that FAPrompt is built on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.losses import map_losses, orthogonality_loss
-from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
+from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
-
-
-def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the paper's optimiser. A named function, not a lambda, so that run folders can record it."""
-    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
 class AnomalyCLIP(PromptMethod):
@@ -69,7 +63,7 @@ class AnomalyCLIP(PromptMethod):
     def __init__(
         self,
         backbone: ClipBackbone,
-        optimizer: OptimizerFactory = paper_optimizer,
+        optimizer: OptimizerFactory = adam,
         layers: Sequence[int] = (24,),
         vv_from: int = 6,
         normal_words: str = "object.",

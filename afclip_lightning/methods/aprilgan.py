@@ -6,25 +6,19 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.memory import FewShotMemory, Key
-from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 SMALLEST_RANGE = 1e-4  # of the maxima of a category; two passes round differently, which must not be scaled up
-
-
-def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the official code's optimiser. A named function, not a lambda, so that run folders can record it."""
-    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
 class APRILGAN(AnomalyMethod):
@@ -63,7 +57,7 @@ class APRILGAN(AnomalyMethod):
     def __init__(
         self,
         backbone: ClipBackbone,
-        optimizer: OptimizerFactory = paper_optimizer,
+        optimizer: OptimizerFactory = adam,
         layers: Sequence[int] = (6, 12, 18, 24),
         names: Names = "category",
         temperature: float = 0.01,

@@ -8,7 +8,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import FeatureSpec
@@ -18,6 +18,11 @@ from afclip_lightning.errors import CheckpointError, TrainingError
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+
+
+def adam(parameters: Iterable[Tensor]) -> Adam:
+    """Returns the optimiser of AnomalyCLIP's, FAPrompt's and APRIL-GAN's codes. A named function for run folders."""
+    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
 class AnomalyMethod(LightningModule, ABC):

@@ -1,28 +1,21 @@
 """FAPrompt: compound abnormality prompts (CAP) and a prior from each image's most anomalous patches (DAP)."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
-from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
+from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 PriorPatches = Literal["topk", "first_k", "image_token"]
 Aggregation = Literal["mean", "best_match", "weighted"]
-
-
-def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the official code's optimiser. A named function, not a lambda, so that run folders can record it."""
-    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
 @dataclass
@@ -117,7 +110,7 @@ class FAPrompt(PromptMethod):
     def __init__(
         self,
         backbone: ClipBackbone,
-        optimizer: OptimizerFactory = paper_optimizer,
+        optimizer: OptimizerFactory = adam,
         layer: int = 24,
         vv_from: int = 6,
         normal_words: str = "object.",

@@ -1,13 +1,13 @@
 """KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from afclip_lightning.adapters import ConvAdapter
 from afclip_lightning.backbones.clip import ClipBackbone
@@ -18,7 +18,7 @@ from afclip_lightning.interaction import BiCrossAttention
 from afclip_lightning.knowledge.base import image_sentence, knowledge_digest, load_image_sentences, load_knowledge
 from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
 from afclip_lightning.losses import binary_focal_loss, map_losses
-from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
 from afclip_lightning.prompts.learner import fill_gap
 from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
@@ -26,11 +26,6 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sampl
 
 ConvAdapterKind = Literal["spatial", "global"]
 FIXED_OPENING = "a photo of a"
-
-
-def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
-    """Returns an optimiser with AnomalyCLIP's numbers: the paper has none. A named function for run folders."""
-    return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
 def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: float = 0.0) -> Tensor:
@@ -255,7 +250,7 @@ class KAnoCLIP(AnomalyMethod):
     def __init__(
         self,
         backbone: ClipBackbone,
-        optimizer: OptimizerFactory = paper_optimizer,
+        optimizer: OptimizerFactory = adam,
         head_lr: float = 1e-4,
         layers: Sequence[int] = (6, 12, 18, 24),
         vv_from: int | None = 6,
