@@ -372,19 +372,20 @@ class FeatureBuilder(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> int:
         """Keeps the features of a batch, and returns of how many images."""
-        self.method.extract(batch)
+        self.method.features_of(batch)
         return len(batch.samples)
 
 
 class FeatureBuildCLI(AnomalyCLI):
     """Computes the features that `fit` with the same options would read, and nothing else."""
 
-    def test(self, **kwargs: Any) -> None:
+    def fit(self, **kwargs: Any) -> None:
         """Walks the images of training and of the tests once."""
         data = self.datamodule
         data.prepare_data()
-        loaders = [data.training_set.walk(data.training_set.train_split)]
-        loaders += [dataset.walk("test") for dataset in data.test_sets]
+        splits = {(dataset, "test"): None for dataset in data.test_sets}  # a dict: each once, in order
+        splits[data.training_set, data.training_set.train_split] = None
+        loaders = [dataset.walk(split) for dataset, split in splits]
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
         self.trainer.predict(FeatureBuilder(self.model), loaders, return_predictions=False)

@@ -95,7 +95,7 @@ def build(args: Sequence[str]) -> int:
 
     if not any(arg.split("=")[0] == "--features.cache" for arg in args):
         raise UserError("Say where the features go: --features.cache DIR.")
-    return cli.main(["test", *args], cli.FeatureBuildCLI)
+    return cli.main(["fit", *args], cli.FeatureBuildCLI)
 
 
 def main(args: Sequence[str]) -> int:

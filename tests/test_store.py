@@ -228,6 +228,31 @@ def test_build_info_verify_prune(
     assert "--features.cache DIR" in capsys.readouterr().err
 
 
+def test_build_needs_room_for_the_training_images_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = []
+    for run, verb in ((features.main, "build"), (main, "fit"), (main, "test")):
+        given = options("afclip_visa", run_dir=verb, features__cache="s", features__limit_gb="1e-9")
+        assert run([verb, *given]) == 2
+        needed.append(capsys.readouterr().err.split(" images need")[0])
+    assert needed[0] == needed[1] != needed[2]
+
+
+def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_distinct(folder)
+    model = ["--model=MuSc", "--model.backbone.model=small.json", "--model.backbone.weights=random"]
+    model += ["--model.backbone.image_size=28", "--model.layers=[1,3]", "--trainer.accelerator=cpu"]
+    given = [*model, "--data=MVTecAD", "--data.root=data/mvtec", "--data.num_workers=0", "--pictures.count=0"]
+    cache = ["--features.cache=store", "--features.dtype=float32"]
+    assert main(["test", *given, "--run_dir=plain"]) == 0
+    passes = calls(monkeypatch)
+    assert features.main(["build", *given, *cache]) == 0
+    assert sum(passes) == len(list(feature_files(folder / "store"))) > 40
+    passes.clear()
+    assert main(["test", *given, *cache, "--run_dir=kept"]) == 0
+    assert not passes
+    assert table(folder / "plain") == table(folder / "kept")
+
+
 def test_what_cannot_be_kept_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *options("afclip_visa", features__cache="s", loading__draft="true")]) == 2
     assert "changes the pixels" in capsys.readouterr().err

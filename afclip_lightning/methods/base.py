@@ -67,6 +67,10 @@ class AnomalyMethod(LightningModule, ABC):
         return self.backbone.preprocess
 
     def extract(self, batch: Batch) -> ClipFeatures:
+        """Returns what `score` and `loss` take of a batch: the backbone's features."""
+        return self.features_of(batch)
+
+    def features_of(self, batch: Batch) -> ClipFeatures:
         """Returns the backbone's features of a batch: those that were read with it, or computed, and kept in the store.
 
         With a store, computed features are rounded as it keeps them: a result does not depend on what was there.

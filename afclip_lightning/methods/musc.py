@@ -301,7 +301,7 @@ class MuSc(MutualScoring):
         for first in range(self.subsets):
             chosen = (samples[position] for position in sorted(order[first :: self.subsets].tolist()))
             bare = [Sample(s.dataset, s.category, s.split, s.image_path, UNKNOWN, mask_known=False) for s in chosen]
-            dataset = AnomalyDataset(bare, self.preprocess, loading)
+            dataset = AnomalyDataset(bare, self.preprocess, loading, store=part.store)
             in_order = SequentialSampler(dataset)
             loader = make_loader(dataset, part.batch_size, part.num_workers, loading, in_order, part.skipped)
             yield len(bare), self._encoded(loader)
@@ -309,7 +309,7 @@ class MuSc(MutualScoring):
     def _encoded(self, loader: Iterable[Batch]) -> Iterator[Encoded]:
         for batch in loader:
             with self.trainer.precision_plugin.forward_context():
-                features = self.backbone.encode_image(batch.image.to(self.device), self.spec)
+                features = self.features_of(batch.to(self.device))
             yield batch.samples, features
 
     def score_category(
