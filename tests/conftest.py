@@ -11,6 +11,8 @@ import torch
 from afclip_lightning.backbones.clip import ClipBackbone
 from tests.recipe import write_clip
 
+pytest_plugins = ["tests.browser"]
+
 torch.set_num_threads(2)
 
 
