@@ -88,8 +88,10 @@ class Batch:
         samples: The B samples that the rows were read from.
         region_area: `[B, H, W]`, int32, area in pixels of the anomalous region of each pixel, 0 = normal; `None` in
             training, which has no use for it.
-        reference: `[B, R, 3, H, W]`, as `image`: unlabelled images of the same category to look at beside it, in
-            evaluation; `None` unless the method asked for them.
+        reference: `[M, 3, H, W]`, as `image`: unlabelled images that rows are compared with and that are no row, in
+            evaluation; `None` unless the method asked for references.
+        reference_rows: `[B, R]`, int64, which R images each is compared with, all of its category: counted through the
+            rows and on through `reference`.
         digests: What each image's features are kept under; `None` without a store.
         features: The images' features, as they were kept; `None` where they are still to be computed.
     """
@@ -101,6 +103,7 @@ class Batch:
     samples: list[Sample]
     region_area: Tensor | None = None
     reference: Tensor | None = None
+    reference_rows: Tensor | None = None
     digests: list[str] | None = None
     features: ClipFeatures | None = None
 
@@ -115,9 +118,10 @@ class Batch:
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         image, mask, label, known = map(change, (self.image, self.mask, self.label, self.mask_known))
-        area, reference = (None if t is None else change(t) for t in (self.region_area, self.reference))
+        others = (self.region_area, self.reference, self.reference_rows)
+        area, reference, rows = (None if tensor is None else change(tensor) for tensor in others)
         features = None if self.features is None else self.features.map(change)
-        return Batch(image, mask, label, known, self.samples, area, reference, self.digests, features)
+        return Batch(image, mask, label, known, self.samples, area, reference, rows, self.digests, features)
 
 
 @dataclass

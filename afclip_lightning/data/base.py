@@ -23,7 +23,7 @@ import afclip_lightning.data
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.images import list_folders, list_images
 from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
-from afclip_lightning.data.pairs import Pairing, draw_references
+from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample, Split
@@ -413,15 +413,16 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: There are fewer images than processes.
         """
-        samples = self.samples(split)
-        sampler: Callable[[AnomalyDataset], Sampler[int]] = SequentialSampler
+        samples, processes = self.samples(split), _processes()
+        if len(samples) < processes:
+            raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
+        if self.pairing:
+            references = draw_references(samples, self.pairing)
+            rank = torch.distributed.get_rank() if processes else 0
+            return self._loader(samples, lambda dataset: GroupedSampler(references, rank, processes or 1), references)
         # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
-        if _processes():
-            if len(samples) < _processes():
-                raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
-            sampler = partial(UnrepeatedDistributedSampler, shuffle=False)
-        references = draw_references(samples, self.pairing) if self.pairing else None
-        return self._loader(samples, sampler, references)
+        sampler = partial(UnrepeatedDistributedSampler, shuffle=False) if processes else SequentialSampler
+        return self._loader(samples, sampler)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split."""

@@ -26,20 +26,24 @@ class Item(NamedTuple):
     """What is read of a sample.
 
     Attributes:
+        position: Of the sample in the dataset.
         image: `[S, S, 3]`, uint8; `None` where its features were read instead.
         mask: `[S, S]`, uint8, where there is one.
         sample: The sample.
-        references: Images of its references, as `image`.
+        references: Positions of its references.
         digest: What its features are kept under; empty without a store.
         features: Its features by name.
+        beside: Whether it is there as a reference of others only.
     """
 
+    position: int
     image: np.ndarray | None
     mask: np.ndarray | None
     sample: Sample
-    references: list[np.ndarray]
+    references: Sequence[int]
     digest: str = ""
     features: dict[str, Tensor] | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,28 @@ class AnomalyDataset(Dataset[Any]):
         return self.preprocess.to_tensors([item.image])[0], self.preprocess.to_masks([item.mask])[0], item.sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Returns what a loader collates: see `read`; either all the images or the features of all."""
-        return _alike(self.read, indices)
+        """Returns what a loader collates: see `read_all`."""
+        return self.read_all(indices, self.read)
+
+    def read_all(self, indices: Sequence[int], read: Callable[[int, bool], Any]) -> list[Any]:
+        """Returns what was read of each sample, then of each reference that is none of them, once.
+
+        Args:
+            indices: The samples.
+            read: `read`, or one that gives an `Unread` where that cannot. Samples are read all as images or all as
+                features, references as images.
+        """
+        wanted = dict.fromkeys(other for index in indices for other in self._references_of(index))
+        beside = [read(other, True) for other in wanted if other not in indices]
+        items = [read(index, False) for index in indices]
+        # one that is left out may be the reference of another, and then its image is needed
+        kept = {isinstance(item, Item) and item.features is not None for item in items}
+        if len(kept) == 2 or (True in kept and not all(isinstance(item, Item) for item in beside)):
+            items = [read(index, True) for index in indices]
+        return items + [item._replace(beside=True) if isinstance(item, Item) else item for item in beside]
+
+    def _references_of(self, index: int) -> Sequence[int]:
+        return self.references[index] if self.references else ()
 
     def read(self, index: int, pixels: bool = False) -> Item:
         """Returns what a batch needs of a sample: pixels resized and not yet normalised, or its features if kept.
@@ -161,18 +185,17 @@ class AnomalyDataset(Dataset[Any]):
             pixels: Read the image even where its features are kept.
 
         Raises:
-            DatasetError: The image, its mask or a reference cannot be read, the sizes of image and mask differ (they
-                are not compared again where features are read), or the mask marks nothing.
+            DatasetError: The image or its mask cannot be read, the sizes of image and mask differ (they are not
+                compared again where features are read), or the mask marks nothing.
         """
-        sample = self.samples[index]
-        references = [self._resized(other)[0] for other in self.references[index]] if self.references else []
+        sample, references = self.samples[index], self._references_of(index)
         digest = self._digest(sample) if self.store else ""
         features = self.store.load(digest) if self.store and not pixels else None
         if features is not None:
             mask = self.preprocess.resize_mask(self._mask(sample)) if sample.mask_path else None
-            return Item(None, mask, sample, references, digest, features)
+            return Item(index, None, mask, sample, references, digest, features)
         image, mask = self._resized(index)
-        return Item(image, mask if sample.mask_path else None, sample, references, digest)
+        return Item(index, image, mask if sample.mask_path else None, sample, references, digest)
 
     def _digest(self, sample: Sample) -> str:
         try:
@@ -215,13 +238,6 @@ class AnomalyDataset(Dataset[Any]):
         return mask
 
 
-def _alike(read: Callable[[int, bool], Any], indices: Sequence[int]) -> list[Any]:
-    """Returns what was read of each: the features of all, or the pixels of all where those of one are not kept."""
-    items = [read(index, False) for index in indices]
-    kept = {item.features is not None for item in items if isinstance(item, Item)}
-    return items if len(kept) < 2 else [read(index, True) for index in indices]
-
-
 @dataclass(frozen=True)
 class Parcel:
     """A batch that leaves a loader's process as a parcel, and arrives in the main process as a `Batch`.
@@ -236,7 +252,8 @@ class Parcel:
         images: `[B, S, S, 3]`, uint8.
         masks: `[M, S, S]`, uint8, of the samples that have a mask, in their order.
         areas: `[M, S, S]`, int32, their regions; `None` in training.
-        references: `[B * R, S, S, 3]`, uint8, the references of the first sample, then those of the next.
+        references: `[M, S, S, 3]`, uint8, the references that are none of the samples.
+        reference_rows: R of each sample, counted through the samples and on through `references`; `None` without.
         digests: What the images' features are kept under; `None` without a store.
         features: Those that were kept, in place of `images`.
     """
@@ -247,6 +264,7 @@ class Parcel:
     masks: Sequence[np.ndarray]
     areas: Sequence[np.ndarray] | None
     references: Sequence[np.ndarray]
+    reference_rows: list[list[int]] | None = None
     digests: list[str] | None = None
     features: ClipFeatures | None = None
 
@@ -267,9 +285,9 @@ class Parcel:
             batch.region_area = torch.zeros(batch.mask.shape, dtype=torch.int32)
             for row, area in zip(marked, self.areas, strict=True):
                 batch.region_area[row] = torch.from_numpy(area)
-        if len(self.references):
-            pixels = self.preprocess.to_tensors(self.references)
-            batch.reference = pixels.unflatten(0, (len(self.samples), -1))
+        if self.reference_rows is not None:
+            batch.reference = self.preprocess.to_tensors(self.references)
+            batch.reference_rows = torch.tensor(self.reference_rows)
         return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -277,7 +295,14 @@ class Parcel:
         pixels = (self.images, self.masks, self.areas, self.references)
         # the library's own function, which stacks straight into shared memory
         stacked = (default_collate(list(arrays)) if arrays else None for arrays in pixels)
-        facts = (self.preprocess, self.samples, self.areas is not None, self.digests, self.features)
+        facts = (
+            self.preprocess,
+            self.samples,
+            self.areas is not None,
+            self.reference_rows,
+            self.digests,
+            self.features,
+        )
         return _open_parcel, (*facts, *stacked)
 
 
@@ -285,13 +310,14 @@ def _open_parcel(
     preprocess: Preprocess,
     samples: list[Sample],
     regions: bool,
+    reference_rows: list[list[int]] | None,
     digests: list[str] | None,
     features: ClipFeatures | None,
     *stacked: Tensor | None,
 ) -> Batch:
     images, masks, areas, references = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
-    parcel = Parcel(preprocess, samples, images, masks, areas if regions else None, references, digests, features)
-    return parcel.open()
+    known = (reference_rows, digests, features)
+    return Parcel(preprocess, samples, images, masks, areas if regions else None, references, *known).open()
 
 
 @dataclass(frozen=True)
@@ -301,26 +327,32 @@ class Collate:
     Attributes:
         preprocess: What normalises the images.
         regions: Whether to label the regions of the masks, for evaluation: here, in the loader's process, once a mask.
-        grid: Patch grid of features that were kept.
+        store: Where features lie that were kept.
     """
 
     preprocess: Preprocess
     regions: bool = False
-    grid: tuple[int, int] = (0, 0)
+    store: FeatureStore | None = None
 
     def __call__(self, items: Sequence[Item]) -> Batch | Parcel:
         """Returns the batch; in a loader's process as a parcel, which arrives as a batch."""
+        beside = {item.position: item.image for item in items if item.beside and item.image is not None}
+        items = [item for item in items if not item.beside]
         masks = [item.mask for item in items if item.mask is not None]
         rows = [item.features for item in items if item.features is not None]
+        places = {item.position: row for row, item in enumerate(items)}
+        outside = dict.fromkeys(other for item in items for other in item.references if other not in places)
+        places |= {other: len(items) + row for row, other in enumerate(outside)}
         parcel = Parcel(
             self.preprocess,
             [item.sample for item in items],
             [item.image for item in items if item.image is not None],
             masks,
             [region_areas(mask) for mask in masks] if self.regions else None,
-            [image for item in items for image in item.references],
+            [beside[other] for other in outside],
+            [[places[other] for other in item.references] for item in items] if items[0].references else None,
             [item.digest for item in items] if items[0].digest else None,
-            from_rows(rows, self.grid) if rows else None,
+            from_rows(rows, self.store.spec, self.store.grid) if rows and self.store else None,
         )
         return parcel if get_worker_info() else parcel.open()
 
@@ -341,10 +373,12 @@ class Unread:
     """An image that was left out.
 
     Attributes:
+        position: Of its sample in the dataset.
         path: The image.
         reason: Why, naming the file that is at fault.
     """
 
+    position: int
     path: Path
     reason: str
 
@@ -366,13 +400,13 @@ class TolerantDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item | Unread]:
         """Returns what was read, or which images could not be and why."""
-        return _alike(self._try, indices)
+        return self.dataset.read_all(indices, self._try)
 
     def _try(self, index: int, pixels: bool) -> Item | Unread:
         try:
             return self.dataset.read(index, pixels)
         except DatasetError as error:
-            return Unread(self.dataset.samples[index].image_path, str(error))
+            return Unread(index, self.dataset.samples[index].image_path, str(error))
 
 
 class TolerantLoader(DataLoader[Any]):
@@ -399,8 +433,16 @@ class TolerantLoader(DataLoader[Any]):
 
 
 def _collate_read(items: Sequence[Item | Unread], collate: Collate) -> tuple[Batch | Parcel | None, list[Unread]]:
-    read = [item for item in items if not isinstance(item, Unread)]
-    return collate(read) if read else None, [item for item in items if isinstance(item, Unread)]
+    """Returns the batch of what can be used, if any, and what was left out: unread itself, or one of its references."""
+    unread = {item.position: item for item in items if isinstance(item, Unread)}
+    left_out, usable = list(unread.values()), []
+    for item in items:
+        if isinstance(item, Item):
+            cause = next((unread[other] for other in item.references if other in unread and not item.beside), None)
+            if cause:
+                left_out.append(Unread(item.position, item.sample.image_path, cause.reason))
+            usable.append(item._replace(beside=item.beside or cause is not None))  # it may be another's reference
+    return None if all(item.beside for item in usable) else collate(usable), left_out
 
 
 def _keep_memory(worker: int) -> None:
@@ -431,8 +473,7 @@ def make_loader(
         skipped: Where images that are left out are noted, with `on_error: skip`.
     """
     training = sampler is None
-    grid = dataset.store.grid if dataset.store else (0, 0)
-    collate = Collate(dataset.preprocess, not training, grid)
+    collate = Collate(dataset.preprocess, not training, dataset.store)
     tolerant = loading.on_error == "skip"
     return (TolerantLoader if tolerant else DataLoader)(
         TolerantDataset(dataset, skipped) if tolerant else dataset,

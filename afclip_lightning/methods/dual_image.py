@@ -212,7 +212,9 @@ class DualImageCLIP(AnomalyMethod):
     def synthesise(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the images with an anomaly each, `[B, 3, H, W]`, and which patches are anomalous, `[B, N]`, bool."""
         side = self.backbone.vision.patch_size
-        references = [None] * len(batch.samples) if batch.reference is None else batch.reference[:, 0]
+        references: Tensor | list[None] = [None] * len(batch.samples)
+        if batch.reference is not None and batch.reference_rows is not None:
+            references = torch.cat([batch.image, batch.reference])[batch.reference_rows[:, 0]]
         altered = [
             self.synthesis.synthesise(image, generator_of(sample, self.seed), side, self.preprocess, reference)
             for sample, image, reference in zip(batch.samples, batch.image, references, strict=True)
@@ -246,14 +248,17 @@ class DualImageCLIP(AnomalyMethod):
 
         Reference: Dual-Image Enhanced CLIP, Eq. (12) and (13).
         """
-        if batch.reference is None:
+        if batch.reference is None or batch.reference_rows is None:
             raise ValueError(
                 "The batch has no reference images. They come from a data module that setup asks for them: give the "
                 "trainer the data module and not its loaders, or call its `pair` first."
             )
         text = self.text(batch.samples)
-        patches = self._at_length(self.patches(features))
-        distance = self.reference_score(patches, [self.patches(image) for image in batch.reference.unbind(1)])
+        patches = every = self.patches(features)
+        if len(batch.reference):
+            every = torch.cat([patches, self.patches(batch.reference)])
+        distance = self.reference_score(patches, [every[rows] for rows in batch.reference_rows.unbind(1)])
+        patches = self._at_length(patches)
         joint = self.joint_score(self.text_score(patches, text), distance)
         if self.adapter.steps:
             adapters = self.adapt(batch, patches, joint, text)

@@ -432,18 +432,21 @@ class MuSc2(MutualScoring):
         Raises:
             RuntimeError: The batch has no references.
         """
-        if batch.reference is None:
+        if batch.reference is None or batch.reference_rows is None:
             raise RuntimeError("MuSc2 needs references: call datamodule.pair(model.pairing) before loaders are made")
-        count = batch.reference.shape[1]
-        beside = self.backbone.encode_image(batch.reference.flatten(0, 1), self.spec)
-        total = torch.zeros(len(batch.samples), math.prod(features.grid), device=beside.tokens[0].device)
+        layers = features.tokens
+        if len(batch.reference):
+            beside = self.backbone.encode_image(batch.reference, self.spec)
+            layers = tuple(torch.cat(pair) for pair in zip(layers, beside.tokens, strict=True))
+        total = torch.zeros(len(batch.samples), math.prod(features.grid), device=layers[0].device)
         with torch.autocast(total.device.type, enabled=False):
-            for query_tokens, reference_tokens in zip(features.tokens, beside.tokens, strict=True):
-                queries, references = normalise_planes(query_tokens), normalise_planes(reference_tokens)
+            for tokens in layers:
+                planes = normalise_planes(tokens)
                 for scale in self.scales:
-                    all_b = self.at_scale(references, scale).unflatten(0, (-1, count))
-                    for row, (a, b) in enumerate(zip(self.at_scale(queries, scale), all_b, strict=True)):
-                        distances = nearest_distances(similarities(a[None], b), a[None], b)
+                    every = self.at_scale(planes, scale)
+                    for row, others in enumerate(batch.reference_rows):
+                        a, b = every[row, None], every[others]
+                        distances = nearest_distances(similarities(a, b), a, b)
                         total[row] += lowest_mean(distances[0], self.interval)
         maps = (total / (len(features.tokens) * len(self.scales))).unflatten(1, features.grid)
         anomaly_map = self.enlarged(maps)

@@ -4,8 +4,8 @@
     python experiments/methods/dual_image_benchmark.py --model tiny-8-112 --weights embedded
     python experiments/methods/dual_image_benchmark.py --device cuda --rounds 20
 
-Timed is a whole step of a test, from the images in memory to scores and maps: the pass over the images, that over their
-references, and with adaptation the synthesis of the anomalies, the pass over them and the steps of the adapters. That
+Timed is a whole step of a test, from the images in memory to scores and maps: the pass over the images and those of
+their references that are not in the batch, and with adaptation the synthesis of the anomalies, the pass over them and the steps of the adapters. That
 pass is also timed by itself, as a ratio can be without it. Texts are embedded before. A round times each once, in turn,
 so that all meet the same state of the machine; reported are medians of the ratios within the rounds. Weights are random
 by default: the cost does not depend on them.
@@ -30,7 +30,14 @@ Step = Callable[[], object]
 
 
 def batch_of(count: int, references: int, size: int) -> Batch:
-    """Returns images of noise with references, of one category."""
+    """Returns images of noise, of one category, in groups that are each other's references, as a loader deals them.
+
+    The last group is filled up with images that are no rows.
+    """
+    group = references + 1
+    beside = -count % group
+    rows = torch.arange(count + beside).view(-1, 1, group).expand(-1, group, group)
+    others = rows[:, ~torch.eye(group, dtype=torch.bool)].view(-1, references)[:count]
     generator = torch.Generator().manual_seed(0)
     return Batch(
         image=torch.randn(count, 3, size, size, generator=generator),
@@ -38,14 +45,15 @@ def batch_of(count: int, references: int, size: int) -> Batch:
         label=torch.zeros(count, dtype=torch.long),
         mask_known=torch.ones(count, dtype=torch.bool),
         samples=[Sample("d", "c", "test", Path(f"{i}.png"), 0, word="bottle") for i in range(count)],
-        reference=torch.randn(count, references, 3, size, size, generator=generator),
+        reference=torch.randn(beside, 3, size, size, generator=generator),
+        reference_rows=others,
     )
 
 
 def steps_of(backbone: ClipBackbone, batch: Batch, adaptation: int) -> dict[str, Step]:
     """Returns what is timed: the step without and with adaptation, the extra pass, the synthesis."""
-    assert batch.reference is not None
-    references = batch.reference.shape[1]
+    assert batch.reference_rows is not None
+    references = batch.reference_rows.shape[1]
     plain, adapting = (DualImageCLIP(backbone, references, steps=n).to(batch.image.device) for n in (0, adaptation))
     adapting.text = plain.text
     return {

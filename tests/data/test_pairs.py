@@ -14,7 +14,7 @@ from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.data.loading import AnomalyDataset, Loading
 from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.pairs import Pairing, draw_references
+from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
@@ -115,9 +115,8 @@ def test_batches_hold_the_noted_references(root: Path, n: int, batch_size: int, 
     pixels = {s.image_path.relative_to(root).as_posix(): image for image, _, s in map(alone.__getitem__, range(9))}
     seen = 0
     for batch in dataset.test_dataloader():
-        assert batch.reference is not None
-        assert batch.reference.shape == (len(batch.samples), n, 3, 28, 28)
-        for sample, image, reference in zip(batch.samples, batch.image, batch.reference, strict=True):
+        for (sample, reference), image in zip(_references(batch), batch.image, strict=True):
+            assert reference.shape == (n, 3, 28, 28)
             path = sample.image_path.relative_to(root).as_posix()
             assert torch.equal(image, pixels[path])
             assert torch.equal(reference, torch.stack([pixels[other] for other in names(dataset)[path]]))
@@ -143,22 +142,79 @@ def test_processes_do_not_change_the_references(root: Path, replicas: int, monke
 
 def _references(batch: Batch) -> list[tuple[Sample, torch.Tensor]]:
     assert batch.reference is not None
-    return list(zip(batch.samples, batch.reference, strict=True))
+    assert batch.reference_rows is not None
+    return list(zip(batch.samples, torch.cat([batch.image, batch.reference])[batch.reference_rows], strict=True))
 
 
 def test_a_batch_keeps_its_references_on_another_device(root: Path) -> None:
     batch = next(iter(data(root, Pairing(1, 0)).test_dataloader()))
     assert batch.reference is not None
-    assert batch.to(torch.device("meta")).reference.shape == batch.reference.shape
+    assert batch.reference_rows is not None
+    moved = batch.to(torch.device("meta"))
+    assert moved.reference.is_meta
+    assert moved.reference.shape == batch.reference.shape
+    assert moved.reference_rows.shape == batch.reference_rows.shape == (2, 1)
 
 
 def test_cached_images_serve_as_references(root: Path) -> None:
     dataset = data(root, Pairing(2, 1))
-    first = [batch.reference for batch in dataset.test_dataloader()]
+    first = [image for batch in dataset.test_dataloader() for _, image in _references(batch)]
     dataset.loading = Loading(cache_mb=1)
     loader = dataset.test_dataloader()
     for _ in range(2):
-        assert all(torch.equal(a, b.reference) for a, b in zip(first, loader, strict=True))
+        again = [image for batch in loader for _, image in _references(batch)]
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_partners_share_a_batch(root: Path) -> None:
+    dataset = data(root, Pairing(1, 5), batch_size=4)
+    batches = list(dataset.test_dataloader())
+    # 4 and 5 images: four pairs, and last the one that is left over, whose partner is read again
+    assert [len(batch.samples) for batch in batches] == [4, 4, 1]
+    assert [len(batch.reference) for batch in batches] == [0, 0, 1]
+    assert {sample.category for sample in batches[2].samples} == {"nut"}
+
+
+def test_a_reference_of_two_rows_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = data(root, Pairing(3, 0), batch_size=2)
+    read = []
+    decode = AnomalyDataset._decode
+    monkeypatch.setattr(AnomalyDataset, "_decode", lambda self, sample: read.append(sample) or decode(self, sample))
+    batch = next(iter(dataset.test_dataloader()))
+    assert len(read) == len(set(read)) == 4
+    assert len(batch.reference) == 2
+    assert batch.reference_rows.sort(1).values.tolist() == [[1, 2, 3], [0, 2, 3]]
+
+
+@given(a=st.integers(3, 12), b=st.integers(3, 12), n=st.integers(1, 2), processes=st.integers(1, 3))
+def test_the_order_holds_every_image_once(a: int, b: int, n: int, processes: int) -> None:
+    references = draw_references(samples(a=a, b=b), Pairing(n, 0))
+    stretches = [GroupedSampler(references, rank, processes) for rank in range(processes)]
+    order = [position for stretch in stretches for position in stretch]
+    assert sorted(order) == list(range(a + b))
+    assert max(map(len, stretches)) - min(map(len, stretches)) <= 1
+    assert sum(map(len, stretches)) == a + b
+    together = (a // (n + 1) + b // (n + 1)) * (n + 1)
+    for start in range(0, together, n + 1):
+        group = order[start : start + n + 1]
+        assert all(set(references[position]) == set(group) - {position} for position in group)
+
+
+def test_a_left_out_image_still_serves_as_a_reference(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path / "parts", ["bolt"])
+    dataset = data(root, Pairing(2, 0), batch_size=4, num_workers=0)
+    whole = {sample.image_path: images for sample, images in _references(next(iter(dataset.test_dataloader())))}
+    references = draw_references(dataset.samples("test"), Pairing(2, 0))
+    left_over = next(i for i, others in enumerate(references) if all(i not in references[other] for other in others))
+    damaged = next(i for i in range(4) if i != left_over and i not in references[left_over])
+    paths = [sample.image_path for sample in dataset.samples("test")]
+    paths[damaged].write_text("damaged")
+    dataset.loading = Loading(on_error="skip")
+    (batch,) = dataset.test_dataloader()
+    assert [sample.image_path for sample in batch.samples] == [paths[left_over]]
+    ((_, images),) = _references(batch)
+    assert torch.equal(images, whole[paths[left_over]])
+    assert set(dataset.skipped) == {path for path in paths if path != paths[left_over]}
 
 
 def test_an_image_whose_reference_cannot_be_read_is_left_out(tmp_path: Path) -> None:
