@@ -30,7 +30,7 @@ import afclip_lightning.data
 import afclip_lightning.methods
 from afclip_lightning import results
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.backbones.store import FeatureCache, FeatureStore, feature_files
+from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
@@ -277,11 +277,7 @@ class AnomalyCLI(LightningCLI):
         read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
         if self.subcommand == "fit":
             read += [sample.image_path for sample in data.training_set.samples(data.training_set.train_split)]
-        vision, taps = self.model.backbone.vision, len(store.spec.layers) + len(store.spec.vv_layers)
-        values = taps * (1 + store.grid[0] * store.grid[1]) * vision.width
-        values += (vision.width + self.model.backbone.embed_dim) * store.spec.image_embedding
-        missing = len(set(read)) - sum(1 for _ in feature_files(features.cache, store.key))
-        store.check_space(max(0, missing), values * store.dtype.itemsize, features.limit_gb)
+        store.check_space(len(set(read)), self.model.backbone.vision.width, features.limit_gb)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,20 +15,20 @@ from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, feature_fi
 from afclip_lightning.errors import UserError, message_of
 
 DESCRIPTION = """\
-Features of a frozen backbone, one file an image, for --features.cache of fit, validate and test.
+Features of a frozen backbone, a file a tapped layer and image, for --features.cache of fit, validate and test.
 
   build --config FILE --features.cache DIR ...   compute what is not there; options as those of fit
   info DIR                                       what lies there, of which backbone, how large
   verify DIR                                     read every file and compare its checksum; exit code 1 if one is damaged
-  prune DIR [--key KEY] [--days N] [--damaged]   remove features: of one spec, not read for N days, damaged
+  prune DIR [--key KEY] [--days N] [--damaged]   remove features: of one backbone or tap, not read for N days, damaged
 
 A run makes the features that it does not find by itself; `build` makes them without training or testing. It may be
 stopped and started again at any time, and several may run at once.
 """
 
 
-def info(root: Path) -> list[dict[str, object]]:
-    """Returns what a store holds, an entry a spec.
+def info(root: Path) -> list[dict[str, Any]]:
+    """Returns what a store holds, an entry a backbone.
 
     Raises:
         UserError: There is no store.
@@ -37,9 +38,12 @@ def info(root: Path) -> list[dict[str, object]]:
         raise UserError(f"{root} holds no features. Make some with `features build`, or a run with --features.cache.")
     entries = []
     for folder in folders:
-        sizes = [path.stat().st_size for path in feature_files(root, folder.name)]
+        taps = {}
+        for tap in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+            sizes = [path.stat().st_size for path in feature_files(root, folder.name, tap)]
+            taps[tap] = {"images": len(sizes), "bytes": sum(sizes)}
         facts = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
-        entries.append({"key": folder.name, "images": len(sizes), "bytes": sum(sizes), "spec": facts})
+        entries.append({"key": folder.name, "spec": facts, "taps": taps})
     return entries
 
 
@@ -59,20 +63,23 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
 
     Args:
         root: Folder of the store.
-        key: The spec whose features go, as `info` names it.
+        key: The backbone whose features go, as `info` names it, or `KEY/TAP`.
         days: Files that no run has read for so long go.
         damaged: Whether damaged files go.
 
     Raises:
-        UserError: No such spec.
+        UserError: No such key.
     """
-    if key is not None and not (root / key / SPEC_FILE).is_file():
+    known = [entry["key"] for entry in info(root)] + [f"{e['key']}/{tap}" for e in info(root) for tap in e["taps"]]
+    if key is not None and key not in known:
         raise UserError(f"{root} has no features under the key {key!r}; `features info` lists the keys.")
     oldest = time.time() - days * 86400 if days is not None else None
     doomed = []
     for path in feature_files(root):
         stat = path.stat()
-        if path.parts[-3] == key or (oldest is not None and max(stat.st_atime, stat.st_mtime) < oldest):
+        if key in (path.parts[-4], "/".join(path.parts[-4:-2])) or (
+            oldest is not None and max(stat.st_atime, stat.st_mtime) < oldest
+        ):
             doomed.append(path)
         elif damaged:
             try:
@@ -80,7 +87,9 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
             except DamagedError:
                 doomed.append(path)
     hour = time.time() - 3600
-    doomed += [path for path in root.glob("*/*/.*.tmp") if path.stat().st_mtime < hour]  # younger may be in the making
+    doomed += [
+        path for path in root.glob("*/*/*/.*.tmp") if path.stat().st_mtime < hour
+    ]  # younger may be in the making
     size = sum(path.stat().st_size for path in doomed)
     for path in doomed:
         path.unlink(missing_ok=True)
@@ -109,12 +118,12 @@ def main(args: Sequence[str]) -> int:
             entries = info(root)
             print(json.dumps(entries, indent=2) if options.json else _render(entries))
         elif options.verb == "verify":
-            total = sum(int(str(entry["images"])) for entry in info(root))
+            info(root)  # says so if there is no store
             problems = verify(root)
+            total = sum(1 for _ in feature_files(root))
             print("\n".join([*problems, f"{total} files, {len(problems)} damaged."]))
             return 1 if problems else 0
         else:
-            info(root)  # says so if there is no store
             count, size = prune(root, options.key, options.days, options.damaged)
             print(f"Removed {count} files, {size / 1e9:.2f} GB.")
         return 0
@@ -123,17 +132,15 @@ def main(args: Sequence[str]) -> int:
         return 2
 
 
-def _render(entries: list[dict[str, object]]) -> str:
+def _render(entries: list[dict[str, Any]]) -> str:
     lines = []
     for entry in entries:
         spec = entry["spec"]
-        assert isinstance(spec, dict)
-        vv = f", V-V {spec['vv_layers']} from {spec['vv_from']}" if spec["vv_from"] else ""
-        lines.append(f"{entry['key']}  {entry['images']} images, {int(str(entry['bytes'])) / 1e9:.2f} GB")
-        lines.append(
-            f"    {spec['model']} ({spec['weights_hash']}), {spec['image_size']} px, layers {spec['layers']}{vv}"
-        )
+        size = sum(tap["bytes"] for tap in entry["taps"].values())
+        lines.append(f"{entry['key']}  {size / 1e9:.2f} GB")
+        lines.append(f"    {spec['model']} ({spec['weights_hash']}), {spec['image_size']} px")
         lines.append(f"    computed in {spec['compute']}, kept in {spec['dtype']}")
+        lines += [f"    {name}: {tap['images']} images" for name, tap in entry["taps"].items()]
     return "\n".join(lines)
 
 
@@ -151,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "info":
             verb.add_argument("--json", action="store_true", help="print JSON")
         if name == "prune":
-            verb.add_argument("--key", help="features of this spec, as `info` names it")
+            verb.add_argument("--key", help="features of this backbone, as `info` names it, or KEY/TAP")
             verb.add_argument("--days", type=float, help="files not read for so many days")
             verb.add_argument("--damaged", action="store_true", help="damaged files")
     return parser

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from PIL import Image
 
 from afclip_lightning import features
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.backbones.store import FeatureCache, FeatureStore, feature_files, image_digest
+from afclip_lightning.backbones.spec import union
+from afclip_lightning.backbones.store import FeatureCache, FeatureStore, feature_files, from_rows, image_digest
 from afclip_lightning.cli import main
 from afclip_lightning.errors import UserError
 from afclip_lightning.types import ClipFeatures
@@ -51,23 +53,61 @@ def test_what_is_saved_is_loaded(backbone: ClipBackbone, store: FeatureStore) ->
         row = store.load(digest)
         assert row is not None
         assert len(row) == 6
-        for index, tokens in enumerate(made.tokens):
-            assert torch.equal(row[f"tokens.{index}"], tokens[i])
-        for index, tokens in enumerate(made.vv_tokens):
-            assert torch.equal(row[f"vv_tokens.{index}"], tokens[i])
+        for name, tokens in zip(("layer-01", "layer-03"), made.tokens, strict=True):
+            assert torch.equal(row[name], tokens[i])
+        for name, tokens in zip(("vv-02-from-02", "vv-03-from-02"), made.vv_tokens, strict=True):
+            assert torch.equal(row[name], tokens[i])
         assert torch.equal(row["class_token"], made.class_token[i])
         assert torch.equal(row["image_embedding"], made.image_embedding[i])
+    rows = [store.load("a1"), store.load("b2")]
+    back = from_rows([row for row in rows if row], store.spec, store.grid)
+    for one, other in zip(tensors(back), tensors(made), strict=True):
+        assert torch.equal(one, other)
     half = FeatureStore(store.folder.parent, store.spec, store.grid, dtype="float16")
     assert half.folder != store.folder
     half.save(["a1", "b2"], made)
-    assert half.path("a1").stat().st_size < 0.6 * store.path("a1").stat().st_size
+    assert half.path("a1", "layer-01").stat().st_size < 0.6 * store.path("a1", "layer-01").stat().st_size
 
 
-def test_other_specs_and_precisions_lie_elsewhere(backbone: ClipBackbone, tmp_path: Path) -> None:
-    specs = [backbone.spec((1,)), backbone.spec((2,)), backbone.spec((1,), True), backbone.spec((1,), False, (2,), 2)]
-    stores = [FeatureStore(tmp_path, spec, (2, 2)) for spec in specs]
-    stores.append(FeatureStore(tmp_path, specs[0], (2, 2), compute="bfloat16"))
-    assert len({store.folder for store in stores}) == 5
+def test_specs_of_one_backbone_share_their_taps(backbone: ClipBackbone, tmp_path: Path) -> None:
+    wide = FeatureStore(tmp_path, backbone.spec((1, 2, 3), True, (2, 3), 2), backbone.grid, dtype="float32")
+    made = some_features(backbone, wide)
+    wide.save(["a1", "b2"], made)
+    for spec in (backbone.spec((1, 3)), backbone.spec((2,), True), backbone.spec((3,), False, (3,), 2)):
+        narrow = FeatureStore(tmp_path, spec, backbone.grid, dtype="float32")
+        rows = [narrow.load("a1"), narrow.load("b2")]
+        read = from_rows([row for row in rows if row], spec, narrow.grid)
+        chosen = spec.select(made, wide.spec)
+        for one, other in zip(tensors(read), tensors(chosen), strict=True):
+            assert torch.equal(one, other)
+        alone = backbone.encode_image(torch.zeros(1, 3, 28, 28), spec)
+        assert len(list(tensors(alone))) == len(list(tensors(chosen)))
+    elsewhere = backbone.spec((1,), False, (3,), 3)
+    assert FeatureStore(tmp_path, elsewhere, backbone.grid, dtype="float32").load("a1") is None  # another V-V path
+
+
+def test_the_pass_of_several_specs(backbone: ClipBackbone) -> None:
+    one, other = backbone.spec((1, 3)), backbone.spec((2,), True, (3,), 2)
+    both = union([one, other])
+    assert both == backbone.spec((1, 2, 3), True, (3,), 2)
+    image = torch.randn(2, 3, 28, 28)
+    wide = backbone.encode_image(image, both)
+    for spec in (one, other):
+        chosen, alone = spec.select(wide, both), backbone.encode_image(image, spec)
+        for left, right in zip(tensors(chosen), tensors(alone), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="blocks 2 and 3 do not come from one pass"):
+        union([other, backbone.spec((), False, (3,), 3)])
+    with pytest.raises(ValueError, match="image_size: 56 the other, 28 one"):
+        union([one, replace(other, image_size=56)])
+
+
+def test_other_backbones_and_precisions_lie_elsewhere(backbone: ClipBackbone, tmp_path: Path) -> None:
+    spec = backbone.spec((1,))
+    stores = [FeatureStore(tmp_path, spec, (2, 2)), FeatureStore(tmp_path, replace(spec, pos_embed="bicubic"), (2, 2))]
+    stores.append(FeatureStore(tmp_path, spec, (2, 2), compute="bfloat16"))
+    stores.append(FeatureStore(tmp_path, spec, (2, 2), dtype="float32"))
+    assert len({store.folder for store in stores}) == 4
     again = ClipBackbone(backbone.model, "random", image_size=None)
     assert FeatureStore(tmp_path, again.spec((1,)), (2, 2)).folder == stores[0].folder
 
@@ -75,7 +115,7 @@ def test_other_specs_and_precisions_lie_elsewhere(backbone: ClipBackbone, tmp_pa
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_file_is_removed_and_said(backbone: ClipBackbone, store: FeatureStore, damage: str) -> None:
     store.save(["a1", "b2"], some_features(backbone, store))
-    path = store.path("a1")
+    path = store.path("a1", "layer-01")
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes({"cut": bytes(content[: len(content) // 2]), "flip": content, "empty": b"", "text": b"x"}[damage])
@@ -95,11 +135,12 @@ def test_content_and_not_the_name_decides(tmp_path: Path) -> None:
 
 
 def test_too_little_room_is_said_before_anything_is_computed(store: FeatureStore) -> None:
-    with pytest.raises(UserError, match=r"Features of 10 images need 1e\+06 GB in .*; the disk has .*features prune"):
-        store.check_space(10, 10**14, None)
+    an_image = (4 * (1 + store.grid[0] * store.grid[1]) + 2) * 4  # bytes a channel: 4 layers' tokens, the embedding
+    with pytest.raises(UserError, match=r"Features of 10 images need .*e\+0\d GB in .*; the disk has .*features prune"):
+        store.check_space(10, 10**13, None)
     with pytest.raises(UserError, match=r"need 2 GB .* limit_gb 1 leaves 1\."):
-        store.check_space(2, 10**9, 1.0)
-    store.check_space(2, 10**6, 1.0)
+        store.check_space(2, 10**9 // an_image, 1.0)
+    store.check_space(2, 10**6 // an_image, 1.0)
     with pytest.raises(ValueError, match="limit_gb must be positive"):
         FeatureCache(limit_gb=0)
 
@@ -117,7 +158,7 @@ def test_a_full_disk_leaves_the_store_whole(
     monkeypatch.setattr("afclip_lightning.backbones.store.save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         store.save(["a1", "b2"], made)
-    assert [path.stem for path in feature_files(store.folder.parent)] == ["a1"]
+    assert {path.stem for path in feature_files(store.folder.parent)} == {"a1"}
     assert not list(store.folder.rglob("*.tmp"))
     assert features.verify(store.folder.parent) == []
 
@@ -144,6 +185,11 @@ def make_distinct(folder: Path) -> None:
             size = image.size
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
+
+
+def images(root: Path) -> set[str]:
+    """Returns the digests of the images that a store knows."""
+    return {path.stem for path in feature_files(root)}
 
 
 def table(run: Path) -> str:
@@ -174,7 +220,7 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     cache = {"features__cache": "store", "features__dtype": "float32"}
     passes = calls(monkeypatch)
     assert main(["fit", *options(config, run_dir="first", **epochs, **cache)]) == 0
-    assert sum(passes) == len(list(feature_files(folder / "store"))) > 90  # each image once, whatever the epochs
+    assert sum(passes) == len(images(folder / "store")) > 90  # each image once, whatever the epochs
     first = len(passes)
     assert main(["fit", *options(config, run_dir="second", **epochs, **cache)]) == 0
     assert len(passes) == first
@@ -221,8 +267,11 @@ def test_build_info_verify_prune(
     assert not victim.exists()
     assert features.main(["prune", "store", "--key", "nothing"]) == 2
     assert "features info" in capsys.readouterr().err
-    key = features.info(folder / "store")[0]["key"]
-    assert features.main(["prune", "store", "--key", str(key)]) == 0
+    entry = features.info(folder / "store")[0]
+    assert list(entry["taps"]) == ["layer-01", "layer-02", "layer-03"]
+    assert features.main(["prune", "store", "--key", f"{entry['key']}/layer-01"]) == 0
+    assert list(features.info(folder / "store")[0]["taps"]) == ["layer-02", "layer-03"]
+    assert features.main(["prune", "store", "--key", entry["key"]]) == 0
     assert features.main(["info", "store"]) == 2
     assert features.main(["build", *options("afclip_visa")]) == 2
     assert "--features.cache DIR" in capsys.readouterr().err
@@ -246,7 +295,7 @@ def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.Mon
     assert main(["test", *given, "--run_dir=plain"]) == 0
     passes = calls(monkeypatch)
     assert features.main(["build", *given, *cache]) == 0
-    assert sum(passes) == len(list(feature_files(folder / "store"))) > 40
+    assert sum(passes) == len(images(folder / "store")) > 40
     passes.clear()
     assert main(["test", *given, *cache, "--run_dir=kept"]) == 0
     assert not passes

@@ -1,7 +1,11 @@
 """The record of everything that backbone features depend on."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from typing import Any, Literal
+
+from afclip_lightning.types import ClipFeatures
 
 PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
 
@@ -39,16 +43,67 @@ class FeatureSpec:
     vv_from: int | None = None
     image_embedding: bool = False
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Returns the name of each thing that a pass gives: a tapped layer, a layer of the V-V path, the embedding."""
+        layers = [f"layer-{number:02}" for number in self.layers]
+        layers += [f"vv-{number:02}-from-{self.vv_from:02}" for number in self.vv_layers]
+        return (*layers, *(["embedding"] if self.image_embedding else []))
+
+    @property
+    def untapped(self) -> "FeatureSpec":
+        """Returns the spec without its taps: what those of one backbone share."""
+        return replace(self, layers=(), vv_layers=(), vv_from=None, image_embedding=False)
+
+    def select(self, features: ClipFeatures, given: "FeatureSpec") -> ClipFeatures:
+        """Returns what this spec names of the features of a wider one, `given`."""
+        return ClipFeatures(
+            tuple(features.tokens[given.layers.index(number)] for number in self.layers),
+            features.grid,
+            tuple(features.vv_tokens[given.vv_layers.index(number)] for number in self.vv_layers),
+            features.class_token if self.image_embedding else None,
+            features.image_embedding if self.image_embedding else None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as plain values, for checkpoints and run folders."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Returns what differs from a stored spec, a line a field; a file's path does not matter, its content does."""
+    def differences(self, other: dict[str, Any], names: tuple[str, str] = ("here", "in the checkpoint")) -> list[str]:
+        """Returns what differs from a stored spec, a line a field; a file's path does not matter, its content does.
+
+        Args:
+            other: From `to_dict`.
+            names: What to call this spec and the other.
+        """
         mine = self.to_dict()
         fields = sorted((mine.keys() | other.keys()) - {"weights"})
         return [
-            f"{field}: {other.get(field)!r} in the checkpoint, {mine.get(field)!r} here"
+            f"{field}: {other.get(field)!r} {names[1]}, {mine.get(field)!r} {names[0]}"
             for field in fields
             if mine.get(field) != other.get(field)
         ]
+
+
+def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
+    """Returns the spec of the one pass that gives what all of these name.
+
+    Raises:
+        ValueError: They are of different backbones, or their V-V paths begin at different blocks.
+    """
+    return reduce(_union, specs)
+
+
+def _union(one: FeatureSpec, other: FeatureSpec) -> FeatureSpec:
+    if one.untapped != other.untapped:
+        problems = one.untapped.differences(other.untapped.to_dict(), ("one", "the other"))
+        raise ValueError("features of different backbones do not come from one pass:\n  " + "\n  ".join(problems))
+    if None not in (one.vv_from, other.vv_from) and one.vv_from != other.vv_from:
+        raise ValueError(f"V-V paths from blocks {one.vv_from} and {other.vv_from} do not come from one pass")
+    return replace(
+        one,
+        layers=tuple(sorted({*one.layers, *other.layers})),
+        vv_layers=tuple(sorted({*one.vv_layers, *other.vv_layers})),
+        vv_from=one.vv_from if other.vv_from is None else other.vv_from,
+        image_embedding=one.image_embedding or other.image_embedding,
+    )

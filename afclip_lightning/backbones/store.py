@@ -49,14 +49,15 @@ class FeatureCache:
 
 
 class FeatureStore:
-    """The features of one spec, one file an image, named by the image file's content.
+    """The features of one spec, one file a tap and image, named by the image file's content.
 
-    A file is written beside its place and moved there, so that a kill leaves no half of one, and several processes may
-    read and write at once: they write the same. Files are safetensors with a checksum; one that is torn or changed is
-    removed, said, and computed again.
+    Methods that tap the same block of the same backbone share its files, whatever else they tap. (Between a pass with
+    the V-V path and one without, a shared tap differs by the rounding of its sums.) A file is written beside its place
+    and moved there, so that a kill leaves no half of one, and several processes may read and write at once: they write
+    the same. Files are safetensors with a checksum; one that is torn or changed is removed, said, and computed again.
 
     Args:
-        root: Folder of the store; features of other specs lie beside.
+        root: Folder of the store; those of other backbones lie beside, a folder each.
         spec: What the features depend on.
         grid: Patch grid of an image.
         compute: Type that the backbone's matrix products run in: `float32`, `bfloat16` or `float16`.
@@ -71,8 +72,9 @@ class FeatureStore:
         compute: str = "float32",
         dtype: StorageType = "float16",
     ) -> None:
-        facts = {**spec.to_dict(), "compute": compute, "dtype": dtype}
-        del facts["weights"]  # where they lie; the hash says what they are
+        facts = {**spec.untapped.to_dict(), "compute": compute, "dtype": dtype}
+        for name in ("weights", "layers", "vv_layers", "vv_from", "image_embedding"):
+            del facts[name]  # where the weights lie (the hash says what they are), and the taps, a folder each
         self.facts = facts
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -80,24 +82,27 @@ class FeatureStore:
         self.spec = spec
         self.grid = grid
 
-    def path(self, digest: str) -> Path:
-        """Returns where the features of the image with this digest lie."""
-        return self.folder / digest[:2] / f"{digest}{SUFFIX}"
+    def path(self, digest: str, tap: str) -> Path:
+        """Returns where a tap of the image with this digest lies."""
+        return self.folder / tap / digest[:2] / f"{digest}{SUFFIX}"
 
     def load(self, digest: str) -> dict[str, Tensor] | None:
-        """Returns the tensors of an image by name, memory-mapped; `None` if they are not there or were damaged."""
-        path = self.path(digest)
-        if not path.exists():
-            return None
-        try:
-            return read_checked(path)
-        except DamagedError as error:
-            rank_zero_warn(f"{error} It is removed and computed again.")
-            path.unlink(missing_ok=True)
-            return None
+        """Returns the tensors of an image by name, memory-mapped; `None` if one is not there or was damaged."""
+        row: dict[str, Tensor] = {}
+        for tap in self.spec.taps:
+            path = self.path(digest, tap)
+            if not path.exists():
+                return None
+            try:
+                row |= read_checked(path)
+            except DamagedError as error:
+                rank_zero_warn(f"{error} It is removed and computed again.")
+                path.unlink(missing_ok=True)
+                return None
+        return row
 
     def save(self, digests: list[str], features: ClipFeatures) -> None:
-        """Writes the features of a batch, an image with a file already left alone.
+        """Writes the features of a batch, a file that is there already left alone.
 
         Raises:
             UserError: The disk is full or not writable; what was there before is unchanged.
@@ -105,26 +110,31 @@ class FeatureStore:
         spec_file = self.folder / SPEC_FILE
         if not spec_file.exists():
             write_json(spec_file, self.facts)
-        rows = to_rows(features, self.dtype)
-        for digest, row in zip(digests, rows, strict=True):
-            path = self.path(digest)
-            if not path.exists():
-                with atomic_path(path) as temporary:
-                    save_file(row, temporary, metadata={"checksum": str(checksum(row))})
+        for tap, tensors in named(features, self.spec).items():
+            kept = {name: tensor.to("cpu", self.dtype) for name, tensor in tensors.items()}
+            for i, digest in enumerate(digests):
+                path = self.path(digest, tap)
+                if not path.exists():
+                    row = {name: tensor[i].clone() for name, tensor in kept.items()}
+                    with atomic_path(path) as temporary:
+                        save_file(row, temporary, metadata={"checksum": str(checksum(row))})
 
-    def check_space(self, count: int, bytes_an_image: int, limit_gb: float | None) -> None:
-        """Checks that the features of so many more images fit.
+    def check_space(self, images: int, width: int, limit_gb: float | None) -> None:
+        """Checks that the features of so many images fit.
 
         Args:
-            count: Images whose features are not there yet.
-            bytes_an_image: Size of a file.
+            images: How many different images there are.
+            width: C, channels of a token.
             limit_gb: See `FeatureCache`.
 
         Raises:
             UserError: Says how much is needed and how much there is.
         """
-        needed = count * bytes_an_image
-        root = self.folder.parent
+        root, tokens = self.folder.parent, 1 + self.grid[0] * self.grid[1]
+        needed = 0
+        for tap in self.spec.taps:
+            missing = images - sum(1 for _ in feature_files(root, self.key, tap))
+            needed += max(0, missing) * (2 if tap == "embedding" else tokens) * width * self.dtype.itemsize
         root.mkdir(parents=True, exist_ok=True)
         room, what = shutil.disk_usage(root).free, "the disk has"
         if limit_gb is not None:
@@ -134,7 +144,7 @@ class FeatureStore:
                 room, what = left, f"limit_gb {limit_gb:g} leaves"
         if needed > room:
             raise UserError(
-                f"Features of {count} images need {needed / 1e9:.3g} GB in {root}; {what} {max(room, 0) / 1e9:.3g}. "
+                f"Features of {images} images need {needed / 1e9:.3g} GB in {root}; {what} {max(room, 0) / 1e9:.3g}. "
                 "Free some space (python -m afclip_lightning features prune), keep them elsewhere (--features.cache), "
                 "as float16 (--features.dtype), or run without."
             )
@@ -175,31 +185,24 @@ def read_checked(path: Path) -> dict[str, Tensor]:
     return row
 
 
-def to_rows(features: ClipFeatures, dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    """Returns the features of each image of a batch as tensors by name, on the CPU."""
-    named = {f"tokens.{i}": tokens for i, tokens in enumerate(features.tokens)}
-    named |= {f"vv_tokens.{i}": tokens for i, tokens in enumerate(features.vv_tokens)}
+def named(features: ClipFeatures, spec: FeatureSpec) -> dict[str, dict[str, Tensor]]:
+    """Returns the tensors of a batch by name, under the tap that they belong to."""
+    taps = {tap: {tap: tokens} for tap, tokens in zip(spec.taps, (*features.tokens, *features.vv_tokens), strict=False)}
     if features.class_token is not None and features.image_embedding is not None:
-        named |= {"class_token": features.class_token, "image_embedding": features.image_embedding}
-    kept = {name: tensor.to("cpu", dtype) for name, tensor in named.items()}
-    count = len(next(iter(kept.values())))
-    return [{name: tensor[i].clone() for name, tensor in kept.items()} for i in range(count)]
+        taps["embedding"] = {"class_token": features.class_token, "image_embedding": features.image_embedding}
+    return taps
 
 
-def from_rows(rows: list[dict[str, Tensor]], grid: tuple[int, int]) -> ClipFeatures:
+def from_rows(rows: list[dict[str, Tensor]], spec: FeatureSpec, grid: tuple[int, int]) -> ClipFeatures:
     """Returns the features of a batch, in the type that they were kept in, of the tensors of each image."""
-
-    def stack(kind: str) -> tuple[Tensor, ...]:
-        count = sum(name.startswith(f"{kind}.") for name in rows[0])
-        return tuple(torch.stack([row[f"{kind}.{i}"] for row in rows]) for i in range(count))
-
-    single = {
-        name: torch.stack([row[name] for row in rows]) if name in rows[0] else None
-        for name in ("class_token", "image_embedding")
-    }
-    return ClipFeatures(stack("tokens"), grid, stack("vv_tokens"), single["class_token"], single["image_embedding"])
+    stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    tokens = tuple(stacked[tap] for tap in spec.taps if tap in stacked)
+    count = len(spec.layers)
+    return ClipFeatures(
+        tokens[:count], grid, tokens[count:], stacked.get("class_token"), stacked.get("image_embedding")
+    )
 
 
-def feature_files(root: Path, key: str = "*") -> Iterator[Path]:
-    """Yields every file of features under the folder of a store, sorted: of one spec, or of all."""
-    yield from sorted(root.glob(f"{key}/*/*{SUFFIX}"))
+def feature_files(root: Path, key: str = "*", tap: str = "*") -> Iterator[Path]:
+    """Yields every file of features under the folder of a store, sorted: of one backbone and tap, or of all."""
+    yield from sorted(root.glob(f"{key}/{tap}/*/*{SUFFIX}"))
