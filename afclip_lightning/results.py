@@ -2,17 +2,39 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from afclip_lightning.columns import MEAN, METRICS, TITLES
 from afclip_lightning.files import write_json, write_text
-from afclip_lightning.metrics import TOLERANCE, Result, aggregate
+from afclip_lightning.metrics import TOLERANCE, Curve, Result, aggregate
 
-METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
-TITLES = ("I-AUROC", "I-AP", "I-F1", "P-AUROC", "P-AP", "P-F1", "P-PRO")
-MEAN = "mean"
+Key = tuple[str, str]  # dataset, category
+
+
+class ImageScore(NamedTuple):
+    """What a test said of one image.
+
+    Attributes:
+        dataset: Name of the dataset.
+        category: Name of the category.
+        image: Its path.
+        label: 1 = anomalous, 0 = normal.
+        score: Its image score.
+        map_max: Highest value of its anomaly map.
+        mask_known: Whether its pixel labels are known.
+    """
+
+    dataset: str
+    category: str
+    image: str
+    label: int
+    score: float
+    map_max: float
+    mask_known: bool
 
 
 @dataclass(frozen=True)
@@ -150,3 +172,31 @@ def write(rows: Sequence[Row], folder: Path, name: str, title: str, tolerance: f
     write_text(folder / f"{name}.csv", to_csv(rows))
     write_json(folder / f"{name}.json", to_json(rows, title))
     write_text(folder / f"{name}.md", f"{title}\n\n{render(rows, tolerance)}\n")
+
+
+def write_scores(scores: Sequence[ImageScore], path: Path) -> None:
+    """Writes the scores of all images as CSV; numbers in full, so that a threshold decides alike when they are read."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(ImageScore._fields)
+    writer.writerows((*score[:-1], int(score.mask_known)) for score in scores)
+    write_text(path, buffer.getvalue())
+
+
+def write_curves(curves: Mapping[Key, Mapping[str, Curve]], pro_limit: float, path: Path) -> None:
+    """Writes the curves of all categories as JSON, to 5 decimals.
+
+    Args:
+        curves: By dataset and category: the curves that are defined.
+        pro_limit: False-positive rate up to which the PRO curve goes.
+        path: The file.
+    """
+
+    def rounded(curve: Curve) -> dict[str, list[float]]:
+        return {axis: [round(value, 5) for value in values] for axis, values in curve._asdict().items()}
+
+    entries = [
+        {"dataset": dataset, "category": category, "curves": {name: rounded(curve) for name, curve in drawn.items()}}
+        for (dataset, category), drawn in curves.items()
+    ]
+    write_text(path, json.dumps({"pro_limit": pro_limit, "categories": entries}) + "\n")

@@ -1,24 +1,29 @@
 """Scores predictions against labels and masks, category by category, and writes the results."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from afclip_lightning import results
+from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.metrics import TOLERANCE, PixelMetrics, ProDefinition
-from afclip_lightning.results import Row
-from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_lightning.metrics import TOLERANCE, Curve, PixelMetrics, ProDefinition
+from afclip_lightning.results import ImageScore, Key, Row
+from afclip_lightning.types import AnomalyPrediction, Batch, Sample
 
-Key = tuple[str, str]  # dataset, category
+Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
 
 
 class Evaluation(Callback):
     """Computes the metrics of `validate` and `test`, logs and writes them.
 
-    Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category.
+    Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category. Beside the table stand the scores of
+    all images and the curves: `results.csv`, `.json`, `.md`, `scores.csv`, `curves.json`; where `name` is
+    `results_x`, `results_x.csv` to `curves_x.json`.
 
     Args:
         exact: Keep and sort all pixel scores instead of counting them in bins; memory grows with the images.
@@ -27,9 +32,13 @@ class Evaluation(Callback):
         tolerance: Largest error that binning may cause without being said.
 
     Attributes:
-        name: Stem of the files in the run folder.
+        name: Stem of the tables in the run folder, beginning with `results`.
         title: What is tested, as the files say it.
         rows: The last results.
+        curves: By dataset and category, the last curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
+            `pixel_pr`, `pixel_pro`.
+        scores: What was last said of each image, from all processes, by dataset, category and path; not collected by a
+            validation while training.
     """
 
     def __init__(
@@ -44,9 +53,13 @@ class Evaluation(Callback):
         )
         self.new_metric()  # refuses wrong arguments before anything else is built
         self.tolerance = tolerance
+        self.fpr_limit = fpr_limit
         self.name = "results"
         self.title = ""
         self.rows: list[Row] = []
+        self.curves: dict[Key, Mapping[str, Curve]] = {}
+        self.scores: list[ImageScore] = []
+        self._scored: list[Scored] = []
         self.metrics: dict[Key, PixelMetrics] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,6 +69,7 @@ class Evaluation(Callback):
             for part in trainer.datamodule.test_sets  # type: ignore[attr-defined]
             for category in part.selected_categories()
         }
+        self._scored = []
 
     def on_test_batch_end(
         self,
@@ -67,6 +81,8 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a batch to the metrics of its categories."""
+        # left on their device until the end: reading them here would wait for it in every step
+        self._scored.append((batch.samples, outputs.pred_score, outputs.anomaly_map.flatten(1).amax(dim=1)))
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
         for key in dict.fromkeys(keys):
             rows = torch.tensor([i for i, k in enumerate(keys) if k == key], device=batch.label.device)
@@ -110,15 +126,31 @@ class Evaluation(Callback):
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         rows = []
+        self.curves = {}
         for (dataset, category), metric in self.metrics.items():
             with metric.sync_context():
                 result = metric.result()
             if result.normal + result.anomalous:  # none where the run was limited to a few batches
                 rows.append(Row.of(dataset, category, result))
+                self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
-        self.metrics = {}
+        self.metrics, scored, self._scored = {}, self._scored, []
         for row in self.rows:
             keys = {f"{stage}/{row.dataset}/{row.category}/{metric}": value for metric, value in row.metrics.items()}
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
-        if trainer.is_global_zero and trainer.state.fn != "fit":  # a validation while training is only logged
-            results.write(self.rows, Path(trainer.default_root_dir), self.name, self.title, self.tolerance)
+        if trainer.state.fn == "fit":
+            return  # a validation while training is only logged
+        self.scores = sorted(score for part in from_all_processes(trainer, _image_scores(scored)) for score in part)
+        if trainer.is_global_zero:
+            folder, suffix = Path(trainer.default_root_dir), self.name.removeprefix("results")
+            results.write(self.rows, folder, self.name, self.title, self.tolerance)
+            results.write_scores(self.scores, folder / f"scores{suffix}.csv")
+            results.write_curves(self.curves, self.fpr_limit, folder / f"curves{suffix}.json")
+
+
+def _image_scores(scored: list[Scored]) -> list[ImageScore]:
+    return [
+        ImageScore(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known)
+        for samples, scores, maxima in scored
+        for s, score, highest in zip(samples, scores.tolist(), maxima.tolist(), strict=True)
+    ]

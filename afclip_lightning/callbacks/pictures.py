@@ -6,12 +6,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 
+from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.data.loading import pixels_of
-from afclip_lightning.files import atomic_path
+from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.types import AnomalyPrediction, Batch, Sample
 
 Key = tuple[str, str]  # dataset, category
@@ -40,6 +40,17 @@ class Case:
         """Returns how right the score is: higher is better for an anomalous image, lower for a normal one."""
         return self.score if self.sample.label else -self.score
 
+    def colours(self, low: float, high: float) -> np.ndarray:
+        """Returns the map in colours, `[S, S, 3]`, uint8: blue at `low` and below, red at `high` and above."""
+        heat = np.clip((self.anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+        return cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+
+    def outline(self) -> str:
+        """Returns the outlines of the mask's regions and holes as an SVG path, the picture being the unit square."""
+        found, _ = cv2.findContours(self.mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        corners = [(cv2.approxPolyDP(line, 0.5, closed=True)[:, 0] + 0.5) / len(self.mask) for line in found]
+        return "".join("M" + "L".join(f"{x:.4f} {y:.4f}" for x, y in line) + "Z" for line in corners)
+
 
 Cases = dict[Key, list[Case]]
 Ranges = dict[Key, tuple[float, float]]
@@ -47,6 +58,10 @@ Ranges = dict[Key, tuple[float, float]]
 
 class Pictures(Callback):
     """Draws one sheet a category: the anomalous and the normal images with the best and the worst scores.
+
+    The same cases are kept one by one for the report, in `pictures/cases/`: each image, its map in colours, and in
+    `cases.json` what is known of them, the outline of the mask among it. That is all the report needs: the dataset may
+    have moved.
 
     Colours run from the lowest to the highest value that the category's maps took in the pass, the same for all its
     images: a normal image must not look anomalous by being stretched.
@@ -102,19 +117,45 @@ class Pictures(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheets, from the cases of all processes."""
-        for others, ranges in self._of_other_processes(trainer):
-            for key in others:
-                self.cases[key] = self._extremes([*self.cases.get(key, []), *others[key]])
+        parts = from_all_processes(trainer, (self.cases, self.ranges))
+        self.cases, self.ranges = {}, {}
+        for cases, ranges in parts:
+            for key in cases:
+                self.cases[key] = self._extremes([*self.cases.get(key, []), *cases[key]])
                 values = [*ranges[key], *self.ranges.get(key, ())]
                 self.ranges[key] = (min(values), max(values))
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self.cases:
             return
-        for (dataset, category), cases in sorted(self.cases.items()):
-            path = Path(trainer.default_root_dir) / "pictures" / f"{dataset}_{category}.png".replace("/", "_")
-            sheet = self.sheet(cases, *self.ranges[dataset, category])
-            with atomic_path(path) as temporary:
-                sheet.save(temporary, format="PNG")
+        folder = Path(trainer.default_root_dir) / "pictures"
+        for (dataset, category), found in sorted(self.cases.items()):
+            path = folder / f"{dataset}_{category}.png".replace("/", "_")
+            _save(self.sheet(found, *self.ranges[dataset, category]), path, "PNG")
             self.paths.append(path)
+        self._keep(folder / "cases")
+
+    def _keep(self, folder: Path) -> None:
+        """Writes the cases one by one, and last what is known of them."""
+        entries: list[dict[str, Any]] = []
+        for key, cases in sorted(self.cases.items()):
+            low, high = self.ranges[key]
+            for case in cases:
+                image, anomaly_map = (f"{len(entries):04d}{suffix}.jpg" for suffix in ("", "_map"))
+                _save(Image.fromarray(case.image), folder / image, "JPEG")
+                _save(Image.fromarray(case.colours(low, high)), folder / anomaly_map, "JPEG")
+                entries.append(
+                    {
+                        "dataset": case.sample.dataset,
+                        "category": case.sample.category,
+                        "image": str(case.sample.image_path),
+                        "label": case.sample.label,
+                        "score": case.score,
+                        "mask_known": case.sample.mask_known,
+                        "outline": case.outline(),
+                        "picture": image,
+                        "map": anomaly_map,
+                    }
+                )
+        write_json(folder / "cases.json", entries)
 
     def sheet(self, cases: list[Case], low: float, high: float) -> Image.Image:
         """Returns the cases as rows of image, mask and map over the image.
@@ -134,9 +175,7 @@ class Pictures(Callback):
             name = "/".join(case.sample.image_path.parts[-2:])
             unknown = "" if case.sample.mask_known else "  (mask not known)"
             draw.text((margin, top), f"{what}  score {case.score:.4f}  {name}{unknown}", fill="black")
-            heat = np.clip((case.anomaly_map - low) / max(high - low, 1e-12), 0, 1)
-            colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-            overlay = (0.5 * case.image + 0.5 * colours).astype(np.uint8)
+            overlay = (0.5 * case.image + 0.5 * case.colours(low, high)).astype(np.uint8)
             contours, _ = cv2.findContours(case.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(overlay, contours, -1, (255, 255, 255), 1)
             mask = case.mask * 255 if case.sample.mask_known else np.full_like(case.mask, 128)
@@ -155,9 +194,7 @@ class Pictures(Callback):
     def _resize(self, array: np.ndarray, interpolation: int) -> np.ndarray:
         return cv2.resize(array, (self.size, self.size), interpolation=interpolation)
 
-    def _of_other_processes(self, trainer: Trainer) -> list[tuple[Cases, Ranges]]:
-        if trainer.world_size == 1:
-            return []
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, (self.cases, self.ranges))
-        return [part for rank, part in enumerate(parts) if rank != trainer.global_rank]
+
+def _save(picture: Image.Image, path: Path, kind: str) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format=kind, quality=85)  # of which PNG takes no notice

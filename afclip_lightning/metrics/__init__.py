@@ -1,6 +1,7 @@
 """Evaluation of anomaly scores and maps: streaming, exact sums, one state a category."""
 
 from afclip_lightning.metrics.curves import (
+    Curve,
     UndefinedMetricError,
     auroc,
     auroc_error_bound,
@@ -8,6 +9,8 @@ from afclip_lightning.metrics.curves import (
     average_precision_error_bound,
     f1_max,
     f1_max_error_bound,
+    precision_recall_curve,
+    roc_curve,
     threshold_at_fpr,
     threshold_at_sensitivity,
 )
@@ -17,6 +20,7 @@ from afclip_lightning.metrics.pro import ProDefinition, pro, pro_curve, pro_erro
 
 __all__ = [
     "TOLERANCE",
+    "Curve",
     "PixelMetrics",
     "ProDefinition",
     "Result",
@@ -31,10 +35,12 @@ __all__ = [
     "exact_counts",
     "f1_max",
     "f1_max_error_bound",
+    "precision_recall_curve",
     "pro",
     "pro_curve",
     "pro_error_bound",
     "region_areas",
+    "roc_curve",
     "threshold_at_fpr",
     "threshold_at_sensitivity",
 ]

@@ -7,13 +7,47 @@ unknown order inside each bin is lost. All bounds follow from the worst such ord
 equal has none, and adds nothing.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from afclip_lightning.metrics.histogram import ScoreCounts
 
+CURVE_POINTS = 200
+"""Most points of a curve that is kept for drawing."""
+
 
 class UndefinedMetricError(ValueError):
     """The scores leave a metric without a value: there are, say, no anomalous ones."""
+
+
+class Curve(NamedTuple):
+    """A curve as the few points that it takes to draw it.
+
+    Attributes:
+        x: `[n]`, in [0, 1], ascending.
+        y: `[n]`, in [0, 1].
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray, width: float = 1.0) -> "Curve":
+        """Returns at most `CURVE_POINTS` of a curve's points, equally far apart along it.
+
+        Along a curve means `sum |dx| / width + |dy|`, which for one that only rises is at most 2. Of what is left out,
+        no point is farther from the line through the others than one such step: beside the one straight piece that may
+        be longer, all that is skipped between two points is shorter than that.
+
+        Args:
+            x: `[n]`, n at least 1, ascending.
+            y: `[n]`.
+            width: How much of x the picture shows.
+        """
+        along = np.append(0, np.cumsum(np.abs(np.diff(x)) / width + np.abs(np.diff(y))))
+        kept = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)))
+        return cls(tuple(x[kept].tolist()), tuple(y[kept].tolist()))
 
 
 def descending(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -22,6 +56,30 @@ def descending(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     if not normal.any() or not anomalous.any():
         raise UndefinedMetricError("undefined without both normal and anomalous scores")
     return normal, anomalous, normal.cumsum(), anomalous.cumsum()
+
+
+def roc_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns false-positive and true-positive rate at every threshold, each `[n + 1]`, from (0, 0) to (1, 1).
+
+    Raises:
+        UndefinedMetricError: If there is no normal or no anomalous score.
+    """
+    _, _, fp, tp = descending(counts)
+    return np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])
+
+
+def precision_recall_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns recall and precision at every threshold, each `[n + 1]`, recall ascending from 0 to 1.
+
+    Average precision takes them as steps: a precision holds back to the recall of the point before. The first point
+    repeats the precision of the highest threshold, for its step to begin at 0.
+
+    Raises:
+        UndefinedMetricError: If there is no normal or no anomalous score.
+    """
+    _, _, fp, tp = descending(counts)
+    precision = tp / (tp + fp)
+    return np.append(0, tp / tp[-1]), np.append(precision[0], precision)
 
 
 def auroc(counts: ScoreCounts) -> float:

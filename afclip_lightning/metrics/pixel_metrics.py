@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,17 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from afclip_lightning.metrics import curves
+from afclip_lightning.metrics.curves import Curve
 from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts
-from afclip_lightning.metrics.pro import DEFINITIONS, ProDefinition, pro, pro_error_bound, region_areas
+from afclip_lightning.metrics.pro import (
+    DEFINITIONS,
+    ProDefinition,
+    pro,
+    pro_curve,
+    pro_error_bound,
+    region_areas,
+    to_limit,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +46,8 @@ class Result:
         thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest score from which on to call it anomalous.
         normal: Number of normal images.
         anomalous: Number of anomalous images.
+        curves: `image_roc`, `image_pr`, `pixel_roc`, `pixel_pr` and, up to its limit and by the exact definition,
+            `pixel_pro`: each where its metrics are defined.
     """
 
     metrics: dict[str, float]
@@ -44,6 +55,7 @@ class Result:
     thresholds: dict[str, float]
     normal: int
     anomalous: int
+    curves: dict[str, Curve] = field(default_factory=dict)
 
 
 class PixelMetrics(Metric):
@@ -208,12 +220,17 @@ class PixelMetrics(Metric):
         values: dict[str, float] = {}
         thresholds: dict[str, float] = {}
         bounds: dict[str, float] = {}
+        drawn: dict[str, Curve] = {}
         images, pixels = self.image_counts(), self.pixel_counts()
         if self.unscored == 0 and _has_both(images):
             values, thresholds = _ranking("image", images)
+            drawn = _curves("image", images)
         if self.unmasked == 0 and _has_both(pixels):
             pixel_values, pixel_thresholds = _ranking("pixel", pixels)
             values, thresholds = values | pixel_values, thresholds | pixel_thresholds
+            drawn |= _curves("pixel", pixels)
+            up_to_limit = to_limit(*pro_curve(pixels), self.fpr_limit)
+            drawn["pixel_pro"] = Curve.of(*up_to_limit, width=self.fpr_limit)
             with suppress(curves.UndefinedMetricError):  # by a legacy definition
                 values["pixel_pro"] = pro(pixels, self.fpr_limit, self.pro_definition)
             if not self.exact:
@@ -223,7 +240,7 @@ class PixelMetrics(Metric):
                     "pixel_f1_max": curves.f1_max_error_bound(pixels),
                     "pixel_pro": pro_error_bound(pixels, self.fpr_limit),
                 }
-        return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()))
+        return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()), drawn)
 
     def image_counts(self) -> ScoreCounts:
         """Returns the counts of image scores, for the functions in `curves` (thresholds, for one)."""
@@ -302,6 +319,14 @@ def _ranking(level: str, counts: ScoreCounts) -> tuple[dict[str, float], dict[st
     f1_max, threshold = curves.f1_max(counts)
     values = {"auroc": curves.auroc(counts), "ap": curves.average_precision(counts), "f1_max": f1_max}
     return {f"{level}_{key}": value for key, value in values.items()}, {f"{level}_f1_max": threshold}
+
+
+def _curves(level: str, counts: ScoreCounts) -> dict[str, Curve]:
+    """Returns the ROC and the precision-recall curve of the images or the pixels."""
+    return {
+        f"{level}_roc": Curve.of(*curves.roc_curve(counts)),
+        f"{level}_pr": Curve.of(*curves.precision_recall_curve(counts)),
+    }
 
 
 def _label_regions(masks: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
-
 try:
     from matplotlib import pyplot
     from matplotlib.axes import Axes
@@ -12,7 +10,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("plots need matplotlib: pip install 'afclip_lightning[plots]'") from error
 
-from afclip_lightning.metrics.curves import auroc, average_precision, descending
+from afclip_lightning.metrics.curves import auroc, average_precision, precision_recall_curve, roc_curve
 from afclip_lightning.metrics.histogram import ScoreCounts
 from afclip_lightning.metrics.pro import pro, pro_curve
 
@@ -31,16 +29,16 @@ def plot_curves(
         UndefinedMetricError: If there is no normal or no anomalous pixel.
         ValueError: If there are not three axes, or the limit is out of range.
     """
-    _, _, fp, tp = descending(counts)
+    fpr, tpr = roc_curve(counts)
     if axes is None:
         axes = list(pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")[1])
     if len(axes) != 3:
         raise ValueError(f"expected three axes, got {len(axes)}")
     roc, precision_recall, overlap = axes
-    roc.plot(np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1]))
+    roc.plot(fpr, tpr)
     roc.set(xlabel="false-positive rate", ylabel="true-positive rate", title=f"ROC: AUROC {auroc(counts):.4f}")
     # Steps, as average precision takes it: no precision is reached between two thresholds.
-    precision_recall.plot(tp / tp[-1], tp / (tp + fp), drawstyle="steps-pre")
+    precision_recall.plot(*precision_recall_curve(counts), drawstyle="steps-pre")
     title = f"Precision-recall: AP {average_precision(counts):.4f}"
     precision_recall.set(xlabel="recall", ylabel="precision", title=title)
     fpr, pro_values = pro_curve(counts)

@@ -114,10 +114,15 @@ def _check_limit(fpr_limit: float) -> None:
         raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")
 
 
-def _area_to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
-    """Returns the area under an ascending curve up to the limit, where it is interpolated, divided by the limit."""
+def to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the part of an ascending curve up to the limit, where it is interpolated."""
     inside = fpr <= limit
-    x, y = np.append(fpr[inside], limit), np.append(overlap[inside], np.interp(limit, fpr, overlap))
+    return np.append(fpr[inside], limit), np.append(overlap[inside], np.interp(limit, fpr, overlap))
+
+
+def _area_to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
+    """Returns the area under an ascending curve up to the limit, divided by the limit."""
+    x, y = to_limit(fpr, overlap, limit)
     return float(np.diff(x) @ (y[1:] + y[:-1]) / (2 * limit))
 
 

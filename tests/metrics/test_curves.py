@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from afclip_lightning.metrics import (
+    Curve,
     ScoreHistogram,
     auroc,
     auroc_error_bound,
@@ -14,6 +15,8 @@ from afclip_lightning.metrics import (
     exact_counts,
     f1_max,
     f1_max_error_bound,
+    precision_recall_curve,
+    roc_curve,
     threshold_at_fpr,
     threshold_at_sensitivity,
 )
@@ -159,3 +162,36 @@ def test_undefined_is_refused(labels):
     else:
         with pytest.raises(ValueError, match="without anomalous"):
             threshold_at_sensitivity(counts, 0.3)
+
+
+def distance_to_line(points: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Returns the Euclidean distance of each point from the nearest piece of a line."""
+    start, step = line[:-1], np.diff(line, axis=0)
+    length = np.maximum((step**2).sum(1), 1e-30)
+    share = np.clip(((points[:, None] - start) * step).sum(2) / length, 0, 1)
+    return np.linalg.norm(points[:, None] - start - share[..., None] * step, axis=2).min(1)
+
+
+def test_few_points_draw_the_same_curve():
+    generator = np.random.default_rng(0)
+    normal, anomalous = generator.normal(0, 1, 3000), generator.normal(1.5, 1, 200)
+    counts = exact_counts(normal.astype(np.float32), anomalous.astype(np.float32))
+    for x, y in (roc_curve(counts), precision_recall_curve(counts)):
+        curve = Curve.of(x, y)
+        assert len(curve.x) == len(curve.y) <= 200
+        assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (x[0], y[0], x[-1], y[-1])
+        step = (np.abs(np.diff(x)).sum() + np.abs(np.diff(y)).sum()) / 199
+        assert distance_to_line(np.stack([x, y], 1), np.array(curve).T).max() <= step
+    x, y = np.linspace(0, 0.3, 5000), np.sqrt(np.linspace(0, 1, 5000))
+    narrow = Curve.of(x, y, width=0.3)
+    assert len(narrow.x) > 150
+    assert distance_to_line(np.stack([x / 0.3, y], 1), np.array(narrow).T / (0.3, 1)).max() <= 2 / 199
+    assert Curve.of(np.array([0.0, 0, 1]), np.array([0.0, 1, 1])) == ((0, 0, 1), (0, 1, 1))
+
+
+def test_the_curves_hold_the_areas_that_the_metrics_are():
+    counts = exact_counts(np.float32([0.1, 0.4, 0.4, 0.6]), np.float32([0.4, 0.7, 0.9]))
+    assert sklearn_metrics.auc(*roc_curve(counts)) == pytest.approx(auroc(counts))
+    recall, precision = precision_recall_curve(counts)
+    assert np.diff(recall) @ precision[1:] == pytest.approx(average_precision(counts))
+    assert precision[0] == precision[1]
