@@ -1,8 +1,14 @@
-"""Training losses as pure functions, computed in float32 whatever the precision of the run."""
+"""Training losses as functions of a batch, computed in float32 whatever the precision of the run.
+
+Where several processes share a batch, "the batch" is that of all of them, and a loss is this process's share of it:
+see `distributed`.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from afclip_lightning.distributed import batch_mean, batch_sum, total
 
 
 def binary_focal_loss(probability: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -24,8 +30,8 @@ def binary_focal_loss(probability: Tensor, target: Tensor, gamma: float) -> Tens
         broken = probability.isnan().any()
         probability, target = probability.float().nan_to_num(nan=0.5), target.float()
         correct = probability * target + (1 - probability) * (1 - target)
-        loss = (F.binary_cross_entropy(probability, target, reduction="none") * (1 - correct) ** gamma).mean()
-        return torch.where(broken, torch.nan, loss)
+        entropy = F.binary_cross_entropy(probability, target, reduction="none")
+        return torch.where(broken, torch.nan, batch_mean(entropy * (1 - correct) ** gamma))
 
 
 def patch_targets(mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -61,10 +67,12 @@ def patch_alignment_loss(tokens: Tensor, target: Tensor) -> Tensor:
         normal_sum = torch.einsum("bn,bnd->bd", normal, tokens)
         anomalous_sum = torch.einsum("bn,bnd->bd", anomalous, tokens)
         n, a = normal.sum(1), anomalous.sum(1)  # [B]
-        cross = (normal_sum * anomalous_sum).sum() / (n * a).sum().clamp(min=1)
-        alike = ((normal_sum**2).sum() + (anomalous_sum**2).sum()) / (n**2 + a**2).sum().clamp(min=1)
-        defined = (n.sum() > 0) & ((n * a).sum() > 0)
-        return torch.where(defined, cross - alike, 0.0).clamp(min=0)
+        cross_pairs, alike_pairs = total(torch.stack([(n * a).sum(), (n**2 + a**2).sum()]))
+        cross = (normal_sum * anomalous_sum).sum() / cross_pairs.clamp(min=1)
+        alike = ((normal_sum**2).sum() + (anomalous_sum**2).sum()) / alike_pairs.clamp(min=1)
+        share = batch_sum(cross - alike)
+        # cut where the whole batch is below 0, and not this share; NaN passes
+        return torch.where((cross_pairs == 0) | (total(share) < 0), 0.0, share)
 
 
 def two_class_focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
@@ -81,7 +89,7 @@ def two_class_focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0
     with torch.autocast(probability.device.type, enabled=False):
         target = target.float().clamp(smooth, 1 - smooth)
         correct = target * probability.float() + (1 - target) * (1 - probability.float()) + smooth
-        return (-((1 - correct) ** gamma) * correct.log()).mean()
+        return batch_mean(-((1 - correct) ** gamma) * correct.log())
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     with torch.autocast(probability.device.type, enabled=False):
         probability, target = probability.float().flatten(1), target.float().flatten(1)
         overlap = (probability * target).sum(1)
-        return 1 - ((2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1)).mean()
+        return batch_mean(1 - (2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1))
 
 
 def map_losses(probability: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -138,4 +146,4 @@ def prior_loss(prior: Tensor, label: Tensor) -> Tensor:
     Reference: FAPrompt, Eq. (5); the official code's mean over channels and sum over images.
     """
     with torch.autocast(prior.device.type, enabled=False):
-        return (prior.float().square().mean(1) * (label == 0)).sum()
+        return batch_sum(prior.float().square().mean(1) * (label == 0))

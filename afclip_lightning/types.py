@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "test"]
-UNKNOWN = -1  # label of an image that is only predicted
+UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch.optim import Adam
 
 from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.distributed import batch_mean
 from afclip_lightning.losses import (
     binary_focal_loss,
     patch_alignment_loss,
@@ -18,7 +19,7 @@ from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
 from afclip_lightning.prompts.learner import StatePrompts
 from afclip_lightning.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 
 def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
@@ -156,7 +157,7 @@ class AFCLIP(PromptMethod):
         Reference: AF-CLIP, Eq. (11) to (15).
         """
         text = self.text_embeddings()
-        known = batch.mask_known
+        known, labelled = batch.mask_known, batch.label != UNKNOWN
         target = patch_targets(batch.mask[known], features.grid)  # [B', h, w]
         logits = torch.zeros((), device=text.device)
         alignments = []
@@ -166,19 +167,19 @@ class AFCLIP(PromptMethod):
             if self.alignment_loss_weight:
                 alignments.append(patch_alignment_loss(adapted[known, 1:], target.flatten(1)))
         probability = anomaly_probability(logits)
-        terms = {"image_focal": binary_focal_loss(probability[:, 0], batch.label, self.focal_gamma)}
-        total = terms["image_focal"]
-        if known.any():
-            patch_map = probability[known, 1:].unflatten(1, features.grid)
-            terms["map_focal"] = binary_focal_loss(patch_map, target, self.focal_gamma)
-            terms["map_l1"] = (patch_map - target).abs().mean()
-            total = total + self.map_loss_weight * (terms["map_focal"] + terms["map_l1"])
-            if alignments:
-                terms["alignment"] = torch.stack(alignments).mean()
-                total = total + self.alignment_loss_weight * terms["alignment"]
-                if self.alias_targets:
-                    # autograd keeps `target` for the backward pass; `.data` changes it unseen, as in the official code
-                    target.data[target == 0] = -1
+        patch_map = probability[known, 1:].unflatten(1, features.grid)
+        terms = {
+            "image_focal": binary_focal_loss(probability[labelled, 0], batch.label[labelled], self.focal_gamma),
+            "map_focal": binary_focal_loss(patch_map, target, self.focal_gamma),
+            "map_l1": batch_mean((patch_map - target).abs()),
+        }
+        total = terms["image_focal"] + self.map_loss_weight * (terms["map_focal"] + terms["map_l1"])
+        if alignments:
+            terms["alignment"] = torch.stack(alignments).mean()
+            total = total + self.alignment_loss_weight * terms["alignment"]
+            if self.alias_targets:
+                # autograd keeps `target` for the backward pass; `.data` changes it unseen, as in the official code
+                target.data[target == 0] = -1
         return {"total": total, **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.distributed import batch_mean
 from afclip_lightning.losses import map_losses, orthogonality_loss
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 
 class AnomalyCLIP(PromptMethod):
@@ -130,21 +131,21 @@ class AnomalyCLIP(PromptMethod):
         return image_logits, torch.stack(maps)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images whose mask is not known have no map terms."""
+        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's."""
         text = self.text_embeddings()
         image_logits, maps = self.probabilities(features, text)
         members = len(image_logits)
-        label = batch.label.repeat(members)
-        terms = {"image_ce": F.cross_entropy(image_logits.flatten(0, 1).float(), label)}
-        total = terms["image_ce"]
-        known = batch.mask_known
-        if known.any():
-            mask = batch.mask[known].repeat(members, 1, 1)
-            for layer in maps:
-                enlarged = enlarge(layer[:, known].flatten(0, 1), batch.mask.shape[1:])
-                for name, term in map_losses(enlarged, mask).items():
-                    terms[name] = terms.get(name, 0) + term
-            total = total + self.map_loss_weight * (terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"])
+        known, labelled = batch.mask_known, batch.label != UNKNOWN
+        label = batch.label[labelled].repeat(members)
+        image_logits = image_logits[:, labelled].flatten(0, 1).float()
+        terms = {"image_ce": batch_mean(F.cross_entropy(image_logits, label, reduction="none"))}
+        mask = batch.mask[known].repeat(members, 1, 1)
+        for layer in maps:
+            enlarged = enlarge(layer[:, known].flatten(0, 1), batch.mask.shape[1:])
+            for name, term in map_losses(enlarged, mask).items():
+                terms[name] = terms.get(name, 0) + term
+        of_map = terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"]
+        total = terms["image_ce"] + self.map_loss_weight * of_map
         if text.shape[1] > 2:
             terms["orthogonal"] = torch.stack([orthogonality_loss(member[1:]) for member in text]).mean()
             total = total + self.orthogonal_weight * terms["orthogonal"]

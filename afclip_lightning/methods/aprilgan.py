@@ -138,11 +138,8 @@ class APRILGAN(AnomalyMethod):
 
         Images whose mask is not known have no part in it: there is no image term.
         """
-        known, text = batch.mask_known, self.text(batch.samples)
-        maps = list(self.maps(features, text))
-        if not known.any():
-            return {"total": 0 * torch.stack(maps).sum()}  # a step that trains nothing, but a step
-        mask = batch.mask[known]
+        known = batch.mask_known
+        maps, mask = list(self.maps(features, self.text(batch.samples))), batch.mask[known]
         terms = {
             "focal": torch.stack([two_class_focal_loss(pixels[known], mask) for pixels in maps]).sum(),
             "dice": torch.stack([dice_loss(pixels[known], mask) for pixels in maps]).sum(),

@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
@@ -15,7 +16,7 @@ from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import CheckpointError, TrainingError
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -40,11 +41,14 @@ class AnomalyMethod(LightningModule, ABC):
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
         needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
         store: Where features are kept, or `None`; the command line sets it.
+        config: How the method is built, as the `model` section of a config says it, for checkpoints that stand alone;
+            `None` where the method was built in Python.
     """
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
     needs_pixels: ClassVar[bool] = False
     store: FeatureStore | None = None
+    config: dict[str, Any] | None = None
 
     def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
         super().__init__()
@@ -52,6 +56,9 @@ class AnomalyMethod(LightningModule, ABC):
         self.spec = spec
         self.optimizer = optimizer
         self.strict_loading = False  # the backbone is absent from checkpoints; on_load_checkpoint checks the rest
+        # every process has the same backbone: DDP neither sends it to the others at the start nor its buffers each step
+        frozen = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, frozen)
 
     @abstractmethod
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
@@ -124,7 +131,7 @@ class AnomalyMethod(LightningModule, ABC):
         Raises:
             TrainingError: The loss is not finite.
         """
-        if not all(sample.mask_known for sample in batch.samples):
+        if any(not sample.mask_known and sample.label != UNKNOWN for sample in batch.samples):
             rank_zero_warn("Training images without a mask take part in the image terms of the loss only.")  # once
         losses = self.loss(self.extract(batch), batch)
         if not torch.isfinite(losses["total"]):
@@ -136,7 +143,8 @@ class AnomalyMethod(LightningModule, ABC):
                 f"{images}"
             )
         for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "total", batch_size=len(batch.samples))
+            size = len(batch.samples)
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "total", batch_size=size, sync_dist=True)
         return losses["total"]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
@@ -163,7 +171,7 @@ class AnomalyMethod(LightningModule, ABC):
         return {name: tensor for name, tensor in state.items() if name in trainable}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the feature spec, and keeps hyperparameters out of Lightning's own key.
+        """Adds the feature spec and how the method is built, and keeps hyperparameters out of Lightning's own key.
 
         Hyperparameters under Lightning's key would silently override what the user gives on the command line beside
         `--ckpt_path`.
@@ -171,6 +179,7 @@ class AnomalyMethod(LightningModule, ABC):
         checkpoint["method"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["method_hyperparameters"] = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint["feature_spec"] = self.spec.to_dict()
+        checkpoint["model"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, of other features or with other tensors.

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.distributed import batch_mean
 from afclip_lightning.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 PriorPatches = Literal["topk", "first_k", "image_token"]
 Aggregation = Literal["mean", "best_match", "weighted"]
@@ -260,29 +261,29 @@ class FAPrompt(PromptMethod):
         return similarity_logits(tokens, prototypes(text.float()), self.temperature)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images whose mask is not known have no map terms.
+        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's.
 
         Reference: FAPrompt, Eq. (2), (5), (7) and (10); the weights are the official code's.
         """
         text = self.text_embeddings()
         scores = self.evaluate(features, text)
         score = torch.sigmoid(scores.score) if self.score_as_logit else scores.score
-        terms = {"image_focal": binary_focal_loss(score, batch.label, gamma=2.0)}
+        known, labelled = batch.mask_known, batch.label != UNKNOWN
+        label = batch.label[labelled]
+        terms = {"image_focal": binary_focal_loss(score[labelled], label, gamma=2.0)}
         total = terms["image_focal"]
         if self.image_ce_weight:
-            terms["image_ce"] = F.cross_entropy(scores.image_logits, batch.label)
+            terms["image_ce"] = batch_mean(F.cross_entropy(scores.image_logits[labelled], label, reduction="none"))
             total = total + self.image_ce_weight * terms["image_ce"]
-        known = batch.mask_known
-        if known.any():
-            for kind, patch_map, weight in (
-                ("free", scores.free_map, 1.0),
-                ("prior", scores.prior_map, self.prior_map_loss_weight),
-            ):
-                if patch_map is not None:
-                    pixels = enlarge(patch_map[known], batch.mask.shape[1:])
-                    for name, term in map_losses(pixels, batch.mask[known]).items():
-                        terms[f"{kind}_{name}"] = term
-                        total = total + weight * term
+        for kind, patch_map, weight in (
+            ("free", scores.free_map, 1.0),
+            ("prior", scores.prior_map, self.prior_map_loss_weight),
+        ):
+            if patch_map is not None:
+                pixels = enlarge(patch_map[known], batch.mask.shape[1:])
+                for name, term in map_losses(pixels, batch.mask[known]).items():
+                    terms[f"{kind}_{name}"] = term
+                    total = total + weight * term
         if self.cap_orthogonal:
             terms["orthogonal"] = orthogonality_loss(text[1:])
             total = total + self.orthogonal_loss_weight * terms["orthogonal"]
