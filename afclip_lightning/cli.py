@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -28,13 +29,14 @@ from lightning.pytorch.loggers import CSVLogger
 
 import afclip_lightning.data
 import afclip_lightning.methods
-from afclip_lightning import results
+from afclip_lightning import results, tracking
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
 from afclip_lightning.callbacks.predictions import Predictions
+from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import Loading
@@ -108,21 +110,20 @@ class RunRecord(SaveConfigCallback):
         config = self.config.clone()  # to be run again as it is, into another folder
         config.run_dir = config.trainer.default_root_dir = None
         write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
-        write_json(
-            folder / "run.json",
-            {
-                "command": sys.argv,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "git_revision": git_revision(),
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "versions": {name: _version(name) for name in PACKAGES},
-                "method": type(pl_module).__name__,
-                "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
-                "backbone": pl_module.backbone.description,
-                "feature_spec": pl_module.spec.to_dict(),
-            },
-        )
+        facts = {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "git_revision": git_revision(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "method": type(pl_module).__name__,
+            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "backbone": pl_module.backbone.description,
+            "feature_spec": pl_module.spec.to_dict(),
+        }
+        write_json(folder / "run.json", facts)
+        tracking.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
 
 
 def _version(package: str) -> str | None:
@@ -249,6 +250,8 @@ class AnomalyCLI(LightningCLI):
         """Builds data, model and trainer, and tells the data how to read images and for which backbone."""
         with _argument_errors():
             super().instantiate_classes()
+        parser = self._parser(self.subcommand)
+        self.model.config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))["model"]
         self.datamodule.preprocess = self.model.preprocess
         config = self.config_init[self.subcommand]
         for part in self.datamodule.parts:
@@ -284,14 +287,16 @@ class AnomalyCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         loggers = [logger for logger in _as_list(config.logger) if logger not in (True, False)]
         for logger in loggers:
-            _move_logger(logger, self.run_dir)
+            names = dict.fromkeys(part.name for part in self.datamodule.parts)
+            tracking.prepare(logger, self.run_dir, self.subcommand, [type(self.model).__name__, *names])
         if config.logger is not False:
             logs = len(list(self.run_dir.glob("log*")))  # those of the run that this one continues
             loggers.append(CSVLogger(str(self.run_dir), name="", version=f"log-{logs + 1}" if logs else "log"))
         self.evaluation = self.config_init[self.subcommand].evaluation
         self.pictures = self.config_init[self.subcommand].pictures
         last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
-        callbacks = [self.evaluation, self.pictures, Predictions(), DataRecord()]
+        tracked = Tracking(self.evaluation, self.pictures)
+        callbacks = [self.evaluation, self.pictures, Predictions(), DataRecord(), tracked]
         if config.enable_checkpointing is not False:
             callbacks.append(last)
         config.callbacks = [*_as_list(config.callbacks), *callbacks]
@@ -384,6 +389,7 @@ class FeatureBuildCLI(AnomalyCLI):
         loaders = [dataset.walk(split) for dataset, split in splits]
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
+        self.trainer.loggers = []
         self.trainer.predict(FeatureBuilder(self.model), loaders, return_predictions=False)
         if self.trainer.is_global_zero:
             print(f"Features: {self.model.store.folder}")
@@ -407,14 +413,6 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _move_logger(logger: Any, run_dir: Path) -> None:
-    """Points a logger that was given no folder at the run folder."""
-    if getattr(logger, "_save_dir", None) in (".", None) and hasattr(logger, "_save_dir"):
-        logger._save_dir = str(run_dir)
-        if isinstance(getattr(logger, "_wandb_init", None), dict):
-            logger._wandb_init["dir"] = str(run_dir)
-
-
 def _quiet_lightning() -> None:
     """Leaves out what Lightning says of itself: the frozen backbone is in eval mode on purpose."""
     for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*LeafSpec.*"):
@@ -428,7 +426,8 @@ def main(args: list[str] | None = None, command: type[AnomalyCLI] = AnomalyCLI) 
     """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains."""
     _quiet_lightning()
     try:
-        command(args)
+        with tracking.ending():
+            command(args)
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2

@@ -211,6 +211,12 @@ class ClipBackbone(nn.Module):
         ids: Tensor = _tokenizer(self.model)(list(prompts))
         return ids.to(self.text.token_embedding.weight.device)
 
+    def word(self, token_id: int) -> str:
+        """Returns the word, or the piece of one, that a token id stands for."""
+        tokenizer: Any = _tokenizer(self.model)
+        decoder = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps the tokenizers of Hugging Face
+        return str(decoder.decode([token_id])).strip()
+
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised."""
         parts = []

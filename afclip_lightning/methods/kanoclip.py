@@ -20,7 +20,7 @@ from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
 from afclip_lightning.losses import binary_focal_loss, map_losses
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
-from afclip_lightning.prompts.learner import fill_gap
+from afclip_lightning.prompts.learner import WordTokens, fill_gap
 from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
@@ -50,7 +50,7 @@ def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: 
         return ((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0).mean()
 
 
-class CategoryPrompts(nn.Module):
+class CategoryPrompts(WordTokens):
     """Learnable tokens of either state, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
 
     Args:
@@ -62,6 +62,8 @@ class CategoryPrompts(nn.Module):
 
     Reference: KAnoCLIP, Eq. (1).
     """
+
+    word_tokens = ("tokens",)
 
     def __init__(
         self, backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], n_tokens: int, init_std: float

@@ -1,7 +1,9 @@
-"""Learnable prompt tokens."""
+"""Learnable prompt tokens, and the words that they are nearest to."""
 
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,17 @@ def embed_words(backbone: ClipBackbone, words: str, room: int) -> tuple[Tensor, 
     return embeddings, end
 
 
-class StatePrompts(nn.Module):
+class WordTokens(nn.Module):
+    """A part with learnable tokens that stand where words stand, so that each has words that it is nearest to.
+
+    Attributes:
+        word_tokens: Names of its parameters `[prompts, tokens, width]` of that kind.
+    """
+
+    word_tokens: ClassVar[tuple[str, ...]]
+
+
+class StatePrompts(WordTokens):
     """Learnable tokens, shared by all states, in front of each state's words: `[V1] … [Vn] [SOT] words [EOT]`.
 
     The learnable tokens stand before the start token, as in the official code.
@@ -52,6 +64,7 @@ class StatePrompts(nn.Module):
     Reference: AF-CLIP, Eq. (8).
     """
 
+    word_tokens = ("tokens",)
     embeddings: Tensor
     end: Tensor
 
@@ -104,7 +117,7 @@ class DeepTokens(nn.Module):
         return self.tokens.half().to(self.tokens) if self.rounded else self.tokens
 
 
-class ObjectPrompts(nn.Module):
+class ObjectPrompts(WordTokens):
     """One normal and K abnormal prompts that name no product: `[SOT] [V1] … [Vn] words [EOT]`.
 
     The abnormal ones are `[SOT] [A1] … [Am] words [EOT]` or, compound, `[SOT] [V1] … [Vn] [A1] … [Am] words [EOT]` with
@@ -127,6 +140,7 @@ class ObjectPrompts(nn.Module):
     Reference: FAPrompt, Eq. (1).
     """
 
+    word_tokens = ("normal_tokens", "abnormal_tokens")
     normal_words: Tensor
     abnormal_words: Tensor
     end: Tensor
@@ -198,3 +212,58 @@ def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:
     """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
     words = words.expand(len(tokens), -1, -1)
     return torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)
+
+
+class NearestWord(NamedTuple):
+    """A word near a learnable token.
+
+    Attributes:
+        parameter: Name of the token's parameter in the method.
+        prompt: Which prompt of the parameter, from 0.
+        token: Which token of the prompt, from 0.
+        rank: 1 for the nearest.
+        word: A word of the tokenizer's vocabulary, or a piece of one.
+        cosine: Cosine similarity, in [-1, 1], to four digits.
+    """
+
+    parameter: str
+    prompt: int
+    token: int
+    rank: int
+    word: str
+    cosine: float
+
+
+@torch.no_grad()
+def nearest_words(backbone: ClipBackbone, module: nn.Module, count: int = 3) -> list[NearestWord]:
+    """Returns the nearest words of each learnable token in a module, best first.
+
+    Near by cosine and not, as in CoOp's code, by distance: learnable tokens are of other lengths than words, and the
+    shortest words would be nearest to all of them. Words without an embedding of their own are left out.
+
+    Args:
+        backbone: Whose words are looked through.
+        module: A method, or any part of one.
+        count: Words a token.
+    """
+    vocabulary = backbone.text.token_embedding.weight.float()  # [V, width]
+    _, group, sizes = vocabulary.unique(dim=0, return_inverse=True, return_counts=True)
+    shared = sizes[group] > 1  # such as all the words that a small vocabulary does not know
+    found = []
+    for name, part in module.named_modules():
+        for parameter in part.word_tokens if isinstance(part, WordTokens) else ():
+            tokens = getattr(part, parameter).float()  # [prompts, tokens, width]
+            cosine = F.normalize(tokens, dim=-1) @ F.normalize(vocabulary, dim=-1).T
+            values, ids = (x.cpu().numpy() for x in cosine.masked_fill(shared, -torch.inf).topk(count))
+            found += [
+                NearestWord(
+                    parameter=f"{name}.{parameter}".lstrip("."),
+                    prompt=prompt,
+                    token=token,
+                    rank=rank + 1,
+                    word=backbone.word(int(word)),
+                    cosine=round(float(values[prompt, token, rank]), 4),
+                )
+                for (prompt, token, rank), word in np.ndenumerate(ids)
+            ]
+    return found

@@ -1,0 +1,70 @@
+"""What a run shows beside its metrics: a table, pictures, and the words that learnable prompt tokens are nearest to."""
+
+import csv
+import io
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+
+from afclip_lightning.callbacks.evaluation import Evaluation
+from afclip_lightning.callbacks.pictures import Pictures
+from afclip_lightning.files import write_text
+from afclip_lightning.prompts.learner import NearestWord, nearest_words
+from afclip_lightning.results import METRICS
+from afclip_lightning.tracking import wandb_runs
+
+MAX_PICTURES = 24
+
+
+class Tracking(Callback):
+    """Writes `nearest_words.csv` after training, and gives W&B these words, the table of results and pictures.
+
+    At most 24 sheets of pictures are sent, spread over the categories; all of them lie in the run folder.
+
+    Args:
+        evaluation: Whose results are shown.
+        pictures: Whose sheets are shown.
+    """
+
+    def __init__(self, evaluation: Evaluation, pictures: Pictures) -> None:
+        self.evaluation = evaluation
+        self.pictures = pictures
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes and shows the words nearest to the learnable prompt tokens, if there are any."""
+        if not trainer.is_global_zero:
+            return
+        words = nearest_words(pl_module.backbone, pl_module)  # type: ignore[arg-type]
+        if not words:
+            return
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([NearestWord._fields, *words])
+        write_text(Path(trainer.default_root_dir) / "nearest_words.csv", buffer.getvalue())
+        self._log_table(trainer, "nearest_words", list(NearestWord._fields), [list(word) for word in words])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the table of results and the pictures."""
+        columns = ["dataset", "category", "normal", "anomalous", *METRICS]
+        rows = [
+            [row.dataset, row.category, row.normal, row.anomalous, *(row.metrics.get(metric) for metric in METRICS)]
+            for row in self.evaluation.rows
+        ]
+        self._log_table(trainer, self.evaluation.name, columns, rows)
+        for run in wandb_runs(trainer):
+            import wandb
+
+            step = -(-len(self.pictures.paths) // MAX_PICTURES) or 1
+            sheets = [wandb.Image(str(path), caption=path.stem) for path in self.pictures.paths[::step]]
+            if sheets:
+                run.log({"pictures": sheets})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See `on_test_end`; a validation while training shows its metrics only."""
+        if trainer.state.fn == "validate":
+            self.on_test_end(trainer, pl_module)
+
+    def _log_table(self, trainer: Trainer, name: str, columns: list[str], rows: list[list[object]]) -> None:
+        for run in wandb_runs(trainer):
+            import wandb
+
+            run.log({name: wandb.Table(columns=columns, data=rows)})

@@ -1,0 +1,120 @@
+"""The loggers of a run: files in its folder, one Weights & Biases run a folder, offline where there is no key."""
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from requests.utils import get_netrc_auth
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import write_text
+
+
+@rank_zero_only
+def prepare(logger: Logger, run_dir: Path, command: str, tags: Sequence[str]) -> None:
+    """Points a logger that was given no folder at the run folder, and gives a W&B run its name, group, tags and id.
+
+    What the config or a `WANDB_…` variable says comes first. A run folder has one W&B run: who continues the run
+    continues that too. Without a key nothing is asked and nothing is sent, unless `WANDB_MODE` says otherwise.
+
+    Args:
+        logger: As the config built it; the run folder was not known then, hence the private attributes.
+        run_dir: The run folder.
+        command: `fit`, `validate`, `test` or `predict`.
+        tags: What to find the run by: the method and the datasets.
+    """
+    if isinstance(logger, TensorBoardLogger) and logger.save_dir == ".":
+        logger._root_dir, logger._name, logger._version = str(run_dir), "tensorboard", ""
+    if not isinstance(logger, WandbLogger):
+        return
+    init = logger._wandb_init
+    if logger.save_dir == ".":
+        run_dir.mkdir(parents=True, exist_ok=True)
+        init["dir"] = logger._save_dir = str(run_dir)
+    group, name = run_dir.resolve().parts[-2:]
+    described = {
+        "name": ("WANDB_NAME", f"{group}/{name}"),
+        "group": ("WANDB_RUN_GROUP", group),
+        "job_type": ("WANDB_JOB_TYPE", command),
+        "tags": ("WANDB_TAGS", list(tags)),
+    }
+    for key, (variable, value) in described.items():
+        if init.get(key) is None and variable not in os.environ:
+            init[key] = value
+    if init["id"] is None and "WANDB_RUN_ID" not in os.environ:  # an agent of a sweep has chosen one
+        init["id"] = logger._id = _run_id(run_dir / "wandb" / "run_id")
+    if logger._offline or (init.get("mode") is None and "WANDB_MODE" not in os.environ and not _has_key()):
+        init["mode"] = "offline"
+
+
+def _run_id(path: Path) -> str:
+    """Returns the id that a file keeps; a new one at first."""
+    if not path.exists():
+        write_text(path, uuid.uuid4().hex[:8])
+    return path.read_text(encoding="utf-8")
+
+
+def _has_key() -> bool:
+    if "WANDB_API_KEY" in os.environ or "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
+        return True
+    import wandb
+
+    servers = {wandb.setup().settings.base_url}
+    if "WANDB_BASE_URL" not in os.environ:
+        servers.add("https://api.wandb.ai")  # where keys were kept before the default was another
+    return any(get_netrc_auth(server) for server in servers)
+
+
+def wandb_runs(trainer: Trainer) -> list[Any]:
+    """Returns the W&B runs of a trainer, on the first process; none on the others."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def record(trainer: Trainer, config: str, facts: Mapping[str, Any]) -> None:
+    """Gives the W&B run the resolved config and, under `run`, the facts of the run.
+
+    Args:
+        trainer: Whose loggers are used.
+        config: YAML.
+        facts: Versions, git revision, backbone and so on.
+    """
+    for run in wandb_runs(trainer):
+        run.config.update({**yaml.safe_load(config), "run": dict(facts)}, allow_val_change=True)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Ends the W&B run that the body began: as finished, or as failed where the body raises.
+
+    Raises:
+        UserError: W&B refuses to begin: a wrong key, no network.
+    """
+    before, exit_code = _active_run(), 1
+    try:
+        yield
+        exit_code = 0
+    except Exception as error:
+        if "wandb" in sys.modules and isinstance(error, sys.modules["wandb"].Error):
+            raise UserError(
+                f"Weights & Biases: {error}\nWANDB_MODE=offline keeps the run on disk; --trainer.logger null does "
+                "without."
+            ) from error
+        raise
+    finally:
+        run = _active_run()
+        if run is not None and run is not before:
+            run.finish(exit_code)
+
+
+def _active_run() -> Any:
+    return sys.modules["wandb"].run if "wandb" in sys.modules else None
