@@ -1,0 +1,148 @@
+"""A method from a file: a trained head as `fit` wrote it, or a config whose method trains nothing."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+import afclip_lightning.methods
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.checkpoint import read_checkpoint
+from afclip_lightning.errors import CheckpointError, UserError, message_of
+from afclip_lightning.methods.base import AnomalyMethod
+
+CONFIG_SUFFIXES = (".yaml", ".yml")
+HEAD_FILE = "head.ckpt"
+Backbones = dict[str, ClipBackbone]  # by their arguments, see `backbone_key`
+
+
+def load_head(
+    path: str | Path, arguments: Mapping[str, Any] | None = None, backbones: Backbones | None = None
+) -> AnomalyMethod:
+    """Returns the method of a checkpoint with its trained tensors, or that of a config, in eval mode on the CPU.
+
+    Args:
+        path: A checkpoint, the folder of a run (its `head.ckpt`), or a YAML file with a `model` section as `fit` and
+            `test` take it.
+        arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
+        backbones: Those that are there already; what is built is added.
+
+    Raises:
+        CheckpointError: The file is absent or damaged, does not say how its method is built, or does not fit it.
+        UserError: A config cannot be read, an argument is wrong, or its method has to be trained first.
+    """
+    path = Path(path)
+    if path.suffix in CONFIG_SUFFIXES:
+        method = build(read_model(path), arguments, backbones)
+        if method.trainable_names():
+            raise UserError(f"{path}: {type(method).__name__} has to be trained: run fit, and name its {HEAD_FILE}.")
+        return method
+    path = path / HEAD_FILE if path.is_dir() else path
+    checkpoint = read_checkpoint(path)
+    if not checkpoint.get("model"):
+        raise CheckpointError(
+            f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
+            "again, or build the method in Python and load the checkpoint's `state_dict`."
+        )
+    method = build(checkpoint["model"], arguments, backbones)
+    method.on_load_checkpoint(checkpoint)
+    method.load_state_dict(checkpoint["state_dict"], strict=False)  # the backbone is not in it; the rest was checked
+    return method
+
+
+def build(
+    model: Mapping[str, Any], arguments: Mapping[str, Any] | None = None, backbones: Backbones | None = None
+) -> AnomalyMethod:
+    """Returns the method that a `model` section describes, in eval mode.
+
+    Args:
+        model: `class_path`, full or the class's name alone, and `init_args`.
+        arguments: See `load_head`.
+        backbones: See `load_head`.
+
+    Raises:
+        UserError: The method is unknown or an argument is wrong.
+    """
+    cls = method_class(model["class_path"])
+    config = OmegaConf.create(dict(model.get("init_args") or {}))
+    for name, value in (arguments or {}).items():
+        OmegaConf.update(config, name, value, force_add=True)
+    given: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    given_backbone = given.pop("backbone", None) or {}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "head", skip={"backbone"}, instantiate=False)
+    known = {} if backbones is None else backbones
+    try:
+        parsed = parser.parse_object({"head": given})
+        key = backbone_key(given_backbone)
+        if key not in known:
+            known[key] = ClipBackbone(**json.loads(key))
+        method = cls(known[key], **vars(parser.instantiate_classes(parsed).head))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(f"{cls.__name__}: {message_of(error)}") from error
+    method.eval()
+    return method
+
+
+def backbone_key(arguments: Mapping[str, Any]) -> str:
+    """Returns all arguments of a backbone, those that are not given too, as JSON.
+
+    Raises:
+        ArgumentError: One is unknown or wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ClipBackbone, "backbone")
+    return json.dumps(parser.parse_object({"backbone": dict(arguments)}).backbone.as_dict(), sort_keys=True)
+
+
+def method_class(name: str) -> type[AnomalyMethod]:
+    """Returns a method's class by its full path, or by its name alone if it is one of ours.
+
+    Raises:
+        UserError: There is none.
+    """
+    module, _, cls_name = name.rpartition(".")
+    found: Any = None
+    if module:
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), cls_name, None)
+    else:
+        found = methods().get(name)
+    if not (isinstance(found, type) and issubclass(found, AnomalyMethod)):
+        raise UserError(f"there is no method {name!r}; ours are {', '.join(methods())}")
+    return found
+
+
+def methods() -> dict[str, type[AnomalyMethod]]:
+    """Returns the methods of this package by name."""
+    for module in pkgutil.iter_modules(afclip_lightning.methods.__path__):
+        importlib.import_module(f"{afclip_lightning.methods.__name__}.{module.name}")
+    classes: list[type[AnomalyMethod]] = [AnomalyMethod]
+    for cls in classes:  # grows while it is walked, to all descendants
+        classes += [inner for inner in cls.__subclasses__() if inner not in classes]
+    own = (cls for cls in classes if cls.__module__.startswith(afclip_lightning.methods.__name__))
+    return {cls.__name__: cls for cls in sorted(own, key=lambda cls: cls.__name__) if not cls.__abstractmethods__}
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Returns the `model` section of a config, its variables filled in.
+
+    Raises:
+        UserError: The file cannot be read or has no such section.
+    """
+    try:
+        config = OmegaConf.load(path)
+        model = OmegaConf.to_container(config.model, resolve=True) if "model" in config else None
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error}).") from error
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise UserError(f"{path} has no `model` section with a `class_path`.")
+    return {str(name): value for name, value in model.items()}
