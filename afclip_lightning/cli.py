@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -251,8 +250,6 @@ class AnomalyCLI(LightningCLI):
         """Builds data, model and trainer, and tells the data how to read images and for which backbone."""
         with _argument_errors():
             super().instantiate_classes()
-        parser = self._parser(self.subcommand)
-        self.model.config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))["model"]
         parser = self._parser(self.subcommand)
         self.model.config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))["model"]
         self.datamodule.preprocess = self.model.preprocess

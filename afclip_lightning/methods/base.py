@@ -180,7 +180,6 @@ class AnomalyMethod(LightningModule, ABC):
         checkpoint["method_hyperparameters"] = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint["feature_spec"] = self.spec.to_dict()
         checkpoint["model"] = self.config
-        checkpoint["model"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, of other features or with other tensors.
