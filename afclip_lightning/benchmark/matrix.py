@@ -1,0 +1,297 @@
+"""What a benchmark runs: methods, training and test sets, seeds and shots, taken apart into cells and their steps."""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from afclip_lightning.errors import UserError
+
+CELL = "@cell"  # stands in commands for the folder that a cell's runs go to; no shell quotes it
+QUIET = (
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--pictures.count=0",
+)
+
+
+@dataclass
+class Method:
+    """A method of the matrix.
+
+    Attributes:
+        configs: Config files as for the command line, a later one over an earlier; of each but its `data`. `{train}`
+            and `{test}` in a path stand for the names of the datasets.
+        options: Further options of the command line, such as `--model.steps=0`.
+        shots: Normal images a category; each number is a test of its own with one and the same head.
+        seeds: Seeds in place of the matrix's, for a method on which they have no bearing.
+        tests: The test sets it is for; all by default.
+        trains: Whether it is fitted. One that is not is tested once on each test set.
+        published: Its name, or that of its variant, in the published numbers; the name in the matrix by default.
+        table: The one published table it belongs to, like `AF-CLIP, Table 4`; for variants. Else all that name it.
+    """
+
+    configs: list[str] = MISSING
+    options: list[str] = field(default_factory=list)
+    shots: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] | None = None
+    tests: list[str] | None = None
+    trains: bool = True
+    published: str | None = None
+    table: str | None = None
+
+
+@dataclass
+class Transfer:
+    """A training set, and the test sets that heads fitted on it are tested on."""
+
+    train: str = MISSING
+    test: list[str] = MISSING
+
+
+@dataclass
+class Matrix:
+    """A benchmark.
+
+    Attributes:
+        methods: By name.
+        datasets: By the name that the table has: a `data` section with `class_path`, or a file of `configs/data/`.
+        transfers: What is trained on and tested on.
+        seeds: Each makes cells of its own; it also draws the few-shot images.
+        options: Options of the command line for all cells.
+        store: Whether methods that allow it read one backbone's features from one store.
+        published: Folder of the published numbers.
+    """
+
+    methods: dict[str, Method] = MISSING
+    datasets: dict[str, Any] = MISSING
+    transfers: list[Transfer] = MISSING
+    seeds: list[int] = field(default_factory=lambda: [0])
+    options: list[str] = field(default_factory=list)
+    store: bool = True
+    published: str = "experiments/published"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the command line.
+
+    Attributes:
+        name: Its folder's name in that of the cell: `fit`, or the test set and the shots, `mvtec-4`.
+        arguments: Of the command line; `CELL` in them is the folder that the cell's runs go to.
+        digest: Of everything that the run depends on; a run with another one is made again.
+        dataset: Test set; empty for `fit`.
+        shots: Normal images a category.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    digest: str
+    dataset: str = ""
+    shots: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with a training set and a seed: fitted once, and tested with that head on every test set and shots.
+
+    Attributes:
+        name: Its folder's name.
+        method: Name of the method.
+        train: Training set; empty for a method that is not fitted.
+        seed: Seed.
+        folder: Its folder.
+        files: Contents of the config files that its commands read, by path.
+        steps: Its runs, in order.
+    """
+
+    name: str
+    method: str
+    train: str
+    seed: int
+    folder: Path
+    files: Mapping[Path, str]
+    steps: tuple[Step, ...]
+
+    def script(self) -> str:
+        """Returns a shell script that makes the cell again, into the folder that is its argument."""
+        lines = [shlex.join(["python", "-m", "afclip_lightning", *step.arguments]) for step in self.steps]
+        head = ["#!/bin/sh", "# Makes this cell again: sh commands.sh FOLDER, where the benchmark ran.", "set -e"]
+        return "\n".join([*head, *(line.replace(CELL, '"$1"') for line in lines), ""])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a matrix on this machine.
+
+    Attributes:
+        cells: What can be run.
+        missing: What cannot, a sentence a dataset that is not on disk.
+    """
+
+    cells: tuple[Cell, ...]
+    missing: tuple[str, ...]
+
+
+def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
+    """Returns the matrix in the files, a later one over an earlier, with changes like `seeds=[0,1]` over them.
+
+    Raises:
+        UserError: A file cannot be read, or says what a matrix does not have; the message names it.
+    """
+    merged = OmegaConf.structured(Matrix)
+    for source in [*paths, changes]:
+        named = "changes" if source is changes else source
+        try:
+            part = OmegaConf.from_dotlist(list(changes)) if source is changes else OmegaConf.load(source)
+            merged = OmegaConf.merge(merged, part)
+        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{named}: is no benchmark ({str(error).splitlines()[0]}).") from error
+    try:
+        matrix: Matrix = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{', '.join(map(str, paths))}: is no benchmark ({str(error).splitlines()[0]}).") from error
+    _check(matrix)
+    return matrix
+
+
+def _check(matrix: Matrix) -> None:
+    for transfer in matrix.transfers:
+        for name in (transfer.train, *transfer.test):
+            if name not in matrix.datasets:
+                raise UserError(f"transfers name the dataset {name!r}, which is none of {', '.join(matrix.datasets)}.")
+        if transfer.train in transfer.test:
+            raise UserError(f"{transfer.train} would be trained on and tested on, which is not zero-shot.")
+    trains = [transfer.train for transfer in matrix.transfers]
+    if twice := {name for name in trains if trains.count(name) > 1}:
+        raise UserError(f"transfers train twice on {', '.join(twice)}: list all their test sets in one.")
+    slugs = [_slug(name) for name in matrix.methods]
+    if twice := {name for name in matrix.methods if slugs.count(_slug(name)) > 1}:
+        raise UserError(f"methods {', '.join(twice)} would share one folder: give them other names.")
+
+
+def plan(matrix: Matrix, out: Path) -> Plan:
+    """Takes a matrix apart into cells, and leaves out what needs a dataset that is not on disk.
+
+    Raises:
+        UserError: A config or dataset cannot be read or built, or a category is trained on and tested on.
+    """
+    from afclip_lightning.benchmark.datasets import absent, check_transfer, section
+
+    sections = {name: section(name, value) for name, value in matrix.datasets.items()}
+    used = [name for t in matrix.transfers for name in (t.train, *t.test)]
+    gone = {name: place for name in dict.fromkeys(used) if (place := absent(name, sections[name]))}
+    for transfer in matrix.transfers:
+        for test in transfer.test:
+            if not gone.keys() & {transfer.train, test}:
+                check_transfer(transfer.train, sections[transfer.train], test, sections[test])
+    cells = []
+    for name, method in matrix.methods.items():
+        rows = matrix.transfers
+        if not method.trains:
+            rows = [Transfer("", list(dict.fromkeys(test for t in matrix.transfers for test in t.test)))]
+        for row in rows:
+            tests = [t for t in row.test if t not in gone and (method.tests is None or t in method.tests)]
+            if row.train in gone or not tests:
+                continue
+            for seed in matrix.seeds if method.seeds is None else method.seeds:
+                cells.append(_Builder(matrix, name, row.train, seed, out, sections).cell(tests))
+    return Plan(tuple(cells), tuple(f"{name} ({place})" for name, place in gone.items()))
+
+
+class _Builder:
+    """Puts together the files and commands of one cell."""
+
+    def __init__(
+        self, matrix: Matrix, method: str, train: str, seed: int, out: Path, sections: Mapping[str, Any]
+    ) -> None:
+        self.matrix, self.method, self.sections = matrix, matrix.methods[method], sections
+        self.method_name, self.train, self.seed = method, train, seed
+        self.name = "_".join([_slug(method), *([_slug(train)] if train else []), str(seed)])
+        self.out, self.folder = out, out / "cells" / self.name
+        self.files: dict[Path, str] = {}
+
+    def cell(self, tests: Sequence[str]) -> Cell:
+        steps = list(self._steps(tests))
+        return Cell(self.name, self.method_name, self.train, self.seed, self.folder, self.files, tuple(steps))
+
+    def _steps(self, tests: Sequence[str]) -> Iterator[Step]:
+        fitted = ""
+        if self.train:
+            fit = self._step("fit", "fit", self.train, "", ("--test_before_fit=false", "--test_after_fit=false"), "")
+            fitted = fit.digest
+            yield fit
+        head = (f"--ckpt_path={CELL}/fit/head.ckpt",) if self.train else ()
+        for test in tests:
+            for shots in self.method.shots:
+                few = (f"--model.k_shot={shots}", f"--model.shot_seed={self.seed}") if shots else ()
+                yield self._step("test", f"{_slug(test)}-{shots}", test, test, (*few, *head), fitted, shots)
+
+    def _step(
+        self, command: str, name: str, read: str, test: str, more: Sequence[str], fitted: str, shots: int = 0
+    ) -> Step:
+        configs: dict[Path, Any] = {}
+        for number, template in enumerate(self.method.configs, 1):
+            path = Path(template.format(train=self.train, test=test or self.train))
+            configs[self.folder / f"{number}-{path.name}"] = _without_data(path)
+        store = ()
+        if self.matrix.store and reads_features(self.method_name, configs.values()):
+            store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
+        configs[self.folder / f"data-{_slug(read)}.yaml"] = {"data": self.sections[read]}
+        options = (*QUIET, *store, *self.matrix.options, *self.method.options, f"--seed_everything={self.seed}", *more)
+        self.files |= {path: yaml.safe_dump(config, sort_keys=False) for path, config in configs.items()}
+        facts = [list(configs.values()), [o for o in options if o not in store], bool(store), fitted]
+        digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+        files = [f"--config={path}" for path in configs]
+        return Step(name, (command, *files, *options, f"--run_dir={CELL}/{name}"), digest, test, shots)
+
+
+def reads_features(method: str, configs: Any) -> bool:
+    """Returns whether a method takes a backbone's features alone, so that they can be kept.
+
+    Raises:
+        UserError: The configs name no method, or none that there is.
+    """
+    from pydoc import locate
+
+    import afclip_lightning.methods
+    from afclip_lightning.cli import import_submodules
+    from afclip_lightning.methods.base import AnomalyMethod
+
+    import_submodules(afclip_lightning.methods)
+    paths = [str(c["model"]["class_path"]) for c in configs if "class_path" in (c.get("model") or {})]
+    known = {cls.__name__: cls for cls in AnomalyMethod.__subclasses__()}
+    found = (known.get(paths[-1]) or locate(paths[-1])) if paths else None
+    if not (isinstance(found, type) and issubclass(found, AnomalyMethod)):
+        raise UserError(
+            f"method {method!r}: its configs name {paths[-1] if paths else 'no model'}, which is no method."
+        )
+    return not found.needs_pixels
+
+
+def read_yaml(path: Path) -> Any:
+    """Returns what a config file says, with `${...}` in it resolved.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read as a config ({str(error).splitlines()[0]}).") from error
+
+
+def _without_data(path: Path) -> Any:
+    return {key: value for key, value in read_yaml(path).items() if key != "data"}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+*-]+", "-", name).replace("*", "star").strip("-")

@@ -1,0 +1,41 @@
+"""Runs that cost nothing, for the worker processes: they read the option `--do` and write what a run writes."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(arguments: Sequence[str]) -> int:
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    folder = Path(options["--run_dir"])
+    print("out of the cell")
+    print("err of the cell", file=sys.stderr)
+    action, _, detail = options.get("--do", "").partition(":")
+    match action:
+        case "exit":
+            return 2
+        case "raise":
+            raise {"memory": MemoryError("no memory left"), "system": SystemExit(3), "value": ValueError("a bug")}[
+                detail
+            ]
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "sleep":
+            time.sleep(float(detail))
+        case "once":  # fails until the file is there
+            if not Path(detail).exists():
+                return 2
+        case "count":
+            with Path(detail).open("a") as file:
+                file.write(f"{folder.parent.name}\n")
+            time.sleep(0.05)
+    folder.mkdir(parents=True)
+    value = 0.5 + len(folder.parent.name) / 1000
+    rows = [{"category": name, "metrics": {"image_auroc": value}} for name in ("gear", "mean")]
+    (folder / "results.json").write_text(json.dumps({"rows": [] if action == "empty" else rows}))
+    (folder / "run.json").write_text(json.dumps({"backbone": "none"}))
+    return 0

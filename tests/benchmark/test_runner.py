@@ -1,0 +1,175 @@
+"""Cells run in processes that stay; what befalls one cell stays with it; two benchmarks share the work."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from afclip_lightning import files
+from afclip_lightning.benchmark import runner, table
+from afclip_lightning.benchmark.matrix import CELL, Cell, Step
+from afclip_lightning.benchmark.runner import run_cells
+from afclip_lightning.benchmark.table import assemble
+from tests.benchmark.fakes import run
+
+
+def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
+    steps = [
+        Step(f"set{i}-0", (f"--do={action}", f"--run_dir={CELL}/set{i}-0"), digest, f"set{i}")
+        for i, action in enumerate(actions or ("",))
+    ]
+    folder = out / "cells" / name
+    return Cell(name, name.partition("_")[0], "", 0, folder, {folder / "method.yaml": "{}"}, tuple(steps))
+
+
+def test_what_befalls_a_cell_stays_with_it(tmp_path: Path) -> None:
+    cells = [
+        cell(tmp_path, "first"),
+        cell(tmp_path, "killed", "kill"),
+        cell(tmp_path, "second"),
+        cell(tmp_path, "memory", "raise:memory"),
+        cell(tmp_path, "exits", "raise:system"),
+        cell(tmp_path, "refused", "exit"),
+        cell(tmp_path, "empty", "empty"),
+        cell(tmp_path, "last", "raise:value", ""),
+    ]
+    seen = []
+    outcomes = run_cells(cells, run=run, report=lambda cell, outcome: seen.append(cell.name))
+    assert seen == [c.name for c in cells]
+    assert {name: outcome.status for name, outcome in outcomes.items() if outcome.status == "done"} == {
+        "first": "done",
+        "second": "done",
+    }
+    assert "SIGKILL" in outcomes["killed"].error
+    assert "MemoryError: no memory left" in outcomes["memory"].error
+    assert "SystemExit: 3" in outcomes["exits"].error
+    assert "exit code 2" in outcomes["refused"].error
+    assert "has no results" in outcomes["empty"].error
+    for c in cells:
+        log = (c.folder / "log.txt").read_text()
+        assert "out of the cell" in log
+        assert "err of the cell" in log
+    assert "Traceback" in (cells[3].folder / "log.txt").read_text()
+    rows, damaged = assemble(tmp_path, cells)
+    assert damaged == []
+    # of a cell of which one test fails, the others are kept
+    assert [row.cell for row in rows if row.category == "mean"] == ["first/set0-0", "last/set1-0", "second/set0-0"]
+
+
+def test_finished_cells_are_skipped_and_failed_ones_wait_for_a_retry(tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    cells = [cell(tmp_path, "good"), cell(tmp_path, "bad", f"once:{mended}")]
+    assert run_cells(cells, run=run)["bad"].status == "failed"
+    before = (cells[0].folder / "set0-0/done.json").stat().st_mtime_ns
+    mended.touch()
+    again = run_cells(cells, run=run)
+    assert again["bad"].status == "failed"
+    assert not again["bad"].ran
+    assert again["good"] == runner.Outcome("done")
+    assert run_cells(cells, run=run, retry=True)["bad"] == runner.Outcome("done", ran=True)
+    assert (cells[0].folder / "set0-0/done.json").stat().st_mtime_ns == before
+    assert not (cells[1].folder / "failed.json").exists()
+
+
+def test_a_cell_over_the_time_limit_is_ended(tmp_path: Path) -> None:
+    outcomes = run_cells([cell(tmp_path, "slow", "sleep:60"), cell(tmp_path, "quick")], run=run, time_limit=2)
+    assert "limit of 2 s" in outcomes["slow"].error
+    assert outcomes["quick"].status == "done"
+
+
+def test_a_step_is_made_again_when_what_it_depends_on_has_changed(tmp_path: Path) -> None:
+    run_cells([cell(tmp_path, "method")], run=run)
+    changed = [cell(tmp_path, "method", digest="2")]
+    assert assemble(tmp_path, changed) == ([], [])
+    assert run_cells(changed, run=run)["method"].ran
+    assert len(assemble(tmp_path, changed)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 0.5', "cannot be read"),
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 5.0}}]}', "gear has image_auroc 5.0"),
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": NaN}}]}', "gear has image_auroc nan"),
+        ('{"rows": [{"metrics": {"image_auroc": 0.5}}]}', "category"),
+    ],
+)
+def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content: str, told: str) -> None:
+    cells = [cell(tmp_path, "good"), cell(tmp_path, "damaged")]
+    for c in cells:  # as a worker does, without the process
+        assert runner._claim(c, run, False).status == "done"
+    path = cells[1].folder / "set0-0/results.json"
+    good = path.read_text()
+    path.write_text(content)
+    rows, damaged = assemble(tmp_path, cells)
+    assert {row.method for row in rows} == {"good"}
+    [message] = damaged
+    assert str(path) in message
+    assert told in message
+    outcome = run_cells(cells, run=run)["damaged"]
+    assert outcome.status == "failed"
+    assert str(path) in outcome.error
+    assert runner._claim(cells[1], run, True).status == "done"
+    assert path.read_text() == good
+
+
+def test_two_benchmarks_share_the_cells_and_lose_no_row(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from tests.benchmark.test_runner import cell, run, run_cells, assemble
+out = Path({str(tmp_path)!r})
+cells = [cell(out, f"method_{{i}}", {f"count:{tmp_path / 'ran'}"!r}) for i in range(30)]
+if __name__ == "__main__":
+    run_cells(cells, run=run)
+    assemble(out, cells)
+"""
+    path = tmp_path / "benchmark.py"
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    both = [subprocess.Popen([sys.executable, str(path)], env=environment) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert Counter((tmp_path / "ran").read_text().split()) == {f"method_{i}": 1 for i in range(30)}
+    with (tmp_path / "results.csv").open() as file:
+        assert len({row["cell"] for row in csv.DictReader(file)}) == 30
+
+
+def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [cell(tmp_path, "before"), cell(tmp_path, "after")]
+    assert runner._claim(cells[0], run, False).status == "done"
+    rows, _ = assemble(tmp_path, cells)
+    kept = (tmp_path / "results.csv").read_text()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)  # every file of ours passes through it
+    outcome = runner._claim(cells[1], run, False)
+    assert outcome.status == "failed"
+    assert "No space left" in outcome.error
+    with pytest.raises(files.UserError, match="No space left"):
+        assemble(tmp_path, cells)
+    assert (tmp_path / "results.csv").read_text() == kept
+    monkeypatch.undo()
+    assert assemble(tmp_path, cells) == (rows, [])
+    assert runner._claim(cells[1], run, False).status == "done"
+    assert len(assemble(tmp_path, cells)[0]) == 4
+
+
+def test_the_table_is_also_written_as_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    runner._claim(cell(tmp_path, "method"), run, False)
+    rows, _ = assemble(tmp_path, [])
+    assert [table.Row(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == rows
+
+
+def test_the_state_of_a_step_is_what_it_was_run_as(tmp_path: Path) -> None:
+    runner._claim(cell(tmp_path, "method"), run, False)
+    done = json.loads((tmp_path / "cells/method/set0-0/done.json").read_text())
+    assert done.pop("seconds") >= 0
+    assert done == {"method": "method", "train": "", "seed": 0, "dataset": "set0", "shots": 0, "digest": "1"}
