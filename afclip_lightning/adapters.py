@@ -1,10 +1,13 @@
 """Small trainable or fixed parts between the backbone's tokens and the scores."""
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Mixture = Callable[[Tensor], Tensor]  # [B, 1 + N, C] to [B, 1 + N, C], each token a sum of weighted tokens
 
 
 @lru_cache(maxsize=32)
@@ -58,6 +61,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 class AttentionAdapter(nn.Module):
     """Self-attention over class and patch tokens: normalisation, one attention, a projection back; no residual.
 
+    It takes tokens together with their mixtures, as AF-CLIP's scales are, at little more than the cost of one.
+
     Args:
         width: C, channels of a token.
         heads: Attention heads.
@@ -76,11 +81,25 @@ class AttentionAdapter(nn.Module):
         self.to_v = nn.Linear(width, heads * head_width, bias=False)
         self.to_out = nn.Linear(heads * head_width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Returns adapted tokens `[B, 1 + N, C]` of tokens `[B, 1 + N, C]`."""
-        normed = self.norm(tokens)
-        mixed = attend(self.to_q(normed), self.to_k(normed), self.to_v(normed), self.heads)
-        adapted: Tensor = self.to_out(mixed)
+    def forward(self, tokens: Tensor, mixtures: Sequence[Mixture]) -> list[Tensor]:
+        """Returns adapted tokens `[B, 1 + N, C]`, one for each mixture of the tokens.
+
+        A mixture adds up tokens and a projection adds up channels, so that either may come first: the tokens are
+        projected once, and the projections are mixed. Only what the normalisation divides by is a mixture's own.
+
+        Args:
+            tokens: `[B, 1 + N, C]`.
+            mixtures: Linear maps over the tokens, the same for every channel.
+        """
+        weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+        centred = tokens - tokens.mean(-1, keepdim=True)
+        projected = F.linear(centred, weight * self.norm.weight)
+        offset = F.linear(self.norm.bias, weight)
+        adapted = []
+        for mix in mixtures:
+            scale = (mix(centred).float().square().mean(-1, keepdim=True) + self.norm.eps).rsqrt()
+            q, k, v = torch.addcmul(offset, mix(projected), scale).to(projected).chunk(3, dim=-1)
+            adapted.append(self.to_out(attend(q, k, v, self.heads)))
         return adapted
 
 

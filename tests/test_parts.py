@@ -1,10 +1,12 @@
 """Adapters and memory against loop-only twins."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours
+from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours, attend
 from afclip_lightning.memory import FewShotMemory
 from tests.reference import afclip_naive as naive
 
@@ -29,7 +31,20 @@ def test_adapter_equals_the_loop() -> None:
     q, k, v = (layer.weight.detach().numpy() for layer in (adapter.to_q, adapter.to_k, adapter.to_v))
     mixed = naive.attention(normed, q, k, v, heads=2)
     expected = mixed @ adapter.to_out.weight.detach().numpy().T + adapter.to_out.bias.detach().numpy()
-    torch.testing.assert_close(adapter(tokens)[0], torch.from_numpy(expected))
+    torch.testing.assert_close(adapter(tokens, [lambda tokens: tokens])[0][0], torch.from_numpy(expected))
+
+
+def test_projecting_before_mixing_changes_nothing() -> None:
+    torch.manual_seed(0)
+    adapter = AttentionAdapter(width=6, heads=2, head_width=3).double()
+    for parameter in adapter.norm.parameters():
+        torch.nn.init.normal_(parameter)
+    tokens = 100 + 9 * torch.randn(2, 1 + 4 * 4, 6, dtype=torch.float64)
+    mixtures = [partial(aggregate_neighbours, grid=(4, 4), window=window, sigma=1.0) for window in (1, 3, 5)]
+    for mix, adapted in zip(mixtures, adapter(tokens, mixtures), strict=True):
+        normed = adapter.norm(mix(tokens))
+        mixed = attend(adapter.to_q(normed), adapter.to_k(normed), adapter.to_v(normed), adapter.heads)
+        torch.testing.assert_close(adapted, adapter.to_out(mixed))
 
 
 def test_memory_distance_equals_the_loop_and_is_zero_for_what_it_holds() -> None:

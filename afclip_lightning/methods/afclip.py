@@ -1,13 +1,14 @@
 """AF-CLIP and, with `k_shot`, AF-CLIP+."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 
-from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours
+from afclip_lightning.adapters import AttentionAdapter, Mixture, aggregate_neighbours
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.distributed import batch_mean
 from afclip_lightning.losses import (
@@ -136,18 +137,26 @@ class AFCLIP(PromptMethod):
         """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""
         return self.fixed_text if self.prompts is None else F.normalize(self.prompts(self.backbone), dim=-1)
 
+    def mixtures(self, grid: tuple[int, int]) -> list[Mixture]:
+        """Returns the aggregation of each scale."""
+        sigma = self.aggregation_sigma
+        return [partial(aggregate_neighbours, grid=grid, window=scale, sigma=sigma) for scale in self.scales]
+
     def aggregated(self, features: ClipFeatures) -> Iterator[Tensor]:
         """Yields the tokens `[B, 1 + N, C]` of each set, layer after layer, the scales of a layer in order."""
         for tokens in features.tokens:
-            for scale in self.scales:
-                yield aggregate_neighbours(tokens, features.grid, scale, self.aggregation_sigma)
+            for mix in self.mixtures(features.grid):
+                yield mix(tokens)
 
-    def adapted(self, tokens: Tensor) -> Tensor:
-        """Returns a set's tokens in the joint space, `[B, 1 + N, D]`, L2-normalised.
+    def adapted(self, features: ClipFeatures) -> Iterator[Tensor]:
+        """Yields the tokens of each set in the joint space, `[B, 1 + N, D]`, L2-normalised, as `aggregated` does.
 
-        Reference: AF-CLIP, Eq. (7).
+        Reference: AF-CLIP, Eq. (3) to (7).
         """
-        return F.normalize(self.backbone.project(self.adapter(tokens) if self.adapter else tokens), dim=-1)
+        mixtures = self.mixtures(features.grid)
+        for tokens in features.tokens:
+            for one in self.adapter(tokens, mixtures) if self.adapter else [mix(tokens) for mix in mixtures]:
+                yield F.normalize(self.backbone.project(one), dim=-1)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss terms and their weighted sum `total`.
@@ -161,8 +170,7 @@ class AFCLIP(PromptMethod):
         target = patch_targets(batch.mask[known], features.grid)  # [B', h, w]
         logits = torch.zeros((), device=text.device)
         alignments = []
-        for tokens in self.aggregated(features):
-            adapted = self.adapted(tokens)
+        for adapted in self.adapted(features):
             logits = logits + similarity_logits(adapted, text, self.temperature)
             if self.alignment_loss_weight:
                 alignments.append(patch_alignment_loss(adapted[known, 1:], target.flatten(1)))
@@ -191,15 +199,14 @@ class AFCLIP(PromptMethod):
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
         if self.k_shot:
             self.memory.recall(keys, self.preprocess, self.remember)
-        logits = distance = torch.zeros((), device=text.device)
-        for index, tokens in enumerate(self.aggregated(features)):
-            logits = logits + similarity_logits(self.adapted(tokens), text, self.temperature)
-            if self.k_shot:
-                distance = distance + self.memory.distance(keys, index, tokens)
+        logits = torch.zeros((), device=text.device)
+        for adapted in self.adapted(features):
+            logits = logits + similarity_logits(adapted, text, self.temperature)
         probability = anomaly_probability(logits)
         score, patches = probability[:, 0], probability[:, 1:]
         if self.k_shot:
-            distance = distance / (index + 1)
+            distances = [self.memory.distance(keys, i, tokens) for i, tokens in enumerate(self.aggregated(features))]
+            distance = torch.stack(distances).mean(dim=0)
             score = distance.amax(dim=1) + self.memory_image_weight * score
             patches = distance + self.memory_map_weight * patches
         anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)

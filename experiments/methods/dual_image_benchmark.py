@@ -5,10 +5,10 @@
     python experiments/methods/dual_image_benchmark.py --device cuda --rounds 20
 
 Timed is a whole step of a test, from the images in memory to scores and maps: the pass over the images and those of
-their references that are not in the batch, and with adaptation the synthesis of the anomalies, the pass over them and the steps of the adapters. That
-pass is also timed by itself, as a ratio can be without it. Texts are embedded before. A round times each once, in turn,
-so that all meet the same state of the machine; reported are medians of the ratios within the rounds. Weights are random
-by default: the cost does not depend on them.
+their references that are not in the batch, and with adaptation the synthesis of the anomalies, the pass over them and
+the steps of the adapters. That pass is also timed by itself, as a ratio can be without it. Texts are embedded before. A
+round times each once, in turn, so that all meet the same state of the machine; reported are medians of the ratios
+within the rounds. Weights are random by default: the cost does not depend on them.
 """
 
 import argparse

@@ -32,10 +32,11 @@ def test_tokens_and_text(case: GoldenCase) -> None:
     kept, small = case.golden("sample_tokens"), case.golden("sample_tokens_small")
     features = case.features()
     case.check(torch.stack(features.tokens)[:, :, kept], "taps", 1e-5)
-    aggregated = list(case.model.aggregated(features))
-    case.check(torch.stack(aggregated)[:, :, small], "aggregated", 1e-5)
-    case.check(torch.stack([case.model.adapter(tokens) for tokens in aggregated])[:, :, small], "adaptor_out", 1e-5)
-    case.check(torch.stack([case.model.adapted(tokens) for tokens in aggregated])[:, :, small], "features", 1e-5)
+    case.check(torch.stack(list(case.model.aggregated(features)))[:, :, small], "aggregated", 1e-5)
+    mixtures = case.model.mixtures(features.grid)
+    adapted = [one for tokens in features.tokens for one in case.model.adapter(tokens, mixtures)]
+    case.check(torch.stack(adapted)[:, :, small], "adaptor_out", 1e-5)
+    case.check(torch.stack(list(case.model.adapted(features)))[:, :, small], "features", 1e-5)
     case.check(case.model.prompts(case.model.backbone), "text_features_raw", 1e-5)
     case.check(case.model.text_embeddings(), "text_features", 1e-5)
     ids = case.model.backbone.tokenize(["without defect.", "with defect."])
@@ -109,8 +110,5 @@ def test_targets_and_alignment(case: GoldenCase) -> None:
     targets = patch_targets(case.batch.mask, features.grid)
     torch.testing.assert_close(targets[:, None], case.golden("step1.target_map"), rtol=0, atol=0)
     assert (targets == 0.5).any()
-    per_set = [
-        patch_alignment_loss(case.model.adapted(tokens)[:, 1:], targets.flatten(1))
-        for tokens in case.model.aggregated(features)
-    ]
+    per_set = [patch_alignment_loss(adapted[:, 1:], targets.flatten(1)) for adapted in case.model.adapted(features)]
     case.check(torch.stack(per_set), "step1.loss.align_per_set")
