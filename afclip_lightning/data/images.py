@@ -161,11 +161,23 @@ def read_image(path: Path, draft: int | None = None) -> np.ndarray:
         DatasetError: The file cannot be read or decoded to its end, has more than 16 bits a channel or more than
             `MAX_PIXELS` pixels.
     """
-    image = decode_image(path, upright=True, draft=draft)
+    return rgb_pixels(decode_image(path, upright=True, draft=draft), str(path))
+
+
+def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Returns the pixels of a decoded image, `[H, W, 3]`, uint8; see `read_image`.
+
+    Args:
+        image: In any mode.
+        name: What messages call it.
+
+    Raises:
+        DatasetError: It has more than 16 bits a channel.
+    """
     if image.mode.startswith(("I", "F")):  # Pillow would cut these at 255 instead of scaling them
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DatasetError(f"{path}: has more than 16 bits a pixel. Save it with 8 or 16 bits.")
+            raise DatasetError(f"{name}: has more than 16 bits a pixel. Save it with 8 or 16 bits.")
         image = Image.fromarray(to_eight_bits(values))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 

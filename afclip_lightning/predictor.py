@@ -1,0 +1,472 @@
+"""One's own images through a trained head or a training-free method: `load`, then `predict`."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+
+from afclip_lightning import heads
+from afclip_lightning.calibration import SUFFIX, Calibration, Threshold, fingerprint
+from afclip_lightning.data.images import check_size, read_image, rgb_pixels
+from afclip_lightning.data.loading import _keep_memory
+from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.memory import FewShotMemory
+from afclip_lightning.methods.aprilgan import APRILGAN
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.methods.musc import MuSc
+from afclip_lightning.tiles import Layout, Tiling
+from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_lightning.verdict import Inspection, Region
+
+__all__ = ["Inspection", "Predictor", "Region", "load"]
+
+Source: TypeAlias = "str | Path | Image.Image | np.ndarray"
+Build = Callable[[Mapping[str, Any]], AnomalyMethod]
+DATASET = "inspection"
+NAMELESS = Path("image")  # what an image that comes from no file is called
+
+
+def load(
+    path: str | Path,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    tiling: Tiling | None = None,
+    category: str = "object",
+    shots: Sequence[Source] = (),
+    threshold: float | None = None,
+    pixel_threshold: float | None = None,
+    calibration: str | Path | None = "auto",
+    batch_size: int = 8,
+    backbones: heads.Backbones | None = None,
+) -> "Predictor":
+    """Returns a model that images can be given to.
+
+    Args:
+        path: A checkpoint, the folder of a run, a config of a method that trains nothing, or such a method's name.
+        arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
+        device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU if there is one.
+        tiling: How images are seen; squashed into a square by default.
+        category: What prompts call the product, for methods whose prompts name it.
+        shots: Good images for a few-shot method; see `Predictor.remember`.
+        threshold: Scores above it are anomalous, in place of the calibration's.
+        pixel_threshold: Values of the map above it are anomalous, in place of the calibration's.
+        calibration: A file that `calibrate` wrote; `auto` takes the one beside the checkpoint if it is there, `None`
+            takes none.
+        batch_size: Views a batch, a view being an image or a tile of it.
+        backbones: Those that are there already; what is built is added.
+
+    Raises:
+        UserError: A file cannot be read, an argument is wrong, or the calibration is of another checkpoint or of other
+            settings.
+    """
+    known: heads.Backbones = {} if backbones is None else backbones
+    given = dict(arguments or {})
+    model = Predictor(
+        lambda more: _build(path, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
+    )
+    model.checkpoint, model.arguments = _fingerprint(path), given
+    if shots:
+        model.remember(shots)
+    beside = calibration_path(path)
+    place = beside if calibration == "auto" else None if calibration is None else Path(calibration)
+    if place and (calibration != "auto" or place.is_file()):
+        found = Calibration.read(place)
+        found.check(place, model.checkpoint, model.settings)
+        model.calibration = found
+    model.threshold, model.pixel_threshold = threshold, pixel_threshold
+    return model
+
+
+class Predictor:
+    """A model for one's own images. `load` makes one.
+
+    What it says of an image depends on neither the batch that it is in nor on other images.
+
+    Args:
+        build: Makes the method, with these constructor arguments in place of its own.
+        tiling: How images are seen.
+        category: What prompts call the product.
+        device: See `load`.
+        batch_size: Views a batch.
+
+    Attributes:
+        method: The method, in eval mode on its device.
+        calibration: Where thresholds come from, or `None`.
+        threshold: Of image scores, in place of the calibration's.
+        pixel_threshold: Of the values of maps, in place of the calibration's.
+        checkpoint: What the checkpoint is known by in a calibration.
+        arguments: Constructor arguments that were given in place of the file's.
+
+    Raises:
+        UserError: The method compares all images of a test set, or the device is not there.
+    """
+
+    def __init__(self, build: Build, tiling: Tiling, category: str, device: str, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.build = build
+        self.tiling = tiling
+        self.category = category
+        self.batch_size = batch_size
+        self.device = _device(device)
+        self.calibration: Calibration | None = None
+        self.threshold: float | None = None
+        self.pixel_threshold: float | None = None
+        self.checkpoint = ""
+        self.arguments: dict[str, Any] = {}
+        self.shots: str | None = None  # digest of what is remembered
+        self.references: Tensor | None = None
+        self.method = self._prepared(build({}))
+
+    def predict(self, image: Source) -> Inspection:
+        """Returns what the model says of an image.
+
+        Args:
+            image: A path, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+
+        Raises:
+            UserError: The image cannot be read, or the method needs good images first.
+        """
+        return self.predict_many([image])[0]
+
+    def predict_many(self, images: Sequence[Source]) -> list[Inspection]:
+        """Returns what the model says of images, in their order; the same as of each by itself, up to rounding.
+
+        Args:
+            images: See `predict`.
+
+        Raises:
+            UserError: An image cannot be read, or the method needs good images first.
+        """
+        found: dict[int, Inspection] = {}
+        for index, outcome in self.stream(images):
+            if isinstance(outcome, UserError):
+                raise outcome
+            found[index] = outcome
+        return [found[index] for index in range(len(images))]
+
+    def stream(
+        self, images: Sequence[Source], num_workers: int = 0, keep_images: bool = True
+    ) -> Iterator[tuple[int, Inspection | UserError]]:
+        """Yields the position of each image with what the model says of it, or with why it cannot be read.
+
+        Images of one view come in their order; of several, as their last view is scored.
+
+        Memory holds the images that the loader processes decode, a batch of views, and one map at the size of each
+        image that is not complete.
+
+        Args:
+            images: See `predict`.
+            num_workers: Processes that decode; 0 decodes in this one.
+            keep_images: Whether the results hold the images, for `overlay`.
+
+        Raises:
+            UserError: The method needs good images first.
+        """
+        self._check_ready()
+        views = _Views(images, self.tiling, self.method.preprocess.image_size, self.batch_size, keep_images)
+        loader = DataLoader(
+            views, self.batch_size, num_workers=num_workers, collate_fn=_collate, worker_init_fn=_keep_memory
+        )
+        begun: dict[int, _Begun] = {}
+        for items, pixels in loader:
+            seen = [item for item in items if isinstance(item, _View)]
+            names = [_name(images[item.index]) for item in seen]
+            scored = iter(zip(*self._score(list(pixels.numpy()), names), strict=True) if seen else ())
+            for item in items:
+                if isinstance(item, _Failure):
+                    yield item.index, DatasetError(item.reason)
+                    continue
+                score, anomaly_map = next(scored)
+                if item.view == 0:
+                    begun[item.index] = _Begun(item, self.tiling, views.size)
+                current = begun[item.index]
+                if current.add(item.view, float(score), anomaly_map):
+                    yield item.index, self._judge(begun.pop(item.index))
+
+    def remember(self, images: Sequence[Source]) -> None:
+        """Makes good images the memory of a few-shot method, in place of what it remembered before.
+
+        They are seen as all images are, tiles included. Methods that compare an image with another one (Dual-Image
+        CLIP, MuSc-2) take them for that, each as a whole. Thresholds of a calibration no longer hold, and are dropped.
+
+        Args:
+            images: See `predict`.
+
+        Raises:
+            UserError: The method has no memory, or an image cannot be read.
+        """
+        if not images:
+            raise ValueError("there is no image to remember")
+        name = type(self.method).__name__
+        whole, pictures = [], []
+        digest = hashlib.sha256()
+        for image in images:
+            pixels = read_pixels(image)
+            digest.update(np.ascontiguousarray(pixels).tobytes())
+            layout = Layout(*pixels.shape[:2], self.tiling, self.method.preprocess.image_size)
+            views = [layout.cut(pixels, view) for view in range(len(layout))]
+            whole.append(views[0])
+            pictures += views
+        if hasattr(self.method, "pairing"):
+            self.references = self.method.preprocess.to_tensors(whole).to(self.device)
+        elif isinstance(getattr(self.method, "memory", None), FewShotMemory):
+            self.method = self._prepared(self.build({"k_shot": len(images)}))
+            self._fill(pictures)
+        else:
+            raise UserError(f"{name} has no memory for good images. AFCLIP, WinCLIP and DualImageCLIP take them.")
+        self.shots = digest.hexdigest()[:16]
+        self.calibration = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Returns what scores depend on beside the checkpoint, as plain values."""
+        features = self.method.spec.to_dict()
+        return {
+            "tiling": self.tiling.to_dict(),
+            "category": self.category,
+            "shots": self.shots,
+            "features": {name: value for name, value in features.items() if name != "weights"},  # their hash is there
+            "arguments": self.arguments,
+        }
+
+    def _prepared(self, method: AnomalyMethod) -> AnomalyMethod:
+        if isinstance(method, MuSc) or (isinstance(method, APRILGAN) and method.k_shot):
+            raise UserError(
+                f"{type(method).__name__}{' with good images' if isinstance(method, APRILGAN) else ''} scores an image "
+                "in relation to all test images of its category, so it has no verdict on one alone. Use "
+                "`python -m afclip_lightning predict --config …` with the data Folder."
+            )
+        method.to(self.device)
+        with torch.inference_mode():
+            method.on_evaluation_start()
+        return method
+
+    def _fill(self, pictures: Sequence[np.ndarray]) -> None:
+        """Fills the memory from views, a batch at a time."""
+        memory: FewShotMemory = self.method.memory  # type: ignore[assignment]
+        key = (DATASET, self.category)
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(pictures), self.batch_size):
+                image = self.method.preprocess.to_tensors(pictures[start : start + self.batch_size])
+                self.method.remember(key, image)  # type: ignore[operator]
+                parts.append(memory.banks[key])
+            memory.banks[key] = [torch.cat(sets) for sets in zip(*parts, strict=True)]
+
+    def _check_ready(self) -> None:
+        if self.shots is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0)):
+            raise UserError(
+                f"{type(self.method).__name__} compares an image with good ones, and has none: give some "
+                "(--shots DIR; in Python, `remember`)."
+            )
+
+    @torch.inference_mode()
+    def _score(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores `[B]` and maps `[B, S, S]` of views `[S, S, 3]`, float32."""
+        count, size = len(views), self.method.preprocess.image_size
+        batch = Batch(
+            image=self.method.preprocess.to_tensors(views),
+            mask=torch.zeros(count, size, size, dtype=torch.uint8),
+            label=torch.full((count,), UNKNOWN),
+            mask_known=torch.zeros(count, dtype=torch.bool),
+            samples=[
+                Sample(DATASET, self.category, "test", name, UNKNOWN, mask_known=False, word=self.category)
+                for name in names
+            ],
+        ).to(self.device)
+        if self.references is not None:
+            batch.reference = self.references
+            batch.reference_rows = (count + torch.arange(len(self.references))).expand(count, -1).to(self.device)
+        prediction = self.method.score(self.method.extract(batch), batch)
+        return prediction.pred_score.cpu().numpy(), prediction.anomaly_map.cpu().numpy()
+
+    def _judge(self, done: "_Begun") -> Inspection:
+        image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
+        return Inspection(
+            done.score,
+            done.anomaly_map,
+            _value(image, self.threshold),
+            _value(pixel, self.pixel_threshold),
+            image and image.scale,
+            pixel and pixel.scale,
+            done.image,
+        )
+
+
+def _value(calibrated: Threshold | None, given: float | None) -> float | None:
+    return given if given is not None or calibrated is None else calibrated.value
+
+
+def read_pixels(source: Source) -> np.ndarray:
+    """Returns an image `[H, W, 3]`, uint8, RGB, upright.
+
+    Args:
+        source: A path, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+
+    Raises:
+        DatasetError: The file cannot be read, or the image is too large.
+        ValueError: The array is of another kind.
+    """
+    if isinstance(source, (str, Path)):
+        return read_image(Path(source))
+    if isinstance(source, Image.Image):
+        check_size(NAMELESS, *source.size)
+        try:
+            return rgb_pixels(ImageOps.exif_transpose(source), "the image")
+        except (OSError, SyntaxError) as error:  # a file is decoded only now
+            raise DatasetError(f"the image cannot be decoded ({error}).") from error
+    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+        raise ValueError(f"an image must be [H, W, 3], uint8, got {[*source.shape]}, {source.dtype}")
+    return source
+
+
+def calibration_path(path: str | Path) -> Path | None:
+    """Returns where the calibration of a checkpoint lies, beside it; `None` for a method that is named."""
+    if _is_name(path):
+        return None
+    path = Path(path)
+    file = path / heads.HEAD_FILE if path.is_dir() else path
+    return file.with_name(file.stem + SUFFIX)
+
+
+def _is_name(path: str | Path) -> bool:
+    return str(path).isidentifier() and not Path(path).exists()
+
+
+def _build(path: str | Path, arguments: Mapping[str, Any], backbones: heads.Backbones) -> AnomalyMethod:
+    if not _is_name(path):
+        return heads.load_head(path, arguments, backbones)
+    method = heads.build({"class_path": str(path)}, arguments, backbones)
+    if method.trainable_names():
+        raise UserError(f"{path} has to be trained: run fit, and name its {heads.HEAD_FILE}.")
+    return method
+
+
+def _fingerprint(path: str | Path) -> str:
+    if _is_name(path):
+        return str(path)
+    path = Path(path)
+    if path.suffix in heads.CONFIG_SUFFIXES:
+        return fingerprint(json.dumps(heads.read_model(path), sort_keys=True).encode())
+    return fingerprint((path / heads.HEAD_FILE if path.is_dir() else path).read_bytes())
+
+
+def _device(name: str) -> torch.device:
+    """Returns a device that is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}). Use cpu or auto.") from error
+
+
+def _name(source: Source) -> Path:
+    return Path(source) if isinstance(source, (str, Path)) else NAMELESS
+
+
+@dataclass(frozen=True)
+class _View:
+    """One view of an image on its way from a loader process.
+
+    Attributes:
+        index: Position of the image.
+        view: Which of its views.
+        shape: Height and width of the image.
+        pixels: `[S, S, 3]`, uint8; `None` once it is in the batch's tensor.
+        image: `[H, W, 3]`, uint8, with the first view, if images are kept.
+    """
+
+    index: int
+    view: int
+    shape: tuple[int, int]
+    pixels: np.ndarray | None
+    image: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An image that cannot be read, and why."""
+
+    index: int
+    reason: str
+
+
+class _Begun:
+    """An image whose views are being scored.
+
+    Args:
+        first: Its first view.
+        tiling: How it is seen.
+        size: Side of the square that the backbone takes.
+    """
+
+    def __init__(self, first: _View, tiling: Tiling, size: int) -> None:
+        self.layout = Layout(*first.shape, tiling, size)
+        self.image = None if first.image is None else first.image.numpy()
+        self.anomaly_map = np.zeros(first.shape, np.float32)
+        self.score = -np.inf
+        self.left = len(self.layout)
+
+    def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
+        """Adds a view, and returns whether it was the last."""
+        self.score = max(self.score, score)
+        self.layout.add(self.anomaly_map, view, anomaly_map)
+        self.left -= 1
+        return not self.left
+
+
+class _Views(IterableDataset[Any]):
+    """Decodes images and yields their views one by one, so that no more than one image is held.
+
+    Loader processes take the images in turns, a batch's number at a time: where each has one view, batches come in
+    the images' order.
+    """
+
+    def __init__(self, images: Sequence[Source], tiling: Tiling, size: int, block: int, keep_images: bool) -> None:
+        self.images = images
+        self.tiling = tiling
+        self.size = size
+        self.block = block
+        self.keep_images = keep_images
+
+    def __iter__(self) -> Iterator[_View | _Failure]:
+        for index in self._mine():
+            try:
+                image = read_pixels(self.images[index])
+                layout = Layout(*image.shape[:2], self.tiling, self.size)
+            except UserError as error:
+                yield _Failure(index, str(error))
+                continue
+            kept = torch.from_numpy(np.array(image)) if self.keep_images else None
+            for view in range(len(layout)):
+                shape = (layout.height, layout.width)
+                yield _View(index, view, shape, layout.cut(image, view), None if view else kept)
+
+    def _mine(self) -> Iterable[int]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for start in range(number * self.block, len(self.images), workers * self.block):
+            yield from range(start, min(start + self.block, len(self.images)))
+
+
+def _collate(items: Sequence[_View | _Failure]) -> tuple[list[_View | _Failure], Tensor | None]:
+    """Returns the items without their pixels, and these in one tensor `[n, S, S, 3]`, uint8; `None` for none."""
+    pixels = [item.pixels for item in items if isinstance(item, _View)]
+    bare = [_View(i.index, i.view, i.shape, None, i.image) if isinstance(i, _View) else i for i in items]
+    return bare, default_collate(pixels) if pixels else None

@@ -1,0 +1,214 @@
+"""From an image of any size to the squares that a backbone takes, and from their maps back to the image's own frame."""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from afclip_lightning.errors import UserError
+
+Fit = Literal["squash", "pad", "tiles"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
+MAX_VIEWS = 4096
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is seen: as a whole, and beside that in tiles of a chosen scale.
+
+    The score of an image is the highest of all its views, its map the mean of the whole's and the tiles' maps.
+
+    Attributes:
+        fit: How an image that is no square is seen as a whole: `squash` resizes it to a square, as the papers do; `pad`
+            keeps its shape and repeats its border pixels up to a square; `tiles` sees it in squares of its shorter
+            side.
+        tiles: Tiles along the shorter side; 1 leaves them out.
+        tile_size: Side of the tiles in pixels of the image, in place of `tiles`; not above its shorter side.
+        overlap: Share of a tile's side that it has in common with the next one, at least.
+
+    Raises:
+        ValueError: A value is out of its range, or both `tiles` and `tile_size` are given.
+    """
+
+    fit: Fit = "squash"
+    tiles: int = 1
+    tile_size: int | None = None
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {self.fit!r}")
+        if self.tiles < 1:
+            raise ValueError(f"tiles must be at least 1, got {self.tiles}")
+        if self.tile_size is not None and (self.tile_size < 1 or self.tiles > 1):
+            raise ValueError(f"tile_size must be at least 1 and without tiles, got {self.tile_size} and {self.tiles}")
+        if not 0 <= self.overlap <= 0.75:
+            raise ValueError(f"overlap must be 0 to 0.75, got {self.overlap}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain values."""
+        return asdict(self)
+
+    def side(self, height: int, width: int) -> int | None:
+        """Returns the side of the tiles in pixels of an image, or `None` where there are none."""
+        short = min(height, width)
+        if self.tile_size is not None:
+            return min(self.tile_size, short)
+        return math.ceil(short / (1 + (self.tiles - 1) * (1 - self.overlap))) if self.tiles > 1 else None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one side of an image, evenly spread from its one end to the other.
+
+    Attributes:
+        length: Of the image, in pixels.
+        side: Of a tile, in pixels, not above `length`.
+        overlap: Share of a tile that it has in common with the next, at least.
+    """
+
+    length: int
+    side: int
+    overlap: float
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Returns the first pixel of each tile."""
+        steps = math.ceil((self.length - self.side) / max(1, math.floor(self.side * (1 - self.overlap))))
+        return [round(i * (self.length - self.side) / steps) for i in range(steps + 1)] if steps else [0]
+
+    @cached_property
+    def _window(self) -> np.ndarray:
+        """Returns how much the pixels of a tile count before they are normalised: less and less towards its ends."""
+        from_end = np.minimum(np.arange(self.side), np.arange(self.side)[::-1]) + 0.5
+        return np.minimum(from_end / max(1.0, self.overlap * self.side), 1.0)
+
+    @cached_property
+    def _total(self) -> np.ndarray:
+        total = np.zeros(self.length)
+        for start in self.starts:
+            total[start : start + self.side] += self._window
+        return total
+
+    def weights(self, index: int) -> np.ndarray:
+        """Returns how much the pixels of a tile count, `[side]`, float32; over all tiles it is 1 for each pixel."""
+        start = self.starts[index]
+        return (self._window / self._total[start : start + self.side]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Equal tiles that cover an image.
+
+    Attributes:
+        rows: Along its height.
+        columns: Along its width.
+        inside: Where a tile lies in the square that the backbone sees, in its pixels; all of it unless it was padded.
+    """
+
+    rows: Axis
+    columns: Axis
+    inside: Box
+
+    def __len__(self) -> int:
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    def box(self, index: int) -> Box:
+        """Returns where a tile lies in the image."""
+        row, column = divmod(index, len(self.columns.starts))
+        left, top = self.columns.starts[column], self.rows.starts[row]
+        return left, top, left + self.columns.side, top + self.rows.side
+
+
+class Layout:
+    """The views of one image.
+
+    Args:
+        height: Of the image, in pixels.
+        width: Likewise.
+        tiling: How it is seen.
+        size: Side of the square that the backbone takes, in pixels.
+
+    Raises:
+        UserError: It would take more than `MAX_VIEWS` views.
+    """
+
+    def __init__(self, height: int, width: int, tiling: Tiling, size: int) -> None:
+        self.height, self.width, self.size = height, width, size
+        everything = (0, 0, size, size)
+        if tiling.fit == "tiles":
+            short = min(height, width)
+            self.levels = [_level(height, width, short, short, tiling.overlap, everything)]
+        else:
+            inside = _centred(height, width, size) if tiling.fit == "pad" else everything
+            self.levels = [_level(height, width, height, width, 0.0, inside)]
+        side = tiling.side(height, width)
+        if side is not None and (side < min(height, width) or tiling.fit != "tiles"):
+            self.levels.append(_level(height, width, side, side, tiling.overlap, everything))
+        if len(self) > MAX_VIEWS:
+            raise UserError(
+                f"an image of {width}×{height} pixels would take {len(self)} tiles, and the limit is {MAX_VIEWS}: "
+                "choose larger ones, or another fit."
+            )
+
+    def __len__(self) -> int:
+        return sum(map(len, self.levels))
+
+    def _find(self, view: int) -> tuple[Level, int]:
+        for level in self.levels:
+            if view < len(level):
+                return level, view
+            view -= len(level)
+        raise IndexError(view)
+
+    def cut(self, image: np.ndarray, view: int) -> np.ndarray:
+        """Returns what the backbone sees of the image `[H, W, 3]` in one view, `[size, size, 3]`, uint8."""
+        level, index = self._find(view)
+        left, top, right, bottom = level.box(index)
+        x, y, end_x, end_y = level.inside
+        part = Image.fromarray(image[top:bottom, left:right])
+        pixels = np.array(part.resize((end_x - x, end_y - y), Image.Resampling.BICUBIC))
+        return cv2.copyMakeBorder(pixels, y, self.size - end_y, x, self.size - end_x, cv2.BORDER_REPLICATE)
+
+    def add(self, anomaly_map: np.ndarray, view: int, seen: np.ndarray) -> None:
+        """Adds the map of a view to the map of the image, in place; after all views that is the merged map.
+
+        Args:
+            anomaly_map: `[H, W]`, float32; zeros at first.
+            view: Which view.
+            seen: `[size, size]`, float32, the view's map.
+        """
+        level, index = self._find(view)
+        left, top, right, bottom = level.box(index)
+        x, y, end_x, end_y = level.inside
+        part = resize_map(seen[y:end_y, x:end_x], bottom - top, right - left)
+        if len(self) == 1:
+            anomaly_map[:] = part
+            return
+        row, column = divmod(index, len(level.columns.starts))
+        part *= level.rows.weights(row)[:, None]
+        part *= level.columns.weights(column) / len(self.levels)
+        anomaly_map[top:bottom, left:right] += part
+
+
+def resize_map(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns a map `[h, w]`, float32, at another size, `[height, width]`: bilinear, and a mean where it shrinks."""
+    size = anomaly_map.shape
+    shrinks = height < size[0] and width < size[1]
+    return cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _level(height: int, width: int, tall: int, wide: int, overlap: float, inside: Box) -> Level:
+    return Level(Axis(height, tall, overlap), Axis(width, wide, overlap), inside)
+
+
+def _centred(height: int, width: int, size: int) -> Box:
+    """Returns where an image of this shape lies in the middle of a square."""
+    scale = size / max(height, width)
+    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    left, top = (size - wide) // 2, (size - tall) // 2
+    return left, top, left + wide, top + tall
