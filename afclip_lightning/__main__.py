@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 _LIGHT = {
+    "benchmark": "afclip_lightning.benchmark.command",
     "datasets": "afclip_lightning.datasets",
     "evaluate": "afclip_lightning.evaluate",
     "features": "afclip_lightning.features",

@@ -277,6 +277,9 @@ class AnomalyCLI(LightningCLI):
         for part in self.datamodule.parts:
             part.store = store
         data = self.datamodule
+        if not self.trainer.is_global_zero:
+            return  # one process looks after the space, and first makes what a dataset makes on disk
+        data.prepare_data()
         read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
         if self.subcommand == "fit":
             read += [sample.image_path for sample in data.training_set.samples(data.training_set.train_split)]

@@ -35,8 +35,8 @@ class Method:
         seeds: Seeds in place of the matrix's, for a method on which they have no bearing.
         tests: The test sets it is for; all by default.
         trains: Whether it is fitted. One that is not is tested once on each test set.
-        published: Its name, or that of its variant, in the published numbers; the name in the matrix by default.
-        table: The one published table it belongs to, like `AF-CLIP, Table 4`; for variants. Else all that name it.
+        published: Its names in the published numbers, those of variants in ablations too; by default the name in the
+            matrix.
     """
 
     configs: list[str] = MISSING
@@ -45,8 +45,7 @@ class Method:
     seeds: list[int] | None = None
     tests: list[str] | None = None
     trains: bool = True
-    published: str | None = None
-    table: str | None = None
+    published: list[str] | None = None
 
 
 @dataclass
@@ -184,7 +183,7 @@ def plan(matrix: Matrix, out: Path) -> Plan:
     Raises:
         UserError: A config or dataset cannot be read or built, or a category is trained on and tested on.
     """
-    from afclip_lightning.benchmark.datasets import absent, check_transfer, section
+    from afclip_lightning.benchmark.probe import absent, check_transfer, section
 
     sections = {name: section(name, value) for name, value in matrix.datasets.items()}
     used = [name for t in matrix.transfers for name in (t.train, *t.test)]
@@ -238,12 +237,14 @@ class _Builder:
     def _step(
         self, command: str, name: str, read: str, test: str, more: Sequence[str], fitted: str, shots: int = 0
     ) -> Step:
+        from afclip_lightning.benchmark.probe import reads_features
+
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
             path = Path(template.format(train=self.train, test=test or self.train))
             configs[self.folder / f"{number}-{path.name}"] = _without_data(path)
         store = ()
-        if self.matrix.store and reads_features(self.method_name, configs.values()):
+        if self.matrix.store and reads_features(self.method_name, list(configs.values())):
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
         configs[self.folder / f"data-{_slug(read)}.yaml"] = {"data": self.sections[read]}
         options = (*QUIET, *store, *self.matrix.options, *self.method.options, f"--seed_everything={self.seed}", *more)
@@ -252,29 +253,6 @@ class _Builder:
         digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
         files = [f"--config={path}" for path in configs]
         return Step(name, (command, *files, *options, f"--run_dir={CELL}/{name}"), digest, test, shots)
-
-
-def reads_features(method: str, configs: Any) -> bool:
-    """Returns whether a method takes a backbone's features alone, so that they can be kept.
-
-    Raises:
-        UserError: The configs name no method, or none that there is.
-    """
-    from pydoc import locate
-
-    import afclip_lightning.methods
-    from afclip_lightning.cli import import_submodules
-    from afclip_lightning.methods.base import AnomalyMethod
-
-    import_submodules(afclip_lightning.methods)
-    paths = [str(c["model"]["class_path"]) for c in configs if "class_path" in (c.get("model") or {})]
-    known = {cls.__name__: cls for cls in AnomalyMethod.__subclasses__()}
-    found = (known.get(paths[-1]) or locate(paths[-1])) if paths else None
-    if not (isinstance(found, type) and issubclass(found, AnomalyMethod)):
-        raise UserError(
-            f"method {method!r}: its configs name {paths[-1] if paths else 'no model'}, which is no method."
-        )
-    return not found.needs_pixels
 
 
 def read_yaml(path: Path) -> Any:

@@ -123,7 +123,9 @@ def run_cells(
         with suppress(queue.Empty):
             while not worker.stopped:
                 cell = waiting.get_nowait()
-                settle(cell, worker.run(cell))
+                outcome = worker.run(cell)
+                if not worker.stopped:  # a cell that was interrupted has not failed
+                    settle(cell, outcome)
 
     workers = [Worker(run, retry, time_limit) for _ in range(min(jobs, waiting.qsize()))]
     with ThreadPoolExecutor(max(1, len(workers))) as threads:
@@ -131,7 +133,9 @@ def run_cells(
         try:
             for future in futures:
                 future.result()
-        finally:  # after an interrupt too: a thread ends when its worker has
+            for worker in workers:
+                worker.close()
+        finally:  # after an interrupt: a thread ends when its worker has
             for worker in workers:
                 worker.stop()
     return outcomes
@@ -158,6 +162,8 @@ class Worker:
             self._start()
         process, connection = self.process, self.connection
         assert process is not None
+        if self.stopped:  # while it started
+            _kill(process)
         outcome = None
         with suppress(OSError, EOFError):  # it died
             connection.send(cell)
@@ -171,8 +177,15 @@ class Worker:
         if not outcome.clean:
             _kill(process)
             self.process = None
-            _record(cell, outcome.error)
+            if not self.stopped:
+                _record(cell, outcome.error)
         return outcome
+
+    def close(self) -> None:
+        """Lets the process, which is idle, end by itself."""
+        if self.process is not None:
+            self.connection.close()
+            self.process.join(30)
 
     def stop(self) -> None:
         """Ends the process, whatever it does."""

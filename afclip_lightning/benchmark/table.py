@@ -98,7 +98,8 @@ def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     today = {cell.folder / step.name: step.digest for cell in cells for step in cell.steps}
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / f".{TABLE}.lock"):  # who writes last has read what all the others wrote
-        rows, damaged = [], []
+        rows: list[Row] = []
+        damaged: list[str] = []
         for path in sorted((out / "cells").glob(f"*/*/{DONE}")):
             folder = path.parent
             try:

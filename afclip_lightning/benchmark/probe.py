@@ -1,17 +1,20 @@
-"""The datasets of a benchmark: what a matrix says of them, and what is on disk."""
+"""What a benchmark asks the project's classes: what is on disk, what may be tested on what, what a store can keep."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 import afclip_lightning.data
+import afclip_lightning.methods
 from afclip_lightning.benchmark.matrix import read_yaml
 from afclip_lightning.cli import import_submodules
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.methods.base import AnomalyMethod
 
 
 def section(name: str, value: Any) -> Mapping[str, Any]:
@@ -53,6 +56,27 @@ def check_transfer(train: str, trained: Mapping[str, Any], test: str, tested: Ma
         CrossDataset(_build(train, trained), _build(test, tested))
     except ValueError as error:
         raise UserError(f"from {train} to {test}: {error}") from error
+
+
+def reads_features(method: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether a method takes a backbone's features alone, so that they can be kept.
+
+    Raises:
+        UserError: The configs name no method, or none that there is.
+    """
+    import_submodules(afclip_lightning.methods)
+    paths = [str(config["model"]["class_path"]) for config in configs if "class_path" in (config.get("model") or {})]
+    path = paths[-1] if paths else ""
+    found = {cls.__name__: cls for cls in _subclasses(AnomalyMethod)}.get(path) or locate(path)
+    if not (isinstance(found, type) and issubclass(found, AnomalyMethod)):
+        raise UserError(f"method {method!r}: its configs name {path or 'no model'}, which is no method.")
+    return not found.needs_pixels
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _subclasses(child)
 
 
 def _build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:

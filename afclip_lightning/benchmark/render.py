@@ -1,0 +1,211 @@
+"""A benchmark's table for people: what was measured, and in the shape of the papers' tables beside what they print."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from afclip_lightning.benchmark.matrix import Matrix
+from afclip_lightning.benchmark.published import Published, members
+from afclip_lightning.benchmark.table import Row
+from afclip_lightning.results import MEAN, METRICS, TITLES
+
+NONE = "–"
+TITLE = dict(zip(METRICS, TITLES, strict=True))
+# These list datasets downwards and methods across, and print the metrics of a level together; the others list methods
+# downwards.
+BY_DATASET = {
+    "AF-CLIP, Table 1",
+    "FAPrompt, Table 1",
+    "FAPrompt, Table 2",
+    "KAnoCLIP, Table 1",
+    "KAnoCLIP, Table 2",
+}
+Key = tuple[str, str, str]  # shots, dataset, metric
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts.
+
+    Attributes:
+        title: What it shows.
+        header: Names of the columns.
+        rows: Texts, as many a row as there are columns.
+        left: How many columns are names, on the left.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a method of the matrix has reached: in percent, the means over categories, by seed."""
+
+    method: str
+    labels: tuple[str, ...]
+    values: Mapping[Key, Mapping[int, float]]
+
+    def over_seeds(self, key: Key, published: list[Published]) -> list[float]:
+        """Returns the value of each seed; for `industrial` and `medical`, of the seeds that all their sets have."""
+        shots, dataset, metric = key
+        if dataset not in ("industrial", "medical"):
+            return list(self.values.get(key, {}).values())
+        parts = [self.values.get((shots, name, metric), {}) for name in members(published, dataset, metric)]
+        return [mean(part[seed] for part in parts) for seed in parts[0] if all(seed in part for part in parts)]
+
+
+def measured(rows: Sequence[Row], matrix: Matrix) -> list[Measured]:
+    """Returns what each method has reached, in the order of the matrix.
+
+    Where heads of several training sets were tested on one set, the first training set of the matrix counts.
+    """
+    trains = ["", *(transfer.train for transfer in matrix.transfers)]
+    result = []
+    for name, method in matrix.methods.items():
+        values: dict[Key, dict[int, float]] = defaultdict(dict)
+        mine = [row for row in rows if row.method == name and row.category == MEAN and row.train in trains]
+        for row in sorted(mine, key=lambda row: (row.seed, trains.index(row.train))):
+            values[str(row.shots), row.dataset, row.metric].setdefault(row.seed, 100 * row.value)
+        result.append(Measured(name, tuple(method.published or [name]), values))
+    return result
+
+
+def spread(values: Sequence[float]) -> str:
+    """Returns the mean, with the sample standard deviation where there are several values."""
+    if not values:
+        return NONE
+    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{deviation}"
+
+
+def own_tables(rows: Sequence[Row], matrix: Matrix) -> list[Grid]:
+    """Returns a table a test set of all that was measured on it, mean ± standard deviation over seeds."""
+    groups: dict[str, dict[tuple[str, str, int], dict[str, dict[int, float]]]] = defaultdict(dict)
+    methods, datasets = list(matrix.methods), list(matrix.datasets)
+    for row in sorted(rows, key=lambda row: (datasets.index(row.dataset), methods.index(row.method), row.shots)):
+        if row.category == MEAN:
+            lines = groups[row.dataset].setdefault((row.method, row.train, row.shots), defaultdict(dict))
+            lines[row.metric][row.seed] = 100 * row.value
+    header = ("method", "trained on", "shots", "seeds", *TITLES)
+    grids = []
+    for dataset, lines in groups.items():
+        body = []
+        for (method, train, shots), metrics in lines.items():
+            seeds = len({seed for values in metrics.values() for seed in values})
+            cells = [spread(list(metrics.get(metric, {}).values())) for metric in METRICS]
+            body.append((method, train or NONE, str(shots), str(seeds), *cells))
+        grids.append(Grid(f"Measured on {dataset}", header, tuple(body), 2))
+    return grids
+
+
+def paper_tables(results: Sequence[Measured], published: list[Published]) -> list[Grid]:
+    """Returns the papers' tables that a method of the matrix is in: as printed, ours, and ours minus the printed.
+
+    Test sets that were measured and that the table does not have follow at its end, without printed numbers.
+    """
+    tables: dict[str, list[Published]] = defaultdict(list)
+    for row in published:
+        tables[row.table].append(row)
+    labels = {label for result in results for label in result.labels}
+    return [_paper_table(t, rows, results, published) for t, rows in tables.items() if labels & {r.label for r in rows}]
+
+
+def _paper_table(table: str, rows: list[Published], results: Sequence[Measured], published: list[Published]) -> Grid:
+    printed = {(row.label, (row.shots, row.dataset, row.metric)): row for row in rows}
+    here = [result for result in results if {row.label for row in rows} & set(result.labels)]
+    columns = dict.fromkeys((row.dataset, row.metric) for row in rows)
+    summed = {
+        name for group in {"industrial", "medical"} & {r.dataset for r in rows} for name in _sets(group, published)
+    }
+    theirs = {row.dataset for row in rows} | summed
+    metrics, shots = {row.metric for row in rows}, {row.shots for row in rows}
+    for key in (key for result in here for key in result.values):
+        if key[0] in shots and key[1] not in theirs and key[2] in metrics:
+            columns[key[1:]] = None
+    lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}  # shots and title to dataset and metric to text
+    for shot, label in dict.fromkeys((row.shots, row.label) for row in rows):
+        keys = {column: (shot, *column) for column in columns}
+        found = {column: printed.get((label, key)) for column, key in keys.items()}
+        lines[shot, label] = {column: row.text if row else NONE for column, row in found.items()}
+        for result in (result for result in here if label in result.labels):
+            ours = {column: result.over_seeds(key, published) for column, key in keys.items()}
+            lines[shot, f"{result.method} (ours)"] = {column: spread(values) for column, values in ours.items()}
+            lines[shot, f"{result.method} (ours − printed)"] = {
+                column: f"{mean(values) - row.value:+.1f}".replace("-", "−") if values and row else NONE
+                for column, values in ours.items()
+                for row in (found[column],)
+            }
+    if table in BY_DATASET:
+        return _by_dataset(table, list(columns), lines)
+    many = len(shots) > 1
+    header = (*(("shots",) if many else ()), "method", *(f"{dataset} {TITLE[metric]}" for dataset, metric in columns))
+    body = [(*((shot,) if many else ()), title, *cells.values()) for (shot, title), cells in lines.items()]
+    return Grid(table, header, tuple(body), 2 if many else 1)
+
+
+def _by_dataset(
+    table: str, columns: list[tuple[str, str]], lines: Mapping[tuple[str, str], Mapping[tuple[str, str], str]]
+) -> Grid:
+    levels: dict[tuple[str, str], list[str]] = defaultdict(list)  # level and dataset to metrics
+    for dataset, metric in columns:
+        levels[metric.partition("_")[0], dataset].append(metric)
+    body = []
+    for (_, dataset), metrics in sorted(levels.items(), key=lambda item: item[0][0]):  # stable: the image level first
+        cells = []
+        for line in lines.values():
+            texts = [line[dataset, metric] for metric in metrics]
+            cells.append(NONE if set(texts) == {NONE} else f"({', '.join(texts)})" if len(texts) > 1 else texts[0])
+        body.append((dataset, ", ".join(TITLE[metric] for metric in metrics), *cells))
+    return Grid(table, ("dataset", "metrics", *(title for _, title in lines)), tuple(body), 2)
+
+
+def _sets(group: str, published: list[Published]) -> set[str]:
+    return {name for metric in METRICS for name in members(published, group, metric)}
+
+
+def markdown(grid: Grid) -> str:
+    """Returns a table as Markdown under its title."""
+    rule = "|" + "|".join("---" if i < grid.left else "---:" for i in range(len(grid.header))) + "|"
+    lines = ["| " + " | ".join(cells) + " |" for cells in (grid.header, *grid.rows)]
+    return "\n".join([f"## {grid.title}", "", lines[0], rule, *lines[1:]])
+
+
+def latex(grids: Iterable[Grid]) -> str:
+    """Returns the tables as a LaTeX document that compiles by itself; it needs the packages booktabs and graphicx."""
+    parts = [
+        r"\documentclass{article}",
+        r"\usepackage[a4paper,landscape,margin=1cm]{geometry}",
+        r"\usepackage{booktabs,graphicx}",
+        r"\begin{document}",
+    ]
+    for grid in grids:
+        columns = "l" * grid.left + "r" * (len(grid.header) - grid.left)
+        lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (grid.header, *grid.rows)]
+        parts += [
+            r"\begin{table}[p]",
+            r"\centering",
+            rf"\caption{{{_escape(grid.title)}}}",
+            r"\resizebox{\linewidth}{!}{%",
+        ]
+        parts += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+        parts += [r"\end{tabular}}", r"\end{table}", r"\clearpage"]
+    return "\n".join([*parts, r"\end{document}", ""])
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
