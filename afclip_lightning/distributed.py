@@ -1,4 +1,4 @@
-"""A batch that several processes share: means and sums over all of it, as each process's share.
+"""What the processes of a run share, and a batch that they share: means and sums over all of it, as shares.
 
 Every strategy averages gradients over the processes. A loss therefore returns this process's *share*: the mean of the
 shares is the loss that one process would have of the whole batch, and the mean of their gradients is its gradient,
@@ -6,13 +6,30 @@ however unequal the parts are. All processes must call these functions equally o
 that depends on the part.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
 
 
 def processes() -> int:
     """Returns how many processes share the run; 1 where it was not started for several."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Returns the number of this process, from 0."""
+    return distributed.get_rank() if processes() > 1 else 0
+
+
+def agreed(value: T) -> T:
+    """Returns what the first process gives."""
+    values = [value]
+    if processes() > 1:
+        distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def total(values: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
@@ -24,9 +23,11 @@ from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.images import list_folders, list_images
 from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
+from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.distributed import processes, rank
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import Batch, Sample, Split
+from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
 Facts = TypeVar("Facts")
 Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
@@ -385,7 +386,7 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: The dataset is not as it must be, or files are skipped in training on several processes.
         """
-        if stage == "fit" and self.loading.on_error == "skip" and _processes() > 1:
+        if stage == "fit" and self.loading.on_error == "skip" and processes() > 1:
             # one whose whole batch is left out would make a step less, and the others would wait for it for ever
             raise DatasetError(
                 "on_error is skip, which several processes cannot train with: one may have nothing left to do where "
@@ -396,8 +397,18 @@ class AnomalyDataModule(AnomalyData):
         self.samples("test")
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Returns the shuffled loader of `train_split`."""
-        return self._loader(self.samples(self.train_split))
+        """Returns the shuffled loader of `train_split`: see `SharedShuffle`.
+
+        Where several processes cannot share the images evenly, some of which nothing is said fill up the last step;
+        they take part in no loss.
+
+        Raises:
+            DatasetError: There are fewer images than processes.
+        """
+        samples = self._enough(self.train_split)
+        fillers = samples[: -len(samples) % processes()]
+        samples += [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in fillers]
+        return self._loader(samples, partial(SharedShuffle, fillers=len(fillers)), training=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split."""
@@ -413,16 +424,19 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: There are fewer images than processes.
         """
-        samples, processes = self.samples(split), _processes()
-        if len(samples) < processes:
-            raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
+        samples = self._enough(split)
         if self.pairing:
             references = draw_references(samples, self.pairing)
-            rank = torch.distributed.get_rank() if processes else 0
-            return self._loader(samples, lambda dataset: GroupedSampler(references, rank, processes or 1), references)
+            return self._loader(samples, lambda dataset: GroupedSampler(references, rank(), processes()), references)
         # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
-        sampler = partial(UnrepeatedDistributedSampler, shuffle=False) if processes else SequentialSampler
+        sampler = partial(UnrepeatedDistributedSampler, shuffle=False) if processes() > 1 else SequentialSampler
         return self._loader(samples, sampler)
+
+    def _enough(self, split: Split) -> list[Sample]:
+        samples = self.samples(split)
+        if len(samples) < processes():
+            raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
+        return samples
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Returns the loader of the test split."""
@@ -431,21 +445,17 @@ class AnomalyDataModule(AnomalyData):
     def _loader(
         self,
         samples: Sequence[Sample],
-        sampler: Callable[[AnomalyDataset], Sampler[int]] | None = None,
+        sampler: Callable[[AnomalyDataset], Sampler[int]],
         references: Sequence[Sequence[int]] | None = None,
+        training: bool = False,
     ) -> DataLoader[Batch]:
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
         named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
         dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store)
-        order = sampler(dataset) if sampler else None
-        return make_loader(dataset, self.batch_size, self.num_workers, self.loading, order, self.skipped)
-
-
-def _processes() -> int:
-    """Returns how many processes share the run; 0 where it was not started for several."""
-    started = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if started else 0
+        return make_loader(
+            dataset, self.batch_size, self.num_workers, self.loading, sampler(dataset), self.skipped, training
+        )
 
 
 def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:

@@ -459,8 +459,9 @@ def make_loader(
     batch_size: int,
     num_workers: int,
     loading: Loading,
-    sampler: Sampler[int] | None,
+    sampler: Sampler[int],
     skipped: dict[Path, str],
+    training: bool = False,
 ) -> DataLoader[Batch]:
     """Returns a loader of batches.
 
@@ -469,16 +470,15 @@ def make_loader(
         batch_size: Images a batch.
         num_workers: Loader processes; 0 loads in the main process.
         loading: How it is loaded.
-        sampler: Order of a pass for evaluation; `None` shuffles, for training.
+        sampler: Order of a pass.
         skipped: Where images that are left out are noted, with `on_error: skip`.
+        training: Whether the batches are for training, which has no use for the regions of masks.
     """
-    training = sampler is None
     collate = Collate(dataset.preprocess, not training, dataset.store)
     tolerant = loading.on_error == "skip"
     return (TolerantLoader if tolerant else DataLoader)(
         TolerantDataset(dataset, skipped) if tolerant else dataset,
         batch_size=batch_size,
-        shuffle=training,
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=partial(_collate_read, collate=collate) if tolerant else collate,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
@@ -63,10 +63,11 @@ def draw_references(samples: Sequence[Sample], pairing: Pairing) -> list[list[in
     return references
 
 
-class GroupedSampler(Sampler[int]):
+class GroupedSampler(DistributedSampler[int]):
     """An order in which images that are each other's references follow each other, so that a batch holds both.
 
-    What is left over in the categories comes last. Each process takes one stretch of it; none is repeated.
+    What is left over in the categories comes last. Each process takes one stretch of it; none is repeated. It is a
+    torch `DistributedSampler`, so that Lightning does not deal out the stretch once more.
 
     Args:
         references: Positions of each sample's references, from `draw_references`.
@@ -75,6 +76,7 @@ class GroupedSampler(Sampler[int]):
     """
 
     def __init__(self, references: Sequence[Sequence[int]], rank: int = 0, processes: int = 1) -> None:
+        super().__init__(references, processes, rank, shuffle=False)  # type: ignore[arg-type]
         groups: dict[frozenset[int], list[int]] = {}
         for position, others in enumerate(references):
             groups.setdefault(frozenset([position, *others]), []).append(position)

@@ -1,0 +1,254 @@
+"""Runs over several processes and nodes: what they train, test and keep is what one process does, within 1e-5."""
+
+import csv
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from afclip_lightning import features
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.cli import RUN_DIR_VARIABLE, main
+from afclip_lightning.losses import patch_alignment_loss
+from afclip_lightning.methods.afclip import AFCLIP
+from tests.test_backbone import small_config
+from tests.test_cli import REPOSITORY
+
+KNOWLEDGE = str(Path(__file__).parent / "methods/kanoclip_base.yaml")
+VV = {"vv_from": 2, "prompt_depth": 2}
+METHODS: dict[str, dict[str, Any]] = {
+    "AFCLIP": {"layers": [1, 3], "scales": [1, 3]},
+    "AnomalyCLIP": {**VV, "layers": [2, 3], "n_abnormal_prompts": 2},
+    "FAPrompt": {**VV, "layer": 3, "n_prior_patches": 3, "n_abnormal_prompts": 2, "image_ce_weight": 1.0},
+    "APRILGAN": {"layers": [1, 3], "temperature": 0.07},
+    "KAnoCLIP": {
+        **{"layers": [2, 3], "vv_from": 2, "interaction_width": 8, "interaction_heads": 2, "offset_groups": 2},
+        **{"offset_stride": 1, "adapter_bottleneck": 4, "knowledge": KNOWLEDGE, "knowledge_margin": 0.5},
+    },
+}
+UNTRAINED: dict[str, dict[str, Any]] = {"DualImageCLIP": {"steps": 0}}
+
+
+def write_set(root: Path, seed: int, counts: dict[tuple[str, int], int]) -> None:
+    """Writes images of categories and labels, and the table that lists them; those of `b` have no masks."""
+    rng, lines = np.random.default_rng(seed), ["image,label,mask,category"]
+    root.mkdir()
+    for (category, label), count in counts.items():
+        for i in range(count):
+            name, mask = f"{category}{label}{i}.png", ""
+            pixels = rng.integers(0, 200, (70, 70, 3))
+            if label:
+                marked = np.zeros((70, 70), np.uint8)
+                marked[10 : 30 + 9 * i, 20:50] = 255
+                pixels = pixels + marked[..., None] // 5
+                if category == "a":
+                    mask = f"mask{i}.png"
+                    Image.fromarray(marked).save(root / mask)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+            lines.append(f"{name},{label},{mask},{category}")
+    (root / "images.csv").write_text("\n".join(lines))
+
+
+def options(method: str, processes: int = 1, **extra: Any) -> list[str]:
+    """Returns the options of a run whose processes together take 4 images a step."""
+    arguments = {**METHODS, **UNTRAINED}[method]
+    table = {"class_path": "Table", "init_args": {"num_workers": 0, "batch_size": 4 // processes}}
+    sets = [{**table, "init_args": {**table["init_args"], "root": root, "name": root}} for root in ("train", "test")]
+    config = {
+        "seed_everything": 1,
+        "model": {
+            "class_path": method,
+            "init_args": {
+                "backbone": {"model": "small.json", "weights": "random", "image_size": 70},
+                **arguments,
+            },
+        },
+        "data": {"class_path": "CrossDataset", "init_args": {"train": sets[0], "test": [sets[1]]}},
+        "trainer": {
+            **{"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1},
+            **{"enable_progress_bar": False, "enable_model_summary": False, **extra},
+        },
+        "pictures": {"count": 0},
+    }
+    path = Path(f"{method}-{'-'.join(map(str, [processes, *extra.values()]))}.yaml")
+    path.write_text(yaml.safe_dump(config))
+    return [f"--config={path}"]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def run_all(rank: int, folder: Path, port: str) -> None:
+    """What one of three processes does: the last works alone, the first two together."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    sys.argv[1:] = []  # those of the tests
+    alone = rank == 2
+    place, processes, extra = "one", 1, {}
+    if not alone:
+        place, processes, extra = "two", 2, {"strategy": "ddp", "devices": 2}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    for method in (*METHODS, *UNTRAINED):
+        if not alone and method == "KAnoCLIP":  # two nodes of one process, from here on
+            os.environ |= {"LOCAL_RANK": "0", "NODE_RANK": str(rank)}
+            extra = {"strategy": "ddp", "devices": 1, "num_nodes": 2}
+        os.environ.pop(RUN_DIR_VARIABLE, None)
+        assert main(["fit", *options(method, processes, **extra), f"--run_dir={place}/{method}"]) == 0
+    os.environ.pop(RUN_DIR_VARIABLE, None)
+    store = [f"--features.cache={place}/store", "--features.dtype=float32"]
+    assert features.main(["build", *options("AFCLIP", processes, **extra), *store]) == 0
+    if not alone:
+        torch.save(of_parts(rank), folder / f"parts-{rank}.pt")
+        distributed.destroy_process_group()
+
+
+def tokens_of(images: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns patch tokens and targets of some of 5 images, of which only the first has anomalous patches."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.nn.functional.normalize(torch.randn(5, 6, 8, generator=generator) + 1, dim=-1)
+    tokens[0] = tokens[0, 0]  # alike, whatever their kind
+    target = torch.zeros(5, 6)
+    target[0, 3:] = 1
+    return tokens[images].requires_grad_(), target[images]
+
+
+PARTS = {"unequal": (slice(0, 2), slice(2, 5)), "nothing for one": (slice(0, 5), slice(5, 5))}
+
+
+def of_parts(rank: int) -> dict[str, Any]:
+    """Returns a process's shares of the alignment loss, their gradients, and what DDP sees of a method."""
+    found: dict[str, Any] = {}
+    for name, parts in PARTS.items():
+        tokens, target = tokens_of(parts[rank])
+        loss = patch_alignment_loss(tokens, target)
+        loss.backward()
+        found[name] = (loss.detach(), tokens.grad)
+    model = AFCLIP(ClipBackbone("small.json", "random", image_size=None), layers=(1, 3))
+    bias = model.backbone.vision.visual.ln_post.bias
+    bias.data.fill_(rank)
+    ddp = DistributedDataParallel(model)
+    facts = ddp._get_ddp_logging_data()
+    names = {id(buffer): name for name, buffer in model.named_buffers()}
+    found["ddp"] = {
+        "reduced": facts["total_parameter_size_bytes"],
+        "trainable": sum(4 * p.numel() for p in model.parameters() if p.requires_grad),
+        "sent each step": [names[id(buffer)] for buffer in ddp.modules_buffers],
+        "backbone": bias[0].item(),
+    }
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of one process under `one`, those of two under `two`."""
+    folder = tmp_path_factory.mktemp("distributed")
+    small_config(folder)
+    write_set(folder / "train", 0, {("a", 0): 3, ("a", 1): 3, ("b", 0): 1, ("b", 1): 2})  # 9: one filler
+    write_set(folder / "test", 1, {("a", 0): 3, ("a", 1): 4, ("b", 0): 2, ("b", 1): 2})
+    multiprocessing.set_forkserver_preload([__name__])  # imported once for all three
+    torch.multiprocessing.start_processes(run_all, (folder, free_port()), nprocs=3, start_method="forkserver")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_alike(found: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Compares tables: numbers within 1e-5, all else exactly."""
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for column, value in other.items():
+            try:
+                assert float(row[column]) == pytest.approx(float(value), rel=1e-5, abs=1e-5), column
+            except ValueError:
+                assert row[column] == value, column
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fit_over_processes_is_that_of_one(folder: Path, method: str) -> None:
+    one, two = (folder / place / method for place in ("one", "two"))
+    weights = [torch.load(run / "head.ckpt", weights_only=True) for run in (one, two)]
+    assert weights[0]["global_step"] == weights[1]["global_step"] == 6
+    for name, tensor in weights[0]["state_dict"].items():
+        torch.testing.assert_close(weights[1]["state_dict"][name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    assert_alike(rows(two / "log/metrics.csv"), rows(one / "log/metrics.csv"))  # the losses of each step
+
+
+@pytest.mark.parametrize("method", [*METHODS, *UNTRAINED])
+def test_a_test_over_processes_gives_one_table(folder: Path, method: str) -> None:
+    one, two = (folder / place / method for place in ("one", "two"))
+    assert_alike(rows(two / "results.csv"), rows(one / "results.csv"))
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+
+
+def test_features_of_processes_are_those_of_one(folder: Path) -> None:
+    stores = [
+        {p.relative_to(s): load_file(p) for p in s.rglob("*.safetensors")}
+        for s in (folder / "one/store", folder / "two/store")
+    ]
+    assert stores[0].keys() == stores[1].keys()
+    assert len({path.name for path in stores[0]}) == 9 + 11
+    for path, tensors in stores[0].items():
+        torch.testing.assert_close(stores[1][path], tensors, rtol=1e-5, atol=1e-5)
+    assert features.verify(folder / "two/store") == []
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_shares_of_the_alignment_loss_average_to_that_of_all_patches(folder: Path, name: str) -> None:
+    tokens, target = tokens_of(slice(0, 5))
+    whole = patch_alignment_loss(tokens, target)
+    whole.backward()
+    assert whole > 0
+    shares = [torch.load(folder / f"parts-{rank}.pt", weights_only=True)[name] for rank in (0, 1)]
+    torch.testing.assert_close(torch.stack([loss for loss, _ in shares]).mean(), whole.detach())
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in shares]) / 2, tokens.grad)
+
+
+def test_the_frozen_backbone_is_neither_reduced_nor_sent(folder: Path) -> None:
+    for rank in (0, 1):
+        seen = torch.load(folder / f"parts-{rank}.pt", weights_only=True)["ddp"]
+        assert seen["reduced"] == seen["trainable"] > 0
+        assert not [name for name in seen["sent each step"] if name.startswith("backbone.")]
+        assert seen["backbone"] == rank  # it was made different here, and nobody made it equal
+
+
+def test_two_nodes_write_one_run_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts them, which says where they meet and what the job is called."""
+    monkeypatch.chdir(folder)
+    given = options("AFCLIP", 2, strategy="ddp", devices=1, num_nodes=2)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "job7"}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    place |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "afclip_lightning", "fit", *given]
+    started = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **place, "RANK": rank, "GROUP_RANK": rank}
+        environment.pop(RUN_DIR_VARIABLE, None)
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, cwd=folder, env=environment, **pipe))
+    for process in started:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    run, *others = (folder / "runs").rglob("config.yaml")
+    assert not others
+    assert run.parent.name == "job7"
+    assert_alike(rows(run.parent / "results.csv"), rows(folder / "one/AFCLIP/results.csv"))
