@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from afclip_lightning import preemption
+
 # Before torch is loaded: threads that wait by spinning starve the loader processes, and themselves, wherever there are
 # more of them than cores; sleeping instead made a pass beside one busy process several times faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,6 +25,7 @@ def main() -> int:
     if sys.argv[1:] and sys.argv[1] in _LIGHT:
         light: int = importlib.import_module(_LIGHT[sys.argv[1]]).main(sys.argv[2:])
         return light
+    preemption.listen()  # before the slow imports: a signal that nobody listens to ends the process
     from afclip_lightning import cli
 
     return cli.main()

@@ -35,6 +35,7 @@ from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
+from afclip_lightning.callbacks.preemption import Preemption
 from afclip_lightning.callbacks.predictions import Predictions
 from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -43,6 +44,7 @@ from afclip_lightning.data.loading import Loading
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.preemption import STOPPED, Stopped, requeue, restarted
 from afclip_lightning.types import Batch
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
@@ -217,6 +219,7 @@ class AnomalyCLI(LightningCLI):
                 f"precision {config.trainer.precision} is not supported: use 32-true, 16-mixed or bf16-mixed."
             )
         self.run_dir = self._choose_run_dir(config)
+        self.last_checkpoint = self.run_dir / "checkpoints" / "last.ckpt"
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir)
         if self.subcommand == "fit" and config.trainer.limit_val_batches is None:
             # the protocol has no validation: choosing an epoch by test data would be cheating
@@ -229,7 +232,7 @@ class AnomalyCLI(LightningCLI):
         if config.run_dir:
             run_dir = Path(config.run_dir)
             resumes = self.subcommand == "fit" and run_dir in Path(config.get("ckpt_path") or "").parents
-            if (run_dir / "config.yaml").exists() and not resumes:
+            if (run_dir / "config.yaml").exists() and not resumes and not restarted():
                 raise UserError(
                     f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run: fit with "
                     f"--ckpt_path {run_dir / 'checkpoints' / 'last.ckpt'}."
@@ -297,11 +300,11 @@ class AnomalyCLI(LightningCLI):
             loggers.append(CSVLogger(str(self.run_dir), name="", version=f"log-{logs + 1}" if logs else "log"))
         self.evaluation = self.config_init[self.subcommand].evaluation
         self.pictures = self.config_init[self.subcommand].pictures
-        last = ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
+        last = ModelCheckpoint(self.last_checkpoint.parent, filename="last", enable_version_counter=False)
         tracked = Tracking(self.evaluation, self.pictures)
         callbacks = [self.evaluation, self.pictures, Predictions(), DataRecord(), tracked]
-        if config.enable_checkpointing is not False:
-            callbacks.append(last)
+        keep = config.enable_checkpointing is not False
+        callbacks += [Preemption(self.last_checkpoint if keep else None), *([last] if keep else [])]
         config.callbacks = [*_as_list(config.callbacks), *callbacks]
         config.plugins = [*_as_list(config.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(logger=loggers, **kwargs)
@@ -326,6 +329,8 @@ class AnomalyCLI(LightningCLI):
             self.pictures.count = count
             self.evaluation.name = "results"
         if self.model.trainable_names():
+            if restarted() and self.last_checkpoint.exists():  # the cluster repeats the command as it was
+                kwargs["ckpt_path"] = self.last_checkpoint
             self.trainer.fit(**kwargs)
             head = self.run_dir / "head.ckpt"
             self.trainer.save_checkpoint(head, weights_only=True)
@@ -426,7 +431,7 @@ def _quiet_lightning() -> None:
 
 
 def main(args: list[str] | None = None, command: type[AnomalyCLI] = AnomalyCLI) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains."""
+    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped and can go on."""
     _quiet_lightning()
     try:
         with tracking.ending():
@@ -434,6 +439,10 @@ def main(args: list[str] | None = None, command: type[AnomalyCLI] = AnomalyCLI) 
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"Stopped. {stop}", file=sys.stderr)
+        requeue()
+        return STOPPED
     except OSError as error:  # a full disk or a folder that may not be written, outside our own writers
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -409,7 +409,44 @@ class TolerantDataset(Dataset[Any]):
             return Unread(index, self.dataset.samples[index].image_path, str(error))
 
 
-class TolerantLoader(DataLoader[Any]):
+class ResumableLoader(DataLoader[Any]):
+    """Batches for training that go on in the middle of an epoch, in its order; a checkpoint keeps where.
+
+    What the run had had of the epoch is read again and dropped: reading costs little beside the backbone's pass.
+    """
+
+    _order: Tensor | None = None  # torch's random state when the epoch began, which its order follows from
+    _given = 0
+    _resume: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how the epoch began and how many of its batches were given."""
+        return {"order": self._order, "given": self._given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Lets the next epoch be the rest of that one, if it had begun; the order of a new one is drawn."""
+        self._resume = state if state["given"] else None
+
+    def end_epoch(self) -> None:
+        """Says that an epoch is over, though there may be batches that a limit left."""
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yields the batches; draws nothing before the first is asked for."""
+        resume, self._resume = self._resume, None
+        skipped, now = resume["given"] if resume else 0, torch.get_rng_state()
+        if resume:
+            torch.set_rng_state(resume["order"])
+        self._order, self._given = torch.get_rng_state(), 0
+        for batch in super().__iter__():
+            self._given += 1
+            if self._given > skipped:
+                yield batch
+            elif self._given == skipped:
+                torch.set_rng_state(now)
+
+
+class TolerantLoader(ResumableLoader):
     """Batches of what can be read of a `TolerantDataset`; a batch of which nothing can be read is left out."""
 
     dataset: TolerantDataset
@@ -476,7 +513,7 @@ def make_loader(
     """
     collate = Collate(dataset.preprocess, not training, dataset.store)
     tolerant = loading.on_error == "skip"
-    return (TolerantLoader if tolerant else DataLoader)(
+    return (TolerantLoader if tolerant else ResumableLoader if training else DataLoader)(
         TolerantDataset(dataset, skipped) if tolerant else dataset,
         batch_size=batch_size,
         sampler=sampler,

@@ -1,0 +1,57 @@
+"""Signals that ask a run to make room, as a cluster sends them before it takes the machine away.
+
+A handler only notes the signal. Lightning's own saves a checkpoint inside the handler, which may stand in the middle of a
+step, with half of the parameters updated; here the run looks at the note between two steps.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+STOPPED = 75  # exit code of a run that can go on: sysexits.h calls it a temporary failure
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+_noted: list[signal.Signals] = []
+
+
+class Stopped(Exception):
+    """The run has ended between two steps because a signal asked for it; the message says how it goes on."""
+
+
+def listen(*signals: signal.Signals) -> None:
+    """Notes the signals from now on, `SIGNALS` unless others are given; a second one but SIGUSR1 ends the process."""
+    for number in signals or SIGNALS:
+        signal.signal(number, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    if _noted and number != signal.SIGUSR1:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    _noted.append(signal.Signals(number))
+
+
+def requested() -> bool:
+    """Returns whether a signal has asked this process to stop."""
+    return bool(_noted)
+
+
+def restarted() -> bool:
+    """Returns whether SLURM has put this job into the queue again after it had begun."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def requeue() -> None:
+    """Puts the SLURM job that this process is the first task of into the queue again, if SIGUSR1 asked for it.
+
+    After SIGTERM it is for SLURM, or for whoever sent it, to decide.
+    """
+    if signal.SIGUSR1 not in _noted or "SLURM_JOB_ID" not in os.environ or os.environ.get("SLURM_PROCID") != "0":
+        return
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # its plain number may also be that of the whole array
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    print(f"SLURM job {job} goes into the queue again.", file=sys.stderr, flush=True)
+    subprocess.run(["scontrol", "requeue", job], check=False)
