@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_MODE", "disabled")  # the tests of tracking turn it on
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest

@@ -347,24 +347,3 @@ def test_training_on_two_processes(folder: Path) -> None:
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     assert torch.load(folder / "run/head.ckpt", weights_only=True)["global_step"] == 4  # 60 images, 2 × 8 a step
-
-
-def test_wandb_offline_run_can_be_read_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    (folder / "wandb.yaml").write_text(
-        "trainer: {logger: {class_path: lightning.pytorch.loggers.WandbLogger, "
-        "init_args: {project: afclip_lightning, offline: true}}}"
-    )
-    assert main(["fit", *arguments(), "--config=wandb.yaml"]) == 0
-    import wandb
-
-    wandb.finish()
-    files = list((folder / "run").rglob("run-*.wandb"))
-    assert len(files) == 1  # in the run folder, not in the working folder
-    assert not (folder / "wandb").exists()
-    deadline = time.time() + 30
-    while b"test/visa/candle/pixel_pro" not in files[0].read_bytes() and time.time() < deadline:
-        time.sleep(0.2)  # another process writes the file
-    content = files[0].read_bytes()
-    assert b"test/visa/candle/pixel_pro" in content
-    assert b"train/map_focal" in content

@@ -3,12 +3,14 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
 from afclip_lightning.files import write_text
+from afclip_lightning.metrics import Curve
 from afclip_lightning.prompts.learner import NearestWord, nearest_words
 from afclip_lightning.results import METRICS
 from afclip_lightning.tracking import wandb_runs
@@ -17,7 +19,7 @@ MAX_PICTURES = 24
 
 
 class Tracking(Callback):
-    """Writes `nearest_words.csv` after training, and gives W&B these words, the table of results and pictures.
+    """Writes `nearest_words.csv` after training, and gives W&B these words, the table of results, curves and pictures.
 
     At most 24 sheets of pictures are sent, spread over the categories; all of them lie in the run folder.
 
@@ -43,7 +45,7 @@ class Tracking(Callback):
         self._log_table(trainer, "nearest_words", list(NearestWord._fields), [list(word) for word in words])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the table of results and the pictures."""
+        """Shows the table of results, the curves and the pictures."""
         columns = ["dataset", "category", "normal", "anomalous", *METRICS]
         rows = [
             [row.dataset, row.category, row.normal, row.anomalous, *(row.metrics.get(metric) for metric in METRICS)]
@@ -51,17 +53,38 @@ class Tracking(Callback):
         ]
         self._log_table(trainer, self.evaluation.name, columns, rows)
         for run in wandb_runs(trainer):
-            import wandb
-
-            step = -(-len(self.pictures.paths) // MAX_PICTURES) or 1
-            sheets = [wandb.Image(str(path), caption=path.stem) for path in self.pictures.paths[::step]]
-            if sheets:
-                run.log({"pictures": sheets})
+            run.log({**self._charts(), **self._sheets()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_test_end`; a validation while training shows its metrics only."""
         if trainer.state.fn == "validate":
             self.on_test_end(trainer, pl_module)
+
+    def _charts(self) -> dict[str, Any]:
+        """Returns a chart a dataset and kind of curve, with a line a category."""
+        import wandb
+
+        lines: dict[tuple[str, str], dict[str, Curve]] = {}
+        for (dataset, category), curves in self.evaluation.curves.items():
+            for kind, curve in curves.items():
+                lines.setdefault((dataset, kind), {})[category] = curve
+        return {
+            f"{self.evaluation.name.replace('results', 'curves')}/{dataset}/{kind}": wandb.plot.line_series(
+                xs=[curve.x for curve in of_categories.values()],
+                ys=[curve.y for curve in of_categories.values()],
+                keys=list(of_categories),
+                title=f"{dataset}: {kind}",
+                xname="recall" if kind.endswith("_pr") else "false-positive rate",
+            )
+            for (dataset, kind), of_categories in lines.items()
+        }
+
+    def _sheets(self) -> dict[str, Any]:
+        import wandb
+
+        paths = self.pictures.paths
+        step = max(1, -(-len(paths) // MAX_PICTURES))
+        return {"pictures": [wandb.Image(str(path), caption=path.stem) for path in paths[::step]]} if paths else {}
 
     def _log_table(self, trainer: Trainer, name: str, columns: list[str], rows: list[list[object]]) -> None:
         for run in wandb_runs(trainer):
