@@ -139,6 +139,7 @@ class Pictures(Callback):
         for key, cases in sorted(self.cases.items()):
             low, high = self.ranges[key]
             for case in cases:
+                rivals = [c.quality for c in cases if c.sample.label == case.sample.label]
                 image, anomaly_map = (f"{len(entries):04d}{suffix}.jpg" for suffix in ("", "_map"))
                 _save(Image.fromarray(case.image), folder / image, "JPEG")
                 _save(Image.fromarray(case.colours(low, high)), folder / anomaly_map, "JPEG")
@@ -149,6 +150,7 @@ class Pictures(Callback):
                         "image": str(case.sample.image_path),
                         "label": case.sample.label,
                         "score": case.score,
+                        "kind": "best" if 2 * sorted(rivals).index(case.quality) >= len(rivals) else "worst",
                         "mask_known": case.sample.mask_known,
                         "outline": case.outline(),
                         "picture": image,

@@ -1,0 +1,228 @@
+"""The report: what a run keeps for it, what it says, and the page in a real browser."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afclip_lightning import results
+from afclip_lightning.charts import HEIGHT, WIDTH, histogram, line_path
+from afclip_lightning.cli import main as run_command
+from afclip_lightning.errors import UserError
+from afclip_lightning.metrics import PixelMetrics, auroc, exact_counts
+from afclip_lightning.report import main, read_run, render, sections
+from tests.layouts.visa import write_visa
+from tests.test_backbone import small_config
+from tests.test_cli import arguments
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+HOSTILE = '"><script>document.title="owned"</script><img src="http://127.0.0.1:9/x" onerror="document.title=1">'
+CATEGORIES = {"a": 0.2, "b": 3.0, HOSTILE: 1.0}  # how far anomalous scores are from normal ones
+
+
+def write_run(folder: Path, categories: dict[str, float] = CATEGORIES, images: int = 30) -> Path:
+    """Writes a run folder as a test leaves it, a third of the images normal, and returns it."""
+    generator = np.random.default_rng(0)
+    rows, scores, curves, cases = [], [], {}, []
+    (folder / "pictures" / "cases").mkdir(parents=True)
+    for category, distance in categories.items():
+        label = (np.arange(images) >= images // 3).astype(int)
+        mask = np.zeros((images, 8, 8), np.uint8)
+        mask[label == 1, 2:5, 2:5] = 1
+        maps = np.float32(generator.normal(0, 1, mask.shape) + distance * mask)
+        score = np.float32(generator.normal(0, 1, images) + distance * label)
+        metrics = PixelMetrics()
+        metrics.update(maps, mask, score, label)
+        result = metrics.result()
+        rows.append(results.Row.of("drawn", category, result))
+        curves["drawn", category] = result.curves
+        for i in range(images):
+            image = f"/somewhere/{category}/{i:03}.png"
+            scores.append(results.ImageScore("drawn", category, image, int(label[i]), float(score[i]), 1.0, True))
+            if i % 8 == 0:
+                for suffix in ("", "_map"):
+                    picture = Image.new("RGB", (32, 32), (40 * len(cases) % 256, 90, 200 if suffix else 60))
+                    picture.save(folder / f"pictures/cases/{len(cases):04d}{suffix}.jpg")
+                kept = {"dataset": "drawn", "category": category, "image": image, "label": int(label[i])}
+                kept |= {"score": float(score[i]), "kind": "best" if i % 16 else "worst", "mask_known": True}
+                kept |= {"outline": "M0.2 0.2L0.6 0.2L0.6 0.6Z" if label[i] else ""}
+                cases.append({**kept, "picture": f"{len(cases):04d}.jpg", "map": f"{len(cases):04d}_map.jpg"})
+    results.write(results.with_means(rows), folder, "results", f"Test {HOSTILE}")
+    results.write_scores(scores, folder / "scores.csv")
+    results.write_curves(curves, 0.3, folder / "curves.json")
+    (folder / "pictures/cases/cases.json").write_text(json.dumps(cases))
+    (folder / "run.json").write_text(json.dumps({"command": ["afclip", "test", "a b"], "method": HOSTILE}))
+    return folder
+
+
+def test_a_test_keeps_what_the_report_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    write_visa(tmp_path / "data/visa", ["candle", "capsules"])
+    small_config(tmp_path)
+    data = ["--data.test=[{class_path: VisA, init_args: {categories: [candle, capsules]}}]"]
+    assert run_command(["test", *arguments(data__train__root="gone"), *data]) == 0
+
+    with Path("run/scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len({line["image"] for line in lines}) == 6
+    table = {row["category"]: row for row in json.loads(Path("run/results.json").read_text())["rows"]}
+    for category in ("candle", "capsules"):
+        of_label = [
+            np.float32([s["score"] for s in lines if s["category"] == category and s["label"] == label])
+            for label in ("0", "1")
+        ]
+        assert auroc(exact_counts(*of_label)) == pytest.approx(table[category]["metrics"]["image_auroc"])
+        assert table[category]["thresholds"]["image_f1_max"] in np.concatenate(of_label)  # numbers are kept in full
+    kept = json.loads(Path("run/curves.json").read_text())
+    assert kept["pro_limit"] == 0.3
+    curves = kept["categories"][0]["curves"]
+    assert curves.keys() == {"image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro"}
+    assert curves["pixel_pro"]["x"][-1] == 0.3
+    assert all(len(curve["x"]) == len(curve["y"]) <= 200 for curve in curves.values())
+
+    shutil.rmtree("data")  # the run folder is enough
+    assert main(["run"]) == 0
+    page = Path("run/report.html").read_text()
+    assert page.count('class="case"') == 6
+    assert page.count('class="halo"') == 4  # the anomalous ones
+
+
+def test_the_threshold_decides_what_is_missed(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    scores = list(csv.DictReader((tmp_path / "run/scores.csv").read_text().splitlines()))
+    for threshold in (None, 0.5):
+        for section in sections(run, threshold):
+            decisions = section.decisions
+            assert decisions is not None
+            limit = decisions.threshold.value
+            mine = [s for s in scores if s["category"] == section.row.category]
+            assert decisions.missed == sum(s["label"] == "1" and float(s["score"]) < limit for s in mine)
+            assert decisions.false_alarms == sum(s["label"] == "0" and float(s["score"]) >= limit for s in mine)
+            assert decisions.threshold.fitted == (threshold is None)
+            groups = {group.title: group.cases for group in section.groups or []}
+            assert sum(map(len, groups.values())) == 4
+            assert all(case.label and case.score < limit for case in groups["Missed"])
+            assert all(not case.label and case.score >= limit for case in groups["False alarms"])
+    best = next(s for s in sections(run) if s.row.category == "b").decisions
+    assert best is not None
+    found = best.anomalous - best.missed
+    f1 = 2 * found / (found + best.false_alarms + best.anomalous)
+    row = next(row for row in run.rows if row.category == "b")
+    assert f1 == pytest.approx(row.metrics["image_f1_max"])  # the threshold is applied as it was found
+
+    (tmp_path / "run/calibration.json").write_text('{"threshold": 0.25}')
+    calibrated = sections(read_run(tmp_path / "run"))[0].decisions
+    assert calibrated is not None
+    assert (calibrated.threshold.value, calibrated.threshold.fitted) == (0.25, False)
+
+
+@pytest.mark.parametrize("missing", ["scores.csv", "curves.json", "run.json", "pictures/cases/cases.json"])
+def test_what_a_run_did_not_keep_is_said_to_be_unknown(tmp_path: Path, missing: str) -> None:
+    folder = write_run(tmp_path / "run", {"a": 1.0})
+    assert "unknown" not in re.sub("<style>.*</style>", "", render(read_run(folder)), flags=re.DOTALL)
+    (folder / missing).unlink()
+    page = render(read_run(folder))
+    assert "ot known" in page
+    assert "drawn" in page
+
+
+def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"a": 1.0, "only_anomalous": 1.0}, images=9)
+    table = json.loads((folder / "results.json").read_text())
+    del table["rows"][1]["thresholds"]["image_f1_max"]
+    for row in table["rows"][1:]:
+        row["metrics"].pop("image_auroc")
+    table["rows"][2].update(metrics={"image_auroc": 0.5}, categories={"image_auroc": 1})
+    (folder / "results.json").write_text(json.dumps(table))
+    curves = json.loads((folder / "curves.json").read_text())
+    curves["categories"][1]["curves"] = {}
+    (folder / "curves.json").write_text(json.dumps(curves))
+    lines = (folder / "scores.csv").read_text().splitlines()
+    kept = [line for line in lines if not ("only_anomalous" in line and ",0," in line)]
+    (folder / "scores.csv").write_text("\n".join(kept) + "\n")
+    page = render(read_run(folder))
+    assert "n/a" in page
+    assert "50.0 (1)" in page
+    assert sections(read_run(folder))[1].decisions is None
+    assert sections(read_run(folder), threshold=0.0)[1].decisions is not None
+
+
+def test_wrong_folders_and_damaged_files_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "no results.json" in capsys.readouterr().err
+    folder = write_run(tmp_path / "run", {"a": 1.0})
+    for name, text in (("scores.csv", "dataset,category\nx,y\n"), ("curves.json", "[]"), ("results.json", "{")):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+            read_run(folder)
+        (folder / name).write_text(whole)
+    (folder / "pictures/cases/0000.jpg").unlink()
+    assert main([str(folder)]) == 2
+    assert "0000.jpg" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(folder), "--threshold=nan"])
+
+
+def test_paths_of_charts() -> None:
+    assert line_path([0, 0.5, 1], [0, 1, 1]) == f"M0.0 {HEIGHT}L{WIDTH / 2} 0L{WIDTH}.0 0"
+    assert line_path([0, 0.15], [1, 0], x_max=0.3, steps=True) == f"M0.0 0V{HEIGHT}H{WIDTH / 2}"
+    bars = histogram([0.0, 0.0, 1.0], [32.0], threshold=16.0)
+    assert (bars.low, bars.high, bars.peak, bars.threshold) == (0, 32, 2, WIDTH / 2)
+    assert bars.normal.count("M") == 2
+    assert bars.anomalous.startswith(f"M{WIDTH * 31 / 32:.1f} ")
+    alone = histogram([], [0.5], threshold=None)
+    assert (alone.peak, alone.threshold, alone.normal) == (1, None, "")
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(tmp_path: Path, page: "Page") -> None:
+    out = tmp_path / "elsewhere" / "report.html"
+    assert main([str(write_run(tmp_path / "run")), "--out", str(out)]) == 0
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(out.as_uri())
+    assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
+    assert page.title() == f"Report · Test {HOSTILE}"
+    assert page.locator("script").count() == 1
+    assert page.locator("main img:not([src^='data:'])").count() == 0
+    assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+
+    def column(name: str) -> list[str]:
+        position = [h.strip() for h in page.locator("#table-results thead th").all_inner_texts()].index(name)
+        return [
+            row.locator("th, td").nth(position).inner_text() for row in page.locator("#table-results tbody tr").all()
+        ]
+
+    given = column("I-AUROC")
+    heading = page.locator("#table-results thead button", has_text="I-AUROC")
+    heading.click()
+    assert column("I-AUROC") == sorted(given, key=float) != given
+    assert column("category")[-1] == "b"
+    heading.press("Enter")  # the keyboard sorts too
+    assert column("I-AUROC") == sorted(given, key=float, reverse=True)
+    assert page.locator("#table-results th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+    page.locator("#opacity").fill("0")
+    assert page.locator(".picture .map").first.evaluate("(map) => getComputedStyle(map).opacity") == "0"
+    page.locator("#outlines").uncheck()
+    assert not page.locator(".picture svg").first.is_visible()
+    for width, scheme in ((1280, "light"), (1280, "dark"), (360, "light")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing is cut off at the side
+        shot = tmp_path / f"{width}_{scheme}.png"
+        page.screenshot(path=shot, full_page=True)
+        with Image.open(shot) as picture:
+            colours = np.asarray(picture.convert("L"))
+        assert colours.std() > 5
+        assert (colours.mean() < 100) == (scheme == "dark")
