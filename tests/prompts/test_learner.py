@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
+from afclip_lightning.prompts.learner import DeepTokens, NearestWord, ObjectPrompts, nearest_words
 from tests.test_backbone import SMALL, small_config
 
 
@@ -91,3 +91,32 @@ def test_bad_numbers_are_refused(backbone: ClipBackbone, numbers: tuple[int, int
     for depth in (1, 9):
         with pytest.raises(ValueError, match=f"within 2 to 4, or 1 for none of them, got {depth}"):
             DeepTokens(backbone, depth)
+
+
+@torch.no_grad()
+def test_nearest_words_of_tokens_made_of_words(backbone: ClipBackbone) -> None:
+    prompts = ObjectPrompts(backbone, "object.", "damaged object.", 3, 2, 2)
+    words = backbone.text.token_embedding(backbone.tokenize(["a metal scratch"])[0, 1:4])
+    prompts.normal_tokens.copy_(0.01 * words)  # the length does not count
+    prompts.abnormal_tokens[1, 0] = words[1] + 0.1 * words[2]
+    found = nearest_words(backbone, torch.nn.ModuleDict({"prompts": prompts}))
+    assert len(found) == (3 + 2 * 2) * 3
+    best = {word[:3]: word for word in found if word.rank == 1}
+    assert best["prompts.normal_tokens", 0, 0] == NearestWord("prompts.normal_tokens", 0, 0, 1, "a", 1.0)
+    assert [best["prompts.normal_tokens", 0, token].word for token in range(3)] == ["a", "metal", "scratch"]
+    assert best["prompts.abnormal_tokens", 1, 0].word == "metal"
+    for first, second, third in zip(*[iter(found)] * 3, strict=True):
+        assert first.cosine >= second.cosine >= third.cosine
+
+
+def test_words_without_an_embedding_of_their_own_are_no_nearest_words() -> None:
+    embedded = ClipBackbone("tiny-8-112", "embedded", image_size=None)  # a small vocabulary, one row for all others
+    prompts = ObjectPrompts(embedded, "object.", "damaged object.", 1, 1)
+    table = embedded.text.token_embedding.weight
+    rows, counts = table.unique(dim=0, return_counts=True)
+    prompts.normal_tokens.data.copy_(rows[counts.argmax()])
+    prompts.abnormal_tokens.data.copy_(table[embedded.tokenize(["damaged"])[0, 1]])
+    found = nearest_words(embedded, prompts)
+    assert counts.max() > 1000
+    assert all(word.cosine < 1 for word in found if word.parameter == "normal_tokens")
+    assert next(word for word in found if word.parameter == "abnormal_tokens").word == "damaged"
