@@ -2,17 +2,24 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from afclip_lightning.errors import CheckpointError, DatasetError
 from afclip_lightning.files import write_json
 
+Criterion = Literal["f1", "balanced"]
 SUFFIX = ".calibration.json"
+CONFIDENCE = 0.9
+FEWEST = 10
+ENOUGH = 10  # good images above the threshold that make a quantile worth more than a fit
+RESAMPLES = 2000
+MAX_KEPT = 2**24
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Threshold:
     n: int
     fpr: float | None
     interval: tuple[float, float] | None
-    confidence: float = 0.9
+    confidence: float = CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -126,3 +133,181 @@ def probability(values: np.ndarray, threshold: float, scale: float) -> np.ndarra
     """
     exponent = np.clip((values - threshold) / scale, -80, 80)
     return np.asarray(1 / (1 + np.exp(-exponent)), dtype=values.dtype)
+
+
+def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
+    """Returns the threshold that a share `fpr` of good images will exceed.
+
+    Of enough images (`fpr` of them are at least `ENOUGH`) it is a quantile: the order statistic that a further good
+    image exceeds with a probability of at most `fpr`, with an interval from the binomial distribution, whatever the
+    scores' distribution. Of fewer the tail is extrapolated: a generalised Pareto distribution over the highest fifth of
+    the scores (at least ten, at most half), fitted by probability-weighted moments, which stay sane where the
+    likelihood has no maximum; the interval is of a bootstrap that draws anew from the scores and the fitted tail. On
+    samples of 10 to 500 drawn from known distributions, intervals of 90 % held the true threshold in 76 % (heavy tails)
+    to 95 % of the cases, those of quantiles in 91 to 95 %.
+
+    Args:
+        scores: `[n]`, of good images.
+        fpr: In (0, 0.5].
+
+    Raises:
+        DatasetError: There are fewer than `FEWEST` images.
+
+    Reference: Hosking and Wallis, Technometrics 29 (1987), for the fit.
+    """
+    _require(len(scores))
+    scores = np.sort(scores.astype(np.float64))
+    n, above = len(scores), _exceedances(len(scores))
+    if n * fpr >= ENOUGH or fpr * n >= above:
+        from scipy.stats import binom
+
+        value = scores[min(n, math.ceil((n + 1) * (1 - fpr))) - 1]
+        low, high = binom.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], n, 1 - fpr).astype(int)
+        interval = float(scores[max(low, 1) - 1]), float(scores[min(high + 1, n) - 1])
+        return Threshold(float(value), _scale(value, scores), "quantile", n, fpr, interval)
+    value, shape, scale = (part[0] for part in _tail(scores[None], fpr))
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(scores[:-above], size=(RESAMPLES, n))
+    beyond = rng.random(drawn.shape) < above / n
+    drawn[beyond] = scores[-above - 1] + _excess(rng.random(int(beyond.sum())), shape, scale)
+    low, high = np.quantile(_tail(np.sort(drawn, axis=1), fpr)[0], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Threshold(float(value), _scale(value, scores), "tail_fit", n, fpr, (float(low), float(high)))
+
+
+def _require(count: int) -> None:
+    if count < FEWEST:
+        raise DatasetError(
+            f"{count} good images are too few for a threshold: {FEWEST} are the least, {ENOUGH} divided by the "
+            "false-positive rate are enough. Add good images, or fix the threshold by hand (--threshold)."
+        )
+
+
+def _exceedances(n: int) -> int:
+    """Returns how many of n scores are the tail."""
+    return min(max(n // 5, 10), n // 2)
+
+
+def _tail(scores: np.ndarray, fpr: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns threshold, shape and scale of the tail fitted to each row of `[R, n]`, sorted; `[R]` each."""
+    n = scores.shape[1]
+    m = _exceedances(n)
+    start = scores[:, -m - 1]
+    excess = scores[:, -m:] - start[:, None]
+    mean = excess.mean(axis=1)
+    weighted = (excess * (1 - (np.arange(1, m + 1) - 0.35) / m)).mean(axis=1)
+    shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-12)
+    shape = np.clip(shape, -0.5, 0.5)  # beyond, moments say nothing
+    scale = mean * (1 - shape)  # so that the mean is kept where the shape was clipped
+    return start + _excess(np.full(len(scores), fpr * n / m), shape, scale), shape, scale
+
+
+def _excess(share: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Returns what a share of a generalised Pareto distribution exceeds."""
+    from scipy.special import boxcox
+
+    return -scale * boxcox(share, -shape)  # scale * (share ** -shape - 1) / shape, and its limit at 0
+
+
+def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> Threshold:
+    """Returns the threshold that separates labelled images best.
+
+    Args:
+        scores: `[n]`.
+        anomalous: `[n]`, bool; some are and some are not.
+        criterion: `f1`, or `balanced`: the mean of the shares of anomalous and of good images that are told right.
+
+    Raises:
+        DatasetError: One kind is missing.
+    """
+    if anomalous.all() or not anomalous.any():
+        raise DatasetError("labelled images must be of both kinds, good and anomalous. Add those that are missing.")
+    value = _best(scores, anomalous, criterion)
+    rng = np.random.default_rng(0)
+    kinds = [np.flatnonzero(anomalous), np.flatnonzero(~anomalous)]
+    found = []
+    for _ in range(RESAMPLES // 4):
+        chosen = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
+        found.append(_best(scores[chosen], anomalous[chosen], criterion))
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    good = scores[~anomalous]
+    fpr = float((good > value).mean())
+    return Threshold(value, _scale(value, good), criterion, len(scores), fpr, (float(low), float(high)))
+
+
+def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> float:
+    order = np.argsort(-scores, kind="stable")
+    ranked, hit = scores[order].astype(np.float64), anomalous[order]
+    found, false = np.cumsum(hit), np.cumsum(~hit)
+    f1, balanced = 2 * found / (found + false + found[-1]), found / found[-1] - false / false[-1]
+    merit = f1 if criterion == "f1" else balanced
+    below = np.append(ranked[1:], np.nextafter(ranked[-1], -np.inf))
+    merit[below == ranked] = -1.0  # equal scores are on one side
+    best = int(merit.argmax())
+    return float((ranked[best] + below[best]) / 2)
+
+
+def fixed(value: float, good: np.ndarray) -> Threshold:
+    """Returns a threshold that was chosen by hand, and which share of the good scores `[n]` exceeds it, if any."""
+    share = float((good > value).mean()) if len(good) else None
+    return Threshold(value, _scale(value, good) if len(good) else None, "fixed", len(good), share, None)
+
+
+def _scale(value: float, good: np.ndarray) -> float:
+    """Returns the unit of `probability`: a typical good score is log 9 of them away, and is given 0.1."""
+    distance = abs(float(value) - float(np.median(good))) / math.log(9)
+    return max(distance, 1e-6 * max(abs(float(value)), 1.0))  # all scores may be one
+
+
+class PixelTail:
+    """The highest values of good images' maps, as many as a pixel threshold can depend on; images weigh the same.
+
+    Of large maps, or many, a part of the pixels is drawn, so that memory stays below 4 × `MAX_KEPT` bytes.
+
+    Args:
+        images: How many there will be, at most.
+        fpr: Share of the pixels that is to lie above the threshold.
+    """
+
+    def __init__(self, images: int, fpr: float) -> None:
+        self.fpr = fpr
+        self.share = min(1.0, images * fpr)  # if all that lies above were in one image
+        self.most = max(1, MAX_KEPT // max(images, 1))
+        self.rng = np.random.default_rng(0)
+        self.highest: list[np.ndarray] = []
+        self.counts: list[int] = []
+        self.medians: list[float] = []
+
+    def add(self, anomaly_map: np.ndarray) -> None:
+        """Adds the map of a good image, `[H, W]`."""
+        values = anomaly_map.ravel()
+        if len(values) > self.most:
+            values = values[self.rng.integers(0, len(values), self.most)]
+        kept = min(len(values), math.ceil(self.share * len(values)) + 1)
+        self.highest.append(np.partition(values, len(values) - kept)[len(values) - kept :])
+        self.counts.append(len(values))
+        self.medians.append(float(np.median(values)))
+
+    def threshold(self) -> Threshold:
+        """Returns the threshold, with an interval of a bootstrap over images: pixels of one go together.
+
+        Raises:
+            DatasetError: There are fewer than `FEWEST` images.
+        """
+        n = len(self.highest)
+        _require(n)
+        owner = np.repeat(np.arange(n), [len(values) for values in self.highest])
+        values = np.concatenate(self.highest)
+        order = np.argsort(-values, kind="stable")
+        values, owner = values[order], owner[order]
+        weight = 1 / (n * np.array(self.counts, np.float64))
+
+        def at(times: np.ndarray) -> float:
+            above = np.cumsum((times * weight)[owner])
+            return float(values[min(int(np.searchsorted(above, self.fpr, side="right")), len(values) - 1)])
+
+        rng = np.random.default_rng(0)
+        drawn = [at(times) for times in rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES // 20)]
+        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        value = at(np.ones(n))
+        scale = _scale(value, np.array(self.medians))
+        return Threshold(value, scale, "pixel_quantile", n, self.fpr, (float(low), float(high)))
