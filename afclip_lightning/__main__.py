@@ -17,6 +17,7 @@ _LIGHT = {
     "evaluate": "afclip_lightning.evaluate",
     "features": "afclip_lightning.features",
     "knowledge": "afclip_lightning.knowledge.command",
+    "sweep": "afclip_lightning.sweep",
     "report": "afclip_lightning.report",
 }
 

@@ -44,7 +44,7 @@ from afclip_lightning.data.loading import Loading
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.preemption import STOPPED, Stopped, requeue, restarted
+from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
 from afclip_lightning.types import Batch
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
@@ -53,6 +53,7 @@ To score saved maps of any method against masks: python -m afclip_lightning eval
 To list, check and unpack datasets: python -m afclip_lightning datasets --help
 To keep features on disk, and to look after them: python -m afclip_lightning features --help
 To show or build a knowledge base of sentences: python -m afclip_lightning knowledge --help
+To search for options, on this machine or a cluster: python -m afclip_lightning sweep --help
 """
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
@@ -430,7 +431,7 @@ def _quiet_lightning() -> None:
     )
 
 
-def main(args: list[str] | None = None, command: type[AnomalyCLI] = AnomalyCLI) -> int:
+def main(args: list[str] | None = None, command: Callable[[list[str] | None], AnomalyCLI] = AnomalyCLI) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped and can go on."""
     _quiet_lightning()
     try:
@@ -439,7 +440,7 @@ def main(args: list[str] | None = None, command: type[AnomalyCLI] = AnomalyCLI) 
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
-    except Stopped as stop:
+    except StoppedError as stop:
         print(f"Stopped. {stop}", file=sys.stderr)
         requeue()
         return STOPPED

@@ -1,7 +1,7 @@
 """Signals that ask a run to make room, as a cluster sends them before it takes the machine away.
 
-A handler only notes the signal. Lightning's own saves a checkpoint inside the handler, which may stand in the middle of a
-step, with half of the parameters updated; here the run looks at the note between two steps.
+A handler only notes the signal. Lightning's own saves a checkpoint inside the handler, which may stand in the middle
+of a step, with half of the parameters updated; here the run looks at the note between two steps.
 """
 
 import os
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _noted: list[signal.Signals] = []
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The run has ended between two steps because a signal asked for it; the message says how it goes on."""
 
 

@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -24,6 +24,7 @@ from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.table import DONE, read_done, read_results
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.files import write_json, write_text
+from afclip_lightning.processes import output_to
 
 Run = Callable[[Sequence[str]], int]
 FAILED, LOG, LOCK, SCRIPT = "failed.json", "log.txt", "lock", "commands.sh"
@@ -254,7 +255,7 @@ def _run_steps(cell: Cell, run: Run) -> Outcome:
         write_text(path, text)
     write_text(cell.folder / SCRIPT, cell.script())
     errors, clean = [], True
-    with _output_to(cell.folder / LOG):
+    with output_to(cell.folder / LOG):
         for step in cell.steps:
             with suppress(UserError):
                 if is_done(cell, step):
@@ -292,23 +293,3 @@ def _run_step(cell: Cell, step: Step, run: Run) -> None:
     facts |= {"shots": step.shots, "seconds": round(time.monotonic() - start, 3), "digest": step.digest}
     write_json(folder / DONE, facts)
 
-
-@contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Sends all output to the end of a file, that of libraries and of child processes too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before = [os.dup(1), os.dup(2)]
-    with path.open("ab") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # the disk is full
-            sys.stdout.flush()
-        with suppress(OSError):
-            sys.stderr.flush()
-        for number, kept in zip((1, 2), before, strict=True):
-            os.dup2(kept, number)
-            os.close(kept)

@@ -7,7 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning import preemption
-from afclip_lightning.preemption import Stopped
+from afclip_lightning.preemption import StoppedError
 from afclip_lightning.types import AnomalyPrediction, Batch
 
 
@@ -80,7 +80,7 @@ class Preemption(Callback):
     ) -> None:
         """Stops at once, each process by itself: they need not have the same number of batches."""
         if preemption.requested():
-            raise Stopped(self._how_to_go_on())
+            raise StoppedError(self._how_to_go_on())
 
     def on_predict_batch_end(
         self,
@@ -98,7 +98,7 @@ class Preemption(Callback):
         """Stops all processes after the same step, when one of them was asked to.
 
         Raises:
-            Stopped: After `path` was written, if one is given.
+            StoppedError: After `path` was written, if one is given.
         """
         asked = preemption.requested()
         if trainer.world_size > 1:  # Lightning waits for the other processes here too, to look for a SIGTERM
@@ -107,7 +107,7 @@ class Preemption(Callback):
             return
         if path is not None:
             trainer.save_checkpoint(path)
-        raise Stopped(self._how_to_go_on())
+        raise StoppedError(self._how_to_go_on())
 
     def _how_to_go_on(self) -> str:
         if self.path is None or not self.path.exists():
