@@ -35,8 +35,8 @@ from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
-from afclip_lightning.callbacks.preemption import Preemption
 from afclip_lightning.callbacks.predictions import Predictions
+from afclip_lightning.callbacks.preemption import Preemption
 from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.data.base import AnomalyData
@@ -432,7 +432,7 @@ def _quiet_lightning() -> None:
 
 
 def main(args: list[str] | None = None, command: Callable[[list[str] | None], AnomalyCLI] = AnomalyCLI) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped and can go on."""
+    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped."""
     _quiet_lightning()
     try:
         with tracking.ending():
