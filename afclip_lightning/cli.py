@@ -1,6 +1,7 @@
 """The command line: LightningCLI with a check of the data first, a run folder, and results at the end."""
 
 import argparse
+import copy
 import difflib
 import importlib
 import inspect
@@ -43,9 +44,11 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
+from afclip_lightning.heads import backbone_key, load_head
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
-from afclip_lightning.types import Batch
+from afclip_lightning.shared_pass import SharedPass
+from afclip_lightning.types import MAIN_HEAD, Batch
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 EPILOG = """\
@@ -110,6 +113,7 @@ class RunRecord(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes `config.yaml` and `run.json`."""
         folder = Path(trainer.default_root_dir)
+        method = pl_module.main if isinstance(pl_module, SharedPass) else pl_module
         config = self.config.clone()  # to be run again as it is, into another folder
         config.run_dir = config.trainer.default_root_dir = None
         write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
@@ -120,10 +124,10 @@ class RunRecord(SaveConfigCallback):
             "python": platform.python_version(),
             "platform": platform.platform(),
             "versions": {name: _version(name) for name in PACKAGES},
-            "method": type(pl_module).__name__,
-            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
-            "backbone": pl_module.backbone.description,
-            "feature_spec": pl_module.spec.to_dict(),
+            "method": type(method).__name__,
+            "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+            "backbone": method.backbone.description,
+            "feature_spec": method.spec.to_dict(),
         }
         write_json(folder / "run.json", facts)
         tracking.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
@@ -192,6 +196,12 @@ class AnomalyCLI(LightningCLI):
             default=None,
             help="Few-shot images chosen by hand, instead of a draw: DIR/[<dataset>/]<category>/*.",
         )
+        parser.add_argument(
+            "--heads",
+            type=dict[str, Path],
+            default={},
+            help="Other heads of the same backbone to test in the same pass, by name: runs, checkpoints or configs.",
+        )
         parser.add_class_arguments(Loading, "loading")
         parser.add_class_arguments(FeatureCache, "features")
         parser.add_class_arguments(Pictures, "pictures")
@@ -256,30 +266,59 @@ class AnomalyCLI(LightningCLI):
             super().instantiate_classes()
         parser = self._parser(self.subcommand)
         self.model.config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))["model"]
-        self.datamodule.preprocess = self.model.preprocess
         config = self.config_init[self.subcommand]
+        self.heads = self._load_heads(config.heads)
+        self.datamodule.preprocess = self.model.preprocess
         for part in self.datamodule.parts:
             part.loading, part.few_shot_dir = config.loading, config.few_shot_dir
         if config.features.cache is not None:
             self._use_store(config.features, config.loading)
+        self.tested = SharedPass(self.heads) if len(self.heads) > 1 else self.model
+        if config.features.cache is not None:
+            self._check_space(self.tested.store, config.features.limit_gb)
+
+    def _load_heads(self, others: dict[str, Path]) -> dict[str, AnomalyMethod]:
+        """Returns the run's own method and the others to be tested with it, by name.
+
+        Raises:
+            UserError: A name is not allowed, or there is nothing to test with this command.
+        """
+        if others and self.subcommand == "predict":
+            raise UserError("--heads are for test, validate and fit: predict writes the maps of one method.")
+        backbones = {backbone_key(self.model.config["init_args"]["backbone"]): self.model.backbone}
+        heads = {MAIN_HEAD: self.model}
+        for name, path in others.items():
+            if name == MAIN_HEAD or not re.fullmatch(r"[\w-]+", name):
+                raise UserError(f"--heads: {name!r} is no name for a head; letters, digits, _ and - make one.")
+            heads[name] = load_head(path, backbones=backbones)
+        return heads
 
     def _use_store(self, features: FeatureCache, loading: Loading) -> None:
         """Lets the model keep features and the data read them.
 
         Raises:
-            UserError: The method or the loading does not allow it, or there is no room.
+            UserError: A method or the loading does not allow it.
         """
         assert features.cache is not None
-        name = type(self.model).__name__
-        if self.model.needs_pixels:
-            raise UserError(f"{name} uses the images beside their features: run it without --features.cache.")
+        for method in self.heads.values():
+            if method.needs_pixels:
+                name = type(method).__name__
+                raise UserError(f"{name} uses the images beside their features: run it without --features.cache.")
         if loading.draft:
             raise UserError("--loading.draft changes the pixels: use it or --features.cache, not both.")
         compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(str(self.trainer.precision), "float32")
         store = FeatureStore(features.cache, self.model.spec, self.model.backbone.grid, compute, features.dtype)
-        self.model.store = store
+        for method in self.heads.values():
+            method.store = store.of(method.spec)
         for part in self.datamodule.parts:
             part.store = store
+
+    def _check_space(self, store: FeatureStore, limit_gb: float | None) -> None:
+        """Checks that the features of all images of the command fit.
+
+        Raises:
+            UserError: They do not.
+        """
         data = self.datamodule
         if not self.trainer.is_global_zero:
             return  # one process looks after the space, and first makes what a dataset makes on disk
@@ -287,7 +326,7 @@ class AnomalyCLI(LightningCLI):
         read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
         if self.subcommand == "fit":
             read += [sample.image_path for sample in data.training_set.samples(data.training_set.train_split)]
-        store.check_space(len(set(read)), self.model.backbone.vision.width, features.limit_gb)
+        store.check_space(len(set(read)), self.model.backbone.vision.width, limit_gb)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""
@@ -295,7 +334,7 @@ class AnomalyCLI(LightningCLI):
         loggers = [logger for logger in _as_list(config.logger) if logger not in (True, False)]
         for logger in loggers:
             names = dict.fromkeys(part.name for part in self.datamodule.parts)
-            tracking.prepare(logger, self.run_dir, self.subcommand, [type(self.model).__name__, *names])
+            tracking.prepare(logger, self.run_dir, str(self.subcommand), [type(self.model).__name__, *names])
         if config.logger is not False:
             logs = len(list(self.run_dir.glob("log*")))  # those of the run that this one continues
             loggers.append(CSVLogger(str(self.run_dir), name="", version=f"log-{logs + 1}" if logs else "log"))
@@ -352,15 +391,37 @@ class AnomalyCLI(LightningCLI):
         self._evaluate(self.trainer.validate, "Validation", **kwargs)
 
     def _evaluate(self, run: Callable[..., Any], title: str, **kwargs: Any) -> None:
+        evaluations = {MAIN_HEAD: self.evaluation}
         self.evaluation.title = f"{title} · {type(self.model).__name__} on {self.model.backbone.description}"
+        if len(self.heads) > 1:
+            kwargs = self._share_pass(evaluations, **kwargs)
         run(**{**kwargs, "verbose": False})
         if not self.trainer.is_global_zero:
             return
-        print(f"\n{self.evaluation.title}")
-        print(results.render(self.evaluation.rows, self.evaluation.tolerance))
-        print(f"Table: {self.run_dir / self.evaluation.name}.csv")
+        for evaluation in evaluations.values():
+            print(f"\n{evaluation.title}")
+            print(results.render(evaluation.rows, evaluation.tolerance))
+            print(f"Table: {self.run_dir / evaluation.name}.csv")
         if self.pictures.paths:
             print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
+
+    def _share_pass(
+        self, evaluations: dict[str, Evaluation], ckpt_path: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Adds an evaluation for each other head, and returns the trainer's arguments for a pass that all share."""
+        if ckpt_path:
+            checkpoint = read_checkpoint(ckpt_path)
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+        for part in self.datamodule.parts:
+            part.store = self.tested.store
+        for name, method in self.heads.items():
+            if name != MAIN_HEAD:
+                own = evaluations[name] = copy.copy(self.evaluation)
+                own.head, own.name = name, f"{self.evaluation.name}_{name}"
+                own.title = f"{name}, in the same pass · {type(method).__name__} on {method.backbone.description}"
+                self.trainer.callbacks.append(own)
+        return {**kwargs, "model": self.tested}
 
     def predict(self, **kwargs: Any) -> None:
         """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""

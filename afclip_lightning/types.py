@@ -4,7 +4,7 @@ Axis letters are fixed throughout the project: B batch, L tapped layers, N patch
 K prompts, S shots, H W pixels, h w patch grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from torch import Tensor
 
 Split = Literal["train", "test"]
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
+MAIN_HEAD = "main"  # name of the run's own method where others are tested in the same pass
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,16 @@ class Batch:
     digests: list[str] | None = None
     features: ClipFeatures | None = None
 
+    @property
+    def known(self) -> Tensor | slice:
+        """Returns the index of the rows whose mask is known: all of them, as a rule, which a device need not count."""
+        return slice(None) if all(sample.mask_known for sample in self.samples) else self.mask_known
+
+    @property
+    def labelled(self) -> Tensor | slice:
+        """Returns the index of the rows whose label is known, likewise."""
+        return slice(None) if all(sample.label != UNKNOWN for sample in self.samples) else self.label != UNKNOWN
+
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on another device; Lightning calls this."""
         non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
@@ -135,3 +146,11 @@ class AnomalyPrediction:
 
     pred_score: Tensor
     anomaly_map: Tensor
+
+
+Outputs = AnomalyPrediction | Mapping[str, AnomalyPrediction]  # of a step: of the method, or of several heads by name
+
+
+def prediction_of(outputs: Outputs, head: str) -> AnomalyPrediction:
+    """Returns what one head says; a method that is alone has no name."""
+    return outputs[head] if isinstance(outputs, Mapping) else outputs

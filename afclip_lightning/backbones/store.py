@@ -76,11 +76,17 @@ class FeatureStore:
         for name in ("weights", "layers", "vv_layers", "vv_from", "image_embedding"):
             del facts[name]  # where the weights lie (the hash says what they are), and the taps, a folder each
         self.facts = facts
+        self.compute = compute
+        self.storage: StorageType = dtype
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
         self.folder = root / self.key
         self.spec = spec
         self.grid = grid
+
+    def of(self, spec: FeatureSpec) -> "FeatureStore":
+        """Returns the same store for other features."""
+        return FeatureStore(self.folder.parent, spec, self.grid, self.compute, self.storage)
 
     def path(self, digest: str, tap: str) -> Path:
         """Returns where a tap of the image with this digest lies."""
@@ -117,7 +123,10 @@ class FeatureStore:
                 if not path.exists():
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
                     with atomic_path(path) as temporary:
-                        save_file(row, temporary, metadata={"checksum": str(checksum(row))})
+                        try:
+                            save_file(row, temporary, metadata={"checksum": str(checksum(row))})
+                        except SafetensorError as error:  # what it makes of a disk that takes no more
+                            raise OSError(str(error)) from error
 
     def check_space(self, images: int, width: int, limit_gb: float | None) -> None:
         """Checks that the features of so many images fit.

@@ -13,7 +13,7 @@ from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import TOLERANCE, Curve, PixelMetrics, ProDefinition
 from afclip_lightning.results import ImageScore, Key, Row
-from afclip_lightning.types import AnomalyPrediction, Batch, Sample
+from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
 
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
 
@@ -33,6 +33,8 @@ class Evaluation(Callback):
 
     Attributes:
         name: Stem of the tables in the run folder, beginning with `results`.
+        head: Whose predictions, where a pass is shared by several heads; all but the main one's are logged as
+            `<stage>/<head>/<dataset>/<category>/<metric>`.
         title: What is tested, as the files say it.
         rows: The last results.
         curves: By dataset and category, the last curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
@@ -55,6 +57,7 @@ class Evaluation(Callback):
         self.tolerance = tolerance
         self.fpr_limit = fpr_limit
         self.name = "results"
+        self.head = MAIN_HEAD
         self.title = ""
         self.rows: list[Row] = []
         self.curves: dict[Key, Mapping[str, Curve]] = {}
@@ -75,12 +78,13 @@ class Evaluation(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: AnomalyPrediction,  # type: ignore[override]
+        outputs: Outputs,  # type: ignore[override]
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a batch to the metrics of its categories."""
+        outputs = prediction_of(outputs, self.head)
         # left on their device until the end: reading them here would wait for it in every step
         self._scored.append((batch.samples, outputs.pred_score, outputs.anomaly_map.flatten(1).amax(dim=1)))
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
@@ -112,7 +116,7 @@ class Evaluation(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: AnomalyPrediction,  # type: ignore[override]
+        outputs: Outputs,  # type: ignore[override]
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -135,8 +139,10 @@ class Evaluation(Callback):
                 self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
         self.metrics, scored, self._scored = {}, self._scored, []
+        where = stage if self.head == MAIN_HEAD else f"{stage}/{self.head}"
         for row in self.rows:
-            keys = {f"{stage}/{row.dataset}/{row.category}/{metric}": value for metric, value in row.metrics.items()}
+            of_row = f"{where}/{row.dataset}/{row.category}"
+            keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if trainer.state.fn == "fit":
             return  # a validation while training is only logged

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.data.loading import pixels_of
 from afclip_lightning.files import atomic_path, write_json
-from afclip_lightning.types import AnomalyPrediction, Batch, Sample
+from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
 
 Key = tuple[str, str]  # dataset, category
 
@@ -88,7 +88,7 @@ class Pictures(Callback):
         self,
         trainer: Trainer,
         pl_module: Any,
-        outputs: AnomalyPrediction,  # type: ignore[override]
+        outputs: Outputs,  # type: ignore[override]
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -96,6 +96,7 @@ class Pictures(Callback):
         """Keeps what may be drawn."""
         if not self.count:
             return
+        outputs = prediction_of(outputs, MAIN_HEAD)
         scores = outputs.pred_score.tolist()
         lows, highs = (x.tolist() for x in outputs.anomaly_map.flatten(1).aminmax(dim=1))
         for i, sample in enumerate(batch.samples):

@@ -26,6 +26,20 @@ def adam(parameters: Iterable[Tensor]) -> Adam:
     return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
+def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: FeatureStore | None) -> ClipFeatures:
+    """Returns the features of a batch: those that were read with it, or computed, and kept in the store.
+
+    With a store, computed features are rounded as it keeps them: a result does not depend on what was there.
+    """
+    if batch.features is not None:
+        return batch.features.map(Tensor.float)
+    features = backbone.encode_image(batch.image, spec)
+    if store is None or batch.digests is None:
+        return features
+    store.save(batch.digests, features)
+    return features.map(lambda tensor: tensor.to(store.dtype).float())
+
+
 class AnomalyMethod(LightningModule, ABC):
     """A head on a frozen backbone. A subclass builds its parts, names its features and implements `score`.
 
@@ -78,18 +92,8 @@ class AnomalyMethod(LightningModule, ABC):
         return self.features_of(batch)
 
     def features_of(self, batch: Batch) -> ClipFeatures:
-        """Returns the backbone's features of a batch: those that were read with it, or computed, and kept in the store.
-
-        With a store, computed features are rounded as it keeps them: a result does not depend on what was there.
-        """
-        if batch.features is not None:
-            return batch.features.map(Tensor.float)
-        features = self.backbone.encode_image(batch.image, self.spec)
-        if self.store is None or batch.digests is None:
-            return features
-        self.store.save(batch.digests, features)
-        dtype = self.store.dtype
-        return features.map(lambda tensor: tensor.to(dtype).float())
+        """Returns the backbone's features of a batch; see the function of this name."""
+        return features_of(batch, self.backbone, self.spec, self.store)
 
     def on_evaluation_start(self) -> None:
         """Prepares what stays the same for a whole pass of validate, test or predict."""

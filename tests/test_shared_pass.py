@@ -1,0 +1,86 @@
+"""Several heads in one pass: each has the numbers that it has alone, and the backbone sees each image once."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from afclip_lightning.cli import main
+from tests.test_cli import arguments, folder
+from tests.test_store import calls, images, make_distinct
+
+__all__ = ["folder"]  # the fixture
+
+CLIP = """\
+model:
+  class_path: CLIP
+  init_args:
+    backbone: {model: small.json, weights: random, image_size: 28}
+"""
+
+
+def numbers(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(path: Path, other: Path) -> None:
+    rows, others = numbers(path), numbers(other)
+    assert len(rows) == len(others) > 1
+    for row, beside in zip(rows, others, strict=True):
+        for name, value in row.items():
+            if name.startswith(("image_", "pixel_")) and value:
+                assert float(value) == pytest.approx(float(beside[name]), abs=1e-5), (row["category"], name)
+            else:
+                assert value == beside[name]
+
+
+@pytest.fixture
+def heads(folder: Path) -> Path:
+    """Trains two heads, of which one needs the V-V path, and describes a method that trains nothing."""
+    make_distinct(folder)
+    assert main(["fit", *arguments("afclip_visa", run_dir="afclip")]) == 0
+    vv = {"model__vv_from": "2", "model__layers": "[2,3]", "model__prompt_depth": "2"}
+    assert main(["fit", *arguments("anomalyclip_visa", run_dir="anomalyclip", **vv)]) == 0
+    Path("clip.yaml").write_text(CLIP)
+    return folder
+
+
+OTHERS = ["--heads.anomalyclip=anomalyclip", "--heads.clip=clip.yaml"]
+
+
+def test_one_pass_gives_the_numbers_of_each_alone_with_a_store_and_without(
+    heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*arguments("afclip_visa", run_dir="together"), "--ckpt_path=afclip/head.ckpt", *OTHERS]
+    passes = calls(monkeypatch)
+    assert main(["test", *given]) == 0
+    tested = len(numbers(heads / "together/scores.csv"))
+    assert sum(passes) == tested > 40
+    assert_same(heads / "together/results.csv", heads / "afclip/results.csv")
+    assert_same(heads / "together/results_anomalyclip.csv", heads / "anomalyclip/results.csv")
+    assert len(numbers(heads / "together/scores_clip.csv")) == tested
+    logged = next((heads / "together").glob("log*/metrics.csv")).read_text().splitlines()[0].split(",")
+    assert {"test/mvtec/mean/image_auroc", "test/clip/mvtec/mean/image_auroc"} <= set(logged)
+
+    cache = ["--features.cache=store", "--features.dtype=float32"]
+    for run in ("first", "second"):
+        passes = calls(monkeypatch)
+        given = [*arguments("afclip_visa", run_dir=run), "--ckpt_path=afclip/head.ckpt", *OTHERS, *cache]
+        assert main(["test", *given]) == 0
+        assert sum(passes) == (len(images(heads / "store")) if run == "first" else 0)
+        assert_same(heads / run / "results_anomalyclip.csv", heads / "anomalyclip/results.csv")
+
+
+def test_what_cannot_share_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("clip.yaml").write_text(CLIP)
+    Path("other.yaml").write_text(CLIP.replace("28", "56"))
+    for option, problem in (
+        ("--heads.clip=other.yaml", "image_size: 56 the other, 28 one. Test them one by one"),
+        ("--heads.main=clip.yaml", "'main' is no name for a head"),
+        ("--heads.clip=nothing.ckpt", "nothing.ckpt does not exist"),
+    ):
+        assert main(["test", *arguments("afclip_visa", run_dir="x"), option]) == 2
+        assert problem in capsys.readouterr().err
+    assert main(["predict", *arguments("afclip_visa", run_dir="x"), *OTHERS]) == 2
+    assert "predict writes the maps of one method" in capsys.readouterr().err
