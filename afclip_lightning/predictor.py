@@ -290,17 +290,16 @@ class Predictor:
         prediction = self.method.score(self.method.extract(batch), batch)
         return prediction.pred_score.cpu().numpy(), prediction.anomaly_map.cpu().numpy()
 
+    @property
+    def thresholds(self) -> tuple[float | None, float | None]:
+        """Returns the threshold of image scores and that of the values of maps; `None` where there is none."""
+        image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
+        return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
+
     def _judge(self, done: "_Begun") -> Inspection:
         image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
-        return Inspection(
-            done.score,
-            done.anomaly_map,
-            _value(image, self.threshold),
-            _value(pixel, self.pixel_threshold),
-            image and image.scale,
-            pixel and pixel.scale,
-            done.image,
-        )
+        scales = image and image.scale, pixel and pixel.scale
+        return Inspection(done.score, done.anomaly_map, *self.thresholds, *scales, done.image)
 
 
 def _value(calibrated: Threshold | None, given: float | None) -> float | None:

@@ -10,6 +10,7 @@ from afclip_lightning.calibration import probability
 from afclip_lightning.tiles import Box
 
 CONTOUR = (255, 255, 255)
+COLD = 0.1  # what a typical good value gets: the image is left as it is there
 HEAT = 0.6  # most of an overlay's colour that is the map's and not the image's
 
 
@@ -121,7 +122,7 @@ class Inspection:
             raise ValueError("the image was not kept: there is nothing to draw the map on")
         heat = self.heat()
         colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-        share = HEAT * heat  # what is cold stays as it is
+        share = HEAT * np.clip((heat - COLD) / (1 - COLD), 0, 1)
         drawn = cv2.blendLinear(np.ascontiguousarray(colours), np.ascontiguousarray(self.image), share, 1 - share)
         if self.mask is not None:
             contours, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)

@@ -1,0 +1,207 @@
+"""`python -m afclip_lightning calibrate`: thresholds from good images, or labelled ones, beside the checkpoint."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.model_options import add_model_options, load_models, split_model_arguments
+
+if TYPE_CHECKING:
+    from afclip_lightning.calibration import Threshold
+
+NORMAL_FOLDER = "good"
+DESCRIPTION = """\
+Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
+(head.calibration.json), where load and inspect find them. It holds for this checkpoint, seen in this way: other tiles,
+another category or other good examples (--shots) need another calibration.
+
+From good images alone (--normal): the threshold that a share --fpr of good images will exceed. If that are at least 10
+images it is a quantile; if they are fewer, the tail of their scores is fitted. The interval that is printed says how
+far to trust it: from few images it is wide.
+From labelled images (--labelled): --criterion fpr as above, from the good ones; f1 or balanced separate the two kinds
+best. By hand: --threshold.
+The threshold of the map is one that a share --pixel_fpr of the good images' pixels will exceed.
+
+Never calibrate on images that you report results on: what is measured on them afterwards is no measurement.
+"""
+Labelled = list[tuple[Path, bool]]
+
+
+def read_labelled(source: Path) -> Labelled:
+    """Returns images, and whether each is anomalous.
+
+    Args:
+        source: A folder, in which images below a folder `good` are good and all others anomalous; or a CSV file with
+            the columns `path`, from the file's folder, and `label`, 0 or 1.
+
+    Raises:
+        DatasetError: It is neither, or a line of the file is wrong.
+    """
+    from afclip_lightning.data.images import file_inside, walk_images
+
+    if source.is_dir():
+        return [(path, NORMAL_FOLDER not in path.relative_to(source).parts[:-1]) for path in walk_images(source)]
+    try:
+        with source.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{source}: is no folder, and cannot be read as a table ({error}).") from error
+    found = []
+    for number, row in enumerate(rows, 2):
+        where = f"{source}, line {number}"
+        if row.get("label") not in ("0", "1") or not row.get("path"):
+            raise DatasetError(f"{where}: needs the columns path and label, 0 for good and 1 for anomalous.")
+        found.append((file_inside(source.parent, row["path"], where), row["label"] == "1"))
+    return found
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
+    try:
+        others, arguments = split_model_arguments(args)
+        return _run(_parser().parse_args(others), arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
+    from afclip_lightning.data.images import walk_images
+
+    if not options.checkpoint:
+        raise UserError("name a model: --checkpoint FILE.")
+    if not 0 < options.fpr <= 0.5 or not 0 < options.pixel_fpr <= 0.5:
+        raise UserError(
+            f"--fpr and --pixel_fpr must be above 0 and at most 0.5, got {options.fpr}, {options.pixel_fpr}."
+        )
+    labelled = [] if options.normal is None else [(path, False) for path in walk_images(options.normal)]
+    if options.normal is not None and not labelled:
+        raise UserError(f"{options.normal}, the folder of good images, has no image.")
+    labelled += [] if options.labelled is None else read_labelled(options.labelled)
+    if not labelled and options.threshold is None:
+        raise UserError("name good images (--normal), labelled ones (--labelled), or a --threshold.")
+    if options.criterion != "fpr" and options.labelled is None:
+        raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
+    _check_shots(options.shots, [path for path, _ in labelled])
+
+    from afclip_lightning.calibration import Calibration
+    from afclip_lightning.predictor import calibration_path
+
+    (model,) = load_models([options.checkpoint], options, arguments, calibration=None).values()
+    place = options.output or calibration_path(options.checkpoint)
+    if place is None:
+        raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --output FILE.")
+    image, pixel = _thresholds(options, model, labelled)
+    Calibration(image, pixel, model.checkpoint, model.settings).save(place)
+    print(f"{place}\nNever report results on the images that a threshold was calibrated on.")
+    return 0
+
+
+def _check_shots(shots: Path | None, images: Sequence[Path]) -> None:
+    """Refuses images that the model remembers: they are normal beyond all others.
+
+    Raises:
+        UserError: Names one.
+    """
+    if shots is None:
+        return
+    from afclip_lightning.backbones.store import image_digest
+    from afclip_lightning.data.images import walk_images
+
+    remembered = {image_digest(path) for path in walk_images(shots)}
+    for path in images:
+        if image_digest(path) in remembered:
+            raise UserError(f"{path} is one of --shots too: a threshold from images that are remembered is too low.")
+
+
+def _thresholds(options: argparse.Namespace, model: Any, labelled: Labelled) -> "tuple[Threshold, Threshold | None]":
+    """Returns the thresholds of image scores and of maps, and prints them.
+
+    Raises:
+        UserError: An image cannot be read, or there are too few.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from afclip_lightning.calibration import PixelTail, fixed, from_labels, from_normals
+
+    anomalous = np.array([label for _, label in labelled], dtype=bool)
+    scores = np.zeros(len(labelled))
+    tail = PixelTail(int((~anomalous).sum()), options.pixel_fpr)
+    stream = model.stream([path for path, _ in labelled], options.num_workers, keep_images=False)
+    for index, outcome in tqdm(stream, total=len(labelled), unit=" images", disable=None):
+        if isinstance(outcome, UserError):
+            raise outcome
+        scores[index] = outcome.score
+        if not anomalous[index]:
+            tail.add(outcome.anomaly_map)
+    good = scores[~anomalous]
+    if options.threshold is not None:
+        image = fixed(options.threshold, good)
+    elif options.criterion == "fpr":
+        image = from_normals(good, options.fpr)
+    else:
+        image = from_labels(scores, anomalous, options.criterion)
+    pixel = tail.threshold() if len(good) and options.pixel_threshold is None else None
+    if options.pixel_threshold is not None:
+        pixel = fixed(options.pixel_threshold, np.array(tail.medians))
+    print("image score:", _said(image))
+    if anomalous.any():
+        found, false = scores[anomalous] > image.value, good > image.value
+        print(
+            f"  above it lie {found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} good ones"
+        )
+    if pixel:
+        print("map:        ", _said(pixel))
+    return image, pixel
+
+
+def _said(threshold: "Threshold") -> str:
+    how = {
+        "quantile": "quantile of {n} good images",
+        "tail_fit": "tail fitted to {n} good images, which are few for this rate",
+        "pixel_quantile": "quantile of the pixels of {n} good images",
+        "f1": "best F1 on {n} labelled images",
+        "balanced": "best balanced accuracy on {n} labelled images",
+        "fixed": "fixed by hand",
+    }[threshold.method].format(n=threshold.n)
+    text = f"threshold {threshold.value:.4g}, {how}"
+    if threshold.fpr is not None:
+        text += f"; share of good ones above it: {threshold.fpr:.3g}"
+    if threshold.interval is not None:
+        low, high = threshold.interval
+        text += f"\n  it lies between {low:.4g} and {high:.4g} with a confidence of {threshold.confidence:.0%}"
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m afclip_lightning calibrate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--normal", type=Path, metavar="DIR", help="good images")
+    parser.add_argument(
+        "--labelled",
+        type=Path,
+        metavar="DIR|CSV",
+        help="labelled images: folders, of which those named good are good; or a table with path and label, 0 or 1",
+    )
+    parser.add_argument(
+        "--criterion",
+        choices=("fpr", "f1", "balanced"),
+        default="fpr",
+        help="what chooses the threshold (%(default)s)",
+    )
+    parser.add_argument("--fpr", type=float, default=0.01, metavar="SHARE", help="of good images (%(default)s)")
+    parser.add_argument("--pixel_fpr", type=float, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)")
+    parser.add_argument("--threshold", type=float, metavar="X", help="of image scores, fixed by hand")
+    parser.add_argument("--pixel_threshold", type=float, metavar="X", help="of the values of maps, fixed by hand")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="beside the checkpoint by default")
+    add_model_options(parser)
+    return parser

@@ -1,0 +1,129 @@
+"""Options of the commands that take a trained head or training-free methods, and the models that they name."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afclip_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from afclip_lightning.backbones.clip import ClipBackbone
+    from afclip_lightning.predictor import Predictor
+    from afclip_lightning.tiles import Tiling
+
+MODEL_PREFIX = "--model."
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model it is, and how it sees images."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="head.ckpt as fit writes it, its run folder, or a config that trains nothing",
+    )
+    model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
+    model.add_argument("--category", default="object", metavar="WORD", help="the product, for prompts (%(default)s)")
+    model.add_argument("--shots", type=Path, metavar="DIR", help="few-shot: a folder of good images")
+    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
+    model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views a batch (%(default)s)")
+    model.add_argument("--num_workers", type=int, default=2, metavar="N", help="processes that decode (%(default)s)")
+    view = parser.add_argument_group("how images are seen")
+    view.add_argument(
+        "--fit",
+        choices=("squash", "pad", "tiles"),
+        default="squash",
+        help="the whole of an image that is no square: squashed into one, padded, or in squares of its shorter side",
+    )
+    view.add_argument(
+        "--tiles", type=int, default=1, metavar="N", help="beside the whole, tiles: N along the shorter side"
+    )
+    view.add_argument("--tile_size", type=int, metavar="PX", help="or tiles of this side, in pixels of the image")
+    view.add_argument(
+        "--overlap", type=float, default=0.25, metavar="SHARE", help="of neighbouring tiles, at least (%(default)s)"
+    )
+
+
+def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the other arguments of a command line, and those of the method, `--model.KEY VALUE`, by key.
+
+    Raises:
+        UserError: One has no value.
+    """
+    import yaml
+
+    others: list[str] = []
+    found: dict[str, Any] = {}
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith(MODEL_PREFIX):
+            others.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        if not equals:
+            value = next(rest, "--")
+        if not equals and value.startswith("--"):
+            raise UserError(f"{name} needs a value.")
+        found[name.removeprefix(MODEL_PREFIX)] = yaml.safe_load(value)
+    return others, found
+
+
+def tiling_of(options: argparse.Namespace) -> "Tiling":
+    """Returns how images are seen.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    from afclip_lightning.tiles import Tiling
+
+    try:
+        return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+
+
+def load_models(
+    paths: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any], calibration: str | None = "auto"
+) -> "dict[str, Predictor]":
+    """Returns models by name, that of their class, which share backbones.
+
+    Args:
+        paths: As `load` takes them, at least one.
+        options: From `add_model_options`.
+        arguments: From `split_model_arguments`.
+        calibration: As `load` takes it.
+
+    Raises:
+        UserError: A model cannot be loaded, or an option is out of its range.
+    """
+    from afclip_lightning.data.images import walk_images
+    from afclip_lightning.predictor import load
+
+    if options.batch_size < 1 or options.num_workers < 0:
+        raise UserError(
+            f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
+            f"{options.num_workers}."
+        )
+    tiling, shots = tiling_of(options), []
+    if options.shots is not None:
+        shots = walk_images(options.shots)
+        if not shots:
+            raise UserError(f"{options.shots}, the folder of good images, has no image.")
+    backbones: dict[str, ClipBackbone] = {}
+    models: dict[str, Predictor] = {}
+    for path in paths:
+        model = load(
+            path,
+            arguments=arguments,
+            device=options.device,
+            tiling=tiling,
+            category=options.category,
+            shots=shots,
+            calibration=calibration,
+            batch_size=options.batch_size,
+            backbones=backbones,
+        )
+        name = type(model.method).__name__
+        models[name if name not in models else f"{name}_{len(models) + 1}"] = model
+    return models
