@@ -12,15 +12,15 @@ Mixture = Callable[[Tensor], Tensor]  # [B, 1 + N, C] to [B, 1 + N, C], each tok
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a kept tensor must serve training as well
-def gaussian_window(window: int, sigma: float) -> Tensor:
-    """Returns a `[window, window]` Gaussian that sums to 1, float32.
+def gaussian_window(window: int, sigma: float, device: torch.device | None = None) -> Tensor:
+    """Returns a `[window, window]` Gaussian that sums to 1, float32, on the device: kept there, it is copied once.
 
     Reference: AF-CLIP, Eq. (5).
     """
     offsets = torch.arange(window, dtype=torch.float64) - window // 2
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
     weights = weights / weights.sum()
-    return torch.outer(weights, weights).float()
+    return torch.outer(weights, weights).float().to(device)
 
 
 def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sigma: float) -> Tensor:
@@ -40,7 +40,7 @@ def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sig
         return tokens
     channels = tokens.shape[2]
     planes = tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)  # [B, C, h, w], a view in channels-last order
-    kernel = gaussian_window(window, sigma).to(tokens).expand(channels, 1, window, window)
+    kernel = gaussian_window(window, sigma, tokens.device).to(tokens.dtype).expand(channels, 1, window, window)
     mixed = F.conv2d(planes, kernel, padding=window // 2, groups=channels)
     return torch.cat([tokens[:, :1], mixed.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 

@@ -92,8 +92,8 @@ class DeformableAttention(nn.Module):
             grid: Patch grid `(h, w)`.
         """
         h, w = grid
-        last = points.new_tensor([max(w - 1, 1), max(h - 1, 1)])
-        places = (2 * points / last - 1).flatten(0, 1)[:, None]  # [B * G, 1, M, 2], -1 and 1 on the outermost patches
+        columns, rows = (2 * at / max(n - 1, 1) - 1 for at, n in zip(points.unbind(-1), (w, h), strict=True))
+        places = torch.stack([columns, rows], dim=-1).flatten(0, 1)[:, None]  # [B * G, 1, M, 2], outermost patches ±1
         planes = self._planes(tokens, grid).float()
         sampled = F.grid_sample(planes, places, padding_mode="border", align_corners=True)  # [B * G, W / G, 1, M]
         return sampled[:, :, 0].unflatten(0, (-1, self.groups)).flatten(1, 2).transpose(1, 2)

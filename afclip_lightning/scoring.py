@@ -82,16 +82,15 @@ def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
     Returns:
         `[B, size, size]`, float32.
     """
-    rows = _upsample_and_smooth_matrix(maps.shape[1], size, sigma).to(maps.device)
-    columns = _upsample_and_smooth_matrix(maps.shape[2], size, sigma).to(maps.device)
+    rows, columns = (_upsample_and_smooth_matrix(n, size, sigma, maps.device) for n in maps.shape[1:])
     with torch.autocast(maps.device.type, enabled=False):
         return rows @ maps.float() @ columns.T
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a kept tensor must serve training as well
-def _upsample_and_smooth_matrix(length: int, size: int, sigma: float) -> Tensor:
-    """Returns the `[size, length]` matrix of one axis, float32, computed in float64."""
+def _upsample_and_smooth_matrix(length: int, size: int, sigma: float, device: torch.device) -> Tensor:
+    """Returns the `[size, length]` matrix of one axis, float32, computed in float64; kept on its device."""
     eye = torch.eye(length, dtype=torch.float64)[None]
     upsample = F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T  # [size, length]
     if sigma > 0:
@@ -104,4 +103,4 @@ def _upsample_and_smooth_matrix(length: int, size: int, sigma: float) -> Tensor:
         smooth = torch.zeros(size, size, dtype=torch.float64)
         smooth.scatter_add_(1, index, weights.expand_as(index))
         upsample = smooth @ upsample
-    return upsample.float()
+    return upsample.float().to(device)

@@ -7,6 +7,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from afclip_lightning.backbones.towers import VisionTower
 
@@ -20,12 +21,13 @@ def has_windows(vision: VisionTower) -> bool:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def window_index(grid: tuple[int, int], size: int) -> Tensor:
+def window_index(grid: tuple[int, int], size: int, device: torch.device | None = None) -> Tensor:
     """Returns the patches of each square window, at stride 1: `[W, size * size]`, int64, row-major throughout.
 
     Args:
         grid: Patch grid `(h, w)`.
         size: Side of a window in patches.
+        device: Where it is kept.
 
     Raises:
         ValueError: The window does not fit the grid.
@@ -33,7 +35,7 @@ def window_index(grid: tuple[int, int], size: int) -> Tensor:
     if not 1 <= size <= min(grid):
         raise ValueError(f"a window must be within 1 to {min(grid)} patches for a grid of {grid}, got {size}")
     patches = torch.arange(grid[0] * grid[1]).view(grid)
-    return patches.unfold(0, size, 1).unfold(1, size, 1).reshape(-1, size * size)
+    return patches.unfold(0, size, 1).unfold(1, size, 1).reshape(-1, size * size).to(device)
 
 
 @torch.no_grad()
@@ -55,12 +57,13 @@ def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> 
     """
     side = image.shape[2] // vision.patch_size
     embedded = vision.embed(image)
-    prefix = torch.arange(embedded.shape[1] - side * side)  # class token, registers
+    prefix = torch.arange(embedded.shape[1] - side * side, device=image.device)  # class token, registers
     encoded = []
     for size in sizes:
-        patches = len(prefix) + window_index((side, side), size)
-        index = torch.cat([prefix.expand(len(patches), -1), patches], dim=1).to(image.device)  # [W, P + n]
-        step = max(1, WINDOW_TOKENS // (len(image) * index.shape[1]))
+        patches = len(prefix) + window_index((side, side), size, image.device)
+        index = torch.cat([prefix.expand(len(patches), -1), patches], dim=1)  # [W, P + n]
+        # a traced graph is of batches of any size: it has no loop whose length depends on that
+        step = len(index) if is_exporting() else max(1, WINDOW_TOKENS // (len(image) * index.shape[1]))
         encoded.append(torch.cat([_encode(vision, embedded[:, part]) for part in index.split(step)], dim=1))
     return encoded
 

@@ -20,7 +20,7 @@ from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
 from afclip_lightning.prompts.learner import StatePrompts
 from afclip_lightning.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
@@ -166,7 +166,7 @@ class AFCLIP(PromptMethod):
         Reference: AF-CLIP, Eq. (11) to (15).
         """
         text = self.text_embeddings()
-        known, labelled = batch.mask_known, batch.label != UNKNOWN
+        known, labelled = batch.known, batch.labelled
         target = patch_targets(batch.mask[known], features.grid)  # [B', h, w]
         logits = torch.zeros((), device=text.device)
         alignments = []
@@ -187,7 +187,7 @@ class AFCLIP(PromptMethod):
             total = total + self.alignment_loss_weight * terms["alignment"]
             if self.alias_targets:
                 # autograd keeps `target` for the backward pass; `.data` changes it unseen, as in the official code
-                target.data[target == 0] = -1
+                target.data.masked_fill_(target == 0, -1)
         return {"total": total, **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:

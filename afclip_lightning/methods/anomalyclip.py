@@ -12,7 +12,7 @@ from afclip_lightning.losses import map_losses, orthogonality_loss
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 class AnomalyCLIP(PromptMethod):
@@ -135,7 +135,7 @@ class AnomalyCLIP(PromptMethod):
         text = self.text_embeddings()
         image_logits, maps = self.probabilities(features, text)
         members = len(image_logits)
-        known, labelled = batch.mask_known, batch.label != UNKNOWN
+        known, labelled = batch.known, batch.labelled
         label = batch.label[labelled].repeat(members)
         image_logits = image_logits[:, labelled].flatten(0, 1).float()
         terms = {"image_ce": batch_mean(F.cross_entropy(image_logits, label, reduction="none"))}

@@ -138,7 +138,7 @@ class APRILGAN(AnomalyMethod):
 
         Images whose mask is not known have no part in it: there is no image term.
         """
-        known = batch.mask_known
+        known = batch.known
         maps, mask = list(self.maps(features, self.text(batch.samples))), batch.mask[known]
         terms = {
             "focal": torch.stack([two_class_focal_loss(pixels[known], mask) for pixels in maps]).sum(),

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -15,8 +14,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.transforms import Preprocess
-from afclip_lightning.errors import CheckpointError, TrainingError
+from afclip_lightning.errors import CheckpointError
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.watch import LossWatch
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -69,6 +69,7 @@ class AnomalyMethod(LightningModule, ABC):
         self.backbone = backbone
         self.spec = spec
         self.optimizer = optimizer
+        self.watch = LossWatch()
         self.strict_loading = False  # the backbone is absent from checkpoints; on_load_checkpoint checks the rest
         # every process has the same backbone: DDP neither sends it to the others at the start nor its buffers each step
         frozen = [name for name, _ in (*self.named_parameters(), *self.named_buffers())]
@@ -130,26 +131,29 @@ class AnomalyMethod(LightningModule, ABC):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the total loss and logs each term.
+        """Returns the total loss and logs each term; the progress bar has the last step's, which has left the device.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The last step's loss is not finite.
         """
         if any(not sample.mask_known and sample.label != UNKNOWN for sample in batch.samples):
             rank_zero_warn("Training images without a mask take part in the image terms of the loss only.")  # once
         losses = self.loss(self.extract(batch), batch)
-        if not torch.isfinite(losses["total"]):
-            terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-            images = "\n  ".join(str(sample.image_path) for sample in batch.samples)
-            raise TrainingError(
-                f"The loss is not finite at epoch {self.current_epoch}, step {batch_idx} ({terms}).\n"
-                "Lower the learning rate or use precision 32; the last checkpoint is kept. Images of the step:\n  "
-                f"{images}"
-            )
+        size, last = len(batch.samples), self.watch.check()
+        self.watch.note(losses, self.current_epoch, batch_idx, batch.samples)
+        if last is not None:
+            self.log("loss", last, prog_bar=True, logger=False, batch_size=size)
         for name, value in losses.items():
-            size = len(batch.samples)
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "total", batch_size=size, sync_dist=True)
+            self.log(f"train/{name}", value.detach(), batch_size=size, sync_dist=True)
         return losses["total"]
+
+    def on_train_epoch_end(self) -> None:
+        """Checks the last step's loss.
+
+        Raises:
+            TrainingError: It is not finite.
+        """
+        self.watch.check()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
         """Returns the prediction; the evaluation callback scores it."""
@@ -179,7 +183,11 @@ class AnomalyMethod(LightningModule, ABC):
 
         Hyperparameters under Lightning's key would silently override what the user gives on the command line beside
         `--ckpt_path`.
+
+        Raises:
+            TrainingError: The last step's loss was not finite, and so the weights are no longer.
         """
+        self.watch.check()
         checkpoint["method"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["method_hyperparameters"] = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint["feature_spec"] = self.spec.to_dict()

@@ -13,7 +13,7 @@ from afclip_lightning.losses import binary_focal_loss, map_losses, orthogonality
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 PriorPatches = Literal["topk", "first_k", "image_token"]
 Aggregation = Literal["mean", "best_match", "weighted"]
@@ -268,7 +268,7 @@ class FAPrompt(PromptMethod):
         text = self.text_embeddings()
         scores = self.evaluate(features, text)
         score = torch.sigmoid(scores.score) if self.score_as_logit else scores.score
-        known, labelled = batch.mask_known, batch.label != UNKNOWN
+        known, labelled = batch.known, batch.labelled
         label = batch.label[labelled]
         terms = {"image_focal": binary_focal_loss(score[labelled], label, gamma=2.0)}
         total = terms["image_focal"]

@@ -14,6 +14,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import pixels_of
 from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.distributed import batch_mean
 from afclip_lightning.interaction import BiCrossAttention
 from afclip_lightning.knowledge.base import image_sentence, knowledge_digest, load_image_sentences, load_knowledge
 from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
@@ -41,13 +42,13 @@ def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: 
         margin: By how much the abnormal prompts must be nearer for no loss.
 
     Returns:
-        The mean over B, of differences of Euclidean distances at unit length.
+        The mean over the whole batch, of differences of Euclidean distances at unit length.
 
     Reference: KAnoCLIP, Eq. (2). The margin is ours.
     """
     with torch.autocast(knowledge.device.type, enabled=False):
         k, n, a = (F.normalize(embedding.float(), dim=-1) for embedding in (knowledge, normal, abnormal))
-        return ((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0).mean()
+        return batch_mean(((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0))
 
 
 class CategoryPrompts(WordTokens):
@@ -71,6 +72,26 @@ class CategoryPrompts(WordTokens):
         super().__init__()
         self.adjectives = (tuple(normal), tuple(abnormal))
         self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
+        self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
+
+    def _ids(self, backbone: ClipBackbone, word: str) -> tuple[Tensor, Tensor, int]:
+        """Returns the token ids of a category's words, their ends behind the learnable tokens, and the last of those.
+
+        They are kept: reading a length off the device at each step would make the host wait for it.
+        """
+        key = word, self.tokens.device
+        if key not in self.kept:
+            texts = [f"{adjective} {word}." for state in self.adjectives for adjective in state]
+            ids = backbone.tokenize(texts)
+            end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
+            longest, limit = int(end.max()), backbone.text.context_length
+            if longest >= limit:
+                raise ValueError(
+                    f"a prompt must fit in the context length {limit}, got {longest + 1} positions for "
+                    f"{texts[int(end.argmax())]!r}"
+                )
+            self.kept[key] = ids, end, longest
+        return self.kept[key]
 
     def forward(self, backbone: ClipBackbone, words: Sequence[str]) -> Tensor:
         """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
@@ -82,23 +103,13 @@ class CategoryPrompts(WordTokens):
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
         """
-        texts = [(state, f"{a} {word}.") for word in words for state in (0, 1) for a in self.adjectives[state]]
-        ids = backbone.tokenize([text for _, text in texts])
-        end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
-        longest, limit = int(end.max()), backbone.text.context_length
-        if longest >= limit:
-            text = texts[int(end.argmax())][1]
-            raise ValueError(
-                f"a prompt must fit in the context length {limit}, got {longest + 1} positions for {text!r}"
-            )
-        length = longest + 1 if backbone.text.is_causal else limit
-        embedded = backbone.text.token_embedding(ids[:, : length - self.tokens.shape[1]])
-        prompts = fill_gap(embedded, self.tokens[[state for state, _ in texts]])
-        states = (
-            backbone.text(prompts, end)
-            .unflatten(0, (len(words), -1))
-            .split([len(adjectives) for adjectives in self.adjectives], dim=1)
-        )
+        ids, ends, longest = zip(*(self._ids(backbone, word) for word in words), strict=True)
+        length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
+        embedded = backbone.text.token_embedding(torch.cat(ids)[:, : length - self.tokens.shape[1]])
+        counts = [len(adjectives) for adjectives in self.adjectives]
+        tokens = [tokens.expand(count, -1, -1) for tokens, count in zip(self.tokens, counts, strict=True)]
+        prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(words), 1, 1))
+        states = backbone.text(prompts, torch.cat(ends)).unflatten(0, (len(words), -1)).split(counts, dim=1)
         return torch.stack([state.mean(dim=1) for state in states], dim=1)
 
 
@@ -148,16 +159,14 @@ class Knowledge:
         self.read(categories)
         for category in set(categories) - self.sums.keys():
             self.sums[category] = backbone.encode_text(self.sentences[category]).sum(dim=0)
-        total = torch.stack([self.sums[category] for category in categories])
-        count = total.new_tensor([len(self.sentences[category]) for category in categories])
         anomalous = [row for row, sample in enumerate(batch.samples) if sample.label == 1]
         self._embed_images(backbone, batch, [r for r in anomalous if batch.samples[r].image_path not in self.own])
-        for row in anomalous:
-            own = self.own[batch.samples[row].image_path]
-            if own is not None:
-                total[row] += own
-                count[row] += 1
-        return total / count[:, None]
+        means = []
+        for sample in batch.samples:
+            total, count = self.sums[sample.category], len(self.sentences[sample.category])
+            own = self.own[sample.image_path] if sample.label == 1 else None
+            means.append(total / count if own is None else (total + own) / (count + 1))
+        return torch.stack(means)
 
     def _embed_images(self, backbone: ClipBackbone, batch: Batch, rows: Sequence[int]) -> None:
         """Embeds what is said of these images; it stays the same from epoch to epoch."""
@@ -378,7 +387,7 @@ class KAnoCLIP(AnomalyMethod):
             return self.fixed_text(samples)
         words = list(dict.fromkeys(sample.word for sample in samples))
         text = F.normalize(self.prompts(self.backbone, words).float(), dim=-1)
-        return text[[words.index(sample.word) for sample in samples]]
+        return torch.stack([text[words.index(sample.word)] for sample in samples])
 
     def text_embeddings(self, samples: Sequence[Sample]) -> Tensor:
         """Returns the text embeddings `[B, 2, D]`: inside validate, test or predict, those of the whole pass."""
@@ -422,7 +431,7 @@ class KAnoCLIP(AnomalyMethod):
         return (probability + anomaly_map.amax(dim=(1, 2))) / 2
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images whose mask is not known have no map terms.
+        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's.
 
         Reference: KAnoCLIP, Eq. (2), (13) to (15).
 
@@ -432,18 +441,18 @@ class KAnoCLIP(AnomalyMethod):
         text = self.embed_text(batch.samples)
         probability, abnormal = self.evaluate(features, text)
         score = self.image_score(probability, abnormal)
-        terms = {"image_bce": binary_focal_loss(score, batch.label, gamma=0)}  # in float32, of a probability
+        rows, labelled = batch.known, batch.labelled
+        # in float32, of a probability
+        terms = {"image_bce": binary_focal_loss(score[labelled], batch.label[labelled], gamma=0)}
         total = self.global_weight * terms["image_bce"]
         if self.knowledge is not None:
-            known = self.knowledge.means(self.backbone, batch)
-            terms["knowledge"] = knowledge_loss(known, text[:, 0], text[:, 1], self.knowledge_margin)
+            known = self.knowledge.means(self.backbone, batch)[labelled]
+            normal, anomalous = text[labelled].unbind(1)
+            terms["knowledge"] = knowledge_loss(known, normal, anomalous, self.knowledge_margin)
             total = total + self.knowledge_weight * terms["knowledge"]
-        rows = batch.mask_known
-        if rows.any():
-            local = map_losses(abnormal[rows], batch.mask[rows])
-            total = total + self.local_weight * torch.stack(list(local.values())).sum()
-            terms |= local
-        return {"total": total, **terms}
+        local = map_losses(abnormal[rows], batch.mask[rows])
+        total = total + self.local_weight * torch.stack(list(local.values())).sum()
+        return {"total": total, **terms, **local}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns scores and maps.

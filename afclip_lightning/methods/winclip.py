@@ -33,10 +33,10 @@ SMALLEST = 1e-30  # scores below count as this much in a harmonic mean, which is
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def window_coverage(grid: tuple[int, int], size: int) -> Tensor:
+def window_coverage(grid: tuple[int, int], size: int, device: torch.device) -> Tensor:
     """Returns which windows cover a patch, `[N, W]`, float32, 1 or 0; order and `Raises` as of `window_index`."""
     index = window_index(grid, size)
-    return torch.zeros(len(index), grid[0] * grid[1]).scatter_(1, index, 1.0).T.contiguous()
+    return torch.zeros(len(index), grid[0] * grid[1]).scatter_(1, index, 1.0).T.contiguous().to(device)
 
 
 def harmonic_aggregation(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
@@ -49,7 +49,7 @@ def harmonic_aggregation(scores: Tensor, grid: tuple[int, int], size: int) -> Te
 
     Reference: WinCLIP, Sec. 4.2.
     """
-    coverage = window_coverage(grid, size).to(scores.device)
+    coverage = window_coverage(grid, size, scores.device)
     with torch.autocast(scores.device.type, enabled=False):
         inverse = scores.float().clamp(min=SMALLEST).reciprocal() @ coverage.T  # [B, N]
     return (coverage.sum(dim=1) / inverse).unflatten(1, grid)

@@ -1,5 +1,6 @@
 """What the tests of all trained methods share: images, a forward pass, a training step, a short run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def take(batch: Batch, rows: list[int]) -> Batch:
         batch.mask_known[rows],
         [batch.samples[i] for i in rows],
     )
+
+
+def with_masks(batch: Batch, known: list[bool]) -> Batch:
+    """Returns the batch with the masks of these images known."""
+    samples = [replace(sample, mask_known=one) for sample, one in zip(batch.samples, known, strict=True)]
+    return replace(batch, samples=samples, mask_known=torch.tensor(known))
 
 
 def score(model: AnomalyMethod, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

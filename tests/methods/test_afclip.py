@@ -108,13 +108,20 @@ def test_states_of_different_length_are_embedded_as_each_alone(tiny: ClipBackbon
         torch.testing.assert_close(row, alone(tiny)[0])
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_images(tiny: ClipBackbone) -> None:
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(
+    tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AFCLIP, "log", lambda *_, **__: None)
     model, batch = AFCLIP(tiny, layers=LAYERS), batch_of()
     model.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     with torch.no_grad():
         model.prompts.tokens.fill_(float("nan"))
+    model.training_step(batch, 7)
     with pytest.raises(TrainingError, match=r"step 7(.|\n)*image_3\.png"):
-        model.training_step(batch, 7)
+        model.training_step(batch_of(seed=1), 8)
+    model.training_step(batch, 9)
+    with pytest.raises(TrainingError, match="step 9"):
+        model.on_save_checkpoint({})  # weights that the step has spoilt are never saved
 
 
 @pytest.fixture

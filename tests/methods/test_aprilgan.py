@@ -11,7 +11,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.errors import CheckpointError, DatasetError
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.types import Batch
-from tests.methods.contract import batch_of, data_of, saved, score, take, train_step, trainer_of
+from tests.methods.contract import batch_of, data_of, saved, score, take, train_step, trainer_of, with_masks
 from tests.test_backbone import small_config
 
 LAYERS = (2, 4, 6, 8)
@@ -47,7 +47,7 @@ def test_a_batch_without_any_mask_trains_nothing(tiny: ClipBackbone) -> None:
     model, batch = APRILGAN(tiny, layers=LAYERS), batch_of(2)
     optimizer = model.configure_optimizers()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    losses = train_step(model, optimizer, replace(batch, mask_known=torch.zeros(2, dtype=torch.bool)))
+    losses = train_step(model, optimizer, with_masks(batch, [False, False]))
     assert losses["total"] == 0
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name

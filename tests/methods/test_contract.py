@@ -16,7 +16,7 @@ from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
-from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of
+from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of, with_masks
 from tests.test_backbone import small_config
 
 VV: dict[str, Any] = {"vv_from": 3, "prompt_depth": 4}  # the text tower of the embedded backbone has 4 blocks
@@ -141,12 +141,12 @@ def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> Non
     batch = batch_of()
     features = model.extract(batch)
     every = model.loss(features, batch)
-    none = model.loss(features, replace(batch, mask_known=torch.zeros(4, dtype=torch.bool)))
+    none = model.loss(features, with_masks(batch, [False] * 4))
     pixel_terms = {name for name, value in none.items() if value == 0 and every[name] != 0} - {"total"}
     assert any("focal" in name for name in pixel_terms)
     assert not any("image" in name for name in pixel_terms)
     assert none["total"].isfinite()
-    some = model.loss(features, replace(batch, mask_known=torch.tensor([True, True, False, False])))
+    some = model.loss(features, with_masks(batch, [True, True, False, False]))
     half = take(batch, [0, 1])
     expected = model.loss(model.extract(half), half)
     for name in pixel_terms:

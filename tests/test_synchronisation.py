@@ -1,0 +1,123 @@
+"""No step makes the host wait for the device: shown on the device `meta`, whose tensors have no values to wait for."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.afclip import AFCLIP
+from afclip_lightning.methods.anomalyclip import AnomalyCLIP
+from afclip_lightning.methods.aprilgan import APRILGAN
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.methods.clip import CLIP
+from afclip_lightning.methods.dual_image import DualImageCLIP
+from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_lightning.methods.kanoclip import KAnoCLIP
+from afclip_lightning.methods.winclip import WinCLIP
+from afclip_lightning.prompts.ensemble import CategoryText
+from afclip_lightning.types import Batch
+from afclip_lightning.watch import LossWatch
+from tests.methods.contract import batch_of, with_masks
+from tests.test_backbone import small_config
+
+META = torch.device("meta")
+KNOWLEDGE = Path(__file__).parent / "methods/kanoclip_base.yaml"
+METHODS: dict[str, tuple[Callable[..., AnomalyMethod], dict[str, Any]]] = {
+    "CLIP": (CLIP, {}),
+    "WinCLIP": (WinCLIP, {"window_sizes": (1, 2)}),
+    "Dual-Image CLIP": (DualImageCLIP, {"steps": 0}),
+    "AF-CLIP": (AFCLIP, {"layers": (1, 3)}),
+    "AnomalyCLIP": (AnomalyCLIP, {"layers": (2, 3), "vv_from": 2, "prompt_depth": 2}),
+    "FAPrompt": (FAPrompt, {"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2}),
+    "APRIL-GAN": (APRILGAN, {"layers": (1, 3)}),
+    "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge": str(KNOWLEDGE)}),
+}
+TRAINED = ("AF-CLIP", "AnomalyCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP")
+Case = tuple[Callable[[Batch], list[str]], Batch]
+
+
+class Transfers(TorchDispatchMode):
+    """Notes each copy from the host; whatever asks for a value, or for its number, raises on this device by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_meta:
+            self.found += [str(function) for value in args if isinstance(value, torch.Tensor) and _is_of_host(value)]
+        return result
+
+
+def _is_of_host(value: torch.Tensor) -> bool:
+    return not value.is_meta and value.dim() > 0  # a number stands for a scalar of Python
+
+
+def bring(model: AnomalyMethod) -> AnomalyMethod:
+    """Returns the method on the device, with what it keeps from step to step."""
+    for text in (part for part in vars(model).values() if isinstance(part, CategoryText)):
+        text.kept = {category: kept.to(META) for category, kept in text.kept.items()}
+    if isinstance(model, KAnoCLIP):
+        kept = model.prompts.kept
+        kept |= {(word, META): (ids.to(META), end.to(META), last) for (word, _), (ids, end, last) in kept.items()}
+        model.knowledge.sums = {category: kept.to(META) for category, kept in model.knowledge.sums.items()}
+    return model.to(META)
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    """A method and a batch on the device, after one step of the kind with values, and one without."""
+    monkeypatch.setattr(AnomalyMethod, "log", lambda *_, **__: None)
+    name, kind = request.param
+    method, arguments = METHODS[name]
+    model = method(ClipBackbone(small_config(tmp_path), "random", image_size=None), **arguments)
+    batch = batch_of(size=28)
+    samples = [replace(sample, word=sample.category) for sample in batch.samples]
+    rows = torch.tensor([[1], [0], [3], [2]])
+    batch = replace(batch, samples=samples, reference=batch.image[:0], reference_rows=rows)
+    if isinstance(model, KAnoCLIP):
+        model.knowledge.own = dict.fromkeys(sample.image_path for sample in samples)  # those of an epoch before
+    step = model.test_step if kind == "test" else model.training_step
+    mode = torch.inference_mode if kind == "test" else nullcontext
+    with mode():
+        step(batch, 0)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know this device
+    model.watch = LossWatch()
+    # the copy that the watch takes is made without waiting, for which this device has nothing
+    monkeypatch.setattr(LossWatch, "check", lambda self: None)
+    model, batch = bring(model), batch.to(META)
+
+    def run(batch: Batch) -> list[str]:
+        with mode(), Transfers() as transfers:
+            step(batch, 1)
+        return transfers.found
+
+    run(batch)
+    return run, batch
+
+
+@pytest.mark.parametrize("case", [(name, "test") for name in METHODS], indirect=True)
+def test_a_test_step_waits_for_nothing(case: Case) -> None:
+    run, batch = case
+    assert run(batch) == []
+
+
+@pytest.mark.parametrize("case", [(name, "training") for name in TRAINED], indirect=True)
+def test_a_training_step_waits_for_nothing_and_where_masks_lack_for_their_number(case: Case) -> None:
+    run, batch = case
+    assert run(batch) == []
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        run(replace(with_masks(batch, [True, False, True, True]), mask_known=batch.mask_known))
+
+
+def test_copies_from_the_host_are_found() -> None:
+    with Transfers() as transfers:
+        torch.ones(3, device=META) + torch.ones(3).to(META)
+    assert transfers.found == ["aten._to_copy.default"]
