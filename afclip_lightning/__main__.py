@@ -13,9 +13,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LIGHT = {
     "benchmark": "afclip_lightning.benchmark.command",
+    "calibrate": "afclip_lightning.calibrate",
     "datasets": "afclip_lightning.datasets",
     "evaluate": "afclip_lightning.evaluate",
     "features": "afclip_lightning.features",
+    "inspect": "afclip_lightning.inspection",
     "knowledge": "afclip_lightning.knowledge.command",
     "sweep": "afclip_lightning.sweep",
     "report": "afclip_lightning.report",
@@ -23,7 +25,7 @@ _LIGHT = {
 
 
 def main() -> int:
-    """Runs a command and returns its exit code. Those of `_LIGHT` build no model."""
+    """Runs a command and returns its exit code. Those of `_LIGHT` do without Lightning's command line."""
     if sys.argv[1:] and sys.argv[1] in _LIGHT:
         light: int = importlib.import_module(_LIGHT[sys.argv[1]]).main(sys.argv[2:])
         return light
