@@ -166,7 +166,7 @@ def test_runs_at_once_do_not_meet_and_two_processes_are_one_run(folder: Path) ->
     runs = {"together/one": [], "together/two": ddp}
     started = [subprocess_of(["test", *SMALL, f"--run_dir={run}", *more]) for run, more in runs.items()]
     for process in started:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
     ids = set()
     for run in runs:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Tracking(Callback):
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([NearestWord._fields, *words])
         write_text(Path(trainer.default_root_dir) / "nearest_words.csv", buffer.getvalue())
-        self._log_table(trainer, "nearest_words", list(NearestWord._fields), [list(word) for word in words])
+        self._log_table(trainer, "nearest_words", NearestWord._fields, words)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the table of results, the curves and the pictures."""
@@ -86,8 +87,8 @@ class Tracking(Callback):
         step = max(1, -(-len(paths) // MAX_PICTURES))
         return {"pictures": [wandb.Image(str(path), caption=path.stem) for path in paths[::step]]} if paths else {}
 
-    def _log_table(self, trainer: Trainer, name: str, columns: list[str], rows: list[list[object]]) -> None:
+    def _log_table(self, trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         for run in wandb_runs(trainer):
             import wandb
 
-            run.log({name: wandb.Table(columns=columns, data=rows)})
+            run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
