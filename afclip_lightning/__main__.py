@@ -20,7 +20,7 @@ _LIGHT = {
     "inspect": "afclip_lightning.inspection",
     "knowledge": "afclip_lightning.knowledge.command",
     "sweep": "afclip_lightning.sweep",
-    "report": "afclip_lightning.report",
+    "report": "afclip_lightning.report.command",
 }
 
 

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from afclip_lightning import results
-from afclip_lightning.charts import HEIGHT, WIDTH, histogram, line_path
+from afclip_lightning.calibration import Calibration, fixed
 from afclip_lightning.cli import main as run_command
 from afclip_lightning.errors import UserError
 from afclip_lightning.metrics import PixelMetrics, auroc, exact_counts
-from afclip_lightning.report import main, read_run, render, sections
+from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
+from afclip_lightning.report.command import main
+from afclip_lightning.report.run import Threshold, calibrated, read_run, render, sections
 from tests.layouts.visa import write_visa
 from tests.test_backbone import small_config
 from tests.test_cli import arguments
@@ -99,7 +101,7 @@ def test_a_test_keeps_what_the_report_needs(tmp_path: Path, monkeypatch: pytest.
 def test_the_threshold_decides_what_is_missed(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
     scores = list(csv.DictReader((tmp_path / "run/scores.csv").read_text().splitlines()))
-    for threshold in (None, 0.5):
+    for threshold in (None, Threshold(0.5, "given")):
         for section in sections(run, threshold):
             decisions = section.decisions
             assert decisions is not None
@@ -108,10 +110,10 @@ def test_the_threshold_decides_what_is_missed(tmp_path: Path) -> None:
             assert decisions.missed == sum(s["label"] == "1" and float(s["score"]) < limit for s in mine)
             assert decisions.false_alarms == sum(s["label"] == "0" and float(s["score"]) >= limit for s in mine)
             assert decisions.threshold.fitted == (threshold is None)
-            groups = {group.title: group.cases for group in section.groups or []}
+            groups = {group.title: group.cards for group in section.groups or []}
             assert sum(map(len, groups.values())) == 4
-            assert all(case.label and case.score < limit for case in groups["Missed"])
-            assert all(not case.label and case.score >= limit for case in groups["False alarms"])
+            assert all(card.status == "anomalous" and card.score < limit for card in groups["Missed"])
+            assert all(card.status == "normal" and card.score >= limit for card in groups["False alarms"])
     best = next(s for s in sections(run) if s.row.category == "b").decisions
     assert best is not None
     found = best.anomalous - best.missed
@@ -119,10 +121,24 @@ def test_the_threshold_decides_what_is_missed(tmp_path: Path) -> None:
     row = next(row for row in run.rows if row.category == "b")
     assert f1 == pytest.approx(row.metrics["image_f1_max"])  # the threshold is applied as it was found
 
-    (tmp_path / "run/calibration.json").write_text('{"threshold": 0.25}')
-    calibrated = sections(read_run(tmp_path / "run"))[0].decisions
-    assert calibrated is not None
-    assert (calibrated.threshold.value, calibrated.threshold.fitted) == (0.25, False)
+
+def test_a_calibration_calls_anomalous_what_exceeds_it(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"a": 1.0})
+    scores = [float(line.split(",")[4]) for line in (folder / "scores.csv").read_text().splitlines()[1:]]
+    value = sorted(scores)[15]  # that of an image
+    file = tmp_path / "head.calibration.json"
+    Calibration(fixed(value, np.array(scores)), None, "", {}).save(file)
+    decisions = sections(read_run(folder), calibrated(file))[0].decisions
+    assert decisions is not None
+    assert decisions.anomalous - decisions.missed + decisions.false_alarms == 30 - 16
+    assert not decisions.threshold.fitted
+    assert main([str(folder), f"--calibration={file}"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "head.calibration.json: fixed of 30 images" in page
+    assert "fitted on the labels" not in page
+    assert main([str(folder), f"--threshold={value}"]) == 0
+    assert "given by hand" in (folder / "report.html").read_text()
+    assert main([str(folder), f"--calibration={folder / 'results.json'}"]) == 2
 
 
 @pytest.mark.parametrize("missing", ["scores.csv", "curves.json", "run.json", "pictures/cases/cases.json"])
@@ -153,7 +169,7 @@ def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:
     assert "n/a" in page
     assert "50.0 (1)" in page
     assert sections(read_run(folder))[1].decisions is None
-    assert sections(read_run(folder), threshold=0.0)[1].decisions is not None
+    assert sections(read_run(folder), Threshold(0.0, "given"))[1].decisions is not None
 
 
 def test_wrong_folders_and_damaged_files_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,6 +187,38 @@ def test_wrong_folders_and_damaged_files_are_one_message(tmp_path: Path, capsys:
     assert "0000.jpg" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(folder), "--threshold=nan"])
+
+
+def test_inspected_images_have_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "inspections"
+    (folder / "overlays").mkdir(parents=True)
+    lines = []
+    for i in range(30):
+        row = {"path": f"/parts/{i:03}.png", "score": i / 30, "probability": i / 30, "threshold": 0.5, "area": 0.01}
+        row |= {"verdict": "anomalous" if i > 15 else "normal", "regions": [], "error": "", "name": f"{i:03}"}
+        lines.append(json.dumps(row))
+    Image.new("RGB", (640, 480), "red").save(folder / "overlays/029.jpg")  # all others are not at hand
+    failed = dict.fromkeys(json.loads(lines[0])) | {"path": "x", "error": f"x is no image: {HOSTILE}", "name": "x"}
+    (folder / "inspections.jsonl").write_text("\n".join([*lines, json.dumps(failed), '{"path": "cut o']))
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "30 images, 14 called anomalous, 16 called normal" in page
+    assert page.count('class="case"') == 24
+    assert page.count("data:image/jpeg") == 1
+    assert page.count("picture not at hand") == 23
+    assert page.index("029.png") < page.index("028.png") < page.index("000.png")
+    assert "1 image could not be inspected" in page
+    assert HOSTILE not in page
+
+    without = [json.dumps({**json.loads(line), "verdict": None, "threshold": None}) for line in lines]
+    (folder / "inspections.jsonl").write_text("\n".join([*without, ""]))
+    assert main([str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert "There is no threshold" in (tmp_path / "page.html").read_text()
+    assert main([str(folder), "--threshold=1"]) == 2
+    assert "leave the option out" in capsys.readouterr().err
+    (folder / "inspections.jsonl").write_text("{}\n")
+    assert main([str(folder)]) == 2
+    assert "inspections.jsonl: cannot be read" in capsys.readouterr().err
 
 
 def test_paths_of_charts() -> None:

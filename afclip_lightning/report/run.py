@@ -1,31 +1,20 @@
-"""`python -m afclip_lightning report`: one HTML page of a run, which needs no network and no other file."""
+"""The page of a test run: tables, curves, scores, what was missed and what was a false alarm."""
 
-import argparse
-import base64
 import csv
-import hashlib
 import json
 import math
-import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from afclip_lightning import charts
-from afclip_lightning.charts import Chart, Histogram, Line
+from afclip_lightning.calibration import Calibration
 from afclip_lightning.columns import MEAN, METRICS, TITLES
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import write_text
-
-DESCRIPTION = """\
-Writes one HTML page of a test run: tables by category, curves, scores, pictures of what was missed and of false alarms.
-It is self-contained: it opens from disk, without a network, and can be sent to others.
-"""
+from afclip_lightning.report import charts
+from afclip_lightning.report.charts import Chart, Histogram, Line
+from afclip_lightning.report.page import Card, Group, data_uri, json_object, percent, read, read_optional
+from afclip_lightning.report.page import render as render_page
 
 FACTS = (
     ("method", "Method"),
@@ -39,7 +28,6 @@ FACTS = (
 """What the page says of a run: key in `run.json`, title."""
 
 Key = tuple[str, str]  # dataset, category
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,32 +47,17 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Case:
-    """One test image with its pictures.
+    """One test image that pictures were kept of.
 
     Attributes:
-        image: Its path where the run found it.
         label: 1 = anomalous, 0 = normal.
-        score: Its image score.
         kind: `best` or `worst`: from which end of its category.
-        mask_known: Whether its pixel labels are known.
-        outline: Outline of its mask as an SVG path in the unit square; empty if there is none.
-        picture: Data URI of the image.
-        map: Data URI of its anomaly map in colours.
+        card: How it is shown.
     """
 
-    image: str
     label: int
-    score: float
     kind: str
-    mask_known: bool
-    outline: str
-    picture: str
-    map: str
-
-    @property
-    def name(self) -> str:
-        """Returns the end of the path, enough to find it."""
-        return "/".join(Path(self.image).parts[-2:])
+    card: Card
 
 
 @dataclass(frozen=True)
@@ -123,7 +96,6 @@ class Run:
         curves: By category and name, x and y of the curves that are defined.
         pro_limit: False-positive rate up to which the PRO curve goes.
         cases: By category, the images that pictures were kept of.
-        calibrated: Threshold of `calibration.json`.
     """
 
     folder: Path
@@ -134,7 +106,6 @@ class Run:
     curves: dict[Key, dict[str, tuple[list[float], list[float]]]] | None
     pro_limit: float
     cases: dict[Key, list[Case]] | None
-    calibrated: float | None
 
 
 @dataclass(frozen=True)
@@ -154,21 +125,6 @@ class Decisions:
     false_alarms: int
     normal: int
     anomalous: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """Cases that are shown together.
-
-    Attributes:
-        title: What they have in common.
-        note: How many there are of them, or how they were chosen.
-        cases: The cases.
-    """
-
-    title: str
-    note: str
-    cases: list[Case]
 
 
 @dataclass(frozen=True)
@@ -211,69 +167,60 @@ def read_run(path: Path) -> Run:
             f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
             "printed, runs/<config>/<time>."
         )
-    title, rows = _read(table, lambda: _table(json.loads(table.read_text(encoding="utf-8"))))
-    kept = _optional(folder / f"curves{suffix}.json", _curves)
+    title, rows = read(table, _table)
+    kept = read_optional(folder / f"curves{suffix}.json", _curves)
     return Run(
         folder=folder,
         title=title,
         rows=rows,
-        record=_optional(folder / "run.json", _json_object),
-        scores=_optional(folder / f"scores{suffix}.csv", _scores),
+        record=read_optional(folder / "run.json", json_object),
+        scores=read_optional(folder / f"scores{suffix}.csv", _scores),
         curves=kept and kept[1],
         pro_limit=kept[0] if kept else 1.0,
-        cases=None if suffix else _optional(folder / "pictures" / "cases" / "cases.json", _cases),
-        calibrated=_optional(folder / "calibration.json", lambda file: float(_json_object(file)["threshold"])),
+        cases=None if suffix else read_optional(folder / "pictures" / "cases" / "cases.json", _cases),
     )
 
 
-def sections(run: Run, threshold: float | None = None) -> list[Section]:
+def calibrated(file: Path) -> Threshold:
+    """Returns the threshold of a calibration.
+
+    Raises:
+        DatasetError: The file cannot be read.
+    """
+    found = Calibration.read(file).image
+    above = math.nextafter(found.value, math.inf)  # a calibration calls anomalous what exceeds its value
+    return Threshold(above, f"{file.name}: {found.method} of {found.n} images")
+
+
+def sections(run: Run, threshold: Threshold | None = None) -> list[Section]:
     """Returns what the page shows of each category.
 
     Args:
         run: The run.
-        threshold: From which score on an image is called anomalous. By default that of the calibration, or else that of
-            each category's best F1.
+        threshold: From which score on an image is called anomalous; by default that of each category's best F1.
     """
-    return [_section(run, row, _threshold(run, row, threshold)) for row in run.rows if row.category != MEAN]
+    return [_section(run, row, threshold or _best(row)) for row in run.rows if row.category != MEAN]
 
 
-def render(run: Run, threshold: float | None = None) -> str:
+def render(run: Run, threshold: Threshold | None = None) -> str:
     """Returns the page.
 
     Args:
         run: The run.
         threshold: See `sections`.
     """
-    environment = Environment(
-        loader=PackageLoader("afclip_lightning"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "score": _score, "shell": shlex.join}
-    script = (Path(__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html").render(
+    return render_page(
+        "run.html",
         run=run,
         sections=sections(run, threshold),
         facts=FACTS,
         means=[row for row in run.rows if row.category == MEAN],
         columns=list(zip(METRICS, TITLES, strict=True)),
-        plot=(charts.WIDTH, charts.HEIGHT),
-        script=Markup(script),
-        # of all scripts, the browser runs this one: no name from a file can smuggle in another
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _threshold(run: Run, row: Row, given: float | None) -> Threshold | None:
-    if given is not None:
-        return Threshold(given, "given with --threshold")
-    if run.calibrated is not None:
-        return Threshold(run.calibrated, "from calibration.json")
-    if row.best_f1 is not None:
-        return Threshold(row.best_f1, "best F1 on these labels", fitted=True)
-    return None
+def _best(row: Row) -> Threshold | None:
+    return None if row.best_f1 is None else Threshold(row.best_f1, "best F1 on these labels", fitted=True)
 
 
 def _section(run: Run, row: Row, threshold: Threshold | None) -> Section:
@@ -305,7 +252,7 @@ def _charts(
             Line(
                 level,
                 charts.line_path(*curves[f"{level}_{curve}"], x_max, steps=curve == "pr"),
-                f"{title} {_percent(row.metrics[key])}" if (key := f"{level}_{metric}") in row.metrics else "",
+                f"{title} {percent(row.metrics[key])}" if (key := f"{level}_{metric}") in row.metrics else "",
             )
             for level in ("image", "pixel")
             if f"{level}_{curve}" in curves
@@ -330,7 +277,7 @@ def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decis
     """Returns the cases in groups: each in one of them."""
 
     def is_wrong(case: Case) -> bool:
-        return threshold is not None and (case.score < threshold.value) == bool(case.label)
+        return threshold is not None and (case.card.score < threshold.value) == bool(case.label)
 
     groups = []
     if threshold:
@@ -338,39 +285,19 @@ def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decis
         of_alarms = f"{decisions.false_alarms} of {decisions.normal} normal images" if decisions else ""
         wrong = [case for case in cases if is_wrong(case)]
         groups += [
-            Group("Missed", of_missed, [case for case in wrong if case.label]),
-            Group("False alarms", of_alarms, [case for case in wrong if not case.label]),
+            Group("Missed", of_missed, [case.card for case in wrong if case.label]),
+            Group("False alarms", of_alarms, [case.card for case in wrong if not case.label]),
         ]
     right = [case for case in cases if not is_wrong(case)]
     side = "of those on the right side of the threshold" if threshold else "by their scores"
     extremes = [
-        Group(kind.capitalize(), side, [case for case in right if case.kind == kind]) for kind in ("worst", "best")
+        Group(kind.capitalize(), side, [case.card for case in right if case.kind == kind]) for kind in ("worst", "best")
     ]
-    return groups + [group for group in extremes if group.cases]
+    return groups + [group for group in extremes if group.cards]
 
 
-def _read(file: Path, parse: Callable[[], T]) -> T:
-    """Returns what a parser makes of a file; says which file it was if it cannot."""
-    try:
-        return parse()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({type(error).__name__}: {error}). Restore it, or run the test again."
-        ) from error
-
-
-def _optional(file: Path, parse: Callable[[Path], T]) -> T | None:
-    return _read(file, lambda: parse(file)) if file.exists() else None
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    value = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise TypeError(f"expected an object, got {type(value).__name__}")
-    return value
-
-
-def _table(value: Mapping[str, Any]) -> tuple[str, list[Row]]:
+def _table(file: Path) -> tuple[str, list[Row]]:
+    value = json_object(file)
     rows = [
         Row(
             str(row["dataset"]),
@@ -397,7 +324,7 @@ def _scores(file: Path) -> dict[Key, tuple[list[float], list[float]]]:
 
 
 def _curves(file: Path) -> tuple[float, dict[Key, dict[str, tuple[list[float], list[float]]]]]:
-    value = _json_object(file)
+    value = json_object(file)
     curves = {
         (entry["dataset"], entry["category"]): {
             name: (curve["x"], curve["y"]) for name, curve in entry["curves"].items()
@@ -410,60 +337,12 @@ def _curves(file: Path) -> tuple[float, dict[Key, dict[str, tuple[list[float], l
 def _cases(file: Path) -> dict[Key, list[Case]]:
     cases: dict[Key, list[Case]] = {}
     for entry in json.loads(file.read_text(encoding="utf-8")):
-        picture, anomaly_map = (_data_uri(file.parent / Path(entry[key]).name) for key in ("picture", "map"))
-        names = ("image", "label", "score", "kind", "mask_known", "outline")
-        case = Case(*(entry[name] for name in names), picture, anomaly_map)
+        picture, anomaly_map = (
+            data_uri((file.parent / Path(entry[key]).name).read_bytes()) for key in ("picture", "map")
+        )
+        status = "anomalous" if entry["label"] else "normal"
+        note = "" if entry["mask_known"] else "mask not known"
+        card = Card(entry["image"], entry["score"], status, picture, anomaly_map, entry["outline"], note)
+        case = Case(entry["label"], entry["kind"], card)
         cases.setdefault((entry["dataset"], entry["category"]), []).append(case)
     return cases
-
-
-def _data_uri(file: Path) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(file.read_bytes()).decode()
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f}"
-
-
-def _score(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
-    options = _parser().parse_args(args)
-    try:
-        run = read_run(options.run)
-        out = options.out or run.folder / "report.html"
-        write_text(out, render(run, options.threshold))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"Report: {out}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m afclip_lightning report",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a table in it such as results_x.json")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; report.html in the run folder by default")
-    parser.add_argument(
-        "--threshold",
-        type=_finite,
-        metavar="SCORE",
-        help="call images anomalous from this score on; by default that of calibration.json in the run folder, or else "
-        "that of the best F1 on the test labels, category by category",
-    )
-    return parser

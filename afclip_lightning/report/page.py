@@ -1,0 +1,134 @@
+"""What all pages are made of: templates, pictures as text, and reading files so that an error names the file."""
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.report import charts
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image in a gallery.
+
+    Attributes:
+        image: Its path where it was found.
+        score: Its image score.
+        status: `anomalous`, `normal` or, where that is not known, empty.
+        picture: Data URI of the image, with what is drawn in it; empty if it is not at hand.
+        map: Data URI of its anomaly map in colours, to lie over the picture; empty if there is none.
+        outline: Outline of its mask as an SVG path in the unit square; empty if there is none.
+        note: What else is to be said of it.
+    """
+
+    image: str
+    score: float
+    status: str
+    picture: str
+    map: str = ""
+    outline: str = ""
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """Returns the end of the path, enough to find it."""
+        return "/".join(Path(self.image).parts[-2:])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cards that are shown together.
+
+    Attributes:
+        title: What they have in common.
+        note: How many there are of them, or how they were chosen.
+        cards: The cards.
+    """
+
+    title: str
+    note: str
+    cards: list[Card]
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a page.
+
+    Args:
+        template: Name of the template.
+        values: What it shows; every text is escaped.
+    """
+    environment = Environment(
+        loader=PackageLoader("afclip_lightning"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "score": score_text, "shell": shlex.join}
+    environment.globals["plot"] = (charts.WIDTH, charts.HEIGHT)
+    script = (Path(__file__).parents[1] / "templates" / "report.js").read_text(encoding="utf-8")
+    # of all scripts, the browser runs this one: no name from a file can smuggle in another
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(script=Markup(script), script_hash=script_hash, **values)
+
+
+def percent(value: float | None) -> str:
+    """Returns a share as a number of percent; `n/a` for none."""
+    return "n/a" if value is None else f"{100 * value:.1f}"
+
+
+def score_text(value: float) -> str:
+    """Returns a score in four digits."""
+    return f"{value:.4g}"
+
+
+def data_uri(jpeg: bytes) -> str:
+    """Returns a JPEG as an address that holds it."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def read(file: Path, parse: Callable[[Path], T]) -> T:
+    """Returns what a parser makes of a file.
+
+    Raises:
+        UserError: It makes nothing of it; the message names the file.
+    """
+    try:
+        return parse(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({type(error).__name__}: {error}). Restore it, or run the command that wrote it "
+            "again."
+        ) from error
+
+
+def read_optional(file: Path, parse: Callable[[Path], T]) -> T | None:
+    """Returns what a parser makes of a file, or `None` if there is no file.
+
+    Raises:
+        UserError: See `read`.
+    """
+    return read(file, parse) if file.exists() else None
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        TypeError: It holds something else.
+    """
+    value = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {type(value).__name__}")
+    return value
