@@ -124,10 +124,7 @@ class FeatureStore:
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
                     with atomic_path(path) as temporary:
                         try:
-                            try:
                             save_file(row, temporary, metadata={"checksum": str(checksum(row))})
-                        except SafetensorError as error:  # what it makes of a disk that takes no more
-                            raise OSError(str(error)) from error
                         except SafetensorError as error:  # what it makes of a disk that takes no more
                             raise OSError(str(error)) from error
 
