@@ -65,10 +65,14 @@ def _run(matrix: Matrix, todo: Plan, out: Path, options: argparse.Namespace) -> 
     ]
     state += [f"Being run by another process: {name}" for name, o in outcomes.items() if o.status == "elsewhere"]
     state += [f"Left out of the table: {message}" for message in damaged]
-    state += [f"Not on disk: {place}" for place in todo.missing]
     if interrupted:
         state.append("Stopped: the same command goes on from here.")
-    tables = _render([row for row in rows if row.cell in wanted], matrix, out, state)
+    tables = _render(
+        [row for row in rows if row.cell in wanted],
+        matrix,
+        out,
+        [*state, *(f"Not on disk: {place}" for place in todo.missing)],
+    )
     print("\n".join(["", *tables, "", *state, f"Tables: {out / 'tables.md'}, {out / TABLE}.csv"]))
     return 130 if interrupted else 1 if counts["failed"] or damaged else 0
 

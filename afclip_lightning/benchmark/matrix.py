@@ -153,11 +153,11 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
             part = OmegaConf.from_dotlist(list(changes)) if source is changes else OmegaConf.load(source)
             merged = OmegaConf.merge(merged, part)
         except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{named}: is no benchmark ({str(error).splitlines()[0]}).") from error
+            raise UserError(f"{named}: is no benchmark ({_reason(error)}).") from error
     try:
         matrix: Matrix = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"{', '.join(map(str, paths))}: is no benchmark ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{', '.join(map(str, paths))}: is no benchmark ({_reason(error)}).") from error
     _check(matrix)
     return matrix
 
@@ -172,9 +172,10 @@ def _check(matrix: Matrix) -> None:
     trains = [transfer.train for transfer in matrix.transfers]
     if twice := {name for name in trains if trains.count(name) > 1}:
         raise UserError(f"transfers train twice on {', '.join(twice)}: list all their test sets in one.")
-    slugs = [_slug(name) for name in matrix.methods]
-    if twice := {name for name in matrix.methods if slugs.count(_slug(name)) > 1}:
-        raise UserError(f"methods {', '.join(twice)} would share one folder: give them other names.")
+    for kind, names in (("methods", list(matrix.methods)), ("datasets", list(matrix.datasets))):
+        slugs = [_slug(name) for name in names]
+        if same := [name for name in names if slugs.count(_slug(name)) > 1]:
+            raise UserError(f"the {kind} {', '.join(same)} would share one folder: give them other names.")
 
 
 def plan(matrix: Matrix, out: Path) -> Plan:
@@ -264,11 +265,16 @@ def read_yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: cannot be read as a config ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{path}: cannot be read as a config ({_reason(error)}).") from error
 
 
 def _without_data(path: Path) -> Any:
     return {key: value for key, value in read_yaml(path).items() if key != "data"}
+
+
+def _reason(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    return f"{key}: {str(error).splitlines()[0]}" if key else " ".join(str(error).split())
 
 
 def _slug(name: str) -> str:

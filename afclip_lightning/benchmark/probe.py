@@ -82,7 +82,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 def _build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:
     import_submodules(afclip_lightning.data)
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AnomalyDataModule, "data")
+    parser.add_subclass_arguments(AnomalyDataModule, "data", required=True)
     try:
         dataset: AnomalyDataModule = parser.instantiate_classes(parser.parse_object({"data": dict(found)})).data
     except (ArgumentError, ValueError) as error:

@@ -188,7 +188,7 @@ def latex(grids: Iterable[Grid]) -> str:
         parts += [
             r"\begin{table}[p]",
             r"\centering",
-            rf"\caption{{{_escape(grid.title)}}}",
+            rf"\textbf{{{_escape(grid.title)}}}\\[1ex]",
             r"\resizebox{\linewidth}{!}{%",
         ]
         parts += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]

@@ -291,4 +291,3 @@ def _run_step(cell: Cell, step: Step, run: Run) -> None:
     facts = {"method": cell.method, "train": cell.train, "seed": cell.seed, "dataset": step.dataset}
     facts |= {"shots": step.shots, "seconds": round(time.monotonic() - start, 3), "digest": step.digest}
     write_json(folder / DONE, facts)
-

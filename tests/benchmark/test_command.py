@@ -1,0 +1,96 @@
+"""A benchmark as a user runs it: real cells on drawn pictures, one table, the same each time."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from afclip_lightning.benchmark import command, runner
+from afclip_lightning.benchmark.matrix import Cell
+from afclip_lightning.benchmark.runner import Outcome, command_line
+from afclip_lightning.benchmark.table import read_results
+from tests.benchmark.fakes import run
+
+REPOSITORY = Path(__file__).parents[2]
+DRAWN = "root: drawn, image_size: 112, train_normal: 2, test_normal: 2, test_anomalous: 2"
+MATRIX = f"""
+methods:
+  AF-CLIP: {{configs: [configs/afclip_demo.yaml], shots: [0, 1]}}
+  Dual-Image: {{configs: [configs/dual_image_demo.yaml], options: [--model.steps=0], trains: false}}
+datasets:
+  one: {{class_path: Synthetic, init_args: {{{DRAWN}, categories: [cloth]}}}}
+  two: {{class_path: Synthetic, init_args: {{{DRAWN}, categories: [metal]}}}}
+  mvtec: configs/data/mvtec.yaml
+transfers: [{{train: one, test: [two, mvtec]}}]
+options: [--trainer.max_epochs=1, --data.batch_size=2]
+published: {REPOSITORY / "experiments/published"}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the project's configs; cells run in this process, whose imports are paid."""
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    (tmp_path / "matrix.yaml").write_text(MATRIX)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["afclip_lightning"])
+
+    def work(worker: runner.Worker, cell: Cell) -> Outcome:
+        return runner._claim(cell, command_line, worker.settings[1])
+
+    monkeypatch.setattr(runner.Worker, "run", work)
+    return tmp_path
+
+
+def test_two_benchmarks_give_the_same_table_and_so_does_a_cells_own_script(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    for out in ("first", "second"):
+        assert command.main(["--config", "matrix.yaml", "--out", out]) == 0
+        tables.append((folder / out / "results.csv").read_bytes())
+    assert tables[0] == tables[1]
+    lines = tables[0].decode().splitlines()
+    assert lines[0] == "cell,method,train,dataset,category,shots,seed,metric,value,backbone"
+    assert len(lines) == 1 + 3 * 2 * 7  # three tests, of a category and the mean
+    text = (folder / "first/tables.md").read_text()
+    assert "Not on disk: mvtec (data/mvtec)" in text
+    assert "| AF-CLIP | one | 1 | 1 |" in text
+    assert "## AF-CLIP, Table 1" in text
+    told = capfd.readouterr().out
+    assert "2 of 2 cells are done." in told
+    assert "## Measured on two" in told
+    assert "Seed set to" not in told  # that is in the logs
+
+    cell = folder / "first/cells/AF-CLIP_one_0"
+    for line in (cell / "commands.sh").read_text().splitlines()[3:]:
+        assert command_line(shlex.split(line.replace('"$1"', "again"))[3:]) == 0
+    for test in ("two-0", "two-1"):
+        assert read_results(folder / "again" / test) == read_results(cell / test)
+
+
+def test_what_failed_is_told_and_the_table_is_of_the_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: list[str]) -> int:
+        if "fit" in arguments:
+            raise MemoryError("no memory left")
+        return run(arguments)
+
+    monkeypatch.setattr(runner.Worker, "run", lambda worker, cell: runner._claim(cell, broken, worker.settings[1]))
+    assert command.main(["--config", "matrix.yaml", "--out", "out"]) == 1
+    told = capsys.readouterr().out
+    assert "AF-CLIP_one_0: FAILED: fit: MemoryError: no memory left; log: out/cells/AF-CLIP_one_0/log.txt" in told
+    assert "1 of 2 cells are done." in told
+    assert "--retry: AF-CLIP_one_0" in (folder / "out/tables.md").read_text()
+    assert {line.partition("_")[0] for line in (folder / "out/results.csv").read_text().splitlines()[1:]} == {
+        "Dual-Image"
+    }
+
+
+def test_mistakes_end_with_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--config", "nothing.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: nothing.yaml: ")
+    assert not (folder / "runs").exists()
