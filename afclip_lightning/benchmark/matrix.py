@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,19 +148,24 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
         UserError: A file cannot be read, or says what a matrix does not have; the message names it.
     """
     merged = OmegaConf.structured(Matrix)
-    for source in [*paths, changes]:
-        named = "changes" if source is changes else source
-        try:
-            part = OmegaConf.from_dotlist(list(changes)) if source is changes else OmegaConf.load(source)
-            merged = OmegaConf.merge(merged, part)
-        except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{named}: is no benchmark ({_reason(error)}).") from error
-    try:
-        matrix: Matrix = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{', '.join(map(str, paths))}: is no benchmark ({_reason(error)}).") from error
+    for path in paths:
+        with _reading(path):
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+    with _reading(*paths, *changes):
+        matrix = OmegaConf.to_object(OmegaConf.merge(merged, OmegaConf.from_dotlist(list(changes))))
+    assert isinstance(matrix, Matrix)
     _check(matrix)
     return matrix
+
+
+@contextmanager
+def _reading(*sources: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        key = getattr(error, "full_key", None)
+        reason = f"{key}: {str(error).splitlines()[0]}" if key else " ".join(str(error).split())
+        raise UserError(f"{', '.join(map(str, sources))}: cannot be read ({reason}).") from error
 
 
 def _check(matrix: Matrix) -> None:
@@ -244,7 +250,7 @@ class _Builder:
         for number, template in enumerate(self.method.configs, 1):
             path = Path(template.format(train=self.train, test=test or self.train))
             configs[self.folder / f"{number}-{path.name}"] = _without_data(path)
-        store = ()
+        store: tuple[str, ...] = ()
         if self.matrix.store and reads_features(self.method_name, list(configs.values())):
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
         configs[self.folder / f"data-{_slug(read)}.yaml"] = {"data": self.sections[read]}
@@ -262,19 +268,12 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: It cannot be read.
     """
-    try:
+    with _reading(path):
         return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: cannot be read as a config ({_reason(error)}).") from error
 
 
 def _without_data(path: Path) -> Any:
     return {key: value for key, value in read_yaml(path).items() if key != "data"}
-
-
-def _reason(error: Exception) -> str:
-    key = getattr(error, "full_key", None)
-    return f"{key}: {str(error).splitlines()[0]}" if key else " ".join(str(error).split())
 
 
 def _slug(name: str) -> str:

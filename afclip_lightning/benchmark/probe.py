@@ -73,7 +73,7 @@ def reads_features(method: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     return not found.needs_pixels
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     for child in cls.__subclasses__():
         yield child
         yield from _subclasses(child)

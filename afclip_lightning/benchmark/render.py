@@ -88,8 +88,8 @@ def own_tables(rows: Sequence[Row], matrix: Matrix) -> list[Grid]:
     methods, datasets = list(matrix.methods), list(matrix.datasets)
     for row in sorted(rows, key=lambda row: (datasets.index(row.dataset), methods.index(row.method), row.shots)):
         if row.category == MEAN:
-            lines = groups[row.dataset].setdefault((row.method, row.train, row.shots), defaultdict(dict))
-            lines[row.metric][row.seed] = 100 * row.value
+            line = groups[row.dataset].setdefault((row.method, row.train, row.shots), defaultdict(dict))
+            line[row.metric][row.seed] = 100 * row.value
     header = ("method", "trained on", "shots", "seeds", *TITLES)
     grids = []
     for dataset, lines in groups.items():

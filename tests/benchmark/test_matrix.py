@@ -131,7 +131,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("configs/data/mvtec.yaml", "configs/ablation/afclip_v1.yaml", "neither a data section"),
         ("Dual-Image:", "AF/CLIP:", "AF-CLIP, AF/CLIP would share one folder"),
         ("methods:", "method:", "method"),
-        ("seeds: [3, 4]", "seeds: [3, 4", "matrix.yaml: is no benchmark"),
+        ("seeds: [3, 4]", "seeds: [3, 4", "matrix.yaml: cannot be read"),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, told: str) -> None:
