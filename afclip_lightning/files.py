@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: The disk is full or not writable; what was there before is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # two nodes may have equal process ids
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

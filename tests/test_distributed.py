@@ -246,7 +246,7 @@ def test_two_nodes_write_one_run_folder(folder: Path, monkeypatch: pytest.Monkey
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(command, cwd=folder, env=environment, **pipe))
     for process in started:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
     run, *others = (folder / "runs").rglob("config.yaml")
     assert not others
