@@ -2,23 +2,34 @@
 
     python -m experiments.methods.benchmark                                            # ViT-B/16 at 224 px on a CPU
     python -m experiments.methods.benchmark --model ViT-L-14-336 --image_size 518 --device cuda --precision bf16
+    python -m experiments.methods.benchmark --model ViT-L-14-336 --image_size 518 --methods AF-CLIP --batch 1 --rounds 1
 
-All methods run in one process on the same random weights and images, each call right after a pass of the backbone alone
-(the class token's embedding, nothing tapped); reported is the median of the ratios. A test is the backbone's pass, the
-scores, and the maps at the input's size; a training step is the head's, without the backbone's pass: losses, backward
-pass and optimiser. Text that does not depend on the image is embedded before.
+Each method and batch size runs in a process of its own, which tells its memory, on random weights and images. Every
+call comes right after a pass of the backbone alone (the class token's embedding, nothing tapped); reported is the
+median of the ratios. A test is taken apart: `forward` is the backbone's pass with what the method taps and encodes
+beside, `head` what it makes of it, `maps` its enlarging and smoothing, `metrics` what the scores cost then. A training
+step is the head's, without the backbone's pass: losses, backward pass and optimiser. Text that does not depend on the
+image is embedded before.
+
+Operations are counted for one image's test, a multiplication and an addition being two. On a GPU the rate of the pass
+is also given as a share of what the device reaches in a plain product of large matrices of the same type.
 """
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.files import write_json
@@ -32,29 +43,30 @@ from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.winclip import WinCLIP
+from afclip_lightning.metrics import PixelMetrics
 from afclip_lightning.types import Batch, Sample
 
 
-def methods_on(backbone: ClipBackbone) -> dict[str, AnomalyMethod]:
-    """Returns the methods, tapped at quarters of the depth where they tap several blocks."""
-    depth = backbone.vision.depth
-    quarters = [depth * i // 4 for i in (1, 2, 3, 4)]
-    first = max(1, depth // 4)  # of the V-V path: blocks 6 to 24 of ViT-L/14
-    return {
-        "CLIP": CLIP(backbone),
-        "AF-CLIP": AFCLIP(backbone, layers=quarters),
-        "AnomalyCLIP": AnomalyCLIP(backbone, layers=[depth], vv_from=first),
-        "FAPrompt": FAPrompt(backbone, layer=depth, vv_from=first),
-        "APRIL-GAN": APRILGAN(backbone, layers=quarters),
-        "KAnoCLIP": KAnoCLIP(backbone, layers=quarters, vv_from=first),
-        "Dual-Image CLIP without adaptation": DualImageCLIP(backbone, steps=0),
-        "AnoVL without adaptation and views": AnoVL(backbone, steps=0, augment=False),
-        "WinCLIP": WinCLIP(backbone),
-    }
+def quarters(backbone: ClipBackbone) -> list[int]:
+    """Returns the blocks at the quarters of the depth, which stand for 6, 12, 18 and 24 of ViT-L/14."""
+    return [backbone.vision.depth * i // 4 for i in (1, 2, 3, 4)]
+
+
+METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
+    "CLIP": CLIP,
+    "AF-CLIP": lambda b: AFCLIP(b, layers=quarters(b)),
+    "AnomalyCLIP": lambda b: AnomalyCLIP(b, layers=[b.vision.depth], vv_from=quarters(b)[0]),
+    "FAPrompt": lambda b: FAPrompt(b, layer=b.vision.depth, vv_from=quarters(b)[0]),
+    "APRIL-GAN": lambda b: APRILGAN(b, layers=quarters(b)),
+    "KAnoCLIP": lambda b: KAnoCLIP(b, layers=quarters(b), vv_from=quarters(b)[0]),
+    "Dual-Image CLIP without adaptation": lambda b: DualImageCLIP(b, steps=0),
+    "AnoVL without adaptation and views": lambda b: AnoVL(b, steps=0, augment=False),
+    "WinCLIP": WinCLIP,
+}
 
 
 def images(count: int, size: int, device: str) -> Batch:
-    """Returns noise, half of it labelled anomalous, with a reference each."""
+    """Returns noise, half of it anomalous, in pairs that are each other's reference, as a loader deals them."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(count, size, size, dtype=torch.uint8)
     mask[::2, : size // 4, : size // 3] = 1
@@ -65,9 +77,13 @@ def images(count: int, size: int, device: str) -> Batch:
         torch.tensor([sample.label for sample in samples]),
         torch.ones(count, dtype=torch.bool),
         samples,
-        reference=torch.randn(count, 1, 3, size, size, generator=generator),
+        reference=torch.randn(count % 2, 3, size, size, generator=generator),  # of the one that is left over
+        reference_rows=torch.arange(count)[:, None] ^ 1,
     )
     return batch.to(torch.device(device))
+
+
+ENLARGING = ("upsample_and_smooth", "pool_and_enlarge", "enlarge")
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -79,26 +95,93 @@ def seconds(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
+def operations(call: Callable[[], Any]) -> int:
+    """Returns the floating-point operations of a call; those of attention too, which its fused form would hide."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with FlopCounterMode(display=False) as counter:
+        call()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: str, dtype: torch.dtype, side: int = 8192) -> float:
+    """Returns the operations a second that products of large matrices reach, the best of ten."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def peak_mb(device: str) -> float:
+    """Returns the highest memory so far: of the process, or on the GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@contextmanager
+def timed(method: AnomalyMethod, names: Sequence[str], device: str) -> Iterator[list[float]]:
+    """Gathers the seconds of each call of these functions from the method's module."""
+    module, taken = sys.modules[type(method).__module__], list[float]()
+
+    def timing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result: list[Any] = []
+            taken.append(seconds(lambda: result.append(function(*args, **kwargs)), device))
+            return result[0]
+
+        return run
+
+    with ExitStack() as stack:
+        for name in set(names) & vars(module).keys():
+            stack.enter_context(patch.object(module, name, timing(getattr(module, name))))
+        yield taken
+
+
 def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, precision: str) -> dict[str, float]:
-    """Returns parameters that train, and the medians of the ratios to the backbone's pass: `test`, `step`."""
+    """Returns what the method costs, by name: see `COLUMNS`; times as medians of ratios to the backbone's pass."""
+    backbone, count = method.backbone, len(batch.samples)
+    alone = backbone.spec(image_embedding=True)
+    keys = [str(sample.image_path) for sample in batch.samples]
+    ratios: dict[str, list[float]] = {}
+    rates: list[float] = []
+    passes: list[float] = []
 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
-    backbone = method.backbone
-    alone = backbone.spec(image_embedding=True)
+    def reference() -> float:
+        with torch.inference_mode(), autocast():
+            return seconds(lambda: backbone.encode_image(batch.image, alone), device)
 
-    def test() -> None:
-        method.score(method.extract(batch), batch)
+    def test() -> dict[str, float]:
+        with timed(method, ENLARGING, device) as maps:
+            features, predictions = [], []
+            forward = seconds(lambda: features.append(method.extract(batch)), device)
+            score = seconds(lambda: predictions.append(method.score(features[0], batch)), device)
+        metrics = PixelMetrics().to(batch.image.device)
+        found = predictions[0].anomaly_map, batch.mask, predictions[0].pred_score, batch.label, batch.mask_known
+        update = seconds(lambda: metrics.update(*found, names=keys), device)
+        taken = {"forward": forward, "head": score - sum(maps), "maps": sum(maps), "metrics": update}
+        return {**taken, "test": forward + score}
 
-    ratios: dict[str, list[float]] = {"test": [], "step": []}
     with torch.inference_mode(), autocast():
         method.on_evaluation_start()
         test()
+        flops = operations(lambda: method.score(method.extract(batch), batch)) / count
         for _ in range(rounds):
-            reference = seconds(lambda: backbone.encode_image(batch.image, alone), device)
-            ratios["test"].append(seconds(test, device) / reference)
+            passes.append(reference())
+            taken = test()
+            rates.append(count / (taken["test"] + taken["metrics"]))
+            for name, time_ in taken.items():
+                ratios.setdefault(name, []).append(time_ / passes[-1])
         method.on_evaluation_end()
+    result = {"images_a_second": statistics.median(rates), "gflops": flops / 1e9, "test_mb": peak_mb(device)}
+    if device == "cuda":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        with torch.inference_mode(), autocast():
+            of_pass = operations(lambda: backbone.encode_image(batch.image, alone))
+        result["share"] = of_pass / statistics.median(passes) / matrix_rate(device, dtype)
+        torch.cuda.reset_peak_memory_stats()
     optimizer = method.configure_optimizers()
     if optimizer is not None:
         with autocast():
@@ -112,20 +195,44 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
             optimizer.step()
 
         step()
+        ratios["step"] = []
         for _ in range(rounds):
-            with torch.inference_mode(), autocast():
-                reference = seconds(lambda: backbone.encode_image(batch.image, alone), device)
-            ratios["step"].append(seconds(step, device) / reference)
-    result = {name: statistics.median(values) for name, values in ratios.items() if values}
+            before = reference()
+            ratios["step"].append(seconds(step, device) / before)
+        result["step_mb"] = peak_mb(device)
+    result |= {name: statistics.median(values) for name, values in ratios.items()}
     result["parameters"] = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    if device == "cuda":
-        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        torch.cuda.reset_peak_memory_stats()
     return result
 
 
+COLUMNS = {  # of a table: title, name, form
+    "trainable": ("parameters", "{:,.0f}"),
+    "GFLOP, test": ("gflops", "{:.1f}"),
+    "forward": ("forward", "{:.2f}"),
+    "head": ("head", "{:.2f}"),
+    "maps": ("maps", "{:.3f}"),
+    "**test**": ("test", "**{:.2f}**"),
+    "metrics": ("metrics", "{:.2f}"),
+    "images/s": ("images_a_second", "{:.2f}"),
+    "peak MB, test": ("test_mb", "{:.0f}"),
+    "step": ("step", "{:.2f}"),
+    "peak MB, step": ("step_mb", "{:.0f}"),
+    "share of matrix rate": ("share", "{:.2f}"),
+}
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Returns the methods as a Markdown table; a column that none of them has is left out."""
+    columns = {title: column for title, column in COLUMNS.items() if any(column[0] in row for row in rows.values())}
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name, row in rows.items():
+        cells = [form.format(row[key]) if key in row else "" for key, form in columns.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Reads the command line, measures and prints a table."""
+    """Reads the command line, measures each method in a process of its own and prints a table a batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-16", help="open_clip's name (%(default)s)")
     parser.add_argument("--image_size", type=int, help="the model's own by default")
@@ -133,29 +240,34 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", help="some of them; all by default")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
     parser.add_argument("--json", type=Path, help="write the numbers there too")
-    arguments = parser.parse_args()
-    backbone = ClipBackbone(arguments.model, "random", image_size=arguments.image_size).to(arguments.device)
+    parser.add_argument("--one", action="store_true", help="the first method and batch size, here; prints JSON")
+    options = parser.parse_args()
+    if options.one:
+        backbone = ClipBackbone(options.model, "random", image_size=options.image_size)
+        method = METHODS[options.methods[0]](backbone).to(options.device)
+        batch = images(options.batch[0], backbone.image_size, options.device)
+        row = measure(method, batch, options.rounds, options.device, options.precision)
+        print(json.dumps(row))
+        return
+    shared = [f"--model={options.model}", f"--device={options.device}", f"--precision={options.precision}"]
+    shared += [f"--rounds={options.rounds}", *([f"--image_size={options.image_size}"] if options.image_size else [])]
     results: dict[str, dict[str, dict[str, float]]] = {}
-    for name, method in methods_on(backbone).items():
-        if arguments.methods and name not in arguments.methods:
-            continue
-        method.to(arguments.device)
-        for count in arguments.batch:
-            batch = images(count, backbone.image_size, arguments.device)
-            row = measure(method, batch, arguments.rounds, arguments.device, arguments.precision)
-            results.setdefault(name, {})[str(count)] = row
-            print(json.dumps({"method": name, "batch": count, **row}), flush=True)
-    sizes = [str(count) for count in arguments.batch]
-    print(f"\n{backbone.description}, {arguments.device}, {arguments.precision}, {torch.get_num_threads()} threads")
-    print("| | parameters | " + " | ".join(f"test, batch {n} | step, batch {n}" for n in sizes) + " |")
-    print("|---|---:|" + "---:|" * 2 * len(sizes))
-    for name, rows in results.items():
-        cells = [f"{rows[n][what]:.2f}" if what in rows[n] else "" for n in sizes for what in ("test", "step")]
-        print(f"| {name} | {int(rows[sizes[0]]['parameters']):,} | " + " | ".join(cells) + " |")
-    if arguments.json:
-        write_json(arguments.json, results)
+    for count in options.batch:
+        for name in options.methods:
+            command = [sys.executable, "-m", "experiments.methods.benchmark", "--one", *shared]
+            done = subprocess.run(
+                [*command, "--methods", name, "--batch", str(count)], stdout=subprocess.PIPE, text=True, check=True
+            )
+            results.setdefault(str(count), {})[name] = json.loads(done.stdout.splitlines()[-1])
+            print(name, count, results[str(count)][name], file=sys.stderr, flush=True)
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{options.model}, {options.image_size or 'its own'} px, {options.precision}, {where}; times over the pass")
+    for count, rows in results.items():
+        print(f"\nBatch {count}\n\n{table(rows)}")
+    if options.json:
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":
