@@ -1,0 +1,92 @@
+"""A run that a signal stops and that goes on is the run that was never stopped, bit for bit."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from afclip_lightning import preemption
+from afclip_lightning.cli import main
+from afclip_lightning.preemption import STOPPED
+from tests.test_cli import arguments, folder, table  # noqa: F401  a fixture
+
+
+def stop_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a run see a request the time after so many looks."""
+    answers = iter([False] * looks)
+    monkeypatch.setattr(preemption, "requested", lambda: next(answers, True))
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    runs = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (first, second)]
+    for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        torch.testing.assert_close(runs[0][key], runs[1][key], rtol=0, atol=0)
+    torch.testing.assert_close(*(run["callbacks"]["Preemption"] for run in runs), rtol=0, atol=0)
+    assert table(first / "results.csv") == table(second / "results.csv")
+
+
+OPTIONS = {
+    "plain": {},
+    "loaders": {"data__train__num_workers": "1"},
+    "accumulated": {"trainer__accumulate_grad_batches": "2"},
+    "tolerant": {"loading__on_error": "skip"},
+    "validated": {"trainer__limit_val_batches": "1", "trainer__num_sanity_val_steps": "0"},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_stopped_run_ends_as_an_undisturbed_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:  # noqa: F811
+    limits = {"trainer__limit_train_batches": "4", "trainer__limit_test_batches": "1", "pictures__count": "0"}
+    options = {"trainer__max_epochs": "2", **limits, **OPTIONS[kind]}
+    assert main(["fit", *arguments(**options, run_dir="whole")]) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # the command comes again as it was
+    again = ["fit", *arguments(**options, run_dir="parts")]
+    parts = 0
+    for looks in (2, 1, 3):  # in the first epoch, in what is left of it or at its end, in the second
+        stop_after(looks, monkeypatch)
+        code = main(again)
+        assert code in (0, STOPPED)
+        parts += code == STOPPED
+    assert parts >= 2
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(again) == 0
+    assert_same_end(folder / "whole", folder / "parts")
+
+
+def test_a_test_that_is_stopped_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    args = ["test", *arguments(), "--trainer.limit_test_batches=1"]
+    with monkeypatch.context() as patch:
+        stop_after(0, patch)
+        assert main(args) == STOPPED
+    assert not (folder / "run/results.csv").exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(args) == 0
+    assert (folder / "run/results.csv").exists()
+
+
+@pytest.mark.parametrize(("environment", "job"), [
+    ({"SLURM_JOB_ID": "7"}, "7"),
+    ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}, "5_2"),
+    ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, None),
+    ({}, None),
+])  # fmt: skip
+def test_the_first_task_puts_its_job_into_the_queue_again(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], job: str | None
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in {"SLURM_PROCID": "0", **environment}.items():
+        monkeypatch.setenv(name, value)
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
+    monkeypatch.setattr(preemption, "_noted", [signal.SIGTERM])
+    preemption.requeue()
+    assert not called  # that is for SLURM to decide
+    monkeypatch.setattr(preemption, "_noted", [signal.SIGUSR1])
+    preemption.requeue()
+    assert called == ([["scontrol", "requeue", job]] if job else [])
