@@ -339,6 +339,8 @@ def test_two_processes_give_the_results_of_one(folder: Path) -> None:
                 assert other[key][column] == value
     names = [sorted(p.name for p in (folder / run / "pictures").iterdir()) for run in ("one", "two")]
     assert names[0] == names[1]
+    scores = [list(csv.DictReader((folder / run / "scores.csv").read_text().splitlines())) for run in ("one", "two")]
+    assert [line["image"] for line in scores[0]] == [line["image"] for line in scores[1]]  # each once, in one order
 
 
 def test_training_on_two_processes(folder: Path) -> None:

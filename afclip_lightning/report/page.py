@@ -89,8 +89,8 @@ def percent(value: float | None) -> str:
 
 
 def score_text(value: float) -> str:
-    """Returns a score in four digits."""
-    return f"{value:.4g}"
+    """Returns a score in four digits, those at the end too."""
+    return f"{value:#.4g}"
 
 
 def data_uri(jpeg: bytes) -> str:

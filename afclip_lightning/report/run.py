@@ -279,15 +279,21 @@ def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decis
     def is_wrong(case: Case) -> bool:
         return threshold is not None and (case.card.score < threshold.value) == bool(case.label)
 
+    def of(title: str, wrong: list[Card], count: int, total: int, what: str) -> Group:
+        more = f", {len(wrong)} of them shown" if len(wrong) < count else ""
+        return Group(title, f"{count} of {total} {what} images{more}", wrong)
+
     groups = []
     if threshold:
-        of_missed = f"{decisions.missed} of {decisions.anomalous} anomalous images" if decisions else ""
-        of_alarms = f"{decisions.false_alarms} of {decisions.normal} normal images" if decisions else ""
-        wrong = [case for case in cases if is_wrong(case)]
-        groups += [
-            Group("Missed", of_missed, [case.card for case in wrong if case.label]),
-            Group("False alarms", of_alarms, [case.card for case in wrong if not case.label]),
-        ]
+        missed = [case.card for case in cases if is_wrong(case) and case.label]
+        alarms = [case.card for case in cases if is_wrong(case) and not case.label]
+        if decisions:
+            groups = [
+                of("Missed", missed, decisions.missed, decisions.anomalous, "anomalous"),
+                of("False alarms", alarms, decisions.false_alarms, decisions.normal, "normal"),
+            ]
+        else:  # how many there are is not known
+            groups = [Group("Missed", "", missed), Group("False alarms", "", alarms)]
     right = [case for case in cases if not is_wrong(case)]
     side = "of those on the right side of the threshold" if threshold else "by their scores"
     extremes = [
