@@ -35,6 +35,8 @@ def main(args: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _run(matrix: Matrix, todo: Plan, out: Path, options: argparse.Namespace) -> int:

@@ -42,7 +42,7 @@ def absent(name: str, found: Mapping[str, Any]) -> str:
     Raises:
         UserError: There is no such dataset class, or it does not take these arguments.
     """
-    dataset = _build(name, found)
+    dataset = build(name, found)
     return str(dataset.root) if dataset.is_absent() else ""
 
 
@@ -53,7 +53,7 @@ def check_transfer(train: str, trained: Mapping[str, Any], test: str, tested: Ma
         UserError: One is.
     """
     try:
-        CrossDataset(_build(train, trained), _build(test, tested))
+        CrossDataset(build(train, trained), build(test, tested))
     except ValueError as error:
         raise UserError(f"from {train} to {test}: {error}") from error
 
@@ -79,7 +79,12 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
         yield from _subclasses(child)
 
 
-def _build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:
+def build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:
+    """Returns the dataset that a section describes.
+
+    Raises:
+        UserError: There is no such class, or it does not take these arguments.
+    """
     import_submodules(afclip_lightning.data)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AnomalyDataModule, "data", required=True)

@@ -222,6 +222,9 @@ def _record(cell: Cell, error: str) -> None:
 
 def _serve(connection: Connection, run: Run, retry: bool) -> None:
     """Runs in the worker: cell after cell, until the benchmark is gone."""
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # loaders start as they do elsewhere, and not as this process did
     os.setsid()  # an interrupt from the keyboard is the benchmark's to handle; and its loaders end with it
     with suppress(EOFError, BrokenPipeError):
         connection.send(None)

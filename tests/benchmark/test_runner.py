@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_what_befalls_a_cell_stays_with_it(tmp_path: Path) -> None:
     assert "has no results" in outcomes["empty"].error
     for c in cells:
         log = (c.folder / "log.txt").read_text()
-        assert "out of the cell" in log
+        assert f"out of the cell, whose loaders start by {multiprocessing.get_start_method()}" in log
         assert "err of the cell" in log
     assert "Traceback" in (cells[3].folder / "log.txt").read_text()
     rows, damaged = assemble(tmp_path, cells)
