@@ -16,9 +16,11 @@ _LIGHT = {
     "calibrate": "afclip_lightning.calibrate",
     "datasets": "afclip_lightning.datasets",
     "evaluate": "afclip_lightning.evaluate",
+    "export": "afclip_lightning.export",
     "features": "afclip_lightning.features",
     "inspect": "afclip_lightning.inspection",
     "knowledge": "afclip_lightning.knowledge.command",
+    "serve": "afclip_lightning.serve",
     "sweep": "afclip_lightning.sweep",
     "report": "afclip_lightning.report.command",
 }

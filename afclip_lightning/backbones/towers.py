@@ -153,7 +153,8 @@ class ClipVisionTower(VisionTower):
         """See the base class."""
         visual = self.visual
         patches = visual.conv1(image).flatten(2).transpose(1, 2)
-        tokens = torch.cat([visual.class_embedding.expand(len(image), 1, -1).to(patches), patches], dim=1)
+        # `len` would fix the batch in a traced graph
+        tokens = torch.cat([visual.class_embedding.expand(image.shape[0], 1, -1).to(patches), patches], dim=1)
         embedded: Tensor = visual.ln_pre(tokens + visual.positional_embedding.to(tokens))
         return embedded
 
@@ -295,10 +296,10 @@ class TextTower(nn.Module):
         hidden = embeddings + self.positional_embedding[:length]
         for index, block in enumerate(self.transformer.resblocks):
             if 1 <= index <= len(deep_tokens):
-                tokens = deep_tokens[index - 1].to(hidden).expand(len(hidden), -1, -1)
+                tokens = deep_tokens[index - 1].to(hidden).expand(hidden.shape[0], -1, -1)
                 hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
             hidden = block(hidden, attn_mask=mask)
-        pooled = hidden[:, -1] if self.pools_last else hidden[torch.arange(len(hidden), device=end.device), end]
+        pooled = hidden[:, -1] if self.pools_last else hidden[torch.arange(hidden.shape[0], device=end.device), end]
         pooled = self.ln_final(pooled)
         if self.text_projection is None:
             return pooled

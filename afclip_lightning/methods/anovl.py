@@ -49,7 +49,7 @@ def augmented_views(image: Tensor) -> Iterator[Tensor]:
 
 def _moved(image: Tensor, matrix: list[list[float]]) -> Tensor:
     """Returns images sampled where an affine map, in units of half the side, takes each pixel."""
-    theta = image.new_tensor(matrix).expand(len(image), 2, 3)
+    theta = image.new_tensor(matrix).expand(image.shape[0], 2, 3)
     grid = F.affine_grid(theta, list(image.shape), align_corners=True)
     return F.grid_sample(image, grid, padding_mode="reflection", align_corners=True)
 

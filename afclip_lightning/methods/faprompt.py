@@ -210,7 +210,7 @@ class FAPrompt(PromptMethod):
             selected = self.select(tokens, text).flatten(1)  # [B, M * D]
             prior = self.prior_network(selected) if self.prior_network else None
             weights = self.weight_network(selected).softmax(-1) if self.weight_network else None
-        text = text.expand(len(tokens), -1, -1)
+        text = text.expand(tokens.shape[0], -1, -1)
         free = anomaly_probability(self.logits(patches, text, weights))
         if prior is not None:
             text = torch.cat([text[:, :1], self.prompts.adapted(self.backbone, prior)], dim=1)

@@ -194,8 +194,8 @@ class ObjectPrompts(WordTokens):
         Reference: FAPrompt, Eq. (4).
         """
         tokens = (self.abnormal_tokens + prior[:, None, None]).flatten(0, 1)  # [B * K, m, width]
-        embedded = self._embed(backbone, self._abnormal(tokens), self.end[1:].repeat(len(prior)))
-        return embedded.unflatten(0, (len(prior), -1))
+        embedded = self._embed(backbone, self._abnormal(tokens), self.end[1:].repeat(prior.shape[0]))
+        return embedded.unflatten(0, (-1, self.abnormal_tokens.shape[0]))
 
     def _embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor) -> Tensor:
         embedded: Tensor = backbone.text(prompts, end, () if self.deep is None else self.deep())
@@ -204,13 +204,13 @@ class ObjectPrompts(WordTokens):
     def _abnormal(self, tokens: Tensor) -> Tensor:
         """Returns prompts `[M, T, width]` of abnormal tokens `[M, m, width]`."""
         if self.compound:
-            tokens = torch.cat([self.normal_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.normal_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return fill_gap(self.abnormal_words, tokens)
 
 
 def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:
     """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
-    words = words.expand(len(tokens), -1, -1)
+    words = words.expand(tokens.shape[0], -1, -1)
     return torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)
 
 

@@ -1,0 +1,103 @@
+"""`python -m afclip_lightning serve`: a page on this machine where images are dropped and judged."""
+
+import argparse
+import ipaddress
+import signal
+import sys
+from collections.abc import Sequence
+
+from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.model_options import add_model_options, load_models, split_model_arguments
+
+DESCRIPTION = """\
+Serves a page: drop an image, see where it is anomalous, move the thresholds, give good examples to few-shot methods.
+
+  GET    /                the page
+  POST   /api/inspect     the request's body is an image file; the answer is JSON: score, verdict, area, regions
+                          curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
+  GET    /api/model       method, backbone, thresholds, limits
+  POST   /api/examples    the body is an image of a good product, which a few-shot method remembers
+  DELETE /api/examples    forgets them
+  GET    /health          whether the server answers, and how many requests wait
+  GET    /openapi.json    all of it, for programs
+
+Images stay in memory and are written nowhere. All who use one server share its examples. There is no password: by
+default nobody but this machine reaches it. SIGINT and SIGTERM finish what was begun, and end it with exit code 0.
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 stopped, 2 a mistake that the message explains, 130 interrupted."""
+    try:
+        others, arguments = split_model_arguments(args)
+        _serve(_parser().parse_args(others), arguments)
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[serve]'.") from error
+    from afclip_lightning.server import Limits, create_app
+
+    limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_examples)
+    if options.checkpoint is None:
+        raise UserError("serve needs --checkpoint FILE, a head.ckpt as fit writes it, or a config that trains nothing.")
+    if min(vars(limits).values()) < 1:
+        raise UserError("--max_mb, --max_megapixels, --queue and --max_examples must be at least 1.")
+    (model,) = load_models([options.checkpoint], options, arguments).values()
+    if not _is_loopback(options.host):
+        print(
+            f"warning: {options.host} can be reached from other machines, and there is no password: whoever reaches it "
+            "can use this model.",
+            file=sys.stderr,
+        )
+    app = create_app(model, limits, ["127.0.0.1", "localhost", "[::1]", options.host, *options.allow_host])
+    config = uvicorn.Config(
+        app, options.host, options.port, log_level="warning", access_log=False, timeout_graceful_shutdown=60
+    )
+    address = f"[{options.host}]" if ":" in options.host else options.host
+    socket = config.bind_socket()  # exits with a message if the port is taken
+    print(f"http://{address}:{socket.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped in peace
+    uvicorn.Server(config).run([socket])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m afclip_lightning serve",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
+    server.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    server.add_argument(
+        "--allow_host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that the server is called by, from a browser's address bar; may be given again",
+    )
+    server.add_argument("--queue", type=int, default=32, metavar="N", help="requests at once (%(default)s)")
+    server.add_argument("--max_mb", type=int, default=32, metavar="N", help="of an image file (%(default)s)")
+    server.add_argument("--max_megapixels", type=int, default=40, metavar="N", help="of an image (%(default)s)")
+    server.add_argument("--max_examples", type=int, default=16, metavar="N", help="good examples (%(default)s)")
+    return parser

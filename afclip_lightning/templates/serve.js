@@ -1,0 +1,214 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const STOPS = [[48, 18, 59], [70, 107, 227], [40, 187, 236], [49, 242, 153], [162, 252, 60], [237, 208, 58], [251, 128, 34], [210, 49, 5], [122, 4, 3]]; // cold to hot
+const COLOURS = Array.from({length: 256}, (_, i) => {
+  const at = i / 255 * (STOPS.length - 1), k = Math.min(Math.floor(at), STOPS.length - 2);
+  return STOPS[k].map((from, c) => from + (at - k) * (STOPS[k + 1][c] - from));
+});
+
+let model = null; // facts of the server
+let shown = null; // {file, result, values}: the inspected image
+let latest = 0; // number of the latest request: the answer to an older one is dropped
+const chosen = {threshold: null, pixel: null}; // by hand; null is the calibration's
+const given = (key) => chosen[key] ?? model?.[key === "pixel" ? "pixel_threshold" : "threshold"] ?? null;
+const digits = (value) => String(Number(value.toPrecision(4)));
+
+async function ask(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer. Is it still running?");
+  }
+  if (answer.ok) return answer.json();
+  const body = await answer.json().catch(() => null);
+  throw new Error(typeof body?.detail === "string" ? body.detail : `The server answers ${answer.status}.`);
+}
+
+function send(path, file) {
+  if (file.size > model.max_bytes) throw new Error(`${file.name} is larger than ${model.max_bytes / 2 ** 20} MB, the limit.`);
+  return ask(path, {method: "POST", body: file, headers: {"Content-Type": "application/octet-stream"}});
+}
+
+function say(id, text) {
+  $(id).textContent = text;
+  $(id).hidden = !text;
+}
+
+function facts(now) {
+  model = now;
+  $("model").textContent = `${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
+  $("forget").hidden = !now.examples;
+  const known = $("examples").childElementCount;
+  if (known > now.examples) $("examples").replaceChildren();
+  if (!known && now.examples) $("examples").append(...Array.from({length: now.examples}, () => Object.assign(document.createElement("span"), {textContent: "good"})));
+}
+
+async function inspect(file) {
+  const number = ++latest;
+  say("message", "");
+  $("busy").hidden = false;
+  try {
+    const result = await send("/api/inspect?map=true", file);
+    if (number !== latest) return;
+    await show(file, result);
+  } catch (error) {
+    if (number === latest) say("message", error.message);
+  } finally {
+    if (number === latest) $("busy").hidden = true;
+  }
+}
+
+async function show(file, result) {
+  const bytes = Uint8Array.from(atob(result.map.values), (c) => c.charCodeAt(0));
+  const view = new DataView(bytes.buffer);
+  const values = Float32Array.from({length: bytes.length / 2}, (_, i) => result.map.low + result.map.step * view.getUint16(2 * i, true));
+  if (shown?.file !== file) {
+    const image = $("image");
+    URL.revokeObjectURL(image.src);
+    image.src = URL.createObjectURL(file);
+    const seen = await image.decode().then(() => true, () => false); // the server reads kinds that a browser does not
+    image.className = seen ? "" : "unseen";
+    if (!seen) image.src = blank(result.width, result.height);
+    image.classList.toggle("small", Math.max(result.width, result.height) < 480);
+  }
+  shown = {file, result, values};
+  $("drop").hidden = true;
+  $("view").hidden = false;
+  $("name").textContent = `${file.name} · ${result.width} × ${result.height}`;
+  for (const key of ["threshold", "pixel"]) range(key);
+  draw();
+}
+
+function blank(width, height) {
+  return "data:image/svg+xml," + encodeURIComponent(`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"/>`);
+}
+
+// The slider covers what lies around the values of this image and the threshold; where there is none it stands at the top.
+function range(key) {
+  const {result} = shown;
+  const high = key === "pixel" ? result.map.low + result.map.step * 65535 : result.score;
+  const low = Math.min(0, key === "pixel" ? result.map.low : result.score);
+  const at = given(key);
+  const top = Math.max(at ?? 0, high) + 0.25 * (Math.max(at ?? 0, high) - low || 1);
+  Object.assign($(key), {min: low, max: top, value: at ?? top, disabled: false});
+  Object.assign($(`${key}-value`), {value: at === null ? "" : digits(at), disabled: false});
+}
+
+function draw() {
+  if (!shown) return;
+  const {result, values} = shown, {width, height} = result.map;
+  const pixel = given("pixel"), threshold = given("threshold"), strength = Number($("strength").value);
+  const calibrated = model.pixel_scale !== null && pixel !== null;
+  const low = result.map.low, span = result.map.step * 65535 || 1;
+  const picture = new ImageData(width, height), marked = new Uint8Array(width * height);
+  let area = 0;
+  for (let i = 0; i < values.length; i++) {
+    const heat = calibrated ? 1 / (1 + Math.exp((pixel - values[i]) / model.pixel_scale)) : (values[i] - low) / span;
+    picture.data.set(COLOURS[Math.round(255 * Math.min(Math.max(heat, 0), 1))], 4 * i);
+    picture.data[4 * i + 3] = 255 * strength * heat;
+    if (pixel !== null && values[i] > pixel) { marked[i] = 1; area++; }
+  }
+  const canvas = $("overlay");
+  Object.assign(canvas, {width, height});
+  contour(picture, marked, width, height);
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+  const verdict = threshold === null ? "" : result.score > threshold ? "anomalous" : "good";
+  $("verdict").className = verdict;
+  $("verdict").textContent = {anomalous: "Anomalous", good: "Good", "": "No verdict without a threshold"}[verdict];
+  $("score").textContent = digits(result.score);
+  $("area").textContent = pixel === null ? "–" : `${(100 * area / values.length).toFixed(area ? 2 : 0)} %`;
+  $("regions").textContent = pixel === null ? "–" : regions(marked, width, height);
+  $("origin").textContent = chosen.threshold !== null || chosen.pixel !== null ? "Chosen by hand on this page."
+    : model.threshold !== null ? "From the calibration of this model." : "There is no calibration: choose them here.";
+}
+
+// White between the marked and the others, with a dark line outside so that it shows on white too.
+function contour(picture, marked, width, height) {
+  const reach = Math.max(1, Math.round(Math.max(width, height) / 400));
+  const paint = (i, colour) => picture.data.set([colour, colour, colour, 255], 4 * i);
+  const near = (x, y, far, value) => {
+    for (let v = Math.max(0, y - far); v <= Math.min(height - 1, y + far); v++)
+      for (let u = Math.max(0, x - far); u <= Math.min(width - 1, x + far); u++)
+        if (marked[v * width + u] === value) return true;
+    return false;
+  };
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (marked[i] && near(x, y, reach, 0)) paint(i, 255);
+      else if (!marked[i] && near(x, y, reach, 1)) paint(i, 20);
+    }
+  }
+}
+
+function regions(marked, width, height) {
+  const left = marked.slice(), stack = [];
+  let count = 0;
+  for (let start = 0; start < left.length; start++) {
+    if (!left[start]) continue;
+    count++;
+    stack.push(start);
+    left[start] = 0;
+    while (stack.length) {
+      const i = stack.pop(), x = i % width, y = (i - x) / width;
+      for (let v = Math.max(0, y - 1); v <= Math.min(height - 1, y + 1); v++)
+        for (let u = Math.max(0, x - 1); u <= Math.min(width - 1, x + 1); u++)
+          if (left[v * width + u]) { left[v * width + u] = 0; stack.push(v * width + u); }
+    }
+  }
+  return count;
+}
+
+function choose(key, text, other) {
+  const value = Number(text);
+  if (text === "" || !Number.isFinite(value)) return;
+  chosen[key] = value;
+  if (other.type === "range") other.max = Math.max(other.max, value);
+  other.value = other.type === "range" ? value : digits(value);
+  draw();
+}
+
+async function changeExamples(action) {
+  say("example-message", "");
+  chosen.threshold = chosen.pixel = null; // other scores: what was chosen no longer holds
+  try {
+    await action();
+  } catch (error) {
+    say("example-message", error.message);
+  }
+  if (shown) await inspect(shown.file);
+}
+
+$("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (file) inspect(file);
+});
+$("again").addEventListener("click", () => $("file").click());
+for (const key of ["threshold", "pixel"]) {
+  $(key).addEventListener("input", () => choose(key, $(key).value, $(`${key}-value`)));
+  $(`${key}-value`).addEventListener("change", () => choose(key, $(`${key}-value`).value, $(key)));
+}
+$("strength").addEventListener("input", draw);
+$("good").addEventListener("change", (event) => {
+  const files = [...event.target.files];
+  event.target.value = "";
+  changeExamples(async () => {
+    for (const file of files) {
+      const now = await send("/api/examples", file);
+      const picture = Object.assign(document.createElement("img"), {alt: file.name, title: file.name, src: URL.createObjectURL(file)});
+      $("examples").append(picture);
+      facts(now);
+    }
+  });
+});
+$("forget").addEventListener("click", () => changeExamples(async () => facts(await ask("/api/examples", {method: "DELETE"}))));
+for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("stage").classList.toggle("over", kind === "dragenter" || kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) inspect(event.dataTransfer.files[0]);
+  });
+}
+ask("/api/model").then(facts, (error) => say("message", error.message)).finally(() => document.body.toggleAttribute("data-ready", true));
