@@ -27,6 +27,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import afclip_lightning.data
 import afclip_lightning.methods
@@ -501,7 +502,7 @@ def main(args: list[str] | None = None, command: Callable[[list[str] | None], An
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
-    except StoppedError as stop:
+    except (StoppedError, SIGTERMException) as stop:  # Lightning's own comes at the end of an epoch, which is kept
         print(f"Stopped. {stop}", file=sys.stderr)
         requeue()
         return STOPPED
