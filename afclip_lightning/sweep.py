@@ -227,8 +227,8 @@ class Plan:
             identity = json.dumps([*facts, {name: repr(space) for name, space in sweep.space.items()}])
             if "identity" not in study.user_attrs:
                 if sweep.method == "grid":
-                    for parameters in sweep.grid()[: self.trials]:
-                        study.enqueue_trial(parameters)
+                    for parameters in sweep.grid():
+                        study.enqueue_trial(parameters, skip_if_exists=True)
                 study.set_user_attr("identity", identity)  # last: a killed beginning is completed by the next
             elif study.user_attrs["identity"] != identity:
                 raise UserError(
@@ -242,8 +242,9 @@ class Plan:
         return self.folder / "trials" / f"{number:04d}"
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[str]:
-        """Returns the arguments of a trial, without those that say where it lies."""
-        return [*self.sweep.arguments, *(f"--{name}={value}" for name, value in parameters.items()), *self.extra]
+        """Returns the arguments of a trial, without those that say where it lies; it logs to files, unless told otherwise."""
+        options = {"trainer.logger": "true", **parameters}
+        return [*self.sweep.arguments, *(f"--{name}={value}" for name, value in options.items()), *self.extra]
 
 
 def _storage(place: str) -> BaseStorage:
@@ -343,7 +344,7 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
         print(f"== trial {trial.number}: {shlex.join(arguments)}", flush=True)
         sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
         try:
-            code = cli.main(arguments, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
+            code = cli.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
             if code == STOPPED:
                 trial.set_user_attr("attempts", attempts)
                 return
