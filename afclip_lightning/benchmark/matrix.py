@@ -248,7 +248,7 @@ class _Builder:
 
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
-            path = Path(template.format(train=self.train, test=test or self.train))
+            path = Path(template.replace("{train}", self.train).replace("{test}", test))
             configs[self.folder / f"{number}-{path.name}"] = _without_data(path)
         store: tuple[str, ...] = ()
         if self.matrix.store and reads_features(self.method_name, list(configs.values())):
