@@ -53,11 +53,13 @@ from afclip_lightning.types import MAIN_HEAD, Batch
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 EPILOG = """\
-To score saved maps of any method against masks: python -m afclip_lightning evaluate --help
-To list, check and unpack datasets: python -m afclip_lightning datasets --help
-To keep features on disk, and to look after them: python -m afclip_lightning features --help
-To show or build a knowledge base of sentences: python -m afclip_lightning knowledge --help
-To search for options, on this machine or a cluster: python -m afclip_lightning sweep --help
+Each of these has a --help of its own, python -m afclip_lightning COMMAND --help:
+  inspect     score, verdict and map of one's own images     calibrate   a threshold from good images
+  serve       a page where an image is judged                export      a head as an ONNX or torch.export graph
+  report      one HTML page of a run                         evaluate    score saved maps of any method against masks
+  benchmark   methods × datasets × seeds, and their tables   sweep       search for options, here or on a cluster
+  datasets    list, check and unpack datasets                features    keep features on disk, look after them
+  knowledge   show or build a knowledge base of sentences
 """
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
@@ -157,7 +159,7 @@ def _job_name() -> str | None:
     """Returns a name that all processes of a cluster job share without talking to each other, or `None` outside one."""
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', '0')}"
-    return os.environ.get("TORCHELASTIC_RUN_ID")
+    return os.environ.get("TORCHELASTIC_RUN_ID")  # "none" unless torchrun was given one
 
 
 class AnomalyCLI(LightningCLI):
@@ -252,6 +254,8 @@ class AnomalyCLI(LightningCLI):
         else:
             stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
             job = _job_name()
+            if job == "none" or (job is None and int(config.trainer.num_nodes) > 1):
+                raise UserError("The processes cannot agree on a run folder: give --run_dir, or torchrun a --rdzv-id.")
             name = job or time.strftime("%Y%m%d-%H%M%S")
             run_dir = Path("runs") / stem / name
             number = 1

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from afclip_lightning.backbones import clip
-from afclip_lightning.cli import main
+from afclip_lightning.cli import RUN_DIR_VARIABLE, main
 from tests.layouts.mvtec import write_mvtec
 from tests.layouts.visa import write_visa
 from tests.test_backbone import small_config
@@ -349,3 +349,17 @@ def test_training_on_two_processes(folder: Path) -> None:
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     assert torch.load(folder / "run/head.ckpt", weights_only=True)["global_step"] == 4  # 60 images, 2 × 8 a step
+
+
+@pytest.mark.parametrize("environment", [{"TORCHELASTIC_RUN_ID": "none"}, {}])
+def test_processes_that_cannot_agree_on_a_folder_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str]
+) -> None:
+    for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", RUN_DIR_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given = [option for option in arguments() if "run_dir" not in option]
+    assert main(["fit", *given, f"--trainer.num_nodes={1 if environment else 2}"]) == 2
+    assert "give --run_dir, or torchrun a --rdzv-id" in capsys.readouterr().err
+    assert not (folder / "runs").exists()

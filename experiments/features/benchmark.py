@@ -7,7 +7,7 @@ Three questions, each answered with ratios of times of one process:
 
 - epochs: one with features that are there, over one without a store. Both contain the head's own work, which no store
   can save: beside the ratio stands the lowest that it leaves;
-- a sweep: all trials of AF-CLIP with a store that was empty before, without the heads' own work, over one trial without;
+- a sweep: all trials of AF-CLIP with a store that was empty before, less the heads' own work, over one trial without;
 - a shared pass: of the backbone with the taps of all methods, over that of the slowest method alone.
 """
 
