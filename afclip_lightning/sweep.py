@@ -242,7 +242,7 @@ class Plan:
         return self.folder / "trials" / f"{number:04d}"
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[str]:
-        """Returns the arguments of a trial, without those that say where it lies; it logs to files, unless told otherwise."""
+        """Returns the arguments of a trial, without its folder. It logs to files, unless told otherwise."""
         options = {"trainer.logger": "true", **parameters}
         return [*self.sweep.arguments, *(f"--{name}={value}" for name, value in options.items()), *self.extra]
 

@@ -32,8 +32,11 @@ OPTIONS = {
     "plain": {},
     "loaders": {"data__train__num_workers": "1"},
     "accumulated": {"trainer__accumulate_grad_batches": "2"},
-    "tolerant": {"loading__on_error": "skip"},
-    "validated": {"trainer__limit_val_batches": "1", "trainer__num_sanity_val_steps": "0"},
+    "validated": {
+        "trainer__limit_val_batches": "1",
+        "trainer__num_sanity_val_steps": "0",
+        "loading__on_error": "skip",
+    },
 }
 
 
