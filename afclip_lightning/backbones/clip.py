@@ -195,7 +195,9 @@ class ClipBackbone(nn.Module):
             image: `[B, 3, H, W]`, normalised by `preprocess`, H = W = `image_size`.
             spec: From this backbone's `spec`.
         """
-        if self.compile_mode == "no" or len(image) not in self.sizes:
+        if self.compile_mode == "no":  # first: `len` would fix the batch where this is traced
+            return self.vision.tap(image, spec)
+        if len(image) not in self.sizes:
             self.sizes.add(len(image))
             return self.vision.tap(image, spec)
         features: ClipFeatures = self._compiled_tap(image, spec)
