@@ -277,4 +277,4 @@ def _without_data(path: Path) -> Any:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.+*-]+", "-", name).replace("*", "star").strip("-")
+    return re.sub(r"[^\w.+*-]+", "-", name).replace("*", "-star").strip("-")

@@ -17,9 +17,10 @@ def plot(results: Sequence[Measured], published: Sequence[Published], folder: Pa
     Returns:
         The pictures.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    paths = []
+    paths, turbo = [], colormaps["turbo"]
     printed = {(row.label, row.shots, row.dataset, row.metric): row.value for row in reversed(published)}
     for metric, title in TITLE.items():
         keys = [(r, key) for r in results for key in r.values if key[2] == metric]
@@ -38,7 +39,14 @@ def plot(results: Sequence[Measured], published: Sequence[Published], folder: Pa
             values = [values for _, values in mine.values()]
             errors = [stdev(v) if len(v) > 1 else 0.0 for v in values]
             label = method if shots == "0" else f"{method}, {shots} shots"
-            axes.bar(places, list(map(mean, values)), width, yerr=errors, label=label, color=f"C{number % 10}")
+            axes.bar(
+                places,
+                list(map(mean, values)),
+                width,
+                yerr=errors,
+                label=label,
+                color=turbo((number + 0.5) / len(bars)),
+            )
             for place, (name, (result, _)) in zip(places, mine.items(), strict=True):
                 found = [printed.get((label, shots, name, metric)) for label in result.labels]
                 marks += [(place, value) for value in found if value is not None][:1]

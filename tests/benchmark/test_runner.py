@@ -5,12 +5,15 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from afclip_lightning import files
 from afclip_lightning.benchmark import runner, table
@@ -76,6 +79,29 @@ def test_finished_cells_are_skipped_and_failed_ones_wait_for_a_retry(tmp_path: P
     assert run_cells(cells, run=run, retry=True)["bad"] == runner.Outcome("done", ran=True)
     assert (cells[0].folder / "set0-0/done.json").stat().st_mtime_ns == before
     assert not (cells[1].folder / "failed.json").exists()
+
+
+def test_an_interrupt_ends_the_worker_and_leaves_the_cell_to_be_run(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from tests.benchmark.test_runner import cell, run, run_cells
+if __name__ == "__main__":
+    run_cells([cell(Path({str(tmp_path)!r}), "slow", "sleep:60")], run=run)
+"""
+    (tmp_path / "benchmark.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "benchmark.py")], env=environment, stderr=subprocess.DEVNULL
+    )
+    log = tmp_path / "cells/slow/log.txt"
+    while not (log.exists() and "out of the cell" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert not (tmp_path / "cells/slow/failed.json").exists()
+    with FileLock(tmp_path / "cells/slow/lock", timeout=10):  # nothing of the worker is left
+        pass
 
 
 def test_a_cell_over_the_time_limit_is_ended(tmp_path: Path) -> None:
