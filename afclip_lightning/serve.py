@@ -3,6 +3,7 @@
 import argparse
 import ipaddress
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -61,15 +62,17 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
             file=sys.stderr,
         )
     app = create_app(model, limits, ["127.0.0.1", "localhost", "[::1]", options.host, *options.allow_host])
-    config = uvicorn.Config(
-        app, options.host, options.port, log_level="warning", access_log=False, timeout_graceful_shutdown=60
-    )
-    address = f"[{options.host}]" if ":" in options.host else options.host
-    socket = config.bind_socket()  # exits with a message if the port is taken
-    print(f"http://{address}:{socket.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        listener = socket.create_server((options.host, options.port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{options.host}, port {options.port}: {error}. Choose another --host or --port.") from error
+    name = f"[{options.host}]" if family == socket.AF_INET6 else options.host
+    print(f"http://{name}:{listener.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped in peace
-    uvicorn.Server(config).run([socket])
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=60)
+    uvicorn.Server(config).run([listener])
 
 
 def _is_loopback(host: str) -> bool:

@@ -71,7 +71,7 @@ async function show(file, result) {
     const seen = await image.decode().then(() => true, () => false); // the server reads kinds that a browser does not
     image.className = seen ? "" : "unseen";
     if (!seen) image.src = blank(result.width, result.height);
-    image.classList.toggle("small", Math.max(result.width, result.height) < 480);
+    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // such an image is enlarged
   }
   shown = {file, result, values};
   $("drop").hidden = true;

@@ -1,0 +1,312 @@
+"""The page and its requests: answers, limits, what is refused, and a real browser."""
+
+import base64
+import http.client
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from afclip_lightning import load
+from afclip_lightning.calibration import Calibration, Threshold
+from afclip_lightning.predictor import Predictor
+from afclip_lightning.serve import main
+from afclip_lightning.server import Limits, Service, create_app
+from tests.small_models import write_head
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+HOSTS = ["127.0.0.1", "localhost"]
+DEFAULT = Limits()
+
+
+def picture(seed: int = 0, width: int = 60, height: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head with a calibration, under which about half of all noise is anomalous."""
+    path = write_head(tmp_path_factory.mktemp("serve"), "AFCLIP")
+    model = load(path, device="cpu")
+    found = model.predict_many([picture(seed) for seed in range(5)])
+    scores, maps = np.array([one.score for one in found]), found[0].anomaly_map
+    image, pixel = (
+        Threshold(float(np.median(values)), float(values.std()), "fixed", 0, None, None) for values in (scores, maps)
+    )
+    Calibration(image, pixel, model.checkpoint, model.settings).save(path.with_name("AFCLIP.calibration.json"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(head: Path) -> Predictor:
+    return load(head, device="cpu")
+
+
+def client_of(model: Predictor, limits: Limits = DEFAULT) -> TestClient:
+    return TestClient(create_app(model, limits, HOSTS), base_url="http://localhost:8000")
+
+
+@pytest.fixture
+def client(model: Predictor) -> Iterator[TestClient]:
+    with client_of(model) as client:
+        yield client
+
+
+def test_an_image_is_judged_as_in_python(client: TestClient, model: Predictor) -> None:
+    wanted = model.predict(picture())
+    answer = client.post("/api/inspect", content=encoded(picture()))
+    assert answer.status_code == 200
+    said = answer.json()
+    assert said["score"] == pytest.approx(wanted.score)
+    assert said["anomalous"] == wanted.anomalous
+    assert said["area"] == pytest.approx(wanted.area)
+    assert wanted.regions
+    assert [tuple(region["box"]) for region in said["regions"]] == [region.box for region in wanted.regions]
+    assert (said["width"], said["height"], said["map"]) == (60, 40, None)
+    sent = client.post("/api/inspect?map=true", content=encoded(picture())).json()["map"]
+    values = np.frombuffer(base64.b64decode(sent["values"]), "<u2").reshape(sent["height"], sent["width"])
+    np.testing.assert_allclose(sent["low"] + sent["step"] * values, wanted.anomaly_map, atol=1e-4)
+
+
+def test_the_map_of_a_large_image_is_made_smaller(client: TestClient) -> None:
+    sent = client.post("/api/inspect?map=true", content=encoded(picture(width=3000, height=30))).json()
+    assert (sent["width"], sent["height"]) == (3000, 30)
+    assert (sent["map"]["width"], sent["map"]["height"]) == (1024, 10)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
+def test_kinds_of_files(client: TestClient, kind: str) -> None:
+    assert client.post("/api/inspect", content=encoded(picture(), kind)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "no image of a kind that is read here"),
+        (b"<svg onload=alert(1)>", "no image of a kind that is read here"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a kind that is read here"),
+        (encoded(picture())[:-60], "cannot be"),
+        (encoded(np.zeros((1000, 1001, 3), np.uint8)), "1001 × 1000 pixels; the limit is 1 million"),
+    ],
+)
+def test_what_is_no_image_is_said(model: Predictor, body: bytes, message: str) -> None:
+    with client_of(model, Limits(pixels=10**6)) as client:
+        answer = client.post("/api/inspect", content=body)
+        assert answer.status_code == 422
+        assert message in answer.json()["detail"]
+        assert client.post("/api/inspect", content=encoded(picture())).status_code == 200  # it goes on
+
+
+def test_a_large_file_is_refused(model: Predictor) -> None:
+    with client_of(model, Limits(size=1000)) as client:
+        answer = client.post("/api/inspect", content=b"x" * 1001)
+        assert answer.status_code == 413
+        assert "limit" in answer.json()["detail"]
+        parts = (b"x" * 400 for _ in range(5))  # no length is said beforehand
+        assert client.post("/api/inspect", content=parts).status_code == 413
+
+
+def test_good_examples(client: TestClient, model: Predictor) -> None:
+    before = client.post("/api/inspect", content=encoded(picture(9))).json()
+    for count in (1, 2):
+        facts = client.post("/api/examples", content=encoded(picture(count))).json()
+        assert facts["examples"] == count
+        assert facts["threshold"] is None  # a calibration without examples says nothing of scores with them
+    with_examples = load_few_shot(model, [picture(1), picture(2)]).predict(picture(9))
+    said = client.post("/api/inspect", content=encoded(picture(9))).json()
+    assert said["score"] == pytest.approx(with_examples.score)
+    assert said["anomalous"] is None
+    assert client.post("/api/examples", content=b"no image").status_code == 422
+    assert client.get("/api/model").json()["examples"] == 2
+    assert client.delete("/api/examples").json()["examples"] == 0
+    assert client.post("/api/inspect", content=encoded(picture(9))).json() == before
+
+
+def load_few_shot(model: Predictor, examples: list[np.ndarray]) -> Predictor:
+    few_shot = Predictor(model.build, model.tiling, model.category, "cpu", model.batch_size)
+    few_shot.remember(examples)
+    return few_shot
+
+
+def test_examples_have_a_limit_and_are_not_for_all_methods(model: Predictor, tmp_path: Path) -> None:
+    with client_of(model, Limits(examples=1)) as client:
+        assert client.post("/api/examples", content=encoded(picture())).status_code == 200
+        answer = client.post("/api/examples", content=encoded(picture()))
+        assert answer.status_code == 422
+        assert "which is the limit" in answer.json()["detail"]
+    with client_of(load(write_head(tmp_path, "CLIP"), device="cpu")) as client:
+        answer = client.post("/api/examples", content=encoded(picture()))
+        assert answer.status_code == 422
+        assert "CLIP has no memory for good images" in answer.json()["detail"]
+        assert client.post("/api/inspect", content=encoded(picture())).json()["anomalous"] is None
+
+
+def test_twenty_at_once_lose_nothing_and_more_than_the_queue_are_told(
+    model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [encoded(picture(seed)) for seed in range(20)]
+    wanted = [one.score for one in model.predict_many([picture(seed) for seed in range(20)])]
+    with client_of(model) as client, ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda body: client.post("/api/inspect", content=body), images))
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert [answer.json()["score"] for answer in answers] == pytest.approx(wanted)
+
+    release, inspect = threading.Event(), Service.inspect
+
+    def held(self: Service, body: bytes) -> object:
+        release.wait(30)
+        return inspect(self, body)
+
+    monkeypatch.setattr(Service, "inspect", held)
+    with client_of(model, Limits(queue=3)) as client, ThreadPoolExecutor(3) as pool:
+        begun = [pool.submit(client.post, "/api/inspect", content=body) for body in images[:3]]
+        while client.get("/health").json()["waiting"] < 3:
+            time.sleep(0.01)
+        refused = client.post("/api/inspect", content=images[3])
+        release.set()
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+        assert [answer.result().status_code for answer in begun] == [200] * 3
+        assert client.get("/health").json() == {"status": "ok", "waiting": 0}
+
+
+def test_other_sites_cannot_use_it(client: TestClient) -> None:
+    assert client.get("/health", headers={"Host": "evil.example:8000"}).status_code == 400  # a name made to lead here
+    for origin in ("http://evil.example", "null", "http://localhost:9"):
+        assert client.post("/api/inspect", content=b"", headers={"Origin": origin}).status_code == 403
+    own = {"Origin": "http://localhost:8000"}
+    answer = client.post("/api/inspect", content=encoded(picture()), headers=own)
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "default-src 'none'" in client.get("/").headers["Content-Security-Policy"]
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in ("/", "/serve.css", "/serve.js"):
+        text = client.get(path).text.replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|//[a-z]+\.|@import", text)
+    assert "/api/inspect" in client.get("/openapi.json").json()["paths"]
+
+
+def test_mistakes_of_the_command(head: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "--checkpoint" in capsys.readouterr().err
+    assert main(["--checkpoint", str(head), "--queue", "0"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["--checkpoint", str(head), "--device", "cpu", "--port", port]) == 2
+        assert re.search(f"127.0.0.1, port {port}: .*Choose another", capsys.readouterr().err)
+
+
+@pytest.fixture(scope="module")
+def server(head: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The command itself, on a free port."""
+    command = [sys.executable, "-m", "afclip_lightning", "serve", "--checkpoint", str(head), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        said = ""
+        while "http" not in said:
+            said = process.stdout.readline()
+            assert said, "the server ended"
+        yield said.split()[0], process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "//etc/passwd",
+        "/serve.py",
+        "/serve.css/../serve.py",
+        "/templates/serve.html",
+        "/docs",
+    ],
+)
+def test_no_file_of_the_machine_can_be_read(server: tuple[str, subprocess.Popen[str]], path: str) -> None:
+    connection = http.client.HTTPConnection(server[0].removeprefix("http://"))  # it sends the path as it is
+    connection.request("GET", path)
+    assert connection.getresponse().status == 404
+
+
+@pytest.mark.browser
+def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", tmp_path: Path) -> None:
+    address, _ = server
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(encoded(picture(seed)))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+
+    page.set_input_files("#file", tmp_path / "0.png")  # an image, and its overlay
+    page.wait_for_selector("#verdict.anomalous, #verdict.good")
+    pixels = "() => [...document.querySelector('#overlay').getContext('2d').getImageData(0, 0, 60, 40).data]"
+    overlay = page.evaluate(pixels)
+    assert len(set(overlay)) > 10
+
+    asked.clear()  # thresholds move without a request
+    page.fill("#threshold-value", "-1")
+    page.press("#threshold-value", "Enter")
+    assert page.inner_text("#verdict") == "Anomalous"
+    page.fill("#threshold-value", "1000")
+    page.press("#threshold-value", "Enter")
+    assert page.inner_text("#verdict") == "Good"
+    page.fill("#pixel-value", "1000")
+    page.press("#pixel-value", "Enter")
+    assert (page.inner_text("#area"), page.inner_text("#regions")) == ("0 %", "0")
+    assert page.evaluate(pixels) != overlay
+    slider = page.locator("#pixel")
+    slider.focus()
+    slider.press("Home")
+    assert page.inner_text("#area") == "100.00 %"
+    assert page.inner_text("#regions") == "1"
+    assert not asked
+
+    page.set_input_files("#file", tmp_path / "bad.png")
+    page.wait_for_selector("#message:not([hidden])")
+    assert "no image of a kind" in page.inner_text("#message")
+
+    page.set_input_files("#good", [tmp_path / "1.png", tmp_path / "2.png"])
+    page.wait_for_selector("#examples img:nth-child(2)")
+    page.wait_for_selector("#verdict:not(.anomalous):not(.good)")
+    assert page.inner_text("#verdict") == "No verdict without a threshold"
+    page.click("#forget")
+    page.wait_for_selector("#verdict.anomalous, #verdict.good")
+    assert page.locator("#examples > *").count() == 0
+    assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+def test_it_stops_in_peace(server: tuple[str, subprocess.Popen[str]]) -> None:
+    address, process = server
+    assert httpx.get(f"{address}/health").json()["status"] == "ok"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
