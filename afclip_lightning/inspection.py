@@ -48,7 +48,8 @@ class Input:
 
     Attributes:
         path: As it was given.
-        name: Its path from the folder that holds all that was given, without suffix: what its files are called.
+        name: Its path from the folder that holds all that was given, without suffix: what its files are called. Of
+            `shop/bolts` all names begin with `bolts`.
         error: Why it is no image; empty if it may be one.
     """
 
@@ -73,27 +74,28 @@ def find_inputs(patterns: Iterable[str], leave_out: Path) -> list[Input]:
     """
     from afclip_lightning.data.images import walk_images
 
-    out, found, problems = os.path.abspath(leave_out), list[tuple[Path, Path]](), dict[Path, str]()
+    out = Path(os.path.abspath(leave_out))
+    found: list[Path] = []
+    parents: set[str] = set()
+    problems: dict[Path, str] = {}
     for pattern in patterns:
-        path = Path(pattern)
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-        if not matches:
-            problems[path] = f"{path}: there is no such file or folder."
-        for match in matches or [path]:
-            if not match.is_dir():
-                found.append((match, match.parent))
-                continue
-            try:
-                images = [p for p in walk_images(match) if not Path(os.path.abspath(p)).is_relative_to(out)]
-                if not images:
-                    problems[match] = f"{match}: the folder has no image."
-            except (UserError, OSError) as error:
-                images, problems[match] = [], str(error)
-            found += [(image, match) for image in images or [match]]
-    roots = {os.path.abspath(root) for _, root in found}
-    root = os.path.commonpath(roots) if roots else ""
-    inputs = {}
-    for path, _ in found:
+        matches = [Path(pattern)]
+        if not matches[0].exists() and not matches[0].is_symlink():
+            matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))] or matches
+        for match in matches:
+            parents.add(os.path.dirname(os.path.abspath(match)))
+            images = [match]
+            if match.is_dir():
+                try:
+                    images = [p for p in walk_images(match) if not Path(os.path.abspath(p)).is_relative_to(out)]
+                    if not images:
+                        problems[match] = f"{match}: the folder has no image."
+                except (UserError, OSError) as error:
+                    images, problems[match] = [], str(error)
+            found += images or [match]
+    root = os.path.commonpath(parents) if parents else ""
+    inputs: dict[str, Input] = {}
+    for path in found:
         name = Path(os.path.relpath(os.path.abspath(path), root)).with_suffix("").as_posix()
         inputs.setdefault(os.path.abspath(path), Input(path, name, problems.get(path, "")))
     return list(inputs.values())

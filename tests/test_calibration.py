@@ -1,0 +1,161 @@
+"""Thresholds: right on known distributions, honest about few images, kept with what they hold for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy import stats
+
+from afclip_lightning.calibration import (
+    Calibration,
+    PixelTail,
+    Threshold,
+    _excess,
+    fingerprint,
+    fixed,
+    from_labels,
+    from_normals,
+    probability,
+)
+from afclip_lightning.errors import CheckpointError, DatasetError
+
+
+def drawn(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=n)
+
+
+def test_a_quantile_is_an_order_statistic() -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, 200.0))
+    found = from_normals(scores, 0.1)  # the 180th of 199: of 20 further ones, 2 lie above on average
+    assert (found.method, found.value, found.n, found.fpr) == ("quantile", 180.0, 199, 0.1)
+    assert found.interval is not None
+    # the ranks of the interval are those of the binomial distribution
+    low, high = found.interval
+    assert stats.binom.cdf(low - 1, 199, 0.9) < 0.06
+    assert stats.binom.cdf(high - 1, 199, 0.9) > 0.94
+
+
+def test_few_images_extrapolate_with_a_wide_interval() -> None:
+    true = stats.norm.isf(0.01)
+    found = {n: from_normals(drawn(n), 0.01) for n in (20, 100, 500, 4000)}
+    assert [t.method for t in found.values()] == ["tail_fit"] * 3 + ["quantile"]
+    widths = [t.interval[1] - t.interval[0] for t in found.values() if t.interval]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 1
+    for n in (500, 4000):
+        assert found[n].value == pytest.approx(true, abs=0.25)
+
+
+def test_intervals_hold_the_truth() -> None:
+    true = stats.norm.isf(0.02)
+    held = 0
+    for seed in range(60):
+        low, high = from_normals(drawn(60, seed), 0.02).interval or (0, 0)
+        held += low <= true <= high
+    assert held >= 45  # 54 of 60 at 90 %
+
+
+def test_the_rate_is_kept_on_average() -> None:
+    rates = [stats.norm.sf(from_normals(drawn(80, seed), 0.02).value) for seed in range(60)]
+    assert 0.012 < np.mean(rates) < 0.035
+
+
+@pytest.mark.parametrize("shape", [-0.4, 0.0, 0.3])
+def test_the_tail_is_scipys(shape: float) -> None:
+    share = np.array([0.5, 0.1, 0.001])
+    expected = stats.genpareto.isf(share, shape, scale=2.0)
+    assert_allclose(_excess(share, np.array(shape), np.array(2.0)), expected, rtol=1e-10)
+
+
+def test_equal_scores_and_too_few() -> None:
+    found = from_normals(np.full(50, 0.3), 0.01)
+    assert found.value == pytest.approx(0.3)
+    assert found.scale is not None
+    assert found.scale > 0
+    with pytest.raises(DatasetError, match="9 good images are too few"):
+        from_normals(np.zeros(9), 0.01)
+
+
+@pytest.mark.parametrize("criterion", ["f1", "balanced"])
+def test_labelled_images_are_separated_as_by_brute_force(criterion: str) -> None:
+    rng = np.random.default_rng(0)
+    anomalous = rng.random(60) < 0.4
+    scores = np.round(rng.normal(size=60) + 1.5 * anomalous, 1)  # with ties
+
+    def merit(threshold: float) -> float:
+        above = scores > threshold
+        found, false = (above & anomalous).sum(), (above & ~anomalous).sum()
+        if criterion == "f1":
+            return 2 * found / (found + false + anomalous.sum())
+        return found / anomalous.sum() - false / (~anomalous).sum()
+
+    found = from_labels(scores, anomalous, criterion)  # type: ignore[arg-type]
+    assert merit(found.value) == pytest.approx(max(merit(t) for t in [-9.0, *scores]))
+    assert found.value not in scores
+    assert found.fpr == pytest.approx((scores[~anomalous] > found.value).mean())
+    assert found.interval is not None
+    assert found.interval[0] <= found.value <= found.interval[1]
+    with pytest.raises(DatasetError, match="both kinds"):
+        from_labels(scores, np.ones(60, bool), criterion)  # type: ignore[arg-type]
+
+
+def test_a_pixel_threshold_weighs_images_the_same() -> None:
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(loc=i / 10, size=(10 + 7 * i, 30)).astype(np.float32) for i in range(12)]
+    tail = PixelTail(len(maps), 0.02)
+    for anomaly_map in maps:
+        tail.add(anomaly_map)
+    found = tail.threshold()
+    rates = [np.mean([(m > t).mean() for m in maps]) for t in (found.value, np.nextafter(np.float32(found.value), -1))]
+    assert rates[0] <= 0.02
+    assert rates[0] > 0.02 - 1 / (12 * 300)
+    assert found.interval is not None
+    assert found.interval[0] < found.value < found.interval[1]
+    with pytest.raises(DatasetError, match="0 good images are too few"):
+        PixelTail(3, 0.01).threshold()
+
+
+def test_by_hand() -> None:
+    found = fixed(0.5, np.array([0.1, 0.2, 0.6, 0.3]))
+    assert (found.value, found.fpr, found.interval) == (0.5, 0.25, None)
+    assert fixed(0.5, np.array([])).scale is None
+
+
+def test_probability_is_half_at_the_threshold() -> None:
+    good = drawn(200)
+    threshold = from_normals(good, 0.05)
+    assert threshold.scale is not None
+    values = np.array([np.median(good), threshold.value, 2 * threshold.value - np.median(good), -1e9, 1e9])
+    expected = [0.1, 0.5, 0.9, 0, 1]
+    assert_allclose(probability(values, threshold.value, threshold.scale), expected, atol=1e-9)
+    rising = probability(np.linspace(-3, 3, 50, dtype=np.float32), threshold.value, threshold.scale)
+    assert (np.diff(rising) > 0).all()
+    assert rising.dtype == np.float32
+
+
+def test_files_keep_what_a_threshold_holds_for(tmp_path: Path) -> None:
+    path = tmp_path / "head.calibration.json"
+    image = from_normals(drawn(50), 0.05)
+    kept = Calibration(image, None, fingerprint(b"head"), {"tiling": {"tiles": 1, "side": (1, 2)}, "category": "bolt"})
+    kept.save(path)
+    found = Calibration.read(path)
+    assert (found.image, found.pixel, found.checkpoint) == (image, None, kept.checkpoint)
+    found.check(path, fingerprint(b"head"), kept.settings)
+    with pytest.raises(CheckpointError, match=r"head\.calibration\.json does not fit(.|\n)*another checkpoint"):
+        found.check(path, fingerprint(b"other"), kept.settings)
+    with pytest.raises(CheckpointError, match="category: 'bolt' when calibrated, 'nut' now"):
+        found.check(path, fingerprint(b"head"), {**kept.settings, "category": "nut"})
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(DatasetError, match="cannot be read as a calibration"):
+        Calibration.read(path)
+    with pytest.raises(DatasetError, match="cannot be read as a calibration"):
+        Calibration.read(tmp_path / "none.json")
+
+
+def test_a_file_without_its_thresholds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    Calibration(Threshold(0.5, None, "fixed", 0, None, None), None, "", {}).save(path)
+    path.write_text(path.read_text().replace('"value"', '"vale"'))
+    with pytest.raises(DatasetError, match="vale"):
+        Calibration.read(path)

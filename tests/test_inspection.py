@@ -1,0 +1,285 @@
+"""The commands inspect and calibrate: tables that survive a stop, files that never meet, errors image by image."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afclip_lightning import calibrate, evaluate, inspection
+from afclip_lightning.calibration import Calibration
+from afclip_lightning.errors import UserError
+from afclip_lightning.heads import Backbones
+from afclip_lightning.model_options import split_model_arguments
+from tests.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    backbones: Backbones = {}
+    return write_head(tmp_path_factory.mktemp("run") / "head.ckpt", backbones).read_bytes()
+
+
+@pytest.fixture
+def folder(trained: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a head, where commands run."""
+    (tmp_path / "head.ckpt").write_bytes(trained)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def inspect(*args: str) -> int:
+    return inspection.main(["--checkpoint", "head.ckpt", "--num_workers", "0", "--output", "out", *args])
+
+
+def rows(output: str = "out") -> list[Row]:
+    """Returns the rows of the JSON lines, after a look at whether the CSV says the same."""
+    found = [json.loads(line) for line in Path(output, "inspections.jsonl").read_text().splitlines()]
+    with Path(output, "inspections.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["path"] for row in table] == [row["path"] for row in found]
+    assert [row["score"] for row in table] == ["" if row["score"] is None else str(row["score"]) for row in found]
+    assert [json.loads(row["regions"] or "null") for row in table] == [row["regions"] for row in found]
+    return found
+
+
+def test_a_folder_gets_a_table_and_pictures(folder: Path) -> None:
+    write_pictures(folder / "images" / "sub dir ü", 3)
+    given = ["images", "--threshold", "0.2", "--pixel_threshold", "0.45", "--save", "map,npy,mask,overlay"]
+    assert inspect(*given) == 0
+    found = rows()
+    assert [row["name"] for row in found] == [f"images/sub dir ü/00{i}" for i in range(3)]
+    for row in found:
+        assert row["error"] == ""
+        assert row["threshold"] == 0.2
+        assert row["verdict"] == ("anomalous" if row["score"] > 0.2 else "normal")
+        anomaly_map = np.load(f"out/npy/{row['name']}.npy")
+        assert anomaly_map.shape == (60, 80)
+        scaled = evaluate.read_map(Path(f"out/maps/{row['name']}.png"))
+        assert np.abs(scaled - anomaly_map).max() <= np.ptp(anomaly_map) / 65535
+        mask = np.array(Image.open(f"out/masks/{row['name']}.png")) > 0
+        assert np.array_equal(mask, anomaly_map > 0.45)
+        assert row["area"] == pytest.approx(mask.mean())
+        assert sum(region["area"] for region in row["regions"]) == mask.sum()
+        assert Image.open(f"out/overlays/{row['name']}.jpg").size == (80, 60)
+    assert len({row["score"] for row in found}) == 3
+
+
+def write_bad_images(place: Path) -> None:
+    place.mkdir()
+    image = Image.fromarray(picture(30, 40))
+    image.save(place / "good.png")
+    image.convert("CMYK").save(place / "cmyk.jpg")
+    image.save(place / "animated.gif", save_all=True, append_images=[image])
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(place / "deep.png")
+    image.resize((1, 1)).save(place / "dot.png")
+    image.resize((20000, 2)).save(place / "wide.png")
+    (place / "zero.png").write_bytes(b"")
+    (place / "text.png").write_text("no image")
+    (place / "cut.png").write_bytes((place / "good.png").read_bytes()[:-100])
+    header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (60000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00"
+    (place / "bomb.png").write_bytes(header + b"\x8c\x1c\x9d\x2e")
+    (place / "empty").mkdir()
+
+
+def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bad_images(folder / "bad")
+    (folder / "notes.txt").write_text("no image either")
+    assert inspect("bad", "bad/empty", "notes.txt", "nothing.png", "--batch_size", "3") == 1
+    assert "6 inspected, 7 failed, 0 done before" in capsys.readouterr().out
+    found = {row["path"]: row for row in rows()}
+    fine = {"good.png", "cmyk.jpg", "animated.gif", "deep.png", "dot.png", "wide.png"}
+    assert {path for path, row in found.items() if not row["error"]} == {f"bad/{name}" for name in fine}
+    for path, words in {
+        "bad/zero.png": "cannot be read as an image",
+        "bad/text.png": "cannot identify image file",
+        "bad/cut.png": "cannot be read as an image",
+        "bad/bomb.png": "",  # whichever is noticed first, its size or its end
+        "bad/empty": "the folder has no image",
+        "notes.txt": "cannot be read as an image",
+        "nothing.png": "No such file",
+    }.items():
+        assert path in found[path]["error"]
+        assert words in found[path]["error"]
+        assert found[path]["score"] is None
+    Image.fromarray(picture(30, 40)).save(folder / "bad" / "zero.png")  # mended
+    assert inspect("bad", "--batch_size", "3") == 1
+    assert "1 inspected, 3 failed, 6 done before" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "images", 4)
+    assert inspect("images", "--save", "npy") == 0
+    whole = rows()
+    lines = Path("out/inspections.jsonl").read_text().splitlines(keepends=True)
+    Path("out/inspections.jsonl").write_text("".join(lines[:2]) + lines[2][:40])  # killed in the third line
+    Path("out/inspections.csv").write_text("path,sco")
+    kept = Path("out/npy/images/000.npy").stat().st_mtime_ns
+    assert inspect("images", "--save", "npy") == 0
+    assert "2 inspected, 0 failed, 2 done before" in capsys.readouterr().out
+    assert rows() == whole
+    assert Path("out/npy/images/000.npy").stat().st_mtime_ns == kept
+    assert inspect("images", "--save", "npy", "--tiles", "2") == 2
+    assert "holds inspections with another model" in capsys.readouterr().err
+    Path("out/inspections.jsonl").write_text("{}\n" + lines[0])
+    assert inspect("images", "--save", "npy") == 2
+    assert "line 1: is not of an inspection" in capsys.readouterr().err
+
+
+def test_equal_names_do_not_meet(folder: Path) -> None:
+    for place, seed in (("a", 0), ("b", 10)):
+        write_pictures(folder / place, 1, seed=seed)
+    Image.fromarray(picture(30, 40)).save(folder / "a" / "000.jpg")
+    assert inspect("a/000.png", "--save", "npy") == 0
+    assert inspect("b/000.png", "a", "a/000.png", "--save", "npy") == 0  # from another folder on, and one twice
+    names = {row["path"]: row["name"] for row in rows()}
+    assert set(names) == {"a/000.png", "a/000.jpg", "b/000.png"}
+    assert names["a/000.png"] == "000"
+    arrays = [np.load(f"out/npy/{name}.npy") for name in names.values()]
+    assert len({array.tobytes() for array in arrays}) == 3
+    assert inspect("b/000.png", "a", "--save", "npy") == 0  # and each is known again
+    assert len(rows()) == 3
+
+
+def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(folder / "images", 3)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("images/000.png\n\nimages/002.png\n"))
+    assert inspect("-") == 0
+    assert [row["path"] for row in rows()] == ["images/000.png", "images/002.png"]
+    assert inspect("images/*1.png") == 0
+    assert [row["path"] for row in rows()][2:] == ["images/001.png"]
+    inside = [
+        "--checkpoint",
+        "head.ckpt",
+        "--num_workers",
+        "0",
+        "--save",
+        "overlay",
+        "--output",
+        "images/out",
+        "images",
+    ]
+    assert [inspection.main(inside) for _ in range(2)] == [0, 0]
+    assert len(rows("images/out")) == 3  # its own overlays are no images
+
+
+def test_several_methods_share_a_table(folder: Path) -> None:
+    write_pictures(folder / "images", 2)
+    args = ["--methods", "CLIP,AnoVL", *MODEL_OPTIONS, "--model.temperature", "0.1", "--output", "out", "--save", "npy"]
+    assert inspection.main([*args, "--num_workers", "0", "images"]) == 0
+    found = rows()
+    assert [(row["method"], row["name"]) for row in found] == [
+        (method, f"images/00{i}") for method in ("CLIP", "AnoVL") for i in range(2)
+    ]
+    assert {path.name for path in Path("out").iterdir() if path.is_dir()} == {"CLIP", "AnoVL"}
+    assert Path("out/CLIP/npy/images/001.npy").is_file()
+
+
+def test_maps_are_scored_by_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("good", "hole"):
+        write_pictures(folder / "bolt" / "test" / kind, 2)
+    masks = folder / "bolt" / "ground_truth" / "hole"
+    masks.mkdir(parents=True)
+    for i in range(2):
+        mask = np.zeros((60, 80), np.uint8)
+        mask[10:30, 20:40] = 255
+        Image.fromarray(mask).save(masks / f"{i:03d}_mask.png")
+    assert inspect("bolt/test", "--save", "map,npy") == 0
+    for kind in ("maps", "npy"):
+        assert evaluate.main(["--maps", f"out/{kind}", "--masks", "bolt", "--csv", f"{kind}.csv"]) == 0
+    tables = [list(csv.DictReader(Path(f"{kind}.csv").read_text().splitlines())) for kind in ("maps", "npy")]
+    for one, other in zip(*tables, strict=True):
+        assert (one["normal"], one["anomalous"]) == ("2", "2")
+        assert float(one["pixel_auroc"]) == pytest.approx(float(other["pixel_auroc"]), abs=1e-4)
+
+
+def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "good", 14)
+    command = ["--checkpoint", "head.ckpt", "--num_workers", "0", "--normal", "good"]
+    assert calibrate.main([*command, "--fpr", "0.05"]) == 0
+    said = capsys.readouterr().out
+    assert "tail fitted to 14 good images, which are few for this rate" in said
+    assert "with a confidence of 90%" in said
+    assert "Never report results on the images" in said
+    kept = Calibration.read(folder / "head.calibration.json")
+    assert kept.pixel is not None
+    assert inspect("good", "--save", "mask") == 0
+    for row in rows():
+        assert row["threshold"] == pytest.approx(kept.image.value, rel=1e-6)
+        assert (row["probability"] > 0.5) == (row["score"] > row["threshold"]) == (row["verdict"] == "anomalous")
+    areas = [row["area"] for row in rows()]
+    assert np.mean(areas) <= 0.001
+    assert inspect("good", "--tiles", "2", "--output", "tiled") == 2
+    assert "tiling: " in capsys.readouterr().err
+    assert inspect("good", "--tiles", "2", "--output", "tiled", "--no_calibration") == 0
+    assert calibrate.main([*command, "--threshold", "0.25"]) == 0
+    assert Calibration.read(folder / "head.calibration.json").image.method == "fixed"
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_labelled_images(folder: Path, table: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = write_pictures(folder / "set" / "good", 10), write_pictures(folder / "set" / "scratch", 3, seed=50)
+    source = "set"
+    if table:
+        lines = [f"{path.relative_to(folder)},{int(path in bad)}" for path in [*good, *bad]]
+        Path(source := "labels.csv").write_text("\n".join(["path,label", *lines]))
+    command = ["--checkpoint", "head.ckpt", "--num_workers", "0", "--labelled", source]
+    assert calibrate.main([*command, "--criterion", "f1", "--output", "c.json"]) == 0
+    assert "of 3 anomalous images and" in capsys.readouterr().out
+    kept = Calibration.read(folder / "c.json")
+    assert (kept.image.method, kept.image.n) == ("f1", 13)
+    assert kept.pixel is not None
+    assert kept.pixel.n == 10
+
+
+def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "images", 3)
+    (folder / "labels.csv").write_text("path,label\nimages/000.png,good\n")
+    for args, message in {
+        ("images", "--save", "mask"): "needs a pixel threshold",
+        ("images", "--save", "picture"): "--save takes map, npy, mask, overlay, got picture",
+        ("images", "--methods", "CLIP", "--threshold", "1"): "of one model, and several are named",
+        ("images", "--model.k_shots", "1"): "k_shots",
+        ("images", "--model.k_shot"): "--model.k_shot needs a value",
+        ("images", "--shots", "nowhere"): "nowhere, the folder of good images, has no image",
+        ("images", "--tiles", "0"): "tiles must be at least 1",
+        ("images", "--output", "head.ckpt"): "head.ckpt/inspect.json: cannot be written",
+    }.items():
+        assert inspect(*args) == 2, args
+        assert message in capsys.readouterr().err
+    start = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
+    for options, message in {
+        (): "name good images",
+        ("--normal", "images"): "3 good images are too few",
+        ("--normal", "images", "--shots", "images"): "is one of --shots too",
+        ("--normal", "images", "--criterion", "f1"): "needs labelled images",
+        ("--labelled", "labels.csv"): "labels.csv, line 2: needs the columns path and label",
+        ("--normal", "images", "--fpr", "0"): "above 0 and at most 0.5",
+    }.items():
+        assert calibrate.main([*start, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not (folder / "head.calibration.json").exists()
+
+
+def test_arguments_of_the_method_are_split_off() -> None:
+    args = ["a.png", "--model.names", "word", "--tiles", "2", "--model.backbone.image_size=112"]
+    assert split_model_arguments(args) == (
+        ["a.png", "--tiles", "2"],
+        {"names": "word", "backbone.image_size": 112},
+    )
+    with pytest.raises(UserError, match=r"--model\.names needs a value"):
+        split_model_arguments(["--model.names", "--tiles"])
+
+
+@pytest.mark.parametrize("module", ["inspection", "calibrate"])
+def test_help_needs_no_torch(module: str) -> None:
+    code = f"import sys; from afclip_lightning.{module} import _parser; _parser(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

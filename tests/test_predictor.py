@@ -1,0 +1,222 @@
+"""Models for one's own images: the numbers of the test loop, in the image's own frame, whatever the batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from afclip_lightning import load
+from afclip_lightning.calibration import Calibration, Threshold
+from afclip_lightning.data.loading import AnomalyDataset, Collate
+from afclip_lightning.errors import CheckpointError, DatasetError, UserError
+from afclip_lightning.heads import Backbones, load_head
+from afclip_lightning.predictor import Predictor, calibration_path
+from afclip_lightning.tiles import Tiling, resize_map
+from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_lightning.verdict import Inspection
+from tests.small_head import ARGUMENTS, picture, write_head, write_pictures
+
+BACKBONES: Backbones = {}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_head(tmp_path_factory.mktemp("run") / "head.ckpt", BACKBONES)
+
+
+def model_of(path: Path | str, **options: object) -> Predictor:
+    arguments = {} if isinstance(path, Path) else ARGUMENTS
+    return load(path, backbones=BACKBONES, arguments=arguments, **options)  # type: ignore[arg-type]
+
+
+def test_the_numbers_of_the_test_loop(head: Path, tmp_path: Path) -> None:
+    paths = write_pictures(tmp_path, 3)
+    found = model_of(head).predict_many(paths)
+    method = load_head(head, backbones=BACKBONES)
+    samples = [Sample("d", "c", "test", path, UNKNOWN, mask_known=False, word="c") for path in paths]
+    dataset = AnomalyDataset(samples, method.preprocess)
+    batch = Collate(method.preprocess)(dataset.__getitems__([0, 1, 2]))
+    assert isinstance(batch, Batch)
+    with torch.no_grad():
+        expected = method.score(method.extract(batch), batch)
+    assert_close(np.array([one.score for one in found]), expected.pred_score.double().numpy(), rtol=1e-6, atol=1e-6)
+    for one, anomaly_map in zip(found, expected.anomaly_map.numpy(), strict=True):
+        assert one.anomaly_map.shape == (60, 80)
+        assert_close(one.anomaly_map, resize_map(anomaly_map, 60, 80), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tiling", "num_workers"), [(Tiling(), 2), (Tiling("pad", tiles=2), 0), (Tiling("tiles", tile_size=40), 2)], ids=str
+)
+def test_neither_batch_nor_process_matters(head: Path, tiling: Tiling, num_workers: int) -> None:
+    images = [picture(40 + 11 * i, 90 - 7 * i, i) for i in range(5)]
+    model = model_of(head, tiling=tiling, batch_size=2)
+    found = dict(model.stream(images, num_workers))
+    for index, image in enumerate(images):
+        one, other = found[index], model.predict(image)
+        assert isinstance(one, Inspection)
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        assert one.anomaly_map.shape == image.shape[:2]
+        assert_close(one.anomaly_map, other.anomaly_map, rtol=1e-4, atol=1e-5)
+        assert one.image is not None
+        assert np.array_equal(one.image, image)
+
+
+def test_the_score_is_that_of_the_worst_view(head: Path) -> None:
+    image = picture(100, 100)
+    tiled = model_of(head, tiling=Tiling(tiles=2, overlap=0.0)).predict(image)
+    tiles = [image[y : y + 50, x : x + 50] for y in (0, 50) for x in (0, 50)]
+    alone = [one.score for one in model_of(head).predict_many([image, *tiles])]
+    assert tiled.score == pytest.approx(max(alone), abs=1e-5)
+
+
+def test_paths_pillow_and_arrays_are_one(head: Path, tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path, 1)
+    model = model_of(head)
+    results = [model.predict(image) for image in (path, str(path), Image.open(path), np.array(Image.open(path)))]
+    assert len({one.score for one in results}) == 1
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"must be \[H, W, 3\], uint8"):
+            model.predict(wrong)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DatasetError, match=r"000\.png: cannot be read"):
+        model.predict(path)
+    with pytest.raises(DatasetError, match="the image cannot be decoded"):
+        model.predict(Image.open(path))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 20000)])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_any_size(head: Path, size: tuple[int, int], fit: str) -> None:
+    found = model_of(head, tiling=Tiling(fit), threshold=0.0, pixel_threshold=0.0).predict(picture(*size))  # type: ignore[arg-type]
+    assert found.anomaly_map.shape == size
+    assert np.isfinite(found.anomaly_map).all()
+    assert found.anomalous
+    assert found.area == 1
+    assert found.overlay().shape == (*size, 3)
+
+
+@pytest.mark.parametrize("name", ["AFCLIP", "WinCLIP"])
+def test_what_is_remembered_is_normal(name: str, head: Path) -> None:
+    path, tiling = (head, Tiling(tiles=2)) if name == "AFCLIP" else (name, Tiling())
+    model = model_of(path, tiling=tiling, batch_size=2)
+    before = model.predict(picture(60, 80, 5))
+    model.remember([picture(60, 80, 0), picture(60, 80, 1)])
+    assert model.method.k_shot == 2
+    known, other = model.predict_many([picture(60, 80, 1), picture(60, 80, 5)])
+    assert known.anomaly_map.max() < other.anomaly_map.max()
+    assert other.score != before.score
+    model.remember([picture(60, 80, 7)])  # in place of the others
+    assert model.predict(picture(60, 80, 1)).anomaly_map.max() > known.anomaly_map.max()
+
+
+def test_references_take_the_place_of_pairs() -> None:
+    model = load("MuSc2", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
+    with pytest.raises(UserError, match="MuSc2 compares an image with good ones, and has none"):
+        model.predict(picture(60, 80))
+    model.remember([picture(60, 80, 0)])
+    known, other = model.predict_many([picture(60, 80, 0), picture(60, 80, 1)])
+    assert known.score == pytest.approx(0, abs=1e-3)
+    assert other.score > 0.1
+
+
+def test_what_has_no_memory_says_so(head: Path) -> None:
+    with pytest.raises(UserError, match="CLIP has no memory for good images"):
+        model_of("CLIP").remember([picture(60, 80)])
+    with pytest.raises(UserError, match="MuSc scores an image in relation to all test images"):
+        load("MuSc", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
+    with pytest.raises(UserError, match="AFCLIP has to be trained: run fit"):
+        load("AFCLIP", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
+    with pytest.raises(UserError, match="there is no method 'Foo'"):
+        load("Foo")
+    with pytest.raises(UserError, match="device 'cuda:77' is not there"):
+        model_of(head, device="cuda:77")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load("none.ckpt")
+    few = load(head, arguments={"k_shot": 2}, backbones=BACKBONES)
+    with pytest.raises(UserError, match="AFCLIP compares an image with good ones, and has none"):
+        few.predict(picture(60, 80))
+
+
+def test_prompts_name_the_category() -> None:
+    image = picture(60, 80)
+    scores = {word: model_of("CLIP", category=word).predict(image).score for word in ("object", "metal nut")}
+    assert scores["object"] != scores["metal nut"]
+
+
+def test_a_calibration_is_used_and_refused(head: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "head.ckpt"
+    copy.write_bytes(head.read_bytes())
+    plain = model_of(copy)
+    image = picture(60, 80)
+    assert plain.predict(image).anomalous is None
+    assert plain.predict(image).probability is None
+    assert plain.predict(image).regions is None
+    score = plain.predict(image).score
+    thresholds = [Threshold(value, 0.1, "fixed", 0, None, None) for value in (score - 0.1, 0.5)]
+    place = calibration_path(copy)
+    assert place == tmp_path / "head.calibration.json"
+    assert place == calibration_path(tmp_path)  # the run folder
+    Calibration(*thresholds, plain.checkpoint, plain.settings).save(place)
+    found = model_of(copy).predict(image)
+    assert found.anomalous
+    assert found.probability == pytest.approx(1 / (1 + np.exp(-1)))
+    by_hand = model_of(copy, threshold=score).predict(image)
+    assert not by_hand.anomalous
+    assert by_hand.probability == pytest.approx(0.5)
+    assert model_of(copy, calibration=None).thresholds == (None, None)
+    with pytest.raises(CheckpointError, match="tiling: "):
+        model_of(copy, tiling=Tiling(tiles=2))
+    with pytest.raises(CheckpointError, match="shots: None when calibrated, "):
+        model_of(copy, shots=[image])
+    model = model_of(copy)
+    model.remember([image])
+    assert model.thresholds == (None, None)  # they were of other scores
+    checkpoint = torch.load(copy, weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(1)
+    torch.save(checkpoint, copy)
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        model_of(copy)
+
+
+def test_regions_and_mask() -> None:
+    anomaly_map = np.zeros((20, 30), np.float32)
+    anomaly_map[2:5, 3:9] = 0.6
+    anomaly_map[10:12, 20:22] = 0.9
+    anomaly_map[12, 22] = 0.8  # touches it at a corner
+    found = Inspection(0.9, anomaly_map, 0.5, 0.5)
+    assert found.regions is not None
+    assert [(region.box, region.area) for region in found.regions] == [((20, 10, 23, 13), 5), ((3, 2, 9, 5), 18)]
+    assert [region.score for region in found.regions] == pytest.approx([0.9, 0.6])
+    assert found.area == pytest.approx(23 / 600)
+    assert found.mask is not None
+    assert found.mask.sum() == 23
+    higher = found.at(0.95, 0.7)
+    assert not higher.anomalous
+    assert higher.regions is not None
+    assert len(higher.regions) == 1
+    assert found.at(None, 2.0).regions == ()
+
+
+def test_overlays_leave_what_is_cold() -> None:
+    image = picture(40, 50)
+    anomaly_map = np.zeros((40, 50), np.float32)
+    anomaly_map[10:20, 10:20] = 1
+    found = Inspection(1.0, anomaly_map, 0.5, 0.5, 0.2, 0.2, image)
+    drawn = found.overlay()
+    assert drawn.dtype == np.uint8
+    assert np.array_equal(drawn[25:], image[25:])
+    assert (drawn[10, 10:20] == 255).all()  # contour
+    assert not np.array_equal(drawn[14, 14], image[14, 14])
+    with pytest.raises(ValueError, match="was not kept"):
+        Inspection(1.0, anomaly_map).overlay()
+
+
+def test_the_package_is_light_until_load_is_asked_for() -> None:
+    code = "import sys, afclip_lightning; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
