@@ -213,7 +213,8 @@ class Predictor:
         for image in images:
             pixels = read_pixels(image)
             digest.update(np.ascontiguousarray(pixels).tobytes())
-            layout = Layout(*pixels.shape[:2], self.tiling, self.method.preprocess.image_size)
+            height, width, _ = pixels.shape
+            layout = Layout(height, width, self.tiling, self.method.preprocess.image_size)
             views = [layout.cut(pixels, view) for view in range(len(layout))]
             whole.append(views[0])
             pictures += views
@@ -264,7 +265,7 @@ class Predictor:
             memory.banks[key] = [torch.cat(sets) for sets in zip(*parts, strict=True)]
 
     def _check_ready(self) -> None:
-        if self.shots is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0)):
+        if self.shots is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0) > 0):
             raise UserError(
                 f"{type(self.method).__name__} compares an image with good ones, and has none: give some "
                 "(--shots DIR; in Python, `remember`)."
@@ -296,10 +297,14 @@ class Predictor:
         image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
         return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
 
-    def _judge(self, done: "_Begun") -> Inspection:
+    @property
+    def scales(self) -> tuple[float | None, float | None]:
+        """Returns the units of `probability`, of image scores and of the values of maps; `None` where there is none."""
         image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
-        scales = image and image.scale, pixel and pixel.scale
-        return Inspection(done.score, done.anomaly_map, *self.thresholds, *scales, done.image)
+        return None if image is None else image.scale, None if pixel is None else pixel.scale
+
+    def _judge(self, done: "_Begun") -> Inspection:
+        return Inspection(done.score, done.anomaly_map, *self.thresholds, *self.scales, done.image)
 
 
 def _value(calibrated: Threshold | None, given: float | None) -> float | None:
@@ -448,7 +453,8 @@ class _Views(IterableDataset[Any]):
         for index in self._mine():
             try:
                 image = read_pixels(self.images[index])
-                layout = Layout(*image.shape[:2], self.tiling, self.size)
+                height, width, _ = image.shape
+                layout = Layout(height, width, self.tiling, self.size)
             except UserError as error:
                 yield _Failure(index, str(error))
                 continue
