@@ -164,10 +164,15 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
         taken = {"forward": forward, "head": score - sum(maps), "maps": sum(maps), "metrics": update}
         return {**taken, "test": forward + score}
 
+    with torch.no_grad(), autocast():
+        method.on_evaluation_start()
+        test()
+        with torch.enable_grad():  # the counter follows gradients of what has any
+            flops = operations(lambda: method.score(method.extract(batch), batch)) / count
+        method.on_evaluation_end()
     with torch.inference_mode(), autocast():
         method.on_evaluation_start()
         test()
-        flops = operations(lambda: method.score(method.extract(batch), batch)) / count
         for _ in range(rounds):
             passes.append(reference())
             taken = test()
