@@ -76,7 +76,7 @@ class Graph(nn.Module):
             raise UserError(f"{name} cannot be exported: it trains on each image that it tests (steps: 0 does not).")
         memory = getattr(method, "memory", None)
         if isinstance(memory, FewShotMemory) and memory.banks:
-            method.memory = BatchMemory(memory)
+            method.memory = BatchMemory(memory)  # type: ignore[assignment]
         self.method = method
         # one row stands for all: texts of a category broadcast over the batch
         self.sample = Sample(DATASET, model.category, "test", NAMELESS, UNKNOWN, mask_known=False, word=model.category)
@@ -147,12 +147,11 @@ def trace(model: Predictor) -> ExportedProgram:
 
 def describe(model: Predictor, to: Target) -> dict[str, Any]:
     """Returns what one has to know to use the file, as plain values."""
-    preprocess, name = model.method.preprocess, type(model.method)
+    preprocess, calibrated = model.method.preprocess, model.calibration
     size = preprocess.image_size
-    calibrated = model.calibration
     return {
         "format": to,
-        "method": name.__name__,
+        "method": type(model.method).__name__,
         "backbone": model.method.backbone.description,
         "checkpoint": model.checkpoint,
         "category": model.category,

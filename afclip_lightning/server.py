@@ -217,15 +217,16 @@ class Service:
     def facts(self) -> ModelFacts:
         """Returns what the server runs."""
         model = self.model
-        image, pixel = (model.calibration.image, model.calibration.pixel) if model.calibration else (None, None)
+        image = model.calibration.image if model.calibration else None
+        pixel = model.calibration.pixel if model.calibration else None
         return ModelFacts(
             method=type(model.method).__name__,
             backbone=model.method.backbone.description,
             category=model.category,
-            threshold=image and image.value,
-            pixel_threshold=pixel and pixel.value,
-            scale=image and image.scale,
-            pixel_scale=pixel and pixel.scale,
+            threshold=image.value if image else None,
+            pixel_threshold=pixel.value if pixel else None,
+            scale=image.scale if image else None,
+            pixel_scale=pixel.scale if pixel else None,
             examples=len(self.examples),
             max_bytes=self.limits.size,
             max_pixels=self.limits.pixels,
@@ -265,7 +266,7 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     for path, (name, kind) in PAGES.items():
-        content = files(afclip_lightning).joinpath("templates", name).read_bytes()
+        content = (files(afclip_lightning) / "templates" / name).read_bytes()
         app.add_api_route(path, _page(content, kind), include_in_schema=False)
 
     @app.get("/health")
