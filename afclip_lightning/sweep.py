@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
@@ -219,7 +219,7 @@ class Plan:
             study = optuna.create_study(
                 storage=_storage(self.storage),
                 study_name=sweep.name,
-                direction=sweep.direction,
+                direction=sweep.direction,  # type: ignore[arg-type]  # checked when it was read
                 pruner=sweep.pruner(),
                 load_if_exists=True,
             )
@@ -375,7 +375,7 @@ def run_local(plan: Plan, jobs: int) -> int:
     steps.
     """
     preemption.listen(*STOPS)
-    workers = [_start(plan, index) for index in range(jobs)]
+    workers: list[BaseProcess | None] = [_start(plan, index) for index in range(jobs)]
     deadline = None
     stopped = failed = False
     while any(workers):
@@ -426,8 +426,9 @@ def run_slurm(plan: Plan, jobs: int, options: Sequence[str]) -> None:
     flags += [f"--output={logs}/%A_%a.log", "--open-mode=append", *options]
     job = _slurm(["sbatch", "--parsable", *flags], script).split(";")[0].strip()
     print(f"SLURM array {job}, logs in {logs}. Ctrl-C ends the waiting only; scancel {job} ends the array.", flush=True)
-    while job in _slurm(["squeue", "--noheader", "--me", "--format=%F"]).split():
-        time.sleep(5)
+    with suppress(KeyboardInterrupt):
+        while job in _slurm(["squeue", "--noheader", "--me", "--format=%F"]).split():
+            time.sleep(5)
 
 
 def _slurm(command: Sequence[str], script: str | None = None) -> str:

@@ -55,7 +55,7 @@ class Preemption(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tells the loader that no batch of this epoch is left, before the epoch's checkpoint is written."""
-        trainer.train_dataloader.end_epoch()
+        trainer.train_dataloader.end_epoch()  # type: ignore[union-attr]
 
     def on_validation_batch_end(
         self,
