@@ -16,7 +16,7 @@ from afclip_lightning.files import write_json
 Criterion = Literal["f1", "balanced"]
 SUFFIX = ".calibration.json"
 CONFIDENCE = 0.9
-FEWEST = 10
+FEWEST = 8
 ENOUGH = 10  # good images above the threshold that make a quantile worth more than a fit
 RESAMPLES = 2000
 MAX_KEPT = 2**24
@@ -142,9 +142,11 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
     image exceeds with a probability of at most `fpr`, with an interval from the binomial distribution, whatever the
     scores' distribution. Of fewer the tail is extrapolated: a generalised Pareto distribution over the highest fifth of
     the scores (at least ten, at most half), fitted by probability-weighted moments, which stay sane where the
-    likelihood has no maximum; the interval is of a bootstrap that draws anew from the scores and the fitted tail. On
-    samples of 10 to 500 drawn from known distributions, intervals of 90 % held the true threshold in 76 % (heavy tails)
-    to 95 % of the cases, those of quantiles in 91 to 95 %.
+    likelihood has no maximum; the interval is of a bootstrap that draws anew from the scores and the fitted tail.
+
+    On samples of 8 to 500 drawn from known distributions, intervals of 90 % held the true threshold in 74 % (heavy
+    tails) to 95 % of the cases, those of quantiles in 91 to 95 %. Where 1 % was asked for, the true rate was on average
+    about 4 % with 8 images, 2 % with 20 to 50 and 1.1 % with 200.
 
     Args:
         scores: `[n]`, of good images.
