@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 from afclip_lightning import heads
 from afclip_lightning.calibration import SUFFIX, Calibration, Threshold, fingerprint
 from afclip_lightning.data.images import check_size, read_image, rgb_pixels
-from afclip_lightning.data.loading import _keep_memory
+from afclip_lightning.data.loading import keep_memory
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.memory import FewShotMemory
 from afclip_lightning.methods.aprilgan import APRILGAN
@@ -175,7 +175,7 @@ class Predictor:
         self._check_ready()
         views = _Views(images, self.tiling, self.method.preprocess.image_size, self.batch_size, keep_images)
         loader = DataLoader(
-            views, self.batch_size, num_workers=num_workers, collate_fn=_collate, worker_init_fn=_keep_memory
+            views, self.batch_size, num_workers=num_workers, collate_fn=_collate, worker_init_fn=keep_memory
         )
         begun: dict[int, _Begun] = {}
         for items, pixels in loader:

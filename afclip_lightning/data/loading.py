@@ -482,7 +482,7 @@ def _collate_read(items: Sequence[Item | Unread], collate: Collate) -> tuple[Bat
     return None if all(item.beside for item in usable) else collate(usable), left_out
 
 
-def _keep_memory(worker: int) -> None:
+def keep_memory(worker: int) -> None:
     """Makes the C library keep the memory of an image for the next one.
 
     glibc gives large blocks back to the system, and each new one costs a fault a page, a quarter of the time of
@@ -519,7 +519,7 @@ def make_loader(
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=partial(_collate_read, collate=collate) if tolerant else collate,
-        worker_init_fn=_keep_memory,
+        worker_init_fn=keep_memory,
         persistent_workers=loading.persistent_workers and training and num_workers > 0,
         pin_memory=loading.pin_memory and torch.cuda.is_available(),
     )
