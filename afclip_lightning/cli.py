@@ -279,7 +279,7 @@ class AnomalyCLI(LightningCLI):
         if config.features.cache is not None:
             self._use_store(config.features, config.loading)
         self.tested = SharedPass(self.heads) if len(self.heads) > 1 else self.model
-        if config.features.cache is not None:
+        if self.tested.store is not None:
             self._check_space(self.tested.store, config.features.limit_gb)
 
     def _load_heads(self, others: dict[str, Path]) -> dict[str, AnomalyMethod]:
@@ -425,7 +425,7 @@ class AnomalyCLI(LightningCLI):
                 own = evaluations[name] = copy.copy(self.evaluation)
                 own.head, own.name = name, f"{self.evaluation.name}_{name}"
                 own.title = f"{name}, in the same pass · {type(method).__name__} on {method.backbone.description}"
-                self.trainer.callbacks.append(own)
+                self.trainer.callbacks.append(own)  # type: ignore[attr-defined]
         return {**kwargs, "model": self.tested}
 
     def predict(self, **kwargs: Any) -> None:

@@ -125,7 +125,7 @@ def methods() -> dict[str, type[AnomalyMethod]]:
     """Returns the methods of this package by name."""
     for module in pkgutil.iter_modules(afclip_lightning.methods.__path__):
         importlib.import_module(f"{afclip_lightning.methods.__name__}.{module.name}")
-    classes: list[type[AnomalyMethod]] = [AnomalyMethod]
+    classes = AnomalyMethod.__subclasses__()
     for cls in classes:  # grows while it is walked, to all descendants
         classes += [inner for inner in cls.__subclasses__() if inner not in classes]
     own = (cls for cls in classes if cls.__module__.startswith(afclip_lightning.methods.__name__))

@@ -34,7 +34,8 @@ class SharedPass(LightningModule):
             raise UserError(f"{', '.join(heads)}: {error}. Test them one by one.") from error
         self.main = heads[MAIN_HEAD]
         self.store = None if self.main.store is None else self.main.store.of(self.spec)
-        self.heads = ModuleDict(heads)
+        self.heads = dict(heads)
+        self.registered = ModuleDict(heads)  # so that they go to the device
 
     @property
     def preprocess(self) -> Preprocess:
