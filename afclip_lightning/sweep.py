@@ -383,8 +383,8 @@ def run_local(plan: Plan, jobs: int) -> int:
         if preemption.requested() and deadline is None:
             stopped, deadline = True, time.monotonic() + GRACE
             print(f"Stopping between two steps, at the latest in {GRACE} s.", file=sys.stderr, flush=True)
-            for worker in filter(None, workers):
-                worker.terminate()
+            for running in filter(None, workers):
+                running.terminate()
         for index, worker in enumerate(workers):
             if worker is None or worker.is_alive():
                 if worker and deadline is not None and time.monotonic() > deadline:

@@ -55,6 +55,7 @@ def finish(job: str) -> None:
         if not mine:
             return
         if "BeginTime" in mine[0]:
+            time.sleep(3)  # what was issued in the second of the requeue is revoked: a start then would be refused
             slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
         time.sleep(0.5)
     pytest.fail(Path("job.log").read_text())
