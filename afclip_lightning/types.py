@@ -118,16 +118,6 @@ class Batch:
         """Returns the index of the rows whose label is known, likewise."""
         return slice(None) if all(sample.label != UNKNOWN for sample in self.samples) else self.label != UNKNOWN
 
-    @property
-    def known(self) -> Tensor | slice:
-        """Returns the index of the rows whose mask is known: all of them, as a rule, which a device need not count."""
-        return slice(None) if all(sample.mask_known for sample in self.samples) else self.mask_known
-
-    @property
-    def labelled(self) -> Tensor | slice:
-        """Returns the index of the rows whose label is known, likewise."""
-        return slice(None) if all(sample.label != UNKNOWN for sample in self.samples) else self.label != UNKNOWN
-
     def to(self, device: torch.device) -> "Batch":
         """Returns the batch on another device; Lightning calls this."""
         non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
