@@ -21,7 +21,7 @@ _LIGHT = {
     "inspect": "afclip_lightning.inspection",
     "knowledge": "afclip_lightning.knowledge.command",
     "serve": "afclip_lightning.serve",
-    "sweep": "afclip_lightning.sweep",
+    "sweep": "afclip_lightning.sweep.command",
     "report": "afclip_lightning.report.command",
 }
 

@@ -14,11 +14,12 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from afclip_lightning import preemption, sweep
+from afclip_lightning import preemption
 from afclip_lightning.cli import main as afclip
 from afclip_lightning.errors import UserError
 from afclip_lightning.preemption import STOPPED
-from afclip_lightning.sweep import Plan, claim, read_sweep, run_trial, write_table
+from afclip_lightning.sweep.space import _distribution, read_sweep
+from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial, write_table
 from tests.test_cli import MVTEC, REPOSITORY, arguments, folder, subprocess_of  # noqa: F401  a fixture
 from tests.test_preemption import stop_after
 
@@ -112,7 +113,7 @@ def test_parameters_are_those_of_wandbs_own_reading() -> None:
         {"distribution": "q_uniform", "min": 2, "max": 8, "q": 2},
         {"distribution": "q_uniform", "min": 0.5, "max": 1.5, "q": 0.25},
     ]:
-        assert sweep._distribution("here", parameter) == theirs(parameter)
+        assert _distribution("here", parameter) == theirs(parameter)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -187,7 +188,7 @@ def test_failures_are_the_trials_own(folder: Path, capsys: pytest.CaptureFixture
 
     # a trial whose processes die, here one that was left three times, does not come again for ever
     study = wrong.study()
-    for _ in range(sweep.ATTEMPTS):
+    for _ in range(ATTEMPTS):
         claimed = claim(wrong, study)
         assert claimed is not None
         trial, lock = claimed

@@ -1,0 +1,116 @@
+"""Where the workers of a sweep run: processes of this machine, or the tasks of a SLURM array."""
+
+import gc
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+
+from afclip_lightning import preemption
+from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.preemption import STOPPED
+from afclip_lightning.sweep.study import Plan, claim, run_trial
+
+GRACE = 60  # seconds that workers have between two steps before they are killed
+STOPS = (signal.SIGINT, *preemption.SIGNALS)
+
+
+def work(plan: Plan, index: int) -> None:
+    """Runs trial after trial in a process of its own, until there is none left or a signal asks it to stop."""
+    preemption.listen(*STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(devices) > 1:  # several were given: one a worker
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+    try:
+        study = plan.study()
+        while not preemption.requested() and (claimed := claim(plan, study)):
+            trial, lock = claimed
+            with lock:
+                run_trial(plan, study, trial)
+            gc.collect()
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        sys.exit(2)
+    if preemption.requested():
+        preemption.requeue()
+        sys.exit(STOPPED)
+
+
+def run_local(plan: Plan, jobs: int) -> int:
+    """Runs the trials in worker processes of this machine and returns an exit code.
+
+    A worker that is killed is replaced, and what it had is taken up. Signals are handed on: workers stop between two
+    steps.
+    """
+    preemption.listen(*STOPS)
+    workers: list[BaseProcess | None] = [_start(plan, index) for index in range(jobs)]
+    deadline = None
+    stopped = failed = False
+    while any(workers):
+        wait([worker.sentinel for worker in workers if worker], timeout=0.5)
+        if preemption.requested() and deadline is None:
+            stopped, deadline = True, time.monotonic() + GRACE
+            print(f"Stopping between two steps, at the latest in {GRACE} s.", file=sys.stderr, flush=True)
+            for running in filter(None, workers):
+                running.terminate()
+        for index, worker in enumerate(workers):
+            if worker is None or worker.is_alive():
+                if worker and deadline is not None and time.monotonic() > deadline:
+                    worker.kill()
+                continue
+            code = worker.exitcode or 0
+            stopped |= code == STOPPED
+            failed |= code > 0 and code != STOPPED
+            killed = code < 0 and not stopped
+            if killed:
+                print(f"A worker was killed by {signal.Signals(-code).name}; another takes its place.", file=sys.stderr)
+            workers[index] = _start(plan, index) if killed else None
+    return 2 if failed else STOPPED if stopped else 0
+
+
+def _start(plan: Plan, index: int) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(plan, index))
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: a signal waits until the worker listens
+    process.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    return process
+
+
+def run_slurm(plan: Plan, jobs: int, options: Sequence[str]) -> None:
+    """Submits an array of workers and waits until they are done.
+
+    Each is a local sweep with one worker on the same study. One that is preempted, or signalled a minute before its
+    time limit, is put into the queue again.
+
+    Raises:
+        UserError: SLURM refuses.
+    """
+    logs = plan.folder / "slurm"
+    logs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "afclip_lightning", "sweep", f"--config={plan.path}", f"--folder={plan.folder}"]
+    command += [f"--storage={plan.storage}", f"--trials={plan.trials}", f"--seed={plan.seed}", "--", *plan.extra]
+    script = f"#!/bin/bash\nexec srun {shlex.join(command)}\n"
+    flags = [f"--job-name={plan.sweep.name}", f"--array=1-{jobs}", "--requeue", f"--signal=USR1@{GRACE}"]
+    flags += [f"--output={logs}/%A_%a.log", "--open-mode=append", *options]
+    job = _slurm(["sbatch", "--parsable", *flags], script).split(";")[0].strip()
+    print(f"SLURM array {job}, logs in {logs}. Ctrl-C ends the waiting only; scancel {job} ends the array.", flush=True)
+    with suppress(KeyboardInterrupt):
+        while job in _slurm(["squeue", "--noheader", "--me", "--format=%F"]).split():
+            time.sleep(5)
+
+
+def _slurm(command: Sequence[str], script: str | None = None) -> str:
+    try:
+        return subprocess.run(command, input=script, text=True, capture_output=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not there: --launcher slurm needs a SLURM cluster.") from error
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{command[0]}: {error.stderr.strip()}") from error

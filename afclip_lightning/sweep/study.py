@@ -1,0 +1,233 @@
+"""The study of a sweep, its trials and its table.
+
+The study lies in a file or a database, and each worker takes its next trial from there: processes of this machine, or
+of the tasks of a SLURM array. A worker that dies leaves its trial, and the lock of it, to the next one.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import write_text
+from afclip_lightning.preemption import STOPPED
+from afclip_lightning.processes import output_to
+from afclip_lightning.sweep.space import Sweep
+
+ATTEMPTS = 3  # a trial whose process has died so often has failed: it would take every worker with it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep and where it lies; what a worker needs.
+
+    Attributes:
+        path: The sweep file.
+        sweep: What it says.
+        folder: Folder of the sweep: `trials/<number>/` is the run folder of each.
+        storage: Database URL or file of the study.
+        trials: How many trials there shall be.
+        seed: Seed of the search.
+        extra: Arguments of every trial, behind the sweep's own.
+    """
+
+    path: Path
+    sweep: Sweep
+    folder: Path
+    storage: str
+    trials: int
+    seed: int
+    extra: list[str]
+
+    def study(self) -> optuna.Study:
+        """Returns the study, a new one if there is none.
+
+        Raises:
+            UserError: Another sweep lies there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sweep = self.sweep
+        with _locked(self.folder / "study.lock"):
+            study = optuna.create_study(
+                storage=_storage(self.storage),
+                study_name=sweep.name,
+                direction=sweep.direction,  # type: ignore[arg-type]  # checked when it was read
+                pruner=sweep.pruner(),
+                load_if_exists=True,
+            )
+            facts = [sweep.arguments, sweep.method, sweep.metric, sweep.direction, self.extra]
+            identity = json.dumps([*facts, {name: repr(space) for name, space in sweep.space.items()}])
+            if "identity" not in study.user_attrs:
+                if sweep.method == "grid":
+                    for parameters in sweep.grid():
+                        study.enqueue_trial(parameters, skip_if_exists=True)
+                study.set_user_attr("identity", identity)  # last: a killed beginning is completed by the next
+            elif study.user_attrs["identity"] != identity:
+                raise UserError(
+                    f"{self.storage} holds another sweep named {sweep.name}. Give this one another `name` in "
+                    f"{self.path}, or another --folder and --storage."
+                )
+        return study
+
+    def run_dir(self, number: int) -> Path:
+        """Returns the run folder of a trial."""
+        return self.folder / "trials" / f"{number:04d}"
+
+    def arguments(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Returns the arguments of a trial, without its folder. It logs to files, unless told otherwise."""
+        options = {"trainer.logger": "true", **parameters}
+        return [*self.sweep.arguments, *(f"--{name}={value}" for name, value in options.items()), *self.extra]
+
+
+def _storage(place: str) -> BaseStorage:
+    if "://" in place:
+        return RDBStorage(place)
+    if Path(place).suffix in (".db", ".sqlite", ".sqlite3"):
+        return RDBStorage(f"sqlite:///{place}", engine_kwargs={"connect_args": {"timeout": 60}})
+    return JournalStorage(JournalFileBackend(place))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    """Returns a locked file, or `None` while a living process has it; a lock ends with its process, on NFS too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | None:
+    """Returns a trial to run and its lock: one that a process has left, or a new one; `None` if there is none.
+
+    Taking up a trial where it was, instead of failing it and beginning another, keeps its number, its folder and its
+    last checkpoint: a sweep that was interrupted ends as one that was not.
+    """
+    with _locked(plan.folder / "study.lock"):
+        trials = study.get_trials(deepcopy=False)
+        for left in trials:
+            if left.state != TrialState.RUNNING:
+                continue
+            lock = _try_lock(plan.run_dir(left.number) / "lock")
+            if lock is None:
+                continue
+            trial = optuna.Trial(study, left._trial_id)
+            if left.user_attrs.get("attempts", 0) < ATTEMPTS:
+                return trial, lock
+            trial.set_user_attr("error", f"its process died {ATTEMPTS} times")
+            study.tell(trial, state=TrialState.FAIL)
+        begun = sum(trial.state != TrialState.WAITING for trial in trials)
+        if begun >= plan.trials:
+            return None
+        study.sampler = plan.sweep.sampler(plan.seed + begun)  # one seed for all would give two workers the same trial
+        trial = study.ask(plan.sweep.space)
+        lock = _try_lock(plan.run_dir(trial.number) / "lock")
+        assert lock is not None  # nobody else knows of it
+        return trial, lock
+
+
+def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
+    """Runs one trial and tells the study what came out; tells it nothing if a signal stopped it, so that it goes on."""
+    from afclip_lightning import cli
+    from afclip_lightning.sweep.trial import TrialCLI, TrialReport
+
+    folder = plan.run_dir(trial.number)
+    attempts = trial.user_attrs.get("attempts", 0)
+    trial.set_user_attr("attempts", attempts + 1)
+    arguments = [*plan.arguments(trial.params), f"--run_dir={folder}"]
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if checkpoint.exists():
+        arguments.append(f"--ckpt_path={checkpoint}")
+    else:  # what a process left that died before its first checkpoint
+        (folder / "config.yaml").unlink(missing_ok=True)
+    start, error, state = time.monotonic(), "", TrialState.COMPLETE
+    with output_to(folder / "output.log"):
+        print(f"== trial {trial.number}: {shlex.join(arguments)}", flush=True)
+        sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
+        try:
+            code = cli.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
+            if code == STOPPED:
+                trial.set_user_attr("attempts", attempts)
+                return
+            error = f"exit code {code}" if code else ""
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except (Exception, SystemExit) as problem:  # one trial's; the others go on
+            traceback.print_exc()
+            error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+    trial.set_user_attr("seconds", round(trial.user_attrs.get("seconds", 0) + time.monotonic() - start, 1))
+    reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    if state == TrialState.COMPLETE and not error and not reported:
+        error = f"{plan.sweep.metric} was never logged"
+    if error:
+        trial.set_user_attr("error", error)
+        study.tell(trial, state=TrialState.FAIL)
+        print(f"trial {trial.number} failed: {error}; see {folder / 'output.log'}", flush=True)
+        return
+    value = reported[max(reported)]
+    study.tell(trial, value if state == TrialState.COMPLETE else None, state)
+    print(f"trial {trial.number}: {value:.4f}{' given up' if state == TrialState.PRUNED else ''}", flush=True)
+
+
+def write_table(plan: Plan, study: optuna.Study) -> str:
+    """Writes `sweep.csv` and `sweep.md`, the best trial first, and returns the latter."""
+    order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1}
+    sign = -1 if plan.sweep.direction == "maximize" else 1
+
+    def rank(trial: FrozenTrial) -> tuple[int, float, int]:
+        return order.get(trial.state, 2), sign * (trial.value or 0.0), trial.number
+
+    trials = sorted((t for t in study.get_trials() if t.state != TrialState.WAITING), key=rank)
+    header = ["trial", "state", plan.sweep.metric, *plan.sweep.space, "epochs", "seconds", "error"]
+    rows = [
+        [
+            trial.number,
+            trial.state.name.lower(),
+            "" if trial.value is None else trial.value,
+            *(trial.params.get(name, "") for name in plan.sweep.space),
+            max(trial.intermediate_values, default=0),
+            trial.user_attrs.get("seconds", ""),
+            trial.user_attrs.get("error", ""),
+        ]
+        for trial in trials
+    ]
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    write_text(plan.folder / "sweep.csv", buffer.getvalue())
+    lines = [
+        header,
+        ["---"] * len(header),
+        *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in r] for r in rows),
+    ]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    if trials and trials[0].state == TrialState.COMPLETE:
+        best = shlex.join(["python", "-m", "afclip_lightning", *plan.arguments(trials[0].params)])
+        text += f"\nBest, trial {trials[0].number} in {plan.run_dir(trials[0].number)}:\n\n    {best}\n"
+    write_text(plan.folder / "sweep.md", text)
+    return text
