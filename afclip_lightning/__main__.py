@@ -13,16 +13,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LIGHT = {
     "benchmark": "afclip_lightning.benchmark.command",
-    "calibrate": "afclip_lightning.calibrate",
+    "calibrate": "afclip_lightning.inspection.calibrate",
     "datasets": "afclip_lightning.datasets",
     "evaluate": "afclip_lightning.evaluate",
-    "export": "afclip_lightning.export",
+    "export": "afclip_lightning.inspection.export",
     "features": "afclip_lightning.features",
-    "inspect": "afclip_lightning.inspection",
+    "inspect": "afclip_lightning.inspection.command",
     "knowledge": "afclip_lightning.knowledge.command",
-    "serve": "afclip_lightning.serve",
-    "sweep": "afclip_lightning.sweep.command",
     "report": "afclip_lightning.report.command",
+    "serve": "afclip_lightning.inspection.serve",
+    "sweep": "afclip_lightning.sweep.command",
 }
 
 

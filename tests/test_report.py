@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from afclip_lightning import results
-from afclip_lightning.calibration import Calibration, fixed
 from afclip_lightning.cli import main as run_command
 from afclip_lightning.errors import UserError
+from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.metrics import PixelMetrics, auroc, exact_counts
 from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
 from afclip_lightning.report.command import main

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.calibration import Calibration
 from afclip_lightning.columns import MEAN, METRICS, TITLES
 from afclip_lightning.errors import UserError
+from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Chart, Histogram, Line
 from afclip_lightning.report.page import Card, Group, data_uri, json_object, percent, read, read_optional

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afclip_lightning import calibrate, evaluate, inspection
-from afclip_lightning.calibration import Calibration
+from afclip_lightning import evaluate
 from afclip_lightning.errors import UserError
 from afclip_lightning.heads import Backbones
-from afclip_lightning.model_options import split_model_arguments
+from afclip_lightning.inspection import calibrate, command
+from afclip_lightning.inspection.calibration import Calibration
+from afclip_lightning.inspection.model_options import split_model_arguments
 from tests.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 
 Row = dict[str, Any]
@@ -37,7 +38,7 @@ def folder(trained: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def inspect(*args: str) -> int:
-    return inspection.main(["--checkpoint", "head.ckpt", "--num_workers", "0", "--output", "out", *args])
+    return command.main(["--checkpoint", "head.ckpt", "--num_workers", "0", "--output", "out", *args])
 
 
 def rows(output: str = "out") -> list[Row]:
@@ -167,14 +168,14 @@ def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.
         "images/out",
         "images",
     ]
-    assert [inspection.main(inside) for _ in range(2)] == [0, 0]
+    assert [command.main(inside) for _ in range(2)] == [0, 0]
     assert len(rows("images/out")) == 3  # its own overlays are no images
 
 
 def test_several_methods_share_a_table(folder: Path) -> None:
     write_pictures(folder / "images", 2)
     args = ["--methods", "CLIP,AnoVL", *MODEL_OPTIONS, "--model.temperature", "0.1", "--output", "out", "--save", "npy"]
-    assert inspection.main([*args, "--num_workers", "0", "images"]) == 0
+    assert command.main([*args, "--num_workers", "0", "images"]) == 0
     found = rows()
     assert [(row["method"], row["name"]) for row in found] == [
         (method, f"images/00{i}") for method in ("CLIP", "AnoVL") for i in range(2)
@@ -279,7 +280,7 @@ def test_arguments_of_the_method_are_split_off() -> None:
         split_model_arguments(["--model.names", "--tiles"])
 
 
-@pytest.mark.parametrize("module", ["inspection", "calibrate"])
+@pytest.mark.parametrize("module", ["command", "calibrate"])
 def test_help_needs_no_torch(module: str) -> None:
-    code = f"import sys; from afclip_lightning.{module} import _parser; _parser(); assert 'torch' not in sys.modules"
+    code = f"import sys; from afclip_lightning.inspection.{module} import _parser; _parser(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -21,8 +21,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import afclip_lightning
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.predictor import Predictor
-from afclip_lightning.verdict import Inspection
+from afclip_lightning.inspection.predictor import Predictor
+from afclip_lightning.inspection.verdict import Inspection
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF")  # none that runs another program
 MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred

@@ -23,10 +23,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from afclip_lightning import load
-from afclip_lightning.calibration import Calibration, Threshold
-from afclip_lightning.predictor import Predictor
-from afclip_lightning.serve import main
-from afclip_lightning.server import Limits, Service, create_app
+from afclip_lightning.inspection.calibration import Calibration, Threshold
+from afclip_lightning.inspection.predictor import Predictor
+from afclip_lightning.inspection.serve import main
+from afclip_lightning.inspection.server import Limits, Service, create_app
 from tests.small_models import write_head
 
 if TYPE_CHECKING:

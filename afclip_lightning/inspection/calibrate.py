@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.inspection.model_options import add_model_options, load_models, split_model_arguments
 
 if TYPE_CHECKING:
-    from afclip_lightning.calibration import Threshold
+    from afclip_lightning.inspection.calibration import Threshold
 
 NORMAL_FOLDER = "good"
 DESCRIPTION = """\
@@ -88,8 +88,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
     _check_shots(options.shots, [path for path, _ in labelled])
 
-    from afclip_lightning.calibration import Calibration
-    from afclip_lightning.predictor import calibration_path
+    from afclip_lightning.inspection.calibration import Calibration
+    from afclip_lightning.inspection.predictor import calibration_path
 
     (model,) = load_models([options.checkpoint], options, arguments, calibration=None).values()
     place = options.output or calibration_path(options.checkpoint)
@@ -127,7 +127,7 @@ def _thresholds(options: argparse.Namespace, model: Any, labelled: Labelled) -> 
     import numpy as np
     from tqdm import tqdm
 
-    from afclip_lightning.calibration import PixelTail, fixed, from_labels, from_normals
+    from afclip_lightning.inspection.calibration import PixelTail, fixed, from_labels, from_normals
 
     anomalous = np.array([label for _, label in labelled], dtype=bool)
     scores = np.zeros(len(labelled))

@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json, write_text
-from afclip_lightning.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.inspection.model_options import add_model_options, load_models, split_model_arguments
 
 if TYPE_CHECKING:
-    from afclip_lightning.predictor import Predictor
-    from afclip_lightning.verdict import Inspection
+    from afclip_lightning.inspection.predictor import Predictor
+    from afclip_lightning.inspection.verdict import Inspection
 
 COLUMNS = ("path", "method", "score", "probability", "threshold", "verdict", "area", "regions", "error", "name")
 SAVES = ("map", "npy", "mask", "overlay")

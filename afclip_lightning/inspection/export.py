@@ -37,8 +37,8 @@ def main(args: Sequence[str]) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     from afclip_lightning.data.images import walk_images  # with torch and more, which `--help` has no use for
-    from afclip_lightning.graph import export
-    from afclip_lightning.predictor import load
+    from afclip_lightning.inspection.graph import export
+    from afclip_lightning.inspection.predictor import load
 
     shots = [] if options.shots is None else walk_images(options.shots)
     if options.shots is not None and not shots:

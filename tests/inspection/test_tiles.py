@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import UserError
-from afclip_lightning.tiles import MAX_VIEWS, Axis, Fit, Layout, Tiling, resize_map
+from afclip_lightning.inspection.tiles import MAX_VIEWS, Axis, Fit, Layout, Tiling, resize_map
 
 SIZE = 32
 TILINGS = [

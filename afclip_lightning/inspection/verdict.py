@@ -6,8 +6,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from afclip_lightning.calibration import probability
-from afclip_lightning.tiles import Box
+from afclip_lightning.inspection.calibration import probability
+from afclip_lightning.inspection.tiles import Box
 
 CONTOUR = (255, 255, 255)
 COLD = 0.1  # what a typical good value gets: the image is left as it is there
@@ -60,7 +60,7 @@ class Inspection:
     def probability(self) -> float | None:
         """Returns the score on a scale from 0 to 1 whose 0.5 is the threshold; `None` without calibration.
 
-        It is no frequency; see `afclip_lightning.calibration.probability`.
+        It is no frequency; see `afclip_lightning.inspection.calibration.probability`.
         """
         if self.threshold is None or self.scale is None:
             return None

@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from afclip_lightning.calibration import (
+from afclip_lightning.errors import CheckpointError, DatasetError
+from afclip_lightning.inspection.calibration import (
     Calibration,
     PixelTail,
     Threshold,
@@ -18,7 +19,6 @@ from afclip_lightning.calibration import (
     from_normals,
     probability,
 )
-from afclip_lightning.errors import CheckpointError, DatasetError
 
 
 def drawn(n: int, seed: int = 0) -> np.ndarray:

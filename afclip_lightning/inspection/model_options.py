@@ -9,8 +9,8 @@ from afclip_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.clip import ClipBackbone
-    from afclip_lightning.predictor import Predictor
-    from afclip_lightning.tiles import Tiling
+    from afclip_lightning.inspection.predictor import Predictor
+    from afclip_lightning.inspection.tiles import Tiling
 
 MODEL_PREFIX = "--model."
 
@@ -75,7 +75,7 @@ def tiling_of(options: argparse.Namespace) -> "Tiling":
     Raises:
         UserError: A value is out of its range.
     """
-    from afclip_lightning.tiles import Tiling
+    from afclip_lightning.inspection.tiles import Tiling
 
     try:
         return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
@@ -98,7 +98,7 @@ def load_models(
         UserError: A model cannot be loaded, or an option is out of its range.
     """
     from afclip_lightning.data.images import walk_images
-    from afclip_lightning.predictor import load
+    from afclip_lightning.inspection.predictor import load
 
     if options.batch_size < 1 or options.num_workers < 0:
         raise UserError(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.inspection.model_options import add_model_options, load_models, split_model_arguments
 
 DESCRIPTION = """\
 Serves a page: drop an image, see where it is anomalous, move the thresholds, give good examples to few-shot methods.
@@ -47,7 +47,7 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[serve]'.") from error
-    from afclip_lightning.server import Limits, create_app
+    from afclip_lightning.inspection.server import Limits, create_app
 
     limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_examples)
     if options.checkpoint is None:

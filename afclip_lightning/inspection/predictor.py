@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from afclip_lightning import heads
-from afclip_lightning.calibration import SUFFIX, Calibration, Threshold, fingerprint
 from afclip_lightning.data.images import check_size, read_image, rgb_pixels
 from afclip_lightning.data.loading import keep_memory
 from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, fingerprint
+from afclip_lightning.inspection.tiles import Layout, Tiling
+from afclip_lightning.inspection.verdict import Inspection, Region
 from afclip_lightning.memory import FewShotMemory
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.musc import MuSc
-from afclip_lightning.tiles import Layout, Tiling
 from afclip_lightning.types import UNKNOWN, Batch, Sample
-from afclip_lightning.verdict import Inspection, Region
 
 __all__ = ["Inspection", "Predictor", "Region", "load"]
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from afclip_lightning import graph, load
+from afclip_lightning import load
 from afclip_lightning.errors import UserError
-from afclip_lightning.export import main
-from afclip_lightning.predictor import Predictor
+from afclip_lightning.inspection import graph
+from afclip_lightning.inspection.export import main
+from afclip_lightning.inspection.predictor import Predictor
 from tests.small_models import SIZE, write_head
 
 
@@ -148,7 +149,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_help_does_without_torch() -> None:
     code = (
-        "import sys; from afclip_lightning.export import _parser; _parser().format_help(); assert 'torch' not in "
-        "sys.modules"
+        "import sys; from afclip_lightning.inspection.export import _parser; _parser().format_help();"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
