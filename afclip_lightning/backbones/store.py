@@ -88,6 +88,10 @@ class FeatureStore:
         """Returns the same store for other features."""
         return FeatureStore(self.folder.parent, spec, self.grid, self.compute, self.storage)
 
+    def rounded(self, features: ClipFeatures) -> ClipFeatures:
+        """Returns features as they would be read again, float32: a result does not depend on what was kept before."""
+        return features.map(lambda tensor: tensor.to(self.dtype).float())
+
     def path(self, digest: str, tap: str) -> Path:
         """Returns where a tap of the image with this digest lies."""
         return self.folder / tap / digest[:2] / f"{digest}{SUFFIX}"

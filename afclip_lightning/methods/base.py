@@ -37,7 +37,7 @@ def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: 
     if store is None or batch.digests is None:
         return features
     store.save(batch.digests, features)
-    return features.map(lambda tensor: tensor.to(store.dtype).float())
+    return store.rounded(features)
 
 
 class AnomalyMethod(LightningModule, ABC):

@@ -437,6 +437,7 @@ class MuSc2(MutualScoring):
         layers = features.tokens
         if len(batch.reference):
             beside = self.backbone.encode_image(batch.reference, self.spec)
+            beside = self.store.rounded(beside) if self.store else beside
             layers = tuple(torch.cat(pair) for pair in zip(layers, beside.tokens, strict=True))
         total = torch.zeros(len(batch.samples), math.prod(features.grid), device=layers[0].device)
         with torch.autocast(total.device.type, enabled=False):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.cli import RUN_DIR_VARIABLE, main
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError, UserError
@@ -396,6 +397,19 @@ def test_pairs_do_not_depend_on_the_batch_or_on_who_comes_first(backbone: ClipBa
     single = take(whole, [2])
     single.reference, single.reference_rows = images[[3]], torch.tensor([[1]])
     torch.testing.assert_close(score2(model, single).pred_score[0], found.pred_score[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_store_rounds_references_alike_in_and_beside_the_batch(backbone: ClipBackbone, tmp_path: Path) -> None:
+    model, images = musc2(backbone), like(2)
+    model.store = FeatureStore(tmp_path, model.spec, backbone.grid, dtype="float16")
+    model.store.dtype = torch.bfloat16  # coarse enough that a place that does not round is seen
+    both, single = beside(images, [[1], [0]]), take(beside(images, [[1], [0]]), [0])
+    both.digests, single.digests = ["a", "b"], ["a"]
+    single.reference, single.reference_rows = images[[1]], torch.tensor([[1]])
+    found = score2(model, both).anomaly_map[:1]
+    torch.testing.assert_close(score2(model, single).anomaly_map, found, rtol=1e-5, atol=1e-6)
+    model.store = None
+    assert (score2(model, single).anomaly_map - found).abs().max() > 1e-4
 
 
 def test_all_the_others_as_references_are_musc(backbone: ClipBackbone, tmp_path: Path) -> None:
