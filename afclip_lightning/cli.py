@@ -455,6 +455,9 @@ class FeatureBuilder(LightningModule):
 class FeatureBuildCLI(AnomalyCLI):
     """Computes the features that `fit` with the same options would read, and nothing else."""
 
+    def _choose_run_dir(self, config: Namespace) -> Path:
+        return Path("runs")  # nothing is written there, and several nodes need not agree on a folder
+
     def fit(self, **kwargs: Any) -> None:
         """Walks the images of training and of the tests once."""
         data = self.datamodule
