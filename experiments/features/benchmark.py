@@ -30,7 +30,7 @@ from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.synthetic import Synthetic
 from afclip_lightning.files import write_json
 from afclip_lightning.methods.base import AnomalyMethod
-from experiments.methods.benchmark import methods_on
+from experiments.methods.benchmark import METHODS
 
 
 class Clock(Callback):
@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     backbone = ClipBackbone(args.model, "random", args.image_size)
-    methods = {name: method for name, method in methods_on(backbone).items() if name in args.methods}
+    methods = {name: METHODS[name](backbone) for name in args.methods}
     results: dict[str, Any] = {"model": args.model, "images": args.images, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
         half = args.images // 2
