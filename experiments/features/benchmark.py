@@ -138,7 +138,7 @@ def main() -> None:
     results: dict[str, Any] = {"model": args.model, "images": args.images, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as folder:
         half = args.images // 2
-        data = Synthetic(folder, ["cloth"], test_normal=half, test_anomalous=half, batch_size=args.batch_size)
+        data = Synthetic(folder, ["wood"], test_normal=half, test_anomalous=half, batch_size=args.batch_size)
         data.num_workers = 0
         data.prepare_data()
         results["epochs"] = {name: measure_epochs(method, data, args.rounds) for name, method in methods.items()}
