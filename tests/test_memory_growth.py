@@ -14,7 +14,6 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.methods.afclip import AFCLIP
-from afclip_lightning.types import Sample, Split
 from tests.layouts.mvtec import write_mvtec
 from tests.methods.contract import trainer_of
 
@@ -26,13 +25,6 @@ def used_mb() -> float:
     gc.collect()
     LIBC.malloc_trim(0)  # type: ignore[union-attr]
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-class Repeated(MVTecLayout):
-    """A set whose images come again and again."""
-
-    def samples(self, split: Split) -> list[Sample]:
-        return 25 * super().samples(split)
 
 
 class Watch(Callback):
@@ -50,10 +42,14 @@ class Watch(Callback):
 
 
 @pytest.mark.skipif(not hasattr(LIBC, "malloc_trim"), reason="only glibc gives back what it keeps")
-def test_ten_times_the_images_take_no_more_memory(tmp_path: Path, tiny: ClipBackbone) -> None:
+def test_ten_times_the_images_take_no_more_memory(
+    tmp_path: Path, tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = AFCLIP(tiny, layers=(2, 4, 6, 8))
-    data = Repeated(write_mvtec(tmp_path / "set", ["cap", "nut"]), name="set", batch_size=4, num_workers=0)
+    data = MVTecLayout(write_mvtec(tmp_path / "set", ["cap", "nut"]), name="set", batch_size=4, num_workers=0)
     data.preprocess = model.preprocess
+    again_and_again = 25 * data.samples("test")
+    monkeypatch.setattr(data, "samples", lambda split: again_and_again)
     watch = Watch(5, 50)  # 20 images, 200 images
     trainer_of(tmp_path, callbacks=[Evaluation(), watch]).test(model, data, verbose=False)
     few, many = watch.used

@@ -37,6 +37,7 @@ def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_ablation_variants(tiny: ClipBackbone, name: str) -> None:
+    torch.manual_seed(0)
     model, batch = AFCLIP(tiny, **VARIANTS[name]), batch_of()
     parts = {n.split(".")[0] for n in model.trainable_names()}
     assert parts == {"base": set(), "V1": {"prompts"}}.get(name, {"prompts", "adapter"})
