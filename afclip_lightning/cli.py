@@ -3,11 +3,9 @@
 import argparse
 import copy
 import difflib
-import importlib
 import inspect
 import logging
 import os
-import pkgutil
 import platform
 import re
 import subprocess
@@ -18,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import yaml
@@ -41,11 +38,12 @@ from afclip_lightning.callbacks.predictions import Predictions
 from afclip_lightning.callbacks.preemption import Preemption
 from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
+from afclip_lightning.classes import descendants, import_submodules
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.files import write_json, write_text
-from afclip_lightning.heads import backbone_key, load_head
+from afclip_lightning.heads import backbone_key, load_head, restore
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
 from afclip_lightning.shared_pass import SharedPass
@@ -62,12 +60,6 @@ Each of these has a --help of its own, python -m afclip_lightning COMMAND --help
   knowledge   show or build a knowledge base of sentences
 """
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
-
-
-def import_submodules(package: ModuleType) -> None:
-    """Imports every module of a package, so that its classes are known by their short names in configs."""
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 class AnomalyArgumentParser(LightningArgumentParser):
@@ -103,10 +95,8 @@ class AnomalyArgumentParser(LightningArgumentParser):
 
 def _argument_names() -> set[str]:
     """Returns the names of all constructor arguments of methods, data modules, the backbone and the trainer."""
-    classes: list[type] = [AnomalyMethod, AnomalyData]
-    for cls in classes:  # grows while it is walked
-        classes.extend(cls.__subclasses__())
-    names = {name for cls in [*classes, ClipBackbone, Trainer] for name in inspect.signature(cls).parameters}
+    classes: list[type] = [*descendants(AnomalyMethod), *descendants(AnomalyData), ClipBackbone, Trainer]
+    names = {name for cls in classes for name in inspect.signature(cls).parameters}
     return names | {"class_path", "init_args"}
 
 
@@ -398,9 +388,8 @@ class AnomalyCLI(LightningCLI):
     def _evaluate(self, run: Callable[..., Any], title: str, **kwargs: Any) -> None:
         evaluations = {MAIN_HEAD: self.evaluation}
         self.evaluation.title = f"{title} · {type(self.model).__name__} on {self.model.backbone.description}"
-        if len(self.heads) > 1:
-            kwargs = self._share_pass(evaluations, **kwargs)
-        run(**{**kwargs, "verbose": False})
+        with self._sharing(evaluations, kwargs):
+            run(**{**kwargs, "verbose": False})
         if not self.trainer.is_global_zero:
             return
         for evaluation in evaluations.values():
@@ -410,14 +399,20 @@ class AnomalyCLI(LightningCLI):
         if self.pictures.paths:
             print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
 
-    def _share_pass(
-        self, evaluations: dict[str, Evaluation], ckpt_path: str | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Adds an evaluation for each other head, and returns the trainer's arguments for a pass that all share."""
-        if ckpt_path:
-            checkpoint = read_checkpoint(ckpt_path)
-            self.model.on_load_checkpoint(checkpoint)
-            self.model.load_state_dict(checkpoint["state_dict"], strict=False)
+    @contextmanager
+    def _sharing(self, evaluations: dict[str, Evaluation], arguments: dict[str, Any]) -> Iterator[None]:
+        """Has all heads tested in one pass, where there are several, and nothing of it left when it is over.
+
+        Args:
+            evaluations: Those of the heads by name; the others' are added to the main one's.
+            arguments: The trainer's; they are changed.
+        """
+        if len(self.heads) == 1:
+            yield
+            return
+        if checkpoint := arguments.pop("ckpt_path", None):
+            restore(self.model, read_checkpoint(checkpoint))
+        arguments["model"] = self.tested
         for part in self.datamodule.parts:
             part.store = self.tested.store
         for name, method in self.heads.items():
@@ -425,8 +420,13 @@ class AnomalyCLI(LightningCLI):
                 own = evaluations[name] = copy.copy(self.evaluation)
                 own.head, own.name = name, f"{self.evaluation.name}_{name}"
                 own.title = f"{name}, in the same pass · {type(method).__name__} on {method.backbone.description}"
-                self.trainer.callbacks.append(own)  # type: ignore[attr-defined]
-        return {**kwargs, "model": self.tested}
+        before = self.trainer.callbacks  # type: ignore[attr-defined]
+        added = [own for name, own in evaluations.items() if name != MAIN_HEAD]
+        self.trainer.callbacks = [*before, *added]  # type: ignore[attr-defined]
+        yield
+        self.trainer.callbacks = before  # type: ignore[attr-defined]
+        for part in self.datamodule.parts:
+            part.store = self.model.store
 
     def predict(self, **kwargs: Any) -> None:
         """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""

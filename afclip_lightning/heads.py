@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import pkgutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from yaml import YAMLError
 import afclip_lightning.methods
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.checkpoint import read_checkpoint
+from afclip_lightning.classes import descendants, import_submodules
 from afclip_lightning.errors import CheckpointError, UserError, message_of
 from afclip_lightning.methods.base import AnomalyMethod
 
@@ -53,9 +53,18 @@ def load_head(
             "again, or build the method in Python and load the checkpoint's `state_dict`."
         )
     method = build(checkpoint["model"], arguments, backbones)
+    restore(method, checkpoint)
+    return method
+
+
+def restore(method: AnomalyMethod, checkpoint: dict[str, Any]) -> None:
+    """Gives a method the trained tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"], strict=False)  # the backbone is not in it; the rest was checked
-    return method
 
 
 def build(
@@ -123,12 +132,8 @@ def method_class(name: str) -> type[AnomalyMethod]:
 
 def methods() -> dict[str, type[AnomalyMethod]]:
     """Returns the methods of this package by name."""
-    for module in pkgutil.iter_modules(afclip_lightning.methods.__path__):
-        importlib.import_module(f"{afclip_lightning.methods.__name__}.{module.name}")
-    classes = AnomalyMethod.__subclasses__()
-    for cls in classes:  # grows while it is walked, to all descendants
-        classes += [inner for inner in cls.__subclasses__() if inner not in classes]
-    own = (cls for cls in classes if cls.__module__.startswith(afclip_lightning.methods.__name__))
+    import_submodules(afclip_lightning.methods)
+    own = (cls for cls in descendants(AnomalyMethod) if cls.__module__.startswith(afclip_lightning.methods.__name__))
     return {cls.__name__: cls for cls in sorted(own, key=lambda cls: cls.__name__) if not cls.__abstractmethods__}
 
 

@@ -72,6 +72,19 @@ def test_one_pass_gives_the_numbers_of_each_alone_with_a_store_and_without(
         assert_same(heads / run / "results_anomalyclip.csv", heads / "anomalyclip/results.csv")
 
 
+def test_training_between_two_shared_passes_is_as_without_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_distinct(folder)
+    Path("clip.yaml").write_text(CLIP)
+    taps = {"model__layers": "[1,2]", "trainer__max_epochs": "2"}  # the other head taps the last block too
+    assert main(["fit", *arguments("afclip_visa", run_dir="alone", **taps)]) == 0
+    given = ["--heads.clip=clip.yaml", "--test_before_fit=true", "--features.cache=store", "--features.dtype=float32"]
+    passes = calls(monkeypatch)
+    assert main(["fit", *arguments("afclip_visa", run_dir="beside", **taps), *given]) == 0
+    assert sum(passes) == len(images(folder / "store"))  # training reads what its own head needs
+    assert_same(folder / "beside/results.csv", folder / "alone/results.csv")
+    assert_same(folder / "beside/results_clip.csv", folder / "beside/results_untrained_clip.csv")
+
+
 def test_what_cannot_share_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("clip.yaml").write_text(CLIP)
     Path("other.yaml").write_text(CLIP.replace("28", "56"))

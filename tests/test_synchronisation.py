@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.loss_watch import LossWatch
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN
@@ -22,7 +23,6 @@ from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.prompts.ensemble import CategoryText
 from afclip_lightning.types import Batch
-from afclip_lightning.watch import LossWatch
 from tests.methods.contract import batch_of, with_masks
 from tests.test_backbone import small_config
 

@@ -1,20 +1,18 @@
 """What a benchmark asks the project's classes: what is on disk, what may be tested on what, what a store can keep."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 import afclip_lightning.data
-import afclip_lightning.methods
 from afclip_lightning.benchmark.matrix import read_yaml
-from afclip_lightning.cli import import_submodules
+from afclip_lightning.classes import import_submodules
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.heads import method_class
 
 
 def section(name: str, value: Any) -> Mapping[str, Any]:
@@ -64,19 +62,13 @@ def reads_features(method: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     Raises:
         UserError: The configs name no method, or none that there is.
     """
-    import_submodules(afclip_lightning.methods)
     paths = [str(config["model"]["class_path"]) for config in configs if "class_path" in (config.get("model") or {})]
     path = paths[-1] if paths else ""
-    found = {cls.__name__: cls for cls in _subclasses(AnomalyMethod)}.get(path) or locate(path)
-    if not (isinstance(found, type) and issubclass(found, AnomalyMethod)):
-        raise UserError(f"method {method!r}: its configs name {path or 'no model'}, which is no method.")
-    return not found.needs_pixels
-
-
-def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)
+    try:
+        return not method_class(path).needs_pixels
+    except UserError as error:
+        where = f"method {method!r}: its configs name {path or 'no model'}, which is no method."
+        raise UserError(where) from error
 
 
 def build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:

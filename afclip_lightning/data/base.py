@@ -1,9 +1,7 @@
 """The contract of a dataset, and everything that datasets share: checks, loaders, few-shot draws."""
 
 import copy
-import importlib
 import os
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 import afclip_lightning.data
 from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.classes import descendants, import_submodules
 from afclip_lightning.data.images import list_folders, list_images
 from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
@@ -471,12 +470,8 @@ def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:
     """Returns every class of datasets in this package, and those of one's own that were imported before."""
-    for module in pkgutil.iter_modules(afclip_lightning.data.__path__, afclip_lightning.data.__name__ + "."):
-        importlib.import_module(module.name)
-    classes = AnomalyDataModule.__subclasses__()
-    for cls in classes:  # grows while it is walked, to all descendants
-        classes += [inner for inner in cls.__subclasses__() if inner not in classes]
-    return classes
+    import_submodules(afclip_lightning.data)
+    return descendants(AnomalyDataModule)
 
 
 def _what_lies_there(wanted: AnomalyDataModule) -> str:

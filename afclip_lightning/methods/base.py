@@ -15,8 +15,8 @@ from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import CheckpointError
+from afclip_lightning.loss_watch import LossWatch
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
-from afclip_lightning.watch import LossWatch
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 

@@ -14,7 +14,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import afclip_lightning.data
-from afclip_lightning.cli import import_submodules, main
+from afclip_lightning.classes import import_submodules
+from afclip_lightning.cli import main
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule, dataset_classes
 from afclip_lightning.data.bmad import SUBSETS as BMAD
 from afclip_lightning.data.cross_dataset import CrossDataset

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 import afclip_lightning.data
-from afclip_lightning.cli import import_submodules
+from afclip_lightning.classes import import_submodules
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.bmad import BMAD
 from afclip_lightning.data.btad import BTAD
