@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.transformer import text_global_pool
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.positional import resize_positional_embedding
@@ -189,6 +191,29 @@ def test_text_cut_at_the_end_token_equals_the_whole_sequence(tmp_path: Path) -> 
     hidden = text.ln_final(text.transformer(hidden, attn_mask=text.attn_mask))
     expected = text_global_pool(hidden, ids, "argmax") @ text.text_projection
     torch.testing.assert_close(backbone.encode_text(prompts), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("deep", [0, 2, 4], ids=["no deep tokens", "within what is shared", "beyond it"])
+def test_prompts_that_begin_alike_equal_those_taken_apart(tmp_path: Path, deep: int) -> None:
+    text = {**SMALL["text_cfg"], "layers": 3, "width": 32, "heads": 2}
+    tower = ClipBackbone(small_config(tmp_path, text_cfg=text), "random", image_size=None).text
+    torch.manual_seed(1)
+    first, rest = torch.randn(3, 32, requires_grad=True), torch.randn(5, 4, 32, requires_grad=True)
+    tokens = torch.randn(2, deep, 32, requires_grad=True)
+    end = torch.tensor([6, 5, 6, 4, 6])
+
+    def embed(shared: int) -> tuple[Tensor, ...]:
+        prompts = torch.cat([first.expand(5, -1, -1), rest], dim=1)
+        with FlopCounterMode(display=False) as counter:
+            embedded = tower(prompts, end, tokens if deep else (), shared)
+        used = [first, rest, tokens] if deep else [first, rest]
+        operations.append(counter.get_total_flops())
+        return embedded, *torch.autograd.grad(embedded.square().sum(), used)
+
+    operations: list[int] = []
+    torch.testing.assert_close(embed(3), embed(0))
+    once, apart = operations
+    assert once == apart if deep == 4 else once < 0.75 * apart  # 3 + 5 * 4 tokens for 5 * 7
 
 
 def test_random_weights_follow_the_seed_and_leave_the_global_one_alone(tmp_path: Path) -> None:

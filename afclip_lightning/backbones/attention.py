@@ -1,8 +1,9 @@
-"""The V-V dual path: attention of values to values beside the frozen blocks' own, which keeps patches local."""
+"""Other walks through a frozen block than its own: the V-V dual path, and prompts that begin alike."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from timm.layers import Attention
@@ -53,6 +54,30 @@ def dual_block(block: nn.Module, original: Tensor, value: Tensor) -> tuple[Tenso
     value = value + attend(v, v)
     original = original + attend(q, k)
     return original + parts.feed(original), value
+
+
+def prefixed_block(block: nn.Module, tokens: Tensor, shared: int, prompts: tuple[int, int]) -> Tensor:
+    """Returns the tokens after a frozen causal block of open_clip's, for prompts of which the first tokens are alike.
+
+    What comes later changes nothing for those, so that they pass once, whatever the number of prompts.
+
+    Args:
+        block: A `ResidualAttentionBlock`.
+        tokens: `[P + K * T, C]`: the P shared tokens, then the rest of each prompt.
+        shared: P.
+        prompts: K and T.
+    """
+    parts = _open_clip_parts(block)
+    projected = parts.project(parts.normalise(tokens)).unflatten(-1, (3, parts.heads, -1))
+    first = projected[None, :shared].permute(2, 0, 3, 1, 4)  # [3, 1, heads, P, d]
+    rest = projected[shared:].unflatten(0, prompts).permute(2, 0, 3, 1, 4)  # [3, K, heads, T, d]
+    seen = torch.cat([first.expand(-1, prompts[0], -1, -1, -1), rest], dim=3)  # what the rest of a prompt looks at
+    mask = torch.ones(prompts[1], shared + prompts[1], dtype=torch.bool, device=tokens.device).tril(shared)
+    of_first = F.scaled_dot_product_attention(*first, is_causal=True)
+    of_rest = F.scaled_dot_product_attention(rest[0], seen[1], seen[2], attn_mask=mask)
+    attended = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_first, of_rest)]
+    tokens = tokens + parts.output(torch.cat(attended))
+    return tokens + parts.feed(tokens)
 
 
 def _open_clip_parts(block: Any) -> _Parts:

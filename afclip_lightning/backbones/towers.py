@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from afclip_lightning.backbones.attention import dual_block, has_dual_path
+from afclip_lightning.backbones.attention import dual_block, has_dual_path, prefixed_block
 from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.errors import WeightsError
@@ -281,7 +281,9 @@ class TextTower(nn.Module):
         """Returns the number of blocks."""
         return len(self.transformer.resblocks)
 
-    def forward(self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = ()) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = (), shared: int = 0
+    ) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised.
 
         Args:
@@ -290,15 +292,15 @@ class TextTower(nn.Module):
             end: `[K]`, int64, position of each prompt's end-of-text token.
             deep_tokens: Tokens `[n, width]` that stand in the positions 1 to n of every prompt before the second block,
                 the third, and so on.
+            shared: First positions that all the prompts have in common: where nothing later can change them, they are
+                computed once and not K times.
         """
-        length = embeddings.shape[1]
-        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
-        hidden = embeddings + self.positional_embedding[:length]
-        for index, block in enumerate(self.transformer.resblocks):
-            if 1 <= index <= len(deep_tokens):
-                tokens = deep_tokens[index - 1].to(hidden).expand(hidden.shape[0], -1, -1)
-                hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
-            hidden = block(hidden, attn_mask=mask)
+        hidden = embeddings + self.positional_embedding[: embeddings.shape[1]]
+        plain = all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks)
+        if self.is_causal and plain and shared > max((tokens.shape[0] for tokens in deep_tokens), default=0):
+            hidden = self._run_prefixed(hidden, deep_tokens, shared)
+        else:
+            hidden = self._run(hidden, deep_tokens)
         pooled = hidden[:, -1] if self.pools_last else hidden[torch.arange(hidden.shape[0], device=end.device), end]
         pooled = self.ln_final(pooled)
         if self.text_projection is None:
@@ -307,3 +309,25 @@ class TextTower(nn.Module):
             return self.text_projection(pooled)
         projected: Tensor = pooled @ self.text_projection
         return projected
+
+    def _run(self, hidden: Tensor, deep_tokens: Sequence[Tensor]) -> Tensor:
+        """Returns prompts `[K, T, width]` after the last block."""
+        mask = None if self.attn_mask is None else self.attn_mask[: hidden.shape[1], : hidden.shape[1]]
+        for index, block in enumerate(self.transformer.resblocks):
+            if 1 <= index <= len(deep_tokens):
+                tokens = deep_tokens[index - 1].to(hidden).expand(hidden.shape[0], -1, -1)
+                hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
+            hidden = block(hidden, attn_mask=mask)
+        return hidden
+
+    def _run_prefixed(self, hidden: Tensor, deep_tokens: Sequence[Tensor], shared: int) -> Tensor:
+        """Returns prompts `[K, T, width]` after the last block; deep tokens stand within the shared positions."""
+        prompts = hidden.shape[0], hidden.shape[1] - shared
+        packed = torch.cat([hidden[0, :shared], hidden[:, shared:].flatten(0, 1)])
+        for index, block in enumerate(self.transformer.resblocks):
+            if 1 <= index <= len(deep_tokens):
+                tokens = deep_tokens[index - 1].to(packed)
+                packed = torch.cat([packed[:1], tokens, packed[1 + tokens.shape[0] :]])
+            packed = prefixed_block(block, packed, shared, prompts)
+        first = packed[:shared].expand(prompts[0], -1, -1)
+        return torch.cat([first, packed[shared:].unflatten(0, prompts)], dim=1)

@@ -198,7 +198,8 @@ class ObjectPrompts(WordTokens):
         return embedded.unflatten(0, (-1, self.abnormal_tokens.shape[0]))
 
     def _embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor) -> Tensor:
-        embedded: Tensor = backbone.text(prompts, end, () if self.deep is None else self.deep())
+        shared = 1 + (self.normal_tokens.shape[1] if self.compound else 0)  # the start token, and V
+        embedded: Tensor = backbone.text(prompts, end, () if self.deep is None else self.deep(), shared)
         return embedded
 
     def _abnormal(self, tokens: Tensor) -> Tensor:
