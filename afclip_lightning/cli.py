@@ -305,6 +305,9 @@ class AnomalyCLI(LightningCLI):
         store = FeatureStore(features.cache, self.model.spec, self.model.backbone.grid, compute, features.dtype)
         for method in self.heads.values():
             method.store = store.of(method.spec)
+        self._read_from(store)
+
+    def _read_from(self, store: FeatureStore | None) -> None:
         for part in self.datamodule.parts:
             part.store = store
 
@@ -413,8 +416,7 @@ class AnomalyCLI(LightningCLI):
         if checkpoint := arguments.pop("ckpt_path", None):
             restore(self.model, read_checkpoint(checkpoint))
         arguments["model"] = self.tested
-        for part in self.datamodule.parts:
-            part.store = self.tested.store
+        self._read_from(self.tested.store)
         for name, method in self.heads.items():
             if name != MAIN_HEAD:
                 own = evaluations[name] = copy.copy(self.evaluation)
@@ -425,8 +427,7 @@ class AnomalyCLI(LightningCLI):
         self.trainer.callbacks = [*before, *added]  # type: ignore[attr-defined]
         yield
         self.trainer.callbacks = before  # type: ignore[attr-defined]
-        for part in self.datamodule.parts:
-            part.store = self.model.store
+        self._read_from(self.model.store)
 
     def predict(self, **kwargs: Any) -> None:
         """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""
@@ -436,13 +437,13 @@ class AnomalyCLI(LightningCLI):
 
 
 class FeatureBuilder(LightningModule):
-    """Computes the features of batches and lets the method keep them.
+    """Computes the features of batches and keeps them.
 
     Args:
-        method: Whose features.
+        method: Whose features: a method's, or of all the heads of a shared pass; it has a store.
     """
 
-    def __init__(self, method: AnomalyMethod) -> None:
+    def __init__(self, method: AnomalyMethod | SharedPass) -> None:
         super().__init__()
         self.method = method
 
@@ -459,16 +460,18 @@ class FeatureBuildCLI(AnomalyCLI):
         return Path("runs")  # nothing is written there, and several nodes need not agree on a folder
 
     def fit(self, **kwargs: Any) -> None:
-        """Walks the images of training and of the tests once."""
+        """Walks the images of the tests, for all heads, and those of training."""
         data = self.datamodule
         data.prepare_data()
-        splits = {(dataset, "test"): None for dataset in data.test_sets}  # a dict: each once, in order
-        splits[data.training_set, data.training_set.train_split] = None
-        loaders = [dataset.walk(split) for dataset, split in splits]
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
         self.trainer.loggers = []
-        self.trainer.predict(FeatureBuilder(self.model), loaders, return_predictions=False)
+        walks = [(self.tested, [(dataset, "test") for dataset in data.test_sets])]
+        walks += [(self.model, [(data.training_set, data.training_set.train_split)])]
+        for method, splits in walks:
+            self._read_from(method.store)
+            loaders = [dataset.walk(split) for dataset, split in splits]
+            self.trainer.predict(FeatureBuilder(method), loaders, return_predictions=False)
         if self.trainer.is_global_zero:
             print(f"Features: {self.model.store.folder}")
 

@@ -10,7 +10,7 @@ from afclip_lightning.backbones.spec import union
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod, features_of
-from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
+from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, ClipFeatures
 
 
 class SharedPass(LightningModule):
@@ -42,6 +42,10 @@ class SharedPass(LightningModule):
         """Returns the preprocessing of the shared backbone."""
         return self.main.preprocess
 
+    def features_of(self, batch: Batch) -> ClipFeatures:
+        """Returns the features of a batch that the heads name together."""
+        return features_of(batch, self.main.backbone, self.spec, self.store)
+
     def setup(self, stage: str) -> None:
         """Sets up each head."""
         for head in self.heads.values():
@@ -68,7 +72,7 @@ class SharedPass(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, AnomalyPrediction]:
         """Returns the prediction of each head; each has an evaluation callback of its own."""
-        wide = features_of(batch, self.main.backbone, self.spec, self.store)
+        wide = self.features_of(batch)
         predictions = {}
         for name, head in self.heads.items():
             own = replace(batch, features=head.spec.select(wide, self.spec))

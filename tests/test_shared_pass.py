@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from afclip_lightning import features
 from afclip_lightning.cli import main
 from tests.test_cli import arguments, folder
 from tests.test_store import calls, images, make_distinct
@@ -70,6 +71,18 @@ def test_one_pass_gives_the_numbers_of_each_alone_with_a_store_and_without(
         assert main(["test", *given]) == 0
         assert sum(passes) == (len(images(heads / "store")) if run == "first" else 0)
         assert_same(heads / run / "results_anomalyclip.csv", heads / "anomalyclip/results.csv")
+
+
+def test_build_makes_what_all_heads_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_distinct(folder)
+    Path("clip.yaml").write_text(CLIP)
+    given = ["--heads.clip=clip.yaml", "--features.cache=store"]
+    assert features.main(["build", *arguments("afclip_visa"), *given]) == 0
+    taps = features.info(folder / "store")[0]["taps"]
+    assert taps["embedding"]["images"] < taps["layer-03"]["images"]  # the other head's, of the tested images alone
+    passes = calls(monkeypatch)
+    assert main(["fit", *arguments("afclip_visa", run_dir="run"), *given, "--test_before_fit=true"]) == 0
+    assert not passes
 
 
 def test_training_between_two_shared_passes_is_as_without_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def prefixed_block(block: nn.Module, tokens: Tensor, shared: int, prompts: tuple
     rest = projected[shared:].unflatten(0, prompts).permute(2, 0, 3, 1, 4)  # [3, K, heads, T, d]
     seen = torch.cat([first.expand(-1, prompts[0], -1, -1, -1), rest], dim=3)  # what the rest of a prompt looks at
     mask = torch.ones(prompts[1], shared + prompts[1], dtype=torch.bool, device=tokens.device).tril(shared)
-    of_first = F.scaled_dot_product_attention(*first, is_causal=True)
+    of_first = F.scaled_dot_product_attention(first[0], first[1], first[2], is_causal=True)
     of_rest = F.scaled_dot_product_attention(rest[0], seen[1], seen[2], attn_mask=mask)
     attended = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_first, of_rest)]
     tokens = tokens + parts.output(torch.cat(attended))

@@ -281,9 +281,7 @@ class TextTower(nn.Module):
         """Returns the number of blocks."""
         return len(self.transformer.resblocks)
 
-    def forward(
-        self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = (), shared: int = 0
-    ) -> Tensor:
+    def forward(self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = (), shared: int = 0) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised.
 
         Args:
