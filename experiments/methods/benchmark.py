@@ -9,7 +9,7 @@ call comes right after a pass of the backbone alone (the class token's embedding
 median of the ratios. A test is taken apart: `forward` is the backbone's pass with what the method taps and encodes
 beside, `head` what it makes of it, `maps` its enlarging and smoothing, `metrics` what the scores cost then. A training
 step is the head's, without the backbone's pass: losses, backward pass and optimiser. Text that does not depend on the
-image is embedded before.
+image is embedded before. `over batch 1` is the test of a batch over those of as many single images, in turns.
 
 Operations are counted for one image's test, a multiplication and an addition being two. On a GPU the rate of the pass
 is also given as a share of what the device reaches in a plain product of large matrices of the same type.
@@ -170,12 +170,20 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
         with torch.enable_grad():  # the counter follows gradients of what has any
             flops = operations(lambda: method.score(method.extract(batch), batch)) / count
         method.on_evaluation_end()
+    single = images(1, backbone.image_size, device)
+
+    def one_by_one() -> None:
+        for _ in range(count):
+            method.score(method.extract(single), single)
+
     with torch.inference_mode(), autocast():
         method.on_evaluation_start()
         test()
         for _ in range(rounds):
             passes.append(reference())
             taken = test()
+            if count > 1:
+                ratios.setdefault("over_single", []).append(taken["test"] / seconds(one_by_one, device))
             rates.append(count / (taken["test"] + taken["metrics"]))
             for name, time_ in taken.items():
                 ratios.setdefault(name, []).append(time_ / passes[-1])
@@ -217,6 +225,7 @@ COLUMNS = {  # of a table: title, name, form
     "head": ("head", "{:.2f}"),
     "maps": ("maps", "{:.3f}"),
     "**test**": ("test", "**{:.2f}**"),
+    "over batch 1": ("over_single", "{:.2f}"),
     "metrics": ("metrics", "{:.2f}"),
     "images/s": ("images_a_second", "{:.2f}"),
     "peak MB, test": ("test_mb", "{:.0f}"),
