@@ -25,8 +25,12 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Returns what tokens `[B, T, W]` take from a context `[B, S, W]`, `[B, T, W]`."""
-        mixed: Tensor = self.to_out(attend(self.to_q(tokens), self.to_k(context), self.to_v(context), self.heads))
-        return mixed
+        return self.take(self.to_q(tokens), context)
+
+    def take(self, queries: Tensor, context: Tensor) -> Tensor:
+        """Returns what queries `[B, T, W]`, already projected, take from a context `[B, S, W]`, `[B, T, W]`."""
+        taken: Tensor = self.to_out(attend(queries, self.to_k(context), self.to_v(context), self.heads))
+        return taken
 
 
 class DeformableAttention(nn.Module):
@@ -66,9 +70,8 @@ class DeformableAttention(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns what patches `[B, N, W]` of a grid `(h, w)` take from the points, `[B, N, W]`."""
-        points = self.points(self.attention.to_q(tokens), grid)
-        mixed: Tensor = self.attention(tokens, self.sample(tokens, points, grid))
-        return mixed
+        queries = self.attention.to_q(tokens)
+        return self.attention.take(queries, self.sample(tokens, self.points(queries, grid), grid))
 
     def points(self, queries: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns column and row of each point, counted in patches from 0, `[B, G, M, 2]`, float32.

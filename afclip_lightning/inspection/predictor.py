@@ -207,7 +207,9 @@ class Predictor:
         """
         if not images:
             raise ValueError("there is no image to remember")
-        name = type(self.method).__name__
+        if not self.takes_good_images:
+            name = type(self.method).__name__
+            raise UserError(f"{name} has no memory for good images. AFCLIP, WinCLIP and DualImageCLIP take them.")
         whole, pictures = [], []
         digest = hashlib.sha256()
         for image in images:
@@ -220,13 +222,16 @@ class Predictor:
             pictures += views
         if hasattr(self.method, "pairing"):
             self.references = self.method.preprocess.to_tensors(whole).to(self.device)
-        elif isinstance(getattr(self.method, "memory", None), FewShotMemory):
+        else:
             self.method = self._prepared(self.build({"k_shot": len(images)}))
             self._fill(pictures)
-        else:
-            raise UserError(f"{name} has no memory for good images. AFCLIP, WinCLIP and DualImageCLIP take them.")
         self.shots = digest.hexdigest()[:16]
         self.calibration = None
+
+    @property
+    def takes_good_images(self) -> bool:
+        """Returns whether the method compares an image with good ones: see `remember`."""
+        return hasattr(self.method, "pairing") or isinstance(getattr(self.method, "memory", None), FewShotMemory)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -64,7 +64,11 @@ class Limits:
 
 
 class ModelFacts(BaseModel):
-    """What the server runs. Thresholds and scales are those of the calibration, `null` without one."""
+    """What the server runs.
+
+    Thresholds and scales are those of the calibration, `null` without one; `max_examples` is 0 where the method takes
+    no good examples.
+    """
 
     method: str
     backbone: str
@@ -230,7 +234,7 @@ class Service:
             examples=len(self.examples),
             max_bytes=self.limits.size,
             max_pixels=self.limits.pixels,
-            max_examples=self.limits.examples,
+            max_examples=self.limits.examples if model.takes_good_images else 0,
         )
 
 

@@ -39,6 +39,7 @@ function say(id, text) {
 function facts(now) {
   model = now;
   $("model").textContent = `${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
+  $("good-examples").hidden = !now.max_examples;
   $("forget").hidden = !now.examples;
   const known = $("examples").childElementCount;
   if (known > now.examples) $("examples").replaceChildren();

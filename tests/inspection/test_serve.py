@@ -158,6 +158,7 @@ def test_examples_have_a_limit_and_are_not_for_all_methods(model: Predictor, tmp
         assert answer.status_code == 422
         assert "which is the limit" in answer.json()["detail"]
     with client_of(load(write_head(tmp_path, "CLIP"), device="cpu")) as client:
+        assert client.get("/api/model").json()["max_examples"] == 0
         answer = client.post("/api/examples", content=encoded(picture()))
         assert answer.status_code == 422
         assert "CLIP has no memory for good images" in answer.json()["detail"]
@@ -303,6 +304,13 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.wait_for_selector("#verdict.anomalous, #verdict.good")
     assert page.locator("#examples > *").count() == 0
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+    assert page.locator("#good-examples").is_visible()
+    facts = {**httpx.get(f"{address}/api/model").json(), "max_examples": 0}  # of a method that takes none
+    page.route("**/api/model", lambda route: route.fulfill(json=facts))
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    assert not page.locator("#good-examples").is_visible()
 
 
 def test_it_stops_in_peace(server: tuple[str, subprocess.Popen[str]]) -> None:
