@@ -11,7 +11,8 @@ from torch.compiler import is_exporting
 
 from afclip_lightning.backbones.towers import VisionTower
 
-WINDOW_TOKENS = 4096  # tokens a pass of the blocks: bounds the memory, whatever the batch and the grid
+# tokens a pass of the blocks: bounds the memory, whatever the batch and the grid; more of them leave a CPU's caches
+WINDOW_TOKENS, WINDOW_TOKENS_CPU = 4096, 2048
 
 
 def has_windows(vision: VisionTower) -> bool:
@@ -58,12 +59,13 @@ def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> 
     side = image.shape[2] // vision.patch_size
     embedded = vision.embed(image)
     prefix = torch.arange(embedded.shape[1] - side * side, device=image.device)  # class token, registers
+    tokens = WINDOW_TOKENS_CPU if image.device.type == "cpu" else WINDOW_TOKENS
     encoded = []
     for size in sizes:
         patches = len(prefix) + window_index((side, side), size, image.device)
         index = torch.cat([prefix.expand(len(patches), -1), patches], dim=1)  # [W, P + n]
         # a traced graph is of batches of any size: it has no loop whose length depends on that
-        step = len(index) if is_exporting() else max(1, WINDOW_TOKENS // (len(image) * index.shape[1]))
+        step = len(index) if is_exporting() else max(1, tokens // (len(image) * index.shape[1]))
         encoded.append(torch.cat([_encode(vision, embedded[:, part]) for part in index.split(step)], dim=1))
     return encoded
 

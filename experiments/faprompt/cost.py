@@ -6,8 +6,8 @@
 
 Text: the official code encodes 11 prior-free and 11 prior-enabled prompts of 77 tokens for every image, one image after
 the other. Here the prior-free ones are encoded once for all, and the prior-enabled abnormal ones of a batch in one
-pass, cut at their end. Both run in turns, in the same process, on random weights; reported is the median of the ratios.
-The results of both are compared first.
+pass, cut at their end and with their common beginning once. Both run in turns, in the same process, on random weights;
+reported is the median of the ratios. The results of both are compared first.
 
 Step: a step of the head, from features to the optimiser, against one whose text is encoded as in that loop, each in a
 process of its own, which tells its memory; times are over passes of the backbone taken in turn, medians.
@@ -162,7 +162,8 @@ def main() -> None:
         print(json.dumps(steps(model, batch, arguments.rounds)))
         return
     ratios = text_ratios(model, arguments.batch, arguments.rounds)
-    tokens = model.prompts.end[1:].add(1).sum().item() * arguments.batch
+    shared = 1 + model.prompts.normal_tokens.shape[1]  # with which all the abnormal prompts begin
+    tokens = shared + arguments.batch * (model.prompts.end[1:] + 1 - shared).sum().item()
     loop = 2 * len(model.prompts.end) * backbone.text.context_length * arguments.batch
     print(f"{arguments.model} on {arguments.device}, {torch.get_num_threads()} threads, batch {arguments.batch}:")
     print(f"text tokens {tokens} instead of {loop}: {tokens / loop:.3f}")

@@ -84,7 +84,7 @@ def test_windows_equal_single_passes_of_their_tokens(small: ClipBackbone, monkey
             expected = visual.ln_post(x[:, 0]) @ visual.proj
             torch.testing.assert_close(of_size[:, number], expected, rtol=1e-4, atol=1e-5)
     for limit in (1, 70):
-        monkeypatch.setattr(windows, "WINDOW_TOKENS", limit)
+        monkeypatch.setattr(windows, "WINDOW_TOKENS_CPU", limit)
         for a, b in zip(encode_windows(small.vision, image, (2, 3)), encoded, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
