@@ -1,9 +1,12 @@
 """Fixtures: tiny networks of open_clip's own classes, with seeded or recipe weights."""
 
 import os
+import signal
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # the tests of tracking turn it on
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# a shell starts background jobs deaf to Ctrl-C, and what they start would be so too: tests send it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
