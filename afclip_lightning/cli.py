@@ -466,8 +466,9 @@ class FeatureBuildCLI(AnomalyCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
         self.trainer.loggers = []
-        walks = [(self.tested, [(dataset, "test") for dataset in data.test_sets])]
-        walks += [(self.model, [(data.training_set, data.training_set.train_split)])]
+        tests = [(dataset, "test") for dataset in data.test_sets]
+        training = data.training_set, data.training_set.train_split
+        walks = [(self.tested, tests), *([] if training in tests else [(self.model, [training])])]
         for method, splits in walks:
             self._read_from(method.store)
             loaders = [dataset.walk(split) for dataset, split in splits]

@@ -56,23 +56,22 @@ def dual_block(block: nn.Module, original: Tensor, value: Tensor) -> tuple[Tenso
     return original + parts.feed(original), value
 
 
-def prefixed_block(block: nn.Module, tokens: Tensor, shared: int, prompts: tuple[int, int]) -> Tensor:
-    """Returns the tokens after a frozen causal block of open_clip's, for prompts of which the first tokens are alike.
+def prefixed_block(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Returns the tokens after a frozen causal block of open_clip's, for K prompts that begin with the same P tokens.
 
     What comes later changes nothing for those, so that they pass once, whatever the number of prompts.
 
     Args:
         block: A `ResidualAttentionBlock`.
-        tokens: `[P + K * T, C]`: the P shared tokens, then the rest of each prompt.
-        shared: P.
-        prompts: K and T.
+        tokens: `[P + K * T, C]`: the shared tokens, then the rest of each prompt.
+        mask: `[T, P + T]`, bool: what the rest of a prompt looks at.
     """
+    length, width = mask.shape
     parts = _open_clip_parts(block)
     projected = parts.project(parts.normalise(tokens)).unflatten(-1, (3, parts.heads, -1))
-    first = projected[None, :shared].permute(2, 0, 3, 1, 4)  # [3, 1, heads, P, d]
-    rest = projected[shared:].unflatten(0, prompts).permute(2, 0, 3, 1, 4)  # [3, K, heads, T, d]
-    seen = torch.cat([first.expand(-1, prompts[0], -1, -1, -1), rest], dim=3)  # what the rest of a prompt looks at
-    mask = torch.ones(prompts[1], shared + prompts[1], dtype=torch.bool, device=tokens.device).tril(shared)
+    first = projected[None, : width - length].permute(2, 0, 3, 1, 4)  # [3, 1, heads, P, d]
+    rest = projected[width - length :].unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)  # [3, K, heads, T, d]
+    seen = torch.cat([first.expand(-1, rest.shape[1], -1, -1, -1), rest], dim=3)
     of_first = F.scaled_dot_product_attention(first[0], first[1], first[2], is_causal=True)
     of_rest = F.scaled_dot_product_attention(rest[0], seen[1], seen[2], attn_mask=mask)
     attended = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_first, of_rest)]

@@ -320,12 +320,13 @@ class TextTower(nn.Module):
 
     def _run_prefixed(self, hidden: Tensor, deep_tokens: Sequence[Tensor], shared: int) -> Tensor:
         """Returns prompts `[K, T, width]` after the last block; deep tokens stand within the shared positions."""
-        prompts = hidden.shape[0], hidden.shape[1] - shared
+        length = hidden.shape[1] - shared
+        mask = torch.ones(length, hidden.shape[1], dtype=torch.bool, device=hidden.device).tril(shared)
         packed = torch.cat([hidden[0, :shared], hidden[:, shared:].flatten(0, 1)])
         for index, block in enumerate(self.transformer.resblocks):
             if 1 <= index <= len(deep_tokens):
                 tokens = deep_tokens[index - 1].to(packed)
                 packed = torch.cat([packed[:1], tokens, packed[1 + tokens.shape[0] :]])
-            packed = prefixed_block(block, packed, shared, prompts)
-        first = packed[:shared].expand(prompts[0], -1, -1)
-        return torch.cat([first, packed[shared:].unflatten(0, prompts)], dim=1)
+            packed = prefixed_block(block, packed, mask)
+        first = packed[:shared].expand(hidden.shape[0], -1, -1)
+        return torch.cat([first, packed[shared:].unflatten(0, (-1, length))], dim=1)
