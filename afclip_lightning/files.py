@@ -10,6 +10,8 @@ from typing import Any
 
 from afclip_lightning.errors import UserError
 
+LOCK_FILE = ".lock"  # of the process that writes into a folder
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -33,6 +35,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keeps a folder to this process while the body runs. A process that is killed leaves the folder free.
+
+    The folder is made; it goes again if nothing was written there.
+
+    Raises:
+        UserError: Another process writes there, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    there, path = folder.exists(), folder / LOCK_FILE
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process is writing there. Wait until it has ended, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}). Choose another folder.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: whoever waits for it then looks whether the file is still there
+        lock.release()
+        if not there:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
