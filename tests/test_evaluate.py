@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afclip_lightning.evaluate import main, pair_maps, read_map
+from afclip_lightning.data.maps import read_map
+from afclip_lightning.evaluate import main, pair_maps
 from afclip_lightning.metrics import PixelMetrics
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from afclip_lightning.data.images import check_size
+from afclip_lightning.data.limits import check_size
 from afclip_lightning.errors import DatasetError
 
 if TYPE_CHECKING:

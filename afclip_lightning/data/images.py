@@ -2,12 +2,16 @@
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from afclip_lightning.data.limits import check_size, too_large
 from afclip_lightning.errors import DatasetError, UnpairedError
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -18,7 +22,17 @@ IMAGE_SUFFIXES = (
     | JPEG_SUFFIXES
     | DICOM_SUFFIXES
 )
-MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, in each loader process
+DICOM_BY_CONTENT = frozenset({".ima"})  # and files without a suffix
+DICOM_MARK = slice(128, 132)
+# What lies beside images and is none, in files that need no word.
+OTHER_SUFFIXES = (
+    frozenset({".txt", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".tex"})
+    | frozenset({".json", ".jsonl", ".yaml", ".yml", ".xml", ".toml", ".ini", ".cfg", ".csv", ".tsv", ".xls", ".xlsx"})
+    | frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".md5", ".sha1", ".sha256", ".bib"})
+    | frozenset({".py", ".ipynb", ".sh", ".bat", ".m", ".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".lock"})
+    | frozenset({".npy", ".npz", ".mat", ".db", ".lnk", ".url", ".tmp", ".part", ".bak"})
+)
+OTHER_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 
 # Pillow warns of large images at a limit of its own; MAX_PIXELS is the limit here, and an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -27,22 +41,26 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def list_images(folder: Path) -> list[Path]:
     """Returns the image files directly in `folder` but hidden ones, sorted by name; an absent folder has none.
 
-    A link that leads nowhere, or to itself, counts as an image: left out in silence it would change the counts.
+    What an image file is, its suffix says. DICOM files are told by their content where they have no suffix, a number
+    (part of a UID) or `.IMA` in its place. A link that leads nowhere, or to itself, counts as an image, and so does
+    what has an image's name and is no file (a FIFO, a device): left out in silence it would change the counts.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
     """
-    return [p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES and (p.is_file() or _leads_nowhere(p))]
+    return _sort(folder).images
 
 
 def list_folders(folder: Path) -> list[Path]:
     """Returns the folders directly in `folder` but hidden ones, sorted by name; an absent folder has none.
 
     Raises:
-        DatasetError: A link that could be meant as a folder leads nowhere or to itself.
+        DatasetError: The folder cannot be listed, or a link that could be meant as a folder leads nowhere or to itself.
     """
-    entries = _entries(folder)
-    for path in entries:
-        if not path.suffix and _leads_nowhere(path):
-            raise DatasetError(f"{path}: this link leads nowhere or to itself. Restore what it names, or remove it.")
-    return [path for path in entries if path.is_dir()]
+    entries = _sort(folder)
+    if entries.lost:
+        raise DatasetError(_LOST.format(entries.lost[0]))
+    return entries.folders
 
 
 def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
@@ -53,20 +71,149 @@ def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
         leave_out: Folders that are not stepped into.
 
     Raises:
-        DatasetError: A symbolic link leads back to a folder that it lies in.
+        DatasetError: A folder cannot be listed, or a symbolic link leads nowhere or back to a folder that it lies in.
     """
-    return sorted(_walk(folder, leave_out, ()))
+    found = survey(folder, leave_out)
+    if found.problems:
+        raise DatasetError(found.problems[0])
+    return found.images
 
 
-def _walk(folder: Path, leave_out: Collection[Path], above: tuple[str, ...]) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder and all folders below it.
+
+    Attributes:
+        images: The images, sorted by path.
+        others: Files that are not read and look as if they were meant, sorted by path: of an unknown suffix
+            (`.heic`, `.cr2`), or binary without one. Texts, tables, archives and hidden files are not among them.
+        problems: One sentence each: a folder that cannot be listed, a link that leads nowhere or back.
+    """
+
+    images: list[Path]
+    others: list[Path]
+    problems: list[str]
+
+
+def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
+    """Returns the images in `folder` and all folders below it, and what else lies there; it goes on after a problem.
+
+    Args:
+        folder: Where to begin; an absent folder has nothing.
+        leave_out: Folders that are not stepped into.
+    """
+    found = Found([], [], [])
+    _survey(folder, leave_out, (), found)
+    found.images.sort()
+    found.others.sort()
+    return found
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Returns the `others` of `Found` that lie directly in `folder`, sorted by name.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
+    """
+    return _sort(folder).others
+
+
+def say_others(others: Sequence[Path]) -> str:
+    """Returns a sentence that names files that are not read, with their number; empty for none."""
+    if not others:
+        return ""
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+    named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+    return (
+        f"{files} of no kind that is read here, and left out: {named}. The first: {others[0]}. Save what is an image "
+        "as PNG, TIFF or JPEG."
+    )
+
+
+_LOST = "{}: this link leads nowhere or to itself. Restore what it names, or remove it."
+
+
+def _survey(folder: Path, leave_out: Collection[Path], above: tuple[str, ...], found: Found) -> None:
     real = os.path.realpath(folder)
     if real in above:
-        raise DatasetError(f"{folder}: this link leads back to {real}, which it lies in. Remove the link.")
-    images = list_images(folder)
-    for inner in list_folders(folder):
+        found.problems.append(f"{folder}: this link leads back to {real}, which it lies in. Remove the link.")
+        return
+    try:
+        entries = _sort(folder)
+    except DatasetError as error:
+        found.problems.append(str(error))
+        return
+    found.images.extend(entries.images)
+    found.others.extend(entries.others)
+    found.problems.extend(_LOST.format(link) for link in entries.lost)
+    for inner in entries.folders:
         if inner not in leave_out:
-            images += _walk(inner, leave_out, (*above, real))
-    return images
+            _survey(inner, leave_out, (*above, real), found)
+
+
+class _Entries(NamedTuple):
+    """What lies directly in a folder, each sorted by name; `lost` are links that could be meant as folders."""
+
+    images: list[Path]
+    folders: list[Path]
+    others: list[Path]
+    lost: list[Path]
+
+
+def _sort(folder: Path) -> _Entries:
+    """Returns what lies directly in a folder but hidden entries.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror}). Allow it to be read.") from error
+    found = _Entries([], [], [], [])
+    for entry in entries:
+        path = folder / entry.name
+        suffix = path.suffix.lower()
+        if _is(entry.is_dir):
+            found.folders.append(path)
+        elif suffix in IMAGE_SUFFIXES:
+            found.images.append(path)
+        elif not _is(entry.is_file):
+            if not suffix and _leads_nowhere(path):
+                found.lost.append(path)
+        elif suffix not in OTHER_SUFFIXES and entry.name.lower() not in OTHER_NAMES:
+            unnamed = not suffix or suffix[1:].isdigit()
+            start = first_bytes(path) if unnamed or suffix in DICOM_BY_CONTENT else b""
+            if is_dicom(start):
+                found.images.append(path)
+            elif not unnamed or b"\0" in start:  # a text has no zero byte
+                found.others.append(path)
+    return found
+
+
+def _is(what: Callable[[], bool]) -> bool:
+    try:
+        return what()
+    except OSError:  # a link to itself, a closed folder
+        return False
+
+
+def first_bytes(path: Path) -> bytes:
+    """Returns as much of a file's beginning as tells DICOM; nothing of a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(DICOM_MARK.stop)
+    except OSError:
+        return b""
+
+
+def is_dicom(start: bytes) -> bool:
+    """Returns whether a file begins as DICOM files do: 128 bytes of anything, then `DICM`."""
+    return start[DICOM_MARK] == b"DICM"
 
 
 def _leads_nowhere(path: Path) -> bool:
@@ -90,11 +237,6 @@ def file_inside(root: Path, relative: str, where: str) -> Path:
     if not path.is_file():
         raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
     return path
-
-
-def _entries(folder: Path) -> list[Path]:
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    return [folder / name for name in names if not name.startswith(".")]
 
 
 def pair_masks(
@@ -273,24 +415,6 @@ def decode_image(path: Path, upright: bool = False, draft: int | None = None) ->
         raise too_large(path) from error
     except Exception as error:  # whatever a damaged file makes a decoder run into: OSError, SyntaxError, struct.error …
         raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file or remove it.") from error
-
-
-def check_size(path: Path, width: int, height: int) -> None:
-    """Checks an image's size before its pixels are decoded.
-
-    Raises:
-        DatasetError: It has more than `MAX_PIXELS` pixels.
-    """
-    if width * height > MAX_PIXELS:
-        raise too_large(path)
-
-
-def too_large(path: Path) -> DatasetError:
-    """Returns the error of an image above the limit."""
-    return DatasetError(
-        f"{path}: has more than {MAX_PIXELS:,} pixels, the limit of one image (MAX_PIXELS). Make it smaller or cut it "
-        "into tiles: a backbone sees a few hundred pixels a side."
-    )
 
 
 def _is_misread(image: Image.Image) -> bool:

@@ -248,7 +248,7 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
     import numpy as np
     from PIL import Image
 
-    from afclip_lightning.evaluate import write_map
+    from afclip_lightning.data.maps import write_map
 
     if "map" in saves:
         write_map(folder / "maps" / f"{name}.png", outcome.anomaly_map)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from afclip_lightning import evaluate
+from afclip_lightning.data.maps import read_map
 from afclip_lightning.errors import UserError
 from afclip_lightning.heads import Backbones
 from afclip_lightning.inspection import calibrate, command
@@ -64,7 +65,7 @@ def test_a_folder_gets_a_table_and_pictures(folder: Path) -> None:
         assert row["verdict"] == ("anomalous" if row["score"] > 0.2 else "normal")
         anomaly_map = np.load(f"out/npy/{row['name']}.npy")
         assert anomaly_map.shape == (60, 80)
-        scaled = evaluate.read_map(Path(f"out/maps/{row['name']}.png"))
+        scaled = read_map(Path(f"out/maps/{row['name']}.png"))
         assert np.abs(scaled - anomaly_map).max() <= np.ptp(anomaly_map) / 65535
         mask = np.array(Image.open(f"out/masks/{row['name']}.png")) > 0
         assert np.array_equal(mask, anomaly_map > 0.45)
