@@ -1,8 +1,37 @@
 """Errors that a user can mend: shown as one message without a traceback, with exit code 2."""
 
+import os
+import unicodedata
+
+
+def shown(text: object) -> str:
+    r"""Returns a name as it can be printed: control and invisible characters escaped, and bytes that are no UTF-8.
+
+    Names come from outside, and a terminal would obey what stands in them.
+    """
+    name = os.fspath(text) if isinstance(text, os.PathLike) else text
+    name = name if isinstance(name, str) else str(text)
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else escape(c) for c in name)
+
+
+def escape(char: str) -> str:
+    r"""Returns a character in ASCII: `\x1b`, `\u202e`, and `\xff` for a byte that is no UTF-8, as Python keeps it."""
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
 
 class UserError(Exception):
-    """Something outside the code is wrong (a path, a file); the message says what, where and what to do."""
+    """Something outside the code is wrong (a path, a file); the message says what, where and what to do.
+
+    What cannot be printed in the message is escaped (`shown`): it may hold names of files.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(map(shown, str(message).split("\n"))))
 
 
 class DatasetError(UserError):

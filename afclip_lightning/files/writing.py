@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.errors import UserError
+from afclip_lightning.errors import UserError, shown
 
 LOCK_FILE = ".lock"  # of the process that writes into a folder
 
@@ -20,7 +20,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: The disk is full or not writable; what was there before is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # two nodes may have equal process ids
+    # two nodes may have equal process ids; a name may be as long as the disk allows already
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -29,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}). Free some space or choose another "
+            f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
             "folder; what was there before is unchanged."
         ) from error
     finally:
@@ -71,9 +72,9 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step."""
+    """Writes a text file in one step; what is left in it of names that are no UTF-8 is escaped."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
