@@ -1,12 +1,12 @@
 """The one streaming state of the metrics: how many pixels, and how much region weight, have which score.
 
-Scores are binned by their float32 pattern, in bins as fine as a fixed number of them allows for the range of scores
-seen so far. When the range grows, neighbouring bins are added together; bins of a wider range are always unions of
-those of a narrower one. All counts are integers, hence histograms add exactly: the result depends on which scores came,
-not on their order, nor on how the stream was cut or distributed.
+Scores are binned by the pattern of their bits, float32 or, where that would merge some, float64, in bins as fine as a
+fixed number of them allows for the range of scores seen so far. When the range grows, neighbouring bins are added
+together; bins of a wider range are always unions of those of a narrower one. All counts are integers, hence histograms
+add exactly: the result depends on which scores came, not on their order, nor on how the stream was cut or distributed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,9 @@ REGION = 2**42
 
 MANTISSA = 23
 """Bits below the exponent in a float32: the keys of one octave are 2^23."""
+
+WIDE_MANTISSA = 52
+"""The same of a float64."""
 
 OCTAVES = 30
 """Magnitudes this many factors of two below the largest share a bin; zero has its own."""
@@ -33,7 +36,8 @@ class ScoreCounts(NamedTuple):
     """What every curve is computed from: counts of scores by ascending threshold (`score >= threshold` is anomalous).
 
     Attributes:
-        thresholds: `[n]`, float32, strictly ascending; no score of the bin is lower, every score of a lower bin is.
+        thresholds: `[n]`, float32 or float64, strictly ascending; no score of the bin is lower, every score of
+            a lower bin is.
         normal: `[n]`, int64, normal pixels (or images) in the bin.
         anomalous: `[n]`, int64, anomalous pixels (or images) in the bin.
         region_weight: `[n]`, int64, sum of `REGION / area` over the anomalous pixels in the bin, where `area` is that
@@ -51,24 +55,45 @@ class ScoreCounts(NamedTuple):
 def score_keys(scores: Tensor) -> Tensor:
     """Returns integers in the order of the scores: `a < b` exactly if `key(a) < key(b)`; -0 and +0 share key 0.
 
-    A float32 pattern is sign and magnitude, and magnitudes are in order already. Negating those of negative scores
-    turns the pattern into two's complement.
+    A pattern is sign and magnitude, and magnitudes are in order already. Negating those of negative scores turns the
+    pattern into two's complement.
 
     Args:
-        scores: Any shape, float32, finite.
+        scores: Any shape, float32 or float64, finite.
 
     Returns:
-        Same shape, int32.
+        Same shape, int32 for float32 and int64 for float64.
     """
-    pattern = scores.contiguous().view(torch.int32)
-    sign = pattern >> 31  # 0 or -1
-    return (sign & 0x7FFFFFFF).bitwise_xor_(pattern).sub_(sign)
+    integers = torch.int64 if scores.dtype == torch.float64 else torch.int32
+    limits = torch.iinfo(integers)
+    pattern = scores.contiguous().view(integers)
+    sign = pattern >> (limits.bits - 1)  # 0 or -1
+    return (sign & limits.max).bitwise_xor_(pattern).sub_(sign)
 
 
-def key_scores(keys: np.ndarray) -> np.ndarray:
-    """Returns the float32 scores that have these keys (`[n]`, int64): the inverse of `score_keys`."""
-    magnitude = np.abs(keys).astype(np.int32).view(np.float32)
+def key_scores(keys: np.ndarray, wide: bool = False) -> np.ndarray:
+    """Returns the scores that have these keys: the inverse of `score_keys`.
+
+    Args:
+        keys: `[n]`, int64.
+        wide: Whether they are keys of float64 scores; of float32 ones otherwise.
+    """
+    magnitude = np.abs(keys)
+    magnitude = magnitude.view(np.float64) if wide else magnitude.astype(np.int32).view(np.float32)
     return np.where(keys < 0, -magnitude, magnitude)
+
+
+def wide_keys(keys: Tensor) -> Tensor:
+    """Returns the float64 keys of float32 scores, `[n]`, int64, by their float32 keys, `[n]`, int64."""
+    return score_keys(torch.from_numpy(key_scores(keys.cpu().numpy())).double()).to(keys.device)
+
+
+def wide_range(lowest: int, highest: int) -> tuple[int, int]:
+    """Returns a range of float32 keys as one of float64 keys; reversed, both are those of nothing."""
+    if lowest > highest:
+        return 2**63 - 1, -(2**63)
+    low, high = wide_keys(torch.tensor([lowest, highest])).tolist()
+    return low, high
 
 
 def region_weight(areas: Tensor) -> Tensor:
@@ -98,16 +123,16 @@ class Bins(NamedTuple):
     above: bool
 
     @classmethod
-    def between(cls, lowest: int, highest: int, limit: int) -> "Bins":
+    def between(cls, lowest: int, highest: int, limit: int, mantissa: int = MANTISSA) -> "Bins":
         """Returns the finest partition of `[lowest, highest]` with at most `limit` even bins.
 
         Both `floor` and `shift` grow with the range, and the floor is a multiple of every possible `2^shift`: therefore
         the bins of a wider range are unions of these.
         """
-        octave = max(abs(lowest), abs(highest)) >> MANTISSA
-        floor = max(octave - OCTAVES + 1, 0) << MANTISSA
+        octave = max(abs(lowest), abs(highest)) >> mantissa
+        floor = max(octave - OCTAVES + 1, 0) << mantissa
         # What the keys of either sign span; what is left of that beyond the floor may shrink as the floor rises.
-        reach = OCTAVES << MANTISSA
+        reach = OCTAVES << mantissa
         span = min(max(highest, 0) - max(lowest, 0), reach) + min(max(-lowest, 0) - max(-highest, 0), reach)
         shift = 0
         while (span >> shift) + 2 > limit:
@@ -139,17 +164,23 @@ def _beyond(keys: Tensor, floor: int) -> Tensor:
 class ScoreHistogram:
     """Additive counts by score.
 
+    Keys are those of float32 scores until a score comes that only float64 holds. The bins in use are then brought to
+    float64, where they are the same bins, or parts of one. That holds unless all scores are below 2^-96, where the
+    steps of float32 become even and those of float64 do not: such scores are counted in float64 from the start.
+
     Attributes:
         lowest: Lowest key seen; above `highest` if none was.
         highest: Highest key seen.
         counts: `[3, n]`, int64: normal pixels, anomalous pixels and region weight of the n bins between them.
         limit: Largest number of distinct scores that are told apart.
+        wide: Whether keys are those of float64 scores.
     """
 
     lowest: int
     highest: int
     counts: Tensor
     limit: int
+    wide: bool = False
 
     @classmethod
     def empty(cls, limit: int = BINS, device: torch.device | None = None) -> "ScoreHistogram":
@@ -159,21 +190,30 @@ class ScoreHistogram:
     @property
     def bins(self) -> Bins:
         """Returns the bins of the counts, of which there is at least one."""
-        return Bins.between(self.lowest, self.highest, self.limit)
+        return Bins.between(self.lowest, self.highest, self.limit, WIDE_MANTISSA if self.wide else MANTISSA)
 
     def add(self, scores: Tensor, areas: Tensor) -> None:
         """Adds pixels, counted on the device of `counts`, which they must be on.
 
         Args:
-            scores: Any shape, float32, finite.
+            scores: Any shape, float32 or float64, finite. Float64 is kept apart in float64.
             areas: Same shape, int32: area in pixels of the anomalous region of the pixel, 0 = normal.
         """
         if not scores.numel():
             return
-        self.widen(*score_keys(torch.stack(scores.aminmax())).tolist())
+        lowest, highest = score_keys(torch.stack(scores.aminmax())).tolist()
+        if scores.dtype == torch.float64:
+            self.to_float64()
+        else:
+            if self._tiny(lowest, highest):
+                self.to_float64()
+            if self.wide:
+                lowest, highest = wide_range(lowest, highest)
+        self.widen(lowest, highest)
+        number = torch.float64 if self.wide else torch.float32
         bins = self.bins
         for part, part_areas in zip(scores.flatten().split(CHUNK), areas.flatten().split(CHUNK), strict=True):
-            index = bins.index(score_keys(part))
+            index = bins.index(score_keys(part.to(number)))
             self.counts[0] += torch.bincount(index, minlength=bins.size)
             anomalous = part_areas.nonzero().squeeze(1)
             index = index[anomalous].long()
@@ -183,10 +223,30 @@ class ScoreHistogram:
             # Not bincount(weights=...), which sums in float64 and is not deterministic on CUDA.
             self.counts[2].index_add_(0, index, region_weight(part_areas[anomalous]))
 
+    def _tiny(self, lowest: int, highest: int) -> bool:
+        """Returns whether with the float32 keys `lowest` to `highest` all scores so far are below 2^-96."""
+        return not self.wide and 0 < max(-lowest, highest, -self.lowest, self.highest) < (OCTAVES + 1) << MANTISSA
+
+    def to_float64(self) -> None:
+        """Brings the counts to bins of float64 scores; does nothing if they are."""
+        if self.wide:
+            return
+        counts, bins = self.counts, self.bins if self.counts.shape[1] else None
+        self.lowest, self.highest = wide_range(self.lowest, self.highest)
+        self.wide = True
+        if bins is not None:
+            used = counts[:2].any(0).nonzero().squeeze(1)
+            self.counts = counts.new_zeros(3, self.bins.size)
+            self.counts.index_add_(1, self.bins.index(wide_keys(bins.keys(used))), counts[:, used])
+
     def merge(self, other: "ScoreHistogram") -> None:
         """Adds the counts of another histogram, which may be on another device."""
         if self.limit != other.limit:
             raise ValueError(f"cannot add a histogram of {other.limit} bins to one of {self.limit} bins")
+        if self.wide or other.wide:
+            self.to_float64()
+            other = replace(other)
+            other.to_float64()
         self.widen(other.lowest, other.highest)
         if other.counts.shape[1]:
             self._take(other.counts.to(self.counts.device), other.bins)
@@ -216,15 +276,15 @@ class ScoreHistogram:
         used = counts[:2].any(0).nonzero().squeeze(1)
         normal, anomalous, weight = counts[:, used].numpy()
         tied = (used.numpy() % 2 == 0) | (normal + anomalous == 1)
-        return ScoreCounts(key_scores(self.bins.keys(used).numpy()), normal, anomalous, weight, tied)
+        return ScoreCounts(key_scores(self.bins.keys(used).numpy(), self.wide), normal, anomalous, weight, tied)
 
 
 def exact_counts(normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | None = None) -> ScoreCounts:
     """Returns counts by distinct score, from all the scores: O(n log n) time, for verification and for small n.
 
     Args:
-        normal: `[n]`, float32, scores of the normal pixels or images.
-        anomalous: `[p]`, float32, scores of the anomalous ones.
+        normal: `[n]`, float32 or float64, scores of the normal pixels or images.
+        anomalous: `[p]`, likewise, scores of the anomalous ones.
         areas: `[p]`, area of the region of each anomalous pixel; 1 by default.
     """
     normal_values, normal_counts = np.unique(normal, return_counts=True)

@@ -14,7 +14,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from afclip_lightning.metrics import curves
 from afclip_lightning.metrics.curves import Curve
-from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts
+from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts, wide_range
 from afclip_lightning.metrics.pro import (
     DEFINITIONS,
     ProDefinition,
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 Array = Tensor | np.ndarray
 
+FLOAT32, FLOAT64, ROUNDED = range(3)
+"""What scores are ranked in; the last is float64 that was rounded, which may have made some equal."""
+
+IN_FLOAT32 = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool})
+IN_FLOAT32 |= {torch.uint8, torch.int8, torch.int16, torch.uint16}
+"""Types of which float32 holds every number."""
+
+LISTS = ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", "anomalous_areas")
+
 TOLERANCE = 1e-4
 """How far binning may move a metric before that is said."""
 
@@ -42,7 +51,8 @@ class Result:
     Attributes:
         metrics: `image_auroc`, `image_ap`, `image_f1_max`, `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, each
             in [0, 1].
-        error_bounds: How far binning can have moved each pixel metric; empty if nothing was binned.
+        error_bounds: How far binning, and rounding of whole numbers beyond 2^53, can have moved each metric; empty if
+            there was neither.
         thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest score from which on to call it anomalous.
         normal: Number of normal images.
         anomalous: Number of anomalous images.
@@ -60,6 +70,10 @@ class Result:
 
 class PixelMetrics(Metric):
     """Pixel metrics of one category, and image metrics, streamed: memory does not grow with the number of pixels.
+
+    Scores are ranked in the precision that they come in: in float32, or, from the first score on that float32 cannot
+    hold, in float64. Whole numbers beyond 2^53 may fall together even there; every score then counts as one that may
+    have been moved, in the error bounds.
 
     Pixel scores are counted in bins (see `ScoreHistogram`), with a proven bound of what that can cost; `compute` warns
     where the bound is over the tolerance. Image scores are kept and ranked exactly. The result does not depend on the
@@ -84,6 +98,7 @@ class PixelMetrics(Metric):
     lowest: Tensor
     highest: Tensor
     counts: Tensor
+    precision: Tensor
     unmasked: Tensor
     unscored: Tensor
     normal_images: list[Tensor]
@@ -115,10 +130,10 @@ class PixelMetrics(Metric):
         self.add_state("lowest", torch.tensor(nothing.lowest), dist_reduce_fx="min")
         self.add_state("highest", torch.tensor(nothing.highest), dist_reduce_fx="max")
         self.add_state("counts", nothing.counts, dist_reduce_fx="sum")
+        self.add_state("precision", torch.tensor(FLOAT32), dist_reduce_fx="max")
         self.add_state("unmasked", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("unscored", torch.tensor(0), dist_reduce_fx="sum")
-        # All flat float32, the type that torchmetrics gathers from a process whose list is empty.
-        for state in ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", "anomalous_areas"):
+        for state in LISTS:
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(
@@ -135,8 +150,8 @@ class PixelMetrics(Metric):
         """Adds a batch; a batch that is refused leaves the state as it was.
 
         Args:
-            anomaly_map: `[B, H, W]`, pixel scores, finite, higher = more anomalous. Taken in float32, as are the image
-                scores. H and W may differ from batch to batch.
+            anomaly_map: `[B, H, W]`, pixel scores of any type of numbers, finite, higher = more anomalous. H and W may
+                differ from batch to batch.
             mask: `[B, H, W]`, any non-zero value is anomalous.
             pred_score: `[B]`, image scores, finite. Without them there are no image metrics.
             label: `[B]`, 1 = anomalous, 0 = normal; by default that of the mask.
@@ -154,9 +169,9 @@ class PixelMetrics(Metric):
         """
         given = {"anomaly_map": anomaly_map, "mask": mask, "region_area": region_area}
         given |= {"pred_score": pred_score, "label": label, "mask_known": mask_known}
-        tensors = {key: torch.as_tensor(value).detach() for key, value in given.items() if value is not None}
+        tensors = {key: _tensor(key, value) for key, value in given.items() if value is not None}
         _check_shapes(tensors, names)
-        maps, masks = tensors["anomaly_map"].float(), tensors["mask"]
+        (maps, precision), masks = _ranked(tensors["anomaly_map"]), tensors["mask"]
         if maps.device != self.device:
             raise ValueError(f"the maps are on {maps.device} and this metric is on {self.device}: move one of them")
         marked = masks.flatten(1).any(1).cpu()
@@ -171,8 +186,9 @@ class PixelMetrics(Metric):
             _refuse(anomalous & known & ~marked, names, "its label is 1 (anomalous), but its mask is empty")
 
         if "pred_score" in tensors:
-            scores = tensors["pred_score"].float()
+            scores, of_scores = _ranked(tensors["pred_score"])
             _refuse(~scores.isfinite(), names, "its image score is not finite")
+            precision = max(precision, of_scores)
             scores, at = scores.to(self.device), anomalous.to(self.device)
             self.normal_images.append(scores[~at])
             self.anomalous_images.append(scores[at])
@@ -185,15 +201,19 @@ class PixelMetrics(Metric):
         areas = areas.to(maps.device)
         if not usable.all():
             maps, areas = maps[usable.to(maps.device)], areas[usable.to(maps.device)]
+        histogram = self._histogram()
+        if precision > FLOAT32:
+            histogram.to_float64()
         if self.exact:
             inside = areas > 0
             self.normal_pixels.append(maps[~inside])
             self.anomalous_pixels.append(maps[inside])
             self.anomalous_areas.append(areas[inside].float())  # whole numbers up to 2^24
         else:
-            histogram = self._histogram()
             histogram.add(maps, areas)
-            self._set_histogram(histogram)
+        self._set_histogram(histogram)
+        if precision == ROUNDED:
+            self.precision = torch.tensor(ROUNDED, device=self.device)
 
     def compute(self) -> dict[str, float]:
         """Returns the metrics that are defined, each in [0, 1]; warns where binning may have moved one too far.
@@ -225,6 +245,8 @@ class PixelMetrics(Metric):
         if self.unscored == 0 and _has_both(images):
             values, thresholds = _ranking("image", images)
             drawn = _curves("image", images)
+            if self._rounded:
+                bounds = _bounds("image", images)
         if self.unmasked == 0 and _has_both(pixels):
             pixel_values, pixel_thresholds = _ranking("pixel", pixels)
             values, thresholds = values | pixel_values, thresholds | pixel_thresholds
@@ -233,25 +255,28 @@ class PixelMetrics(Metric):
             drawn["pixel_pro"] = Curve.of(*up_to_limit, width=self.fpr_limit)
             with suppress(curves.UndefinedMetricError):  # by a legacy definition
                 values["pixel_pro"] = pro(pixels, self.fpr_limit, self.pro_definition)
-            if not self.exact:
-                bounds = {
-                    "pixel_auroc": curves.auroc_error_bound(pixels),
-                    "pixel_ap": curves.average_precision_error_bound(pixels),
-                    "pixel_f1_max": curves.f1_max_error_bound(pixels),
-                    "pixel_pro": pro_error_bound(pixels, self.fpr_limit),
-                }
+            if not self.exact or self._rounded:
+                bounds |= {**_bounds("pixel", pixels), "pixel_pro": pro_error_bound(pixels, self.fpr_limit)}
         return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()), drawn)
 
     def image_counts(self) -> ScoreCounts:
         """Returns the counts of image scores, for the functions in `curves` (thresholds, for one)."""
-        return exact_counts(_concatenate(self.normal_images), _concatenate(self.anomalous_images))
+        return self._untied(exact_counts(_concatenate(self.normal_images), _concatenate(self.anomalous_images)))
 
     def pixel_counts(self) -> ScoreCounts:
         """Returns the counts of pixel scores of the images with known pixel labels."""
         if self.exact:
             pixels = _concatenate(self.normal_pixels), _concatenate(self.anomalous_pixels)
-            return exact_counts(*pixels, _concatenate(self.anomalous_areas))
-        return self._histogram().score_counts()
+            return self._untied(exact_counts(*pixels, _concatenate(self.anomalous_areas)))
+        return self._untied(self._histogram().score_counts())
+
+    @property
+    def _rounded(self) -> bool:
+        return int(self.precision) == ROUNDED
+
+    def _untied(self, counts: ScoreCounts) -> ScoreCounts:
+        """Returns the counts, without a tie that is known where rounding may have made it."""
+        return counts._replace(tied=np.zeros_like(counts.tied)) if self._rounded else counts
 
     def plot(self, axes: Sequence["Axes"] | None = None) -> tuple["Figure", Sequence["Axes"]]:
         """Returns a figure and its three axes, with the ROC, precision-recall and PRO curves of the pixels.
@@ -270,31 +295,44 @@ class PixelMetrics(Metric):
         return plot_curves(counts, self.fpr_limit, axes)
 
     def _histogram(self) -> ScoreHistogram:
-        return ScoreHistogram(int(self.lowest), int(self.highest), self.counts, self.bins)
+        wide = int(self.precision) > FLOAT32
+        return ScoreHistogram(int(self.lowest), int(self.highest), self.counts, self.bins, wide)
 
     def _set_histogram(self, histogram: ScoreHistogram) -> None:
         self.lowest = torch.tensor(histogram.lowest, device=self.device)
         self.highest = torch.tensor(histogram.highest, device=self.device)
         self.counts = histogram.counts
+        if histogram.wide and int(self.precision) == FLOAT32:
+            self.precision = torch.tensor(FLOAT64, device=self.device)
 
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
         """Adds the states of all processes, having brought them to the same bins: torchmetrics adds equal shapes."""
-        here = torch.stack([self.lowest, self.highest])
-        ranges = torch.stack(dist_sync_fn(here, group=process_group or self.process_group))
-        histogram = self._histogram()
-        histogram.widen(int(ranges[:, 0].min()), int(ranges[:, 1].max()))
+        here = torch.stack([self.lowest, self.highest, self.precision])
+        states = torch.stack(dist_sync_fn(here, group=process_group or self.process_group)).tolist()
+        histogram, number = self._histogram(), torch.float32
+        ranges = [(lowest, highest) for lowest, highest, _ in states]
+        if any(precision > FLOAT32 for *_, precision in states):
+            histogram.to_float64()
+            number = torch.float64
+            ranges = [range_ if state[2] else wide_range(*range_) for state, range_ in zip(states, ranges, strict=True)]
+        histogram.widen(min(lowest for lowest, _ in ranges), max(highest for _, highest in ranges))
         self._set_histogram(histogram)
+        for name in LISTS:  # flat and of one type, also from a process that has none
+            parts = [part.flatten().to(number) for part in getattr(self, name)]
+            setattr(self, name, [torch.cat([torch.empty(0, dtype=number, device=self.device), *parts])])
         super()._sync_dist(dist_sync_fn, process_group)
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         """Adds another state: what `merge_state` and `forward` are made of."""
         lowest, highest = int(incoming_state["lowest"]), int(incoming_state["highest"])
+        wide = int(incoming_state["precision"]) > FLOAT32
         histogram = self._histogram()
-        histogram.merge(ScoreHistogram(lowest, highest, incoming_state["counts"], self.bins))
+        histogram.merge(ScoreHistogram(lowest, highest, incoming_state["counts"], self.bins, wide))
         self._set_histogram(histogram)
-        super()._reduce_states({**incoming_state, "counts": torch.zeros_like(self.counts)})
+        merged = {"lowest": self.lowest, "highest": self.highest, "counts": torch.zeros_like(self.counts)}
+        super()._reduce_states({**incoming_state, **merged})
 
 
 def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
@@ -310,8 +348,44 @@ def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str
     return {key: sum(v) / len(v) for key, v in values.items()}, {key: len(v) for key, v in values.items()}
 
 
+def _tensor(name: str, value: Array) -> Tensor:
+    """Returns an array, of any byte order and strides, as a tensor.
+
+    Raises:
+        ValueError: It does not hold numbers, or such of more than 64 bits.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+            raise ValueError(f"{name}: expected numbers of up to 64 bits, got {value.dtype}")
+        value = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
+    return torch.as_tensor(value).detach()
+
+
+def _ranked(values: Tensor) -> tuple[Tensor, int]:
+    """Returns scores in float32, or in float64 where float32 does not hold all of them, and what that took.
+
+    Rounding keeps the order but for what it makes equal: `ROUNDED` says that there may be some.
+    """
+    if values.dtype in IN_FLOAT32:
+        return values.float(), FLOAT32
+    wide = values.double()
+    if not values.is_floating_point() and wide.abs().max() > 2**53:
+        return wide, ROUNDED
+    narrow = wide.float()
+    return (narrow, FLOAT32) if bool((narrow == wide).all()) else (wide, FLOAT64)
+
+
 def _has_both(counts: ScoreCounts) -> bool:
     return bool(counts.normal.any() and counts.anomalous.any())
+
+
+def _bounds(level: str, counts: ScoreCounts) -> dict[str, float]:
+    """Returns the error bounds of AUROC, AP and F1-max of the images or the pixels."""
+    return {
+        f"{level}_auroc": curves.auroc_error_bound(counts),
+        f"{level}_ap": curves.average_precision_error_bound(counts),
+        f"{level}_f1_max": curves.f1_max_error_bound(counts),
+    }
 
 
 def _ranking(level: str, counts: ScoreCounts) -> tuple[dict[str, float], dict[str, float]]:

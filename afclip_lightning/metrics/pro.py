@@ -146,8 +146,8 @@ def _legacy_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     low, high = scores[0], scores[-1]
     if low == high:
         raise UndefinedMetricError("undefined if all scores are equal")
-    # float32 throughout, as in the released codes: the thresholds decide which scores they fall between
-    thresholds = np.arange(low, high, (high - low) / np.float32(LEGACY_THRESHOLDS), dtype=np.float32)
+    # in the scores' own type, float32 in the released codes: the thresholds decide which scores they fall between
+    thresholds = np.arange(low, high, (high - low) / np.float32(LEGACY_THRESHOLDS), dtype=scores.dtype)
     passed = np.searchsorted(thresholds, scores, side="left")  # how many thresholds are below the score
     size = len(thresholds) + 1
     # Score > threshold j exactly if more than j thresholds are below it. Descending thresholds: ascending FPR.

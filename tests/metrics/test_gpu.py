@@ -31,12 +31,15 @@ class Fetched(TorchDispatchMode):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("exact", [True, False])
-def test_the_bits_of_the_cpu_without_a_copy_of_the_maps(exact: bool) -> None:
+@pytest.mark.parametrize("finest", [0.0, 1e-12])
+def test_the_bits_of_the_cpu_without_a_copy_of_the_maps(exact: bool, finest: float) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(8, 96, 96, dtype=torch.uint8)
     masks[2:, 10:40, 20:60] = 1
     maps = torch.randn(masks.shape, generator=generator) + masks
     maps[3:5] *= 1e3  # the bins are merged while the maps are counted
+    if finest:
+        maps = maps.double() * (1 + finest)
     areas = torch.from_numpy(np.stack([region_areas(mask) for mask in masks.numpy()]))
     scores, label = maps.amax((1, 2)), masks.flatten(1).any(1).long()
     here, there = PixelMetrics(exact=exact), PixelMetrics(exact=exact).cuda()

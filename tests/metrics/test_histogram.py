@@ -26,10 +26,28 @@ def test_signed_zeros_and_smallest_numbers():
     assert score_keys(torch.tensor([-tiny, -0.0, 0.0, tiny])).tolist() == [-1, 0, 0, 1]
 
 
-def histogram_of(pixels, limit=2**10):
-    histogram = ScoreHistogram.empty(limit)
-    histogram.add(torch.tensor([p[0] for p in pixels]), torch.tensor([p[1] for p in pixels], dtype=torch.int32))
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
+def test_float64_keys_keep_the_order_and_can_be_read_back(values):
+    scores = torch.tensor(values, dtype=torch.float64)
+    keys = score_keys(scores)
+    assert torch.equal(keys.argsort(stable=True), scores.argsort(stable=True))
+    np.testing.assert_array_equal(key_scores(keys.numpy(), wide=True), scores.numpy())
+
+
+def add(histogram, pixels):
+    """Adds pixels one batch a type: as float32 what it can hold, and the rest as float64."""
+    with np.errstate(over="ignore"):
+        fits = [float(np.float32(score)) == score for score, _ in pixels]
+    for number, wanted in ((torch.float32, True), (torch.float64, False)):
+        part = [pixel for pixel, fit in zip(pixels, fits, strict=True) if fit == wanted]
+        scores = torch.tensor([p[0] for p in part], dtype=number)
+        histogram.add(scores, torch.tensor([p[1] for p in part], dtype=torch.int32))
     return histogram
+
+
+def histogram_of(pixels, limit=2**10):
+    return add(ScoreHistogram.empty(limit), pixels)
 
 
 # Scores of one scale, whose bins are fine; of all scales, most of which are taken together; and ties.
@@ -40,12 +58,15 @@ pixels_of = st.one_of(
         st.floats(0.5, 0.515625, width=32),
         st.sampled_from([-1.0, -1e-9, 0.0, -0.0, 1e-45, 1e-9, 0.5, 0.500001, 1.0, 1e30]),
         st.integers(-300, 300).map(float),
+        st.floats(-1e300, 1e300, allow_subnormal=True),
+        st.floats(0.5, 0.5 + 1e-9),
+        st.one_of(floats, st.floats(0.5, 0.500001), st.floats(-1e-29, 1e-29), st.sampled_from([-1e-320, 1e-45, 0.0])),
     )
 )
 limits = st.sampled_from([2**10, 2**14, 2**19])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=150)
 @given(pixels_of, limits)
 def test_bins_hold_what_their_thresholds_say(pixels, limit):
     histogram = histogram_of(pixels, limit)
@@ -54,15 +75,15 @@ def test_bins_hold_what_their_thresholds_say(pixels, limit):
     assert (np.diff(counts.thresholds) > 0).all()
     edges = [*counts.thresholds, np.inf]
     for i, threshold in enumerate(counts.thresholds):
-        above = [area for score, area in pixels if np.float32(score) >= threshold]
+        above = [area for score, area in pixels if score >= threshold]
         assert counts.normal[i:].sum() == sum(area == 0 for area in above)
         assert counts.anomalous[i:].sum() == sum(area > 0 for area in above)
         assert counts.region_weight[i:].sum() == sum(round(REGION / area) for area in above if area)
         if counts.tied[i]:
-            assert len({score for score, _ in pixels if threshold <= np.float32(score) < edges[i + 1]}) == 1
+            assert len({score for score, _ in pixels if threshold <= score < edges[i + 1]}) == 1
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=150)
 @given(pixels_of, limits, st.data())
 def test_parts_add_to_the_whole(pixels, limit, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(pixels)), max_size=3)))
@@ -71,9 +92,14 @@ def test_parts_add_to_the_whole(pixels, limit, data):
     for start, end in zip([0, *cuts], [*cuts, len(order)], strict=True):
         part = histogram_of(order[start:end], limit)
         merged.merge(part)
-        added.add(torch.tensor([p[0] for p in order[start:end]]), torch.tensor([p[1] for p in order[start:end]]).int())
+        add(added, order[start:end])
     whole = histogram_of(pixels, limit)
     for total in (added, merged):
+        for one, other in zip(total.score_counts()[1:], whole.score_counts()[1:], strict=True):
+            np.testing.assert_array_equal(one, other)
+    whole.to_float64()
+    for total in (added, merged):
+        total.to_float64()  # where all that came first was tiny it is already
         assert (total.lowest, total.highest) == (whole.lowest, whole.highest)
         assert torch.equal(total.counts, whole.counts)
 

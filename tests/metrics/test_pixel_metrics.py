@@ -54,6 +54,126 @@ def test_recorded_values(kind, exact):
 scales = st.sampled_from([(0.0, 1.0), (-3.0, 6.0), (0.49, 0.02), (1e30, 1e37), (-1e-38, 1e-38), (0.5, 0.0)])
 
 
+def expected_of(maps, masks):
+    """Returns what the loops say, in the numbers that the maps hold: Python's own, which lose nothing."""
+    labels, expected = masks.any((1, 2)), {}
+    if labels.any() and not labels.all():
+        scores = maps.max((1, 2)).tolist(), labels.astype(int).tolist()
+        expected |= {"image_auroc": naive.auroc(*scores), "image_ap": naive.average_precision(*scores)}
+        expected |= {"image_f1_max": naive.f1_max(*scores)}
+    if masks.any() and not masks.all():
+        pixels = maps.ravel().tolist(), masks.ravel().tolist()
+        expected |= {"pixel_auroc": naive.auroc(*pixels), "pixel_ap": naive.average_precision(*pixels)}
+        expected |= {"pixel_f1_max": naive.f1_max(*pixels), "pixel_pro": naive.pro(maps, masks, 0.3)}
+    return expected
+
+
+# Neighbours in float64 and whole numbers that float32 merges; magnitudes that it cannot hold, or holds unevenly.
+wide_maps = st.sampled_from(
+    [
+        lambda levels: 1 - 1e-9 * (1 - levels / 1000),
+        lambda levels: -1 + 1e-12 * levels,
+        lambda levels: levels.astype(np.int64) + 2**40,
+        lambda levels: levels.astype(np.uint64) + np.uint64(2**52),
+        lambda levels: levels.astype(np.uint32) + np.uint32(2**31),
+        lambda levels: (levels - 500) * 1e297,
+        lambda levels: (levels - 500) * 5e-324,
+        lambda levels: levels * 1e-42,
+        lambda levels: np.where(levels % 2, -0.0, 0.0) + (levels // 100) * 1e-310,
+        lambda levels: 10.0 ** (levels - 500),
+        lambda levels: (levels / 1000 + 1e-9 * (levels % 7)).astype(">f8")[:, ::-1],
+    ]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_float64_and_whole_numbers_equal_to_the_loops(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    shape = tuple(data.draw(st.integers(1, n)) for n in (4, 4, 3))
+    maps = data.draw(wide_maps)(rng.integers(0, data.draw(st.sampled_from([3, 1000])), shape))
+    masks = (rng.random(shape) < data.draw(st.sampled_from([0.1, 0.5]))).astype(np.uint8)
+    exact, coarse, cut = PixelMetrics(exact=True), PixelMetrics(tolerance=1), PixelMetrics(tolerance=1)
+    for metrics in (exact, coarse):
+        metrics.update(maps, masks, maps.max((1, 2)))
+    for image, mask in zip(maps, masks, strict=True):
+        cut.update(image[None], mask[None], image.max(keepdims=True)[0])
+    expected = expected_of(maps, masks)
+    assert exact.compute() == pytest.approx(expected, abs=1e-9)
+    values, bounds = coarse.compute(), coarse.result().error_bounds
+    assert cut.compute() == values
+    assert set(values) == set(expected)
+    assert all(abs(values[key] - expected[key]) <= bounds.get(key, 0) + 1e-9 for key in expected)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_scores_that_float32_merges_are_ranked(exact):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((2, 64, 64), np.uint8)
+    mask[0, 10:30, 10:30] = 1
+    maps = rng.random(mask.shape) / 2 + 0.45 * mask
+    expected = computed((maps, mask, maps.max((1, 2))), [slice(None)], exact=True)
+    for same, limit in (
+        (1 - 1e-9 * (1 - maps), 1e-4),
+        ((maps * 1e6).astype(np.int64) + 2**40, 1e-4),
+        ((maps * 1e6).astype(np.uint64) + np.uint64(2**44), 1e-4),
+    ):
+        metrics = PixelMetrics(exact=exact)
+        metrics.update(same, mask, same.max((1, 2)))
+        result = metrics.result()
+        assert all(bound < limit for bound in result.error_bounds.values())
+        assert result.metrics == pytest.approx(expected, abs=1e-5)
+        assert result.thresholds["pixel_f1_max"] in same or not exact
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_whole_numbers_that_float64_merges_are_counted_in_the_bounds(exact):
+    levels = np.arange(16).reshape(2, 2, 4)
+    mask = np.zeros(levels.shape, np.uint8)
+    mask[1, 1] = 1
+    for maps in (levels.astype(np.uint64) + np.uint64(2**63), levels.astype(np.int64) - 2**62):
+        metrics = PixelMetrics(exact=exact)
+        metrics.update(maps, mask, maps.max((1, 2)))
+        values, bounds = metrics.compute(), metrics.result().error_bounds
+        expected = expected_of(maps, mask)
+        assert bounds["pixel_auroc"] > 0.1
+        assert bounds["image_auroc"] == 0.5
+        assert all(abs(values[key] - expected[key]) <= bounds[key] + 1e-9 for key in expected)
+
+
+def test_float32_and_float64_in_one_stream():
+    maps, mask, score, label = stream()
+    finer = maps.double() * (1 + 1e-12)
+    mixed = PixelMetrics(), PixelMetrics(), PixelMetrics(exact=True)
+    for metrics, order in zip(mixed, (range(12), range(11, -1, -1), range(12)), strict=True):
+        for i in order:
+            of = slice(i, i + 1)
+            map_ = finer[of] if i % 2 else maps[of]
+            metrics.update(map_, mask[of], map_.amax((1, 2)), label[of])
+    one, other, exact = (metrics.compute() for metrics in mixed)
+    assert one == other
+    bounds = mixed[0].result().error_bounds
+    assert all(abs(one[key] - exact[key]) <= bounds.get(key, 0) + 1e-12 for key in exact)
+    assert one == pytest.approx(computed((maps, mask, score, label), [slice(None)]), abs=1e-3)
+    first, second = PixelMetrics(), PixelMetrics()
+    first.update(maps[:5], mask[:5], score[:5], label[:5])
+    second.update(finer[5:], mask[5:], finer[5:].amax((1, 2)), label[5:])
+    for left, right in ((first, second), (second, first)):
+        both = PixelMetrics()
+        both.merge_state(left)
+        both.merge_state(right)
+        whole = PixelMetrics()
+        whole.update(maps[:5], mask[:5], score[:5], label[:5])
+        whole.update(finer[5:], mask[5:], finer[5:].amax((1, 2)), label[5:])
+        assert both.result() == whole.result()
+
+
+@pytest.mark.parametrize("values", [np.zeros((1, 2, 2), np.complex64), np.zeros((1, 2, 2), "U3")])
+def test_what_is_no_number_is_refused(values):
+    with pytest.raises(ValueError, match="expected numbers of up to 64 bits"):
+        PixelMetrics().update(values, np.zeros((1, 2, 2), np.uint8))
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_equal_to_the_loops(data):
@@ -72,15 +192,7 @@ def test_equal_to_the_loops(data):
         metrics.update(maps, masks, maps.max((1, 2)), labels)
     maps = maps.astype(np.float32)
 
-    expected = {}
-    if labels.any() and not labels.all():
-        scores = maps.max((1, 2)).tolist(), labels.tolist()
-        expected |= {"image_auroc": naive.auroc(*scores), "image_ap": naive.average_precision(*scores)}
-        expected |= {"image_f1_max": naive.f1_max(*scores)}
-    if masks.any() and not masks.all():
-        pixels = maps.ravel().tolist(), masks.ravel().tolist()
-        expected |= {"pixel_auroc": naive.auroc(*pixels), "pixel_ap": naive.average_precision(*pixels)}
-        expected |= {"pixel_f1_max": naive.f1_max(*pixels), "pixel_pro": naive.pro(maps, masks, 0.3)}
+    expected = expected_of(maps, masks)
     assert exact.compute() == pytest.approx(expected, abs=1e-9)
     values, bounds = coarse.compute(), coarse.result().error_bounds
     assert set(values) == set(expected)
@@ -204,7 +316,7 @@ def test_the_bound_is_within_the_tolerance(kind, recwarn):
     masks[1:, 100:180, 200:300] = 1
     noise = rng.standard_normal(masks.shape, np.float32) + 1.5 * masks
     maps = {
-        "squeezed": 0.49 + 0.02 / (1 + np.exp(-noise)),
+        "squeezed": (0.49 + 0.02 / (1 + np.exp(-noise))).astype(np.float32),  # all float64 apart would be too many
         "saturated": noise.clip(0, 1),
         "half": (1 / (1 + np.exp(-noise))).astype(np.float16),
         "integers": np.rint(40 * noise + 200).clip(0, 255).astype(np.uint8),
@@ -268,7 +380,11 @@ def _with(index, value):
         ("anomaly_map", _with(2, float("nan")), "c.png: its anomaly map"),
         ("anomaly_map", _with(3, float("inf")), "d.png: its anomaly map"),
         ("anomaly_map", _with(3, float("-inf")), "d.png: its anomaly map"),
-        ("anomaly_map", lambda maps: maps.double().index_fill(0, torch.tensor([1]), 1e300), "b.png: its anomaly map"),
+        (
+            "anomaly_map",
+            lambda maps: maps.double().index_fill(0, torch.tensor([1]), float("inf")),
+            "b.png: its anomaly map",
+        ),
         ("pred_score", _with(1, float("nan")), "b.png: its image score"),
         ("label", _with(1, 2), "b.png: its label is neither"),
         ("label", _with(1, 0), "b.png: its label is 0"),
