@@ -1,14 +1,20 @@
-"""Checkpoint files: written in one step, read without unpickling objects."""
+"""Checkpoint files: written in one step, read without unpickling objects, believed after a look at all that is used."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
-from afclip_lightning.errors import CheckpointError
-from afclip_lightning.files import atomic_path
+from afclip_lightning.backbones.archives import is_finite, read_archive
+from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.errors import CheckpointError, shown
+from afclip_lightning.files import atomic_path, to_type
+
+REMEDY = "Name another checkpoint, or train the head again."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,18 +40,54 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """How a method is built, as in the `model` section of a config."""
+
+    class_path: str
+    init_args: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a checkpoint of ours holds beside Lightning's own entries."""
+
+    state_dict: dict[str, Tensor]
+    method: str
+    method_hyperparameters: dict[str, Any]
+    feature_spec: FeatureSpec
+    model: _Model | None = None
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Returns a checkpoint's content, its tensors on the CPU.
 
     Raises:
-        CheckpointError: The file is absent, damaged, holds objects or is not one of ours.
+        CheckpointError: The file is absent, damaged, holds objects, is not one of ours, an entry is of another type, or
+            a trained tensor is not finite.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"Checkpoint {path} does not exist.")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip and end-of-file errors
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
+    checkpoint = read_archive(path, CheckpointError)
     if not isinstance(checkpoint, dict) or "feature_spec" not in checkpoint:
-        raise CheckpointError(f"{path} has no feature spec: it was not written by afclip_lightning.")
+        raise CheckpointError(f"{path} has no feature spec: it was not written by afclip_lightning. {REMEDY}")
+    for name in ("method", "method_hyperparameters", "feature_spec", "model"):
+        if not _is_plain(checkpoint.get(name)):
+            raise CheckpointError(f"{path}: {name} holds more than text, numbers, lists and mappings. {REMEDY}")
+    if isinstance(checkpoint.get("state_dict"), Tensor):
+        raise CheckpointError(f"{path}: state_dict: expected a mapping of names to tensors, got one tensor. {REMEDY}")
+    size = Path(path).stat().st_size
+    content = to_type(checkpoint, _Content, shown(path), remedy=REMEDY, error=CheckpointError)
+    for name, tensor in content.state_dict.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > size:
+            raise CheckpointError(f"{path}: state_dict: {name} is no plain tensor. {REMEDY}")
+        if not is_finite(tensor):
+            raise CheckpointError(f"{path}: state_dict: {name} holds NaN or infinity: its training failed. {REMEDY}")
     return checkpoint
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether a value is text, a number, or lists and mappings of such."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return (
+        all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, str | float | int | None)
+    )

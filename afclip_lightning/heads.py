@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import afclip_lightning.methods
+from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.checkpoint import read_checkpoint
 from afclip_lightning.classes import descendants, import_submodules
-from afclip_lightning.errors import CheckpointError, UserError, message_of
+from afclip_lightning.errors import CheckpointError, UserError, WeightsError, message_of
 from afclip_lightning.methods.base import AnomalyMethod
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -52,9 +54,37 @@ def load_head(
             f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
             "again, or build the method in Python and load the checkpoint's `state_dict`."
         )
-    method = build(checkpoint["model"], arguments, backbones)
+    try:
+        method = build(_own(checkpoint["model"]), arguments, backbones)
+    except WeightsError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     restore(method, checkpoint)
     return method
+
+
+def _own(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `model` entry of a checkpoint, without its optimiser, if building it imports nothing.
+
+    A config is written by its user and may name any class. A checkpoint comes from anywhere: it must not choose what is
+    run, least of all a module of the working directory.
+
+    Raises:
+        UserError: It names a class that is neither ours nor imported already.
+    """
+    name, arguments = model["class_path"], dict(model.get("init_args") or {})
+    own = methods()
+    module, _, cls_name = name.rpartition(".")
+    if name not in own and not hasattr(sys.modules.get(module), cls_name):
+        raise UserError(
+            f"its method {name!r} is none of ours, and a checkpoint's module is not imported. Ours are "
+            f"{', '.join(own)}; in Python, import the module yourself and call afclip_lightning.load."
+        )
+    arguments.pop("optimizer", None)  # nothing is trained with it here
+    if "'class_path'" in repr(arguments):
+        raise UserError("its arguments name a class, and nothing is imported for a checkpoint. Train the head again.")
+    return {"class_path": name, "init_args": arguments}
 
 
 def restore(method: AnomalyMethod, checkpoint: dict[str, Any]) -> None:
@@ -81,11 +111,16 @@ def build(
         UserError: The method is unknown or an argument is wrong.
     """
     cls = method_class(model["class_path"])
-    config = OmegaConf.create(dict(model.get("init_args") or {}))
-    for name, value in (arguments or {}).items():
-        OmegaConf.update(config, name, value, force_add=True)
-    given: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    try:
+        config = OmegaConf.create(dict(model.get("init_args") or {}))
+        for name, value in (arguments or {}).items():
+            OmegaConf.update(config, name, value, force_add=True)
+        given: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{cls.__name__}: its arguments cannot be read ({error}).") from error
     given_backbone = given.pop("backbone", None) or {}
+    if not isinstance(given_backbone, dict):
+        raise UserError(f"{cls.__name__}: backbone: expected a mapping of arguments, got {given_backbone!r}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "head", skip={"backbone"}, instantiate=False)
     known = {} if backbones is None else backbones
@@ -97,6 +132,8 @@ def build(
         method = cls(known[key], **vars(parser.instantiate_classes(parsed).head))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(f"{cls.__name__}: {message_of(error)}") from error
+    except (MemoryError, RuntimeError) as error:  # torch's words for sizes that no memory holds
+        raise UserError(f"{cls.__name__} cannot be built with these arguments: {reason(error)}.") from error
     method.eval()
     return method
 

@@ -41,6 +41,7 @@ open_clip.add_model_config(MODELS)
 
 CompileMode = Literal["no", "default", "reduce-overhead"]
 TEXT_BATCH = 256  # prompts a pass of the text tower
+MAX_IMAGE_SIZE = 8192  # pixels: a positional embedding of over 1 GB for ViT-L
 
 
 @final
@@ -270,6 +271,8 @@ def _resolve(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_size(image_size: int, patch: int) -> None:
+    if image_size > MAX_IMAGE_SIZE:
+        raise ValueError(f"image_size must be at most {MAX_IMAGE_SIZE}, got {image_size}; larger images are for tiles")
     if image_size < patch or image_size % patch:
         below = max(image_size // patch, 1) * patch
         raise ValueError(

@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from afclip_lightning.backbones.archives import check_archive, is_finite, is_torchscript, read_torchscript, reason
 from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD
 from afclip_lightning.errors import WeightsError
+from afclip_lightning.files import open_regular
 
 Channels = tuple[float, float, float]
 RANDOM = "random"
@@ -29,14 +33,6 @@ LOCAL_WAY = (
 def is_local_file(weights: str) -> bool:
     """Returns whether `weights` is meant as a path rather than a tag."""
     return Path(weights).suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights
-
-
-def is_torchscript(path: Path) -> bool:
-    """Returns whether the file is a TorchScript archive, the form in which OpenAI publishes CLIP."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
@@ -117,11 +113,12 @@ def load_weights(clip: nn.Module, path: Path) -> None:
     """Fills a CLIP model from a file: OpenAI's TorchScript archive, a state dict or safetensors.
 
     Raises:
-        WeightsError: The file is damaged or does not fit the model.
+        WeightsError: The file is damaged, does not fit the model, or has values that are not finite.
     """
-    try:
+    with _reading(path, "this model"):
         if is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            with path.open("rb") as file:
+                state = read_torchscript(file)
             sizes = ("input_resolution", "context_length", "vocab_size")
             clip.load_state_dict({k: v for k, v in state.items() if k not in sizes})
         elif has_cut_vocabulary(path):
@@ -130,8 +127,30 @@ def load_weights(clip: nn.Module, path: Path) -> None:
             )
         else:
             load_checkpoint(clip, str(path), strict=True, weights_only=True)
+    check_finite(clip, path)
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Looks at the file first, and says of all errors of the body that the file is not usable as weights of `what`."""
+    with open_regular(path, error=WeightsError) as file:
+        if zipfile.is_zipfile(file):
+            check_archive(file, path, WeightsError)
+    try:
+        yield
     except Exception as error:  # unpickling errors, missing keys, wrong shapes
-        raise WeightsError(f"{path}: not usable as weights of this model: {error}") from error
+        raise WeightsError(f"{path}: not usable as weights of {what}: {reason(error)}. {LOCAL_WAY}") from error
+
+
+def check_finite(module: nn.Module, path: Path) -> None:
+    """Refuses weights that hold NaN or infinity: every score would be NaN.
+
+    Raises:
+        WeightsError: Names the file and the tensor.
+    """
+    for name, tensor in module.state_dict().items():
+        if not is_finite(tensor):
+            raise WeightsError(f"{path}: {name} holds NaN or infinity. Restore the file, or name other weights.")
 
 
 def has_cut_vocabulary(path: Path) -> bool:
@@ -165,15 +184,14 @@ def load_vision_weights(tower: nn.Module, weights: str) -> None:
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(f"Vision weights {path} do not exist.")
-    try:
+    with _reading(path, "the vision tower"):
         missing, unexpected = tower.load_state_dict(load_state_dict(str(path)), strict=False)
-    except Exception as error:
-        raise WeightsError(f"{path}: not usable as weights of the vision tower: {error}") from error
     missing = [key for key in missing if not key.startswith(("head.", "proj"))]
     if missing or unexpected:
         raise WeightsError(
             f"{path}: does not fit the vision tower (missing: {missing[:3]}, unexpected: {list(unexpected)[:3]})"
         )
+    check_finite(tower, path)
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

@@ -245,6 +245,10 @@ _WORDS = {
     "array": "a list",
     "object": "a mapping",
     "null": "nothing",
+    "Tensor": "a tensor",
+    "dict": "a mapping",
+    "list": "a list",
+    "NoneType": "nothing",
 }
 """What msgspec calls the types, in words."""
 

@@ -213,8 +213,8 @@ class AnomalyMethod(LightningModule, ABC):
         ]
         if problems:
             raise CheckpointError("The checkpoint was trained with other arguments:\n  " + "\n  ".join(problems))
-        stored = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        stored = {name: _form(tensor) for name, tensor in checkpoint["state_dict"].items()}
+        wanted = {name: _form(tensor) for name, tensor in self.state_dict().items()}
         if stored != wanted:
             lines = [
                 f"{name}: {stored.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} here"
@@ -247,6 +247,11 @@ class PromptMethod(AnomalyMethod):
     def on_evaluation_end(self) -> None:
         """Forgets the pass's text."""
         self.pass_text = None
+
+
+def _form(tensor: Tensor) -> str:
+    """Returns a tensor's shape, and its type unless it is a floating-point one, which are converted to each other."""
+    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")
 
 
 def _plain(value: Any) -> Any:
