@@ -20,7 +20,7 @@ import afclip_lightning.data
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.classes import descendants, import_submodules
 from afclip_lightning.data.images import list_folders, list_images
-from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
+from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
@@ -108,6 +108,7 @@ class AnomalyDataModule(AnomalyData):
         drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
         paired: The references of each `(dataset, category)`, for the run folder.
+        own_size: Whether the loaders of tests give masks at each image's own size too. Set by the evaluation.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         name: Name of the dataset in metric keys and tables.
         folder: Its folder in the one that holds all datasets, as the configs have it; empty where that is `name`.
@@ -162,6 +163,7 @@ class AnomalyDataModule(AnomalyData):
         self.drawn: dict[tuple[str, str], dict[str, Any]] = {}
         self.pairing: Pairing | None = None
         self.paired: dict[tuple[str, str], dict[str, Any]] = {}
+        self.own_size = False
         self.skipped: dict[Path, str] = {}
 
     @classmethod
@@ -451,7 +453,8 @@ class AnomalyDataModule(AnomalyData):
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
         named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
-        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store)
+        facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
+        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store, facts)
         return make_loader(
             dataset, self.batch_size, self.num_workers, self.loading, sampler(dataset), self.skipped, training
         )
