@@ -302,7 +302,10 @@ class AnomalyCLI(LightningCLI):
         if loading.draft:
             raise UserError("--loading.draft changes the pixels: use it or --features.cache, not both.")
         compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(str(self.trainer.precision), "float32")
-        store = FeatureStore(features.cache, self.model.spec, self.model.backbone.grid, compute, features.dtype)
+        backbone = self.model.backbone
+        channels = backbone.vision.width, backbone.embed_dim
+        store = FeatureStore(features.cache, self.model.spec, backbone.grid, compute, features.dtype, channels)
+        store.check_spec()
         for method in self.heads.values():
             method.store = store.of(method.spec)
         self._read_from(store)

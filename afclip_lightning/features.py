@@ -6,12 +6,13 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, feature_files, read_checked
+from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, StoreFacts, feature_files, read_checked
 from afclip_lightning.errors import UserError, message_of
 
 DESCRIPTION = """\
@@ -42,8 +43,7 @@ def info(root: Path) -> list[dict[str, Any]]:
         for tap in sorted(path.name for path in folder.iterdir() if path.is_dir()):
             sizes = [path.stat().st_size for path in feature_files(root, folder.name, tap)]
             taps[tap] = {"images": len(sizes), "bytes": sum(sizes)}
-        facts = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
-        entries.append({"key": folder.name, "spec": facts, "taps": taps})
+        entries.append({"key": folder.name, "spec": asdict(StoreFacts.read(folder)), "taps": taps})
     return entries
 
 
@@ -53,7 +53,7 @@ def verify(root: Path) -> list[str]:
     for path in tqdm(list(feature_files(root)), unit="image", disable=not sys.stderr.isatty()):
         try:
             read_checked(path)
-        except DamagedError as error:
+        except UserError as error:  # a file that is damaged, and what is no file
             problems.append(str(error))
     return problems
 
@@ -86,6 +86,8 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
                 read_checked(path)
             except DamagedError:
                 doomed.append(path)
+            except UserError:  # no file, which `verify` names
+                continue
     hour = time.time() - 3600
     doomed += [
         path for path in root.glob("*/*/*/.*.tmp") if path.stat().st_mtime < hour

@@ -1,18 +1,20 @@
 """Results as rows: the table a person reads, CSV and JSON."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from afclip_lightning.columns import MEAN, METRICS, TITLES
-from afclip_lightning.files import write_json, write_text
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import csv_text, write_json, write_text
 from afclip_lightning.metrics import TOLERANCE, Curve, Result, aggregate
 
 Key = tuple[str, str]  # dataset, category
+
+REGIONS_CHANGED = 0.05  # share by which the number of regions may change before it is said
 
 
 class ImageScore(NamedTuple):
@@ -37,6 +39,28 @@ class ImageScore(NamedTuple):
     mask_known: bool
 
 
+class MaskCounts(NamedTuple):
+    """What became of the masks of a category's anomalous images on their way to the size that is evaluated.
+
+    Attributes:
+        masks: Masks that were read.
+        empty: Of these, how many mark nothing at the size that is evaluated.
+        regions: Anomalous regions at the images' own sizes.
+        regions_evaluated: Anomalous regions at the size that is evaluated: some are lost, some run together or break.
+        mostly: Masks that mark more than half of their picture.
+    """
+
+    masks: int = 0
+    empty: int = 0
+    regions: int = 0
+    regions_evaluated: int = 0
+    mostly: int = 0
+
+    def plus(self, other: "MaskCounts") -> "MaskCounts":
+        """Returns the sums."""
+        return MaskCounts(*map(sum, zip(self, other, strict=True)))
+
+
 @dataclass(frozen=True)
 class Row:
     """The metrics of one category, or their mean over a dataset's categories.
@@ -50,6 +74,7 @@ class Row:
         categories: For a mean: over how many categories each metric's mean is.
         error_bounds: How far binning can have moved each pixel metric.
         thresholds: Score from which on the best F1 calls an image or a pixel anomalous.
+        masks: What became of the masks; `None` if it is not known.
     """
 
     dataset: str
@@ -60,9 +85,10 @@ class Row:
     categories: Mapping[str, int] = field(default_factory=dict)
     error_bounds: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    masks: MaskCounts | None = None
 
     @classmethod
-    def of(cls, dataset: str, category: str, result: Result) -> "Row":
+    def of(cls, dataset: str, category: str, result: Result, masks: MaskCounts | None = None) -> "Row":
         """Returns the row of one category."""
         return cls(
             dataset,
@@ -72,6 +98,24 @@ class Row:
             result.metrics,
             error_bounds=result.error_bounds,
             thresholds=result.thresholds,
+            masks=masks,
+        )
+
+
+def check_category(name: str, where: str = "") -> None:
+    """Checks that a category is not called what the table calls the mean.
+
+    Args:
+        name: Name of the category.
+        where: What the message begins with.
+
+    Raises:
+        UserError: It is.
+    """
+    if name == MEAN:
+        raise UserError(
+            f"{where}a category is called {MEAN!r}, and so is the mean of all categories in every table. Rename it, or "
+            "leave it out and test it by itself under another name."
         )
 
 
@@ -82,7 +126,9 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
         part = [row for row in rows if row.dataset == dataset]
         mean, counts = aggregate({row.category: row.metrics for row in part})
         normal, anomalous = sum(row.normal for row in part), sum(row.anomalous for row in part)
-        result += [*part, Row(dataset, MEAN, normal, anomalous, mean, counts)]
+        known = [row.masks for row in part if row.masks is not None]
+        masks = reduce(MaskCounts.plus, known) if known else None
+        result += [*part, Row(dataset, MEAN, normal, anomalous, mean, counts, masks=masks)]
     return result
 
 
@@ -90,7 +136,8 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
     """Returns an aligned Markdown table in percent; `n/a` where a metric is not defined.
 
     A mean says over how many categories it is, `mean of 6`, and where a metric leaves some out, over how many that one
-    is: `91.2 (5)`. Below the table stands what binning may have moved by more than the tolerance.
+    is: `91.2 (5)`. Below the table stands what resizing did to the masks, and what binning may have moved by more than
+    the tolerance.
     """
     header = ["dataset", "category", "normal", "anomalous", *TITLES]
     lines = [header]
@@ -111,7 +158,24 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
 
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
     table = [text(lines[0]), rule, *(text(line) for line in lines[1:])]
-    return "\n".join([*table, *_imprecise(rows, tolerance)])
+    return "\n".join([*table, *_resized(rows), *_imprecise(rows, tolerance)])
+
+
+def _resized(rows: Sequence[Row]) -> list[str]:
+    """Returns the lines below the table on masks that are empty, or have other regions, at the size evaluated."""
+    found = []
+    for row in rows:
+        counts = row.masks
+        if row.category == MEAN or counts is None:
+            continue
+        if counts.empty or abs(counts.regions_evaluated - counts.regions) > REGIONS_CHANGED * counts.regions:
+            empty = f"{counts.empty} of {counts.masks} masks {'is' if counts.empty == 1 else 'are'} empty, "
+            regions = f"{counts.regions} regions became {counts.regions_evaluated}"
+            found.append(f"- {row.dataset}/{row.category}: {empty if counts.empty else ''}{regions}")
+    if not found:
+        return []
+    remedy = "--evaluation.resolution image evaluates at each image's own size"
+    return ["", f"Resized to the backbone's size, masks changed ({remedy}):", "", *found]
 
 
 def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
@@ -130,17 +194,21 @@ def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Returns the table as CSV, values in [0, 1]; what is not defined is left empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["dataset", "category", "normal", "anomalous", *METRICS])
-    for row in rows:
-        values = [row.metrics.get(metric, "") for metric in METRICS]
-        writer.writerow([row.dataset, row.category, row.normal, row.anomalous, *values])
-    return buffer.getvalue()
+    lines = (
+        [row.dataset, row.category, row.normal, row.anomalous, *(row.metrics.get(metric) for metric in METRICS)]
+        for row in rows
+    )
+    return csv_text(["dataset", "category", "normal", "anomalous", *METRICS], lines)
 
 
-def to_json(rows: Sequence[Row], title: str) -> dict[str, Any]:
-    """Returns the table for JSON, values in [0, 1]; what is not defined is left out."""
+def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the table for JSON, values in [0, 1]; what is not defined is left out.
+
+    Args:
+        rows: The table.
+        title: What was tested.
+        conditions: Under which conditions, by name.
+    """
     entries = [
         {
             "dataset": row.dataset,
@@ -153,13 +221,21 @@ def to_json(rows: Sequence[Row], title: str) -> dict[str, Any]:
                 if row.category == MEAN
                 else {"error_bounds": dict(row.error_bounds), "thresholds": dict(row.thresholds)}
             ),
+            **({} if row.masks is None else {"masks": row.masks._asdict()}),
         }
         for row in rows
     ]
-    return {"title": title, "rows": entries}
+    return {"title": title, **({"conditions": dict(conditions)} if conditions else {}), "rows": entries}
 
 
-def write(rows: Sequence[Row], folder: Path, name: str, title: str, tolerance: float = TOLERANCE) -> None:
+def write(
+    rows: Sequence[Row],
+    folder: Path,
+    name: str,
+    title: str,
+    tolerance: float = TOLERANCE,
+    conditions: Mapping[str, Any] | None = None,
+) -> None:
     """Writes `<name>.csv`, `<name>.json` and `<name>.md`.
 
     Args:
@@ -168,19 +244,16 @@ def write(rows: Sequence[Row], folder: Path, name: str, title: str, tolerance: f
         name: Stem of the files.
         title: What was tested, with its backbone.
         tolerance: See `render`.
+        conditions: See `to_json`.
     """
     write_text(folder / f"{name}.csv", to_csv(rows))
-    write_json(folder / f"{name}.json", to_json(rows, title))
+    write_json(folder / f"{name}.json", to_json(rows, title, conditions))
     write_text(folder / f"{name}.md", f"{title}\n\n{render(rows, tolerance)}\n")
 
 
 def write_scores(scores: Sequence[ImageScore], path: Path) -> None:
     """Writes the scores of all images as CSV; numbers in full, so that a threshold decides alike when they are read."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(ImageScore._fields)
-    writer.writerows((*score[:-1], int(score.mask_known)) for score in scores)
-    write_text(path, buffer.getvalue())
+    write_text(path, csv_text(ImageScore._fields, ((*score[:-1], int(score.mask_known)) for score in scores)))
 
 
 def write_curves(curves: Mapping[Key, Mapping[str, Curve]], pro_limit: float, path: Path) -> None:

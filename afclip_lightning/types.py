@@ -14,6 +14,7 @@ from torch import Tensor
 
 Split = Literal["train", "test"]
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
+MOST = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
 MAIN_HEAD = "main"  # name of the run's own method where others are tested in the same pass
 
 
@@ -30,11 +31,9 @@ class Sample:
         mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`.
         mask_known: Whether the pixel labels are known. A normal image needs no mask file: its mask is empty. `False`
             only for anomalous images of sets that come without masks, and where the label is not known.
-        mask_threshold: Highest value of the mask file that is still normal; by default 0, and half of the range in
-            files of lossy formats. 127 for sets whose masks were smoothed.
+        mask_threshold: Highest value of the mask file that is still normal. 0 but for sets whose masks were smoothed or
+            compressed, where it is 127.
         word: What a prompt calls the category (`metal nut`); loaders fill it in.
-        white: The value that becomes 255 where an image has more than 8 bits; `None` for the largest that its bits
-            hold. Loaders fill it in.
     """
 
     dataset: str
@@ -44,9 +43,8 @@ class Sample:
     label: int
     mask_path: Path | None = None
     mask_known: bool = True
-    mask_threshold: int | None = None
+    mask_threshold: int = 0
     word: str = ""
-    white: int | None = None
 
 
 @dataclass
@@ -80,6 +78,41 @@ class ClipFeatures:
         )
 
 
+@dataclass(frozen=True)
+class MaskFacts:
+    """What an image's mask is at the image's own size.
+
+    Attributes:
+        shape: Height and width of the image, in pixels.
+        marked: Anomalous pixels.
+        regions: Anomalous regions, 8-connected.
+        areas: `[h, w]`, int32: area of the region of each pixel, 0 = normal, of the part of the image from `corner` on
+            that holds all regions; `None` unless it was asked for or where there is none.
+        corner: First row and column of that part.
+        seen: Anomalous regions at the backbone's size: 0 where the mask lost all of them.
+    """
+
+    shape: tuple[int, int]
+    marked: int = 0
+    regions: int = 0
+    areas: Tensor | None = None
+    corner: tuple[int, int] = (0, 0)
+    seen: int = 0
+
+    @property
+    def marks_most(self) -> bool:
+        """Returns whether more than half of the picture is anomalous."""
+        return self.marked > MOST * self.shape[0] * self.shape[1]
+
+    def region_area(self, device: torch.device | None = None) -> Tensor:
+        """Returns the area of the region of each pixel of the image, `[H, W]`, int32, 0 = normal."""
+        areas = torch.zeros(self.shape, dtype=torch.int32, device=device)
+        if self.areas is not None:
+            (top, left), (height, width) = self.corner, self.areas.shape
+            areas[top : top + height, left : left + width] = self.areas.to(areas.device)
+        return areas
+
+
 @dataclass
 class Batch:
     """A batch of preprocessed samples.
@@ -98,6 +131,7 @@ class Batch:
             rows and on through `reference`.
         digests: What each image's features are kept under; `None` without a store.
         features: The images' features, as they were kept; `None` where they are still to be computed.
+        masks: What is known of each image's mask at the image's own size; `None` in training.
     """
 
     image: Tensor
@@ -110,6 +144,7 @@ class Batch:
     reference_rows: Tensor | None = None
     digests: list[str] | None = None
     features: ClipFeatures | None = None
+    masks: list[MaskFacts] | None = None
 
     @property
     def known(self) -> Tensor | slice:
@@ -135,7 +170,7 @@ class Batch:
         others = (self.region_area, self.reference, self.reference_rows)
         area, reference, rows = (None if tensor is None else change(tensor) for tensor in others)
         features = None if self.features is None else self.features.map(change)
-        return Batch(image, mask, label, known, self.samples, area, reference, rows, self.digests, features)
+        return Batch(image, mask, label, known, self.samples, area, reference, rows, self.digests, features, self.masks)
 
 
 @dataclass

@@ -194,6 +194,184 @@ def test_a_folder_without_maps_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert "maps has no map: no .npy, .png, .tif, .tiff file" in capsys.readouterr().err
 
 
+def test_an_anomalous_image_with_a_black_mask_is_refused_as_in_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path)
+    black = tmp_path / "data/cable/ground_truth/crack/002_mask.png"
+    save(black, np.zeros((12, 10), np.uint8))
+    assert run(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"{black}: the mask marks nothing, but its image" in error
+    assert "--empty_masks normal" in error
+    assert run(tmp_path, "--empty_masks=normal") == 0
+    assert [cell.strip() for cell in capsys.readouterr().out.splitlines()[3].split("|")[3:5]] == ["3", "2"]
+
+
+def write_one_category(root: Path, kinds: tuple[str, ...] = ("crack", "scratch"), normal: str = "good") -> None:
+    """Writes the inside of MVTec's `test` and `ground_truth` folders: kinds of defects, and a normal one."""
+    rng = np.random.default_rng(1)
+    mask = np.zeros((12, 10), np.uint8)
+    mask[2:5, 3:8] = 255
+    for kind in (normal, *kinds):
+        for i in range(2):
+            save(root / f"maps/{kind}/{i:03}.npy", rng.random(mask.shape) + (mask / 500 if kind != normal else 0))
+            if kind != normal:
+                save(root / f"data/{kind}/{i:03}_mask.png", mask)
+
+
+def categories(output: str) -> list[str]:
+    return [line.split("|")[2].strip() for line in output.splitlines()[2:] if line.startswith("|")]
+
+
+def test_a_folder_named_good_makes_its_neighbours_kinds_of_defects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_one_category(tmp_path)
+    assert run(tmp_path) == 0
+    output = capsys.readouterr().out
+    assert categories(output) == ["all", "mean of 1"]
+    assert [cell.strip() for cell in output.splitlines()[2].split("|")[3:5]] == ["2", "4"]
+    assert run(tmp_path, "--layout=category") == 0
+    assert capsys.readouterr().out == output
+    assert run(tmp_path, "--layout=categories") == 0
+    assert categories(capsys.readouterr().out) == ["crack", "good", "scratch", "mean of 3"]
+
+
+def test_normal_images_under_another_name_are_not_taken_for_a_category(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_one_category(tmp_path, normal="ok")
+    assert run(tmp_path, "--unmasked_are_normal") == 2
+    error = capsys.readouterr().err
+    assert "ok holds maps of normal images only and crack of anomalous ones only" in error
+    assert "--layout category (all is one) or --layout categories" in error
+    assert run(tmp_path, "--unmasked_are_normal", "--layout=category") == 0
+    assert categories(capsys.readouterr().out) == ["all", "mean of 1"]
+    assert run(tmp_path, "--unmasked_are_normal", "--layout=categories") == 0
+    assert categories(capsys.readouterr().out) == ["crack", "ok", "scratch", "mean of 3"]
+
+
+@pytest.mark.parametrize("stray", ["good/000.npy", "test/good/000.npy", "000.npy"])
+def test_what_could_be_a_category_or_a_kind_of_defect_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stray: str
+) -> None:
+    write_tree(tmp_path)
+    save(tmp_path / "maps" / stray, np.zeros((12, 10)))
+    assert run(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f"{stray.split('/')[0]} lies beside bottle, which looks like a category of its own" in error
+    assert "--layout categories" in error
+    if stray == "good/000.npy":
+        assert run(tmp_path, "--layout=categories") == 0
+        assert categories(capsys.readouterr().out) == ["bottle", "cable", "good", "mean of 3"]
+
+
+def test_a_category_may_be_called_all_and_not_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    for name in ("maps", "data"):
+        (tmp_path / name / "bottle").rename(tmp_path / name / "all")
+    assert run(tmp_path) == 0
+    assert categories(capsys.readouterr().out) == ["all", "cable", "mean of 2"]
+    for name in ("maps", "data"):
+        (tmp_path / name / "all").rename(tmp_path / name / "mean")
+    assert run(tmp_path) == 2
+    assert "maps/mean: a category is called 'mean', and so is the mean of all categories" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    np.savez(tmp_path / "maps/cable/test/good/007.npz", np.zeros(3))
+    save(tmp_path / "maps/cable/test/good/008.jpg", np.zeros((12, 10), np.uint8))
+    save(tmp_path / "maps/bottle/train/good/000.npy", np.zeros((12, 10)))
+    save(tmp_path / "maps/bottle/test/good/000.jpg", np.zeros((12, 10), np.uint8))  # a picture of a map that is read
+    (tmp_path / "maps/screw/test/good").mkdir(parents=True)
+    save(tmp_path / "data/zipper/ground_truth/crack/000_mask.png", np.ones((12, 10), np.uint8))
+    assert run(tmp_path, "--json", str(tmp_path / "t.json")) == 1
+    output, error = capsys.readouterr()
+    assert categories(output) == ["bottle", "cable", "mean of 2"]
+    notes = error.splitlines()
+    assert f"note: 1 file left out of {tmp_path}/maps/bottle: 1 outside test; the first is" in notes[0]
+    assert f"note: 2 files left out of {tmp_path}/maps/cable: 1 .jpg, 1 .npz; the first is" in notes[1]
+    assert notes[2] == "note: 1 folder below --maps without a map: screw."
+    assert notes[3].startswith("note: 1 category with masks and without maps: zipper.")
+    assert [f"note: {line}" for line in json.loads((tmp_path / "t.json").read_text())["notes"]] == notes
+    assert len(notes) == 4
+
+
+def test_only_maps_of_suffixes_that_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    for path in [*(tmp_path / "maps").rglob("*.npy"), *(tmp_path / "maps").rglob("*.tiff")]:
+        path.rename(path.with_suffix(".npz"))
+    assert run(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "maps has no map" in error
+    assert "5 files left out of" in error
+
+
+def test_two_maps_of_one_normal_image_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    save(tmp_path / "maps/bottle/test/good/000.png", np.zeros((12, 10), np.uint8))
+    assert run(tmp_path) == 2
+    assert "000.png: 000.npy beside it has the same name. Keep one map of each image." in capsys.readouterr().err
+
+
+def test_masks_that_mark_most_of_their_picture_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    for i in (2, 3, 4):
+        path = tmp_path / f"data/cable/ground_truth/crack/{i:03}_mask.png"
+        save(path, 255 - np.asarray(Image.open(path)))
+    assert run(tmp_path) == 0
+    error = capsys.readouterr().err
+    assert "note: cable: 3 masks mark more than half of the picture, the first is" in error
+    assert "bottle" not in error
+
+
+def test_masks_may_be_cut_higher(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    path = tmp_path / "data/cable/ground_truth/crack/002_mask.png"
+    values = np.asarray(Image.open(path)).copy()
+    values[values == 0] = 9  # as a lossy format leaves it
+    save(path, values)
+    tables = []
+    for threshold in ("0", "127"):
+        assert run(tmp_path, f"--mask_threshold={threshold}", "--csv", str(tmp_path / "t.csv")) == 0
+        tables.append((tmp_path / "t.csv").read_text())
+    assert tables[0] != tables[1]
+
+
+@pytest.mark.parametrize("form", ["f2.npy", "f4.npy", ">f8.npy", "f8.npy", "i8.npy", "u8.npy"])
+def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    number, suffix = form.split(".")
+    rng = np.random.default_rng(0)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:30, 10:30] = 255
+    for kind in ("good", "bad"):
+        values = rng.random(mask.shape) / 2 + (0.45 * (mask > 0) if kind == "bad" else 0)
+        if number in ("i8", "u8"):
+            values = (values * 1000).astype(number) + 2**40
+        elif number.endswith("8"):
+            values = 1 - 1e-9 * (1 - values)
+        save(tmp_path / f"maps/test/{kind}/0.{suffix}", values.astype(number))
+    save(tmp_path / "data/bad/0_mask.png", mask)
+    assert run(tmp_path, "--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")) == 0
+    with (tmp_path / "t.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert float(row["pixel_auroc"]) > 0.98
+    assert float(row["image_auroc"]) == 1
+    bounds = json.loads((tmp_path / "t.json").read_text())["rows"][0]["error_bounds"]
+    assert all(bound < 1e-3 for bound in bounds.values())
+
+
+def test_a_loop_of_links_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    (tmp_path / "maps/cable/test/again").symlink_to(tmp_path / "maps/cable")
+    assert run(tmp_path) == 2
+    assert "this link leads back to" in capsys.readouterr().err
+
+
 def test_the_command_does_without_lightning(tmp_path: Path) -> None:
     write_tree(tmp_path)
     code = "import runpy, sys; sys.argv[0] = 'x'\ntry: runpy.run_module('afclip_lightning', run_name='__main__')\n"

@@ -1,5 +1,8 @@
 """Features on disk: the same numbers as without, and what happens to damaged, torn, unwritable and crowded stores."""
 
+import json
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -11,13 +14,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from afclip_lightning import features
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
-from afclip_lightning.backbones.store import FeatureCache, FeatureStore, feature_files, from_rows, image_digest
+from afclip_lightning.backbones.store import (
+    FeatureCache,
+    FeatureStore,
+    checksum,
+    feature_files,
+    from_rows,
+    image_digest,
+)
 from afclip_lightning.cli import main
-from afclip_lightning.errors import UserError
+from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
 from tests.test_backbone import small_config
 from tests.test_cli import arguments, folder, subprocess_of
@@ -125,6 +136,94 @@ def test_a_damaged_file_is_removed_and_said(backbone: ClipBackbone, store: Featu
     assert not path.exists()
     assert store.load("b2") is not None
     assert features.verify(store.folder.parent) == []
+
+
+def rewrite(path: Path, row: dict[str, torch.Tensor], like: Path | None = None) -> None:
+    """Writes features with a right checksum, which say that they belong where `like` lies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = like or path
+    of = f"{place.parts[-4]}/{place.parts[-3]}/{place.stem}"
+    save_file(row, path, metadata={"checksum": str(checksum(row)), "of": of})
+
+
+def test_what_a_file_says_of_itself_is_compared_with_what_is_asked_for(
+    backbone: ClipBackbone, store: FeatureStore
+) -> None:
+    store.channels = backbone.vision.width, backbone.embed_dim
+    features_ = some_features(backbone, store)
+    store.save(["a1", "b2"], features_)
+    path, width = store.path("a1", "layer-01"), features_.tokens[0].shape[-1]
+    content, whole = path.read_bytes(), load_file(path)["layer-01"]
+    assert store.load("a1") is not None
+    for write in (
+        lambda: shutil.copy(store.path("b2", "layer-01"), path),  # of another image
+        lambda: shutil.copy(store.path("a1", "layer-03"), path),  # of another layer
+        lambda: rewrite(path, {"layer-03": whole}),
+        lambda: rewrite(path, {"layer-01": whole, "layer-03": whole.clone()}),
+        lambda: rewrite(path, {}),
+        lambda: rewrite(path, {"layer-01": whole}, like=store.path("b2", "layer-01")),
+        lambda: rewrite(path, {"layer-01": whole[1:].clone()}),
+        lambda: rewrite(path, {"layer-01": whole[:, : width - 1].clone()}),
+        lambda: rewrite(path, {"layer-01": whole.half()}),
+        lambda: rewrite(path, {"layer-01": torch.tensor(1.0)}),
+        lambda: rewrite(path, {"layer-01": whole.long()}),
+        lambda: rewrite(path, {"layer-01": whole.to(torch.float8_e4m3fn)}),
+        lambda: rewrite(path, {"layer-01": whole * torch.nan}),
+        lambda: save_file({"layer-01": whole}, path, metadata={"checksum": str(checksum({"layer-01": whole}))}),
+    ):
+        write()
+        with pytest.warns(UserWarning, match=f"{path.name}: the features .* removed and computed again"):
+            assert store.load("a1") is None
+        assert not path.exists()
+    path.write_bytes(content)
+    assert store.load("a1") is not None
+
+
+def test_what_is_no_file_does_not_hang(backbone: ClipBackbone, store: FeatureStore, tmp_path: Path) -> None:
+    store.save(["a1", "b2"], some_features(backbone, store))
+    path = store.path("a1", "layer-01")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{path.name} is a named pipe, not a file"):
+        store.load("a1")
+    assert "is a named pipe" in features.verify(store.folder.parent)[0]
+    assert features.prune(store.folder.parent, None, None, damaged=True) == (0, 0)
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"a\.png is a named pipe"):
+        image_digest(tmp_path / "a.png")
+
+
+def test_features_that_are_not_finite_are_not_kept(backbone: ClipBackbone, store: FeatureStore) -> None:
+    features_ = some_features(backbone, store).map(lambda tensor: tensor * 1e30)
+    half = FeatureStore(store.folder.parent, store.spec, store.grid, dtype="float16")
+    with pytest.raises(UserError, match=r"hold NaN or infinity.*Use --features\.dtype float32"):
+        half.save(["a1", "b2"], features_)
+    assert half.load("a1") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": "28"}, "image_size: expected a whole number, got text"),
+        ({"image_size": 56}, r"is of other features \(image_size: 56 there, 28 here\)"),
+        ({"mean": [0.5]}, "mean: expected a list of length 3"),
+        ({"std": [1, 1, float("nan")]}, "std: expected a finite number"),
+        ({"dtype": "int8"}, "dtype: invalid enum value 'int8'"),
+    ],
+)
+def test_an_edited_spec_is_told(
+    backbone: ClipBackbone, store: FeatureStore, change: dict[str, Any], message: str
+) -> None:
+    store.check_spec()
+    store.save(["a1", "b2"], some_features(backbone, store))
+    store.check_spec()
+    file = store.folder / "spec.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match=f"spec.json.*{message}.*Remove the folder"):
+        store.check_spec()
+    if "there" not in message:
+        with pytest.raises(UserError, match=message):
+            features.info(store.folder.parent)
 
 
 def test_content_and_not_the_name_decides(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import optuna
 import pytest
 import yaml
@@ -18,6 +21,9 @@ from afclip_lightning import preemption
 from afclip_lightning.cli import main as afclip
 from afclip_lightning.errors import UserError
 from afclip_lightning.preemption import STOPPED
+from afclip_lightning.sweep import launch
+from afclip_lightning.sweep.command import main as sweep_command
+from afclip_lightning.sweep.launch import check_arguments
 from afclip_lightning.sweep.space import _distribution, read_sweep
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial, write_table
 from tests.test_cli import MVTEC, REPOSITORY, arguments, folder, subprocess_of  # noqa: F401  a fixture
@@ -245,3 +251,273 @@ def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folde
         rows = list(csv.DictReader(file))
     assert [(row["state"], row["epochs"]) for row in rows] == [("complete", "40")] * 2
     assert not preemption.requested()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"parameters": {}}, "parameters: is empty"),
+    ({"parameters": []}, "parameters: expected a mapping"),
+    ({"parameters": None}, "parameters: expected a mapping"),
+    ({"parameters": {"lr": 3}}, "lr.*: expected a mapping|expected a mapping"),
+    ({"parameters": {"lr": {}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": 1}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": True, "max": 2}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": 1, "max": True}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": 0.0, "max": float("inf")}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": float("nan"), "max": 1.0}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": 1, "max": 10**30}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": 2, "max": 1}}}, "lr: min 2 is above max 1"),
+    ({"parameters": {"lr": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "log_uniform_.* no counter"),
+    ({"parameters": {"lr": {"min": 0.5, "max": 1.5, "distribution": "int_uniform"}}}, "int_uniform .* no counterpart"),
+    ({"parameters": {"lr": {"min": 0, "max": 1, "distribution": ["uniform"]}}}, "no counterpart"),
+    ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": 0}}}, "q must be a number above 0"),
+    ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": -1}}}, "q must be a number above 0"),
+    ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": "1"}}}, "q must be a number above 0"),
+    ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": 5}}}, "q must be a number above 0"),
+    ({"parameters": {"lr": {"min": 0, "max": 4, "q": 2}}}, "q goes with the distribution q_uniform"),
+    ({"parameters": {"lr": {"values": []}}}, "lr: values must be a list of at least one"),
+    ({"parameters": {"lr": {"values": "abc"}}}, "lr: values must be a list"),
+    ({"parameters": {"lr": {"values": {"a": 1}}}}, "lr: values must be a list"),
+    ({"parameters": {"lr": {"values": None}}}, "lr: values must be a list"),
+    ({"parameters": {"lr": {"values": [1, 2, 1]}}}, "lr: the value 1 stands twice"),
+    ({"parameters": {"lr": {"values": [1, True]}}}, "lr: the value True stands twice"),
+    ({"parameters": {"lr": {"values": [0.5, float("nan")]}}}, "lr: the value nan is no finite number"),
+    ({"parameters": {"lr": {"values": [[float("inf")]]}}}, "lr: the value .* is not understood"),
+    ({"parameters": {"lr": {"values": [1], "min": 1}}}, "lr: has values and something else"),
+    ({"parameters": {"lr": {"values": [1], "value": 1}}}, "lr: has values and something else"),
+    ({"parameters": {"--lr": {"values": [1]}}}, "'--lr' is no option to search"),
+    ({"parameters": {"": {"values": [1]}}}, "'' is no option to search"),
+    ({"parameters": {"run_dir": {"values": ["x"]}}}, "'run_dir' is no option to search"),
+    ({"method": 3}, "method: expected text"),
+    ({"metric": "val/mvtec/mean/pixel_pro"}, "metric: expected a mapping"),
+    ({"metric": {"name": 3}}, "metric.name: expected text"),
+    ({"metric": {"name": "val/x", "goal": "best"}}, "goal minimize or maximize"),
+    ({"command": "fit"}, "command: expected a list"),
+    ({"command": ["${program}", {"fit": 1}, "${args}"]}, "command"),
+    ({"command": ["${args}", "${args}", "${program}"]}, "not a sweep file"),
+    ({"run_cap": 0}, "run_cap"),
+    ({"run_cap": "ten"}, "run_cap: expected a whole number"),
+    ({"name": "../elsewhere"}, "name '../elsewhere'"),
+    ({"name": "a\x1b[31mb"}, "is none for a folder"),
+    ({"early_terminate": 3}, "early_terminate: expected a mapping"),
+    ({"early_terminate": {"type": "hyperband"}}, "early_terminate must be"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "early_terminate must be"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": True}}, "early_terminate must be"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1}}, "early_terminate must be"),
+    ({"early_terminate": {"type": "hyperband", "min_iter": 1, "eta": "3"}}, "early_terminate must be"),
+])  # fmt: skip
+def test_parameters_that_cannot_be_searched_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = write_sweep(tmp_path / "sweep.yaml", **changes)
+    with pytest.raises(UserError, match=message) as error:
+        read_sweep(path)
+    assert str(error.value).startswith(str(path))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PARAMETER = st.dictionaries(st.sampled_from(["min", "max", "q", "value", "values"]), JSON, max_size=4)
+
+
+@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@hypothesis.given(PARAMETER, st.sampled_from([None, "uniform", "int_uniform", "q_uniform", "log_uniform_values", 3]))
+def test_a_parameter_becomes_a_distribution_that_can_be_drawn_from_or_one_error(
+    parameter: dict[str, object], kind: object
+) -> None:
+    try:
+        space = _distribution("here", {**parameter, **({"distribution": kind} if kind else {})})
+    except UserError:
+        return
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask({"x": space}).params["x"]
+    assert isinstance(drawn, (bool, int, float, str))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe\0", b"[]", b"3", b"{a: " * 1000, b"[" * 100_000, b"a: 1\na: 2\n", b"!!python/name:os.system"],
+    ids=["empty", "binary", "list", "number", "nested", "deep", "twice", "tag"],
+)
+def test_files_that_are_no_sweeps_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"sweep\.yaml"):
+        read_sweep(path)
+
+
+def test_a_grid_without_bounds_is_refused(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path / "s.yaml", method="grid", parameters={"a": {"min": 0, "max": 10**12}})
+    with pytest.raises(UserError, match="10000 is the most"):
+        read_sweep(path).grid()
+
+
+@pytest.mark.parametrize("option", ["--trials=0", "--trials=x", "--jobs=-1", "--seed=-1", "--seed=x", "--sbatch='"])
+def test_options_of_the_command_are_checked(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        sweep_command([f"--config={write_sweep(tmp_path / 's.yaml')}", option])
+    assert stop.value.code == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_journal_that_a_kill_has_cut_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"))
+    first = plan.study().ask(plan.sweep.space)
+    journal = tmp_path / "s/study.journal"
+    whole = journal.read_bytes()
+    plan.study().ask(plan.sweep.space)
+    longer = journal.read_bytes()
+    for length in (len(whole) + 1, len(whole) + 20, len(longer) - 1):  # within lines of the second trial
+        journal.write_bytes(longer[:length])
+        study = plan.study()
+        assert study.trials[0].params == first.params
+        assert journal.read_bytes().endswith(b"\n")
+        number = study.ask(plan.sweep.space).number
+        assert plan.study().trials[number].params.keys() == plan.sweep.space.keys()
+    assert "the last line was cut off" in capsys.readouterr().out
+
+
+def test_a_trial_that_died_while_its_parameters_were_drawn_gets_the_rest(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"))
+    study = plan.study()
+    study.ask()  # the process is killed here
+    claimed = claim(plan, plan.study())
+    assert claimed is not None
+    trial, lock = claimed
+    with lock:
+        assert trial.number == 0
+        assert trial.params.keys() == plan.sweep.space.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"nonsense\n", "line 1: is no change of a study"),
+        (b"\xff\xfe\n", "line 1: is no change of a study"),
+        (b"[]\n", "line 1: is no change of a study"),
+        (b'{"op_code":"x"}\n', "line 1: is no change of a study"),
+        (b"[" * 100_000 + b"\n", "line 1: is no change of a study"),
+        (b'{"op_code":4}\n', "no study can be read there"),
+        (b'{"op_code":99,"worker_id":"a"}\n', "no study can be read there"),
+    ],
+)
+def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"))
+    plan.study()
+    journal = tmp_path / "s/study.journal"
+    journal.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        plan.study()
+    assert "--folder" in str(error.value)
+    assert journal.read_bytes() == content
+
+
+@pytest.mark.parametrize("storage", ["x.db", "nonsense://x", "sqlite:////nowhere/x.db", "file"])
+def test_a_storage_that_is_none_is_named(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.db").write_bytes(b"no database" * 100)
+    (tmp_path / "file").mkdir()
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"), storage=storage)
+    with pytest.raises(UserError, match=storage):
+        plan.study()
+    with pytest.raises(UserError, match="cannot be used"):
+        plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "x.db")).study()
+
+
+def test_trials_of_a_study_that_is_lost_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_sweep(tmp_path / "sweep.yaml")
+    plan = plan_of(path, str(tmp_path / "s"))
+    claimed = claim(plan, plan.study())
+    assert claimed is not None
+    claimed[1].close()
+    (tmp_path / "s/sweep.csv").write_text("trial\n")
+    (tmp_path / "s/study.journal").write_bytes(b"")
+    assert sweep_command([f"--config={path}", "--trials=2", f"--folder={tmp_path / 's'}"]) == 2
+    assert "s/trials holds trials that" in capsys.readouterr().err
+    assert (tmp_path / "s/sweep.csv").read_text() == "trial\n"
+
+    # of a journal that lacks its last trial alone, as one from a backup does, the folder of that trial is kept
+    plan = plan_of(path, str(tmp_path / "t"))
+    plan.study()
+    (tmp_path / "t/trials/0000/checkpoints").mkdir(parents=True)
+    claimed = claim(plan, plan.study())
+    assert claimed is not None
+    claimed[1].close()
+    assert [item.name for item in (tmp_path / "t/trials/0000").iterdir()] == ["lock"]
+    assert (tmp_path / "t/trials/0000.earlier-1/checkpoints").is_dir()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"model.temperature": {"values": [0.1]}, "model.tempo": {"values": [1]}}, "tempo"),
+        ({"model.temperature": {"values": [0.1, "warm"]}}, "temperature=warm.*temperature"),
+    ],
+)
+def test_what_is_no_option_of_fit_is_told_before_a_trial_is_spent(
+    tmp_path: Path, parameters: dict[str, object], message: str
+) -> None:
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml", parameters=parameters), str(tmp_path / "s"))
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        check_arguments(plan)
+
+
+@pytest.mark.usefixtures("folder")
+def test_options_that_fit_takes_pass(tmp_path: Path) -> None:
+    check_arguments(plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s")))
+
+
+def test_trials_that_another_process_has_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "run_local", lambda plan, jobs: 0)
+    path = write_sweep(tmp_path / "sweep.yaml")
+    assert sweep_command([f"--config={path}", "--trials=2", f"--folder={tmp_path / 's'}"]) == STOPPED
+    assert "2 trials are left" in capsys.readouterr().err
+
+
+def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
+    script = f"""
+import multiprocessing, os, threading, time
+from pathlib import Path
+from afclip_lightning.sweep import launch
+def worker():
+    threading.Thread(target=launch._stop_with_the_sweep, daemon=True).start()
+    Path({str(tmp_path / "pid.part")!r}).write_text(str(os.getpid()))
+    os.rename({str(tmp_path / "pid.part")!r}, {str(tmp_path / "pid")!r})
+    time.sleep(60)
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=worker).start()
+    time.sleep(60)
+"""
+    (tmp_path / "sweep.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "sweep.py")],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for("pid", tmp_path, process)
+    worker = Path("/proc") / (tmp_path / "pid").read_text()
+    process.kill()
+    process.wait()
+    for _ in range(300):
+        if not worker.exists() or "zombie" in (worker / "status").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("it is still there")
+
+
+def test_the_table_holds_no_formula(tmp_path: Path) -> None:
+    choices = {"model.name": {"values": ["=1+2|3"]}}
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml", parameters=choices), str(tmp_path / "s"))
+    study = plan.study()
+    study.tell(study.ask(plan.sweep.space), 0.0)
+    text = write_table(plan, study)
+    with (tmp_path / "s/sweep.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert row["model.name"] == "'=1+2|3"
+    assert row["val/mvtec/mean/pixel_auroc"] == "0.0"
+    assert r"| complete | 0 | =1+2\|3 |" in text

@@ -187,4 +187,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Returns whether every value of a tensor is finite."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
+    if tensor.itemsize == 1:  # torch compares no values of 8 bits
+        tensor = tensor.float()
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())

@@ -5,7 +5,8 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from afclip_lightning.backbones.spec import FeatureSpec
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import atomic_path, open_regular, write_json
+from afclip_lightning.backbones.archives import is_finite
+from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
+from afclip_lightning.errors import DatasetError, UserError, shown
+from afclip_lightning.files import atomic_path, open_regular, read_json, to_type, write_json
 from afclip_lightning.types import ClipFeatures
 
 StorageType = Literal["float16", "float32"]
@@ -48,13 +50,39 @@ class FeatureCache:
             raise ValueError(f"limit_gb must be positive, got {self.limit_gb}")
 
 
+@dataclass(frozen=True)
+class StoreFacts:
+    """What all features of a folder have in common, as `spec.json` says it; see `FeatureSpec` and `FeatureStore`."""
+
+    model: str
+    weights_hash: str
+    activation: str
+    image_size: int
+    pos_embed: PosEmbedResize
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    compute: str
+    dtype: StorageType
+
+    @classmethod
+    def read(cls, folder: Path) -> "StoreFacts":
+        """Returns what stands in a folder of features.
+
+        Raises:
+            UserError: Its `spec.json` is damaged.
+        """
+        remedy = "Remove the folder; its features are then computed again."
+        return read_json(folder / SPEC_FILE, cls, remedy=remedy)
+
+
 class FeatureStore:
     """The features of one spec, one file a tap and image, named by the image file's content.
 
     Methods that tap the same block of the same backbone share its files, whatever else they tap. (Between a pass with
     the V-V path and one without, a shared tap differs by the rounding of its sums.) A file is written beside its place
     and moved there, so that a kill leaves no half of one, and several processes may read and write at once: they write
-    the same. Files are safetensors with a checksum; one that is torn or changed is removed, said, and computed again.
+    the same. Files are safetensors with a checksum, and say which features of which image they hold; one that is torn,
+    changed or in another's place is removed, said, and computed again.
 
     Args:
         root: Folder of the store; those of other backbones lie beside, a folder each.
@@ -62,6 +90,7 @@ class FeatureStore:
         grid: Patch grid of an image.
         compute: Type that the backbone's matrix products run in: `float32`, `bfloat16` or `float16`.
         dtype: Type that features are kept in.
+        channels: C of a token and D of an image embedding, where they are known: others are taken for damage.
     """
 
     def __init__(
@@ -71,11 +100,13 @@ class FeatureStore:
         grid: tuple[int, int],
         compute: str = "float32",
         dtype: StorageType = "float16",
+        channels: tuple[int, int] | None = None,
     ) -> None:
         facts = {**spec.untapped.to_dict(), "compute": compute, "dtype": dtype}
         for name in ("weights", "layers", "vv_layers", "vv_from", "image_embedding"):
             del facts[name]  # where the weights lie (the hash says what they are), and the taps, a folder each
         self.facts = facts
+        self.channels = channels
         self.compute = compute
         self.storage: StorageType = dtype
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -86,7 +117,7 @@ class FeatureStore:
 
     def of(self, spec: FeatureSpec) -> "FeatureStore":
         """Returns the same store for other features."""
-        return FeatureStore(self.folder.parent, spec, self.grid, self.compute, self.storage)
+        return FeatureStore(self.folder.parent, spec, self.grid, self.compute, self.storage, self.channels)
 
     def rounded(self, features: ClipFeatures) -> ClipFeatures:
         """Returns features as they would be read again, float32: a result does not depend on what was kept before."""
@@ -104,33 +135,74 @@ class FeatureStore:
             if not path.exists():
                 return None
             try:
-                row |= read_checked(path)
+                row |= self._fitting(read_checked(path), path)
             except DamagedError as error:
                 rank_zero_warn(f"{error} It is removed and computed again.")
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
                 return None
+        return row
+
+    def _fitting(self, row: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+        """Returns the tensors of a file, if they have the type and shape of this store's.
+
+        Raises:
+            DamagedError: They have not.
+        """
+        tokens = 1 + self.grid[0] * self.grid[1]
+        for name, tensor in row.items():
+            *rest, width = tensor.shape or (0,)
+            wanted = self.channels and self.channels[name == "image_embedding"]
+            single = name in ("class_token", "image_embedding")
+            if tensor.dtype != self.dtype or rest != ([] if single else [tokens]) or width != (wanted or width):
+                form = f"{tuple(tensor.shape)} of {tensor.dtype}"
+                raise DamagedError(f"{shown(path)}: the features are of another form ({name}: {form}).")
         return row
 
     def save(self, digests: list[str], features: ClipFeatures) -> None:
         """Writes the features of a batch, a file that is there already left alone.
 
         Raises:
-            UserError: The disk is full or not writable; what was there before is unchanged.
+            UserError: The disk is full or not writable, and what was there before is unchanged; or a feature is not
+                finite.
         """
         spec_file = self.folder / SPEC_FILE
         if not spec_file.exists():
             write_json(spec_file, self.facts)
         for tap, tensors in named(features, self.spec).items():
             kept = {name: tensor.to("cpu", self.dtype) for name, tensor in tensors.items()}
+            if not all(map(is_finite, kept.values())):
+                raise UserError(
+                    f"The features of {tap} hold NaN or infinity, computed in {self.compute} and kept in "
+                    f"{self.storage}. Use --features.dtype float32 and --trainer.precision 32-true, or other weights."
+                )
             for i, digest in enumerate(digests):
                 path = self.path(digest, tap)
                 if not path.exists():
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
+                    facts = {"checksum": str(checksum(row)), "of": _place(path)}
                     with atomic_path(path) as temporary:
                         try:
-                            save_file(row, temporary, metadata={"checksum": str(checksum(row))})
+                            save_file(row, temporary, metadata=facts)
                         except SafetensorError as error:  # what it makes of a disk that takes no more
                             raise OSError(str(error)) from error
+
+    def check_spec(self) -> None:
+        """Compares what the folder says of its features with what is asked for.
+
+        Raises:
+            UserError: Its `spec.json` is damaged, or is of other features.
+        """
+        if not (self.folder / SPEC_FILE).exists():
+            return
+        there, asked = asdict(StoreFacts.read(self.folder)), asdict(to_type(self.facts, StoreFacts, SPEC_FILE))
+        if problems := [
+            f"{name}: {value!r} there, {asked[name]!r} here" for name, value in there.items() if value != asked[name]
+        ]:
+            raise UserError(
+                f"{self.folder / SPEC_FILE} is of other features ({'; '.join(problems)}). Remove the folder; its "
+                "features are then computed again."
+            )
 
     def check_space(self, images: int, width: int, limit_gb: float | None) -> None:
         """Checks that the features of so many images fit.
@@ -164,29 +236,35 @@ class FeatureStore:
 
 
 class DamagedError(UserError):
-    """A file of features is torn or changed."""
+    """A file of features is torn, changed or in another's place."""
 
 
-def image_digest(path: Path, white: int | None = None) -> str:
-    """Returns the name that an image's features go by: from the file's content, and the white level it is seen with.
-
-    Args:
-        path: The image.
-        white: See `Sample`.
+def image_digest(path: Path) -> str:
+    """Returns the name that an image's features go by, from the file's content.
 
     Raises:
-        UserError: The file cannot be read, or is none.
+        DatasetError: It is no regular file, or cannot be read.
     """
-    level = b"" if white is None else f"white {white}".encode()
-    with open_regular(path) as file:
-        return hashlib.blake2b(file.read(), digest_size=20, key=level).hexdigest()
+    digest = hashlib.blake2b(digest_size=20)
+    try:
+        with open_regular(path, error=DatasetError) as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Replace the file.") from error
+    return digest.hexdigest()
+
+
+def _place(path: Path) -> str:
+    """Returns what a file's place says of its content: the key of the features, the tap and the image's digest."""
+    return f"{path.parts[-4]}/{path.parts[-3]}/{path.stem}"
 
 
 def checksum(row: dict[str, Tensor]) -> int:
     """Returns the CRC-32 of an image's tensors, in the order of their names."""
     value = 0
     for name in sorted(row):
-        value = zlib.crc32(row[name].contiguous().view(torch.uint8).numpy(), value)  # type: ignore[arg-type]
+        value = zlib.crc32(row[name].reshape(-1).view(torch.uint8).numpy(), value)  # type: ignore[arg-type]
     return value
 
 
@@ -194,17 +272,26 @@ def read_checked(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a file, memory-mapped.
 
     Raises:
-        DamagedError: The file is torn or its content has changed.
+        DamagedError: The file is torn, its content has changed, is not finite, or belongs elsewhere.
+        UserError: It is no regular file, or may not be read.
     """
+    open_regular(path).close()  # opening a named pipe would wait
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             row = {name: file.get_tensor(name) for name in names}
-            stored = (file.metadata() or {}).get("checksum")
+            facts = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{path}: the features cannot be read ({error}).") from error
-    if stored != str(checksum(row)):
-        raise DamagedError(f"{path}: the features have changed since they were written.")
+        raise DamagedError(f"{shown(path)}: the features cannot be read ({error}).") from error
+    if facts.get("checksum") != str(checksum(row)):
+        raise DamagedError(f"{shown(path)}: the features have changed since they were written.")
+    tap = path.parts[-3]
+    if facts.get("of") != _place(path) or set(row) != (
+        {"class_token", "image_embedding"} if tap == "embedding" else {tap}
+    ):
+        raise DamagedError(f"{shown(path)}: the features are of another image, layer or backbone.")
+    if not all(map(is_finite, row.values())):
+        raise DamagedError(f"{shown(path)}: the features hold NaN or infinity.")
     return row
 
 

@@ -4,18 +4,23 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from afclip_lightning import files
 from afclip_lightning.errors import UserError
 
+REMEDY = "experiments/benchmark.yaml is an example of a matrix."
+OWN_OPTIONS = ("config", "run_dir", "ckpt_path", "seed_everything")  # what the benchmark says itself
+LONGEST_NAME = 100  # characters; it is part of a folder's name
 CELL = "@cell"  # stands in commands for the folder that a cell's runs go to; no shell quotes it
 QUIET = (
     "--trainer.enable_progress_bar=false",
@@ -149,27 +154,56 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
     """
     merged = OmegaConf.structured(Matrix)
     for path in paths:
+        content = _load(path, REMEDY)
         with _reading(path):
-            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+            merged = OmegaConf.merge(merged, content)
     with _reading(*paths, *changes):
         matrix = OmegaConf.to_object(OmegaConf.merge(merged, OmegaConf.from_dotlist(list(changes))))
     assert isinstance(matrix, Matrix)
-    _check(matrix)
+    try:
+        _check(matrix)
+    except UserError as error:
+        raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
     return matrix
+
+
+def _load(path: Path, remedy: str = files.REMEDY) -> DictConfig:
+    content = files.read_yaml(path, dict[str, Any], remedy=remedy)
+    with _reading(path):
+        return OmegaConf.create(content)
 
 
 @contextmanager
 def _reading(*sources: Path | str) -> Iterator[None]:
     try:
         yield
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", None)
         reason = f"{key}: {str(error).splitlines()[0]}" if key else " ".join(str(error).split())
         raise UserError(f"{', '.join(map(str, sources))}: cannot be read ({reason}).") from error
 
 
 def _check(matrix: Matrix) -> None:
-    for transfer in matrix.transfers:
+    for kind, names in (("methods", matrix.methods), ("datasets", matrix.datasets)):
+        _check_names(kind, list(names))
+    _check_list("transfers", matrix.transfers, twice=True)
+    _check_numbers("seeds", matrix.seeds, 2**32 - 1)
+    _check_options("options", matrix.options)
+    for name, method in matrix.methods.items():
+        where = f"methods.{name}"
+        _check_list(f"{where}.configs", method.configs, twice=True)
+        _check_options(f"{where}.options", method.options)
+        _check_numbers(f"{where}.shots", method.shots, 10**6)
+        if method.seeds is not None:
+            _check_numbers(f"{where}.seeds", method.seeds, 2**32 - 1)
+        if method.published is not None:
+            _check_list(f"{where}.published", method.published)
+        if method.tests is not None:
+            _check_list(f"{where}.tests", method.tests)
+            if unknown := [test for test in method.tests if test not in matrix.datasets]:
+                raise UserError(f"{where}.tests: {unknown[0]!r} is none of the datasets {', '.join(matrix.datasets)}.")
+    for number, transfer in enumerate(matrix.transfers):
+        _check_list(f"transfers[{number}].test", transfer.test)
         for name in (transfer.train, *transfer.test):
             if name not in matrix.datasets:
                 raise UserError(f"transfers name the dataset {name!r}, which is none of {', '.join(matrix.datasets)}.")
@@ -178,10 +212,45 @@ def _check(matrix: Matrix) -> None:
     trains = [transfer.train for transfer in matrix.transfers]
     if twice := {name for name in trains if trains.count(name) > 1}:
         raise UserError(f"transfers train twice on {', '.join(twice)}: list all their test sets in one.")
-    for kind, names in (("methods", list(matrix.methods)), ("datasets", list(matrix.datasets))):
-        slugs = [_slug(name) for name in names]
-        if same := [name for name in names if slugs.count(_slug(name)) > 1]:
-            raise UserError(f"the {kind} {', '.join(same)} would share one folder: give them other names.")
+
+
+def _check_names(kind: str, names: Sequence[str]) -> None:
+    _check_list(kind, names)
+    for name in names:
+        if not (name.isprintable() and any(map(str.isalnum, _slug(name))) and len(name) <= LONGEST_NAME):
+            raise UserError(
+                f"{kind}: {name!r} is no name for a folder and a table. Take one with a letter or digit, without line "
+                f"breaks and control characters, of at most {LONGEST_NAME} characters."
+            )
+    slugs = Counter(_slug(name).casefold() for name in names)  # some file systems take a and A for one name
+    if same := [name for name in names if slugs[_slug(name).casefold()] > 1]:
+        raise UserError(f"the {kind} {', '.join(same)} would share one folder: give them other names.")
+
+
+def _check_list(where: str, values: Sequence[Any], twice: bool = False) -> None:
+    if not values:
+        raise UserError(f"{where}: is empty; name at least one.")
+    if not twice and (repeated := _repeated(values)):
+        raise UserError(f"{where}: {repeated[0]!r} stands twice; leave one out.")
+
+
+def _check_numbers(where: str, values: Sequence[int], most: int) -> None:
+    _check_list(where, values)
+    if wrong := [value for value in values if not 0 <= value <= most]:
+        raise UserError(f"{where}: must be whole numbers from 0 to {most}, got {wrong[0]}.")
+
+
+def _check_options(where: str, options: Sequence[str]) -> None:
+    for before, option in zip(["", *options], options, strict=False):
+        is_value = before.startswith("--") and "=" not in before
+        if not option.startswith("--") and not is_value:
+            raise UserError(f"{where}: {option!r} is no option; write it as --trainer.max_epochs=4.")
+        if option.partition("=")[0].removeprefix("--") in OWN_OPTIONS and option.startswith("--"):
+            raise UserError(f"{where}: {option!r} is for the benchmark to say; leave it out.")
+
+
+def _repeated(values: Iterable[Hashable]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def plan(matrix: Matrix, out: Path) -> Plan:
@@ -210,6 +279,8 @@ def plan(matrix: Matrix, out: Path) -> Plan:
                 continue
             for seed in matrix.seeds if method.seeds is None else method.seeds:
                 cells.append(_Builder(matrix, name, row.train, seed, out, sections).cell(tests))
+    if same := _repeated(cell.name for cell in cells):
+        raise UserError(f"two cells would share the folder {same[0]}: give their methods or datasets other names.")
     return Plan(tuple(cells), tuple(f"{name} ({place})" for name, place in gone.items()))
 
 
@@ -249,7 +320,8 @@ class _Builder:
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
             path = Path(template.replace("{train}", self.train).replace("{test}", test))
-            configs[self.folder / f"{number}-{path.name}"] = _without_data(path)
+            same_folder = path.parent == Path(template).parent  # else files of two folders may have one name
+            configs[self.folder / f"{number}-{path.name if same_folder else _slug(str(path))}"] = _without_data(path)
         store: tuple[str, ...] = ()
         if self.matrix.store and reads_features(self.method_name, list(configs.values())):
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
@@ -268,8 +340,9 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: It cannot be read.
     """
+    content = _load(path)
     with _reading(path):
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        return OmegaConf.to_container(content, resolve=True)
 
 
 def _without_data(path: Path) -> Any:

@@ -1,67 +1,73 @@
 """A benchmark's table as bars: a figure a metric."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 from afclip_lightning.benchmark.published import Published
 from afclip_lightning.benchmark.render import TITLE, Measured
 from afclip_lightning.files import atomic_path
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOW = 1.0  # percent; a bar below has no height to be seen
+
 
 def plot(results: Sequence[Measured], published: Sequence[Published], folder: Path) -> list[Path]:
-    """Draws, for each metric, a bar a method and test set, with what the method's own tables print as a mark over it.
-
-    A bar is the mean over seeds, its line the standard deviation. Needs matplotlib.
+    """Writes the figure of each metric that was measured. Needs matplotlib.
 
     Returns:
         The pictures.
     """
+    paths = []
+    for metric in TITLE:
+        if any(key[2] == metric for result in results for key in result.values):
+            paths.append(folder / f"{metric}.png")
+            with atomic_path(paths[-1]) as temporary:
+                draw(results, published, metric).savefig(temporary, dpi=120, format="png")
+    return paths
+
+
+def draw(results: Sequence[Measured], published: Sequence[Published], metric: str) -> Figure:
+    """Returns a bar a method and test set, with what the method's own tables print as a mark over it.
+
+    A bar is the mean over seeds, its line the standard deviation; instead of one too low to be seen stands its number.
+    What was measured on another backbone than the papers' has no marks. Names say the backbone where it is known.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    paths, turbo = [], colormaps["turbo"]
+    turbo = colormaps["turbo"]
     printed = {(row.label, row.shots, row.dataset, row.metric): row.value for row in reversed(published)}
-    for metric, title in TITLE.items():
-        keys = [(r, key) for r in results for key in r.values if key[2] == metric]
-        if not keys:
-            continue
-        datasets = list(dict.fromkeys(key[1] for _, key in keys))
-        bars = list(dict.fromkeys((result.method, key[0]) for result, key in keys))
-        figure = Figure(figsize=(max(6.0, 1.5 + 0.28 * len(datasets) * (len(bars) + 1)), 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        width, marks = 1 / (len(bars) + 1), []
-        for number, (method, shots) in enumerate(bars):
-            mine = {
-                key[1]: (r, list(r.values[key].values())) for r, key in keys if (r.method, key[0]) == (method, shots)
-            }
-            places = [datasets.index(name) + number * width for name in mine]
-            values = [values for _, values in mine.values()]
-            errors = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-            label = method if shots == "0" else f"{method}, {shots} shots"
-            axes.bar(
-                places,
-                list(map(mean, values)),
-                width,
-                yerr=errors,
-                label=label,
-                color=turbo((number + 0.5) / len(bars)),
-            )
-            for place, (name, (result, _)) in zip(places, mine.items(), strict=True):
-                found = [printed.get((label, shots, name, metric)) for label in result.labels]
-                marks += [(place, value) for value in found if value is not None][:1]
-        if marks:
-            axes.plot(*zip(*marks, strict=True), "k_", markersize=10, label="published")
-        axes.set_xticks(
-            [i + (len(bars) - 1) * width / 2 for i in range(len(datasets))], datasets, rotation=20, ha="right"
-        )
-        axes.set_ylabel(f"{title} in percent")
-        axes.set_ylim(0, 100)
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
-        path = folder / f"{metric}.png"
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-        paths.append(path)
-    return paths
+    keys = [(r, key) for r in results for key in r.values if key[2] == metric]
+    datasets = list(dict.fromkeys(key[1] for _, key in keys))
+    bars = list(dict.fromkeys((result.name, key[0]) for result, key in keys))
+    figure = Figure(figsize=(max(6.0, 1.5 + 0.28 * len(datasets) * (len(bars) + 1)), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    width, marks = 1 / (len(bars) + 1), []
+    for number, (name, shots) in enumerate(bars):
+        mine = {key[1]: (r, list(r.values[key].values())) for r, key in keys if (r.name, key[0]) == (name, shots)}
+        places = [datasets.index(dataset) + number * width for dataset in mine]
+        values = [values for _, values in mine.values()]
+        errors = [stdev(v) if len(v) > 1 else 0.0 for v in values]
+        label = name if shots == "0" else f"{name}, {shots} shots"
+        color = turbo((number + 0.5) / len(bars))
+        axes.bar(places, list(map(mean, values)), width, yerr=errors, label=label, color=color)
+        for place, (dataset, (result, measured)) in zip(places, mine.items(), strict=True):
+            found = [printed.get((label, shots, dataset, metric)) for label in result.labels if result.comparable]
+            marks += [(place, value) for value in found if value is not None][:1]
+            if mean(measured) < LOW:
+                axes.text(place, 1, f"{mean(measured):.1f}", ha="center", va="bottom", rotation=90, fontsize="x-small")
+    if marks:
+        axes.plot(*zip(*marks, strict=True), "k_", markersize=10, label="published")
+    axes.set_xticks([i + (len(bars) - 1) * width / 2 for i in range(len(datasets))], datasets, rotation=20, ha="right")
+    axes.set_ylabel(f"{TITLE[metric]} in percent")
+    axes.set_ylim(0, 100)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    return figure

@@ -1,15 +1,16 @@
 """What a benchmark asks the project's classes: what is on disk, what may be tested on what, what a store can keep."""
 
+import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-import afclip_lightning.data
 from afclip_lightning.benchmark.matrix import read_yaml
-from afclip_lightning.classes import import_submodules
-from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.base import AnomalyDataModule, dataset_classes
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.heads import method_class
@@ -26,11 +27,16 @@ def section(name: str, value: Any) -> Mapping[str, Any]:
         UserError: It is neither.
     """
     found = read_yaml(Path(value)).get("data") if isinstance(value, str) else value
-    arguments = found.get("init_args", {}) if isinstance(found, Mapping) else {}
-    if len(tests := arguments.get("test", [])) == 1:
+    arguments = found.get("init_args") if isinstance(found, Mapping) else None
+    tests = arguments.get("test") if isinstance(arguments, Mapping) else None
+    if isinstance(tests, Sequence) and not isinstance(tests, str) and len(tests) == 1:
         found = tests[0]
-    if not isinstance(found, Mapping) or "class_path" not in found:
+    if not isinstance(found, Mapping) or not isinstance(found.get("class_path"), str):
         raise UserError(f"dataset {name!r}: {value} is neither a data section with class_path nor a file with one.")
+    if not isinstance(found.get("init_args", {}), Mapping):
+        raise UserError(
+            f"dataset {name!r}: init_args must be a mapping, got {found['init_args']!r}. Leave it out if empty."
+        )
     return found
 
 
@@ -62,7 +68,8 @@ def reads_features(method: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     Raises:
         UserError: The configs name no method, or none that there is.
     """
-    paths = [str(config["model"]["class_path"]) for config in configs if "class_path" in (config.get("model") or {})]
+    models = [config.get("model") for config in configs]
+    paths = [str(model["class_path"]) for model in models if isinstance(model, Mapping) and "class_path" in model]
     path = paths[-1] if paths else ""
     try:
         return not method_class(path).needs_pixels
@@ -77,11 +84,26 @@ def build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:
     Raises:
         UserError: There is no such class, or it does not take these arguments.
     """
-    import_submodules(afclip_lightning.data)
+    if unknown := found.keys() - {"class_path", "init_args"}:
+        raise UserError(f"dataset {name!r}: has {min(unknown)!r}; a data section has class_path and init_args.")
+    cls = _dataset_class(name, found["class_path"])
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AnomalyDataModule, "data", required=True)
+    parser.add_class_arguments(cls, "data")
     try:
-        dataset: AnomalyDataModule = parser.instantiate_classes(parser.parse_object({"data": dict(found)})).data
-    except (ArgumentError, ValueError) as error:
-        raise UserError(f"dataset {name!r}: {message_of(error)}") from error
+        dataset = parser.instantiate_classes(parser.parse_object({"data": dict(found.get("init_args", {}))})).data
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(f"dataset {name!r}, {cls.__name__}: {' '.join(message_of(error).split())}") from error
+    assert isinstance(dataset, AnomalyDataModule)
     return dataset
+
+
+def _dataset_class(dataset: str, name: str) -> type[AnomalyDataModule]:
+    own = {cls.__name__: cls for cls in dataset_classes()}
+    module, _, cls_name = name.rpartition(".")
+    found: Any = own.get(name)
+    if module:
+        with suppress(ImportError, ValueError):
+            found = getattr(importlib.import_module(module), cls_name, None)
+    if not (isinstance(found, type) and issubclass(found, AnomalyDataModule)) or isabstract(found):
+        raise UserError(f"dataset {dataset!r}: there is no dataset class {name!r}; ours are {', '.join(sorted(own))}.")
+    return found

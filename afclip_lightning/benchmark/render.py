@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from afclip_lightning.benchmark.matrix import Matrix
-from afclip_lightning.benchmark.published import Published, members
+from afclip_lightning.benchmark.published import Published, architecture, comparable, members
 from afclip_lightning.benchmark.table import Row
 from afclip_lightning.results import MEAN, METRICS, TITLES
 
@@ -33,21 +33,41 @@ class Grid:
         header: Names of the columns.
         rows: Texts, as many a row as there are columns.
         left: How many columns are names, on the left.
+        notes: What must be known to read it, a sentence each; below the title.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a method of the matrix has reached: in percent, the means over categories, by seed."""
+    """What a method of the matrix has reached.
+
+    Attributes:
+        method: Its name.
+        labels: Its names in the published numbers.
+        values: In percent, the means over categories, by seed.
+        backbones: Descriptions of what it ran on, most often one.
+    """
 
     method: str
     labels: tuple[str, ...]
     values: Mapping[Key, Mapping[int, float]]
+    backbones: tuple[str, ...] = ()
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it ran on the backbone that the papers print numbers of."""
+        return all(comparable(backbone, self.labels) for backbone in self.backbones)
+
+    @property
+    def name(self) -> str:
+        """The method with the architecture that it ran on, where that is known."""
+        return ", ".join([self.method, *dict.fromkeys(filter(None, map(architecture, self.backbones)))])
 
     def over_seeds(self, key: Key, published: list[Published]) -> list[float]:
         """Returns the value of each seed; for `industrial` and `medical`, of the seeds that all their sets have."""
@@ -70,7 +90,8 @@ def measured(rows: Sequence[Row], matrix: Matrix) -> list[Measured]:
         mine = [row for row in rows if row.method == name and row.category == MEAN and row.train in trains]
         for row in sorted(mine, key=lambda row: (row.seed, trains.index(row.train))):
             values[str(row.shots), row.dataset, row.metric].setdefault(row.seed, 100 * row.value)
-        result.append(Measured(name, tuple(method.published or [name]), values))
+        backbones = tuple(dict.fromkeys(row.backbone for row in mine))
+        result.append(Measured(name, tuple(method.published or [name]), values, backbones))
     return result
 
 
@@ -84,20 +105,20 @@ def spread(values: Sequence[float]) -> str:
 
 def own_tables(rows: Sequence[Row], matrix: Matrix) -> list[Grid]:
     """Returns a table a test set of all that was measured on it, mean ± standard deviation over seeds."""
-    groups: dict[str, dict[tuple[str, str, int], dict[str, dict[int, float]]]] = defaultdict(dict)
+    groups: dict[str, dict[tuple[str, str, int, str], dict[str, dict[int, float]]]] = defaultdict(dict)
     methods, datasets = list(matrix.methods), list(matrix.datasets)
     for row in sorted(rows, key=lambda row: (datasets.index(row.dataset), methods.index(row.method), row.shots)):
         if row.category == MEAN:
-            line = groups[row.dataset].setdefault((row.method, row.train, row.shots), defaultdict(dict))
+            line = groups[row.dataset].setdefault((row.method, row.train, row.shots, row.backbone), defaultdict(dict))
             line[row.metric][row.seed] = 100 * row.value
-    header = ("method", "trained on", "shots", "seeds", *TITLES)
+    header = ("method", "trained on", "shots", "seeds", *TITLES, "backbone")
     grids = []
     for dataset, lines in groups.items():
         body = []
-        for (method, train, shots), metrics in lines.items():
+        for (method, train, shots, backbone), metrics in lines.items():
             seeds = len({seed for values in metrics.values() for seed in values})
             cells = [spread(list(metrics.get(metric, {}).values())) for metric in METRICS]
-            body.append((method, train or NONE, str(shots), str(seeds), *cells))
+            body.append((method, train or NONE, str(shots), str(seeds), *cells, backbone.partition(" (")[0] or NONE))
         grids.append(Grid(f"Measured on {dataset}", header, tuple(body), 2))
     return grids
 
@@ -133,18 +154,26 @@ def _paper_table(table: str, rows: list[Published], results: Sequence[Measured],
         lines[shot, label] = {column: row.text if row else NONE for column, row in found.items()}
         for result in (result for result in here if label in result.labels):
             ours = {column: result.over_seeds(key, published) for column, key in keys.items()}
-            lines[shot, f"{result.method} (ours)"] = {column: spread(values) for column, values in ours.items()}
+            title = f"{result.method} (ours{result.name.removeprefix(result.method)})"
+            lines[shot, title] = {column: spread(values) for column, values in ours.items()}
+            if not result.comparable:
+                continue
             lines[shot, f"{result.method} (ours − printed)"] = {
                 column: f"{mean(values) - row.value:+.1f}".replace("-", "−") if values and row else NONE
                 for column, values in ours.items()
                 for row in (found[column],)
             }
+    notes = tuple(
+        f"Not comparable: {result.method} ran on {' and '.join(result.backbones)}, which is not the paper's backbone."
+        for result in here
+        if result.values and not result.comparable
+    )
     if table in BY_DATASET:
-        return _by_dataset(table, list(columns), lines)
+        return replace(_by_dataset(table, list(columns), lines), notes=notes)
     many = len(shots) > 1
     header = (*(("shots",) if many else ()), "method", *(f"{dataset} {TITLE[metric]}" for dataset, metric in columns))
     body = [(*((shot,) if many else ()), title, *cells.values()) for (shot, title), cells in lines.items()]
-    return Grid(table, header, tuple(body), 2 if many else 1)
+    return Grid(table, header, tuple(body), 2 if many else 1, notes)
 
 
 def _by_dataset(
@@ -170,8 +199,11 @@ def _sets(group: str, published: list[Published]) -> set[str]:
 def markdown(grid: Grid) -> str:
     """Returns a table as Markdown under its title."""
     rule = "|" + "|".join("---" if i < grid.left else "---:" for i in range(len(grid.header))) + "|"
-    lines = ["| " + " | ".join(cells) + " |" for cells in (grid.header, *grid.rows)]
-    return "\n".join([f"## {grid.title}", "", lines[0], rule, *lines[1:]])
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (grid.header, *grid.rows)
+    ]
+    notes = [text for note in grid.notes for text in (f"**{note}**", "")]
+    return "\n".join([f"## {grid.title}", "", *notes, lines[0], rule, *lines[1:]])
 
 
 def latex(grids: Iterable[Grid]) -> str:
@@ -189,6 +221,7 @@ def latex(grids: Iterable[Grid]) -> str:
             r"\begin{table}[p]",
             r"\centering",
             rf"\textbf{{{_escape(grid.title)}}}\\[1ex]",
+            *(rf"\emph{{{_escape(note)}}}\\[1ex]" for note in grid.notes),
             r"\resizebox{\linewidth}{!}{%",
         ]
         parts += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]

@@ -1,32 +1,35 @@
 """Runs cells in worker processes that stay, so that imports are paid once and a crash costs one cell."""
 
 import gc
-import json
 import multiprocessing
 import os
 import queue
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
-from afclip_lightning.benchmark.table import DONE, read_done, read_results
+from afclip_lightning.benchmark.table import DONE, REMEDY, Done, is_done, read_backbone, read_results
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.files import write_json, write_text
+from afclip_lightning.files import read_json, shown, write_json, write_text
+from afclip_lightning.preemption import STOPPED, StoppedError
 from afclip_lightning.processes import output_to
 
 Run = Callable[[Sequence[str]], int]
 FAILED, LOG, LOCK, SCRIPT = "failed.json", "log.txt", "lock", "commands.sh"
+LOOKED_AT = 2**16  # bytes at the end of a log
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,14 @@ class Outcome:
     """What became of a cell.
 
     Attributes:
-        status: `done`, `failed`, or `elsewhere`: another benchmark process has it.
+        status: `done`, `failed`, `elsewhere`: another benchmark process has it, or `stopped`: a signal ended its
+            process, and the cell is left to be run.
         error: Why it failed.
         ran: Whether any of it was run now; else it was done or had failed before.
         clean: Whether its process can go on: not after an exception, which may hold memory.
     """
 
-    status: Literal["done", "failed", "elsewhere"]
+    status: Literal["done", "failed", "elsewhere", "stopped"]
     error: str = ""
     ran: bool = False
     clean: bool = True
@@ -54,18 +58,9 @@ def command_line(arguments: Sequence[str]) -> int:
     return cli.main()
 
 
-def is_done(cell: Cell, step: Step) -> bool:
-    """Returns whether a step has been run to its end, with everything that it depends on as it is now.
-
-    Raises:
-        UserError: It has, and what it left cannot be read; the message names the file.
-    """
-    folder = cell.folder / step.name
-    if not (folder / DONE).exists() or read_done(folder)["digest"] != step.digest:
-        return False
-    if step.dataset:
-        read_results(folder)
-    return True
+@dataclass(frozen=True)
+class _Failure:
+    error: str
 
 
 def fault(cell: Cell) -> str:
@@ -73,13 +68,11 @@ def fault(cell: Cell) -> str:
     path = cell.folder / FAILED
     try:
         if path.exists():
-            return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+            return read_json(path, _Failure, remedy=REMEDY).error
         for step in cell.steps:
-            is_done(cell, step)
+            is_done(cell.folder / step.name, step)
     except UserError as error:
         return str(error)
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{path} cannot be read"
     return ""
 
 
@@ -114,7 +107,7 @@ def run_cells(
             if not retry:
                 settle(cell, Outcome("failed", error))
                 continue
-        elif all(is_done(cell, step) for step in cell.steps):
+        elif all(is_done(cell.folder / step.name, step) for step in cell.steps):
             settle(cell, Outcome("done"))
             continue
         waiting.put(cell)
@@ -173,11 +166,14 @@ class Worker:
                 outcome = connection.recv()
         if outcome is None:
             process.join(10)
-            outcome = Outcome("failed", f"its process died: {_ending(process.exitcode)}", True, clean=False)
+            if process.exitcode == -signal.SIGTERM:  # a cluster that takes the machine away asks every process to end
+                outcome = Outcome("stopped", ran=True, clean=False)
+            else:
+                outcome = Outcome("failed", f"its process died: {_ending(process.exitcode)}", True, clean=False)
         if not outcome.clean:
             _kill(process)
             self.process = None
-            if not self.stopped:
+            if not self.stopped and outcome.status == "failed":
                 _record(cell, outcome.error)
         return outcome
 
@@ -205,8 +201,10 @@ class Worker:
 
 
 def _kill(process: multiprocessing.process.BaseProcess) -> None:
+    if process.pid is None:  # not started yet; group 0 would be our own
+        return
     with suppress(ProcessLookupError):
-        os.killpg(process.pid or 0, signal.SIGKILL)  # with its loaders
+        os.killpg(process.pid, signal.SIGKILL)  # with its loaders
     process.kill()  # where it had no time to found its group
     process.join()
 
@@ -226,11 +224,20 @@ def _serve(connection: Connection, run: Run, retry: bool) -> None:
         None, force=True
     )  # loaders start as they do elsewhere, and not as this process did
     os.setsid()  # an interrupt from the keyboard is the benchmark's to handle; and its loaders end with it
+    threading.Thread(target=_end_with_the_benchmark, daemon=True).start()
     with suppress(EOFError, BrokenPipeError):
         connection.send(None)
         while True:
             cell = connection.recv()
             connection.send(_claim(cell, run, retry))
+
+
+def _end_with_the_benchmark() -> None:
+    """Ends the worker and its loaders when the benchmark is gone, however it was ended: nobody waits for the cell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _claim(cell: Cell, run: Run, retry: bool) -> Outcome:
@@ -260,11 +267,13 @@ def _run_steps(cell: Cell, run: Run) -> Outcome:
     with output_to(cell.folder / LOG):
         for step in cell.steps:
             with suppress(UserError):
-                if is_done(cell, step):
+                if is_done(cell.folder / step.name, step):
                     continue
             try:
                 _run_step(cell, step, run)
                 continue
+            except StoppedError:
+                return Outcome("stopped", ran=True, clean=False)
             except UserError as error:
                 errors.append(f"{step.name}: {message_of(error)}")
             except BaseException as error:  # SystemExit too: whatever a cell does, it does to itself
@@ -280,6 +289,7 @@ def _run_step(cell: Cell, step: Step, run: Run) -> None:
     folder = cell.folder / step.name
     if folder.exists():
         shutil.rmtree(folder)
+    before = (cell.folder / LOG).stat().st_size if (cell.folder / LOG).exists() else 0
     arguments = [argument.replace(CELL, str(cell.folder)) for argument in step.arguments]
     print(f"\n== {step.name}: {' '.join(arguments)}", flush=True)
     start = time.monotonic()
@@ -287,10 +297,22 @@ def _run_step(cell: Cell, step: Step, run: Run) -> None:
         code = run(arguments)
     finally:
         gc.collect()
+    if code == STOPPED:
+        raise StoppedError
     if code:
-        raise UserError(f"exit code {code}; its log is {cell.folder / LOG}")
+        raise UserError(f"exit code {code}{_last_error(cell.folder / LOG, before)}")
     if step.dataset:
         read_results(folder)
-    facts = {"method": cell.method, "train": cell.train, "seed": cell.seed, "dataset": step.dataset}
-    facts |= {"shots": step.shots, "seconds": round(time.monotonic() - start, 3), "digest": step.digest}
-    write_json(folder / DONE, facts)
+        read_backbone(folder)
+    seconds = round(time.monotonic() - start, 3)
+    done = Done(cell.method, cell.train, cell.seed, step.dataset, step.shots, seconds, step.digest)
+    write_json(folder / DONE, asdict(done))
+
+
+def _last_error(log: Path, begin: int) -> str:
+    """Returns what the command line said of a mistake, which stands in the log behind `begin` bytes."""
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - LOOKED_AT))
+        lines = file.read(LOOKED_AT).decode(errors="backslashreplace").splitlines()
+    found = [line for line in lines if line.startswith("error: ")]
+    return f": {shown(found[-1].removeprefix('error: '))}" if found else ""

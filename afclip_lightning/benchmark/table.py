@@ -1,21 +1,18 @@
 """The one table: a row a value, put together from what each run left in its folder."""
 
-import csv
-import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
-from afclip_lightning.benchmark.matrix import Cell
+from afclip_lightning.benchmark.matrix import Cell, Step
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import atomic_path, write_text
+from afclip_lightning.files import atomic_path, csv_text, read_json, shown, write_text
 
 DONE, TABLE = "done.json", "results"
+REMEDY = "--retry makes it again."
 
 
 @dataclass(frozen=True)
@@ -47,18 +44,52 @@ class Row:
     backbone: str
 
 
-def read_done(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Done:
+    """What the runner writes into a run's folder when the run has ended.
+
+    Attributes:
+        method: See `Row`.
+        train: See `Row`.
+        seed: See `Row`.
+        dataset: Test set; empty for `fit`.
+        shots: See `Row`.
+        seconds: How long it took.
+        digest: The step's, as it was then.
+    """
+
+    method: str
+    train: str
+    seed: int
+    dataset: str
+    shots: int
+    seconds: float
+    digest: str
+
+
+@dataclass(frozen=True)
+class _ResultsRow:
+    category: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Results:
+    rows: list[_ResultsRow]
+
+
+@dataclass(frozen=True)
+class _Run:
+    backbone: str = ""
+
+
+def read_done(folder: Path) -> Done:
     """Returns what the runner wrote into a run's folder when the run had ended.
 
     Raises:
         UserError: It is damaged; the message names it.
     """
-    path = folder / DONE
-    done = _read_json(path)
-    known = {"method": str, "train": str, "seed": int, "dataset": str, "shots": int, "digest": str}
-    if not isinstance(done, dict) or any(not isinstance(done.get(key), kind) for key, kind in known.items()):
-        raise UserError(f"{path}: is damaged: it does not say what was run.")
-    return done
+    return read_json(folder / DONE, Done, remedy=REMEDY)
 
 
 def read_results(folder: Path) -> list[tuple[str, str, float]]:
@@ -68,19 +99,45 @@ def read_results(folder: Path) -> list[tuple[str, str, float]]:
         UserError: The file is damaged or absent; the message names it and the row.
     """
     path = folder / "results.json"
-    content = _read_json(path)
-    try:
-        found = [
-            (row["category"], metric, value) for row in content["rows"] for metric, value in row["metrics"].items()
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is damaged: {error!r}. --retry makes it again.") from error
-    for category, metric, value in found:
-        if not (isinstance(category, str) and _is_share(value)):
-            raise UserError(f"{path}: is damaged: {category} has {metric} {value!r}. --retry makes it again.")
+    rows = read_json(path, _Results, finite=False, remedy=REMEDY).rows  # a threshold may be infinite
+    found = [(row.category, metric, value) for row in rows for metric, value in row.metrics.items()]
     if not found:
-        raise UserError(f"{path}: has no results.")
+        raise UserError(f"{shown(path)}: has no results.")
+    for category, metric, value in found:
+        if not 0 <= value <= 1:  # which NaN is not either
+            raise UserError(f"{shown(path)}: is damaged: {category} has {metric} {value!r}. {REMEDY}")
+    names = [row.category for row in rows]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{shown(path)}: has the category {twice[0]} twice. {REMEDY}")
     return found
+
+
+def read_backbone(folder: Path) -> str:
+    """Returns the description of the backbone that a run was on.
+
+    Raises:
+        UserError: The file is damaged or absent; the message names it.
+    """
+    return read_json(folder / "run.json", _Run, remedy=REMEDY).backbone
+
+
+def is_done(folder: Path, step: Step) -> bool:
+    """Returns whether a step has been run to its end in its folder, with everything that it depends on as it is now.
+
+    Raises:
+        UserError: It has, and what it left cannot be read; the message names the file.
+    """
+    if not (folder / DONE).exists():
+        return False
+    done = read_done(folder)
+    if done.digest != step.digest:
+        return False
+    if (done.dataset, done.shots) != (step.dataset, step.shots):
+        raise UserError(f"{shown(folder / DONE)}: is of another run. {REMEDY}")
+    if step.dataset:
+        read_results(folder)
+        read_backbone(folder)
+    return True
 
 
 def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
@@ -95,57 +152,50 @@ def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     Returns:
         The rows, and what is damaged and so is not among them, a sentence each.
     """
-    today = {cell.folder / step.name: step.digest for cell in cells for step in cell.steps}
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / f".{TABLE}.lock"):  # who writes last has read what all the others wrote
-        rows: list[Row] = []
-        damaged: list[str] = []
-        for path in sorted((out / "cells").glob(f"*/*/{DONE}")):
-            folder = path.parent
-            try:
-                done = read_done(folder)
-                if done["dataset"] and today.get(folder, done["digest"]) == done["digest"]:
-                    rows += _rows(folder, done)
-            except UserError as error:
-                damaged.append(str(error))
-        write_text(out / f"{TABLE}.csv", to_csv(rows))
-        if find_spec("pyarrow"):
-            _write_parquet(out / f"{TABLE}.parquet", rows)
+    today = {cell.folder / step.name: step for cell in cells for step in cell.steps}
+    rows: list[Row] = []
+    damaged: list[str] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / f".{TABLE}.lock"):  # who writes last has read what all the others wrote
+            for path in sorted((out / "cells").glob(f"*/*/{DONE}")):
+                folder = path.parent
+                try:
+                    if folder not in today or is_done(folder, today[folder]):
+                        rows += _rows(folder)
+                except UserError as error:
+                    damaged.append(str(error))
+            write_text(out / f"{TABLE}.csv", to_csv(rows))
+            if find_spec("pyarrow"):
+                _write_parquet(out / f"{TABLE}.parquet", rows)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}). Choose another --out.") from error
     return rows, damaged
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Returns the table as CSV."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(asdict, rows))
-    return buffer.getvalue()
+    return csv_text([field.name for field in fields(Row)], map(astuple, rows))
 
 
-def _rows(folder: Path, done: Mapping[str, Any]) -> list[Row]:
-    facts = {key: done[key] for key in ("method", "train", "dataset", "shots", "seed")}
-    run = _read_json(folder / "run.json")
-    backbone = str(run.get("backbone", "")) if isinstance(run, dict) else ""
-    name = f"{folder.parent.name}/{folder.name}"
-    return [Row(name, category=c, metric=m, value=v, backbone=backbone, **facts) for c, m, v in read_results(folder)]
+def _rows(folder: Path) -> list[Row]:
+    done = read_done(folder)
+    if not done.dataset:
+        return []
+    name, backbone = f"{folder.parent.name}/{folder.name}", read_backbone(folder)
+    return [
+        Row(name, done.method, done.train, done.dataset, category, done.shots, done.seed, metric, value, backbone)
+        for category, metric, value in read_results(folder)
+    ]
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
+    def cell(value: str | int | float) -> str | int | float:
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+    columns = {field.name: [cell(getattr(row, field.name)) for row in rows] for field in fields(Row)}
     with atomic_path(path) as temporary:
         parquet.write_table(pyarrow.table(columns), temporary)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). --retry makes it again.") from error
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1

@@ -1,8 +1,12 @@
 """Scores predictions against labels and masks, category by category, and writes the results."""
 
+import hashlib
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -10,11 +14,15 @@ from torch import Tensor
 
 from afclip_lightning import results
 from afclip_lightning.callbacks.gather import from_all_processes
+from afclip_lightning.callbacks.predictions import not_finite
+from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.metrics import TOLERANCE, Curve, PixelMetrics, ProDefinition
-from afclip_lightning.results import ImageScore, Key, Row
-from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
+from afclip_lightning.inspection.tiles import resize_map
+from afclip_lightning.metrics import TOLERANCE, Curve, NotFiniteError, PixelMetrics, ProDefinition
+from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
+from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, MaskFacts, Outputs, Sample, prediction_of
 
+Resolution = Literal["backbone", "image"]
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
 
 
@@ -30,12 +38,19 @@ class Evaluation(Callback):
         fpr_limit: Limit of integration of PRO, in (0, 1].
         pro_definition: Which PRO: `exact` or, with `exact: true`, `mvtec`, `legacy_cflow` or `legacy_afclip`.
         tolerance: Largest error that binning may cause without being said.
+        resolution: Size at which pixels are evaluated: `backbone` resizes masks to the backbone's square, as the papers
+            do; `image` resizes maps to each image's own size, for defects that are thin or small there. Image metrics
+            do not depend on it.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Attributes:
         name: Stem of the tables in the run folder, beginning with `results`.
         head: Whose predictions, where a pass is shared by several heads; all but the main one's are logged as
             `<stage>/<head>/<dataset>/<category>/<metric>`.
-        title: What is tested, as the files say it.
+        title: What is tested, as the files say it; after a pass with the shots and the checkpoint.
+        conditions: Of the last pass, by name: the method, its shots and seeds, its checkpoint, the resolution.
         rows: The last results.
         curves: By dataset and category, the last curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
             `pixel_pr`, `pixel_pro`.
@@ -49,7 +64,11 @@ class Evaluation(Callback):
         fpr_limit: float = 0.3,
         pro_definition: ProDefinition = "exact",
         tolerance: float = TOLERANCE,
+        resolution: Resolution = "backbone",
     ) -> None:
+        if resolution not in get_args(Resolution):
+            raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
+        self.resolution = resolution
         self.new_metric = partial(
             PixelMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
         )
@@ -59,11 +78,27 @@ class Evaluation(Callback):
         self.name = "results"
         self.head = MAIN_HEAD
         self.title = ""
+        self.checkpoint: str | None = None
+        self.conditions: dict[str, Any] = {}
         self.rows: list[Row] = []
         self.curves: dict[Key, Mapping[str, Curve]] = {}
         self.scores: list[ImageScore] = []
         self._scored: list[Scored] = []
+        self._facts: list[tuple[Key, Path, MaskFacts]] = []
         self.metrics: dict[Key, PixelMetrics] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Says to the data at which size masks are wanted, before its loaders are made.
+
+        Raises:
+            UserError: A category is called what the table calls the mean.
+        """
+        data = getattr(trainer, "datamodule", None)
+        for part in () if data is None else (*data.parts, *data.test_sets):
+            part.own_size = self.resolution == "image"
+        for part in () if data is None or stage == "predict" else data.test_sets:
+            for category in part.selected_categories():
+                results.check_category(category, f"{part.name} under {part.root}: ")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes one metric a category, the same ones on every process."""
@@ -72,7 +107,7 @@ class Evaluation(Callback):
             for part in trainer.datamodule.test_sets  # type: ignore[attr-defined]
             for category in part.selected_categories()
         }
-        self._scored = []
+        self._scored, self._facts = [], []
 
     def on_test_batch_end(
         self,
@@ -83,26 +118,54 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Adds a batch to the metrics of its categories."""
+        """Adds a batch to the metrics of its categories.
+
+        Raises:
+            DatasetError: A mask disagrees with its label.
+            UserError: A score or a map is not finite; the message names the image and the method.
+        """
         outputs = prediction_of(outputs, self.head)
         # left on their device until the end: reading them here would wait for it in every step
         self._scored.append((batch.samples, outputs.pred_score, outputs.anomaly_map.flatten(1).amax(dim=1)))
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        if batch.masks is not None:
+            for key, sample, facts in zip(keys, batch.samples, batch.masks, strict=True):
+                if sample.mask_path is not None:
+                    self._facts.append((key, sample.mask_path, replace(facts, areas=None)))
         for key in dict.fromkeys(keys):
-            rows = torch.tensor([i for i, k in enumerate(keys) if k == key], device=batch.label.device)
-            try:
-                self.metrics[key].update(
-                    outputs.anomaly_map[rows],
-                    batch.mask[rows],
-                    outputs.pred_score[rows],
-                    batch.label[rows],
-                    batch.mask_known[rows],
-                    None if batch.region_area is None else batch.region_area[rows],
-                    [str(batch.samples[i].image_path) for i in rows.tolist()],
-                    allow_empty_mask=True,  # the file is not empty, but resizing may have lost a small defect
-                )
-            except ValueError as error:  # a score that is not finite, a mask against its label: names the image
-                raise DatasetError(str(error)) from error
+            rows = [i for i, k in enumerate(keys) if k == key]
+            parts = [rows] if self.resolution == "backbone" else [[i] for i in rows]
+            for part in parts:
+                try:
+                    self._add(key, part, outputs, batch)
+                except NotFiniteError as error:
+                    image = str(error).rpartition(": ")[0]
+                    raise not_finite(image, _method(pl_module, self.head)) from error
+                except ValueError as error:  # a mask against its label: names the image
+                    raise DatasetError(str(error)) from error
+
+    def _add(self, key: Key, rows: list[int], outputs: AnomalyPrediction, batch: Batch) -> None:
+        """Adds rows of a batch to the metric of their category: several at the backbone's size, or one at its own."""
+        at = torch.tensor(rows, device=batch.label.device)
+        if self.resolution == "backbone":
+            maps, masks = outputs.anomaly_map[at], batch.mask[at]
+            areas = None if batch.region_area is None else batch.region_area[at]
+        else:
+            assert batch.masks is not None
+            facts, own = batch.masks[rows[0]], outputs.anomaly_map[rows[0]].float().cpu().numpy()
+            maps = torch.from_numpy(resize_map(own, *facts.shape))[None].to(outputs.anomaly_map.device)
+            areas = facts.region_area(maps.device)[None]
+            masks = areas > 0
+        self.metrics[key].update(
+            maps,
+            masks,
+            outputs.pred_score[at],
+            batch.label[at],
+            batch.mask_known[at],
+            areas,
+            [str(batch.samples[i].image_path) for i in rows],
+            allow_empty_mask=True,  # the file is not empty, but resizing may have lost a small defect
+        )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Computes, logs, prints and writes."""
@@ -139,6 +202,7 @@ class Evaluation(Callback):
                 self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
         self.metrics, scored, self._scored = {}, self._scored, []
+        facts, self._facts = self._facts, []
         where = stage if self.head == MAIN_HEAD else f"{stage}/{self.head}"
         for row in self.rows:
             of_row = f"{where}/{row.dataset}/{row.category}"
@@ -146,12 +210,73 @@ class Evaluation(Callback):
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if trainer.state.fn == "fit":
             return  # a validation while training is only logged
-        self.scores = sorted(score for part in from_all_processes(trainer, _image_scores(scored)) for score in part)
+        parts = from_all_processes(trainer, (_image_scores(scored), self._counted(facts)))
+        self.scores = sorted(score for scores, _ in parts for score in scores)
+        counts: dict[Key, MaskCounts] = {}
+        for _, of_process in parts:
+            for key, found in of_process.items():
+                counts[key] = counts.get(key, MaskCounts()).plus(found)
+        self.rows = results.with_means([replace(row, masks=counts.get((row.dataset, row.category))) for row in rows])
         if trainer.is_global_zero:
+            self._describe(trainer, pl_module)
             folder, suffix = Path(trainer.default_root_dir), self.name.removeprefix("results")
-            results.write(self.rows, folder, self.name, self.title, self.tolerance)
+            results.write(self.rows, folder, self.name, self.title, self.tolerance, self.conditions)
             results.write_scores(self.scores, folder / f"scores{suffix}.csv")
             results.write_curves(self.curves, self.fpr_limit, folder / f"curves{suffix}.json")
+
+    def _counted(self, facts: list[tuple[Key, Path, MaskFacts]]) -> dict[Key, MaskCounts]:
+        """Returns what became of this process's masks by category, and says which mark most of their picture."""
+        counts: dict[Key, MaskCounts] = {}
+        mostly: dict[Key, list[Path]] = {}
+        for key, path, mask in facts:
+            seen = mask.seen if self.resolution == "backbone" else mask.regions
+            one = MaskCounts(1, int(seen == 0), mask.regions, seen, int(mask.marks_most))
+            counts[key] = counts.get(key, MaskCounts()).plus(one)
+            if mask.marks_most:
+                mostly.setdefault(key, []).append(path)
+        if self.head == MAIN_HEAD:
+            for key, paths in mostly.items():
+                print(f"note: {say_mostly('/'.join(key), len(paths), paths[0])}")
+        return counts
+
+    def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the conditions of the pass and adds to the title what a table must not be read without."""
+        method = _method(pl_module, self.head)
+        checkpoint = self.checkpoint or (trainer.ckpt_path if self.head == MAIN_HEAD else None)
+        shots, seed = getattr(method, "k_shot", 0), os.environ.get("PL_GLOBAL_SEED")
+        self.conditions = {
+            "method": type(method).__name__,
+            "k_shot": shots,
+            "shot_seed": getattr(method, "shot_seed", None) if shots else None,
+            "seed": None if seed is None else int(seed),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "checkpoint_fingerprint": None if checkpoint is None else _fingerprint(Path(checkpoint)),
+            "resolution": self.resolution,
+            "image_size": method.preprocess.image_size,
+        }
+        said = [f"{shots} shots (seed {self.conditions['shot_seed']})"] if shots else []
+        if checkpoint is not None:
+            said.append(f"checkpoint {checkpoint} ({self.conditions['checkpoint_fingerprint']})")
+        if self.resolution == "image":
+            said.append("evaluated at each image's own size")
+        self.title = " · ".join([self.title, *said])
+
+
+def _method(pl_module: Any, head: str) -> Any:
+    """Returns the method of a head: the module itself, unless several share a pass."""
+    return pl_module.heads[head] if hasattr(pl_module, "heads") else pl_module
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Returns what a checkpoint's content is known by, as in a calibration; `None` of what is no file."""
+    try:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        return digest.hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def _image_scores(scored: list[Scored]) -> list[ImageScore]:

@@ -1,30 +1,47 @@
 """Writes the predictions of `predict`."""
 
-import csv
-import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from afclip_lightning.files import atomic_path, write_text
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import atomic_path, csv_text, write_text
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch
+
+COLUMNS = ("image", "dataset", "category", "label", "score", "map")
+
+
+def not_finite(image: object, method: object) -> UserError:
+    """Returns the error of a score or a map that holds NaN or infinity.
+
+    Args:
+        image: The image.
+        method: Whose score it is.
+    """
+    return UserError(
+        f"{image}: {type(method).__name__} gives a score or a map with NaN or infinity, so its head or the backbone's "
+        "weights hold NaN, or numbers overflow. Use other weights, or train anew with a lower learning rate or "
+        "--trainer.precision 32-true."
+    )
 
 
 class Predictions(Callback):
-    """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, a line an image.
+    """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, a line per image.
 
-    A label that is not known is empty. Over several processes each writes its own table, with the rank in its name.
+    Scores have the 9 digits that float32 takes. A label that is not known is empty. Over several processes each writes
+    its own table, with the rank in its name.
     """
 
     def __init__(self) -> None:
-        self.rows: list[list[str]] = []
+        self.rows: list[list[Any]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins the table."""
         self.suffix = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.folder = Path(trainer.default_root_dir)
-        self.rows = [["image", "dataset", "category", "label", "score", "map"]]
+        self.rows = []
 
     def on_predict_batch_end(
         self,
@@ -35,17 +52,22 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Writes the maps of a batch and keeps its lines."""
+        """Writes the maps of a batch and keeps its lines.
+
+        Raises:
+            UserError: A score or a map is not finite; the message names the image.
+        """
         scores, maps = outputs.pred_score.tolist(), outputs.anomaly_map.cpu().numpy()
         for sample, score, anomaly_map in zip(batch.samples, scores, maps, strict=True):
-            name = f"maps/{len(self.rows):06d}{self.suffix}.npy"
+            if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
+                raise not_finite(sample.image_path, pl_module)
+            name = f"maps/{len(self.rows) + 1:06d}{self.suffix}.npy"
             with atomic_path(self.folder / name) as temporary, temporary.open("wb") as file:
                 np.save(file, anomaly_map)
-            path, label = str(sample.image_path), "" if sample.label == UNKNOWN else str(sample.label)
-            self.rows.append([path, sample.dataset, sample.category, label, f"{score:.6g}", name])
+            label = None if sample.label == UNKNOWN else sample.label
+            shortest = float(f"{score:.9g}")
+            self.rows.append([sample.image_path, sample.dataset, sample.category, label, shortest, name])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the table."""
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(self.rows)
-        write_text(self.folder / f"predictions{self.suffix}.csv", buffer.getvalue())
+        write_text(self.folder / f"predictions{self.suffix}.csv", csv_text(COLUMNS, self.rows))

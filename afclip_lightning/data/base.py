@@ -20,11 +20,10 @@ import afclip_lightning.data
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.classes import descendants, import_submodules
 from afclip_lightning.data.images import list_folders, list_images
-from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
+from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
-from afclip_lightning.data.white import White, white_value
 from afclip_lightning.distributed import processes, rank
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
@@ -109,6 +108,7 @@ class AnomalyDataModule(AnomalyData):
         drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
         paired: The references of each `(dataset, category)`, for the run folder.
+        own_size: Whether the loaders of tests give masks at each image's own size too. Set by the evaluation.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         name: Name of the dataset in metric keys and tables.
         folder: Its folder in the one that holds all datasets, as the configs have it; empty where that is `name`.
@@ -163,8 +163,8 @@ class AnomalyDataModule(AnomalyData):
         self.drawn: dict[tuple[str, str], dict[str, Any]] = {}
         self.pairing: Pairing | None = None
         self.paired: dict[tuple[str, str], dict[str, Any]] = {}
+        self.own_size = False
         self.skipped: dict[Path, str] = {}
-        self._white: tuple[White, int | None] | None = None  # the level and what it comes to
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
@@ -274,22 +274,7 @@ class AnomalyDataModule(AnomalyData):
                     f"Expected:\n{_indent(self.layout)}"
                 )
             found.extend(part)
-        return self._with_white(found)
-
-    def white(self) -> int | None:
-        """Returns the value that becomes 255 in images of more than 8 bits, one for the whole set; see `Loading`."""
-        level = self.loading.white_of(self.name)
-        if self._white is None or self._white[0] != level:
-            images: list[Path] = []
-            for category in self.selected_categories() if level == "auto" else ():
-                images += [s.image_path for s in self.find_samples(category, "train")]
-                images += [s.image_path for s in self.find_samples(category, "test")]
-            self._white = (level, white_value(level, images))
-        return self._white[1]
-
-    def _with_white(self, samples: Sequence[Sample]) -> list[Sample]:
-        white = self.white()
-        return [replace(sample, white=white) for sample in samples] if white else list(samples)
+        return found
 
     def make_samples(
         self,
@@ -298,7 +283,7 @@ class AnomalyDataModule(AnomalyData):
         normal: Sequence[Path],
         anomalous: Sequence[Path],
         masks: Mapping[Path, Path] | None,
-        mask_threshold: int | None = None,
+        mask_threshold: int = 0,
     ) -> list[Sample]:
         """Returns one sample an image, sorted by path, the same on every machine.
 
@@ -308,7 +293,7 @@ class AnomalyDataModule(AnomalyData):
             normal: Normal images.
             anomalous: Anomalous images.
             masks: Mask of every anomalous image; `None` if the pixel labels are not known.
-            mask_threshold: Highest value of the mask files that is still normal; see `Sample`.
+            mask_threshold: Highest value of the mask files that is still normal.
         """
         samples = [Sample(self.name, category, split, image, label=0) for image in normal]
         for image in anomalous:
@@ -342,7 +327,7 @@ class AnomalyDataModule(AnomalyData):
                 root, chosen = self.root, self._draw_shots(category, k_shot, seed)
             else:
                 root, chosen = self.few_shot_dir, self._given_shots(self.few_shot_dir, category, k_shot)
-            found[self.name, category] = self._with_white(chosen)
+            found[self.name, category] = chosen
             self.drawn[self.name, category] = {
                 "dataset": self.name,
                 "category": category,
@@ -468,7 +453,8 @@ class AnomalyDataModule(AnomalyData):
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
         named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
-        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store)
+        facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
+        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store, facts)
         return make_loader(
             dataset, self.batch_size, self.num_workers, self.loading, sampler(dataset), self.skipped, training
         )

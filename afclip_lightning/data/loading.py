@@ -2,7 +2,7 @@
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from afclip_lightning.backbones.store import FeatureStore, from_rows, image_digest
-from afclip_lightning.data.images import read_image, read_mask_of
-from afclip_lightning.data.picture import Picture
-from afclip_lightning.data.reader import read
+from afclip_lightning.data.images import JPEG_SUFFIXES, read_image, read_mask, upright_shape
+from afclip_lightning.data.masks import mask_facts
 from afclip_lightning.data.transforms import Preprocess
-from afclip_lightning.data.white import White, check_white
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.metrics import region_areas
-from afclip_lightning.types import Batch, ClipFeatures, Sample
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.metrics import count_regions, region_areas
+from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample
 
+MaskDetail = Literal["none", "counts", "regions"]
 Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
 
 
@@ -37,6 +36,7 @@ class Item(NamedTuple):
         digest: What its features are kept under; empty without a store.
         features: Its features by name.
         beside: Whether it is there as a reference of others only.
+        facts: What is known of its mask at the image's own size; `None` in training.
     """
 
     position: int
@@ -47,6 +47,7 @@ class Item(NamedTuple):
     digest: str = ""
     features: dict[str, Tensor] | None = None
     beside: bool = False
+    facts: MaskFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,9 @@ class Loading:
             again each epoch, so it helps from the second epoch on.
         persistent_workers: Keep the processes of the training loader from one epoch to the next.
         pin_memory: Load into page-locked memory where there is a GPU.
-        white: What is white in images of more than 8 bits a channel: `bits`, the largest value that the file's depth
-            holds; `auto`, the largest that the bits hold which the images of a dataset use, looked up in up to 64 of
-            them; or a number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. One for all
-            datasets, or one for each by its name (`{mvtec: bits, mine: 12}`), where `bits` holds for those not named.
 
     Raises:
-        ValueError: `cache_mb` is negative, or `white` is none of these.
+        ValueError: `cache_mb` is negative.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
@@ -76,17 +73,10 @@ class Loading:
     cache_mb: int = 0
     persistent_workers: bool = False
     pin_memory: bool = True
-    white: Literal["auto", "bits"] | int | dict[str, Literal["auto", "bits"] | int] = "bits"
 
     def __post_init__(self) -> None:
         if self.cache_mb < 0:
             raise ValueError(f"cache_mb must not be negative, got {self.cache_mb}")
-        for white in self.white.values() if isinstance(self.white, dict) else [self.white]:
-            check_white(white)
-
-    def white_of(self, dataset: str) -> White:
-        """Returns the white level of a dataset, by its name."""
-        return self.white.get(dataset, "bits") if isinstance(self.white, dict) else self.white
 
 
 class PixelCache:
@@ -135,6 +125,7 @@ class AnomalyDataset(Dataset[Any]):
         loading: Whether to decode drafts and to cache; `on_error` is for the loader.
         references: Positions in `samples` of each sample's reference images, equally many; `None` for none.
         store: Where the features of images may lie.
+        facts: What to find out of masks at their own size: nothing, how much they mark, or that and their regions.
     """
 
     def __init__(
@@ -144,10 +135,12 @@ class AnomalyDataset(Dataset[Any]):
         loading: Loading | None = None,
         references: Sequence[Sequence[int]] | None = None,
         store: FeatureStore | None = None,
+        facts: MaskDetail = "none",
     ) -> None:
         self.samples = list(samples)
         self.references = references
         self.store = store
+        self.facts = facts
         self.preprocess = preprocess
         self.draft = preprocess.image_size if loading and loading.draft else None
         self.cache = None
@@ -206,36 +199,67 @@ class AnomalyDataset(Dataset[Any]):
         digest = self._digest(sample) if self.store else ""
         features = self.store.load(digest) if self.store and not pixels else None
         if features is not None:
-            mask = self.preprocess.resize_mask(self._mask(sample)) if sample.mask_path else None
-            return Item(index, None, mask, sample, references, digest, features)
-        image, mask = self._resized(index)
-        return Item(index, image, mask if sample.mask_path else None, sample, references, digest)
+            own = self._mask(sample) if sample.mask_path else None
+            mask = None if own is None else self.preprocess.resize_mask(own)
+            return Item(index, None, mask, sample, references, digest, features, facts=self._facts(sample, own))
+        image, mask, facts = self._resized(index)
+        return Item(index, image, mask if sample.mask_path else None, sample, references, digest, facts=facts)
 
     def _digest(self, sample: Sample) -> str:
         try:
-            return image_digest(sample.image_path, sample.white)
-        except (UserError, OSError) as error:
+            return image_digest(sample.image_path)
+        except OSError as error:
             raise DatasetError(f"{sample.image_path}: cannot be read ({error}). Replace the file.") from error
 
-    def _resized(self, index: int) -> Pixels:
+    def _resized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, MaskFacts | None]:
+        sample = self.samples[index]
         resized: Pixels | None = self.cache.get(index) if self.cache else None
-        if resized is None:
-            resized = self.preprocess.resize(*self._decode(self.samples[index]))
-            if self.cache:
-                self.cache.put(index, *resized)
-        return resized
+        if resized is not None:  # a mask is read again for what the cache does not hold
+            wanted = self.facts != "none" and sample.mask_path is not None
+            return *resized, self._facts(sample, self._mask(sample) if wanted else None)
+        image, mask = self._decode(sample)
+        shape = None if self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES else image.shape[:2]
+        facts = self._facts(sample, mask, shape)
+        resized = self.preprocess.resize(image, mask)
+        if self.cache:
+            self.cache.put(index, *resized)
+        return *resized, facts
+
+    def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
+        """Returns what is wanted of a mask; without one, that nothing is marked.
+
+        Args:
+            sample: Whose mask it is.
+            mask: `[H, W]`, or `None`.
+            shape: Height and width of the image, where they are known.
+        """
+        if self.facts == "none":
+            return None
+        if mask is not None:
+            return mask_facts(mask, areas=self.facts == "regions")
+        if shape is None and self.facts == "regions":
+            shape = upright_shape(sample.image_path)
+        return MaskFacts((shape[0], shape[1]) if shape else (0, 0))
 
     def _decode(self, sample: Sample) -> Pixels:
         """Returns image `[H, W, 3]` and mask `[H, W]`, uint8; see `read`."""
-        picture = read(sample.image_path, draft=self.draft)
-        mask = self._mask(sample, picture) if sample.mask_path else None
-        return picture.rgb(sample.white), mask
+        image = read_image(sample.image_path, self.draft)
+        if sample.mask_path is None:
+            return image, None
+        drafted = self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES
+        height, width = upright_shape(sample.image_path) if drafted else image.shape[:2]
+        mask = self._mask(sample)
+        if mask.shape != (height, width):
+            raise DatasetError(
+                f"{sample.mask_path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image "
+                f"{sample.image_path} is {width}×{height}. Replace one of them."
+            )
+        return image, mask
 
     @staticmethod
-    def _mask(sample: Sample, image: Picture | None = None) -> np.ndarray:
-        """Returns the mask of a sample, `[H, W]`; of one whose image is not read, its header is."""
+    def _mask(sample: Sample) -> np.ndarray:
         assert sample.mask_path is not None
-        mask = read_mask_of(image or sample.image_path, sample.mask_path, sample.mask_threshold)
+        mask = read_mask(sample.mask_path, sample.mask_threshold)
         if not mask.any():
             raise DatasetError(
                 f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
@@ -262,6 +286,7 @@ class Parcel:
         reference_rows: R of each sample, counted through the samples and on through `references`; `None` without.
         digests: What the images' features are kept under; `None` without a store.
         features: Those that were kept, in place of `images`.
+        facts: What is known of each sample's mask at its own size; `None` in training.
     """
 
     preprocess: Preprocess
@@ -273,6 +298,7 @@ class Parcel:
     reference_rows: list[list[int]] | None = None
     digests: list[str] | None = None
     features: ClipFeatures | None = None
+    facts: list[MaskFacts] | None = None
 
     def open(self) -> Batch:
         """Returns the batch."""
@@ -286,6 +312,7 @@ class Parcel:
             samples=self.samples,
             digests=self.digests,
             features=self.features,
+            masks=self.facts,
         )
         if self.areas is not None:
             batch.region_area = torch.zeros(batch.mask.shape, dtype=torch.int32)
@@ -308,6 +335,7 @@ class Parcel:
             self.reference_rows,
             self.digests,
             self.features,
+            self.facts,
         )
         return _open_parcel, (*facts, *stacked)
 
@@ -319,10 +347,11 @@ def _open_parcel(
     reference_rows: list[list[int]] | None,
     digests: list[str] | None,
     features: ClipFeatures | None,
+    facts: list[MaskFacts] | None,
     *stacked: Tensor | None,
 ) -> Batch:
     images, masks, areas, references = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
-    known = (reference_rows, digests, features)
+    known = (reference_rows, digests, features, facts)
     return Parcel(preprocess, samples, images, masks, areas if regions else None, references, *known).open()
 
 
@@ -346,6 +375,11 @@ class Collate:
         items = [item for item in items if not item.beside]
         masks = [item.mask for item in items if item.mask is not None]
         rows = [item.features for item in items if item.features is not None]
+        facts = [
+            replace(item.facts, seen=0 if item.mask is None else count_regions(item.mask))
+            for item in items
+            if item.facts is not None
+        ]
         places = {item.position: row for row, item in enumerate(items)}
         outside = dict.fromkeys(other for item in items for other in item.references if other not in places)
         places |= {other: len(items) + row for row, other in enumerate(outside)}
@@ -359,6 +393,7 @@ class Collate:
             [[places[other] for other in item.references] for item in items] if items[0].references else None,
             [item.digest for item in items] if items[0].digest else None,
             from_rows(rows, self.store.spec, self.store.grid) if rows and self.store else None,
+            facts if len(facts) == len(items) else None,
         )
         return parcel if get_worker_info() else parcel.open()
 
@@ -371,8 +406,7 @@ def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
     """
     if len(batch.image):
         return preprocess.to_pixels(batch.image[row])
-    sample = batch.samples[row]
-    return preprocess.resize(read_image(sample.image_path, white=sample.white), None)[0]
+    return preprocess.resize(read_image(batch.samples[row].image_path), None)[0]
 
 
 @dataclass(frozen=True)

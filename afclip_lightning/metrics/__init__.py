@@ -15,12 +15,13 @@ from afclip_lightning.metrics.curves import (
     threshold_at_sensitivity,
 )
 from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
-from afclip_lightning.metrics.pixel_metrics import TOLERANCE, PixelMetrics, Result, aggregate
-from afclip_lightning.metrics.pro import ProDefinition, pro, pro_curve, pro_error_bound, region_areas
+from afclip_lightning.metrics.pixel_metrics import TOLERANCE, NotFiniteError, PixelMetrics, Result, aggregate
+from afclip_lightning.metrics.pro import ProDefinition, count_regions, pro, pro_curve, pro_error_bound, region_areas
 
 __all__ = [
     "TOLERANCE",
     "Curve",
+    "NotFiniteError",
     "PixelMetrics",
     "ProDefinition",
     "Result",
@@ -32,6 +33,7 @@ __all__ = [
     "auroc_error_bound",
     "average_precision",
     "average_precision_error_bound",
+    "count_regions",
     "exact_counts",
     "f1_max",
     "f1_max_error_bound",

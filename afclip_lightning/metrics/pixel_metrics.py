@@ -44,6 +44,10 @@ TOLERANCE = 1e-4
 """How far binning may move a metric before that is said."""
 
 
+class NotFiniteError(ValueError):
+    """A score or a map holds NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class Result:
     """Everything that is known of a category. A metric that is not defined is absent everywhere.
@@ -179,7 +183,7 @@ class PixelMetrics(Metric):
         anomalous = labels == 1
         known = tensors.get("mask_known", torch.ones_like(marked)).cpu().bool()
         extremes = torch.stack([maps.flatten(1).amin(1), maps.flatten(1).amax(1)])  # NaN if there is one
-        _refuse(~extremes.isfinite().all(0), names, "its anomaly map has NaN or infinite values")
+        _refuse(~extremes.isfinite().all(0), names, "its anomaly map has NaN or infinite values", NotFiniteError)
         _refuse((labels != 0) & ~anomalous, names, "its label is neither 0 nor 1")
         _refuse(marked & ~anomalous, names, "its label is 0 (normal), but its mask is not empty")
         if not allow_empty_mask:
@@ -187,7 +191,7 @@ class PixelMetrics(Metric):
 
         if "pred_score" in tensors:
             scores, of_scores = _ranked(tensors["pred_score"])
-            _refuse(~scores.isfinite(), names, "its image score is not finite")
+            _refuse(~scores.isfinite(), names, "its image score is not finite", NotFiniteError)
             precision = max(precision, of_scores)
             scores, at = scores.to(self.device), anomalous.to(self.device)
             self.normal_images.append(scores[~at])
@@ -421,10 +425,10 @@ def _name(names: Sequence[str] | None, index: int) -> str:
     return f"image {index} of the batch" if names is None else str(names[index])
 
 
-def _refuse(bad: Tensor, names: Sequence[str] | None, reason: str) -> None:
+def _refuse(bad: Tensor, names: Sequence[str] | None, reason: str, error: type[ValueError] = ValueError) -> None:
     """Raises if any of the `[B]` images is bad."""
     if bad.any():
-        raise ValueError(f"{_name(names, int(bad.nonzero()[0]))}: {reason}")
+        raise error(f"{_name(names, int(bad.nonzero()[0]))}: {reason}")
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], names: Sequence[str] | None) -> None:

@@ -35,6 +35,13 @@ def region_areas(mask: np.ndarray) -> np.ndarray:
     return result
 
 
+def count_regions(mask: np.ndarray) -> int:
+    """Returns the number of 8-connected anomalous regions of a mask `[H, W]`; any non-zero value is anomalous."""
+    marked = (mask != 0).astype(np.uint8)
+    x, y, width, height = cv2.boundingRect(marked)
+    return cv2.connectedComponents(marked[y : y + height, x : x + width], connectivity=8)[0] - 1 if width else 0
+
+
 def pro_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     """Returns false-positive rate and PRO at every threshold, each `[n + 1]`, ascending from (0, 0) to (1, 1).
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from afclip_lightning.data.images import read_image
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Histogram
 from afclip_lightning.report.page import Card, Group, data_uri, read
@@ -106,9 +104,12 @@ def _thumbnail(files: Iterable[Path]) -> str:
     """Returns the first of the files that can be read as a small picture, as text; empty if there is none."""
     for file in files:
         try:
-            return _jpeg(Image.fromarray(read_image(file, draft=2 * SIDE)))
-        except DatasetError:
+            with Image.open(file) as image:
+                image.draft("RGB", (2 * SIDE, 2 * SIDE))
+                small = image.convert("RGB")
+        except (OSError, Image.DecompressionBombError):
             continue  # the page says that there is no picture
+        return _jpeg(small)
     return ""
 
 

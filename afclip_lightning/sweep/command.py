@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.preemption import STOPPED
 
+MOST_TRIALS = 10**6
 DESCRIPTION = """\
 Searches for the options of `fit` that a sweep file names, the same file that `wandb sweep` takes:
 
@@ -20,7 +22,7 @@ Options after -- are given to every trial.
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code: 0 done, 1 trials failed, 2 a mistake, 75 stopped."""
+    """Runs the command and returns its exit code: 0 done, 1 trials failed, 2 a mistake, 75 trials left, 130 Ctrl-C."""
     own = list(args[: args.index("--")]) if "--" in args else list(args)
     options = _parser().parse_args(own)
     try:
@@ -28,6 +30,8 @@ def main(args: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the workers; then they are stopped
+        return 130
 
 
 def _search(options: argparse.Namespace, extra: list[str]) -> int:
@@ -55,9 +59,14 @@ def _search(options: argparse.Namespace, extra: list[str]) -> int:
         if options.launcher == "local":
             code = run_local(plan, jobs)
         else:
-            run_slurm(plan, jobs, shlex.split(options.sbatch))
+            run_slurm(plan, jobs, options.sbatch)
     print(write_table(plan, study))
-    return code or int(any(trial.state.name == "FAIL" for trial in study.get_trials(deepcopy=False)))
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    left = trials - sum(state.is_finished() for state in states)
+    if left > 0 and code == 0:
+        print(f"{left} trials are left, or run by another process: the same command goes on.", file=sys.stderr)
+        return STOPPED
+    return code or int(any(state.name == "FAIL" for state in states))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,15 +83,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where workers run; local")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
     parser.add_argument("--storage", metavar="FILE_OR_URL", help="file or database of the study; DIR/study.journal")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the search; 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the search; 0")
     parser.add_argument(
-        "--sbatch", default="", metavar="OPTIONS", help="options for sbatch: '--time=2:00:00 --gres=gpu:1'"
+        "--sbatch", type=_words, default=[], metavar="OPTIONS", help="options for sbatch: '--time=2:00:00 --gres=gpu:1'"
     )
     return parser
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not 1 <= int(text) <= MOST_TRIALS:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_TRIALS}, got {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 2**31:  # numbers of trials are added to it
+        raise argparse.ArgumentTypeError(f"must be from 0 to {2**31 - 1}, got {text}")
+    return int(text)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {text}") from error

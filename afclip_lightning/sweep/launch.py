@@ -1,12 +1,15 @@
 """Where the workers of a sweep run: processes of this machine, or the tasks of a SLURM array."""
 
+import contextlib
 import gc
+import io
 import multiprocessing
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from afclip_lightning import preemption
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.preemption import STOPPED
-from afclip_lightning.sweep.study import Plan, claim, run_trial
+from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial
 
 GRACE = 60  # seconds that workers have between two steps before they are killed
 STOPS = (signal.SIGINT, *preemption.SIGNALS)
@@ -26,22 +29,57 @@ def work(plan: Plan, index: int) -> None:
     """Runs trial after trial in a process of its own, until there is none left or a signal asks it to stop."""
     preemption.listen(*STOPS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if len(devices) > 1:  # several were given: one a worker
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
     try:
         study = plan.study()
+        if not preemption.requested() and not study.user_attrs.get("checked"):
+            check_arguments(plan)
+            study.set_user_attr("checked", True)
         while not preemption.requested() and (claimed := claim(plan, study)):
             trial, lock = claimed
             with lock:
                 run_trial(plan, study, trial)
             gc.collect()
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
     if preemption.requested():
         preemption.requeue()
         sys.exit(STOPPED)
+
+
+def _stop_with_the_sweep() -> None:
+    """Asks this worker to stop when the sweep is gone, however it was ended, and ends it if it does not."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+    wait([sweep.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check_arguments(plan: Plan) -> None:
+    """Checks, before any trial is spent, that `fit` takes the sweep's options and each value of its choices.
+
+    Raises:
+        UserError: It does not; the message is that of the command line.
+    """
+    from afclip_lightning import cli
+
+    for parameters in plan.sweep.examples():
+        sys.argv[1:] = [*plan.arguments(parameters), "--print_config"]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            try:
+                code = cli.main()
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0
+        if code:
+            values = ", ".join(f"{name}={value}" for name, value in parameters.items())
+            raise UserError(f"{plan.path}: with {values}: {said.getvalue().strip().removeprefix('error: ')}")
 
 
 def run_local(plan: Plan, jobs: int) -> int:
@@ -54,6 +92,7 @@ def run_local(plan: Plan, jobs: int) -> int:
     workers: list[BaseProcess | None] = [_start(plan, index) for index in range(jobs)]
     deadline = None
     stopped = failed = False
+    lives = ATTEMPTS * (plan.trials + jobs)  # a worker that dies before it has a trial would be replaced for ever
     while any(workers):
         wait([worker.sentinel for worker in workers if worker], timeout=0.5)
         if preemption.requested() and deadline is None:
@@ -69,8 +108,10 @@ def run_local(plan: Plan, jobs: int) -> int:
             code = worker.exitcode or 0
             stopped |= code == STOPPED
             failed |= code > 0 and code != STOPPED
-            killed = code < 0 and not stopped
+            killed = code < 0 and not stopped and lives > 0
+            failed |= code < 0 and lives == 0
             if killed:
+                lives -= 1
                 print(f"A worker was killed by {signal.Signals(-code).name}; another takes its place.", file=sys.stderr)
             workers[index] = _start(plan, index) if killed else None
     return 2 if failed else STOPPED if stopped else 0

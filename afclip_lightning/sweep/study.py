@@ -4,9 +4,8 @@ The study lies in a file or a database, and each worker takes its next trial fro
 of the tasks of a SLURM array. A worker that dies leaves its trial, and the lock of it, to the next one.
 """
 
-import csv
 import fcntl
-import io
+import itertools
 import json
 import shlex
 import sys
@@ -20,14 +19,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import write_text
+from afclip_lightning.errors import UserError, shown
+from afclip_lightning.files import csv_text, write_text
 from afclip_lightning.preemption import STOPPED
 from afclip_lightning.processes import output_to
+from afclip_lightning.sweep.journal import open_journal
 from afclip_lightning.sweep.space import Sweep
 
 ATTEMPTS = 3  # a trial whose process has died so often has failed: it would take every worker with it
@@ -59,31 +59,54 @@ class Plan:
         """Returns the study, a new one if there is none.
 
         Raises:
-            UserError: Another sweep lies there.
+            UserError: Another sweep lies there, trials of one that is lost, or what no study can be read from.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / "study.lock"):
+                return self._study()
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be used ({error.strerror or error}). Choose another --folder."
+            ) from error
+        except (
+            Exception
+        ) as error:  # what Optuna and its databases make of a damaged or wrong one: errors of many classes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(
+                f"{self.storage}: no study can be read there ({reason}). Restore it, or begin anew with another "
+                "--folder and --storage."
+            ) from error
+
+    def _study(self) -> optuna.Study:
         sweep = self.sweep
-        with _locked(self.folder / "study.lock"):
-            study = optuna.create_study(
-                storage=_storage(self.storage),
-                study_name=sweep.name,
-                direction=sweep.direction,  # type: ignore[arg-type]  # checked when it was read
-                pruner=sweep.pruner(),
-                load_if_exists=True,
-            )
-            facts = [sweep.arguments, sweep.method, sweep.metric, sweep.direction, self.extra]
-            identity = json.dumps([*facts, {name: repr(space) for name, space in sweep.space.items()}])
-            if "identity" not in study.user_attrs:
-                if sweep.method == "grid":
-                    for parameters in sweep.grid():
-                        study.enqueue_trial(parameters, skip_if_exists=True)
-                study.set_user_attr("identity", identity)  # last: a killed beginning is completed by the next
-            elif study.user_attrs["identity"] != identity:
+        study = optuna.create_study(
+            storage=_storage(self.storage),
+            study_name=sweep.name,
+            direction=sweep.direction,  # type: ignore[arg-type]  # checked when it was read
+            pruner=sweep.pruner(),
+            load_if_exists=True,
+        )
+        facts = [sweep.arguments, sweep.method, sweep.metric, sweep.direction, self.extra]
+        identity = json.dumps([*facts, {name: repr(space) for name, space in sweep.space.items()}])
+        if "identity" not in study.user_attrs:
+            if any((self.folder / "trials").glob("*")):  # they would be continued as trials of this one, and fail
                 raise UserError(
-                    f"{self.storage} holds another sweep named {sweep.name}. Give this one another `name` in "
-                    f"{self.path}, or another --folder and --storage."
+                    f"{self.folder / 'trials'} holds trials that {self.storage} knows nothing of. Restore the study "
+                    "that they belong to, or choose another --folder."
                 )
+            if sweep.method == "grid":
+                for parameters in sweep.grid():
+                    study.enqueue_trial(parameters, skip_if_exists=True)
+            study.set_user_attr("identity", identity)  # last: a killed beginning is completed by the next
+        elif study.user_attrs["identity"] != identity:
+            raise UserError(
+                f"{self.storage} holds another sweep named {sweep.name}. Give this one another `name` in {self.path} "
+                "and another --folder."
+            )
         return study
 
     def run_dir(self, number: int) -> Path:
@@ -101,7 +124,7 @@ def _storage(place: str) -> BaseStorage:
         return RDBStorage(place)
     if Path(place).suffix in (".db", ".sqlite", ".sqlite3"):
         return RDBStorage(f"sqlite:///{place}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return JournalStorage(JournalFileBackend(place))
+    return JournalStorage(open_journal(Path(place)))
 
 
 @contextmanager
@@ -139,6 +162,7 @@ def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | Non
                 continue
             trial = optuna.Trial(study, left._trial_id)
             if left.user_attrs.get("attempts", 0) < ATTEMPTS:
+                _complete(trial, plan.sweep)
                 return trial, lock
             trial.set_user_attr("error", f"its process died {ATTEMPTS} times")
             study.tell(trial, state=TrialState.FAIL)
@@ -147,9 +171,32 @@ def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | Non
             return None
         study.sampler = plan.sweep.sampler(plan.seed + begun)  # one seed for all would give two workers the same trial
         trial = study.ask(plan.sweep.space)
+        _clear(plan.run_dir(trial.number))
         lock = _try_lock(plan.run_dir(trial.number) / "lock")
         assert lock is not None  # nobody else knows of it
         return trial, lock
+
+
+def _complete(trial: optuna.Trial, sweep: Sweep) -> None:
+    """Draws the parameters that a trial lacks whose process died while it drew them."""
+    for name, space in sweep.space.items():
+        if name in trial.params:
+            continue
+        if isinstance(space, CategoricalDistribution):
+            trial.suggest_categorical(name, space.choices)
+        elif isinstance(space, IntDistribution):
+            trial.suggest_int(name, space.low, space.high, step=space.step, log=space.log)
+        elif isinstance(space, FloatDistribution):
+            trial.suggest_float(name, space.low, space.high, step=space.step, log=space.log)
+
+
+def _clear(folder: Path) -> None:
+    """Moves away what lies in the folder of a new trial: the run of one that the study has lost."""
+    if folder.exists():
+        earlier = (folder.with_name(f"{folder.name}.earlier-{number}") for number in itertools.count(1))
+        kept = next(path for path in earlier if not path.exists())
+        folder.rename(kept)
+        print(f"{folder} held a trial that the study does not know: it is now {kept.name}.", flush=True)
 
 
 def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
@@ -217,13 +264,11 @@ def write_table(plan: Plan, study: optuna.Study) -> str:
         ]
         for trial in trials
     ]
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
-    write_text(plan.folder / "sweep.csv", buffer.getvalue())
+    write_text(plan.folder / "sweep.csv", csv_text(header, rows))
     lines = [
         header,
         ["---"] * len(header),
-        *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in r] for r in rows),
+        *([f"{v:.4g}" if isinstance(v, float) else shown(v).replace("|", "\\|") for v in r] for r in rows),
     ]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     if trials and trials[0].state == TrialState.COMPLETE:

@@ -1,5 +1,6 @@
 """One run of `fit` as a trial of a study."""
 
+import math
 from typing import Any
 
 import optuna
@@ -25,7 +26,7 @@ class TrialReport(Callback):
         """Reports the metric under the number of epochs trained, counted from 1.
 
         Raises:
-            UserError: No such metric was logged.
+            UserError: No such metric was logged, or it is no number.
             TrialPruned: The study gives the trial up.
         """
         if trainer.sanity_checking:
@@ -34,7 +35,10 @@ class TrialReport(Callback):
         if self.metric not in logged:
             means = ", ".join(sorted(key for key in logged if key.startswith("val/") and "/mean/" in key))
             raise UserError(f"The sweep's metric {self.metric} is not logged. Logged are: {means or 'none of val/'}.")
-        self.trial.report(logged[self.metric].item(), trainer.current_epoch + 1)
+        value = logged[self.metric].item()
+        if not math.isfinite(value):
+            raise UserError(f"The sweep's metric {self.metric} is {value}, by which nothing can be chosen.")
+        self.trial.report(value, trainer.current_epoch + 1)
         if self.trial.should_prune():
             raise optuna.TrialPruned
 

@@ -25,6 +25,13 @@ def run(arguments: Sequence[str]) -> int:
             ]
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "stop":
+            return 75
+        case "refuse":
+            os.write(2, b"error: the option \x1b[31m is none\n")  # what a test's own capture leaves alone
+            return 2
         case "sleep":
             time.sleep(float(detail))
         case "once":  # fails until the file is there

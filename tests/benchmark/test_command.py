@@ -1,7 +1,10 @@
 """A benchmark as a user runs it: real cells on drawn pictures, one table, the same each time."""
 
+import os
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from afclip_lightning.benchmark import command, runner
 from afclip_lightning.benchmark.matrix import Cell
 from afclip_lightning.benchmark.runner import Outcome, command_line
 from afclip_lightning.benchmark.table import read_results
+from afclip_lightning.preemption import STOPPED
 from tests.benchmark.fakes import run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,6 +63,9 @@ def test_two_benchmarks_give_the_same_table_and_so_does_a_cells_own_script(
     assert "Not on disk: mvtec (data/mvtec)" in text
     assert "| AF-CLIP | one | 1 | 1 |" in text
     assert "## AF-CLIP, Table 1" in text
+    assert "**Not comparable: AF-CLIP ran on tiny-8-112 (" in text
+    assert "AF-CLIP (ours, tiny-8-112)" in text
+    assert "ours − printed" not in text
     told = capfd.readouterr().out
     assert "2 of 2 cells are done." in told
     assert "## Measured on two" in told
@@ -92,5 +99,64 @@ def test_what_failed_is_told_and_the_table_is_of_the_rest(
 
 def test_mistakes_end_with_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--config", "nothing.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("error: nothing.yaml: ")
+    assert capsys.readouterr().err.startswith("error: nothing.yaml")
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--jobs=0", "at least 1"),
+        ("--jobs=x", "--jobs"),
+        ("--time_limit=0", "above 0"),
+        ("--time_limit=nan", "above 0"),
+        ("--time_limit=-1", "above 0"),
+    ],
+)
+def test_options_are_checked(option: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--config", "matrix.yaml", option])
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("shots: [0, 1]", "published: [AF-CLAP]", "did you mean 'AF-CLIP'?"),
+        (str(REPOSITORY / "experiments/published"), "nowhere", "nowhere is no folder"),
+    ],
+)
+def test_what_the_tables_need_is_checked_before_anything_is_run(
+    folder: Path, old: str, new: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "matrix.yaml").write_text(MATRIX.replace(old, new))
+    assert command.main(["--config", "matrix.yaml"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_a_benchmark_that_is_asked_to_end_says_so_and_ends_with_75(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in command.SIGNALS:
+
+        def asked(*_: object, number: int = number, **options: object) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(10)  # a signal is handled between two steps
+
+        monkeypatch.setattr(command, "run_cells", asked)
+        assert command.main(["--config", "matrix.yaml", "--out", "out"]) == STOPPED
+        assert "Stopped: the same command goes on from here." in capsys.readouterr().out
+        assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("status", ["elsewhere", "stopped"])
+def test_cells_that_are_left_are_not_taken_for_done(
+    folder: Path, status: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner.Worker, "run", lambda worker, cell: Outcome(status))
+    assert command.main(["--config", "matrix.yaml", "--out", "out"]) == STOPPED
+    told = capsys.readouterr().out
+    assert "0 of 2 cells are done." in told
+    assert "the same command goes on from here" in told

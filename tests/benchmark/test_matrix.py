@@ -120,7 +120,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("train: two, test: [one]", "train: one, test: [two]", "train twice on one"),
         ("shots: [0, 2]", "shot: [0, 2]", "shot"),
         ("shots: [0, 2]", "shots: few", "methods.AF-CLIP.shots"),
-        ("configs/afclip_demo.yaml", "configs/none.yaml", "configs/none.yaml: cannot be read"),
+        ("configs/afclip_demo.yaml", "configs/none.yaml", "configs/none.yaml does not exist"),
         ("configs/afclip_demo.yaml", "configs/data/mvtec.yaml", "name no model"),
         (
             "class_path: Synthetic, init_args: {root: data/drawn",
@@ -131,7 +131,51 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("configs/data/mvtec.yaml", "configs/ablation/afclip_v1.yaml", "neither a data section"),
         ("Dual-Image:", "AF/CLIP:", "AF-CLIP, AF/CLIP would share one folder"),
         ("methods:", "method:", "method"),
-        ("seeds: [3, 4]", "seeds: [3, 4", "matrix.yaml: cannot be read"),
+        ("seeds: [3, 4]", "seeds: [3, 4", "matrix.yaml, line 13: is no YAML"),
+        ("seeds: [3, 4]", "seeds: []", "seeds: is empty"),
+        ("seeds: [3, 4]", "seeds: [3, 3]", "seeds: 3 stands twice"),
+        ("seeds: [3, 4]", "seeds: [-1]", "seeds: must be whole numbers from 0 to 4294967295"),
+        ("seeds: [3, 4]", "seeds: [4294967296]", "seeds: must be whole numbers"),
+        ("seeds: [3, 4]", "seeds: [1.5]", "seeds[0]"),
+        ("seeds: [3, 4]", "seeds: [3]\nseeds: [4]", "'seeds' stands twice"),
+        ("seeds: [3, 4]", "options: {a: 1}", "cannot be read"),
+        ("seeds: [3, 4]", "options: [steps]", "'steps' is no option"),
+        ("seeds: [3, 4]", "options: [--run_dir=x]", "'--run_dir=x' is for the benchmark to say"),
+        ("seeds: [3, 4]", "options: [--seed_everything, '3']", "'--seed_everything' is for the benchmark to say"),
+        ("seeds: [3, 4]", "published: 2026-01-01", "published"),
+        ("seeds: [0]", "seeds: []", "methods.Dual-Image.seeds: is empty"),
+        ("shots: [0, 2]", "shots: []", "methods.AF-CLIP.shots: is empty"),
+        ("shots: [0, 2]", "shots: [-1]", "methods.AF-CLIP.shots: must be whole numbers from 0"),
+        ("shots: [0, 2]", "shots: [true]", "methods.AF-CLIP.shots[0]"),
+        ("shots: [0, 2]", "shots: [.nan]", "methods.AF-CLIP.shots[0]"),
+        ("shots: [0, 2]", "shots: [2, 2]", "methods.AF-CLIP.shots: 2 stands twice"),
+        ("shots: [0, 2]", "tests: [five]", "methods.AF-CLIP.tests: 'five' is none of the datasets"),
+        ("shots: [0, 2]", "tests: []", "methods.AF-CLIP.tests: is empty"),
+        ("shots: [0, 2]", "published: []", "methods.AF-CLIP.published: is empty"),
+        ("configs: [configs/afclip_demo.yaml]", "configs: []", "methods.AF-CLIP.configs: is empty"),
+        ("configs: [configs/afclip_demo.yaml]", "configs: [configs]", "configs is a folder"),
+        ("test: [one]", "test: []", "transfers[1].test: is empty"),
+        ("test: [one]", "test: [one, one]", "transfers[1].test: 'one' stands twice"),
+        ("AF-CLIP:", "'':", "'' is no name for a folder"),
+        ("AF-CLIP:", "'..':", "'..' is no name for a folder"),
+        ("AF-CLIP:", '"a\\e[31mb":', r"'a\x1b[31mb' is no name for a folder"),
+        ("AF-CLIP:", f"{'a' * 300}:", "is no name for a folder"),
+        ("AF-CLIP:", "dual-IMAGE:", "would share one folder"),
+        ("init_args: {root: data/drawn, categories: [cloth]}", "init_args: [1]", "init_args must be a mapping"),
+        ("init_args: {root: data/drawn, categories: [cloth]}", "init_args: null", "init_args must be a mapping"),
+        ("init_args: {root: data/drawn, categories: [cloth]}", "init_arg: {}", "has 'init_arg'"),
+        ("root: data/drawn,", "root: data/drawn, test: 3,", "'one', Synthetic: "),
+        ("categories: [cloth]", "categories: 3", "'one', Synthetic: "),
+        (
+            "class_path: Synthetic, init_args: {root: data/drawn",
+            "class_path: 3, init_args: {root: data/drawn",
+            "neither",
+        ),
+        (
+            "class_path: Synthetic, init_args: {root: data/drawn",
+            "class_path: AnomalyDataModule, init_args: {root: data/drawn",
+            "no dataset class 'AnomalyDataModule'",
+        ),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, told: str) -> None:
@@ -158,3 +202,45 @@ def test_every_ablation_is_run() -> None:
     matrix = load_matrix([REPOSITORY / "experiments/ablation.yaml"])
     used = {config for method in matrix.methods.values() for config in method.configs}
     assert {f"configs/ablation/{path.name}" for path in (REPOSITORY / "configs/ablation").glob("*.yaml")} <= used
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"3", b"\xff\xfe", b"a: \0", b"[" * 100_000, b"{a: " * 1000, b"a: &a [*a]"]
+)
+def test_files_that_are_no_matrices_are_one_error(content: bytes) -> None:
+    Path("matrix.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"^matrix\.yaml"):
+        load_matrix([Path("matrix.yaml")])
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "change", ["seeds=[0", "seeds=x", "=3", "nothing=3", "methods=3", "seeds", "methods.AF-CLIP=1"]
+)
+def test_a_change_that_is_none_is_one_error(change: str) -> None:
+    with pytest.raises(UserError, match=r"matrix\.yaml"):
+        planned(MATRIX, change)
+
+
+@pytest.mark.usefixtures("folder")
+def test_two_cells_never_share_a_folder() -> None:
+    text = MATRIX.replace("Dual-Image:", "AF-CLIP_one:").replace("trains: false, seeds: [0]", "seeds: [3]")
+    text = text.replace(
+        "  two:", "  one_two: {class_path: Synthetic, init_args: {root: e, categories: [mesh]}}\n  two:"
+    )
+    with pytest.raises(UserError, match="share the folder AF-CLIP_one_two_3"):
+        planned(
+            text.replace("{train: two, test: [one]}", "{train: two, test: [one]}\n  - {train: one_two, test: [one]}")
+        )
+
+
+@pytest.mark.usefixtures("folder")
+def test_configs_of_one_name_in_several_folders_are_kept_apart(folder: Path) -> None:
+    demo = (folder / "configs/dual_image_demo.yaml").read_text()
+    for name in ("two", "one"):
+        (folder / name).mkdir()
+        (folder / name / "own.yaml").write_text(f"{demo}\n# {name}")
+    own = planned(MATRIX.replace("configs: [configs/dual_image_demo.yaml]", 'configs: ["{test}/own.yaml"]')).cells[-1]
+    read = [argument for step in own.steps for argument in step.arguments if "own.yaml" in argument]
+    assert len(set(read)) == 2

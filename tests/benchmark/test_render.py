@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.benchmark.matrix import Matrix, Method, Transfer
-from afclip_lightning.benchmark.published import Published, load_published, members
+from afclip_lightning.benchmark.published import Published, comparable, load_published, members
 from afclip_lightning.benchmark.render import (
     BY_DATASET,
     NONE,
@@ -151,6 +151,66 @@ def test_plots_show_each_metric_that_was_measured(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["image_auroc.png", "pixel_pro.png"]
     with Image.open(paths[0]) as picture:
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 10  # not a blank page
+
+
+TINY = "tiny-8-112 (tiny-8-112.safetensors, 0123abcd), gelu, 112 px, bicubic"
+LARGE = "ViT-L-14-336 (openai, 0123abcd), quick_gelu, 518 px, bicubic"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method", "expected"),
+    [
+        (LARGE, "AF-CLIP", True),
+        (LARGE.replace("336", "336-quickgelu"), "AF-CLIP", True),
+        (LARGE.replace("openai", "RANDOM weights"), "AF-CLIP", False),
+        (LARGE.replace("openai", "model.pt+random"), "AF-CLIP", False),
+        ("ViT-B-16-plus-240 (laion400m_e32, 0123abcd), gelu, 240 px, bicubic", "AF-CLIP", False),
+        ("ViT-B-16-plus-240 (laion400m_e32, 0123abcd), gelu, 240 px, bicubic", "WinCLIP", True),
+        ("ViT-B-16 (openai, 0123abcd), gelu, 224 px, bicubic", "WinCLIP", False),
+        (TINY, "WinCLIP", False),
+    ],
+)
+def test_only_numbers_of_the_papers_backbones_are_compared_with_theirs(
+    backbone: str, method: str, expected: bool
+) -> None:
+    assert comparable(backbone, [method]) is expected
+
+
+def test_numbers_of_another_backbone_say_so_and_have_no_difference() -> None:
+    found = tables(row(0.93, backbone=TINY), row(0.9, "FAPrompt", backbone=LARGE))
+    line = cells(found["AF-CLIP, Table 1"], "mvtec", "I-AUROC, I-AP")
+    assert line["mine (ours, tiny-8-112)"] == "(93.0, –)"
+    assert not any("mine (ours −" in name for name in line)
+    [note] = found["AF-CLIP, Table 1"].notes
+    assert note.startswith("Not comparable: mine ran on tiny-8-112 (")
+    assert note in markdown(found["AF-CLIP, Table 1"])
+    assert "Not comparable: mine ran on tiny-8-112" in latex(found.values())
+    line = cells(found["FAPrompt, Table 1"], "mvtec", "I-AUROC, I-AP")
+    assert line["FAPrompt (ours, ViT-L-14-336)"] == "(90.0, –)"
+    assert "FAPrompt (ours − printed)" in line
+    assert found["FAPrompt, Table 1"].notes == ()
+    own = own_tables([row(0.93, backbone=TINY), row(0.5, backbone=LARGE)], MATRIX)[0]
+    assert [cells[-1] for cells in own.rows] == ["tiny-8-112", "ViT-L-14-336"]
+
+
+def test_a_measured_zero_is_shown() -> None:
+    rows = [row(0.0), row(0.9, "FAPrompt")]
+    found = tables(rows[0])
+    assert cells(found["AF-CLIP, Table 1"], "mvtec", "I-AUROC, I-AP")["mine (ours)"] == "(0.0, –)"
+    assert own_tables(rows[:1], MATRIX)[0].rows[0][4] == "0.0"
+    pytest.importorskip("matplotlib")
+    from afclip_lightning.benchmark.plots import draw
+
+    figure = draw(measured(rows[:2], MATRIX), PUBLISHED, "image_auroc")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.0"]
+    assert "published" in [text.get_text() for text in figure.legends[0].get_texts()]
+    tiny = draw(measured([row(0.5, backbone=TINY)], MATRIX), PUBLISHED, "image_auroc")
+    assert [text.get_text() for text in tiny.legends[0].get_texts()] == ["mine, tiny-8-112"]
+
+
+def test_a_bar_of_markdown_in_a_name_makes_no_column() -> None:
+    text = markdown(Grid("t", ("a", "b"), (("x|y", "z"),), 1))
+    assert r"| x\|y | z |" in text
 
 
 def test_published_numbers_that_cannot_be_read_are_named(tmp_path: Path) -> None:

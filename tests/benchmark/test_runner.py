@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from afclip_lightning import files
 from afclip_lightning.benchmark import runner, table
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.runner import run_cells
 from afclip_lightning.benchmark.table import assemble
+from afclip_lightning.errors import UserError
 from tests.benchmark.fakes import run
 
 
@@ -81,7 +81,10 @@ def test_finished_cells_are_skipped_and_failed_ones_wait_for_a_retry(tmp_path: P
     assert not (cells[1].folder / "failed.json").exists()
 
 
-def test_an_interrupt_ends_the_worker_and_leaves_the_cell_to_be_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
+def test_however_a_benchmark_is_ended_its_worker_ends_and_leaves_the_cell_to_be_run(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
     script = f"""
 from pathlib import Path
 from tests.benchmark.test_runner import cell, run, run_cells
@@ -97,11 +100,30 @@ if __name__ == "__main__":
     while not (log.exists() and "out of the cell" in log.read_text()):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     assert process.wait(30) != 0
     assert not (tmp_path / "cells/slow/failed.json").exists()
     with FileLock(tmp_path / "cells/slow/lock", timeout=10):  # nothing of the worker is left
         pass
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_its_cell_to_be_run(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "terminated", "terminate"), cell(tmp_path, "stopped", "stop"), cell(tmp_path, "last")]
+    outcomes = run_cells(cells, run=run)
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        "terminated": "stopped",
+        "stopped": "stopped",
+        "last": "done",
+    }
+    assert not list(tmp_path.glob("cells/*/failed.json"))
+    assert run_cells([cell(tmp_path, "stopped", "")], run=run)["stopped"].ran  # without --retry
+
+
+def test_what_the_command_line_said_is_the_reason_of_a_failure(tmp_path: Path) -> None:
+    outcome = runner._claim(cell(tmp_path, "wrong", "refuse"), run, False)
+    assert outcome.error == r"set0-0: exit code 2: the option \x1b[31m is none"
+    (tmp_path / "cells/wrong/failed.json").unlink()
+    assert runner._claim(cell(tmp_path, "wrong", "exit"), run, False).error == "set0-0: exit code 2"  # not of before
 
 
 def test_a_cell_over_the_time_limit_is_ended(tmp_path: Path) -> None:
@@ -121,10 +143,21 @@ def test_a_step_is_made_again_when_what_it_depends_on_has_changed(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 0.5', "cannot be read"),
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 0.5', "is no JSON"),
         ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 5.0}}]}', "gear has image_auroc 5.0"),
         ('{"rows": [{"category": "gear", "metrics": {"image_auroc": NaN}}]}', "gear has image_auroc nan"),
         ('{"rows": [{"metrics": {"image_auroc": 0.5}}]}', "category"),
+        ('{"rows": [{"category": 3, "metrics": {"image_auroc": 0.5}}]}', "category"),
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": "0.5"}}]}', "metrics"),
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": true}}]}', "metrics"),
+        ('{"rows": [{"category": "gear", "metrics": [0.5]}]}', "metrics"),
+        ('{"rows": [{"category": "gear", "metrics": {"a": 0.5}}, {"category": "gear", "metrics": {}}]}', "gear twice"),
+        ('{"rows": [{"category": "gear", "metrics": {"a": 0.5, "a": 0.6}}]}', "twice"),
+        ('{"rows": {"gear": 0.5}}', "rows"),
+        ('{"rows": []}', "no results"),
+        ("[" * 100_000, "nested"),
+        ("3", "mapping"),
+        ("", "empty"),
     ],
 )
 def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content: str, told: str) -> None:
@@ -144,6 +177,66 @@ def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content:
     assert str(path) in outcome.error
     assert runner._claim(cells[1], run, True).status == "done"
     assert path.read_text() == good
+
+
+@pytest.mark.parametrize("name", ["done.json", "run.json", "results.json"])
+@pytest.mark.parametrize("damage", ["cut", "binary", "list", "null", "types", "folder", "pipe"])
+def test_whatever_is_damaged_of_a_run_is_named_and_made_again(tmp_path: Path, name: str, damage: str) -> None:
+    cells = [cell(tmp_path, "good"), cell(tmp_path, "damaged")]
+    for c in cells:
+        assert runner._claim(c, run, False).status == "done"
+    path = cells[1].folder / "set0-0" / name
+    content = json.loads(path.read_text())
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "pipe":
+        os.mkfifo(path)
+    else:
+        types = {key: [value] if isinstance(value, str) else "x" for key, value in content.items()}
+        texts = {"cut": json.dumps(content)[:-3], "list": "[1]", "null": "null", "types": json.dumps(types)}
+        path.write_bytes(texts[damage].encode() if damage in texts else b"\xff\0\x80")
+    rows, damaged = assemble(tmp_path, cells)
+    assert {row.method for row in rows} == {"good"}
+    assert len(damaged) == 1
+    assert str(path) in damaged[0]
+    assert run_cells(cells, run=run)["damaged"].status == "failed"
+    assert runner._claim(cells[1], run, True).status == "done"
+    assert assemble(tmp_path, cells)[1] == []
+
+
+def test_a_run_that_stands_in_anothers_folder_is_not_taken_for_it(tmp_path: Path) -> None:
+    one = cell(tmp_path, "method")
+    assert runner._claim(one, run, False).status == "done"
+    path = one.folder / "set0-0/done.json"
+    path.write_text(path.read_text().replace('"set0"', '"other"'))
+    rows, damaged = assemble(tmp_path, [one])
+    assert rows == []
+    assert "is of another run" in damaged[0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"error": 3}', '{"error": "it was', "null"])
+def test_a_damaged_note_of_a_failure_is_a_failure(tmp_path: Path, content: str) -> None:
+    one = cell(tmp_path, "method")
+    one.folder.mkdir(parents=True)
+    (one.folder / "failed.json").write_text(content)
+    assert "failed.json" in run_cells([one], run=run)["method"].error
+    assert runner._claim(one, run, True).status == "done"
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out"):
+        assemble(tmp_path / "file", [])
+    outcome = runner._claim(cell(tmp_path / "file", "method"), run, False)
+    assert outcome.status == "failed"
+    assert "file" in outcome.error
+
+
+def test_names_in_the_table_are_no_formulas_and_no_commands_of_a_terminal(tmp_path: Path) -> None:
+    row = table.Row("c", "=1+2", "", "a\x1b[31m", "\udcff", 0, 0, "image_auroc", 0.0, "CLIP")
+    lines = table.to_csv([row]).splitlines()
+    assert lines[1] == r"c,'=1+2,,'a\x1b[31m,'\xff,0,0,image_auroc,0.0,CLIP"
 
 
 def test_two_benchmarks_share_the_cells_and_lose_no_row(tmp_path: Path) -> None:
@@ -175,11 +268,11 @@ def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypa
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)  # every file of ours passes through it
+    monkeypatch.setattr(os, "fsync", full)  # every file of ours passes through it
     outcome = runner._claim(cells[1], run, False)
     assert outcome.status == "failed"
     assert "No space left" in outcome.error
-    with pytest.raises(files.UserError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         assemble(tmp_path, cells)
     assert (tmp_path / "results.csv").read_text() == kept
     monkeypatch.undo()

@@ -1,0 +1,227 @@
+"""The evaluation of a pass: at the backbone's size and at the images' own, what resizing loses, what is refused."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning import LightningModule, Trainer
+from PIL import Image
+
+from afclip_lightning.callbacks.evaluation import Evaluation
+from afclip_lightning.callbacks.predictions import Predictions
+from afclip_lightning.data.folder import Folder
+from afclip_lightning.data.images import read_image, read_mask
+from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.errors import UserError
+from afclip_lightning.inspection.tiles import resize_map
+from afclip_lightning.metrics import PixelMetrics
+from afclip_lightning.types import AnomalyPrediction, Batch
+
+SIZE = 16
+SHAPES = [(100, 60), (40, 90), (12, 10), (16, 16), (64, 31)]  # of the images; one is smaller than the backbone's square
+
+
+class Brightness(LightningModule):
+    """Scores an image by its red channel; the image of this name gets this number instead.
+
+    Args:
+        spoil: Part of the image's name, and the number.
+        where: `score` or `map`.
+    """
+
+    def __init__(self, spoil: tuple[str, float] | None = None, where: str = "map") -> None:
+        super().__init__()
+        self.preprocess = Preprocess(SIZE)
+        self.spoil, self.where, self.k_shot, self.shot_seed = spoil, where, 0, 0
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
+        maps = batch.image[:, 0].clone()
+        scores = maps.amax((1, 2))
+        for row, sample in enumerate(batch.samples):
+            if self.spoil and self.spoil[0] in sample.image_path.name:
+                (scores if self.where == "score" else maps)[row] = self.spoil[1]
+        return AnomalyPrediction(scores, maps)
+
+    validation_step = predict_step = test_step
+
+
+def write_images(root: Path) -> None:
+    """Writes normal images, those with a defect that resizing keeps, and one with a defect that it loses."""
+    rng = np.random.default_rng(0)
+    for kind in ("good", "bad", "masks"):
+        (root / kind).mkdir(parents=True)
+    for i, (height, width) in enumerate(SHAPES):
+        pixels = rng.integers(0, 200, (height, width, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"good/{i}.png")
+        mask = np.zeros((height, width), np.uint8)
+        mask[height // 4 : height // 2, width // 4 : width // 2] = 255
+        if i == 0:
+            mask[:] = 0
+            mask[1, 1] = mask[-2, -2] = 255
+        pixels[mask > 0] += 50
+        Image.fromarray(pixels).save(root / f"bad/{i}.png")
+        Image.fromarray(mask).save(root / f"masks/{i}.png")
+
+
+def folder(root: Path, **arguments: Any) -> Folder:
+    arguments = {"batch_size": 3, "num_workers": 0, **arguments}
+    data = Folder(root, normal_dir="good", abnormal_dir="bad", mask_dir="masks", **arguments)
+    data.preprocess = Preprocess(SIZE)
+    return data
+
+
+def trainer(out: Path, *callbacks: Any) -> Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(accelerator="cpu", logger=False, default_root_dir=str(out), callbacks=list(callbacks), **quiet)
+
+
+def evaluated(root: Path, out: Path, model: LightningModule | None = None, **arguments: Any) -> Evaluation:
+    evaluation = Evaluation(**arguments)
+    evaluation.title = "Test"
+    trainer(out, evaluation).test(model or Brightness(), datamodule=folder(root), verbose=False)
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("set", numbered=False) / "images"
+    write_images(root)
+    return root
+
+
+def expected(root: Path, own: bool) -> dict[str, float]:
+    """Returns the metrics from the files, one image at a time."""
+    preprocess, metrics = Preprocess(SIZE), PixelMetrics()
+    for kind in ("bad", "good"):
+        for path in sorted((root / kind).iterdir()):
+            image = read_image(path)
+            mask = read_mask(root / "masks" / path.name) if kind == "bad" else np.zeros(image.shape[:2], np.uint8)
+            pixels, small = preprocess(image, mask)
+            scores = pixels[0].numpy()
+            maps = resize_map(scores, *image.shape[:2]) if own else scores
+            masks = mask if own else small.numpy()
+            label = np.array([kind == "bad"])
+            metrics.update(maps[None], masks[None], scores.max()[None], label, allow_empty_mask=True)
+    return metrics.result().metrics
+
+
+@pytest.mark.parametrize("resolution", ["backbone", "image"])
+def test_pixels_are_evaluated_at_the_size_that_was_asked_for(root: Path, tmp_path: Path, resolution: str) -> None:
+    evaluation = evaluated(root, tmp_path, resolution=resolution)
+    row = evaluation.rows[0]
+    assert row.metrics == expected(root, resolution == "image")
+    assert (row.normal, row.anomalous) == (5, 5)
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["conditions"]["resolution"] == resolution
+    assert kept["conditions"]["image_size"] == SIZE
+    assert ("own size" in kept["title"]) == (resolution == "image")
+
+
+def test_masks_that_resizing_empties_are_counted(root: Path, tmp_path: Path) -> None:
+    small, own = evaluated(root, tmp_path / "small"), evaluated(root, tmp_path / "own", resolution="image")
+    counts = small.rows[0].masks
+    assert counts is not None
+    assert (counts.masks, counts.empty, counts.regions, counts.mostly) == (5, 1, 6, 0)
+    assert counts.regions_evaluated == 4
+    assert small.rows[1].masks == counts  # the mean's row has the sum
+    told = (tmp_path / "small/results.md").read_text()
+    assert "- images/images: 1 of 5 masks is empty, 6 regions became 4" in told
+    assert "--evaluation.resolution image" in told
+    rows = json.loads((tmp_path / "small/results.json").read_text())["rows"]
+    assert rows[0]["masks"] == counts._asdict()
+    assert own.rows[0].masks == counts._replace(empty=0, regions_evaluated=6)
+    assert "became" not in (tmp_path / "own/results.md").read_text()
+
+
+@pytest.mark.parametrize("resolution", ["backbone", "image"])
+def test_loader_processes_and_a_cache_change_nothing(root: Path, tmp_path: Path, resolution: Any) -> None:
+    rows = evaluated(root, tmp_path / "one", resolution=resolution).rows
+    for number, arguments in enumerate(({"num_workers": 2}, {"batch_size": 1}, {"batch_size": 10})):
+        evaluation = Evaluation(resolution=resolution)
+        data = folder(root, **arguments)
+        if number:
+            data.loading = Loading(cache_mb=1)
+        trainer(tmp_path / str(number), evaluation).test(Brightness(), datamodule=data, verbose=False)
+        assert evaluation.rows == rows
+    evaluation, loader = Evaluation(resolution=resolution), data.test_dataloader()
+    for _ in range(2):  # the second time from the cache
+        batches = list(loader)
+        facts = [fact for batch in batches for fact in batch.masks or ()]
+        assert [fact.regions for fact in facts] == [2, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+        assert [fact.seen for fact in facts] == [0, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_masks_that_mark_most_of_their_picture_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "data")
+    for name in ("1.png", "2.png"):
+        path = tmp_path / "data/masks" / name
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    counts = evaluated(tmp_path / "data", tmp_path / "run").rows[0].masks
+    assert counts is not None
+    assert counts.mostly == 2
+    told = capsys.readouterr().out
+    assert "note: data/data: 2 masks mark more than half of the picture, the first is" in told
+    assert "1.png" in told
+
+
+@pytest.mark.parametrize("where", ["map", "score"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("resolution", ["backbone", "image"])
+def test_what_is_not_finite_is_refused(root: Path, tmp_path: Path, where: str, number: float, resolution: str) -> None:
+    message = r"3\.png: Brightness gives a score or a map with NaN or infinity"
+    with pytest.raises(UserError, match=message):
+        evaluated(root, tmp_path, Brightness(("3.png", number), where), resolution=resolution)
+    assert not list(tmp_path.glob("results*"))
+    if resolution == "backbone":
+        with pytest.raises(UserError, match=message):
+            trainer(tmp_path, Predictions()).predict(Brightness(("3.png", number), where), datamodule=folder(root))
+        assert not list(tmp_path.glob("predictions*"))
+
+
+def test_scores_keep_what_float32_needs(root: Path, tmp_path: Path) -> None:
+    exact = float(np.float32(0.99999962))
+    trainer(tmp_path, Predictions(), Evaluation()).predict(
+        Brightness(("3.png", exact), "score"), datamodule=folder(root), return_predictions=False
+    )
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert [row["score"] for row in rows if "3.png" in row["image"]] == ["0.999999642"] * 2
+    model = Brightness(("3.png", exact), "score")
+    found = [float(score) for batch in folder(root).test_dataloader() for score in model.test_step(batch, 0).pred_score]
+    assert [float(np.float32(row["score"])) for row in rows] == found
+    for row, number in zip(rows, range(1, 11), strict=True):
+        assert row["map"] == f"maps/{number:06d}.npy"
+        assert (tmp_path / row["map"]).is_file()
+
+
+def test_a_category_called_mean_is_refused(root: Path, tmp_path: Path) -> None:
+    data = folder(root, name="mean")
+    with pytest.raises(UserError, match="a category is called 'mean', and so is the mean of all categories"):
+        trainer(tmp_path, Evaluation()).test(Brightness(), datamodule=data, verbose=False)
+
+
+def test_shots_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) -> None:
+    model = Brightness()
+    model.k_shot, model.shot_seed = 4, 7
+    evaluation = Evaluation()
+    evaluation.title, evaluation.checkpoint = "Test", str(tmp_path / "head.ckpt")
+    (tmp_path / "head.ckpt").write_bytes(b"weights")
+    trainer(tmp_path, evaluation).test(model, datamodule=folder(root), verbose=False)
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["title"] == f"Test · 4 shots (seed 7) · checkpoint {tmp_path}/head.ckpt (9a129038d9a00aed)"
+    conditions = kept["conditions"]
+    assert (conditions["method"], conditions["k_shot"], conditions["shot_seed"]) == ("Brightness", 4, 7)
+    assert conditions["checkpoint_fingerprint"] == "9a129038d9a00aed"
+    assert (tmp_path / "results.md").read_text().startswith(kept["title"])
+
+
+def test_an_unknown_resolution_is_refused() -> None:
+    with pytest.raises(ValueError, match="resolution must be one of backbone, image"):
+        Evaluation(resolution="full")  # type: ignore[arg-type]
