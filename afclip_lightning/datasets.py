@@ -13,14 +13,15 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from afclip_lightning.data import archive, doctor
-from afclip_lightning.data.base import AnomalyDataModule, dataset_classes
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.catalogue import dataset_classes
 from afclip_lightning.errors import UserError, message_of
 
 DESCRIPTION = """\
 list      every dataset with its size, its licence and where to obtain it
-check     compares a dataset on disk with what is published: images a category and split, files that cannot be read,
-          masks that are empty, not binary, of another size or without an image, pictures that are in training and in
-          test; exit code 1 if anything is off
+check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
+          or are left out, masks that are empty, not binary, of another size or without an image, pictures that are in
+          training and in test; exit code 0 if nothing is wrong, 1 if there is something to look at, 2 for an error
 prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it; overwrites nothing, and goes on where
           an interrupted one stopped
 
@@ -154,10 +155,13 @@ def main(args: Sequence[str]) -> int:
             print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
             return 0
         report = doctor.examine(dataset, options.threads, progress=sys.stderr.isatty())
-        print(json.dumps(asdict(report), indent=2) if options.json else doctor.render(report))
+        print(json.dumps(asdict(report), indent=2, default=str) if options.json else doctor.render(report))
         return 1 if report.problems else 0
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that may not be read
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

@@ -41,14 +41,15 @@ class DatasetError(UserError):
 class UnpairedError(DatasetError):
     """Images without masks or masks without images.
 
-    Attributes:
-        problems: One sentence a file.
+    Args:
+        problems: One sentence per file.
+        hint: What may be behind all of them, for the message.
     """
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], hint: str = "") -> None:
         self.problems = problems
         more = f"\n{len(problems) - 1} more files are unpaired; the command `datasets check` lists them."
-        super().__init__(problems[0] + (more if len(problems) > 1 else ""))
+        super().__init__(problems[0] + hint + (more if len(problems) > 1 else ""))
 
 
 class WeightsError(UserError):

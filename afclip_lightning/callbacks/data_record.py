@@ -8,7 +8,10 @@ from afclip_lightning.files import write_json
 
 
 class DataRecord(Callback):
-    """Writes `few_shot.json` and `pairs.json`, images by path, and `skipped.json`, those that could not be read.
+    """Writes `few_shot.json` and `pairs.json`, images by path, and what was not read of the data.
+
+    That is in `left_out.json`: files in a dataset's folders that might be images and are not looked for there; and in
+    `skipped.json`: images that could not be read.
 
     None is written where there is nothing to say. Over several processes each lists what it skipped itself, with
     the rank in the file's name.
@@ -54,7 +57,13 @@ class DataRecord(Callback):
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]
         few_shot = [draw for part in parts for draw in part.drawn.values()]
         pairs = [draw for part in parts for draw in part.paired.values()]
-        for name, draws in (("few_shot.json", few_shot), ("pairs.json", pairs)):
+        left_out = [
+            {"dataset": part.name, "split": split, "path": str(item.path), "reason": item.reason}
+            for part in parts
+            for split, items in part.told.items()
+            for item in items
+        ]
+        for name, draws in (("few_shot.json", few_shot), ("pairs.json", pairs), ("left_out.json", left_out)):
             if draws and trainer.is_global_zero:
                 write_json(Path(trainer.default_root_dir) / name, draws)
 

@@ -1,6 +1,5 @@
 """The contract of a dataset, and everything that datasets share: checks, loaders, few-shot draws."""
 
-import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +10,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import numpy as np
 from lightning import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
-import afclip_lightning.data
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.classes import descendants, import_submodules
-from afclip_lightning.data.images import list_folders, list_images
+from afclip_lightning.columns import MEAN
+from afclip_lightning.data.few_shot import draw_shots, given_shots
+from afclip_lightning.data.images import survey
+from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
+from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
@@ -110,6 +111,7 @@ class AnomalyDataModule(AnomalyData):
         paired: The references of each `(dataset, category)`, for the run folder.
         own_size: Whether the loaders of tests give masks at each image's own size too. Set by the evaluation.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
+        told: What each split that was set up does not read of the files in its folders; see `left_out`.
         name: Name of the dataset in metric keys and tables.
         folder: Its folder in the one that holds all datasets, as the configs have it; empty where that is `name`.
         layout: What `root` must contain, as a few lines for a person.
@@ -137,25 +139,23 @@ class AnomalyDataModule(AnomalyData):
     def __init__(
         self,
         root: str | Path,
-        categories: Sequence[str] | None = None,
+        categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
-        if categories is not None and (not categories or len(set(categories)) < len(categories)):
-            raise ValueError(f"categories must be named once each, or left out for all; got {list(categories)}")
         self.root = Path(root).expanduser()
-        self.categories = None if categories is None else list(categories)
+        self.categories = checked_names("categories", categories)
         self.train_split: Split = train_split
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.words = {**self.words, **(words or {})}
+        self.words = {**self.words, **checked_words(words)}
         self.preprocess = None
         self.loading = Loading()
         self.store: FeatureStore | None = None
@@ -165,6 +165,7 @@ class AnomalyDataModule(AnomalyData):
         self.paired: dict[tuple[str, str], dict[str, Any]] = {}
         self.own_size = False
         self.skipped: dict[Path, str] = {}
+        self.told: dict[Split, list[LeftOut]] = {}
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
@@ -224,7 +225,7 @@ class AnomalyDataModule(AnomalyData):
 
     def category_word(self, category: str) -> str:
         """Returns what a prompt calls the category: `metal nut` for `metal_nut`, `woven fabric` for `Woven_001`."""
-        return self.words.get(category, category.replace("_", " "))
+        return self.words.get(normal_form(category), category.replace("_", " "))
 
     def check(self, stage: str = "fit") -> None:
         """Checks that the dataset is on disk in its layout, for whatever stage; cheap, reads no image.
@@ -232,6 +233,8 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
         """
+        from afclip_lightning.data.catalogue import what_lies_there  # which imports every dataset
+
         problem = hint = ""
         if not self.root.is_dir():
             problem = f"{self.root} is not a folder" if self.root.exists() else f"the folder {self.root} does not exist"
@@ -240,16 +243,12 @@ class AnomalyDataModule(AnomalyData):
         elif missing := self.missing():
             problem = f"not there: {', '.join(map(str, missing[:3]))}" + (" …" if len(missing) > 3 else "")
         if not problem:
-            if stray := sorted(set(self.words) - set(self.find_categories())):
-                raise DatasetError(
-                    f"{self.name}: words are given for {', '.join(stray)}, which the dataset does not have. "
-                    f"It has: {', '.join(self.find_categories())}."
-                )
+            self._check_names()
             return
         if self.root.is_dir():
             names = sorted(p.name for p in self.root.iterdir())
             problem += f"; {self.root} contains: {', '.join(names[:8]) or 'nothing'}" + (" …" if len(names) > 8 else "")
-            hint = _what_lies_there(self)
+            hint = what_lies_there(self)
         raise DatasetError(
             f"Dataset {self.name!r} was not found: {problem}.{hint}\n\n"
             f"Expected in {self.root}:\n{_indent(self.layout)}\n\n"
@@ -258,6 +257,60 @@ class AnomalyDataModule(AnomalyData):
             "Another place: set `root` in the config, or the variable AFCLIP_DATA, where the config uses it, to the "
             "folder that holds all datasets.\nTo see the project work without any dataset: make demo."
         )
+
+    def _check_names(self) -> None:
+        known = self.find_categories()
+        if MEAN in known:
+            raise DatasetError(
+                f"{self.name}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
+            )
+        stray = set(self.words) - set(known)
+        if not stray:
+            return
+        from afclip_lightning.data.catalogue import published_categories  # which imports every dataset
+
+        # what another set's config says of its own categories stays when a set of one's own is put in its place
+        if typos := sorted(stray - published_categories()):
+            raise DatasetError(
+                f"{self.name}: words are given for {', '.join(typos)}, which the dataset does not have. "
+                f"It has: {', '.join(known)}."
+            )
+        rank_zero_warn(f"{self.name}: words are given for {', '.join(sorted(stray))}, which it has not: not used.")
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders of which every image should be one of the category's, or its mask; none by default."""
+        return []
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images and masks in the category's folders that are read, or are left out on purpose.
+
+        Raises:
+            DatasetError: They cannot be listed.
+        """
+        samples = self.find_samples(category, split)
+        return {path for sample in samples for path in (sample.image_path, sample.mask_path) if path}
+
+    def left_out(self, split: Split) -> list[LeftOut]:
+        """Returns what lies in the dataset's folders and is not read though it might be an image; opens no file.
+
+        Text, tables, archives and hidden files are not meant.
+        """
+        found = []
+        for category in self.selected_categories():
+            read: set[Path] | None = None  # while files are unpaired, which is an error of its own
+            with suppress(DatasetError):
+                read = self.files_of(category, split)
+            for folder in self.folders_of(category, split):
+                found += unread(survey(folder), read)
+        return found
+
+    def doubts(self, split: Split) -> list[str]:
+        """Returns a sentence on each folder that is read in one way and might be meant in another; none by default."""
+        return []
+
+    def notes(self) -> list[str]:
+        """Returns sentences on what is worth knowing of the files and may be meant so; none by default."""
+        return []
 
     def samples(self, split: Split) -> list[Sample]:
         """Returns the samples of all categories in use, category after category.
@@ -324,9 +377,14 @@ class AnomalyDataModule(AnomalyData):
         found: dict[tuple[str, str], list[Sample]] = {}
         for category in self.selected_categories():
             if self.few_shot_dir is None:
-                root, chosen = self.root, self._draw_shots(category, k_shot, seed)
+                root = self.root
+                normal = [sample for sample in self.find_samples(category, "train") if sample.label == 0]
+                chosen = draw_shots(normal, k_shot, seed, category, f"{self.name}/{category} under {self.root}")
             else:
-                root, chosen = self.few_shot_dir, self._given_shots(self.few_shot_dir, category, k_shot)
+                root = self.few_shot_dir
+                alone = len(self.selected_categories()) == 1
+                images = given_shots(root, self.name, category, k_shot, alone)
+                chosen = self.make_samples(category, "train", images, [], None)
             found[self.name, category] = chosen
             self.drawn[self.name, category] = {
                 "dataset": self.name,
@@ -336,30 +394,6 @@ class AnomalyDataModule(AnomalyData):
                 "images": [Path(os.path.relpath(sample.image_path, root)).as_posix() for sample in chosen],
             }
         return found
-
-    def _draw_shots(self, category: str, k_shot: int, seed: int) -> list[Sample]:
-        normal = [s for s in self.find_samples(category, "train") if s.label == 0]
-        if len(normal) < k_shot:
-            remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
-            raise DatasetError(
-                f"k_shot is {k_shot}, but {self.name}/{category} under {self.root} has {len(normal)} normal "
-                f"training images. {remedy}"
-            )
-        generator = np.random.default_rng([seed, *category.encode()])
-        picks = sorted(generator.choice(len(normal), size=k_shot, replace=False).tolist())
-        return [normal[i] for i in picks]
-
-    def _given_shots(self, folder: Path, category: str, k_shot: int) -> list[Sample]:
-        places = [folder / self.name / category, folder / category]
-        alone = len(self.selected_categories()) == 1
-        place = next((p for p in places if p.is_dir()), folder if alone else places[-1])
-        images = list_images(place)
-        if len(images) != k_shot:
-            raise DatasetError(
-                f"k_shot is {k_shot}, but {place}, the few-shot images of {self.name}/{category}, holds {len(images)} "
-                "images. Set k_shot to their number, or change the folder."
-            )
-        return self.make_samples(category, "train", images, [], None)
 
     def pair(self, pairing: Pairing) -> None:
         """Gives each image of the test split references from its own category, and notes them in `paired`.
@@ -396,6 +430,18 @@ class AnomalyDataModule(AnomalyData):
             )
         self.check(stage)
         self.samples("test")
+        for split in dict.fromkeys(("test", self.train_split) if stage == "fit" else ("test",)):
+            self._tell(split)
+
+    def _tell(self, split: Split) -> None:
+        """Warns, once, of what a split does not read, and of what it may read wrongly."""
+        if split in self.told:
+            return
+        self.told[split] = self.left_out(split)
+        said = [*sentences(self.told[split], self.root), *self.doubts(split)]
+        if said:
+            more = "`datasets check` lists all of it."
+            rank_zero_warn(f"{self.name}, {split} split: {'; '.join(said)}. {more}")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the shuffled loader of `train_split`: see `SharedShuffle`.
@@ -469,38 +515,6 @@ def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
     if subset not in known:
         raise ValueError(f"subset must be one of {', '.join(known)}; got {subset!r}")
     return known[subset]
-
-
-def dataset_classes() -> list[type[AnomalyDataModule]]:
-    """Returns every class of datasets in this package, and those of one's own that were imported before."""
-    import_submodules(afclip_lightning.data)
-    return descendants(AnomalyDataModule)
-
-
-def _what_lies_there(wanted: AnomalyDataModule) -> str:
-    """Returns a sentence on what the folder of `wanted` seems to hold instead, or an empty string."""
-
-    def fits(dataset: AnomalyDataModule) -> bool:
-        return bool(dataset.find_categories()) and not dataset.missing()
-
-    for folder in (wanted.root.parent, *list_folders(wanted.root)):
-        moved = copy.copy(wanted)
-        moved.root = folder
-        with suppress(Exception):  # here and below: a hint must never hide the error that it belongs to
-            if fits(moved):
-                return f"\nIt seems to lie in {folder}: set `root` to that folder."
-
-    found: list[AnomalyDataModule] = []
-    classes: list[type[AnomalyDataModule]] = []
-    with suppress(Exception):
-        classes = dataset_classes()
-    for cls in classes:
-        if cls not in type(wanted).__mro__[1:]:
-            with suppress(Exception):
-                found += [dataset for dataset in cls.variants(wanted.root) if fits(dataset)]
-    general = {base for dataset in found for base in type(dataset).__mro__[1:]}
-    names = [f"{d.name} ({type(d).__name__})" for d in found if type(d) not in general]
-    return f"\nThis looks like {' or '.join(names)}." if names else ""
 
 
 def _indent(text: str) -> str:

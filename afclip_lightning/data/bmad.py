@@ -6,9 +6,11 @@ from typing import Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule, Counts, facts_of
 from afclip_lightning.data.images import list_images, pair_masks
+from afclip_lightning.data.names import Words
 from afclip_lightning.types import Sample, Split
 
 Subset = Literal["brain", "liver", "resc"]
+MASK_FOLDERS = ("label", "anomaly_mask")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         facts = facts_of(subset, SUBSETS)
         super().__init__(
@@ -111,9 +113,19 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         anomalous = _images(self.root / "test/Ungood")
         return self.make_samples(category, split, normal, anomalous, pair_masks(anomalous, list_images(self._masks)))
 
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders of the split's images and masks."""
+        good = self.root / split / "good"
+        return [good] if split == "train" else [good, self.root / "test/Ungood"]
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images and masks of the split; masks of normal images are left out on purpose."""
+        masks = [self.root / split / "good" / name for name in MASK_FOLDERS]
+        return super().files_of(category, split).union(*map(list_images, masks))
+
     @property
     def _masks(self) -> Path:
-        named = [self.root / "test/Ungood" / name for name in ("label", "anomaly_mask")]
+        named = [self.root / "test/Ungood" / name for name in MASK_FOLDERS]
         return next((folder for folder in named if folder.is_dir()), named[0])
 
 

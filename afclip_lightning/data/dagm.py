@@ -45,6 +45,10 @@ Class2/ … Class10/                         10 categories; fewer: name them in 
         needed = [folder for folder in splits if folder.name == "Test" or folder.is_dir()]
         return [path for folder in needed for path in (folder, folder / "Label") if not path.is_dir()]
 
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the split's folder, which holds that of its masks."""
+        return [self.root / category / split.capitalize()]
+
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.
 

@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule, Counts
 from afclip_lightning.data.images import mask_values, read_image
+from afclip_lightning.data.left_out import LeftOut, sentences, short
 from afclip_lightning.errors import DatasetError, UnpairedError
 from afclip_lightning.types import UNKNOWN, Sample, Split
 
 COUNTED = ("normal training", "normal test", "anomalous test")
+SPLITS: tuple[Split, ...] = ("train", "test")
 SHOWN = 40  # problems and notes that the report prints; the JSON has all
 
 
@@ -47,7 +49,8 @@ class Report:
         root: Its folder.
         licence: Its licence.
         categories: One report a category.
-        problems: What is wrong, one sentence each; empty if the dataset is as it should be.
+        left_out: What lies in its folders and is not read though it might be an image.
+        problems: What is wrong, or should be looked at, one sentence each; empty if the dataset is as it should be.
         notes: What is worth knowing and not wrong.
     """
 
@@ -55,6 +58,7 @@ class Report:
     root: str
     licence: str
     categories: list[CategoryReport] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +97,7 @@ def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False
         return report
     samples: dict[str, list[Sample]] = {}
     for category in categories:
-        train, test = (_list(dataset, category, split, report.problems) for split in ("train", "test"))
+        train, test = (_list(dataset, category, split, report.problems) for split in SPLITS)
         samples[category] = [*(train or ()), *(test or ())]
         if complete and test == []:
             report.problems.append(f"{category}: there is no test image.")
@@ -101,6 +105,7 @@ def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False
         published = dataset.published_counts.get(category, (None, None, None))
         report.categories.append(CategoryReport(category, counts, published))
     report.problems += _wrong_counts(dataset, report.categories)
+    _tell_left_out(dataset, report)
     looked_at: list[_Seen] = []
     with ThreadPoolExecutor(threads) as pool:
         everything = [sample for part in samples.values() for sample in part]
@@ -119,6 +124,18 @@ def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False
     if unlabelled := sum(sample.label == UNKNOWN for part in samples.values() for sample in part):
         report.notes.append(f"{unlabelled} images have no labels: they can be predicted only.")
     return report
+
+
+def _tell_left_out(dataset: AnomalyDataModule, report: Report) -> None:
+    """Notes what is not read, what may be read wrongly, and images whose names look alike."""
+    try:
+        for split in SPLITS:
+            report.left_out += dataset.left_out(split)
+            report.problems += [f"{doubt}." for doubt in dataset.doubts(split)]
+        report.notes += [f"{note}." for note in dataset.notes()]
+    except DatasetError as error:
+        report.problems += [str(error)] if str(error) not in report.problems else []
+    report.problems += [f"{said}." for said in sentences(report.left_out, dataset.root)]
 
 
 def _list(dataset: AnomalyDataModule, category: str, split: Split, problems: list[str]) -> list[Sample] | None:
@@ -195,7 +212,7 @@ def _find_duplicates(looked_at: list[_Seen], root: Path, report: Report) -> None
     for group in groups.values():
         if len(group) == 1:
             continue
-        names = ", ".join(_short(sample.image_path, root) for sample in group)
+        names = ", ".join(short(sample.image_path, root) for sample in group)
         if len({sample.split for sample in group}) > 1:
             report.problems.append(f"The same picture is in training and in test: {names}.")
         elif len({sample.label for sample in group}) > 1:
@@ -204,10 +221,6 @@ def _find_duplicates(looked_at: list[_Seen], root: Path, report: Report) -> None
             copies += len(group) - 1
     if copies:
         report.notes.append(f"{copies} images are pixel for pixel copies of others of the same split and label.")
-
-
-def _short(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def render(report: Report) -> str:

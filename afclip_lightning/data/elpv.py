@@ -48,6 +48,21 @@ images/cell0001.png
         Raises:
             DatasetError: A line of the table is not as it must be, or names no file or one that another line names.
         """
+        cells = self._cells()
+        train, test = hold_out([image for image, value in cells.items() if value == 0])
+        if split == "train":
+            return self.make_samples(category, split, train, [], None)
+        return self.make_samples(category, split, test, [image for image, value in cells.items() if value == 1], None)
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folder of the images, which both splits are from."""
+        return [self.root / "images"] if split == "test" else []
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns all cells of the table: those in between are left out on purpose."""
+        return set(self._cells())
+
+    def _cells(self) -> dict[Path, float]:
         cells: dict[Path, float] = {}
         for where, line in read_lines(self.root / "labels.csv"):
             try:
@@ -59,7 +74,4 @@ images/cell0001.png
             if image in cells:
                 raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")
             cells[image] = value
-        train, test = hold_out([image for image, value in cells.items() if value == 0])
-        if split == "train":
-            return self.make_samples(category, split, train, [], None)
-        return self.make_samples(category, split, test, [image for image, value in cells.items() if value == 1], None)
+        return cells

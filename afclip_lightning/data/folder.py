@@ -1,9 +1,12 @@
 """One's own images in folders of any names."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import pair_masks, walk_images
+from afclip_lightning.data.images import pair_masks, survey, walk_images
+from afclip_lightning.data.left_out import LeftOut, unread
+from afclip_lightning.data.names import find
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Sample, Split
 
@@ -58,7 +61,7 @@ class Folder(AnomalyDataModule):
             "mask": mask_dir,
             "train": train_dir,
         }
-        self.folders = {role: self.root / folder for role, folder in roles.items() if folder}
+        self.folders = {role: find(self.root, folder) for role, folder in roles.items() if folder}
         if len(set(self.folders.values())) < len(self.folders):
             raise ValueError(f"each folder can have one role only, got {', '.join(filter(None, roles.values()))}")
         self.name = name or self.root.resolve().name
@@ -106,6 +109,23 @@ class Folder(AnomalyDataModule):
             roots = (self.folders["anomalous"], self.folders["mask"])
             masks = pair_masks(anomalous, self._images("mask"), roots=roots)
         return self.make_samples(category, split, self._images("normal"), anomalous, masks)
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders of the roles that make up a split."""
+        roles = ("train",) if split == "train" else ("unlabelled", "normal", "anomalous", "mask")
+        return [self.folders[role] for role in roles if role in self.folders]
+
+    def left_out(self, split: Split) -> list[LeftOut]:
+        """Returns what is not read of the named folders; one inside another is looked through for its own role."""
+        inner = set(self.folders.values())
+        read: set[Path] | None = None  # while files are unpaired, which is an error of its own
+        with suppress(DatasetError):
+            read = self.files_of(self.name, split)
+        return [
+            item
+            for folder in self.folders_of(self.name, split)
+            for item in unread(survey(folder, inner - {folder}), read)
+        ]
 
     def _images(self, role: str) -> list[Path]:
         """Returns the images of a role, in all subfolders that have no other role; a role without folder has none."""

@@ -6,6 +6,7 @@ from typing import Literal
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_images
 from afclip_lightning.data.lines import read_lines
+from afclip_lightning.data.names import Words
 from afclip_lightning.data.recipes import hold_out
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
@@ -44,7 +45,7 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         if test_normal not in ("all", "quarter"):
             raise ValueError(f"test_normal must be all or quarter, got {test_normal!r}")
@@ -66,8 +67,7 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
         Raises:
             DatasetError: A line of the table is not as it must be or names no image, or an image is in no line.
         """
-        inner = self.root / "head_ct/head_ct"
-        folder = inner if inner.is_dir() else self.root / "head_ct"
+        folder = self._folder
         images = {image.stem: image for image in list_images(folder)}
         labels: dict[Path, int] = {}
         for where, line in read_lines(self.root / "labels.csv")[1:]:
@@ -88,3 +88,16 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
         if split == "train":
             return self.make_samples(category, split, train, [], None)
         return self.make_samples(category, split, test, [image for image, label in labels.items() if label], None)
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folder of the images, which both splits are from."""
+        return [self._folder] if split == "test" else []
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images of the folder: one that the table does not have is an error of its own."""
+        return set(list_images(self._folder))
+
+    @property
+    def _folder(self) -> Path:
+        inner = self.root / "head_ct/head_ct"
+        return inner if inner.is_dir() else self.root / "head_ct"

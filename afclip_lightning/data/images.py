@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from afclip_lightning.data.limits import check_size, too_large
+from afclip_lightning.data.names import find, normal_form, twice
 from afclip_lightning.errors import DatasetError, UnpairedError
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -231,10 +232,14 @@ def file_inside(root: Path, relative: str, where: str) -> Path:
     Raises:
         DatasetError: The path leads out of `root`, or there is no such file.
     """
-    path = root / relative
+    path = find(root, relative)
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise DatasetError(f"{where}: {relative!r} leads out of {root}. Paths start at that folder and stay in it.")
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise DatasetError(f"{where}: {relative[:80]!r} names no file ({error.strerror}). Mend the line.") from error
+    if not there:
         raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
     return path
 
@@ -245,7 +250,7 @@ def pair_masks(
     suffixes: Sequence[str] = ("", "_mask"),
     roots: tuple[Path, Path] | None = None,
 ) -> dict[Path, Path]:
-    """Returns the mask of every image, paired by file stem and never by position.
+    """Returns the mask of every image, paired by file stem, in whatever Unicode form, and never by position.
 
     Args:
         images: Anomalous images.
@@ -260,20 +265,23 @@ def pair_masks(
     """
     image_root, mask_root = roots or (None, None)
     problems: list[str] = []
-    by_stem: dict[tuple[Path | None, str], Path] = {}
+    by_stem: dict[tuple[str | None, str], Path] = {}
     for image in images:
         twin = by_stem.setdefault(_place(image, image_root, image.stem), image)
         if twin is not image:
-            problems.append(f"{image}: {twin.name} beside it has the same name, so a mask fits both. Rename one.")
+            alike = normal_form(twin.name) == normal_form(image.name)  # they would print alike, too
+            names = twice(twin.name, image.name) if alike else f"{twin.name} beside it has the same name."
+            problems.append(f"{image}: {names} A mask fits both. Rename one.")
     paired: dict[Path, Path] = {}
     for mask in masks:
-        stems = [mask.stem.removesuffix(s) for s in suffixes if mask.stem.endswith(s)]
+        name = normal_form(mask.stem)
+        stems = [name.removesuffix(s) for s in suffixes if name.endswith(s)]
         places = [_place(mask, mask_root, stem) for stem in stems]
         owner = next((by_stem[place] for place in places if place in by_stem), None)
         if owner is None:
             problems.append(f"{mask}: no image has the name of this mask. Restore the image or remove the mask.")
         elif owner in paired:
-            problems.append(f"{owner}: has two masks, {paired[owner].name} and {mask.name}. Keep one.")
+            problems.append(f"{owner}: has two masks, {paired[owner].name!a} and {mask.name!a}. Keep one.")
         else:
             paired[owner] = mask
     for image in by_stem.values():
@@ -284,8 +292,9 @@ def pair_masks(
     return paired
 
 
-def _place(path: Path, root: Path | None, stem: str) -> tuple[Path | None, str]:
-    return (path.parent.relative_to(root) if root else None), stem
+def _place(path: Path, root: Path | None, stem: str) -> tuple[str | None, str]:
+    folder = normal_form(path.parent.relative_to(root).as_posix()) if root else None
+    return folder, normal_form(stem)
 
 
 def read_image(path: Path, draft: int | None = None) -> np.ndarray:

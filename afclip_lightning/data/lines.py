@@ -1,12 +1,41 @@
 """Files that list a dataset's images."""
 
-from collections.abc import Sequence
+import os
+from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import file_inside
+from afclip_lightning.data.left_out import NAMED, LeftOut, directly_in, short, unread
+from afclip_lightning.data.names import Names, Words, find, normal_form
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_text
 from afclip_lightning.types import Split
+
+LISTED_SPLITS: tuple[Split, ...] = ("train", "test")
+OTHER_SPLIT = "of a split that is neither train nor test"
+
+
+class Entry(NamedTuple):
+    """One image of a listing.
+
+    Attributes:
+        where: Its place in the file, for messages.
+        category: Its category, in composed form.
+        split: Its split.
+        image: Its path, as the file gives it.
+        label: 1 = anomalous, 0 = normal.
+        mask: Path of its mask; empty if there is none.
+    """
+
+    where: str
+    category: str
+    split: str
+    image: str
+    label: int
+    mask: str
 
 
 class ListedData(AnomalyDataModule):
@@ -24,33 +53,123 @@ class ListedData(AnomalyDataModule):
 
     Attributes:
         kinds: The two suffixes that the file may have.
+        entry: What messages call the place of one image in the file.
 
     Raises:
         ValueError: The file has another suffix, or an argument is out of its range.
     """
 
     kinds: ClassVar[tuple[str, str]]
+    entry: ClassVar[str] = "line"
 
     def __init__(
         self,
         root: str | Path,
         file: str | Path,
         name: str | None,
-        categories: Sequence[str] | None,
+        categories: Names,
         train_split: Split,
         batch_size: int,
         num_workers: int,
-        words: dict[str, str] | None,
+        words: Words,
     ) -> None:
         super().__init__(root, categories, train_split, batch_size, num_workers, words)
-        self.file = self.root / Path(file).expanduser()
+        self.file = find(self.root, Path(file).expanduser())
         if self.file.suffix not in self.kinds:
             raise ValueError(f"{type(self).__name__} reads a {' or a '.join(self.kinds)}, got {file}")
         self.name = name or self.root.resolve().name
+        self._read: tuple[tuple[int, int, int], list[Entry]] | None = None
+
+    @abstractmethod
+    def read_entries(self) -> Iterable[Entry]:
+        """Returns every image of the file, in its order.
+
+        Raises:
+            DatasetError: The file cannot be read or is not as it must be.
+        """
+
+    def entries(self) -> list[Entry]:
+        """Returns every image of the file, in its order; the file is read again where it has changed.
+
+        Raises:
+            DatasetError: The file cannot be read, an image is listed twice or under two labels, or a normal image is
+                given a mask.
+        """
+        try:
+            status = os.stat(self.file)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DatasetError(f"{self.file}: cannot be read ({reason}). Restore the file.") from error
+        state = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if self._read is None or self._read[0] != state:
+            found = list(self.read_entries())
+            self._check_entries(found)
+            self._read = state, found
+        return self._read[1]
+
+    def _check_entries(self, entries: Iterable[Entry]) -> None:
+        seen: dict[str, dict[tuple[str, str], Entry]] = {}
+        for entry in entries:
+            # two spellings of one path: ./a.png and a.png, or one name in two Unicode forms
+            path = normal_form(os.path.normpath(self.root / entry.image))
+            earlier = seen.setdefault(path, {})
+            for other in earlier.values():
+                self._refuse_labels(entry, other, Path(path))
+            twin = earlier.setdefault((entry.category, entry.split), entry)
+            if twin is not entry:
+                raise DatasetError(f"{entry.where}: {path} is already in an earlier {self.entry}. Remove one.")
+            if entry.mask and not entry.label:
+                raise DatasetError(
+                    f"{entry.where}: the image is normal, and a mask is named for it: {entry.mask[:80]!r}. A normal "
+                    "image has none: leave it out, or give the image the label of an anomalous one."
+                )
+
+    def _refuse_labels(self, entry: Entry, other: Entry, path: Path) -> None:
+        if entry.label != other.label:
+            raise DatasetError(
+                f"{entry.where}: {path} is already in an earlier {self.entry}, with another label: here {entry.label}, "
+                f"there {other.label} ({other.where}). Remove one."
+            )
+
+    def images(self, category: str, split: Split) -> dict[Path, Entry]:
+        """Returns the images of one category and split, and their places in the file.
+
+        Raises:
+            DatasetError: The file is not as it must be, an entry names no file or one outside `root`, or one file has
+                two labels under two names.
+        """
+        found: dict[Path, Entry] = {}
+        files: dict[tuple[int, int], Entry] = {}
+        for entry in self.entries():
+            if (entry.category, entry.split) == (category, split):
+                image = file_inside(self.root, entry.image, entry.where)
+                found[image] = entry
+                status = image.stat()
+                self._refuse_labels(entry, files.setdefault((status.st_dev, status.st_ino), entry), image)
+        return found
 
     def missing(self) -> list[Path]:
         """Returns the file if it is not there; what it names is looked for when samples are asked for."""
         return [] if self.file.is_file() else [self.file]
+
+    def left_out(self, split: Split) -> list[LeftOut]:
+        """Returns the images that the file gives another split than train and test."""
+        if split == "train":
+            return []
+        others = (entry for entry in self.entries() if entry.split not in LISTED_SPLITS)
+        return [LeftOut(self.root / entry.image, f"{OTHER_SPLIT} ({entry.split})") for entry in others]
+
+    def notes(self) -> list[str]:
+        """Returns a sentence on images that lie beside the listed ones and are not listed: that may be on purpose."""
+        listed = {self.root / path for entry in self.entries() for path in (entry.image, entry.mask) if path}
+        known = {normal_form(os.path.normpath(path)) for path in listed}
+        folders = sorted({Path(path).parent for path in known})
+        beside = (item.path for folder in folders for item in unread(directly_in(folder), ()))
+        others = [path for path in beside if normal_form(os.path.normpath(path)) not in known]
+        if not others:
+            return []
+        names = ", ".join(short(path, self.root) for path in others[:NAMED]) + (" …" if len(others) > NAMED else "")
+        return [f"{self.file.name} does not list {len(others)} files that lie beside those it lists: {names}"]
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
@@ -59,8 +178,5 @@ def read_lines(path: Path) -> list[tuple[str, str]]:
     Raises:
         DatasetError: The file cannot be read as text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}). Restore the file.") from error
+    lines = read_text(path, error=DatasetError).split("\n")
     return [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]

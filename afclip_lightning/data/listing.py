@@ -1,27 +1,17 @@
 """Images that a file lists: AnomalyCLIP's meta.json, AA-CLIP's JSON lines."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.lines import ListedData, read_lines
+from afclip_lightning.data.lines import Entry, ListedData
+from afclip_lightning.data.names import Names, Words, find, normal_form
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_json, read_json_lines
 from afclip_lightning.types import Sample, Split
 
 MASK_SUFFIXES = ("_mask", "_label", "_Segmentation")  # of the sets that these files are written for
-
-
-class Entry(NamedTuple):
-    """One image of a listing; `where` is its place in the file, for messages."""
-
-    where: str
-    category: str
-    split: str
-    image: str
-    label: int
-    mask: str
 
 
 class Listing(ListedData):
@@ -52,6 +42,7 @@ class Listing(ListedData):
     """
 
     kinds = (".json", ".jsonl")
+    entry = "entry"
     source = "Your own file, or one that AnomalyCLIP's or AA-CLIP's scripts wrote beside the set that it lists."
     licence = "that of the set"
 
@@ -60,11 +51,11 @@ class Listing(ListedData):
         root: str | Path,
         file: str | Path = "meta.json",
         name: str | None = None,
-        categories: Sequence[str] | None = None,
+        categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         super().__init__(root, file, name, categories, train_split, batch_size, num_workers, words)
         self.layout = f"{self.file.name}, and the images and masks that it names"
@@ -75,7 +66,7 @@ class Listing(ListedData):
         Raises:
             DatasetError: The file is not as it must be.
         """
-        return list(dict.fromkeys(entry.category for entry in self._entries())) if self.file.is_file() else []
+        return list(dict.fromkeys(entry.category for entry in self.entries())) if self.file.is_file() else []
 
     def check(self, stage: str = "fit") -> None:
         """Checks that the file is there and names the categories in use, for whatever stage; looks for no image.
@@ -94,54 +85,60 @@ class Listing(ListedData):
             DatasetError: The file is not as it must be, or an entry names no file, one outside `root`, one that another
                 entry names, or another image's mask.
         """
-        samples: dict[Path, Sample] = {}
-        for entry in self._entries():
-            if (entry.category, entry.split) != (category, split):
-                continue
-            image = file_inside(self.root, entry.image, entry.where)
-            if image in samples:
-                raise DatasetError(f"{entry.where}: {image} is already in an earlier entry. Remove one.")
-            mask = self._mask(entry, image) if entry.label else None
+        images = self.images(category, split)
+        samples = []
+        for image, entry in images.items():
+            mask = self._mask(entry, image, images) if entry.label else None
             known = not entry.label or mask is not None
-            samples[image] = Sample(self.name, category, split, image, entry.label, mask, known)
-        return sorted(samples.values(), key=lambda sample: sample.image_path.as_posix())
+            samples.append(Sample(self.name, category, split, image, entry.label, mask, known))
+        return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
-    def _mask(self, entry: Entry, image: Path) -> Path | None:
-        if not entry.mask or (self.root / entry.mask).is_dir():
+    def _mask(self, entry: Entry, image: Path, images: Collection[Path]) -> Path | None:
+        if not entry.mask or find(self.root, entry.mask).is_dir():
             return None
         mask = file_inside(self.root, entry.mask, entry.where)
-        suffix = next((suffix for suffix in MASK_SUFFIXES if mask.stem.endswith(suffix)), "")
-        own = mask.with_name(f"{image.stem}{suffix}{mask.suffix}")
-        if own != mask and own.is_file():
+        if mask in images:
+            raise DatasetError(f"{entry.where}: {mask} is named as a mask, and is an image of the same category.")
+        own = mask.with_name(f"{image.stem}{_mask_suffix(mask, images)}{mask.suffix}")
+        # where masks lie beside their images, what has the image's very name is the image
+        if own != mask and own not in images and own.is_file():
             raise DatasetError(
                 f"{entry.where}: {image} is given the mask {mask.name}, but {own} is there: images and masks were "
                 "paired by position, and a file is missing or too many. Mend the folders and write the file again."
             )
         return mask
 
-    def _entries(self) -> Iterator[Entry]:
+    def read_entries(self) -> Iterator[Entry]:
+        """Yields every image of the file.
+
+        Raises:
+            DatasetError: The file cannot be read, or an entry is not as it must be.
+        """
         return self._from_lines() if self.file.suffix == ".jsonl" else self._from_meta()
 
     def _from_lines(self) -> Iterator[Entry]:
-        for where, line in read_lines(self.file):
-            try:
-                item = json.loads(line)
-            except ValueError as error:
-                raise DatasetError(f"{where}: is not JSON ({error}). Mend the line.") from error
+        for number, item in read_json_lines(self.file, Any, remedy="Mend the line.", error=DatasetError):  # type: ignore[arg-type]
+            where = f"{self.file}, line {number}"
             category, image, label, mask = _values(item, where, "class_name", "image_path", "label", "mask_path")
-            yield Entry(where, category, str(item.get("split", "test")), image, label, mask)
+            split: str = _text(item, "split", where) or "test"  # of an object, as `_values` says
+            yield Entry(where, normal_form(category), split.lower(), image, label, mask)
 
     def _from_meta(self) -> Iterator[Entry]:
-        try:
-            splits = json.loads("\n".join(line for _, line in read_lines(self.file)))
-        except ValueError as error:
-            raise DatasetError(f"{self.file}: is not JSON ({error}). Write it again.") from error
+        splits = read_json(self.file, Any, remedy="Write it again.", error=DatasetError)  # type: ignore[arg-type]
         for split, categories in _items(splits, str(self.file)):
             for category, items in _items(categories, f"{self.file}, {split}"):
                 for number, item in enumerate(items if isinstance(items, list) else [items], 1):
                     where = f"{self.file}, {split}, {category}, entry {number}"
                     _, image, label, mask = _values(item, where, None, "img_path", "anomaly", "mask_path")
-                    yield Entry(where, category, split.lower(), image, label, mask)
+                    yield Entry(where, normal_form(category), split.lower(), image, label, mask)
+
+
+def _mask_suffix(mask: Path, images: Collection[Path]) -> str:
+    """Returns what follows the stem of an image in that of a mask: of the image with the longest stem that fits."""
+    stems = {image.stem for image in images}
+    fitting = (end for end in range(len(mask.stem), 0, -1) if mask.stem[:end] in stems)
+    known = next((suffix for suffix in MASK_SUFFIXES if mask.stem.endswith(suffix)), "")
+    return next((mask.stem[end:] for end in fitting), known)
 
 
 def _items(value: Any, where: str) -> Iterator[tuple[str, Any]]:
@@ -158,6 +155,17 @@ def _values(
     absent = [key for key in wanted if not isinstance(item, dict) or key not in item]
     if absent:
         raise DatasetError(f"{where}: has no {', '.join(absent)}. Mend the entry.")
-    if item[label] not in (0, 1):
-        raise DatasetError(f"{where}: {label} must be 0 or 1, got {item[label]!r}. Mend the entry.")
-    return str(item[category]) if category else "", str(item[image]), int(item[label]), str(item.get(mask) or "")
+    if isinstance(item[label], bool) or item[label] not in (0, 1):
+        raise DatasetError(f"{where}: {label} must be 0 or 1, got {repr(item[label])[:60]}. Mend the entry.")
+    texts = [_text(item, key, where) if key else "" for key in (category, image, mask)]
+    if empty := [key for key, text in zip((category, image), texts, strict=False) if key and not text]:
+        raise DatasetError(f"{where}: {empty[0]} is empty. Mend the entry.")
+    return texts[0], texts[1], int(item[label]), texts[2]
+
+
+def _text(item: Any, key: str, where: str) -> str:
+    """Returns the text under a key, empty where there is none."""
+    value = item.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DatasetError(f"{where}: {key} must be text, got {str(value)[:60]!r}. Mend the entry.")
+    return value or ""

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule, facts_of
 from afclip_lightning.data.images import list_images, pair_masks
+from afclip_lightning.data.names import Words
 from afclip_lightning.types import Sample, Split
 
 Subset = Literal[
@@ -167,7 +168,7 @@ class Medical(AnomalyDataModule):
         subset: Subset,
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         self.facts = facts = facts_of(subset, SUBSETS)
         own = {facts.category: facts.word} if facts.word else {}
@@ -192,6 +193,12 @@ class Medical(AnomalyDataModule):
         """Returns the folders that must be there and are not."""
         wanted = [self._folder / part for part in (self.facts.anomalous, self.facts.normal, self.facts.masks) if part]
         return [path for path in wanted if not path.is_dir()]
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders that are read: what lies beside them is none of this set."""
+        facts = self.facts
+        parts = () if split == "train" else (facts.normal, facts.anomalous, facts.masks)
+        return [self._folder / part for part in parts if part]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the test samples, sorted by path; the training split is empty.

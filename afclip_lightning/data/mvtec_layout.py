@@ -1,19 +1,35 @@
 """MVTec AD's layout, which many sets follow; usable as it is for a set of one's own in that layout."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_folders, list_images, pair_masks
+from afclip_lightning.data.images import list_folders, pair_masks, walk_images
+from afclip_lightning.data.left_out import LeftOut, directly_in, unread, unread_folders
+from afclip_lightning.data.names import (
+    Names,
+    Words,
+    find,
+    holds_no_pictures,
+    means_normal,
+    normal_form,
+    refuse_twins,
+)
+from afclip_lightning.errors import UnpairedError
 from afclip_lightning.types import Sample, Split
+
+IN_NO_KIND = "in no folder of a kind (normal, or a defect)"
+NO_CATEGORY = "folders that are no category, having no folder `test`"
+OTHER_FOLDER = "folders of a category that are not read"
 
 
 class MVTecLayout(AnomalyDataModule):
     """A dataset in MVTec AD's layout: `<category>/{train,test}/<normal>`, `test/<defect>`, `ground_truth/<defect>`.
 
-    A category without a `ground_truth` folder is taken as one without masks: its pixel metrics are absent. A published
-    dataset in this layout is a subclass that sets the class attributes and nothing else.
+    Images in subfolders of these, such as `test/good/camera_2/`, are read too, with their masks in equal subfolders;
+    those in a subfolder that is named as one of masks, labels or depths are not. A category without a `ground_truth`
+    folder is taken as one without masks: its pixel metrics are absent. A published dataset in this layout is a subclass
+    that sets the class attributes and nothing else.
 
     Args:
         root: Folder that holds one folder a category; `data/<name>` by default for a published dataset.
@@ -54,11 +70,11 @@ class MVTecLayout(AnomalyDataModule):
         self,
         root: str | Path | None = None,
         name: str | None = None,
-        categories: Sequence[str] | None = None,
+        categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         if root is None and not self.name:
             raise ValueError(f"{type(self).__name__} needs a root: the folder that holds one folder a category")
@@ -66,14 +82,20 @@ class MVTecLayout(AnomalyDataModule):
         self.name = name or self.name or self.root.resolve().name
 
     def find_categories(self) -> list[str]:
-        """Returns the published categories, or else every folder under the root that has a `test` folder, by name."""
+        """Returns the published categories, or else every folder under the root that has a `test` folder, by name.
+
+        Raises:
+            DatasetError: Two folders' names differ by their Unicode form only.
+        """
         if self.published:
             return list(self.published)
-        return [p.name for p in list_folders(self.root) if (p / "test").is_dir()]
+        names = [p.name for p in list_folders(self.root) if (p / "test").is_dir()]
+        refuse_twins(self.root, names)
+        return [normal_form(name) for name in names]
 
     def category_folder(self, category: str) -> Path:
         """Returns the folder that holds the category's `train`, `test` and `ground_truth`."""
-        return self.root if self.flat else self.root / category
+        return self.root if self.flat else find(self.root, category)
 
     def missing(self) -> list[Path]:
         """Returns the required folders of the categories in use that are not there."""
@@ -88,15 +110,67 @@ class MVTecLayout(AnomalyDataModule):
         """
         folder = self.category_folder(category)
         mask_root = folder / "ground_truth"
-        normal = list_images(folder / split / self.normal_folder)
+        normal = _images(folder / split / self.normal_folder)
         anomalous = self._defects(folder / split)
         masks = None
         if split == "test" and mask_root.is_dir():
             roots = (folder / split, mask_root)
-            masks = pair_masks(anomalous, self._defects(mask_root), self.mask_suffixes, roots)
+            try:
+                masks = pair_masks(anomalous, self._defects(mask_root), self.mask_suffixes, roots)
+            except UnpairedError as error:
+                raise UnpairedError(error.problems, self._hint(folder)) from error
         return self.make_samples(category, split, normal, anomalous, masks)
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders of the split, and of the masks; but not of those of normal images, which need none."""
+        folder = self.category_folder(category)
+        masks = [kind for kind in list_folders(folder / "ground_truth") if kind.name != self.normal_folder]
+        return [folder / split, *(masks if split == "test" else ())]
+
+    def left_out(self, split: Split) -> list[LeftOut]:
+        """Returns what is not read of the folders of all categories, and of what lies beside them."""
+        found = super().left_out(split)
+        if split == "train":
+            return found
+        for category in self.selected_categories():
+            folder = self.category_folder(category)
+            for inner in (folder, folder / "ground_truth"):
+                found += unread(directly_in(inner), (), IN_NO_KIND)
+            found += unread_folders(folder, ("train", "test", "ground_truth"), OTHER_FOLDER)
+        if not self.flat:
+            known = {find(self.root, category).name for category in self.find_categories()}
+            found += unread(directly_in(self.root), (), IN_NO_KIND)
+            found += unread_folders(self.root, known, NO_CATEGORY)
+        return found
+
+    def doubts(self, split: Split) -> list[str]:
+        """Returns a sentence on each folder of anomalous images without masks whose name says that they are normal."""
+        found = []
+        for category in self.selected_categories():
+            folder = self.category_folder(category)
+            for kind in self._doubtful(folder / split):
+                if not _images(folder / "ground_truth" / kind.name):
+                    found.append(
+                        f"{kind}: its {len(_images(kind))} images count as anomalous, and its name says normal; "
+                        f"normal images belong in {self.normal_folder!r}"
+                    )
+        return found
+
+    def _doubtful(self, folder: Path) -> list[Path]:
+        kinds = (kind for kind in list_folders(folder) if kind.name != self.normal_folder)
+        return [kind for kind in kinds if means_normal(kind.name) and _images(kind)]
+
+    def _hint(self, folder: Path) -> str:
+        names = ", ".join(str(kind) for kind in self._doubtful(folder / "test"))
+        return f" If the images in {names} are normal, move them to {self.normal_folder!r}." if names else ""
 
     def _defects(self, folder: Path) -> list[Path]:
         """Returns the images in all subfolders of `folder` but the normal one; an absent folder has none."""
         kinds = (kind for kind in list_folders(folder) if kind.name != self.normal_folder)
-        return [image for kind in kinds for image in list_images(kind)]
+        return [image for kind in kinds for image in _images(kind)]
+
+
+def _images(kind: Path) -> list[Path]:
+    """Returns the images of a kind, at whatever depth, but for folders that are named as ones of masks or labels."""
+    found = walk_images(kind)
+    return [path for path in found if not any(map(holds_no_pictures, path.relative_to(kind).parts[:-1]))]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import read_image, read_mask
+from afclip_lightning.data.images import read_image, read_mask, survey
+from afclip_lightning.data.left_out import sentences, unread
 from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.data.names import Words
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Split
 
 Item = TypeVar("Item")
+NO_TILE = "of which no tile is cut"
 
 
 def hold_out(items: Sequence[Item], share: float = 0.25, seed: int = 42) -> tuple[list[Item], list[Item]]:
@@ -113,7 +117,7 @@ class TiledLayout(MVTecLayout):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         super().__init__(root, None, None, train_split, batch_size, num_workers, words)
         self.raw = None if raw is None else Path(raw).expanduser()
@@ -163,6 +167,9 @@ class TiledLayout(MVTecLayout):
             return
         self.check()
         tiles = self.find_tiles(self.raw)
+        used = {path for tile in tiles for path in (tile.image, *tile.masks)}
+        if said := sentences(unread(survey(self.raw), used, NO_TILE), self.raw):
+            warnings.warn(f"{self.name}, raw set {self.raw}: {'; '.join(said)}.", stacklevel=2)
         if not tiles:
             raise DatasetError(f"{self.raw}: there is nothing to cut. It must contain:\n{self.raw_layout}")
         held = set(hold_out([tile for tile in tiles if not tile.kind])[1])

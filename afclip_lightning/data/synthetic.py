@@ -1,7 +1,7 @@
 """The embedded dataset: drawn products with drawn defects, so that everything runs without a download."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.data.names import Names, Words
 from afclip_lightning.data.procedural import CATEGORIES, VERSION, picture
 from afclip_lightning.data.recipes import complete_folder, save_png
 from afclip_lightning.errors import DatasetError
@@ -62,7 +63,7 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
     def __init__(
         self,
         root: str | Path = "data/synthetic",
-        categories: Sequence[str] | None = None,
+        categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
@@ -71,7 +72,7 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         train_normal: int = 8,
         test_normal: int = 20,
         test_anomalous: int = 40,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         super().__init__(root, None, categories, train_split, batch_size, num_workers, words)
         self.settings = {

@@ -1,19 +1,22 @@
 """One's own images, listed in a table."""
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.lines import ListedData, read_lines
+from afclip_lightning.data.lines import LISTED_SPLITS, Entry, ListedData
+from afclip_lightning.data.names import Names, Words, normal_form
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_json_lines, read_rows
 from afclip_lightning.types import Sample, Split
 
 REQUIRED = ("image", "label")
+OPTIONAL = ("category", "split")  # in every row, or in none
+COLUMNS = (*REQUIRED, "mask", *OPTIONAL)
 LABELS = {"0": 0, "normal": 0, "good": 0, "1": 1, "anomalous": 1, "anomaly": 1}
-SPLITS: tuple[Split, ...] = ("train", "test")
+MEND = "Mend the file."
 
 
 class Table(ListedData):
@@ -23,12 +26,13 @@ class Table(ListedData):
 
     - `image`: path of the image from `root`, which it must not leave.
     - `label`: `0`, `normal` or `good`; `1`, `anomalous` or `anomaly`.
-    - `mask`: path of the mask of an anomalous image. A category without any has no pixel metrics; one with some must
-      have all.
+    - `mask`: path of the mask of an anomalous image; a normal image has none. A category without any has no pixel
+      metrics; one with some must have all.
     - `category`: the category; all images are of one, named as the dataset, if there is no such column.
     - `split`: `test` or `train`; all are `test` if there is no such column.
 
-    `image` and `label` must be there. Other columns are not used.
+    `image` and `label` must be there. Other columns are not used. The table is read strictly: each row has a cell for
+    each column, and an image is listed once, under one label.
 
     Args:
         root: Folder that the paths start at.
@@ -53,11 +57,11 @@ class Table(ListedData):
         root: str | Path,
         table: str | Path = "images.csv",
         name: str | None = None,
-        categories: Sequence[str] | None = None,
+        categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: dict[str, str] | None = None,
+        words: Words = None,
     ) -> None:
         super().__init__(root, table, name, categories, train_split, batch_size, num_workers, words)
         self.layout = f"{self.file.name}   columns image, label; mask, category, split where there are any"
@@ -73,27 +77,18 @@ class Table(ListedData):
         Raises:
             DatasetError: The table is not there or not as it must be.
         """
-        return list(dict.fromkeys(row["category"] for _, row in self._rows()))
+        return list(dict.fromkeys(entry.category for entry in self.entries()))
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.
 
         Raises:
-            DatasetError: The table is not as it must be, or a line names no file, one outside `root` or one that an
-                earlier line names, or an anomalous image has no mask where others of its category have one.
+            DatasetError: The table is not as it must be, or a line names no file or one outside `root`, or an anomalous
+                image has no mask where others of its category have one.
         """
-        labels: dict[Path, int] = {}
-        masks: dict[Path, Path] = {}
-        for where, row in self._rows():
-            if (row["category"], row["split"]) != (category, split):
-                continue
-            image = file_inside(self.root, row["image"], where)
-            if image in labels:
-                raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")
-            labels[image] = LABELS[row["label"]]
-            if row["mask"] and labels[image]:
-                masks[image] = file_inside(self.root, row["mask"], where)
-        normal, anomalous = ([image for image in labels if labels[image] == label] for label in (0, 1))
+        images = self.images(category, split)
+        masks = {image: file_inside(self.root, e.mask, e.where) for image, e in images.items() if e.mask}
+        normal, anomalous = ([image for image, e in images.items() if e.label == label] for label in (0, 1))
         bare = [image for image in anomalous if image not in masks]
         if masks and bare:
             raise DatasetError(
@@ -102,35 +97,43 @@ class Table(ListedData):
             )
         return self.make_samples(category, split, normal, anomalous, masks if masks or not anomalous else None)
 
-    def _rows(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yields every row, checked and with its defaults, after `file, line n`."""
-        lines = read_lines(self.file)
-        for where, fields in self._csv(lines) if self.file.suffix == ".csv" else self._jsonl(lines):
-            if absent := [column for column in REQUIRED if fields.get(column) in (None, "")]:
+    def read_entries(self) -> Iterator[Entry]:
+        """Yields every row, checked and with its defaults.
+
+        Raises:
+            DatasetError: The table cannot be read, or a row is not as it must be.
+        """
+        rows = list(self._csv() if self.file.suffix == ".csv" else self._jsonl())
+        given = {column for _, row in rows for column in OPTIONAL if row.get(column)}
+        for where, row in rows:
+            if absent := [column for column in REQUIRED if not row.get(column)]:
                 raise DatasetError(f"{where}: there is no {' and no '.join(absent)}. Each image needs both.")
-            row = {"mask": "", "category": self.name, "split": "test"}
-            row |= {key: str(value).strip() for key, value in fields.items() if value not in (None, "")}
-            row["label"] = row["label"].lower()
-            for column, allowed in (("label", LABELS), ("split", SPLITS)):
+            if absent := [column for column in sorted(given) if not row.get(column)]:
+                raise DatasetError(f"{where}: there is no {absent[0]}, which other lines have. Fill it in.")
+            row = {"mask": "", "category": self.name, "split": "test", **row}
+            row |= {column: row[column].lower() for column in ("label", "split")}
+            for column, allowed in (("label", LABELS), ("split", LISTED_SPLITS)):
                 if row[column] not in allowed:
                     raise DatasetError(f"{where}: {column} must be one of {', '.join(allowed)}; got {row[column]!r}.")
-            yield where, row
+            category = normal_form(row["category"])
+            yield Entry(where, category, row["split"], row["image"], LABELS[row["label"]], row["mask"])
 
-    def _csv(self, lines: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, str | None]]]:
-        reader = csv.DictReader(line for _, line in lines)
-        if absent := [column for column in REQUIRED if column not in (reader.fieldnames or ())]:
-            raise DatasetError(
-                f"{self.file}: has no column {', '.join(absent)}. Its first line must name the columns: image and "
-                "label, and mask, category and split where there are any."
-            )
-        yield from zip((where for where, _ in lines[1:]), reader, strict=False)
+    def _csv(self) -> Iterator[tuple[str, dict[str, str]]]:
+        for number, cells in read_rows(self.file, remedy=MEND, error=DatasetError):
+            if absent := [column for column in REQUIRED if column not in cells]:
+                raise DatasetError(
+                    f"{self.file}: has no column {', '.join(absent)}. Its first line must name the columns: image and "
+                    "label, and mask, category and split where there are any."
+                )
+            yield f"{self.file}, line {number}", {c: v.strip() for c, v in cells.items() if c in COLUMNS and v.strip()}
 
-    def _jsonl(self, lines: list[tuple[str, str]]) -> Iterator[tuple[str, dict[str, object]]]:
-        for where, line in lines:
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise DatasetError(f"{where}: is not JSON ({error}). Mend the line.") from error
+    def _jsonl(self) -> Iterator[tuple[str, dict[str, str]]]:
+        for number, fields in read_json_lines(self.file, Any, remedy=MEND, error=DatasetError):  # type: ignore[arg-type]
+            where = f"{self.file}, line {number}"
             if not isinstance(fields, dict):
                 raise DatasetError(f"{where}: must be an object with image and label. Mend the line.")
-            yield where, fields
+            row = {column: fields[column] for column in COLUMNS if fields.get(column) not in (None, "")}
+            for column, value in row.items():
+                if not isinstance(value, str) and not (column == "label" and type(value) is int):
+                    raise DatasetError(f"{where}: {column} must be text, got {str(value)[:60]!r}. Mend the line.")
+            yield where, {column: str(value).strip() for column, value in row.items()}

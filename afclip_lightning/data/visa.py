@@ -1,13 +1,14 @@
 """VisA: twelve kinds of objects, in its original layout or in the converted one-class layout."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from afclip_lightning.data.base import Counts
+from afclip_lightning.data.base import AnomalyDataModule, Counts
 from afclip_lightning.data.images import file_inside
+from afclip_lightning.data.left_out import LeftOut
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_rows
 from afclip_lightning.types import Sample, Split
 
 COLUMNS = ("object", "split", "label", "image", "mask")
@@ -78,6 +79,21 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
         converted = any((self.category_folder(c) / "test").is_dir() for c in self.published)
         return super().missing() if converted else [self.table]
 
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders that hold the images and masks of the layout in use."""
+        if not self.table.is_file():
+            return super().folders_of(category, split)
+        return [self.root / category / "Data"] if split == "test" else []
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images and masks of the layout in use; those of the original one are of both splits."""
+        splits: tuple[Split, ...] = ("train", "test") if self.table.is_file() else (split,)
+        return set().union(*(super(VisA, self).files_of(category, s) for s in splits))
+
+    def left_out(self, split: Split) -> list[LeftOut]:
+        """Returns what is not read of the layout in use."""
+        return AnomalyDataModule.left_out(self, split) if self.table.is_file() else super().left_out(split)
+
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.
 
@@ -95,19 +111,17 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
             image = file_inside(self.root, row["image"], where)
             if image in masks:
                 raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")
+            if row["mask"] and row["label"] == "normal":
+                raise DatasetError(f"{where}: the image is normal, and a mask is named for it. Restore the file.")
             masks[image] = file_inside(self.root, row["mask"], where) if row["label"] == "anomaly" else None
         known = {image: mask for image, mask in masks.items() if mask}
         return self.make_samples(category, split, [image for image in masks if image not in known], list(known), known)
 
     def _rows(self) -> list[tuple[str, dict[str, str]]]:
         """Returns every row of the table with `file, line n`."""
-        try:
-            with self.table.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                absent = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-                if absent:
-                    raise DatasetError(f"{self.table}, line 1: has no column {', '.join(absent)}. Restore the file.")
-                rows = [(f"{self.table}, line {reader.line_num}", row) for row in reader]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DatasetError(f"{self.table}: cannot be read as a table ({error}). Restore the file.") from error
-        return [(where, {column: (row[column] or "").strip() for column in COLUMNS}) for where, row in rows]
+        rows = []
+        for number, cells in read_rows(self.table, remedy="Restore the file.", error=DatasetError):
+            if absent := [column for column in COLUMNS if column not in cells]:
+                raise DatasetError(f"{self.table}, line 1: has no column {', '.join(absent)}. Restore the file.")
+            rows.append((f"{self.table}, line {number}", {column: cells[column].strip() for column in COLUMNS}))
+        return rows

@@ -16,8 +16,9 @@ from jsonargparse import ArgumentParser
 import afclip_lightning.data
 from afclip_lightning.classes import import_submodules
 from afclip_lightning.cli import main
-from afclip_lightning.data.base import AnomalyData, AnomalyDataModule, dataset_classes
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.bmad import SUBSETS as BMAD
+from afclip_lightning.data.catalogue import dataset_classes
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.data.listing import Listing
 from afclip_lightning.data.medical import SUBSETS as MEDICAL

@@ -242,7 +242,7 @@ def test_faulty_table_of_visa(old: str, new: str, message: str, tmp_path: Path) 
 def test_binary_table_of_visa(tmp_path: Path) -> None:
     root = write_visa(tmp_path, ["candle"])
     (root / "split_csv/1cls.csv").write_bytes(b"\xff\xfe\x00object")
-    with pytest.raises(DatasetError, match=r"1cls\.csv: cannot be read"):
+    with pytest.raises(DatasetError, match=r"1cls\.csv, line 1: holds the byte 0xff"):
         VisA(root, categories=["candle"]).samples("test")
 
 

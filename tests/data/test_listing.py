@@ -9,7 +9,7 @@ import pytest
 from afclip_lightning.data.listing import Listing
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image
+from tests.layouts import write_image, write_mask
 from tests.layouts.listing import entries, write_json_lines, write_meta
 
 
@@ -100,7 +100,7 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no file .*meta\.json"):
         Listing(tmp_path).check()
     for text, message in (
-        ("{", "is not JSON"),
+        ("{", "is no JSON"),
         ("[]", "must be an object"),
         ('{"test": []}', r"meta\.json, test: must"),
     ):
@@ -112,3 +112,57 @@ def test_other_files(tmp_path: Path) -> None:
         Listing(tmp_path, "a.jsonl").check()
     with pytest.raises(ValueError, match=r"got table\.csv"):
         Listing(tmp_path, "table.csv")
+
+
+def test_masks_beside_their_images(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.png")
+    for name in ("a_gt", "c-defects"):
+        write_mask(tmp_path / f"{name}.png")
+    entries = [
+        {"img_path": "a.png", "mask_path": "a_gt.png", "anomaly": 1},
+        {"img_path": "b.png", "mask_path": "", "anomaly": 0},
+        {"img_path": "c.png", "mask_path": "c-defects.png", "anomaly": 1},
+    ]
+    meta = {"test": {"x": entries}}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    samples = Listing(tmp_path).samples("test")
+    assert [s.mask_path and s.mask_path.name for s in samples] == ["a_gt.png", None, "c-defects.png"]
+    assert not Listing(tmp_path).notes()
+    write_mask(tmp_path / "c_gt.png")
+    entries[2]["mask_path"] = "a_gt.png"
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(DatasetError, match=r"c\.png is given the mask a_gt\.png, but .*c_gt\.png is there"):
+        Listing(tmp_path).samples("test")
+    entries[2]["mask_path"] = "b.png"
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(DatasetError, match=r"entry 3: .*b\.png is named as a mask, and is an image"):
+        Listing(tmp_path).samples("test")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"img_path": "./bolt/test/good/000.png"}, "with another label: here 1, there 0"),
+        ({"anomaly": True}, "anomaly must be 0 or 1, got True"),
+        ({"anomaly": "1"}, "anomaly must be 0 or 1, got '1'"),
+        ({"img_path": 3}, "img_path must be text, got '3'"),
+        ({"img_path": ""}, "img_path is empty"),
+        ({"mask_path": ["x"]}, "mask_path must be text"),
+        ({"anomaly": 0}, "the image is normal, and a mask is named for it"),
+    ],
+)
+def test_entries_are_read_strictly(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    rewrite(write_meta(tmp_path), 1, **values)
+    with pytest.raises(DatasetError, match=rf"meta\.json, test, bolt, entry 2: .*{message}"):
+        Listing(tmp_path).samples("test")
+
+
+def test_splits_that_are_not_used_are_named(tmp_path: Path) -> None:
+    table = write_json_lines(tmp_path / "set") / "full-shot.jsonl"
+    lines = [json.loads(line) for line in table.read_text().split("\n") if line]
+    splits = zip(lines, ("Test", "val", "test", "TRAIN"), strict=True)
+    table.write_text("\n".join(json.dumps(line | {"split": split}) for line, split in splits))
+    dataset = Listing(tmp_path / "set", "full-shot.jsonl")
+    assert (len(dataset.samples("test")), len(dataset.find_samples("bolt", "train"))) == (2, 1)
+    assert [item.reason for item in dataset.left_out("test")] == ["of a split that is neither train nor test (val)"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.table import Table
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
@@ -104,3 +105,123 @@ def test_absent_table_and_other_kinds_of_files(root: Path) -> None:
         Table(root, "mine.csv").check()
     with pytest.raises(ValueError, match=r"\.csv or a \.jsonl, got images\.xlsx"):
         Table(root, "images.xlsx")
+
+
+def text(root: Path, content: str | bytes, name: str = "images.csv") -> Table:
+    """Returns the table with this content."""
+    (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return Table(root, name)
+
+
+ROWS = "image,label,note\nphotos/0.jpg,0,a\nphotos/1.jpg,0,b\nphotos/2.jpg,1,c\nphotos/3.jpg,1,d\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROWS.replace(",a", ',"a'), "line 2: a quote is not closed"),
+        (ROWS.replace(",a", ',"a').replace(",c", ',c"'), "line 2: "),  # two mistakes that make one long cell
+        (ROWS.replace(",d", ',"d'), "line 5: a quote is not closed"),
+        (ROWS.replace(",note", ",label"), "the column 'label' stands twice"),
+        (ROWS.replace("image,", "image,image,", 1), "stands twice"),
+        (ROWS.replace(",b", ""), "line 3: has 2 cells, and there are 3 columns"),
+        (ROWS.replace(",b", ",b,b"), "line 3: has 4 cells"),
+        (ROWS.replace(",b", ",\0"), "line 3: holds NUL"),
+        (ROWS.encode().replace(b",b", b",\xff"), "line 3: holds the byte 0xff"),
+        (ROWS.replace(",b", "," + 200_000 * "b"), "line 3: is no CSV that is read here"),
+        (ROWS.replace("photos/1.jpg", 200_000 * "b"), "line 3: is no CSV that is read here"),
+        (ROWS.replace("photos/1.jpg", 100_000 * "b"), "line 3: .* names no file"),
+        (
+            ROWS.replace("photos/1.jpg", "./photos/0.jpg"),
+            "line 3: .*photos/0.jpg is already in an earlier line. Remove",
+        ),
+        (ROWS.replace("photos/2.jpg", "./photos//0.jpg"), r"line 4: .*with another label: here 1, there 0 .*line 2\)"),
+        (ROWS.replace("photos/2.jpg", "photos/x/../0.jpg"), "line 4: .*with another label"),
+        (ROWS.replace("\n", "\r\n").replace(",b", ""), "line 3: has 2 cells"),
+        ("\n\n" + ROWS.replace("photos/1.jpg,0", "photos/1.jpg,7"), "line 5: label must be one of"),
+        (ROWS.replace(",a", ',"a\u2028\x85\nb"').replace("photos/1.jpg,0", "photos/1.jpg,7"), "line 4: label must be"),
+        ("", "is empty"),
+    ],
+)
+def test_a_table_is_read_strictly(content: str | bytes, message: str, root: Path) -> None:
+    with pytest.raises(DatasetError, match=rf"images\.csv.*{message}") as caught:
+        text(root, content).samples("test")
+    assert len(str(caught.value)) < 2000
+
+
+def test_quoted_cells_are_fine(root: Path) -> None:
+    dataset = text(root, ROWS.replace(",a", ',"a, ""b"" and c"').replace(",b", ',"two\nlines"'))
+    assert len(dataset.samples("test")) == 4
+
+
+def test_one_file_under_two_names_and_labels(root: Path) -> None:
+    (root / "photos/link.jpg").symlink_to(root / "photos/0.jpg")
+    (root / "photos/hard.jpg").hardlink_to(root / "photos/0.jpg")
+    for name in ("link", "hard"):
+        dataset = text(root, ROWS.replace("photos/2.jpg", f"photos/{name}.jpg"))
+        with pytest.raises(DatasetError, match=rf"line 4: .*{name}\.jpg .*with another label: here 1, there 0"):
+            dataset.samples("test")
+    assert len(text(root, ROWS.replace("photos/1.jpg", "photos/link.jpg")).samples("test")) == 4  # a copy, as any
+
+
+def test_labels_differ_over_splits_and_categories(root: Path) -> None:
+    head = "image,label,category,split\n"
+    for other in ("photos/0.jpg,1,nut,train", "./photos/0.jpg,1,bolt,test"):
+        with pytest.raises(DatasetError, match=r"line 3: .*with another label"):
+            text(root, f"{head}photos/0.jpg,0,nut,test\n{other}\n").check()
+
+
+def test_a_normal_image_with_a_mask(root: Path) -> None:
+    write_csv(root, [LINES[1] | {"mask": "masks/2.png"}, *LINES])
+    with pytest.raises(DatasetError, match=r"line 2: the image is normal, and a mask is named for it: 'masks/2\.png'"):
+        Table(root).check()
+
+
+@pytest.mark.parametrize("column", ["category", "split"])
+def test_a_cell_that_only_some_lines_leave_out(column: str, root: Path) -> None:
+    write_csv(root, [LINES[0], LINES[1] | {column: ""}, *LINES[2:]])
+    with pytest.raises(DatasetError, match=rf"line 3: there is no {column}, which other lines have"):
+        Table(root).check()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": "photos/0.jpg", "label": 0, "label": 1}', "line 1: .*'label' stands twice"),
+        ('{"image": ["photos/0.jpg"], "label": 0}', "line 1: image must be text"),
+        ('{"image": 7, "label": 0}', "line 1: image must be text"),
+        ('{"image": "photos/0.jpg", "label": true}', "line 1: label must be text"),
+        ('{"image": "photos/0.jpg", "label": 0.5}', "line 1: label must be text"),
+        ('{"image": "photos/0.jpg", "label": 0, "mask": {}}', "line 1: mask must be text"),
+        ('{"image": "photos/0.jpg", "label": NaN}', "line 1: "),
+        (100_000 * "[", "line 1: is nested too deep"),
+        ('{"image": "\\u0000", "label": 0}', "there is no file|names no file"),
+    ],
+)
+def test_lines_are_read_strictly(line: str, message: str, root: Path) -> None:
+    with pytest.raises(DatasetError, match=rf"list\.jsonl.*{message}"):
+        text(root, line, "list.jsonl").samples("test")
+
+
+def test_a_table_that_is_no_file(root: Path) -> None:
+    (root / "images.csv").unlink()
+    (root / "images.csv").mkdir()
+    with pytest.raises(DatasetError, match=r"images\.csv is a folder, not a file"):
+        Table(root).find_categories()
+
+
+def test_a_table_that_has_changed_is_read_again(root: Path) -> None:
+    dataset = Table(root)
+    assert len(dataset.samples("test")) == 3
+    write_csv(root, LINES[:3])
+    assert len(dataset.samples("test")) == 2
+
+
+def test_files_that_the_table_does_not_list_are_a_note(root: Path) -> None:
+    write_csv(root, LINES[:3])
+    (root / "photos/x.heic").write_bytes(b"x")
+    report = examine(Table(root))
+    assert not [problem for problem in report.problems if "left out" in problem]
+    assert (
+        "images.csv does not list 2 files that lie beside those it lists: photos/3.jpg, photos/x.heic." in report.notes
+    )

@@ -1,0 +1,58 @@
+"""Few-shot images of a category: drawn by a seed, or chosen by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from afclip_lightning.data.images import list_images, survey
+from afclip_lightning.data.left_out import sentences, unread
+from afclip_lightning.data.names import find
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Sample
+
+
+def draw_shots(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:
+    """Returns k of a category's normal training images, in their order; the same on every machine.
+
+    Args:
+        normal: The images to draw from, sorted by path.
+        k_shot: How many.
+        seed: Seed of the draw, which has its own stream for each category.
+        category: The category.
+        place: What messages call it.
+
+    Raises:
+        DatasetError: There are fewer than `k_shot`.
+    """
+    if len(normal) < k_shot:
+        remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
+        raise DatasetError(f"k_shot is {k_shot}, but {place} has {len(normal)} normal training images. {remedy}")
+    generator = np.random.default_rng([seed, *category.encode()])
+    picks = sorted(generator.choice(len(normal), size=k_shot, replace=False).tolist())
+    return [normal[i] for i in picks]
+
+
+def given_shots(folder: Path, dataset: str, category: str, k_shot: int, alone: bool) -> list[Path]:
+    """Returns the few-shot images of a category that were chosen by hand.
+
+    Args:
+        folder: Holds them, in `<dataset>/<category>`, `<category>` or, where it is the only one, directly.
+        dataset: Name of the dataset.
+        category: The category.
+        k_shot: How many there must be.
+        alone: Whether the category is the dataset's only one in use.
+
+    Raises:
+        DatasetError: There are not as many.
+    """
+    places = [find(folder, Path(dataset) / category), find(folder, category)]
+    place = next((p for p in places if p.is_dir()), folder if alone else places[-1])
+    images = list_images(place)
+    if len(images) != k_shot:
+        others = "".join(f"; {said}" for said in sentences(unread(survey(place), images), place))
+        raise DatasetError(
+            f"k_shot is {k_shot}, but {place}, the few-shot images of {dataset}/{category}, holds {len(images)} "
+            f"images{others}. Set k_shot to their number, or change the folder."
+        )
+    return images

@@ -1,0 +1,84 @@
+"""What a dataset does not read of what lies in its folders: said, so that no count is wrong in silence."""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from afclip_lightning.data.images import Found, list_folders, list_images, other_files
+from afclip_lightning.data.names import holds_no_pictures
+from afclip_lightning.errors import shown
+
+UNKNOWN_KIND = "of no kind that is read as an image"
+MISPLACED = "where no image is looked for"
+NO_PICTURE = "in a folder that is named as one of masks, labels or depths"
+NAMED = 3  # of each reason, in a sentence
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or a folder with images, that a dataset does not read.
+
+    Attributes:
+        path: The file or folder.
+        reason: Why it is not read.
+    """
+
+    path: Path
+    reason: str
+
+
+def directly_in(folder: Path) -> Found:
+    """Returns the images and other files in a folder, without those below it."""
+    return Found(list_images(folder), other_files(folder), [])
+
+
+def unread(found: Found, read: Collection[Path] | None, image: str = MISPLACED) -> list[LeftOut]:
+    """Returns what is not read of the files that were found, each with its reason; text, tables and archives are not.
+
+    Args:
+        found: Images and other files.
+        read: Those that are read; `None` if that is not known, and every image counts as read.
+        image: Reason for what is an image.
+    """
+    images = [] if read is None else [path for path in found.images if path not in read]
+    others = [path for path in found.others if read is None or path not in read]
+
+    def reason(path: Path) -> str:
+        return NO_PICTURE if image == MISPLACED and holds_no_pictures(path.parent.name) else image
+
+    return [*(LeftOut(path, reason(path)) for path in images), *(LeftOut(path, UNKNOWN_KIND) for path in others)]
+
+
+def unread_folders(folder: Path, known: Collection[str], reason: str) -> list[LeftOut]:
+    """Returns the folders in `folder` that are not known and seem to hold images: directly, or one folder down.
+
+    Args:
+        folder: An absent one has none.
+        known: Names of folders that are read, or are left out on purpose.
+        reason: Why they are not read.
+    """
+    others = (inner for inner in list_folders(folder) if inner.name not in known)
+    return [LeftOut(inner, reason) for inner in others if any(_image_folders(inner))]
+
+
+def _image_folders(folder: Path) -> Iterator[Path]:
+    for inner in (folder, *list_folders(folder)):
+        if list_images(inner):
+            yield inner
+
+
+def sentences(left_out: Iterable[LeftOut], root: Path) -> list[str]:
+    """Returns a sentence for each reason: how many files, why, and the first names."""
+    by_reason: dict[str, list[Path]] = {}
+    for item in left_out:
+        by_reason.setdefault(item.reason, []).append(item.path)
+    found = []
+    for reason, paths in by_reason.items():
+        names = ", ".join(short(path, root) for path in paths[:NAMED]) + (" …" if len(paths) > NAMED else "")
+        found.append(f"{len(paths)} left out, {reason}: {names}")
+    return found
+
+
+def short(path: Path, root: Path) -> str:
+    """Returns a path from `root`, or the whole of one that lies elsewhere."""
+    return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
