@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +19,8 @@ from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.metrics import PixelMetrics, auroc, exact_counts
 from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
 from afclip_lightning.report.command import main
-from afclip_lightning.report.run import Threshold, calibrated, read_run, render, sections
+from afclip_lightning.report.run import Threshold, calibrated, render, sections
+from afclip_lightning.report.run_files import read_run
 from tests.layouts.visa import write_visa
 from tests.test_backbone import small_config
 from tests.test_cli import arguments
@@ -176,12 +178,29 @@ def test_wrong_folders_and_damaged_files_are_one_message(tmp_path: Path, capsys:
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "no results.json" in capsys.readouterr().err
     folder = write_run(tmp_path / "run", {"a": 1.0})
-    for name, text in (("scores.csv", "dataset,category\nx,y\n"), ("curves.json", "[]"), ("results.json", "{")):
+    for name, text, message in (
+        ("scores.csv", "dataset,category\nx,y\n", "line 2: there is no label"),
+        ("scores.csv", "dataset,category,label,score\nx,y,1,high\n", "line 2: score: expected a number, got text"),
+        ("scores.csv", "dataset,category,label,score\nx,y,1,nan\n", "line 2: score: expected a number"),
+        ("scores.csv", "dataset,category,label,score\nx,y,-1,0.5\n", "line 2: label: expected a whole number >= 0"),
+        ("curves.json", "[]", "expected a mapping, got a list"),
+        ("curves.json", '{"pro_limit": 0, "categories": []}', "pro_limit: expected a number > 0"),
+        ("results.json", "{", "is no JSON"),
+        ("results.json", '{"title": "t", "rows": {}}', "rows: expected a list, got a mapping"),
+        ("run.json", '{"command": "afclip test"}', "command: expected a list, got text"),
+        ("pictures/cases/cases.json", "{}", "expected a list, got a mapping"),
+    ):
         whole = (folder / name).read_text()
         (folder / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        with pytest.raises(UserError, match=f"{name}[:,] .*{message}.*Restore it"):
             read_run(folder)
         (folder / name).write_text(whole)
+    curves = {"dataset": "d", "category": "c", "curves": {"image_roc": {"x": [0, 1], "y": [0]}}}
+    whole = (folder / "curves.json").read_text()
+    (folder / "curves.json").write_text(json.dumps({"pro_limit": 0.3, "categories": [curves]}))
+    with pytest.raises(UserError, match="a curve has 2 values of x and 1 of y"):
+        read_run(folder)
+    (folder / "curves.json").write_text(whole)
     (folder / "pictures/cases/0000.jpg").unlink()
     assert main([str(folder)]) == 2
     assert "0000.jpg" in capsys.readouterr().err
@@ -218,7 +237,74 @@ def test_inspected_images_have_a_report(tmp_path: Path, capsys: pytest.CaptureFi
     assert "leave the option out" in capsys.readouterr().err
     (folder / "inspections.jsonl").write_text("{}\n")
     assert main([str(folder)]) == 2
-    assert "inspections.jsonl: cannot be read" in capsys.readouterr().err
+    assert "inspections.jsonl, line 1: there is no path" in capsys.readouterr().err
+
+
+def test_a_page_holds_nothing_from_outside_of_its_folder(tmp_path: Path) -> None:
+    folder, secret = write_run(tmp_path / "run", {"a": 1.0}), tmp_path / "secret.jpg"
+    Image.new("RGB", (32, 32), "red").save(secret)
+    file = folder / "pictures/cases/cases.json"
+    cases = json.loads(file.read_text())
+    for name in ("../../../secret.jpg", str(secret)):
+        file.write_text(json.dumps([{**cases[0], "picture": name}]))
+        with pytest.raises(UserError, match="outside of the run folder"):
+            read_run(folder)
+    file.write_text(json.dumps(cases))
+    (folder / "pictures/cases/0000.jpg").unlink()
+    (folder / "pictures/cases/0000.jpg").symlink_to(secret)
+    with pytest.raises(UserError, match="outside of the run folder"):
+        read_run(folder)
+    (folder / "pictures/cases/0000.jpg").unlink()
+    for content, message in ((b"root:x:0:0", "is no JPEG"), (None, "is a named pipe")):
+        path = folder / "pictures/cases/0000.jpg"
+        path.write_bytes(content) if content else (path.unlink(), os.mkfifo(path))
+        with pytest.raises(UserError, match=rf"0000\.jpg.* {message}"):
+            read_run(folder)
+
+    inspected = tmp_path / "inspections"
+    (inspected / "overlays").mkdir(parents=True)
+    (inspected / "overlays/link.jpg").symlink_to(secret)
+    for line in (
+        {"path": str(secret), "name": "secret", "score": 0.5},
+        {"path": "a.png", "name": "../../secret", "score": 0.5},
+        {"path": "a.png", "name": str(secret.with_suffix("")), "score": 0.5},
+        {"path": "a.png", "name": "secret", "method": "..", "score": 0.5},
+        {"path": "a.png", "name": "link", "score": 0.5},
+    ):
+        (inspected / "inspections.jsonl").write_text(json.dumps(line) + "\n")
+        assert main([str(inspected)]) == 0
+        assert "data:image" not in (inspected / "report.html").read_text()
+    (inspected / "inspections.jsonl").write_text(json.dumps({"path": str(secret), "name": "x", "score": 0.5}) + "\n")
+    assert main([str(inspected), "--originals"]) == 0
+    assert (inspected / "report.html").read_text().count("data:image/jpeg") == 1
+
+
+def test_names_that_are_no_utf8_have_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9\x1b[31m")
+    folder = write_run(tmp_path / name, {name: 1.0, "=1+1": 1.0})
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert page.count("caf\\xe9\\x1b[31m") > 5
+    assert "\x1b" not in page
+    assert [section.row.category for section in sections(read_run(folder))] == [name, "=1+1"]
+    assert all(section.decisions for section in sections(read_run(folder)))  # the scores are found by the names
+    assert "\x1b" not in capsys.readouterr().out
+    inspected = tmp_path / "inspections"
+    inspected.mkdir()
+    line = {"path": f"{name}.png", "name": name, "score": 0.5, "error": ""}
+    (inspected / "inspections.jsonl").write_text(json.dumps(line) + "\n")
+    assert main([str(inspected)]) == 0
+    assert "caf\\xe9\\x1b[31m.png" in (inspected / "report.html").read_text()
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "1e999", '"high"', "[1]", "true", "1e305"])
+def test_inspections_with_other_values_are_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], score: str
+) -> None:
+    whole = '{"path": "a.png", "name": "a", "score": 0.5}\n'
+    (tmp_path / "inspections.jsonl").write_text(whole + whole.replace("0.5", score))
+    assert main([str(tmp_path)]) == 2
+    assert "inspections.jsonl, line 2: score: " in capsys.readouterr().err
 
 
 def test_paths_of_charts() -> None:

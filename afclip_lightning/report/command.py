@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import write_text
+from afclip_lightning.files import shown, write_text
 from afclip_lightning.report import inspections, run
 from afclip_lightning.report.run import Threshold, calibrated
+from afclip_lightning.report.run_files import read_run
 
 DESCRIPTION = """\
 Writes one HTML page of a test run: tables by category, curves, scores, pictures of what was missed and of false alarms;
@@ -28,16 +29,16 @@ def main(args: Sequence[str]) -> int:
         if (options.run / inspections.TABLE).is_file():
             if threshold:
                 raise UserError(f"{options.run} was inspected with thresholds of its own: leave the option out.")
-            folder, page = options.run, inspections.render(options.run)
+            folder, page = options.run, inspections.render(options.run, options.originals)
         else:
-            found = run.read_run(options.run)
+            found = read_run(options.run)
             folder, page = found.folder, run.render(found, threshold)
         out = options.out or folder / "report.html"
         write_text(out, page)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"Report: {out}")
+    print(f"Report: {shown(out)}")
     return 0
 
 
@@ -62,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         help="run folder, a table in it such as results_x.json, or the output folder of inspect",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page; report.html in that folder by default")
+    parser.add_argument(
+        "--originals",
+        action="store_true",
+        help="show inspected images without an overlay too, read from where they lay; by default the page holds "
+        "pictures of that folder alone",
+    )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
         "--threshold",

@@ -1,24 +1,44 @@
 """The page of inspected images: scores, and the most and the least anomalous ones."""
 
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
+from msgspec import Meta
 from PIL import Image
 
+from afclip_lightning.data.images import read_image
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_json_lines
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Histogram
-from afclip_lightning.report.page import Card, Group, data_uri, read
+from afclip_lightning.report.page import Card, Group, data_uri, inside
 from afclip_lightning.report.page import render as render_page
 
 TABLE = "inspections.jsonl"
-COLUMNS = ("path", "score", "probability", "threshold", "verdict", "area", "error", "name")
 SHOWN = 12  # images in a gallery
 LISTED = 1000  # images in a table
 SIDE = 320  # pixels of a picture's longer side
+
+
+Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # so that their differences are finite
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the page shows of an image: a line of the table. What is not known is `None`."""
+
+    path: str
+    name: str
+    score: Score | None = None
+    probability: float | None = None
+    threshold: Score | None = None
+    verdict: Literal["anomalous", "normal", ""] | None = None
+    area: float | None = None
+    error: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,77 +59,68 @@ class Section:
     counts: dict[str, int]
     histogram: Histogram
     groups: list[Group]
-    rows: list[dict[str, Any]]
+    rows: list[Line]
 
 
-def render(folder: Path) -> str:
+def render(folder: Path, originals: bool = False) -> str:
     """Returns the page.
 
     Args:
         folder: Output folder of `inspect`.
+        originals: Whether images without an overlay in the folder are shown too, from where they were inspected.
 
     Raises:
         UserError: Its table is damaged.
     """
-    rows = read(folder / TABLE, _rows)
-    scored: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["score"] is not None:
-            scored.setdefault(row["method"], []).append(row)
+    lines = [line for _, line in read_json_lines(folder / TABLE, Line, cut_end=True)]
+    scored: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.score is not None:
+            scored.setdefault(line.method or "", []).append(line)
     return render_page(
         "inspections.html",
         folder=folder.resolve().name,
-        sections=[_section(folder, method, part) for method, part in scored.items()],
-        failed=[row for row in rows if row["error"]],
+        sections=[_section(folder, method, part, originals) for method, part in scored.items()],
+        failed=[line for line in lines if line.error],
         listed=LISTED,
     )
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the table but a last one that was cut off."""
-    whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    rows = [json.loads(line) for line in whole]
-    return [{"method": row.get("method") or "", **{column: row[column] for column in COLUMNS}} for row in rows]
-
-
-def _section(folder: Path, method: str, rows: list[dict[str, Any]]) -> Section:
-    rows = sorted(rows, key=lambda row: -row["score"])
-    verdicts = [row["verdict"] for row in rows]
-    up = [row["score"] for row in rows if row["verdict"] != "normal"]
-    down = [row["score"] for row in rows if row["verdict"] == "normal"]
-    place = folder / method / "overlays"
-    most, least = rows[:SHOWN], rows[SHOWN:][::-1][:SHOWN]
+def _section(folder: Path, method: str, lines: list[Line], originals: bool) -> Section:
+    lines = sorted(lines, key=lambda line: -(line.score or 0.0))
+    verdicts = [line.verdict for line in lines]
+    up = [line.score for line in lines if line.score is not None and line.verdict != "normal"]
+    down = [line.score for line in lines if line.score is not None and line.verdict == "normal"]
+    most, least = lines[:SHOWN], lines[SHOWN:][::-1][:SHOWN]
     groups = [
-        Group("Most anomalous", "highest scores first", [_card(place, row) for row in most]),
-        Group("Least anomalous", "lowest scores first", [_card(place, row) for row in least]),
+        Group("Most anomalous", "highest scores first", [_card(folder, line, originals) for line in most]),
+        Group("Least anomalous", "lowest scores first", [_card(folder, line, originals) for line in least]),
     ]
     return Section(
         method,
-        len(rows),
+        len(lines),
         {verdict: verdicts.count(verdict) for verdict in ("anomalous", "normal")} if any(verdicts) else {},
-        charts.histogram(down, up, rows[0]["threshold"]),
+        charts.histogram(down, up, lines[0].threshold),
         [group for group in groups if group.cards],
-        rows[:LISTED],
+        lines[:LISTED],
     )
 
 
-def _card(overlays: Path, row: dict[str, Any]) -> Card:
-    files = [overlays / f"{row['name']}{suffix}" for suffix in (".jpg", ".png")]
-    picture = _thumbnail([*files, Path(row["path"])])
-    note = "" if row["area"] is None else f"{100 * row['area']:.2g} % of the area"
-    return Card(row["path"], row["score"], row["verdict"] or "", picture, note=note)
+def _card(folder: Path, line: Line, originals: bool) -> Card:
+    names = [f"{line.method or '.'}/overlays/{line.name}{suffix}" for suffix in (".jpg", ".png")]
+    files = [path for name in names if (path := inside(folder, name))]
+    picture = _thumbnail([*files, *([Path(line.path)] if originals else [])])
+    note = "" if line.area is None else f"{100 * line.area:.2g} % of the area"
+    return Card(line.path, line.score or 0.0, line.verdict or "", picture, note=note)
 
 
 def _thumbnail(files: Iterable[Path]) -> str:
     """Returns the first of the files that can be read as a small picture, as text; empty if there is none."""
     for file in files:
         try:
-            with Image.open(file) as image:
-                image.draft("RGB", (2 * SIDE, 2 * SIDE))
-                small = image.convert("RGB")
-        except (OSError, Image.DecompressionBombError):
+            return _jpeg(Image.fromarray(read_image(file, draft=2 * SIDE)))
+        except DatasetError:
             continue  # the page says that there is no picture
-        return _jpeg(small)
     return ""
 
 

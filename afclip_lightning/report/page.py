@@ -1,21 +1,17 @@
-"""What all pages are made of: templates, pictures as text, and reading files so that an error names the file."""
+"""What all pages are made of: templates, and pictures as text."""
 
 import base64
 import hashlib
-import json
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from afclip_lightning.errors import UserError
+from afclip_lightning.errors import shown
 from afclip_lightning.report import charts
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Card:
     @property
     def name(self) -> str:
         """Returns the end of the path, enough to find it."""
-        return "/".join(Path(self.image).parts[-2:])
+        return shown("/".join(Path(self.image).parts[-2:]))
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,7 @@ def render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
     environment.filters |= {"percent": percent, "score": score_text, "shell": shlex.join}
     environment.globals["plot"] = (charts.WIDTH, charts.HEIGHT)
@@ -98,37 +95,20 @@ def data_uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
-def read(file: Path, parse: Callable[[Path], T]) -> T:
-    """Returns what a parser makes of a file.
+def inside(folder: Path, name: str) -> Path | None:
+    """Returns a file of a folder by its name, links followed; `None` if it lies elsewhere: a page holds nothing else.
 
-    Raises:
-        UserError: It makes nothing of it; the message names the file.
+    Args:
+        folder: The folder that the page is about.
+        name: Path from there, as a file in the folder says it.
     """
     try:
-        return parse(file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({type(error).__name__}: {error}). Restore it, or run the command that wrote it "
-            "again."
-        ) from error
+        path, root = (folder / name).resolve(), folder.resolve()
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a name that no file can have
+        return None
+    return path if path.is_relative_to(root) else None
 
 
-def read_optional(file: Path, parse: Callable[[Path], T]) -> T | None:
-    """Returns what a parser makes of a file, or `None` if there is no file.
-
-    Raises:
-        UserError: See `read`.
-    """
-    return read(file, parse) if file.exists() else None
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        TypeError: It holds something else.
-    """
-    value = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise TypeError(f"expected an object, got {type(value).__name__}")
-    return value
+def _printable(value: Any) -> Any:
+    """Returns plain text as it can be shown: names of files need not be."""
+    return "\n".join(map(shown, value.split("\n"))) if type(value) is str else value

@@ -1,20 +1,18 @@
 """The page of a test run: tables, curves, scores, what was missed and what was a false alarm."""
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from afclip_lightning.columns import MEAN, METRICS, TITLES
-from afclip_lightning.errors import UserError
+from afclip_lightning.files import shown
 from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Chart, Histogram, Line
-from afclip_lightning.report.page import Card, Group, data_uri, json_object, percent, read, read_optional
+from afclip_lightning.report.page import Card, Group, percent
 from afclip_lightning.report.page import render as render_page
+from afclip_lightning.report.run_files import Case, Row, Run
 
 FACTS = (
     ("method", "Method"),
@@ -26,8 +24,6 @@ FACTS = (
     ("platform", "Platform"),
 )
 """What the page says of a run: key in `run.json`, title."""
-
-Key = tuple[str, str]  # dataset, category
 
 
 @dataclass(frozen=True)
@@ -43,69 +39,6 @@ class Threshold:
     value: float
     source: str
     fitted: bool = False
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test image that pictures were kept of.
-
-    Attributes:
-        label: 1 = anomalous, 0 = normal.
-        kind: `best` or `worst`: from which end of its category.
-        card: How it is shown.
-    """
-
-    label: int
-    kind: str
-    card: Card
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the results table: a category, or the mean of a dataset's categories.
-
-    Attributes:
-        dataset: Name of the dataset.
-        category: Name of the category, or `mean`.
-        normal: Normal test images.
-        anomalous: Anomalous test images.
-        metrics: Those that are defined, in [0, 1].
-        categories: For a mean: over how many categories each metric's is.
-        best_f1: Threshold of the best F1 of the images; `None` if it is not defined.
-    """
-
-    dataset: str
-    category: str
-    normal: int
-    anomalous: int
-    metrics: Mapping[str, float]
-    categories: Mapping[str, int]
-    best_f1: float | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the files of a run folder say. What it did not keep is `None`.
-
-    Attributes:
-        folder: The run folder.
-        title: What was tested.
-        rows: The results table.
-        record: `run.json`.
-        scores: By category, the scores of its normal and of its anomalous images.
-        curves: By category and name, x and y of the curves that are defined.
-        pro_limit: False-positive rate up to which the PRO curve goes.
-        cases: By category, the images that pictures were kept of.
-    """
-
-    folder: Path
-    title: str
-    rows: list[Row]
-    record: dict[str, Any] | None
-    scores: dict[Key, tuple[list[float], list[float]]] | None
-    curves: dict[Key, dict[str, tuple[list[float], list[float]]]] | None
-    pro_limit: float
-    cases: dict[Key, list[Case]] | None
 
 
 @dataclass(frozen=True)
@@ -148,37 +81,7 @@ class Section:
     @property
     def anchor(self) -> str:
         """Returns what the page calls the section in links."""
-        return f"{self.row.dataset}/{self.row.category}"
-
-
-def read_run(path: Path) -> Run:
-    """Returns what a run kept.
-
-    Args:
-        path: The run folder, or one of its tables, `results_x.json`.
-
-    Raises:
-        UserError: There is no table, or a file is damaged.
-    """
-    table = path if path.is_file() else path / "results.json"
-    folder, suffix = table.parent, table.stem.removeprefix("results")
-    if not table.is_file():
-        raise UserError(
-            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
-            "printed, runs/<config>/<time>."
-        )
-    title, rows = read(table, _table)
-    kept = read_optional(folder / f"curves{suffix}.json", _curves)
-    return Run(
-        folder=folder,
-        title=title,
-        rows=rows,
-        record=read_optional(folder / "run.json", json_object),
-        scores=read_optional(folder / f"scores{suffix}.csv", _scores),
-        curves=kept and kept[1],
-        pro_limit=kept[0] if kept else 1.0,
-        cases=None if suffix else read_optional(folder / "pictures" / "cases" / "cases.json", _cases),
-    )
+        return shown(f"{self.row.dataset}/{self.row.category}")
 
 
 def calibrated(file: Path) -> Threshold:
@@ -259,7 +162,7 @@ def _charts(
         )
 
     on_roc = on_pr = None
-    if decisions and "image_roc" in curves:
+    if decisions and decisions.normal and decisions.anomalous and "image_roc" in curves:
         found = decisions.anomalous - decisions.missed
         on_roc = charts.place(decisions.false_alarms / decisions.normal, found / decisions.anomalous)
         if found + decisions.false_alarms:
@@ -300,55 +203,3 @@ def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decis
         Group(kind.capitalize(), side, [case.card for case in right if case.kind == kind]) for kind in ("worst", "best")
     ]
     return groups + [group for group in extremes if group.cards]
-
-
-def _table(file: Path) -> tuple[str, list[Row]]:
-    value = json_object(file)
-    rows = [
-        Row(
-            str(row["dataset"]),
-            str(row["category"]),
-            int(row["normal"]),
-            int(row["anomalous"]),
-            {name: float(metric) for name, metric in row["metrics"].items()},
-            row.get("categories", {}),
-            row.get("thresholds", {}).get("image_f1_max"),
-        )
-        for row in value["rows"]
-    ]
-    return str(value["title"]), rows
-
-
-def _scores(file: Path) -> dict[Key, tuple[list[float], list[float]]]:
-    scores: dict[Key, tuple[list[float], list[float]]] = {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        for line in csv.DictReader(lines):
-            scores.setdefault((line["dataset"], line["category"]), ([], []))[int(line["label"])].append(
-                float(line["score"])
-            )
-    return scores
-
-
-def _curves(file: Path) -> tuple[float, dict[Key, dict[str, tuple[list[float], list[float]]]]]:
-    value = json_object(file)
-    curves = {
-        (entry["dataset"], entry["category"]): {
-            name: (curve["x"], curve["y"]) for name, curve in entry["curves"].items()
-        }
-        for entry in value["categories"]
-    }
-    return float(value["pro_limit"]), curves
-
-
-def _cases(file: Path) -> dict[Key, list[Case]]:
-    cases: dict[Key, list[Case]] = {}
-    for entry in json.loads(file.read_text(encoding="utf-8")):
-        picture, anomaly_map = (
-            data_uri((file.parent / Path(entry[key]).name).read_bytes()) for key in ("picture", "map")
-        )
-        status = "anomalous" if entry["label"] else "normal"
-        note = "" if entry["mask_known"] else "mask not known"
-        card = Card(entry["image"], entry["score"], status, picture, anomaly_map, entry["outline"], note)
-        case = Case(entry["label"], entry["kind"], card)
-        cases.setdefault((entry["dataset"], entry["category"]), []).append(case)
-    return cases

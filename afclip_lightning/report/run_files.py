@@ -1,0 +1,257 @@
+"""What the files of a run folder say, each of them read as a type; for the page of a test run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from msgspec import Meta
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import read_bytes, read_csv, read_json
+from afclip_lightning.report.page import Card, data_uri, inside
+
+Key = tuple[str, str]  # dataset, category
+T = TypeVar("T")
+Count = Annotated[int, Meta(ge=0)]
+Label = Annotated[int, Meta(ge=0, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # so that their differences are finite
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test image that pictures were kept of.
+
+    Attributes:
+        label: 1 = anomalous, 0 = normal.
+        kind: `best` or `worst`: from which end of its category.
+        card: How it is shown.
+    """
+
+    label: int
+    kind: str
+    card: Card
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the results table: a category, or the mean of a dataset's categories.
+
+    Attributes:
+        dataset: Name of the dataset.
+        category: Name of the category, or `mean`.
+        normal: Normal test images.
+        anomalous: Anomalous test images.
+        metrics: Those that are defined, in [0, 1].
+        categories: For a mean: over how many categories each metric's is.
+        best_f1: Threshold of the best F1 of the images; `None` if it is not defined.
+    """
+
+    dataset: str
+    category: str
+    normal: int
+    anomalous: int
+    metrics: Mapping[str, float]
+    categories: Mapping[str, int]
+    best_f1: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the files of a run folder say. What it did not keep is `None`.
+
+    Attributes:
+        folder: The run folder.
+        title: What was tested.
+        rows: The results table.
+        record: `run.json`.
+        scores: By category, the scores of its normal and of its anomalous images.
+        curves: By category and name, x and y of the curves that are defined.
+        pro_limit: False-positive rate up to which the PRO curve goes.
+        cases: By category, the images that pictures were kept of.
+    """
+
+    folder: Path
+    title: str
+    rows: list[Row]
+    record: dict[str, Any] | None
+    scores: dict[Key, tuple[list[float], list[float]]] | None
+    curves: dict[Key, dict[str, tuple[list[float], list[float]]]] | None
+    pro_limit: float
+    cases: dict[Key, list[Case]] | None
+
+
+def read_run(path: Path) -> Run:
+    """Returns what a run kept.
+
+    Args:
+        path: The run folder, or one of its tables, `results_x.json`.
+
+    Raises:
+        UserError: There is no table, or a file is damaged.
+    """
+    table = path if path.is_file() else path / "results.json"
+    folder, suffix = table.parent, table.stem.removeprefix("results")
+    if not table.is_file():
+        raise UserError(
+            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
+            "printed, runs/<config>/<time>."
+        )
+    title, rows = _table(table)
+    kept = _optional(folder / f"curves{suffix}.json", _curves)
+    return Run(
+        folder=folder,
+        title=title,
+        rows=rows,
+        record=_optional(folder / "run.json", _record),
+        scores=_optional(folder / f"scores{suffix}.csv", _scores),
+        curves=kept and kept[1],
+        pro_limit=kept[0] if kept else 1.0,
+        cases=None if suffix else _optional(folder / "pictures" / "cases" / "cases.json", _cases),
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    title: str
+    rows: list["_Line"]
+
+
+@dataclass(frozen=True)
+class _Line:
+    dataset: str
+    category: str
+    normal: Count
+    anomalous: Count
+    metrics: dict[str, float]
+    categories: dict[str, int] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the page shows of `run.json`."""
+
+    command: list[str] = field(default_factory=list)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    method: str | None = None
+    trainable_parameters: int | None = None
+    backbone: str | None = None
+    started: str | None = None
+    git_revision: str | None = None
+    python: str | None = None
+    platform: str | None = None
+
+
+@dataclass(frozen=True)
+class _Score:
+    dataset: str
+    category: str
+    label: Label
+    score: Score
+
+
+@dataclass(frozen=True)
+class _Curve:
+    x: list[Share]
+    y: list[Share]
+
+    def __post_init__(self) -> None:
+        if not self.x or len(self.x) != len(self.y):
+            raise ValueError(f"a curve has {len(self.x)} values of x and {len(self.y)} of y")
+
+
+@dataclass(frozen=True)
+class _CategoryCurves:
+    dataset: str
+    category: str
+    curves: dict[str, _Curve]
+
+
+@dataclass(frozen=True)
+class _Curves:
+    pro_limit: Annotated[float, Meta(gt=0, le=1)]
+    categories: list[_CategoryCurves]
+
+
+@dataclass(frozen=True)
+class _Case:
+    dataset: str
+    category: str
+    image: str
+    label: Label
+    score: Score
+    kind: Literal["best", "worst"]
+    mask_known: bool
+    outline: Annotated[str, Meta(pattern=r"^[MLZ0-9. ]*$")]
+    picture: str
+    map: str
+
+
+def _table(file: Path) -> tuple[str, list[Row]]:
+    table = read_json(file, _Table)
+    rows = [
+        Row(
+            row.dataset,
+            row.category,
+            row.normal,
+            row.anomalous,
+            row.metrics,
+            row.categories,
+            row.thresholds.get("image_f1_max"),
+        )
+        for row in table.rows
+    ]
+    return table.title, rows
+
+
+def _record(file: Path) -> dict[str, Any]:
+    return asdict(read_json(file, _Record))
+
+
+def _scores(file: Path) -> dict[Key, tuple[list[float], list[float]]]:
+    scores: dict[Key, tuple[list[float], list[float]]] = {}
+    for line in read_csv(file, _Score):
+        scores.setdefault((line.dataset, line.category), ([], []))[line.label].append(line.score)
+    return scores
+
+
+def _curves(file: Path) -> tuple[float, dict[Key, dict[str, tuple[list[float], list[float]]]]]:
+    kept = read_json(file, _Curves)
+    curves = {
+        (entry.dataset, entry.category): {name: (curve.x, curve.y) for name, curve in entry.curves.items()}
+        for entry in kept.categories
+    }
+    return kept.pro_limit, curves
+
+
+def _cases(file: Path) -> dict[Key, list[Case]]:
+    cases: dict[Key, list[Case]] = {}
+    for entry in read_json(file, list[_Case]):
+        picture, anomaly_map = (_jpeg(file.parent, name) for name in (entry.picture, entry.map))
+        status = "anomalous" if entry.label else "normal"
+        note = "" if entry.mask_known else "mask not known"
+        card = Card(entry.image, entry.score, status, picture, anomaly_map, entry.outline, note)
+        cases.setdefault((entry.dataset, entry.category), []).append(Case(entry.label, entry.kind, card))
+    return cases
+
+
+def _jpeg(folder: Path, name: str) -> str:
+    """Returns a picture of a case as text.
+
+    Raises:
+        UserError: It is not there, lies elsewhere, or is no JPEG.
+    """
+    path = inside(folder, name)
+    if path is None:
+        raise UserError(f"{folder / name}: lies outside of the run folder, and a page holds nothing from there.")
+    content = read_bytes(path)
+    if not content.startswith(b"\xff\xd8\xff"):
+        raise UserError(f"{path}: is no JPEG. Restore it, or remove {folder / 'cases.json'}: the page does without.")
+    return data_uri(content)
+
+
+def _optional(file: Path, read: Callable[[Path], T]) -> T | None:
+    """Returns what a file holds, or `None` if there is none."""
+    return read(file) if file.exists() else None
