@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from afclip_lightning.data.images import read_image
 from afclip_lightning.errors import UserError
+from afclip_lightning.files import TABLE_LIMIT, open_regular, parse_json, read_bytes
 from afclip_lightning.knowledge.base import MAX_TOKENS, count_tokens
 
 ATTEMPTS = 5  # a question
@@ -77,7 +79,8 @@ class Question:
         image = None
         if self.image_path is not None:
             try:
-                image = hashlib.sha256(self.image_path.read_bytes()).hexdigest()
+                with open_regular(self.image_path) as file:
+                    image = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
                 raise UserError(f"{self.image_path}: cannot be read ({error.strerror}).") from error
         return hashlib.sha256(json.dumps([self.model, self.prompt, image]).encode()).hexdigest()
@@ -149,6 +152,14 @@ def parse_sentence(answer: str) -> list[str]:
     return [sentence]
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What is read of a line of the cache."""
+
+    prompt: str
+    answer: str
+
+
 class AnswerCache:
     """The usable answers so far, in a file of JSON lines that only grows.
 
@@ -164,17 +175,12 @@ class AnswerCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._answers: dict[str, str] = {}
-        try:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-        self._whole = not lines or lines[-1].endswith(b"\n")
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                self._answers[str(entry["prompt"])] = str(entry["answer"])
-            except (ValueError, TypeError, KeyError):
-                continue
+        content = read_bytes(path, limit=TABLE_LIMIT) if path.exists() else b""
+        self._whole = not content or content.endswith(b"\n")
+        for line in content.split(b"\n"):
+            with suppress(UserError):
+                entry = parse_json(line, _Answer, str(path))
+                self._answers[entry.prompt] = entry.answer
 
     def get(self, question: Question) -> list[str] | None:
         """Returns the sentences of an earlier answer; `None` if there is none that can be used."""
@@ -281,7 +287,7 @@ class ChatServer:
         try:
             choice = json.loads(received)["choices"][0]
             content, ending = choice["message"]["content"], choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("the answer is not JSON of a chat completion") from error
         if not isinstance(content, str):
             raise ValueError("the answer holds no text")
@@ -312,7 +318,7 @@ class ChatServer:
         try:
             said = json.loads(error.read(2**16))["error"]["message"]
             detail = ": " + " ".join(self._clear(str(said)).split())[:300]
-        except (OSError, HTTPException, ValueError, LookupError, TypeError):
+        except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
             detail = ""
         raise UserError(f"{self.endpoint} refuses (status {status}){detail}. Check the endpoint and the model's name.")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets import find_dataset
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.errors import UserError, message_of, shown
 from afclip_lightning.files import write_text
 from afclip_lightning.knowledge import base, builder
 from afclip_lightning.knowledge.builder import AnswerCache, ChatServer, Question, category_question, image_question
@@ -50,7 +50,7 @@ def _render(source: str) -> str:
     for category, texts in sentences.items():
         lines += [category, *(f"  {base.count_tokens(text):2} tokens  {text}" for text in texts)]
     lines += [f"{path}\n  {base.count_tokens(text):2} tokens  {text}" for path, text in images.items()]
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))
 
 
 def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:

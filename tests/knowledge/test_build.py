@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -121,7 +122,7 @@ def out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Path]:
     """Where a base is built; in the end the key is in no file there."""
     yield tmp_path / "built" / "base.yaml"
     for path in tmp_path.rglob("*"):
-        assert path.is_dir() or KEY.encode() not in path.read_bytes()
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
 
 
 def build(stand_in: StandIn, out: Path, *more: str, categories: str = "[bottle]") -> int:
@@ -249,6 +250,30 @@ def test_a_line_that_a_kill_cut_off_is_asked_again(stand_in: StandIn, out: Path,
     assert len(answers.read_bytes().splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    "line", [b"[" * 100_000, b"\xff\xfe", b"3", b"null", b'{"prompt": 3, "answer": "a"}', b'{"prompt": "a"}', b"\0"]
+)
+def test_lines_that_are_no_answers_are_passed_over(stand_in: StandIn, out: Path, line: bytes) -> None:
+    assert build(stand_in, out) == 0
+    out.unlink()
+    answers = out.with_suffix(".answers.jsonl")
+    answers.write_bytes(line + b"\n" + answers.read_bytes())
+    stand_in.asked.clear()
+    assert build(stand_in, out) == 0
+    assert stand_in.asked == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_answers_that_are_no_file_are_named(
+    stand_in: StandIn, out: Path, make: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    out.parent.mkdir(parents=True)
+    make(out.with_suffix(".answers.jsonl"))
+    assert build(stand_in, out) == 2
+    assert ".answers.jsonl is a" in error_of(capfd)
+    assert stand_in.asked == []
+
+
 def test_another_model_is_asked_anew(stand_in: StandIn, out: Path) -> None:
     assert build(stand_in, out) == 0
     out.unlink()
@@ -315,6 +340,9 @@ UNUSABLE = [
     (sends('{"choices": []}'), "not JSON of a chat completion"),
     (sends('["choices"]'), "not JSON of a chat completion"),
     (sends(""), "not JSON of a chat completion"),
+    (sends("[" * 100_000), "not JSON of a chat completion"),
+    (sends('{"choices": {"0": 1}}'), "not JSON of a chat completion"),
+    (sends('{"choices": [{"message": {"content": NaN}}]}'), "holds no text"),
     (says(None), "holds no text"),
     (says([{"type": "text", "text": "1. A"}]), "holds no text"),
     (says(""), "has 0 sentences where 5 were asked for"),
@@ -390,6 +418,8 @@ def test_an_answer_of_endless_length(stand_in: StandIn, out: Path, monkeypatch: 
         ),
         (sends(f"<html>{KEY}", 400), "(status 400). Check the endpoint"),
         (sends(json.dumps({"error": KEY}), 422), "(status 422). Check the endpoint"),
+        (sends("[" * 60_000, 400), "(status 400). Check the endpoint"),
+        (sends(json.dumps({"error": {"message": "\x1b[31mred"}}), 404), r"(status 404): \x1b[31mred. Check the"),
         (sends("", 302, Location=f"http://127.0.0.1:9/{KEY}"), "answers from another address (status 302)"),
         (sends("", 307, Location=f"http://127.0.0.1:9/{KEY}"), "answers from another address (status 307)"),
     ],
