@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from afclip_lightning.data.images import read_image
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import TABLE_LIMIT, open_regular, parse_json, read_bytes
+from afclip_lightning.files import TABLE_LIMIT, parse_json, read_bytes
 from afclip_lightning.knowledge.base import MAX_TOKENS, count_tokens
 
 ATTEMPTS = 5  # a question
@@ -78,11 +78,7 @@ class Question:
         """
         image = None
         if self.image_path is not None:
-            try:
-                with open_regular(self.image_path) as file:
-                    image = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise UserError(f"{self.image_path}: cannot be read ({error.strerror}).") from error
+            image = hashlib.sha256(read_bytes(self.image_path, limit=TABLE_LIMIT)).hexdigest()
         return hashlib.sha256(json.dumps([self.model, self.prompt, image]).encode()).hexdigest()
 
     def messages(self) -> list[dict[str, Any]]:
