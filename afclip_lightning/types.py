@@ -31,9 +31,11 @@ class Sample:
         mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`.
         mask_known: Whether the pixel labels are known. A normal image needs no mask file: its mask is empty. `False`
             only for anomalous images of sets that come without masks, and where the label is not known.
-        mask_threshold: Highest value of the mask file that is still normal. 0 but for sets whose masks were smoothed or
-            compressed, where it is 127.
+        mask_threshold: Highest value of the mask file that is still normal; by default 0, and half of the range in
+            files of lossy formats. 127 for sets whose masks were smoothed.
         word: What a prompt calls the category (`metal nut`); loaders fill it in.
+        white: The value that becomes 255 where an image has more than 8 bits; `None` for the largest that its bits
+            hold. Loaders fill it in.
     """
 
     dataset: str
@@ -43,8 +45,9 @@ class Sample:
     label: int
     mask_path: Path | None = None
     mask_known: bool = True
-    mask_threshold: int = 0
+    mask_threshold: int | None = None
     word: str = ""
+    white: int | None = None
 
 
 @dataclass

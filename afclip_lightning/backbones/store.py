@@ -239,13 +239,17 @@ class DamagedError(UserError):
     """A file of features is torn, changed or in another's place."""
 
 
-def image_digest(path: Path) -> str:
-    """Returns the name that an image's features go by, from the file's content.
+def image_digest(path: Path, white: int | None = None) -> str:
+    """Returns the name that an image's features go by: from the file's content, and the white level it is seen with.
+
+    Args:
+        path: The image.
+        white: See `Sample`.
 
     Raises:
         DatasetError: It is no regular file, or cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=20)
+    digest = hashlib.blake2b(digest_size=20, key=b"" if white is None else f"white {white}".encode())
     try:
         with open_regular(path, error=DatasetError) as file:
             while part := file.read(2**20):

@@ -25,6 +25,7 @@ from afclip_lightning.data.names import Names, Words, checked_names, checked_wor
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.data.white import White, white_value
 from afclip_lightning.distributed import processes, rank
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
@@ -166,6 +167,7 @@ class AnomalyDataModule(AnomalyData):
         self.own_size = False
         self.skipped: dict[Path, str] = {}
         self.told: dict[Split, list[LeftOut]] = {}
+        self._white: tuple[White, int | None] | None = None  # the level and what it comes to
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
@@ -327,7 +329,22 @@ class AnomalyDataModule(AnomalyData):
                     f"Expected:\n{_indent(self.layout)}"
                 )
             found.extend(part)
-        return found
+        return self._with_white(found)
+
+    def white(self) -> int | None:
+        """Returns the value that becomes 255 in images of more than 8 bits, one for the whole set; see `Loading`."""
+        level = self.loading.white_of(self.name)
+        if self._white is None or self._white[0] != level:
+            images: list[Path] = []
+            for category in self.selected_categories() if level == "auto" else ():
+                images += [s.image_path for s in self.find_samples(category, "train")]
+                images += [s.image_path for s in self.find_samples(category, "test")]
+            self._white = (level, white_value(level, images))
+        return self._white[1]
+
+    def _with_white(self, samples: Sequence[Sample]) -> list[Sample]:
+        white = self.white()
+        return [replace(sample, white=white) for sample in samples] if white else list(samples)
 
     def make_samples(
         self,
@@ -336,7 +353,7 @@ class AnomalyDataModule(AnomalyData):
         normal: Sequence[Path],
         anomalous: Sequence[Path],
         masks: Mapping[Path, Path] | None,
-        mask_threshold: int = 0,
+        mask_threshold: int | None = None,
     ) -> list[Sample]:
         """Returns one sample an image, sorted by path, the same on every machine.
 
@@ -346,7 +363,7 @@ class AnomalyDataModule(AnomalyData):
             normal: Normal images.
             anomalous: Anomalous images.
             masks: Mask of every anomalous image; `None` if the pixel labels are not known.
-            mask_threshold: Highest value of the mask files that is still normal.
+            mask_threshold: Highest value of the mask files that is still normal; see `Sample`.
         """
         samples = [Sample(self.name, category, split, image, label=0) for image in normal]
         for image in anomalous:
@@ -385,7 +402,7 @@ class AnomalyDataModule(AnomalyData):
                 alone = len(self.selected_categories()) == 1
                 images = given_shots(root, self.name, category, k_shot, alone)
                 chosen = self.make_samples(category, "train", images, [], None)
-            found[self.name, category] = chosen
+            found[self.name, category] = self._with_white(chosen)
             self.drawn[self.name, category] = {
                 "dataset": self.name,
                 "category": category,

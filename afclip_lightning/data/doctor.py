@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule, Counts
-from afclip_lightning.data.images import mask_values, read_image
+from afclip_lightning.data.images import read_image
 from afclip_lightning.data.left_out import LeftOut, sentences, short
+from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UnpairedError
 from afclip_lightning.types import UNKNOWN, Sample, Split
 
@@ -183,19 +184,20 @@ def _look(sample: Sample) -> _Seen:
     if sample.mask_path is None:
         return seen
     try:
-        values = mask_values(sample.mask_path)
+        mask = read(sample.mask_path, stored=True)
     except DatasetError as error:
         seen.problems.append(str(error))
         return seen
+    values, cut = mask.grey(), mask.cut(sample.mask_threshold)
     mask_size = values.shape[1], values.shape[0]
     if seen.size and mask_size != seen.size:
         sizes = "{}×{} pixels and its image {}×{}".format(*mask_size, *seen.size)
         seen.problems.append(f"{sample.mask_path}: the mask is {sizes}.")
-    marked = np.unique(values[values > sample.mask_threshold])
+    marked = np.unique(values[values > cut])
     if not len(marked):
         seen.problems.append(f"{sample.mask_path}: the mask is empty, but its image is anomalous.")
     # Several low values are class numbers, as VisA's. Where a threshold cuts, smooth edges are expected.
-    elif not sample.mask_threshold and len(marked) > 1 and marked[-1] > 127:
+    elif not cut and len(marked) > 1 and marked[-1] > 127:
         seen.problems.append(
             f"{sample.mask_path}: the mask is not binary: {len(marked)} values above 0 count as anomalous."
         )

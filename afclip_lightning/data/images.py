@@ -1,7 +1,6 @@
-"""Images and masks on disk: finding them, pairing them, decoding them."""
+"""Images and masks on disk: finding them, pairing them, reading them."""
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -9,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from afclip_lightning.data.limits import check_size, too_large
 from afclip_lightning.data.names import find, normal_form, twice
+from afclip_lightning.data.picture import Picture, upright
+from afclip_lightning.data.reader import DICOM_MARK, DICOM_SUFFIXES, Source, is_dicom, read, read_shape
 from afclip_lightning.errors import DatasetError, UnpairedError
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 IMAGE_SUFFIXES = (
     frozenset({".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif", ".tga", ".pcx", ".qoi"})
     | frozenset({".jp2", ".j2k", ".jpx", ".jpf", ".pbm", ".pgm", ".ppm", ".pnm", ".sgi", ".ras"})
@@ -24,7 +22,6 @@ IMAGE_SUFFIXES = (
     | DICOM_SUFFIXES
 )
 DICOM_BY_CONTENT = frozenset({".ima"})  # and files without a suffix
-DICOM_MARK = slice(128, 132)
 # What lies beside images and is none, in files that need no word.
 OTHER_SUFFIXES = (
     frozenset({".txt", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".tex"})
@@ -34,9 +31,6 @@ OTHER_SUFFIXES = (
     | frozenset({".npy", ".npz", ".mat", ".db", ".lnk", ".url", ".tmp", ".part", ".bak"})
 )
 OTHER_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
-
-# Pillow warns of large images at a limit of its own; MAX_PIXELS is the limit here, and an error.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -212,11 +206,6 @@ def first_bytes(path: Path) -> bytes:
         return b""
 
 
-def is_dicom(start: bytes) -> bool:
-    """Returns whether a file begins as DICOM files do: 128 bytes of anything, then `DICM`."""
-    return start[DICOM_MARK] == b"DICM"
-
-
 def _leads_nowhere(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
@@ -297,162 +286,86 @@ def _place(path: Path, root: Path | None, stem: str) -> tuple[str | None, str]:
     return folder, normal_form(stem)
 
 
-def read_image(path: Path, draft: int | None = None) -> np.ndarray:
-    """Returns the image as `[H, W, 3]`, uint8, RGB, turned upright as its EXIF orientation says.
+def read_image(source: Source, draft: int | None = None, white: int | None = None) -> np.ndarray:
+    """Returns the image as `[H, W, 3]`, uint8, RGB, upright.
 
-    Grey becomes three equal channels, 16 bits a channel are scaled to 8, a palette gives its colours and an alpha
-    channel is dropped. Of a file with several pages the first is read.
+    Grey becomes three equal channels, more than 8 bits a channel are scaled to 8, a palette gives its colours and an
+    alpha channel is dropped. Of a file with several pages the first is read, in TIFF files the first that is no
+    thumbnail.
 
     Args:
-        path: The image.
+        source: A file, the bytes of one, or a Pillow image.
         draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size, if no side falls below this many pixels; see
             `upright_shape`.
+        white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
 
     Raises:
-        DatasetError: The file cannot be read or decoded to its end, has more than 16 bits a channel or more than
-            `MAX_PIXELS` pixels.
+        DatasetError: It cannot be read or decoded to its end, holds fractions or values outside of 0 to 65535, or has
+            more than `MAX_PIXELS` pixels.
     """
-    return rgb_pixels(decode_image(path, upright=True, draft=draft), str(path))
+    return read(source, draft=draft).rgb(white)
 
 
-def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Returns the pixels of a decoded image, `[H, W, 3]`, uint8; see `read_image`.
-
-    Args:
-        image: In any mode.
-        name: What messages call it.
-
-    Raises:
-        DatasetError: It has more than 16 bits a channel.
-    """
-    if image.mode.startswith(("I", "F")):  # Pillow would cut these at 255 instead of scaling them
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DatasetError(f"{name}: has more than 16 bits a pixel. Save it with 8 or 16 bits.")
-        image = Image.fromarray(to_eight_bits(values))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def read_mask(path: Path, threshold: int = 0) -> np.ndarray:
-    """Returns the mask as `[H, W]`, uint8 in {0, 1}: any value above `threshold` in any colour channel is anomalous.
+def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
+    """Returns the mask as `[H, W]`, uint8 in {0, 1}, upright: any value above `threshold` in any colour is anomalous.
 
     A palette counts by its colours, so black is normal whatever its index; an alpha channel says nothing of the region.
 
     Args:
-        path: The mask.
-        threshold: Highest value of the file that is still normal.
+        source: A file, the bytes of one, or a Pillow image.
+        threshold: Highest value of the file that is still normal. By default 0, and half of the range in files of lossy
+            formats, which blur the edges of masks.
 
     Raises:
-        DatasetError: The file cannot be read or decoded to its end.
+        DatasetError: It cannot be read or decoded to its end.
     """
-    return (mask_values(path) > threshold).astype(np.uint8)
+    return read(source, stored=True).region(threshold)
 
 
-def mask_values(path: Path) -> np.ndarray:
-    """Returns the values of a mask file, `[H, W]`: the highest of its colour channels; see `read_mask`.
+def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None = None) -> tuple[np.ndarray, int]:
+    """Returns the mask of an image, `[H, W]`, uint8 in {0, 1}, and how it was turned to lie as its image does.
+
+    A mask with an orientation of its own is turned by that alone (1: no more). One without is turned as its image, if
+    the image has one and the sizes fit only so: it was drawn on the image as that lies in the file.
+
+    Args:
+        image: The image, or its file, of which the header is read.
+        mask_path: The mask.
+        threshold: See `read_mask`.
 
     Raises:
-        DatasetError: The file cannot be read or decoded to its end.
+        DatasetError: One of them cannot be read, or they are not of one size.
     """
-    image = decode_image(path)
-    plain = {"P": "RGB", "PA": "RGB", "1": "L"}.get(image.mode, image.mode)
-    values = np.asarray(image.convert(plain))
-    if values.ndim == 2:
-        return values
-    return values[..., :3].max(axis=-1) if values.shape[-1] >= 3 else values[..., 0]
+    mask = read(mask_path, stored=True)
+    if isinstance(image, Picture):
+        name, shape, orientation = image.name, image.shape, image.orientation
+    else:
+        name, (shape, orientation) = str(image), read_shape(image)
+    region, turn = mask.region(threshold), 1
+    if mask.orientation == 1 and region.shape != shape and region.shape[::-1] == shape and orientation >= 5:
+        region, turn = upright(region, orientation), orientation
+    if region.shape != shape:
+        raise DatasetError(
+            f"{mask_path}: the mask is {region.shape[1]}×{region.shape[0]} pixels and its image {name} is "
+            f"{shape[1]}×{shape[0]}. Replace one of them."
+        )
+    return region, turn
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Returns width and height from the file's header, as they lie there.
+    """Returns width and height of the upright image, from the file's header.
 
     Raises:
         DatasetError: The header cannot be read, or the image has more than `MAX_PIXELS` pixels.
     """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-    except Image.DecompressionBombError as error:
-        raise too_large(path) from error
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file.") from error
-    check_size(path, *size)
-    return size
+    height, width = upright_shape(path)
+    return width, height
 
 
 def upright_shape(path: Path) -> tuple[int, int]:
-    """Returns height and width of a JPEG from its header alone, turned upright: what `draft` does not change."""
-    with Image.open(path) as image:
-        width, height = image.size
-        return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
-
-
-def decode_image(path: Path, upright: bool = False, draft: int | None = None) -> Image.Image:
-    """Returns the image decoded to its end, in its own mode; turned as its EXIF orientation says if `upright`.
-
-    Args:
-        path: The image.
-        upright: Whether to turn it.
-        draft: See `read_image`.
+    """Returns height and width of the upright image, from the file's header: what `draft` does not change.
 
     Raises:
-        DatasetError: The file cannot be read or decoded, or has more than `MAX_PIXELS` pixels.
+        DatasetError: The header cannot be read, or the image has more than `MAX_PIXELS` pixels.
     """
-    try:
-        if path.suffix.lower() in DICOM_SUFFIXES:
-            from afclip_lightning.data.dicom import decode_dicom  # an optional package
-
-            return decode_dicom(path)
-        try:
-            image = Image.open(path)
-        except UnidentifiedImageError:
-            if path.suffix.lower() in (".tif", ".tiff"):
-                return _decode_tiff(path)
-            raise
-        with image:
-            check_size(path, *image.size)
-            if _is_misread(image):
-                return _decode_tiff(path)
-            if draft and image.format == "JPEG":
-                image.draft(None, (draft, draft))
-            image.load()
-        if upright:
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies what is upright already
-        return image
-    except DatasetError:
-        raise
-    except Image.DecompressionBombError as error:  # far above MAX_PIXELS
-        raise too_large(path) from error
-    except Exception as error:  # whatever a damaged file makes a decoder run into: OSError, SyntaxError, struct.error …
-        raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace the file or remove it.") from error
-
-
-def _is_misread(image: Image.Image) -> bool:
-    """Returns whether Pillow takes the file for another kind: it reads 16-bit planes as if they were 8-bit."""
-    tags = getattr(image, "tag_v2", {})
-    planar_configuration, bits_per_sample = tags.get(284), tags.get(258, ())
-    return planar_configuration == 2 and 16 in bits_per_sample
-
-
-def _decode_tiff(path: Path) -> Image.Image:
-    """Returns the first page of a TIFF that Pillow does not read, as 8 or 16 bits grey or 8 bits RGB."""
-    from tifffile import TiffFile  # not needed by most runs
-
-    with TiffFile(path) as file:
-        page = file.pages.first
-        check_size(path, page.imagewidth, page.imagelength)
-        values = page.asarray()
-        if page.planarconfig == 2 and values.ndim == 3:
-            values = np.moveaxis(values, 0, -1)  # [channels, H, W] to [H, W, channels]
-    if values.dtype not in (np.uint8, np.uint16):
-        raise DatasetError(f"{path}: holds {values.dtype} values. Save it with 8 or 16 bits.")
-    if values.ndim == 2:
-        return Image.fromarray(values)
-    values = values[..., :3] if values.shape[-1] >= 3 else values[..., 0]  # without alpha
-    if values.ndim == 3 and values.dtype == np.uint16:
-        values = to_eight_bits(values)
-    return Image.fromarray(values)
-
-
-def to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Returns 16-bit values scaled to 8 bits, uint8."""
-    return np.rint(values / 257).astype(np.uint8)
+    return read_shape(path)[0]

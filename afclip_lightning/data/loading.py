@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from afclip_lightning.backbones.store import FeatureStore, from_rows, image_digest
-from afclip_lightning.data.images import JPEG_SUFFIXES, read_image, read_mask, upright_shape
+from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.masks import mask_facts
+from afclip_lightning.data.picture import Picture, upright
+from afclip_lightning.data.reader import read
 from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.data.white import White, check_white
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import count_regions, region_areas
 from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample
@@ -63,9 +66,13 @@ class Loading:
             again each epoch, so it helps from the second epoch on.
         persistent_workers: Keep the processes of the training loader from one epoch to the next.
         pin_memory: Load into page-locked memory where there is a GPU.
+        white: What is white in images of more than 8 bits a channel: `bits`, the largest value that the file's depth
+            holds; `auto`, the largest that the bits hold which the images of a dataset use, looked up in up to 64 of
+            them; or a number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. One for all
+            datasets, or one for each by its name (`{mvtec: bits, mine: 12}`), where `bits` holds for those not named.
 
     Raises:
-        ValueError: `cache_mb` is negative.
+        ValueError: `cache_mb` is negative, or `white` is none of these.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
@@ -73,10 +80,17 @@ class Loading:
     cache_mb: int = 0
     persistent_workers: bool = False
     pin_memory: bool = True
+    white: Literal["auto", "bits"] | int | dict[str, Literal["auto", "bits"] | int] = "bits"
 
     def __post_init__(self) -> None:
         if self.cache_mb < 0:
             raise ValueError(f"cache_mb must not be negative, got {self.cache_mb}")
+        for white in self.white.values() if isinstance(self.white, dict) else [self.white]:
+            check_white(white)
+
+    def white_of(self, dataset: str) -> White:
+        """Returns the white level of a dataset, by its name."""
+        return self.white.get(dataset, "bits") if isinstance(self.white, dict) else self.white
 
 
 class PixelCache:
@@ -107,13 +121,17 @@ class PixelCache:
             return None
         return self.images[index], self.masks[index]
 
-    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
-        """Keeps an image and its mask, if there is a place for this index."""
+    def turn(self, index: int) -> int:
+        """Returns how the mask of an image that is there was turned, 1 to 8."""
+        return int(self.filled[index])
+
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None, turn: int = 1) -> None:
+        """Keeps an image, its mask and how that was turned (1 to 8), if there is a place for this index."""
         if index < self.capacity:
             self.images[index] = image
             if mask is not None:  # it is all zero until then
                 self.masks[index] = mask
-            self.filled[index] = 1  # last: another process may be reading
+            self.filled[index] = turn  # last: another process may be reading
 
 
 class AnomalyDataset(Dataset[Any]):
@@ -192,37 +210,35 @@ class AnomalyDataset(Dataset[Any]):
             pixels: Read the image even where its features are kept.
 
         Raises:
-            DatasetError: The image or its mask cannot be read, the sizes of image and mask differ (they are not
-                compared again where features are read), or the mask marks nothing.
+            DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
         """
         sample, references = self.samples[index], self._references_of(index)
         digest = self._digest(sample) if self.store else ""
         features = self.store.load(digest) if self.store and not pixels else None
         if features is not None:
-            own = self._mask(sample) if sample.mask_path else None
+            own = self._mask(sample, sample.image_path)[0] if sample.mask_path else None
             mask = None if own is None else self.preprocess.resize_mask(own)
             return Item(index, None, mask, sample, references, digest, features, facts=self._facts(sample, own))
         image, mask, facts = self._resized(index)
         return Item(index, image, mask if sample.mask_path else None, sample, references, digest, facts=facts)
 
     def _digest(self, sample: Sample) -> str:
-        try:
-            return image_digest(sample.image_path)
-        except OSError as error:
-            raise DatasetError(f"{sample.image_path}: cannot be read ({error}). Replace the file.") from error
+        return image_digest(sample.image_path, sample.white)
 
     def _resized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, MaskFacts | None]:
         sample = self.samples[index]
         resized: Pixels | None = self.cache.get(index) if self.cache else None
-        if resized is not None:  # a mask is read again for what the cache does not hold
-            wanted = self.facts != "none" and sample.mask_path is not None
-            return *resized, self._facts(sample, self._mask(sample) if wanted else None)
-        image, mask = self._decode(sample)
-        shape = None if self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES else image.shape[:2]
-        facts = self._facts(sample, mask, shape)
-        resized = self.preprocess.resize(image, mask)
+        if self.cache and resized is not None:
+            mask = None
+            if self.facts != "none" and sample.mask_path:  # it is read again for what the cache does not hold
+                region = read_mask(sample.mask_path, sample.mask_threshold)
+                mask = upright(region, self.cache.turn(index))
+            return *resized, self._facts(sample, mask)
+        picture, mask, turn = self._decode(sample)
+        facts = self._facts(sample, mask, picture.shape)
+        resized = self.preprocess.resize(picture.rgb(sample.white), mask)
         if self.cache:
-            self.cache.put(index, *resized)
+            self.cache.put(index, *resized, turn)
         return *resized, facts
 
     def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
@@ -241,31 +257,22 @@ class AnomalyDataset(Dataset[Any]):
             shape = upright_shape(sample.image_path)
         return MaskFacts((shape[0], shape[1]) if shape else (0, 0))
 
-    def _decode(self, sample: Sample) -> Pixels:
-        """Returns image `[H, W, 3]` and mask `[H, W]`, uint8; see `read`."""
-        image = read_image(sample.image_path, self.draft)
-        if sample.mask_path is None:
-            return image, None
-        drafted = self.draft and sample.image_path.suffix.lower() in JPEG_SUFFIXES
-        height, width = upright_shape(sample.image_path) if drafted else image.shape[:2]
-        mask = self._mask(sample)
-        if mask.shape != (height, width):
-            raise DatasetError(
-                f"{sample.mask_path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image "
-                f"{sample.image_path} is {width}×{height}. Replace one of them."
-            )
-        return image, mask
+    def _decode(self, sample: Sample) -> tuple[Picture, np.ndarray | None, int]:
+        """Returns the image, its mask `[H, W]`, uint8, and how that was turned; see `read`."""
+        picture = read(sample.image_path, draft=self.draft)
+        return (picture, *(self._mask(sample, picture) if sample.mask_path else (None, 1)))
 
     @staticmethod
-    def _mask(sample: Sample) -> np.ndarray:
+    def _mask(sample: Sample, image: Picture | Path) -> tuple[np.ndarray, int]:
+        """Returns the mask of a sample, `[H, W]`, and how it was turned: see `read_mask_of`."""
         assert sample.mask_path is not None
-        mask = read_mask(sample.mask_path, sample.mask_threshold)
+        mask, turn = read_mask_of(image, sample.mask_path, sample.mask_threshold)
         if not mask.any():
             raise DatasetError(
                 f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
                 "Replace the mask, or move the image to the normal ones."
             )
-        return mask
+        return mask, turn
 
 
 @dataclass(frozen=True)
@@ -406,7 +413,8 @@ def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
     """
     if len(batch.image):
         return preprocess.to_pixels(batch.image[row])
-    return preprocess.resize(read_image(batch.samples[row].image_path), None)[0]
+    sample = batch.samples[row]
+    return preprocess.resize(read_image(sample.image_path, white=sample.white), None)[0]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from afclip_lightning.data.images import decode_image
+from afclip_lightning.data.limits import check_size
+from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import atomic_path
+from afclip_lightning.files import atomic_path, open_regular
 
 MAP_SUFFIXES = frozenset({".npy", ".tif", ".tiff", ".png"})
-GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16L", "I;16B")
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -21,21 +21,39 @@ def read_map(path: Path) -> np.ndarray:
         DatasetError: The file cannot be read, or holds something else than one grey image.
     """
     if path.suffix.lower() == ".npy":
+        return _read_array(path)
+    found = read(path, stored=True)
+    if found.values.ndim != 2:
+        raise DatasetError(f"{path}: is a colour image (RGB), not a map. Save scores, not their picture.")
+    if {"low", "step"} <= found.texts.keys():
         try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"{path}: cannot be read as an array ({error}). Save the map again.") from error
-        values = values.reshape(values.shape[-2:]) if values.shape[:-2].count(1) == values.ndim - 2 else values
-        if values.ndim != 2 or values.dtype.kind not in "fiub":
-            raise DatasetError(f"{path}: expected numbers [H, W], got {values.dtype} {[*values.shape]}.")
-        return values
-    image = decode_image(path)
-    if image.mode not in GREY_MODES:
-        raise DatasetError(f"{path}: is a colour image ({image.mode}), not a map. Save scores, not their picture.")
-    if {"low", "step"} <= image.info.keys():
-        low, step = (float(image.info[name]) for name in ("low", "step"))
-        return (low + np.asarray(image, np.float64) * step).astype(np.float32)
-    return np.asarray(image)
+            low, step = float(found.texts["low"]), float(found.texts["step"])
+        except ValueError as error:
+            raise DatasetError(f"{path}: its texts `low` and `step` are no numbers. Save the map again.") from error
+        return (low + found.values.astype(np.float64) * step).astype(np.float32)
+    return found.values
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """Returns the only map of a NumPy file, without the axes of length 1 before its rows and columns.
+
+    Raises:
+        DatasetError: It cannot be read, or holds something else.
+    """
+    with open_regular(path, error=DatasetError) as file:
+        start = file.read(len(np.lib.format.MAGIC_PREFIX))
+    if start != np.lib.format.MAGIC_PREFIX:
+        reason = "it is an archive, .npz" if start[:2] == b"PK" else "it is no NumPy file"
+        raise DatasetError(f"{path}: cannot be read as an array ({reason}). Save the map with numpy.save.")
+    try:
+        values = np.lib.format.open_memmap(path, mode="r")  # takes no memory for what a header only claims
+    except Exception as error:  # a damaged header leads NumPy to many of them
+        raise DatasetError(f"{path}: cannot be read as an array ({error}). Save the map again.") from error
+    if values.ndim < 2 or values.shape[:-2].count(1) != values.ndim - 2 or values.dtype.kind not in "fiub":
+        raise DatasetError(f"{path}: expected numbers [H, W], got {values.dtype} {[*values.shape]}.")
+    height, width = values.shape[-2:]
+    check_size(path, width, height)
+    return np.array(values.reshape(height, width))
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:

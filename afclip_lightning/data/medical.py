@@ -28,7 +28,7 @@ class SubsetFacts:
         normal: Folder of the normal images; `None` where there are none.
         masks: Folder of the masks; `None` where there are none.
         mask_suffix: What follows an image's stem in the stem of its mask.
-        mask_threshold: Highest value of a mask file that is still normal.
+        mask_threshold: Highest value of a mask file that is still normal; see `Sample`.
         copy: Folder inside the archive that holds the same files again, used where they are not beside it.
         word: What a prompt calls the category; empty where it is the category's name.
     """
@@ -42,7 +42,7 @@ class SubsetFacts:
     normal: str | None = None
     masks: str | None = None
     mask_suffix: str = ""
-    mask_threshold: int = 0
+    mask_threshold: int | None = None
     copy: str | None = None
     word: str = ""
 

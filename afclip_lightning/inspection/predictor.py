@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from afclip_lightning import heads
-from afclip_lightning.data.images import check_size, read_image, rgb_pixels
 from afclip_lightning.data.loading import keep_memory
+from afclip_lightning.data.reader import read
+from afclip_lightning.data.white import White, white_value
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, fingerprint
 from afclip_lightning.inspection.tiles import Layout, Tiling
@@ -28,7 +30,7 @@ from afclip_lightning.types import UNKNOWN, Batch, Sample
 
 __all__ = ["Inspection", "Predictor", "Region", "load"]
 
-Source: TypeAlias = "str | Path | Image.Image | np.ndarray"
+Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
 Build = Callable[[Mapping[str, Any]], AnomalyMethod]
 DATASET = "inspection"
 NAMELESS = Path("image")  # what an image that comes from no file is called
@@ -45,6 +47,7 @@ def load(
     threshold: float | None = None,
     pixel_threshold: float | None = None,
     calibration: str | Path | None = "auto",
+    white: White | None = None,
     batch_size: int = 8,
     backbones: heads.Backbones | None = None,
 ) -> "Predictor":
@@ -61,6 +64,9 @@ def load(
         pixel_threshold: Values of the map above it are anomalous, in place of the calibration's.
         calibration: A file that `calibrate` wrote; `auto` takes the one beside the checkpoint if it is there, `None`
             takes none.
+        white: What is white in images of more than 8 bits: `bits`, the largest value that the file's depth holds, or a
+            number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. That of the calibration by
+            default, and `bits` without one.
         batch_size: Views a batch, a view being an image or a tile of it.
         backbones: Those that are there already; what is built is added.
 
@@ -74,12 +80,18 @@ def load(
         lambda more: _build(path, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
     )
     model.checkpoint, model.arguments = _fingerprint(path), given
-    if shots:
-        model.remember(shots)
+    if white == "auto":
+        raise ValueError("white is auto, which is looked up in a set of images: give bits or a number")
     beside = calibration_path(path)
     place = beside if calibration == "auto" else None if calibration is None else Path(calibration)
-    if place and (calibration != "auto" or place.is_file()):
-        found = Calibration.read(place)
+    found = Calibration.read(place) if place and (calibration != "auto" or place.is_file()) else None
+    if white is not None:
+        model.white = white_value(white, ())
+    elif found:
+        model.white = found.settings.get("white")
+    if shots:
+        model.remember(shots)
+    if found and place:
         found.check(place, model.checkpoint, model.settings)
         model.calibration = found
     model.threshold, model.pixel_threshold = threshold, pixel_threshold
@@ -105,6 +117,8 @@ class Predictor:
         pixel_threshold: Of the values of maps, in place of the calibration's.
         checkpoint: What the checkpoint is known by in a calibration.
         arguments: Constructor arguments that were given in place of the file's.
+        white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
+        remarks: What was worth a word of the images so far, and of how many.
 
     Raises:
         UserError: The method compares all images of a test set, or the device is not there.
@@ -123,6 +137,8 @@ class Predictor:
         self.pixel_threshold: float | None = None
         self.checkpoint = ""
         self.arguments: dict[str, Any] = {}
+        self.white: int | None = None
+        self.remarks: Counter[str] = Counter()
         self.shots: str | None = None  # digest of what is remembered
         self.references: Tensor | None = None
         self.method = self._prepared(build({}))
@@ -131,7 +147,7 @@ class Predictor:
         """Returns what the model says of an image.
 
         Args:
-            image: A path, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+            image: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
 
         Raises:
             UserError: The image cannot be read, or the method needs good images first.
@@ -173,7 +189,8 @@ class Predictor:
             UserError: The method needs good images first.
         """
         self._check_ready()
-        views = _Views(images, self.tiling, self.method.preprocess.image_size, self.batch_size, keep_images)
+        size = self.method.preprocess.image_size
+        views = _Views(images, self.tiling, size, self.batch_size, keep_images, self.white)
         loader = DataLoader(
             views, self.batch_size, num_workers=num_workers, collate_fn=_collate, worker_init_fn=keep_memory
         )
@@ -189,6 +206,7 @@ class Predictor:
                 score, anomaly_map = next(scored)
                 if item.view == 0:
                     begun[item.index] = _Begun(item, self.tiling, views.size)
+                    self.remarks.update(item.remarks)
                 current = begun[item.index]
                 if current.add(item.view, float(score), anomaly_map):
                     yield item.index, self._judge(begun.pop(item.index))
@@ -213,7 +231,7 @@ class Predictor:
         whole, pictures = [], []
         digest = hashlib.sha256()
         for image in images:
-            pixels = read_pixels(image)
+            pixels = read_pixels(image, self.white)
             digest.update(np.ascontiguousarray(pixels).tobytes())
             height, width, _ = pixels.shape
             layout = Layout(height, width, self.tiling, self.method.preprocess.image_size)
@@ -241,6 +259,7 @@ class Predictor:
             "tiling": self.tiling.to_dict(),
             "category": self.category,
             "shots": self.shots,
+            **({} if self.white is None else {"white": self.white}),
             "features": {name: value for name, value in features.items() if name != "weights"},  # their hash is there
             "arguments": self.arguments,
         }
@@ -316,27 +335,28 @@ def _value(calibrated: Threshold | None, given: float | None) -> float | None:
     return given if given is not None or calibrated is None else calibrated.value
 
 
-def read_pixels(source: Source) -> np.ndarray:
-    """Returns an image `[H, W, 3]`, uint8, RGB, upright.
+def read_pixels(source: Source, white: int | None = None) -> np.ndarray:
+    """Returns an image `[H, W, 3]`, uint8, RGB, upright; see `pixels_and_remarks`."""
+    return pixels_and_remarks(source, white)[0]
+
+
+def pixels_and_remarks(source: Source, white: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns an image `[H, W, 3]`, uint8, RGB, upright, and what of its file is worth a word; see `Picture`.
 
     Args:
-        source: A path, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+        source: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+        white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
 
     Raises:
         DatasetError: The file cannot be read, or the image is too large.
         ValueError: The array is of another kind.
     """
-    if isinstance(source, (str, Path)):
-        return read_image(Path(source))
-    if isinstance(source, Image.Image):
-        check_size(NAMELESS, *source.size)
-        try:
-            return rgb_pixels(ImageOps.exif_transpose(source), "the image")
-        except (OSError, SyntaxError) as error:  # a file is decoded only now
-            raise DatasetError(f"the image cannot be decoded ({error}).") from error
-    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-        raise ValueError(f"an image must be [H, W, 3], uint8, got {[*source.shape]}, {source.dtype}")
-    return source
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+            raise ValueError(f"an image must be [H, W, 3], uint8, got {[*source.shape]}, {source.dtype}")
+        return source, ()
+    picture = read(Path(source) if isinstance(source, str) else source)
+    return picture.rgb(white), picture.remarks(white)
 
 
 def calibration_path(path: str | Path) -> Path | None:
@@ -399,6 +419,7 @@ class _View:
         shape: Height and width of the image.
         pixels: `[S, S, 3]`, uint8; `None` once it is in the batch's tensor.
         image: `[H, W, 3]`, uint8, with the first view, if images are kept.
+        remarks: With the first view, what is worth a word of the image's file.
     """
 
     index: int
@@ -406,6 +427,7 @@ class _View:
     shape: tuple[int, int]
     pixels: np.ndarray | None
     image: Tensor | None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -447,17 +469,26 @@ class _Views(IterableDataset[Any]):
     the images' order.
     """
 
-    def __init__(self, images: Sequence[Source], tiling: Tiling, size: int, block: int, keep_images: bool) -> None:
+    def __init__(
+        self,
+        images: Sequence[Source],
+        tiling: Tiling,
+        size: int,
+        block: int,
+        keep_images: bool,
+        white: int | None = None,
+    ) -> None:
         self.images = images
         self.tiling = tiling
         self.size = size
         self.block = block
         self.keep_images = keep_images
+        self.white = white
 
     def __iter__(self) -> Iterator[_View | _Failure]:
         for index in self._mine():
             try:
-                image = read_pixels(self.images[index])
+                image, remarks = pixels_and_remarks(self.images[index], self.white)
                 height, width, _ = image.shape
                 layout = Layout(height, width, self.tiling, self.size)
             except UserError as error:
@@ -466,7 +497,8 @@ class _Views(IterableDataset[Any]):
             kept = torch.from_numpy(np.array(image)) if self.keep_images else None
             for view in range(len(layout)):
                 shape = (layout.height, layout.width)
-                yield _View(index, view, shape, layout.cut(image, view), None if view else kept)
+                first = (kept, remarks) if view == 0 else (None, ())
+                yield _View(index, view, shape, layout.cut(image, view), *first)
 
     def _mine(self) -> Iterable[int]:
         worker = get_worker_info()
@@ -478,5 +510,5 @@ class _Views(IterableDataset[Any]):
 def _collate(items: Sequence[_View | _Failure]) -> tuple[list[_View | _Failure], Tensor | None]:
     """Returns the items without their pixels, and these in one tensor `[n, S, S, 3]`, uint8; `None` for none."""
     pixels = [item.pixels for item in items if isinstance(item, _View)]
-    bare = [_View(i.index, i.view, i.shape, None, i.image) if isinstance(i, _View) else i for i in items]
+    bare = [replace(i, pixels=None) if isinstance(i, _View) else i for i in items]
     return bare, default_collate(pixels) if pixels else None

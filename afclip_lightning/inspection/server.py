@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import copy
-import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -15,16 +14,15 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
-from PIL import Image
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import afclip_lightning
+from afclip_lightning.data.reader import read_shape
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.verdict import Inspection
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF")  # none that runs another program
 MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred
 PATIENCE = 60  # seconds within which a request's body must be here
 DRAINED = 4  # a body is read to its end for the answer to arrive, but no more than so many times the limit
@@ -200,23 +198,19 @@ class Service:
             model.remember([self.open(body) for body in examples])
         self.model, self.examples = model, examples
 
-    def open(self, body: bytes) -> Image.Image:
-        """Returns an image whose header was read.
+    def open(self, body: bytes) -> bytes:
+        """Returns the bytes of an image file whose header was read.
 
         Raises:
             UserError: It is none, or too large.
         """
-        try:
-            image = Image.open(io.BytesIO(body), formats=FORMATS)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"This is no image of a kind that is read here: {', '.join(FORMATS)}.") from error
-        width, height = image.size
+        (height, width), _ = read_shape(body)
         if width * height > self.limits.pixels:
             raise UserError(
                 f"The image has {width} × {height} pixels; the limit is {self.limits.pixels / 10**6:g} million. "
                 "Make it smaller."
             )
-        return image
+        return body
 
     def facts(self) -> ModelFacts:
         """Returns what the server runs."""

@@ -300,7 +300,7 @@ class MuSc(MutualScoring):
         order = np.random.default_rng([self.seed, *samples[0].category.encode()]).permutation(len(samples))
         for first in range(self.subsets):
             chosen = (samples[position] for position in sorted(order[first :: self.subsets].tolist()))
-            bare = [Sample(s.dataset, s.category, s.split, s.image_path, UNKNOWN, mask_known=False) for s in chosen]
+            bare = [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in chosen]
             dataset = AnomalyDataset(bare, self.preprocess, loading, store=self.store)
             in_order = SequentialSampler(dataset)
             loader = make_loader(dataset, part.batch_size, part.num_workers, loading, in_order, part.skipped)

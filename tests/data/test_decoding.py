@@ -43,8 +43,8 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [RAMP.astype(np.float32) / 255, RAMP.astype(np.int32) * 1000])
-def test_more_than_sixteen_bits_are_refused(values: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"a\.tif: has more than 16 bits"):
+def test_fractions_and_more_than_sixteen_bits_are_refused(values: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"a\.tif: holds (float32|int32) values.*Scale them to .*16 bits"):
         read_image(saved(Image.fromarray(values), tmp_path / "a.tif"))
 
 

@@ -259,7 +259,7 @@ def test_brainmri_beside_its_copy_and_only_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subset", [*LABELLED, *SEGMENTED])
 def test_threshold_of_medical_masks(subset: str, tmp_path: Path) -> None:
     samples = Medical(write_medical(tmp_path, subset), subset).samples("test")
-    assert {s.mask_threshold for s in samples} == {0 if subset in LABELLED or subset == "isic" else 127}
+    assert {s.mask_threshold for s in samples} == {None if subset in LABELLED or subset == "isic" else 127}
 
 
 @pytest.mark.parametrize(
