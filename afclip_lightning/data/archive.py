@@ -2,34 +2,49 @@
 
 import copy
 import filecmp
+import gzip
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
+from tarfile import EmptyHeaderError, InvalidHeaderError, ReadError, TruncatedHeaderError  # type: ignore[attr-defined]
 from typing import IO
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_folders
 from afclip_lightning.data.recipes import TiledLayout
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.files import atomic_path
 
 STAGE = ".unpacked"  # inside the root, so that moving is renaming; hidden, so that no dataset reads it
 DEPTH = 3  # folders that an archive may wrap around a dataset
+LONGEST_NAME = 255  # bytes of the name of a file or folder, as most systems have it
+CHUNK = 2**20
 Lacking = Callable[[Path], int | None]
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError, NotImplementedError)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError)
+STARTS = {  # how a file begins that is an archive, or the first part of one
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
+    b"PK\x07\x08": "one part of a zip archive in several parts",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\0": "compressed with xz",
+}
 
 
 def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
     """Unpacks archives, finds the folder in them that the dataset's root should be, and moves its files there.
 
     What is there already is never overwritten: an equal file stays, another is an error. An interrupted call leaves
-    whole files only, and the next one goes on. Several archives, at once or one after the other, may make up a dataset.
-    A set that is cut into tiles is unpacked to its `raw`, by default its `raw_folder` beside its root, and then cut.
+    whole files only, and the next one with the same archives goes on. What was unpacked of archives that are refused is
+    removed. Several archives, at once or one after the other, may make up a dataset. A set that is cut into tiles is
+    unpacked to its `raw`, by default its `raw_folder` beside its root, and then cut; its archives are given at once.
 
     Args:
         dataset: The dataset; its `root` is where it is to lie.
@@ -39,8 +54,9 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
         How many files were moved into the root.
 
     Raises:
-        DatasetError: An archive is absent, damaged, of another kind or holds a path that climbs out, a link or a
-            device; it does not hold this dataset; or a file that differs is already there.
+        DatasetError: An archive is absent, damaged, cut off, of another kind or holds a path that climbs out, a name
+            that is too long, a link, a pipe or a device, or one name twice with two contents; it does not hold this
+            dataset; a file that differs is already there, or the root cannot be written to.
     """
     if not isinstance(dataset, TiledLayout):
         return _place(archives, dataset.root, partial(_lacking, dataset), dataset.name, dataset.layout)
@@ -53,19 +69,54 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
 
 def _place(archives: Sequence[Path], root: Path, lacking: Lacking, name: str, layout: str) -> int:
     """Unpacks archives and moves what belongs into `root` there; returns how many files were moved."""
-    stage = root / STAGE
+    stages = root / STAGE
+    for folder in (root, stages):
+        if os.path.lexists(folder) and (not folder.is_dir() or (folder is stages and folder.is_symlink())):
+            raise DatasetError(f"{folder} is no folder, or a link to one: nothing is unpacked there. Remove it.")
     for archive in archives:
-        _unpack(archive, stage)
-    base = _find_base(stage, lacking)
-    if base is None:
-        top = ", ".join(sorted(path.name for path in stage.iterdir())[:8]) if stage.is_dir() else "nothing"
+        if not archive.is_file():
+            raise DatasetError(f"{archive}: there is no such file. Give --from what you downloaded.")
+    stage = stages / _key(archives)
+    if stage.is_symlink():
+        raise DatasetError(f"{stage} is a link. Remove it.")
+    try:
+        for archive in archives:
+            _unpack(archive, stage)
+        base = _find_base(stage, lacking)
+        if base is None:
+            top = ", ".join(sorted(path.name for path in stage.iterdir())[:8]) if stage.is_dir() else "nothing"
+            raise DatasetError(
+                f"{', '.join(map(str, archives))}: does not hold {name}. It holds: {top}.\n"
+                f"Expected:\n{layout.strip()}\nWhere several archives make up the dataset, give all of them at once."
+            )
+    except DatasetError:
+        shutil.rmtree(stage, ignore_errors=True)  # no later call could use it
+        if stages.is_dir() and not any(stages.iterdir()):
+            stages.rmdir()
+        raise
+    except OSError as error:
+        raise DatasetError(f"{root}: cannot be written to ({error}). Choose another --root.") from error
+    try:
+        moved = _merge(base, root)
+    except OSError as error:
         raise DatasetError(
-            f"{', '.join(map(str, archives))}: does not hold {name}. It holds: {top}.\nExpected:\n{layout.strip()}\n"
-            f"What was unpacked lies in {stage}; remove it if this is another dataset."
-        )
-    moved = _merge(base, root)
-    shutil.rmtree(stage)
+            f"{root}: cannot be written to ({error}). What was unpacked lies in {stage}; the same command goes on."
+        ) from error
+    shutil.rmtree(stages)  # with what calls left that were interrupted and not repeated
     return moved
+
+
+def _key(archives: Sequence[Path]) -> str:
+    """Returns a name for what these archives hold: other archives, whatever they are called, have another."""
+    digest = blake2b(digest_size=8)
+    for archive in archives:
+        status = archive.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        with archive.open("rb") as file:
+            digest.update(file.read(CHUNK))
+            file.seek(max(0, status.st_size - CHUNK))  # a zip archive has its table, with checksums, at the end
+            digest.update(file.read(CHUNK))
+    return digest.hexdigest()
 
 
 def _lacking(dataset: AnomalyDataModule, folder: Path) -> int | None:
@@ -84,8 +135,6 @@ def _lacking_tiles(dataset: TiledLayout, folder: Path) -> int | None:
 
 
 def _unpack(archive: Path, stage: Path) -> None:
-    if not archive.is_file():
-        raise DatasetError(f"{archive}: there is no such file. Give --from what you downloaded.")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
@@ -93,39 +142,99 @@ def _unpack(archive: Path, stage: Path) -> None:
                 for info in members:
                     _check_member(archive, info.filename, regular=info.external_attr >> 28 in (0, 8))
                 for info in members:
-                    _write_member(stage, info.filename, info.file_size, partial(zipped.open, info))
+                    _write_member(archive, stage, info.filename, info.file_size, partial(zipped.open, info))
         elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as tarred:
+            with tarfile.open(archive, tarinfo=_Entry) as tarred:
                 for entry in tarred:  # one pass: looking for a name would unpack a compressed archive again
                     if not entry.isdir():
                         _check_member(archive, entry.name, entry.isreg())
-                        _write_member(stage, entry.name, entry.size, partial(tarred.extractfile, entry))
+                        _write_member(archive, stage, entry.name, entry.size, partial(tarred.extractfile, entry))
+                while tarred.fileobj is not None and tarred.fileobj.read(CHUNK):
+                    pass  # to the checksum of what is compressed
         else:
-            raise DatasetError(f"{archive}: is neither a zip nor a tar archive. Unpack it yourself, then use check.")
-    except BROKEN as error:
-        raise DatasetError(f"{archive}: cannot be unpacked ({error}). Download it again.") from error
+            raise DatasetError(f"{archive}: {_what_it_is(archive)}")
+    except (RuntimeError, NotImplementedError) as error:  # a password, a rare kind of compression
+        raise DatasetError(
+            f"{archive}: cannot be unpacked here ({error}). Unpack it yourself, then use check."
+        ) from error
+    except (*BROKEN, OSError) as error:  # bzip2 has no error of its own
+        cut = isinstance(error, EOFError) or "unexpected end" in str(error)
+        what = "is cut off" if cut else "cannot be unpacked"
+        raise DatasetError(f"{archive}: {what} ({error}). Download it again.") from error
+
+
+class _Entry(tarfile.TarInfo):
+    """A member of a tar archive; the library ends in silence where the file is cut off or a later header is damaged."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Entry":
+        try:
+            return super().fromtarfile(tarfile)
+        except (EmptyHeaderError, TruncatedHeaderError) as error:
+            raise ReadError("unexpected end, without the mark that ends an archive") from error
+        except InvalidHeaderError as error:
+            raise ReadError(f"damaged in the middle: {error}") from error
+
+
+def _what_it_is(archive: Path) -> str:
+    """Returns what to say of a file that is not a whole archive."""
+    with archive.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "is empty. Download it again."
+    kind = next((kind for mark, kind in STARTS.items() if start.startswith(mark)), "")
+    if start[257:262] == b"ustar":
+        kind = "a tar archive"
+    if kind:
+        return f"begins as {kind}, and cannot be read to its end: it is cut off or damaged. Download it again."
+    return "is neither a zip nor a tar archive. Unpack it yourself, then use check."
 
 
 def _check_member(archive: Path, name: str, regular: bool) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0]:
-        raise DatasetError(f"{archive}: its member {name!r} leads out of the folder that it is unpacked to; refused.")
+        raise DatasetError(
+            f"{archive}: its member {shown(name[:80])!r} leads out of the folder that it is unpacked to; refused."
+        )
     if not regular:
-        raise DatasetError(f"{archive}: its member {name!r} is a link or a device; refused. Unpack it yourself.")
+        raise DatasetError(
+            f"{archive}: its member {shown(name[:80])!r} is a link or a device; refused. Unpack it yourself."
+        )
+    if long := [part for part in path.parts if len(os.fsencode(part)) > LONGEST_NAME]:
+        raise DatasetError(
+            f"{archive}: its member {shown(long[0][:40])!r}… has a name of {len(os.fsencode(long[0]))} bytes; at most "
+            f"{LONGEST_NAME} are unpacked. Unpack it yourself, under a shorter name."
+        )
 
 
-def _write_member(stage: Path, name: str, size: int, open_member: Callable[[], IO[bytes] | None]) -> None:
+def _write_member(
+    archive: Path, stage: Path, name: str, size: int, open_member: Callable[[], IO[bytes] | None]
+) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return  # what systems leave behind; datasets do not read it
     target = stage.joinpath(*parts)
-    if target.is_file() and target.stat().st_size == size:
-        return  # whole, of a call that was interrupted
+    if not os.path.realpath(target).startswith(os.path.realpath(stage) + os.sep):
+        raise DatasetError(f"{target}: a link leads out of {stage}. Remove {stage.parent}.")
     member = open_member()
     if member is None:  # a tar archive has none for what is not a file; those were refused
         return
-    with member, atomic_path(target) as temporary, temporary.open("wb") as file:
-        shutil.copyfileobj(member, file)
+    with member:
+        if not target.is_file():
+            with atomic_path(target) as temporary, temporary.open("wb") as file:
+                shutil.copyfileobj(member, file)
+        elif target.stat().st_size != size or not _equal(member, target):  # of an interrupted call, or of a namesake
+            raise DatasetError(
+                f"{archive}: {shown(name[:80])!r} is there twice, with two contents. Unpack it yourself."
+            )
+
+
+def _equal(member: IO[bytes], path: Path) -> bool:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            if member.read(len(chunk)) != chunk:
+                return False
+    return not member.read(1)
 
 
 def _find_base(stage: Path, lacking: Lacking) -> Path | None:
@@ -151,8 +260,11 @@ def _folders(stage: Path, depth: int = 0) -> Iterator[tuple[int, Path]]:
 def _merge(base: Path, root: Path) -> int:
     files = sorted(path for path in base.rglob("*") if path.is_file())
     targets = {path: root / path.relative_to(base) for path in files}
+    inside = os.path.realpath(root) + os.sep
     for path, target in targets.items():
-        if target.exists() and not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
+        if not os.path.realpath(target).startswith(inside):
+            raise DatasetError(f"{target}: a link leads out of {root}. Nothing was moved; remove the link.")
+        if os.path.lexists(target) and not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
             raise DatasetError(f"{target}: is there already and differs from {path}. Nothing was moved; remove one.")
     moved = 0
     for path, target in targets.items():
