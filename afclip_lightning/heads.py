@@ -11,7 +11,6 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import afclip_lightning.methods
 from afclip_lightning.backbones.archives import reason
@@ -19,6 +18,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.checkpoint import read_checkpoint
 from afclip_lightning.classes import descendants, import_submodules
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError, message_of
+from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.base import AnomalyMethod
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -180,10 +180,11 @@ def read_model(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read or has no such section.
     """
+    content = read_yaml(path, dict[str, Any], remedy="It must be a config as `fit` and `test` take it.")
     try:
-        config = OmegaConf.load(path)
+        config = OmegaConf.create(content)
         model = OmegaConf.to_container(config.model, resolve=True) if "model" in config else None
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise UserError(f"{path}: cannot be read as a config ({error}).") from error
     if not isinstance(model, dict) or "class_path" not in model:
         raise UserError(f"{path} has no `model` section with a `class_path`.")

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import write_text
+from afclip_lightning.files import parse_yaml, read_text, write_text
 
 
 @rank_zero_only
@@ -59,7 +58,7 @@ def _run_id(path: Path) -> str:
     """Returns the id that a file keeps; a new one at first."""
     if not path.exists():
         write_text(path, uuid.uuid4().hex[:8])
-    return path.read_text(encoding="utf-8")
+    return read_text(path, limit=100).strip()
 
 
 def _has_key() -> bool:
@@ -89,7 +88,9 @@ def record(trainer: Trainer, config: str, facts: Mapping[str, Any]) -> None:
         facts: Versions, git revision, backbone and so on.
     """
     for run in wandb_runs(trainer):
-        run.config.update({**yaml.safe_load(config), "run": dict(facts)}, allow_val_change=True)
+        run.config.update(
+            {**parse_yaml(config, dict[str, Any], "the config"), "run": dict(facts)}, allow_val_change=True
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -12,7 +13,8 @@ from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.names import Names, Words
 from afclip_lightning.data.procedural import CATEGORIES, VERSION, picture
 from afclip_lightning.data.recipes import complete_folder, save_png
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.files import read_json
 from afclip_lightning.types import Split
 
 SYNTHETIC_TRAIN = ("cloth", "wood", "terrazzo", "gear", "biscuit", "circuit_board")
@@ -106,9 +108,9 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
                 continue
             mend = f"Choose another `root` or delete the folder {folder}."
             try:
-                found = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise DatasetError(f"{folder} was not drawn by this dataset: {_RECORD}: {error}. {mend}") from error
+                found = read_json(folder / _RECORD, dict[str, Any], remedy="")
+            except UserError as error:
+                raise DatasetError(f"{folder} was not drawn by this dataset: {error} {mend}") from error
             if found != self.settings:
                 raise DatasetError(
                     f"{folder} was drawn with other settings.\n  there:  {json.dumps(found)}\n"

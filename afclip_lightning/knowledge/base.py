@@ -21,6 +21,7 @@ import yaml
 from open_clip.tokenizer import SimpleTokenizer
 
 from afclip_lightning.errors import UserError
+from afclip_lightning.files import read_yaml
 
 MAX_TOKENS = 75  # of a sentence; CLIP's context of 77 has a start and an end token too
 
@@ -136,18 +137,6 @@ def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
     path = Path(source).expanduser()
     if path.suffix not in (".yaml", ".yml"):
@@ -157,14 +146,11 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
                 "file of your own, ending in .yaml."
             )
         path = _FOLDER / f"{source}.yaml"
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Give a name of {', '.join(bases())} or a file.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}). Mend the file.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold `sentences`, by category, got {type(content).__name__}.")
+    if not path.exists():
+        raise UserError(
+            f"{path}: cannot be read: there is no such file. Give a name of {', '.join(bases())} or a file."
+        )
+    content = read_yaml(path, dict[str, Any], remedy="It must hold `sentences`, by category: mend the file.")
     if stray := [key for key in content if key not in _KEYS]:
         raise UserError(f"{path}: has {stray[0]!r}, which no base has. Categories stand under `sentences`.")
     return path, content

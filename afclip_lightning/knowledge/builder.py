@@ -224,6 +224,36 @@ class _NoRedirects(HTTPRedirectHandler):
         return None
 
 
+@dataclass(frozen=True)
+class _Message:
+    content: Any = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    message: _Message
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """What is read of a chat completion."""
+
+    choices: list[_Choice]
+
+
+@dataclass(frozen=True)
+class _Reason:
+    message: str
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What is read of the answer of a server that refuses."""
+
+    error: _Reason
+
+
 class ChatServer:
     """An OpenAI-compatible server.
 
@@ -281,13 +311,13 @@ class ChatServer:
             detail = getattr(reason, "strerror", None) or type(reason).__name__
             raise _TransientError(f"the connection failed ({detail})") from error
         try:
-            choice = json.loads(received)["choices"][0]
-            content, ending = choice["message"]["content"], choice.get("finish_reason")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            choice = parse_json(received, _Completion, "the answer", finite=False).choices[0]
+        except (UserError, IndexError) as error:
             raise ValueError("the answer is not JSON of a chat completion") from error
+        content = choice.message.content
         if not isinstance(content, str):
             raise ValueError("the answer holds no text")
-        if ending == "length":
+        if choice.finish_reason == "length":
             raise ValueError("the answer was cut off at the server's limit of length")
         return self._clear(content)
 
@@ -312,9 +342,9 @@ class ChatServer:
         if status < 400:
             raise UserError(f"{self.endpoint} answers from another address (status {status}). Give that one.")
         try:
-            said = json.loads(error.read(2**16))["error"]["message"]
-            detail = ": " + " ".join(self._clear(str(said)).split())[:300]
-        except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
+            said = parse_json(error.read(2**16), _Refusal, "the answer", finite=False).error.message
+            detail = ": " + " ".join(self._clear(said).split())[:300]
+        except (OSError, HTTPException, UserError):
             detail = ""
         raise UserError(f"{self.endpoint} refuses (status {status}){detail}. Check the endpoint and the model's name.")
 
