@@ -17,7 +17,7 @@ class CrossDataset(AnomalyData):
     """One dataset to train on and others to test on, one test loader each.
 
     Args:
-        train: The dataset to train on. Testing a checkpoint does not read it.
+        train: The dataset to train on; none for a method that trains nothing. Testing a checkpoint does not read it.
         test: The datasets to test on, in the order of the loaders.
         skip_missing: Leaves out the test datasets that are not on disk, with a warning that names them. One must
             remain, and a dataset that is there but incomplete is still an error.
@@ -31,15 +31,15 @@ class CrossDataset(AnomalyData):
 
     def __init__(
         self,
-        train: AnomalyDataModule,
-        test: list[AnomalyDataModule] | AnomalyDataModule,
+        train: AnomalyDataModule | None = None,
+        test: list[AnomalyDataModule] | AnomalyDataModule | None = None,
         skip_missing: bool = False,
         seen_if_alone: bool = False,
         allow_train_test_overlap: bool = False,
     ) -> None:
         super().__init__()
         self.train_set = train
-        self.all_test_sets = list(test) if isinstance(test, (list, tuple)) else [test]
+        self.all_test_sets = list(test) if isinstance(test, (list, tuple)) else [test] if test else []
         self.skip_missing = skip_missing
         self.seen_if_alone = seen_if_alone
         self.allow_train_test_overlap = allow_train_test_overlap
@@ -50,7 +50,7 @@ class CrossDataset(AnomalyData):
             if twice := tested & _claims(dataset):
                 raise ValueError(f"tested on twice: {_names(twice)}. Give the datasets other names or categories.")
             tested |= _claims(dataset)
-        if not allow_train_test_overlap and (both := tested & _claims(train)):
+        if train and not allow_train_test_overlap and (both := tested & _claims(train)):
             raise ValueError(
                 f"trained on and tested on: {_names(both)}. Zero-shot results come from other datasets than the one "
                 "trained on; to do this all the same, set allow_train_test_overlap: true."
@@ -65,7 +65,7 @@ class CrossDataset(AnomalyData):
         """
         absent = self._absent()
         if len(absent) == len(self.all_test_sets):
-            if self.seen_if_alone:
+            if self.seen_if_alone and self.train_set:
                 seen = copy.copy(self.train_set)
                 seen.name = f"{seen.name}_seen"
                 return [seen]
@@ -78,17 +78,27 @@ class CrossDataset(AnomalyData):
     @property
     def parts(self) -> list[AnomalyDataModule]:
         """Returns the training dataset and all the test datasets, whether or not they are on disk."""
-        return [self.train_set, *self.all_test_sets]
+        return [*self._trained, *self.all_test_sets]
 
     @property
     def training_set(self) -> AnomalyDataModule:
-        """Returns the training dataset."""
+        """Returns the training dataset.
+
+        Raises:
+            DatasetError: There is none.
+        """
+        if self.train_set is None:
+            raise DatasetError("There is no dataset to train on: name one as `train` of CrossDataset.")
         return self.train_set
+
+    @property
+    def _trained(self) -> list[AnomalyDataModule]:
+        return [] if self.train_set is None else [self.train_set]
 
     @property
     def preprocess(self) -> Preprocess | None:
         """Returns the preprocessing of all the datasets."""
-        return self.train_set.preprocess
+        return self.parts[0].preprocess
 
     @preprocess.setter
     def preprocess(self, preprocess: Preprocess | None) -> None:
@@ -118,42 +128,45 @@ class CrossDataset(AnomalyData):
         Raises:
             DatasetError: A category has too few images.
         """
-        self.train_set.pairing = pairing  # for `seen_if_alone`, which tests on a copy of it
+        for dataset in self._trained:
+            dataset.pairing = pairing  # for `seen_if_alone`, which tests on a copy of it
         for dataset in self.test_sets:
             dataset.pair(pairing)
 
     def prepare_data(self) -> None:
         """Lets every dataset that is read make what it makes on disk."""
         trains = self.trainer is None or self.trainer.state.fn == "fit"
-        for dataset in (*([self.train_set] if trains else []), *self.all_test_sets):
+        for dataset in (*(self._trained if trains else []), *self.all_test_sets):
             dataset.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Checks what the stage reads: the training dataset for `fit` only, the test datasets in use always.
 
         Raises:
-            DatasetError: A dataset is not as it must be, or an image is trained on and tested on under two names.
+            DatasetError: A dataset is not as it must be, or an image is trained on and tested on under two names; or
+                there is none to train on.
         """
+        trained = self.training_set if stage == "fit" else None
         for dataset in self._read_by(stage):
             dataset.setup(stage)
-        if stage == "fit" and not self.allow_train_test_overlap:
-            self._refuse_shared_images()
+        if trained and not self.allow_train_test_overlap:
+            self._refuse_shared_images(trained)
 
-    def _refuse_shared_images(self) -> None:
+    def _refuse_shared_images(self, train: AnomalyDataModule) -> None:
         """The names of datasets and categories are compared before; this finds one folder under two names."""
-        trained = {sample.image_path.resolve() for sample in self.train_set.samples(self.train_set.train_split)}
+        trained = {sample.image_path.resolve() for sample in train.samples(train.train_split)}
         absent = self._absent()
         for dataset in (dataset for dataset in self.all_test_sets if dataset not in absent):
             for sample in dataset.samples("test"):
                 if sample.image_path.resolve() in trained:
                     raise DatasetError(
-                        f"{sample.image_path}: is trained on, as of {self.train_set.name}, and tested on, as of "
+                        f"{sample.image_path}: is trained on, as of {train.name}, and tested on, as of "
                         f"{dataset.name}. Train on another dataset, or set allow_train_test_overlap: true."
                     )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the shuffled loader of the training dataset."""
-        return self.train_set.train_dataloader()
+        return self.training_set.train_dataloader()
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns one loader a test dataset in use."""
@@ -173,7 +186,7 @@ class CrossDataset(AnomalyData):
     def _read_by(self, stage: str) -> Iterator[AnomalyDataModule]:
         """Yields what the stage reads, the training dataset first, and warns of the test datasets that are left out."""
         if stage == "fit":
-            yield self.train_set
+            yield from self._trained
         yield from self.test_sets
         if absent := self._absent():
             rank_zero_warn(f"Not on disk and left out, since skip_missing is set: {_places(absent)}.")

@@ -213,3 +213,20 @@ def test_alone_the_training_set_is_tested_under_another_name(tmp_path: Path) -> 
     assert {s.dataset for s in train.samples("test")} == {"set"}
     write_btad(tmp_path / "absent")
     assert [part.name for part in data.test_sets] == ["btad"]
+
+
+def test_no_dataset_to_train_on(root: Path) -> None:
+    data = CrossDataset(test=[parts(root), btad(root)])
+    assert [part.name for part in data.parts] == ["parts", "btad"]
+    data.check()
+    data.setup("test")
+    data.preprocess = Preprocess(28)
+    assert data.preprocess is data.parts[0].preprocess
+    assert len(data.test_dataloader()) == 2
+    with pytest.raises(DatasetError, match="There is no dataset to train on: name one as `train`"):
+        data.setup("fit")
+    absent = CrossDataset(test=[parts(root / "nowhere")], skip_missing=True, seen_if_alone=True)
+    with pytest.raises(DatasetError, match="None of the test datasets is there"):
+        absent.check()
+    with pytest.raises(ValueError, match="at least one dataset"):
+        CrossDataset(train=parts(root))

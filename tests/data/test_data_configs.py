@@ -34,9 +34,9 @@ SETS = sorted((CONFIGS / "data").glob("*.yaml"))
 OWN = {"json_lines": "my_set", "meta_json": "my_set"}  # named after their folder
 
 
-def merged(override: Path, folder: Path) -> CrossDataset:
+def merged(override: Path, folder: Path, experiment: str = "") -> CrossDataset:
     """Returns the data that two configs give, merged as on the command line; of a parser of the data alone."""
-    base = CONFIGS / ("afclip_visa.yaml" if override.stem == "mvtec" else "afclip_mvtec.yaml")
+    base = CONFIGS / f"{experiment or ('afclip_visa' if override.stem == 'mvtec' else 'afclip_mvtec')}.yaml"
     parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf")
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(AnomalyData, "data")
@@ -60,6 +60,18 @@ def test_config_of_a_set(override: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert dataset.root.parts[0] == "data"
     with pytest.raises(DatasetError, match=dataset.name):
         data.check("test")  # a set that is asked for by name is never left out in silence
+
+
+@pytest.mark.parametrize("override", SETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("experiment", ["clip_mvtec", "dual_image_mvtec", "musc_visa", "afclip_mvtec"])
+def test_config_of_a_set_over_one_that_trains_nothing(experiment: str, override: Path, tmp_path: Path) -> None:
+    if (experiment, override.stem) == ("afclip_mvtec", "mvtec"):
+        return  # see below
+    data = merged(override, tmp_path, experiment)
+    (dataset,) = data.all_test_sets
+    assert dataset.name == OWN.get(override.stem, override.stem)
+    assert [part.name for part in data.parts if part is not dataset] == ["mvtec"] * (experiment == "afclip_mvtec")
+    dataset._check_names() if dataset.name not in OWN.values() else None  # no words of another set are left
 
 
 def test_a_set_over_an_experiment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
