@@ -1,6 +1,6 @@
 """Says what is wrong with a dataset on disk, before a result says it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,11 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule, Counts
-from afclip_lightning.data.images import read_image
+from afclip_lightning.data.images import read_mask_of
 from afclip_lightning.data.left_out import LeftOut, sentences, short
+from afclip_lightning.data.masks import say_mostly
+from afclip_lightning.data.picture import Picture, say
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UnpairedError
-from afclip_lightning.types import UNKNOWN, Sample, Split
+from afclip_lightning.types import MOST, UNKNOWN, Sample, Split
 
 COUNTED = ("normal training", "normal test", "anomalous test")
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -66,12 +68,25 @@ class Report:
 
 @dataclass
 class _Seen:
-    """One sample after a look at its pixels; `size` is width and height, `None` if the image cannot be read."""
+    """One sample after a look at its pixels.
+
+    Attributes:
+        sample: The sample.
+        size: Width and height, `None` if the image cannot be read.
+        digest: Of its pixels.
+        problems: What is wrong with it, one sentence each.
+        remarks: What is worth knowing of the image, each as it ends a sentence on a number of images.
+        marked: Share of the picture that its mask marks.
+        cut: Highest value of a mask saved with loss that is still normal; `None` if it was saved without.
+    """
 
     sample: Sample
     size: tuple[int, int] | None = None
     digest: str = ""
     problems: list[str] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()
+    marked: float = 0.0
+    cut: int | None = None
 
 
 def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False) -> Report:
@@ -119,6 +134,7 @@ def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False
         if len(sizes):
             row.sizes = tuple(np.concatenate([sizes.min(0), sizes.max(0)]).tolist())
     report.problems += [problem for seen in looked_at for problem in seen.problems]
+    _tell_pixels(looked_at, dataset, report)
     _find_duplicates(looked_at, dataset.root, report)
     if not dataset.published_counts and dataset.published_total == (None, None, None):
         report.notes.append("There are no published counts to compare with.")
@@ -175,9 +191,11 @@ def _look(sample: Sample) -> _Seen:
     """Returns what the files of a sample hold."""
     seen = _Seen(sample)
     try:
-        image = read_image(sample.image_path)
+        picture = read(sample.image_path)
+        image = picture.rgb(sample.white)
         height, width = image.shape[:2]
         seen.size = (width, height)
+        seen.remarks = picture.remarks(sample.white)
         seen.digest = blake2b(image.tobytes(), digest_size=16, salt=str(image.shape[0]).encode()).hexdigest()
     except DatasetError as error:
         seen.problems.append(str(error))
@@ -190,9 +208,11 @@ def _look(sample: Sample) -> _Seen:
         return seen
     values, cut = mask.grey(), mask.cut(sample.mask_threshold)
     mask_size = values.shape[1], values.shape[0]
-    if seen.size and mask_size != seen.size:
+    if seen.size and mask_size != seen.size and not _lies_as(seen, picture):
         sizes = "{}×{} pixels and its image {}×{}".format(*mask_size, *seen.size)
         seen.problems.append(f"{sample.mask_path}: the mask is {sizes}.")
+    seen.marked = float((values > cut).mean())
+    seen.cut = cut if mask.lossy else None
     marked = np.unique(values[values > cut])
     if not len(marked):
         seen.problems.append(f"{sample.mask_path}: the mask is empty, but its image is anomalous.")
@@ -202,6 +222,38 @@ def _look(sample: Sample) -> _Seen:
             f"{sample.mask_path}: the mask is not binary: {len(marked)} values above 0 count as anomalous."
         )
     return seen
+
+
+def _lies_as(seen: _Seen, picture: Picture) -> bool:
+    """Returns whether a mask fits its image once it is turned as that is."""
+    try:
+        read_mask_of(picture, _mask_of(seen), seen.sample.mask_threshold)
+    except DatasetError:
+        return False
+    return True
+
+
+def _mask_of(seen: _Seen) -> Path:
+    assert seen.sample.mask_path is not None
+    return seen.sample.mask_path
+
+
+def _tell_pixels(looked_at: list[_Seen], dataset: AnomalyDataModule, report: Report) -> None:
+    """Notes what is worth knowing of pixels and no file's own fault, with numbers of images and masks."""
+    report.notes += say(Counter(remark for seen in looked_at for remark in seen.remarks))
+    for cut in sorted({seen.cut for seen in looked_at if seen.cut is not None}):
+        masks = [short(_mask_of(seen), dataset.root) for seen in looked_at if seen.cut == cut]
+        report.notes.append(
+            f"{len(masks)} masks were saved with loss, as JPEG does, which blurs their edges: values above {cut} count "
+            f"as anomalous. The first: {masks[0]}."
+        )
+    for row in report.categories:
+        masked = [seen for seen in looked_at if seen.sample.category == row.category and seen.marked]
+        most = [seen for seen in masked if seen.marked > MOST]
+        if most:
+            said = say_mostly(row.category, len(most), _mask_of(most[0]))
+            # a defect may be large, and hardly ever are most of them
+            (report.problems if 2 * len(most) > len(masked) else report.notes).append(said)
 
 
 def _find_duplicates(looked_at: list[_Seen], root: Path, report: Report) -> None:

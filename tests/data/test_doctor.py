@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from afclip_lightning.__main__ import main as command_line
@@ -253,3 +254,60 @@ def test_the_command_is_one_of_the_package(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setattr("sys.argv", ["afclip_lightning", "datasets", "check", "imagenet"])
     assert command_line() == 2
     assert "There is no dataset 'imagenet'" in capsys.readouterr().err
+
+
+def test_masks_saved_with_loss_are_a_note(root: Path) -> None:
+    for category in Parts.published:
+        for path in (root / category / "ground_truth/crack").iterdir():
+            big = np.kron(MASK, np.ones((10, 10), np.uint8))
+            path.unlink()
+            Image.fromarray(big).save(path.with_suffix(".jpg"), quality=60)
+        for i in (0, 1):
+            image = root / category / f"test/crack/{i}.png"
+            Image.open(image).resize((200, 140)).save(image)
+    report = examine(Parts(root))
+    assert not report.problems
+    (note,) = report.notes
+    assert note.startswith(
+        "4 masks were saved with loss, as JPEG does, which blurs their edges: values above 127 count"
+    )
+    assert note.endswith("The first: bolt/ground_truth/crack/0_mask.jpg.")
+
+
+def test_masks_that_mark_most_of_their_picture(root: Path) -> None:
+    save(root / "bolt/ground_truth/crack/0_mask.png", 255 - MASK)
+    report = examine(Parts(root))
+    assert not report.problems  # a defect may be large
+    (note,) = report.notes
+    assert note.startswith("bolt: 1 mask marks more than half of the picture, the first is ")
+    save(root / "bolt/ground_truth/crack/1_mask.png", 255 - MASK)
+    assert problem(examine(Parts(root))).startswith("bolt: 2 masks mark more than half of the picture")
+
+
+def test_a_boolean_mask_as_tifffile_writes_it(root: Path) -> None:
+    for category in Parts.published:
+        for i in (0, 1):
+            (root / category / f"ground_truth/crack/{i}_mask.png").unlink()
+            tifffile.imwrite(root / category / f"ground_truth/crack/{i}_mask.tif", MASK > 0)  # says: white is zero
+    report = examine(Parts(root))
+    assert [p.partition(":")[0] for p in report.problems] == ["bolt", "nut"]
+    assert all("2 masks mark more than half of the picture" in p for p in report.problems)
+
+
+def test_images_that_use_little_of_their_range(root: Path) -> None:
+    dark = np.random.default_rng(1).integers(0, 4096, (14, 20), dtype=np.uint16)
+    (root / "bolt/test/good/0.png").unlink()
+    tifffile.imwrite(root / "bolt/test/good/0.tif", dark)
+    report = examine(Parts(root))
+    assert not report.problems
+    (note,) = report.notes
+    assert note.startswith("1 image: each uses less than an eighth of its range")
+
+
+def test_a_mask_that_lies_as_its_image_in_the_file(root: Path) -> None:
+    pixels = np.asarray(Image.open(root / "bolt/test/crack/0.png"))
+    (root / "bolt/test/crack/0.png").unlink()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(root / "bolt/test/crack/0.jpg", exif=exif)
+    assert not examine(Parts(root)).problems
