@@ -10,9 +10,11 @@ from torch import Tensor
 from afclip_lightning.data.loading import AnomalyDataset
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.inspection.tiles import Tiling
 from afclip_lightning.types import Sample
 
 Key = tuple[str, str]  # dataset, category
+VIEWS_AT_ONCE = 8
 
 
 class FewShotMemory:
@@ -21,6 +23,7 @@ class FewShotMemory:
     Attributes:
         banks: What is remembered of a category: `[S * N, C]`, L2-normalised, one a set.
         references: The normal images that were drawn for a category.
+        tiling: How these are seen in tiles, as the tested images then are; `None` where they are not.
 
     Reference: AF-CLIP, Eq. (16) and (17); WinCLIP, Eq. (4).
     """
@@ -28,6 +31,7 @@ class FewShotMemory:
     def __init__(self) -> None:
         self.banks: dict[Key, list[Tensor]] = {}
         self.references: dict[Key, list[Sample]] = {}
+        self.tiling: Tiling | None = None
 
     def draw(self, trainer: Trainer, k_shot: int, seed: int) -> None:
         """Draws the normal images of every tested category; of loaders without a data module nothing is drawn.
@@ -63,8 +67,22 @@ class FewShotMemory:
         for key in missing:
             if key not in self.references:
                 raise DatasetError(f"k_shot is set, but there are no normal images for {'/'.join(key)}.")
-            dataset = AnomalyDataset(self.references[key], preprocess)
-            remember(key, torch.stack([dataset[i][0] for i in range(len(dataset))]))
+            dataset = AnomalyDataset(self.references[key], preprocess, tiling=self.tiling)
+            if self.tiling is None:
+                remember(key, torch.stack([dataset[i][0] for i in range(len(dataset))]))
+            else:
+                self._recall_views(key, dataset, remember)
+
+    def _recall_views(self, key: Key, dataset: AnomalyDataset, remember: Callable[[Key, Tensor], None]) -> None:
+        """Fills a bank from images in tiles, a few views at a time."""
+        parts = []
+        for index in range(len(dataset)):
+            views = dataset.read(index, pixels=True).views
+            assert views is not None
+            for some in views.split(VIEWS_AT_ONCE):
+                remember(key, dataset.preprocess.to_tensors(list(some.numpy())))
+                parts.append(self.banks[key])
+        self.banks[key] = [torch.cat(sets) for sets in zip(*parts, strict=True)]
 
     def forget_drawn(self) -> None:
         """Drops the banks of what was drawn: the backbone may move to another device between two passes."""

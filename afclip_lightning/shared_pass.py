@@ -11,6 +11,7 @@ from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod, features_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.views import score_all_views
 
 
 class SharedPass(LightningModule):
@@ -70,8 +71,11 @@ class SharedPass(LightningModule):
         """See `on_test_epoch_end`."""
         self.on_test_epoch_end()
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, AnomalyPrediction]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
         """Returns the prediction of each head; each has an evaluation callback of its own."""
+        return score_all_views(batch, self.preprocess, self._predictions)
+
+    def _predictions(self, batch: Batch) -> dict[str, AnomalyPrediction]:
         wide = self.features_of(batch)
         predictions = {}
         for name, head in self.heads.items():
@@ -79,6 +83,6 @@ class SharedPass(LightningModule):
             predictions[name] = head.score(head.extract(own), own)
         return predictions
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, AnomalyPrediction]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
         """See `test_step`."""
         return self.test_step(batch, batch_idx, dataloader_idx)

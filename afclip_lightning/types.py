@@ -7,10 +7,13 @@ K prompts, S shots, H W pixels, h w patch grid.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from afclip_lightning.inspection.tiles import Tiling
 
 Split = Literal["train", "test"]
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
@@ -116,6 +119,21 @@ class MaskFacts:
         return areas
 
 
+@dataclass(frozen=True)
+class Views:
+    """The images of a batch as they are seen in tiles.
+
+    Attributes:
+        pixels: Per image `[V, S, S, 3]`, uint8: its V views.
+        tiling: How they were cut.
+        at_once: Most views that a backbone is given together.
+    """
+
+    pixels: list[Tensor]
+    tiling: "Tiling"
+    at_once: int
+
+
 @dataclass
 class Batch:
     """A batch of preprocessed samples.
@@ -135,6 +153,7 @@ class Batch:
         digests: What each image's features are kept under; `None` without a store.
         features: The images' features, as they were kept; `None` where they are still to be computed.
         masks: What is known of each image's mask at the image's own size; `None` in training.
+        views: The images in tiles, for an evaluation that sees them so; `None` otherwise.
     """
 
     image: Tensor
@@ -148,6 +167,7 @@ class Batch:
     digests: list[str] | None = None
     features: ClipFeatures | None = None
     masks: list[MaskFacts] | None = None
+    views: Views | None = None
 
     @property
     def known(self) -> Tensor | slice:
@@ -173,7 +193,8 @@ class Batch:
         others = (self.region_area, self.reference, self.reference_rows)
         area, reference, rows = (None if tensor is None else change(tensor) for tensor in others)
         features = None if self.features is None else self.features.map(change)
-        return Batch(image, mask, label, known, self.samples, area, reference, rows, self.digests, features, self.masks)
+        kept = self.digests, features, self.masks, self.views
+        return Batch(image, mask, label, known, self.samples, area, reference, rows, *kept)
 
 
 @dataclass
@@ -183,10 +204,13 @@ class AnomalyPrediction:
     Attributes:
         pred_score: `[B]`, image-level anomaly score.
         anomaly_map: `[B, H, W]`, pixel-level anomaly score at the size of the input image.
+        own_maps: Per image `[H, W]`, float32, on the CPU: its map at the image's own size, where it was seen in tiles;
+            `None` otherwise.
     """
 
     pred_score: Tensor
     anomaly_map: Tensor
+    own_maps: list[Tensor] | None = None
 
 
 Outputs = AnomalyPrediction | Mapping[str, AnomalyPrediction]  # of a step: of the method, or of several heads by name

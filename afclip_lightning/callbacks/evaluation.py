@@ -16,8 +16,11 @@ from afclip_lightning import results
 from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.callbacks.predictions import not_finite
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.inspection.tiles import resize_map
+from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.inspection.tiles import Fit, Tiling, resize_map
+from afclip_lightning.memory import FewShotMemory
+from afclip_lightning.methods.aprilgan import APRILGAN
+from afclip_lightning.methods.musc import MuSc
 from afclip_lightning.metrics import TOLERANCE, Curve, NotFiniteError, PixelMetrics, ProDefinition
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, MaskFacts, Outputs, Sample, prediction_of
@@ -41,6 +44,12 @@ class Evaluation(Callback):
         resolution: Size at which pixels are evaluated: `backbone` resizes masks to the backbone's square, as the papers
             do; `image` resizes maps to each image's own size, for defects that are thin or small there. Image metrics
             do not depend on it.
+        fit: How an image that is no square is seen, with `resolution: image`, as in `inspect`: `squash`, `pad` or
+            `tiles`, squares of its shorter side. In tiles the score of an image is the highest of all of
+            them, and nothing is read from kept features.
+        tiles: Beside the whole, tiles: so many along the shorter side; 1 leaves them out.
+        tile_size: Side of the tiles in pixels of the image, in place of `tiles`.
+        overlap: Share of a tile's side that it has in common with the next one, at least.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -65,9 +74,17 @@ class Evaluation(Callback):
         pro_definition: ProDefinition = "exact",
         tolerance: float = TOLERANCE,
         resolution: Resolution = "backbone",
+        fit: Fit = "squash",
+        tiles: int = 1,
+        tile_size: int | None = None,
+        overlap: float = 0.25,
     ) -> None:
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
+        tiling = Tiling(fit, tiles, tile_size, overlap)
+        self.tiling = tiling if fit != "squash" or tiles > 1 or tile_size is not None else None
+        if self.tiling and resolution != "image":
+            raise ValueError("fit, tiles and tile_size give a map at the image's own size: they need resolution image")
         self.resolution = resolution
         self.new_metric = partial(
             PixelMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
@@ -91,12 +108,20 @@ class Evaluation(Callback):
         """Says to the data at which size masks are wanted, before its loaders are made.
 
         Raises:
-            UserError: A category is called what the table calls the mean.
+            UserError: A category is called what the table calls the mean, or the method cannot see images in tiles.
         """
         data = getattr(trainer, "datamodule", None)
         for part in () if data is None else (*data.parts, *data.test_sets):
-            part.own_size = self.resolution == "image"
-        for part in () if data is None or stage == "predict" else data.test_sets:
+            part.own_size = self.resolution == "image" and stage != "predict"
+            part.tiling = None if stage == "predict" else self.tiling
+        if stage == "predict":
+            return
+        method = _method(pl_module, self.head)
+        if self.tiling:
+            _check_tiled(method)
+        if isinstance(memory := getattr(method, "memory", None), FewShotMemory):
+            memory.tiling = self.tiling
+        for part in () if data is None else data.test_sets:
             for category in part.selected_categories():
                 results.check_category(category, f"{part.name} under {part.root}: ")
 
@@ -152,8 +177,13 @@ class Evaluation(Callback):
             areas = None if batch.region_area is None else batch.region_area[at]
         else:
             assert batch.masks is not None
-            facts, own = batch.masks[rows[0]], outputs.anomaly_map[rows[0]].float().cpu().numpy()
-            maps = torch.from_numpy(resize_map(own, *facts.shape))[None].to(outputs.anomaly_map.device)
+            row, device = rows[0], outputs.anomaly_map.device
+            facts = batch.masks[row]
+            if outputs.own_maps is not None:
+                maps = outputs.own_maps[row][None].to(device)
+            else:
+                seen = outputs.anomaly_map[row].float().cpu().numpy()
+                maps = torch.from_numpy(resize_map(seen, *facts.shape))[None].to(device)
             areas = facts.region_area(maps.device)[None]
             masks = areas > 0
         self.metrics[key].update(
@@ -252,14 +282,45 @@ class Evaluation(Callback):
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "checkpoint_fingerprint": None if checkpoint is None else _fingerprint(Path(checkpoint)),
             "resolution": self.resolution,
+            "tiling": self.tiling.to_dict() if self.tiling else None,
             "image_size": method.preprocess.image_size,
         }
         said = [f"{shots} shots (seed {self.conditions['shot_seed']})"] if shots else []
         if checkpoint is not None:
             said.append(f"checkpoint {checkpoint} ({self.conditions['checkpoint_fingerprint']})")
         if self.resolution == "image":
-            said.append("evaluated at each image's own size")
+            said.append("evaluated at each image's own size" + (f", {_say(self.tiling)}" if self.tiling else ""))
         self.title = " · ".join([self.title, *said])
+
+
+def _say(tiling: Tiling) -> str:
+    """Returns how images are seen, in words."""
+    words = [f"fit {tiling.fit}"]
+    if tiling.tile_size is not None:
+        words.append(f"tiles of {tiling.tile_size} pixels")
+    elif tiling.tiles > 1:
+        words.append(f"{tiling.tiles} tiles along the shorter side")
+    return ", ".join(words)
+
+
+def _check_tiled(method: Any) -> None:
+    """Checks that a method can see images in tiles.
+
+    Raises:
+        UserError: It compares whole images with each other, or reads kept features, which are of whole images.
+    """
+    name = type(method).__name__
+    whole = isinstance(method, MuSc) or (isinstance(method, APRILGAN) and method.k_shot > 0)
+    if whole or hasattr(method, "pairing"):
+        raise UserError(
+            f"{name} compares each image with other test images as a whole, so it cannot see them in tiles. Leave out "
+            "--evaluation.fit, tiles and tile_size; --evaluation.resolution image works with it."
+        )
+    if getattr(method, "store", None) is not None:
+        raise UserError(
+            "Features are kept of whole images, not of tiles: leave out --features.cache, or --evaluation.fit, tiles "
+            "and tile_size."
+        )
 
 
 def _method(pl_module: Any, head: str) -> Any:

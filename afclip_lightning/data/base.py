@@ -28,6 +28,7 @@ from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.distributed import processes, rank
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.inspection.tiles import Tiling
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
 Facts = TypeVar("Facts")
@@ -111,6 +112,7 @@ class AnomalyDataModule(AnomalyData):
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
         paired: The references of each `(dataset, category)`, for the run folder.
         own_size: Whether the loaders of tests give masks at each image's own size too. Set by the evaluation.
+        tiling: How tested images are seen in tiles; `None` where they are not. Set by the evaluation.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         told: What each split that was set up does not read of the files in its folders; see `left_out`.
         name: Name of the dataset in metric keys and tables.
@@ -165,6 +167,7 @@ class AnomalyDataModule(AnomalyData):
         self.pairing: Pairing | None = None
         self.paired: dict[tuple[str, str], dict[str, Any]] = {}
         self.own_size = False
+        self.tiling: Tiling | None = None
         self.skipped: dict[Path, str] = {}
         self.told: dict[Split, list[LeftOut]] = {}
         self._white: tuple[White, int | None] | None = None  # the level and what it comes to
@@ -517,7 +520,8 @@ class AnomalyDataModule(AnomalyData):
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
         named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
         facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
-        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store, facts)
+        tiling = None if training else self.tiling
+        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store, facts, tiling)
         return make_loader(
             dataset, self.batch_size, self.num_workers, self.loading, sampler(dataset), self.skipped, training
         )

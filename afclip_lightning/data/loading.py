@@ -20,8 +20,9 @@ from afclip_lightning.data.reader import read
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.white import White, check_white
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.metrics import count_regions, region_areas
-from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample
+from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample, Views
 
 MaskDetail = Literal["none", "counts", "regions"]
 Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
@@ -40,6 +41,7 @@ class Item(NamedTuple):
         features: Its features by name.
         beside: Whether it is there as a reference of others only.
         facts: What is known of its mask at the image's own size; `None` in training.
+        views: `[V, S, S, 3]`, uint8: the image in tiles, where it is to be seen so.
     """
 
     position: int
@@ -51,6 +53,7 @@ class Item(NamedTuple):
     features: dict[str, Tensor] | None = None
     beside: bool = False
     facts: MaskFacts | None = None
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class AnomalyDataset(Dataset[Any]):
         references: Positions in `samples` of each sample's reference images, equally many; `None` for none.
         store: Where the features of images may lie.
         facts: What to find out of masks at their own size: nothing, how much they mark, or that and their regions.
+        tiling: How images are seen beside the whole; `None` where they are not. Nothing is cached or drafted then.
     """
 
     def __init__(
@@ -154,15 +158,17 @@ class AnomalyDataset(Dataset[Any]):
         references: Sequence[Sequence[int]] | None = None,
         store: FeatureStore | None = None,
         facts: MaskDetail = "none",
+        tiling: Tiling | None = None,
     ) -> None:
         self.samples = list(samples)
         self.references = references
         self.store = store
         self.facts = facts
+        self.tiling = tiling
         self.preprocess = preprocess
-        self.draft = preprocess.image_size if loading and loading.draft else None
+        self.draft = preprocess.image_size if loading and loading.draft and not tiling else None
         self.cache = None
-        if loading and loading.cache_mb:
+        if loading and loading.cache_mb and not tiling:
             self.cache = PixelCache(len(self.samples), preprocess.image_size, loading.cache_mb)
 
     def __len__(self) -> int:
@@ -219,13 +225,14 @@ class AnomalyDataset(Dataset[Any]):
             own = self._mask(sample, sample.image_path)[0] if sample.mask_path else None
             mask = None if own is None else self.preprocess.resize_mask(own)
             return Item(index, None, mask, sample, references, digest, features, facts=self._facts(sample, own))
-        image, mask, facts = self._resized(index)
-        return Item(index, image, mask if sample.mask_path else None, sample, references, digest, facts=facts)
+        image, mask, facts, views = self._resized(index)
+        mask = mask if sample.mask_path else None
+        return Item(index, image, mask, sample, references, digest, facts=facts, views=views)
 
     def _digest(self, sample: Sample) -> str:
         return image_digest(sample.image_path, sample.white)
 
-    def _resized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, MaskFacts | None]:
+    def _resized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, MaskFacts | None, Tensor | None]:
         sample = self.samples[index]
         resized: Pixels | None = self.cache.get(index) if self.cache else None
         if self.cache and resized is not None:
@@ -233,13 +240,24 @@ class AnomalyDataset(Dataset[Any]):
             if self.facts != "none" and sample.mask_path:  # it is read again for what the cache does not hold
                 region = read_mask(sample.mask_path, sample.mask_threshold)
                 mask = upright(region, self.cache.turn(index))
-            return *resized, self._facts(sample, mask)
+            return *resized, self._facts(sample, mask), None
         picture, mask, turn = self._decode(sample)
-        facts = self._facts(sample, mask, picture.shape)
-        resized = self.preprocess.resize(picture.rgb(sample.white), mask)
+        facts, image = self._facts(sample, mask, picture.shape), picture.rgb(sample.white)
+        resized = self.preprocess.resize(image, mask)
         if self.cache:
             self.cache.put(index, *resized, turn)
-        return *resized, facts
+        return *resized, facts, self._views(image) if self.tiling else None
+
+    def _views(self, image: np.ndarray) -> Tensor:
+        """Returns an image in tiles, `[V, S, S, 3]`, uint8.
+
+        Raises:
+            UserError: There are too many of them.
+        """
+        assert self.tiling is not None
+        height, width = image.shape[:2]
+        layout = Layout(height, width, self.tiling, self.preprocess.image_size)
+        return torch.from_numpy(np.stack([layout.cut(image, view) for view in range(len(layout))]))
 
     def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
         """Returns what is wanted of a mask; without one, that nothing is marked.
@@ -294,6 +312,7 @@ class Parcel:
         digests: What the images' features are kept under; `None` without a store.
         features: Those that were kept, in place of `images`.
         facts: What is known of each sample's mask at its own size; `None` in training.
+        views: The samples in tiles, where they are to be seen so.
     """
 
     preprocess: Preprocess
@@ -306,6 +325,7 @@ class Parcel:
     digests: list[str] | None = None
     features: ClipFeatures | None = None
     facts: list[MaskFacts] | None = None
+    views: Views | None = None
 
     def open(self) -> Batch:
         """Returns the batch."""
@@ -320,6 +340,7 @@ class Parcel:
             digests=self.digests,
             features=self.features,
             masks=self.facts,
+            views=self.views,
         )
         if self.areas is not None:
             batch.region_area = torch.zeros(batch.mask.shape, dtype=torch.int32)
@@ -343,6 +364,7 @@ class Parcel:
             self.digests,
             self.features,
             self.facts,
+            self.views,
         )
         return _open_parcel, (*facts, *stacked)
 
@@ -355,10 +377,11 @@ def _open_parcel(
     digests: list[str] | None,
     features: ClipFeatures | None,
     facts: list[MaskFacts] | None,
+    views: Views | None,
     *stacked: Tensor | None,
 ) -> Batch:
     images, masks, areas, references = ([] if tensor is None else list(tensor.numpy()) for tensor in stacked)
-    known = (reference_rows, digests, features, facts)
+    known = (reference_rows, digests, features, facts, views)
     return Parcel(preprocess, samples, images, masks, areas if regions else None, references, *known).open()
 
 
@@ -370,11 +393,15 @@ class Collate:
         preprocess: What normalises the images.
         regions: Whether to label the regions of the masks, for evaluation: here, in the loader's process, once a mask.
         store: Where features lie that were kept.
+        tiling: How images are seen in tiles, where they are.
+        at_once: Most views that a backbone is given together.
     """
 
     preprocess: Preprocess
     regions: bool = False
     store: FeatureStore | None = None
+    tiling: Tiling | None = None
+    at_once: int = 1
 
     def __call__(self, items: Sequence[Item]) -> Batch | Parcel:
         """Returns the batch; in a loader's process as a parcel, which arrives as a batch."""
@@ -387,6 +414,7 @@ class Collate:
             for item in items
             if item.facts is not None
         ]
+        views = [item.views for item in items if item.views is not None]
         places = {item.position: row for row, item in enumerate(items)}
         outside = dict.fromkeys(other for item in items for other in item.references if other not in places)
         places |= {other: len(items) + row for row, other in enumerate(outside)}
@@ -401,6 +429,7 @@ class Collate:
             [item.digest for item in items] if items[0].digest else None,
             from_rows(rows, self.store.spec, self.store.grid) if rows and self.store else None,
             facts if len(facts) == len(items) else None,
+            Views(views, self.tiling, self.at_once) if self.tiling else None,
         )
         return parcel if get_worker_info() else parcel.open()
 
@@ -553,18 +582,18 @@ def make_loader(
 
     Args:
         dataset: What is loaded.
-        batch_size: Images a batch.
+        batch_size: Images a batch; where they are seen in tiles, views that a backbone is given together.
         num_workers: Loader processes; 0 loads in the main process.
         loading: How it is loaded.
         sampler: Order of a pass.
         skipped: Where images that are left out are noted, with `on_error: skip`.
         training: Whether the batches are for training, which has no use for the regions of masks.
     """
-    collate = Collate(dataset.preprocess, not training, dataset.store)
+    collate = Collate(dataset.preprocess, not training, dataset.store, dataset.tiling, batch_size)
     tolerant = loading.on_error == "skip"
     return (TolerantLoader if tolerant else ResumableLoader if training else DataLoader)(
         TolerantDataset(dataset, skipped) if tolerant else dataset,
-        batch_size=batch_size,
+        batch_size=1 if dataset.tiling else batch_size,  # an image may have many views
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=partial(_collate_read, collate=collate) if tolerant else collate,

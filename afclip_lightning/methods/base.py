@@ -17,6 +17,7 @@ from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import CheckpointError
 from afclip_lightning.loss_watch import LossWatch
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.views import score_views
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -157,11 +158,11 @@ class AnomalyMethod(LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
         """Returns the prediction; the evaluation callback scores it."""
-        return self.score(self.extract(batch), batch)
+        return score_views(batch, self.preprocess, lambda part: self.score(self.extract(part), part))
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
         """Returns the prediction; the evaluation callback scores it."""
-        return self.score(self.extract(batch), batch)
+        return score_views(batch, self.preprocess, lambda part: self.score(self.extract(part), part))
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
         """Returns the prediction."""

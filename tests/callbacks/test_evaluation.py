@@ -18,9 +18,13 @@ from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import UserError
-from afclip_lightning.inspection.tiles import resize_map
+from afclip_lightning.heads import load_head
+from afclip_lightning.inspection.predictor import load
+from afclip_lightning.inspection.tiles import Layout, Tiling, resize_map
 from afclip_lightning.metrics import PixelMetrics
 from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_lightning.views import score_views
+from tests.small_models import write_head
 
 SIZE = 16
 SHAPES = [(100, 60), (40, 90), (12, 10), (16, 16), (64, 31)]  # of the images; one is smaller than the backbone's square
@@ -39,7 +43,7 @@ class Brightness(LightningModule):
         self.preprocess = Preprocess(SIZE)
         self.spoil, self.where, self.k_shot, self.shot_seed = spoil, where, 0, 0
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
+    def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> AnomalyPrediction:
         maps = batch.image[:, 0].clone()
         scores = maps.amax((1, 2))
         for row, sample in enumerate(batch.samples):
@@ -47,7 +51,10 @@ class Brightness(LightningModule):
                 (scores if self.where == "score" else maps)[row] = self.spoil[1]
         return AnomalyPrediction(scores, maps)
 
-    validation_step = predict_step = test_step
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> AnomalyPrediction:
+        return score_views(batch, self.preprocess, self.predict_step)
+
+    validation_step = test_step
 
 
 def write_images(root: Path) -> None:
@@ -220,6 +227,64 @@ def test_shots_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) ->
     assert (conditions["method"], conditions["k_shot"], conditions["shot_seed"]) == ("Brightness", 4, 7)
     assert conditions["checkpoint_fingerprint"] == "9a129038d9a00aed"
     assert (tmp_path / "results.md").read_text().startswith(kept["title"])
+
+
+TILED: list[dict[str, Any]] = [{"fit": "tiles"}, {"tiles": 2}, {"fit": "pad", "tile_size": 20}]
+
+
+@pytest.mark.parametrize("arguments", TILED)
+def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
+    preprocess, metrics, tiling = Preprocess(SIZE), PixelMetrics(), Tiling(**arguments)
+    for kind in ("bad", "good"):
+        for path in sorted((root / kind).iterdir()):
+            image = read_image(path)
+            height, width = image.shape[:2]
+            mask = read_mask(root / "masks" / path.name) if kind == "bad" else np.zeros((height, width), np.uint8)
+            layout, merged, scores = Layout(height, width, tiling, SIZE), np.zeros((height, width), np.float32), []
+            for view in range(len(layout)):
+                seen = preprocess.to_tensors([layout.cut(image, view)])[0, 0].numpy()
+                layout.add(merged, view, seen)
+                scores.append(seen.max())
+            metrics.update(merged[None], mask[None], np.array([max(scores)]), np.array([kind == "bad"]))
+    evaluation = evaluated(root, tmp_path, resolution="image", **arguments)
+    assert evaluation.rows[0].metrics == metrics.result().metrics
+    assert json.loads((tmp_path / "results.json").read_text())["conditions"]["tiling"] == tiling.to_dict()
+    assert evaluation.title.startswith("Test · evaluated at each image's own size, fit ")
+
+
+def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> None:
+    good = tmp_path / "shots"
+    good.mkdir()
+    for name in ("1.png", "4.png"):
+        (good / name).write_bytes((root / "good" / name).read_bytes())
+    head, tiling = write_head(tmp_path, "AFCLIP"), Tiling("tiles", 2)
+    shots = sorted(good.iterdir())
+    inspector = load(head, tiling=tiling, device="cpu", shots=shots, category="images")
+    method = load_head(head, {"k_shot": 2})
+    data = folder(root)
+    data.preprocess, data.few_shot_dir = method.preprocess, good
+    evaluation = Evaluation(resolution="image", fit="tiles", tiles=2)
+    trainer(tmp_path / "run", evaluation).test(method, datamodule=data, verbose=False)
+    found = {Path(score.image): score for score in evaluation.scores}
+    for path in (root / "bad/0.png", root / "good/3.png"):
+        expected = inspector.predict(path)
+        assert found[path].score == pytest.approx(expected.score, rel=1e-4)
+    assert evaluation.conditions["k_shot"] == 2
+
+
+def test_tiles_are_refused_where_whole_images_are_needed(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="they need resolution image"):
+        Evaluation(tiles=3)
+    with pytest.raises(ValueError, match="tiles must be at least 1"):
+        Evaluation(resolution="image", tiles=0)
+    model = Brightness()
+    model.pairing = None  # type: ignore[assignment]
+    with pytest.raises(UserError, match="Brightness compares each image with other test images as a whole"):
+        evaluated(root, tmp_path, model, resolution="image", tiles=3)
+    model = Brightness()
+    model.store = "kept"  # type: ignore[assignment]
+    with pytest.raises(UserError, match="Features are kept of whole images"):
+        evaluated(root, tmp_path, model, resolution="image", fit="tiles")
 
 
 def test_an_unknown_resolution_is_refused() -> None:
