@@ -178,11 +178,8 @@ def evaluate(
     mostly = []
     for path, mask_path in pairs.items():
         anomaly_map = read_map(path)
-        mask: np.ndarray
-        if mask_path is None:
-            mask = np.zeros(anomaly_map.shape, np.uint8)
-        else:
-            mask = read_mask(mask_path) if mask_threshold is None else read_mask(mask_path, mask_threshold)
+        empty = np.zeros(anomaly_map.shape, np.uint8)
+        mask: np.ndarray = empty if mask_path is None else read_mask(mask_path, mask_threshold)
         if mask.shape != anomaly_map.shape:
             raise DatasetError(
                 f"{path}: the map is {anomaly_map.shape[1]}×{anomaly_map.shape[0]} pixels and its mask {mask_path} is "

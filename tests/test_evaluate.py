@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from afclip_lightning.data.maps import read_map
@@ -143,7 +144,7 @@ COLOURS = np.zeros((12, 10, 3), np.uint8)
         ("maps/cable/test/crack/002.tiff", None, "002_mask.png: no image has the name of this mask"),
         ("data/cable/ground_truth/crack/002_mask.png", None, "add --unmasked_are_normal"),
         ("data/cable/ground_truth/good/000_mask.png", COLOURS + 1, "000.tiff: its label is 0 (normal), but its mask"),
-        ("data/cable/ground_truth/crack/002.png", COLOURS, "002.tiff: has two masks, 002.png and 002_mask.png"),
+        ("data/cable/ground_truth/crack/002.png", COLOURS, "002.tiff: has two masks, '002.png' and '002_mask.png'"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -340,7 +341,10 @@ def test_masks_may_be_cut_higher(tmp_path: Path) -> None:
     assert tables[0] != tables[1]
 
 
-@pytest.mark.parametrize("form", ["f2.npy", "f4.npy", ">f8.npy", "f8.npy", "i8.npy", "u8.npy"])
+@pytest.mark.parametrize(
+    "form",
+    ["f2.npy", "f4.npy", ">f8.npy", "f8.npy", "i8.npy", "u8.npy", "f2.tiff", "f4.tif", ">f4.tif", "f8.tiff", "i8.tif"],
+)
 def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
@@ -354,7 +358,12 @@ def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
             values = (values * 1000).astype(number) + 2**40
         elif number.endswith("8"):
             values = 1 - 1e-9 * (1 - values)
-        save(tmp_path / f"maps/test/{kind}/0.{suffix}", values.astype(number))
+        path = tmp_path / f"maps/test/{kind}/0.{suffix}"
+        if suffix == "npy":
+            save(path, values.astype(number))
+        else:
+            path.parent.mkdir(parents=True)
+            tifffile.imwrite(path, values.astype(number), byteorder=">" if number.startswith(">") else "<")
     save(tmp_path / "data/bad/0_mask.png", mask)
     assert run(tmp_path, "--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")) == 0
     with (tmp_path / "t.csv").open() as file:
