@@ -332,7 +332,7 @@ class AnomalyDataModule(AnomalyData):
                     f"Expected:\n{_indent(self.layout)}"
                 )
             found.extend(part)
-        return self._with_white(found)
+        return self.with_white(found)
 
     def white(self) -> int | None:
         """Returns the value that becomes 255 in images of more than 8 bits, one for the whole set; see `Loading`."""
@@ -345,7 +345,8 @@ class AnomalyDataModule(AnomalyData):
             self._white = (level, white_value(level, images))
         return self._white[1]
 
-    def _with_white(self, samples: Sequence[Sample]) -> list[Sample]:
+    def with_white(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Returns samples with the white level of the set."""
         white = self.white()
         return [replace(sample, white=white) for sample in samples] if white else list(samples)
 
@@ -405,7 +406,7 @@ class AnomalyDataModule(AnomalyData):
                 alone = len(self.selected_categories()) == 1
                 images = given_shots(root, self.name, category, k_shot, alone)
                 chosen = self.make_samples(category, "train", images, [], None)
-            found[self.name, category] = self._with_white(chosen)
+            found[self.name, category] = self.with_white(chosen)
             self.drawn[self.name, category] = {
                 "dataset": self.name,
                 "category": category,

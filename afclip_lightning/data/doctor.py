@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule, Counts
-from afclip_lightning.data.images import read_mask_of
+from afclip_lightning.data.images import turn_of
 from afclip_lightning.data.left_out import LeftOut, sentences, short
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.data.picture import Picture, say
+from afclip_lightning.data.picture import say, upright
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UnpairedError
 from afclip_lightning.types import MOST, UNKNOWN, Sample, Split
@@ -158,7 +158,7 @@ def _tell_left_out(dataset: AnomalyDataModule, report: Report) -> None:
 def _list(dataset: AnomalyDataModule, category: str, split: Split, problems: list[str]) -> list[Sample] | None:
     """Returns the samples, or `None` after noting why they cannot be listed."""
     try:
-        return dataset.find_samples(category, split)
+        return dataset.with_white(dataset.find_samples(category, split))
     except UnpairedError as error:
         problems += error.problems
     except DatasetError as error:
@@ -207,8 +207,10 @@ def _look(sample: Sample) -> _Seen:
         seen.problems.append(str(error))
         return seen
     values, cut = mask.grey(), mask.cut(sample.mask_threshold)
+    if seen.size:
+        values = upright(values, turn_of(mask, picture.shape, picture.orientation))
     mask_size = values.shape[1], values.shape[0]
-    if seen.size and mask_size != seen.size and not _lies_as(seen, picture):
+    if seen.size and mask_size != seen.size:
         sizes = "{}×{} pixels and its image {}×{}".format(*mask_size, *seen.size)
         seen.problems.append(f"{sample.mask_path}: the mask is {sizes}.")
     seen.marked = float((values > cut).mean())
@@ -222,15 +224,6 @@ def _look(sample: Sample) -> _Seen:
             f"{sample.mask_path}: the mask is not binary: {len(marked)} values above 0 count as anomalous."
         )
     return seen
-
-
-def _lies_as(seen: _Seen, picture: Picture) -> bool:
-    """Returns whether a mask fits its image once it is turned as that is."""
-    try:
-        read_mask_of(picture, _mask_of(seen), seen.sample.mask_threshold)
-    except DatasetError:
-        return False
-    return True
 
 
 def _mask_of(seen: _Seen) -> Path:

@@ -341,15 +341,26 @@ def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None =
         name, shape, orientation = image.name, image.shape, image.orientation
     else:
         name, (shape, orientation) = str(image), read_shape(image)
-    region, turn = mask.region(threshold), 1
-    if mask.orientation == 1 and region.shape != shape and region.shape[::-1] == shape and orientation >= 5:
-        region, turn = upright(region, orientation), orientation
+    turn = turn_of(mask, shape, orientation)
+    region = upright(mask.region(threshold), turn)
     if region.shape != shape:
         raise DatasetError(
             f"{mask_path}: the mask is {region.shape[1]}×{region.shape[0]} pixels and its image {name} is "
             f"{shape[1]}×{shape[0]}. Replace one of them."
         )
     return region, turn
+
+
+def turn_of(mask: Picture, shape: tuple[int, int], orientation: int) -> int:
+    """Returns how a mask has to be turned to lie as its image does, 1 to 8; see `read_mask_of`.
+
+    Args:
+        mask: The mask.
+        shape: Height and width of the upright image.
+        orientation: How the image lies in its file.
+    """
+    lies = mask.shape != shape and mask.shape[::-1] == shape
+    return orientation if lies and mask.orientation == 1 and orientation >= 5 else 1
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -11,10 +11,6 @@ from afclip_lightning.errors import DatasetError
 White: TypeAlias = Literal["auto", "bits"] | int
 
 LOOKED_AT = 64  # images of a set that its white is estimated from
-WHITE_HELP = (
-    "what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most that the "
-    "bits hold which the images use; a number: up to 16 of bits (12 for a 12-bit camera), above of the value"
-)
 
 
 def check_white(white: Any) -> None:

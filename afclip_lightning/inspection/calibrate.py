@@ -91,7 +91,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.inspection.calibration import Calibration
     from afclip_lightning.inspection.predictor import calibration_path
 
-    (model,) = load_models([options.checkpoint], options, arguments, calibration=None).values()
+    images = [path for path, _ in labelled]
+    (model,) = load_models([options.checkpoint], options, arguments, calibration=None, images=images).values()
     place = options.output or calibration_path(options.checkpoint)
     if place is None:
         raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --output FILE.")
@@ -127,6 +128,7 @@ def _thresholds(options: argparse.Namespace, model: Any, labelled: Labelled) -> 
     import numpy as np
     from tqdm import tqdm
 
+    from afclip_lightning.data.picture import say
     from afclip_lightning.inspection.calibration import PixelTail, fixed, from_labels, from_normals
 
     anomalous = np.array([label for _, label in labelled], dtype=bool)
@@ -139,6 +141,8 @@ def _thresholds(options: argparse.Namespace, model: Any, labelled: Labelled) -> 
         scores[index] = outcome.score
         if not anomalous[index]:
             tail.add(outcome.anomaly_map)
+    for sentence in say(model.remarks):
+        print(f"note: {sentence}", file=sys.stderr)
     good = scores[~anomalous]
     if options.threshold is not None:
         image = fixed(options.threshold, good)

@@ -358,7 +358,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     inputs = find_inputs(filter(None, patterns), options.output)
     if not inputs:
         raise UserError("there is nothing to inspect: the list of paths is empty.")
-    models = load_models(named, options, arguments, None if options.no_calibration else options.calibration or "auto")
+    calibration = None if options.no_calibration else options.calibration or "auto"
+    models = load_models(named, options, arguments, calibration, [item.path for item in inputs if not item.error])
     for model in models.values():
         model.threshold, model.pixel_threshold = by_hand["threshold"], by_hand["pixel_threshold"]
     if "mask" in saves and any(m.thresholds[1] is None for m in models.values()):

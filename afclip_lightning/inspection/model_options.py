@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from afclip_lightning.errors import UserError
 
@@ -43,6 +43,32 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     view.add_argument(
         "--overlap", type=float, default=0.25, metavar="SHARE", help="of neighbouring tiles, at least (%(default)s)"
     )
+    view.add_argument(
+        "--white",
+        metavar="auto|bits|N",
+        help="what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most "
+        "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
+        "value. That of the calibration by default, else bits",
+    )
+
+
+def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Literal['bits'] | None":
+    """Returns the white level that the options name, looked up in the images for `auto`; `None` if they name none.
+
+    Raises:
+        UserError: It is no level, or there is no image to look it up in.
+    """
+    if options.white is None:
+        return None
+    from afclip_lightning.data.white import white_from_text, white_value
+
+    try:
+        level = white_from_text(options.white)
+    except ValueError as error:
+        raise UserError(f"--white: {error}.") from error
+    if level == "auto" and not images:
+        raise UserError("--white auto is looked up in images, and there are none here: give bits or a number.")
+    return white_value(level, images) or "bits"
 
 
 def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -84,7 +110,11 @@ def tiling_of(options: argparse.Namespace) -> "Tiling":
 
 
 def load_models(
-    paths: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any], calibration: str | None = "auto"
+    paths: Sequence[str],
+    options: argparse.Namespace,
+    arguments: dict[str, Any],
+    calibration: str | None = "auto",
+    images: Sequence[Path] = (),
 ) -> "dict[str, Predictor]":
     """Returns models by name, that of their class, which share backbones.
 
@@ -93,6 +123,7 @@ def load_models(
         options: From `add_model_options`.
         arguments: From `split_model_arguments`.
         calibration: As `load` takes it.
+        images: Those that are to be seen, for a white level that is looked up in them.
 
     Raises:
         UserError: A model cannot be loaded, or an option is out of its range.
@@ -110,6 +141,7 @@ def load_models(
         shots = walk_images(options.shots)
         if not shots:
             raise UserError(f"{options.shots}, the folder of good images, has no image.")
+    white = white_of(options, images)
     backbones: dict[str, ClipBackbone] = {}
     models: dict[str, Predictor] = {}
     for path in paths:
@@ -121,6 +153,7 @@ def load_models(
             category=options.category,
             shots=shots,
             calibration=calibration,
+            white=white,
             batch_size=options.batch_size,
             backbones=backbones,
         )

@@ -1,5 +1,6 @@
 """The white level: by the file's bits, looked up in a set, or given; where it is recorded."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.backbones.store import image_digest
+from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.white import LOOKED_AT, white_from_text, white_value
+from afclip_lightning.errors import UserError
+from afclip_lightning.inspection.model_options import white_of
 from tests.layouts.mvtec import write_mvtec
 
 
@@ -78,3 +82,24 @@ def test_a_set_has_one_level_in_every_loader(tmp_path: Path) -> None:
 def test_features_are_kept_under_the_level(tmp_path: Path) -> None:
     image = write_deep(tmp_path / "a.png", 4000)
     assert len({image_digest(image), image_digest(image, 4095), image_digest(image, 65535)}) == 3
+
+
+def test_what_the_commands_take(tmp_path: Path) -> None:
+    image = write_deep(tmp_path / "a.png", 4000)
+    taken = {"bits": "bits", "12": 4095, "auto": 4095, "4000": 4000, None: None}
+    for text, level in taken.items():
+        assert white_of(Namespace(white=text), [image]) == level
+    for text, images in (("auto", []), ("12bit", [image]), ("0", [image])):
+        with pytest.raises(UserError, match="white"):
+            white_of(Namespace(white=text), images)
+
+
+def test_check_tells_nearly_black_images(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path, ["a"])
+    deep = write_deep(root / "a/test/good/000.png", 4000)
+    data = MVTecLayout(root)
+    notes = "\n".join(examine(data).notes)
+    assert "1 image: each uses less than an eighth of its range" in notes
+    data.loading = Loading(white="auto")
+    assert "an eighth" not in "\n".join(examine(data).notes)
+    assert deep.is_file()

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from afclip_lightning import load
 from afclip_lightning.data.loading import AnomalyDataset, Collate
+from afclip_lightning.data.picture import NEARLY_BLACK
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.heads import Backbones, load_head
 from afclip_lightning.inspection.calibration import Calibration, Threshold
@@ -220,3 +221,21 @@ def test_overlays_leave_what_is_cold() -> None:
 def test_the_package_is_light_until_load_is_asked_for() -> None:
     code = "import sys, afclip_lightning; assert not {'torch', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_white_level_is_one_of_the_settings(head: Path, tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 60 * 80).astype(np.uint16).reshape(60, 80)
+    path = tmp_path / "camera.png"
+    Image.fromarray(values).save(path)
+    seen = np.stack([np.rint(values / (4095 / 255)).astype(np.uint8)] * 3, -1)
+    model, plain = model_of(head, white=12), model_of(head)
+    assert model.settings["white"] == 4095
+    assert "white" not in plain.settings
+    expected = model.predict(seen).score
+    for source in (path, path.read_bytes(), Image.open(path)):
+        assert model.predict(source).score == expected
+    assert not model.remarks
+    assert plain.predict(path).score != expected
+    assert plain.remarks == {NEARLY_BLACK: 1}
+    with pytest.raises(ValueError, match="auto"):
+        model_of(head, white="auto")
