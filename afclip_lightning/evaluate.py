@@ -51,7 +51,7 @@ below --maps is a category, unless maps or a folder named good lie beside it: th
 normal image if it lies in a folder named good.
 
 Exit codes: 0 done; 1 done, but files that look like maps were left out (they are named); 2 a mistake that the message
-explains; 75 or 130 stopped.
+explains; 130 interrupted.
 """
 
 
@@ -209,6 +209,8 @@ def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: see the description."""
     options = _parser().parse_args(args)
     try:
+        if (options.mask_threshold or 0) < 0:
+            raise UserError(f"--mask_threshold must not be negative, got {options.mask_threshold}.")
         rows, notes = _score(options)
         rows = results.with_means(rows)
         print(results.render(rows, options.tolerance))
@@ -244,6 +246,11 @@ def _score(options: argparse.Namespace) -> tuple[list[results.Row], Notes]:
         raise DatasetError(f"{options.maps} has no map: no {', '.join(sorted(MAP_SUFFIXES))} file.{_and(notes)}")
     if options.layout == "auto" and len(categories) > 1:
         _check_pure([(category.name, pairs[category]) for category in with_maps])
+        if not any(mask is None for category in with_maps for mask in pairs[category].values()):
+            notes.lines.append(
+                "No category has a map of a normal image. If the folders are kinds of defects of one category, add "
+                "--layout category."
+            )
     empty = [category.name for category in categories if not pairs[category]]
     if empty:
         notes.lines.append(f"{_count(len(empty), 'folder')} below --maps without a map: {_some(empty)}.")
@@ -387,4 +394,5 @@ def _folders(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def _is_map(path: Path) -> bool:
-    return path.suffix.lower() in MAP_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    """Returns whether a path has a map's name; what is no file then (a link that leads nowhere) is refused by name."""
+    return path.suffix.lower() in MAP_SUFFIXES and not path.is_dir() and not path.name.startswith(".")

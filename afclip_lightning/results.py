@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afclip_lightning.columns import MEAN, METRICS, TITLES
-from afclip_lightning.errors import UserError
+from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import csv_text, write_json, write_text
 from afclip_lightning.metrics import TOLERANCE, Curve, Result, aggregate
 
@@ -143,8 +143,8 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
     lines = [header]
     for row in rows:
         total = sum(r.dataset == row.dataset and r.category != MEAN for r in rows)
-        category = f"{MEAN} of {total}" if row.category == MEAN else row.category
-        cells = [row.dataset, category, str(row.normal), str(row.anomalous)]
+        category = f"{MEAN} of {total}" if row.category == MEAN else _cell(row.category)
+        cells = [_cell(row.dataset), category, str(row.normal), str(row.anomalous)]
         for metric in METRICS:
             value, over = row.metrics.get(metric), row.categories.get(metric, total)
             cell = "n/a" if value is None else f"{100 * value:.1f}"
@@ -161,6 +161,15 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
     return "\n".join([*table, *_resized(rows), *_imprecise(rows, tolerance)])
 
 
+def _cell(name: str) -> str:
+    """Returns a name as a table can hold it: printable, and no bar ends its cell."""
+    return shown(name).replace("|", "\\|")
+
+
+def _of(row: Row) -> str:
+    return shown(f"{row.dataset}/{row.category}")
+
+
 def _resized(rows: Sequence[Row]) -> list[str]:
     """Returns the lines below the table on masks that are empty, or have other regions, at the size evaluated."""
     found = []
@@ -171,7 +180,7 @@ def _resized(rows: Sequence[Row]) -> list[str]:
         if counts.empty or abs(counts.regions_evaluated - counts.regions) > REGIONS_CHANGED * counts.regions:
             empty = f"{counts.empty} of {counts.masks} masks {'is' if counts.empty == 1 else 'are'} empty, "
             regions = f"{counts.regions} regions became {counts.regions_evaluated}"
-            found.append(f"- {row.dataset}/{row.category}: {empty if counts.empty else ''}{regions}")
+            found.append(f"- {_of(row)}: {empty if counts.empty else ''}{regions}")
     if not found:
         return []
     remedy = "--evaluation.resolution image evaluates at each image's own size"
@@ -181,7 +190,7 @@ def _resized(rows: Sequence[Row]) -> list[str]:
 def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
     """Returns the lines below the table on error bounds over the tolerance."""
     found = [
-        f"- {row.dataset}/{row.category}: {title} by up to {100 * row.error_bounds[metric]:.2g}"
+        f"- {_of(row)}: {title} by up to {100 * row.error_bounds[metric]:.2g}"
         for row in rows
         for metric, title in zip(METRICS, TITLES, strict=True)
         if row.error_bounds.get(metric, 0) > tolerance

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,9 @@ def test_maps_without_masks_may_be_declared_normal(tmp_path: Path, capsys: pytes
     [
         (("--pro_definition=legacy_cflow",), "needs exact=True"),
         (("--fpr_limit=2",), "fpr_limit must be in (0, 1]"),
+        (("--fpr_limit=nan",), "fpr_limit must be in (0, 1]"),
+        (("--tolerance=nan",), "tolerance must be in [0, infinity)"),
+        (("--mask_threshold=-1",), "--mask_threshold must not be negative"),
         (("--maps=absent",), "absent is not a folder"),
         (("--csv=/dev/null/t.csv",), "t.csv: cannot be written"),
     ],
@@ -372,6 +376,30 @@ def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
     assert float(row["image_auroc"]) == 1
     bounds = json.loads((tmp_path / "t.json").read_text())["rows"][0]["error_bounds"]
     assert all(bound < 1e-3 for bound in bounds.values())
+
+
+def test_what_has_the_name_of_a_map_and_is_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    path = tmp_path / "maps/bottle/test/good/009.npy"
+    path.symlink_to(tmp_path / "nowhere.npy")
+    assert run(tmp_path) == 2
+    assert str(path) in capsys.readouterr().err
+    path.unlink()
+    os.mkfifo(path)
+    assert run(tmp_path) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_folders_of_defects_without_normal_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_one_category(tmp_path)
+    for path in (tmp_path / "maps/good").iterdir():
+        path.unlink()
+    (tmp_path / "maps/good").rmdir()
+    assert run(tmp_path) == 0
+    output, error = capsys.readouterr()
+    assert categories(output) == ["crack", "scratch", "mean of 2"]
+    assert "note: No category has a map of a normal image." in error
+    assert "--layout category" in error
 
 
 def test_a_loop_of_links_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

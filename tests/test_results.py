@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from afclip_lightning.metrics import Result
-from afclip_lightning.results import Row, render, to_csv, to_json, with_means, write
+from afclip_lightning.results import MaskCounts, Row, render, to_csv, to_json, with_means, write
 
 A = Result(
     {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_ap": 0.25}, {"pixel_ap": 3e-4}, {"pixel_f1_max": 0.125}, 2, 3
@@ -45,3 +45,25 @@ def test_a_bound_over_the_tolerance_stands_below_the_table(tmp_path: Path) -> No
     ]
     write(ROWS, tmp_path, "results", "Title", tolerance=1.0)
     assert (tmp_path / "results.md").read_text() == f"Title\n\n{render(ROWS, 1.0)}\n"
+
+
+def test_names_from_outside_do_not_break_the_table() -> None:
+    counts = MaskCounts(3, 1, 5, 2)
+    row = Row.of("a|b", "\x1b[31m\udcff", A, counts)
+    table = render(with_means([row]))
+    assert "| a\\|b    | \\x1b[31m\\xff " in table
+    assert r"- a|b/\x1b[31m\xff: 1 of 3 masks is empty, 5 regions became 2" in table
+    table.encode()
+
+
+def test_what_resizing_did_to_masks_is_said_where_it_changed_them() -> None:
+    kept = Row.of("visa", "candle", B, MaskCounts(4, 0, 100, 96))
+    assert "Resized" not in render(with_means([kept]))
+    broken = Row.of("visa", "fryum", B, MaskCounts(4, 0, 51, 135, 1))
+    table = render(with_means([kept, broken]))
+    assert "- visa/fryum: 51 regions became 135" in table
+    assert "candle:" not in table
+    rows = to_json(with_means([kept, broken]), "title", {"k_shot": 4})
+    assert rows["conditions"] == {"k_shot": 4}
+    assert rows["rows"][2]["masks"] == MaskCounts(8, 0, 151, 231, 1)._asdict()
+    assert "masks" not in to_json(ROWS, "title")["rows"][0]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from afclip_lightning.errors import shown
 from afclip_lightning.metrics import count_regions, region_areas
 from afclip_lightning.types import MaskFacts
 
@@ -33,6 +34,6 @@ def say_mostly(where: str, count: int, first: Path) -> str:
     """Returns a sentence on masks that mark most of their picture."""
     masks = "1 mask marks" if count == 1 else f"{count} masks mark"
     return (
-        f"{where}: {masks} more than half of the picture, the first is {first}. If normal and anomalous are swapped in "
-        "the file, write it anew; if the defects are that large, all is well."
+        f"{shown(where)}: {masks} more than half of the picture, the first is {shown(first)}. If normal and anomalous "
+        "are swapped in the file, write it anew; if the defects are that large, all is well."
     )

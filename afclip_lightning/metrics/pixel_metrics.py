@@ -124,6 +124,8 @@ class PixelMetrics(Metric):
             raise ValueError(f"bins must be in 2^10 ... 2^22, got {bins}")
         if not 0 < fpr_limit <= 1:
             raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be in [0, infinity), got {tolerance}")
         if pro_definition not in DEFINITIONS:
             raise ValueError(f"pro_definition must be in {{{', '.join(DEFINITIONS)}}}, got {pro_definition!r}")
         if pro_definition != "exact" and not exact:

@@ -427,7 +427,16 @@ def test_a_defect_lost_in_resizing_may_be_accepted():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"bins": 2**9}, {"bins": 2**23}, {"fpr_limit": 0.0}, {"fpr_limit": 1.5}, {"pro_definition": "none"}],
+    [
+        {"bins": 2**9},
+        {"bins": 2**23},
+        {"fpr_limit": 0.0},
+        {"fpr_limit": 1.5},
+        {"fpr_limit": float("nan")},
+        {"pro_definition": "none"},
+        {"tolerance": -1.0},
+        {"tolerance": float("nan")},
+    ],
 )
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="must be in"):
