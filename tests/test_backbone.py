@@ -19,7 +19,7 @@ from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.weights import normalisation_of, uses_quick_gelu
 from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD
-from afclip_lightning.errors import WeightsError
+from afclip_lightning.errors import UserError, WeightsError
 
 SMALL = {
     "embed_dim": 16,
@@ -455,3 +455,10 @@ def test_specs_are_equal_by_content(tmp_path: Path) -> None:
     specs = [ClipBackbone(config, str(tmp_path / f"{n}.safetensors"), image_size=None).spec((1,)) for n in "ab"]
     assert specs[0].weights != specs[1].weights
     assert specs[0] == specs[1]
+
+
+def test_prompts_that_the_text_tower_would_cut_off(tiny: ClipBackbone) -> None:
+    assert tiny.tokenize(["a " * 75]).shape == (1, 77)  # fits just so
+    for encode in (tiny.tokenize, tiny.encode_text):
+        with pytest.raises(UserError, match=r"takes 77 tokens, and this prompt has more: 'a a a .*shorter word"):
+            encode(["a photo of a bottle", "a " * 76])

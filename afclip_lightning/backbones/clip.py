@@ -34,7 +34,7 @@ from afclip_lightning.backbones.weights import (
     uses_quick_gelu,
 )
 from afclip_lightning.data.transforms import Preprocess
-from afclip_lightning.errors import WeightsError
+from afclip_lightning.errors import UserError, WeightsError, shown
 from afclip_lightning.types import ClipFeatures
 
 open_clip.add_model_config(MODELS)
@@ -229,8 +229,20 @@ class ClipBackbone(nn.Module):
             return F.normalize(self.project(tokens.float(), final_norm), dim=-1)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Returns token ids `[K, context_length]`, int64, padded with zeros."""
-        ids: Tensor = _tokenizer(self.model)(list(prompts))
+        """Returns token ids `[K, context_length]`, int64, padded with zeros.
+
+        Raises:
+            UserError: A prompt has more tokens than the text tower takes.
+        """
+        tokenizer = _tokenizer(self.model)
+        ids = tokenizer(list(prompts))
+        length = ids.shape[1]
+        for row in (ids.argmax(dim=1) == length - 1).nonzero().flatten().tolist():  # full, or cut off in silence
+            if int(tokenizer([prompts[row]], context_length=length + 1).argmax()) == length:
+                raise UserError(
+                    f"The text tower takes {length} tokens, and this prompt has more: {shown(prompts[row][:80])!r}… "
+                    "Give its category a shorter word (`words` of the dataset), or shorten the sentence."
+                )
         return ids.to(self.text.token_embedding.weight.device)
 
     def word(self, token_id: int) -> str:
@@ -251,9 +263,9 @@ class ClipBackbone(nn.Module):
 
 
 @lru_cache
-def _tokenizer(model: str) -> Callable[[list[str]], Tensor]:
+def _tokenizer(model: str) -> Callable[..., Tensor]:
     """Returns open_clip's tokenizer, made once: it reads a vocabulary of 49,408 words."""
-    tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model)
+    tokenizer: Callable[..., Tensor] = open_clip.get_tokenizer(model)
     return tokenizer
 
 

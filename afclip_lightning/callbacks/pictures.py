@@ -1,5 +1,7 @@
 """Pictures of the best and the worst cases of each category: image, mask, map over the image, score."""
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from PIL import Image, ImageDraw
 
 from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.data.loading import pixels_of
+from afclip_lightning.errors import shown
 from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
 
 Key = tuple[str, str]  # dataset, category
+
+LONGEST_STEM = 120  # bytes of a sheet's name, which is that of dataset and category
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,9 @@ class Pictures(Callback):
         if not trainer.is_global_zero or not self.cases:
             return
         folder = Path(trainer.default_root_dir) / "pictures"
+        names: set[str] = set()
         for (dataset, category), found in sorted(self.cases.items()):
-            path = folder / f"{dataset}_{category}.png".replace("/", "_")
+            path = folder / f"{_file_name(f'{dataset}_{category}', names)}.png"
             _save(self.sheet(found, *self.ranges[dataset, category]), path, "PNG")
             self.paths.append(path)
         self._keep(folder / "cases")
@@ -175,7 +181,7 @@ class Pictures(Callback):
         for row, case in enumerate(cases):
             top = margin + row * height
             what = "anomalous" if case.sample.label else "normal"
-            name = "/".join(case.sample.image_path.parts[-2:])
+            name = shown("/".join(case.sample.image_path.parts[-2:]))
             unknown = "" if case.sample.mask_known else "  (mask not known)"
             draw.text((margin, top), f"{what}  score {case.score:.4f}  {name}{unknown}", fill="black")
             overlay = (0.5 * case.image + 0.5 * case.colours(low, high)).astype(np.uint8)
@@ -196,6 +202,17 @@ class Pictures(Callback):
 
     def _resize(self, array: np.ndarray, interpolation: int) -> np.ndarray:
         return cv2.resize(array, (self.size, self.size), interpolation=interpolation)
+
+
+def _file_name(text: str, taken: set[str]) -> str:
+    """Returns a name for a file, and notes it: short, and unlike those before it, on disks that know no case, too."""
+    stem = re.sub(r"[/\\:\x00-\x1f\x7f]", "_", text).encode(errors="replace")[:LONGEST_STEM].decode(errors="ignore")
+    for name in (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))):
+        alike = unicodedata.normalize("NFC", name).casefold()
+        if alike not in taken:
+            break
+    taken.add(alike)
+    return name
 
 
 def _save(picture: Image.Image, path: Path, kind: str) -> None:

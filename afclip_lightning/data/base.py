@@ -21,16 +21,17 @@ from afclip_lightning.data.few_shot import draw_shots, given_shots
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
-from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form
+from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form, word_tokens
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.distributed import processes, rank
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.inspection.tiles import Tiling
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
+LONGEST_WORD = 48  # tokens: CLIP's text towers take 77, and the sentence around a word, learnable tokens, have theirs
 Facts = TypeVar("Facts")
 Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
 
@@ -269,6 +270,12 @@ class AnomalyDataModule(AnomalyData):
             raise DatasetError(
                 f"{self.name}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
             )
+        for category in self.selected_categories():
+            if (tokens := word_tokens(self.category_word(category))) > LONGEST_WORD:
+                rank_zero_warn(  # refused where a prompt has it: not every method's prompts name the category
+                    f"{self.name}: the word for {shown(category[:80])!r} has {tokens} tokens, and prompts have room "
+                    f"for about {LONGEST_WORD}. Give it a shorter one, `words` of the dataset."
+                )
         stray = set(self.words) - set(known)
         if not stray:
             return

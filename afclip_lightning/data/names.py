@@ -3,9 +3,14 @@
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from afclip_lightning.errors import DatasetError
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 # YAML makes numbers, truth values and nothing of names such as 01, no and null. The parser lets them through to the
 # constructors, which say how to quote them.
@@ -13,6 +18,7 @@ Scalar = str | int | float | bool | None
 Names = Sequence[Scalar] | str | None
 Words = Mapping[str, Scalar] | None
 
+FEW_BYTES = 40  # of a word that is taken for short without a look at its tokens
 _NORMAL = frozenset(
     {
         "good",
@@ -136,6 +142,19 @@ def checked_words(words: Words) -> dict[str, str]:
             raise ValueError(f"words: the word for {category!r} is empty. Leave it out for the category's own name.")
         found[name] = text
     return found
+
+
+def word_tokens(word: str) -> int:
+    """Returns how many tokens CLIP's tokenizer makes of a word, or the bytes of a short one, which are no fewer."""
+    size = len(word.encode(errors="replace"))
+    return size if size <= FEW_BYTES else len(_tokenizer().encode(word))
+
+
+@lru_cache
+def _tokenizer() -> "SimpleTokenizer":
+    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and few words are long
+
+    return SimpleTokenizer()
 
 
 def _text(argument: str, value: object) -> str:

@@ -189,3 +189,18 @@ def test_what_a_folders_name_says() -> None:
     assert not any(map(means_normal, ("", "ko", "not ok", "bad", "fine scratch", "abnormal", "goods")))
     assert all(map(holds_no_pictures, ("masks", "GT", "ground_truth", "label", "xyz", "mask_1")))
     assert not any(map(holds_no_pictures, ("cam2", "rgb", "labelled by hand", "")))
+
+
+def test_words_that_the_text_tower_would_cut_off(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path, ["bolt"])
+    MVTecLayout(
+        root, words={"bolt": "hexagon head bolt with a flange, zinc plated, of the third production line"}
+    ).check()
+    for word in (100 * "bolt ", "ABC-123/" * 20, "螺" * 60):
+        dataset = MVTecLayout(root, words={"bolt": word})
+        with pytest.warns(UserWarning, match=r"the word for 'bolt' has \d+ tokens, and prompts have room for about 48"):
+            dataset.check()
+    long = write_image(tmp_path / f"names/{80 * 'ab '}end/test/good/0.png").parents[2].name
+    with pytest.warns(UserWarning, match="tokens, and prompts have room for about 48"):
+        MVTecLayout(tmp_path / "names").check()
+    MVTecLayout(tmp_path / "names", words={long: "part"}).check()
