@@ -158,8 +158,9 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
         with _reading(path):
             merged = OmegaConf.merge(merged, content)
     with _reading(*paths, *changes):
-        matrix = OmegaConf.to_object(OmegaConf.merge(merged, OmegaConf.from_dotlist(list(changes))))
-    assert isinstance(matrix, Matrix)
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(changes)))
+        content = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    matrix = files.to_type(content, Matrix, ", ".join(map(str, paths)), remedy=REMEDY)
     try:
         _check(matrix)
     except UserError as error:
@@ -315,7 +316,7 @@ class _Builder:
     def _step(
         self, command: str, name: str, read: str, test: str, more: Sequence[str], fitted: str, shots: int = 0
     ) -> Step:
-        from afclip_lightning.benchmark.probe import reads_features
+        from afclip_lightning.benchmark.probe import find_method, takes_shots
 
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
@@ -323,7 +324,10 @@ class _Builder:
             same_folder = path.parent == Path(template).parent  # else files of two folders may have one name
             configs[self.folder / f"{number}-{path.name if same_folder else _slug(str(path))}"] = _without_data(path)
         store: tuple[str, ...] = ()
-        if self.matrix.store and reads_features(self.method_name, list(configs.values())):
+        cls = find_method(self.method_name, list(configs.values()))
+        if shots and not takes_shots(cls):
+            raise UserError(f"methods.{self.method_name}.shots: {cls.__name__} takes no images of the tested category.")
+        if self.matrix.store and not cls.needs_pixels:
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
         configs[self.folder / f"data-{_slug(read)}.yaml"] = {"data": self.sections[read]}
         options = (*QUIET, *store, *self.matrix.options, *self.method.options, f"--seed_everything={self.seed}", *more)

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from inspect import isabstract
+from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from afclip_lightning.data.catalogue import dataset_classes
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.heads import method_class
+from afclip_lightning.methods.base import AnomalyMethod
 
 
 def section(name: str, value: Any) -> Mapping[str, Any]:
@@ -63,8 +64,13 @@ def check_transfer(train: str, trained: Mapping[str, Any], test: str, tested: Ma
         raise UserError(f"from {train} to {test}: {error}") from error
 
 
-def reads_features(method: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Returns whether a method takes a backbone's features alone, so that they can be kept.
+def takes_shots(method: type[AnomalyMethod]) -> bool:
+    """Returns whether a method can be given normal images of what it is tested on."""
+    return "k_shot" in signature(method).parameters
+
+
+def find_method(method: str, configs: Sequence[Mapping[str, Any]]) -> type[AnomalyMethod]:
+    """Returns the class that a method's configs name.
 
     Raises:
         UserError: The configs name no method, or none that there is.
@@ -73,7 +79,7 @@ def reads_features(method: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     paths = [str(model["class_path"]) for model in models if isinstance(model, Mapping) and "class_path" in model]
     path = paths[-1] if paths else ""
     try:
-        return not method_class(path).needs_pixels
+        return method_class(path)
     except UserError as error:
         where = f"method {method!r}: its configs name {path or 'no model'}, which is no method."
         raise UserError(where) from error

@@ -1,8 +1,12 @@
 """A matrix is read strictly, keeps to the protocol, and becomes cells whose commands a person can repeat."""
 
+import copy
 import shlex
 from pathlib import Path
+from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import yaml
 
@@ -149,6 +153,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("shots: [0, 2]", "shots: [true]", "methods.AF-CLIP.shots[0]"),
         ("shots: [0, 2]", "shots: [.nan]", "methods.AF-CLIP.shots[0]"),
         ("shots: [0, 2]", "shots: [2, 2]", "methods.AF-CLIP.shots: 2 stands twice"),
+        ("trains: false, seeds: [0]", "trains: false, shots: [4]", "Dual-Image.shots: DualImage"),
         ("shots: [0, 2]", "tests: [five]", "methods.AF-CLIP.tests: 'five' is none of the datasets"),
         ("shots: [0, 2]", "tests: []", "methods.AF-CLIP.tests: is empty"),
         ("shots: [0, 2]", "published: []", "methods.AF-CLIP.published: is empty"),
@@ -244,3 +249,36 @@ def test_configs_of_one_name_in_several_folders_are_kept_apart(folder: Path) -> 
     own = planned(MATRIX.replace("configs: [configs/dual_image_demo.yaml]", 'configs: ["{test}/own.yaml"]')).cells[-1]
     read = [argument for step in own.steps for argument in step.arguments if "own.yaml" in argument]
     assert len(set(read)) == 2
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Returns the path of every value within a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, inner in items for found in paths_of(inner, (*path, key)))]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("${x}"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@pytest.mark.usefixtures("folder")
+@hypothesis.settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(st.data())
+def test_a_matrix_with_anything_in_one_place_is_planned_or_is_one_error(data: st.DataObject) -> None:
+    content = yaml.safe_load(MATRIX)
+    *parents, last = data.draw(st.sampled_from(paths_of(content)[1:]))
+    place = content
+    for key in parents:
+        place = place[key]
+    place[last] = data.draw(JSON)
+    try:
+        planned(yaml.safe_dump(copy.deepcopy(content)))
+    except UserError as error:
+        assert str(error)
