@@ -159,8 +159,8 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
             merged = OmegaConf.merge(merged, content)
     with _reading(*paths, *changes):
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(changes)))
-        content = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    matrix = files.to_type(content, Matrix, ", ".join(map(str, paths)), remedy=REMEDY)
+        plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    matrix = files.to_type(plain, Matrix, ", ".join(map(str, paths)), remedy=REMEDY)
     try:
         _check(matrix)
     except UserError as error:

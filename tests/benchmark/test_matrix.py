@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,5 @@ def test_a_matrix_with_anything_in_one_place_is_planned_or_is_one_error(data: st
     for key in parents:
         place = place[key]
     place[last] = data.draw(JSON)
-    try:
+    with suppress(UserError):
         planned(yaml.safe_dump(copy.deepcopy(content)))
-    except UserError as error:
-        assert str(error)
