@@ -70,7 +70,7 @@ def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
     """
     found = survey(folder, leave_out)
     if found.problems:
-        raise DatasetError(found.problems[0])
+        raise DatasetError(next(iter(found.problems.values())))
     return found.images
 
 
@@ -82,12 +82,12 @@ class Found:
         images: The images, sorted by path.
         others: Files that are not read and look as if they were meant, sorted by path: of an unknown suffix
             (`.heic`, `.cr2`), or binary without one. Texts, tables, archives and hidden files are not among them.
-        problems: One sentence each: a folder that cannot be listed, a link that leads nowhere or back.
+        problems: By path, a sentence each: a folder that cannot be listed, a link that leads nowhere or back.
     """
 
     images: list[Path]
     others: list[Path]
-    problems: list[str]
+    problems: dict[Path, str]
 
 
 def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
@@ -97,7 +97,7 @@ def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
         folder: Where to begin; an absent folder has nothing.
         leave_out: Folders that are not stepped into.
     """
-    found = Found([], [], [])
+    found = Found([], [], {})
     _survey(folder, leave_out, (), found)
     found.images.sort()
     found.others.sort()
@@ -132,16 +132,16 @@ _LOST = "{}: this link leads nowhere or to itself. Restore what it names, or rem
 def _survey(folder: Path, leave_out: Collection[Path], above: tuple[str, ...], found: Found) -> None:
     real = os.path.realpath(folder)
     if real in above:
-        found.problems.append(f"{folder}: this link leads back to {real}, which it lies in. Remove the link.")
+        found.problems[folder] = f"{folder}: this link leads back to {real}, which it lies in. Remove the link."
         return
     try:
         entries = _sort(folder)
     except DatasetError as error:
-        found.problems.append(str(error))
+        found.problems[folder] = str(error)
         return
     found.images.extend(entries.images)
     found.others.extend(entries.others)
-    found.problems.extend(_LOST.format(link) for link in entries.lost)
+    found.problems.update({link: _LOST.format(link) for link in entries.lost})
     for inner in entries.folders:
         if inner not in leave_out:
             _survey(inner, leave_out, (*above, real), found)

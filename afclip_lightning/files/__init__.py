@@ -23,7 +23,14 @@ from afclip_lightning.files.typed import (
     read_yaml,
     to_type,
 )
-from afclip_lightning.files.writing import LOCK_FILE, atomic_path, only_writer, write_json, write_text
+from afclip_lightning.files.writing import (
+    LOCK_FILE,
+    atomic_path,
+    check_writable,
+    only_writer,
+    write_json,
+    write_text,
+)
 
 __all__ = [
     "DOCUMENT_LIMIT",
@@ -31,6 +38,7 @@ __all__ = [
     "REMEDY",
     "TABLE_LIMIT",
     "atomic_path",
+    "check_writable",
     "csv_text",
     "only_writer",
     "open_regular",

@@ -38,6 +38,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file, and refuses early what could not be written there after minutes of work.
+
+    Raises:
+        UserError: It cannot be written, or is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{shown(path)} is a folder. Name a file.")
+    probe = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)}: cannot be written ({error.strerror or error}). Choose another place."
+        ) from error
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keeps a folder to this process while the body runs. A process that is killed leaves the folder free.

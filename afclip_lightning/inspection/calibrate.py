@@ -1,23 +1,27 @@
 """`python -m afclip_lightning calibrate`: thresholds from good images, or labelled ones, beside the checkpoint."""
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.inspection.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.inspection.model_options import add_model_options, finite, load_models, split_model_arguments
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from afclip_lightning.inspection.calibration import Threshold
+    from afclip_lightning.inspection.predictor import Predictor
 
 NORMAL_FOLDER = "good"
 DESCRIPTION = """\
 Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
-(head.calibration.json), where load and inspect find them. It holds for this checkpoint, seen in this way: other tiles,
-another category or other good examples (--shots) need another calibration.
+(head.PRODUCT.calibration.json; head.calibration.json without --product and --category), where load, inspect and serve
+find them. It holds for this product, and for this checkpoint, seen in this way: other tiles, another category or other
+good examples (--shots) need another calibration. The file says product, date, folder and number of images. Copies of
+one image count once.
 
 From good images alone (--normal): the threshold that a share --fpr of good images will exceed. If that are at least 10
 images it is a quantile; if they are fewer, the tail of their scores is fitted. The interval that is printed says how
@@ -42,16 +46,12 @@ def read_labelled(source: Path) -> Labelled:
         DatasetError: It is neither, or a line of the file is wrong.
     """
     from afclip_lightning.data.images import file_inside, walk_images
+    from afclip_lightning.files import read_rows
 
     if source.is_dir():
         return [(path, NORMAL_FOLDER not in path.relative_to(source).parts[:-1]) for path in walk_images(source)]
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{source}: is no folder, and cannot be read as a table ({error}).") from error
     found = []
-    for number, row in enumerate(rows, 2):
+    for number, row in read_rows(source, remedy="Name a folder, or a CSV file.", error=DatasetError):
         where = f"{source}, line {number}"
         if row.get("label") not in ("0", "1") or not row.get("path"):
             raise DatasetError(f"{where}: needs the columns path and label, 0 for good and 1 for anomalous.")
@@ -71,6 +71,8 @@ def main(args: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.data.images import walk_images
+    from afclip_lightning.inspection.calibration import Calibration, origin
+    from afclip_lightning.inspection.stream import keep
 
     if not options.checkpoint:
         raise UserError("name a model: --checkpoint FILE.")
@@ -86,41 +88,92 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         raise UserError("name good images (--normal), labelled ones (--labelled), or a --threshold.")
     if options.criterion != "fpr" and options.labelled is None:
         raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
-    _check_shots(options.shots, [path for path, _ in labelled])
-
-    from afclip_lightning.inspection.calibration import Calibration
-    from afclip_lightning.inspection.predictor import calibration_path
+    place = _place(options)
+    labelled = _different(labelled, options.shots)
+    _check_enough(options, [label for _, label in labelled])
 
     images = [path for path, _ in labelled]
     (model,) = load_models([options.checkpoint], options, arguments, calibration=None, images=images).values()
-    place = options.output or calibration_path(options.checkpoint)
-    if place is None:
-        raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --output FILE.")
-    image, pixel = _thresholds(options, model, labelled)
-    Calibration(image, pixel, model.checkpoint, model.settings).save(place)
+    image, pixel, good = _thresholds(options, model, labelled)
+    source = options.normal or options.labelled
+    made = origin(options.product or options.category, str(source or ""), len(labelled))
+    Calibration(image, pixel, model.checkpoint, model.settings, made, keep(good)).save(place)
     print(f"{place}\nNever report results on the images that a threshold was calibrated on.")
     return 0
 
 
-def _check_shots(shots: Path | None, images: Sequence[Path]) -> None:
-    """Refuses images that the model remembers: they are normal beyond all others.
+def _place(options: argparse.Namespace) -> Path:
+    """Returns where the calibration is to be written.
 
     Raises:
-        UserError: Names one.
+        UserError: Another one lies there, or nothing can be written there.
     """
-    if shots is None:
-        return
+    from afclip_lightning.files import check_writable
+    from afclip_lightning.inspection.calibration import Calibration, place_of
+    from afclip_lightning.inspection.predictor import calibration_path
+
+    place: Path | None = options.output
+    if place is None:
+        beside = calibration_path(options.checkpoint)
+        if beside is None:
+            raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --output FILE.")
+        place = place_of(beside, options.product or options.category)
+    if place.exists() and not options.overwrite:
+        try:
+            there = str(Calibration.read(place))
+        except UserError:
+            there = "something else"
+        raise UserError(f"{place} is there already ({there}). Name another --product, or --overwrite it.")
+    check_writable(place)
+    return place
+
+
+def _different(labelled: Labelled, shots: Path | None) -> Labelled:
+    """Returns images without copies, and says how many there were.
+
+    Raises:
+        UserError: One cannot be read; has copies with both labels; or is remembered by the model: such images are
+            normal beyond all others.
+    """
     from afclip_lightning.backbones.store import image_digest
     from afclip_lightning.data.images import walk_images
 
-    remembered = {image_digest(path) for path in walk_images(shots)}
-    for path in images:
-        if image_digest(path) in remembered:
+    remembered = set() if shots is None else {image_digest(path) for path in walk_images(shots)}
+    found: dict[str, tuple[Path, bool]] = {}
+    for path, label in labelled:
+        digest = image_digest(path)
+        if digest in remembered:
             raise UserError(f"{path} is one of --shots too: a threshold from images that are remembered is too low.")
+        first, known = found.setdefault(digest, (path, label))
+        if known != label:
+            raise UserError(f"{path} is a copy of {first}, and one is called good and the other anomalous. Keep one.")
+    if len(found) < len(labelled):
+        print(f"note: {len(labelled) - len(found)} images are copies of others, and are counted once.", file=sys.stderr)
+    return list(found.values())
 
 
-def _thresholds(options: argparse.Namespace, model: Any, labelled: Labelled) -> "tuple[Threshold, Threshold | None]":
-    """Returns the thresholds of image scores and of maps, and prints them.
+def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
+    """Refuses too few images, before a model is loaded.
+
+    Raises:
+        UserError: There are.
+    """
+    from afclip_lightning.inspection.calibration import require
+
+    good = len(labels) - sum(labels)
+    needs_good = (options.criterion == "fpr" and options.threshold is None) or (
+        good and options.pixel_threshold is None
+    )
+    if labels and needs_good:
+        require(good)
+    if options.criterion != "fpr" and options.threshold is None and not 0 < good < len(labels):
+        raise UserError("labelled images must be of both kinds, good and anomalous. Add those that are missing.")
+
+
+def _thresholds(
+    options: argparse.Namespace, model: "Predictor", labelled: Labelled
+) -> "tuple[Threshold, Threshold | None, np.ndarray]":
+    """Returns the thresholds of image scores and of maps, and the scores of the good images; prints the thresholds.
 
     Raises:
         UserError: An image cannot be read, or there are too few.
@@ -161,7 +214,7 @@ def _thresholds(options: argparse.Namespace, model: Any, labelled: Labelled) -> 
         )
     if pixel:
         print("map:        ", _said(pixel))
-    return image, pixel
+    return image, pixel, good
 
 
 def _said(threshold: "Threshold") -> str:
@@ -202,10 +255,16 @@ def _parser() -> argparse.ArgumentParser:
         default="fpr",
         help="what chooses the threshold (%(default)s)",
     )
-    parser.add_argument("--fpr", type=float, default=0.01, metavar="SHARE", help="of good images (%(default)s)")
-    parser.add_argument("--pixel_fpr", type=float, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)")
-    parser.add_argument("--threshold", type=float, metavar="X", help="of image scores, fixed by hand")
-    parser.add_argument("--pixel_threshold", type=float, metavar="X", help="of the values of maps, fixed by hand")
+    parser.add_argument("--fpr", type=finite, default=0.01, metavar="SHARE", help="of good images (%(default)s)")
+    parser.add_argument(
+        "--pixel_fpr", type=finite, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)"
+    )
+    parser.add_argument("--threshold", type=finite, metavar="X", help="of image scores, fixed by hand")
+    parser.add_argument("--pixel_threshold", type=finite, metavar="X", help="of the values of maps, fixed by hand")
+    parser.add_argument(
+        "--product", metavar="NAME", help="what the calibration is for, and is called by; --category by default"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="beside the checkpoint by default")
+    parser.add_argument("--overwrite", action="store_true", help="take the place of a calibration that is there")
     add_model_options(parser)
     return parser

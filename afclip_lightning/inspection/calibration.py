@@ -3,18 +3,26 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
-from afclip_lightning.errors import CheckpointError, DatasetError
-from afclip_lightning.files import write_json
+from afclip_lightning.errors import CheckpointError, DatasetError, UserError
+from afclip_lightning.files import read_json, write_json
+from afclip_lightning.inspection.stream import GoodScores
 
 Criterion = Literal["f1", "balanced"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 SUFFIX = ".calibration.json"
+ANY_PRODUCT = "object"  # what prompts call a product whose name they were not told
 CONFIDENCE = 0.9
 FEWEST = 8
 ENOUGH = 10  # good images above the threshold that make a quantile worth more than a fit
@@ -30,7 +38,7 @@ class Threshold:
         value: What lies above it is anomalous.
         scale: Distance to a typical good value over log 9, the unit of `probability`; `None` where no good image was
             seen.
-        method: `quantile`, `tail_fit`, `pixel_quantile`, `f1`, `balanced` or `fixed`.
+        method: How it was chosen.
         n: Images that it comes from.
         fpr: Share of good images, or of their pixels, that it was chosen to let through as anomalous; measured where
             it was chosen otherwise; `None` where no good image was seen.
@@ -39,12 +47,35 @@ class Threshold:
     """
 
     value: float
-    scale: float | None
-    method: str
-    n: int
-    fpr: float | None
+    scale: Annotated[float, msgspec.Meta(gt=0)] | None
+    method: Literal["quantile", "tail_fit", "pixel_quantile", "f1", "balanced", "fixed"]
+    n: Count
+    fpr: Share | None
     interval: tuple[float, float] | None
-    confidence: float = CONFIDENCE
+    confidence: Share = CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a calibration comes from, to be told when it is used.
+
+    Attributes:
+        product: What it is for; `object` where nobody gave it a name.
+        source: Folder or table of the images; empty if the thresholds were fixed by hand.
+        images: How many images that were, each copy counted once.
+        date: When it was made, in UTC, as `2026-01-31 14:05`.
+        version: Of afclip_lightning.
+    """
+
+    product: str
+    source: str
+    images: Count
+    date: str
+    version: str
+
+    def __str__(self) -> str:
+        images = f"{self.images} images of {self.source}" if self.source else "fixed by hand"
+        return f"{self.product}, {self.date[:10]}, {images}"
 
 
 @dataclass(frozen=True)
@@ -56,12 +87,21 @@ class Calibration:
         pixel: Of the values of maps; `None` without good images.
         checkpoint: Fingerprint of the checkpoint.
         settings: What else the scores depend on: tiles, category, few-shot images, features.
+        origin: Product, date, images; `None` in files of earlier versions.
+        good: What is kept of the good images' scores; `None` if they were too few, or in files of earlier versions.
     """
 
     image: Threshold
     pixel: Threshold | None
     checkpoint: str
     settings: dict[str, Any]
+    origin: Origin | None = None
+    good: GoodScores | None = None
+
+    def __post_init__(self) -> None:
+        white = self.settings.get("white")
+        if white is not None and (not isinstance(white, int) or isinstance(white, bool) or not 0 < white < 2**32):
+            raise ValueError(f"settings.white: expected a whole number, got {white!r}")
 
     def save(self, path: Path) -> None:
         """Writes the calibration in one step.
@@ -78,13 +118,10 @@ class Calibration:
         Raises:
             DatasetError: The file cannot be read, or is no calibration.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            image, pixel = (None if content[key] is None else _threshold(content[key]) for key in ("image", "pixel"))
-            assert image is not None
-            return cls(image, pixel, content["checkpoint"], content["settings"])
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise DatasetError(f"{path}: cannot be read as a calibration ({error!r}). Calibrate again.") from error
+        return read_json(path, cls, remedy="Calibrate again.", error=DatasetError)
+
+    def __str__(self) -> str:
+        return str(self.origin or "of an earlier version, which kept neither product nor date")
 
     def check(self, path: Path, checkpoint: str, settings: Mapping[str, Any]) -> None:
         """Refuses a checkpoint or settings other than those that were calibrated.
@@ -106,14 +143,96 @@ class Calibration:
         ]
         if problems:
             raise CheckpointError(
-                f"{path} does not fit what is in use now:\n  " + "\n  ".join(problems) + "\n"
-                "Thresholds hold for the scores that they were made from. Calibrate again, or go without calibration."
+                f"{path} does not fit what is in use now (it is {self}):\n  " + "\n  ".join(problems) + "\n"
+                "Thresholds hold for the scores that they were made from. Calibrate again, or go without calibration "
+                "(--no_calibration)."
             )
 
 
-def _threshold(content: dict[str, Any]) -> Threshold:
-    interval = content.pop("interval")
-    return Threshold(**content, interval=interval and (interval[0], interval[1]))
+def origin(product: str, source: str, images: int) -> Origin:
+    """Returns where a calibration that is made now comes from."""
+    import afclip_lightning
+
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    return Origin(product, source, images, now, afclip_lightning.__version__)
+
+
+def check_product(name: str) -> str:
+    """Returns the name of a product, in the normal form of its letters.
+
+    Raises:
+        UserError: It can be no part of a file's name, or two names could be one there.
+    """
+    if not is_product(name):
+        raise UserError(
+            f"{name!r} can be no part of a file's name: a product is called by at most 60 letters, digits, spaces and "
+            "the signs . + - _. Name it with --product."
+        )
+    return unicodedata.normalize("NFC", name)
+
+
+def is_product(name: str) -> bool:
+    """Returns whether a product can be called so: a file of it is named after it."""
+    name = unicodedata.normalize("NFC", name)
+    return re.fullmatch(r"\w(?:[\w .+-]{0,58}[\w+-])?", name) is not None and len(name.encode()) < 200
+
+
+def place_of(beside: Path, product: str) -> Path:
+    """Returns where the calibration of a product lies.
+
+    Args:
+        beside: That of the product without name, `head.calibration.json`.
+        product: Its name; see `check_product`.
+    """
+    if product == ANY_PRODUCT:
+        return beside
+    return beside.with_name(f"{beside.name.removesuffix(SUFFIX)}.{check_product(product)}{SUFFIX}")
+
+
+def find(beside: Path, wanted: str, category: str) -> Path | None:
+    """Returns the calibration that is meant.
+
+    Args:
+        beside: Where that of the product without name lies, whether it is there or not.
+        wanted: A product's name; a file; or `auto`: that of the category, or the only one that there is.
+        category: What prompts call the product.
+
+    Raises:
+        UserError: The product has none, or it is not clear which one is meant.
+    """
+    there = _calibrations(beside)
+    if wanted != "auto":
+        is_file = wanted.endswith(".json") or Path(wanted).is_file()
+        named = Path(wanted) if is_file else place_of(beside, wanted)
+        if is_file or named in there:
+            return named
+        raise UserError(f"{named}: there is no calibration of {wanted}. {_listed(there)}")
+    if category != ANY_PRODUCT and is_product(category) and place_of(beside, category) in there:
+        return place_of(beside, category)
+    if len(there) > 1:
+        raise UserError(f"name a calibration, --calibration PRODUCT or FILE, or --no_calibration. {_listed(there)}")
+    return there[0] if there else None
+
+
+def _calibrations(beside: Path) -> list[Path]:
+    """Returns the calibrations that lie beside a checkpoint, without those of other checkpoints."""
+    head = beside.name.removesuffix(SUFFIX)
+    names = sorted(p.name for p in beside.parent.iterdir()) if beside.parent.is_dir() else []
+    mine = [name for name in names if name.endswith(SUFFIX) and f"{name.removesuffix(SUFFIX)}.".startswith(f"{head}.")]
+    others = {name.rpartition(".")[0] for name in names if name.endswith(".ckpt")} - {head}
+    return [beside.with_name(name) for name in mine if name.removesuffix(SUFFIX) not in others]
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    if not paths:
+        return "There is none: make one with the command calibrate."
+    said = []
+    for path in paths:
+        try:
+            said.append(f"{path}: {Calibration.read(path)}")
+        except UserError:
+            said.append(f"{path}: cannot be read")
+    return "These are there:\n  " + "\n  ".join(said)
 
 
 def fingerprint(content: bytes) -> str:
@@ -157,7 +276,7 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
 
     Reference: Hosking and Wallis, Technometrics 29 (1987), for the fit.
     """
-    _require(len(scores))
+    require(len(scores))
     scores = np.sort(scores.astype(np.float64))
     n, above = len(scores), _exceedances(len(scores))
     if n * fpr >= ENOUGH or fpr * n >= above:
@@ -176,11 +295,17 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
     return Threshold(float(value), _scale(value, scores), "tail_fit", n, fpr, (float(low), float(high)))
 
 
-def _require(count: int) -> None:
+def require(count: int) -> None:
+    """Refuses fewer good images than a threshold can come from.
+
+    Raises:
+        DatasetError: Says how many there must be.
+    """
     if count < FEWEST:
         raise DatasetError(
-            f"{count} good images are too few for a threshold: {FEWEST} are the least, {ENOUGH} divided by the "
-            "false-positive rate are enough. Add good images, or fix the threshold by hand (--threshold)."
+            f"{count} good images are too few for a threshold: {FEWEST} different ones are the least, {ENOUGH} divided "
+            "by the false-positive rate are enough. Add good images, or fix the threshold by hand (--threshold and "
+            "--pixel_threshold)."
         )
 
 
@@ -296,7 +421,7 @@ class PixelTail:
             DatasetError: There are fewer than `FEWEST` images.
         """
         n = len(self.highest)
-        _require(n)
+        require(n)
         owner = np.repeat(np.arange(n), [len(values) for values in self.highest])
         values = np.concatenate(self.highest)
         order = np.argsort(-values, kind="stable")

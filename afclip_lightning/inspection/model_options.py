@@ -1,6 +1,8 @@
 """Options of the commands that take a trained head or training-free methods, and the models that they name."""
 
 import argparse
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from afclip_lightning.inspection.tiles import Tiling
 
 MODEL_PREFIX = "--model."
+TOY = (
+    "the backbone is the tiny CLIP that comes with this package. It has seen drawn pictures only, to try things out: "
+    "its scores of photos mean nothing."
+)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +75,18 @@ def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Lite
     if level == "auto" and not images:
         raise UserError("--white auto is looked up in images, and there are none here: give bits or a number.")
     return white_value(level, images) or "bits"
+
+
+def finite(text: str) -> float:
+    """Returns a number that is finite, from the command line.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -159,4 +177,16 @@ def load_models(
         )
         name = type(model.method).__name__
         models[name if name not in models else f"{name}_{len(models) + 1}"] = model
+    if any(model.is_toy for model in models.values()):
+        print(f"warning: {TOY}", file=sys.stderr)
     return models
+
+
+def thresholds_of(model: "Predictor") -> str:
+    """Returns in words where the thresholds of a model come from."""
+    image, pixel = (value is not None for value in (model.threshold, model.pixel_threshold))
+    by_hand = {(True, True): "both", (True, False): "that of the score", (False, True): "that of the map"}
+    said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
+    if model.calibration is not None:
+        return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
+    return f"no calibration{said or ': no verdict, and the colours of each picture are its own'}"

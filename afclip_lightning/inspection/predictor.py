@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from afclip_lightning import heads
+from afclip_lightning.backbones.weights import EMBEDDED
 from afclip_lightning.data.loading import keep_memory
 from afclip_lightning.data.reader import read
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, fingerprint
+from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
 from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.inspection.verdict import Inspection, Region
 from afclip_lightning.memory import FewShotMemory
@@ -62,8 +63,8 @@ def load(
         shots: Good images for a few-shot method; see `Predictor.remember`.
         threshold: Scores above it are anomalous, in place of the calibration's.
         pixel_threshold: Values of the map above it are anomalous, in place of the calibration's.
-        calibration: A file that `calibrate` wrote; `auto` takes the one beside the checkpoint if it is there, `None`
-            takes none.
+        calibration: A product's name, or a file that `calibrate` wrote; `auto` takes that of the category, or the only
+            one beside the checkpoint if there is one; `None` takes none.
         white: What is white in images of more than 8 bits: `bits`, the largest value that the file's depth holds, or a
             number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. That of the calibration by
             default, and `bits` without one.
@@ -82,9 +83,10 @@ def load(
     model.checkpoint, model.arguments = _fingerprint(path), given
     if white == "auto":
         raise ValueError("white is auto, which is looked up in a set of images: give bits or a number")
-    beside = calibration_path(path)
-    place = beside if calibration == "auto" else None if calibration is None else Path(calibration)
-    found = Calibration.read(place) if place and (calibration != "auto" or place.is_file()) else None
+    place, beside = None if calibration is None else Path(calibration), calibration_path(path)
+    if isinstance(calibration, str) and (beside or calibration == "auto"):
+        place = find(beside, calibration, category) if beside else None
+    found = Calibration.read(place) if place else None
     if white is not None:
         model.white = white_value(white, ())
     elif found:
@@ -93,7 +95,7 @@ def load(
         model.remember(shots)
     if found and place:
         found.check(place, model.checkpoint, model.settings)
-        model.calibration = found
+        model.calibration, model.calibrated_by = found, place
     model.threshold, model.pixel_threshold = threshold, pixel_threshold
     return model
 
@@ -113,6 +115,7 @@ class Predictor:
     Attributes:
         method: The method, in eval mode on its device.
         calibration: Where thresholds come from, or `None`.
+        calibrated_by: The file that it was read from, if any.
         threshold: Of image scores, in place of the calibration's.
         pixel_threshold: Of the values of maps, in place of the calibration's.
         checkpoint: What the checkpoint is known by in a calibration.
@@ -133,6 +136,7 @@ class Predictor:
         self.batch_size = batch_size
         self.device = _device(device)
         self.calibration: Calibration | None = None
+        self.calibrated_by: Path | None = None
         self.threshold: float | None = None
         self.pixel_threshold: float | None = None
         self.checkpoint = ""
@@ -150,8 +154,11 @@ class Predictor:
             image: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
 
         Raises:
-            UserError: The image cannot be read, or the method needs good images first.
+            UserError: The image cannot be read, its score is not finite, or the method needs good images first.
+            TypeError: It is something else.
         """
+        if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
+            raise TypeError("predict takes one image, and got several: predict_many takes them")
         return self.predict_many([image])[0]
 
     def predict_many(self, images: Sequence[Source]) -> list[Inspection]:
@@ -161,8 +168,10 @@ class Predictor:
             images: See `predict`.
 
         Raises:
-            UserError: An image cannot be read, or the method needs good images first.
+            UserError: An image cannot be read, a score is not finite, or the method needs good images first.
+            TypeError: One is no image.
         """
+        _check_sources(images)
         found: dict[int, Inspection] = {}
         for index, outcome in self.stream(images):
             if isinstance(outcome, UserError):
@@ -209,7 +218,8 @@ class Predictor:
                     self.remarks.update(item.remarks)
                 current = begun[item.index]
                 if current.add(item.view, float(score), anomaly_map):
-                    yield item.index, self._judge(begun.pop(item.index))
+                    del begun[item.index]
+                    yield item.index, self._judge(current, _name(images[item.index]))
 
     def remember(self, images: Sequence[Source]) -> None:
         """Makes good images the memory of a few-shot method, in place of what it remembered before.
@@ -223,7 +233,8 @@ class Predictor:
         Raises:
             UserError: The method has no memory, or an image cannot be read.
         """
-        if not images:
+        _check_sources(images)
+        if not len(images):
             raise ValueError("there is no image to remember")
         if not self.takes_good_images:
             name = type(self.method).__name__
@@ -248,8 +259,17 @@ class Predictor:
 
     @property
     def takes_good_images(self) -> bool:
-        """Returns whether the method compares an image with good ones: see `remember`."""
-        return hasattr(self.method, "pairing") or isinstance(getattr(self.method, "memory", None), FewShotMemory)
+        """Returns whether the method compares an image with good ones: see `remember`.
+
+        APRIL-GAN with good images has no verdict on an image alone.
+        """
+        memory = isinstance(getattr(self.method, "memory", None), FewShotMemory)
+        return hasattr(self.method, "pairing") or (memory and not isinstance(self.method, APRILGAN))
+
+    @property
+    def is_toy(self) -> bool:
+        """Returns whether the backbone is the tiny one of this package, which has seen drawn pictures only."""
+        return self.method.spec.weights == EMBEDDED
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -327,8 +347,29 @@ class Predictor:
         image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
         return None if image is None else image.scale, None if pixel is None else pixel.scale
 
-    def _judge(self, done: "_Begun") -> Inspection:
+    def _judge(self, done: "_Begun", name: Path) -> Inspection | UserError:
+        if not done.finite:
+            return UserError(
+                f"{name}: {type(self.method).__name__} gives a score or a map that is not finite (NaN or infinity). "
+                "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
+            )
         return Inspection(done.score, done.anomaly_map, *self.thresholds, *self.scales, done.image)
+
+
+def _check_sources(images: Sequence[Source]) -> None:
+    """Refuses what is no list of images.
+
+    Raises:
+        TypeError: Names what it is.
+    """
+    if isinstance(images, (str, bytes, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        raise TypeError(f"a list of images is needed, got one {type(images).__name__}: predict takes one image")
+    for index, image in enumerate(images):
+        if not isinstance(image, (str, bytes, Path, Image.Image, np.ndarray)):
+            raise TypeError(
+                f"image {index} is a {type(image).__name__}: an image is a path, the bytes of a file, a Pillow image, "
+                "or an array [H, W, 3], uint8, RGB"
+            )
 
 
 def _value(calibrated: Threshold | None, given: float | None) -> float | None:
@@ -399,9 +440,9 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()  # of `meta` there is no number
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}). Use cpu or auto.") from error
 
 
@@ -452,11 +493,13 @@ class _Begun:
         self.image = None if first.image is None else first.image.numpy()
         self.anomaly_map = np.zeros(first.shape, np.float32)
         self.score = -np.inf
+        self.finite = True
         self.left = len(self.layout)
 
     def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
         """Adds a view, and returns whether it was the last."""
         self.score = max(self.score, score)
+        self.finite &= bool(np.isfinite(score) and np.isfinite(anomaly_map).all())
         self.layout.add(self.anomaly_map, view, anomaly_map)
         self.left -= 1
         return not self.left

@@ -11,6 +11,12 @@ from afclip_lightning.inspection.tiles import Box
 
 CONTOUR = (255, 255, 255)
 COLD = 0.1  # what a typical good value gets: the image is left as it is there
+CAPTIONS = (  # of an overlay without common scale: the first that leaves most of the image free
+    "Colours run from this image's lowest to its highest value. No calibration, so no common scale.",
+    "Colours: this image's lowest to highest value",
+    "Colours: own scale",
+    "own scale",
+)
 HEAT = 0.6  # most of an overlay's colour that is the map's and not the image's
 
 
@@ -100,6 +106,11 @@ class Inspection:
         """Returns the same at other thresholds."""
         return replace(self, threshold=threshold, pixel_threshold=pixel_threshold)
 
+    @property
+    def shares_scale(self) -> bool:
+        """Returns whether the colours of its picture mean the same as those of other images: by a calibration."""
+        return self.pixel_threshold is not None and self.pixel_scale is not None
+
     def heat(self) -> np.ndarray:
         """Returns how hot each pixel is drawn, `[H, W]`, float32, in [0, 1].
 
@@ -115,6 +126,8 @@ class Inspection:
     def overlay(self) -> np.ndarray:
         """Returns the image under its map in colours, with the contours of the mask, `[H, W, 3]`, uint8, RGB.
 
+        Without a calibration a caption says that the colours run from this image's lowest to its highest value.
+
         Raises:
             ValueError: The image was not kept.
         """
@@ -127,4 +140,31 @@ class Inspection:
         if self.mask is not None:
             contours, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
             cv2.drawContours(drawn, contours, -1, CONTOUR, max(1, round(max(drawn.shape) / 400)))
-        return drawn
+        return drawn if self.shares_scale else _with_caption(drawn)
+
+
+def _with_caption(picture: np.ndarray) -> np.ndarray:
+    """Returns a picture `[H, W, 3]`, uint8, with the caption that fits on a dark band at its foot, if any does."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width, _ = picture.shape
+    size = min(max(round(min(height, width) / 22), 11), 60)
+    font = ImageFont.load_default(size)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image, "RGBA")
+    for caption in CAPTIONS:
+        lines: list[str] = []
+        for word in caption.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and draw.textlength(longer, font) <= width - size:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        band = round(1.3 * size * len(lines) + 0.4 * size)
+        if band <= 0.32 * height and max(draw.textlength(line, font) for line in lines) <= width - size / 2:
+            draw.rectangle((0, height - band, width, height), (0, 0, 0, 190))
+            draw.multiline_text(
+                (size / 2, height - band + 0.2 * size), "\n".join(lines), "white", font, spacing=0.3 * size
+            )
+            return np.asarray(image)
+    return picture

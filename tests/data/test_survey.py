@@ -68,9 +68,9 @@ def test_a_survey_goes_on_after_problems(tmp_path: Path, monkeypatch: pytest.Mon
     found = survey(tmp_path)
     assert [p.name for p in found.images] == ["1.png", "3.png"]
     assert len(found.problems) == 3
-    assert any("closed: cannot be listed (Permission denied)" in problem for problem in found.problems)
-    assert any("again: this link leads back to" in problem for problem in found.problems)
-    assert any("lost: this link leads nowhere" in problem for problem in found.problems)
+    assert any("closed: cannot be listed (Permission denied)" in problem for problem in found.problems.values())
+    assert any("again: this link leads back to" in problem for problem in found.problems.values())
+    assert any("lost: this link leads nowhere" in problem for problem in found.problems.values())
     with pytest.raises(DatasetError, match="leads"):
         walk_images(tmp_path)
     assert [p.name for p in survey(tmp_path, leave_out=[tmp_path / "z"]).images] == ["1.png"]

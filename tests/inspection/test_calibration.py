@@ -1,5 +1,7 @@
 """Thresholds: right on known distributions, honest about few images, kept with what they hold for."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from afclip_lightning.errors import CheckpointError, DatasetError
+from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.inspection.calibration import (
     Calibration,
     PixelTail,
@@ -17,8 +19,11 @@ from afclip_lightning.inspection.calibration import (
     fixed,
     from_labels,
     from_normals,
+    origin,
+    place_of,
     probability,
 )
+from afclip_lightning.inspection.stream import keep
 
 
 def drawn(n: int, seed: int = 0) -> np.ndarray:
@@ -147,9 +152,9 @@ def test_files_keep_what_a_threshold_holds_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="category: 'bolt' when calibrated, 'nut' now"):
         found.check(path, fingerprint(b"head"), {**kept.settings, "category": "nut"})
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DatasetError, match="cannot be read as a calibration"):
+    with pytest.raises(DatasetError, match="is no JSON"):
         Calibration.read(path)
-    with pytest.raises(DatasetError, match="cannot be read as a calibration"):
+    with pytest.raises(DatasetError, match="does not exist"):
         Calibration.read(tmp_path / "none.json")
 
 
@@ -157,5 +162,67 @@ def test_a_file_without_its_thresholds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     Calibration(Threshold(0.5, None, "fixed", 0, None, None), None, "", {}).save(path)
     path.write_text(path.read_text().replace('"value"', '"vale"'))
-    with pytest.raises(DatasetError, match="vale"):
+    with pytest.raises(DatasetError, match=r"c\.json: image: there is no value\. Calibrate again"):
         Calibration.read(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("image", "value"), math.nan),
+        (("image", "value"), math.inf),
+        (("image", "value"), True),
+        (("image", "value"), "0.5"),
+        (("image", "value"), None),
+        (("image", "scale"), 0.0),
+        (("image", "scale"), -0.1),
+        (("image", "scale"), math.nan),
+        (("image", "method"), "guess"),
+        (("image", "n"), -1),
+        (("image", "interval"), [0.1]),
+        (("pixel",), 0.5),
+        (("image",), None),
+        (("settings",), [1]),
+        (("settings",), None),
+        (("settings", "white"), "12"),
+        (("checkpoint",), 7),
+        (("origin",), {"product": 3}),
+        (("good",), {"n": 2, "median": 0.1, "upper": 0.2}),
+    ],
+)
+def test_damaged_numbers_are_refused(tmp_path: Path, place: tuple[str, ...], value: object) -> None:
+    path = tmp_path / "c.json"
+    image = from_normals(drawn(50), 0.05)
+    Calibration(image, image, "", {}, origin("bolt", "good", 50), keep(drawn(50))).save(path)
+    content = json.loads(path.read_text())
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=rf"c\.json: {place[0]}.*Calibrate again"):
+        Calibration.read(path)
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    Calibration(from_normals(drawn(50), 0.05), None, "", {}, origin("bolt", "good", 50), keep(drawn(50))).save(path)
+    content = json.loads(path.read_text())
+    del content["origin"], content["good"]
+    path.write_text(json.dumps(content))
+    found = Calibration.read(path)
+    assert (found.origin, found.good) == (None, None)
+    assert str(found) == "of an earlier version, which kept neither product nor date"
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "a\nb", "a.", "x" * 61, "\u00fc" * 61, "a\0", "*"])
+def test_names_that_make_no_file_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="can be no part of a file's name"):
+        place_of(Path("head.calibration.json"), name)
+
+
+def test_a_product_has_one_file() -> None:
+    beside = Path("head.calibration.json")
+    assert place_of(beside, "object") == beside
+    assert place_of(beside, "metal nut") == Path("head.metal nut.calibration.json")
+    assert place_of(beside, "pru\u0308f") == place_of(beside, "pr\u00fcf")

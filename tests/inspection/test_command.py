@@ -3,22 +3,30 @@
 import csv
 import io
 import json
+import math
+import os
+import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from afclip_lightning import evaluate
+from afclip_lightning import __version__, evaluate, load
 from afclip_lightning.data.maps import read_map
 from afclip_lightning.errors import UserError
+from afclip_lightning.files import only_writer
 from afclip_lightning.heads import Backbones
 from afclip_lightning.inspection import calibrate, command
 from afclip_lightning.inspection.calibration import Calibration
+from afclip_lightning.inspection.inputs import Input
 from afclip_lightning.inspection.model_options import split_model_arguments
+from afclip_lightning.inspection.table import Table
 from tests.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 
 Row = dict[str, Any]
@@ -102,12 +110,12 @@ def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture
     assert {path for path, row in found.items() if not row["error"]} == {f"bad/{name}" for name in fine}
     for path, words in {
         "bad/zero.png": "cannot be read as an image",
-        "bad/text.png": "cannot identify image file",
+        "bad/text.png": "no image of a kind that is read here",
         "bad/cut.png": "cannot be read as an image",
         "bad/bomb.png": "",  # whichever is noticed first, its size or its end
         "bad/empty": "the folder has no image",
         "notes.txt": "cannot be read as an image",
-        "nothing.png": "No such file",
+        "nothing.png": "does not exist",
     }.items():
         assert path in found[path]["error"]
         assert words in found[path]["error"]
@@ -133,7 +141,153 @@ def test_a_stopped_run_goes_on(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "holds inspections with another model" in capsys.readouterr().err
     Path("out/inspections.jsonl").write_text("{}\n" + lines[0])
     assert inspect("images", "--save", "npy") == 2
-    assert "line 1: is not of an inspection" in capsys.readouterr().err
+    assert "inspections.jsonl, line 1: there is no path" in capsys.readouterr().err
+
+
+def test_a_replaced_image_is_judged_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (latest,) = write_pictures(folder / "in", 1)
+    write_pictures(folder / "in", 3, seed=5)
+    Image.fromarray(picture(60, 80)).save(latest)
+    assert inspect("in", "--save", "npy") == 0
+    before = {row["path"]: row for row in rows()}
+    Image.fromarray(picture(60, 80, 99)).save(latest)
+    os.utime(latest, ns=(0, before["in/000.png"]["mtime_ns"] + 1))
+    assert inspect("in", "--save", "npy") == 0
+    out = capsys.readouterr().out
+    assert "1 inspected, 0 failed, 2 done before" in out
+    assert "1 of these had been inspected before and were replaced since" in out
+    now = {row["path"]: row for row in rows()}
+    assert now["in/000.png"]["score"] != before["in/000.png"]["score"]
+    assert now["in/000.png"]["name"] == "in/000"  # its files take the place of the old ones
+    assert len(list(Path("out/npy").rglob("*.npy"))) == 3
+    assert {**now, "in/000.png": 0} == {**before, "in/000.png": 0}
+    latest.unlink()
+    assert inspect("in/000.png", "--save", "npy") == 1  # gone, so its verdict goes too
+    assert {row["path"]: row["error"] != "" for row in rows()}["in/000.png"]
+
+
+def test_tables_of_earlier_versions_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "in", 2)
+    assert inspect("in") == 0
+    lines = [json.loads(line) for line in Path("out/inspections.jsonl").read_text().splitlines()]
+    old = [{key: value for key, value in line.items() if key not in ("size", "mtime_ns")} for line in lines]
+    Path("out/inspections.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert inspect("in") == 0
+    assert "0 inspected, 0 failed, 2 done before" in capsys.readouterr().out
+    assert rows() == old
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("score", "high"),
+        ("score", math.nan),
+        ("score", True),
+        ("path", 3),
+        ("name", None),
+        ("verdict", "maybe"),
+        ("regions", {"box": 1}),
+        ("regions", [{"box": [1, 2, 3], "area": 1, "score": 1.0}]),
+        ("mtime_ns", "now"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    row = {"path": "a.png", "score": 0.5, "error": "", "name": "a", field: value}
+    (tmp_path / "inspections.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=rf"inspections\.jsonl, line 1: {field}.*Remove the line"):
+        Table(tmp_path, several=False)
+
+
+def test_damaged_settings_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "in", 1)
+    Path("out").mkdir()
+    for content in (b"[1]", b"{", b"\xff\xfe", b"[" * 100_000, b""):
+        Path("out/inspect.json").write_bytes(content)
+        assert inspect("in") == 2
+        assert "inspect.json" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "photos", 2)
+    for name in ("a.heic", "b.HEIC", "c.cr2", ".hidden.heic", "Thumbs.db", "notes.txt"):
+        (folder / "photos" / name).write_bytes(b"\0")
+    assert inspect("photos") == 1
+    assert "2 inspected, 0 failed, 0 done before, 3 left out (.cr2 1, .heic 2)" in capsys.readouterr().out
+    errors = {row["path"]: row["error"] for row in rows() if row["error"]}
+    assert set(errors) == {f"photos/{name}" for name in ("a.heic", "b.HEIC", "c.cr2")}
+    assert "left out, as a file of the kind .heic is not read here" in errors["photos/a.heic"]
+    assert inspect("photos", "--ignore", "*.heic", "--ignore", "*.HEIC", "--ignore", "*.cr2") == 0
+    assert "0 inspected, 0 failed, 2 done before, 0 left out" in capsys.readouterr().out
+
+
+def test_a_closed_or_looping_folder_costs_a_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("in", "in/closed", "in/open"):
+        write_pictures(folder / place, 1)
+    (folder / "in" / "again").symlink_to("..", target_is_directory=True)
+    scan = os.scandir
+
+    def scandir(place: Any) -> Any:
+        if Path(place).name == "closed":  # the tests may run as root, whom no folder is closed to
+            raise PermissionError(13, "Permission denied")
+        return scan(place)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    assert inspect("in") == 1
+    found = {row["path"]: row["error"] for row in rows()}
+    assert {path for path, error in found.items() if not error} == {"in/000.png", "in/open/000.png"}
+    assert "Permission denied" in found["in/closed"]
+    assert any("leads back to" in error for error in found.values())
+
+
+def test_long_and_odd_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "in").mkdir()
+    names = [b"x" * 251 + b".png", b"x" * 251 + b".bmp", "ü".encode() * 125 + b".png", b"caf\xe9.png", b"=1+1.png"]
+    for seed, name in enumerate(names):
+        with open(b"in/" + name, "wb") as file:
+            Image.fromarray(picture(30, 40, seed)).save(file, "PNG")
+    os.mkfifo(folder / "in" / "pipe.png")
+    assert inspect("in", "--save", "map,npy,mask,overlay", "--pixel_threshold", "0.4") == 1
+    assert "5 inspected, 1 failed" in capsys.readouterr().out
+    lines = [json.loads(line) for line in Path("out/inspections.jsonl").read_text("utf-8").splitlines()]
+    assert {os.fsencode(row["path"]) for row in lines} == {b"in/" + name for name in [*names, b"pipe.png"]}
+    assert len({row["name"] for row in lines}) == 6
+    for row in lines:
+        if not row["error"]:
+            assert Path(f"out/npy/{row['name']}.npy").is_file()
+            assert Path(f"out/overlays/{row['name']}.jpg").is_file()
+    assert "is a named pipe" in next(row["error"] for row in lines if row["error"])
+    table = list(csv.DictReader(Path("out/inspections.csv").read_text("utf-8").splitlines()))
+    assert any("caf\\xe9" in row["path"] for row in table)
+    assert inspect("in", "--save", "map,npy,mask,overlay", "--pixel_threshold", "0.4") == 1  # each is known again
+    assert "0 inspected, 1 failed, 5 done before" in capsys.readouterr().out
+
+
+def test_names_that_a_file_system_takes_for_one(tmp_path: Path) -> None:
+    table = Table(tmp_path, several=False)
+    given = [tmp_path / "a" / name for name in ("pru\u0308f.png", "pr\u00fcf.png", "PR\u00dcF.png")]
+    names = [table.free_name(Input(path, path.stem)) for path in given]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 3
+    assert [table.free_name(Input(path, path.stem)) for path in given] == names
+
+
+def test_one_writer_at_a_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "in", 1)
+    with only_writer(folder / "out"):
+        assert inspect("in") == 2
+    assert "out: another process is writing there" in capsys.readouterr().err
+    assert inspect("in") == 0
+
+
+def test_a_head_that_gives_nan_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "in", 10)
+    model = load(folder / "head.ckpt", device="cpu")
+    with torch.no_grad():
+        next(model.method.parameters()).fill_(math.nan)
+    assert any("AFCLIP gives a score" in str(outcome) for _, outcome in model.stream([folder / "in" / "000.png"]))
+    with pytest.raises(UserError, match=r"000\.png: AFCLIP gives a score or a map that is not finite"):
+        model.predict(folder / "in" / "000.png")
 
 
 def test_equal_names_do_not_meet(folder: Path) -> None:
@@ -222,7 +376,9 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert inspect("good", "--tiles", "2", "--output", "tiled") == 2
     assert "tiling: " in capsys.readouterr().err
     assert inspect("good", "--tiles", "2", "--output", "tiled", "--no_calibration") == 0
-    assert calibrate.main([*command, "--threshold", "0.25"]) == 0
+    assert calibrate.main([*command, "--threshold", "0.25"]) == 2
+    assert "head.calibration.json is there already (object, 20" in capsys.readouterr().err
+    assert calibrate.main([*command, "--threshold", "0.25", "--overwrite"]) == 0
     assert Calibration.read(folder / "head.calibration.json").image.method == "fixed"
 
 
@@ -253,7 +409,7 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("images", "--model.k_shot"): "--model.k_shot needs a value",
         ("images", "--shots", "nowhere"): "nowhere, the folder of good images, has no image",
         ("images", "--tiles", "0"): "tiles must be at least 1",
-        ("images", "--output", "head.ckpt"): "head.ckpt/inspect.json: cannot be written",
+        ("images", "--output", "head.ckpt"): "head.ckpt: cannot be written",
     }.items():
         assert inspect(*args) == 2, args
         assert message in capsys.readouterr().err
@@ -269,6 +425,99 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert calibrate.main([*start, *options]) == 2
         assert message in capsys.readouterr().err
     assert not (folder / "head.calibration.json").exists()
+
+
+def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
+    for product, seed in (("bolt", 0), ("nut", 50)):
+        write_pictures(folder / product, 10, seed=seed)
+        assert calibrate.main([*command, "--normal", product, "--product", product]) == 0
+    kept = Calibration.read(folder / "head.bolt.calibration.json")
+    assert kept.origin is not None
+    assert (kept.origin.product, kept.origin.source, kept.origin.images) == ("bolt", "bolt", 10)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", kept.origin.date)
+    assert kept.origin.version == __version__
+    capsys.readouterr()
+    assert inspect("bolt") == 2
+    said = capsys.readouterr().err
+    assert "name a calibration" in said
+    assert "head.bolt.calibration.json: bolt, 20" in said
+    assert inspect("bolt", "--calibration", "bolt") == 0
+    assert re.search("thresholds of head.bolt.calibration.json .bolt, 20.*, 10 images of bolt", capsys.readouterr().err)
+    assert inspect("bolt", "--calibration", "screw") == 2
+    assert "there is no calibration of screw" in capsys.readouterr().err
+    assert inspect("bolt", "--calibration", "head.nut.calibration.json", "--output", "other") == 0
+    assert calibrate.main([*command, "--normal", "nut", "--product", "bolt"]) == 2
+    assert "head.bolt.calibration.json is there already (bolt, 20" in capsys.readouterr().err
+    assert calibrate.main([*command, "--normal", "nut", "--category", "a/b"]) == 2
+    assert "'a/b' can be no part of a file's name" in capsys.readouterr().err
+    assert Calibration.read(folder / "head.bolt.calibration.json") == kept
+    (folder / "head.2.ckpt").write_bytes((folder / "head.ckpt").read_bytes())  # its calibrations are none of head.ckpt
+    (folder / "head.2.calibration.json").write_text("{}")
+    (folder / "head.nut.calibration.json").unlink()
+    assert inspect("bolt") == 0
+
+
+def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_pictures(folder / "all", 30)
+    scores = [one.score for one in load(folder / "head.ckpt", device="cpu").predict_many(paths)]
+    ranked = [paths[index] for index in np.argsort(scores)]
+    for place, part in (("good", ranked[-12:]), ("other", ranked[:14])):
+        (folder / place).mkdir()
+        for path in part:
+            path.rename(folder / place / path.name)
+    assert calibrate.main(["--checkpoint", "head.ckpt", "--num_workers", "0", "--normal", "good"]) == 0
+    capsys.readouterr()
+    assert inspect("good") == 0
+    assert "note" not in capsys.readouterr().err
+    assert inspect("other", "--output", "out2") == 0
+    assert "note: AFCLIP: 14 of 14 scores lie below the median of the 12 good images" in capsys.readouterr().err
+
+
+def test_copies_count_once_and_few_images_are_told_early(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *_ = write_pictures(folder / "good", 9)
+    (folder / "good" / "copy.png").write_bytes(first.read_bytes())
+    command = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
+    assert calibrate.main([*command, "--normal", "good"]) == 0
+    assert "1 images are copies of others, and are counted once" in capsys.readouterr().err
+    kept = Calibration.read(folder / "head.calibration.json")
+    assert (kept.image.n, kept.origin and kept.origin.images) == (9, 9)
+    for name in range(8):
+        (folder / "one").mkdir(exist_ok=True)
+        (folder / "one" / f"{name}.png").write_bytes(first.read_bytes())
+    (folder / "both" / "bad").mkdir(parents=True)
+    (folder / "both" / "bad" / "0.png").write_bytes(first.read_bytes())
+    (folder / "both" / "good").mkdir()
+    (folder / "both" / "good" / "0.png").write_bytes(first.read_bytes())
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(calibrate, "load_models", never)
+    (folder / "taken").write_text("")
+    for options, message in {
+        ("--normal", "one"): "1 good images are too few",
+        ("--normal", "good"): "is there already",
+        ("--normal", "good", "--output", "taken/c.json"): "taken/c.json: cannot be written",
+        ("--normal", "good", "--output", "one"): "is a folder",
+        ("--labelled", "one", "--criterion", "f1"): "must be of both kinds",
+        ("--labelled", "both"): "one is called good and the other anomalous",
+    }.items():
+        overwrite = [] if options == ("--normal", "good") else ["--overwrite"]
+        assert calibrate.main([*command, *options, *overwrite]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "x"])
+def test_thresholds_are_finite(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for run, options in ((command.main, ["a.png"]), (calibrate.main, [])):
+        for name in ("--threshold", "--pixel_threshold"):
+            with pytest.raises(SystemExit) as stop:
+                run(["--checkpoint", "head.ckpt", *options, f"{name}={value}"])
+            assert stop.value.code == 2
+            assert f"argument {name}: invalid finite value" in capsys.readouterr().err
 
 
 def test_arguments_of_the_method_are_split_off() -> None:

@@ -91,6 +91,34 @@ def test_paths_pillow_and_arrays_are_one(head: Path, tmp_path: Path) -> None:
         model.predict(Image.open(path))
 
 
+def test_lists_and_other_things_are_told(head: Path) -> None:
+    model, image = model_of(head), picture(30, 40)
+    for several in ([image, image], (image,), np.stack([image, image])):
+        with pytest.raises(TypeError, match="predict_many"):
+            model.predict(several)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="image 1 is a NoneType: an image is a path"):
+        model.predict_many([image, None])  # type: ignore[list-item]
+    for one in ("a.png", Path("a.png"), image, Image.fromarray(image)):
+        with pytest.raises(TypeError, match="predict takes one image"):
+            model.predict_many(one)  # type: ignore[arg-type]
+    assert len(model.predict_many(np.stack([image, image]))) == 2  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="device 'meta' is not there"):
+        model_of(head, device="meta")
+
+
+def test_overlays_without_calibration_say_so() -> None:
+    image, anomaly_map = picture(300, 400), np.linspace(0, 1, 120000, dtype=np.float32).reshape(300, 400)
+    own, shared = Inspection(1.0, anomaly_map, image=image), Inspection(1.0, anomaly_map, 0.5, 0.5, 0.2, 0.2, image)
+    assert (own.shares_scale, shared.shares_scale) == (False, True)
+    band = own.overlay()[-30:]
+    assert (band == 255).all(axis=2).sum() > 100  # letters
+    assert np.median(band) < 100
+    assert np.median(shared.overlay()[-30:]) > np.median(band)
+    assert own.overlay().shape == image.shape
+    tiny = Inspection(1.0, anomaly_map[:8, :8], image=image[:8, :8])
+    assert tiny.overlay().shape == (8, 8, 3)  # no letter is readable there
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 20000)])
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 def test_any_size(head: Path, size: tuple[int, int], fit: str) -> None:

@@ -1,0 +1,79 @@
+"""Whether a stream of images looks like the good images that its threshold comes from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+LEVEL = 0.005  # of each of the two tests
+FEWEST = 8  # images, on either side, that say anything
+MOST_BELOW = 0.75  # a shift of the median smaller than that is of no account
+
+
+@dataclass(frozen=True)
+class GoodScores:
+    """What is kept of good images' scores: two of their order statistics.
+
+    Attributes:
+        n: How many there are.
+        median: The (n + 1) // 2-th of them from below.
+        upper: The ceil(0.8 n)-th.
+    """
+
+    n: Annotated[int, msgspec.Meta(ge=FEWEST)]
+    median: float
+    upper: float
+
+
+def _ranks(n: int) -> tuple[int, int]:
+    return (n + 1) // 2, -(-4 * n // 5)
+
+
+def keep(scores: np.ndarray) -> GoodScores | None:
+    """Returns what is kept of good images' scores `[n]`; `None` if they are too few to compare with."""
+    if len(scores) < FEWEST:
+        return None
+    ordered = np.sort(np.asarray(scores, np.float64))
+    median, upper = _ranks(len(scores))
+    return GoodScores(len(scores), float(ordered[median - 1]), float(ordered[upper - 1]))
+
+
+def difference(good: GoodScores | None, scores: Sequence[float]) -> str:
+    """Returns in words how a stream's scores differ from those of good images; empty if nothing speaks against it.
+
+    Two tests, each with a false-alarm rate of at most `LEVEL`, whatever the scores' distribution, for independent
+    images of which at most half are anomalous, with scores above those of good ones:
+
+    - *Too low*: at least `MOST_BELOW` of the scores lie below the median of the good ones, and more than chance allows.
+    - *Too high*: too few scores lie at or below four fifths of the good ones, even if half are anomalous.
+
+    A further good image lies below the k-th of n good ones with a chance that is distributed as Beta(k, n + 1 - k), so
+    the number of m that do is beta-binomial, which is exact for small n too.
+
+    Args:
+        good: What is kept of the good images' scores.
+        scores: Of the stream.
+
+    Reference: Balakrishnan and Ng, Precedence-Type Tests and Applications (2006).
+    """
+    if good is None or len(scores) < FEWEST:
+        return ""
+    from scipy.stats import betabinom
+
+    values, m = np.asarray(scores), len(scores)
+    median, upper = _ranks(good.n)
+    below, usual = int((values < good.median).sum()), int((values <= good.upper).sum())
+    if below >= MOST_BELOW * m and betabinom.sf(below - 1, m, median, good.n + 1 - median) < LEVEL:
+        return (
+            f"{below} of {m} scores lie below the median of the {good.n} good images of the calibration. They do not "
+            'look like the same product, light or camera, so "normal" says little. Calibrate for these images.'
+        )
+    if betabinom.cdf(usual, -(-m // 2), upper, good.n + 1 - upper) < LEVEL:
+        return (
+            f"only {usual} of {m} scores are as low as those of four fifths of the calibration's {good.n} good images. "
+            "Either most images are anomalous, or they are of another product, light or camera: then calibrate for "
+            "these images."
+        )
+    return ""
