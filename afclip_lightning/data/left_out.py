@@ -29,7 +29,7 @@ class LeftOut:
 
 def directly_in(folder: Path) -> Found:
     """Returns the images and other files in a folder, without those below it."""
-    return Found(list_images(folder), other_files(folder), [])
+    return Found(list_images(folder), other_files(folder), {})
 
 
 def unread(found: Found, read: Collection[Path] | None, image: str = MISPLACED) -> list[LeftOut]:

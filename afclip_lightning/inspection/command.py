@@ -10,6 +10,7 @@ from typing import Any
 
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.model_options import (
+    add_calibration_options,
     add_model_options,
     finite,
     load_models,
@@ -73,6 +74,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if len(named) > 1 and (options.calibration or any(value is not None for value in by_hand.values())):
         raise UserError("a threshold or a calibration is of one model, and several are named.")
 
+    from afclip_lightning.data.picture import say
     from afclip_lightning.files import only_writer
     from afclip_lightning.inspection.folder import check_settings, inspect
     from afclip_lightning.inspection.inputs import count_left_out, find_inputs
@@ -101,8 +103,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     )
     if done.replaced:
         print(f"{done.replaced} of these had been inspected before and were replaced since.")
-    for remark, count in sorted(sum((model.remarks for model in models.values()), Counter()).items()):
-        print(f"note: {remark} ({count} images)", file=sys.stderr)
+    for sentence in say(sum((model.remarks for model in models.values()), Counter[str]())):
+        print(f"note: {sentence}", file=sys.stderr)
     for name, model in models.items():
         if model.calibration and (said := difference(model.calibration.good, done.scores[name])):
             print(f"note: {name}: {said}", file=sys.stderr)
@@ -144,12 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "--methods", default="", metavar="NAMES", help="methods that train nothing, by name or config, commas between"
     )
     thresholds = parser.add_argument_group("thresholds")
-    thresholds.add_argument(
-        "--calibration",
-        metavar="PRODUCT|FILE",
-        help="by default that of --category, or the only one beside the checkpoint, if any",
-    )
-    thresholds.add_argument("--no_calibration", action="store_true", help="take no calibration")
+    add_calibration_options(thresholds)
     thresholds.add_argument("--threshold", type=finite, metavar="X", help="image scores above it are anomalous")
     thresholds.add_argument("--pixel_threshold", type=finite, metavar="X", help="likewise, values of the map")
     add_model_options(parser)

@@ -77,6 +77,16 @@ def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Lite
     return white_value(level, images) or "bits"
 
 
+def add_calibration_options(group: argparse._ArgumentGroup) -> None:
+    """Adds the options that say which calibration it is."""
+    group.add_argument(
+        "--calibration",
+        metavar="PRODUCT|FILE",
+        help="by default that of --category, or the only one beside the checkpoint, if any",
+    )
+    group.add_argument("--no_calibration", action="store_true", help="take no calibration")
+
+
 def finite(text: str) -> float:
     """Returns a number that is finite, from the command line.
 

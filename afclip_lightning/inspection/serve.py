@@ -8,22 +8,37 @@ import sys
 from collections.abc import Sequence
 
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.inspection.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.inspection.model_options import (
+    add_calibration_options,
+    add_model_options,
+    load_models,
+    split_model_arguments,
+    thresholds_of,
+)
 
 DESCRIPTION = """\
-Serves a page: drop an image, see where it is anomalous, move the thresholds, give good examples to few-shot methods.
+Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images, give good
+examples to few-shot methods.
 
-  GET    /                the page
-  POST   /api/inspect     the request's body is an image file; the answer is JSON: score, verdict, area, regions
-                          curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
-  GET    /api/model       method, backbone, thresholds, limits
-  POST   /api/examples    the body is an image of a good product, which a few-shot method remembers
-  DELETE /api/examples    forgets them
-  GET    /health          whether the server answers, and how many requests wait
-  GET    /openapi.json    all of it, for programs
+  GET    /                 the page
+  POST   /api/inspect      the request is an image file, or a form with one; the answer is JSON: score, verdict, area,
+                           regions; note (if the last 20 images do not look like those of the calibration)
+                           curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
+                           curl -F file=@image.png http://127.0.0.1:8000/api/inspect
+  GET    /api/model        method, backbone, calibration, thresholds, limits
+  POST   /api/normals      likewise an image, of a normal product, to calibrate from; a copy counts once
+  POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
+  GET    /api/calibration  the calibration in use, as a file for --calibration
+  DELETE /api/normals      forgets them and their thresholds; those of --calibration hold again
+  POST   /api/examples     likewise an image, of a good product, which a few-shot method remembers
+  DELETE /api/examples     forgets them
+  GET    /health           whether the server answers, and how many requests wait
+  GET    /openapi.json     all of it, for programs
 
-Images stay in memory and are written nowhere. All who use one server share its examples. There is no password: by
-default nobody but this machine reaches it. SIGINT and SIGTERM finish what was begun, and end it with exit code 0.
+Images are read as inspect reads them, stay in memory and are written nowhere. All who use one server share its examples
+and its calibration. There is no password: by default nobody but this machine reaches it. A connection that stays silent
+for 10 seconds is closed; an image has 60 seconds to arrive.
+SIGINT and SIGTERM finish what was begun, and end it with exit code 0.
 """
 
 
@@ -44,9 +59,11 @@ def main(args: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
     try:
         import fastapi  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[serve]'.") from error
+    from afclip_lightning.inspection.connections import PatientProtocol
     from afclip_lightning.inspection.server import Limits, create_app
 
     limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_examples)
@@ -54,7 +71,9 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
         raise UserError("serve needs --checkpoint FILE, a head.ckpt as fit writes it, or a config that trains nothing.")
     if min(vars(limits).values()) < 1:
         raise UserError("--max_mb, --max_megapixels, --queue and --max_examples must be at least 1.")
-    (model,) = load_models([options.checkpoint], options, arguments).values()
+    wanted = None if options.no_calibration else options.calibration or "auto"
+    (model,) = load_models([options.checkpoint], options, arguments, wanted).values()
+    print(thresholds_of(model), file=sys.stderr)
     if not _is_loopback(options.host):
         print(
             f"warning: {options.host} can be reached from other machines, and there is no password: whoever reaches it "
@@ -71,7 +90,9 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
     print(f"http://{name}:{listener.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped in peace
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=60)
+    config = uvicorn.Config(
+        app, http=PatientProtocol, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=60
+    )
     uvicorn.Server(config).run([listener])
 
 
@@ -87,8 +108,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m afclip_lightning serve",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_model_options(parser)
+    add_calibration_options(parser.add_argument_group("thresholds"))
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
     server.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")

@@ -3,29 +3,32 @@
 import asyncio
 import base64
 import copy
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import afclip_lightning
 from afclip_lightning.data.reader import read_shape
 from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.inspection.calibration import FEWEST, Calibration
+from afclip_lightning.inspection.collected import Collected, digest
+from afclip_lightning.inspection.intake import Intake
 from afclip_lightning.inspection.predictor import Predictor
+from afclip_lightning.inspection.stream import Watch
 from afclip_lightning.inspection.verdict import Inspection
 
 MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred
-PATIENCE = 60  # seconds within which a request's body must be here
-DRAINED = 4  # a body is read to its end for the answer to arrive, but no more than so many times the limit
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -38,9 +41,9 @@ HEADERS = {
 }
 PAGES = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
 PAGES["/serve.js"] = ("serve.js", "text/javascript")
-IMAGE_BODY = {
-    "requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
-}
+FILE = {"type": "string", "format": "binary"}
+FORM = {"schema": {"type": "object", "properties": {"file": FILE}, "required": ["file"]}}
+IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": FILE}, "multipart/form-data": FORM}}}
 T = TypeVar("T")
 
 
@@ -51,21 +54,24 @@ class Limits:
     Attributes:
         size: Bytes of an image file.
         pixels: Pixels of an image.
-        queue: Requests that are read, wait or run at once; more are told to come again.
+        queue: Requests that wait or run at once; more are told to come again.
         examples: Good examples.
+        normals: Normal images that a calibration is made from.
     """
 
     size: int = 32 * 2**20
     pixels: int = 40 * 10**6
     queue: int = 32
     examples: int = 16
+    normals: int = 500
 
 
 class ModelFacts(BaseModel):
     """What the server runs.
 
     Thresholds and scales are those of the calibration, `null` without one; `max_examples` is 0 where the method takes
-    no good examples.
+    no good examples. `calibration` says which one it is; one can be made from `min_normals` images or more, of which
+    `normals` were given. `toy`: the backbone has seen drawn pictures only.
     """
 
     method: str
@@ -75,7 +81,12 @@ class ModelFacts(BaseModel):
     pixel_threshold: float | None
     scale: float | None
     pixel_scale: float | None
+    calibration: str | None
+    toy: bool
     examples: int
+    normals: int
+    min_normals: int
+    max_normals: int
     max_bytes: int
     max_pixels: int
     max_examples: int
@@ -100,7 +111,10 @@ class MapValues(BaseModel):
 
 
 class Result(BaseModel):
-    """What the model says of an image. What needs a threshold is `null` without one; `map` if it was asked for."""
+    """What the model says of an image. What needs a threshold is `null` without one; `map` if it was asked for.
+
+    `note` says if the last images do not look like those of the calibration.
+    """
 
     score: float
     probability: float | None
@@ -111,18 +125,19 @@ class Result(BaseModel):
     regions: list[RegionFacts] | None
     width: int
     height: int
+    note: str
     map: MapValues | None
 
 
 class Service:
-    """A model with its queue and its good examples.
+    """A model with its queue, its good examples, and the normal images that it is calibrated from.
 
     Args:
         model: As it was loaded; it stays as it is.
         limits: What is taken.
 
     Attributes:
-        waiting: Requests that are read, wait or run now.
+        waiting: Requests that wait or run now.
     """
 
     def __init__(self, model: Predictor, limits: Limits) -> None:
@@ -130,6 +145,9 @@ class Service:
         self.model = model
         self.limits = limits
         self.examples: list[bytes] = []  # as they came: decoded they would be many times larger
+        self.normals = Collected(limits.normals)
+        self.watch = Watch(model.calibration.good if model.calibration else None)
+        self.intake = Intake(limits.size)
         self.waiting = 0
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
@@ -151,20 +169,16 @@ class Service:
             self.waiting -= 1
 
     async def take(self, request: Request, job: Callable[[bytes], T]) -> T:
-        """Returns what a job makes of a request's body, in the model's thread.
+        """Returns what a job makes of the image that a request brings, in the model's thread.
+
+        It takes a place in the queue when it is here as a whole.
 
         Raises:
-            HTTPException: 503, the queue is full; 413, the body is too large; 408, it does not come; 422, it is no
-                image that can be judged.
+            HTTPException: 503, the queue is full; 422, it is no image that can be judged; see `Intake.image`.
         """
-        try:
-            with self.place():
-                body = await _read(request, self.limits.size)
-                return await self.run(lambda: job(body))
-        except HTTPException as error:
-            if error.status_code == 503:
-                await _read(request, 0)  # else the sender would see a broken connection
-            raise
+        body = await self.intake.image(request)
+        with self.place():
+            return await self.run(lambda: job(body))
 
     async def run(self, job: Callable[[], T]) -> T:
         """Returns what a job in the model's thread returns.
@@ -177,9 +191,29 @@ class Service:
         except UserError as error:
             raise HTTPException(422, message_of(error)) from error
 
-    def inspect(self, body: bytes) -> Inspection:
-        """Returns what the model says of an image file."""
-        return self.model.predict(self.open(body))
+    def inspect(self, body: bytes) -> tuple[Inspection, str]:
+        """Returns what the model says of an image file, and what is to be said of the last images."""
+        found = self.model.predict(self.open(body))
+        return found, self.watch.add(digest(body), found.score)
+
+    def collect(self, body: bytes) -> None:
+        """Adds a normal image to those that a calibration is made from; a copy of one changes nothing."""
+        if not self.normals.holds(body):
+            self.normals.add(body, self.model.predict(self.open(body)))
+
+    def calibrate(self, fpr: float) -> None:
+        """Takes the thresholds that the normal images give."""
+        self._use(self.normals.calibration(self.model, fpr))
+
+    def forget_normals(self) -> None:
+        """Forgets the normal images and their calibration: that which was loaded holds again, without examples."""
+        self.normals = Collected(self.limits.normals)
+        self._use(None if self.examples else self.loaded.calibration)
+
+    def _use(self, calibration: Calibration | None) -> None:
+        self.model = copy.copy(self.model)
+        self.model.calibration = calibration
+        self.watch = Watch(calibration.good if calibration else None)
 
     def remember(self, body: bytes) -> None:
         """Adds a good example."""
@@ -197,6 +231,8 @@ class Service:
             model = copy.copy(self.loaded)
             model.remember([self.open(body) for body in examples])
         self.model, self.examples = model, examples
+        self.normals = Collected(self.limits.normals)  # their scores were of other examples
+        self.watch = Watch(model.calibration.good if model.calibration else None)
 
     def open(self, body: bytes) -> bytes:
         """Returns the bytes of an image file whose header was read.
@@ -225,7 +261,12 @@ class Service:
             pixel_threshold=pixel.value if pixel else None,
             scale=image.scale if image else None,
             pixel_scale=pixel.scale if pixel else None,
+            calibration=str(model.calibration) if model.calibration else None,
+            toy=model.is_toy,
             examples=len(self.examples),
+            normals=len(self.normals),
+            min_normals=FEWEST,
+            max_normals=self.limits.normals,
             max_bytes=self.limits.size,
             max_pixels=self.limits.pixels,
             max_examples=self.limits.examples if model.takes_good_images else 0,
@@ -279,8 +320,8 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
 
     @app.post("/api/inspect", openapi_extra=IMAGE_BODY)
     async def inspect(request: Request, map: bool = False) -> Result:
-        """Judges the image that is the request's body; with `map=true` the answer holds its map."""
-        return await service.take(request, lambda body: _result(service.inspect(body), map))
+        """Judges the image that is the request's body, or the file in its form; `map=true`: with its map."""
+        return await service.take(request, lambda body: _result(*service.inspect(body), map))
 
     @app.post("/api/examples", openapi_extra=IMAGE_BODY)
     async def remember(request: Request) -> ModelFacts:
@@ -295,6 +336,36 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
             await service.run(service.forget)
         return service.facts()
 
+    @app.post("/api/normals", openapi_extra=IMAGE_BODY)
+    async def collect(request: Request) -> ModelFacts:
+        """Adds a normal image, the request's body, to those that a calibration is made from."""
+        await service.take(request, service.collect)
+        return service.facts()
+
+    @app.delete("/api/normals")
+    async def forget_normals() -> ModelFacts:
+        """Forgets the normal images and their calibration; that of the command holds again."""
+        with service.place():
+            await service.run(service.forget_normals)
+        return service.facts()
+
+    @app.post("/api/calibration")
+    async def calibrate(fpr: Annotated[float, Query(gt=0, le=0.5)] = 0.01) -> ModelFacts:
+        """Makes thresholds from the normal images, which a share `fpr` of normal images will exceed."""
+        with service.place():
+            await service.run(lambda: service.calibrate(fpr))
+        return service.facts()
+
+    @app.get("/api/calibration")
+    async def calibration() -> Response:
+        """Returns the calibration in use as the file that --calibration takes; 404 if there is none."""
+        if service.model.calibration is None:
+            raise HTTPException(404, "There is no calibration.")
+        headers = {"Content-Disposition": 'attachment; filename="head.calibration.json"'}
+        return Response(
+            json.dumps(asdict(service.model.calibration), indent=2), media_type="application/json", headers=headers
+        )
+
     return app
 
 
@@ -305,33 +376,7 @@ def _page(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     return page
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """Returns the body of a request, of which no more than `limit` bytes are kept.
-
-    Raises:
-        HTTPException: 413, it is larger, unless the limit is 0; 408, it takes too long.
-    """
-
-    async def read() -> tuple[bytes, int]:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= limit:
-                parts.append(part)
-            elif size > DRAINED * max(limit, 2**20):
-                break
-        return b"".join(parts), size
-
-    try:
-        body, size = await asyncio.wait_for(read(), PATIENCE)
-    except asyncio.TimeoutError as error:  # not the builtin one before Python 3.11
-        raise HTTPException(408, f"The image did not arrive within {PATIENCE} seconds.") from error
-    if size > limit > 0:
-        raise HTTPException(413, f"The file is larger than {limit / 2**20:g} MB, the limit. Make the image smaller.")
-    return body
-
-
-def _result(found: Inspection, with_map: bool) -> Result:
+def _result(found: Inspection, note: str, with_map: bool) -> Result:
     height, width = found.anomaly_map.shape
     regions = found.regions
     return Result(
@@ -344,6 +389,7 @@ def _result(found: Inspection, with_map: bool) -> Result:
         regions=None if regions is None else [RegionFacts(box=r.box, area=r.area, score=r.score) for r in regions],
         width=width,
         height=height,
+        note=note,
         map=_map_values(found.anomaly_map) if with_map else None,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 LEVEL = 0.005  # of each of the two tests
 FEWEST = 8  # images, on either side, that say anything
+BLOCK = 20  # images of a stream that `Watch` looks at together
 MOST_BELOW = 0.75  # a shift of the median smaller than that is of no account
 
 
@@ -77,3 +78,29 @@ def difference(good: GoodScores | None, scores: Sequence[float]) -> str:
             "these images."
         )
     return ""
+
+
+class Watch:
+    """Compares a stream with good images as it comes, a block of `BLOCK` different images at a time.
+
+    Blocks do not overlap, so that the rate of false alarms is that of `difference`, once per block.
+
+    Args:
+        good: What is kept of the good images' scores.
+
+    Attributes:
+        note: What the last whole block says; empty if nothing.
+    """
+
+    def __init__(self, good: GoodScores | None) -> None:
+        self.good = good
+        self.note = ""
+        self.block: dict[bytes, float] = {}
+
+    def add(self, image: bytes, score: float) -> str:
+        """Adds the score of an image that a digest tells from others, and returns the note."""
+        self.block[image] = score
+        if len(self.block) == BLOCK:
+            self.note = difference(self.good, list(self.block.values()))
+            self.block = {}
+        return self.note

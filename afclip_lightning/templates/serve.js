@@ -39,11 +39,49 @@ function say(id, text) {
 function facts(now) {
   model = now;
   $("model").textContent = `${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
+  $("toy").hidden = !now.toy;
+  calibration(now);
   $("good-examples").hidden = !now.max_examples;
   $("forget").hidden = !now.examples;
   const known = $("examples").childElementCount;
   if (known > now.examples) $("examples").replaceChildren();
   if (!known && now.examples) $("examples").append(...Array.from({length: now.examples}, () => Object.assign(document.createElement("span"), {textContent: "good"})));
+}
+
+function calibration(now) {
+  const missing = Math.max(0, now.min_normals - now.normals), wanted = now.calibration === null;
+  $("calibration").classList.toggle("wanted", wanted);
+  $("calibrated").textContent = !wanted ? now.calibration
+    : now.normals ? `${now.normals} normal images, ${missing ? `${missing} more are needed` : "enough for a threshold"}.`
+    : `None yet, so there is no verdict. Give at least ${now.min_normals} different images of normal products: the threshold comes from them.`;
+  $("normals-label").textContent = wanted ? "Drop normal images here, or choose them" : "Calibrate from normal images";
+  $("download").hidden = wanted;
+  $("forget-normals").hidden = !now.normals;
+}
+
+async function calibrate(files) {
+  say("normals-message", "");
+  const bar = $("normals-progress"), problems = [];
+  Object.assign(bar, {max: files.length, value: 0, hidden: false});
+  try {
+    for (const file of files) {
+      try {
+        facts(await send("/api/normals", file));
+      } catch (error) {
+        problems.push(`${file.name}: ${error.message}`);
+      }
+      bar.value++;
+    }
+    if (model.normals >= model.min_normals) {
+      facts(await ask("/api/calibration", {method: "POST"}));
+      chosen.threshold = chosen.pixel = null;
+    }
+  } catch (error) {
+    problems.push(error.message);
+  }
+  bar.hidden = true;
+  say("normals-message", problems.slice(0, 3).join(" ") + (problems.length > 3 ? ` And ${problems.length - 3} more.` : ""));
+  if (shown) await inspect(shown.file);
 }
 
 async function inspect(file) {
@@ -53,6 +91,7 @@ async function inspect(file) {
   try {
     const result = await send("/api/inspect?map=true", file);
     if (number !== latest) return;
+    say("note", result.note);
     await show(file, result);
   } catch (error) {
     if (number === latest) say("message", error.message);
@@ -86,15 +125,15 @@ function blank(width, height) {
   return "data:image/svg+xml," + encodeURIComponent(`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"/>`);
 }
 
-// The slider covers what lies around the values of this image and the threshold; where there is none it stands at the top.
+// The slider covers what lies around the values of this image and the threshold; where there is none it stands dimmed in the middle.
 function range(key) {
   const {result} = shown;
   const high = key === "pixel" ? result.map.low + result.map.step * 65535 : result.score;
   const low = Math.min(0, key === "pixel" ? result.map.low : result.score);
   const at = given(key);
   const top = Math.max(at ?? 0, high) + 0.25 * (Math.max(at ?? 0, high) - low || 1);
-  Object.assign($(key), {min: low, max: top, value: at ?? top, disabled: false});
-  Object.assign($(`${key}-value`), {value: at === null ? "" : digits(at), disabled: false});
+  Object.assign($(key), {min: low, max: top, value: at ?? (low + top) / 2, disabled: false, className: at === null ? "unset" : ""});
+  Object.assign($(`${key}-value`), {value: at === null ? "" : digits(at), disabled: false, placeholder: "none"});
 }
 
 function draw() {
@@ -111,18 +150,20 @@ function draw() {
     picture.data[4 * i + 3] = 255 * strength * heat;
     if (pixel !== null && values[i] > pixel) { marked[i] = 1; area++; }
   }
+  $("scale").hidden = calibrated;
   const canvas = $("overlay");
   Object.assign(canvas, {width, height});
   contour(picture, marked, width, height);
   canvas.getContext("2d").putImageData(picture, 0, 0);
   const verdict = threshold === null ? "" : result.score > threshold ? "anomalous" : "good";
   $("verdict").className = verdict;
-  $("verdict").textContent = {anomalous: "Anomalous", good: "Good", "": "No verdict without a threshold"}[verdict];
+  $("verdict").textContent = {anomalous: "Anomalous", good: "Good", "": "No verdict yet"}[verdict];
+  $("why").hidden = verdict !== "";
   $("score").textContent = digits(result.score);
   $("area").textContent = pixel === null ? "–" : `${(100 * area / values.length).toFixed(area ? 2 : 0)} %`;
   $("regions").textContent = pixel === null ? "–" : regions(marked, width, height);
   $("origin").textContent = chosen.threshold !== null || chosen.pixel !== null ? "Chosen by hand on this page."
-    : model.threshold !== null ? "From the calibration of this model." : "There is no calibration: choose them here.";
+    : model.threshold !== null ? "From the calibration." : "None yet: calibrate, or choose them here.";
 }
 
 // White between the marked and the others, with a dark line outside so that it shows on white too.
@@ -165,6 +206,7 @@ function choose(key, text, other) {
   const value = Number(text);
   if (text === "" || !Number.isFinite(value)) return;
   chosen[key] = value;
+  $(key).className = "";
   if (other.type === "range") other.max = Math.max(other.max, value);
   other.value = other.type === "range" ? value : digits(value);
   draw();
@@ -205,11 +247,31 @@ $("good").addEventListener("change", (event) => {
   });
 });
 $("forget").addEventListener("click", () => changeExamples(async () => facts(await ask("/api/examples", {method: "DELETE"}))));
+$("normals").addEventListener("change", (event) => {
+  const files = [...event.target.files];
+  event.target.value = "";
+  if (files.length) calibrate(files);
+});
+$("forget-normals").addEventListener("click", async () => {
+  say("normals-message", "");
+  chosen.threshold = chosen.pixel = null;
+  try {
+    facts(await ask("/api/normals", {method: "DELETE"}));
+  } catch (error) {
+    say("normals-message", error.message);
+  }
+  if (shown) await inspect(shown.file);
+});
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
-    $("stage").classList.toggle("over", kind === "dragenter" || kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) inspect(event.dataTransfer.files[0]);
+    const normal = event.target instanceof Element && event.target.closest("#calibration") !== null;
+    const over = kind === "dragenter" || kind === "dragover";
+    $("calibration").classList.toggle("over", over && normal);
+    $("stage").classList.toggle("over", over && !normal);
+    const files = kind === "drop" ? [...event.dataTransfer.files] : [];
+    if (files.length && normal) calibrate(files);
+    else if (files.length) inspect(files[0]);
   });
 }
 ask("/api/model").then(facts, (error) => say("message", error.message)).finally(() => document.body.toggleAttribute("data-ready", true));

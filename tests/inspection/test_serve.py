@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from afclip_lightning import load
-from afclip_lightning.inspection.calibration import Calibration, Threshold
+from afclip_lightning.inspection.calibration import Calibration, Threshold, from_normals
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.serve import main
 from afclip_lightning.inspection.server import Limits, Service, create_app
@@ -193,6 +194,61 @@ def test_twenty_at_once_lose_nothing_and_more_than_the_queue_are_told(
         assert client.get("/health").json() == {"status": "ok", "waiting": 0}
 
 
+def test_normal_images_make_a_calibration(head: Path, tmp_path: Path) -> None:
+    model = load(head, device="cpu", calibration=None)
+    with client_of(model, Limits(normals=12)) as client:
+        facts = client.get("/api/model").json()
+        assert (facts["calibration"], facts["threshold"], facts["normals"]) == (None, None, 0)
+        assert client.get("/api/calibration").status_code == 404
+        for seed in range(7):
+            assert client.post("/api/normals", content=encoded(picture(seed))).json()["normals"] == seed + 1
+        assert client.post("/api/normals", content=encoded(picture(0))).json()["normals"] == 7  # a copy
+        answer = client.post("/api/calibration")
+        assert answer.status_code == 422
+        assert "7 good images are too few" in answer.json()["detail"]
+        client.post("/api/normals", content=encoded(picture(7)))
+        assert client.post("/api/calibration?fpr=0.9").status_code == 422
+        facts = client.post("/api/calibration?fpr=0.05").json()
+        assert re.search(r"object, \d{4}-.*, 8 images of the page of serve", facts["calibration"])
+        scores = np.array([one.score for one in model.predict_many([picture(seed) for seed in range(8)])])
+        assert facts["threshold"] == pytest.approx(from_normals(scores, 0.05).value)
+        assert client.post("/api/inspect", content=encoded(picture(9))).json()["anomalous"] is not None
+        (tmp_path / "c.json").write_bytes(client.get("/api/calibration").content)
+        assert load(head, device="cpu", calibration=tmp_path / "c.json").thresholds[0] == facts["threshold"]
+        for seed in range(8, 12):
+            client.post("/api/normals", content=encoded(picture(seed)))
+        answer = client.post("/api/normals", content=encoded(picture(99)))
+        assert "which is the limit" in answer.json()["detail"]
+        facts = client.delete("/api/normals").json()
+        assert (facts["calibration"], facts["normals"]) == (None, 0)
+        assert model.calibration is None  # what was loaded stays as it is
+
+
+def test_a_stream_that_is_another_one_is_told(head: Path) -> None:
+    model = load(head, device="cpu", calibration=None)
+    bodies = [encoded(picture(seed)) for seed in range(40)]
+    scores = [one.score for one in model.predict_many([picture(seed) for seed in range(40)])]
+    ranked = [bodies[index] for index in np.argsort(scores)]
+    with client_of(model) as client:
+        for body in ranked[-12:]:
+            client.post("/api/normals", content=body)
+        client.post("/api/calibration")
+        notes = [client.post("/api/inspect", content=body).json()["note"] for body in [*ranked[:20], *ranked[:19]]]
+        assert set(notes[:19]) == {""}
+        assert notes[19].startswith("20 of 20 scores lie below the median of the 12 good images")
+        assert set(notes[19:]) == {notes[19]}
+
+
+def test_a_model_that_gives_nan_is_told(head: Path) -> None:
+    model = load(head, device="cpu")
+    with torch.no_grad():
+        next(model.method.parameters()).fill_(float("nan"))
+    with client_of(model) as client:
+        answer = client.post("/api/inspect?map=true", content=encoded(picture()))
+        assert answer.status_code == 422
+        assert "AFCLIP gives a score or a map that is not finite" in answer.json()["detail"]
+
+
 def test_other_sites_cannot_use_it(client: TestClient) -> None:
     assert client.get("/health", headers={"Host": "evil.example:8000"}).status_code == 400  # a name made to lead here
     for origin in ("http://evil.example", "null", "http://localhost:9"):
@@ -299,7 +355,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.set_input_files("#good", [tmp_path / "1.png", tmp_path / "2.png"])
     page.wait_for_selector("#examples img:nth-child(2)")
     page.wait_for_selector("#verdict:not(.anomalous):not(.good)")
-    assert page.inner_text("#verdict") == "No verdict without a threshold"
+    assert page.inner_text("#verdict") == "No verdict yet"
     page.click("#forget")
     page.wait_for_selector("#verdict.anomalous, #verdict.good")
     assert page.locator("#examples > *").count() == 0
@@ -311,6 +367,37 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
     assert not page.locator("#good-examples").is_visible()
+
+
+@pytest.mark.browser
+def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", tmp_path: Path) -> None:
+    address, _ = server
+    paths = [tmp_path / f"{seed}.png" for seed in range(9)]
+    for seed, path in enumerate(paths):
+        path.write_bytes(encoded(picture(seed)))
+    facts = {**httpx.get(f"{address}/api/model").json(), "calibration": None, "toy": True}
+    facts |= dict.fromkeys(("threshold", "pixel_threshold", "scale", "pixel_scale"))
+    page.route("**/api/model", lambda route: route.fulfill(json=facts))  # of a model without calibration
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    assert "drawn pictures only" in page.inner_text("#toy")
+    assert "at least 8 different images" in page.inner_text("#calibrated")
+    page.set_input_files("#file", paths[8])
+    page.wait_for_selector("#scale:not([hidden])")
+    assert "lowest to its highest value" in page.inner_text("#scale")
+    assert page.inner_text("#verdict") == "No verdict yet"
+    for key in ("threshold", "pixel"):
+        low, high, value = page.evaluate(f"() => ['min', 'max', 'value'].map((k) => Number($('{key}')[k]))")
+        assert low < value < high
+    page.unroute("**/api/model")
+    page.set_input_files("#normals", paths[:3])
+    page.wait_for_selector("#verdict.anomalous, #verdict.good")  # the server has a calibration, which holds until then
+    page.set_input_files("#normals", paths[3:8])
+    page.wait_for_function("() => $('calibrated').textContent.includes('8 images of the page of serve')")
+    assert page.locator("#scale").is_hidden()
+    assert page.locator("#download").is_visible()
+    page.click("#forget-normals")
+    page.wait_for_function("() => !$('calibrated').textContent.includes('page of serve')")
 
 
 def test_it_stops_in_peace(server: tuple[str, subprocess.Popen[str]]) -> None:

@@ -1,0 +1,67 @@
+"""Connections of `serve` whose peer stays silent: closed after a time, and the oldest first where there are many."""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+SILENCE = 10.0  # seconds within which the head of a request must be here
+
+
+def _most() -> int:
+    """Returns how many connections there are at once: each takes a file descriptor."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return 512
+    return min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
+MOST = _most()
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP as uvicorn has it, without connections that stay silent for ever, which would take all file descriptors.
+
+    uvicorn itself closes a connection that stays silent after an answer, but not one that never asked, nor one whose
+    request's head does not end. Bodies that do not end have a limit of their own, in the application.
+    """
+
+    silence: asyncio.TimerHandle | None = None
+    since = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Returns whether the peer has not yet sent a whole request."""
+        return self.silence is not None or (self.cycle is not None and self.cycle.more_body)
+
+    def connection_made(self, transport: Any) -> None:
+        """Starts the clock, and makes room."""
+        super().connection_made(transport)
+        self._listen()
+        waiting = [other for other in self.connections if isinstance(other, PatientProtocol) and other.waits]
+        if len(self.connections) > MOST and waiting:
+            min(waiting, key=lambda other: other.since).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Stops the clock once the head of a request is here."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self.silence is None:
+            self._listen()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the clock."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _listen(self) -> None:
+        self.since = self.loop.time()
+        self.silence = self.loop.call_later(SILENCE, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self.silence is not None:
+            self.silence.cancel()
+            self.silence = None

@@ -1,0 +1,144 @@
+"""What is sent to `serve`: bodies of requests, within limits of size and time, and the image in a form."""
+
+import asyncio
+import logging
+
+from fastapi import HTTPException, Request
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+PATIENCE = 60  # seconds within which a request's body must be here
+DRAINED = 4  # a body is read to its end for the answer to arrive, but no more than so many times the limit
+ARRIVING = 2**28  # bytes of all bodies together that have not ended yet, and at least two of the largest
+FORM = 2**16  # bytes of a form around the image
+HOW = (
+    "Send the file itself, as curl --data-binary @image.png does, or a form with one file, as curl -F file=@image.png."
+)
+
+
+class Intake:
+    """Reads the bodies of requests. What has not ended yet takes no place in the queue.
+
+    Args:
+        limit: Bytes of an image file.
+
+    Attributes:
+        arriving: Bytes of bodies that have not ended yet.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.arriving = 0
+
+    async def image(self, request: Request) -> bytes:
+        """Returns the image file that a request brings: its body, or the file in the form that is its body.
+
+        Raises:
+            HTTPException: 400, it was cut off; 408, it takes too long; 413, it is larger than the limit; 422, it is a
+                form without one file; 503, too much arrives at once.
+        """
+        kind, options = parse_options_header(request.headers.get("content-type"))
+        if kind != b"multipart/form-data":
+            return await self._body(request, self.limit)
+        return file_of_form(await self._body(request, self.limit + FORM), options.get(b"boundary", b""), self.limit)
+
+    async def _body(self, request: Request, limit: int) -> bytes:
+        body = bytearray()
+        size = 0
+        most = max(ARRIVING, 2 * self.limit)
+        crowded = False
+
+        async def read() -> None:
+            nonlocal size, crowded
+            async for part in request.stream():
+                size += len(part)
+                crowded = crowded or self.arriving + len(part) > most
+                if size <= limit and not crowded:
+                    body.extend(part)
+                    self.arriving += len(part)
+                elif size > DRAINED * max(limit, 2**20):
+                    break
+
+        try:
+            await asyncio.wait_for(read(), PATIENCE)
+        except asyncio.TimeoutError as error:  # not the builtin one before Python 3.11
+            raise HTTPException(408, f"The image did not arrive within {PATIENCE} seconds.") from error
+        except ClientDisconnect as error:
+            logging.getLogger("uvicorn.error").warning("An upload was cut off after %d bytes.", size)
+            raise HTTPException(400, "The upload was cut off.") from error
+        finally:
+            self.arriving -= len(body)
+        if size > limit:
+            raise HTTPException(
+                413, f"The file is larger than {limit / 2**20:.3g} MB, the limit. Make the image smaller."
+            )
+        if crowded:
+            raise HTTPException(503, "Too many images arrive at once. Try again.", {"Retry-After": "2"})
+        return bytes(body)
+
+
+def file_of_form(body: bytes, boundary: bytes, limit: int) -> bytes:
+    """Returns the one file of a form.
+
+    Args:
+        body: The form, `multipart/form-data`.
+        boundary: Between its parts.
+        limit: Bytes of the file.
+
+    Raises:
+        HTTPException: 422, it is no form, or does not hold one file; 413, the file is larger.
+    """
+    files: list[bytearray] = []
+    header, value = bytearray(), bytearray()
+    is_file = is_whole = False
+
+    def begin() -> None:
+        nonlocal is_file
+        is_file = False
+
+    def field(data: bytes, start: int, end: int) -> None:
+        header.extend(data[start:end])
+
+    def content(data: bytes, start: int, end: int) -> None:
+        value.extend(data[start:end])
+
+    def ended() -> None:
+        nonlocal is_file
+        if header.lower() == b"content-disposition" and b"filename" in parse_options_header(bytes(value))[1]:
+            is_file = True
+            files.append(bytearray())
+        header.clear()
+        value.clear()
+
+    def part(data: bytes, start: int, end: int) -> None:
+        if is_file:
+            files[-1].extend(data[start:end])
+
+    def end() -> None:
+        nonlocal is_whole
+        is_whole = True
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begin,
+                "on_header_field": field,
+                "on_header_value": content,
+                "on_header_end": ended,
+                "on_part_data": part,
+                "on_end": end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except (MultipartParseError, ValueError) as error:
+        raise HTTPException(422, f"This is no form that can be read ({error}). {HOW}") from error
+    if not is_whole:
+        raise HTTPException(422, f"The form does not end. {HOW}")
+    if len(files) != 1:
+        raise HTTPException(422, f"The form holds {len(files) or 'no'} files, and one image is judged. {HOW}")
+    if len(files[0]) > limit:
+        raise HTTPException(413, f"The file is larger than {limit / 2**20:.3g} MB, the limit. Make the image smaller.")
+    return bytes(files[0])
