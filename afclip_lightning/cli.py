@@ -1,35 +1,27 @@
 """The command line: LightningCLI with a check of the data first, a run folder, and results at the end."""
 
-import argparse
 import copy
-import difflib
-import inspect
 import logging
-import os
-import platform
 import re
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import afclip_lightning.data
 import afclip_lightning.methods
 from afclip_lightning import results, tracking
-from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.callbacks.data_record import DataRecord
 from afclip_lightning.callbacks.evaluation import Evaluation
@@ -38,18 +30,22 @@ from afclip_lightning.callbacks.predictions import Predictions
 from afclip_lightning.callbacks.preemption import Preemption
 from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
-from afclip_lightning.classes import descendants, import_submodules
+from afclip_lightning.classes import import_submodules
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import Loading
-from afclip_lightning.errors import CheckpointError, UserError, message_of
-from afclip_lightning.files import write_json, write_text
-from afclip_lightning.heads import backbone_key, load_head, restore
+from afclip_lightning.engine.arguments import check_files, without_leftovers
+from afclip_lightning.engine.options import check_options
+from afclip_lightning.engine.parser import AnomalyArgumentParser
+from afclip_lightning.engine.resume import LAST, check_optimizer, check_resumable, find_checkpoint
+from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
+from afclip_lightning.errors import TrainingError, UserError, message_of
+from afclip_lightning.files import only_writer
+from afclip_lightning.heads import HEAD_FILE, backbone_key, load_head, restore
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
 from afclip_lightning.shared_pass import SharedPass
-from afclip_lightning.types import MAIN_HEAD, Batch
+from afclip_lightning.types import MAIN_HEAD
 
-PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 EPILOG = """\
 Each of these has a --help of its own, python -m afclip_lightning COMMAND --help:
   inspect     score, verdict and map of one's own images     calibrate   a threshold from good images
@@ -58,98 +54,13 @@ Each of these has a --help of its own, python -m afclip_lightning COMMAND --help
   benchmark   methods × datasets × seeds, and their tables   sweep       search for options, here or on a cluster
   datasets    list, check and unpack datasets                features    keep features on disk, look after them
   knowledge   show or build a knowledge base of sentences
+
+--version prints the version. Exit codes: 0 done, 2 a mistake that the message explains, 75 stopped by a signal and able
+to go on, 130 Ctrl-C, 70 a fault of the program; 1 is what a command's own --help says: images left out, a cell failed.
 """
-RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
-
-class AnomalyArgumentParser(LightningArgumentParser):
-    """Says what is wrong in a few lines, with the nearest name, instead of listing every option."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message and ends with exit code 2."""
-        if self.exit_on_error:
-            hints = "".join(f"\nDid you mean {close!r} instead of {key!r}?" for key, close in self._nearest(message))
-            command = f"{self.prog.split()[-1]} " if " " in self.prog else ""
-            print(f"error: {message}{hints}\nAll options: python -m afclip_lightning {command}--help", file=sys.stderr)
-            sys.exit(2)
-        raise UserError(message) from ex
-
-    def _nearest(self, message: str) -> Iterator[tuple[str, str]]:
-        found = re.findall(r"[Oo]ption '([\w.]+)'|arguments: --([\w.]+)|Key '([\w.]+)'", message)
-        unknown = {next(filter(None, groups)) for groups in found}
-        options = {action.dest for parser in self._with_subcommands() for action in parser._actions}
-        names = _argument_names()
-        for key in sorted(unknown):
-            prefix, dot, _ = key.rpartition(".")
-            candidates = (options | {prefix + dot + name for name in names}) - {key}
-            close = difflib.get_close_matches(key, candidates, n=1)
-            if close:
-                yield key, close[0]
-
-    def _with_subcommands(self) -> Iterator[argparse.ArgumentParser]:
-        yield self
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                yield from action.choices.values()
-
-
-def _argument_names() -> set[str]:
-    """Returns the names of all constructor arguments of methods, data modules, the backbone and the trainer."""
-    classes: list[type] = [*descendants(AnomalyMethod), *descendants(AnomalyData), ClipBackbone, Trainer]
-    names = {name for cls in classes for name in inspect.signature(cls).parameters}
-    return names | {"class_path", "init_args"}
-
-
-class RunRecord(SaveConfigCallback):
-    """Writes what a run was into its folder: the resolved config, versions, git revision, command and backbone."""
-
-    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Writes `config.yaml` and `run.json`."""
-        folder = Path(trainer.default_root_dir)
-        method = pl_module.main if isinstance(pl_module, SharedPass) else pl_module
-        config = self.config.clone()  # to be run again as it is, into another folder
-        config.run_dir = config.trainer.default_root_dir = None
-        write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
-        facts = {
-            "command": sys.argv,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "git_revision": git_revision(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "versions": {name: _version(name) for name in PACKAGES},
-            "method": type(method).__name__,
-            "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-            "backbone": method.backbone.description,
-            "feature_spec": method.spec.to_dict(),
-        }
-        write_json(folder / "run.json", facts)
-        tracking.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git_revision() -> str | None:
-    """Returns the source tree's revision, with `-dirty` where files were changed; `None` for an installed package."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _job_name() -> str | None:
-    """Returns a name that all processes of a cluster job share without talking to each other, or `None` outside one."""
-    if "SLURM_JOB_ID" in os.environ:
-        return f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', '0')}"
-    return os.environ.get("TORCHELASTIC_RUN_ID")  # "none" unless torchrun was given one
+GROUPS: dict[str, type] = {"loading": Loading, "features": FeatureCache, "pictures": Pictures, "evaluation": Evaluation}
+UNTRAINED = "an UNTRAINED head (no --ckpt_path)"
 
 
 class AnomalyCLI(LightningCLI):
@@ -162,19 +73,20 @@ class AnomalyCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         import_submodules(afclip_lightning.methods)
         import_submodules(afclip_lightning.data)
-        super().__init__(
-            AnomalyMethod,
-            AnomalyData,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=RunRecord,
-            save_config_kwargs={"save_to_log_dir": False},
-            parser_class=AnomalyArgumentParser,
-            parser_kwargs={"parser_mode": "omegaconf", "epilog": EPILOG},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        with ExitStack() as self._running:  # what is held until the command ends
+            super().__init__(
+                AnomalyMethod,
+                AnomalyData,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=RunRecord,
+                save_config_kwargs={"save_to_log_dir": False},
+                parser_class=AnomalyArgumentParser,
+                parser_kwargs={"parser_mode": "omegaconf+", "epilog": EPILOG},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of a run beside those of trainer, model and data."""
@@ -195,20 +107,30 @@ class AnomalyCLI(LightningCLI):
             default={},
             help="Other heads of the same backbone to test in the same pass, by name: runs, checkpoints or configs.",
         )
-        parser.add_class_arguments(Loading, "loading")
-        parser.add_class_arguments(FeatureCache, "features")
-        parser.add_class_arguments(Pictures, "pictures")
-        parser.add_class_arguments(Evaluation, "evaluation")
+        for name, cls in GROUPS.items():
+            parser.add_class_arguments(cls, name)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments and checks the values that need neither data nor model."""
+        args = sys.argv[1:] if args is None else args
+        check_files(args)
+        args, notes = without_leftovers(args)
+        self.config = parser.parse_args(args)
+        if is_first_process():
+            print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+        check_options(self.config[self.config.subcommand].as_dict(), self.config.subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """Reads the checkpoint before anything is built; its hyperparameters never override what the user gives."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry"):
-            checkpoint = read_checkpoint(path)
-            if self.config.subcommand == "fit" and "optimizer_states" not in checkpoint:
-                raise CheckpointError(
-                    f"{path} has no optimiser state to go on from: use checkpoints/last.ckpt of its run."
-                )
+        command = self.config.subcommand
+        config = self.config[command]
+        if config.ckpt_path is None:
+            return
+        path = find_checkpoint(config.ckpt_path, command)
+        config.ckpt_path = str(path)
+        checkpoint = read_checkpoint(path)
+        if command == "fit":
+            check_resumable(path, checkpoint, config.trainer)
 
     def before_instantiate_classes(self) -> None:
         """Checks the data and chooses the run folder, before any model is built."""
@@ -217,42 +139,22 @@ class AnomalyCLI(LightningCLI):
         probe.add_subclass_arguments(AnomalyData, "data")
         with _argument_errors():
             data = probe.instantiate_classes(Namespace(data=config.data)).data
+            for name, cls in GROUPS.items():
+                cls(**vars(config[name]))
         data.check(self.subcommand)
-        if str(config.trainer.precision) in ("16-true", "bf16-true", "64-true", "64"):
-            raise UserError(
-                f"precision {config.trainer.precision} is not supported: use 32-true, 16-mixed or bf16-mixed."
-            )
         self.run_dir = self._choose_run_dir(config)
-        self.last_checkpoint = self.run_dir / "checkpoints" / "last.ckpt"
+        self.last_checkpoint = self.run_dir / LAST
         config.run_dir = config.trainer.default_root_dir = str(self.run_dir)
         if self.subcommand == "fit" and config.trainer.limit_val_batches is None:
             # the protocol has no validation: choosing an epoch by test data would be cheating
             config.trainer.limit_val_batches = 0
 
     def _choose_run_dir(self, config: Namespace) -> Path:
-        chosen = os.environ.get(RUN_DIR_VARIABLE)
-        if chosen and "LOCAL_RANK" in os.environ:
-            return Path(chosen)
-        if config.run_dir:
-            run_dir = Path(config.run_dir)
-            resumes = self.subcommand == "fit" and run_dir in Path(config.get("ckpt_path") or "").parents
-            if (run_dir / "config.yaml").exists() and not resumes and not restarted():
-                raise UserError(
-                    f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run: fit with "
-                    f"--ckpt_path {run_dir / 'checkpoints' / 'last.ckpt'}."
-                )
-        else:
-            stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
-            job = _job_name()
-            if job == "none" or (job is None and int(config.trainer.num_nodes) > 1):
-                raise UserError("The processes cannot agree on a run folder: give --run_dir, or torchrun a --rdzv-id.")
-            name = job or time.strftime("%Y%m%d-%H%M%S")
-            run_dir = Path("runs") / stem / name
-            number = 1
-            while not job and run_dir.exists():
-                number += 1
-                run_dir = run_dir.with_name(f"{name}-{number}")
-        os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+        """Returns the run folder, held by the first process until the command ends."""
+        resumed = Path(config.ckpt_path) if self.subcommand == "fit" and config.ckpt_path else None
+        run_dir = choose_run_dir(config, resumed)
+        if is_first_process():
+            self._running.enter_context(only_writer(run_dir))
         return run_dir
 
     def instantiate_classes(self) -> None:
@@ -273,18 +175,10 @@ class AnomalyCLI(LightningCLI):
             self._check_space(self.tested.store, config.features.limit_gb)
 
     def _load_heads(self, others: dict[str, Path]) -> dict[str, AnomalyMethod]:
-        """Returns the run's own method and the others to be tested with it, by name.
-
-        Raises:
-            UserError: A name is not allowed, or there is nothing to test with this command.
-        """
-        if others and self.subcommand == "predict":
-            raise UserError("--heads are for test, validate and fit: predict writes the maps of one method.")
+        """Returns the run's own method and the others to be tested with it, by name."""
         backbones = {backbone_key(self.model.config["init_args"]["backbone"]): self.model.backbone}
         heads = {MAIN_HEAD: self.model}
         for name, path in others.items():
-            if name == MAIN_HEAD or not re.fullmatch(r"[\w-]+", name):
-                raise UserError(f"--heads: {name!r} is no name for a head; letters, digits, _ and - make one.")
             heads[name] = load_head(path, backbones=backbones)
         return heads
 
@@ -363,36 +257,59 @@ class AnomalyCLI(LightningCLI):
                 "one dataset and test on others with CrossDataset; or train on it alone with --test_after_fit false; "
                 "or, to see whether the head learns at all, use CrossDataset with seen_if_alone."
             )
-        if self.config_init["fit"].test_before_fit:
+        path = kwargs.get("ckpt_path")
+        if restarted() and self.last_checkpoint.exists():  # the cluster repeats the command as it was
+            path = kwargs["ckpt_path"] = self.last_checkpoint
+        if self.config_init["fit"].test_before_fit and not path:  # the run that it goes on with did so
             self.evaluation.name = "results_untrained"
             count, self.pictures.count = self.pictures.count, 0  # the pictures are of the trained method
-            self._evaluate(self.trainer.test, "Before training", model=self.model, datamodule=self.datamodule)
+            title = "Test before training"
+            self._evaluate(self.trainer.test, title, False, model=self.model, datamodule=self.datamodule)
             self.pictures.count = count
             self.evaluation.name = "results"
         if self.model.trainable_names():
-            if restarted() and self.last_checkpoint.exists():  # the cluster repeats the command as it was
-                kwargs["ckpt_path"] = self.last_checkpoint
-            self.trainer.fit(**kwargs)
-            head = self.run_dir / "head.ckpt"
-            self.trainer.save_checkpoint(head, weights_only=True)
-            if self.trainer.is_global_zero:
-                print(f"Trained head: {head}")
+            self._train(path, kwargs)
+        elif path:
+            raise UserError(f"{type(self.model).__name__} has nothing to train: leave --ckpt_path out, or use test.")
         else:
             print(f"{type(self.model).__name__} has nothing to train with these settings.")
         if tests:
-            self._evaluate(self.trainer.test, "After training", model=self.model, datamodule=self.datamodule)
+            self._evaluate(self.trainer.test, "After training", True, model=self.model, datamodule=self.datamodule)
+
+    def _train(self, path: str | Path | None, arguments: dict[str, Any]) -> None:
+        if path:
+            check_optimizer(Path(path), read_checkpoint(path)["optimizer_states"], self.model)
+            if self.trainer.is_global_zero:
+                print(f"Training goes on from {path}.")
+        self.trainer.fit(**arguments)
+        if self.trainer.global_step == 0:
+            raise TrainingError("Nothing was trained: not one step was made. See --trainer.limit_train_batches.")
+        head = self.run_dir / HEAD_FILE
+        self.trainer.save_checkpoint(head, weights_only=True)
+        if self.trainer.is_global_zero:
+            print(f"Trained head: {head}")
 
     def test(self, **kwargs: Any) -> None:
         """Tests."""
-        trained = kwargs.get("ckpt_path") or not self.model.trainable_names()
-        self._evaluate(self.trainer.test, "Test" if trained else "Test of an UNTRAINED head (no --ckpt_path)", **kwargs)
+        self._evaluate(self.trainer.test, "Test", self._load_head(kwargs), **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
         """Tests without pictures."""
-        self._evaluate(self.trainer.validate, "Validation", **kwargs)
+        self._evaluate(self.trainer.validate, "Validation", self._load_head(kwargs), **kwargs)
 
-    def _evaluate(self, run: Callable[..., Any], title: str, **kwargs: Any) -> None:
+    def _load_head(self, arguments: dict[str, Any]) -> bool:
+        """Gives the method the head of `ckpt_path`, which is taken out, and returns whether it needs none or has one.
+
+        The trainer is told of no checkpoint: it would only warn where it finds none, and test what is there.
+        """
+        if path := arguments.pop("ckpt_path", None):
+            restore(self.model, read_checkpoint(path))
+            return True
+        return not self.model.trainable_names()
+
+    def _evaluate(self, run: Callable[..., Any], title: str, trained: bool, **kwargs: Any) -> None:
         evaluations = {MAIN_HEAD: self.evaluation}
+        title = title if trained or not self.model.trainable_names() else f"{title} of {UNTRAINED}"
         self.evaluation.title = f"{title} · {type(self.model).__name__} on {self.model.backbone.description}"
         with self._sharing(evaluations, kwargs):
             run(**{**kwargs, "verbose": False})
@@ -416,8 +333,6 @@ class AnomalyCLI(LightningCLI):
         if len(self.heads) == 1:
             yield
             return
-        if checkpoint := arguments.pop("ckpt_path", None):
-            restore(self.model, read_checkpoint(checkpoint))
         arguments["model"] = self.tested
         self._read_from(self.tested.store)
         for name, method in self.heads.items():
@@ -434,50 +349,12 @@ class AnomalyCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""
+        heading = "Predictions" if self._load_head(kwargs) else f"Predictions of {UNTRAINED}"
+        if self.trainer.is_global_zero:
+            print(heading)
         self.trainer.predict(**{**kwargs, "return_predictions": False})
         if self.trainer.is_global_zero:
-            print("Predictions:\n" + "\n".join(f"  {path}" for path in sorted(self.run_dir.glob("predictions*.csv"))))
-
-
-class FeatureBuilder(LightningModule):
-    """Computes the features of batches and keeps them.
-
-    Args:
-        method: Whose features: a method's, or of all the heads of a shared pass; it has a store.
-    """
-
-    def __init__(self, method: AnomalyMethod | SharedPass) -> None:
-        super().__init__()
-        self.method = method
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> int:
-        """Keeps the features of a batch, and returns of how many images."""
-        self.method.features_of(batch)
-        return len(batch.samples)
-
-
-class FeatureBuildCLI(AnomalyCLI):
-    """Computes the features that `fit` with the same options would read, and nothing else."""
-
-    def _choose_run_dir(self, config: Namespace) -> Path:
-        return Path("runs")  # nothing is written there, and several nodes need not agree on a folder
-
-    def fit(self, **kwargs: Any) -> None:
-        """Walks the images of the tests, for all heads, and those of training."""
-        data = self.datamodule
-        data.prepare_data()
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
-        self.trainer.loggers = []
-        tests = [(dataset, "test") for dataset in data.test_sets]
-        training = data.training_set, data.training_set.train_split
-        walks = [(self.tested, tests), *([] if training in tests else [(self.model, [training])])]
-        for method, splits in walks:
-            self._read_from(method.store)
-            loaders = [dataset.walk(split) for dataset, split in splits]
-            self.trainer.predict(FeatureBuilder(method), loaders, return_predictions=False)
-        if self.trainer.is_global_zero:
-            print(f"Features: {self.model.store.folder}")
+            print(f"{heading}:\n" + "\n".join(f"  {path}" for path in sorted(self.run_dir.glob("predictions*.csv"))))
 
 
 @contextmanager
@@ -508,19 +385,45 @@ def _quiet_lightning() -> None:
 
 
 def main(args: list[str] | None = None, command: Callable[[list[str] | None], AnomalyCLI] = AnomalyCLI) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped."""
+    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
     _quiet_lightning()
     try:
         with tracking.ending():
             command(args)
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
     except (StoppedError, SIGTERMException) as stop:  # Lightning's own comes at the end of an epoch, which is kept
         print(f"Stopped. {stop}", file=sys.stderr)
         requeue()
         return STOPPED
-    except OSError as error:  # a full disk or a folder that may not be written, outside our own writers
-        print(f"error: {error}", file=sys.stderr)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends the process with 1 after Ctrl-C
+            raise KeyboardInterrupt from stop
+        raise
+    except Exception as error:
+        message = _explained(error)
+        if not message:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _explained(error: Exception) -> str:
+    """Returns what a user can do about an error; an empty text where nothing is known of it."""
+    if isinstance(error, UserError):
+        return message_of(error)
+    if isinstance(error, MisconfigurationException):  # what only Lightning knows of its options
+        return " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU has too little memory for this batch_size: {error}"
+    if isinstance(error, RuntimeError) and re.search(r"DataLoader worker.*(exited unexpect|killed by)", str(error)):
+        return (
+            f"a loader process was killed ({' '.join(str(error).split())}) Most often the memory was used up: use "
+            "fewer num_workers, or a smaller batch_size and --loading.cache_mb."
+        )
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        return str(error)  # a full disk or a folder that may not be written, outside our own writers
+    return ""

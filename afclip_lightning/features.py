@@ -27,6 +27,13 @@ A run makes the features that it does not find by itself; `build` makes them wit
 stopped and started again at any time, and several may run at once.
 """
 
+BUILD_HELP = """\
+usage: python -m afclip_lightning features build --config FILE --features.cache DIR ...
+
+Computes the features that fit with the same options would read, and keeps them in DIR: those of the images that it
+trains on and of those that it tests on. All options are those of fit: python -m afclip_lightning fit --help
+"""
+
 
 def info(root: Path) -> list[dict[str, Any]]:
     """Returns what a store holds, an entry a backbone.
@@ -102,11 +109,15 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
 
 def build(args: Sequence[str]) -> int:
     """Computes the features that a run with these options would read, and returns the exit code."""
+    if "--help" in args or "-h" in args:
+        print(BUILD_HELP)
+        return 0
     from afclip_lightning import cli
+    from afclip_lightning.engine.feature_build import FeatureBuildCLI
 
     if not any(arg.split("=")[0] == "--features.cache" for arg in args):
         raise UserError("Say where the features go: --features.cache DIR.")
-    return cli.main(["fit", *args], cli.FeatureBuildCLI)
+    return cli.main(["fit", *args], FeatureBuildCLI)
 
 
 def main(args: Sequence[str]) -> int:

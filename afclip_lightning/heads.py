@@ -17,6 +17,7 @@ from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.checkpoint import read_checkpoint
 from afclip_lightning.classes import descendants, import_submodules
+from afclip_lightning.engine.references import resolve
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError, message_of
 from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.base import AnomalyMethod
@@ -43,7 +44,7 @@ def load_head(
     """
     path = Path(path)
     if path.suffix in CONFIG_SUFFIXES:
-        method = build(read_model(path), arguments, backbones)
+        method = build(read_model(path, arguments), arguments, backbones)
         if method.trainable_names():
             raise UserError(f"{path}: {type(method).__name__} has to be trained: run fit, and name its {HEAD_FILE}.")
         return method
@@ -174,18 +175,25 @@ def methods() -> dict[str, type[AnomalyMethod]]:
     return {cls.__name__: cls for cls in sorted(own, key=lambda cls: cls.__name__) if not cls.__abstractmethods__}
 
 
-def read_model(path: Path) -> dict[str, Any]:
-    """Returns the `model` section of a config, its variables filled in.
+def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the `model` section of a config, its references filled in.
+
+    Args:
+        path: A YAML file.
+        arguments: See `load_head`; what they replace may refer to anything.
 
     Raises:
         UserError: The file cannot be read or has no such section.
     """
-    content = read_yaml(path, dict[str, Any], remedy="It must be a config as `fit` and `test` take it.")
-    try:
-        config = OmegaConf.create(content)
-        model = OmegaConf.to_container(config.model, resolve=True) if "model" in config else None
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: cannot be read as a config ({error}).") from error
-    if not isinstance(model, dict) or "class_path" not in model:
+    config = read_yaml(path, dict[str, Any], remedy="It must be a config as `fit` and `test` take it.")
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("class_path"), str):
         raise UserError(f"{path} has no `model` section with a `class_path`.")
-    return {str(name): value for name, value in model.items()}
+    try:
+        given = OmegaConf.create(dict(model.get("init_args") or {}))
+        for name, value in (arguments or {}).items():
+            OmegaConf.update(given, name, value, force_add=True)
+        model["init_args"] = OmegaConf.to_container(given)
+        return resolve(config, "model")
+    except (OmegaConfBaseException, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from error

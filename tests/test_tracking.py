@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from afclip_lightning.cli import git_revision, main
+from afclip_lightning.cli import main
+from afclip_lightning.engine.run_folder import git_revision
 from afclip_lightning.tracking import prepare
 from tests.layouts.mvtec import write_mvtec
 from tests.layouts.visa import write_visa

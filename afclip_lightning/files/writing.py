@@ -61,14 +61,15 @@ def check_writable(path: Path) -> None:
 def only_writer(folder: Path) -> Iterator[None]:
     """Keeps a folder to this process while the body runs. A process that is killed leaves the folder free.
 
-    The folder is made; it goes again if nothing was written there.
+    The folder is made, and those above it; they go again if nothing was written there.
 
     Raises:
         UserError: Another process writes there, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    there, path = folder.exists(), folder / LOCK_FILE
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    path = folder / LOCK_FILE
     lock = FileLock(path, timeout=0, thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +86,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()  # while it is held: whoever waits for it then looks whether the file is still there
         lock.release()
-        if not there:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for part in made:
+                part.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.cli import RUN_DIR_VARIABLE, main
+from afclip_lightning.cli import main
 from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.musc import (
     MuSc,

@@ -1,0 +1,64 @@
+"""The parser's messages in a line: which option, what it takes, what it was given."""
+
+import difflib
+import re
+
+from afclip_lightning.classes import descendants
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.methods.base import AnomalyMethod
+
+_KEY = re.compile(r'^( *)(?:- )?Parser key "([\w.+-]+)"', re.MULTILINE)
+_NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_EXPECTED = re.compile(r"Expected an? (.*?)(?:\. Got value.*)?$", re.MULTILINE)
+_CLASS = re.compile(r"Expected a dot import path string: ([\w.]+)$", re.MULTILINE)
+_REFUSED = re.compile(
+    r"Option '[\w.]+' is not accepted|\w+ '[\w.]+' does not accept option '[\w.]+'|No action for key .*"
+)
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+_TYPES |= {"Sequence": "a list", "list": "a list", "dict": "a mapping", "Mapping": "a mapping"}
+
+
+def one_line(message: str) -> str:
+    """Returns what a message of the parser says, in a line where it is about the value of an option."""
+    keys = list(_KEY.finditer(message))
+    if not keys:
+        return message
+    root, inner, nested = keys[0][2], keys[-1][2], _NESTED.search(message)
+    key = f"{root}.{nested[1]}" if nested else root if len(keys) == 1 else f"{root}.{inner}"
+    part = _indented(message[keys[-1].start() :], len(keys[-1][1]))
+    if name := _CLASS.search(part):
+        return f"{key}: there is no class {name[1]!r} that fits here{_nearest_class(name[1])}."
+    if refused := _REFUSED.search(message):
+        return f"{key}: {refused[0]}."
+    given = _GIVEN.findall(part)
+    expected = [words for text in _EXPECTED.findall(part) if (words := _in_words(text))]
+    if not given or not expected:
+        return message
+    line = f"{key}: expected {' or '.join(dict.fromkeys(expected))}, got {given[-1]}"
+    if "text" in expected and re.fullmatch(r"-?[\d.]+|True|False|None", given[0]):
+        line += "; a name that reads as a number or as true or false goes in quotes, as in '[\"01\"]'"
+    return f"{line}."
+
+
+def _indented(text: str, indent: int) -> str:
+    """Returns the first line and those after it that are indented more."""
+    first, *rest = text.split("\n")
+    end = next(
+        (n for n, line in enumerate(rest) if line.strip() and len(line) - len(line.lstrip()) <= indent), len(rest)
+    )
+    return "\n".join([first, *(rest if indent == 0 else rest[:end])])
+
+
+def _nearest_class(name: str) -> str:
+    """Returns which class may have been meant."""
+    classes = {cls.__name__ for base in (AnomalyMethod, AnomalyData) for cls in descendants(base)}
+    close = difflib.get_close_matches(name.rpartition(".")[2], classes, n=1)
+    return f"; did you mean {close[0]!r}" if close else ""
+
+
+def _in_words(expected: str) -> str:
+    found = re.findall(r"<class '(?:[\w.]*\.)?(\w+)'>", expected)
+    if found:
+        return " or ".join(_TYPES.get(name, name) for name in found)
+    return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", expected).strip()

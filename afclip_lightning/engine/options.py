@@ -1,0 +1,133 @@
+"""Checks of a command's options that need neither data nor model: said at once, not after minutes of work."""
+
+import importlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from torch import nn
+
+from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.types import MAIN_HEAD
+
+LARGEST_SEED = np.iinfo(np.uint32).max
+PRECISIONS = ("16-true", "bf16-true", "64-true", "64")  # those that the methods are not made for
+LEAST = {
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.gradient_clip_val": 0,
+    "trainer.log_every_n_steps": 0,
+    "trainer.min_epochs": 0,
+    "pictures.count": 0,
+    "evaluation.tolerance": 0,
+}
+MOST = {"batch_size": 2**20, "num_workers": 2**10}  # more is a slip of the keyboard that takes the machine down
+NOT_HERE = {
+    "default_root_dir": "a run lies in --run_dir",
+    "model_registry": "checkpoints are sent nowhere; they lie in the run folder",
+}
+
+
+def check_options(config: Mapping[str, Any], command: str) -> None:
+    """Checks the values of all options of a command.
+
+    Args:
+        config: They, as plain values.
+        command: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        UserError: One is out of its range, or this machine has no such device.
+    """
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} must be a finite number, got {value}.")
+        if key in LEAST and value is not None and value < LEAST[key]:
+            raise UserError(f"{key} must be at least {LEAST[key]}, got {value}.")
+        most = MOST.get(key.rpartition(".")[2])
+        if most is not None and isinstance(value, int) and value > most:
+            raise UserError(f"{key} must be at most {most}, got {value}.")
+    seed, trainer = config["seed_everything"], config["trainer"]
+    if seed is not None and not isinstance(seed, bool) and not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed_everything must be from 0 to {LARGEST_SEED}, got {seed}.")
+    if str(trainer["precision"]) in PRECISIONS:
+        raise UserError(f"precision {trainer['precision']} is not supported: use 32-true, 16-mixed or bf16-mixed.")
+    if config["heads"] and command == "predict":
+        raise UserError("--heads are for test, validate and fit: predict writes the maps of one method.")
+    for name, path in config["heads"].items():
+        if name == MAIN_HEAD or not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"--heads: {name!r} is no name for a head; letters, digits, _ and - make one.")
+        if not Path(path).exists():
+            raise UserError(f"--heads: {name}: {path} does not exist.")
+    if config["few_shot_dir"] is not None and not config["few_shot_dir"].is_dir():
+        raise UserError(f"--few_shot_dir: {config['few_shot_dir']} is no folder.")
+    for option, instead in NOT_HERE.items():
+        if trainer[option] is not None:
+            raise UserError(f"--trainer.{option}: {instead}.")
+    if trainer["barebones"]:
+        raise UserError("--trainer.barebones leaves out the tables and checkpoints that a run is for.")
+    quiet_trainer(trainer)
+    _check_optimizer(config["model"].get("init_args", {}).get("optimizer"))
+    if command == "fit":
+        for option in ("max_epochs", "max_steps", "limit_train_batches"):
+            if trainer[option] == 0 and not isinstance(trainer[option], bool):
+                raise UserError(f"--trainer.{option} 0 trains nothing. To test a head as it is, use the command test.")
+
+
+def _check_optimizer(options: Any) -> None:
+    """Makes the optimiser of a parameter that is there for it alone."""
+    if not isinstance(options, Mapping) or "class_path" not in options:
+        return  # a function of ours
+    module, _, name = options["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    try:
+        cls([nn.Parameter(torch.zeros(1))], **options.get("init_args", {}))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--model.optimizer: {message_of(error)}.") from error
+
+
+def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
+    """Returns a trainer that writes and prints nothing, with the options that say how and where it trains.
+
+    Raises:
+        UserError: Lightning refuses an option, or this machine has no such device.
+    """
+    own = ("logger", "callbacks", "plugins", "default_root_dir", "model_registry", "barebones")
+    plain = {key: value for key, value in options.items() if key not in own and not isinstance(value, Mapping)}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Trainer(**{**plain, **quiet})  # type: ignore[arg-type]
+    except Exception as error:  # Lightning's own, and what its checks run into with values that they do not expect
+        raise UserError(f"--trainer: {' '.join(message_of(error).split())}") from error
+    finally:
+        log.setLevel(level)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested options with their keys."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            if not isinstance(name, str) and not key.startswith("data"):  # a dataset says so itself
+                raise UserError(f"{key}: {name!r} is no text. A name that reads as a number goes in quotes.")
+            yield from _leaves(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for number, part in enumerate(value):
+            yield from _leaves(part, f"{key}[{number}]")
+    else:
+        yield key, value

@@ -1,0 +1,79 @@
+"""The parser of `fit`, `validate`, `test` and `predict`: references between options, and mistakes in a few lines."""
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.classes import descendants
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.engine.arguments import unclosed
+from afclip_lightning.engine.messages import one_line
+from afclip_lightning.engine.references import resolve
+from afclip_lightning.errors import UserError
+from afclip_lightning.methods.base import AnomalyMethod
+
+
+class AnomalyArgumentParser(LightningArgumentParser):
+    """Says what is wrong in a few lines, with the nearest name, instead of listing every option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and ends with exit code 2."""
+        if self.exit_on_error:
+            hints = "".join(f"\nDid you mean {close!r} instead of {key!r}?" for key, close in self._nearest(message))
+            command = f"{self.prog.split()[-1]} " if " " in self.prog else ""
+            message = unclosed(getattr(self, "args", [])) or one_line(message)
+            print(f"error: {message}{hints}\nAll options: python -m afclip_lightning {command}--help", file=sys.stderr)
+            sys.exit(2)
+        raise UserError(message) from ex
+
+    def _parse_common(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
+        """Fills in references once all files and options of a command are merged.
+
+        The library would do it one level higher, where a config's `${model...}` is that of no command.
+        """
+        commands = self._subcommands_action
+        name = commands and cfg.get(commands.dest)
+        if commands and name and "${" in str(cfg[name]):
+            parser, files = commands.choices[name], cfg[name].get("config")
+            plain = yaml.safe_load(parser.dump(cfg[name], skip_validation=True, skip_none=False))
+            try:
+                cfg[name] = parser._apply_actions(resolve(plain))
+            except UserError as error:
+                self.error(str(error), error)
+            cfg[name].config = files
+        return super()._parse_common(cfg, *args, **kwargs)
+
+    def _nearest(self, message: str) -> Iterator[tuple[str, str]]:
+        found = re.findall(r"[Oo]ption '([\w.]+)'|arguments: --([\w.]+)|[Kk]ey '([\w.]+)'", message)
+        unknown = {next(filter(None, groups)) for groups in found}
+        options = {action.dest for parser in self._with_subcommands() for action in parser._actions}
+        names = _argument_names()
+        for key in sorted(unknown):
+            prefix, dot, _ = key.rpartition(".")
+            candidates = (options | {prefix + dot + name for name in names}) - {key}
+            close = difflib.get_close_matches(key, candidates, n=1)
+            if close:
+                yield key, close[0]
+
+    def _with_subcommands(self) -> Iterator[argparse.ArgumentParser]:
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+
+def _argument_names() -> set[str]:
+    """Returns the names of all constructor arguments of methods, data modules, the backbone and the trainer."""
+    classes: list[type] = [*descendants(AnomalyMethod), *descendants(AnomalyData), ClipBackbone, Trainer]
+    names = {name for cls in classes for name in inspect.signature(cls).parameters}
+    return names | {"class_path", "init_args"}

@@ -1,0 +1,160 @@
+"""What `--ckpt_path` names, and whether training can go on from it: said before anything is built."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from afclip_lightning.engine.options import quiet_trainer
+from afclip_lightning.errors import CheckpointError, message_of
+from afclip_lightning.heads import HEAD_FILE
+from afclip_lightning.methods.base import AnomalyMethod
+
+LAST = Path("checkpoints") / "last.ckpt"  # of a run's folder: what training goes on from
+
+
+def find_checkpoint(given: str, command: str) -> Path:
+    """Returns the file that `--ckpt_path` names.
+
+    Args:
+        given: A file, or the folder of a run: its trained head, and for `fit` its last checkpoint.
+        command: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        CheckpointError: There is no such file, or it is one of Lightning's words, which name nothing here.
+    """
+    if given in ("best", "last", "hpc") or given.startswith("registry"):
+        raise CheckpointError(
+            f"--ckpt_path {given}: this word names no checkpoint here. Give the folder of a run, or one of its files."
+        )
+    if "://" in given:
+        raise CheckpointError(f"--ckpt_path {given}: only files of this machine are read. Copy the checkpoint first.")
+    path = Path(given)
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(f"Checkpoint {path} does not exist.")
+        return path
+    found = path / (LAST if command == "fit" else HEAD_FILE)
+    if found.is_file():
+        return found
+    if command != "fit" and (path / LAST).is_file():
+        raise CheckpointError(
+            f"{path} has no {HEAD_FILE}: its training has not ended. Go on with it, or give {path / LAST} to take the "
+            "head as it was then."
+        )
+    raise CheckpointError(f"{path} has no {found.relative_to(path)}: it is not the folder of a run of `fit`.")
+
+
+def check_resumable(path: Path, checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
+    """Checks that training can go on from a checkpoint, as far as the checkpoint itself tells.
+
+    Args:
+        path: Where it lies, for the message.
+        checkpoint: Its content.
+        trainer: The options of the trainer.
+
+    Raises:
+        CheckpointError: It cannot.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise CheckpointError(f"{path} has no optimiser state to go on from: use {LAST} of its run.")
+    loops = checkpoint.get("loops")
+    given = loops.get("fit_loop") if isinstance(loops, Mapping) else None
+    problem = _damage(quiet_trainer({"accelerator": "cpu"}).fit_loop.state_dict(), given, "loops.fit_loop")
+    if not problem and not all(map(_is_position, given["state_dict"].get("combined_loader", []))):  # type: ignore[index]
+        problem = "the position in the epoch"
+    if not problem and not isinstance(checkpoint.get("lr_schedulers"), list):
+        problem = "lr_schedulers"
+    if not problem and not _is_count(checkpoint.get("global_step")):
+        problem = "global_step"
+    if problem:
+        raise CheckpointError(f"{path}: {problem} is absent or damaged, so that training cannot go on from it.")
+    assert given is not None
+    done = given["epoch_progress"]["current"]["completed"], checkpoint["global_step"]
+    for count, option in zip(done, ("max_epochs", "max_steps"), strict=True):
+        limit = trainer.get(option)
+        if limit not in (None, -1) and limit < count:
+            unit = option.removeprefix("max_")
+            raise CheckpointError(
+                f"{path} has {count} {unit} behind it, and --trainer.{option} is {limit}: give at least {count}."
+            )
+
+
+def check_optimizer(path: Path, states: Any, method: AnomalyMethod) -> None:
+    """Checks the state of the optimiser by a step with it on copies of the parameters, their gradients zero.
+
+    Args:
+        path: Where it lies, for the message.
+        states: The checkpoint's `optimizer_states`.
+        method: The method as it will be trained.
+
+    Raises:
+        CheckpointError: It is damaged, or of another optimiser or other parameters.
+    """
+    assert method.optimizer is not None
+    names = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
+    fresh, trial = (_with_zero_gradients(method) for _ in range(2))
+    fresh.step()
+    try:
+        (state,) = states
+        trial.load_state_dict(deepcopy(state))
+        trial.step()
+        reached = trial.state_dict()["state"]
+        for number, expected in fresh.state_dict()["state"].items():
+            for key, value in expected.items():
+                if isinstance(value, Tensor) and not _is_like(reached[number].get(key), value):
+                    raise ValueError(f"{key} of {names[number]} does not fit")
+        if fresh.state and not state["state"]:
+            raise ValueError("it is empty")
+    except Exception as error:  # torch's checks, and what it runs into with values that it does not expect
+        reason = message_of(error) or type(error).__name__
+        raise CheckpointError(
+            f"{path}: the state of its optimiser does not fit {type(fresh).__name__} on this head ({reason}). Go on "
+            "with the options that it was trained with."
+        ) from error
+
+
+def _with_zero_gradients(method: AnomalyMethod) -> Optimizer:
+    """Returns an optimiser of copies of a method's trainable parameters."""
+    copies = [nn.Parameter(p.detach().clone()) for p in method.parameters() if p.requires_grad]
+    for parameter in copies:
+        parameter.grad = torch.zeros_like(parameter)
+    assert method.optimizer is not None
+    return method.optimizer(copies)
+
+
+def _is_like(given: Any, expected: Tensor) -> bool:
+    return isinstance(given, Tensor) and given.shape == expected.shape and bool(torch.isfinite(given).all())
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_position(state: Any) -> bool:
+    """Returns whether a loader can go on from a state: see `ResumableLoader`."""
+    if not isinstance(state, Mapping) or not _is_count(state.get("given")):
+        return False
+    try:
+        if state.get("order") is not None:
+            torch.Generator().set_state(state["order"])
+    except (TypeError, RuntimeError):
+        return False
+    return state.get("order") is not None or state["given"] == 0
+
+
+def _damage(expected: Any, given: Any, key: str) -> str:
+    """Returns the key of what is absent from nested counters or of another type; an empty text if nothing is."""
+    if isinstance(expected, Mapping):
+        if not isinstance(given, Mapping):
+            return key
+        return next(
+            filter(None, (_damage(value, given.get(name), f"{key}.{name}") for name, value in expected.items())), ""
+        )
+    if isinstance(expected, bool):
+        return "" if isinstance(given, bool) else key
+    return "" if _is_count(given) else key

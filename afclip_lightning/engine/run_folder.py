@@ -1,0 +1,127 @@
+"""The folder of a run: what is recorded there of the run itself, and its name."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from afclip_lightning import tracking
+from afclip_lightning.engine.resume import LAST
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import write_json, write_text
+from afclip_lightning.preemption import restarted
+from afclip_lightning.shared_pass import SharedPass
+
+PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
+RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes what a run was into its folder: the resolved config, versions, git revision, command and backbone."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Writes `config.yaml` and `run.json`."""
+        folder = Path(trainer.default_root_dir)
+        method = pl_module.main if isinstance(pl_module, SharedPass) else pl_module
+        config = self.config.clone()  # to be run again as it is, into another folder
+        config.run_dir = config.trainer.default_root_dir = None
+        if stage == "fit":
+            config.ckpt_path = None  # a run that was continued is, run again, trained from its beginning
+        write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
+        facts = {
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "git_revision": git_revision(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "method": type(method).__name__,
+            "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+            "backbone": method.backbone.description,
+            "feature_spec": method.spec.to_dict(),
+        }
+        write_json(folder / "run.json", facts)
+        tracking.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_revision() -> str | None:
+    """Returns the source tree's revision, with `-dirty` where files were changed; `None` for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
+    """Returns the run folder: the one given, or a new one under `runs/`, the same on all processes of a run.
+
+    Args:
+        config: The options of the command.
+        resumed: The checkpoint that training goes on from.
+
+    Raises:
+        UserError: The folder holds another run.
+    """
+    chosen = os.environ.get(RUN_DIR_VARIABLE)
+    if chosen and "LOCAL_RANK" in os.environ:
+        return Path(chosen)
+    if config.run_dir:
+        run_dir = Path(config.run_dir)
+        resumes = resumed is not None and run_dir.resolve() in resumed.resolve().parents
+        if (run_dir / "config.yaml").exists() and not resumes and not restarted():
+            raise UserError(_how_to_get_on(run_dir))
+    else:
+        stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
+        job = _job_name()
+        if job == "none" or (job is None and int(config.trainer.num_nodes) > 1):
+            raise UserError("The processes cannot agree on a run folder: give --run_dir, or torchrun a --rdzv-id.")
+        name = job or time.strftime("%Y%m%d-%H%M%S")
+        run_dir = Path("runs") / stem / name
+        number = 1
+        while not job and run_dir.exists():
+            number += 1
+            run_dir = run_dir.with_name(f"{name}-{number}")
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+    return run_dir
+
+
+def _how_to_get_on(run_dir: Path) -> str:
+    if (run_dir / LAST).exists():
+        return (
+            f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run: fit with "
+            f"--ckpt_path {run_dir / LAST}."
+        )
+    return f"{run_dir} holds an earlier run, without a checkpoint to go on from. Give another --run_dir, or remove it."
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the process of a run that writes its folder, before the processes know each other."""
+    variables = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # of torchrun, Lightning, SLURM, LSF
+    rank = next((os.environ[name] for name in variables if name in os.environ), "0")
+    return rank == "0" and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) in ("", "0")
+
+
+def _job_name() -> str | None:
+    """Returns a name that all processes of a cluster job share without talking to each other, or `None` outside one."""
+    if "SLURM_JOB_ID" in os.environ:
+        return f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', '0')}"
+    return os.environ.get("TORCHELASTIC_RUN_ID")  # "none" unless torchrun was given one

@@ -1,0 +1,147 @@
+"""Values that options cannot have: one error each, before any data is looked at or model built."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from afclip_lightning import cli
+from afclip_lightning.backbones.clip import ClipBackbone
+from tests.engine.small_run import run, write_small_run
+
+WRONG = {
+    "--trainer.devices=0": "--trainer: .*devices",
+    "--trainer.accelerator=cuda --trainer.devices=[97]": "--trainer: ",
+    "--trainer.accelerator=abacus": "invalid accelerator name",
+    "--trainer.strategy=none": "invalid strategy name",
+    "--trainer.profiler=none": "profiler",
+    "--trainer.max_time=soon": "not a valid duration",
+    "--trainer.precision=64-true": "use 32-true, 16-mixed or bf16-mixed",
+    "--trainer.barebones=true": "barebones",
+    "--trainer.default_root_dir=here": "a run lies in --run_dir",
+    "--trainer.model_registry=here": "checkpoints are sent nowhere",
+    "--trainer.limit_train_batches=.nan": "limit_train_batches must be a finite number, got nan",
+    "--trainer.limit_test_batches=.inf": "limit_test_batches must be a finite number, got inf",
+    "--trainer.limit_test_batches=-1": "--trainer: ",
+    "--trainer.limit_train_batches=0": "trains nothing",
+    "--trainer.max_epochs=0": "trains nothing",
+    "--trainer.max_steps=0": "trains nothing",
+    "--trainer.max_epochs=-2": "--trainer: ",
+    "--trainer.accumulate_grad_batches=0": "must be at least 1, got 0",
+    "--trainer.gradient_clip_val=-1": "must be at least 0, got -1",
+    "--seed_everything=-1": "seed_everything must be from 0 to 4294967295, got -1",
+    "--seed_everything=4294967296": "seed_everything must be from 0 to 4294967295",
+    "--model.optimizer.lr=.nan": "optimizer.init_args.lr must be a finite number, got nan",
+    "--model.optimizer.weight_decay=-.inf": "weight_decay must be a finite number",
+    "--model.optimizer.lr=-1": "Invalid learning rate",
+    "--model.optimizer.betas=[2,3]": "Invalid beta",
+    "--model.temperature=.nan": "temperature must be a finite number",
+    "--data.train.num_workers=100000": "num_workers must be at most 1024, got 100000",
+    "--data.train.batch_size=0": "batch_size must be at least 1, got 0",
+    "--data.train.batch_size=1000000000000000000000000000000": "batch_size must be at most",
+    "--pictures.count=-1": "must be at least 0, got -1",
+    "--loading.cache_mb=-1": "cache_mb must not be negative",
+    "--evaluation.tolerance=-1": "must be at least 0",
+    "--few_shot_dir=absent": "absent is no folder",
+    "--heads={a: absent.ckpt}": "absent.ckpt does not exist",
+    # types
+    "--trainer.max_epochs=many": "trainer.max_epochs: expected a whole number or null, got many.",
+    "--trainer.max_epochs=1.5": "trainer.max_epochs: expected a whole number or null, got 1.5.",
+    "--model.layers=all": "model.layers: expected a list, got all.",
+    "--model.backbone.image_size=large": "model.backbone.image_size: expected a whole number or null, got large.",
+    "--loading.on_error=1": "loading.on_error: expected one of 'raise', 'skip', got 1.",
+    "--data.train.train_split=dev": "data.train.train_split: expected one of 'train', 'test', got dev.",
+    # names
+    "--model=AFCLIPP": "model: there is no class 'AFCLIPP' that fits here; did you mean 'AFCLIP'",
+    "--data=MVTecLayuot": "data: there is no class 'MVTecLayuot' that fits here; did you mean 'MVTecLayout'",
+    "--model.optimizer=Adamm": "model.optimizer: there is no class 'Adamm' that fits here",
+    "--trainer.callbacks=Unknown": "trainer.callbacks: there is no class 'Unknown' that fits here",
+    # names that YAML reads as something else
+    "--data.train.categories=[01]": "quote",
+    "--data.train.categories=[no]": "quote",
+    "--data.train.words={01: plug}": "quote",
+    "--data.train.words={plug: 1}": "quote",
+    # brackets
+    "--model.layers=[1,2": "Close each bracket and quote",
+    "--model={class_path: AFCLIP": "Close each bracket and quote",
+    "--data.train.words={a: 'b}": "Close each bracket and quote",
+    "--trainer={max_epochs: 2": "Close each bracket and quote",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    write_small_run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(small)
+    return small
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_wrong_values(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str
+) -> None:
+    monkeypatch.setattr(ClipBackbone, "__init__", lambda *_, **__: pytest.fail("built a model"))
+    args = [f"--{part}" for part in options.removeprefix("--").split(" --")]
+    assert run("fit", *args) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(WRONG[options].replace("[", r"\["), errors[0])
+    assert len(lines) <= 3
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "expected a mapping"),
+    (b"- a\n", "expected a mapping"),
+    (b"model: [\n", "line 2: is no YAML"),
+    (b"model: \xff\n", "no text in UTF-8"),
+    (b"\x00\x01", "no text in UTF-8"),
+    (b"a: &a [*a]\n", "contains itself"),
+    (b"a: " + b"[" * 100_000, "nested more than 64 deep"),
+    (b"run_dir: a\nrun_dir: b\n", "'run_dir' stands twice"),
+    (b"run_dir: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+])  # fmt: skip
+def test_files_that_are_no_config(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(content)
+    assert run("fit", f"--config={path}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {path}")
+    assert message in line
+
+
+def test_a_pipe_is_no_config(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert run("fit", "--config", str(tmp_path / "pipe.yaml")) == 2
+    assert "is a named pipe, not a file" in capsys.readouterr().err
+
+
+def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "old.yaml").write_text(
+        "data: {class_path: MVTecAD, init_args: {root: gone, categories: [bottle], words: {bottle: flask}}}\n"
+    )
+    (folder / "new.yaml").write_text("data: {class_path: MVTecLayout, init_args: {root: tested}}\n")
+    args = ["--config=old.yaml", "--run_dir=x", "--trainer.limit_test_batches=1"]
+    for new in (["--data=MVTecLayout", "--data.root=tested"], ["--data", "MVTecLayout", "--data.root=tested"],
+                ["--config=new.yaml"], ["--config", "new.yaml"]):  # fmt: skip
+        with pytest.raises(SystemExit):
+            cli.main(["test", "--config=base.yaml", *args, *new, "--print_config"])
+        output = capsys.readouterr()
+        assert "categories: null" in output.out
+        assert "words: null" in output.out
+    assert run("test", *args, "--data=MVTecLayout", "--data.root=tested", "--data.categories=[cable]") == 0
+    error = capsys.readouterr().err
+    assert "Left out: categories and words of MVTecAD, which mean nothing to MVTecLayout." in error
+    assert run("test", *args[:2], "--data=MVTecAD", "--data.root=tested") == 2  # the same set: they stay
+    assert "Left out" not in capsys.readouterr().err
