@@ -160,6 +160,8 @@ def main(args: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise  # the command line ends without a word
     except OSError as error:  # a folder that may not be read
         print(f"error: {error}", file=sys.stderr)
         return 2
