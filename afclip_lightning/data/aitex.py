@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from afclip_lightning.data.images import image_size, list_folders, list_images
+from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.recipes import Tile, TiledLayout, union_of_masks
 from afclip_lightning.errors import DatasetError
 
@@ -72,10 +73,10 @@ def _unnested(folder: Path) -> Path:
 
 def _masks(images: list[Path], masks: list[Path]) -> dict[Path, tuple[Path, ...]]:
     """Returns the masks of every image: none, one or several."""
-    by_stem = {image.stem: image for image in images}
+    by_stem = {normal_form(image.stem): image for image in images}
     found: dict[Path, tuple[Path, ...]] = dict.fromkeys(images, ())
     for mask in masks:
-        image = by_stem.get(mask.stem.rpartition("_mask")[0])
+        image = by_stem.get(normal_form(mask.stem).rpartition("_mask")[0])
         if image is None:
             raise DatasetError(f"{mask}: no image has the name of this mask. Restore the image or remove the mask.")
         found[image] += (mask,)

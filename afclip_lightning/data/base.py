@@ -16,22 +16,20 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.columns import MEAN
 from afclip_lightning.data.few_shot import draw_shots, given_shots
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
-from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form, word_tokens
+from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.distributed import processes, rank
-from afclip_lightning.errors import DatasetError, shown
+from afclip_lightning.errors import DatasetError
 from afclip_lightning.inspection.tiles import Tiling
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
-LONGEST_WORD = 48  # tokens: CLIP's text towers take 77, and the sentence around a word, learnable tokens, have theirs
 Facts = TypeVar("Facts")
 Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
 
@@ -239,55 +237,18 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
         """
-        from afclip_lightning.data.catalogue import what_lies_there  # which imports every dataset
+        from afclip_lightning.data.catalogue import check_names, not_found  # which import every dataset
 
-        problem = hint = ""
+        problem = ""
         if not self.root.is_dir():
             problem = f"{self.root} is not a folder" if self.root.exists() else f"the folder {self.root} does not exist"
         elif not self.find_categories():
             problem = f"{self.root} has no category folder"
         elif missing := self.missing():
             problem = f"not there: {', '.join(map(str, missing[:3]))}" + (" …" if len(missing) > 3 else "")
-        if not problem:
-            self._check_names()
-            return
-        if self.root.is_dir():
-            names = sorted(p.name for p in self.root.iterdir())
-            problem += f"; {self.root} contains: {', '.join(names[:8]) or 'nothing'}" + (" …" if len(names) > 8 else "")
-            hint = what_lies_there(self)
-        raise DatasetError(
-            f"Dataset {self.name!r} was not found: {problem}.{hint}\n\n"
-            f"Expected in {self.root}:\n{_indent(self.layout)}\n\n"
-            f"How to get it:\n{_indent(self.source)}\n"
-            f"  Licence: {self.licence or 'not known, see there'}\n\n"
-            "Another place: set `root` in the config, or the variable AFCLIP_DATA, where the config uses it, to the "
-            "folder that holds all datasets.\nTo see the project work without any dataset: make demo."
-        )
-
-    def _check_names(self) -> None:
-        known = self.find_categories()
-        if MEAN in known:
-            raise DatasetError(
-                f"{self.name}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
-            )
-        for category in self.selected_categories():
-            if (tokens := word_tokens(self.category_word(category))) > LONGEST_WORD:
-                rank_zero_warn(  # refused where a prompt has it: not every method's prompts name the category
-                    f"{self.name}: the word for {shown(category[:80])!r} has {tokens} tokens, and prompts have room "
-                    f"for about {LONGEST_WORD}. Give it a shorter one, `words` of the dataset."
-                )
-        stray = set(self.words) - set(known)
-        if not stray:
-            return
-        from afclip_lightning.data.catalogue import published_categories  # which imports every dataset
-
-        # what another set's config says of its own categories stays when a set of one's own is put in its place
-        if typos := sorted(stray - published_categories()):
-            raise DatasetError(
-                f"{self.name}: words are given for {', '.join(typos)}, which the dataset does not have. "
-                f"It has: {', '.join(known)}."
-            )
-        rank_zero_warn(f"{self.name}: words are given for {', '.join(sorted(stray))}, which it has not: not used.")
+        if problem:
+            raise not_found(self, problem)
+        check_names(self)
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
         """Returns the folders of which every image should be one of the category's, or its mask; none by default."""
@@ -336,7 +297,7 @@ class AnomalyDataModule(AnomalyData):
             if not part:
                 raise DatasetError(
                     f"{self.name}: category {category!r} under {self.root} has no {split} image.\n"
-                    f"Expected:\n{_indent(self.layout)}"
+                    f"Expected:\n{indented(self.layout)}"
                 )
             found.extend(part)
         return self.with_white(found)
@@ -546,5 +507,6 @@ def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
     return known[subset]
 
 
-def _indent(text: str) -> str:
+def indented(text: str) -> str:
+    """Returns a text with each line two spaces to the right."""
     return "\n".join("  " + line for line in text.strip("\n").splitlines())

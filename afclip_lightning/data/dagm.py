@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_images, pair_masks
+from afclip_lightning.data.names import normal_form
 from afclip_lightning.types import Sample, Split
 
 CLASSES = tuple(f"Class{i}" for i in range(1, 11))
@@ -57,7 +58,8 @@ Class2/ … Class10/                         10 categories; fewer: name them in 
         """
         folder = self.root / category / split.capitalize()
         images, labels = list_images(folder), list_images(folder / "Label")
-        stems = {label.stem.removesuffix("_label") for label in labels}
-        anomalous = [image for image in images if image.stem in stems]
+        stems = {normal_form(label.stem).removesuffix("_label") for label in labels}
+        anomalous = [image for image in images if normal_form(image.stem) in stems]
+        normal = [image for image in images if normal_form(image.stem) not in stems]
         masks = pair_masks(anomalous, labels, suffixes=("_label",))
-        return self.make_samples(category, split, [i for i in images if i.stem not in stems], anomalous, masks)
+        return self.make_samples(category, split, normal, anomalous, masks)

@@ -16,7 +16,7 @@ from afclip_lightning.data.left_out import LeftOut, sentences, short
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.picture import say, upright
 from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError, UnpairedError
+from afclip_lightning.errors import DatasetError, UnpairedError, shown
 from afclip_lightning.types import MOST, UNKNOWN, Sample, Split
 
 COUNTED = ("normal training", "normal test", "anomalous test")
@@ -281,7 +281,8 @@ def render(report: Report) -> str:
     lines = [f"{report.dataset} in {report.root}", f"Licence: {report.licence or 'not known'}", ""]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", *_listed("note", "notes", report.notes), *_listed("PROBLEM", "PROBLEMS", report.problems)]
-    return "\n".join(lines if report.problems else [*lines, "Nothing is wrong."])
+    text = "\n".join(lines if report.problems else [*lines, "Nothing is wrong."])
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def _against(found: int | None, published: int | None) -> str:

@@ -70,6 +70,8 @@ images/cell0001.png
                 value = float(probability)
             except ValueError as error:
                 raise DatasetError(f"{where}: must be path, probability and type; got {line!r}.") from error
+            if not 0 <= value <= 1:
+                raise DatasetError(f"{where}: a probability must be from 0 to 1; got {value}.")
             image = file_inside(self.root, relative, where)
             if image in cells:
                 raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")

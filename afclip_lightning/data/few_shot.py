@@ -28,7 +28,7 @@ def draw_shots(normal: Sequence[Sample], k_shot: int, seed: int, category: str, 
     if len(normal) < k_shot:
         remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
         raise DatasetError(f"k_shot is {k_shot}, but {place} has {len(normal)} normal training images. {remedy}")
-    generator = np.random.default_rng([seed, *category.encode()])
+    generator = np.random.default_rng([seed, *category.encode(errors="surrogateescape")])
     picks = sorted(generator.choice(len(normal), size=k_shot, replace=False).tolist())
     return [normal[i] for i in picks]
 

@@ -15,7 +15,7 @@ from afclip_lightning.data.names import (
     normal_form,
     refuse_twins,
 )
-from afclip_lightning.errors import UnpairedError
+from afclip_lightning.errors import UnpairedError, shown
 from afclip_lightning.types import Sample, Split
 
 IN_NO_KIND = "in no folder of a kind (normal, or a defect)"
@@ -151,7 +151,7 @@ class MVTecLayout(AnomalyDataModule):
             for kind in self._doubtful(folder / split):
                 if not _images(folder / "ground_truth" / kind.name):
                     found.append(
-                        f"{kind}: its {len(_images(kind))} images count as anomalous, and its name says normal; "
+                        f"{shown(kind)}: its {len(_images(kind))} images count as anomalous, and its name says normal; "
                         f"normal images belong in {self.normal_folder!r}"
                     )
         return found

@@ -54,7 +54,8 @@ def draw_references(samples: Sequence[Sample], pairing: Pairing) -> list[list[in
                 f"{'s' if len(members) > 1 else ''}: each needs {pairing.n_references} others. "
                 f"{'Lower n_references or add images.' if len(members) > 1 else 'Add images or leave it out.'}"
             )
-        shuffled = np.random.default_rng([pairing.seed, *category.encode()]).permutation(members).tolist()
+        generator = np.random.default_rng([pairing.seed, *category.encode(errors="surrogateescape")])
+        shuffled = generator.permutation(members).tolist()
         for start in range(0, len(shuffled), size):
             group = shuffled[start : start + size]
             filled = group + shuffled[: size - len(group)]

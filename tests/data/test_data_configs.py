@@ -18,7 +18,7 @@ from afclip_lightning.classes import import_submodules
 from afclip_lightning.cli import main
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.bmad import SUBSETS as BMAD
-from afclip_lightning.data.catalogue import dataset_classes
+from afclip_lightning.data.catalogue import check_names, dataset_classes
 from afclip_lightning.data.cross_dataset import CrossDataset
 from afclip_lightning.data.listing import Listing
 from afclip_lightning.data.medical import SUBSETS as MEDICAL
@@ -71,7 +71,7 @@ def test_config_of_a_set_over_one_that_trains_nothing(experiment: str, override:
     (dataset,) = data.all_test_sets
     assert dataset.name == OWN.get(override.stem, override.stem)
     assert [part.name for part in data.parts if part is not dataset] == ["mvtec"] * (experiment == "afclip_mvtec")
-    dataset._check_names() if dataset.name not in OWN.values() else None  # no words of another set are left
+    check_names(dataset) if dataset.name not in OWN.values() else None  # no words of another set are left
 
 
 def test_a_set_over_an_experiment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

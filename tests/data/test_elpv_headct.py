@@ -34,6 +34,8 @@ def test_elpv(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("cell0002.png  0.0", "cell0002.png  none", r"labels\.csv, line 2: must be path"),
+        ("cell0002.png  0.0", "cell0002.png  nan", r"labels\.csv, line 2: a probability must be from 0 to 1; got nan"),
+        ("cell0002.png  0.0", "cell0002.png  7", r"labels\.csv, line 2: a probability must be from 0 to 1"),
         ("cell0002.png  0.0   poly", "cell0002.png,0.0,poly", r"labels\.csv, line 2: must be path"),
         ("cell0002.png", "cell0001.png", r"labels\.csv, line 2: .*already"),
         ("cell0002.png", "cell0099.png", r"labels\.csv, line 2: there is no file"),

@@ -236,3 +236,19 @@ def test_a_run_says_once_what_it_does_not_read(tmp_path: Path, monkeypatch: pyte
     assert [(item["split"], Path(item["path"]).name) for item in record] == [("test", "stray.png"), ("test", "x.heic")]
     record = json.loads((tmp_path / "fit/left_out.json").read_text())
     assert ("train", "stray.png") in [(item["split"], Path(item["path"]).name) for item in record]
+
+
+def test_names_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/good/0", "test/good/1", "test/ok\udcff/3", "test/crack/2\udcff"):
+        write_image(tmp_path / f"a/{name}.png")
+    write_image(tmp_path / "a/test/\udcfe\x1b[1m.png")
+    command = ["check", "MVTecLayout", "--root", str(tmp_path)]
+    assert datasets(command) == 1
+    shown = capsys.readouterr().out
+    assert r"a/test/\xfe\x1b[1m.png" in shown
+    assert r"test/ok\xff: its 1 images count as anomalous" in shown
+    assert datasets([*command, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["left_out"][0]["path"].endswith("\udcfe\x1b[1m.png")  # as the system has it
+    with pytest.warns(UserWarning, match=r"\\xfe"):
+        MVTecLayout(tmp_path).setup("test")

@@ -1,5 +1,6 @@
 """Writers of tiny directory trees in the datasets' true layouts; one file a dataset."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,7 @@ WIDTH, HEIGHT = 20, 14  # not square, so that swapped axes show
 def write_image(path: Path) -> Path:
     """Writes an RGB image whose pixels follow from its name, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(zlib.crc32(path.name.encode()))
+    generator = np.random.default_rng(zlib.crc32(os.fsencode(path.name)))
     Image.fromarray(generator.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
     return path
 
