@@ -67,7 +67,11 @@ class Picture:
         values = self.values
         if values.dtype != np.uint8:
             values = np.take(_eight_bits(white or 2 ** self._depth() - 1), values.astype(np.uint16, copy=False))
-        return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+        if values.ndim == 3:
+            return values
+        import cv2  # what reads no image has no use for it
+
+        return cv2.merge((values, values, values))
 
     def _depth(self) -> int:
         if self.values.dtype.kind == "f":
