@@ -8,7 +8,7 @@ from afclip_lightning.files import write_json
 
 
 class DataRecord(Callback):
-    """Writes `few_shot.json` and `pairs.json`, images by path, and what was not read of the data.
+    """Writes `few_shot.json` and `pairs.json`, images by path, `white.json`, and what was not read of the data.
 
     That is in `left_out.json`: files in a dataset's folders that might be images and are not looked for there; and in
     `skipped.json`: images that could not be read.
@@ -63,7 +63,9 @@ class DataRecord(Callback):
             for split, items in part.told.items()
             for item in items
         ]
-        for name, draws in (("few_shot.json", few_shot), ("pairs.json", pairs), ("left_out.json", left_out)):
+        white = [{"dataset": part.name, "white": part.white_used} for part in parts if part.white_used is not None]
+        records = {"few_shot.json": few_shot, "pairs.json": pairs, "left_out.json": left_out, "white.json": white}
+        for name, draws in records.items():
             if draws and trainer.is_global_zero:
                 write_json(Path(trainer.default_root_dir) / name, draws)
 

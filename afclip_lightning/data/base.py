@@ -313,6 +313,11 @@ class AnomalyDataModule(AnomalyData):
             self._white = (level, white_value(level, images))
         return self._white[1]
 
+    @property
+    def white_used(self) -> int | None:
+        """Returns what `white` came to so far, for the run folder; `None` where the files' bits say it."""
+        return self._white[1] if self._white else None
+
     def with_white(self, samples: Sequence[Sample]) -> list[Sample]:
         """Returns samples with the white level of the set."""
         white = self.white()
