@@ -1,6 +1,6 @@
 """What a dataset does not read of what lies in its folders: said, so that no count is wrong in silence."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def unread(found: Found, read: Collection[Path] | None, image: str = MISPLACED) 
 
 
 def unread_folders(folder: Path, known: Collection[str], reason: str) -> list[LeftOut]:
-    """Returns the folders in `folder` that are not known and seem to hold images: directly, or one folder down.
+    """Returns the folders in `folder` that are not known and hold images: directly, or up to two folders down.
 
     Args:
         folder: An absent one has none.
@@ -58,13 +58,13 @@ def unread_folders(folder: Path, known: Collection[str], reason: str) -> list[Le
         reason: Why they are not read.
     """
     others = (inner for inner in list_folders(folder) if inner.name not in known)
-    return [LeftOut(inner, reason) for inner in others if any(_image_folders(inner))]
+    return [LeftOut(inner, reason) for inner in others if _holds_images(inner, depth=2)]
 
 
-def _image_folders(folder: Path) -> Iterator[Path]:
-    for inner in (folder, *list_folders(folder)):
-        if list_images(inner):
-            yield inner
+def _holds_images(folder: Path, depth: int) -> bool:
+    if list_images(folder):
+        return True
+    return depth > 0 and any(_holds_images(inner, depth - 1) for inner in list_folders(folder))
 
 
 def sentences(left_out: Iterable[LeftOut], root: Path) -> list[str]:

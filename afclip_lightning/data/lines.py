@@ -10,7 +10,7 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import NAMED, LeftOut, directly_in, short, unread
 from afclip_lightning.data.names import Names, Words, find, normal_form
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.files import read_text
 from afclip_lightning.types import Split
 
@@ -107,7 +107,7 @@ class ListedData(AnomalyDataModule):
             self._read = state, found
         return self._read[1]
 
-    def _check_entries(self, entries: Iterable[Entry]) -> None:
+    def _check_entries(self, entries: list[Entry]) -> None:
         seen: dict[str, dict[tuple[str, str], Entry]] = {}
         for entry in entries:
             # two spellings of one path: ./a.png and a.png, or one name in two Unicode forms
@@ -123,6 +123,11 @@ class ListedData(AnomalyDataModule):
                     f"{entry.where}: the image is normal, and a mask is named for it: {entry.mask[:80]!r}. A normal "
                     "image has none: leave it out, or give the image the label of an anomalous one."
                 )
+
+        for entry in entries:
+            if entry.mask and normal_form(os.path.normpath(self.root / entry.mask)) in seen:
+                mask = shown(entry.mask[:80])
+                raise DatasetError(f"{entry.where}: {mask!r} is named as a mask, and is listed as an image. Mend one.")
 
     def _refuse_labels(self, entry: Entry, other: Entry, path: Path) -> None:
         if entry.label != other.label:

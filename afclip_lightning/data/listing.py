@@ -97,8 +97,6 @@ class Listing(ListedData):
         if not entry.mask or find(self.root, entry.mask).is_dir():
             return None
         mask = file_inside(self.root, entry.mask, entry.where)
-        if mask in images:
-            raise DatasetError(f"{entry.where}: {mask} is named as a mask, and is an image of the same category.")
         own = mask.with_name(f"{image.stem}{_mask_suffix(mask, images)}{mask.suffix}")
         # where masks lie beside their images, what has the image's very name is the image
         if own != mask and own not in images and own.is_file():
@@ -164,8 +162,10 @@ def _values(
 
 
 def _text(item: Any, key: str, where: str) -> str:
-    """Returns the text under a key, empty where there is none."""
+    """Returns the text under a key, empty where there is none; a class may be named by a number."""
     value = item.get(key)
+    if key == "class_name" and type(value) is int:
+        return str(value)
     if value is not None and not isinstance(value, str):
         raise DatasetError(f"{where}: {key} must be text, got {str(value)[:60]!r}. Mend the entry.")
     return value or ""

@@ -104,6 +104,8 @@ class Table(ListedData):
             DatasetError: The table cannot be read, or a row is not as it must be.
         """
         rows = list(self._csv() if self.file.suffix == ".csv" else self._jsonl())
+        if not rows:
+            raise DatasetError(f"{self.file}: lists no image. It must name one in each line, with its label.")
         given = {column for _, row in rows for column in OPTIONAL if row.get(column)}
         for where, row in rows:
             if absent := [column for column in REQUIRED if not row.get(column)]:
@@ -134,6 +136,6 @@ class Table(ListedData):
                 raise DatasetError(f"{where}: must be an object with image and label. Mend the line.")
             row = {column: fields[column] for column in COLUMNS if fields.get(column) not in (None, "")}
             for column, value in row.items():
-                if not isinstance(value, str) and not (column == "label" and type(value) is int):
+                if not isinstance(value, str) and not (column in ("label", "category") and type(value) is int):
                     raise DatasetError(f"{where}: {column} must be text, got {str(value)[:60]!r}. Mend the line.")
             yield where, {column: str(value).strip() for column, value in row.items()}

@@ -136,7 +136,7 @@ def test_masks_beside_their_images(tmp_path: Path) -> None:
         Listing(tmp_path).samples("test")
     entries[2]["mask_path"] = "b.png"
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(DatasetError, match=r"entry 3: .*b\.png is named as a mask, and is an image"):
+    with pytest.raises(DatasetError, match=r"entry 3: 'b\.png' is named as a mask, and is listed as an image"):
         Listing(tmp_path).samples("test")
 
 

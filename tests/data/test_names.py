@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from afclip_lightning.cli import main as run
 from afclip_lightning.data.btad import BTAD
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.folder import Folder
@@ -204,3 +206,16 @@ def test_words_that_the_text_tower_would_cut_off(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="tokens, and prompts have room for about 48"):
         MVTecLayout(tmp_path / "names").check()
     MVTecLayout(tmp_path / "names", words={long: "part"}).check()
+
+
+def test_numbers_as_names_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(__file__).parents[2] / "configs/clip_mvtec.yaml"
+    nested = tmp_path / "nested.yaml"
+    test = [{"class_path": "BTAD", "init_args": {"root": str(tmp_path), "categories": [1]}}]
+    nested.write_text(yaml.safe_dump({"data": {"class_path": "CrossDataset", "init_args": {"test": test}}}))
+    base = ["test", f"--config={config}"]
+    own = ["--data=BTAD", f"--data.root={tmp_path}"]
+    for options in ([*own, "--data.categories=[01]"], [*own, "--data.words={01: plug}"], [f"--config={nested}"]):
+        assert run([*base, *options]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert "1 is a number, not a name" in line

@@ -141,6 +141,7 @@ ROWS = "image,label,note\nphotos/0.jpg,0,a\nphotos/1.jpg,0,b\nphotos/2.jpg,1,c\n
         ("\n\n" + ROWS.replace("photos/1.jpg,0", "photos/1.jpg,7"), "line 5: label must be one of"),
         (ROWS.replace(",a", ',"a\u2028\x85\nb"').replace("photos/1.jpg,0", "photos/1.jpg,7"), "line 4: label must be"),
         ("", "is empty"),
+        ("image,label\n", "lists no image"),
     ],
 )
 def test_a_table_is_read_strictly(content: str | bytes, message: str, root: Path) -> None:
@@ -225,3 +226,16 @@ def test_files_that_the_table_does_not_list_are_a_note(root: Path) -> None:
     assert (
         "images.csv does not list 2 files that lie beside those it lists: photos/3.jpg, photos/x.heic." in report.notes
     )
+
+
+def test_an_image_that_is_named_as_a_mask(root: Path) -> None:
+    for mask in ("photos/2.jpg", "./photos/3.jpg"):
+        write_csv(root, [LINES[0] | {"mask": mask}, *LINES[1:]])
+        with pytest.raises(DatasetError, match=r"line 2: '.*jpg' is named as a mask, and is listed as an image"):
+            Table(root).check()
+
+
+def test_categories_of_a_jsonl_may_be_numbers(root: Path) -> None:
+    lines = [{"image": f"photos/{i}.jpg", "label": 0, "category": i} for i in (1, 2)]
+    (root / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert Table(root, "list.jsonl", categories=["2", "1"]).selected_categories() == ["2", "1"]
