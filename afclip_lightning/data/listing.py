@@ -1,5 +1,6 @@
 """Images that a file lists: AnomalyCLIP's meta.json, AA-CLIP's JSON lines."""
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,12 @@ class Listing(ListedData):
         return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
     def _mask(self, entry: Entry, image: Path, images: Collection[Path]) -> Path | None:
-        if not entry.mask or find(self.root, entry.mask).is_dir():
+        if not entry.mask or os.path.isdir(find(self.root, entry.mask)):
             return None
         mask = file_inside(self.root, entry.mask, entry.where)
         own = mask.with_name(f"{image.stem}{_mask_suffix(mask, images)}{mask.suffix}")
         # where masks lie beside their images, what has the image's very name is the image
-        if own != mask and own not in images and own.is_file():
+        if own != mask and own not in images and os.path.isfile(own):
             raise DatasetError(
                 f"{entry.where}: {image} is given the mask {mask.name}, but {own} is there: images and masks were "
                 "paired by position, and a file is missing or too many. Mend the folders and write the file again."

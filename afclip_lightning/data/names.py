@@ -69,7 +69,7 @@ def find(root: Path, relative: str | Path) -> Path:
 
 
 def _child(folder: Path, name: str) -> Path:
-    if os.path.lexists(folder / name) or not folder.is_dir():
+    if os.path.lexists(folder / name) or not os.path.isdir(folder):
         return folder / name
     twins = sorted(other for other in os.listdir(folder) if normal_form(other) == normal_form(name))
     if len(twins) > 1:

@@ -1,0 +1,425 @@
+"""Every reader of files meets changed, cut and random content: it gives a result or one error that a user can mend.
+
+A reader that is added to the package gets a line in `READERS`.
+"""
+
+import contextlib
+import copy
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import afclip_lightning
+from afclip_lightning.backbones.store import FeatureStore, StoreFacts
+from afclip_lightning.backbones.weights import load_weights
+from afclip_lightning.benchmark.matrix import load_matrix
+from afclip_lightning.benchmark.published import load_published
+from afclip_lightning.benchmark.table import read_results
+from afclip_lightning.data.listing import Listing
+from afclip_lightning.data.maps import read_map
+from afclip_lightning.data.synthetic import Synthetic
+from afclip_lightning.data.table import Table
+from afclip_lightning.data.visa import VisA
+from afclip_lightning.errors import UserError
+from afclip_lightning.heads import load_head, read_model
+from afclip_lightning.inspection.calibration import Calibration, fixed
+from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
+from afclip_lightning.knowledge.builder import AnswerCache
+from afclip_lightning.report import inspections
+from afclip_lightning.report import run as run_report
+from afclip_lightning.report.run_files import read_run
+from afclip_lightning.sweep.space import read_sweep
+from tests.layouts import write_image, write_mask
+from tests.layouts.listing import write_json_lines, write_meta
+from tests.layouts.visa import write_visa
+from tests.small_head import write_head
+from tests.test_backbone import small_clip, small_config
+from tests.test_report import write_run
+
+PACKAGE = Path(afclip_lightning.__file__).parent
+CLIP = small_clip()  # to load weights into
+BACKBONES: dict[str, Any] = {}  # built once for all checkpoints
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a file is written as it should be, and read.
+
+    Attributes:
+        name: What is read.
+        write: Writes it, with all that belongs to it, into a folder, and returns the file.
+        read: Reads the file.
+    """
+
+    name: str
+    write: Callable[[Path], Path]
+    read: Callable[[Path], object]
+
+
+def text_file(name: str, content: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        return folder / name
+
+    return write
+
+
+def in_run(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_run(folder / "run", {"a": 1.0}, images=6)
+        record = {"command": ["afclip"], "versions": {"torch": "2", "x": None}, "method": "AFCLIP", "started": "now"}
+        (folder / "run/run.json").write_text(json.dumps({**record, "trainable_parameters": 3}))
+        return folder / "run" / name
+
+    return write
+
+
+def report_of(parents: int) -> Callable[[Path], object]:
+    return lambda path: run_report.sections(read_run(path.parents[parents]))
+
+
+def write_calibration(folder: Path) -> Path:
+    path = folder / "head.calibration.json"
+    Calibration(fixed(0.5, np.arange(20) / 20), None, "abc", {"fit": "tiles", "size": 112}).save(path)
+    return path
+
+
+SPEC = {"model": "m", "weights_hash": "0", "activation": "gelu", "image_size": 28, "pos_embed": "bilinear"}
+SPEC |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "compute": "float32", "dtype": "float32"}
+
+
+def a_store(root: Path) -> FeatureStore:
+    if "store" not in BACKBONES:
+        from afclip_lightning.backbones.clip import ClipBackbone
+
+        BACKBONES["store"] = ClipBackbone("tiny-8-112", "random", image_size=56)
+    backbone = BACKBONES["store"]
+    return FeatureStore(root, backbone.spec((2,)), backbone.grid, dtype="float32")
+
+
+def write_features(folder: Path) -> Path:
+    store = a_store(folder)
+    store.save(["a1"], BACKBONES["store"].encode_image(torch.zeros(1, 3, 56, 56), store.spec))
+    return store.path("a1", "layer-02")
+
+
+def write_weights(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        small_config(folder)
+        state = {key: value.contiguous() for key, value in small_clip().state_dict().items()}
+        save = save_file if name.endswith(".safetensors") else torch.save
+        save(state, folder / name)
+        return folder / name
+
+    return write
+
+
+def write_table(name: str) -> Callable[[Path], Path]:
+    rows = [
+        {"image": "a.png", "label": "anomalous", "mask": "a_mask.png", "category": "nut", "split": "test"},
+        {"image": "b.png", "label": "normal", "mask": "", "category": "nut", "split": "test"},
+    ]
+
+    def write(folder: Path) -> Path:
+        write_image(folder / "a.png")
+        write_image(folder / "b.png")
+        write_mask(folder / "a_mask.png")
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        (folder / name).write_text("\n".join(lines if name.endswith(".csv") else map(json.dumps, rows)) + "\n")
+        return folder / name
+
+    return write
+
+
+def write_map_file(folder: Path) -> Path:
+    np.save(folder / "map.npy", np.zeros((8, 8), np.float32))
+    return folder / "map.npy"
+
+
+def write_drawn(folder: Path) -> Path:
+    data = Synthetic(str(folder), categories=["cloth"], image_size=64)
+    data.category_folder("cloth").mkdir(parents=True)
+    return text_file(str(data.category_folder("cloth") / "synthetic.json"), data.settings)(folder)
+
+
+DRAWN = {"class_path": "Synthetic", "init_args": {"root": "data/drawn", "categories": ["cloth"]}}
+MATRIX = {
+    "methods": {"A": {"configs": ["configs/afclip_demo.yaml"], "shots": [0, 2]}},
+    "datasets": {"one": DRAWN, "two": "configs/data/mvtec.yaml"},
+    "transfers": [{"train": "one", "test": ["two"]}],
+    "seeds": [3, 4],
+}
+SWEEP = {
+    "program": "afclip_lightning",
+    "method": "random",
+    "metric": {"name": "val/synthetic/mean/pixel_pro", "goal": "maximize"},
+    "command": ["${env}", "${interpreter}", "-m", "${program}", "fit", "${args}"],
+    "parameters": {"lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}, "n": {"values": [4, 8]}},
+}
+KNOWLEDGE = {
+    "provenance": {"generator": "hand"},
+    "sentences": {"nut": ["A chip.", "A scratch."], "bolt": ["A bent bolt."]},
+    "images": {"nut/test/000.png": "The nut has a chip."},
+}
+CONFIG = {"model": {"class_path": "AFCLIP", "init_args": {"layers": [2, 4]}}, "seed_everything": 0}
+INSPECTIONS = [
+    {"path": "a.png", "score": 0.5, "probability": 0.4, "threshold": 0.6, "verdict": "normal", "area": 0.0}
+    | {"regions": [], "error": "", "name": "a"},
+    {"path": "b.png", "score": None, "error": "b.png is no image", "name": "b"},
+]
+PUBLISHED = PACKAGE.parent / "experiments/published"
+DONE = {"started": "2026", "seconds": 1.5}
+
+
+def read_knowledge(path: Path) -> object:
+    return load_knowledge(path), load_image_sentences(path), load_provenance(path)
+
+
+def write_published(folder: Path) -> Path:
+    for path in PUBLISHED.glob("*.csv"):
+        (folder / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    return folder / "afclip.csv"
+
+
+READERS = [
+    Reader("results.json", in_run("results.json"), report_of(0)),
+    Reader("scores.csv", in_run("scores.csv"), report_of(0)),
+    Reader("curves.json", in_run("curves.json"), report_of(0)),
+    Reader("run.json", in_run("run.json"), report_of(0)),
+    Reader("cases.json", in_run("pictures/cases/cases.json"), report_of(2)),
+    Reader(
+        "inspections.jsonl",
+        text_file("inspections.jsonl", "".join(json.dumps(line) + "\n" for line in INSPECTIONS)),
+        lambda path: inspections.render(path.parent),
+    ),
+    Reader("calibration", write_calibration, Calibration.read),
+    Reader("spec.json", text_file("spec.json", SPEC), lambda path: StoreFacts.read(path.parent)),
+    Reader("features", write_features, lambda path: a_store(path.parents[3]).load("a1")),
+    Reader(
+        "checkpoint",
+        lambda folder: write_head(folder / "head.ckpt", BACKBONES),
+        lambda path: load_head(path, backbones=BACKBONES),
+    ),
+    Reader("weights.pt", write_weights("w.pt"), lambda path: load_weights(CLIP, path)),
+    Reader("weights.safetensors", write_weights("w.safetensors"), lambda path: load_weights(CLIP, path)),
+    Reader("knowledge base", text_file("base.yaml", yaml.safe_dump(KNOWLEDGE)), read_knowledge),
+    Reader("answers", text_file("answers.jsonl", '{"prompt": "a", "answer": "b"}\n'), AnswerCache),
+    Reader("config", text_file("config.yaml", yaml.safe_dump(CONFIG)), read_model),
+    Reader("matrix", text_file("matrix.yaml", yaml.safe_dump(MATRIX)), lambda path: load_matrix([path])),
+    Reader("sweep", text_file("sweep.yaml", yaml.safe_dump(SWEEP)), read_sweep),
+    Reader("published numbers", write_published, lambda path: load_published(path.parent)),
+    Reader("results of a cell", in_run("results.json"), lambda path: read_results(path.parent)),
+    Reader("table.csv", write_table("images.csv"), lambda path: Table(path.parent).samples("test")),
+    Reader("table.jsonl", write_table("t.jsonl"), lambda path: Table(path.parent, "t.jsonl").samples("test")),
+    Reader(
+        "meta.json",
+        lambda folder: write_meta(folder / "set") / "meta.json",
+        lambda path: Listing(path.parent).samples("test"),
+    ),
+    Reader(
+        "listing.jsonl",
+        lambda folder: write_json_lines(folder / "set") / "full-shot.jsonl",
+        lambda path: Listing(path.parent, "full-shot.jsonl").samples("test"),
+    ),
+    Reader(
+        "VisA's table",
+        lambda folder: write_visa(folder / "visa", ["candle"]) / "split_csv/1cls.csv",
+        lambda path: VisA(path.parents[1], categories=["candle"]).samples("test"),
+    ),
+    Reader("map", write_map_file, read_map),
+]
+BY_NAME = pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+# what stands where something else should
+STRANGE = (
+    None,
+    True,
+    -1,
+    0,
+    2,
+    10**30,
+    1e308,
+    -0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\udcff",
+    "=1",
+    "../..",
+    "\0",
+)
+STRANGE += ([], {}, [[]], {"": {}}, [None], {"x": "y"}, "${x}", "9" * 400)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Reader], Path]:
+    """Returns the file of a reader, written once."""
+    written: dict[str, Path] = {}
+
+    def place(reader: Reader) -> Path:
+        if reader.name not in written:
+            folder = tmp_path_factory.mktemp("reader")
+            written[reader.name] = reader.write(folder)
+        return written[reader.name]
+
+    return place
+
+
+def check(reader: Reader, path: Path, content: bytes) -> None:
+    """Reads the content, and accepts a result or one error alone."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        reader.read(path)
+    except UserError as error:
+        message = str(error)
+        assert message
+        assert len(message) < 4000
+        assert "weights_only" not in message
+        assert all(line.isprintable() for line in message.split("\n"))
+    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(before)
+
+
+def places_of(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yields the way to every part of a value."""
+    yield place
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, part in parts:
+        yield from places_of(part, (*place, key))
+
+
+def put(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    """Returns the value with another part in a place, or without it if `new` is `...`."""
+    if not place:
+        return None if new is ... else new
+    value = copy.copy(list(value) if isinstance(value, tuple) else value)
+    key, *rest = place
+    if new is ... and not rest:
+        del value[key]
+    else:
+        value[key] = put(value[key], tuple(rest), new)
+    return value
+
+
+def load(path: Path, content: bytes) -> Any:
+    if path.suffix == ".csv":
+        return list(csv.reader(io.StringIO(content.decode())))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in content.decode().split("\n") if line]
+    if path.suffix in (".ckpt", ".pt"):
+        return torch.load(io.BytesIO(content), weights_only=True)
+    return yaml.safe_load(content) if path.suffix == ".yaml" else json.loads(content)
+
+
+def dump(path: Path, value: Any) -> bytes:
+    if path.suffix == ".csv":
+        rows = value if isinstance(value, list) else [[value]]
+        return "\n".join(
+            ",".join(
+                json.dumps(cell) if "," in str(cell) else str(cell)
+                for cell in (row if isinstance(row, list) else [row])
+            )
+            for row in rows
+        ).encode(errors="surrogateescape")
+    if path.suffix == ".jsonl":
+        return "".join(json.dumps(line) + "\n" for line in (value if isinstance(value, list) else [value])).encode()
+    if path.suffix in (".ckpt", ".pt"):
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return buffer.getvalue()
+    return json.dumps(value).encode()  # which is YAML too
+
+
+STRUCTURED = [r for r in READERS if r.name not in ("features", "weights.safetensors", "map")]
+
+
+@BY_NAME
+def test_what_was_written_is_read(reader: Reader, tmp_path: Path) -> None:
+    reader.read(reader.write(tmp_path))
+
+
+@pytest.mark.parametrize("reader", STRUCTURED, ids=lambda reader: reader.name)
+def test_values_of_another_type(reader: Reader, places: Callable[[Reader], Path]) -> None:
+    path = places(reader)
+    value = load(path, path.read_bytes())
+    ways = list(places_of(value))
+    strange = (*STRANGE, ..., *((torch.zeros(2), torch.tensor(1)) if path.suffix in (".ckpt", ".pt") else ()))
+
+    @settings(SETTINGS, max_examples=25)
+    @given(st.sampled_from(ways), st.sampled_from(strange))
+    def changed(way: tuple[Any, ...], new: Any) -> None:
+        check(reader, path, dump(path, put(value, way, new)))
+
+    changed()
+
+
+@BY_NAME
+def test_content_that_is_cut_or_altered(reader: Reader, places: Callable[[Reader], Path]) -> None:
+    path = places(reader)
+    content = path.read_bytes()
+
+    @settings(SETTINGS, max_examples=8)
+    @given(st.integers(0, len(content) - 1), st.integers(1, 255))
+    def damaged(at: int, flip: int) -> None:
+        check(reader, path, content[:at])
+        check(reader, path, content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :])
+        check(reader, path, content[:at] + b'"' + content[at:])
+
+    damaged()
+
+
+@BY_NAME
+def test_content_of_any_kind(reader: Reader, places: Callable[[Reader], Path]) -> None:
+    path = places(reader)
+    for content in (
+        b"",
+        b"\0" * 100,
+        b"{" * 5000,
+        b"[" * 5000,
+        b"- " * 5000,
+        b"\xff\xfe{\0}\0",
+        b"PK\x05\x06" + bytes(18),
+    ):
+        check(reader, path, content)
+
+    @settings(SETTINGS, max_examples=10)
+    @given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode(errors="ignore")))
+    def random(content: bytes) -> None:
+        check(reader, path, content)
+
+    random()
+
+
+@BY_NAME
+def test_what_is_no_file(reader: Reader, tmp_path: Path) -> None:
+    path = reader.write(tmp_path)
+    for make in (os.mkfifo, os.mkdir, lambda place: os.symlink(place, place)):
+        path.unlink()
+        make(path)
+        with contextlib.suppress(UserError):
+            reader.read(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not os.path.lexists(path):  # a damaged file of features is removed
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            path.unlink()
+        path.touch()
