@@ -3,6 +3,7 @@
 A reader that is added to the package gets a line in `READERS`.
 """
 
+import ast
 import contextlib
 import copy
 import csv
@@ -28,7 +29,7 @@ from afclip_lightning.backbones.store import FeatureStore, StoreFacts
 from afclip_lightning.backbones.weights import load_weights
 from afclip_lightning.benchmark.matrix import load_matrix
 from afclip_lightning.benchmark.published import load_published
-from afclip_lightning.benchmark.table import read_results
+from afclip_lightning.benchmark.table import read_done, read_results
 from afclip_lightning.data.listing import Listing
 from afclip_lightning.data.maps import read_map
 from afclip_lightning.data.synthetic import Synthetic
@@ -36,7 +37,10 @@ from afclip_lightning.data.table import Table
 from afclip_lightning.data.visa import VisA
 from afclip_lightning.errors import UserError
 from afclip_lightning.heads import load_head, read_model
+from afclip_lightning.inspection.calibrate import read_labelled
 from afclip_lightning.inspection.calibration import Calibration, fixed
+from afclip_lightning.inspection.folder import check_settings
+from afclip_lightning.inspection.table import Table as Inspections
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import AnswerCache
 from afclip_lightning.report import inspections
@@ -182,11 +186,17 @@ INSPECTIONS = [
     {"path": "b.png", "score": None, "error": "b.png is no image", "name": "b"},
 ]
 PUBLISHED = PACKAGE.parent / "experiments/published"
-DONE = {"started": "2026", "seconds": 1.5}
+DONE = {"method": "A", "train": "one", "seed": 0, "dataset": "two", "shots": 0, "seconds": 1.5, "digest": "ab"}
 
 
 def read_knowledge(path: Path) -> object:
     return load_knowledge(path), load_image_sentences(path), load_provenance(path)
+
+
+def write_labels(folder: Path) -> Path:
+    write_image(folder / "a.png")
+    write_image(folder / "b.png")
+    return text_file("labels.csv", "path,label\na.png,0\nb.png,1\n")(folder)
 
 
 def write_published(folder: Path) -> Path:
@@ -207,6 +217,19 @@ READERS = [
         lambda path: inspections.render(path.parent),
     ),
     Reader("calibration", write_calibration, Calibration.read),
+    Reader("threshold of a report", write_calibration, run_report.calibrated),
+    Reader(
+        "table of inspect",
+        text_file("inspections.jsonl", "".join(json.dumps(line) + "\n" for line in INSPECTIONS)),
+        lambda path: Inspections(path.parent, several=False),
+    ),
+    Reader(
+        "settings of inspect",
+        text_file("inspect.json", {"fit": "tiles", "size": [1, 2.5], "white": None}),
+        lambda path: check_settings(path.parent, {"fit": "tiles", "size": [1, 2.5], "white": None}),
+    ),
+    Reader("labels", write_labels, read_labelled),
+    Reader("end of a cell", text_file("done.json", DONE), lambda path: read_done(path.parent)),
     Reader("spec.json", text_file("spec.json", SPEC), lambda path: StoreFacts.read(path.parent)),
     Reader("features", write_features, lambda path: a_store(path.parents[3]).load("a1")),
     Reader(
@@ -423,3 +446,59 @@ def test_what_is_no_file(reader: Reader, tmp_path: Path) -> None:
         else:
             path.unlink()
         path.touch()
+
+
+PARSERS = {
+    *("json.load", "json.loads", "yaml.load", "yaml.safe_load", "csv.reader", "csv.DictReader", "pickle.load"),
+    *(
+        "pickle.loads",
+        "torch.load",
+        "torch.jit.load",
+        "np.load",
+        "load_file",
+        "safe_open",
+        "OmegaConf.load",
+        "Image.open",
+    ),
+    *("read_text", "read_bytes"),  # methods of a path
+}
+ALLOWED = {
+    "backbones/archives.py": {"torch.load"},
+    "backbones/weights.py": {"load_file", "safe_open"},
+    "backbones/store.py": {"safe_open"},
+    "data/reader.py": {"Image.open"},  # the reader of images
+    "data/tiff.py": {"Image.open"},
+    # what this process has written itself before, and files of the package
+    "cli.py": {"read_text", "yaml.safe_load"},
+    "engine/parser.py": {"yaml.safe_load"},
+    "engine/run_folder.py": {"read_text"},
+    "heads.py": {"json.loads"},
+    "inspection/calibration.py": {"json.loads"},
+    "inspection/folder.py": {"json.loads"},
+    "inspection/server.py": {"read_bytes"},
+    "report/page.py": {"read_text"},
+    "sweep/journal.py": {"json.loads"},  # of bytes that Optuna reads again
+}
+
+
+def parsers_in(source: str) -> set[str]:
+    """Returns which of the parsers a module calls; methods of a path by their names alone."""
+    called, imported = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "afclip_lightning.files":
+            imported |= {name.name for name in node.names}
+        elif isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+            name = ast.unparse(node.func)
+            method = name.rsplit(".")[-1]
+            called.add(method if method in ("read_text", "read_bytes") else name)
+    return (called & PARSERS) - imported
+
+
+def test_files_are_read_in_one_place() -> None:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE).as_posix()
+        if not place.startswith("files/"):
+            used = parsers_in(path.read_text()) - ALLOWED.get(place, set())
+            found |= {place: used} if used else {}
+    assert found == {}, "use afclip_lightning.files"

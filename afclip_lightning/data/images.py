@@ -12,7 +12,8 @@ import numpy as np
 from afclip_lightning.data.names import find, normal_form, twice
 from afclip_lightning.data.picture import Picture, upright
 from afclip_lightning.data.reader import DICOM_MARK, DICOM_SUFFIXES, Source, is_dicom, read, read_shape
-from afclip_lightning.errors import DatasetError, UnpairedError
+from afclip_lightning.errors import DatasetError, UnpairedError, UserError
+from afclip_lightning.files import open_regular
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 IMAGE_SUFFIXES = (
@@ -200,9 +201,9 @@ def _is(what: Callable[[], bool]) -> bool:
 def first_bytes(path: Path) -> bytes:
     """Returns as much of a file's beginning as tells DICOM; nothing of a file that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(DICOM_MARK.stop)
-    except OSError:
+    except (OSError, UserError):
         return b""
 
 

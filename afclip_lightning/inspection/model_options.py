@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from afclip_lightning.errors import UserError
+from afclip_lightning.files import parse_yaml
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.clip import ClipBackbone
@@ -105,8 +106,6 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
     Raises:
         UserError: One has no value.
     """
-    import yaml
-
     others: list[str] = []
     found: dict[str, Any] = {}
     rest = iter(args)
@@ -119,7 +118,7 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
             value = next(rest, "--")
         if not equals and value.startswith("--"):
             raise UserError(f"{name} needs a value.")
-        found[name.removeprefix(MODEL_PREFIX)] = yaml.safe_load(value)
+        found[name.removeprefix(MODEL_PREFIX)] = parse_yaml(value, Any, name, remedy="Quote the value.")  # type: ignore[arg-type]
     return others, found
 
 

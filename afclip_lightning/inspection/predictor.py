@@ -20,6 +20,7 @@ from afclip_lightning.data.loading import keep_memory
 from afclip_lightning.data.reader import read
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.files import read_bytes
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
 from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.inspection.verdict import Inspection, Region
@@ -428,7 +429,7 @@ def _fingerprint(path: str | Path) -> str:
     path = Path(path)
     if path.suffix in heads.CONFIG_SUFFIXES:
         return fingerprint(json.dumps(heads.read_model(path), sort_keys=True).encode())
-    return fingerprint((path / heads.HEAD_FILE if path.is_dir() else path).read_bytes())
+    return fingerprint(read_bytes(path / heads.HEAD_FILE if path.is_dir() else path, limit=2**34))
 
 
 def _device(name: str) -> torch.device:
