@@ -99,6 +99,8 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
     first, mean = parsed["rows"][0], parsed["rows"][-1]
     assert first["metrics"].keys() == mean["metrics"].keys() == mean["categories"].keys()
     assert "RANDOM weights" in parsed["title"]
+    assert parsed["conditions"]["checkpoint"] == "run/head.ckpt"
+    assert f"head.ckpt ({parsed['conditions']['checkpoint_fingerprint']})" in parsed["title"]
     heading, _, markdown = (run / "results.md").read_text().strip().partition("\n\n")
     assert "RANDOM weights" in heading
     assert heading in output

@@ -59,6 +59,7 @@ class Evaluation(Callback):
         head: Whose predictions, where a pass is shared by several heads; all but the main one's are logged as
             `<stage>/<head>/<dataset>/<category>/<metric>`.
         title: What is tested, as the files say it; after a pass with the shots and the checkpoint.
+        checkpoint: Where the head is from; by default the trainer's checkpoint, or what was trained just before.
         conditions: Of the last pass, by name: the method, its shots and seeds, its checkpoint, the resolution.
         rows: The last results.
         curves: By dataset and category, the last curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
@@ -273,6 +274,9 @@ class Evaluation(Callback):
         """Notes the conditions of the pass and adds to the title what a table must not be read without."""
         method = _method(pl_module, self.head)
         checkpoint = self.checkpoint or (trainer.ckpt_path if self.head == MAIN_HEAD else None)
+        trained = Path(trainer.default_root_dir) / "head.ckpt"
+        if checkpoint is None and self.head == MAIN_HEAD and trainer.global_step and trained.is_file():
+            checkpoint = trained  # of the training that this test follows
         shots, seed = getattr(method, "k_shot", 0), os.environ.get("PL_GLOBAL_SEED")
         self.conditions = {
             "method": type(method).__name__,
