@@ -263,6 +263,7 @@ def test_weights_that_cannot_be_downloaded_name_the_local_way(
     assert main(["fit", *arguments(model__backbone__image_size="224", **tag)]) == 2
     error = capsys.readouterr().err
     assert "give its path as `weights`" in error
+    assert "Weights 'openai' of ViT-B-32: from the cache, else from the network" in error
     assert "socket" not in error
 
 

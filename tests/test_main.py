@@ -6,8 +6,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from afclip_lightning import __main__, __version__
+from afclip_lightning import __main__, __version__, cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -40,6 +42,47 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     let(monkeypatch, KeyboardInterrupt())
     assert run(monkeypatch, "datasets") == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "use fewer num_workers"),
+    (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "use fewer num_workers"),
+    (torch.OutOfMemoryError("CUDA out of memory."), "too little memory for this batch_size"),
+    (MisconfigurationException("No such\nstrategy"), "No such strategy"),
+    (OSError(28, "No space left on device"), "No space left"),
+])  # fmt: skip
+def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception, message: str) -> None:
+    def command(args: list[str] | None) -> cli.AnomalyCLI:
+        raise error
+
+    assert cli.main([], command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_what_nobody_knows_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(args: list[str] | None) -> cli.AnomalyCLI:
+        raise RuntimeError("shapes do not match")
+
+    def interrupted(args: list[str] | None) -> cli.AnomalyCLI:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.main([], fails)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main([], interrupted)
+
+
+def test_features_build_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--help", "-h"):
+        assert run(monkeypatch, "features", "build", option) == 0
+        assert "All options are those of fit" in capsys.readouterr().out
+    assert run(monkeypatch, "features", "build") == 2
+    assert "--features.cache DIR" in capsys.readouterr().err
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,10 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
+    print(
+        f"Weights {weights!r} of {model}: from the cache, else from the network, which may take a while.",
+        file=sys.stderr,
+    )
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
     hub_log.setLevel(logging.CRITICAL)  # it prints every retry

@@ -27,6 +27,7 @@ LEAST = {
     "trainer.min_epochs": 0,
     "pictures.count": 0,
     "evaluation.tolerance": 0,
+    "map_sigma": 0,
 }
 MOST = {"batch_size": 2**20, "num_workers": 2**10}  # more is a slip of the keyboard that takes the machine down
 NOT_HERE = {
@@ -48,8 +49,9 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
     for key, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, got {value}.")
-        if key in LEAST and value is not None and value < LEAST[key]:
-            raise UserError(f"{key} must be at least {LEAST[key]}, got {value}.")
+        least = LEAST.get(key, LEAST.get(key.rpartition(".")[2]))
+        if least is not None and isinstance(value, int | float) and value < least:
+            raise UserError(f"{key} must be at least {least}, got {value}.")
         most = MOST.get(key.rpartition(".")[2])
         if most is not None and isinstance(value, int) and value > most:
             raise UserError(f"{key} must be at most {most}, got {value}.")
@@ -72,11 +74,18 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
             raise UserError(f"--trainer.{option}: {instead}.")
     if trainer["barebones"]:
         raise UserError("--trainer.barebones leaves out the tables and checkpoints that a run is for.")
+    if trainer["val_check_interval"] == 0:
+        raise UserError("--trainer.val_check_interval 0 is never: --trainer.limit_val_batches 0 leaves validation out.")
+    for tested, part in (("test", "test"), ("validate", "val"), ("predict", "predict")):
+        if command == tested and _is_zero(trainer[f"limit_{part}_batches"]):
+            raise UserError(f"--trainer.limit_{part}_batches 0 leaves nothing to {tested}.")
     quiet_trainer(trainer)
     _check_optimizer(config["model"].get("init_args", {}).get("optimizer"))
     if command == "fit":
+        if config["test_after_fit"] and _is_zero(trainer["limit_test_batches"]):
+            raise UserError("--trainer.limit_test_batches 0 leaves nothing to test: use --test_after_fit false.")
         for option in ("max_epochs", "max_steps", "limit_train_batches"):
-            if trainer[option] == 0 and not isinstance(trainer[option], bool):
+            if _is_zero(trainer[option]):
                 raise UserError(f"--trainer.{option} 0 trains nothing. To test a head as it is, use the command test.")
 
 
@@ -117,6 +126,10 @@ def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
         raise UserError(f"--trainer: {' '.join(message_of(error).split())}") from error
     finally:
         log.setLevel(level)
+
+
+def _is_zero(value: Any) -> bool:
+    return value == 0 and not isinstance(value, bool)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
