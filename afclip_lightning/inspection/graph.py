@@ -21,7 +21,8 @@ import afclip_lightning
 from afclip_lightning.adaptation import TestTimeAdapter
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json
-from afclip_lightning.inspection.predictor import DATASET, NAMELESS, Predictor
+from afclip_lightning.inspection.predictor import DATASET, Predictor
+from afclip_lightning.inspection.views import NAMELESS
 from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.types import UNKNOWN, Batch, Sample
 

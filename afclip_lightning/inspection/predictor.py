@@ -2,28 +2,37 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader
 
 from afclip_lightning import heads
 from afclip_lightning.backbones.weights import EMBEDDED
 from afclip_lightning.data.loading import keep_memory
-from afclip_lightning.data.reader import read
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.files import read_bytes
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
 from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.inspection.verdict import Inspection, Region
+from afclip_lightning.inspection.views import (
+    Begun,
+    Failure,
+    Source,
+    View,
+    Views,
+    check_sources,
+    collate,
+    name_of,
+    read_pixels,
+)
 from afclip_lightning.memory import FewShotMemory
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
@@ -32,10 +41,8 @@ from afclip_lightning.types import UNKNOWN, Batch, Sample
 
 __all__ = ["Inspection", "Predictor", "Region", "load"]
 
-Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
 Build = Callable[[Mapping[str, Any]], AnomalyMethod]
 DATASET = "inspection"
-NAMELESS = Path("image")  # what an image that comes from no file is called
 
 
 def load(
@@ -82,6 +89,9 @@ def load(
         lambda more: _build(path, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
     )
     model.checkpoint, model.arguments = _fingerprint(path), given
+    for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
     if white == "auto":
         raise ValueError("white is auto, which is looked up in a set of images: give bits or a number")
     place, beside = None if calibration is None else Path(calibration), calibration_path(path)
@@ -172,7 +182,7 @@ class Predictor:
             UserError: An image cannot be read, a score is not finite, or the method needs good images first.
             TypeError: One is no image.
         """
-        _check_sources(images)
+        check_sources(images)
         found: dict[int, Inspection] = {}
         for index, outcome in self.stream(images):
             if isinstance(outcome, UserError):
@@ -200,27 +210,27 @@ class Predictor:
         """
         self._check_ready()
         size = self.method.preprocess.image_size
-        views = _Views(images, self.tiling, size, self.batch_size, keep_images, self.white)
+        views = Views(images, self.tiling, size, self.batch_size, keep_images, self.white)
         loader = DataLoader(
-            views, self.batch_size, num_workers=num_workers, collate_fn=_collate, worker_init_fn=keep_memory
+            views, self.batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_memory
         )
-        begun: dict[int, _Begun] = {}
+        begun: dict[int, Begun] = {}
         for items, pixels in loader:
-            seen = [item for item in items if isinstance(item, _View)]
-            names = [_name(images[item.index]) for item in seen]
+            seen = [item for item in items if isinstance(item, View)]
+            names = [name_of(images[item.index]) for item in seen]
             scored = iter(zip(*self._score(list(pixels.numpy()), names), strict=True) if seen else ())
             for item in items:
-                if isinstance(item, _Failure):
+                if isinstance(item, Failure):
                     yield item.index, DatasetError(item.reason)
                     continue
                 score, anomaly_map = next(scored)
                 if item.view == 0:
-                    begun[item.index] = _Begun(item, self.tiling, views.size)
+                    begun[item.index] = Begun(item, self.tiling, views.size)
                     self.remarks.update(item.remarks)
                 current = begun[item.index]
                 if current.add(item.view, float(score), anomaly_map):
                     del begun[item.index]
-                    yield item.index, self._judge(current, _name(images[item.index]))
+                    yield item.index, self._judge(current, name_of(images[item.index]))
 
     def remember(self, images: Sequence[Source]) -> None:
         """Makes good images the memory of a few-shot method, in place of what it remembered before.
@@ -234,7 +244,7 @@ class Predictor:
         Raises:
             UserError: The method has no memory, or an image cannot be read.
         """
-        _check_sources(images)
+        check_sources(images)
         if not len(images):
             raise ValueError("there is no image to remember")
         if not self.takes_good_images:
@@ -348,7 +358,7 @@ class Predictor:
         image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
         return None if image is None else image.scale, None if pixel is None else pixel.scale
 
-    def _judge(self, done: "_Begun", name: Path) -> Inspection | UserError:
+    def _judge(self, done: "Begun", name: Path) -> Inspection | UserError:
         if not done.finite:
             return UserError(
                 f"{name}: {type(self.method).__name__} gives a score or a map that is not finite (NaN or infinity). "
@@ -357,48 +367,8 @@ class Predictor:
         return Inspection(done.score, done.anomaly_map, *self.thresholds, *self.scales, done.image)
 
 
-def _check_sources(images: Sequence[Source]) -> None:
-    """Refuses what is no list of images.
-
-    Raises:
-        TypeError: Names what it is.
-    """
-    if isinstance(images, (str, bytes, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
-        raise TypeError(f"a list of images is needed, got one {type(images).__name__}: predict takes one image")
-    for index, image in enumerate(images):
-        if not isinstance(image, (str, bytes, Path, Image.Image, np.ndarray)):
-            raise TypeError(
-                f"image {index} is a {type(image).__name__}: an image is a path, the bytes of a file, a Pillow image, "
-                "or an array [H, W, 3], uint8, RGB"
-            )
-
-
 def _value(calibrated: Threshold | None, given: float | None) -> float | None:
     return given if given is not None or calibrated is None else calibrated.value
-
-
-def read_pixels(source: Source, white: int | None = None) -> np.ndarray:
-    """Returns an image `[H, W, 3]`, uint8, RGB, upright; see `pixels_and_remarks`."""
-    return pixels_and_remarks(source, white)[0]
-
-
-def pixels_and_remarks(source: Source, white: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns an image `[H, W, 3]`, uint8, RGB, upright, and what of its file is worth a word; see `Picture`.
-
-    Args:
-        source: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
-        white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
-
-    Raises:
-        DatasetError: The file cannot be read, or the image is too large.
-        ValueError: The array is of another kind.
-    """
-    if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-            raise ValueError(f"an image must be [H, W, 3], uint8, got {[*source.shape]}, {source.dtype}")
-        return source, ()
-    picture = read(Path(source) if isinstance(source, str) else source)
-    return picture.rgb(white), picture.remarks(white)
 
 
 def calibration_path(path: str | Path) -> Path | None:
@@ -445,114 +415,3 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}). Use cpu or auto.") from error
-
-
-def _name(source: Source) -> Path:
-    return Path(source) if isinstance(source, (str, Path)) else NAMELESS
-
-
-@dataclass(frozen=True)
-class _View:
-    """One view of an image on its way from a loader process.
-
-    Attributes:
-        index: Position of the image.
-        view: Which of its views.
-        shape: Height and width of the image.
-        pixels: `[S, S, 3]`, uint8; `None` once it is in the batch's tensor.
-        image: `[H, W, 3]`, uint8, with the first view, if images are kept.
-        remarks: With the first view, what is worth a word of the image's file.
-    """
-
-    index: int
-    view: int
-    shape: tuple[int, int]
-    pixels: np.ndarray | None
-    image: Tensor | None
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An image that cannot be read, and why."""
-
-    index: int
-    reason: str
-
-
-class _Begun:
-    """An image whose views are being scored.
-
-    Args:
-        first: Its first view.
-        tiling: How it is seen.
-        size: Side of the square that the backbone takes.
-    """
-
-    def __init__(self, first: _View, tiling: Tiling, size: int) -> None:
-        self.layout = Layout(*first.shape, tiling, size)
-        self.image = None if first.image is None else first.image.numpy()
-        self.anomaly_map = np.zeros(first.shape, np.float32)
-        self.score = -np.inf
-        self.finite = True
-        self.left = len(self.layout)
-
-    def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
-        """Adds a view, and returns whether it was the last."""
-        self.score = max(self.score, score)
-        self.finite &= bool(np.isfinite(score) and np.isfinite(anomaly_map).all())
-        self.layout.add(self.anomaly_map, view, anomaly_map)
-        self.left -= 1
-        return not self.left
-
-
-class _Views(IterableDataset[Any]):
-    """Decodes images and yields their views one by one, so that no more than one image is held.
-
-    Loader processes take the images in turns, a batch's number at a time: where each has one view, batches come in
-    the images' order.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Source],
-        tiling: Tiling,
-        size: int,
-        block: int,
-        keep_images: bool,
-        white: int | None = None,
-    ) -> None:
-        self.images = images
-        self.tiling = tiling
-        self.size = size
-        self.block = block
-        self.keep_images = keep_images
-        self.white = white
-
-    def __iter__(self) -> Iterator[_View | _Failure]:
-        for index in self._mine():
-            try:
-                image, remarks = pixels_and_remarks(self.images[index], self.white)
-                height, width, _ = image.shape
-                layout = Layout(height, width, self.tiling, self.size)
-            except UserError as error:
-                yield _Failure(index, str(error))
-                continue
-            kept = torch.from_numpy(np.array(image)) if self.keep_images else None
-            for view in range(len(layout)):
-                shape = (layout.height, layout.width)
-                first = (kept, remarks) if view == 0 else (None, ())
-                yield _View(index, view, shape, layout.cut(image, view), *first)
-
-    def _mine(self) -> Iterable[int]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for start in range(number * self.block, len(self.images), workers * self.block):
-            yield from range(start, min(start + self.block, len(self.images)))
-
-
-def _collate(items: Sequence[_View | _Failure]) -> tuple[list[_View | _Failure], Tensor | None]:
-    """Returns the items without their pixels, and these in one tensor `[n, S, S, 3]`, uint8; `None` for none."""
-    pixels = [item.pixels for item in items if isinstance(item, _View)]
-    bare = [replace(i, pixels=None) if isinstance(i, _View) else i for i in items]
-    return bare, default_collate(pixels) if pixels else None

@@ -102,6 +102,8 @@ def test_lists_and_other_things_are_told(head: Path) -> None:
         with pytest.raises(TypeError, match="predict takes one image"):
             model.predict_many(one)  # type: ignore[arg-type]
     assert len(model.predict_many(np.stack([image, image]))) == 2  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pixel_threshold must be finite, got nan"):
+        model_of(head, pixel_threshold=float("nan"))
     with pytest.raises(UserError, match="device 'meta' is not there"):
         model_of(head, device="meta")
 
