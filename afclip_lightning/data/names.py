@@ -163,8 +163,8 @@ def _text(argument: str, value: object) -> str:
     kind = {bool: "a truth value", int: "a number", float: "a number", type(None): "nothing"}.get(
         type(value), "no text"
     )
+    quoted = '{"01": "plug"}' if argument == "words" else '["01"]'
     raise ValueError(
         f"{argument}: {value!r} is {kind}, not a name. YAML reads names such as 01, 1e3, no and null so: quote them, "
-        f'in a file as ["01"], on the command line as --data.{argument} '
-        + ('\'{"01": "plug"}\'' if argument == "words" else "'[\"01\"]'")
+        f"{quoted} in a file, '{quoted}' on the command line."
     )
