@@ -40,7 +40,7 @@ from afclip_lightning.engine.resume import LAST, check_optimizer, check_resumabl
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
 from afclip_lightning.errors import TrainingError, UserError, message_of
 from afclip_lightning.files import only_writer
-from afclip_lightning.heads import HEAD_FILE, backbone_key, load_head, restore
+from afclip_lightning.heads import HEAD_FILE, backbone_key, checkpoint_of, load_head, restore
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
 from afclip_lightning.shared_pass import SharedPass
@@ -304,6 +304,7 @@ class AnomalyCLI(LightningCLI):
         """
         if path := arguments.pop("ckpt_path", None):
             restore(self.model, read_checkpoint(path))
+            self.evaluation.checkpoint = str(path)
             return True
         return not self.model.trainable_names()
 
@@ -339,6 +340,7 @@ class AnomalyCLI(LightningCLI):
             if name != MAIN_HEAD:
                 own = evaluations[name] = copy.copy(self.evaluation)
                 own.head, own.name = name, f"{self.evaluation.name}_{name}"
+                own.checkpoint = checkpoint_of(self.config_init[self.subcommand].heads[name])
                 own.title = f"{name}, in the same pass · {type(method).__name__} on {method.backbone.description}"
         before = self.trainer.callbacks  # type: ignore[attr-defined]
         added = [own for name, own in evaluations.items() if name != MAIN_HEAD]

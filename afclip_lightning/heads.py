@@ -48,7 +48,7 @@ def load_head(
         if method.trainable_names():
             raise UserError(f"{path}: {type(method).__name__} has to be trained: run fit, and name its {HEAD_FILE}.")
         return method
-    path = path / HEAD_FILE if path.is_dir() else path
+    path = Path(checkpoint_of(path) or path)
     checkpoint = read_checkpoint(path)
     if not checkpoint.get("model"):
         raise CheckpointError(
@@ -63,6 +63,13 @@ def load_head(
         raise CheckpointError(f"{path}: {error}") from error
     restore(method, checkpoint)
     return method
+
+
+def checkpoint_of(path: Path) -> str | None:
+    """Returns the checkpoint that `load_head` reads; `None` for a config, whose method trains nothing."""
+    if path.suffix in CONFIG_SUFFIXES:
+        return None
+    return str(path / HEAD_FILE if path.is_dir() else path)
 
 
 def _own(model: Mapping[str, Any]) -> dict[str, Any]:

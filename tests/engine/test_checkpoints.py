@@ -54,6 +54,7 @@ def test_a_runs_folder_is_a_checkpoint(folder: Path, capsys: pytest.CaptureFixtu
         assert run("test", f"--ckpt_path={path}", f"--run_dir={name}") == 0
     output = capsys.readouterr().out
     assert "UNTRAINED" not in output
+    assert output.count("checkpoint one/head.ckpt") == 2  # in the titles of both
     tables = [(folder / name / "results.csv").read_text() for name in ("folder", "file", "last")]
     assert tables[0] == tables[1] == tables[2]
     assert run("test", "--run_dir=none") == 0
