@@ -67,7 +67,7 @@ def tiff_header(file: BinaryIO, name: str) -> tuple[int, int, int]:
 def orientation_of(page: TiffPage) -> int:
     """Returns how a page lies, 1 to 8."""
     tag = page.tags.get(ORIENTATION)
-    return tag.value if tag is not None and tag.value in range(1, 9) else 1
+    return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 
 
 def _page(tiff: TiffFile, number: int) -> TiffPage:
@@ -78,6 +78,8 @@ def _page(tiff: TiffFile, number: int) -> TiffPage:
 
 def _choose(tiff: TiffFile) -> tuple[int, bool]:
     """Returns the number of the first full-size page, or of the first of all, and whether there are more of them."""
+    if not len(tiff.pages):
+        raise ValueError("it has no page")
     first = None
     for number in range(len(tiff.pages)):
         if _page(tiff, number).subfiletype & (REDUCED | MASK):
@@ -97,14 +99,15 @@ def _check(page: TiffPage, name: str) -> None:
     check_size(name, page.imagewidth, page.imagelength)
     if page.imagedepth > 1:
         raise DatasetError(f"{name}: is a volume of {page.imagedepth} layers. Save each as a file of its own.")
-    if page.dtype is None:
-        raise DatasetError(
-            f"{name}: has samples of {page.bitspersample} bits, which are not read. Save it with 8 or 16."
-        )
+    if page.dtype is None or page.dtype.kind not in "biuf":
+        kind = page.dtype or f"{page.bitspersample} bits"
+        raise DatasetError(f"{name}: has samples of {kind}, which are not read. Save it with 8 or 16 bits.")
     tile = page.tilewidth * page.tilelength if page.is_tiled else 0
     samples = page.samplesperpixel
     if max(page.imagewidth * page.imagelength, tile) * samples * page.dtype.itemsize > MAX_BYTES:
-        raise DatasetError(f"{name}: has {samples} samples a pixel, which is too much. Save it as grey or RGB.")
+        raise DatasetError(
+            f"{name}: has {samples} samples per pixel, or tiles, that are too much for memory. Save it as grey or RGB."
+        )
 
 
 def _colours(page: TiffPage, name: str) -> tuple[np.ndarray, int]:

@@ -352,6 +352,38 @@ def test_whatever_a_decoder_raises_is_one_error(
             read_image(source)
 
 
+@pytest.mark.parametrize("dtype", ["c8", "f4", "f2", "i2"])
+def test_numbers_of_which_none_is_white_are_named(dtype: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 5), -7, dtype))
+    with pytest.raises(DatasetError, match=r"a\.tif: (holds|has samples of) .*16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def page_of(**tags: int) -> bytes:
+    """Returns a TIFF file of one page with next to no pixels."""
+    numbers = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "offset": 273}
+    numbers |= {"samples": 277, "rows": 278, "bytes": 279}
+    values = {"bits": 8, "compression": 1, "photometric": 1, "offset": 150, "samples": 1, "rows": 5, "bytes": 9, **tags}
+    entries = b"".join(struct.pack("<HHII", number, 4, 1, values[name]) for name, number in numbers.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(numbers)) + entries + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (page_of(width=2**31, height=2**31), "has more than 134,217,728 pixels"),
+        (page_of(width=10000, height=10000, samples=60000), "has 60000 samples per pixel"),
+        (page_of(width=0, height=5), "has 0×5 pixels"),
+        (page_of(width=50, height=50), "cannot be read as an image"),
+        (b"II*\0\0\0\0\0", "it has no page"),
+    ],
+    ids=["terabytes", "samples", "nothing", "cut off", "no page"],
+)
+def test_headers_that_ask_for_too_much_are_refused_before_they_get_it(content: bytes, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_image(content)
+
+
 def test_colours_that_are_not_read_are_named() -> None:
     with pytest.raises(DatasetError, match=r"LAB.*Save it as grey or RGB"):
         read_image(Image.new("LAB", (4, 4)))
