@@ -95,3 +95,9 @@ class TextCalls:
 
     def __call__(self, *args: object) -> None:
         self.count += 1
+
+
+def remember_noise(model: Any, shots: int = 2) -> None:
+    """Gives a few-shot method random images for the memory of both categories of `batch_of`."""
+    for seed, category in enumerate("ab", 1):
+        model.remember(("d", category), batch_of(shots, model.backbone.image_size, seed).image)

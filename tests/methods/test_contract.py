@@ -1,4 +1,4 @@
-"""What every trained method must hold: what trains, what is saved, what a score depends on."""
+"""What every method must hold: what trains, what is saved, what a score depends on; last, those that train nothing."""
 
 import io
 from collections.abc import Callable
@@ -12,11 +12,27 @@ import torch
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
+from afclip_lightning.methods.anovl import AnoVL
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.methods.clip import CLIP
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
-from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of, with_masks
+from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
+from afclip_lightning.methods.patch_rarity import PatchRarity
+from afclip_lightning.methods.winclip import WinCLIP
+from tests.methods.contract import (
+    TextCalls,
+    batch_of,
+    data_of,
+    remember_noise,
+    saved,
+    score,
+    take,
+    train_step,
+    trainer_of,
+    with_masks,
+)
 from tests.test_backbone import small_config
 
 VV: dict[str, Any] = {"vv_from": 3, "prompt_depth": 4}  # the text tower of the embedded backbone has 4 blocks
@@ -54,6 +70,16 @@ SMALL: dict[str, tuple[Make, dict[str, Any]]] = {  # on a backbone of 3 blocks, 
     "FAPrompt": (FAPrompt, {"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2}),
     "APRIL-GAN": (APRILGAN, {"layers": (1, 3)}),
     "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge_weight": 0.0}),
+}
+# Methods that train nothing, and score an image by itself or beside remembered normal ones. MuSc and Dual-Image CLIP
+# compare test images with each other: their own tests say what may depend on what.
+UNTRAINED: dict[str, tuple[Make, dict[str, Any]]] = {
+    "CLIP": (CLIP, {}),
+    "WinCLIP": (WinCLIP, {"window_sizes": (12,)}),
+    "WinCLIP+": (WinCLIP, {"window_sizes": (12,), "k_shot": 2}),
+    "AnoVL": (AnoVL, {"augment": False, "steps": 2}),
+    "Nearest neighbours": (NearestNeighbours, {"layers": (2, 4, 6, 8), "k_shot": 2}),
+    "Patch rarity": (PatchRarity, {"layers": (2, 4, 6, 8)}),
 }
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
@@ -191,3 +217,51 @@ def test_checkpoint_holds_the_trainable_tensors_and_plain_values(
     batch = batch_of(size=28)
     for a, b in zip(score(model, batch), score(again, batch), strict=True):
         assert torch.equal(a, b)
+
+
+def skeleton(backbone: ClipBackbone, **arguments: Any) -> AnomalyMethod:
+    """Returns the method that CONTRIBUTING.md shows how to write."""
+    guide = Path(__file__).parents[2] / "CONTRIBUTING.md"
+    code = guide.read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"__name__": "off_centre"}
+    exec(compile(code, guide, "exec"), names)  # the guide's code is ours
+    model: AnomalyMethod = names["OffCentre"](backbone, **arguments)
+    return model
+
+
+@pytest.fixture(params=[*UNTRAINED, "the guide's"])
+def untrained(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMethod:
+    method, arguments = {**UNTRAINED, "the guide's": (skeleton, {"layer": 8})}[request.param]
+    model = method(tiny, **arguments)
+    if arguments.get("k_shot"):
+        remember_noise(model, arguments["k_shot"])
+    return model
+
+
+def test_an_untrained_method_keeps_the_contract(untrained: AnomalyMethod) -> None:
+    """Nothing trains; scores and maps are probabilities or distances, the same in any company and any repetition."""
+    model, batch = untrained, batch_of()
+    assert model.trainable_names() == set()
+    assert model.state_dict() == {}
+    assert model.configure_optimizers() is None
+    with pytest.raises(TypeError, match="trains nothing: use the test command"):
+        model.loss(model.extract(batch), batch)
+    scores, maps = score(model, batch)
+    assert scores.shape == (4,)
+    assert maps.shape == (4, 112, 112)
+    for values in (scores, maps):
+        assert values.dtype == torch.float32
+        assert values.min() >= 0
+        assert values.max() <= 1
+        assert values.unique().numel() > 1
+    again = score(model, batch)
+    assert torch.equal(again[0], scores)
+    assert torch.equal(again[1], maps)
+    for rows in ([2, 0, 3, 1], [1], [3, 2]):
+        part = score(model, take(batch, rows))
+        torch.testing.assert_close(part[0], scores[rows], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part[1], maps[rows], rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = score(model, batch)
+    assert {values.dtype for values in mixed} == {torch.float32}
+    assert all(values.isfinite().all() for values in mixed)

@@ -1,0 +1,79 @@
+"""Nearest neighbours: the plain few-shot baseline that a new head must be compared with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.memory import FewShotMemory, Key
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.scoring import upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+
+class NearestNeighbours(AnomalyMethod):
+    """Distance of each patch to the nearest patch of a few normal images. Nothing is trained.
+
+    The memory holds all patches of `k_shot` normal images a category, layer by layer. A patch's score is half its
+    cosine distance to the nearest of them, in [0, 1], and the mean over the layers. The image's score is the maximum of
+    its patches'. No text is used, so that any vision tower will do: CLIP's, or DINOv2's beside an untrained text tower.
+
+    The idea is that of many methods (the few-shot parts of WinCLIP and AF-CLIP; PatchCore, with a subset of the
+    patches). The rule above is ours: no projection, no aggregation of neighbouring patches, no subset, layers of equal
+    weight.
+
+    Args:
+        backbone: The frozen CLIP.
+        layers: Tapped blocks, counted from 1.
+        k_shot: Normal images a category in the memory.
+        shot_seed: Seed of their draw.
+        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        layers: Sequence[int] = (6, 12, 18, 24),
+        k_shot: int = 4,
+        shot_seed: int = 0,
+        map_sigma: float = 0.0,
+    ) -> None:
+        if not layers:
+            raise ValueError("layers must name at least one block, got none")
+        if k_shot < 1 or map_sigma < 0:
+            raise ValueError(f"k_shot must be at least 1 and map_sigma not be negative, got {k_shot}, {map_sigma}")
+        super().__init__(backbone, backbone.spec(layers), optimizer=None)
+        self.save_hyperparameters(ignore=["backbone"], logger=False)
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.map_sigma = map_sigma
+        self.memory = FewShotMemory()
+
+    def setup(self, stage: str) -> None:
+        """Draws the few-shot images."""
+        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+
+    def on_evaluation_end(self) -> None:
+        """Forgets the memory of what was drawn."""
+        self.memory.forget_drawn()
+
+    def remember(self, key: Key, image: Tensor) -> None:
+        """Stores the patches of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`."""
+        self.memory.remember(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the largest distance of an image's patches, and the map of them, enlarged; both in [0, 1].
+
+        Raises:
+            DatasetError: A category that no normal images were drawn or remembered for.
+        """
+        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        self.memory.recall(keys, self.preprocess, self.remember)
+        layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
+        distances = torch.stack(layers).mean(dim=0)  # [B, N]
+        anomaly_map = upsample_and_smooth(distances.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(distances.amax(dim=1), anomaly_map)

@@ -1,0 +1,78 @@
+"""Patch rarity: the plain zero-shot baseline that a new head must be compared with."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.scoring import upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+
+def patch_rarity(tokens: Tensor, share: float) -> Tensor:
+    """Returns how rare each patch is among the patches of its own image, `[B, N]`, in [0, 1], float32.
+
+    That is half the cosine distance to another patch, the mean over the nearest ones.
+
+    Args:
+        tokens: `[B, 1 + N, C]` with N of 2 at least; the class token is left out.
+        share: Of the N - 1 other patches, which part counts as the nearest, in (0, 1]; at least one does.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        patches = F.normalize(tokens[:, 1:].float(), dim=-1)
+        count = patches.shape[1]
+        nearest = max(1, round(share * (count - 1)))
+        # image by image: the similarities of a whole batch would be the largest tensor of all
+        similarity = [
+            (image @ image.T).fill_diagonal_(-torch.inf).topk(nearest, dim=1).values.mean(dim=1) for image in patches
+        ]
+    return (1 - torch.stack(similarity)) / 2
+
+
+class PatchRarity(AnomalyMethod):
+    """How rare a patch is within its own image, on the backbone's features. Nothing is trained, no other image is seen.
+
+    What most of the image shows is taken for normal. A patch's score is half its mean cosine distance to the nearest of
+    the image's other patches, a `share` of them, and the mean over the layers. The image's score is the maximum of its
+    patches'. No text is used, so that any vision tower will do: CLIP's, or DINOv2's beside an untrained text tower.
+
+    The rule is ours; MuSc compares the patches of *different* images in a like way. Where it must fail: a defect that
+    covers more than `share` of the image resembles itself, and a part that is there once, such as a bottle's neck, is
+    rare.
+
+    Args:
+        backbone: The frozen CLIP.
+        layers: Tapped blocks, counted from 1.
+        share: Part of the other patches that counts as the nearest, in (0, 1].
+        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+
+    Raises:
+        ValueError: An argument is out of its range, or the image has one patch only.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        layers: Sequence[int] = (6, 12, 18, 24),
+        share: float = 0.1,
+        map_sigma: float = 0.0,
+    ) -> None:
+        if not layers:
+            raise ValueError("layers must name at least one block, got none")
+        if not 0 < share <= 1 or map_sigma < 0:
+            raise ValueError(f"share must be in (0, 1] and map_sigma not be negative, got {share}, {map_sigma}")
+        if backbone.grid == (1, 1):
+            raise ValueError(f"an image of {backbone.image_size} pixels has one patch: there are no others to compare")
+        super().__init__(backbone, backbone.spec(layers), optimizer=None)
+        self.save_hyperparameters(ignore=["backbone"], logger=False)
+        self.share = share
+        self.map_sigma = map_sigma
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the rarity of an image's rarest patch, and the map of all, enlarged; both in [0, 1]."""
+        rarity = torch.stack([patch_rarity(tokens, self.share) for tokens in features.tokens]).mean(dim=0)
+        anomaly_map = upsample_and_smooth(rarity.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(rarity.amax(dim=1), anomaly_map)
