@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo benchmark ablation test lint format types check clean
+.PHONY: help install demo benchmark ablation test test-cpus limits lint format types check clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(READY) ## Create the environment in .venv (PYTHON=python3.x chooses the interpreter)
 
@@ -30,6 +30,17 @@ ablation: $(READY) ## Run the variants of the papers' ablations on the demo; tab
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest -q
 
+GOLDEN = $(BIN)/python -m pytest -q tests/methods -k golden
+
+test-cpus: $(READY) ## Run the tests against recorded numbers as other processors do: with AVX2, with SSE, with one thread
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(GOLDEN)
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 $(GOLDEN)
+	OMP_NUM_THREADS=1 $(GOLDEN)
+
+limits: $(READY) ## Derive the limits of the tests against recorded numbers anew, from float64 runs (minutes)
+	rm -f tests/golden/limits.json
+	AFCLIP_DERIVE_LIMITS=1 $(GOLDEN)
+
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .
 
@@ -39,7 +50,7 @@ format: $(READY) ## Check formatting (`.venv/bin/ruff format .` applies it)
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-check: lint format types test ## What CI runs
+check: lint format types test test-cpus ## What CI runs
 
 clean: ## Remove the environment and caches; runs and data stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

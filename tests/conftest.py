@@ -16,7 +16,7 @@ from tests.recipe import write_clip
 
 pytest_plugins = ["tests.browser"]
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

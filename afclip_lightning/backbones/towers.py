@@ -288,14 +288,14 @@ class TextTower(nn.Module):
             embeddings: `[K, T, width]`, token embeddings without the positional one. If the tower `is_causal` they may
                 end with the last end-of-text token of the K prompts; if not, T is the context length.
             end: `[K]`, int64, position of each prompt's end-of-text token.
-            deep_tokens: Tokens `[n, width]` that stand in the positions 1 to n of every prompt before the second block,
-                the third, and so on.
-            shared: First positions that all the prompts have in common: where nothing later can change them, they are
-                computed once and not K times.
+            deep_tokens: Tokens `[n, width]` of all prompts, or `[K, n, width]` of each, that stand in the positions 1
+                to n before the second block, the third, and so on.
+            shared: First positions that all the prompts have in common, deep tokens included: where nothing later can
+                change them, they are computed once and not K times.
         """
         hidden = embeddings + self.positional_embedding[: embeddings.shape[1]]
         plain = all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks)
-        if self.is_causal and plain and shared > max((tokens.shape[0] for tokens in deep_tokens), default=0):
+        if self.is_causal and plain and shared > max((tokens.shape[-2] for tokens in deep_tokens), default=0):
             hidden = self._run_prefixed(hidden, deep_tokens, shared)
         else:
             hidden = self._run(hidden, deep_tokens)

@@ -162,6 +162,7 @@ class FAPrompt(PromptMethod):
         self.score_as_logit = score_as_logit
         self.free_maximum_weight = free_maximum_weight
         self.map_sigma = map_sigma
+        self.half_deep_tokens = half_deep_tokens
         self.prompts = ObjectPrompts(
             backbone,
             normal_words,
@@ -213,7 +214,11 @@ class FAPrompt(PromptMethod):
         text = text.expand(tokens.shape[0], -1, -1)
         free = anomaly_probability(self.logits(patches, text, weights))
         if prior is not None:
-            text = torch.cat([text[:, :1], self.prompts.adapted(self.backbone, prior)], dim=1)
+            normal = text[:, :1]
+            if self.half_deep_tokens and torch.is_grad_enabled():
+                # as in the official code: what each image adds to the deep tokens' gradient is rounded by itself
+                normal = self.prompts.normal(self.backbone, tokens.shape[0])
+            text = torch.cat([normal, self.prompts.adapted(self.backbone, prior)], dim=1)
             prior_enabled = anomaly_probability(self.logits(patches, text, weights))
         image_logits = self.logits(tokens[:, :1], text, weights)[:, 0]
         maximum = free.amax(1)

@@ -93,7 +93,8 @@ class DeepTokens(nn.Module):
         depth: Blocks with learnable input, 2 at least: the first has the prompt's own tokens.
         n_tokens: Tokens a block.
         init_std: Standard deviation of their initial values.
-        half: Round the tokens to 16-bit floats before they are used, as AnomalyCLIP's and FAPrompt's official codes do.
+        half: Round the tokens to 16-bit floats before they are used, as AnomalyCLIP's and FAPrompt's official codes do,
+            and so, in training, what each prompt adds to their gradient.
 
     Raises:
         ValueError: `depth` is less than 2 or more than the text tower's.
@@ -112,9 +113,21 @@ class DeepTokens(nn.Module):
         self.rounded = half
         self.tokens = nn.Parameter(init_std * torch.randn(depth - 1, n_tokens, backbone.text.width))
 
-    def forward(self) -> Tensor:
-        """Returns the tokens `[depth - 1, n, width]`."""
-        return self.tokens.half().to(self.tokens) if self.rounded else self.tokens
+    def forward(self, prompts: int) -> tuple[Tensor, ...]:
+        """Returns the tokens of each block, `[n, width]`, or `[K, n, width]` where each prompt needs its own copy.
+
+        The official codes copy the tokens for each prompt and then round: backwards, each prompt's gradient is rounded
+        before they are added up. One rounding of the sum differs by up to 5e-4 of it.
+
+        Args:
+            prompts: K.
+        """
+        if not self.rounded:
+            return self.tokens.unbind()
+        tokens: Tensor = self.tokens
+        if torch.is_grad_enabled():
+            tokens = tokens[:, None].expand(-1, prompts, -1, -1)
+        return tokens.half().to(tokens).unbind()
 
 
 class ObjectPrompts(WordTokens):
@@ -184,6 +197,14 @@ class ObjectPrompts(WordTokens):
         padded = [F.pad(prompts, (0, 0, 0, length - prompts.shape[1])) for prompts in (normal, abnormal)]
         return self._embed(backbone, torch.cat(padded), self.end)
 
+    def normal(self, backbone: ClipBackbone, copies: int) -> Tensor:
+        """Returns the normal prompt's embedding `[copies, 1, D]`, each embedded by itself: one pass.
+
+        In training with rounded deep tokens, each copy's part of their gradient is rounded.
+        """
+        prompts = fill_gap(self.normal_words, self.normal_tokens).expand(copies, -1, -1)
+        return self._embed(backbone, prompts, self.end[:1].expand(copies))[:, None]
+
     def adapted(self, backbone: ClipBackbone, prior: Tensor) -> Tensor:
         """Returns the abnormal prompts' embeddings `[B, K, D]` with a prior added to every abnormal token: one pass.
 
@@ -198,8 +219,11 @@ class ObjectPrompts(WordTokens):
         return embedded.unflatten(0, (-1, self.abnormal_tokens.shape[0]))
 
     def _embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor) -> Tensor:
+        deep = () if self.deep is None else self.deep(prompts.shape[0])
         shared = 1 + (self.normal_tokens.shape[1] if self.compound else 0)  # the start token, and V
-        embedded: Tensor = backbone.text(prompts, end, () if self.deep is None else self.deep(), shared)
+        if any(tokens.dim() == 3 for tokens in deep):
+            shared = 0
+        embedded: Tensor = backbone.text(prompts, end, deep, shared)
         return embedded
 
     def _abnormal(self, tokens: Tensor) -> Tensor:

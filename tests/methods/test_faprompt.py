@@ -13,6 +13,7 @@ from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
 from tests.methods.contract import batch_of, saved, score, take
 from tests.reference import faprompt_naive as naive
+from tests.rounding import doubled, float64
 from tests.test_backbone import small_config
 
 TINY: dict[str, Any] = {"layer": 8, "vv_from": 3, "prompt_depth": 4}
@@ -163,22 +164,27 @@ def test_checkpoint_refuses_another_prior(tmp_path: Path) -> None:
         FAPrompt(backbone, **{**arguments, "vv_from": 3}).on_load_checkpoint(checkpoint)
 
 
-def test_members_of_an_ensemble_train_as_if_alone(tiny: ClipBackbone) -> None:
-    arguments: dict[str, Any] = {"layers": (8,), "vv_from": 3, "prompt_depth": 4}
-    torch.manual_seed(0)
-    pair, batch = AnomalyCLIP(tiny, **arguments, ensemble=2), batch_of()
-    alone = []
-    for i in range(2):
-        model = AnomalyCLIP(tiny, **arguments)
-        model.members[0].load_state_dict(pair.members[i].state_dict())
-        alone.append(model)
-    scores = [score(model, batch) for model in alone]
-    together = score(pair, batch)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_members_of_an_ensemble_train_as_if_alone(tiny: ClipBackbone, rounded: bool) -> None:
+    """In float64, where another order of sums changes next to nothing: the limits are tight on any processor."""
+    arguments: dict[str, Any] = {"layers": (8,), "vv_from": 3, "prompt_depth": 4, "half_deep_tokens": rounded}
+    tiny, batch = doubled(tiny), batch_of()
+    with float64():
+        torch.manual_seed(0)
+        pair = AnomalyCLIP(tiny, **arguments, ensemble=2)
+        alone = []
+        for i in range(2):
+            model = AnomalyCLIP(tiny, **arguments)
+            model.members[0].load_state_dict(pair.members[i].state_dict())
+            alone.append(model)
+        scores = [score(model, batch) for model in alone]
+        together = score(pair, batch)
+        for model in (pair, *alone):
+            model.loss(model.extract(batch), batch)["total"].backward()
     for a, b, mean in zip(*scores, together, strict=True):
-        torch.testing.assert_close((a + b) / 2, mean, rtol=1e-4, atol=1e-6)
-    for model in (pair, *alone):
-        model.loss(model.extract(batch), batch)["total"].backward()
+        torch.testing.assert_close((a + b) / 2, mean, rtol=0, atol=1e-12)
     for i, model in enumerate(alone):
         ours = dict(pair.members[i].named_parameters())
         for name, parameter in model.members[0].named_parameters():
-            torch.testing.assert_close(ours[name].grad, parameter.grad, rtol=1e-3, atol=1e-6)
+            largest = parameter.grad.abs().max()
+            torch.testing.assert_close(ours[name].grad / largest, parameter.grad / largest, rtol=0, atol=1e-9)

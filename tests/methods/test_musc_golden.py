@@ -1,7 +1,6 @@
 """MuSc against numbers recorded from the official code (see `golden/README.md`)."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,11 @@ from afclip_lightning.scoring import enlarge
 from afclip_lightning.types import Sample
 from tests.recipe import GOLDEN
 from tests.recipe_baselines import make_backbone, value
+from tests.rounding import Check, compare
 
 LAYERS, SCALES, SIZE = (6, 12, 18, 24), (1, 3, 5), 70
-RECORDED = np.load(GOLDEN / "musc.npz")
+FILE = "musc.npz"
+RECORDED = np.load(GOLDEN / FILE)
 SAMPLES = [Sample("golden", "golden", "test", Path(f"{i}.png"), 0) for i in range(int(RECORDED["n_images"]))]
 
 
@@ -41,49 +42,54 @@ def scored(model: MuSc, images: torch.Tensor, folder: Path) -> list[Scored]:
     return list(found.values())
 
 
-def check(actual: torch.Tensor, key: str, rows: Any = ..., limit: float = 1e-4) -> None:
-    """Compares with the recorded array, or these rows of it: largest difference over largest value."""
-    expected = torch.from_numpy(np.asarray(RECORDED[key]))[rows]
-    assert actual.shape == expected.shape
-    torch.testing.assert_close(actual, expected, rtol=0, atol=limit * expected.abs().max().item())
-
-
 def test_features(backbone: ClipBackbone, images: torch.Tensor) -> None:
-    features = backbone.encode_image(images, backbone.spec(LAYERS, image_embedding=True))
-    check(torch.stack([tokens[4:, 1::4, ::2] for tokens in features.tokens]), "tokens_sample")
-    assert features.image_embedding is not None
-    check(F.normalize(features.image_embedding, dim=-1), "cls_features")
-    for scale in SCALES:
-        layers = [aggregate(normalise_planes(tokens), features.grid, scale) for tokens in features.tokens]
-        every = torch.stack(layers, dim=2)  # [I, N, L, C]
-        assert every.shape == tuple(RECORDED[f"lnamd_r{scale}_shape"])
-        check(every[::2, ::3, :, ::4], f"lnamd_r{scale}_sample")
+    def features(backbone: ClipBackbone, check: Check) -> None:
+        features = backbone.encode_image(images, backbone.spec(LAYERS, image_embedding=True))
+        check(torch.stack([tokens[4:, 1::4, ::2] for tokens in features.tokens]), "tokens_sample")
+        assert features.image_embedding is not None
+        check(F.normalize(features.image_embedding, dim=-1), "cls_features")
+        for scale in SCALES:
+            layers = [aggregate(normalise_planes(tokens), features.grid, scale) for tokens in features.tokens]
+            every = torch.stack(layers, dim=2)  # [I, N, L, C]
+            assert every.shape == tuple(RECORDED[f"lnamd_r{scale}_shape"])
+            check(every[::2, ::3, :, ::4], f"lnamd_r{scale}_sample")
+
+    compare(features, backbone, FILE)
 
 
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("row", range(len(LAYERS)))
 def test_mutual_scores_of_a_layer_at_a_scale(
-    backbone: ClipBackbone, images: torch.Tensor, tmp_path: Path, scale: int
+    backbone: ClipBackbone, images: torch.Tensor, tmp_path: Path, scale: int, row: int
 ) -> None:
-    for row, layer in enumerate(LAYERS):
-        found = scored(MuSc(backbone, layers=[layer], scales=[scale]), images, tmp_path)
-        check(torch.stack([of.patch_map for of in found]).flatten(1), f"msm_r{scale}", rows=row)
+    def scores(backbone: ClipBackbone, check: Check) -> None:
+        found = scored(MuSc(backbone, layers=[LAYERS[row]], scales=[scale]), images, tmp_path)
+        check(torch.stack([of.patch_map for of in found]).flatten(1), f"msm_r{scale}", row)
+
+    compare(scores, backbone, FILE)
 
 
 @pytest.mark.parametrize("windows", [(1, 2, 3), (1,), (2,), (3,), (1, 4), ()])
 def test_maps_and_scores(
     backbone: ClipBackbone, images: torch.Tensor, tmp_path: Path, windows: tuple[int, ...]
 ) -> None:
-    found = scored(MuSc(backbone, layers=LAYERS, scales=SCALES, rscin_windows=windows), images, tmp_path)
-    maps = torch.stack([of.patch_map for of in found])
-    check(maps, "patch_map")
-    enlarged = enlarge(maps, (SIZE, SIZE), align_corners=True)
-    check(enlarged[:, ::3, ::3], "anomaly_map")
-    check(enlarged.mean((1, 2)), "anomaly_map_mean")
-    scores = torch.tensor([of.pred_score for of in found])
-    check(scores, f"rscin_scores_k{''.join(map(str, windows))}" if windows else "image_score_max")
+    def maps_and_scores(backbone: ClipBackbone, check: Check) -> None:
+        found = scored(MuSc(backbone, layers=LAYERS, scales=SCALES, rscin_windows=windows), images, tmp_path)
+        maps = torch.stack([of.patch_map for of in found])
+        check(maps, "patch_map")
+        enlarged = enlarge(maps, (SIZE, SIZE), align_corners=True)
+        check(enlarged[:, ::3, ::3], "anomaly_map")
+        check(enlarged.mean((1, 2)), "anomaly_map_mean")
+        scores = torch.tensor([of.pred_score for of in found])
+        check(scores, f"rscin_scores_k{''.join(map(str, windows))}" if windows else "image_score_max")
+
+    compare(maps_and_scores, backbone, FILE)
 
 
 @pytest.mark.parametrize("windows", [(1, 2, 3), (1,), (2,), (3,), (1, 4)])
-def test_constrained_scores_of_recorded_ones(windows: tuple[int, ...]) -> None:
-    scores, embeddings = (torch.from_numpy(RECORDED[key]) for key in ("image_score_max", "cls_features"))
-    check(constrain(scores, embeddings, windows), f"rscin_scores_k{''.join(map(str, windows))}", limit=1e-6)
+def test_constrained_scores_of_recorded_ones(backbone: ClipBackbone, windows: tuple[int, ...]) -> None:
+    def constrained(backbone: ClipBackbone, check: Check) -> None:
+        scores, embeddings = (torch.from_numpy(RECORDED[key]) for key in ("image_score_max", "cls_features"))
+        check(constrain(scores, embeddings, windows), f"rscin_scores_k{''.join(map(str, windows))}")
+
+    compare(constrained, backbone, FILE)

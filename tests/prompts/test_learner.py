@@ -43,15 +43,15 @@ def test_prompts_equal_sequences_built_by_hand(
     deep = DeepTokens(backbone, depth=3, n_tokens=2, init_std=1.0)
     prompts = ObjectPrompts(backbone, normal, abnormal, 3, 2, 4, compound, deep, init_std=1.0)
     shared = list(prompts.normal_tokens[0]) if compound else []
-    expected = [embed_one(backbone, list(prompts.normal_tokens[0]), normal, deep())]
-    expected += [embed_one(backbone, shared + list(own), abnormal, deep()) for own in prompts.abnormal_tokens]
+    expected = [embed_one(backbone, list(prompts.normal_tokens[0]), normal, deep(1))]
+    expected += [embed_one(backbone, shared + list(own), abnormal, deep(1)) for own in prompts.abnormal_tokens]
     torch.testing.assert_close(prompts(backbone), torch.stack(expected), rtol=1e-4, atol=1e-5)
     prior = torch.randn(2, backbone.text.width)
     adapted = prompts.adapted(backbone, prior)
     assert adapted.shape == (2, 4, 16)
     for row, bias in zip(adapted, prior, strict=True):
         for one, own in zip(row, prompts.abnormal_tokens, strict=True):
-            alone = embed_one(backbone, shared + [token + bias for token in own], abnormal, deep())
+            alone = embed_one(backbone, shared + [token + bias for token in own], abnormal, deep(1))
             torch.testing.assert_close(one, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(prompts.adapted(backbone, torch.zeros(1, 16))[0], prompts(backbone)[1:])
 
@@ -59,9 +59,21 @@ def test_prompts_equal_sequences_built_by_hand(
 def test_deep_tokens_are_rounded_only_if_asked(backbone: ClipBackbone) -> None:
     torch.manual_seed(0)
     plain, rounded = DeepTokens(backbone, 3), DeepTokens(backbone, 3, half=True)
-    assert torch.equal(plain(), plain.tokens)
-    assert torch.equal(rounded(), rounded.tokens.half().float())
-    assert not torch.equal(rounded(), rounded.tokens)
+    assert torch.equal(torch.stack(plain(2)), plain.tokens)
+    with torch.no_grad():
+        given = torch.stack(rounded(2))
+    assert torch.equal(given, rounded.tokens.half().float())
+    assert not torch.equal(given, rounded.tokens)
+
+
+def test_each_prompt_s_part_of_the_gradient_is_rounded(backbone: ClipBackbone) -> None:
+    """As in the official codes: the sum of rounded parts, and not the rounded sum."""
+    deep = DeepTokens(backbone, 3, half=True)
+    parts = torch.randn(2, 5, 4, 16, generator=torch.Generator().manual_seed(0))
+    torch.autograd.backward(deep(5), list(parts))
+    expected = parts.half().float().sum(1)
+    torch.testing.assert_close(deep.tokens.grad, expected, rtol=0, atol=1e-6)
+    assert (deep.tokens.grad - parts.sum(1).half().float()).abs().max() > 1e-4
 
 
 def test_a_text_tower_that_is_not_causal_gets_whole_sequences(tmp_path: Path) -> None:
