@@ -167,6 +167,13 @@ def main(args: Sequence[str]) -> int:
         return 2
 
 
+def _count(text: str) -> int:
+    """Returns a number of threads."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 1024, got {text}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m afclip_lightning datasets",
@@ -188,7 +195,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")
-    check.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)")
+    check.add_argument(
+        "--threads", type=_count, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
+    )
     prepare.add_argument(
         "--from", dest="archives", type=Path, nargs="+", required=True, metavar="ARCHIVE", help="what you downloaded"
     )

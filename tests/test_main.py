@@ -85,6 +85,14 @@ def test_features_build_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "--features.cache DIR" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("threads", ["0", "-1", "many", "1e9", "100000"])
+def test_threads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "datasets", "check", "MVTecAD", f"--threads={threads}")
+    assert stop.value.code == 2
+    assert f"must be from 1 to 1024, got {threads}" in capsys.readouterr().err
+
+
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"afclip_lightning {__version__}\n"

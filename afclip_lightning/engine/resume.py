@@ -71,6 +71,8 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], trainer: Mapping[
         problem = "lr_schedulers"
     if not problem and not _is_count(checkpoint.get("global_step")):
         problem = "global_step"
+    if not problem and not _are_callback_states(checkpoint.get("callbacks")):
+        problem = "callbacks"
     if problem:
         raise CheckpointError(f"{path}: {problem} is absent or damaged, so that training cannot go on from it.")
     assert given is not None
@@ -145,6 +147,21 @@ def _is_position(state: Any) -> bool:
     except (TypeError, RuntimeError):
         return False
     return state.get("order") is not None or state["given"] == 0
+
+
+def _are_callback_states(states: Any) -> bool:
+    """Returns whether the states of callbacks can be taken up, the random generators' among them."""
+    if not isinstance(states, Mapping) or not all(isinstance(state, Mapping) for state in states.values()):
+        return False
+    random = states.get("Preemption", {}).get("random_states", [])
+    if not isinstance(random, list) or not all(isinstance(state, Tensor) for state in random):
+        return False
+    try:
+        for state in random[:1]:  # the CPU's; those of GPUs are set where there are any
+            torch.Generator().set_state(state)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def _damage(expected: Any, given: Any, key: str) -> str:

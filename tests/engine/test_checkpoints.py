@@ -125,6 +125,11 @@ DAMAGES: dict[str, tuple[Change, str]] = {
         "the position in the epoch is absent or damaged",
     ),
     "schedulers": (lambda c: c.pop("lr_schedulers"), "lr_schedulers is absent"),
+    "callbacks": (lambda c: c.update(callbacks=[]), "callbacks is absent or damaged"),
+    "random states": (
+        lambda c: c["callbacks"]["Preemption"].update(random_states=[torch.zeros(3)]),
+        "callbacks is absent or damaged",
+    ),
     "no states": (lambda c: c.update(optimizer_states=[]), "does not fit Adam"),
     "an empty state": (lambda c: c["optimizer_states"][0].update(state={}), "does not fit Adam"),
     "no groups": (lambda c: c["optimizer_states"][0].update(param_groups=[]), "does not fit Adam"),
