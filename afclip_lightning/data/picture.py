@@ -125,7 +125,7 @@ class Picture:
 
 def say(notes: Mapping[str, int]) -> list[str]:
     """Returns a sentence for each note that images had, with their number."""
-    return [f"{count} {'image' if count == 1 else 'images'}: each {note}." for note, count in notes.items()]
+    return [f"1 image {note}." if count == 1 else f"{count} images: each {note}." for note, count in notes.items()]
 
 
 def upright(values: np.ndarray, orientation: int) -> np.ndarray:

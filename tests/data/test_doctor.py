@@ -301,7 +301,7 @@ def test_images_that_use_little_of_their_range(root: Path) -> None:
     report = examine(Parts(root))
     assert not report.problems
     (note,) = report.notes
-    assert note.startswith("1 image: each uses less than an eighth of its range")
+    assert note.startswith("1 image uses less than an eighth of its range")
 
 
 def test_a_mask_that_lies_as_its_image_in_the_file(root: Path) -> None:
