@@ -1,6 +1,7 @@
 """Several heads in one pass: each has the numbers that it has alone, and the backbone sees each image once."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def test_one_pass_gives_the_numbers_of_each_alone_with_a_store_and_without(
     assert_same(heads / "together/results.csv", heads / "afclip/results.csv")
     assert_same(heads / "together/results_anomalyclip.csv", heads / "anomalyclip/results.csv")
     assert len(numbers(heads / "together/scores_clip.csv")) == tested
+    for name, path in (("", "afclip/head.ckpt"), ("_anomalyclip", "anomalyclip/head.ckpt"), ("_clip", None)):
+        conditions = json.loads((heads / f"together/results{name}.json").read_text())["conditions"]
+        assert conditions["checkpoint"] == path
+        assert path is None or len(conditions["checkpoint_fingerprint"]) == 16
     logged = next((heads / "together").glob("log*/metrics.csv")).read_text().splitlines()[0].split(",")
     assert {"test/mvtec/mean/image_auroc", "test/clip/mvtec/mean/image_auroc"} <= set(logged)
 
