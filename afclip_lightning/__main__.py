@@ -1,6 +1,7 @@
 """`python -m afclip_lightning`."""
 
 import importlib
+import io
 import os
 import sys
 from contextlib import suppress
@@ -35,6 +36,8 @@ def main() -> int:
     What every command has in common: 130 after Ctrl-C, 141 and no word where its reader has gone (`| head`), 70 where
     it ends in an error that nobody caught.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that its encoding does not have must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()

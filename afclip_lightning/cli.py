@@ -39,7 +39,7 @@ from afclip_lightning.engine.parser import AnomalyArgumentParser
 from afclip_lightning.engine.resume import LAST, check_optimizer, check_resumable, find_checkpoint
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
 from afclip_lightning.errors import TrainingError, UserError, message_of
-from afclip_lightning.files import only_writer
+from afclip_lightning.files import only_writer, shown
 from afclip_lightning.heads import HEAD_FILE, backbone_key, checkpoint_of, load_head, restore
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
@@ -321,7 +321,7 @@ class AnomalyCLI(LightningCLI):
             print(results.render(evaluation.rows, evaluation.tolerance))
             print(f"Table: {self.run_dir / evaluation.name}.csv")
         if self.pictures.paths:
-            print("Pictures:\n" + "\n".join(f"  {path}" for path in self.pictures.paths))
+            print("Pictures:\n" + "\n".join(f"  {shown(path)}" for path in self.pictures.paths))
 
     @contextmanager
     def _sharing(self, evaluations: dict[str, Evaluation], arguments: dict[str, Any]) -> Iterator[None]:

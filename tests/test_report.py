@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ from PIL import Image
 from afclip_lightning import results
 from afclip_lightning.cli import main as run_command
 from afclip_lightning.errors import UserError
+from afclip_lightning.files import read_csv
 from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.metrics import PixelMetrics, auroc, exact_counts
 from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
 from afclip_lightning.report.command import main
 from afclip_lightning.report.run import Threshold, calibrated, render, sections
 from afclip_lightning.report.run_files import read_run
+from tests.layouts import write_image, write_mask
 from tests.layouts.visa import write_visa
 from tests.test_backbone import small_config
 from tests.test_cli import arguments
@@ -29,7 +32,19 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 HOSTILE = '"><script>document.title="owned"</script><img src="http://127.0.0.1:9/x" onerror="document.title=1">'
+CLIP_OPTIONS = [
+    "--model=CLIP",
+    "--model.backbone.model=tiny-8-112",
+    "--model.backbone.weights=embedded",
+    "--model.backbone.image_size=56",
+    "--trainer.accelerator=cpu",
+]
 CATEGORIES = {"a": 0.2, "b": 3.0, HOSTILE: 1.0}  # how far anomalous scores are from normal ones
+
+
+@dataclass
+class Predicted:
+    image: str
 
 
 def write_run(folder: Path, categories: dict[str, float] = CATEGORIES, images: int = 30) -> Path:
@@ -295,6 +310,27 @@ def test_names_that_are_no_utf8_have_a_report(tmp_path: Path, capsys: pytest.Cap
     (inspected / "inspections.jsonl").write_text(json.dumps(line) + "\n")
     assert main([str(inspected)]) == 0
     assert "caf\\xe9\\x1b[31m.png" in (inspected / "report.html").read_text()
+
+
+def test_a_set_whose_names_are_no_utf8_is_tested_and_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    category, stem = os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xff\x1b[31m")
+    for place in ("test/good", "test/bad"):
+        write_image(tmp_path / "set" / category / place / f"{stem}.png")
+    write_mask(tmp_path / "set" / category / "ground_truth/bad" / f"{stem}_mask.png")
+    write_image(tmp_path / "set" / category / "train/good/0.png")
+    options = [*CLIP_OPTIONS, "--data=MVTecLayout", f"--data.root={tmp_path / 'set'}", "--data.num_workers=0"]
+    assert run_command(["test", *options, "--run_dir=tested"]) == 0
+    assert "| caf\\xe9 " in capsys.readouterr().out
+    assert main(["tested"]) == 0
+    assert "caf\\xe9" in Path("tested/report.html").read_text()
+    assert run_command(["predict", *options, "--run_dir=predicted"]) == 0
+    assert "'caf\\xe9" in Path("predicted/predictions.csv").read_text()
+    found = [row.image for row in read_csv("predicted/predictions.csv", Predicted)]
+    assert [Path(image).stem for image in found] == [stem, stem]
+    assert all(Path(image).is_file() for image in found)  # the names lead to the files
 
 
 @pytest.mark.parametrize("score", ["NaN", "Infinity", "1e999", '"high"', "[1]", "true", "1e305"])

@@ -16,7 +16,7 @@ from afclip_lightning import results
 from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.callbacks.predictions import not_finite
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.inspection.tiles import Fit, Tiling, resize_map
 from afclip_lightning.memory import FewShotMemory
 from afclip_lightning.methods.aprilgan import APRILGAN
@@ -236,7 +236,7 @@ class Evaluation(Callback):
         facts, self._facts = self._facts, []
         where = stage if self.head == MAIN_HEAD else f"{stage}/{self.head}"
         for row in self.rows:
-            of_row = f"{where}/{row.dataset}/{row.category}"
+            of_row = shown(f"{where}/{row.dataset}/{row.category}")  # loggers write UTF-8
             keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if trainer.state.fn == "fit":

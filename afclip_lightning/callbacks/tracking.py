@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning.callbacks.evaluation import Evaluation
 from afclip_lightning.callbacks.pictures import Pictures
-from afclip_lightning.files import write_text
+from afclip_lightning.files import shown, write_text
 from afclip_lightning.metrics import Curve
 from afclip_lightning.prompts.learner import NearestWord, nearest_words
 from afclip_lightning.results import METRICS
@@ -68,7 +68,7 @@ class Tracking(Callback):
         lines: dict[tuple[str, str], dict[str, Curve]] = {}
         for (dataset, category), curves in self.evaluation.curves.items():
             for kind, curve in curves.items():
-                lines.setdefault((dataset, kind), {})[category] = curve
+                lines.setdefault((shown(dataset), kind), {})[shown(category)] = curve
         return {
             f"{self.evaluation.name.replace('results', 'curves')}/{dataset}/{kind}": wandb.plot.line_series(
                 xs=[curve.x for curve in of_categories.values()],
@@ -91,4 +91,10 @@ class Tracking(Callback):
         for run in wandb_runs(trainer):
             import wandb
 
-            run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
+            run.log(
+                {
+                    name: wandb.Table(
+                        columns=[*columns], data=[[shown(x) if isinstance(x, str) else x for x in row] for row in rows]
+                    )
+                }
+            )
