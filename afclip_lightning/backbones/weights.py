@@ -139,7 +139,7 @@ def load_weights(clip: nn.Module, path: Path) -> None:
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Looks at the file first, and says of all errors of the body that the file is not usable as weights of `what`."""
     with open_regular(path, error=WeightsError) as file:
-        if zipfile.is_zipfile(file) and not is_torchscript(path):  # which is compared while it is read
+        if zipfile.is_zipfile(file):
             check_archive(file, path, WeightsError)
     try:
         yield
