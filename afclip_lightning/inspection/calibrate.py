@@ -70,7 +70,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
-    from afclip_lightning.data.images import walk_images
+    from afclip_lightning.data.images import say_others, survey
     from afclip_lightning.inspection.calibration import Calibration, origin
     from afclip_lightning.inspection.stream import keep
 
@@ -80,9 +80,14 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         raise UserError(
             f"--fpr and --pixel_fpr must be above 0 and at most 0.5, got {options.fpr}, {options.pixel_fpr}."
         )
-    labelled = [] if options.normal is None else [(path, False) for path in walk_images(options.normal)]
-    if options.normal is not None and not labelled:
-        raise UserError(f"{options.normal}, the folder of good images, has no image.")
+    labelled: Labelled = []
+    if options.normal is not None:
+        found = survey(options.normal)
+        for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:
+            print(f"note: {sentence}", file=sys.stderr)
+        labelled = [(path, False) for path in found.images]
+        if not labelled:
+            raise UserError(f"{options.normal}, the folder of good images, has no image.")
     labelled += [] if options.labelled is None else read_labelled(options.labelled)
     if not labelled and options.threshold is None:
         raise UserError("name good images (--normal), labelled ones (--labelled), or a --threshold.")
@@ -147,8 +152,13 @@ def _different(labelled: Labelled, shots: Path | None) -> Labelled:
         first, known = found.setdefault(digest, (path, label))
         if known != label:
             raise UserError(f"{path} is a copy of {first}, and one is called good and the other anomalous. Keep one.")
-    if len(found) < len(labelled):
-        print(f"note: {len(labelled) - len(found)} images are copies of others, and are counted once.", file=sys.stderr)
+    if copies := len(labelled) - len(found):
+        said = (
+            "1 image is a copy of another one, and is"
+            if copies == 1
+            else f"{copies} images are copies of others, and are"
+        )
+        print(f"note: {said} counted once.", file=sys.stderr)
     return list(found.values())
 
 

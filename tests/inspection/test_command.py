@@ -479,9 +479,12 @@ def test_copies_count_once_and_few_images_are_told_early(
 ) -> None:
     first, *_ = write_pictures(folder / "good", 9)
     (folder / "good" / "copy.png").write_bytes(first.read_bytes())
+    (folder / "good" / "raw.heic").write_bytes(b"\0")
     command = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
     assert calibrate.main([*command, "--normal", "good"]) == 0
-    assert "1 images are copies of others, and are counted once" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 image is a copy of another one, and is counted once" in said
+    assert "1 file is of no kind that is read here, and left out: 1 .heic" in said
     kept = Calibration.read(folder / "head.calibration.json")
     assert (kept.image.n, kept.origin and kept.origin.images) == (9, 9)
     for name in range(8):
