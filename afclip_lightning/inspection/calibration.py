@@ -74,7 +74,7 @@ class Origin:
     version: str
 
     def __str__(self) -> str:
-        images = f"{self.images} images of {self.source}" if self.source else "fixed by hand"
+        images = f"{self.images} images from {self.source}" if self.source else "fixed by hand"
         return f"{self.product}, {self.date[:10]}, {images}"
 
 

@@ -10,7 +10,7 @@ from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.stream import keep
 from afclip_lightning.inspection.verdict import Inspection
 
-SOURCE = "the page of serve"
+SOURCE = "the page"
 PIXEL_FPR = 0.001
 
 

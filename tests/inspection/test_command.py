@@ -443,7 +443,8 @@ def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixtur
     assert "name a calibration" in said
     assert "head.bolt.calibration.json: bolt, 20" in said
     assert inspect("bolt", "--calibration", "bolt") == 0
-    assert re.search("thresholds of head.bolt.calibration.json .bolt, 20.*, 10 images of bolt", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search("thresholds of head.bolt.calibration.json .bolt, 20.*, 10 images from bolt", said)
     assert inspect("bolt", "--calibration", "screw") == 2
     assert "there is no calibration of screw" in capsys.readouterr().err
     assert inspect("bolt", "--calibration", "head.nut.calibration.json", "--output", "other") == 0

@@ -209,7 +209,7 @@ def test_normal_images_make_a_calibration(head: Path, tmp_path: Path) -> None:
         client.post("/api/normals", content=encoded(picture(7)))
         assert client.post("/api/calibration?fpr=0.9").status_code == 422
         facts = client.post("/api/calibration?fpr=0.05").json()
-        assert re.search(r"object, \d{4}-.*, 8 images of the page of serve", facts["calibration"])
+        assert re.search(r"object, \d{4}-.*, 8 images from the page", facts["calibration"])
         scores = np.array([one.score for one in model.predict_many([picture(seed) for seed in range(8)])])
         assert facts["threshold"] == pytest.approx(from_normals(scores, 0.05).value)
         assert client.post("/api/inspect", content=encoded(picture(9))).json()["anomalous"] is not None
@@ -393,11 +393,11 @@ def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], pag
     page.set_input_files("#normals", paths[:3])
     page.wait_for_selector("#verdict.anomalous, #verdict.good")  # the server has a calibration, which holds until then
     page.set_input_files("#normals", paths[3:8])
-    page.wait_for_function("() => $('calibrated').textContent.includes('8 images of the page of serve')")
+    page.wait_for_function("() => $('calibrated').textContent.includes('8 images from the page')")
     assert page.locator("#scale").is_hidden()
     assert page.locator("#download").is_visible()
     page.click("#forget-normals")
-    page.wait_for_function("() => !$('calibrated').textContent.includes('page of serve')")
+    page.wait_for_function("() => !$('calibrated').textContent.includes('from the page')")
 
 
 def test_it_stops_in_peace(server: tuple[str, subprocess.Popen[str]]) -> None:
