@@ -125,7 +125,7 @@ def test_parameters_are_those_of_wandbs_own_reading() -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"metric": {"name": "test/visa/mean/pixel_pro"}}, "would be cheating"),
     ({"method": "guess"}, "method must be"),
-    ({"parameters": {"lr": {"min": "1e-4", "max": 1.0}}}, "lr: needs values, or numbers min and max"),
+    ({"parameters": {"lr": {"min": "low", "max": 1.0}}}, "lr: needs values, or numbers min and max"),
     ({"parameters": {"lr": {"distribution": "normal", "min": 1, "max": 2}}}, "normal .* no counterpart"),
     ({"parameters": {"lr": {"mu": 1, "values": [1]}}}, "mu is not understood"),
     ({"early_terminate": {"type": "envelope"}}, "early_terminate must be"),

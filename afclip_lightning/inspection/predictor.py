@@ -88,7 +88,7 @@ def load(
     model = Predictor(
         lambda more: _build(path, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
     )
-    model.checkpoint, model.arguments = _fingerprint(path), given
+    model.checkpoint, model.arguments = _fingerprint(path, given), given
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
@@ -393,12 +393,13 @@ def _build(path: str | Path, arguments: Mapping[str, Any], backbones: heads.Back
     return method
 
 
-def _fingerprint(path: str | Path) -> str:
+def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:
+    """Returns what a model is known by: a name, or the digest of its file; of a config, of its resolved `model`."""
     if _is_name(path):
         return str(path)
     path = Path(path)
     if path.suffix in heads.CONFIG_SUFFIXES:
-        return fingerprint(json.dumps(heads.read_model(path), sort_keys=True).encode())
+        return fingerprint(json.dumps(heads.read_model(path, arguments), sort_keys=True).encode())
     return fingerprint(read_bytes(path / heads.HEAD_FILE if path.is_dir() else path, limit=2**34))
 
 
