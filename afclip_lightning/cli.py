@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.classes import import_submodules
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading import Loading, killed_loader
 from afclip_lightning.engine.arguments import check_files, without_leftovers
 from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import AnomalyArgumentParser
@@ -421,11 +420,8 @@ def _explained(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU has too little memory for this batch_size: {error}"
-    if isinstance(error, RuntimeError) and re.search(r"DataLoader worker.*(exited unexpect|killed by)", str(error)):
-        return (
-            f"a loader process was killed ({' '.join(str(error).split())}) Most often the memory was used up: use "
-            "fewer num_workers, or a smaller batch_size and --loading.cache_mb."
-        )
+    if message := killed_loader(error):
+        return message
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         return str(error)  # a full disk or a folder that may not be written, outside our own writers
     return ""

@@ -1,6 +1,7 @@
 """From samples to batches: decoding, an optional cache, and what happens to files that cannot be read."""
 
 import mmap
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -558,6 +559,18 @@ def _collate_read(items: Sequence[Item | Unread], collate: Collate) -> tuple[Bat
                 left_out.append(Unread(item.position, item.sample.image_path, cause.reason))
             usable.append(item._replace(beside=item.beside or cause is not None))  # it may be another's reference
     return None if all(item.beside for item in usable) else collate(usable), left_out
+
+
+def killed_loader(error: BaseException) -> str:
+    """Returns what a user can do where a loader's process was killed; an empty text for any other error."""
+    if not isinstance(error, RuntimeError) or not re.search(
+        r"DataLoader worker.*(exited unexpect|killed by)", str(error)
+    ):
+        return ""
+    return (
+        f"a loader process was killed ({' '.join(str(error).split())}) Most often the memory was used up: use fewer "
+        "num_workers, or a smaller batch_size and --loading.cache_mb."
+    )
 
 
 def keep_memory(worker: int) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from afclip_lightning import heads
 from afclip_lightning.backbones.weights import EMBEDDED
-from afclip_lightning.data.loading import keep_memory
+from afclip_lightning.data.loading import keep_memory, killed_loader
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.files import read_bytes
@@ -215,7 +215,7 @@ class Predictor:
             views, self.batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_memory
         )
         begun: dict[int, Begun] = {}
-        for items, pixels in loader:
+        for items, pixels in _batches(loader):
             seen = [item for item in items if isinstance(item, View)]
             names = [name_of(images[item.index]) for item in seen]
             scored = iter(zip(*self._score(list(pixels.numpy()), names), strict=True) if seen else ())
@@ -391,6 +391,20 @@ def _build(path: str | Path, arguments: Mapping[str, Any], backbones: heads.Back
     if method.trainable_names():
         raise UserError(f"{path} has to be trained: run fit, and name its {heads.HEAD_FILE}.")
     return method
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yields what a loader gives.
+
+    Raises:
+        UserError: One of its processes was killed.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if message := killed_loader(error):
+            raise UserError(message) from error
+        raise
 
 
 def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """Models for one's own images: the numbers of the test loop, in the image's own frame, whatever the batch."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from afclip_lightning.data.loading import AnomalyDataset, Collate
 from afclip_lightning.data.picture import NEARLY_BLACK
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.heads import Backbones, load_head
+from afclip_lightning.inspection import views
 from afclip_lightning.inspection.calibration import Calibration, Threshold
 from afclip_lightning.inspection.predictor import Predictor, calibration_path
 from afclip_lightning.inspection.tiles import Tiling, resize_map
@@ -119,6 +122,12 @@ def test_overlays_without_calibration_say_so() -> None:
     assert own.overlay().shape == image.shape
     tiny = Inspection(1.0, anomaly_map[:8, :8], image=image[:8, :8])
     assert tiny.overlay().shape == (8, 8, 3)  # no letter is readable there
+
+
+def test_a_killed_loader_process_is_told(head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "pixels_and_remarks", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="a loader process was killed"):
+        list(model_of(head).stream([picture(8, 8)], num_workers=1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 20000)])
