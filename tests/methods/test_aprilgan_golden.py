@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.scoring import enlarge
 from afclip_lightning.types import Batch, Sample
 from tests.recipe import GOLDEN
-from tests.recipe_baselines import image, make_backbone, mask, value
+from tests.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value
 from tests.rounding import Check, compare
 
 FILE = "aprilgan.npz"
@@ -59,6 +60,19 @@ def test_sentences() -> None:
         assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == str(STORED[f"prompts_{name}_sha256"])
 
 
+def test_positional_embedding(backbone: ClipBackbone) -> None:
+    patch, native, size, _, _ = NETWORKS["L14"]
+    grid, new_grid = ((side // patch, side // patch) for side in (native, size))
+    table = value("visual.positional_embedding", (1 + grid[0] * grid[1], WIDTH))
+
+    def resized(_: ClipBackbone, check: Check) -> None:
+        check(resize_positional_embedding(table, grid, new_grid, "bicubic_antialias"), "pos_embed_resized")
+
+    compare(resized, backbone, FILE)
+    expected = resize_positional_embedding(table, grid, new_grid, "bicubic_antialias")
+    torch.testing.assert_close(backbone.vision.visual.positional_embedding.data, expected, rtol=0, atol=0)
+
+
 def test_text_and_features(backbone: ClipBackbone) -> None:
     compare(text_and_features, backbone, FILE)
 
@@ -69,7 +83,6 @@ def text_and_features(backbone: ClipBackbone, check: Check) -> None:
     nut, carpet = model.text(batch_of("metal_nut", "carpet").samples)
     check(nut, "text_features_metal_nut")
     check(carpet, "text_features_carpet")
-    check(model.backbone.vision.visual.positional_embedding, "pos_embed_resized")
     check(features.image_embedding, "pooled")
     check(torch.stack([tokens[:, 1::4, ::2] for tokens in features.tokens]), "tokens_sample")
 

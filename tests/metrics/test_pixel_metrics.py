@@ -80,7 +80,7 @@ wide_maps = st.sampled_from(
         lambda levels: (levels - 500) * 5e-324,
         lambda levels: levels * 1e-42,
         lambda levels: np.where(levels % 2, -0.0, 0.0) + (levels // 100) * 1e-310,
-        lambda levels: 10.0 ** (levels - 500),
+        lambda levels: 10.0 ** (0.6 * (levels - 500)),
         lambda levels: (levels / 1000 + 1e-9 * (levels % 7)).astype(">f8")[:, ::-1],
     ]
 )
