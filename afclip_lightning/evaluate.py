@@ -12,9 +12,11 @@ from typing import Literal
 import numpy as np
 
 from afclip_lightning import results
-from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, pair_masks, read_mask
+from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
 from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
 from afclip_lightning.data.masks import say_mostly
+from afclip_lightning.data.picture import say
+from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import write_json, write_text
 from afclip_lightning.metrics import TOLERANCE, PixelMetrics
@@ -38,6 +40,8 @@ OTHER_SUFFIXES = (IMAGE_SUFFIXES - MAP_SUFFIXES) | {
     ".raw",
 }
 
+NO_MASKS = (OTHER_SUFFIXES - IMAGE_SUFFIXES) | {".npy"}  # what a mask may have been saved as, and is not read from
+
 Layout = Literal["auto", "category", "categories"]
 
 DESCRIPTION = """\
@@ -50,8 +54,8 @@ below --maps is a category, unless maps or a folder named good lie beside it: th
 (--layout decides). The folders test and ground_truth of MVTec's layout are stepped into. A map without a mask is of a
 normal image if it lies in a folder named good.
 
-Exit codes: 0 done; 1 done, but files that look like maps were left out (they are named); 2 a mistake that the message
-explains; 130 interrupted.
+Exit codes: 0 done; 1 done, but files that look like maps or masks were left out (they are named); 2 a mistake that the
+message explains; 130 interrupted.
 """
 
 
@@ -76,7 +80,7 @@ class Notes:
 
     Attributes:
         lines: One sentence each.
-        left_out: How many files that look like maps were not read.
+        left_out: How many files that look like maps or masks were not read.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -161,8 +165,10 @@ def evaluate(
     metrics: PixelMetrics,
     empty_masks: Literal["refuse", "normal"] = "refuse",
     mask_threshold: int | None = None,
-) -> list[Path]:
-    """Feeds maps and masks to the metrics, one at a time, and returns the masks that mark most of their picture.
+) -> tuple[list[Path], Counter[str]]:
+    """Feeds maps and masks to the metrics, one at a time.
+
+    Returns the masks that mark most of their picture, and what else is worth a word of masks, each with their number.
 
     Args:
         pairs: See `pair_maps`.
@@ -175,11 +181,16 @@ def evaluate(
         DatasetError: A file cannot be read, a map and its mask differ in size, a map is not finite, an image in a
             folder of normal ones has anomalous pixels, or one outside of it has none; the message names the file.
     """
-    mostly = []
+    mostly: list[Path] = []
+    remarks: Counter[str] = Counter()
     for path, mask_path in pairs.items():
         anomaly_map = read_map(path)
         empty = np.zeros(anomaly_map.shape, np.uint8)
-        mask: np.ndarray = empty if mask_path is None else read_mask(mask_path, mask_threshold)
+        mask: np.ndarray = empty
+        if mask_path is not None:
+            found = read(mask_path, stored=True)
+            mask = found.region(mask_threshold)
+            remarks.update(found.notes)
         if mask.shape != anomaly_map.shape:
             raise DatasetError(
                 f"{path}: the map is {anomaly_map.shape[1]}×{anomaly_map.shape[0]} pixels and its mask {mask_path} is "
@@ -202,7 +213,7 @@ def evaluate(
         except ValueError as error:
             named = "" if str(path) in str(error) else f"{path}: "
             raise DatasetError(f"{named}{error}") from error
-    return mostly
+    return mostly, remarks
 
 
 def main(args: Sequence[str]) -> int:
@@ -236,7 +247,7 @@ def _score(options: argparse.Namespace) -> tuple[list[results.Row], Notes]:
         raise DatasetError(f"{options.masks} is not a folder.")
     for category in categories:
         said = len(notes.lines)
-        _note_left_out(category.maps, notes)
+        _note_left_out(category, notes)
         try:
             pairs[category] = pair_maps(category.maps, category.masks, options.unmasked_are_normal)
         except DatasetError as error:
@@ -269,7 +280,8 @@ def _score(options: argparse.Namespace) -> tuple[list[results.Row], Notes]:
             pro_definition=options.pro_definition,
             tolerance=options.tolerance,
         )
-        mostly = evaluate(pairs[category], metrics, options.empty_masks, options.mask_threshold)
+        mostly, remarks = evaluate(pairs[category], metrics, options.empty_masks, options.mask_threshold)
+        notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))
         rows.append(results.Row.of(options.maps.resolve().name or "maps", category.name, metrics.result()))
@@ -292,27 +304,42 @@ def _check_pure(found: Sequence[tuple[str, dict[Path, Path | None]]]) -> None:
         )
 
 
-def _note_left_out(maps: Path, notes: Notes) -> None:
-    """Notes the files of a category that look like maps and are not read."""
+def _note_left_out(category: Category, notes: Notes) -> None:
+    """Notes the files of a category that look like maps or masks and are not read."""
+    maps, masks = category.maps, category.masks
     inner = _inner(maps, "test")
-    kinds: Counter[str] = Counter()
-    first: Path | None = None
+    left_out: list[tuple[str, Path]] = []
     for folder in _folders(maps):
         inside = folder == inner or inner in folder.parents
-        read = {path.stem for path in folder.iterdir() if _is_map(path)} if inside else set()
-        for path in sorted(folder.iterdir()):
+        stems = {path.stem for path in folder.iterdir() if _is_map(path)} if inside else set()
+        for path in _files(folder):
             suffix = path.suffix.lower()
-            lost = suffix in OTHER_SUFFIXES and path.stem not in read  # else it is a picture of the map beside it
-            if path.is_file() and not path.name.startswith(".") and (lost or (_is_map(path) and not inside)):
-                kinds[suffix if inside else f"outside {inner.name}"] += 1
-                first = first or path
-    if first:
-        total, named = sum(kinds.values()), ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        notes.left_out += total
+            lost = suffix in OTHER_SUFFIXES and path.stem not in stems  # else it is a picture of the map beside it
+            if lost or (_is_map(path) and not inside):
+                left_out.append((suffix if inside else f"outside {inner.name}", path))
+    _note(maps, left_out, f"Save maps as {', '.join(sorted(MAP_SUFFIXES))}.", notes)
+    left_out = []
+    for folder in _folders(_inner(masks, "ground_truth")):
+        if folder == maps or maps in folder.parents:
+            continue  # masks may lie above their maps
+        readable = {path.stem for path in list_images(folder)}
+        unread = {*other_files(folder), *(path for path in _files(folder) if path.suffix.lower() in NO_MASKS)}
+        left_out += [(path.suffix.lower(), path) for path in sorted(unread) if path.stem not in readable]
+    _note(masks, left_out, "Save masks as .png or .tiff.", notes)
+
+
+def _note(where: Path, left_out: Sequence[tuple[str, Path]], advice: str, notes: Notes) -> None:
+    if left_out:
+        kinds = sorted(Counter(kind for kind, _ in left_out).items())
+        notes.left_out += len(left_out)
         notes.lines.append(
-            f"{_count(total, 'file')} left out of {maps}: {named}; the first is {first}. Save maps as "
-            f"{', '.join(sorted(MAP_SUFFIXES))}."
+            f"{_count(len(left_out), 'file')} left out of {where}: "
+            f"{', '.join(f'{count} {kind}' for kind, count in kinds)}; the first is {left_out[0][1]}. {advice}"
         )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _masks_of(folder: Path) -> bool:

@@ -304,6 +304,35 @@ def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, capsys: pytest
     assert len(notes) == 4
 
 
+def test_masks_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    path = tmp_path / "data/cable/ground_truth/crack/002_mask.png"
+    np.save(path.with_suffix(".npy"), np.asarray(Image.open(path)))  # another copy of a mask that is read
+    assert run(tmp_path) == 0
+    assert "left out" not in capsys.readouterr().err
+    path.unlink()
+    said = f"1 file left out of {tmp_path}/data/cable: 1 .npy; the first is {path.with_suffix('.npy')}."
+    assert run(tmp_path) == 2
+    assert said in capsys.readouterr().err
+    assert run(tmp_path, "--unmasked_are_normal") == 1
+    assert said in capsys.readouterr().err
+
+
+def test_several_pages_are_one_mask_with_a_word_and_no_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    path = tmp_path / "data/cable/ground_truth/crack/002_mask.png"
+    mask = np.asarray(Image.open(path))
+    path.unlink()
+    tifffile.imwrite(path.with_suffix(".tif"), np.stack([mask, mask.T.reshape(mask.shape)]), photometric="minisblack")
+    assert run(tmp_path) == 0
+    said = "note: cable: 1 mask holds several full-size pages, of which the first is read."
+    assert said in capsys.readouterr().err
+    path = tmp_path / "maps/cable/test/good/000.tiff"
+    tifffile.imwrite(path, np.stack([np.zeros(mask.shape, np.float32)] * 2), photometric="minisblack")
+    assert run(tmp_path) == 2
+    assert f"{path}: holds several full-size pages" in capsys.readouterr().err
+
+
 def test_only_maps_of_suffixes_that_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path)
     for path in [*(tmp_path / "maps").rglob("*.npy"), *(tmp_path / "maps").rglob("*.tiff")]:
@@ -347,7 +376,7 @@ def test_masks_may_be_cut_higher(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    ["f2.npy", "f4.npy", ">f8.npy", "f8.npy", "i8.npy", "u8.npy", "f2.tiff", "f4.tif", ">f4.tif", "f8.tiff", "i8.tif"],
+    ["f2.npy", "f4.npy", ">f8.npy", "f8.npy", "i8.npy", "u8.npy", "f2.tif", ">f4.tif", "f8.tiff", "i8.tif", "u8.tif"],
 )
 def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str

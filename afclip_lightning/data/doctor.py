@@ -76,6 +76,7 @@ class _Seen:
         digest: Of its pixels.
         problems: What is wrong with it, one sentence each.
         remarks: What is worth knowing of the image, each as it ends a sentence on a number of images.
+        mask_notes: And of the mask.
         marked: Share of the picture that its mask marks.
         cut: Highest value of a mask saved with loss that is still normal; `None` if it was saved without.
     """
@@ -85,6 +86,7 @@ class _Seen:
     digest: str = ""
     problems: list[str] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
+    mask_notes: tuple[str, ...] = ()
     marked: float = 0.0
     cut: int | None = None
 
@@ -206,6 +208,7 @@ def _look(sample: Sample) -> _Seen:
     except DatasetError as error:
         seen.problems.append(str(error))
         return seen
+    seen.mask_notes = mask.notes
     values, cut = mask.grey(), mask.cut(sample.mask_threshold)
     if seen.size:
         values = upright(values, turn_of(mask, picture.shape, picture.orientation))
@@ -234,6 +237,7 @@ def _mask_of(seen: _Seen) -> Path:
 def _tell_pixels(looked_at: list[_Seen], dataset: AnomalyDataModule, report: Report) -> None:
     """Notes what is worth knowing of pixels and no file's own fault, with numbers of images and masks."""
     report.notes += say(Counter(remark for seen in looked_at for remark in seen.remarks))
+    report.notes += say(Counter(note for seen in looked_at for note in seen.mask_notes), "mask")
     for cut in sorted({seen.cut for seen in looked_at if seen.cut is not None}):
         masks = [short(_mask_of(seen), dataset.root) for seen in looked_at if seen.cut == cut]
         report.notes.append(

@@ -23,6 +23,8 @@ def read_map(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         return _read_array(path)
     found = read(path, stored=True)
+    if found.notes:
+        raise DatasetError(f"{path}: {found.notes[0]}, and a map is one. Save each map as a file of its own.")
     if found.values.ndim != 2:
         raise DatasetError(f"{path}: is a colour image (RGB), not a map. Save scores, not their picture.")
     if {"low", "step"} <= found.texts.keys():

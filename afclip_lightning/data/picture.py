@@ -123,9 +123,9 @@ class Picture:
         return self.values if self.values.ndim == 2 else self.values.max(axis=-1)
 
 
-def say(notes: Mapping[str, int]) -> list[str]:
-    """Returns a sentence for each note that images had, with their number."""
-    return [f"1 image {note}." if count == 1 else f"{count} images: each {note}." for note, count in notes.items()]
+def say(notes: Mapping[str, int], noun: str = "image") -> list[str]:
+    """Returns a sentence for each note that images, or masks, had, with their number."""
+    return [f"1 {noun} {note}." if count == 1 else f"{count} {noun}s: each {note}." for note, count in notes.items()]
 
 
 def upright(values: np.ndarray, orientation: int) -> np.ndarray:

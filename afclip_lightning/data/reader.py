@@ -29,6 +29,9 @@ NAMELESS = "the image"
 ORIENTATION = 0x0112
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and big TIFF
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
+JPEG2000_MARKS = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
+SEVERAL_FRAMES = "holds several frames, of which the first is read"
 DICOM_MARK = slice(128, 132)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,8 +90,26 @@ def read_shape(source: Path | bytes) -> tuple[tuple[int, int], int]:
             with Image.open(file, formats=_formats()) as image:
                 check_size(name, *image.size)
                 width, height = image.size
-                orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own would decode the image
+                # a PNG's own decodes the image, to see what follows its pixels
+                exif = image.getexif() if _says_more_later(file, start) else Image.Image.getexif(image)
+                orientation = exif.get(ORIENTATION, 1)
     return (width, height) if _lies(orientation) else (height, width), orientation
+
+
+def _says_more_later(file: BinaryIO, start: bytes) -> bool:
+    """Returns whether what may say how a PNG file lies follows its pixels."""
+    if not start.startswith(PNG_MARK):
+        return False
+    place = file.tell()
+    file.seek(len(PNG_MARK))
+    pixels = found = False
+    while len(head := file.read(8)) == 8 and not found:
+        kind = head[4:]
+        found = pixels and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+        pixels |= kind == b"IDAT"
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def name_of(source: Any) -> str:
@@ -168,13 +189,23 @@ def _decode(file: BinaryIO, name: str, draft: int | None, stored: bool, page: in
         size = image.size
         if draft and image.format == "JPEG":
             image.draft(None, (draft, draft))
+        bits = _pnm_bits(image)
         image.load()
-        deep = _deep_png(file) if start[:8] == PNG_MARK and _is_deep_png(start) else None
-        return _picture(image, name, size, _lossy(image.format, file), deep)
+        deep = _deep_colours(file)
+        if bits and image.mode == "I":  # in 16 bits, whatever the file has
+            deep = np.rint(np.asarray(image) * ((2**bits - 1) / 65535)).astype(np.uint16), bits
+        several = image.format in ANIMATED and getattr(image, "is_animated", False)
+        notes = (SEVERAL_FRAMES,) if several else ()
+        return _picture(image, name, size, _lossy(image.format, file), deep, notes)
 
 
 def _picture(
-    image: Image.Image, name: str, size: tuple[int, int], lossy: bool | None, values: np.ndarray | None = None
+    image: Image.Image,
+    name: str,
+    size: tuple[int, int],
+    lossy: bool | None,
+    deep: tuple[np.ndarray, int] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Picture:
     """Returns a decoded Pillow image.
 
@@ -183,18 +214,19 @@ def _picture(
         name: What messages call it.
         size: Width and height in the file.
         lossy: Whether the file's compression changed values.
-        values: Its values, if Pillow has them with fewer bits than the file.
+        deep: Its values as they lie and their bits, if Pillow has them with fewer bits than the file.
+        notes: What is worth a word.
     """
     orientation = image.getexif().get(ORIENTATION, 1)
-    if values is not None:
+    if deep is not None:
         from afclip_lightning.data.picture import upright
 
-        values, bits = upright(values, orientation), 16
+        values, bits = upright(deep[0], orientation), deep[1]
     else:
         values, bits = _values(image if orientation not in _TURNS else image.transpose(_TURNS[orientation]), name)
     shape = size if _lies(orientation) else size[::-1]
     texts = {key: text for key, text in image.info.items() if isinstance(key, str) and isinstance(text, str)}
-    return Picture(name, values, bits, shape, orientation, lossy, (), texts)
+    return Picture(name, values, bits, shape, orientation, lossy, notes, texts)
 
 
 def _lies(orientation: object) -> bool:
@@ -229,17 +261,50 @@ def _values(image: Image.Image, name: str) -> tuple[np.ndarray, int]:
     return np.asarray(image.convert("RGB")), 8
 
 
-def _is_deep_png(start: bytes) -> bool:
-    """Returns whether a PNG file has 16 bits and more than one channel, of which Pillow keeps 8 bits."""
-    return start[:8] == PNG_MARK and start[24:25] == b"\x10" and start[25:26] in (b"\2", b"\4", b"\6")
-
-
-def _deep_png(file: BinaryIO) -> np.ndarray:
-    from imagecodecs import png_decode  # not needed by most runs
-
+def _deep_colours(file: BinaryIO) -> tuple[np.ndarray, int] | None:
+    """Returns the values and bits of a file, if it is one of those whose values Pillow changes; see `_deep_bits`."""
     file.seek(0)
-    values = png_decode(file.read())
-    return np.ascontiguousarray(values[..., :3] if values.shape[2] >= 3 else values[..., 0])
+    start = _start(file)
+    if not (start.startswith(PNG_MARK) or start.startswith(JPEG2000_MARKS)):
+        return None
+    content = file.read()
+    bits = _deep_bits(content)
+    if not bits:
+        return None
+    import imagecodecs  # not needed by most runs
+
+    decode = imagecodecs.png_decode if start.startswith(PNG_MARK) else imagecodecs.jpeg2k_decode
+    values = decode(content)
+    values = values.reshape(*values.shape[:2], -1)
+    return np.ascontiguousarray(values[..., :3] if values.shape[2] >= 3 else values[..., 0]), bits
+
+
+def _pnm_bits(image: Image.Image) -> int:
+    """Returns the bits of a grey PNM file of 9 to 15, before Pillow decodes it; 0 of any other."""
+    tiles = getattr(image, "tile", None)
+    if image.format != "PPM" or not tiles:
+        return 0
+    arguments = tiles[0].args
+    highest = arguments[-1] if isinstance(arguments, tuple) else 0
+    whole = isinstance(highest, int) and 255 < highest < 65535 and not highest & (highest + 1)
+    return int(highest).bit_length() if whole else 0
+
+
+def _deep_bits(content: bytes) -> int:
+    """Returns the bits of a PNG or JPEG 2000 file of more than 8, where Pillow changes its values; 0 of any other.
+
+    It keeps 8 bits of colours, of JPEG 2000 with the brightest values black, and scales grey JPEG 2000 to 16 bits.
+    """
+    if content.startswith(PNG_MARK):
+        return 16 if content[24:25] == b"\x10" and content[25:26] in (b"\2", b"\4", b"\6") else 0
+    place = content.find(JPEG2000_MARKS[1]) if content.startswith(JPEG2000_MARKS) else -1
+    if place < 0:
+        return 0
+    first = place + 42  # the marker SIZ ends with the number of channels, and 3 bytes of each
+    channels = int.from_bytes(content[first - 2 : first], "big")
+    depths = set(content[first : first + 3 * channels : 3])
+    bits = max(depths, default=0) + 1  # signed ones have 128 more
+    return bits if channels and len(depths) == 1 and 8 < bits <= 16 else 0
 
 
 def _lossy(kind: str | None, file: BinaryIO | None) -> bool | None:
@@ -273,14 +338,15 @@ def _of_pillow(image: Image.Image, name: str, stored: bool) -> Picture:
     loaded = not getattr(image, "tile", None)
     kind = image.format if isinstance(image, ImageFile) else None
     right = loaded and kind == "TIFF" and _is_right(image)
-    if kind == "PNG" or (kind == "TIFF" and not (right and not _may_be_mapped(image))):
+    other = kind in ("PNG", "JPEG2000") or bool(_pnm_bits(image))
+    if other or (kind == "TIFF" and not (right and not _may_be_mapped(image))):
         content = _own_file(image)
         if content is None and kind == "TIFF":
             raise DatasetError(
                 f"{name}: Pillow does not decode every TIFF file of this kind as it is meant, and the file is closed. "
                 "Give its path."
             )
-        if content is not None and (kind == "TIFF" or _is_deep_png(content[:32])):
+        if content is not None and (kind in ("TIFF", "PPM") or _deep_bits(content)):
             found = _decode(io.BytesIO(content), name, None, stored, image.tell() or None)
             exchanged = _may_be_mapped(image) and _lies(found.orientation)
             if not loaded or (not right and _has_its_size(image, found)) or exchanged:

@@ -355,7 +355,7 @@ def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str
 
 
 def _tensor(name: str, value: Array) -> Tensor:
-    """Returns an array, of any byte order and strides, as a tensor.
+    """Returns an array, of any byte order and strides, read-only or not, as a tensor.
 
     Raises:
         ValueError: It does not hold numbers, or such of more than 64 bits.
@@ -363,7 +363,8 @@ def _tensor(name: str, value: Array) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise ValueError(f"{name}: expected numbers of up to 64 bits, got {value.dtype}")
-        value = value.astype(value.dtype.newbyteorder("="), order="C", copy=False)
+        native = np.dtype(f"{value.dtype.kind}{value.dtype.itemsize}")  # NumPy has two of 64 bits, torch takes one
+        value = value.astype(native, order="C", copy=not value.flags.writeable).view(native)
     return torch.as_tensor(value).detach()
 
 

@@ -284,6 +284,15 @@ def test_masks_that_mark_most_of_their_picture(root: Path) -> None:
     assert problem(examine(Parts(root))).startswith("bolt: 2 masks mark more than half of the picture")
 
 
+def test_masks_of_several_pages_are_a_note(root: Path) -> None:
+    path = root / "bolt/ground_truth/crack/0_mask.png"
+    path.unlink()
+    tifffile.imwrite(path.with_suffix(".tif"), np.stack([MASK, MASK[::-1]]), photometric="minisblack")
+    report = examine(Parts(root))
+    assert not report.problems
+    assert report.notes == ["1 mask holds several full-size pages, of which the first is read."]
+
+
 def test_a_boolean_mask_as_tifffile_writes_it(root: Path) -> None:
     for category in Parts.published:
         for i in (0, 1):

@@ -17,7 +17,7 @@ from afclip_lightning.data import reader
 from afclip_lightning.data.images import image_size, read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading import AnomalyDataset, Loading
 from afclip_lightning.data.picture import NEARLY_BLACK, upright
-from afclip_lightning.data.reader import read
+from afclip_lightning.data.reader import SEVERAL_FRAMES, read
 from afclip_lightning.data.tiff import SEVERAL
 from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import DatasetError
@@ -175,6 +175,66 @@ def test_orientation_of_other_formats(name: str, tmp_path: Path) -> None:
     assert found[-1, 0, 0] > 250
     if name != "a.webp":
         assert upright_shape(path) == (64, 48)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_orientation_behind_the_pixels_of_png(deep: bool, tmp_path: Path) -> None:
+    exif, path, plain = Image.Exif(), tmp_path / "a.png", io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(BYTES).save(plain, "PNG", exif=exif)
+    content = plain.getvalue()
+    start = content.index(b"eXIf") - 4
+    length = int.from_bytes(content[start : start + 4], "big") + 12
+    without = content[:start] + content[start + length :]
+    without = imagecodecs.png_encode(np.stack([RAMP] * 3, -1)) if deep else without
+    path.write_bytes(without[:-12] + content[start : start + length] + without[-12:])
+    assert image_of(path).shape[:2] == upright_shape(path) == (64, 48)
+
+
+@pytest.mark.parametrize("bits", [9, 12, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("form", ["jp2", "j2k"])
+def test_deep_jpeg_2000_keeps_its_bits(form: str, channels: int, bits: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**bits, (40, 48, channels)).astype(np.uint16)
+    values[:4, :4] = 2**bits - 1  # which Pillow makes black
+    stored = np.ascontiguousarray(values[..., 0] if channels == 1 else values)
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(imagecodecs.jpeg2k_encode(stored, bitspersample=bits, reversible=True, codecformat=form))
+    colours = values[..., :3] if channels > 2 else values[..., :1]
+    assert read(path).bits == bits
+    expected = np.broadcast_to(np.rint(colours * (255 / (2**bits - 1))).astype(np.uint8), (40, 48, 3))
+    content = path.read_bytes()
+    loaded = Image.open(path)
+    loaded.load()  # one that was loaded from memory no longer says how deep it was
+    for source in (path, content, Image.open(path), Image.open(io.BytesIO(content)), loaded):
+        np.testing.assert_array_equal(read_image(source), expected)
+
+
+@pytest.mark.parametrize(("highest", "bits"), [(1023, 10), (4095, 12), (1000, 16), (65535, 16)])
+@pytest.mark.parametrize("plain", [False, True])
+def test_grey_pnm_keeps_the_bits_that_it_declares(highest: int, bits: int, plain: bool, tmp_path: Path) -> None:
+    values = np.linspace(0, highest, 48).astype(np.uint16).reshape(6, 8)
+    text = " ".join(map(str, values.ravel().tolist())).encode()
+    content = text if plain else values.astype(">u2").tobytes()
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P%d 8 6 %d\n" % (2 if plain else 5, highest) + content)
+    found = read(path)
+    assert found.bits == bits
+    if highest != 1000:  # of no number of bits: scaled to 16
+        np.testing.assert_array_equal(found.values, values)
+    np.testing.assert_allclose(image_of(path)[..., 0], values * (255 / highest), atol=0.51)
+    assert found.rgb(2**bits - 1).max() == 255
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_the_first_of_several_frames_is_read_and_told(form: str) -> None:
+    first, second = Image.fromarray(BYTES), Image.fromarray(np.ascontiguousarray(BYTES[::-1, ::-1]))
+    for more in ([], [second]):
+        content = io.BytesIO()
+        first.save(content, form, save_all=True, append_images=more, lossless=True)
+        found = read(content.getvalue())
+        assert found.notes == ((SEVERAL_FRAMES,) if more else ())
+        np.testing.assert_array_equal(found.grey(), BYTES)
 
 
 def test_deep_colours_of_png_keep_their_bits(tmp_path: Path) -> None:
