@@ -30,7 +30,7 @@ from afclip_lightning.callbacks.preemption import Preemption
 from afclip_lightning.callbacks.tracking import Tracking
 from afclip_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.classes import import_submodules
-from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.loading import Loading, killed_loader
 from afclip_lightning.engine.arguments import check_files, without_leftovers
 from afclip_lightning.engine.options import check_options
@@ -43,7 +43,7 @@ from afclip_lightning.heads import HEAD_FILE, backbone_key, checkpoint_of, load_
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.preemption import STOPPED, StoppedError, requeue, restarted
 from afclip_lightning.shared_pass import SharedPass
-from afclip_lightning.types import MAIN_HEAD
+from afclip_lightning.types import MAIN_HEAD, Split
 
 EPILOG = """\
 Each of these has a --help of its own, python -m afclip_lightning COMMAND --help:
@@ -219,8 +219,19 @@ class AnomalyCLI(LightningCLI):
         data.prepare_data()
         read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
         if self.subcommand == "fit":
-            read += [sample.image_path for sample in data.training_set.samples(data.training_set.train_split)]
+            read += [sample.image_path for dataset, split in self._trained_on() for sample in dataset.samples(split)]
         store.check_space(len(set(read)), self.model.backbone.vision.width, limit_gb)
+
+    def _trained_on(self) -> list[tuple[AnomalyDataModule, Split]]:
+        """Returns the dataset and the split that training reads; nothing for a method that trains nothing.
+
+        Raises:
+            DatasetError: The method trains, and no dataset is there for it.
+        """
+        if not self.model.trainable_names():
+            return []
+        dataset = self.datamodule.training_set
+        return [(dataset, dataset.train_split)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""
@@ -250,6 +261,7 @@ class AnomalyCLI(LightningCLI):
             UserError: It would be trained and tested on the same images.
         """
         data, tests = self.datamodule, self.config_init["fit"].test_after_fit
+        self._trained_on()  # what is not there is said before a test of the untrained method
         if self.model.trainable_names() and tests and data.test_sets == [data] and data.train_split == "test":
             raise UserError(
                 f"{data.name} would be trained on and tested on with the same images, which is not zero-shot. Train on "

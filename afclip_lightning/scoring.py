@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afclip_lightning.errors import UserError
+
+WIDEST_SIGMA = 8192  # pixels: the largest side of an image that a backbone takes
+
 
 def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: float) -> Tensor:
     """Returns cosine similarities over temperature, `[B, T, K]`, float32.
@@ -81,7 +85,12 @@ def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
 
     Returns:
         `[B, size, size]`, float32.
+
+    Raises:
+        UserError: `sigma` is negative or far wider than an image; its filter would fill the memory.
     """
+    if not 0 <= sigma <= WIDEST_SIGMA:
+        raise UserError(f"the sigma of a map must be from 0 to {WIDEST_SIGMA} px, got {sigma}: set map_sigma.")
     rows, columns = (_upsample_and_smooth_matrix(n, size, sigma, maps.device) for n in maps.shape[1:])
     with torch.autocast(maps.device.type, enabled=False):
         return rows @ maps.float() @ columns.T

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
+from afclip_lightning.errors import UserError
 from afclip_lightning.scoring import similarity_logits, upsample_and_smooth
 from tests.rounding import UNIT
 
@@ -23,6 +24,12 @@ def test_no_smoothing() -> None:
     maps = torch.rand(1, 4, 4)
     expected = F.interpolate(maps[:, None], size=16, mode="bilinear", align_corners=False)[:, 0]
     torch.testing.assert_close(upsample_and_smooth(maps, 16, 0.0), expected)
+
+
+@pytest.mark.parametrize("sigma", [-1.0, 1e9, float("nan")])
+def test_a_filter_wider_than_any_image_is_refused(sigma: float) -> None:
+    with pytest.raises(UserError, match=r"from 0 to 8192 px, got .*: set map_sigma"):
+        upsample_and_smooth(torch.rand(1, 4, 4), 28, sigma)
 
 
 def test_maps_leave_in_float32() -> None:

@@ -385,6 +385,22 @@ def test_build_needs_room_for_the_training_images_too(folder: Path, capsys: pyte
     assert needed[0] == needed[1] != needed[2]
 
 
+def test_a_method_that_trains_nothing_needs_no_training_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model=PatchRarity", "--model.backbone.model=small.json", "--model.backbone.weights=random"]
+    given += ["--model.backbone.image_size=28", "--model.layers=[1,3]", "--trainer.accelerator=cpu"]
+    tested = "[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 0}}]"
+    given += ["--data=CrossDataset", f"--data.test={tested}", "--pictures.count=0", "--features.cache=store"]
+    assert features.main(["build", *given]) == 0
+    kept = len(images(folder / "store"))
+    assert main(["fit", *given, "--run_dir=fit"]) == 0
+    assert len(images(folder / "store")) == kept > 0
+    assert main(["fit", *given, "--model=AFCLIP", "--test_before_fit=true", "--run_dir=trained"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.strip().splitlines()[-1].startswith("error: There is no dataset to train on")
+    assert "Test before training" not in captured.out
+    assert features.main(["build", *given, "--model=AFCLIP"]) == 2
+
+
 def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_distinct(folder)
     model = ["--model=MuSc", "--model.backbone.model=small.json", "--model.backbone.weights=random"]

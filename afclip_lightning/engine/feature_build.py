@@ -8,9 +8,10 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 
 from afclip_lightning.cli import AnomalyCLI
+from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.shared_pass import SharedPass
-from afclip_lightning.types import Batch
+from afclip_lightning.types import Batch, Split
 
 
 class FeatureBuilder(LightningModule):
@@ -43,9 +44,9 @@ class FeatureBuildCLI(AnomalyCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
         self.trainer.loggers = []
-        tests = [(dataset, "test") for dataset in data.test_sets]
-        training = data.training_set, data.training_set.train_split
-        walks = [(self.tested, tests), *([] if training in tests else [(self.model, [training])])]
+        tests: list[tuple[AnomalyDataModule, Split]] = [(dataset, "test") for dataset in data.test_sets]
+        training = [part for part in self._trained_on() if part not in tests]
+        walks = [(self.tested, tests), *([(self.model, training)] if training else [])]
         for method, splits in walks:
             self._read_from(method.store)
             loaders = [dataset.walk(split) for dataset, split in splits]

@@ -23,8 +23,10 @@ def embed_words(backbone: ClipBackbone, words: str, room: int) -> tuple[Tensor, 
         room: Positions to leave for learnable tokens.
 
     Raises:
-        ValueError: The words and the learnable tokens do not fit in the context length.
+        ValueError: The words and the learnable tokens do not fit in the context length, or there are fewer than none.
     """
+    if room < 0:
+        raise ValueError(f"learnable tokens must not be negative, got {room}")
     ids = backbone.tokenize([words])[0]
     end = int(ids.argmax())  # the end token has the largest id
     if room + end >= backbone.text.context_length:

@@ -26,10 +26,13 @@ async function ask(path, options) {
   throw new Error(typeof body?.detail === "string" ? body.detail : `The server answers ${answer.status}.`);
 }
 
-function send(path, file) {
-  if (file.size > model.max_bytes) throw new Error(`${file.name} is larger than ${model.max_bytes / 2 ** 20} MB, the limit.`);
+async function send(path, file) {
+  if (file.size > model.max_bytes) throw new Error(`larger than ${model.max_bytes / 2 ** 20} MB, the limit.`);
   return ask(path, {method: "POST", body: file, headers: {"Content-Type": "application/octet-stream"}});
 }
+
+// What is wrong with a file; the server does not know its name.
+const about = (file, error) => `${file.name}: ${error.message.replace(/^the image: /, "")}`;
 
 function say(id, text) {
   $(id).textContent = text;
@@ -68,7 +71,7 @@ async function calibrate(files) {
       try {
         facts(await send("/api/normals", file));
       } catch (error) {
-        problems.push(`${file.name}: ${error.message}`);
+        problems.push(about(file, error));
       }
       bar.value++;
     }
@@ -94,7 +97,7 @@ async function inspect(file) {
     say("note", result.note);
     await show(file, result);
   } catch (error) {
-    if (number === latest) say("message", error.message);
+    if (number === latest) say("message", about(file, error) + (shown ? ` The picture and the verdict are still those of ${shown.file.name}.` : ""));
   } finally {
     if (number === latest) $("busy").hidden = true;
   }
@@ -239,7 +242,7 @@ $("good").addEventListener("change", (event) => {
   event.target.value = "";
   changeExamples(async () => {
     for (const file of files) {
-      const now = await send("/api/examples", file);
+      const now = await send("/api/examples", file).catch((error) => { throw new Error(about(file, error)); });
       const picture = Object.assign(document.createElement("img"), {alt: file.name, title: file.name, src: URL.createObjectURL(file)});
       $("examples").append(picture);
       facts(now);

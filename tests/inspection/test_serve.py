@@ -351,6 +351,8 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.set_input_files("#file", tmp_path / "bad.png")
     page.wait_for_selector("#message:not([hidden])")
     assert "no image of a kind" in page.inner_text("#message")
+    assert page.inner_text("#message").startswith("bad.png: cannot be read")
+    assert "The picture and the verdict are still those of 0.png" in page.inner_text("#message")
 
     page.set_input_files("#good", [tmp_path / "1.png", tmp_path / "2.png"])
     page.wait_for_selector("#examples img:nth-child(2)")

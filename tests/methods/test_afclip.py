@@ -91,7 +91,15 @@ def test_few_shot_memory_of_an_image_gives_it_no_distance(tiny: ClipBackbone) ->
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"scales": [2]}, {"scales": []}, {"k_shot": -1}, {"layers": [9]}, {"temperature": 0.0}, {"prompt_tokens": 80}],
+    [
+        {"scales": [2]},
+        {"scales": []},
+        {"k_shot": -1},
+        {"layers": [9]},
+        {"temperature": 0.0},
+        {"prompt_tokens": 80},
+        {"prompt_tokens": -1},
+    ],
 )
 def test_bad_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="got"):
