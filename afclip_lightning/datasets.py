@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.data import archive, doctor
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.catalogue import dataset_classes
@@ -175,7 +176,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning datasets",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

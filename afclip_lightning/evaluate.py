@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from afclip_lightning import results
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
 from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
 from afclip_lightning.data.masks import say_mostly
@@ -359,7 +360,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning evaluate",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, StoreFacts, feature_files, read_checked
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError, message_of
 
 DESCRIPTION = """\
@@ -157,8 +158,15 @@ def _render(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _days(text: str) -> float:
+    days = float(text)
+    if not days >= 0:  # every file is older than a negative number of days, and would go
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return days
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning features",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -172,6 +180,6 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--json", action="store_true", help="print JSON")
         if name == "prune":
             verb.add_argument("--key", help="features of this backbone, as `info` names it, or KEY/TAP")
-            verb.add_argument("--days", type=float, help="files not read for so many days")
+            verb.add_argument("--days", type=_days, help="files not read for so many days")
             verb.add_argument("--damaged", action="store_true", help="damaged files")
     return parser

@@ -17,6 +17,7 @@ from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.checkpoint import read_checkpoint
 from afclip_lightning.classes import descendants, import_submodules
+from afclip_lightning.engine.messages import one_line
 from afclip_lightning.engine.references import resolve
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError, message_of
 from afclip_lightning.files import read_yaml
@@ -139,7 +140,7 @@ def build(
             known[key] = ClipBackbone(**json.loads(key))
         method = cls(known[key], **vars(parser.instantiate_classes(parsed).head))
     except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(f"{cls.__name__}: {message_of(error)}") from error
+        raise UserError(f"{cls.__name__}: {one_line(message_of(error)).removeprefix('head.')}") from error
     except (MemoryError, RuntimeError) as error:  # torch's words for sizes that no memory holds
         raise UserError(f"{cls.__name__} cannot be built with these arguments: {reason(error)}.") from error
     method.eval()

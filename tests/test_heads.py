@@ -97,6 +97,13 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path, run: Path) -> None:
     torch.save(checkpoint, tmp_path / "old.ckpt")
     with pytest.raises(CheckpointError, match="does not say how its method is built"):
         load_head(tmp_path / "old.ckpt")
+    wrong = {"layers": 3}, {"backbone.image_size": "large"}
+    for given, said in zip(
+        wrong, ("layers: expected a list, got 3", "image_size: expected a whole number"), strict=True
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            load_head(run / "head.ckpt", given)
+        assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(UserError, match="there is no method 'Foo'; ours are AFCLIP, "):
         method_class("Foo")
     with pytest.raises(UserError, match=r"there is no method 'os\.path'"):

@@ -111,3 +111,33 @@ def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
     assert process.stderr.read() == ""
     assert process.wait(60) == 141
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "--checkpoint", "x.ckpt"),
+        ("calibrate", "--nothing"),
+        ("serve", "--port", "many"),
+        ("export", "--nothing"),
+        ("report",),
+        ("evaluate", "--nothing"),
+        ("datasets", "chekc"),
+        ("features", "prune", "store", "--days", "many"),
+        ("features", "prune", "store", "--days", "-1"),
+        ("features", "prune", "store", "--days", "nan"),
+        ("knowledge", "shwo"),
+        ("benchmark", "--nothing"),
+        ("sweep", "--nothing"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments)
+    assert stop.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert second.startswith(f"All options: python -m afclip_lightning {arguments[0]}")
+    assert second.endswith("--help")

@@ -16,6 +16,7 @@ from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, p
 from afclip_lightning.benchmark.published import Published, check_names, load_published
 from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
 from afclip_lightning.benchmark.table import TABLE, Row, assemble
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError, message_of, shown
 from afclip_lightning.files import write_text
 from afclip_lightning.preemption import STOPPED
@@ -145,7 +146,7 @@ def _render(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning benchmark",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.inspection.model_options import add_model_options, finite, load_models, split_model_arguments
 
@@ -246,7 +247,7 @@ def _said(threshold: "Threshold") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning calibrate",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

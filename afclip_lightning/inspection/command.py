@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.model_options import (
     add_calibration_options,
@@ -122,7 +123,7 @@ def _patterns(paths: Sequence[str]) -> Iterator[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning inspect",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError, message_of
 
 DESCRIPTION = """\
@@ -54,7 +55,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m afclip_lightning export",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

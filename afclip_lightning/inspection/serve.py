@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.inspection.model_options import (
     add_calibration_options,
@@ -104,7 +105,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m afclip_lightning serve",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

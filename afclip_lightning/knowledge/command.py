@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets import find_dataset
 from afclip_lightning.errors import UserError, message_of, shown
@@ -129,7 +130,7 @@ def _key(variable: str | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning knowledge",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import shown, write_text
 from afclip_lightning.report import inspections, run
@@ -50,7 +51,7 @@ def _finite(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning report",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from afclip_lightning.commands import CommandParser
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.preemption import STOPPED
 
@@ -70,7 +71,7 @@ def _search(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "python -m afclip_lightning sweep",
         usage="%(prog)s --config FILE [options] [-- OPTIONS OF EVERY TRIAL]",
         description=DESCRIPTION,
