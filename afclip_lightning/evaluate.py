@@ -53,7 +53,7 @@ Scores are ranked in the precision that they were saved in.
 A map and its mask have the same name, or the mask's ends in _mask, in equal folders below DIR. Each folder directly
 below --maps is a category, unless maps or a folder named good lie beside it: then all of --maps is one category
 (--layout decides). The folders test and ground_truth of MVTec's layout are stepped into. A map without a mask is of a
-normal image if it lies in a folder named good.
+normal image if it lies in a folder named good, or below one.
 
 Exit codes: 0 done; 1 done, but files that look like maps or masks were left out (they are named); 2 a mistake that the
 message explains; 130 interrupted.
@@ -152,7 +152,7 @@ def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, 
     with_mask = [path for path in map_files if (path.parent.relative_to(maps), path.stem) in named]
     known = set(with_mask)
     for path in map_files:
-        if path not in known and not unmasked_are_normal and path.parent.name != NORMAL_FOLDER:
+        if path not in known and not unmasked_are_normal and not _is_normal(path, maps):
             raise DatasetError(
                 f"{path}: no mask of this name in {masks / path.parent.relative_to(maps)}. Restore it, or, if maps "
                 "without a mask are of normal images, add --unmasked_are_normal."
@@ -161,8 +161,14 @@ def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, 
     return {path: paired.get(path) for path in map_files}
 
 
+def _is_normal(path: Path, maps: Path) -> bool:
+    """Returns whether a map lies in a folder of normal images, or in one below it."""
+    return NORMAL_FOLDER in (path.parent.name, *path.relative_to(maps).parts[:-1])
+
+
 def evaluate(
     pairs: dict[Path, Path | None],
+    maps: Path,
     metrics: PixelMetrics,
     empty_masks: Literal["refuse", "normal"] = "refuse",
     mask_threshold: int | None = None,
@@ -173,6 +179,7 @@ def evaluate(
 
     Args:
         pairs: See `pair_maps`.
+        maps: Folder of the category's maps.
         metrics: Of the category.
         empty_masks: What a mask that marks nothing makes of an image outside of the normal folder: a mistake, as in
             `test`, or a normal image.
@@ -197,7 +204,7 @@ def evaluate(
                 f"{path}: the map is {anomaly_map.shape[1]}×{anomaly_map.shape[0]} pixels and its mask {mask_path} is "
                 f"{mask.shape[1]}×{mask.shape[0]}. Save both at one size."
             )
-        label = mask_path is not None and path.parent.name != NORMAL_FOLDER
+        label = mask_path is not None and not _is_normal(path, maps)
         if label and not mask.any():
             if empty_masks == "refuse":
                 raise DatasetError(
@@ -281,7 +288,7 @@ def _score(options: argparse.Namespace) -> tuple[list[results.Row], Notes]:
             pro_definition=options.pro_definition,
             tolerance=options.tolerance,
         )
-        mostly, remarks = evaluate(pairs[category], metrics, options.empty_masks, options.mask_threshold)
+        mostly, remarks = evaluate(pairs[category], category.maps, metrics, options.empty_masks, options.mask_threshold)
         notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))

@@ -304,6 +304,18 @@ def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, capsys: pytest
     assert len(notes) == 4
 
 
+def test_folders_below_the_normal_one_are_normal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    path = tmp_path / "maps/cable/test/good/cam2/000.tiff"
+    save(path, np.zeros((12, 10), np.float32))
+    assert run(tmp_path, "--json", str(tmp_path / "t.json")) == 0
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert [row["normal"] for row in rows[:2]] == [2, 3]
+    save(tmp_path / "data/cable/ground_truth/good/cam2/000_mask.png", np.full((12, 10), 255, np.uint8))
+    assert run(tmp_path) == 2
+    assert f"{path}: its label is 0 (normal), but its mask is not empty" in capsys.readouterr().err
+
+
 def test_masks_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path)
     path = tmp_path / "data/cable/ground_truth/crack/002_mask.png"

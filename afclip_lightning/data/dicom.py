@@ -79,9 +79,16 @@ def dicom_shape(file: BinaryIO, name: str) -> tuple[int, int]:
 def _read(file: BinaryIO, name: str, stop_before_pixels: bool = False) -> "Dataset":
     try:
         from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
     except ImportError as error:
         raise DatasetError(f"{name}: DICOM files need pydicom. Install it: {INSTALL}.") from error
-    data = dcmread(file, stop_before_pixels=stop_before_pixels)
+    try:
+        data = dcmread(file, stop_before_pixels=stop_before_pixels)
+    except InvalidDicomError as error:
+        raise DatasetError(
+            f"{name}: cannot be read as an image (it does not begin as DICOM files do: 128 bytes, then DICM). Export "
+            "it anew as DICOM, or give it the suffix of what it is."
+        ) from error
     if "Rows" not in data or "Columns" not in data:
         what = data.get("SOPClassUID")
         raise DatasetError(f"{name}: holds no picture ({getattr(what, 'name', what)}). Remove the file.")
@@ -106,7 +113,7 @@ def _shown(values: np.ndarray, data: "Dataset", white_is_low: bool) -> np.ndarra
         padding = None
     elif (window := _window(shown_by)) is not None:
         bright, padding = _through_window(numbers, *window), None
-    elif bits <= 8 and values.dtype.kind == "u" and float(shown_by.get("RescaleSlope") or 1) > 0:
+    elif bits <= 8 and values.dtype.kind == "u" and _keeps_order(shown_by):
         bright = values / (2**bits - 1)
     else:
         seen = numbers if padding is None or padding.all() else numbers[~padding]
@@ -125,6 +132,7 @@ def _lifted(data: "Dataset") -> "Dataset":
     from pydicom import Dataset
 
     found = Dataset()
+    found.file_meta = data.file_meta  # tables of 16-bit words are in its byte order
     names = [name for _, keywords in SHOWN_BY for name in keywords]
     for keyword in ("ModalityLUTSequence", "PixelRepresentation", "BitsStored", *names):
         if keyword in data:
@@ -137,6 +145,11 @@ def _lifted(data: "Dataset") -> "Dataset":
                         if keyword in item:
                             found[keyword] = item[keyword]
     return found
+
+
+def _keeps_order(shown_by: "Dataset") -> bool:
+    """Returns whether rescaled values rise in a straight line with the stored ones, which then show the same."""
+    return "ModalityLUTSequence" not in shown_by and float(shown_by.get("RescaleSlope") or 1) > 0
 
 
 def _first_table(data: "Dataset") -> "Dataset | None":

@@ -125,6 +125,34 @@ def test_sigmoid_and_table_come_before_linear() -> None:
     assert shown(file).ravel()[2048] == 128
 
 
+@pytest.mark.parametrize("words", [False, True])
+def test_modality_tables_come_before_windows(words: bool) -> None:
+    table = (4095 - np.arange(4096)).astype(np.uint16) * 4
+    data = table.tobytes() if words else table.tolist()
+    modality = item(LUTDescriptor=[4096, 0, 16], LUTData=data, ModalityLUTType="US")
+    modality["LUTData"].VR = "OW" if words else "US"
+    file = dicom(RAMP, ModalityLUTSequence=[modality], WindowCenter=8192, WindowWidth=16384)
+    np.testing.assert_allclose(shown(file).ravel(), table / 16384 * 255, atol=0.6)
+    del file.WindowCenter, file.WindowWidth
+    np.testing.assert_allclose(shown(file).ravel(), table / table.max() * 255, atol=0.51)
+
+
+def test_eight_bits_with_a_modality_table_are_shown_through_it() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    table = item(LUTDescriptor=[256, 0, 8], LUTData=(255 - np.arange(256)).tolist(), ModalityLUTType="US")
+    table["LUTData"].VR = "US"
+    np.testing.assert_array_equal(shown(dicom(values, 8, ModalityLUTSequence=[table])), 255 - values)
+
+
+def test_a_file_without_dicoms_beginning_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b.dicom"):
+        path = tmp_path / name
+        path.write_bytes(content(dicom(RAMP))[132:])
+        with pytest.raises(DatasetError, match=r"does not begin as DICOM files do.* Export it anew") as caught:
+            read_image(path)
+        assert "force" not in str(caught.value)
+
+
 def test_windows_of_enhanced_objects_lie_in_functional_groups() -> None:
     window = item(WindowCenter=40, WindowWidth=400)
     rescale = item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
