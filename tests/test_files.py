@@ -262,6 +262,7 @@ def test_yaml_becomes_a_type(tmp_path: Path) -> None:
     [
         ("", "a.csv: is empty"),
         ("image,score,image\n", "line 1: the column 'image' stands twice"),
+        ("image\n", "line 1: there is no column 'score'"),
         ("image\na\n", "line 2: there is no score"),
         ("image,score\na,1\nb\n", "line 3: has 1 cells, and there are 2 columns"),
         ("image,score\na,1,2\n", "line 2: has 3 cells, and there are 2 columns"),

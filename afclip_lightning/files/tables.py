@@ -96,6 +96,11 @@ def read_csv(
         row = typed(given, kind, where, strict=False)
         check_values(msgspec.to_builtins(row), where, finite=True)
         rows.append(row)
+    if not rows:  # without a row, nothing above has looked at the columns
+        columns = {name.strip() for name in read_text(path, limit=limit, error=error).split("\n")[0].split(",")}
+        required = [field.encode_name for field in msgspec.inspect.type_info(kind).fields if field.required]  # type: ignore[attr-defined]
+        if absent := [name for name in required if name not in columns]:
+            raise source.line(1).refuse(f"there is no column {absent[0]!r}")
     return rows
 
 
