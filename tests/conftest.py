@@ -19,6 +19,12 @@ pytest_plugins = ["tests.browser"]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Has each test draw the same numbers, whichever tests run before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def golden_backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ClipBackbone]:
     """Backbones by width, 70 px, with the weights that the recorded numbers were made with."""

@@ -135,14 +135,11 @@ def test_scores_do_not_depend_on_the_batch(model: AnomalyMethod) -> None:
     again = score(model, batch)
     assert torch.equal(scores, again[0])
     assert torch.equal(maps, again[1])
-    order = [2, 0, 3, 1]
-    permuted = score(model, take(batch, order))
-    torch.testing.assert_close(permuted[0], scores[order], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(permuted[1], maps[order], rtol=1e-5, atol=1e-6)
-    for i in range(4):
-        single = score(model, take(batch, [i]))
-        torch.testing.assert_close(single[0][0], scores[i], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(single[1][0], maps[i], rtol=1e-5, atol=1e-6)
+    # float32 knows a cosine to about 1e-7, a logit is up to 100 cosines: other sums move a probability by 1e-5 at most
+    for rows in ([2, 0, 3, 1], [0], [1], [2], [3]):
+        part = score(model, take(batch, rows))
+        torch.testing.assert_close(part[0], scores[rows], rtol=0, atol=2e-5)
+        torch.testing.assert_close(part[1], maps[rows], rtol=0, atol=2e-5)
 
 
 def test_scores_and_losses_are_float32_in_mixed_precision(model: AnomalyMethod) -> None:
