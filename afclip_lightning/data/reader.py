@@ -265,12 +265,11 @@ def _deep_colours(file: BinaryIO) -> tuple[np.ndarray, int] | None:
     """Returns the values and bits of a file, if it is one of those whose values Pillow changes; see `_deep_bits`."""
     file.seek(0)
     start = _start(file)
-    if not (start.startswith(PNG_MARK) or start.startswith(JPEG2000_MARKS)):
-        return None
-    content = file.read()
-    bits = _deep_bits(content)
+    bits = _deep_bits(file.read() if start.startswith(JPEG2000_MARKS) else start)
     if not bits:
         return None
+    file.seek(0)
+    content = file.read()
     import imagecodecs  # not needed by most runs
 
     decode = imagecodecs.png_decode if start.startswith(PNG_MARK) else imagecodecs.jpeg2k_decode

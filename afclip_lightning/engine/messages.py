@@ -24,8 +24,8 @@ def one_line(message: str) -> str:
     keys = list(_KEY.finditer(message))
     if not keys:
         return message
-    root, inner, nested = keys[0][2], keys[-1][2], _NESTED.search(message)
-    key = f"{root}.{nested[1]}" if nested else root if len(keys) == 1 else f"{root}.{inner}"
+    root, inner, nested = keys[0][2], keys[-1][2], _NESTED.findall(message)
+    key = f"{root}.{nested[-1]}" if nested else root if len(keys) == 1 else f"{root}.{inner}"
     part = _indented(message[keys[-1].start() :], len(keys[-1][1]))
     if name := _CLASS.search(part):
         return f"{key}: there is no class {name[1]!r} that fits here{_nearest_class(name[1])}."

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning import cli
-from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones import clip
 from tests.engine.small_run import run, write_small_run
 
 WRONG = {
@@ -89,7 +89,7 @@ def folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_wrong_values(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str
 ) -> None:
-    monkeypatch.setattr(ClipBackbone, "__init__", lambda *_, **__: pytest.fail("built a model"))
+    monkeypatch.setattr(clip, "_resolve", lambda *_: pytest.fail("built a model"))
     args = [f"--{part}" for part in options.removeprefix("--").split(" --")]
     assert run("fit", *args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
