@@ -1,4 +1,4 @@
-"""Runs over several processes and nodes: what they train, test and keep is what one process does, within 1e-5."""
+"""Runs over several processes and nodes: what they train, test and keep is what one process does."""
 
 import csv
 import multiprocessing
@@ -172,14 +172,14 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def assert_alike(found: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """Compares tables: numbers within 1e-5, all else exactly."""
+def assert_alike(found: list[dict[str, str]], expected: list[dict[str, str]], limit: float = 1e-5) -> None:
+    """Compares tables: numbers within the limit, all else exactly."""
     assert len(found) == len(expected)
     for row, other in zip(found, expected, strict=True):
         assert row.keys() == other.keys()
         for column, value in other.items():
             try:
-                assert float(row[column]) == pytest.approx(float(value), rel=1e-5, abs=1e-5), column
+                assert float(row[column]) == pytest.approx(float(value), rel=limit, abs=limit), column
             except ValueError:
                 assert row[column] == value, column
 
@@ -193,7 +193,7 @@ def test_a_fit_over_processes_is_that_of_one(folder: Path, method: str) -> None:
         # Adam steps by nearly lr * sign(gradient), which another order of sums turns where a gradient is near 0
         off = (weights[1]["state_dict"][name] - tensor).abs() > 1e-5 * (1 + tensor.abs())
         assert off.float().mean() < 0.01, f"{name}: {off.sum()} of {off.numel()}"
-    assert_alike(rows(two / "log/metrics.csv"), rows(one / "log/metrics.csv"))  # the losses of each step
+    assert_alike(rows(two / "log/metrics.csv"), rows(one / "log/metrics.csv"), limit=5e-5)  # the losses of each step
 
 
 @pytest.mark.parametrize("method", [*METHODS, *UNTRAINED])
