@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from afclip_lightning.cli import main
 from tests.test_cli import REPOSITORY, arguments, folder, table  # noqa: F401  a fixture
@@ -28,12 +30,15 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not _answers(), reason="no S
 
 
 @pytest.fixture
-def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """The working folder, with this environment's Python and this source for the jobs."""
+def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:  # noqa: F811
+    """The working folder, with this environment's Python and this source for the jobs; one thread there and here."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return folder
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in another order have other last bits
+    yield folder
+    torch.set_num_threads(threads)
 
 
 def slurm(*command: str) -> str:

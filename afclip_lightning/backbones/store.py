@@ -180,10 +180,9 @@ class FeatureStore:
                 path = self.path(digest, tap)
                 if not path.exists():
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
-                    facts = {"checksum": str(checksum(row)), "of": _place(path)}
                     with atomic_path(path) as temporary:
                         try:
-                            save_file(row, temporary, metadata=facts)
+                            save_file(row, temporary, metadata=_facts(_place(path), row))
                         except SafetensorError as error:  # what it makes of a disk that takes no more
                             raise OSError(str(error)) from error
 
@@ -272,6 +271,11 @@ def checksum(row: dict[str, Tensor]) -> int:
     return value
 
 
+def _facts(place: str, row: dict[str, Tensor]) -> dict[str, str]:
+    """Returns what a file says of itself, in one entry: several are written in any order, and files would differ."""
+    return {"of": f"{place} {checksum(row)}"}
+
+
 def read_checked(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a file, memory-mapped.
 
@@ -287,12 +291,11 @@ def read_checked(path: Path) -> dict[str, Tensor]:
             facts = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedError(f"{shown(path)}: the features cannot be read ({error}).") from error
-    if facts.get("checksum") != str(checksum(row)):
+    place, _, written = facts.get("of", "").rpartition(" ")
+    if written != str(checksum(row)):
         raise DamagedError(f"{shown(path)}: the features have changed since they were written.")
     tap = path.parts[-3]
-    if facts.get("of") != _place(path) or set(row) != (
-        {"class_token", "image_embedding"} if tap == "embedding" else {tap}
-    ):
+    if place != _place(path) or set(row) != ({"class_token", "image_embedding"} if tap == "embedding" else {tap}):
         raise DamagedError(f"{shown(path)}: the features are of another image, layer or backbone.")
     if not all(map(is_finite, row.values())):
         raise DamagedError(f"{shown(path)}: the features hold NaN or infinity.")
