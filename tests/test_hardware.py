@@ -88,8 +88,8 @@ def test_mixed_precision_on_a_cpu_has_nearly_the_losses_of_float32(
         losses.append(trainer.logged_metrics["train/total"])
         assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert losses[0] != losses[1]  # it was another precision
-    # AF-CLIP adds up 12 cosines that count 1 / 0.07 times, each off by 2^-9 in bfloat16 at most: its logits move by up to
-    # 0.33, and a loss no further. How they are summed depends on the processor: 0.09 and 0.12 were seen, the others are
-    # within 2 %.
+    # AF-CLIP adds up 12 cosines that count 1 / 0.07 times, each off by 2^-9 in bfloat16 at most: its logits move by up
+    # to 0.33, and a loss no further. How they are summed depends on the processor: 0.09 and 0.12 were seen. The others
+    # are within 2 %.
     limits = {"rtol": 0, "atol": 12 * 2**-9 / 0.07} if name == "AF-CLIP" else {"rtol": 5e-2, "atol": 0}
     torch.testing.assert_close(losses[1], losses[0], **limits)
