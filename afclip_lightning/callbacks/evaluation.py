@@ -1,6 +1,5 @@
 """Scores predictions against labels and masks, category by category, and writes the results."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from afclip_lightning.callbacks.gather import from_all_processes
 from afclip_lightning.callbacks.predictions import not_finite
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.errors import DatasetError, UserError, shown
+from afclip_lightning.files import fingerprint
 from afclip_lightning.inspection.tiles import Fit, Tiling, resize_map
 from afclip_lightning.memory import FewShotMemory
 from afclip_lightning.methods.aprilgan import APRILGAN
@@ -335,12 +335,8 @@ def _method(pl_module: Any, head: str) -> Any:
 def _fingerprint(path: Path) -> str | None:
     """Returns what a checkpoint's content is known by, as in a calibration; `None` of what is no file."""
     try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()[:16]
-    except OSError:
+        return fingerprint(path)
+    except UserError:
         return None
 
 

@@ -78,7 +78,7 @@ def read_shape(source: Path | bytes) -> tuple[tuple[int, int], int]:
     name = name_of(source)
     with _guarded(name), _opened(source) as file:
         start = _start(file)
-        if start[DICOM_MARK] == b"DICM":
+        if is_dicom(start):
             from afclip_lightning.data.dicom import dicom_shape
 
             return dicom_shape(file, name), 1

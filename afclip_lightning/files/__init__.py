@@ -12,7 +12,7 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 """
 
 from afclip_lightning.errors import shown
-from afclip_lightning.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, open_regular, read_bytes, read_text
+from afclip_lightning.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, fingerprint, open_regular, read_bytes, read_text
 from afclip_lightning.files.tables import csv_text, read_csv, read_rows
 from afclip_lightning.files.typed import (
     REMEDY,
@@ -40,6 +40,7 @@ __all__ = [
     "atomic_path",
     "check_writable",
     "csv_text",
+    "fingerprint",
     "only_writer",
     "open_regular",
     "parse_json",

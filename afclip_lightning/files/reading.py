@@ -1,5 +1,6 @@
 """Opening files: regular ones only, and no more of them than is expected."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -65,6 +66,26 @@ def read_bytes(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[Use
     if max(size, len(content)) > limit:
         raise error(f"{shown(path)} has {size:,} bytes; at most {limit:,} are read. Is it the right file?")
     return content
+
+
+def fingerprint(path: str | Path, *, error: type[UserError] = UserError) -> str:
+    """Returns what a file's content is known by: the first 16 hexadecimal digits of its SHA-256.
+
+    Args:
+        path: The file, of any size.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be opened or read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path, error=error) as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as problem:
+        raise error(f"{shown(path)}: cannot be read ({problem.strerror or problem}).") from problem
+    return digest.hexdigest()[:16]
 
 
 def read_text(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> str:

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from afclip_lightning import heads
+from afclip_lightning import files, heads
 from afclip_lightning.backbones.weights import EMBEDDED
 from afclip_lightning.data.loading import keep_memory, killed_loader
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import read_bytes
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
 from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.inspection.verdict import Inspection, Region
@@ -414,7 +413,7 @@ def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:
     path = Path(path)
     if path.suffix in heads.CONFIG_SUFFIXES:
         return fingerprint(json.dumps(heads.read_model(path, arguments), sort_keys=True).encode())
-    return fingerprint(read_bytes(path / heads.HEAD_FILE if path.is_dir() else path, limit=2**34))
+    return files.fingerprint(path / heads.HEAD_FILE if path.is_dir() else path)
 
 
 def _device(name: str) -> torch.device:
