@@ -6,7 +6,8 @@ import os
 import sys
 from contextlib import suppress
 
-from afclip_lightning import __version__, preemption
+from afclip_lightning import __version__
+from afclip_lightning.engine import signals
 
 # Before torch is loaded: threads that wait by spinning starve the loader processes, and themselves, wherever there are
 # more of them than cores; sleeping instead made a pass beside one busy process several times faster.
@@ -16,17 +17,17 @@ INTERNAL_ERROR = 70  # as sysexits.h has it
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal, here SIGINT
 READER_GONE = 141  # SIGPIPE
 _LIGHT = {
-    "benchmark": "afclip_lightning.benchmark.command",
-    "calibrate": "afclip_lightning.inspection.calibrate",
-    "datasets": "afclip_lightning.datasets",
-    "evaluate": "afclip_lightning.evaluate",
-    "export": "afclip_lightning.inspection.export",
-    "features": "afclip_lightning.features",
-    "inspect": "afclip_lightning.inspection.command",
-    "knowledge": "afclip_lightning.knowledge.command",
-    "report": "afclip_lightning.report.command",
-    "serve": "afclip_lightning.inspection.serve",
-    "sweep": "afclip_lightning.sweep.command",
+    "benchmark": "afclip_lightning.cli.benchmark",
+    "calibrate": "afclip_lightning.cli.calibrate",
+    "datasets": "afclip_lightning.cli.datasets",
+    "evaluate": "afclip_lightning.cli.evaluate",
+    "export": "afclip_lightning.cli.export",
+    "features": "afclip_lightning.cli.features",
+    "inspect": "afclip_lightning.cli.inspect",
+    "knowledge": "afclip_lightning.cli.knowledge",
+    "report": "afclip_lightning.cli.report",
+    "serve": "afclip_lightning.cli.serve",
+    "sweep": "afclip_lightning.cli.sweep",
 }
 
 
@@ -69,10 +70,10 @@ def _run(args: list[str]) -> int:
     if args and args[0] in _LIGHT:
         light: int = importlib.import_module(_LIGHT[args[0]]).main(args[1:])
         return light
-    preemption.listen()  # before the slow imports: a signal that nobody listens to ends the process
-    from afclip_lightning import cli
+    signals.listen()  # before the slow imports: a signal that nobody listens to ends the process
+    from afclip_lightning.engine import app
 
-    return cli.main()
+    return app.main()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from afclip_lightning.inspection.tiles import Tiling
+    from afclip_lightning.data.tiles import Tiling
 
 Split = Literal["train", "test"]
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from afclip_lightning.heads import Backbones, build
+from afclip_lightning.engine.factory import Backbones, build
 
 BACKBONE: dict[str, Any] = {"model": "tiny-8-112", "weights": "embedded", "image_size": 112}
 MODEL_OPTIONS = [f"--model.backbone.{name}={value}" for name, value in BACKBONE.items()]

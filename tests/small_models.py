@@ -29,7 +29,7 @@ def write_head(folder: Path, name: str, **arguments: Any) -> Path:
         name: A key of `HEADS`.
         arguments: Beside those of `HEADS`.
     """
-    from afclip_lightning.heads import build
+    from afclip_lightning.engine.factory import build
 
     clip = folder / "two-blocks.json"
     tower = {"layers": 2, "width": 64}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afclip_lightning.adaptation import BatchAdapters, TestTimeAdapter
+from afclip_lightning.components.test_time import BatchAdapters, TestTimeAdapter
 
 B, N, D, K = 5, 6, 8, 12
 

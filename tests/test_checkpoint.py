@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.checkpoint import read_checkpoint
+from afclip_lightning.engine.checkpoint import read_checkpoint
+from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import CheckpointError, UserError
-from afclip_lightning.heads import load_head
 from tests.small_head import write_head
 
 

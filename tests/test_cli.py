@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from afclip_lightning.backbones import clip
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
 from tests.layouts.mvtec import write_mvtec
 from tests.layouts.visa import write_visa

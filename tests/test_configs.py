@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
 from tests.methods.test_faprompt_golden import RELEASED
 
 CONFIGS = Path(__file__).parent.parent / "configs"

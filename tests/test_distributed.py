@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from afclip_lightning import features
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.cli import main
+from afclip_lightning.cli import features
+from afclip_lightning.components.losses import patch_alignment_loss
+from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
-from afclip_lightning.losses import patch_alignment_loss
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.test_backbone import small_config
 from tests.test_cli import REPOSITORY

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.weights import MODELS, expand_vocabulary
-from afclip_lightning.callbacks.evaluation import Evaluation
-from afclip_lightning.data.cross_dataset import CrossDataset
-from afclip_lightning.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
+from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
+from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.methods.test_afclip import LAYERS

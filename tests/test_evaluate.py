@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from afclip_lightning.cli.evaluate import main, pair_maps
 from afclip_lightning.data.maps import read_map
-from afclip_lightning.evaluate import main, pair_maps
 from afclip_lightning.metrics import PixelMetrics
 
 

@@ -7,9 +7,9 @@ import torch
 from lightning import seed_everything
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
+from afclip_lightning.engine.factory import backbone_key, build, load_head, method_class, methods
 from afclip_lightning.errors import CheckpointError, UserError
-from afclip_lightning.heads import backbone_key, build, load_head, method_class, methods
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.types import Batch, Sample
 from tests.test_cli import arguments, folder

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afclip_lightning.losses import (
+from afclip_lightning.components.losses import (
     binary_focal_loss,
     dice_loss,
     map_losses,

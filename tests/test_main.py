@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from afclip_lightning import __main__, __version__, cli
+from afclip_lightning import __main__, __version__
+from afclip_lightning.engine import app
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -52,29 +53,29 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     (OSError(28, "No space left on device"), "No space left"),
 ])  # fmt: skip
 def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception, message: str) -> None:
-    def command(args: list[str] | None) -> cli.AnomalyCLI:
+    def command(args: list[str] | None) -> app.AnomalyCLI:
         raise error
 
-    assert cli.main([], command) == 2
+    assert app.main([], command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
 
 
 def test_what_nobody_knows_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def fails(args: list[str] | None) -> cli.AnomalyCLI:
+    def fails(args: list[str] | None) -> app.AnomalyCLI:
         raise RuntimeError("shapes do not match")
 
-    def interrupted(args: list[str] | None) -> cli.AnomalyCLI:
+    def interrupted(args: list[str] | None) -> app.AnomalyCLI:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             sys.exit(1)  # as Lightning does
 
     with pytest.raises(RuntimeError, match="shapes"):
-        cli.main([], fails)
+        app.main([], fails)
     with pytest.raises(KeyboardInterrupt):
-        cli.main([], interrupted)
+        app.main([], interrupted)
 
 
 def test_features_build_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ import pytest
 from lightning import Callback
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.callbacks.evaluation import Evaluation
-from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.layouts.mvtec import write_mvtec
 from tests.methods.contract import trainer_of

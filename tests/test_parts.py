@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from afclip_lightning.adapters import AttentionAdapter, aggregate_neighbours, attend
-from afclip_lightning.memory import FewShotMemory
+from afclip_lightning.components.adapters import AttentionAdapter, aggregate_neighbours, attend
+from afclip_lightning.components.memory import FewShotMemory
 from tests.reference import afclip_naive as naive
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from afclip_lightning import preemption
-from afclip_lightning.cli import main
-from afclip_lightning.preemption import STOPPED
+from afclip_lightning.engine import signals
+from afclip_lightning.engine.app import main
+from afclip_lightning.engine.signals import STOPPED
 from tests.test_cli import arguments, folder, table  # noqa: F401  a fixture
 
 
 def stop_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a run see a request the time after so many looks."""
     answers = iter([False] * looks)
-    monkeypatch.setattr(preemption, "requested", lambda: next(answers, True))
+    monkeypatch.setattr(signals, "requested", lambda: next(answers, True))
 
 
 def assert_same_end(first: Path, second: Path) -> None:
@@ -87,9 +87,9 @@ def test_the_first_task_puts_its_job_into_the_queue_again(
         monkeypatch.setenv(name, value)
     called: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
-    monkeypatch.setattr(preemption, "_noted", [signal.SIGTERM])
-    preemption.requeue()
+    monkeypatch.setattr(signals, "_noted", [signal.SIGTERM])
+    signals.requeue()
     assert not called  # that is for SLURM to decide
-    monkeypatch.setattr(preemption, "_noted", [signal.SIGUSR1])
-    preemption.requeue()
+    monkeypatch.setattr(signals, "_noted", [signal.SIGUSR1])
+    signals.requeue()
     assert called == ([["scontrol", "requeue", job]] if job else [])

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
+from afclip_lightning.components.scoring import similarity_logits, upsample_and_smooth
 from afclip_lightning.errors import UserError
-from afclip_lightning.scoring import similarity_logits, upsample_and_smooth
 from tests.rounding import UNIT
 
 

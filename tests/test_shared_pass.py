@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning import features
-from afclip_lightning.cli import main
+from afclip_lightning.cli import features
+from afclip_lightning.engine.app import main
 from tests.test_cli import arguments, folder
 from tests.test_store import calls, images, make_distinct
 

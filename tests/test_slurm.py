@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
 from tests.test_cli import REPOSITORY, arguments, folder, table  # noqa: F401  a fixture
 from tests.test_preemption import assert_same_end
 from tests.test_sweep import write_sweep

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from afclip_lightning import features
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.backbones.store import (
@@ -27,7 +26,8 @@ from afclip_lightning.backbones.store import (
     from_rows,
     image_digest,
 )
-from afclip_lightning.cli import main
+from afclip_lightning.cli import features
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
 from tests.test_backbone import small_config

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from afclip_lightning import features
 from afclip_lightning.backbones.store import feature_files
+from afclip_lightning.cli import features
 from tests.test_backbone import small_config
 from tests.test_distributed import options, write_set
 

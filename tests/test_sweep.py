@@ -17,12 +17,12 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
-from afclip_lightning import preemption
-from afclip_lightning.cli import main as afclip
+from afclip_lightning.cli.sweep import main as sweep_command
+from afclip_lightning.engine import signals
+from afclip_lightning.engine.app import main as afclip
+from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.errors import UserError
-from afclip_lightning.preemption import STOPPED
 from afclip_lightning.sweep import launch
-from afclip_lightning.sweep.command import main as sweep_command
 from afclip_lightning.sweep.launch import check_arguments
 from afclip_lightning.sweep.space import _distribution, read_sweep
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial, write_table
@@ -250,7 +250,7 @@ def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folde
     with (folder / "swept/sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["state"], row["epochs"]) for row in rows] == [("complete", "40")] * 2
-    assert not preemption.requested()
+    assert not signals.requested()
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.loss_watch import LossWatch
+from afclip_lightning.components.loss_watch import LossWatch
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN

@@ -12,9 +12,8 @@ from jsonargparse import ArgumentParser
 from numpy.random import Generator
 from PIL import Image
 
-from afclip_lightning.data.transforms import Preprocess
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.synthesis import (
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.components.synthesis import (
     AUGMENTATIONS,
     DraemSynthesis,
     FolderTextures,
@@ -24,6 +23,7 @@ from afclip_lightning.synthesis import (
     generator_of,
     perlin_noise,
 )
+from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
 
 SIZES = [((240, 240), 16), ((518, 518), 14), ((70, 82), 14)]
@@ -95,7 +95,7 @@ def test_rotation_turns_about_the_centre() -> None:
 
 
 def test_what_rotation_turns_in_from_outside_is_normal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afclip_lightning.synthesis.perlin_noise", lambda shape, cells, rng: np.ones(shape))
+    monkeypatch.setattr("afclip_lightning.components.synthesis.perlin_noise", lambda shape, cells, rng: np.ones(shape))
     turned = np.stack([DraemSynthesis().draw_noise((60, 80), stream(seed)) for seed in range(20)])
     assert (turned[:, 25:35, 25:55] == 1).all()
     assert (turned[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 0).all(axis=1).mean() > 0.8
@@ -219,7 +219,7 @@ def test_the_wanted_number_of_different_augmentations_is_applied(monkeypatch: py
 
     applied: list[int] = []
     notes = tuple(lambda number=number: Note(number) for number in range(10))
-    monkeypatch.setattr("afclip_lightning.synthesis.AUGMENTATIONS", notes)
+    monkeypatch.setattr("afclip_lightning.components.synthesis.AUGMENTATIONS", notes)
     seen = []
     for seed in range(40):
         applied.clear()
@@ -348,7 +348,7 @@ def test_it_is_built_from_a_config(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "t.png")
     parser = ArgumentParser()
     parser.add_argument("--synthesis", type=DraemSynthesis)
-    module = "afclip_lightning.synthesis"
+    module = "afclip_lightning.components.synthesis"
     textures = {"class_path": f"{module}.FolderTextures", "init_args": {"folder": str(tmp_path)}}
     settings = {"textures": textures, "transparency": [0.1, 0.4]}
     config = {"class_path": f"{module}.DraemSynthesis", "init_args": settings}

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
+from afclip_lightning.engine.loggers import prepare
 from afclip_lightning.engine.run_folder import git_revision
-from afclip_lightning.tracking import prepare
 from tests.layouts.mvtec import write_mvtec
 from tests.layouts.visa import write_visa
 from tests.test_backbone import small_config

@@ -16,6 +16,7 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 from typing_extensions import final
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.backbones.towers import (
     ClipVisionTower,
@@ -33,7 +34,6 @@ from afclip_lightning.backbones.weights import (
     normalisation_of,
     uses_quick_gelu,
 )
-from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.errors import UserError, WeightsError, shown
 from afclip_lightning.types import ClipFeatures
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.archives import check_archive, is_finite, is_torchscript, read_torchscript, reason
-from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD
+from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.files import open_regular
 

@@ -11,10 +11,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from afclip_lightning.benchmark.matrix import read_yaml
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.catalogue import dataset_classes
-from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.datasets.catalogue import dataset_classes
+from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.engine.factory import method_class
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.heads import method_class
 from afclip_lightning.methods.base import AnomalyMethod
 
 

@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.table import DONE, REMEDY, Done, is_done, read_backbone, read_results
+from afclip_lightning.engine.output import output_to
+from afclip_lightning.engine.signals import STOPPED, StoppedError
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.files import read_json, shown, write_json, write_text
-from afclip_lightning.preemption import STOPPED, StoppedError
-from afclip_lightning.processes import output_to
 
 Run = Callable[[Sequence[str]], int]
 FAILED, LOG, LOCK, SCRIPT = "failed.json", "log.txt", "lock", "commands.sh"
@@ -52,10 +52,10 @@ class Outcome:
 
 def command_line(arguments: Sequence[str]) -> int:
     """Runs the project's command line in this process, as a process of its own would, and returns the exit code."""
-    from afclip_lightning import cli
+    from afclip_lightning.engine import app
 
     sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
-    return cli.main()
+    return app.main()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import IO
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_folders
-from afclip_lightning.data.recipes import TiledLayout
+from afclip_lightning.datasets.tiled_layout import TiledLayout
 from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.files import atomic_path
 

@@ -15,6 +15,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.few_shot import draw_shots, given_shots
 from afclip_lightning.data.images import survey
@@ -23,11 +24,10 @@ from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, m
 from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.data.tiles import Tiling
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.distributed import processes, rank
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.inspection.tiles import Tiling
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
 Facts = TypeVar("Facts")
@@ -237,7 +237,7 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
         """
-        from afclip_lightning.data.catalogue import check_names, not_found  # which import every dataset
+        from afclip_lightning.datasets.catalogue import check_names, not_found  # which import every dataset
 
         problem = ""
         if not self.root.is_dir():

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore, from_rows, image_digest
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.masks import mask_facts
 from afclip_lightning.data.picture import Picture, upright
 from afclip_lightning.data.reader import read
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.data.tiles import Layout, Tiling
 from afclip_lightning.data.white import White, check_white
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.metrics import count_regions, region_areas
 from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample, Views
 

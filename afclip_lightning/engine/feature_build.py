@@ -7,10 +7,10 @@ from jsonargparse import Namespace
 from lightning import LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 
-from afclip_lightning.cli import AnomalyCLI
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.engine.app import AnomalyCLI
+from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.shared_pass import SharedPass
 from afclip_lightning.types import Batch, Split
 
 

@@ -3,8 +3,8 @@
 import difflib
 import re
 
-from afclip_lightning.classes import descendants
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.discovery import descendants
 from afclip_lightning.methods.base import AnomalyMethod
 
 _KEY = re.compile(r'^( *)(?:- )?Parser key "([\w.+-]+)"', re.MULTILINE)

@@ -14,8 +14,8 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.classes import descendants
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.discovery import descendants
 from afclip_lightning.engine.arguments import unclosed
 from afclip_lightning.engine.messages import one_line
 from afclip_lightning.engine.references import resolve

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from afclip_lightning.engine.factory import HEAD_FILE
 from afclip_lightning.engine.options import quiet_trainer
 from afclip_lightning.errors import CheckpointError, message_of
-from afclip_lightning.heads import HEAD_FILE
 from afclip_lightning.methods.base import AnomalyMethod
 
 LAST = Path("checkpoints") / "last.ckpt"  # of a run's folder: what training goes on from

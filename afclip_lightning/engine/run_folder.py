@@ -13,12 +13,12 @@ from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from afclip_lightning import tracking
+from afclip_lightning.engine import loggers
 from afclip_lightning.engine.resume import LAST
+from afclip_lightning.engine.shared_pass import SharedPass
+from afclip_lightning.engine.signals import restarted
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import write_json, write_text
-from afclip_lightning.preemption import restarted
-from afclip_lightning.shared_pass import SharedPass
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
@@ -49,7 +49,7 @@ class RunRecord(SaveConfigCallback):
             "feature_spec": method.spec.to_dict(),
         }
         write_json(folder / "run.json", facts)
-        tracking.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
+        loggers.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
 
 
 def _version(package: str) -> str | None:

@@ -1,75 +1,269 @@
-"""`python -m afclip_lightning export`: a head and its backbone as one graph, from pixels to score and map."""
+"""A model as one traced graph, from pixels to score and map, in a file of its own."""
 
-import argparse
-import sys
-from collections.abc import Sequence
+import copy
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
-from afclip_lightning.commands import CommandParser
-from afclip_lightning.errors import UserError, message_of
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
-DESCRIPTION = """\
-Writes one file that works without afclip_lightning: ONNX for any runtime, or a program for torch.export.load. Text,
-learned prompts, the memory of --shots and the normalisation of pixels are inside.
+import afclip_lightning
+from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.test_time import TestTimeAdapter
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import atomic_path, write_json
+from afclip_lightning.inspection.predictor import DATASET, Predictor
+from afclip_lightning.inspection.views import NAMELESS
+from afclip_lightning.types import UNKNOWN, Batch, Sample
 
-  input    image  [batch, S, S, 3], uint8, RGB, resized to S × S with an antialiased bicubic filter (Pillow's BICUBIC)
-  outputs  score  [batch], float32; higher is more anomalous
-           map    [batch, S, S], float32, the same of each pixel
+Target = Literal["onnx", "torch_export"]
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # from pixels to scores and maps
 
-The file takes its name only if it gives the numbers of the Python model. FILE.json beside it, and the file's own
-metadata, say what it is: S, category, backbone, the thresholds of a calibration.
-"""
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_LIMIT = 2**31 - 2**22  # bytes of tensors in one ONNX file, beside which the graph has room
+BATCHES = (1, 3, 8)  # that a file is compared with the model on
+TOLERANCE = 1e-4  # of scores and values of maps, absolute
+FACTS = "afclip_lightning.json"  # where a torch program has what it says of itself
 
 
-def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
-    options = _parser().parse_args(args)
+class BatchMemory(FewShotMemory):
+    """The memory of one category, compared with a whole batch at once: a graph has no loop over images."""
+
+    def __init__(self, memory: FewShotMemory) -> None:
+        super().__init__()
+        ((_, bank),) = memory.banks.items()
+        self.bank = bank
+
+    def recall(self, *args: Any) -> None:
+        """There is nothing to fill."""
+
+    def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
+        """See the base class."""
+        similarity = F.normalize(tokens[:, 1:].float(), dim=-1) @ self.bank[set_index].T
+        return (1 - similarity.amax(dim=-1)) / 2
+
+
+class Graph(nn.Module):
+    """What is traced: normalisation, backbone and head of a model that is ready to predict.
+
+    Args:
+        model: Stays as it is.
+
+    Raises:
+        UserError: The method looks at more than an image, or trains on it.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, model: Predictor) -> None:
+        super().__init__()
+        method = copy.copy(model.method)
+        name = type(method).__name__
+        if hasattr(method, "pairing"):
+            raise UserError(f"{name} cannot be exported: it compares an image with others, which a graph is not given.")
+        adapter = getattr(method, "adapter", None)
+        if isinstance(adapter, TestTimeAdapter) and adapter.steps:
+            raise UserError(f"{name} cannot be exported: it trains on each image that it tests (steps: 0 does not).")
+        memory = getattr(method, "memory", None)
+        if isinstance(memory, FewShotMemory) and memory.banks:
+            method.memory = BatchMemory(memory)  # type: ignore[assignment]
+        self.method = method
+        # one row stands for all: texts of a category broadcast over the batch
+        self.sample = Sample(DATASET, model.category, "test", NAMELESS, UNKNOWN, mask_known=False, word=model.category)
+        self.register_buffer("pixel_mean", torch.tensor(method.preprocess.mean))
+        self.register_buffer("pixel_std", torch.tensor(method.preprocess.std))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns scores `[B]` and maps `[B, S, S]` of pixels `[B, S, S, 3]`, uint8."""
+        pixels = ((image.float() / 255 - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
+        none = pixels.new_empty(0)
+        batch = Batch(pixels, mask=none, label=none, mask_known=none, samples=[self.sample])
+        prediction = self.method.score(self.method.extract(batch), batch)
+        return prediction.pred_score, prediction.anomaly_map
+
+
+def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
+    """Writes a model as a graph, compares the two, and returns what the file says of itself.
+
+    Args:
+        model: On the CPU. What it remembers of good images goes with it.
+        path: The file; what it says of itself also lies beside it, as `PATH.json`.
+        to: `onnx`, or `torch_export` for `torch.export.load`.
+
+    Raises:
+        UserError: The method cannot be a graph, the graph has other numbers than the model, the format cannot hold it,
+            a package is missing, or the file cannot be written; no file is left.
+    """
+    if to == "onnx":
+        missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"{', '.join(missing)} not installed: pip install 'afclip_lightning[export]'.")
+    program = trace(model)
+    facts = describe(model, to)
+    write, read = (_write_onnx, _read_onnx) if to == "onnx" else (_write_torch, _read_torch)
+    with atomic_path(path) as temporary:
+        with _quiet():
+            write(program, temporary, facts)
+        facts["largest_difference"] = compare(model, read(temporary))
+        if not facts["largest_difference"] <= TOLERANCE:  # nan too
+            raise UserError(
+                f"{path} was not written: its scores or maps differ from the model's by up to "
+                f"{facts['largest_difference']:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
+            )
+    write_json(path.with_name(path.name + ".json"), facts)
+    return facts
+
+
+def trace(model: Predictor) -> ExportedProgram:
+    """Returns the program of a model, for batches of any size.
+
+    Raises:
+        UserError: The method cannot be traced.
+    """
+    graph = Graph(model).eval()
+    size = model.method.preprocess.image_size
+    # refuses what is not ready; and fills all caches, which must not keep what is made while tracing
+    model.predict_many(list(_noise(2, size)))
     try:
-        _export(options)
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped. Nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+        with torch.no_grad(), _quiet():
+            batch = Dim("batch", min=1)
+            program = torch.export.export(graph, (torch.from_numpy(_noise(2, size)),), dynamic_shapes=({0: batch},))
+    except Exception as error:  # of any kind: all the code of a method runs
+        name, reason = type(model.method).__name__, str(error).strip().partition("\n")[0]
+        raise UserError(f"{name} cannot be exported: torch does not trace it ({reason}).") from error
+    _drop_unused(program)
+    return program
 
 
-def _export(options: argparse.Namespace) -> None:
-    from afclip_lightning.data.images import walk_images  # with torch and more, which `--help` has no use for
-    from afclip_lightning.inspection.graph import export
-    from afclip_lightning.inspection.predictor import load
+def describe(model: Predictor, to: Target) -> dict[str, Any]:
+    """Returns what one has to know to use the file, as plain values."""
+    preprocess, calibrated = model.method.preprocess, model.calibration
+    size = preprocess.image_size
+    return {
+        "format": to,
+        "method": type(model.method).__name__,
+        "backbone": model.method.backbone.description,
+        "checkpoint": model.checkpoint,
+        "category": model.category,
+        "shots": model.shots,
+        "image": {
+            "shape": ["batch", size, size, 3],
+            "type": "uint8",
+            "channels": "RGB",
+            "resize": f"to {size} x {size} whatever the aspect ratio, bicubic with antialiasing as Pillow's BICUBIC",
+        },
+        "normalisation": {"in_graph": True, "mean": list(preprocess.mean), "std": list(preprocess.std)},
+        "score": {"shape": ["batch"], "type": "float32", "threshold": calibrated and calibrated.image.value},
+        "map": {
+            "shape": ["batch", size, size],
+            "type": "float32",
+            "threshold": calibrated and calibrated.pixel and calibrated.pixel.value,
+        },
+        "versions": {"afclip_lightning": afclip_lightning.__version__, "torch": torch.__version__},
+    }
 
-    shots = [] if options.shots is None else walk_images(options.shots)
-    if options.shots is not None and not shots:
-        raise UserError(f"{options.shots} has no images. Name a folder of good ones.")
-    out = options.out or Path(Path(options.checkpoint).with_suffix(SUFFIXES[options.to]).name)
-    model = load(options.checkpoint, device="cpu", category=options.category, shots=shots)
-    facts = export(model, out, options.to)
-    print(
-        f"{out}: {out.stat().st_size / 2**20:.0f} MB, {facts['method']} on {facts['backbone']}\n"
-        f"Largest difference to the Python model: {facts['largest_difference']:.1e}\n"
-        f"{out}.json says how to use it."
-    )
+
+def compare(model: Predictor, run: Run) -> float:
+    """Returns by how much scores and maps differ from the model's at most, over batches of several sizes."""
+    size, largest = model.method.preprocess.image_size, 0.0
+    for count in BATCHES:
+        image = _noise(count, size)
+        scores, maps = run(image)
+        wanted = model.predict_many(list(image))
+        pairs = [(scores, np.array([one.score for one in wanted])), (maps, np.stack([w.anomaly_map for w in wanted]))]
+        # nan, which is not ordered, must come through
+        largest = float(np.max([largest, *(np.abs(got - want).max() for got, want in pairs)]))
+    return largest
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="python -m afclip_lightning export",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="a head, the folder of a run, or a config or the name of a method that trains nothing",
-    )
-    parser.add_argument("--to", required=True, choices=list(SUFFIXES), help="kind of file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file; by default the checkpoint's name, here")
-    parser.add_argument(
-        "--category", default="object", metavar="WORD", help="what prompts call the product (default: %(default)s)"
-    )
-    parser.add_argument("--shots", type=Path, metavar="DIR", help="good images, for methods that remember some")
-    return parser
+def _noise(count: int, size: int) -> np.ndarray:
+    """Returns drawn images `[B, S, S, 3]`, uint8: coarse blots with fine noise, others for each count."""
+    generator = np.random.default_rng(count)
+    coarse = generator.integers(0, 256, (count, -(-size // 8), -(-size // 8), 3)).repeat(8, 1).repeat(8, 2)
+    noisy = coarse[:, :size, :size] + generator.normal(0, 20, (count, size, size, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def _drop_unused(program: ExportedProgram) -> None:
+    """Drops the tensors that a program does not use: the text tower, which is most of many a backbone."""
+    inputs = program.graph_signature.input_specs
+    for node in [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]:
+        spec = next(spec for spec in inputs if spec.arg.name == node.name)  # type: ignore[union-attr]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            inputs.remove(spec)
+            program.graph.erase_node(node)
+            for tensors in (program.state_dict, program.constants):
+                tensors.pop(spec.target, None)  # type: ignore[arg-type]
+    program.graph_module.recompile()
+
+
+def _write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes a program as ONNX.
+
+    Raises:
+        UserError: Its tensors are more than an ONNX file can hold.
+    """
+    size = sum(t.nbytes for t in (*program.state_dict.values(), *program.constants.values()) if isinstance(t, Tensor))
+    if size > ONNX_LIMIT:
+        raise UserError(
+            f"The model has {size / 2**30:.1f} GB of tensors, and an ONNX file holds 2 GB. Use --to torch_export."
+        )
+    try:
+        with torch.no_grad():
+            converted = torch.onnx.export(
+                program, input_names=["image"], output_names=["score", "map"], dynamo=True, verbose=False
+            )
+    except torch.onnx.OnnxExporterError as error:
+        name, reason = facts["method"], str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UserError(f"{name} cannot be exported to ONNX ({reason}). Use --to torch_export.") from error
+    assert converted is not None  # it would be, had the file been written at once
+    for name, value in facts.items():
+        converted.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
+    converted.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(["score", "map"], {"image": image})
+
+
+def _write_torch(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
+
+
+def _read_torch(path: Path) -> Run:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(image: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in module(torch.from_numpy(image))]
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's and ONNX's notes to themselves; what they cannot do is an error."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

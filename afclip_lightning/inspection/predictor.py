@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from afclip_lightning import files, heads
+from afclip_lightning import files
 from afclip_lightning.backbones.weights import EMBEDDED
+from afclip_lightning.components.memory import FewShotMemory
 from afclip_lightning.data.loading import keep_memory, killed_loader
+from afclip_lightning.data.tiles import Layout, Tiling
 from afclip_lightning.data.white import White, white_value
+from afclip_lightning.engine import factory
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
-from afclip_lightning.inspection.tiles import Layout, Tiling
 from afclip_lightning.inspection.verdict import Inspection, Region
 from afclip_lightning.inspection.views import (
     Begun,
@@ -32,7 +34,6 @@ from afclip_lightning.inspection.views import (
     name_of,
     read_pixels,
 )
-from afclip_lightning.memory import FewShotMemory
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.musc import MuSc
@@ -57,7 +58,7 @@ def load(
     calibration: str | Path | None = "auto",
     white: White | None = None,
     batch_size: int = 8,
-    backbones: heads.Backbones | None = None,
+    backbones: factory.Backbones | None = None,
 ) -> "Predictor":
     """Returns a model that images can be given to.
 
@@ -82,7 +83,7 @@ def load(
         UserError: A file cannot be read, an argument is wrong, or the calibration is of another checkpoint or of other
             settings.
     """
-    known: heads.Backbones = {} if backbones is None else backbones
+    known: factory.Backbones = {} if backbones is None else backbones
     given = dict(arguments or {})
     model = Predictor(
         lambda more: _build(path, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
@@ -375,7 +376,7 @@ def calibration_path(path: str | Path) -> Path | None:
     if _is_name(path):
         return None
     path = Path(path)
-    file = path / heads.HEAD_FILE if path.is_dir() else path
+    file = path / factory.HEAD_FILE if path.is_dir() else path
     return file.with_name(file.stem + SUFFIX)
 
 
@@ -383,12 +384,12 @@ def _is_name(path: str | Path) -> bool:
     return str(path).isidentifier() and not Path(path).exists()
 
 
-def _build(path: str | Path, arguments: Mapping[str, Any], backbones: heads.Backbones) -> AnomalyMethod:
+def _build(path: str | Path, arguments: Mapping[str, Any], backbones: factory.Backbones) -> AnomalyMethod:
     if not _is_name(path):
-        return heads.load_head(path, arguments, backbones)
-    method = heads.build({"class_path": str(path)}, arguments, backbones)
+        return factory.load_head(path, arguments, backbones)
+    method = factory.build({"class_path": str(path)}, arguments, backbones)
     if method.trainable_names():
-        raise UserError(f"{path} has to be trained: run fit, and name its {heads.HEAD_FILE}.")
+        raise UserError(f"{path} has to be trained: run fit, and name its {factory.HEAD_FILE}.")
     return method
 
 
@@ -411,9 +412,9 @@ def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:
     if _is_name(path):
         return str(path)
     path = Path(path)
-    if path.suffix in heads.CONFIG_SUFFIXES:
-        return fingerprint(json.dumps(heads.read_model(path, arguments), sort_keys=True).encode())
-    return files.fingerprint(path / heads.HEAD_FILE if path.is_dir() else path)
+    if path.suffix in factory.CONFIG_SUFFIXES:
+        return fingerprint(json.dumps(factory.read_model(path, arguments), sort_keys=True).encode())
+    return files.fingerprint(path / factory.HEAD_FILE if path.is_dir() else path)
 
 
 def _device(name: str) -> torch.device:

@@ -305,7 +305,7 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     for path, (name, kind) in PAGES.items():
-        content = (files(afclip_lightning) / "templates" / name).read_bytes()
+        content = (files(afclip_lightning) / "web" / name).read_bytes()
         app.add_api_route(path, _page(content, kind), include_in_schema=False)
 
     @app.get("/health")

@@ -6,8 +6,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from afclip_lightning.data.tiles import Box
 from afclip_lightning.inspection.calibration import probability
-from afclip_lightning.inspection.tiles import Box
 
 CONTOUR = (255, 255, 255)
 COLD = 0.1  # what a typical good value gets: the image is left as it is there

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam
 
-from afclip_lightning.adapters import AttentionAdapter, Mixture, aggregate_neighbours
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.distributed import batch_mean
-from afclip_lightning.losses import (
+from afclip_lightning.components.adapters import AttentionAdapter, Mixture, aggregate_neighbours
+from afclip_lightning.components.losses import (
     binary_focal_loss,
     patch_alignment_loss,
     patch_targets,
 )
-from afclip_lightning.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
+from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
 from afclip_lightning.prompts.learner import StatePrompts
-from afclip_lightning.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
+from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.losses import dice_loss, two_class_focal_loss
-from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
-from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 SMALLEST_RANGE = 1e-4  # of the maxima of a category; two passes round differently, which must not be scaled up

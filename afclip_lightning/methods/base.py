@@ -11,13 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.components.loss_watch import LossWatch
+from afclip_lightning.components.views import score_views
 from afclip_lightning.errors import CheckpointError
-from afclip_lightning.loss_watch import LossWatch
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
-from afclip_lightning.views import score_views
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 

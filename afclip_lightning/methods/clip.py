@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import (
@@ -19,7 +20,6 @@ from afclip_lightning.prompts.templates import (
     IMAGENET_TEMPLATES,
     sentences,
 )
-from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 Prompts = Literal["clip_bare", "clip_photo", "clip_ac"]

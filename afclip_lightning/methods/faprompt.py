@@ -8,11 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
+from afclip_lightning.components.scoring import (
+    anomaly_probability,
+    enlarge,
+    prototypes,
+    similarity_logits,
+    upsample_and_smooth,
+)
 from afclip_lightning.distributed import batch_mean
-from afclip_lightning.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
-from afclip_lightning.scoring import anomaly_probability, enlarge, prototypes, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 PriorPatches = Literal["topk", "first_k", "image_token"]

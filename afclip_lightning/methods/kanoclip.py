@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from afclip_lightning.adapters import ConvAdapter
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.components.adapters import ConvAdapter
+from afclip_lightning.components.cross_attention import BiCrossAttention
+from afclip_lightning.components.losses import binary_focal_loss, map_losses
+from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import pixels_of
-from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.distributed import batch_mean
-from afclip_lightning.interaction import BiCrossAttention
 from afclip_lightning.knowledge.base import image_sentence, knowledge_digest, load_image_sentences, load_knowledge
 from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
-from afclip_lightning.losses import binary_focal_loss, map_losses
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
 from afclip_lightning.prompts.learner import WordTokens, fill_gap
-from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 ConvAdapterKind = Literal["spatial", "global"]

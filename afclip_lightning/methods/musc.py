@@ -16,12 +16,12 @@ from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import enlarge
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.loading import AnomalyDataset, make_loader
 from afclip_lightning.data.pairs import Pairing
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.scoring import enlarge
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
 
 Key = tuple[str, str, Path]  # dataset, category, image

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.scoring import upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 

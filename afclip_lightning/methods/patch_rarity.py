@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.scoring import upsample_and_smooth
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, has_windows, window_index
+from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.errors import WeightsError
-from afclip_lightning.memory import FewShotMemory, Key
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import (
@@ -21,7 +22,6 @@ from afclip_lightning.prompts.templates import (
     WINCLIP_TEMPLATES_21,
     sentences,
 )
-from afclip_lightning.scoring import anomaly_probability, enlarge, similarity_logits
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 Templates = Literal["paper", "code"]

@@ -74,7 +74,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {"percent": percent, "score": score_text, "shell": shlex.join}
     environment.globals["plot"] = (charts.WIDTH, charts.HEIGHT)
-    script = (Path(__file__).parents[1] / "templates" / "report.js").read_text(encoding="utf-8")
+    script = (Path(__file__).parents[1] / "web" / "report.js").read_text(encoding="utf-8")
     # of all scripts, the browser runs this one: no name from a file can smuggle in another
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(script=Markup(script), script_hash=script_hash, **values)

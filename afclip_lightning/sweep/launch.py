@@ -16,18 +16,18 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
-from afclip_lightning import preemption
+from afclip_lightning.engine import signals
+from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.preemption import STOPPED
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial
 
 GRACE = 60  # seconds that workers have between two steps before they are killed
-STOPS = (signal.SIGINT, *preemption.SIGNALS)
+STOPS = (signal.SIGINT, *signals.SIGNALS)
 
 
 def work(plan: Plan, index: int) -> None:
     """Runs trial after trial in a process of its own, until there is none left or a signal asks it to stop."""
-    preemption.listen(*STOPS)
+    signals.listen(*STOPS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -35,10 +35,10 @@ def work(plan: Plan, index: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
     try:
         study = plan.study()
-        if not preemption.requested() and not study.user_attrs.get("checked"):
+        if not signals.requested() and not study.user_attrs.get("checked"):
             check_arguments(plan)
             study.set_user_attr("checked", True)
-        while not preemption.requested() and (claimed := claim(plan, study)):
+        while not signals.requested() and (claimed := claim(plan, study)):
             trial, lock = claimed
             with lock:
                 run_trial(plan, study, trial)
@@ -46,8 +46,8 @@ def work(plan: Plan, index: int) -> None:
     except (UserError, OSError) as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
-    if preemption.requested():
-        preemption.requeue()
+    if signals.requested():
+        signals.requeue()
         sys.exit(STOPPED)
 
 
@@ -67,14 +67,14 @@ def check_arguments(plan: Plan) -> None:
     Raises:
         UserError: It does not; the message is that of the command line.
     """
-    from afclip_lightning import cli
+    from afclip_lightning.engine import app
 
     for parameters in plan.sweep.examples():
         sys.argv[1:] = [*plan.arguments(parameters), "--print_config"]
         said = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             try:
-                code = cli.main()
+                code = app.main()
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else 0
         if code:
@@ -88,14 +88,14 @@ def run_local(plan: Plan, jobs: int) -> int:
     A worker that is killed is replaced, and what it had is taken up. Signals are handed on: workers stop between two
     steps.
     """
-    preemption.listen(*STOPS)
+    signals.listen(*STOPS)
     workers: list[BaseProcess | None] = [_start(plan, index) for index in range(jobs)]
     deadline = None
     stopped = failed = False
     lives = ATTEMPTS * (plan.trials + jobs)  # a worker that dies before it has a trial would be replaced for ever
     while any(workers):
         wait([worker.sentinel for worker in workers if worker], timeout=0.5)
-        if preemption.requested() and deadline is None:
+        if signals.requested() and deadline is None:
             stopped, deadline = True, time.monotonic() + GRACE
             print(f"Stopping between two steps, at the latest in {GRACE} s.", file=sys.stderr, flush=True)
             for running in filter(None, workers):

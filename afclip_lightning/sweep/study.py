@@ -23,10 +23,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from afclip_lightning.engine.output import output_to
+from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import csv_text, write_text
-from afclip_lightning.preemption import STOPPED
-from afclip_lightning.processes import output_to
 from afclip_lightning.sweep.journal import open_journal
 from afclip_lightning.sweep.space import Sweep
 
@@ -201,7 +201,7 @@ def _clear(folder: Path) -> None:
 
 def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
     """Runs one trial and tells the study what came out; tells it nothing if a signal stopped it, so that it goes on."""
-    from afclip_lightning import cli
+    from afclip_lightning.engine import app
     from afclip_lightning.sweep.trial import TrialCLI, TrialReport
 
     folder = plan.run_dir(trial.number)
@@ -218,7 +218,7 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
         print(f"== trial {trial.number}: {shlex.join(arguments)}", flush=True)
         sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
         try:
-            code = cli.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
+            code = app.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
             if code == STOPPED:
                 trial.set_user_attr("attempts", attempts)
                 return

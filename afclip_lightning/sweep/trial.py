@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 from lightning import Callback, LightningModule, Trainer
 
-from afclip_lightning.cli import AnomalyCLI
+from afclip_lightning.engine.app import AnomalyCLI
 from afclip_lightning.errors import UserError
 
 

@@ -32,7 +32,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.data.synthetic import Synthetic
+from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.files import write_json
 from afclip_lightning.methods.base import AnomalyMethod
 from experiments.methods.benchmark import METHODS

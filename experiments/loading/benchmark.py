@@ -28,9 +28,9 @@ import torch
 from PIL import Image
 from torch.utils.data import SequentialSampler
 
+from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from afclip_lightning.data.images import walk_images
 from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
-from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD, Preprocess
 from afclip_lightning.files import write_json
 from afclip_lightning.types import Sample
 

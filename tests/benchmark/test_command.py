@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.benchmark import command, runner
+from afclip_lightning.benchmark import runner
 from afclip_lightning.benchmark.matrix import Cell
 from afclip_lightning.benchmark.runner import Outcome, command_line
 from afclip_lightning.benchmark.table import read_results
-from afclip_lightning.preemption import STOPPED
+from afclip_lightning.cli import benchmark as command
+from afclip_lightning.engine.signals import STOPPED
 from tests.benchmark.fakes import run
 
 REPOSITORY = Path(__file__).parents[2]

@@ -11,19 +11,19 @@ import pytest
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from afclip_lightning.callbacks.evaluation import Evaluation
-from afclip_lightning.callbacks.predictions import Predictions
-from afclip_lightning.data.folder import Folder
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.components.views import score_views
 from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.loading import Loading
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.data.tiles import Layout, Tiling, resize_map
+from afclip_lightning.datasets.folder import Folder
+from afclip_lightning.engine.callbacks.evaluation import Evaluation
+from afclip_lightning.engine.callbacks.predictions import Predictions
+from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import UserError
-from afclip_lightning.heads import load_head
 from afclip_lightning.inspection.predictor import load
-from afclip_lightning.inspection.tiles import Layout, Tiling, resize_map
 from afclip_lightning.metrics import PixelMetrics
 from afclip_lightning.types import AnomalyPrediction, Batch
-from afclip_lightning.views import score_views
 from tests.small_models import write_head
 
 SIZE = 16

@@ -1,6 +1,6 @@
 """What sheets of pictures are called."""
 
-from afclip_lightning.callbacks.pictures import _file_name
+from afclip_lightning.engine.callbacks.pictures import _file_name
 
 
 def test_names_of_sheets() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.bmad import BMAD
+from afclip_lightning.datasets.bmad import BMAD
 from tests.layouts import write_image
 from tests.layouts.bmad import write_bmad
 

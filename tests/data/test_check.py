@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.btad import BTAD
-from afclip_lightning.data.medical import Medical
-from afclip_lightning.data.mvtec import MVTecAD
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.visa import VisA
+from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.medical import Medical
+from afclip_lightning.datasets.mvtec import MVTecAD
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image
 from tests.layouts.btad import write_btad

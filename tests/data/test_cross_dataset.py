@@ -9,13 +9,13 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.btad import BTAD
-from afclip_lightning.data.cross_dataset import CrossDataset
-from afclip_lightning.data.medical import Medical
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.datasets.medical import Medical
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch
 from tests.layouts.btad import write_btad

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.dagm import DAGM
+from afclip_lightning.datasets.dagm import DAGM
 from afclip_lightning.errors import DatasetError
 from tests.layouts.dagm import write_dagm
 

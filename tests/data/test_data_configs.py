@@ -13,21 +13,21 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-import afclip_lightning.data
-from afclip_lightning.classes import import_submodules
-from afclip_lightning.cli import main
+import afclip_lightning.datasets
+from afclip_lightning.cli.datasets import catalogue, default_root
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.data.bmad import SUBSETS as BMAD
-from afclip_lightning.data.catalogue import check_names, dataset_classes
-from afclip_lightning.data.cross_dataset import CrossDataset
-from afclip_lightning.data.listing import Listing
-from afclip_lightning.data.medical import SUBSETS as MEDICAL
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.synthetic import Synthetic
-from afclip_lightning.datasets import catalogue, default_root
+from afclip_lightning.datasets.bmad import SUBSETS as BMAD
+from afclip_lightning.datasets.catalogue import check_names, dataset_classes
+from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.datasets.listing import Listing
+from afclip_lightning.datasets.medical import SUBSETS as MEDICAL
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.synthetic import Synthetic
+from afclip_lightning.discovery import import_submodules
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 
-import_submodules(afclip_lightning.data)
+import_submodules(afclip_lightning.datasets)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETS = sorted((CONFIGS / "data").glob("*.yaml"))

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.loading import AnomalyDataset, Collate
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
 from tests.layouts import HEIGHT, WIDTH, write_image, write_mask

@@ -10,12 +10,12 @@ import tifffile
 from PIL import Image
 
 from afclip_lightning.__main__ import main as command_line
+from afclip_lightning.cli.datasets import main
 from afclip_lightning.data.base import Counts
 from afclip_lightning.data.doctor import Report, examine, render
-from afclip_lightning.data.folder import Folder
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.synthetic import Synthetic
-from afclip_lightning.datasets import main
+from afclip_lightning.datasets.folder import Folder
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.synthetic import Synthetic
 from tests.layouts.visa import write_visa
 
 MASK = np.zeros((14, 20), np.uint8)

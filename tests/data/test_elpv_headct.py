@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.elpv import ELPV
-from afclip_lightning.data.headct import HeadCT
+from afclip_lightning.datasets.elpv import ELPV
+from afclip_lightning.datasets.headct import HeadCT
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image
 from tests.layouts.tables import write_elpv, write_headct

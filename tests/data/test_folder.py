@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.cli import main
-from afclip_lightning.data.folder import Folder
+from afclip_lightning.datasets.folder import Folder
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN
 from tests.layouts import write_image, write_mask

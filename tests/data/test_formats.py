@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from afclip_lightning.data.folder import Folder
 from afclip_lightning.data.images import image_size, list_images, read_image, read_mask, upright_shape
 from afclip_lightning.data.limits import MAX_PIXELS
-from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.folder import Folder
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from tests.layouts import HEIGHT, WIDTH, write_image
 from tests.layouts.mvtec import write_mvtec

@@ -11,22 +11,22 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-import afclip_lightning.data
-from afclip_lightning.classes import import_submodules
+import afclip_lightning.datasets
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.cli.datasets import find_dataset, list_datasets
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.data.bmad import BMAD
-from afclip_lightning.data.btad import BTAD
-from afclip_lightning.data.dagm import CLASSES, DAGM
 from afclip_lightning.data.doctor import examine
-from afclip_lightning.data.dtd_synthetic import DTDSynthetic
-from afclip_lightning.data.magnetic_tile import MagneticTile
-from afclip_lightning.data.medical import Medical
-from afclip_lightning.data.mpdd import MPDD
-from afclip_lightning.data.mvtec import MVTecAD
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.transforms import Preprocess
-from afclip_lightning.data.visa import VisA
-from afclip_lightning.datasets import find_dataset, list_datasets
+from afclip_lightning.datasets.bmad import BMAD
+from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.dagm import CLASSES, DAGM
+from afclip_lightning.datasets.dtd_synthetic import DTDSynthetic
+from afclip_lightning.datasets.magnetic_tile import MagneticTile
+from afclip_lightning.datasets.medical import Medical
+from afclip_lightning.datasets.mpdd import MPDD
+from afclip_lightning.datasets.mvtec import MVTecAD
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.visa import VisA
+from afclip_lightning.discovery import import_submodules
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
 from tests.layouts.bmad import write_bmad
@@ -129,7 +129,7 @@ NEW_SET = '''
 from collections.abc import Mapping
 
 from afclip_lightning.data.base import Counts
-from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 
 
 class WeldSeams(MVTecLayout):
@@ -148,7 +148,7 @@ class WeldSeams(MVTecLayout):
 def test_a_new_set_in_this_layout_is_one_short_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weld_seams.py").write_text(NEW_SET.lstrip())
     monkeypatch.setattr(afclip_lightning.data, "__path__", [*afclip_lightning.data.__path__, str(tmp_path)])
-    import_submodules(afclip_lightning.data)
+    import_submodules(afclip_lightning.datasets)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AnomalyData, "data")
     root = write_mvtec(tmp_path / "data", ["plate", "pipe_seam", "other"])

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.cli import main
-from afclip_lightning.data.aitex import AITEX
+from afclip_lightning.cli.datasets import main as datasets
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.bmad import BMAD
-from afclip_lightning.data.dagm import CLASSES, DAGM
 from afclip_lightning.data.doctor import examine, render
-from afclip_lightning.data.elpv import ELPV
-from afclip_lightning.data.folder import Folder
-from afclip_lightning.data.headct import HeadCT
-from afclip_lightning.data.medical import Medical
-from afclip_lightning.data.mvtec import MVTecAD
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.datasets import main as datasets
+from afclip_lightning.datasets.aitex import AITEX
+from afclip_lightning.datasets.bmad import BMAD
+from afclip_lightning.datasets.dagm import CLASSES, DAGM
+from afclip_lightning.datasets.elpv import ELPV
+from afclip_lightning.datasets.folder import Folder
+from afclip_lightning.datasets.headct import HeadCT
+from afclip_lightning.datasets.medical import Medical
+from afclip_lightning.datasets.mvtec import MVTecAD
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
 from tests.layouts.aitex import write_aitex

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from afclip_lightning.data.listing import Listing
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
 from tests.layouts.listing import entries, write_json_lines, write_meta

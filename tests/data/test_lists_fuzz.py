@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.elpv import ELPV
-from afclip_lightning.data.headct import HeadCT
-from afclip_lightning.data.listing import Listing
-from afclip_lightning.data.table import Table
-from afclip_lightning.data.visa import VisA
+from afclip_lightning.datasets.elpv import ELPV
+from afclip_lightning.datasets.headct import HeadCT
+from afclip_lightning.datasets.listing import Listing
+from afclip_lightning.datasets.table import Table
+from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image
 from tests.layouts.listing import write_json_lines, write_meta

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import yaml
 
-from afclip_lightning.cli import main as run
-from afclip_lightning.data.btad import BTAD
+from afclip_lightning.cli.datasets import find_dataset, main
 from afclip_lightning.data.doctor import examine
-from afclip_lightning.data.folder import Folder
 from afclip_lightning.data.images import pair_masks
-from afclip_lightning.data.listing import Listing
-from afclip_lightning.data.medical import Medical
-from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.names import find, holds_no_pictures, means_normal
-from afclip_lightning.data.table import Table
-from afclip_lightning.data.visa import VisA
-from afclip_lightning.datasets import find_dataset, main
+from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.folder import Folder
+from afclip_lightning.datasets.listing import Listing
+from afclip_lightning.datasets.medical import Medical
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.table import Table
+from afclip_lightning.datasets.visa import VisA
+from afclip_lightning.engine.app import main as run
 from afclip_lightning.errors import DatasetError, UserError
 from tests.layouts import write_image, write_mask
 from tests.layouts.listing import write_meta

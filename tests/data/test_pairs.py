@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning import Trainer
 
-from afclip_lightning.callbacks.data_record import DataRecord
-from afclip_lightning.data.cross_dataset import CrossDataset
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.loading import AnomalyDataset, Loading
-from afclip_lightning.data.mvtec_layout import MVTecLayout
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.engine.callbacks.data_record import DataRecord
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
 from tests.layouts import write_image

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from afclip_lightning.cli.datasets import main
 from afclip_lightning.data import archive
-from afclip_lightning.data.btad import BTAD
-from afclip_lightning.data.kolektor import KolektorSDDThirds
-from afclip_lightning.data.medical import Medical
-from afclip_lightning.datasets import main
+from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.kolektor import KolektorSDDThirds
+from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.errors import DatasetError
 from tests.layouts.btad import write_btad
 from tests.layouts.kolektor import write_kolektor

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from afclip_lightning.data.aitex import AITEX
 from afclip_lightning.data.images import read_mask
-from afclip_lightning.data.kolektor import KolektorSDD, KolektorSDDThirds
-from afclip_lightning.data.recipes import TiledLayout, complete_folder, hold_out
+from afclip_lightning.datasets.aitex import AITEX
+from afclip_lightning.datasets.kolektor import KolektorSDD, KolektorSDDThirds
+from afclip_lightning.datasets.tiled_layout import TiledLayout, complete_folder, hold_out
 from afclip_lightning.errors import DatasetError
 from tests.layouts.aitex import write_aitex
 from tests.layouts.kolektor import DEFECT, HEIGHT, write_kolektor, write_kolektor_split

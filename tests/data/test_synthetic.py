@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afclip_lightning.data import procedural, synthetic
 from afclip_lightning.data.images import read_image, read_mask
-from afclip_lightning.data.procedural import AREA, CATEGORIES, DEFECTS, VISIBLE, draw_defect, expose, picture, render
-from afclip_lightning.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
+from afclip_lightning.datasets import procedural, synthetic
+from afclip_lightning.datasets.procedural import (
+    AREA,
+    CATEGORIES,
+    DEFECTS,
+    VISIBLE,
+    draw_defect,
+    expose,
+    picture,
+    render,
+)
+from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
 from afclip_lightning.errors import DatasetError
 
 SMALL: dict[str, Any] = {"image_size": 64, "train_normal": 2, "test_normal": 2, "test_anomalous": 7, "num_workers": 0}

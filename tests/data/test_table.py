@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.data.doctor import examine
-from afclip_lightning.data.table import Table
+from afclip_lightning.datasets.table import Table
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
 

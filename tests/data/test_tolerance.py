@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from afclip_lightning.cli import main
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.loading import AnomalyDataset, Loading, PixelCache
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 from tests.layouts import write_image, write_mask
 from tests.layouts.mvtec import write_mvtec

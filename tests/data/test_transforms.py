@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision import transforms as tv
 
-from afclip_lightning.data.transforms import CLIP_MEAN, CLIP_STD, Preprocess
+from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (28, 28), (301, 517)])

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import image_digest
+from afclip_lightning.cli.model_options import white_of
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.loading import Loading
-from afclip_lightning.data.mvtec_layout import MVTecLayout
-from afclip_lightning.data.transforms import Preprocess
 from afclip_lightning.data.white import LOOKED_AT, white_from_text, white_value
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import UserError
-from afclip_lightning.inspection.model_options import white_of
 from tests.layouts.mvtec import write_mvtec
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning import cli
 from afclip_lightning.backbones import clip
+from afclip_lightning.engine import app
 from tests.engine.small_run import run, write_small_run
 
 WRONG = {
@@ -139,7 +139,7 @@ def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.Ca
     for new in (["--data=MVTecLayout", "--data.root=tested"], ["--data", "MVTecLayout", "--data.root=tested"],
                 ["--config=new.yaml"], ["--config", "new.yaml"]):  # fmt: skip
         with pytest.raises(SystemExit):
-            cli.main(["test", "--config=base.yaml", *args, *new, "--print_config"])
+            app.main(["test", "--config=base.yaml", *args, *new, "--print_config"])
         output = capsys.readouterr()
         assert "categories: null" in output.out
         assert "words: null" in output.out

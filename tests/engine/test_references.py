@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
+from afclip_lightning.engine.factory import load_head
 from afclip_lightning.engine.references import resolve
 from afclip_lightning.errors import UserError
-from afclip_lightning.heads import load_head
 
 CONFIG = """
 model: {class_path: AFCLIP, init_args: {temperature: 0.3, map_sigma: "${model.init_args.temperature}"}}

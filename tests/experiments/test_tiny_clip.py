@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from afclip_lightning.backbones.weights import expand_vocabulary
-from afclip_lightning.data.procedural import CATEGORIES
-from afclip_lightning.data.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN
+from afclip_lightning.datasets.procedural import CATEGORIES
+from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN
 from experiments.tiny_clip import generator
 from experiments.tiny_clip.generator import FAMILIES, HELD_OUT, KIND_NAMES, TRAINED, draw_caption, draw_pair
 from experiments.tiny_clip.train import (

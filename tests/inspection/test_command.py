@@ -17,15 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from afclip_lightning import __version__, evaluate, load
+from afclip_lightning import __version__, load
+from afclip_lightning.cli import calibrate, evaluate
+from afclip_lightning.cli import inspect as command
+from afclip_lightning.cli.model_options import split_model_arguments
 from afclip_lightning.data.maps import read_map
+from afclip_lightning.engine.factory import Backbones
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import only_writer
-from afclip_lightning.heads import Backbones
-from afclip_lightning.inspection import calibrate, command
 from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.inspection.inputs import Input
-from afclip_lightning.inspection.model_options import split_model_arguments
 from afclip_lightning.inspection.table import Table
 from tests.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 

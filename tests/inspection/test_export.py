@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from afclip_lightning import load
+from afclip_lightning.cli.export import main
 from afclip_lightning.errors import UserError
-from afclip_lightning.inspection import graph
-from afclip_lightning.inspection.export import main
+from afclip_lightning.inspection import export as graph
 from afclip_lightning.inspection.predictor import Predictor
 from tests.small_models import SIZE, write_head
 
@@ -149,7 +149,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_help_does_without_torch() -> None:
     code = (
-        "import sys; from afclip_lightning.inspection.export import _parser; _parser().format_help();"
+        "import sys; from afclip_lightning.cli.export import _parser; _parser().format_help();"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,9 +24,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from afclip_lightning import load
+from afclip_lightning.cli.serve import main
 from afclip_lightning.inspection.calibration import Calibration, Threshold, from_normals
 from afclip_lightning.inspection.predictor import Predictor
-from afclip_lightning.inspection.serve import main
 from afclip_lightning.inspection.server import Limits, Service, create_app
 from tests.small_models import write_head
 

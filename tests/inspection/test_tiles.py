@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from torch.testing import assert_close
 
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.data.tiles import MAX_VIEWS, Axis, Fit, Layout, Tiling, resize_map
 from afclip_lightning.errors import UserError
-from afclip_lightning.inspection.tiles import MAX_VIEWS, Axis, Fit, Layout, Tiling, resize_map
 
 SIZE = 32
 TILINGS = [

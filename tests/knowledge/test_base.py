@@ -5,9 +5,9 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from afclip_lightning.data.mvtec import MVTecAD
-from afclip_lightning.data.synthetic import Synthetic
-from afclip_lightning.data.visa import VisA
+from afclip_lightning.datasets.mvtec import MVTecAD
+from afclip_lightning.datasets.synthetic import Synthetic
+from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.errors import UserError
 from afclip_lightning.knowledge.base import (
     MAX_TOKENS,

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.__main__ import main as command_line
+from afclip_lightning.cli.knowledge import main
 from afclip_lightning.errors import UserError
 from afclip_lightning.knowledge import builder
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import ATTEMPTS, ChatServer, parse_list, parse_sentence
-from afclip_lightning.knowledge.command import main
 
 KEY = "sk-secret/0123456789"
 Reply = Callable[[BaseHTTPRequestHandler], None]

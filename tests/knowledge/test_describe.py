@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afclip_lightning.data.mvtec import MVTecAD
-from afclip_lightning.data.procedural import CATEGORIES
-from afclip_lightning.data.visa import VisA
+from afclip_lightning.datasets.mvtec import MVTecAD
+from afclip_lightning.datasets.procedural import CATEGORIES
+from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.knowledge.base import MAX_TOKENS, count_tokens
 from afclip_lightning.knowledge.describe import COLOURS, NUMBERS, PLACES, defect_name, describe_anomaly
 

@@ -8,7 +8,7 @@ import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, Sample
 from tests.layouts.mvtec import write_mvtec

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from afclip_lightning.adapters import gaussian_window
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.losses import patch_alignment_loss, patch_targets
+from afclip_lightning.components.adapters import gaussian_window
+from afclip_lightning.components.losses import patch_alignment_loss, patch_targets
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.golden_case import KEY, GoldenCase
 from tests.recipe import REFERENCE_NOISE, REFERENCE_PATTERN, images

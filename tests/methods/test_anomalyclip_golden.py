@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import prototypes, upsample_and_smooth
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
-from afclip_lightning.scoring import prototypes, upsample_and_smooth
 from tests.golden_case import GoldenCase
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # prefix of the network, variant of the code, arguments

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import anomaly_probability, pool_and_enlarge
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
 from afclip_lightning.prompts.templates import domain_aware
-from afclip_lightning.scoring import anomaly_probability, pool_and_enlarge
 from afclip_lightning.types import AnomalyPrediction, Batch
 from tests.methods.contract import TextCalls, batch_of, data_of, take, trainer_of
 from tests.test_backbone import SMALL, small_config

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afclip_lightning.adaptation import BatchAdapters
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import anomaly_probability, pool_and_enlarge
+from afclip_lightning.components.test_time import BatchAdapters
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
-from afclip_lightning.scoring import anomaly_probability, pool_and_enlarge
 from afclip_lightning.types import Batch, Sample
 from tests.recipe import GOLDEN
 from tests.recipe_baselines import image, make_backbone, value

@@ -9,10 +9,10 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.positional import resize_positional_embedding
-from afclip_lightning.losses import dice_loss, two_class_focal_loss
+from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
+from afclip_lightning.components.scoring import enlarge
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
-from afclip_lightning.scoring import enlarge
 from afclip_lightning.types import Batch, Sample
 from tests.recipe import GOLDEN
 from tests.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from afclip_lightning.backbones.attention import dual_block
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.cli import main
+from afclip_lightning.components.scoring import pool_and_enlarge
+from afclip_lightning.components.synthesis import DraemSynthesis, ReferenceTextures
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.dual_image import DualImageCLIP
-from afclip_lightning.scoring import pool_and_enlarge
-from afclip_lightning.synthesis import DraemSynthesis, ReferenceTextures
 from afclip_lightning.types import AnomalyPrediction, Batch
 from tests.layouts import write_image
 from tests.layouts.mvtec import write_mvtec

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import prototypes, upsample_and_smooth
 from afclip_lightning.methods.faprompt import FAPrompt
-from afclip_lightning.scoring import prototypes, upsample_and_smooth
 from tests.golden_case import GoldenCase
 from tests.rounding import DERIVE
 

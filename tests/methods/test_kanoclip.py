@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afclip_lightning.adapters import ConvAdapter
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.data.cross_dataset import CrossDataset
-from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.components.adapters import ConvAdapter
+from afclip_lightning.components.cross_attention import BiCrossAttention, DeformableAttention
+from afclip_lightning.components.scoring import upsample_and_smooth
+from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import CheckpointError, UserError
-from afclip_lightning.interaction import BiCrossAttention, DeformableAttention
 from afclip_lightning.knowledge.base import knowledge_digest, load_knowledge
 from afclip_lightning.knowledge.describe import describe_anomaly
 from afclip_lightning.methods.kanoclip import KAnoCLIP, knowledge_loss
-from afclip_lightning.scoring import upsample_and_smooth
 from afclip_lightning.types import Batch
 from tests.layouts.mvtec import write_mvtec
 from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.cli import main
-from afclip_lightning.data.mvtec_layout import MVTecLayout
+from afclip_lightning.components.scoring import enlarge
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.musc import (
@@ -34,7 +35,6 @@ from afclip_lightning.methods.musc import (
     normalise_planes,
     similarities,
 )
-from afclip_lightning.scoring import enlarge
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
 from tests.layouts import HEIGHT, WIDTH, write_image
 from tests.layouts.mvtec import write_mvtec

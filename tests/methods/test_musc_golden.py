@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import enlarge
 from afclip_lightning.methods.musc import MuSc, Scored, aggregate, constrain, normalise_planes
-from afclip_lightning.scoring import enlarge
 from afclip_lightning.types import Sample
 from tests.recipe import GOLDEN
 from tests.recipe_baselines import make_backbone, value

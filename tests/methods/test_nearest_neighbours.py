@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.scoring import enlarge
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
-from afclip_lightning.scoring import enlarge
 from tests.methods.contract import batch_of, data_of, remember_noise, score, take, trainer_of
 from tests.reference import neighbours_naive as naive
 from tests.test_backbone import small_config

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from afclip_lightning.backbones import windows
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, window_index
-from afclip_lightning.cli import main
+from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, WeightsError
 from afclip_lightning.methods.winclip import WinCLIP, harmonic_aggregation
 from tests.layouts.mvtec import write_mvtec

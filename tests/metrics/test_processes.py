@@ -11,8 +11,8 @@ import torch.multiprocessing
 from PIL import Image
 from torch import distributed
 
-from afclip_lightning.data.folder import Folder
-from afclip_lightning.data.transforms import Preprocess
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.metrics import PixelMetrics
 from tests.metrics.test_pixel_metrics import stream
 

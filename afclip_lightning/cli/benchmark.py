@@ -1,0 +1,178 @@
+"""`python -m afclip_lightning benchmark`: methods × training sets × test sets × seeds × shots, into one table."""
+
+import argparse
+import math
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, plan
+from afclip_lightning.benchmark.published import Published, check_names, load_published
+from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
+from afclip_lightning.benchmark.table import TABLE, Row, assemble
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.engine.signals import STOPPED
+from afclip_lightning.errors import UserError, message_of, shown
+from afclip_lightning.files import write_text
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+DESCRIPTION = """\
+Runs what a matrix lists and is not finished: each method fitted once per training set and seed, and tested on all test
+sets and shots. Writes one table, results.csv, and renders it as Markdown, LaTeX and plots beside the published numbers.
+
+A cell that fails is reported with its log and leaves the others alone; --retry runs it again. The command can be
+stopped and started again, and several may run at once on one folder: they share the work. It ends with 75 when cells
+are left, because a signal stopped it or another process has them. `commands.sh` in the folder of a cell makes it again.
+A file of experiments/ is an example of a matrix.
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 a cell failed, 2 a mistake, 75 cells left, 130 Ctrl-C."""
+    options = _parser().parse_args(args)
+    try:
+        with _interruptible():
+            matrix = load_matrix(options.config, options.changes)
+            published = load_published(Path(matrix.published))
+            check_names(matrix, published)
+            out: Path = options.out or Path("runs") / options.config[-1].stem
+            return _run(matrix, published, plan(matrix, out), out, options)
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        return _code(stop)
+
+
+class _Asked(KeyboardInterrupt):
+    """A signal asks the benchmark to end, as Ctrl-C does."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets the signals that end a job interrupt it as Ctrl-C does, so that its table is written and nothing runs on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for number in heard:  # what follows is short and ends the workers; a second signal must not disturb it
+            signal.signal(number, signal.SIG_IGN)
+        raise _Asked
+
+    heard = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]  # not what nohup ignores
+    for number in heard:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _code(stop: KeyboardInterrupt) -> int:
+    return STOPPED if isinstance(stop, _Asked) else 130
+
+
+def _run(matrix: Matrix, published: list[Published], todo: Plan, out: Path, options: argparse.Namespace) -> int:
+    print(f"{len(todo.cells)} cells in {out}", flush=True)
+    if todo.missing:
+        print(f"Not on disk and left out: {', '.join(todo.missing)}", flush=True)
+    outcomes: dict[str, Outcome] = {}
+    start = time.monotonic()
+
+    def report(cell: Cell, outcome: Outcome) -> None:
+        outcomes[cell.name] = outcome
+        log = f"; log: {cell.folder / LOG}" if outcome.status == "failed" else ""
+        seconds = f"{time.monotonic() - start:.0f} s" if outcome.ran else "before"
+        text = shown(f"{_STATUS[outcome.status]}{f': {outcome.error}' if outcome.error else ''}{log}")
+        print(f"[{len(outcomes)}/{len(todo.cells)}, {seconds}] {cell.name}: {text}", flush=True)
+
+    stop = None
+    try:
+        run_cells(todo.cells, jobs=options.jobs, retry=options.retry, time_limit=options.time_limit, report=report)
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt
+    rows, damaged = assemble(out, todo.cells)
+    wanted = {f"{cell.name}/{step.name}" for cell in todo.cells for step in cell.steps}
+    counts = Counter(outcome.status for outcome in outcomes.values())
+    state = [f"{counts['done']} of {len(todo.cells)} cells are done."]
+    failed = [(n, o.error) for n, o in outcomes.items() if o.status == "failed"]
+    state += [f"Failed, to be run again with --retry: {name}: {shown(error)}" for name, error in failed]
+    state += [f"Being run by another process: {name}" for name, o in outcomes.items() if o.status == "elsewhere"]
+    state += [f"Left out of the table: {shown(message)}" for message in damaged]
+    left = stop is not None or counts["elsewhere"] + counts["stopped"] > 0
+    if left:
+        state.append(
+            f"{'Stopped' if stop or counts['stopped'] else 'Not complete'}: the same command goes on from here."
+        )
+    tables = _render(
+        [row for row in rows if row.cell in wanted],
+        matrix,
+        published,
+        out,
+        [*state, *(f"Not on disk: {place}" for place in todo.missing)],
+    )
+    print("\n".join(["", *tables, "", *state, f"Tables: {out / 'tables.md'}, {out / TABLE}.csv"]))
+    if stop is not None:
+        return _code(stop)
+    return 1 if failed or damaged else STOPPED if left else 0
+
+
+def _render(
+    rows: Sequence[Row], matrix: Matrix, published: list[Published], out: Path, state: Sequence[str]
+) -> list[str]:
+    """Writes the tables and plots, and returns as Markdown what was measured."""
+    from afclip_lightning.benchmark import render
+
+    results = render.measured(rows, matrix)
+    own, papers = render.own_tables(rows, matrix), render.paper_tables(results, published)
+    texts = [render.markdown(grid) for grid in own]
+    lines = ["# Benchmark", "", *(f"- {line}" for line in state)]
+    backbones = dict.fromkeys((row.method, row.backbone) for row in rows)
+    lines += ["", "Backbones:", "", *(f"- {method}: {backbone}" for method, backbone in backbones)]
+    lines += ["", "In percent; mean ± standard deviation over seeds; – where nothing was measured or printed."]
+    if find_spec("matplotlib"):
+        from afclip_lightning.benchmark.plots import plot
+
+        lines += ["", *(f"![{path.stem}](plots/{path.name})" for path in plot(results, published, out / "plots"))]
+    write_text(out / "tables.md", "\n\n".join(["\n".join(lines), *texts, *map(render.markdown, papers)]) + "\n")
+    write_text(out / "tables.tex", render.latex([*own, *papers]))
+    return texts
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning benchmark",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", type=Path, action="append", required=True, metavar="FILE", help="the matrix; a later one over it"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the benchmark; runs/<config> by default")
+    parser.add_argument("--retry", action="store_true", help="run again what failed before or is damaged")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="cells at a time; 1 by default")
+    parser.add_argument("--time_limit", type=_seconds, metavar="SECONDS", help="end a cell that takes longer")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the matrix, like 'seeds=[0,1]'")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not (0 < float(text) < math.inf):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text}")
+    return float(text)
+
+
+_STATUS = {"done": "done", "failed": "FAILED", "elsewhere": "another process has it", "stopped": "stopped"}

@@ -1,0 +1,281 @@
+"""`python -m afclip_lightning calibrate`: thresholds from good images, or labelled ones, beside the checkpoint."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afclip_lightning.cli.model_options import add_model_options, finite, load_models, split_model_arguments
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.errors import DatasetError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from afclip_lightning.inspection.calibration import Threshold
+    from afclip_lightning.inspection.predictor import Predictor
+
+NORMAL_FOLDER = "good"
+DESCRIPTION = """\
+Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
+(head.PRODUCT.calibration.json; head.calibration.json without --product and --category), where load, inspect and serve
+find them. It holds for this product, and for this checkpoint, seen in this way: other tiles, another category or other
+good examples (--shots) need another calibration. The file says product, date, folder and number of images. Copies of
+one image count once.
+
+From good images alone (--normal): the threshold that a share --fpr of good images will exceed. If that are at least 10
+images it is a quantile; if they are fewer, the tail of their scores is fitted. The interval that is printed says how
+far to trust it: from few images it is wide.
+From labelled images (--labelled): --criterion fpr as above, from the good ones; f1 or balanced separate the two kinds
+best. By hand: --threshold.
+The threshold of the map is one that a share --pixel_fpr of the good images' pixels will exceed.
+
+Never calibrate on images that you report results on: what is measured on them afterwards is no measurement.
+"""
+Labelled = list[tuple[Path, bool]]
+
+
+def read_labelled(source: Path) -> Labelled:
+    """Returns images, and whether each is anomalous.
+
+    Args:
+        source: A folder, in which images below a folder `good` are good and all others anomalous; or a CSV file with
+            the columns `path`, from the file's folder, and `label`, 0 or 1.
+
+    Raises:
+        DatasetError: It is neither, or a line of the file is wrong.
+    """
+    from afclip_lightning.data.images import file_inside, walk_images
+    from afclip_lightning.files import read_rows
+
+    if source.is_dir():
+        return [(path, NORMAL_FOLDER not in path.relative_to(source).parts[:-1]) for path in walk_images(source)]
+    found = []
+    for number, row in read_rows(source, remedy="Name a folder, or a CSV file.", error=DatasetError):
+        where = f"{source}, line {number}"
+        if row.get("label") not in ("0", "1") or not row.get("path"):
+            raise DatasetError(f"{where}: needs the columns path and label, 0 for good and 1 for anomalous.")
+        found.append((file_inside(source.parent, row["path"], where), row["label"] == "1"))
+    return found
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
+    try:
+        others, arguments = split_model_arguments(args)
+        return _run(_parser().parse_args(others), arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
+    from afclip_lightning.data.images import say_others, survey
+    from afclip_lightning.inspection.calibration import Calibration, origin
+    from afclip_lightning.inspection.stream import keep
+
+    if not options.checkpoint:
+        raise UserError("name a model: --checkpoint FILE.")
+    if not 0 < options.fpr <= 0.5 or not 0 < options.pixel_fpr <= 0.5:
+        raise UserError(
+            f"--fpr and --pixel_fpr must be above 0 and at most 0.5, got {options.fpr}, {options.pixel_fpr}."
+        )
+    labelled: Labelled = []
+    if options.normal is not None:
+        found = survey(options.normal)
+        for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:
+            print(f"note: {sentence}", file=sys.stderr)
+        labelled = [(path, False) for path in found.images]
+        if not labelled:
+            raise UserError(f"{options.normal}, the folder of good images, has no image.")
+    labelled += [] if options.labelled is None else read_labelled(options.labelled)
+    if not labelled and options.threshold is None:
+        raise UserError("name good images (--normal), labelled ones (--labelled), or a --threshold.")
+    if options.criterion != "fpr" and options.labelled is None:
+        raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
+    place = _place(options)
+    labelled = _different(labelled, options.shots)
+    _check_enough(options, [label for _, label in labelled])
+
+    images = [path for path, _ in labelled]
+    (model,) = load_models([options.checkpoint], options, arguments, calibration=None, images=images).values()
+    image, pixel, good = _thresholds(options, model, labelled)
+    source = options.normal or options.labelled
+    made = origin(options.product or options.category, str(source or ""), len(labelled))
+    Calibration(image, pixel, model.checkpoint, model.settings, made, keep(good)).save(place)
+    print(f"{place}\nNever report results on the images that a threshold was calibrated on.")
+    return 0
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """Returns where the calibration is to be written.
+
+    Raises:
+        UserError: Another one lies there, or nothing can be written there.
+    """
+    from afclip_lightning.files import check_writable
+    from afclip_lightning.inspection.calibration import Calibration, place_of
+    from afclip_lightning.inspection.predictor import calibration_path
+
+    place: Path | None = options.output
+    if place is None:
+        beside = calibration_path(options.checkpoint)
+        if beside is None:
+            raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --output FILE.")
+        place = place_of(beside, options.product or options.category)
+    if place.exists() and not options.overwrite:
+        try:
+            there = str(Calibration.read(place))
+        except UserError:
+            there = "something else"
+        raise UserError(f"{place} is there already ({there}). Name another --product, or --overwrite it.")
+    check_writable(place)
+    return place
+
+
+def _different(labelled: Labelled, shots: Path | None) -> Labelled:
+    """Returns images without copies, and says how many there were.
+
+    Raises:
+        UserError: One cannot be read; has copies with both labels; or is remembered by the model: such images are
+            normal beyond all others.
+    """
+    from afclip_lightning.backbones.store import image_digest
+    from afclip_lightning.data.images import walk_images
+
+    remembered = set() if shots is None else {image_digest(path) for path in walk_images(shots)}
+    found: dict[str, tuple[Path, bool]] = {}
+    for path, label in labelled:
+        digest = image_digest(path)
+        if digest in remembered:
+            raise UserError(f"{path} is one of --shots too: a threshold from images that are remembered is too low.")
+        first, known = found.setdefault(digest, (path, label))
+        if known != label:
+            raise UserError(f"{path} is a copy of {first}, and one is called good and the other anomalous. Keep one.")
+    if copies := len(labelled) - len(found):
+        said = (
+            "1 image is a copy of another one, and is"
+            if copies == 1
+            else f"{copies} images are copies of others, and are"
+        )
+        print(f"note: {said} counted once.", file=sys.stderr)
+    return list(found.values())
+
+
+def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
+    """Refuses too few images, before a model is loaded.
+
+    Raises:
+        UserError: There are.
+    """
+    from afclip_lightning.inspection.calibration import require
+
+    good = len(labels) - sum(labels)
+    needs_good = (options.criterion == "fpr" and options.threshold is None) or (
+        good and options.pixel_threshold is None
+    )
+    if labels and needs_good:
+        require(good)
+    if options.criterion != "fpr" and options.threshold is None and not 0 < good < len(labels):
+        raise UserError("labelled images must be of both kinds, good and anomalous. Add those that are missing.")
+
+
+def _thresholds(
+    options: argparse.Namespace, model: "Predictor", labelled: Labelled
+) -> "tuple[Threshold, Threshold | None, np.ndarray]":
+    """Returns the thresholds of image scores and of maps, and the scores of the good images; prints the thresholds.
+
+    Raises:
+        UserError: An image cannot be read, or there are too few.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from afclip_lightning.data.picture import say
+    from afclip_lightning.inspection.calibration import PixelTail, fixed, from_labels, from_normals
+
+    anomalous = np.array([label for _, label in labelled], dtype=bool)
+    scores = np.zeros(len(labelled))
+    tail = PixelTail(int((~anomalous).sum()), options.pixel_fpr)
+    stream = model.stream([path for path, _ in labelled], options.num_workers, keep_images=False)
+    for index, outcome in tqdm(stream, total=len(labelled), unit=" images", disable=None):
+        if isinstance(outcome, UserError):
+            raise outcome
+        scores[index] = outcome.score
+        if not anomalous[index]:
+            tail.add(outcome.anomaly_map)
+    for sentence in say(model.remarks):
+        print(f"note: {sentence}", file=sys.stderr)
+    good = scores[~anomalous]
+    if options.threshold is not None:
+        image = fixed(options.threshold, good)
+    elif options.criterion == "fpr":
+        image = from_normals(good, options.fpr)
+    else:
+        image = from_labels(scores, anomalous, options.criterion)
+    pixel = tail.threshold() if len(good) and options.pixel_threshold is None else None
+    if options.pixel_threshold is not None:
+        pixel = fixed(options.pixel_threshold, np.array(tail.medians))
+    print("image score:", _said(image))
+    if anomalous.any():
+        found, false = scores[anomalous] > image.value, good > image.value
+        print(
+            f"  above it lie {found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} good ones"
+        )
+    if pixel:
+        print("map:        ", _said(pixel))
+    return image, pixel, good
+
+
+def _said(threshold: "Threshold") -> str:
+    how = {
+        "quantile": "quantile of {n} good images",
+        "tail_fit": "tail fitted to {n} good images, which are few for this rate",
+        "pixel_quantile": "quantile of the pixels of {n} good images",
+        "f1": "best F1 on {n} labelled images",
+        "balanced": "best balanced accuracy on {n} labelled images",
+        "fixed": "fixed by hand",
+    }[threshold.method].format(n=threshold.n)
+    text = f"threshold {threshold.value:.4g}, {how}"
+    if threshold.fpr is not None:
+        text += f"; share of good ones above it: {threshold.fpr:.3g}"
+    if threshold.interval is not None:
+        low, high = threshold.interval
+        text += f"\n  it lies between {low:.4g} and {high:.4g} with a confidence of {threshold.confidence:.0%}"
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning calibrate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--normal", type=Path, metavar="DIR", help="good images")
+    parser.add_argument(
+        "--labelled",
+        type=Path,
+        metavar="DIR|CSV",
+        help="labelled images: folders, of which those named good are good; or a table with path and label, 0 or 1",
+    )
+    parser.add_argument(
+        "--criterion",
+        choices=("fpr", "f1", "balanced"),
+        default="fpr",
+        help="what chooses the threshold (%(default)s)",
+    )
+    parser.add_argument("--fpr", type=finite, default=0.01, metavar="SHARE", help="of good images (%(default)s)")
+    parser.add_argument(
+        "--pixel_fpr", type=finite, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)"
+    )
+    parser.add_argument("--threshold", type=finite, metavar="X", help="of image scores, fixed by hand")
+    parser.add_argument("--pixel_threshold", type=finite, metavar="X", help="of the values of maps, fixed by hand")
+    parser.add_argument(
+        "--product", metavar="NAME", help="what the calibration is for, and is called by; --category by default"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="beside the checkpoint by default")
+    parser.add_argument("--overwrite", action="store_true", help="take the place of a calibration that is there")
+    add_model_options(parser)
+    return parser

@@ -1,0 +1,205 @@
+"""`python -m afclip_lightning datasets`: what there is to get, whether it is complete, and unpacking it."""
+
+import argparse
+import inspect
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.data import archive, doctor
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.datasets.catalogue import dataset_classes
+from afclip_lightning.errors import UserError, message_of
+
+DESCRIPTION = """\
+list      every dataset with its size, its licence and where to obtain it
+check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
+          or are left out, masks that are empty, not binary, of another size or without an image, pictures that are in
+          training and in test; exit code 0 if nothing is wrong, 1 if there is something to look at, 2 for an error
+prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it; overwrites nothing, and goes on where
+          an interrupted one stopped
+
+NAME is a name from the list, or a class: datasets check Folder --root DIR --normal_dir good --abnormal_dir bad
+Nothing here uses the network.
+"""
+
+
+def default_root(dataset: AnomalyDataModule | type[AnomalyDataModule]) -> Path:
+    """Returns where the configs look for a dataset: its folder in AFCLIP_DATA or, where that is not set, in `data`."""
+    return Path(os.environ.get("AFCLIP_DATA", "data")) / (dataset.folder or dataset.name)
+
+
+def catalogue() -> list[AnomalyDataModule]:
+    """Returns every published dataset once, sorted by name."""
+    found: dict[str, AnomalyDataModule] = {}
+    for cls in dataset_classes():
+        if not inspect.isabstract(cls):
+            named = [cls(root=default_root(cls))] if getattr(cls, "name", "") else _variants(cls)
+            found |= {dataset.name: dataset for dataset in named}
+    return [found[name] for name in sorted(found)]
+
+
+def _variants(cls: type[AnomalyDataModule]) -> list[AnomalyDataModule]:
+    """Returns the datasets of a class that has several; those of one's own, named as their folder, are none."""
+    here, there = (cls.variants(Path(folder)) for folder in ("here", "there"))
+    found = [dataset for dataset, moved in zip(here, there, strict=True) if dataset.name == moved.name]
+    for dataset in found:
+        dataset.root = default_root(dataset)
+    return found
+
+
+def find_dataset(name: str, options: Sequence[str], root: Path | None = None) -> AnomalyDataModule:
+    """Returns the dataset of a name or class.
+
+    Args:
+        name: A dataset's name, or a class, in upper or lower case.
+        options: Arguments of the class as on the command line.
+        root: Its folder; that of a set with a name has a default.
+
+    Raises:
+        UserError: There is no such dataset, or an option is wrong.
+    """
+    classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
+    classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
+    if cls := classes.get(name.lower()):
+        named = bool(getattr(cls, "name", ""))
+        if root is None and not named:
+            raise UserError(f"{cls.__name__} needs --root DIR: only a published set has a folder that is looked for.")
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, "dataset")
+        prefixed = [f"--dataset.{option[2:]}" if option.startswith("--") else option for option in options]
+        try:
+            parsed = parser.parse_args([f"--dataset.root={root or default_root(cls)}", *prefixed])
+            return parser.instantiate_classes(parsed).dataset
+        except Exception as error:  # the parser's own, and whatever the constructor refuses
+            raise UserError(f"{cls.__name__}: {message_of(error)}") from error
+    for cls in dict.fromkeys(classes.values()):
+        for dataset in _variants(cls):
+            if dataset.name == name.lower():
+                dataset.root = root or dataset.root
+                if options:
+                    raise UserError(f"{name} takes no {options[0]}; name the class {cls.__name__} to give its options.")
+                return dataset
+    known = ", ".join(dataset.name for dataset in catalogue())
+    raise UserError(f"There is no dataset {name!r}. There are: {known}; or a class, such as Folder.")
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """Returns a row a dataset: its name, class, categories, counts, size, licence and source."""
+    return [
+        {
+            "name": dataset.name,
+            "class": type(dataset).__name__,
+            "categories": len(dataset.find_categories()),
+            "train_normal": _total(dataset, 0),
+            "test_normal": _total(dataset, 1),
+            "test_anomalous": _total(dataset, 2),
+            "size": dataset.size,
+            "licence": dataset.licence,
+            "source": " ".join(dataset.source.split()),
+        }
+        for dataset in catalogue()
+    ]
+
+
+def _total(dataset: AnomalyDataModule, index: int) -> int | None:
+    counts = [published[index] for published in dataset.published_counts.values()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else dataset.published_total[index]
+
+
+def _render(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        counts = f"{_shown(row['test_normal'])} / {_shown(row['test_anomalous'])}"
+        lines.append(f"{row['name']} ({row['class']}): {_plural(row['categories'])}, {counts} test images")
+        lines.append(f"    size     {row['size'] or 'not known'}")
+        lines.append(f"    licence  {row['licence'] or 'not known'}")
+        lines.append(f"    from     {row['source']}")
+    return "\n".join(
+        [*lines, "", "Test images are normal / anomalous, as published. Accept the terms where you get it."]
+    )
+
+
+def _plural(categories: int) -> str:
+    return f"{categories} {'category' if categories == 1 else 'categories'}"
+
+
+def _shown(count: int | None) -> str:
+    return "?" if count is None else str(count)
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 something is off, 2 a mistake that the message explains."""
+    options, rest = _parser().parse_known_args(args)
+    try:
+        if options.verb == "list":
+            if rest:
+                raise UserError(f"list takes no {rest[0]}.")
+            rows = list_datasets()
+            print(json.dumps(rows, indent=2) if options.json else _render(rows))
+            return 0
+        dataset = find_dataset(options.name, rest, options.root)
+        if options.verb == "prepare":
+            moved = archive.prepare(dataset, options.archives)
+            print(
+                f"{moved} files are new in {dataset.root}.\nLicence: {dataset.licence or 'not known, see its source'}"
+            )
+            dataset.check("predict")
+            print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
+            return 0
+        report = doctor.examine(dataset, options.threads, progress=sys.stderr.isatty())
+        print(json.dumps(asdict(report), indent=2, default=str) if options.json else doctor.render(report))
+        return 1 if report.problems else 0
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise  # the command line ends without a word
+    except OSError as error:  # a folder that may not be read
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _count(text: str) -> int:
+    """Returns a number of threads."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 1024, got {text}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning datasets",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,prepare}")
+    listing = verbs.add_parser("list", allow_abbrev=False)
+    check = verbs.add_parser("check", allow_abbrev=False)
+    prepare = verbs.add_parser("prepare", allow_abbrev=False)
+    for verb in (check, prepare):
+        verb.add_argument("name", metavar="NAME", help="a dataset of the list, or a class, whose arguments are options")
+        verb.add_argument(
+            "--root",
+            type=Path,
+            metavar="DIR",
+            help="its folder; by default the one in AFCLIP_DATA, or data, that its config names",
+        )
+    for verb in (listing, check):
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument(
+        "--threads", type=_count, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
+    )
+    prepare.add_argument(
+        "--from", dest="archives", type=Path, nargs="+", required=True, metavar="ARCHIVE", help="what you downloaded"
+    )
+    return parser

@@ -1,0 +1,75 @@
+"""`python -m afclip_lightning export`: a head and its backbone as one graph, from pixels to score and map."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.errors import UserError, message_of
+
+DESCRIPTION = """\
+Writes one file that works without afclip_lightning: ONNX for any runtime, or a program for torch.export.load. Text,
+learned prompts, the memory of --shots and the normalisation of pixels are inside.
+
+  input    image  [batch, S, S, 3], uint8, RGB, resized to S × S with an antialiased bicubic filter (Pillow's BICUBIC)
+  outputs  score  [batch], float32; higher is more anomalous
+           map    [batch, S, S], float32, the same of each pixel
+
+The file takes its name only if it gives the numbers of the Python model. FILE.json beside it, and the file's own
+metadata, say what it is: S, category, backbone, the thresholds of a calibration.
+"""
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    options = _parser().parse_args(args)
+    try:
+        _export(options)
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. Nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    from afclip_lightning.data.images import walk_images  # with torch and more, which `--help` has no use for
+    from afclip_lightning.inspection.export import export
+    from afclip_lightning.inspection.predictor import load
+
+    shots = [] if options.shots is None else walk_images(options.shots)
+    if options.shots is not None and not shots:
+        raise UserError(f"{options.shots} has no images. Name a folder of good ones.")
+    out = options.out or Path(Path(options.checkpoint).with_suffix(SUFFIXES[options.to]).name)
+    model = load(options.checkpoint, device="cpu", category=options.category, shots=shots)
+    facts = export(model, out, options.to)
+    print(
+        f"{out}: {out.stat().st_size / 2**20:.0f} MB, {facts['method']} on {facts['backbone']}\n"
+        f"Largest difference to the Python model: {facts['largest_difference']:.1e}\n"
+        f"{out}.json says how to use it."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="python -m afclip_lightning export",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="a head, the folder of a run, or a config or the name of a method that trains nothing",
+    )
+    parser.add_argument("--to", required=True, choices=list(SUFFIXES), help="kind of file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file; by default the checkpoint's name, here")
+    parser.add_argument(
+        "--category", default="object", metavar="WORD", help="what prompts call the product (default: %(default)s)"
+    )
+    parser.add_argument("--shots", type=Path, metavar="DIR", help="good images, for methods that remember some")
+    return parser

@@ -1,0 +1,154 @@
+"""`python -m afclip_lightning inspect`: any image, any folder: score, verdict, regions, pictures."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from afclip_lightning.cli.model_options import (
+    add_calibration_options,
+    add_model_options,
+    finite,
+    load_models,
+    split_model_arguments,
+    thresholds_of,
+)
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.errors import UserError
+
+SAVES = ("map", "npy", "mask", "overlay")
+
+DESCRIPTION = """\
+Inspects images: files, folders with all below them, patterns (*), or - for a list of paths from standard input.
+
+The output folder gets, as it goes, one line per image:
+  inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold, verdict,
+                            area (share of the image above the pixel threshold), regions (box = left, top, right,
+                            bottom; area in pixels; highest score), error, name (of the files below); in .jsonl also
+                            size and mtime_ns of the file
+  maps/NAME.png             --save map: 16 bits, value = low + pixel * step, both texts in the file; evaluate reads it
+  npy/NAME.npy              --save npy: the map as float32
+  masks/NAME.png            --save mask: 255 above the pixel threshold
+  overlays/NAME.jpg         --save overlay: image, map and contours
+All are of the image's own size. An overlay without calibration says that its colours have no common scale.
+A run that was stopped goes on where it was, tries again what failed, and judges a file again that was replaced (its
+size or time has changed). One process writes into an output folder at a time.
+
+Files of a folder that could be images and are of no kind that is read here (.heic, .cr2 …) get a line with an error as
+well, and are counted as left out; texts, tables, archives, hidden files and what --ignore names do not. A folder that
+cannot be read costs one line.
+
+Thresholds come from the command calibrate, or by hand. Without one there is no verdict. At the end, the scores are
+compared with those of the calibration's good images: a note says if they do not look like the same product and camera
+(false alarms: at most 1 % of runs, if at most half of the images are anomalous).
+
+Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 2 a mistake that the
+message explains; 70 an error of this program; 130 interrupted.
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code, as the description has them."""
+    try:
+        others, arguments = split_model_arguments(args)
+        options = _parser().parse_args(others)
+        return _run(options, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
+    named = ([options.checkpoint] if options.checkpoint else []) + list(filter(None, options.methods.split(",")))
+    if not named:
+        raise UserError("name a model: --checkpoint FILE, or --methods for those that train nothing.")
+    saves = list(filter(None, options.save.split(",")))
+    if unknown := set(saves) - set(SAVES):
+        raise UserError(f"--save takes {', '.join(SAVES)}, got {', '.join(sorted(unknown))}.")
+    by_hand = {"threshold": options.threshold, "pixel_threshold": options.pixel_threshold}
+    if len(named) > 1 and (options.calibration or any(value is not None for value in by_hand.values())):
+        raise UserError("a threshold or a calibration is of one model, and several are named.")
+
+    from afclip_lightning.data.picture import say
+    from afclip_lightning.files import only_writer
+    from afclip_lightning.inspection.folder import check_settings, inspect
+    from afclip_lightning.inspection.inputs import count_left_out, find_inputs
+    from afclip_lightning.inspection.stream import difference
+
+    inputs = find_inputs(filter(None, _patterns(options.paths)), options.output, options.ignore)
+    if not inputs:
+        raise UserError("there is nothing to inspect: the list of paths is empty.")
+    calibration = None if options.no_calibration else options.calibration or "auto"
+    models = load_models(named, options, arguments, calibration, [item.path for item in inputs if not item.error])
+    for model in models.values():
+        model.threshold, model.pixel_threshold = by_hand["threshold"], by_hand["pixel_threshold"]
+    for name, model in models.items():
+        print(f"{name}: {thresholds_of(model)}", file=sys.stderr)
+    if "mask" in saves and any(m.thresholds[1] is None for m in models.values()):
+        raise UserError("--save mask needs a pixel threshold: calibrate first, or give --pixel_threshold.")
+    facts = {name: [m.checkpoint, m.settings, *m.thresholds] for name, m in models.items()}
+    with only_writer(options.output):
+        check_settings(options.output, {"model": facts, "save": sorted(saves)})
+        done = inspect(models, inputs, options.output, saves, options.num_workers)
+    left_out = sum(item.left_out for item in inputs)
+    judged, before = done.new - done.failed - left_out * len(models), len(inputs) * len(models) - done.new
+    print(
+        f"{judged} inspected, {done.failed} failed, {before} done before, {count_left_out(inputs)}: "
+        f"{options.output / 'inspections.csv'}"
+    )
+    if done.replaced:
+        print(f"{done.replaced} of these had been inspected before and were replaced since.")
+    for sentence in say(sum((model.remarks for model in models.values()), Counter[str]())):
+        print(f"note: {sentence}", file=sys.stderr)
+    for name, model in models.items():
+        if model.calibration and (said := difference(model.calibration.good, done.scores[name])):
+            print(f"note: {name}: {said}", file=sys.stderr)
+    return 1 if done.failed or left_out else 0
+
+
+def _patterns(paths: Sequence[str]) -> Iterator[str]:
+    for path in paths:
+        if path != "-":
+            yield path
+        elif hasattr(sys.stdin, "buffer"):
+            yield from map(os.fsdecode, sys.stdin.buffer.read().splitlines())  # names are any bytes
+        else:
+            yield from sys.stdin.read().splitlines()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning inspect",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or - for a list")
+    parser.add_argument(
+        "--output", type=Path, default=Path("inspections"), metavar="DIR", help="folder of the output (%(default)s)"
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of files that are left out of folders without a line, as '*.heic'; may be given again",
+    )
+    parser.add_argument(
+        "--save", default="", metavar="WHAT", help=f"pictures to write, of {', '.join(SAVES)}, with commas between"
+    )
+    parser.add_argument(
+        "--methods", default="", metavar="NAMES", help="methods that train nothing, by name or config, commas between"
+    )
+    thresholds = parser.add_argument_group("thresholds")
+    add_calibration_options(thresholds)
+    thresholds.add_argument("--threshold", type=finite, metavar="X", help="image scores above it are anomalous")
+    thresholds.add_argument("--pixel_threshold", type=finite, metavar="X", help="likewise, values of the map")
+    add_model_options(parser)
+    return parser

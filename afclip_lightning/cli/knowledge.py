@@ -1,0 +1,157 @@
+"""`python -m afclip_lightning knowledge`: what a knowledge base says, and making one with a language model."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from afclip_lightning.cli.datasets import find_dataset
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.errors import UserError, message_of, shown
+from afclip_lightning.files import write_text
+from afclip_lightning.knowledge import base, builder
+from afclip_lightning.knowledge.builder import AnswerCache, ChatServer, Question, category_question, image_question
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+DESCRIPTION = """\
+show      prints a knowledge base, one of the project's or a file, after checking it
+build     asks an OpenAI-compatible server for a new one: sentences on each category and, with --vision-model, one on
+          each anomalous image that training would read
+
+Answers are kept beside the output as they come; the same command goes on where an earlier one stopped. The key is read
+from an environment variable and written nowhere. Only `build` uses the network, and nothing but its endpoint.
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    options, rest = _parser().parse_known_args(args)
+    try:
+        if options.verb == "build":
+            return _build(options, rest)
+        if rest:
+            raise UserError(f"show takes no {rest[0]}.")
+        print(_render(options.source))
+        return 0
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What was answered is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def _render(source: str) -> str:
+    sentences, images = base.load_knowledge(source), base.load_image_sentences(source)
+    lines = [f"{key}: {value}" for key, value in base.load_provenance(source).items()]
+    lines += [f"sha256: {base.knowledge_digest(sentences)}", ""]
+    for category, texts in sentences.items():
+        lines += [category, *(f"  {base.count_tokens(text):2} tokens  {text}" for text in texts)]
+    lines += [f"{path}\n  {base.count_tokens(text):2} tokens  {text}" for path, text in images.items()]
+    return "\n".join(map(shown, lines))
+
+
+def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    if options.sentences < 1:
+        raise UserError(f"--sentences must be at least 1, got {options.sentences}.")
+    dataset = find_dataset(options.dataset, rest, options.root)
+    texts = _category_questions(dataset, options.model, options.sentences)
+    pictures = _image_questions(dataset, options.vision_model) if options.vision_model else []
+    if options.dry_run:
+        for question in (*texts, *pictures):
+            print(f"--- {question.about} ({question.model})\n{question.prompt}\n")
+        return 0
+    if not options.endpoint:
+        raise UserError("build needs --endpoint URL, the server to ask; --dry-run prints the questions without one.")
+    if options.out is None:
+        raise UserError("build needs --out FILE, the base to write.")
+    if options.out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{options.out}: the name of a base must end in .yaml.")
+    if options.out.exists():
+        raise UserError(f"{options.out} is already there. Remove it or choose another --out.")
+    server = ChatServer(options.endpoint, _key(options.key_variable), options.timeout)
+    cache = AnswerCache(options.out.with_suffix(".answers.jsonl"))
+    try:
+        found, asked = builder.answer_all([*texts, *pictures], server, cache)
+    except UserError as error:
+        raise UserError(
+            f"{message_of(error)}\nWhat was answered is kept in {cache.path}: the same command goes on from there."
+        ) from error
+    provenance = {
+        "generator": options.model,
+        **({"image_generator": options.vision_model} if pictures else {}),
+        "endpoint": server.endpoint,
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
+        "prompts": base.knowledge_digest({"category": builder.CATEGORY_PROMPT, "image": builder.IMAGE_PROMPT}),
+    }
+    sentences = {question.about: found[question.about] for question in texts}
+    images = {question.about: found[question.about][0] for question in pictures}
+    write_text(options.out, base.render_base(sentences, images, provenance))
+    print(
+        f"{options.out} is written: {len(sentences)} × {options.sentences} sentences on categories, {len(images)} on "
+        f"images; {asked} of {len(found)} answers are new."
+    )
+    return 0
+
+
+def _category_questions(dataset: AnomalyDataModule, model: str, count: int) -> list[Question]:
+    categories = dataset.selected_categories()
+    if not categories:
+        raise UserError(f"{dataset.root} has no category. Give the dataset's folder as --root.")
+    return [category_question(model, category, dataset.category_word(category), count) for category in categories]
+
+
+def _image_questions(dataset: AnomalyDataModule, model: str) -> list[Question]:
+    dataset.check()
+    split = dataset.train_split
+    anomalous = [sample for sample in dataset.samples(split) if sample.label == 1]
+    if not anomalous:
+        raise UserError(f"{dataset.root}: the {split} split, which training reads, has no anomalous image.")
+    return [
+        image_question(
+            model,
+            Path(os.path.relpath(sample.image_path, dataset.root)).as_posix(),
+            dataset.category_word(sample.category),
+            sample.image_path,
+        )
+        for sample in anomalous
+    ]
+
+
+def _key(variable: str | None) -> str:
+    """Returns the key; one that was asked for by name must be there, a local server needs none."""
+    key = os.environ.get(variable or KEY_VARIABLE, "").strip()
+    if variable and not key:
+        raise UserError(f"The variable {variable}, which --key-variable names, is not set.")
+    return key
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning knowledge",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{show,build}")
+    show = verbs.add_parser("show", allow_abbrev=False)
+    show.add_argument("source", metavar="NAME", help=f"{', '.join(base.bases())}, or a file ending in .yaml")
+    build = verbs.add_parser("build", allow_abbrev=False)
+    build.add_argument(
+        "--dataset", required=True, metavar="NAME", help="a dataset, or a class, whose arguments are options"
+    )
+    build.add_argument("--root", type=Path, metavar="DIR", help="its folder, where images or categories are read there")
+    build.add_argument("--endpoint", metavar="URL", help="the server; {URL}/v1/chat/completions is asked")
+    build.add_argument("--model", required=True, metavar="NAME", help="model that describes the categories")
+    build.add_argument("--vision-model", metavar="NAME", help="model that describes the images; by default none does")
+    build.add_argument("--out", type=Path, metavar="FILE", help="the base to write, ending in .yaml")
+    build.add_argument("--sentences", type=int, default=5, metavar="N", help="sentences a category (%(default)s)")
+    build.add_argument(
+        "--key-variable", metavar="NAME", help=f"environment variable that holds the key ({KEY_VARIABLE}, if set)"
+    )
+    build.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds an answer (%(default)g)")
+    build.add_argument("--dry-run", action="store_true", help="print the questions and ask nothing")
+    return parser

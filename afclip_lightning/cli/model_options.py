@@ -1,0 +1,201 @@
+"""Options of the commands that take a trained head or training-free methods, and the models that they name."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import parse_yaml
+
+if TYPE_CHECKING:
+    from afclip_lightning.backbones.clip import ClipBackbone
+    from afclip_lightning.data.tiles import Tiling
+    from afclip_lightning.inspection.predictor import Predictor
+
+MODEL_PREFIX = "--model."
+TOY = (
+    "the backbone is the tiny CLIP that comes with this package. It has seen drawn pictures only, to try things out: "
+    "its scores of photos mean nothing."
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model it is, and how it sees images."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="head.ckpt as fit writes it, its run folder, or a config that trains nothing",
+    )
+    model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
+    model.add_argument("--category", default="object", metavar="WORD", help="the product, for prompts (%(default)s)")
+    model.add_argument("--shots", type=Path, metavar="DIR", help="few-shot: a folder of good images")
+    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
+    model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views a batch (%(default)s)")
+    model.add_argument("--num_workers", type=int, default=2, metavar="N", help="processes that decode (%(default)s)")
+    view = parser.add_argument_group("how images are seen")
+    view.add_argument(
+        "--fit",
+        choices=("squash", "pad", "tiles"),
+        default="squash",
+        help="the whole of an image that is no square: squashed into one, padded, or in squares of its shorter side",
+    )
+    view.add_argument(
+        "--tiles", type=int, default=1, metavar="N", help="beside the whole, tiles: N along the shorter side"
+    )
+    view.add_argument("--tile_size", type=int, metavar="PX", help="or tiles of this side, in pixels of the image")
+    view.add_argument(
+        "--overlap", type=float, default=0.25, metavar="SHARE", help="of neighbouring tiles, at least (%(default)s)"
+    )
+    view.add_argument(
+        "--white",
+        metavar="auto|bits|N",
+        help="what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most "
+        "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
+        "value. That of the calibration by default, else bits",
+    )
+
+
+def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Literal['bits'] | None":
+    """Returns the white level that the options name, looked up in the images for `auto`; `None` if they name none.
+
+    Raises:
+        UserError: It is no level, or there is no image to look it up in.
+    """
+    if options.white is None:
+        return None
+    from afclip_lightning.data.white import white_from_text, white_value
+
+    try:
+        level = white_from_text(options.white)
+    except ValueError as error:
+        raise UserError(f"--white: {error}.") from error
+    if level == "auto" and not images:
+        raise UserError("--white auto is looked up in images, and there are none here: give bits or a number.")
+    return white_value(level, images) or "bits"
+
+
+def add_calibration_options(group: argparse._ArgumentGroup) -> None:
+    """Adds the options that say which calibration it is."""
+    group.add_argument(
+        "--calibration",
+        metavar="PRODUCT|FILE",
+        help="by default that of --category, or the only one beside the checkpoint, if any",
+    )
+    group.add_argument("--no_calibration", action="store_true", help="take no calibration")
+
+
+def finite(text: str) -> float:
+    """Returns a number that is finite, from the command line.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the other arguments of a command line, and those of the method, `--model.KEY VALUE`, by key.
+
+    Raises:
+        UserError: One has no value.
+    """
+    others: list[str] = []
+    found: dict[str, Any] = {}
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith(MODEL_PREFIX):
+            others.append(arg)
+            continue
+        name, equals, value = arg.partition("=")
+        if not equals:
+            value = next(rest, "--")
+        if not equals and value.startswith("--"):
+            raise UserError(f"{name} needs a value.")
+        found[name.removeprefix(MODEL_PREFIX)] = parse_yaml(value, Any, name, remedy="Quote the value.")  # type: ignore[arg-type]
+    return others, found
+
+
+def tiling_of(options: argparse.Namespace) -> "Tiling":
+    """Returns how images are seen.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    from afclip_lightning.data.tiles import Tiling
+
+    try:
+        return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+
+
+def load_models(
+    paths: Sequence[str],
+    options: argparse.Namespace,
+    arguments: dict[str, Any],
+    calibration: str | None = "auto",
+    images: Sequence[Path] = (),
+) -> "dict[str, Predictor]":
+    """Returns models by name, that of their class, which share backbones.
+
+    Args:
+        paths: As `load` takes them, at least one.
+        options: From `add_model_options`.
+        arguments: From `split_model_arguments`.
+        calibration: As `load` takes it.
+        images: Those that are to be seen, for a white level that is looked up in them.
+
+    Raises:
+        UserError: A model cannot be loaded, or an option is out of its range.
+    """
+    from afclip_lightning.data.images import walk_images
+    from afclip_lightning.inspection.predictor import load
+
+    if options.batch_size < 1 or options.num_workers < 0:
+        raise UserError(
+            f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
+            f"{options.num_workers}."
+        )
+    tiling, shots = tiling_of(options), []
+    if options.shots is not None:
+        shots = walk_images(options.shots)
+        if not shots:
+            raise UserError(f"{options.shots}, the folder of good images, has no image.")
+    white = white_of(options, images)
+    backbones: dict[str, ClipBackbone] = {}
+    models: dict[str, Predictor] = {}
+    for path in paths:
+        model = load(
+            path,
+            arguments=arguments,
+            device=options.device,
+            tiling=tiling,
+            category=options.category,
+            shots=shots,
+            calibration=calibration,
+            white=white,
+            batch_size=options.batch_size,
+            backbones=backbones,
+        )
+        name = type(model.method).__name__
+        models[name if name not in models else f"{name}_{len(models) + 1}"] = model
+    if any(model.is_toy for model in models.values()):
+        print(f"warning: {TOY}", file=sys.stderr)
+    return models
+
+
+def thresholds_of(model: "Predictor") -> str:
+    """Returns in words where the thresholds of a model come from."""
+    image, pixel = (value is not None for value in (model.threshold, model.pixel_threshold))
+    by_hand = {(True, True): "both", (True, False): "that of the score", (False, True): "that of the map"}
+    said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
+    if model.calibration is not None:
+        return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
+    return f"no calibration{said or ': no verdict, and the colours of each picture are its own'}"

@@ -1,0 +1,82 @@
+"""`python -m afclip_lightning report`: one HTML page of a run, or of inspected images."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import shown, write_text
+from afclip_lightning.report import inspections, run
+from afclip_lightning.report.run import Threshold, calibrated
+from afclip_lightning.report.run_files import read_run
+
+DESCRIPTION = """\
+Writes one HTML page of a test run: tables by category, curves, scores, pictures of what was missed and of false alarms;
+or of the output of `inspect`: scores, and the most and the least anomalous images.
+It is self-contained: it opens from disk, without a network, and can be sent to others.
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
+    options = _parser().parse_args(args)
+    try:
+        threshold = calibrated(options.calibration) if options.calibration else None
+        if options.threshold is not None:
+            threshold = Threshold(options.threshold, "given by hand")
+        if (options.run / inspections.TABLE).is_file():
+            if threshold:
+                raise UserError(f"{options.run} was inspected with thresholds of its own: leave the option out.")
+            folder, page = options.run, inspections.render(options.run, options.originals)
+        else:
+            found = read_run(options.run)
+            folder, page = found.folder, run.render(found, threshold)
+        out = options.out or folder / "report.html"
+        write_text(out, page)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Report: {shown(out)}")
+    return 0
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run folder, a table in it such as results_x.json, or the output folder of inspect",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; report.html in that folder by default")
+    parser.add_argument(
+        "--originals",
+        action="store_true",
+        help="show inspected images without an overlay too, read from where they lay; by default the page holds "
+        "pictures of that folder alone",
+    )
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--threshold",
+        type=_finite,
+        metavar="SCORE",
+        help="call images anomalous from this score on; by default that of the best F1 on the test labels, category by "
+        "category",
+    )
+    limit.add_argument("--calibration", type=Path, metavar="FILE", help="the threshold that `calibrate` wrote there")
+    return parser

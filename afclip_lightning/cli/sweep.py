@@ -1,0 +1,110 @@
+"""`python -m afclip_lightning sweep`: a search over options of `fit`, from a W&B sweep file, with Optuna."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.engine.signals import STOPPED
+from afclip_lightning.errors import UserError, message_of
+
+MOST_TRIALS = 10**6
+DESCRIPTION = """\
+Searches for the options of `fit` that a sweep file names, the same file that `wandb sweep` takes:
+
+  python -m afclip_lightning sweep --config experiments/sweeps/afclip.yaml --trials 20
+
+What is chosen by must be a metric of a validation, on a set that is not reported: val/<dataset>/mean/<metric>.
+A stopped or killed sweep goes on with the same command, its trials where their last checkpoint was.
+Options after -- are given to every trial.
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 trials failed, 2 a mistake, 75 trials left, 130 Ctrl-C."""
+    own = list(args[: args.index("--")]) if "--" in args else list(args)
+    options = _parser().parse_args(own)
+    try:
+        return _search(options, list(args[len(own) + 1 :]))
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # before the workers; then they are stopped
+        return 130
+
+
+def _search(options: argparse.Namespace, extra: list[str]) -> int:
+    try:
+        from afclip_lightning.sweep.launch import run_local, run_slurm
+        from afclip_lightning.sweep.space import read_sweep
+        from afclip_lightning.sweep.study import Plan, write_table
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[sweeps]'.") from error
+    sweep = read_sweep(options.config)
+    folder: Path = options.folder or Path("runs") / "sweeps" / sweep.name
+    trials = options.trials or sweep.cap or (len(sweep.grid()) if sweep.method == "grid" else None)
+    if trials is None:
+        raise UserError("Say how many trials: --trials N, or run_cap in the file.")
+    if sweep.method == "grid":
+        trials = min(trials, len(sweep.grid()))
+    storage = options.storage or str(folder / "study.journal")
+    plan = Plan(options.config, sweep, folder, storage, trials, options.seed, extra)
+    study = plan.study()
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    left = trials - sum(state.is_finished() for state in states)
+    code = 0
+    if left > 0:
+        jobs = min(options.jobs, left)
+        if options.launcher == "local":
+            code = run_local(plan, jobs)
+        else:
+            run_slurm(plan, jobs, options.sbatch)
+    print(write_table(plan, study))
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    left = trials - sum(state.is_finished() for state in states)
+    if left > 0 and code == 0:
+        print(f"{left} trials are left, or run by another process: the same command goes on.", file=sys.stderr)
+        return STOPPED
+    return code or int(any(state.name == "FAIL" for state in states))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        "python -m afclip_lightning sweep",
+        usage="%(prog)s --config FILE [options] [-- OPTIONS OF EVERY TRIAL]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sweep file as of Weights & Biases")
+    parser.add_argument("--trials", type=_count, metavar="N", help="trials in all, those of earlier calls too; run_cap")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at once; 1")
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where workers run; local")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
+    parser.add_argument("--storage", metavar="FILE_OR_URL", help="file or database of the study; DIR/study.journal")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the search; 0")
+    parser.add_argument(
+        "--sbatch", type=_words, default=[], metavar="OPTIONS", help="options for sbatch: '--time=2:00:00 --gres=gpu:1'"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not 1 <= int(text) <= MOST_TRIALS:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_TRIALS}, got {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 2**31:  # numbers of trials are added to it
+        raise argparse.ArgumentTypeError(f"must be from 0 to {2**31 - 1}, got {text}")
+    return int(text)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {text}") from error

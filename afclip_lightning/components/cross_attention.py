@@ -1,0 +1,157 @@
+"""Bidirectional cross-modal interaction: patches and text look at themselves and at each other."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afclip_lightning.components.adapters import attend
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries, keys and values have no bias, of which that of keys could not train.
+
+    Args:
+        width: Channels of a token.
+        heads: Heads, which divide the channels.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(width, width, bias=False)
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Returns what tokens `[B, T, W]` take from a context `[B, S, W]`, `[B, T, W]`."""
+        return self.take(self.to_q(tokens), context)
+
+    def take(self, queries: Tensor, context: Tensor) -> Tensor:
+        """Returns what queries `[B, T, W]`, already projected, take from a context `[B, S, W]`, `[B, T, W]`."""
+        taken: Tensor = self.to_out(attend(queries, self.to_k(context), self.to_v(context), self.heads))
+        return taken
+
+
+class DeformableAttention(nn.Module):
+    """Self-attention of patches over few points between them, which depend on the image.
+
+    The points stand on every fourth patch of every fourth row and are moved, each by at most so many patches, to where
+    a depthwise convolution over the queries around says. Keys and values are made of the patches interpolated there;
+    beyond the border its own go on.
+
+    Args:
+        width: Channels of a token.
+        heads: Attention heads.
+        groups: Groups of channels with points of their own.
+        stride: Patches between two points.
+        kernel: Odd side of the convolution, in patches.
+
+    Raises:
+        ValueError: The groups do not divide the channels.
+
+    Reference: Vision Transformer with Deformable Attention (Xia et al., 2022), Sec. 3.2.
+    Differs: no table of relative positions, and a point stands in the middle of the queries that move it.
+    """
+
+    def __init__(self, width: int, heads: int, groups: int = 4, stride: int = 4, kernel: int = 5) -> None:
+        super().__init__()
+        if groups < 1 or width % groups or stride < 1:
+            raise ValueError(
+                f"groups must divide the channels, and stride be positive; got {groups}, {width}, {stride}"
+            )
+        self.groups = groups
+        self.stride = stride
+        channels = width // groups
+        self.attention = Attention(width, heads)
+        self.around = nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.to_offset = nn.Linear(channels, 2, bias=False)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns what patches `[B, N, W]` of a grid `(h, w)` take from the points, `[B, N, W]`."""
+        queries = self.attention.to_q(tokens)
+        return self.attention.take(queries, self.sample(tokens, self.points(queries, grid), grid))
+
+    def points(self, queries: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns column and row of each point, counted in patches from 0, `[B, G, M, 2]`, float32.
+
+        Args:
+            queries: `[B, N, W]`.
+            grid: Patch grid `(h, w)`.
+        """
+        hidden = self.norm(self.around(self._planes(queries, grid)).movedim(1, -1))  # [B * G, h', w', W / G]
+        offset = self.stride * self.to_offset(F.gelu(hidden)).float().tanh()
+        rows, columns = (self.stride * torch.arange(n, device=offset.device) for n in offset.shape[1:3])
+        points = offset + torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+        return points.flatten(1, 2).unflatten(0, (-1, self.groups))
+
+    def sample(self, tokens: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns the patches at the points, bilinearly interpolated, `[B, M, W]`, float32.
+
+        Args:
+            tokens: `[B, N, W]`.
+            points: `[B, G, M, 2]`, see `points`.
+            grid: Patch grid `(h, w)`.
+        """
+        h, w = grid
+        columns, rows = (2 * at / max(n - 1, 1) - 1 for at, n in zip(points.unbind(-1), (w, h), strict=True))
+        places = torch.stack([columns, rows], dim=-1).flatten(0, 1)[:, None]  # [B * G, 1, M, 2], outermost patches ±1
+        planes = self._planes(tokens, grid).float()
+        sampled = F.grid_sample(planes, places, padding_mode="border", align_corners=True)  # [B * G, W / G, 1, M]
+        return sampled[:, :, 0].unflatten(0, (-1, self.groups)).flatten(1, 2).transpose(1, 2)
+
+    def _planes(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns tokens `[B, N, W]` as planes of each group, `[B * G, W / G, h, w]`."""
+        return tokens.transpose(1, 2).unflatten(1, (self.groups, -1)).flatten(0, 1).unflatten(2, grid)
+
+
+class BiCrossAttention(nn.Module):
+    """One stage of Bi-CMCI: self-attention on either side, then patches look at the text, and the text at the patches.
+
+    It happens in fewer channels, each attention after a normalisation and beside what it is added to. The projections
+    back begin with zeros, so that patches and text pass unchanged at first.
+
+    Args:
+        embed_dim: Channels of patches and text.
+        width: Channels inside.
+        heads: Heads of every attention.
+        groups: See `DeformableAttention`.
+        stride: See `DeformableAttention`.
+
+    Reference: KAnoCLIP, Sec. 2.4 and Fig. 3. The paper says which four attentions there are; order, sizes and
+    residuals are ours.
+    """
+
+    def __init__(self, embed_dim: int, width: int = 256, heads: int = 8, groups: int = 4, stride: int = 4) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads must divide the channels, got {heads} and {width}")
+        self.patches_in = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, width))
+        self.text_in = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, width))
+        self.text_self = Attention(width, heads)
+        self.patches_self = DeformableAttention(width, heads, groups, stride)
+        self.text_to_patches = Attention(width, heads)
+        self.patches_to_text = Attention(width, heads)
+        self.text_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.patches_out = nn.Linear(width, embed_dim, bias=False)
+        self.text_out = nn.Linear(width, embed_dim, bias=False)
+        nn.init.zeros_(self.patches_out.weight)
+        nn.init.zeros_(self.text_out.weight)
+
+    def forward(self, patches: Tensor, text: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Returns patches `[B, N, D]` and text `[B, 2, D]` that know of each other, not of unit length.
+
+        Args:
+            patches: `[B, N, D]`.
+            text: `[B, 2, D]`.
+            grid: Patch grid `(h, w)`.
+        """
+        p, t = self.patches_in(patches), self.text_in(text)
+        normed = self.text_norms[0](t)
+        t = t + self.text_self(normed, normed)
+        p = p + self.patches_self(self.patches_norms[0](p), grid)
+        p = p + self.text_to_patches(self.patches_norms[1](p), self.text_norms[1](t))
+        t = t + self.patches_to_text(self.text_norms[2](t), self.patches_norms[2](p))
+        return patches + self.patches_out(p), text + self.text_out(t)

@@ -1,0 +1,68 @@
+"""Images in several views, scored a few at a time and put together again."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.data.tiles import Layout, resize_map
+from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
+
+Predictions = Mapping[str, AnomalyPrediction]  # by head
+
+
+def score_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch], AnomalyPrediction]) -> AnomalyPrediction:
+    """Returns what a method says of a batch, whose images may be in tiles: see `score_all_views`."""
+    if batch.views is None:
+        return score(batch)
+    return score_all_views(batch, preprocess, lambda part: {MAIN_HEAD: score(part)})[MAIN_HEAD]
+
+
+def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch], Predictions]) -> Predictions:
+    """Returns what several heads say of a batch, whose images may be in tiles.
+
+    The score of an image is then the highest of its views, and its map the mean of theirs, as `inspect` has it.
+
+    Args:
+        batch: The batch.
+        preprocess: Of the backbone.
+        score: Gives the heads' predictions of a batch of whole images or views.
+    """
+    if batch.views is None:
+        return score(batch)
+    assert batch.masks is not None
+    size, tiling = preprocess.image_size, batch.views.tiling
+    shapes = [facts.shape for facts in batch.masks]
+    layouts = [Layout(*shape, tiling, size) for shape in shapes]
+    owners = [(image, view) for image, layout in enumerate(layouts) for view in range(len(layout))]
+    maps: dict[str, list[np.ndarray]] = {}
+    scores: dict[str, list[list[torch.Tensor]]] = {}
+    for start in range(0, len(owners), batch.views.at_once):
+        part = owners[start : start + batch.views.at_once]
+        pixels = [batch.views.pixels[image][view].numpy() for image, view in part]
+        for head, prediction in score(_batch_of(batch, preprocess, pixels, [image for image, _ in part])).items():
+            own = maps.setdefault(head, [np.zeros(shape, np.float32) for shape in shapes])
+            found = scores.setdefault(head, [[] for _ in shapes])
+            seen = prediction.anomaly_map.float().cpu().numpy()
+            for row, (image, view) in enumerate(part):
+                layouts[image].add(own[image], view, seen[row])
+                found[image].append(prediction.pred_score[row])
+    device = batch.label.device
+    return {
+        head: AnomalyPrediction(
+            torch.stack([torch.stack(found).amax() for found in scores[head]]),
+            torch.from_numpy(np.stack([resize_map(one, size, size) for one in own])).to(device),
+            [torch.from_numpy(one) for one in own],
+        )
+        for head, own in maps.items()
+    }
+
+
+def _batch_of(batch: Batch, preprocess: Preprocess, pixels: list[np.ndarray], owners: list[int]) -> Batch:
+    """Returns views `[S, S, 3]`, uint8, as a batch of their own; nothing is marked in it."""
+    at = torch.tensor(owners, device=batch.label.device)
+    views = preprocess.to_tensors(pixels).to(batch.label.device)
+    mask = torch.zeros(len(pixels), *views.shape[2:], dtype=torch.uint8, device=views.device)
+    samples = [batch.samples[image] for image in owners]
+    return Batch(views, mask, batch.label[at], batch.mask_known[at], samples)

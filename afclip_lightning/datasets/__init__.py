@@ -1,0 +1,1 @@
+"""The datasets: what `data.class_path` may name."""

@@ -1,0 +1,172 @@
+"""Images that a file lists: AnomalyCLIP's meta.json, AA-CLIP's JSON lines."""
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from afclip_lightning.data.images import file_inside
+from afclip_lightning.data.names import Names, Words, find, normal_form
+from afclip_lightning.datasets.listed import Entry, ListedData
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_json, read_json_lines
+from afclip_lightning.types import Sample, Split
+
+MASK_SUFFIXES = ("_mask", "_label", "_Segmentation")  # of the sets that these files are written for
+
+
+class Listing(ListedData):
+    """A dataset whose images a file lists, with paths that start at `root` and stay in it.
+
+    A file `.json` is read as AnomalyCLIP's scripts write it: `{"train": {category: [...]}, "test": {...}}` with
+    `img_path`, `mask_path` and `anomaly` an image; `Train` and `Test`, as one of the scripts writes, mean the same.
+    A file `.jsonl` is read as AA-CLIP's: one line an image with `image_path`, `label`, `class_name` and, where there is
+    one, `mask_path`; a line without `split` is of the test split.
+
+    An anomalous image whose mask path is empty, or a folder, has no mask: its pixel metrics are absent. The scripts
+    pair masks with images by their position in sorted folders, which goes wrong from the first missing file on: an
+    image that is given another image's mask while its own lies beside it is refused. Absolute paths are read if they
+    lie in `root`.
+
+    Args:
+        root: Folder that the paths start at.
+        file: The listing, as a path from `root`, or an absolute one.
+        name: Name of the dataset in metric keys and tables; the name of `root` by default.
+        categories: Categories to use; all that the file names by default.
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+        words: Words for prompts, by category.
+
+    Raises:
+        ValueError: The file is neither `.json` nor `.jsonl`, or an argument is out of its range.
+    """
+
+    kinds = (".json", ".jsonl")
+    entry = "entry"
+    source = "Your own file, or one that AnomalyCLIP's or AA-CLIP's scripts wrote beside the set that it lists."
+    licence = "that of the set"
+
+    def __init__(
+        self,
+        root: str | Path,
+        file: str | Path = "meta.json",
+        name: str | None = None,
+        categories: Names = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+        words: Words = None,
+    ) -> None:
+        super().__init__(root, file, name, categories, train_split, batch_size, num_workers, words)
+        self.layout = f"{self.file.name}, and the images and masks that it names"
+
+    def find_categories(self) -> list[str]:
+        """Returns the categories in the order of the file; none where it is not there.
+
+        Raises:
+            DatasetError: The file is not as it must be.
+        """
+        return list(dict.fromkeys(entry.category for entry in self.entries())) if self.file.is_file() else []
+
+    def check(self, stage: str = "fit") -> None:
+        """Checks that the file is there and names the categories in use, for whatever stage; looks for no image.
+
+        Raises:
+            DatasetError: Says what was looked for and how to get it.
+        """
+        if self.root.is_dir() and not self.file.is_file():
+            raise DatasetError(f"Dataset {self.name!r} was not found: there is no file {self.file}.\n{self.source}")
+        super().check(stage)
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: The file is not as it must be, or an entry names no file, one outside `root`, one that another
+                entry names, or another image's mask.
+        """
+        images = self.images(category, split)
+        samples = []
+        for image, entry in images.items():
+            mask = self._mask(entry, image, images) if entry.label else None
+            known = not entry.label or mask is not None
+            samples.append(Sample(self.name, category, split, image, entry.label, mask, known))
+        return sorted(samples, key=lambda sample: sample.image_path.as_posix())
+
+    def _mask(self, entry: Entry, image: Path, images: Collection[Path]) -> Path | None:
+        if not entry.mask or os.path.isdir(find(self.root, entry.mask)):
+            return None
+        mask = file_inside(self.root, entry.mask, entry.where)
+        own = mask.with_name(f"{image.stem}{_mask_suffix(mask, images)}{mask.suffix}")
+        # where masks lie beside their images, what has the image's very name is the image
+        if own != mask and own not in images and os.path.isfile(own):
+            raise DatasetError(
+                f"{entry.where}: {image} is given the mask {mask.name}, but {own} is there: images and masks were "
+                "paired by position, and a file is missing or too many. Mend the folders and write the file again."
+            )
+        return mask
+
+    def read_entries(self) -> Iterator[Entry]:
+        """Yields every image of the file.
+
+        Raises:
+            DatasetError: The file cannot be read, or an entry is not as it must be.
+        """
+        return self._from_lines() if self.file.suffix == ".jsonl" else self._from_meta()
+
+    def _from_lines(self) -> Iterator[Entry]:
+        for number, item in read_json_lines(self.file, Any, remedy="Mend the line.", error=DatasetError):  # type: ignore[arg-type]
+            where = f"{self.file}, line {number}"
+            category, image, label, mask = _values(item, where, "class_name", "image_path", "label", "mask_path")
+            split: str = _text(item, "split", where) or "test"  # of an object, as `_values` says
+            yield Entry(where, normal_form(category), split.lower(), image, label, mask)
+
+    def _from_meta(self) -> Iterator[Entry]:
+        splits = read_json(self.file, Any, remedy="Write it again.", error=DatasetError)  # type: ignore[arg-type]
+        for split, categories in _items(splits, str(self.file)):
+            for category, items in _items(categories, f"{self.file}, {split}"):
+                for number, item in enumerate(items if isinstance(items, list) else [items], 1):
+                    where = f"{self.file}, {split}, {category}, entry {number}"
+                    _, image, label, mask = _values(item, where, None, "img_path", "anomaly", "mask_path")
+                    yield Entry(where, normal_form(category), split.lower(), image, label, mask)
+
+
+def _mask_suffix(mask: Path, images: Collection[Path]) -> str:
+    """Returns what follows the stem of an image in that of a mask: of the image with the longest stem that fits."""
+    stems = {image.stem for image in images}
+    fitting = (end for end in range(len(mask.stem), 0, -1) if mask.stem[:end] in stems)
+    known = next((suffix for suffix in MASK_SUFFIXES if mask.stem.endswith(suffix)), "")
+    return next((mask.stem[end:] for end in fitting), known)
+
+
+def _items(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        raise DatasetError(f"{where}: must be an object with names, got {str(value)[:60]!r}. Write the file again.")
+    yield from value.items()
+
+
+def _values(
+    item: Any, where: str, category: str | None, image: str, label: str, mask: str
+) -> tuple[str, str, int, str]:
+    """Returns category, image, label and mask of an entry, where they have these keys; an absent mask is empty."""
+    wanted = [key for key in (category, image, label) if key]
+    absent = [key for key in wanted if not isinstance(item, dict) or key not in item]
+    if absent:
+        raise DatasetError(f"{where}: has no {', '.join(absent)}. Mend the entry.")
+    if isinstance(item[label], bool) or item[label] not in (0, 1):
+        raise DatasetError(f"{where}: {label} must be 0 or 1, got {repr(item[label])[:60]}. Mend the entry.")
+    texts = [_text(item, key, where) if key else "" for key in (category, image, mask)]
+    if empty := [key for key, text in zip((category, image), texts, strict=False) if key and not text]:
+        raise DatasetError(f"{where}: {empty[0]} is empty. Mend the entry.")
+    return texts[0], texts[1], int(item[label]), texts[2]
+
+
+def _text(item: Any, key: str, where: str) -> str:
+    """Returns the text under a key, empty where there is none; a class may be named by a number."""
+    value = item.get(key)
+    if key == "class_name" and type(value) is int:
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise DatasetError(f"{where}: {key} must be text, got {str(value)[:60]!r}. Mend the entry.")
+    return value or ""

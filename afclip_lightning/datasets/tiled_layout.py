@@ -1,0 +1,228 @@
+"""Published recipes that make a test set of raw images: normal images held out, large images cut into tiles."""
+
+import math
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import read_image, read_mask, survey
+from afclip_lightning.data.left_out import sentences, unread
+from afclip_lightning.data.names import Words
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Split
+
+Item = TypeVar("Item")
+NO_TILE = "of which no tile is cut"
+
+
+def hold_out(items: Sequence[Item], share: float = 0.25, seed: int = 42) -> tuple[list[Item], list[Item]]:
+    """Returns the items for training and, a seeded share of them, those for testing, both in the order given.
+
+    The same items as scikit-learn's `train_test_split` with this `test_size` and `random_state` holds out.
+
+    Args:
+        items: The items, in an order that is the same on every machine.
+        share: Share for testing, rounded up to a whole item.
+        seed: Seed of the draw.
+    """
+    drawn = np.random.RandomState(seed).permutation(len(items))[: math.ceil(share * len(items))]
+    held = set(drawn.tolist())
+    return [item for i, item in enumerate(items) if i not in held], [items[i] for i in sorted(held)]
+
+
+@contextmanager
+def complete_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `target` at the end, so that `target` appears complete or not at all.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        yield folder
+        try:
+            folder.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first: what it made is the same
+                raise
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a raw image.
+
+    Attributes:
+        image: The raw image.
+        box: Left, top, right and bottom of the part, in pixels; right and bottom are not in it.
+        kind: Kind of its defect; empty if it is normal.
+        masks: Masks of the raw image, whose union counts; none where the whole image is normal.
+    """
+
+    image: Path
+    box: tuple[int, int, int, int]
+    kind: str = ""
+    masks: tuple[Path, ...] = ()
+
+
+class TiledLayout(MVTecLayout):
+    """A set whose images a published recipe cuts into tiles, with a quarter of the normal tiles held out for testing.
+
+    The tiles are written into `root`, in MVTec AD's layout, by `prepare_data`, which Lightning calls before a run; a
+    root that is there is used as it is. The raw set is only read, and `root` may not lie in it. Equal raw images give
+    equal tiles and an equal split on every machine.
+
+    Differs: the recipes list folders in whatever order the disk has them, so that their seed fixes how many normal
+    tiles are held out but not which ones; here they are sorted by path.
+
+    Args:
+        root: Folder of the tiles; `data/<name>` by default.
+        raw: Folder of the raw set; not needed where the tiles are there.
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+        words: Words for prompts that replace or extend the set's own, by category.
+
+    Attributes:
+        raw_layout: What `raw` must contain, as a few lines for a person.
+        raw_folder: Folder of the raw set in the one that holds all datasets, as the configs have it.
+
+    Raises:
+        ValueError: `root` lies in `raw`, or an argument is out of its range.
+    """
+
+    flat = True
+    required = ("train/good", "test/good", "ground_truth")
+    raw_layout: str
+    raw_folder: str
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        raw: str | Path | None = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+        words: Words = None,
+    ) -> None:
+        super().__init__(root, None, None, train_split, batch_size, num_workers, words)
+        self.raw = None if raw is None else Path(raw).expanduser()
+        if self.raw is not None and Path(os.path.realpath(self.root)).is_relative_to(os.path.realpath(self.raw)):
+            raise ValueError(
+                f"root is {self.root}, in the raw set {self.raw}, which is never written to: choose another"
+            )
+
+    @classmethod
+    def variants(cls, root: Path) -> list[AnomalyDataModule]:
+        """Returns nothing: tiles of one set look like those of another."""
+        return []
+
+    @abstractmethod
+    def find_tiles(self, raw: Path) -> list[Tile]:
+        """Returns the tiles of the raw set, in an order that is the same on every machine; opens the masks.
+
+        Raises:
+            DatasetError: A folder is missing, or a mask has no image or another size.
+        """
+
+    def is_absent(self) -> bool:
+        """Returns whether there are neither tiles nor a raw set to cut."""
+        return super().is_absent() and (self.raw is None or not self.raw.exists())
+
+    def check(self, stage: str = "fit") -> None:
+        """Checks the tiles, or, where they are not cut yet, that the raw set is there.
+
+        Raises:
+            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+        """
+        if self.raw is None or not super().is_absent():
+            super().check(stage)
+        elif not self.raw.is_dir():
+            raise DatasetError(
+                f"Dataset {self.name!r} was not found: neither its tiles, {self.root}, nor the raw set, {self.raw}.\n"
+                f"The raw set must contain:\n{self.raw_layout}\nHow to get it: {self.source}\nLicence: {self.licence}"
+            )
+
+    def prepare_data(self) -> None:
+        """Cuts the raw set, where it is given and the tiles are not there; they appear all at once.
+
+        Raises:
+            DatasetError: The raw set is not as it must be, or the tiles cannot be written.
+        """
+        if self.raw is None or not super().is_absent():
+            return
+        self.check()
+        tiles = self.find_tiles(self.raw)
+        used = {path for tile in tiles for path in (tile.image, *tile.masks)}
+        if said := sentences(unread(survey(self.raw), used, NO_TILE), self.raw):
+            warnings.warn(f"{self.name}, raw set {self.raw}: {'; '.join(said)}.", stacklevel=2)
+        if not tiles:
+            raise DatasetError(f"{self.raw}: there is nothing to cut. It must contain:\n{self.raw_layout}")
+        held = set(hold_out([tile for tile in tiles if not tile.kind])[1])
+        by_image = groupby(tiles, key=lambda tile: tile.image)
+        try:
+            with complete_folder(self.root) as folder, tqdm(total=len(tiles), desc=f"cutting into {self.root}") as bar:
+                for image, group in by_image:
+                    bar.update(_write(folder, image, list(group), held))
+        except OSError as error:
+            raise DatasetError(f"{self.root}: cannot be written to ({error}). Choose another `root`.") from error
+
+
+def _name(tile: Tile) -> str:
+    return f"{tile.image.parent.name}_{tile.image.stem}_{tile.box[0]:04}_{tile.box[1]:04}"
+
+
+def _write(folder: Path, image: Path, tiles: Sequence[Tile], held: set[Tile]) -> int:
+    """Writes the tiles of an image and returns their number."""
+    pixels = read_image(image)
+    for tile in tiles:
+        left, top, right, bottom = tile.box
+        split = "test" if tile.kind or tile in held else "train"
+        save_png(folder / split / (tile.kind or "good") / f"{_name(tile)}.png", pixels[top:bottom, left:right])
+        if tile.kind:
+            mask = union_of_masks(image, pixels.shape[:2], tile.masks)[top:bottom, left:right]
+            save_png(folder / "ground_truth" / tile.kind / f"{_name(tile)}_mask.png", mask * np.uint8(255))
+    return len(tiles)
+
+
+def union_of_masks(image: Path, shape: tuple[int, ...], masks: Sequence[Path]) -> np.ndarray:
+    """Returns the union of an image's masks, `[H, W]`, uint8 in {0, 1}.
+
+    Args:
+        image: The image, for the message.
+        shape: Its height and width, in pixels.
+        masks: Its masks.
+
+    Raises:
+        DatasetError: A mask has another size.
+    """
+    union = np.zeros(shape, np.uint8)
+    for path in masks:
+        mask = read_mask(path)
+        if mask.shape != tuple(shape):
+            raise DatasetError(
+                f"{path}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels and its image {image} is "
+                f"{shape[1]}×{shape[0]}. Replace one of them."
+            )
+        union |= mask
+    return union
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes an image `[H, W]` or `[H, W, 3]`, uint8, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, compress_level=3)

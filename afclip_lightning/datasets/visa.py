@@ -1,0 +1,127 @@
+"""VisA: twelve kinds of objects, in its original layout or in the converted one-class layout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from afclip_lightning.data.base import AnomalyDataModule, Counts
+from afclip_lightning.data.images import file_inside
+from afclip_lightning.data.left_out import LeftOut
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_rows
+from afclip_lightning.types import Sample, Split
+
+COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+class VisA(MVTecLayout):
+    """VisA: 12 categories, 962 normal and 1200 anomalous test images, with masks.
+
+    Where `split_csv/1cls.csv` is there it says which image belongs where; otherwise the folders of the converted layout
+    do. The masks hold small class numbers and look black: any non-zero value is anomalous.
+
+    Reference: Zou et al., SPot-the-Difference Self-Supervised Pre-training, ECCV 2022.
+    """
+
+    name = "visa"
+    published_counts: Mapping[str, Counts] = {
+        "candle": (900, 100, 100),
+        "capsules": (542, 60, 100),
+        "cashew": (450, 50, 100),
+        "chewinggum": (453, 50, 100),
+        "fryum": (450, 50, 100),
+        "macaroni1": (900, 100, 100),
+        "macaroni2": (900, 100, 100),
+        "pcb1": (904, 100, 100),
+        "pcb2": (901, 100, 100),
+        "pcb3": (905, 101, 100),
+        "pcb4": (904, 101, 100),
+        "pipe_fryum": (450, 50, 100),
+    }
+    published_total = (8659, 962, 1200)
+    published = tuple(published_counts)
+    words: Mapping[str, str] = {
+        "chewinggum": "chewing gum",
+        "macaroni1": "macaroni",
+        "macaroni2": "macaroni",
+        "pcb1": "printed circuit board",
+        "pcb2": "printed circuit board",
+        "pcb3": "printed circuit board",
+        "pcb4": "printed circuit board",
+    }
+    required = ("test", "ground_truth")
+    layout = """
+split_csv/1cls.csv                           the split; its paths start at this folder
+candle/Data/Images/{Normal,Anomaly}/*.JPG
+candle/Data/Masks/Anomaly/*.png
+capsules/ … pipe_fryum/                      12 categories; fewer: name them in `categories`
+or, converted, here or in a folder 1cls: candle/{train/good, test/{good,bad}, ground_truth/bad}/*
+"""
+    source = """
+VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked into this folder.
+"""
+    licence = "CC BY 4.0"
+
+    @property
+    def table(self) -> Path:
+        """Returns where the table of the original layout lies, whether or not it is there."""
+        return self.root / "split_csv" / "1cls.csv"
+
+    def category_folder(self, category: str) -> Path:
+        """Returns the category's folder in the converted layout."""
+        converted = self.root / "1cls"
+        return (converted if converted.is_dir() else self.root) / category
+
+    def missing(self) -> list[Path]:
+        """Returns what the layout in use lacks; where neither layout is to be seen, the table of the original one."""
+        if self.table.is_file():
+            return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
+        converted = any((self.category_folder(c) / "test").is_dir() for c in self.published)
+        return super().missing() if converted else [self.table]
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folders that hold the images and masks of the layout in use."""
+        if not self.table.is_file():
+            return super().folders_of(category, split)
+        return [self.root / category / "Data"] if split == "test" else []
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images and masks of the layout in use; those of the original one are of both splits."""
+        splits: tuple[Split, ...] = ("train", "test") if self.table.is_file() else (split,)
+        return set().union(*(super(VisA, self).files_of(category, s) for s in splits))
+
+    def left_out(self, split: Split) -> list[LeftOut]:
+        """Returns what is not read of the layout in use."""
+        return AnomalyDataModule.left_out(self, split) if self.table.is_file() else super().left_out(split)
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A row of the table is not as it must be, or a mask has no image or an image no mask.
+        """
+        if not self.table.is_file():
+            return super().find_samples(category, split)
+        masks: dict[Path, Path | None] = {}
+        for where, row in self._rows():
+            if row["object"] != category or row["split"] != split:
+                continue
+            if row["label"] not in ("normal", "anomaly"):
+                raise DatasetError(f"{where}: label must be normal or anomaly, got {row['label']!r}.")
+            image = file_inside(self.root, row["image"], where)
+            if image in masks:
+                raise DatasetError(f"{where}: {image} is already in an earlier line. Remove one.")
+            if row["mask"] and row["label"] == "normal":
+                raise DatasetError(f"{where}: the image is normal, and a mask is named for it. Restore the file.")
+            masks[image] = file_inside(self.root, row["mask"], where) if row["label"] == "anomaly" else None
+        known = {image: mask for image, mask in masks.items() if mask}
+        return self.make_samples(category, split, [image for image in masks if image not in known], list(known), known)
+
+    def _rows(self) -> list[tuple[str, dict[str, str]]]:
+        """Returns every row of the table with `file, line n`."""
+        rows = []
+        for number, cells in read_rows(self.table, remedy="Restore the file.", error=DatasetError):
+            if absent := [column for column in COLUMNS if column not in cells]:
+                raise DatasetError(f"{self.table}, line 1: has no column {', '.join(absent)}. Restore the file.")
+            rows.append((f"{self.table}, line {number}", {column: cells[column].strip() for column in COLUMNS}))
+        return rows

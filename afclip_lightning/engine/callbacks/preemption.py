@@ -1,0 +1,115 @@
+"""Ends a run between two steps when a signal asks for it, and lets it go on from there as if nothing had been."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from afclip_lightning.engine import signals
+from afclip_lightning.engine.signals import StoppedError
+from afclip_lightning.types import AnomalyPrediction, Batch
+
+
+class Preemption(Callback):
+    """Keeps what a run needs beside weights and optimiser to go on exactly, and stops it when it is asked to.
+
+    Training stops after a step and keeps a checkpoint. Anything else is done again when the run goes on.
+
+    Args:
+        path: The checkpoint, the same file as at the end of each epoch; `None` keeps none, and the run begins anew.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.random_states: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the states of torch's random generators: of the CPU, then of each CUDA device."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"random_states": [torch.get_rng_state(), *cuda]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps them until training begins."""
+        self.random_states = state_dict["random_states"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets the random generators as they were: all that was drawn since was drawn before the stop too."""
+        if self.random_states:
+            cpu, *cuda = self.random_states
+            torch.set_rng_state(cpu)
+            for device, state in zip(range(torch.cuda.device_count()), cuda, strict=False):
+                torch.cuda.set_rng_state(state, device)
+            self.random_states = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops between two epochs, where the end of the last one has been kept."""
+        self._stop_if_asked(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keeps a checkpoint and stops after a step of the optimiser; not after an epoch's last, its end does that."""
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._stop_if_asked(trainer, self.path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the loader that no batch of this epoch is left, before the epoch's checkpoint is written."""
+        trainer.train_dataloader.end_epoch()  # type: ignore[union-attr]
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: AnomalyPrediction,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stops at once; see `on_test_batch_end`."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: AnomalyPrediction,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stops at once, each process by itself: they need not have the same number of batches."""
+        if signals.requested():
+            raise StoppedError(self._how_to_go_on())
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stops at once; see `on_test_batch_end`."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def _stop_if_asked(self, trainer: Trainer, path: Path | None = None) -> None:
+        """Stops all processes after the same step, when one of them was asked to.
+
+        Raises:
+            StoppedError: After `path` was written, if one is given.
+        """
+        asked = signals.requested()
+        if trainer.world_size > 1:  # Lightning waits for the other processes here too, to look for a SIGTERM
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        if path is not None:
+            trainer.save_checkpoint(path)
+        raise StoppedError(self._how_to_go_on())
+
+    def _how_to_go_on(self) -> str:
+        if self.path is None or not self.path.exists():
+            return "Nothing of it was kept; the same command begins anew."
+        return f"To go on: the same command with --run_dir {self.path.parents[1]} --ckpt_path {self.path}."

@@ -1,0 +1,207 @@
+"""A method from a file: a trained head as `fit` wrote it, or a config whose method trains nothing."""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import afclip_lightning.methods
+from afclip_lightning.backbones.archives import reason
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.discovery import descendants, import_submodules
+from afclip_lightning.engine.checkpoint import read_checkpoint
+from afclip_lightning.engine.messages import one_line
+from afclip_lightning.engine.references import resolve
+from afclip_lightning.errors import CheckpointError, UserError, WeightsError, message_of
+from afclip_lightning.files import read_yaml
+from afclip_lightning.methods.base import AnomalyMethod
+
+CONFIG_SUFFIXES = (".yaml", ".yml")
+HEAD_FILE = "head.ckpt"
+Backbones = dict[str, ClipBackbone]  # by their arguments, see `backbone_key`
+
+
+def load_head(
+    path: str | Path, arguments: Mapping[str, Any] | None = None, backbones: Backbones | None = None
+) -> AnomalyMethod:
+    """Returns the method of a checkpoint with its trained tensors, or that of a config, in eval mode on the CPU.
+
+    Args:
+        path: A checkpoint, the folder of a run (its `head.ckpt`), or a YAML file with a `model` section as `fit` and
+            `test` take it.
+        arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
+        backbones: Those that are there already; what is built is added.
+
+    Raises:
+        CheckpointError: The file is absent or damaged, does not say how its method is built, or does not fit it.
+        UserError: A config cannot be read, an argument is wrong, or its method has to be trained first.
+    """
+    path = Path(path)
+    if path.suffix in CONFIG_SUFFIXES:
+        method = build(read_model(path, arguments), arguments, backbones)
+        if method.trainable_names():
+            raise UserError(f"{path}: {type(method).__name__} has to be trained: run fit, and name its {HEAD_FILE}.")
+        return method
+    path = Path(checkpoint_of(path) or path)
+    checkpoint = read_checkpoint(path)
+    if not checkpoint.get("model"):
+        raise CheckpointError(
+            f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
+            "again, or build the method in Python and load the checkpoint's `state_dict`."
+        )
+    try:
+        method = build(_own(checkpoint["model"]), arguments, backbones)
+    except WeightsError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    restore(method, checkpoint)
+    return method
+
+
+def checkpoint_of(path: Path) -> str | None:
+    """Returns the checkpoint that `load_head` reads; `None` for a config, whose method trains nothing."""
+    if path.suffix in CONFIG_SUFFIXES:
+        return None
+    return str(path / HEAD_FILE if path.is_dir() else path)
+
+
+def _own(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `model` entry of a checkpoint, without its optimiser, if building it imports nothing.
+
+    A config is written by its user and may name any class. A checkpoint comes from anywhere: it must not choose what is
+    run, least of all a module of the working directory.
+
+    Raises:
+        UserError: It names a class that is neither ours nor imported already.
+    """
+    name, arguments = model["class_path"], dict(model.get("init_args") or {})
+    own = methods()
+    module, _, cls_name = name.rpartition(".")
+    if name not in own and not hasattr(sys.modules.get(module), cls_name):
+        raise UserError(
+            f"its method {name!r} is none of ours, and a checkpoint's module is not imported. Ours are "
+            f"{', '.join(own)}; in Python, import the module yourself and call afclip_lightning.load."
+        )
+    arguments.pop("optimizer", None)  # nothing is trained with it here
+    if "'class_path'" in repr(arguments):
+        raise UserError("its arguments name a class, and nothing is imported for a checkpoint. Train the head again.")
+    return {"class_path": name, "init_args": arguments}
+
+
+def restore(method: AnomalyMethod, checkpoint: dict[str, Any]) -> None:
+    """Gives a method the trained tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
+    method.on_load_checkpoint(checkpoint)
+    method.load_state_dict(checkpoint["state_dict"], strict=False)  # the backbone is not in it; the rest was checked
+
+
+def build(
+    model: Mapping[str, Any], arguments: Mapping[str, Any] | None = None, backbones: Backbones | None = None
+) -> AnomalyMethod:
+    """Returns the method that a `model` section describes, in eval mode.
+
+    Args:
+        model: `class_path`, full or the class's name alone, and `init_args`.
+        arguments: See `load_head`.
+        backbones: See `load_head`.
+
+    Raises:
+        UserError: The method is unknown or an argument is wrong.
+    """
+    cls = method_class(model["class_path"])
+    try:
+        config = OmegaConf.create(dict(model.get("init_args") or {}))
+        for name, value in (arguments or {}).items():
+            OmegaConf.update(config, name, value, force_add=True)
+        given: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{cls.__name__}: its arguments cannot be read ({error}).") from error
+    given_backbone = given.pop("backbone", None) or {}
+    if not isinstance(given_backbone, dict):
+        raise UserError(f"{cls.__name__}: backbone: expected a mapping of arguments, got {given_backbone!r}.")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "head", skip={"backbone"}, instantiate=False)
+    known = {} if backbones is None else backbones
+    try:
+        parsed = parser.parse_object({"head": given})
+        key = backbone_key(given_backbone)
+        if key not in known:
+            known[key] = ClipBackbone(**json.loads(key))
+        method = cls(known[key], **vars(parser.instantiate_classes(parsed).head))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UserError(f"{cls.__name__}: {one_line(message_of(error)).removeprefix('head.')}") from error
+    except (MemoryError, RuntimeError) as error:  # torch's words for sizes that no memory holds
+        raise UserError(f"{cls.__name__} cannot be built with these arguments: {reason(error)}.") from error
+    method.eval()
+    return method
+
+
+def backbone_key(arguments: Mapping[str, Any]) -> str:
+    """Returns all arguments of a backbone, those that are not given too, as JSON.
+
+    Raises:
+        ArgumentError: One is unknown or wrong.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ClipBackbone, "backbone")
+    return json.dumps(parser.parse_object({"backbone": dict(arguments)}).backbone.as_dict(), sort_keys=True)
+
+
+def method_class(name: str) -> type[AnomalyMethod]:
+    """Returns a method's class by its full path, or by its name alone if it is one of ours.
+
+    Raises:
+        UserError: There is none.
+    """
+    module, _, cls_name = name.rpartition(".")
+    found: Any = None
+    if module:
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module), cls_name, None)
+    else:
+        found = methods().get(name)
+    if not (isinstance(found, type) and issubclass(found, AnomalyMethod)):
+        raise UserError(f"there is no method {name!r}; ours are {', '.join(methods())}")
+    return found
+
+
+def methods() -> dict[str, type[AnomalyMethod]]:
+    """Returns the methods of this package by name."""
+    import_submodules(afclip_lightning.methods)
+    own = (cls for cls in descendants(AnomalyMethod) if cls.__module__.startswith(afclip_lightning.methods.__name__))
+    return {cls.__name__: cls for cls in sorted(own, key=lambda cls: cls.__name__) if not cls.__abstractmethods__}
+
+
+def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the `model` section of a config, its references filled in.
+
+    Args:
+        path: A YAML file.
+        arguments: See `load_head`; what they replace may refer to anything.
+
+    Raises:
+        UserError: The file cannot be read or has no such section.
+    """
+    config = read_yaml(path, dict[str, Any], remedy="It must be a config as `fit` and `test` take it.")
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("class_path"), str):
+        raise UserError(f"{path} has no `model` section with a `class_path`.")
+    try:
+        given = OmegaConf.create(dict(model.get("init_args") or {}))
+        for name, value in (arguments or {}).items():
+            OmegaConf.update(given, name, value, force_add=True)
+        model["init_args"] = OmegaConf.to_container(given)
+        return resolve(config, "model")
+    except (OmegaConfBaseException, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from error

@@ -1,0 +1,88 @@
+"""Several heads in one pass over the images: the backbone, which they share, sees each image once."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lightning import LightningModule
+from torch.nn import ModuleDict
+
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.backbones.spec import union
+from afclip_lightning.components.views import score_all_views
+from afclip_lightning.errors import UserError
+from afclip_lightning.methods.base import AnomalyMethod, features_of
+from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, ClipFeatures
+
+
+class SharedPass(LightningModule):
+    """Scores the same images with several methods on one backbone; original and V-V path come from the same pass.
+
+    Each head sees the features that its own spec names. What a method takes of the images themselves beside their
+    features (windows, crops, adapted images) it still computes itself.
+
+    Args:
+        heads: The methods by name, `MAIN_HEAD` among them.
+
+    Raises:
+        UserError: Two of them cannot share a pass.
+    """
+
+    def __init__(self, heads: Mapping[str, AnomalyMethod]) -> None:
+        super().__init__()
+        try:
+            self.spec = union([head.spec for head in heads.values()])
+        except ValueError as error:
+            raise UserError(f"{', '.join(heads)}: {error}. Test them one by one.") from error
+        self.main = heads[MAIN_HEAD]
+        self.store = None if self.main.store is None else self.main.store.of(self.spec)
+        self.heads = dict(heads)
+        self.registered = ModuleDict(heads)  # so that they go to the device
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Returns the preprocessing of the shared backbone."""
+        return self.main.preprocess
+
+    def features_of(self, batch: Batch) -> ClipFeatures:
+        """Returns the features of a batch that the heads name together."""
+        return features_of(batch, self.main.backbone, self.spec, self.store)
+
+    def setup(self, stage: str) -> None:
+        """Sets up each head."""
+        for head in self.heads.values():
+            head.trainer = self.trainer
+            head.setup(stage)
+
+    def on_test_epoch_start(self) -> None:
+        """Prepares each head for the pass."""
+        for head in self.heads.values():
+            head.on_evaluation_start()
+
+    def on_test_epoch_end(self) -> None:
+        """Ends the pass of each head."""
+        for head in self.heads.values():
+            head.on_evaluation_end()
+
+    def on_validation_epoch_start(self) -> None:
+        """See `on_test_epoch_start`."""
+        self.on_test_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        """See `on_test_epoch_end`."""
+        self.on_test_epoch_end()
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
+        """Returns the prediction of each head; each has an evaluation callback of its own."""
+        return score_all_views(batch, self.preprocess, self._predictions)
+
+    def _predictions(self, batch: Batch) -> dict[str, AnomalyPrediction]:
+        wide = self.features_of(batch)
+        predictions = {}
+        for name, head in self.heads.items():
+            own = replace(batch, features=head.spec.select(wide, self.spec))
+            predictions[name] = head.score(head.extract(own), own)
+        return predictions
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
+        """See `test_step`."""
+        return self.test_step(batch, batch_idx, dataloader_idx)
