@@ -44,7 +44,7 @@ def prototypes(text_embeddings: Tensor) -> Tensor:
     return F.normalize(torch.stack([normal, abnormal], dim=-2), dim=-1)
 
 
-def enlarge(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """Returns patch-level maps `[B, h, w]` at pixel level, `[B, *size]`, bilinear, differentiable, float32.
 
     Args:
@@ -56,7 +56,7 @@ def enlarge(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     return F.interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
-def pool_and_enlarge(maps: Tensor, size: int) -> Tensor:
+def pool_and_upsample(maps: Tensor, size: int) -> Tensor:
     """Returns patch-level maps averaged over 3 × 3 patches, at pixel level: corners aligned, bilinear, float32.
 
     Args:
@@ -69,7 +69,7 @@ def pool_and_enlarge(maps: Tensor, size: int) -> Tensor:
     Reference: AnoVL's official code.
     """
     padded = F.pad(maps[:, None].float(), (1, 1, 1, 1), mode="replicate")
-    return enlarge(F.avg_pool2d(padded, 3, stride=1)[:, 0], (size, size), align_corners=True)
+    return upsample(F.avg_pool2d(padded, 3, stride=1)[:, 0], (size, size), align_corners=True)
 
 
 def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:

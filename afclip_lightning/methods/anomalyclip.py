@@ -10,9 +10,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import map_losses, orthogonality_loss
 from afclip_lightning.components.scoring import (
     anomaly_probability,
-    enlarge,
     prototypes,
     similarity_logits,
+    upsample,
     upsample_and_smooth,
 )
 from afclip_lightning.distributed import batch_mean
@@ -147,8 +147,8 @@ class AnomalyCLIP(PromptMethod):
         terms = {"image_ce": batch_mean(F.cross_entropy(image_logits, label, reduction="none"))}
         mask = batch.mask[known].repeat(members, 1, 1)
         for layer in maps:
-            enlarged = enlarge(layer[:, known].flatten(0, 1), batch.mask.shape[1:])
-            for name, term in map_losses(enlarged, mask).items():
+            upsampled = upsample(layer[:, known].flatten(0, 1), batch.mask.shape[1:])
+            for name, term in map_losses(upsampled, mask).items():
                 terms[name] = terms.get(name, 0) + term
         of_map = terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"]
         total = terms["image_ce"] + self.map_loss_weight * of_map

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import anomaly_probability, pool_and_enlarge, similarity_logits
+from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample, similarity_logits
 from afclip_lightning.components.synthesis import generator_of
 from afclip_lightning.components.test_time import BatchAdapters, TestTimeAdapter
 from afclip_lightning.methods.base import AnomalyMethod
@@ -212,5 +212,5 @@ class AnoVL(AnomalyMethod):
             patches = self.adapt(batch.samples, patches, text, sentences)(patches).detach()
         probability = anomaly_probability(self.logits(patches, text)).unflatten(1, features.grid)
         return AnomalyPrediction(
-            self.image_score(features, batch, text), pool_and_enlarge(probability, self.spec.image_size)
+            self.image_score(features, batch, text), pool_and_upsample(probability, self.spec.image_size)
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.memory import FewShotMemory, Key
-from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits
+from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
@@ -119,8 +119,8 @@ class APRILGAN(AnomalyMethod):
     def maps(self, features: ClipFeatures, text: Tensor) -> Iterator[Tensor]:
         """Yields the map of each layer, the probability of the abnormal state, `[B, H, W]`.
 
-        The logits are enlarged, and not their softmax, as in the official code. A softmax over two is a function of
-        their difference, and enlarging is linear: one plane is enlarged and not two.
+        The logits are upsampled, and not their softmax, as in the official code. A softmax over two is a function of
+        their difference, and upsampling is linear: one plane is upsampled and not two.
 
         Args:
             features: Of the backbone.
@@ -131,7 +131,7 @@ class APRILGAN(AnomalyMethod):
             with torch.autocast(tokens.device.type, enabled=False):  # cosines count a hundred times in a logit
                 patches = F.normalize(linear(tokens[:, 1:].float()), dim=-1)
             difference = similarity_logits(patches, text, self.temperature).diff(dim=-1)
-            yield enlarge(difference[..., 0].unflatten(1, features.grid), size, align_corners=True).sigmoid()
+            yield upsample(difference[..., 0].unflatten(1, features.grid), size, align_corners=True).sigmoid()
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal and the Dice loss, each the sum over the layers, and `total`, the sum of both.
@@ -187,7 +187,7 @@ class APRILGAN(AnomalyMethod):
             self.memory.recall(keys, self.preprocess, self.remember)
             distances = [2 * self.memory.distance(keys, i, tokens) for i, tokens in enumerate(features.tokens)]
             distance = torch.stack(distances).sum(0).unflatten(1, features.grid)
-            total = total + enlarge(distance, total.shape[1:], align_corners=True)
+            total = total + upsample(distance, total.shape[1:], align_corners=True)
         return total
 
     def measure(self, batches: Iterable[Batch]) -> dict[Key, tuple[float, float]]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits
+from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import (
@@ -89,11 +89,11 @@ class CLIP(AnomalyMethod):
         self.text.forget()
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the probability of the abnormal state: of the image embedding, and of the patches, enlarged."""
+        """Returns the probability of the abnormal state: of the image embedding, and of the patches, upsampled."""
         assert features.image_embedding is not None
         image = F.normalize(features.image_embedding, dim=-1)[:, None]
         patches = self.backbone.embed_tokens(features.tokens[0][:, 1:])
         logits = similarity_logits(torch.cat([image, patches], dim=1), self.text(batch.samples), self.temperature)
         probability = anomaly_probability(logits)  # [B, 1 + N]
         patch_map = probability[:, 1:].unflatten(1, features.grid)
-        return AnomalyPrediction(probability[:, 0], enlarge(patch_map, [self.spec.image_size] * 2))
+        return AnomalyPrediction(probability[:, 0], upsample(patch_map, [self.spec.image_size] * 2))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import anomaly_probability, pool_and_enlarge, similarity_logits
+from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample, similarity_logits
 from afclip_lightning.components.synthesis import DraemSynthesis, generator_of
 from afclip_lightning.components.test_time import BatchAdapters, Start, TestTimeAdapter
 from afclip_lightning.data.pairs import Pairing
@@ -44,7 +44,7 @@ class DualImageCLIP(AnomalyMethod):
       `synthesis.min_coverage` on; Eq. (11) as a cosine or as a mean square (`similarity_loss`);
     - the number of random draws and their rule: one `seed` of pairs, synthesised anomalies and initial values;
     - how more than one reference is drawn; see `draw_references`;
-    - squashed squares for both datasets, and AnoVL's pooling and enlarging of the map.
+    - squashed squares for both datasets, and AnoVL's pooling and upsampling of the map.
 
     A category needs `n_references` + 1 test images, and images of any shape are squashed into squares. If patches are
     much longer than 1, as vectors, an adapter whose `residual` takes them as they come hardly turns them; then set
@@ -266,5 +266,5 @@ class DualImageCLIP(AnomalyMethod):
         assert features.image_embedding is not None  # the spec asks for it
         image = self.text_score(features.image_embedding[:, None], text)[:, 0]
         score = (1 - self.beta) * image + self.beta * joint.amax(dim=1)
-        anomaly_map = pool_and_enlarge(joint.unflatten(1, features.grid), self.spec.image_size)
+        anomaly_map = pool_and_upsample(joint.unflatten(1, features.grid), self.spec.image_size)
         return AnomalyPrediction(score.detach(), anomaly_map.detach())

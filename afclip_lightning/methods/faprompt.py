@@ -11,9 +11,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
 from afclip_lightning.components.scoring import (
     anomaly_probability,
-    enlarge,
     prototypes,
     similarity_logits,
+    upsample,
     upsample_and_smooth,
 )
 from afclip_lightning.distributed import batch_mean
@@ -291,7 +291,7 @@ class FAPrompt(PromptMethod):
             ("prior", scores.prior_map, self.prior_map_loss_weight),
         ):
             if patch_map is not None:
-                pixels = enlarge(patch_map[known], batch.mask.shape[1:])
+                pixels = upsample(patch_map[known], batch.mask.shape[1:])
                 for name, term in map_losses(pixels, batch.mask[known]).items():
                     terms[f"{kind}_{name}"] = term
                     total = total + weight * term

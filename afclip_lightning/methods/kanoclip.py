@@ -14,7 +14,7 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.adapters import ConvAdapter
 from afclip_lightning.components.cross_attention import BiCrossAttention
 from afclip_lightning.components.losses import binary_focal_loss, map_losses
-from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits, upsample_and_smooth
+from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample, upsample_and_smooth
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import pixels_of
 from afclip_lightning.distributed import batch_mean
@@ -204,7 +204,7 @@ class KAnoCLIP(AnomalyMethod):
       anomalous and its mask known, one of its own; `knowledge_margin`;
     - Bi-CMCI: see `BiCrossAttention`; a stage has weights of its own; patches and text are of unit length before it;
     - Norm of Eq. (9) is the mean of the stages' softmax, which is in [0, 1] and compares between images, as a scaling
-      of each image would not. Logits are enlarged and not their softmax. The two maps then add up to 1, and Eq. (10) is
+      of each image would not. Logits are upsampled, not their softmax. The two maps then add up to 1, and Eq. (10) is
       the smoothed abnormal one. Training does not smooth;
     - Conv-Adapter: see `ConvAdapter`; with its residual it changes nothing at first;
     - the sum of Eq. (12), of the abnormal state's probability, is halved, so that Eq. (14) has a probability;
@@ -410,8 +410,8 @@ class KAnoCLIP(AnomalyMethod):
             if self.interactions is not None:
                 fused, fused_text = self.interactions[stage](patches, text, features.grid)
             logits = self.logits(fused, fused_text)
-            # a softmax over two is of their difference, and enlarging is linear: one plane is enlarged and not two
-            stages.append(enlarge(logits.diff(dim=-1)[..., 0].unflatten(1, features.grid), size).sigmoid())
+            # a softmax over two is of their difference, and upsampling is linear: one plane is upsampled and not two
+            stages.append(upsample(logits.diff(dim=-1)[..., 0].unflatten(1, features.grid), size).sigmoid())
         assert features.image_embedding is not None  # the spec asks for it
         image = F.normalize(features.image_embedding.float(), dim=-1)
         if self.conv_adapter is not None:

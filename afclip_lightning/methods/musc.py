@@ -16,7 +16,7 @@ from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import enlarge
+from afclip_lightning.components.scoring import upsample
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.loading import AnomalyDataset, make_loader
 from afclip_lightning.data.pairs import Pairing
@@ -151,9 +151,9 @@ class MutualScoring(AnomalyMethod):
         """Returns patches `[B, N, C]` of one layer, from `normalise_planes`, aggregated and L2-normalised."""
         return F.normalize(aggregate(patches, self.backbone.grid, scale), dim=-1)
 
-    def enlarged(self, patch_maps: Tensor) -> Tensor:
+    def upsampled(self, patch_maps: Tensor) -> Tensor:
         """Returns maps `[B, h, w]` at the size of the input image, `[B, H, W]`."""
-        return enlarge(patch_maps, (self.backbone.image_size, self.backbone.image_size), align_corners=True)
+        return upsample(patch_maps, (self.backbone.image_size, self.backbone.image_size), align_corners=True)
 
 
 class MuSc(MutualScoring):
@@ -244,7 +244,7 @@ class MuSc(MutualScoring):
                 )
             found.append(self.known[_key(sample)])
         scores = torch.tensor([of.pred_score for of in found], device=self.device)
-        return AnomalyPrediction(scores, self.enlarged(torch.stack([of.patch_map for of in found]).to(self.device)))
+        return AnomalyPrediction(scores, self.upsampled(torch.stack([of.patch_map for of in found]).to(self.device)))
 
     def on_evaluation_start(self) -> None:
         """Scores all test images, and shares what comes of it with the other processes.
@@ -349,7 +349,7 @@ class MuSc(MutualScoring):
                 maps.append(self._mutual_maps(features[:, :count], Path(place), step))
         _require(name, len(samples), max(self.rscin_windows, default=0), WINDOWS_REASON)
         patch_maps = torch.cat(maps).unflatten(1, self.backbone.grid)
-        scores = torch.cat([self.enlarged(one[None]).amax((1, 2)) for one in patch_maps])
+        scores = torch.cat([self.upsampled(one[None]).amax((1, 2)) for one in patch_maps])
         if self.rscin_windows:
             scores = constrain(scores, torch.cat(embeddings), self.rscin_windows)
         return dict(zip(map(_key, samples), map(Scored, patch_maps, scores.tolist()), strict=True))
@@ -450,7 +450,7 @@ class MuSc2(MutualScoring):
                         distances = nearest_distances(similarities(a, b), a, b)
                         total[row] += lowest_mean(distances[0], self.interval)
         maps = (total / (len(features.tokens) * len(self.scales))).unflatten(1, features.grid)
-        anomaly_map = self.enlarged(maps)
+        anomaly_map = self.upsampled(maps)
         return AnomalyPrediction(anomaly_map.amax((1, 2)), anomaly_map)
 
 

@@ -66,7 +66,7 @@ class NearestNeighbours(AnomalyMethod):
         self.memory.remember(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the largest distance of an image's patches, and the map of them, enlarged; both in [0, 1].
+        """Returns the largest distance of an image's patches, and the map of them, upsampled; both in [0, 1].
 
         Raises:
             DatasetError: A category that no normal images were drawn or remembered for.

@@ -72,7 +72,7 @@ class PatchRarity(AnomalyMethod):
         self.map_sigma = map_sigma
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the rarity of an image's rarest patch, and the map of all, enlarged; both in [0, 1]."""
+        """Returns the rarity of an image's rarest patch, and the map of all, upsampled; both in [0, 1]."""
         rarity = torch.stack([patch_rarity(tokens, self.share) for tokens in features.tokens]).mean(dim=0)
         anomaly_map = upsample_and_smooth(rarity.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(rarity.amax(dim=1), anomaly_map)

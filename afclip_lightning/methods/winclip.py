@@ -11,7 +11,7 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, has_windows, window_index
 from afclip_lightning.components.memory import FewShotMemory, Key
-from afclip_lightning.components.scoring import anomaly_probability, enlarge, similarity_logits
+from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
@@ -195,7 +195,7 @@ class WinCLIP(AnomalyMethod):
             patches = patches + association
             if self.map_fusion == "mean":
                 patches = patches / 2
-        return AnomalyPrediction(score, enlarge(patches, [self.spec.image_size] * 2))
+        return AnomalyPrediction(score, upsample(patches, [self.spec.image_size] * 2))
 
     def association(
         self, patch_tokens: Tensor, windows: Sequence[Tensor], samples: Sequence[Sample], grid: tuple[int, int]

@@ -7,7 +7,7 @@
 Each method and batch size runs in a process of its own, which tells its memory, on random weights and images. Every
 call comes right after a pass of the backbone alone (the class token's embedding, nothing tapped); reported is the
 median of the ratios. A test is taken apart: `forward` is the backbone's pass with what the method taps and encodes
-beside, `head` what it makes of it, `maps` its enlarging and smoothing, `metrics` what the scores cost then. A training
+beside, `head` what it makes of it, `maps` its upsampling and smoothing, `metrics` what the scores cost then. A training
 step is the head's, without the backbone's pass: losses, backward pass and optimiser. Text that does not depend on the
 image is embedded before. `over batch 1` is the test of a batch over those of as many single images, in turns.
 
@@ -83,7 +83,7 @@ def images(count: int, size: int, device: str) -> Batch:
     return batch.to(torch.device(device))
 
 
-ENLARGING = ("upsample_and_smooth", "pool_and_enlarge", "enlarge")
+UPSAMPLING = ("upsample_and_smooth", "pool_and_upsample", "upsample")
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -154,7 +154,7 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
             return seconds(lambda: backbone.encode_image(batch.image, alone), device)
 
     def test() -> dict[str, float]:
-        with timed(method, ENLARGING, device) as maps:
+        with timed(method, UPSAMPLING, device) as maps:
             features, predictions = [], []
             forward = seconds(lambda: features.append(method.extract(batch)), device)
             score = seconds(lambda: predictions.append(method.score(features[0], batch)), device)

@@ -8,9 +8,9 @@ one turn of each. Reported is the median of the rounds. Time is that of the meth
 a first call on a few small maps come before it. Memory is the peak of the process over what it held before the call,
 the data included.
 
-83 maps of 518 × 518, float32, as a vision transformer with patches of 14 would give: noise on a 37 × 37 grid, enlarged,
-with fine noise added, through a logistic. 63 of them have one to three elliptical defects, where scores are higher.
-Binned AUROC, AP and PRO are compared with those of every distinct score, in float64.
+83 maps of 518 × 518, float32, as a vision transformer with patches of 14 would give: noise on a 37 × 37 grid,
+upsampled, with fine noise added, through a logistic. 63 of them have one to three elliptical defects, where scores are
+higher. Binned AUROC, AP and PRO are compared with those of every distinct score, in float64.
 """
 
 import argparse

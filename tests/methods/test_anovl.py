@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import anomaly_probability, pool_and_enlarge
+from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
 from afclip_lightning.prompts.templates import domain_aware
 from afclip_lightning.types import AnomalyPrediction, Batch
@@ -174,7 +174,7 @@ def test_the_map_without_adaptation_is_the_patches_probability(make: Callable[..
     tokens = F.normalize(model.patches(model.extract(batch)), dim=-1)
     text, _ = model.text(batch.samples)
     expected = anomaly_probability(tokens @ text.mT / 0.1).unflatten(1, (4, 4))
-    torch.testing.assert_close(score(model, batch).anomaly_map, pool_and_enlarge(expected, 56), rtol=0, atol=1e-6)
+    torch.testing.assert_close(score(model, batch).anomaly_map, pool_and_upsample(expected, 56), rtol=0, atol=1e-6)
 
 
 def test_results_are_float32_in_mixed_precision(model: AnoVL) -> None:

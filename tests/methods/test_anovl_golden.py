@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import anomaly_probability, pool_and_enlarge
+from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample
 from afclip_lightning.components.test_time import BatchAdapters
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
 from afclip_lightning.types import Batch, Sample
@@ -106,7 +106,7 @@ def scores_and_maps(backbone: ClipBackbone, check: Check) -> None:
     text, _ = plain.text(batch.samples)
     patches = plain.patches(features)
     probability = anomaly_probability(plain.logits(patches, text)).unflatten(1, features.grid)
-    pooled = pool_and_enlarge(probability, GRID)  # at the grid's size nothing is enlarged
+    pooled = pool_and_upsample(probability, GRID)  # at the grid's size nothing is upsampled
     for index in range(2):
         check(patches[index], f"vv_tokens_{index}")
         check(probability[index], f"patch_prob_abn_{index}")

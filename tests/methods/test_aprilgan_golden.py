@@ -10,7 +10,7 @@ import torch
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
-from afclip_lightning.components.scoring import enlarge
+from afclip_lightning.components.scoring import upsample
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.types import Batch, Sample
@@ -116,7 +116,7 @@ def few_shot(backbone: ClipBackbone, check: Check) -> None:
     model.remember(KEY, torch.stack([image(100 + i, SIZE) for i in range(shots)]))
     assert [tuple(bank.shape) for bank in model.memory.banks[KEY]] == [tuple(s) for s in STORED["fs_memory_shapes"]]
     distances = [2 * model.memory.distance([KEY] * 3, i, tokens)[-1] for i, tokens in enumerate(features.tokens)]
-    maps = enlarge(torch.stack(distances).unflatten(1, features.grid), (SIZE, SIZE), align_corners=True)
+    maps = upsample(torch.stack(distances).unflatten(1, features.grid), (SIZE, SIZE), align_corners=True)
     check(maps[:, ::2, ::2], "fs_last_image_layer_maps")
     model.ranges = model.measure([TEST])
     prediction = model.score(features, TEST)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.attention import dual_block
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import pool_and_enlarge
+from afclip_lightning.components.scoring import pool_and_upsample
 from afclip_lightning.components.synthesis import DraemSynthesis, ReferenceTextures
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
@@ -189,8 +189,8 @@ def test_scores_and_maps_equal_loops(tmp_path: Path, changes: dict[str, Any]) ->
             joint = moved
         expected = naive.image_score(naive.text_score(image, *words, 0.1), joint, model.beta)
         torch.testing.assert_close(prediction.pred_score[i], torch.tensor(expected), rtol=0, atol=1e-4)
-        enlarged = pool_and_enlarge(torch.tensor(joint).reshape(1, 2, 2), 28)[0]
-        torch.testing.assert_close(prediction.anomaly_map[i], enlarged, rtol=0, atol=1e-4)
+        upsampled = pool_and_upsample(torch.tensor(joint).reshape(1, 2, 2), 28)[0]
+        torch.testing.assert_close(prediction.anomaly_map[i], upsampled, rtol=0, atol=1e-4)
 
 
 # --- what a result may depend on --------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_without_reference_weight_and_adaptation_it_is_the_text_score(make: Call
     patches = model.text_score(model.patches(features), text)
     image = model.text_score(features.image_embedding[:, None], text)[:, 0]
     expected = AnomalyPrediction(
-        0.5 * image + 0.5 * patches.amax(1), pool_and_enlarge(patches.unflatten(1, features.grid), 56)
+        0.5 * image + 0.5 * patches.amax(1), pool_and_upsample(patches.unflatten(1, features.grid), 56)
     )
     check_equal(score(model, batch), expected)
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.components.scoring import enlarge
+from afclip_lightning.components.scoring import upsample
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
@@ -106,7 +106,7 @@ def test_scores_against_loops(backbone: ClipBackbone, tmp_path: Path, interval: 
     expected = torch.tensor(naive.mutual_maps(layers, backbone.grid, SCALES, interval, others)).float()
     found = scored(model, images, tmp_path)
     torch.testing.assert_close(maps_of(found).flatten(1), expected, rtol=1e-4, atol=0)
-    largest = enlarge(maps_of(found), (42, 42), align_corners=True).amax((1, 2)).tolist()
+    largest = upsample(maps_of(found), (42, 42), align_corners=True).amax((1, 2)).tolist()
     assert features.image_embedding is not None
     embeddings = F.normalize(features.image_embedding, dim=-1).double().numpy()
     constrained = torch.tensor(naive.constrain(largest, embeddings, (1, 2, 3)))
@@ -152,7 +152,7 @@ def test_subsets_are_scored_apart_and_constrained_together(backbone: ClipBackbon
     for part in parts:
         alone = scored(musc(backbone, rscin_windows=()), images, tmp_path, [part])
         assert torch.equal(maps_of(alone), maps_of(found)[part])
-    largest = enlarge(maps_of(found), (42, 42), align_corners=True).amax((1, 2))
+    largest = upsample(maps_of(found), (42, 42), align_corners=True).amax((1, 2))
     embeddings = backbone.encode_image(images, model.spec).image_embedding
     assert embeddings is not None
     expected = constrain(largest, F.normalize(embeddings, dim=-1), (1, 2, 3))
@@ -257,7 +257,7 @@ def test_a_run_is_that_of_its_categories(backbone: ClipBackbone, tmp_path: Path,
         parts = [sorted(order[first::subsets].tolist()) for first in range(subsets)]
         expected = scored(musc(backbone), of_category, tmp_path, parts)
         for number, sample in enumerate(chosen):
-            anomaly_map = enlarge(expected[number].patch_map[None], (42, 42), align_corners=True)[0]
+            anomaly_map = upsample(expected[number].patch_map[None], (42, 42), align_corners=True)[0]
             torch.testing.assert_close(found[sample.image_path].anomaly_map, anomaly_map, rtol=1e-4, atol=1e-6)
             score = torch.tensor(expected[number].pred_score)
             torch.testing.assert_close(found[sample.image_path].pred_score, score, rtol=1e-3, atol=1e-4)
@@ -384,7 +384,7 @@ def test_pairs_against_loops(backbone: ClipBackbone, references: list[list[int]]
         layers = [tokens.float().numpy() for tokens in backbone.encode_image(images, model.spec).tokens]
         found = score2(model, beside(images, references))
     expected = torch.tensor(naive.mutual_maps(layers, backbone.grid, SCALES, interval, references)).float()
-    maps = enlarge(expected.unflatten(1, backbone.grid), (42, 42), align_corners=True)
+    maps = upsample(expected.unflatten(1, backbone.grid), (42, 42), align_corners=True)
     torch.testing.assert_close(found.anomaly_map, maps, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.pred_score, maps.amax((1, 2)), rtol=1e-4, atol=1e-6)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import enlarge
+from afclip_lightning.components.scoring import upsample
 from afclip_lightning.methods.musc import MuSc, Scored, aggregate, constrain, normalise_planes
 from afclip_lightning.types import Sample
 from tests.recipe import GOLDEN
@@ -77,9 +77,9 @@ def test_maps_and_scores(
         found = scored(MuSc(backbone, layers=LAYERS, scales=SCALES, rscin_windows=windows), images, tmp_path)
         maps = torch.stack([of.patch_map for of in found])
         check(maps, "patch_map")
-        enlarged = enlarge(maps, (SIZE, SIZE), align_corners=True)
-        check(enlarged[:, ::3, ::3], "anomaly_map")
-        check(enlarged.mean((1, 2)), "anomaly_map_mean")
+        upsampled = upsample(maps, (SIZE, SIZE), align_corners=True)
+        check(upsampled[:, ::3, ::3], "anomaly_map")
+        check(upsampled.mean((1, 2)), "anomaly_map_mean")
         scores = torch.tensor([of.pred_score for of in found])
         check(scores, f"rscin_scores_k{''.join(map(str, windows))}" if windows else "image_score_max")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import enlarge
+from afclip_lightning.components.scoring import upsample
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
 from tests.methods.contract import batch_of, data_of, remember_noise, score, take, trainer_of
@@ -36,7 +36,7 @@ def test_scores_and_maps_equal_loops(tmp_path: Path) -> None:
             naive.nearest([t[i, 1:].double().numpy() for t in features.tokens], memory), dtype=torch.float64
         )
         torch.testing.assert_close(scores[i].double(), expected.max(), rtol=0, atol=1e-6)
-        patches = enlarge(expected.unflatten(0, features.grid)[None], [backbone.image_size] * 2)[0]
+        patches = upsample(expected.unflatten(0, features.grid)[None], [backbone.image_size] * 2)[0]
         torch.testing.assert_close(maps[i], patches, rtol=0, atol=1e-6)
 
 

@@ -143,7 +143,7 @@ def conv_adapter(
     return image + adapted if residual else adapted
 
 
-def enlarged(plane: np.ndarray, size: int) -> np.ndarray:
+def upsampled(plane: np.ndarray, size: int) -> np.ndarray:
     """A plane `[h, w, C]` at `[size, size, C]`: bilinear, a patch's centre on its own."""
     h, w = plane.shape[:2]
     out = np.zeros((size, size, plane.shape[2]))
@@ -164,7 +164,7 @@ def two_maps(
             for state in (0, 1):
                 length = math.sqrt(sum(patch**2) * sum(text[state] ** 2))
                 logits[i, state] = sum(patch * text[state]) / length / temperature
-        plane = enlarged(logits.reshape(*grid, 2), size)
+        plane = upsampled(logits.reshape(*grid, 2), size)
         for row in range(size):
             for column in range(size):
                 exponents = [math.exp(x) for x in plane[row, column]]
