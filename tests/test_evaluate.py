@@ -14,7 +14,7 @@ from PIL import Image
 
 from afclip_lightning.cli.evaluate import main, pair_maps
 from afclip_lightning.data.maps import read_map
-from afclip_lightning.metrics import PixelMetrics
+from afclip_lightning.metrics import AnomalyMetrics
 
 
 def save(path: Path, values: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_the_table_of_two_categories(tmp_path: Path, capsys: pytest.CaptureFixtu
         rows = {row["category"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["bottle", "cable", "mean"]
     for category, (maps, masks) in written.items():
-        metrics = PixelMetrics()
+        metrics = AnomalyMetrics()
         metrics.update(maps, masks, maps.max((1, 2)))
         for key, value in metrics.compute().items():
             assert float(rows[category][key]) == value

@@ -19,7 +19,7 @@ from afclip_lightning.engine.app import main as run_command
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_csv
 from afclip_lightning.inspection.calibration import Calibration, fixed
-from afclip_lightning.metrics import PixelMetrics, auroc, exact_counts
+from afclip_lightning.metrics import AnomalyMetrics, auroc, exact_counts
 from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
 from afclip_lightning.report.run import Threshold, calibrated, render, sections
 from afclip_lightning.report.run_files import read_run
@@ -58,7 +58,7 @@ def write_run(folder: Path, categories: dict[str, float] = CATEGORIES, images: i
         mask[label == 1, 2:5, 2:5] = 1
         maps = np.float32(generator.normal(0, 1, mask.shape) + distance * mask)
         score = np.float32(generator.normal(0, 1, images) + distance * label)
-        metrics = PixelMetrics()
+        metrics = AnomalyMetrics()
         metrics.update(maps, mask, score, label)
         result = metrics.result()
         rows.append(results.Row.of("drawn", category, result))

@@ -20,7 +20,7 @@ from afclip_lightning.data.picture import say
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import write_json, write_text
-from afclip_lightning.metrics import TOLERANCE, PixelMetrics
+from afclip_lightning.metrics import TOLERANCE, AnomalyMetrics
 from afclip_lightning.metrics.pro import DEFINITIONS
 from afclip_lightning.types import MOST
 
@@ -169,7 +169,7 @@ def _is_normal(path: Path, maps: Path) -> bool:
 def evaluate(
     pairs: dict[Path, Path | None],
     maps: Path,
-    metrics: PixelMetrics,
+    metrics: AnomalyMetrics,
     empty_masks: Literal["refuse", "normal"] = "refuse",
     mask_threshold: int | None = None,
 ) -> tuple[list[Path], Counter[str]]:
@@ -282,7 +282,7 @@ def _score(options: argparse.Namespace) -> tuple[list[results.Row], Notes]:
                 "The mean is without them."
             )
     for category in with_maps:
-        metrics = PixelMetrics(
+        metrics = AnomalyMetrics(
             exact=options.exact,
             fpr_limit=options.fpr_limit,
             pro_definition=options.pro_definition,

@@ -1,5 +1,6 @@
 """Evaluation of anomaly scores and maps: streaming, exact sums, one state a category."""
 
+from afclip_lightning.metrics.anomaly_metrics import TOLERANCE, AnomalyMetrics, NotFiniteError, Result, aggregate
 from afclip_lightning.metrics.curves import (
     Curve,
     UndefinedMetricError,
@@ -15,14 +16,13 @@ from afclip_lightning.metrics.curves import (
     threshold_at_sensitivity,
 )
 from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
-from afclip_lightning.metrics.pixel_metrics import TOLERANCE, NotFiniteError, PixelMetrics, Result, aggregate
 from afclip_lightning.metrics.pro import ProDefinition, count_regions, pro, pro_curve, pro_error_bound, region_areas
 
 __all__ = [
     "TOLERANCE",
+    "AnomalyMetrics",
     "Curve",
     "NotFiniteError",
-    "PixelMetrics",
     "ProDefinition",
     "Result",
     "ScoreCounts",

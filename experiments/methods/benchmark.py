@@ -43,7 +43,7 @@ from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.winclip import WinCLIP
-from afclip_lightning.metrics import PixelMetrics
+from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.types import Batch, Sample
 
 
@@ -158,7 +158,7 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
             features, predictions = [], []
             forward = seconds(lambda: features.append(method.extract(batch)), device)
             score = seconds(lambda: predictions.append(method.score(features[0], batch)), device)
-        metrics = PixelMetrics().to(batch.image.device)
+        metrics = AnomalyMetrics().to(batch.image.device)
         found = predictions[0].anomaly_map, batch.mask, predictions[0].pred_score, batch.label, batch.mask_known
         update = seconds(lambda: metrics.update(*found, names=keys), device)
         taken = {"forward": forward, "head": score - sum(maps), "maps": sum(maps), "metrics": update}

@@ -58,10 +58,10 @@ def make_data(count: int, side: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def ours(maps: np.ndarray, masks: np.ndarray) -> Values:
-    """`PixelMetrics`, regions labelled included."""
-    from afclip_lightning.metrics import PixelMetrics
+    """`AnomalyMetrics`, regions labelled included."""
+    from afclip_lightning.metrics import AnomalyMetrics
 
-    metrics = PixelMetrics(fpr_limit=FPR_LIMIT)
+    metrics = AnomalyMetrics(fpr_limit=FPR_LIMIT)
     for start in range(0, len(maps), BATCH):
         metrics.update(maps[start : start + BATCH], masks[start : start + BATCH])
     result = metrics.result()

@@ -22,7 +22,7 @@ from afclip_lightning.engine.callbacks.predictions import Predictions
 from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import load
-from afclip_lightning.metrics import PixelMetrics
+from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.types import AnomalyPrediction, Batch
 from tests.small_models import write_head
 
@@ -104,7 +104,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected(root: Path, own: bool) -> dict[str, float]:
     """Returns the metrics from the files, one image at a time."""
-    preprocess, metrics = Preprocess(SIZE), PixelMetrics()
+    preprocess, metrics = Preprocess(SIZE), AnomalyMetrics()
     for kind in ("bad", "good"):
         for path in sorted((root / kind).iterdir()):
             image = read_image(path)
@@ -234,7 +234,7 @@ TILED: list[dict[str, Any]] = [{"fit": "tiles"}, {"tiles": 2}, {"fit": "pad", "t
 
 @pytest.mark.parametrize("arguments", TILED)
 def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
-    preprocess, metrics, tiling = Preprocess(SIZE), PixelMetrics(), Tiling(**arguments)
+    preprocess, metrics, tiling = Preprocess(SIZE), AnomalyMetrics(), Tiling(**arguments)
     for kind in ("bad", "good"):
         for path in sorted((root / kind).iterdir()):
             image = read_image(path)

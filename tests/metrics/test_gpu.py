@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from afclip_lightning.metrics import PixelMetrics, region_areas
+from afclip_lightning.metrics import AnomalyMetrics, region_areas
 
 
 class Fetched(TorchDispatchMode):
@@ -42,7 +42,7 @@ def test_the_bits_of_the_cpu_without_a_copy_of_the_maps(exact: bool, finest: flo
         maps = maps.double() * (1 + finest)
     areas = torch.from_numpy(np.stack([region_areas(mask) for mask in masks.numpy()]))
     scores, label = maps.amax((1, 2)), masks.flatten(1).any(1).long()
-    here, there = PixelMetrics(exact=exact), PixelMetrics(exact=exact).cuda()
+    here, there = AnomalyMetrics(exact=exact), AnomalyMetrics(exact=exact).cuda()
     for batch in torch.arange(8).split(3):
         here.update(maps[batch], masks[batch], scores[batch], label[batch])
         on_gpu = [x[batch].cuda() for x in (maps, masks, scores, label)]
@@ -58,4 +58,4 @@ def test_the_bits_of_the_cpu_without_a_copy_of_the_maps(exact: bool, finest: flo
 def test_maps_on_another_device_are_refused() -> None:
     maps = torch.zeros(1, 4, 4)
     with pytest.raises(ValueError, match="the maps are on cuda:0 and this metric is on cpu"):
-        PixelMetrics().update(maps.cuda(), maps)
+        AnomalyMetrics().update(maps.cuda(), maps)

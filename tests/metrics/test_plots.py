@@ -3,17 +3,17 @@ import sys
 import numpy as np
 import pytest
 
-from afclip_lightning.metrics import PixelMetrics, UndefinedMetricError
+from afclip_lightning.metrics import AnomalyMetrics, UndefinedMetricError
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
 
 @pytest.fixture
-def metrics() -> PixelMetrics:
+def metrics() -> AnomalyMetrics:
     rng = np.random.default_rng(0)
     masks = (rng.random((4, 20, 20)) < 0.1).astype(np.uint8)
-    metrics = PixelMetrics(fpr_limit=0.2, tolerance=1)
+    metrics = AnomalyMetrics(fpr_limit=0.2, tolerance=1)
     metrics.update(rng.standard_normal(masks.shape) + masks, masks)
     return metrics
 
@@ -45,7 +45,7 @@ def test_on_axes_of_ones_own(metrics):
 
 def test_nothing_to_draw():
     with pytest.raises(UndefinedMetricError):
-        PixelMetrics().plot()
+        AnomalyMetrics().plot()
 
 
 def test_without_matplotlib_the_way_to_get_it_is_named(metrics, monkeypatch):

@@ -13,8 +13,8 @@ from torch import distributed
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.datasets.folder import Folder
-from afclip_lightning.metrics import PixelMetrics
-from tests.metrics.test_pixel_metrics import stream
+from afclip_lightning.metrics import AnomalyMetrics
+from tests.metrics.test_anomaly_metrics import stream
 
 SHARES = {
     1: ([list(range(12))],),
@@ -40,7 +40,7 @@ def write_images(root):
 
 def of_shares(batches, exact, finer=()):
     """Returns what a process finds whose batches hold these images; those in `finer` come in float64."""
-    metrics = PixelMetrics(exact=exact)
+    metrics = AnomalyMetrics(exact=exact)
     for batch in batches:
         maps, *others = (part[batch] for part in stream())
         if set(batch) & set(finer):
@@ -53,14 +53,14 @@ def of_shares(batches, exact, finer=()):
     with metrics.sync_context():
         values.append(metrics.result())
     assert (metrics.lowest, metrics.counts.shape) == state  # local again, ready for more
-    assert PixelMetrics(exact=exact).compute() == {}  # nobody has seen anything
+    assert AnomalyMetrics(exact=exact).compute() == {}  # nobody has seen anything
     return values
 
 
 def of_loader(root):
     data = Folder(root, normal_dir="good", abnormal_dir="bad", mask_dir="masks", batch_size=2, num_workers=0)
     data.preprocess = Preprocess(16)
-    metrics = PixelMetrics()
+    metrics = AnomalyMetrics()
     for batch in data.test_dataloader():
         maps = batch.image[:, 0]
         metrics.update(maps, batch.mask, maps.amax((1, 2)), batch.label, batch.mask_known, batch.region_area)

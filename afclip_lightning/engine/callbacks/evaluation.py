@@ -21,7 +21,7 @@ from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import fingerprint
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.musc import MuSc
-from afclip_lightning.metrics import TOLERANCE, Curve, NotFiniteError, PixelMetrics, ProDefinition
+from afclip_lightning.metrics import TOLERANCE, AnomalyMetrics, Curve, NotFiniteError, ProDefinition
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, MaskFacts, Outputs, Sample, prediction_of
 
@@ -88,7 +88,7 @@ class Evaluation(Callback):
             raise ValueError("fit, tiles and tile_size give a map at the image's own size: they need resolution image")
         self.resolution = resolution
         self.new_metric = partial(
-            PixelMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
+            AnomalyMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
         )
         self.new_metric()  # refuses wrong arguments before anything else is built
         self.tolerance = tolerance
@@ -103,7 +103,7 @@ class Evaluation(Callback):
         self.scores: list[ImageScore] = []
         self._scored: list[Scored] = []
         self._facts: list[tuple[Key, Path, MaskFacts]] = []
-        self.metrics: dict[Key, PixelMetrics] = {}
+        self.metrics: dict[Key, AnomalyMetrics] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says to the data at which size masks are wanted, before its loaders are made.

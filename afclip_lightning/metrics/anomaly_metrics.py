@@ -72,8 +72,8 @@ class Result:
     curves: dict[str, Curve] = field(default_factory=dict)
 
 
-class PixelMetrics(Metric):
-    """Pixel metrics of one category, and image metrics, streamed: memory does not grow with the number of pixels.
+class AnomalyMetrics(Metric):
+    """Image and pixel metrics of one category, streamed: memory does not grow with the number of pixels.
 
     Scores are ranked in the precision that they come in: in float32, or, from the first score on that float32 cannot
     hold, in float64. Whole numbers beyond 2^53 may fall together even there; every score then counts as one that may
@@ -345,7 +345,7 @@ def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str
     """Returns the mean of each metric over the categories where it is defined, and their number.
 
     Args:
-        per_category: Category to metrics, as `PixelMetrics.compute` returns them.
+        per_category: Category to metrics, as `AnomalyMetrics.compute` returns them.
     """
     values: dict[str, list[float]] = {}
     for metrics in per_category.values():

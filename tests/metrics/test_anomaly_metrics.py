@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afclip_lightning.metrics import PixelMetrics, aggregate, region_areas
+from afclip_lightning.metrics import AnomalyMetrics, aggregate, region_areas
 from tests.reference import metrics_naive as naive
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
@@ -27,7 +27,7 @@ def stream(count=12, side=16, seed=0):
 
 
 def computed(data, batches, **arguments):
-    metrics = PixelMetrics(**arguments)
+    metrics = AnomalyMetrics(**arguments)
     for index in batches:
         metrics.update(*(part[index] for part in data))
     return metrics.compute()
@@ -37,7 +37,7 @@ def computed(data, batches, **arguments):
 @pytest.mark.parametrize("kind", ["continuous", "ties"])
 def test_recorded_values(kind, exact):
     maps, masks = GOLDEN["metric.maps" if kind == "continuous" else "metric.maps_ties"], GOLDEN["metric.masks"]
-    metrics = PixelMetrics(exact=exact)
+    metrics = AnomalyMetrics(exact=exact)
     metrics.update(maps, masks, maps.max((1, 2)), GOLDEN["image_labels"])
     values, bounds = metrics.compute(), metrics.result().error_bounds
     assert set(values) == IMAGE_KEYS | PIXEL_KEYS
@@ -93,7 +93,7 @@ def test_float64_and_whole_numbers_equal_to_the_loops(data):
     shape = tuple(data.draw(st.integers(1, n)) for n in (4, 4, 3))
     maps = data.draw(wide_maps)(rng.integers(0, data.draw(st.sampled_from([3, 1000])), shape))
     masks = (rng.random(shape) < data.draw(st.sampled_from([0.1, 0.5]))).astype(np.uint8)
-    exact, coarse, cut = PixelMetrics(exact=True), PixelMetrics(tolerance=1), PixelMetrics(tolerance=1)
+    exact, coarse, cut = AnomalyMetrics(exact=True), AnomalyMetrics(tolerance=1), AnomalyMetrics(tolerance=1)
     for metrics in (exact, coarse):
         metrics.update(maps, masks, maps.max((1, 2)))
     for image, mask in zip(maps, masks, strict=True):
@@ -118,7 +118,7 @@ def test_scores_that_float32_merges_are_ranked(exact):
         ((maps * 1e6).astype(np.int64) + 2**40, 1e-4),
         ((maps * 1e6).astype(np.uint64) + np.uint64(2**44), 1e-4),
     ):
-        metrics = PixelMetrics(exact=exact)
+        metrics = AnomalyMetrics(exact=exact)
         metrics.update(same, mask, same.max((1, 2)))
         result = metrics.result()
         assert all(bound < limit for bound in result.error_bounds.values())
@@ -132,7 +132,7 @@ def test_whole_numbers_that_float64_merges_are_counted_in_the_bounds(exact):
     mask = np.zeros(levels.shape, np.uint8)
     mask[1, 1] = 1
     for maps in (levels.astype(np.uint64) + np.uint64(2**63), levels.astype(np.int64) - 2**62):
-        metrics = PixelMetrics(exact=exact)
+        metrics = AnomalyMetrics(exact=exact)
         metrics.update(maps, mask, maps.max((1, 2)))
         values, bounds = metrics.compute(), metrics.result().error_bounds
         expected = expected_of(maps, mask)
@@ -144,7 +144,7 @@ def test_whole_numbers_that_float64_merges_are_counted_in_the_bounds(exact):
 def test_float32_and_float64_in_one_stream():
     maps, mask, score, label = stream()
     finer = maps.double() * (1 + 1e-12)
-    mixed = PixelMetrics(), PixelMetrics(), PixelMetrics(exact=True)
+    mixed = AnomalyMetrics(), AnomalyMetrics(), AnomalyMetrics(exact=True)
     for metrics, order in zip(mixed, (range(12), range(11, -1, -1), range(12)), strict=True):
         for i in order:
             of = slice(i, i + 1)
@@ -155,14 +155,14 @@ def test_float32_and_float64_in_one_stream():
     bounds = mixed[0].result().error_bounds
     assert all(abs(one[key] - exact[key]) <= bounds.get(key, 0) + 1e-12 for key in exact)
     assert one == pytest.approx(computed((maps, mask, score, label), [slice(None)]), abs=1e-3)
-    first, second = PixelMetrics(), PixelMetrics()
+    first, second = AnomalyMetrics(), AnomalyMetrics()
     first.update(maps[:5], mask[:5], score[:5], label[:5])
     second.update(finer[5:], mask[5:], finer[5:].amax((1, 2)), label[5:])
     for left, right in ((first, second), (second, first)):
-        both = PixelMetrics()
+        both = AnomalyMetrics()
         both.merge_state(left)
         both.merge_state(right)
-        whole = PixelMetrics()
+        whole = AnomalyMetrics()
         whole.update(maps[:5], mask[:5], score[:5], label[:5])
         whole.update(finer[5:], mask[5:], finer[5:].amax((1, 2)), label[5:])
         assert both.result() == whole.result()
@@ -171,7 +171,7 @@ def test_float32_and_float64_in_one_stream():
 @pytest.mark.parametrize("values", [np.zeros((1, 2, 2), np.complex64), np.zeros((1, 2, 2), "U3")])
 def test_what_is_no_number_is_refused(values):
     with pytest.raises(ValueError, match="expected numbers of up to 64 bits"):
-        PixelMetrics().update(values, np.zeros((1, 2, 2), np.uint8))
+        AnomalyMetrics().update(values, np.zeros((1, 2, 2), np.uint8))
 
 
 @settings(deadline=None, max_examples=40)
@@ -187,7 +187,7 @@ def test_equal_to_the_loops(data):
         maps = maps.astype(np.float16)
     masks = (rng.random(maps.shape) < data.draw(st.sampled_from([0.1, 0.5, 1.0]))).astype(np.uint8)
     labels = masks.any((1, 2)).astype(np.int64)
-    exact, coarse = PixelMetrics(exact=True), PixelMetrics()
+    exact, coarse = AnomalyMetrics(exact=True), AnomalyMetrics()
     for metrics in (exact, coarse):
         metrics.update(maps, masks, maps.max((1, 2)), labels)
     maps = maps.astype(np.float32)
@@ -226,7 +226,7 @@ def test_any_cut_and_any_order_give_the_same_bits(exact):
 def test_half_precision_maps_are_counted_in_float32():
     maps, mask, score, label = stream()
     halves = (maps / 1000).bfloat16()
-    metrics, same = PixelMetrics(), PixelMetrics()
+    metrics, same = AnomalyMetrics(), AnomalyMetrics()
     metrics.update(halves, mask, score, label)
     same.update(halves.float(), mask, score, label)
     assert metrics.compute() == same.compute()
@@ -236,7 +236,7 @@ def test_merge_forward_and_reset():
     data = stream()
     whole = computed(data, [slice(None)])
     for exact in (True, False):
-        first, second, empty = (PixelMetrics(exact=exact) for _ in range(3))
+        first, second, empty = (AnomalyMetrics(exact=exact) for _ in range(3))
         first.update(*(part[:5] for part in data))
         second.update(*(part[5:] for part in data))
         other = second.metric_state
@@ -248,7 +248,7 @@ def test_merge_forward_and_reset():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # computed without an update of its own
             assert empty.compute() == first.compute()
-    metrics = PixelMetrics()
+    metrics = AnomalyMetrics()
     batch_value = metrics(*(part[:5] for part in data))
     assert batch_value == computed(data, [slice(0, 5)])
     metrics(*(part[5:] for part in data))
@@ -268,13 +268,13 @@ def test_what_is_undefined_is_absent():
     assert set(computed((maps, everything, score, label), [slice(None)])) == IMAGE_KEYS | PIXEL_KEYS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert PixelMetrics().compute() == {}
+        assert AnomalyMetrics().compute() == {}
 
 
 def test_maps_and_masks_are_enough():
     maps, mask, score, label = stream()
     whole = computed((maps, mask, score, label), [slice(None)])
-    metrics = PixelMetrics()
+    metrics = AnomalyMetrics()
     metrics.update(maps.numpy(), mask.numpy())
     assert metrics.compute() == {key: value for key, value in whole.items() if key in PIXEL_KEYS}
     metrics.update(maps, mask, score)  # of some images only: the others would be left out of the ranking
@@ -284,7 +284,7 @@ def test_maps_and_masks_are_enough():
 def test_regions_labelled_before_give_the_same_bits():
     maps, mask, score, label = stream()
     area = torch.from_numpy(np.stack([region_areas(m) for m in mask.numpy()]))
-    metrics = PixelMetrics()
+    metrics = AnomalyMetrics()
     metrics.update(maps, mask, score, label, region_area=area)
     assert metrics.compute() == computed((maps, mask, score, label), [slice(None)])
     metrics.reset()
@@ -297,7 +297,7 @@ def test_an_unknown_mask_takes_the_pixel_metrics_away(exact):
     maps, mask, score, label = stream()
     known = torch.ones(12, dtype=torch.bool)
     known[0] = False  # normal: its mask is empty, whatever is said of it
-    metrics = PixelMetrics(exact=exact)
+    metrics = AnomalyMetrics(exact=exact)
     metrics.update(maps, mask, score, label, known)
     whole = metrics.compute()
     assert whole == computed((maps, mask, score, label), [slice(None)], exact=exact)
@@ -323,7 +323,7 @@ def test_the_bound_is_within_the_tolerance(kind, recwarn):
         "unbounded": 1e4 * np.exp(noise),
         "signed": 10 * noise,
     }[kind]
-    exact, coarse = PixelMetrics(exact=True), PixelMetrics()
+    exact, coarse = AnomalyMetrics(exact=True), AnomalyMetrics()
     for metrics in (exact, coarse):
         metrics.update(maps, masks)
     expected, result = exact.compute(), coarse.result()
@@ -336,13 +336,13 @@ def test_the_bound_is_within_the_tolerance(kind, recwarn):
 
 def test_a_bound_over_the_tolerance_is_said():
     maps, mask, *_ = stream()
-    metrics = PixelMetrics(bins=2**10)
+    metrics = AnomalyMetrics(bins=2**10)
     metrics.update(1 + maps.sigmoid(), mask)
     bound = metrics.result().error_bounds["pixel_ap"]
     assert bound > 1e-4
     with pytest.warns(UserWarning, match=rf"pixel_ap by up to {bound:.1e}.*over the tolerance of 0.0001.*exact=True"):
         metrics.compute()
-    patient = PixelMetrics(bins=2**10, tolerance=1.0)
+    patient = AnomalyMetrics(bins=2**10, tolerance=1.0)
     patient.update(1 + maps.sigmoid(), mask)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -351,7 +351,7 @@ def test_a_bound_over_the_tolerance_is_said():
 
 def test_thresholds_are_those_of_the_best_f1():
     maps, mask, score, label = stream()
-    metrics = PixelMetrics(exact=True)
+    metrics = AnomalyMetrics(exact=True)
     metrics.update(maps, mask, score, label)
     result = metrics.result()
     assert (result.normal, result.anomalous) == (4, 8)
@@ -406,7 +406,7 @@ def test_what_is_refused_is_named_and_leaves_the_state(argument, change, message
     batch = dict(zip(("anomaly_map", "mask", "pred_score", "label"), (part[:4] for part in stream()), strict=True))
     batch["mask_known"], batch["names"] = torch.ones(4, dtype=torch.bool), ["a.png", "b.png", "c.png", "d.png"]
     batch["region_area"] = batch["mask"].int()
-    metrics = PixelMetrics()
+    metrics = AnomalyMetrics()
     metrics.update(**batch)
     before = metrics.compute()
     batch[argument] = change(batch[argument])
@@ -420,7 +420,7 @@ def test_what_is_refused_is_named_and_leaves_the_state(argument, change, message
 
 def test_a_defect_lost_in_resizing_may_be_accepted():
     maps, mask, score, label = stream()
-    metrics = PixelMetrics()
+    metrics = AnomalyMetrics()
     metrics.update(maps, mask * 0, score, label, allow_empty_mask=True)
     assert set(metrics.compute()) == IMAGE_KEYS
 
@@ -440,12 +440,12 @@ def test_a_defect_lost_in_resizing_may_be_accepted():
 )
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="must be in"):
-        PixelMetrics(**arguments)
+        AnomalyMetrics(**arguments)
 
 
 def test_other_definitions_of_pro_need_all_scores():
     with pytest.raises(ValueError, match="'mvtec' needs exact=True"):
-        PixelMetrics(pro_definition="mvtec")
+        AnomalyMetrics(pro_definition="mvtec")
 
 
 def test_aggregate_says_over_how_many():
