@@ -65,7 +65,7 @@ def render(template: str, **values: Any) -> str:
         values: What it shows; every text is escaped.
     """
     environment = Environment(
-        loader=PackageLoader("afclip_lightning"),
+        loader=PackageLoader("afclip_lightning", "web"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -183,7 +183,7 @@ def test_a_run_through_lightning(root: Path) -> None:
 
 
 def test_configuration(root: Path) -> None:
-    module = "afclip_lightning.data"
+    module = "afclip_lightning.datasets"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AnomalyData, "data")
 

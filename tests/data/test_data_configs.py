@@ -128,7 +128,7 @@ def test_every_published_set_has_a_config() -> None:
     classes = AnomalyDataModule.__subclasses__()
     for cls in classes:
         classes += cls.__subclasses__()
-    folder = Path(afclip_lightning.data.__path__[0])
+    folder = Path(afclip_lightning.datasets.__path__[0])
     shipped = [cls for cls in classes if Path(inspect.getfile(cls)).parent == folder and cls is not Synthetic]
     published = {cls.name for cls in shipped if getattr(cls, "name", "")}
     published |= {*MEDICAL, *(f"bmad_{subset}" for subset in BMAD)}

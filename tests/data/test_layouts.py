@@ -147,7 +147,7 @@ class WeldSeams(MVTecLayout):
 
 def test_a_new_set_in_this_layout_is_one_short_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weld_seams.py").write_text(NEW_SET.lstrip())
-    monkeypatch.setattr(afclip_lightning.data, "__path__", [*afclip_lightning.data.__path__, str(tmp_path)])
+    monkeypatch.setattr(afclip_lightning.datasets, "__path__", [*afclip_lightning.datasets.__path__, str(tmp_path)])
     import_submodules(afclip_lightning.datasets)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AnomalyData, "data")

@@ -535,8 +535,8 @@ def test_arguments_of_the_method_are_split_off() -> None:
         split_model_arguments(["--model.names", "--tiles"])
 
 
-@pytest.mark.parametrize("module", ["command", "calibrate"])
+@pytest.mark.parametrize("module", ["inspect", "calibrate"])
 def test_help_needs_no_torch(module: str) -> None:
-    code = f"import sys; from afclip_lightning.inspection.{module} import _parser; _parser(); "
+    code = f"import sys; from afclip_lightning.cli.{module} import _parser; _parser(); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
