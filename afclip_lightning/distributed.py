@@ -32,6 +32,18 @@ def agreed(value: T) -> T:
     return values[0]
 
 
+def gathered(value: T) -> list[T]:
+    """Returns the values of all processes by rank.
+
+    Args:
+        value: Anything that can be pickled.
+    """
+    values = [value] * processes()
+    if processes() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def total(values: Tensor) -> Tensor:
     """Returns the sum of a tensor over the processes, the same on each, without a gradient."""
     values = values.detach().clone()

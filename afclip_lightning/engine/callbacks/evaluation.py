@@ -15,7 +15,7 @@ from afclip_lightning import results
 from afclip_lightning.components.memory import FewShotMemory
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.tiles import Fit, Tiling, resize_map
-from afclip_lightning.engine.callbacks.gather import from_all_processes
+from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import fingerprint
@@ -241,7 +241,7 @@ class Evaluation(Callback):
             pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if trainer.state.fn == "fit":
             return  # a validation while training is only logged
-        parts = from_all_processes(trainer, (_image_scores(scored), self._counted(facts)))
+        parts = gathered((_image_scores(scored), self._counted(facts)))
         self.scores = sorted(score for scores, _ in parts for score in scores)
         counts: dict[Key, MaskCounts] = {}
         for _, of_process in parts:

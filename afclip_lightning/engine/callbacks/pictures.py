@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 
 from afclip_lightning.data.loading import pixels_of
-from afclip_lightning.engine.callbacks.gather import from_all_processes
+from afclip_lightning.distributed import gathered
 from afclip_lightning.errors import shown
 from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
@@ -123,7 +123,7 @@ class Pictures(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheets, from the cases of all processes."""
-        parts = from_all_processes(trainer, (self.cases, self.ranges))
+        parts = gathered((self.cases, self.ranges))
         self.cases, self.ranges = {}, {}
         for cases, ranges in parts:
             for key in cases:
