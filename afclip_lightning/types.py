@@ -36,7 +36,7 @@ class Sample:
             only for anomalous images of sets that come without masks, and where the label is not known.
         mask_threshold: Highest value of the mask file that is still normal; by default 0, and half of the range in
             files of lossy formats. 127 for sets whose masks were smoothed.
-        word: What a prompt calls the category (`metal nut`); loaders fill it in.
+        class_name: What a prompt calls the category (`metal nut`); loaders fill it in.
         white: The value that becomes 255 where an image has more than 8 bits; `None` for the largest that its bits
             hold. Loaders fill it in.
     """
@@ -49,7 +49,7 @@ class Sample:
     mask_path: Path | None = None
     mask_known: bool = True
     mask_threshold: int | None = None
-    word: str = ""
+    class_name: str = ""
     white: int | None = None
 
 

@@ -460,5 +460,5 @@ def test_specs_are_equal_by_content(tmp_path: Path) -> None:
 def test_prompts_that_the_text_tower_would_cut_off(tiny: ClipBackbone) -> None:
     assert tiny.tokenize(["a " * 75]).shape == (1, 77)  # fits just so
     for encode in (tiny.tokenize, tiny.encode_text):
-        with pytest.raises(UserError, match=r"takes 77 tokens, and this prompt has more: 'a a a .*shorter word"):
+        with pytest.raises(UserError, match=r"takes 77 tokens, and this prompt has more: 'a a a .*shorter class name"):
             encode(["a photo of a bottle", "a " * 76])

@@ -21,7 +21,7 @@ BACKBONE = {"model": "tiny-8-112", "weights": "embedded", "image_size": 112}
 
 def batch(size: int) -> Batch:
     image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    samples = [Sample("own", "own", "test", Path("a.png"), 0, word="object")] * 2
+    samples = [Sample("own", "own", "test", Path("a.png"), 0, class_name="object")] * 2
     return Batch(image, torch.zeros(2, size, size), torch.zeros(2), torch.ones(2, dtype=torch.bool), samples)
 
 

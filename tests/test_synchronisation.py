@@ -66,7 +66,7 @@ def bring(model: AnomalyMethod) -> AnomalyMethod:
         text.kept = {category: kept.to(META) for category, kept in text.kept.items()}
     if isinstance(model, KAnoCLIP):
         kept = model.prompts.kept
-        kept |= {(word, META): (ids.to(META), end.to(META), last) for (word, _), (ids, end, last) in kept.items()}
+        kept |= {(name, META): (ids.to(META), end.to(META), last) for (name, _), (ids, end, last) in kept.items()}
         model.knowledge.sums = {category: kept.to(META) for category, kept in model.knowledge.sums.items()}
     return model.to(META)
 
@@ -79,7 +79,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     method, arguments = METHODS[name]
     model = method(ClipBackbone(small_config(tmp_path), "random", image_size=None), **arguments)
     batch = batch_of(size=28)
-    samples = [replace(sample, word=sample.category) for sample in batch.samples]
+    samples = [replace(sample, class_name=sample.category) for sample in batch.samples]
     rows = torch.tensor([[1], [0], [3], [2]])
     batch = replace(batch, samples=samples, reference=batch.image[:0], reference_rows=rows)
     if isinstance(model, KAnoCLIP):

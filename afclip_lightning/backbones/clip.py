@@ -241,7 +241,7 @@ class ClipBackbone(nn.Module):
             if int(tokenizer([prompts[row]], context_length=length + 1).argmax()) == length:
                 raise UserError(
                     f"The text tower takes {length} tokens, and this prompt has more: {shown(prompts[row][:80])!r}… "
-                    "Give its category a shorter word (`words` of the dataset), or shorten the sentence."
+                    "Give its category a shorter class name (`class_names` of the dataset), or shorten the sentence."
                 )
         return ids.to(self.text.token_embedding.weight.device)
 

@@ -69,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, choices=list(SUFFIXES), help="kind of file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file; by default the checkpoint's name, here")
     parser.add_argument(
-        "--category", default="object", metavar="WORD", help="what prompts call the product (default: %(default)s)"
+        "--category",
+        default="object",
+        metavar="CLASS_NAME",
+        help="what prompts call the product (default: %(default)s)",
     )
     parser.add_argument("--shots", type=Path, metavar="DIR", help="good images, for methods that remember some")
     return parser

@@ -101,7 +101,7 @@ def _category_questions(dataset: AnomalyDataModule, model: str, count: int) -> l
     categories = dataset.selected_categories()
     if not categories:
         raise UserError(f"{dataset.root} has no category. Give the dataset's folder as --root.")
-    return [category_question(model, category, dataset.category_word(category), count) for category in categories]
+    return [category_question(model, category, dataset.class_name_of(category), count) for category in categories]
 
 
 def _image_questions(dataset: AnomalyDataModule, model: str) -> list[Question]:
@@ -114,7 +114,7 @@ def _image_questions(dataset: AnomalyDataModule, model: str) -> list[Question]:
         image_question(
             model,
             Path(os.path.relpath(sample.image_path, dataset.root)).as_posix(),
-            dataset.category_word(sample.category),
+            dataset.class_name_of(sample.category),
             sample.image_path,
         )
         for sample in anomalous

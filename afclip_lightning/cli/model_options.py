@@ -31,7 +31,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="head.ckpt as fit writes it, its run folder, or a config that trains nothing",
     )
     model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
-    model.add_argument("--category", default="object", metavar="WORD", help="the product, for prompts (%(default)s)")
+    model.add_argument(
+        "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
+    )
     model.add_argument("--shots", type=Path, metavar="DIR", help="few-shot: a folder of good images")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
     model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views a batch (%(default)s)")

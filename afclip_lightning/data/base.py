@@ -21,7 +21,7 @@ from afclip_lightning.data.few_shot import draw_shots, given_shots
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
-from afclip_lightning.data.names import Names, Words, checked_names, checked_words, normal_form
+from afclip_lightning.data.names import ClassNames, Names, checked_class_names, checked_names, normal_form
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.tiles import Tiling
@@ -101,7 +101,7 @@ class AnomalyDataModule(AnomalyData):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts that replace or extend the dataset's own, by category.
+        class_names: What prompts call categories; replaces or extends the dataset's own.
 
     Attributes:
         loading: How images are read. The command line sets it, for all datasets of a run.
@@ -122,7 +122,7 @@ class AnomalyDataModule(AnomalyData):
         size: Rough size of the download; empty where it is not known.
         published_counts: Images a category as published; empty where there is nothing to compare with.
         published_total: Images of all the categories together, for sets that are not published category by category.
-        words: What a prompt calls a category, where that is not the category's name with spaces for underscores.
+        class_names: What a prompt calls a category, where that is not the category's name with spaces for underscores.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -136,7 +136,7 @@ class AnomalyDataModule(AnomalyData):
     size: str = ""
     published_counts: Mapping[str, Counts] = MappingProxyType({})
     published_total: Counts = (None, None, None)
-    words: Mapping[str, str] = MappingProxyType({})
+    class_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class AnomalyDataModule(AnomalyData):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -157,7 +157,7 @@ class AnomalyDataModule(AnomalyData):
         self.train_split: Split = train_split
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.words = {**self.words, **checked_words(words)}
+        self.class_names = {**self.class_names, **checked_class_names(class_names)}
         self.preprocess = None
         self.loading = Loading()
         self.store: FeatureStore | None = None
@@ -227,9 +227,9 @@ class AnomalyDataModule(AnomalyData):
                 )
         return self.categories
 
-    def category_word(self, category: str) -> str:
+    def class_name_of(self, category: str) -> str:
         """Returns what a prompt calls the category: `metal nut` for `metal_nut`, `woven fabric` for `Woven_001`."""
-        return self.words.get(normal_form(category), category.replace("_", " "))
+        return self.class_names.get(normal_form(category), category.replace("_", " "))
 
     def check(self, stage: str = "fit") -> None:
         """Checks that the dataset is on disk in its layout, for whatever stage; cheap, reads no image.
@@ -492,7 +492,7 @@ class AnomalyDataModule(AnomalyData):
     ) -> DataLoader[Batch]:
         if self.preprocess is None:
             raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
-        named = [replace(sample, word=self.category_word(sample.category)) for sample in samples]
+        named = [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
         facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
         tiling = None if training else self.tiling
         dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store, facts, tiling)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 # constructors, which say how to quote them.
 Scalar = str | int | float | bool | None
 Names = Sequence[Scalar] | str | None
-Words = Mapping[str, Scalar] | None
+ClassNames = Mapping[str, Scalar] | None
 
-FEW_BYTES = 40  # of a word that is taken for short without a look at its tokens
+FEW_BYTES = 40  # of a class name that is taken for short without a look at its tokens
 _NORMAL = frozenset(
     {
         "good",
@@ -129,30 +129,32 @@ def checked_names(argument: str, names: Names) -> list[str] | None:
     return found
 
 
-def checked_words(words: Words) -> dict[str, str]:
-    """Returns the words of categories, the categories in their composed form.
+def checked_class_names(class_names: ClassNames) -> dict[str, str]:
+    """Returns the class names of categories, the categories in their composed form.
 
     Raises:
-        ValueError: A category or its word is no text, or a word is empty.
+        ValueError: A category or its class name is no text, or a class name is empty.
     """
     found = {}
-    for category, word in (words or {}).items():
-        name, text = normal_form(_text("words", category)), _text("words", word).strip()
+    for category, class_name in (class_names or {}).items():
+        name, text = normal_form(_text("class_names", category)), _text("class_names", class_name).strip()
         if not text:
-            raise ValueError(f"words: the word for {category!r} is empty. Leave it out for the category's own name.")
+            raise ValueError(
+                f"class_names: the one of {category!r} is empty. Leave it out for the category's own name."
+            )
         found[name] = text
     return found
 
 
-def word_tokens(word: str) -> int:
-    """Returns how many tokens CLIP's tokenizer makes of a word, or the bytes of a short one, which are no fewer."""
-    size = len(word.encode(errors="replace"))
-    return size if size <= FEW_BYTES else len(_tokenizer().encode(word))
+def class_name_tokens(class_name: str) -> int:
+    """Returns how many tokens CLIP's tokenizer makes of a class name, or the bytes of a short one; not fewer."""
+    size = len(class_name.encode(errors="replace"))
+    return size if size <= FEW_BYTES else len(_tokenizer().encode(class_name))
 
 
 @lru_cache
 def _tokenizer() -> "SimpleTokenizer":
-    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and few words are long
+    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and few class names are long
 
     return SimpleTokenizer()
 
@@ -163,7 +165,7 @@ def _text(argument: str, value: object) -> str:
     kind = {bool: "a truth value", int: "a number", float: "a number", type(None): "nothing"}.get(
         type(value), "no text"
     )
-    quoted = '{"01": "plug"}' if argument == "words" else '["01"]'
+    quoted = '{"01": "plug"}' if argument == "class_names" else '["01"]'
     raise ValueError(
         f"{argument}: {value!r} is {kind}, not a name. YAML reads names such as 01, 1e3, no and null so: quote them, "
         f"{quoted} in a file, '{quoted}' on the command line."

@@ -24,7 +24,7 @@ class AITEX(TiledLayout):
 
     name = "aitex"
     published = ("fabric",)
-    words: Mapping[str, str] = {"fabric": "woven fabric"}
+    class_names: Mapping[str, str] = {"fabric": "woven fabric"}
     raw_folder = "AITEX_raw"
     raw_layout = """
 NODefect_images/<fabric>/*.png      defect-free strips

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule, Counts, facts_of
 from afclip_lightning.data.images import list_images, pair_masks
-from afclip_lightning.data.names import Words
+from afclip_lightning.data.names import ClassNames
 from afclip_lightning.types import Sample, Split
 
 Subset = Literal["brain", "liver", "resc"]
@@ -20,14 +20,14 @@ class SubsetFacts:
     Attributes:
         folder: Its folder in the one that holds all datasets.
         category: Its only category.
-        word: What a prompt calls it.
+        class_name: What a prompt calls it.
         origin: The sets that it was made from.
         counts: Published numbers of images.
     """
 
     folder: str
     category: str
-    word: str
+    class_name: str
     origin: str
     counts: Counts
 
@@ -52,7 +52,7 @@ class BMAD(AnomalyDataModule):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts that replace the set's own, by category.
+        class_names: What prompts call categories; replaces the set's own.
 
     Raises:
         ValueError: There is no such subset, or an argument is out of its range.
@@ -74,11 +74,11 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
         facts = facts_of(subset, SUBSETS)
         super().__init__(
-            root, None, train_split, batch_size, num_workers, {facts.category: facts.word, **(words or {})}
+            root, None, train_split, batch_size, num_workers, {facts.category: facts.class_name, **(class_names or {})}
         )
         self.name = f"bmad_{subset}"
         self.folder = facts.folder

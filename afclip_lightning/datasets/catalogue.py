@@ -9,11 +9,11 @@ import afclip_lightning.datasets
 from afclip_lightning.columns import MEAN
 from afclip_lightning.data.base import AnomalyDataModule, indented
 from afclip_lightning.data.images import list_folders
-from afclip_lightning.data.names import word_tokens
+from afclip_lightning.data.names import class_name_tokens
 from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.errors import DatasetError, shown
 
-LONGEST_WORD = 48  # tokens: CLIP's text towers take 77, and the sentence around a word, learnable tokens, have theirs
+LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers take 77; the sentence around it and learnable tokens have theirs
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:
@@ -23,10 +23,10 @@ def dataset_classes() -> list[type[AnomalyDataModule]]:
 
 
 def check_names(dataset: AnomalyDataModule) -> None:
-    """Checks the names of a dataset's categories and the words for them.
+    """Checks the names of a dataset's categories and what prompts call them.
 
     Raises:
-        DatasetError: A category has a name that means something else in tables, or a word is for none of them.
+        DatasetError: A category has a name that means something else in tables, or a class name is for none of them.
     """
     known = dataset.find_categories()
     if MEAN in known:
@@ -34,22 +34,22 @@ def check_names(dataset: AnomalyDataModule) -> None:
             f"{dataset.name}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
         )
     for category in dataset.selected_categories():
-        if (tokens := word_tokens(dataset.category_word(category))) > LONGEST_WORD:
+        if (tokens := class_name_tokens(dataset.class_name_of(category))) > LONGEST_CLASS_NAME:
             rank_zero_warn(  # refused where a prompt has it: not every method's prompts name the category
-                f"{dataset.name}: the word for {shown(category[:80])!r} has {tokens} tokens, and prompts have room for "
-                f"about {LONGEST_WORD}. Give it a shorter one, `words` of the dataset."
+                f"{dataset.name}: the class name of {shown(category[:80])!r} has {tokens} tokens, and prompts have "
+                f"room for about {LONGEST_CLASS_NAME}. Give it a shorter one, `class_names` of the dataset."
             )
-    stray = set(dataset.words) - set(known)
+    stray = set(dataset.class_names) - set(known)
     if not stray:
         return
     # what another set's config says of its own categories stays when a set of one's own is put in its place
-    elsewhere = {name for cls in dataset_classes() for name in (*getattr(cls, "published", ()), *cls.words)}
+    elsewhere = {name for cls in dataset_classes() for name in (*getattr(cls, "published", ()), *cls.class_names)}
     if typos := sorted(stray - elsewhere):
         raise DatasetError(
-            f"{dataset.name}: words are given for {', '.join(typos)}, which the dataset does not have. "
+            f"{dataset.name}: class names are given for {', '.join(typos)}, which the dataset does not have. "
             f"It has: {', '.join(known)}."
         )
-    rank_zero_warn(f"{dataset.name}: words are given for {', '.join(sorted(stray))}, which it has not: not used.")
+    rank_zero_warn(f"{dataset.name}: class names are given for {', '.join(sorted(stray))}, which it has not: not used.")
 
 
 def not_found(dataset: AnomalyDataModule, problem: str) -> DatasetError:

@@ -25,7 +25,7 @@ class DAGM(AnomalyDataModule):
 
     name = "dagm"
     published_total = (None, 6996, 1054)
-    words = MappingProxyType(dict.fromkeys(CLASSES, "textured surface"))
+    class_names = MappingProxyType(dict.fromkeys(CLASSES, "textured surface"))
     layout = """
 Class1/{Train,Test}/0001.PNG               images
 Class1/{Train,Test}/Label/0001_label.PNG   masks of the anomalous ones

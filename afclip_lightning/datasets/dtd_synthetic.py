@@ -12,7 +12,7 @@ class DTDSynthetic(MVTecLayout):
     """
 
     name = "dtd"
-    words: Mapping[str, str] = {
+    class_names: Mapping[str, str] = {
         "Woven_001": "woven fabric",
         "Woven_068": "woven fabric",
         "Woven_104": "woven fabric",
@@ -26,7 +26,7 @@ class DTDSynthetic(MVTecLayout):
         "Fibrous_183": "fibrous texture",
         "Matted_069": "matted texture",
     }
-    published = tuple(words)
+    published = tuple(class_names)
     published_total = (None, 357, 947)
     required = ("test", "ground_truth")
     source = "DTD-Synthetic, by the link of its authors (Aota et al., WACV 2023), unpacked into this folder."

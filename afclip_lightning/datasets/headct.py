@@ -5,7 +5,7 @@ from typing import Literal
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_images
-from afclip_lightning.data.names import Words
+from afclip_lightning.data.names import ClassNames
 from afclip_lightning.datasets.listed import read_lines
 from afclip_lightning.datasets.tiled_layout import hold_out
 from afclip_lightning.errors import DatasetError
@@ -24,7 +24,7 @@ class HeadCT(AnomalyDataModule):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts that replace the set's own, by category.
+        class_names: What prompts call categories; replaces the set's own.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -45,11 +45,11 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
         if test_normal not in ("all", "quarter"):
             raise ValueError(f"test_normal must be all or quarter, got {test_normal!r}")
-        super().__init__(root, None, train_split, batch_size, num_workers, {CATEGORY: "head CT", **(words or {})})
+        super().__init__(root, None, train_split, batch_size, num_workers, {CATEGORY: "head CT", **(class_names or {})})
         self.test_normal = test_normal
         self.published_counts = {CATEGORY: (None, 100, 100) if test_normal == "all" else (75, 25, 100)}
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import NAMED, LeftOut, directly_in, short, unread
-from afclip_lightning.data.names import Names, Words, find, normal_form
+from afclip_lightning.data.names import ClassNames, Names, find, normal_form
 from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.files import read_text
 from afclip_lightning.types import Split
@@ -49,7 +49,7 @@ class ListedData(AnomalyDataModule):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts, by category.
+        class_names: What prompts call each category.
 
     Attributes:
         kinds: The two suffixes that the file may have.
@@ -71,9 +71,9 @@ class ListedData(AnomalyDataModule):
         train_split: Split,
         batch_size: int,
         num_workers: int,
-        words: Words,
+        class_names: ClassNames,
     ) -> None:
-        super().__init__(root, categories, train_split, batch_size, num_workers, words)
+        super().__init__(root, categories, train_split, batch_size, num_workers, class_names)
         self.file = find(self.root, Path(file).expanduser())
         if self.file.suffix not in self.kinds:
             raise ValueError(f"{type(self).__name__} reads a {' or a '.join(self.kinds)}, got {file}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.names import Names, Words, find, normal_form
+from afclip_lightning.data.names import ClassNames, Names, find, normal_form
 from afclip_lightning.datasets.listed import Entry, ListedData
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_json, read_json_lines
@@ -36,7 +36,7 @@ class Listing(ListedData):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts, by category.
+        class_names: What prompts call each category.
 
     Raises:
         ValueError: The file is neither `.json` nor `.jsonl`, or an argument is out of its range.
@@ -56,9 +56,9 @@ class Listing(ListedData):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
-        super().__init__(root, file, name, categories, train_split, batch_size, num_workers, words)
+        super().__init__(root, file, name, categories, train_split, batch_size, num_workers, class_names)
         self.layout = f"{self.file.name}, and the images and masks that it names"
 
     def find_categories(self) -> list[str]:

@@ -16,7 +16,7 @@ class MagneticTile(MVTecLayout):
     name = "magnetic_tile"
     published = ("magnetic_tile",)
     flat = True
-    words: Mapping[str, str] = {"magnetic_tile": "magnetic tile"}
+    class_names: Mapping[str, str] = {"magnetic_tile": "magnetic tile"}
     required = ("test/good", "test/blowhole", "ground_truth/blowhole")
     layout = """
 train/good/*.jpg                        normal images (for few-shot)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule, facts_of
 from afclip_lightning.data.images import list_images, pair_masks
-from afclip_lightning.data.names import Words
+from afclip_lightning.data.names import ClassNames
 from afclip_lightning.types import Sample, Split
 
 Subset = Literal[
@@ -30,7 +30,7 @@ class SubsetFacts:
         mask_suffix: What follows an image's stem in the stem of its mask.
         mask_threshold: Highest value of a mask file that is still normal; see `Sample`.
         copy: Folder inside the archive that holds the same files again, used where they are not beside it.
-        word: What a prompt calls the category; empty where it is the category's name.
+        class_name: What a prompt calls the category; empty where it is the category's name.
     """
 
     folder: str
@@ -44,7 +44,7 @@ class SubsetFacts:
     mask_suffix: str = ""
     mask_threshold: int | None = None
     copy: str | None = None
-    word: str = ""
+    class_name: str = ""
 
     @property
     def layout(self) -> str:
@@ -90,7 +90,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "academic use only; must not be uploaded again",
         None,
         normal="non_glaucoma/image",
-        word="retinal fundus",
+        class_name="retinal fundus",
     ),
     # The masks of later releases show the lungs, not the disease: they are no masks.
     "covid19": SubsetFacts(
@@ -102,7 +102,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "see there",
         (1341, 219),
         normal="NORMAL",
-        word="chest X-ray",
+        class_name="chest X-ray",
     ),
     "isic": SubsetFacts(
         "ISIC2016",
@@ -137,7 +137,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         (0, 614),
         masks="test-mask",
         mask_threshold=127,  # the masks are JPEG
-        word="thyroid ultrasound",
+        class_name="thyroid ultrasound",
     ),
 }
 
@@ -156,7 +156,7 @@ class Medical(AnomalyDataModule):
         subset: The set, which is also its name in metric keys and tables.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts that replace or extend the set's own, by category.
+        class_names: What prompts call categories; replaces or extends the set's own.
 
     Raises:
         ValueError: There is no such subset, or an argument is out of its range.
@@ -168,11 +168,13 @@ class Medical(AnomalyDataModule):
         subset: Subset,
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
         self.facts = facts = facts_of(subset, SUBSETS)
-        own = {facts.category: facts.word} if facts.word else {}
-        super().__init__(root, batch_size=batch_size, num_workers=num_workers, words={**own, **(words or {})})
+        own = {facts.category: facts.class_name} if facts.class_name else {}
+        super().__init__(
+            root, batch_size=batch_size, num_workers=num_workers, class_names={**own, **(class_names or {})}
+        )
         self.name = subset
         self.folder = facts.folder
         self.layout = facts.layout

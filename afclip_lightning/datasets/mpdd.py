@@ -23,7 +23,7 @@ class MPDD(MVTecLayout):
     }
     published_total = (888, 176, 282)
     published = tuple(published_counts)
-    words: Mapping[str, str] = {
+    class_names: Mapping[str, str] = {
         "bracket_black": "black metal bracket",
         "bracket_brown": "brown metal bracket",
         "bracket_white": "white metal bracket",

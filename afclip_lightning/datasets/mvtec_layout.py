@@ -7,8 +7,8 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_folders, pair_masks, walk_images
 from afclip_lightning.data.left_out import LeftOut, directly_in, unread, unread_folders
 from afclip_lightning.data.names import (
+    ClassNames,
     Names,
-    Words,
     find,
     holds_no_pictures,
     means_normal,
@@ -38,7 +38,7 @@ class MVTecLayout(AnomalyDataModule):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts that replace or extend the dataset's own, by category.
+        class_names: What prompts call categories; replaces or extends the dataset's own.
 
     Attributes:
         published: The dataset's categories in their published order; empty where they are whatever lies on disk.
@@ -74,11 +74,11 @@ class MVTecLayout(AnomalyDataModule):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
         if root is None and not self.name:
             raise ValueError(f"{type(self).__name__} needs a root: the folder that holds one folder a category")
-        super().__init__(root or f"data/{self.name}", categories, train_split, batch_size, num_workers, words)
+        super().__init__(root or f"data/{self.name}", categories, train_split, batch_size, num_workers, class_names)
         self.name = name or self.name or self.root.resolve().name
 
     def find_categories(self) -> list[str]:

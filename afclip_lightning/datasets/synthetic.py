@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 from tqdm import tqdm
 
-from afclip_lightning.data.names import Names, Words
+from afclip_lightning.data.names import ClassNames, Names
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.procedural import CATEGORIES, VERSION, picture
 from afclip_lightning.datasets.tiled_layout import complete_folder, save_png
@@ -40,7 +40,7 @@ class Synthetic(MVTecLayout):
         train_normal: Normal training images a category.
         test_normal: Normal test images a category.
         test_anomalous: Anomalous test images a category, dealt out over its kinds of defect.
-        words: Words for prompts that replace the dataset's own, by category.
+        class_names: What prompts call categories; replaces the dataset's own.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -74,9 +74,9 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         train_normal: int = 8,
         test_normal: int = 20,
         test_anomalous: int = 40,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
-        super().__init__(root, None, categories, train_split, batch_size, num_workers, words)
+        super().__init__(root, None, categories, train_split, batch_size, num_workers, class_names)
         self.settings = {
             "version": VERSION,
             "seed": seed,

@@ -6,7 +6,7 @@ from typing import Any
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.data.names import Names, Words, normal_form
+from afclip_lightning.data.names import ClassNames, Names, normal_form
 from afclip_lightning.datasets.listed import LISTED_SPLITS, Entry, ListedData
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_json_lines, read_rows
@@ -42,7 +42,7 @@ class Table(ListedData):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts, by category.
+        class_names: What prompts call each category.
 
     Raises:
         ValueError: The table is neither `.csv` nor `.jsonl`, or an argument is out of its range.
@@ -61,9 +61,9 @@ class Table(ListedData):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
-        super().__init__(root, table, name, categories, train_split, batch_size, num_workers, words)
+        super().__init__(root, table, name, categories, train_split, batch_size, num_workers, class_names)
         self.layout = f"{self.file.name}   columns image, label; mask, category, split where there are any"
 
     @classmethod

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import read_image, read_mask, survey
 from afclip_lightning.data.left_out import sentences, unread
-from afclip_lightning.data.names import Words
+from afclip_lightning.data.names import ClassNames
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Split
@@ -95,7 +95,7 @@ class TiledLayout(MVTecLayout):
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
-        words: Words for prompts that replace or extend the set's own, by category.
+        class_names: What prompts call categories; replaces or extends the set's own.
 
     Attributes:
         raw_layout: What `raw` must contain, as a few lines for a person.
@@ -117,9 +117,9 @@ class TiledLayout(MVTecLayout):
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
-        words: Words = None,
+        class_names: ClassNames = None,
     ) -> None:
-        super().__init__(root, None, None, train_split, batch_size, num_workers, words)
+        super().__init__(root, None, None, train_split, batch_size, num_workers, class_names)
         self.raw = None if raw is None else Path(raw).expanduser()
         if self.raw is not None and Path(os.path.realpath(self.root)).is_relative_to(os.path.realpath(self.raw)):
             raise ValueError(

@@ -40,7 +40,7 @@ class VisA(MVTecLayout):
     }
     published_total = (8659, 962, 1200)
     published = tuple(published_counts)
-    words: Mapping[str, str] = {
+    class_names: Mapping[str, str] = {
         "chewinggum": "chewing gum",
         "macaroni1": "macaroni",
         "macaroni2": "macaroni",

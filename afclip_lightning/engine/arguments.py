@@ -8,7 +8,7 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import parse_yaml, read_yaml
 
 CONFIG = ("--config", "-c")
-OF_A_SET = ("categories", "words")  # arguments of a dataset that mean nothing to another one
+OF_A_SET = ("categories", "class_names")  # arguments of a dataset that mean nothing to another one
 REMEDY = "Mend it, or leave it out."
 
 
@@ -37,7 +37,7 @@ def unclosed(args: Sequence[str]) -> str:
 
 
 def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns arguments in which a dataset's categories and words end where another dataset takes its place.
+    """Returns arguments in which a dataset's categories and class names end where another dataset takes its place.
 
     The parser keeps whatever the new class takes too, and would look for the categories of the old set in the new one.
 

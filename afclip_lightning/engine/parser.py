@@ -22,6 +22,9 @@ from afclip_lightning.engine.references import resolve
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
 
+FORMER = {"words": "class_names"}
+"""Names that options had before, and have now."""
+
 
 class AnomalyArgumentParser(LightningArgumentParser):
     """Says what is wrong in a few lines, with the nearest name, instead of listing every option."""
@@ -59,6 +62,9 @@ class AnomalyArgumentParser(LightningArgumentParser):
         options = {action.dest for parser in self._with_subcommands() for action in parser._actions}
         names = _argument_names()
         for key in sorted(unknown):
+            if former := FORMER.keys() & key.split("."):  # of `words: {a: plug}` the library names the key `words.a`
+                yield from ((name, FORMER[name]) for name in former)
+                continue
             prefix, dot, _ = key.rpartition(".")
             candidates = (options | {prefix + dot + name for name in names}) - {key}
             close = difflib.get_close_matches(key, candidates, n=1)

@@ -80,7 +80,9 @@ class Graph(nn.Module):
             method.memory = BatchMemory(memory)  # type: ignore[assignment]
         self.method = method
         # one row stands for all: texts of a category broadcast over the batch
-        self.sample = Sample(DATASET, model.category, "test", NAMELESS, UNKNOWN, mask_known=False, word=model.category)
+        self.sample = Sample(
+            DATASET, model.category, "test", NAMELESS, UNKNOWN, mask_known=False, class_name=model.category
+        )
         self.register_buffer("pixel_mean", torch.tensor(method.preprocess.mean))
         self.register_buffer("pixel_std", torch.tensor(method.preprocess.std))
 

@@ -336,7 +336,7 @@ class Predictor:
             label=torch.full((count,), UNKNOWN),
             mask_known=torch.zeros(count, dtype=torch.bool),
             samples=[
-                Sample(DATASET, self.category, "test", name, UNKNOWN, mask_known=False, word=self.category)
+                Sample(DATASET, self.category, "test", name, UNKNOWN, mask_known=False, class_name=self.category)
                 for name in names
             ],
         ).to(self.device)

@@ -40,14 +40,14 @@ IMAGE_SIDE = 1024  # pixels that the longer side of a picture is shrunk to
 # The first sentences are the paper's questions; the rest makes the answers fit CLIP's context. Change a word and every
 # cached answer is asked for again.
 CATEGORY_PROMPT = """\
-Describe what an abnormal image of {word} looks like?
+Describe what an abnormal image of {class_name} looks like?
 
 Answer as an inspector of products: a numbered list of exactly {count} sentences and nothing else. Each sentence has \
-at most 35 words, makes sense on its own, names the {word}, and is about another kind of defect: what can be seen, \
-where, in which shape and color."""
+at most 35 words, makes sense on its own, names the {class_name}, and is about another kind of defect: what can be \
+seen, where, in which shape and color."""
 IMAGE_PROMPT = """\
-Identify anomalies in the input image of the specified class ({word}). Describe each anomaly's location, color, shape, \
-size, and other characteristics.
+Identify anomalies in the input image of the specified class ({class_name}). Describe each anomaly's location, color, \
+shape, size, and other characteristics.
 
 Answer with one sentence of at most 35 words and nothing else."""
 
@@ -89,21 +89,21 @@ class Question:
         return [{"role": "user", "content": [picture, {"type": "text", "text": self.prompt}]}]
 
 
-def category_question(model: str, category: str, word: str, count: int) -> Question:
-    """Returns the question for `count` sentences on a category, which prompts call `word`.
+def category_question(model: str, category: str, class_name: str, count: int) -> Question:
+    """Returns the question for `count` sentences on a category, which prompts call `class_name`.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
     """
-    prompt = CATEGORY_PROMPT.format(word=word, count=count)
+    prompt = CATEGORY_PROMPT.format(class_name=class_name, count=count)
     return Question(category, model, prompt, partial(parse_list, count=count))
 
 
-def image_question(model: str, key: str, word: str, image_path: Path) -> Question:
+def image_question(model: str, key: str, class_name: str, image_path: Path) -> Question:
     """Returns the question for a sentence on one image, `key` being its path in its dataset.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
     """
-    return Question(key, model, IMAGE_PROMPT.format(word=word), parse_sentence, image_path)
+    return Question(key, model, IMAGE_PROMPT.format(class_name=class_name), parse_sentence, image_path)
 
 
 def parse_list(answer: str, count: int) -> list[str]:
@@ -402,7 +402,7 @@ def answer_all(
 ) -> tuple[dict[str, list[str]], int]:
     """Returns the sentences by what they are about, and how many questions the server was asked.
 
-    Questions with the same prompt, as of two categories with one word, share their answer.
+    Questions with the same prompt, as of two categories with one class name, share their answer.
 
     Raises:
         UserError: A question has no usable answer; earlier answers are in the cache.

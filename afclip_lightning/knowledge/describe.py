@@ -46,7 +46,9 @@ _NAMELESS = frozenset(
 _SPECK = 0.05  # pieces below this share of the largest one do not count
 
 
-def describe_anomaly(image: NDArray[np.uint8], mask: np.ndarray, word: str, defect: str | None = None) -> str | None:
+def describe_anomaly(
+    image: NDArray[np.uint8], mask: np.ndarray, class_name: str, defect: str | None = None
+) -> str | None:
     """Returns a sentence on place, size, shape and colour of the anomaly, or `None` where the mask is empty.
 
     The place is that of the centroid in a 3 × 3 grid; the size is the share of the image; the colour is the name that
@@ -56,11 +58,11 @@ def describe_anomaly(image: NDArray[np.uint8], mask: np.ndarray, word: str, defe
     Args:
         image: `[H, W, 3]`, uint8, RGB.
         mask: `[H, W]`, non-zero = anomalous.
-        word: What the sentence calls the item (`metal nut`).
+        class_name: What the sentence calls the item (`metal nut`).
         defect: Kind of the defect (`scratch neck`), see `defect_name`; left out where the sentence would get too long.
 
     Raises:
-        ValueError: The sizes of image and mask differ, or the word is too long for a sentence.
+        ValueError: The sizes of image and mask differ, or the class name is too long for a sentence.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
     Differs: a template over the training mask, which the losses read anyway, in place of a visual question answering
@@ -72,13 +74,13 @@ def describe_anomaly(image: NDArray[np.uint8], mask: np.ndarray, word: str, defe
     if not region.any():
         return None
     shape, pieces = _shape(region)
-    sentence = f"The {word} has a {_size(region)}, {shape}, {_colour(image, region)} anomaly {_place(region)}"
+    sentence = f"The {class_name} has a {_size(region)}, {shape}, {_colour(image, region)} anomaly {_place(region)}"
     if pieces > 1:
         sentence += f", in {NUMBERS[pieces - 2] if pieces - 2 < len(NUMBERS) else 'many'} pieces"
     for ending in (f": {defect}." if defect else ".", "."):
         if count_tokens(sentence + ending) <= MAX_TOKENS:
             return sentence + ending
-    raise ValueError(f"word must leave room for a sentence of {MAX_TOKENS} tokens, got {word!r}")
+    raise ValueError(f"class_name must leave room for a sentence of {MAX_TOKENS} tokens, got {class_name!r}")
 
 
 def defect_name(image_path: Path) -> str | None:

@@ -65,8 +65,8 @@ class AnoVL(AnomalyMethod):
     result depends on the images before it; here adapter and optimiser are fresh for each image, and all images start
     from the same values. The code's two overlapping crops of VisA's wide images are not there, since images are
     squashed into one square before a method sees them; it squashes MVTec AD's bilinearly, here it is bicubic. It names
-    categories as their folders are called, but for `macaroni`; here samples carry a word, which `words` of a dataset
-    sets.
+    categories as their folders are called, but for `macaroni`; here samples carry a class name, which `class_names`
+    of a dataset sets.
 
     Args:
         backbone: The frozen CLIP.
@@ -137,7 +137,7 @@ class AnoVL(AnomalyMethod):
         self.sentences.forget()
 
     def _embed_sentences(self, sample: Sample) -> Tensor:
-        normal, abnormal = domain_aware(sample.word, sample.category in self.textures)
+        normal, abnormal = domain_aware(sample.class_name, sample.category in self.textures)
         with torch.no_grad():
             return self.backbone.encode_text([*normal, *abnormal])
 

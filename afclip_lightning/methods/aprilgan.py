@@ -37,8 +37,8 @@ class APRILGAN(AnomalyMethod):
         backbone: The frozen CLIP.
         optimizer: Makes the optimiser of the linear layers.
         layers: Tapped blocks, counted from 1.
-        names: What prompts call a category: `category`, as the dataset does (`metal_nut`; the official code), or `word`
-            (`metal nut`).
+        names: What prompts call a category: `category`, as the dataset does (`metal_nut`; the official code), or
+            `class_name` (`metal nut`).
         temperature: Divides cosine similarities.
         k_shot: Normal images a category in the memory; 0 is zero-shot.
         shot_seed: Seed of their draw.

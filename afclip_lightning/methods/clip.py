@@ -45,8 +45,8 @@ class CLIP(AnomalyMethod):
         backbone: The frozen CLIP.
         prompts: `clip_bare` (`normal bottle`), `clip_photo` (`A photo of a normal bottle`) or `clip_ac`
             (`normal bottle` in 80 templates).
-        names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), or `word`, the
-            dataset's word for it (`metal nut`).
+        names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), or
+            `class_name`, what the dataset has prompts call it (`metal nut`).
         temperature: Divides cosine similarities. Of two probabilities the order does not depend on it.
 
     Raises:

@@ -142,7 +142,7 @@ class DualImageCLIP(AnomalyMethod):
         self.text.forget()
 
     def _embed_text(self, sample: Sample) -> Tensor:
-        prompts = domain_aware(sample.word, sample.category in self.textures)
+        prompts = domain_aware(sample.class_name, sample.category in self.textures)
         return embed_states(self.backbone, *prompts, "mean_then_norm")
 
     def patches(self, image: Tensor | ClipFeatures) -> Tensor:

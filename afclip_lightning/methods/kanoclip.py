@@ -74,14 +74,14 @@ class CategoryPrompts(WordTokens):
         self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
         self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
 
-    def _ids(self, backbone: ClipBackbone, word: str) -> tuple[Tensor, Tensor, int]:
-        """Returns the token ids of a category's words, their ends behind the learnable tokens, and the last of those.
+    def _ids(self, backbone: ClipBackbone, class_name: str) -> tuple[Tensor, Tensor, int]:
+        """Returns the token ids of a class name's prompts, their ends behind the learnable tokens, and the last one.
 
         They are kept: reading a length off the device at each step would make the host wait for it.
         """
-        key = word, self.tokens.device
+        key = class_name, self.tokens.device
         if key not in self.kept:
-            texts = [f"{adjective} {word}." for state in self.adjectives for adjective in state]
+            texts = [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
             ids = backbone.tokenize(texts)
             end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
             longest, limit = int(end.max()), backbone.text.context_length
@@ -93,23 +93,23 @@ class CategoryPrompts(WordTokens):
             self.kept[key] = ids, end, longest
         return self.kept[key]
 
-    def forward(self, backbone: ClipBackbone, words: Sequence[str]) -> Tensor:
+    def forward(self, backbone: ClipBackbone, class_names: Sequence[str]) -> Tensor:
         """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
 
         Args:
             backbone: The one that the prompts were built for.
-            words: What the M categories are called.
+            class_names: What the M categories are called.
 
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
         """
-        ids, ends, longest = zip(*(self._ids(backbone, word) for word in words), strict=True)
+        ids, ends, longest = zip(*(self._ids(backbone, class_name) for class_name in class_names), strict=True)
         length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
         embedded = backbone.text.token_embedding(torch.cat(ids)[:, : length - self.tokens.shape[1]])
         counts = [len(adjectives) for adjectives in self.adjectives]
         tokens = [tokens.expand(count, -1, -1) for tokens, count in zip(self.tokens, counts, strict=True)]
-        prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(words), 1, 1))
-        states = backbone.text(prompts, torch.cat(ends)).unflatten(0, (len(words), -1)).split(counts, dim=1)
+        prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(class_names), 1, 1))
+        states = backbone.text(prompts, torch.cat(ends)).unflatten(0, (len(class_names), -1)).split(counts, dim=1)
         return torch.stack([state.mean(dim=1) for state in states], dim=1)
 
 
@@ -182,7 +182,7 @@ class Knowledge:
         if (known := image_sentence(self.of_images, sample.image_path)) is not None:
             return known
         pixels, mask = pixels_of(batch, row, preprocess), batch.mask[row].cpu().numpy()
-        return describe_anomaly(pixels, mask, sample.word, defect_name(sample.image_path))
+        return describe_anomaly(pixels, mask, sample.class_name, defect_name(sample.image_path))
 
 
 class KAnoCLIP(AnomalyMethod):
@@ -373,7 +373,9 @@ class KAnoCLIP(AnomalyMethod):
         self.fixed_text.forget()
 
     def _embed_fixed(self, sample: Sample) -> Tensor:
-        normal, abnormal = ([f"{FIXED_OPENING} {a} {sample.word}." for a in adjectives] for adjectives in self.words)
+        normal, abnormal = (
+            [f"{FIXED_OPENING} {a} {sample.class_name}." for a in adjectives] for adjectives in self.words
+        )
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
     def embed_text(self, samples: Sequence[Sample]) -> Tensor:
@@ -385,9 +387,9 @@ class KAnoCLIP(AnomalyMethod):
         """
         if self.prompts is None:
             return self.fixed_text(samples)
-        words = list(dict.fromkeys(sample.word for sample in samples))
-        text = F.normalize(self.prompts(self.backbone, words).float(), dim=-1)
-        return torch.stack([text[words.index(sample.word)] for sample in samples])
+        class_names = list(dict.fromkeys(sample.class_name for sample in samples))
+        text = F.normalize(self.prompts(self.backbone, class_names).float(), dim=-1)
+        return torch.stack([text[class_names.index(sample.class_name)] for sample in samples])
 
     def text_embeddings(self, samples: Sequence[Sample]) -> Tensor:
         """Returns the text embeddings `[B, 2, D]`: inside validate, test or predict, those of the whole pass."""

@@ -75,7 +75,7 @@ class WinCLIP(AnomalyMethod):
         templates: Sentence templates: `paper`, its 22, or `code`, the 21 of both codes, which leave one out, have
             another twice and end with a period.
         names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
-            `word`, the dataset's word for it (`metal nut`).
+            `class_name`, what the dataset has prompts call it (`metal nut`).
         temperature: Divides cosine similarities.
         k_shot: Normal images a category in the memory; 0 is zero-shot WinCLIP.
         shot_seed: Seed of their draw.

@@ -11,7 +11,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.types import Sample
 
 Rule = Literal["mean_then_norm", "norm_mean_norm"]
-Names = Literal["category", "word"]
+Names = Literal["category", "class_name"]
 
 
 def name_of(sample: Sample, names: Names) -> str:
@@ -19,9 +19,10 @@ def name_of(sample: Sample, names: Names) -> str:
 
     Args:
         sample: The sample.
-        names: `category`, its folder's name as it is (`metal_nut`), or `word`, the dataset's word for it (`metal nut`).
+        names: `category`, its folder's name as it is (`metal_nut`), or `class_name`, what the dataset
+            has prompts call it (`metal nut`).
     """
-    return sample.word if names == "word" else sample.category
+    return sample.class_name if names == "class_name" else sample.category
 
 
 def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:

@@ -153,7 +153,7 @@ ADACLIP_NORMAL = APRILGAN_NORMAL
 ADACLIP_ABNORMAL = APRILGAN_ABNORMAL
 ADACLIP_TEMPLATES = APRILGAN_TEMPLATES[:4]
 
-# Mwxinnn/AA-CLIP (53db195). Its word of a category is a description, for example `dark bottle`.
+# Mwxinnn/AA-CLIP (53db195). Its class name is a description, for example `dark bottle`.
 AACLIP_NORMAL = ("{}", "a {}", "the {}")
 AACLIP_ABNORMAL = ("a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage")
 AACLIP_TEMPLATES = ("{}.", "a photo of {}.")
@@ -174,20 +174,20 @@ IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in OPENA
 
 
 def sentences(
-    states: Sequence[str], templates: Sequence[str], word: str, outer: Literal["state", "template"] = "state"
+    states: Sequence[str], templates: Sequence[str], class_name: str, outer: Literal["state", "template"] = "state"
 ) -> list[str]:
-    """Returns every state of `word` in every template.
+    """Returns every state of `class_name` in every template.
 
     Args:
-        states: Each with one `{}` for the word.
+        states: Each with one `{}` for the class name.
         templates: Each with one `{}` for the state.
-        word: What the category is called, for example `bottle`.
+        class_name: What the category is called, for example `bottle`.
         outer: What changes slowest. Only AnoVL's order is `template`; it matters where a sentence has a row of its own.
 
     Raises:
         ValueError: `outer` is neither.
     """
-    phrases = [state.format(word) for state in states]
+    phrases = [state.format(class_name) for state in states]
     if outer == "state":
         return [template.format(phrase) for phrase in phrases for template in templates]
     if outer == "template":
@@ -207,15 +207,17 @@ def in_domain(templates: Sequence[str], domain: Sequence[str]) -> tuple[str, ...
     return tuple(_with_medium(template, medium) for medium in domain for template in templates)
 
 
-def domain_aware(word: str, texture: bool) -> tuple[list[str], list[str]]:
+def domain_aware(class_name: str, texture: bool) -> tuple[list[str], list[str]]:
     """Returns AnoVL's normal and abnormal sentences, 462 each, templates outermost.
 
     Args:
-        word: What the category is called.
+        class_name: What the category is called.
         texture: Whether it is a texture, and not an object.
     """
     templates = in_domain(WINCLIP_TEMPLATES, ANOVL_TEXTURE_DOMAIN if texture else ANOVL_OBJECT_DOMAIN)
-    normal, abnormal = (sentences(states, templates, word, "template") for states in (ANOVL_NORMAL, ANOVL_ABNORMAL))
+    normal, abnormal = (
+        sentences(states, templates, class_name, "template") for states in (ANOVL_NORMAL, ANOVL_ABNORMAL)
+    )
     return normal, abnormal
 
 

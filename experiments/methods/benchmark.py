@@ -70,7 +70,9 @@ def images(count: int, size: int, device: str) -> Batch:
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(count, size, size, dtype=torch.uint8)
     mask[::2, : size // 4, : size // 3] = 1
-    samples = [Sample("mvtec", "bottle", "test", Path(f"{i}.png"), 1 - i % 2, word="bottle") for i in range(count)]
+    samples = [
+        Sample("mvtec", "bottle", "test", Path(f"{i}.png"), 1 - i % 2, class_name="bottle") for i in range(count)
+    ]
     batch = Batch(
         torch.randn(count, 3, size, size, generator=generator),
         mask,

@@ -44,7 +44,7 @@ def batch_of(count: int, references: int, size: int) -> Batch:
         mask=torch.zeros(count, size, size, dtype=torch.uint8),
         label=torch.zeros(count, dtype=torch.long),
         mask_known=torch.ones(count, dtype=torch.bool),
-        samples=[Sample("d", "c", "test", Path(f"{i}.png"), 0, word="bottle") for i in range(count)],
+        samples=[Sample("d", "c", "test", Path(f"{i}.png"), 0, class_name="bottle") for i in range(count)],
         reference=torch.randn(beside, 3, size, size, generator=generator),
         reference_rows=others,
     )

@@ -22,10 +22,10 @@ def test_training_images_in_img(tmp_path: Path) -> None:
     assert [s.image_path.name for s in BMAD(root, "brain").samples("train")] == ["9.png"]
 
 
-def test_names_counts_and_words() -> None:
-    resc = BMAD("nowhere", "resc", words={"retina": "eye"})
+def test_names_counts_and_class_names() -> None:
+    resc = BMAD("nowhere", "resc", class_names={"retina": "eye"})
     assert (resc.name, resc.published_counts) == ("bmad_resc", {"retina": (4297, 1041, 764)})
-    assert resc.category_word("retina") == "eye"
-    assert BMAD("nowhere", "liver").category_word("liver") == "liver CT"
+    assert resc.class_name_of("retina") == "eye"
+    assert BMAD("nowhere", "liver").class_name_of("liver") == "liver CT"
     with pytest.raises(ValueError, match="got 'kidney'"):
         BMAD("nowhere", "kidney")  # type: ignore[arg-type]

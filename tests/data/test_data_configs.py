@@ -71,7 +71,7 @@ def test_config_of_a_set_over_one_that_trains_nothing(experiment: str, override:
     (dataset,) = data.all_test_sets
     assert dataset.name == OWN.get(override.stem, override.stem)
     assert [part.name for part in data.parts if part is not dataset] == ["mvtec"] * (experiment == "afclip_mvtec")
-    check_names(dataset) if dataset.name not in OWN.values() else None  # no words of another set are left
+    check_names(dataset) if dataset.name not in OWN.values() else None  # no class names of another set are left
 
 
 def test_a_set_over_an_experiment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

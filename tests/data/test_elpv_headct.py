@@ -27,7 +27,7 @@ def test_elpv(tmp_path: Path) -> None:
     assert counts(dataset) == (6, 2, 3)
     used = {s.image_path.name for split in ("train", "test") for s in dataset.find_samples("solar_cell", split)}
     assert used == {f"cell{i:04}.png" for i in range(1, 12)}  # not those in between
-    assert dataset.category_word("solar_cell") == "solar cell"
+    assert dataset.class_name_of("solar_cell") == "solar cell"
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_headct(folder: str, tmp_path: Path) -> None:
     HeadCT(root).check()
     assert counts(HeadCT(root)) == (0, 8, 3)
     assert counts(HeadCT(root, test_normal="quarter")) == (6, 2, 3)
-    assert HeadCT(root, words={"brain": "brain scan"}).category_word("brain") == "brain scan"
-    assert HeadCT(root).category_word("brain") == "head CT"
+    assert HeadCT(root, class_names={"brain": "brain scan"}).class_name_of("brain") == "brain scan"
+    assert HeadCT(root).class_name_of("brain") == "head CT"
 
 
 def test_faulty_headct(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
         assert len(reference) == train
         assert not {s.image_path for s in reference} & {s.image_path for s in samples}
         assert all(s.label == 0 for s in reference) or key == "dagm"  # its training images are mixed
-        assert re.fullmatch("[A-Za-z -]+", dataset.category_word(category))
+        assert re.fullmatch("[A-Za-z -]+", dataset.class_name_of(category))
     assert all(len(drawn) == 1 for drawn in dataset.few_shot(1, 0).values()) if train else True
 
     masks = key not in LABELLED
@@ -138,7 +138,7 @@ class WeldSeams(MVTecLayout):
     name = "weld"
     published_counts: Mapping[str, Counts] = {"pipe_seam": (2, 1, 3), "plate": (2, 1, 3)}
     published = tuple(published_counts)
-    words: Mapping[str, str] = {"plate": "welded plate"}
+    class_names: Mapping[str, str] = {"plate": "welded plate"}
     required = ("test", "ground_truth")
     source = "The next workshop, unpacked into this folder."
     licence = "ask there"
@@ -159,7 +159,7 @@ def test_a_new_set_in_this_layout_is_one_short_file(tmp_path: Path, monkeypatch:
     dataset.check()
     assert dataset.selected_categories() == ["pipe_seam", "plate"]
     assert {s.dataset for s in dataset.samples("test")} == {"weld"}
-    assert [dataset.category_word(c) for c in dataset.selected_categories()] == ["pipe seam", "welded plate"]
+    assert [dataset.class_name_of(c) for c in dataset.selected_categories()] == ["pipe seam", "welded plate"]
     assert "weld" in {row["name"] for row in list_datasets()}
     report = examine(find_dataset("weld", [], root))
     assert [row.found == row.published for row in report.categories] == [True, True]
@@ -273,20 +273,20 @@ def test_medical_folders_that_are_not_read(subset: str, folder: str, tmp_path: P
 
 
 def test_words_of_medical_sets_and_counts_that_are_not_published() -> None:
-    assert Medical("x", "tn3k").category_word("thyroid") == "thyroid ultrasound"
-    assert Medical("x", "isic").category_word("skin") == "skin"
+    assert Medical("x", "tn3k").class_name_of("thyroid") == "thyroid ultrasound"
+    assert Medical("x", "isic").class_name_of("skin") == "skin"
     assert Medical("x", "lag").published_counts == {}
     assert Medical("x", "covid19").published_counts == {"chest": (None, 1341, 219)}
 
 
 def test_words_are_overridden_and_a_stray_one_is_refused(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["metal_nut"])
-    dataset = MVTecLayout(root, words={"metal_nut": "steel nut"})
+    dataset = MVTecLayout(root, class_names={"metal_nut": "steel nut"})
     dataset.check()
-    assert dataset.category_word("metal_nut") == "steel nut"
-    assert MVTecLayout(root).category_word("metal_nut") == "metal nut"
-    with pytest.raises(DatasetError, match=r"words are given for metalnut, .* It has: metal_nut"):
-        MVTecLayout(root, words={"metalnut": "nut"}).check()
+    assert dataset.class_name_of("metal_nut") == "steel nut"
+    assert MVTecLayout(root).class_name_of("metal_nut") == "metal nut"
+    with pytest.raises(DatasetError, match=r"class names are given for metalnut, .* It has: metal_nut"):
+        MVTecLayout(root, class_names={"metalnut": "nut"}).check()
 
 
 def test_published_counts_add_up() -> None:

@@ -141,8 +141,8 @@ def test_own_categories_need_no_list(tmp_path: Path) -> None:
 
 
 def test_samples_of_a_loader_carry_the_word_for_prompts(root: Path) -> None:
-    data = MVTecLayout(root, name="parts", words={"nut": "steel nut"}, num_workers=0)
+    data = MVTecLayout(root, name="parts", class_names={"nut": "steel nut"}, num_workers=0)
     data.preprocess = Preprocess(28)
     for loader in (data.test_dataloader(), data.train_dataloader()):
-        words = {(s.category, s.word) for batch in loader for s in batch.samples}
-        assert words == {("bolt", "bolt"), ("nut", "steel nut"), ("pin", "pin")}
+        class_names = {(s.category, s.class_name) for batch in loader for s in batch.samples}
+        assert class_names == {("bolt", "bolt"), ("nut", "steel nut"), ("pin", "pin")}

@@ -54,11 +54,11 @@ def test_mvtecs_layout(forms: tuple[str, str], tmp_path: Path) -> None:
     mask = write_mask(tmp_path / f"{disk}/ground_truth/{other}/{other}_mask.png")
     write_image(tmp_path / f"{disk}/test/good/0.png")
     write_image(tmp_path / f"{disk}/train/good/0.png")
-    dataset = MVTecLayout(tmp_path, categories=[other], words={other: "test bench"})
+    dataset = MVTecLayout(tmp_path, categories=[other], class_names={other: "test bench"})
     dataset.check()
     assert [(s.image_path, s.mask_path) for s in dataset.samples("test") if s.label] == [(image, mask)]
     assert dataset.selected_categories() == [ONE]  # whatever the disk or the user write
-    assert dataset.category_word(ONE) == dataset.category_word(TWO) == "test bench"
+    assert dataset.class_name_of(ONE) == dataset.class_name_of(TWO) == "test bench"
     assert not dataset.left_out("test")
     dataset.few_shot_dir = tmp_path.with_name("shots")
     assert [s.image_path for s in dataset.few_shot(1, 0)[dataset.name, ONE]] == [shot]
@@ -130,11 +130,11 @@ def test_names_that_look_alike_are_refused_and_told_apart(tmp_path: Path) -> Non
         ("categories", "01", r"must be a list, such as '\[\"01\"\]'"),
         ("categories", "bottle", r"must be a list, such as '\[\"bottle\"\]'"),
         ("categories", "[]", "must be named once each"),
-        ("words", "{01: plug}", "1 is a number, not a name"),
-        ("words", "{no: plug}", "False is a truth value"),
-        ("words", "{'01': 3}", "3 is a number"),
-        ("words", "{'01': null}", "None is nothing"),
-        ("words", "{'01': '  '}", "the word for '01' is empty"),
+        ("class_names", "{01: plug}", "1 is a number, not a name"),
+        ("class_names", "{no: plug}", "False is a truth value"),
+        ("class_names", "{'01': 3}", "3 is a number"),
+        ("class_names", "{'01': null}", "None is nothing"),
+        ("class_names", "{'01': '  '}", "the one of '01' is empty"),
     ],
 )
 def test_numbers_and_truth_values_as_names(
@@ -144,24 +144,24 @@ def test_numbers_and_truth_values_as_names(
         find_dataset("BTAD", [f"--{option}", value])
     assert "\n" not in str(caught.value)
     if "not a name" in message:
-        assert ("""'{"01": "plug"}'""" if option == "words" else """'["01"]'""") in str(caught.value)
+        assert ("""'{"01": "plug"}'""" if option == "class_names" else """'["01"]'""") in str(caught.value)
     assert main(["check", "BTAD", f"--{option}={value}"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cls", [BTAD, MVTecLayout, Table, Listing])
 def test_every_class_checks_its_names(cls: Any, tmp_path: Path) -> None:
-    for arguments in ({"categories": [1]}, {"words": {1: "plug"}}, {"words": {"a": 1}}):
+    for arguments in ({"categories": [1]}, {"class_names": {1: "plug"}}, {"class_names": {"a": 1}}):
         with pytest.raises(ValueError, match="1 is a number, not a name"):
             cls(tmp_path, **arguments)
     with pytest.raises(ValueError, match="1 is a number"):
-        Medical(tmp_path, "isic", words={"skin": 1})
+        Medical(tmp_path, "isic", class_names={"skin": 1})
 
 
 def test_quoted_numbers_are_names(tmp_path: Path) -> None:
-    dataset = find_dataset("BTAD", ["--categories", '["01", "02"]', "--words", '{"01": plug}'], tmp_path)
+    dataset = find_dataset("BTAD", ["--categories", '["01", "02"]', "--class_names", '{"01": plug}'], tmp_path)
     assert dataset.selected_categories() == ["01", "02"]
-    assert dataset.category_word("01") == "plug"
+    assert dataset.class_name_of("01") == "plug"
 
 
 def test_a_category_that_is_called_mean(tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_a_category_that_is_called_mean(tmp_path: Path) -> None:
 
 def test_words_that_another_sets_config_left(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["bolt"])
-    with pytest.warns(UserWarning, match="words are given for metal_nut, which it has not: not used"):
-        MVTecLayout(root, words={"metal_nut": "metal_nut"}).check()
-    with pytest.raises(DatasetError, match="words are given for metalnut, which the dataset does not have"):
-        MVTecLayout(root, words={"metal_nut": "metal_nut", "metalnut": "nut"}).check()
+    with pytest.warns(UserWarning, match="class names are given for metal_nut, which it has not: not used"):
+        MVTecLayout(root, class_names={"metal_nut": "metal_nut"}).check()
+    with pytest.raises(DatasetError, match="class names are given for metalnut, which the dataset does not have"):
+        MVTecLayout(root, class_names={"metal_nut": "metal_nut", "metalnut": "nut"}).check()
 
 
 def test_what_a_folders_name_says() -> None:
@@ -195,16 +195,18 @@ def test_what_a_folders_name_says() -> None:
 def test_words_that_the_text_tower_would_cut_off(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["bolt"])
     MVTecLayout(
-        root, words={"bolt": "hexagon head bolt with a flange, zinc plated, of the third production line"}
+        root, class_names={"bolt": "hexagon head bolt with a flange, zinc plated, of the third production line"}
     ).check()
-    for word in (100 * "bolt ", "ABC-123/" * 20, "螺" * 60):
-        dataset = MVTecLayout(root, words={"bolt": word})
-        with pytest.warns(UserWarning, match=r"the word for 'bolt' has \d+ tokens, and prompts have room for about 48"):
+    for class_name in (100 * "bolt ", "ABC-123/" * 20, "螺" * 60):
+        dataset = MVTecLayout(root, class_names={"bolt": class_name})
+        with pytest.warns(
+            UserWarning, match=r"the class name of 'bolt' has \d+ tokens, and prompts have room for about 48"
+        ):
             dataset.check()
     long = write_image(tmp_path / f"names/{80 * 'ab '}end/test/good/0.png").parents[2].name
     with pytest.warns(UserWarning, match="tokens, and prompts have room for about 48"):
         MVTecLayout(tmp_path / "names").check()
-    MVTecLayout(tmp_path / "names", words={long: "part"}).check()
+    MVTecLayout(tmp_path / "names", class_names={long: "part"}).check()
 
 
 def test_numbers_as_names_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +216,7 @@ def test_numbers_as_names_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     nested.write_text(yaml.safe_dump({"data": {"class_path": "CrossDataset", "init_args": {"test": test}}}))
     base = ["test", f"--config={config}"]
     own = ["--data=BTAD", f"--data.root={tmp_path}"]
-    for options in ([*own, "--data.categories=[01]"], [*own, "--data.words={01: plug}"], [f"--config={nested}"]):
+    for options in ([*own, "--data.categories=[01]"], [*own, "--data.class_names={01: plug}"], [f"--config={nested}"]):
         assert run([*base, *options]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert "1 is a number, not a name" in line

@@ -104,7 +104,7 @@ def test_split_of_anomalyclip(tmp_path: Path) -> None:
     ]
     assert (len(samples), len(dataset.samples("train"))) == (4, 2)
     assert dataset.name != KolektorSDDThirds("x").name
-    assert dataset.category_word("electrical commutators") == "electrical commutator"
+    assert dataset.class_name_of("electrical commutators") == "electrical commutator"
 
 
 def test_squares_of_aitex(tmp_path: Path) -> None:

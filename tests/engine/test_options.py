@@ -62,12 +62,12 @@ WRONG = {
     # names that YAML reads as something else
     "--data.train.categories=[01]": "quote",
     "--data.train.categories=[no]": "quote",
-    "--data.train.words={01: plug}": "quote",
-    "--data.train.words={plug: 1}": "quote",
+    "--data.train.class_names={01: plug}": "quote",
+    "--data.train.class_names={plug: 1}": "quote",
     # brackets
     "--model.layers=[1,2": "Close each bracket and quote",
     "--model={class_path: AFCLIP": "Close each bracket and quote",
-    "--data.train.words={a: 'b}": "Close each bracket and quote",
+    "--data.train.class_names={a: 'b}": "Close each bracket and quote",
     "--trainer={max_epochs: 2": "Close each bracket and quote",
 }
 
@@ -98,6 +98,13 @@ def test_wrong_values(
     assert re.search(WRONG[options].replace("[", r"\["), errors[0])
     assert len(lines) <= 3
     assert not (folder / "runs").exists()
+
+
+def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "old.yaml").write_text("data: {class_path: MVTecAD, init_args: {root: x, words: {bottle: flask}}}\n")
+    for options in ("--data.train.words={a: plug}", "--data=old.yaml", "--data.train.words.a=plug"):
+        assert run("fit", options) == 2
+        assert "Did you mean 'class_names' instead of 'words'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -132,7 +139,7 @@ def test_a_pipe_is_no_config(folder: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "old.yaml").write_text(
-        "data: {class_path: MVTecAD, init_args: {root: gone, categories: [bottle], words: {bottle: flask}}}\n"
+        "data: {class_path: MVTecAD, init_args: {root: gone, categories: [bottle], class_names: {bottle: flask}}}\n"
     )
     (folder / "new.yaml").write_text("data: {class_path: MVTecLayout, init_args: {root: tested}}\n")
     args = ["--config=old.yaml", "--run_dir=x", "--trainer.limit_test_batches=1"]
@@ -142,9 +149,9 @@ def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.Ca
             app.main(["test", "--config=base.yaml", *args, *new, "--print_config"])
         output = capsys.readouterr()
         assert "categories: null" in output.out
-        assert "words: null" in output.out
+        assert "class_names: null" in output.out
     assert run("test", *args, "--data=MVTecLayout", "--data.root=tested", "--data.categories=[cable]") == 0
     error = capsys.readouterr().err
-    assert "Left out: categories and words of MVTecAD, which mean nothing to MVTecLayout." in error
+    assert "Left out: categories and class_names of MVTecAD, which mean nothing to MVTecLayout." in error
     assert run("test", *args[:2], "--data=MVTecAD", "--data.root=tested") == 2  # the same set: they stay
     assert "Left out" not in capsys.readouterr().err

@@ -526,10 +526,10 @@ def test_thresholds_are_finite(value: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_arguments_of_the_method_are_split_off() -> None:
-    args = ["a.png", "--model.names", "word", "--tiles", "2", "--model.backbone.image_size=112"]
+    args = ["a.png", "--model.names", "class_name", "--tiles", "2", "--model.backbone.image_size=112"]
     assert split_model_arguments(args) == (
         ["a.png", "--tiles", "2"],
-        {"names": "word", "backbone.image_size": 112},
+        {"names": "class_name", "backbone.image_size": 112},
     )
     with pytest.raises(UserError, match=r"--model\.names needs a value"):
         split_model_arguments(["--model.names", "--tiles"])

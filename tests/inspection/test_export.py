@@ -101,7 +101,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
     graph.export(load(tmp_path / "CLIP.yaml", device="cpu", category="zipper"), other, "onnx")
     image = as_input(pictures(1))
-    assert run_onnx(path, image)[0] != run_onnx(other, image)[0]  # the word is baked in
+    assert run_onnx(path, image)[0] != run_onnx(other, image)[0]  # the class name is baked in
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_numbers_of_the_test_loop(head: Path, tmp_path: Path) -> None:
     paths = write_pictures(tmp_path, 3)
     found = model_of(head).predict_many(paths)
     method = load_head(head, backbones=BACKBONES)
-    samples = [Sample("d", "c", "test", path, UNKNOWN, mask_known=False, word="c") for path in paths]
+    samples = [Sample("d", "c", "test", path, UNKNOWN, mask_known=False, class_name="c") for path in paths]
     dataset = AnomalyDataset(samples, method.preprocess)
     batch = Collate(method.preprocess)(dataset.__getitems__([0, 1, 2]))
     assert isinstance(batch, Batch)
@@ -185,7 +185,7 @@ def test_what_has_no_memory_says_so(head: Path) -> None:
 
 def test_prompts_name_the_category() -> None:
     image = picture(60, 80)
-    scores = {word: model_of("CLIP", category=word).predict(image).score for word in ("object", "metal nut")}
+    scores = {name: model_of("CLIP", category=name).predict(image).score for name in ("object", "metal nut")}
     assert scores["object"] != scores["metal nut"]
 
 

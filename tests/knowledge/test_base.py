@@ -38,7 +38,7 @@ def test_a_base_of_the_project_has_five_sentences_for_every_category_of_its_data
     for category, sentences in knowledge.items():
         assert len({sentence.lower() for sentence in sentences}) == 5
         for sentence in sentences:
-            assert dataset.category_word(category).removesuffix("s") in sentence  # of several capsules one is abnormal
+            assert dataset.class_name_of(category).removesuffix("s") in sentence  # of several capsules one is abnormal
             assert sentence[0].isupper()
             assert sentence.endswith(".")
             assert sentence.isascii()

@@ -134,7 +134,7 @@ def test_a_normal_image_has_no_sentence() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"image must be \[H, W, 3\]"):
         describe_anomaly(WHITE, np.ones((SIDE, SIDE - 1), bool), "bolt")
-    with pytest.raises(ValueError, match="word must leave room"):
+    with pytest.raises(ValueError, match="class_name must leave room"):
         describe_anomaly(WHITE, disc(50, 50, 10), "bolt " * 70)
 
 
@@ -163,7 +163,7 @@ def test_any_mask_has_a_sentence_of_a_length_that_clip_takes(seed: int, share: f
 
 def test_the_longest_sentence_has_room_for_every_word_and_defect() -> None:
     mask = disc(50, 250, 9) | disc(50, 200, 9)
-    words = [d.category_word(c) for d in (MVTecAD(), VisA()) for c in d.find_categories()] + list(CATEGORIES)
+    words = [d.class_name_of(c) for d in (MVTecAD(), VisA()) for c in d.find_categories()] + list(CATEGORIES)
     for word in words:
         described = str(describe_anomaly(WHITE, mask, word, "fabric border and squeezed teeth"))
         assert described.endswith(", in two pieces: fabric border and squeezed teeth.")

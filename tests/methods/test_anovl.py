@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest, make: Callable[..., AnoVL]) -> AnoVL:
 
 def named(count: int = 4) -> Batch:
     batch = batch_of(count, 56)
-    return replace(batch, samples=[replace(sample, word=sample.category) for sample in batch.samples])
+    return replace(batch, samples=[replace(sample, class_name=sample.category) for sample in batch.samples])
 
 
 def score(model: AnoVL, batch: Batch) -> AnomalyPrediction:

@@ -29,7 +29,7 @@ CATEGORIES = ("metal_nut", "carpet")
 
 def batch_of(*rows: tuple[int, str]) -> Batch:
     """Returns a batch of numbered inputs, each taken for an image of a category."""
-    samples = [Sample("golden", name, "test", Path(f"{index}.png"), 0, word=name) for index, name in rows]
+    samples = [Sample("golden", name, "test", Path(f"{index}.png"), 0, class_name=name) for index, name in rows]
     return Batch(
         image=torch.stack([image(index, SIZE) for index, _ in rows]),
         mask=torch.zeros(len(rows), SIZE, SIZE, dtype=torch.uint8),

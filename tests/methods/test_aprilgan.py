@@ -22,8 +22,8 @@ def small(tmp_path: Path) -> ClipBackbone:
     return ClipBackbone(small_config(tmp_path), "random", image_size=None)
 
 
-def named(batch: Batch, category: str, word: str) -> Batch:
-    return replace(batch, samples=[replace(s, category=category, word=word) for s in batch.samples])
+def named(batch: Batch, category: str, class_name: str) -> Batch:
+    return replace(batch, samples=[replace(s, category=category, class_name=class_name) for s in batch.samples])
 
 
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
@@ -35,12 +35,12 @@ def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4 * (1024 * 768 + 768)
 
 
-def test_prompts_name_the_category_or_the_word(tiny: ClipBackbone) -> None:
-    raw, plain = (named(batch_of(2), "metal_nut", word).samples for word in ("metal nut", "metal_nut"))
-    category, word = APRILGAN(tiny, layers=LAYERS), APRILGAN(tiny, layers=LAYERS, names="word")
-    assert torch.equal(category.text(raw), word.text(plain))
-    word.text.forget()
-    assert not torch.allclose(category.text(raw), word.text(raw))
+def test_prompts_name_the_category_or_the_class_name(tiny: ClipBackbone) -> None:
+    raw, plain = (named(batch_of(2), "metal_nut", name).samples for name in ("metal nut", "metal_nut"))
+    category, by_class = APRILGAN(tiny, layers=LAYERS), APRILGAN(tiny, layers=LAYERS, names="class_name")
+    assert torch.equal(category.text(raw), by_class.text(plain))
+    by_class.text.forget()
+    assert not torch.allclose(category.text(raw), by_class.text(raw))
 
 
 def test_a_batch_without_any_mask_trains_nothing(tiny: ClipBackbone) -> None:
@@ -119,6 +119,6 @@ def test_bad_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any]
 
 def test_checkpoint_refuses_other_names_and_takes_another_memory(tmp_path: Path, small: ClipBackbone) -> None:
     checkpoint = saved(APRILGAN(small, layers=(1, 3)), tmp_path)
-    with pytest.raises(CheckpointError, match="names: 'category' in the checkpoint, 'word' here"):
-        APRILGAN(small, layers=(1, 3), names="word").on_load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match="names: 'category' in the checkpoint, 'class_name' here"):
+        APRILGAN(small, layers=(1, 3), names="class_name").on_load_checkpoint(checkpoint)
     APRILGAN(small, layers=(1, 3), k_shot=2).on_load_checkpoint(checkpoint)

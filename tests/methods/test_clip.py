@@ -64,11 +64,11 @@ def test_the_order_of_scores_does_not_depend_on_the_temperature(tiny: ClipBackbo
     assert orders[0] == orders[1] == orders[2]
 
 
-def test_names_are_the_categories_or_their_words(tiny: ClipBackbone) -> None:
-    samples = [replace(sample, word="hex nut") for sample in batch_of(2).samples]
-    by_category, by_word = CLIP(tiny).text(samples), CLIP(tiny, names="word").text(samples)
+def test_names_are_the_categories_or_their_class_names(tiny: ClipBackbone) -> None:
+    samples = [replace(sample, class_name="hex nut") for sample in batch_of(2).samples]
+    by_category, by_class_name = CLIP(tiny).text(samples), CLIP(tiny, names="class_name").text(samples)
     assert (by_category[0] - by_category[1]).abs().max() > 1e-4
-    assert torch.equal(by_word[0], by_word[1])
+    assert torch.equal(by_class_name[0], by_class_name[1])
 
 
 def test_a_pass_embeds_each_category_once(tmp_path: Path) -> None:

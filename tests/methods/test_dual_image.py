@@ -55,9 +55,9 @@ def make(backbone: ClipBackbone) -> Callable[..., DualImageCLIP]:
 
 
 def paired(count: int = 4, n_references: int = 1, size: int = 56, seed: int = 0) -> Batch:
-    """Returns images of two categories with a word each; neighbours of a category are each other's first reference."""
+    """Returns images of two categories with class names; neighbours of a category are each other's first reference."""
     batch = batch_of(count, size, seed)
-    samples = [replace(sample, word=sample.category) for sample in batch.samples]
+    samples = [replace(sample, class_name=sample.category) for sample in batch.samples]
     rows = [[(i + 2 * (1 + r)) % count for r in range(n_references)] for i in range(count)]
     return replace(batch, samples=samples, reference=batch.image[:0], reference_rows=torch.tensor(rows))
 

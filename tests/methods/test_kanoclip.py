@@ -63,8 +63,8 @@ def small(tmp_path: Path) -> ClipBackbone:
 
 
 def worded(batch: Batch) -> Batch:
-    """Returns the batch with words for its categories, as loaders give them."""
-    return replace(batch, samples=[replace(s, word=f"item {s.category}") for s in batch.samples])
+    """Returns the batch with class names for its categories, as loaders give them."""
+    return replace(batch, samples=[replace(s, class_name=f"item {s.category}") for s in batch.samples])
 
 
 # --- equations ------------------------------------------------------------------------------------------------------

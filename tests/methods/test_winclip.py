@@ -147,9 +147,10 @@ def test_scores_are_float32_in_mixed_precision(model: WinCLIP) -> None:
 
 def test_names_and_templates_change_the_text(small: ClipBackbone) -> None:
     batch = batch_of(2, SIDE)
-    batch = replace(batch, samples=[replace(sample, word="hex nut") for sample in batch.samples])
+    batch = replace(batch, samples=[replace(sample, class_name="hex nut") for sample in batch.samples])
     texts = [
-        WinCLIP(small, **arguments).text(batch.samples) for arguments in ({}, {"names": "word"}, {"templates": "code"})
+        WinCLIP(small, **arguments).text(batch.samples)
+        for arguments in ({}, {"names": "class_name"}, {"templates": "code"})
     ]
     assert (texts[0][0] - texts[0][1]).abs().max() > 1e-4  # categories `a` and `b`
     assert torch.equal(texts[1][0], texts[1][1])
@@ -220,7 +221,7 @@ def test_a_pass_embeds_each_category_once_and_draws_its_memory(tmp_path: Path, s
     ({"window_sizes": (2, 2)}, "each once"),
     ({"window_sizes": (0,)}, "got 0"),
     ({"templates": "22"}, "templates must be one of paper, code, got '22'"),
-    ({"names": "folder"}, "names must be one of category, word, got 'folder'"),
+    ({"names": "folder"}, "names must be one of category, class_name, got 'folder'"),
     ({"patch_memory": "first"}, "patch_memory must be one of"),
     ({"map_fusion": "max"}, "map_fusion must be one of"),
     ({"k_shot": -1}, "k_shot must not be negative"),

@@ -40,7 +40,7 @@ def batch() -> Batch:
         mask=torch.zeros(2, SIZE, SIZE, dtype=torch.uint8),
         label=torch.zeros(2, dtype=torch.int64),
         mask_known=torch.ones(2, dtype=torch.bool),
-        samples=[Sample(*KEY, "test", Path("golden.png"), 0, word="another name")] * 2,
+        samples=[Sample(*KEY, "test", Path("golden.png"), 0, class_name="another name")] * 2,
     )
 
 

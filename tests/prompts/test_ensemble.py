@@ -60,13 +60,13 @@ def test_each_category_is_embedded_once_until_it_is_forgotten() -> None:
     asked: list[str] = []
 
     def embed(sample: Sample) -> torch.Tensor:
-        asked.append(sample.word)
-        return torch.full((2, 3), float(len(sample.word)))
+        asked.append(sample.class_name)
+        return torch.full((2, 3), float(len(sample.class_name)))
 
     text = CategoryText(embed)
     nut, bolt, other = (
-        Sample(dataset, category, "test", Path("x.png"), 0, word=word)
-        for dataset, category, word in (("a", "nut", "hex nut"), ("a", "bolt", "bolt"), ("b", "nut", "walnut"))
+        Sample(dataset, category, "test", Path("x.png"), 0, class_name=class_name)
+        for dataset, category, class_name in (("a", "nut", "hex nut"), ("a", "bolt", "bolt"), ("b", "nut", "walnut"))
     )
     assert text([nut, bolt, nut, other])[:, 0, 0].tolist() == [7, 4, 7, 6]
     assert text([other, nut]).shape == (2, 2, 3)

@@ -16,14 +16,14 @@ from afclip_lightning.prompts.templates import in_domain, sentences
 
 ANOVL_OBJECT = in_domain(t.WINCLIP_TEMPLATES, t.ANOVL_OBJECT_DOMAIN)
 ANOVL_TEXTURE = in_domain(t.WINCLIP_TEMPLATES, t.ANOVL_TEXTURE_DOMAIN)
-NOTCHED = "metal nut which has four notched edges"  # AA-CLIP's word for metal_nut
+NOTCHED = "metal nut which has four notched edges"  # AA-CLIP's class name of metal_nut
 
 
 def digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 
-@pytest.mark.parametrize(("states", "templates", "word", "outer", "count", "sha256"), [
+@pytest.mark.parametrize(("states", "templates", "class_name", "outer", "count", "sha256"), [
     (t.WINCLIP_NORMAL, t.WINCLIP_TEMPLATES_21, "metal_nut", "state", 147,
      "968a120232467cde2b0f4a7135171a698e1b0831ae6e5021b1236a6afa3bfaaa"),
     (t.WINCLIP_ABNORMAL, t.WINCLIP_TEMPLATES_21, "metal_nut", "state", 84,
@@ -54,9 +54,9 @@ def digest(prompts: Sequence[str]) -> str:
      "754217741d6b11ff202e7a697016985a851de2f7cb24c0cc95db0140c36a2457"),
 ])  # fmt: skip
 def test_sentences_are_those_of_the_official_code(
-    states: Sequence[str], templates: Sequence[str], word: str, outer: str, count: int, sha256: str
+    states: Sequence[str], templates: Sequence[str], class_name: str, outer: str, count: int, sha256: str
 ) -> None:
-    prompts = sentences(states, templates, word, outer)  # type: ignore[arg-type]
+    prompts = sentences(states, templates, class_name, outer)  # type: ignore[arg-type]
     assert len(prompts) == count
     assert digest(prompts) == sha256
 
