@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from afclip_lightning.components.adapters import AttentionAdapter, aggregate_neighbours, attend
-from afclip_lightning.components.memory import FewShotMemory
+from afclip_lightning.components.memory import MemoryBank
 from tests.reference import afclip_naive as naive
 
 
@@ -48,10 +48,10 @@ def test_projecting_before_mixing_changes_nothing() -> None:
 
 
 def test_memory_distance_equals_the_loop_and_is_zero_for_what_it_holds() -> None:
-    memory = FewShotMemory()
+    memory = MemoryBank()
     sets = [torch.randn(2, 1 + 4, 3), torch.randn(2, 1 + 4, 5)]
-    memory.remember(("d", "a"), sets)
-    memory.remember(("d", "b"), [tokens.flip(0) + 1 for tokens in sets])
+    memory.fit(("d", "a"), sets)
+    memory.fit(("d", "b"), [tokens.flip(0) + 1 for tokens in sets])
     queries = torch.randn(2, 1 + 4, 5)
     bank_a, bank_b = sets[1][:, 1:].flatten(0, 1), (sets[1].flip(0) + 1)[:, 1:].flatten(0, 1)
     expected = [
@@ -61,5 +61,5 @@ def test_memory_distance_equals_the_loop_and_is_zero_for_what_it_holds() -> None
     actual = memory.distance([("d", "b"), ("d", "a")], 1, queries)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float32), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(memory.distance([("d", "a")] * 2, 0, sets[0]), torch.zeros(2, 4), rtol=0, atol=1e-6)
-    memory.forget([("d", "a")])
+    memory.reset([("d", "a")])
     assert list(memory.banks) == [("d", "b")]

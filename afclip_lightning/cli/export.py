@@ -45,7 +45,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.shots is not None and not shots:
         raise UserError(f"{options.shots} has no images. Name a folder of good ones.")
     out = options.out or Path(Path(options.checkpoint).with_suffix(SUFFIXES[options.to]).name)
-    model = load(options.checkpoint, device="cpu", category=options.category, shots=shots)
+    model = load(options.checkpoint, device="cpu", category=options.category, few_shot=shots)
     facts = export(model, out, options.to)
     print(
         f"{out}: {out.stat().st_size / 2**20:.0f} MB, {facts['method']} on {facts['backbone']}\n"

@@ -180,7 +180,7 @@ def load_models(
             device=options.device,
             tiling=tiling,
             category=options.category,
-            shots=shots,
+            few_shot=shots,
             calibration=calibration,
             white=white,
             batch_size=options.batch_size,

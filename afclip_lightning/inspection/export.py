@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 import afclip_lightning
-from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.test_time import TestTimeAdapter
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json
@@ -36,16 +36,16 @@ TOLERANCE = 1e-4  # of scores and values of maps, absolute
 FACTS = "afclip_lightning.json"  # where a torch program has what it says of itself
 
 
-class BatchMemory(FewShotMemory):
+class BatchMemory(MemoryBank):
     """The memory of one category, compared with a whole batch at once: a graph has no loop over images."""
 
-    def __init__(self, memory: FewShotMemory) -> None:
+    def __init__(self, memory: MemoryBank) -> None:
         super().__init__()
         ((_, bank),) = memory.banks.items()
         self.bank = bank
 
-    def recall(self, *args: Any) -> None:
-        """There is nothing to fill."""
+    def fit_missing(self, *args: Any) -> None:
+        """There is nothing to fit."""
 
     def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
         """See the base class."""
@@ -76,7 +76,7 @@ class Graph(nn.Module):
         if isinstance(adapter, TestTimeAdapter) and adapter.steps:
             raise UserError(f"{name} cannot be exported: it trains on each image that it tests (steps: 0 does not).")
         memory = getattr(method, "memory", None)
-        if isinstance(memory, FewShotMemory) and memory.banks:
+        if isinstance(memory, MemoryBank) and memory.banks:
             method.memory = BatchMemory(memory)  # type: ignore[assignment]
         self.method = method
         # one row stands for all: texts of a category broadcast over the batch
@@ -99,7 +99,7 @@ def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
     """Writes a model as a graph, compares the two, and returns what the file says of itself.
 
     Args:
-        model: On the CPU. What it remembers of good images goes with it.
+        model: On the CPU. Its memory bank goes with it.
         path: The file; what it says of itself also lies beside it, as `PATH.json`.
         to: `onnx`, or `torch_export` for `torch.export.load`.
 
@@ -158,7 +158,7 @@ def describe(model: Predictor, to: Target) -> dict[str, Any]:
         "backbone": model.method.backbone.description,
         "checkpoint": model.checkpoint,
         "category": model.category,
-        "shots": model.shots,
+        "shots": model.few_shot,
         "image": {
             "shape": ["batch", size, size, 3],
             "type": "uint8",

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from afclip_lightning import files
 from afclip_lightning.backbones.weights import EMBEDDED
-from afclip_lightning.components.memory import FewShotMemory
+from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.data.loading import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout, Tiling
 from afclip_lightning.data.white import White, white_value
@@ -52,7 +52,7 @@ def load(
     device: str = "auto",
     tiling: Tiling | None = None,
     category: str = "object",
-    shots: Sequence[Source] = (),
+    few_shot: Sequence[Source] = (),
     threshold: float | None = None,
     pixel_threshold: float | None = None,
     calibration: str | Path | None = "auto",
@@ -68,7 +68,7 @@ def load(
         device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU if there is one.
         tiling: How images are seen; squashed into a square by default.
         category: What prompts call the product, for methods whose prompts name it.
-        shots: Good images for a few-shot method; see `Predictor.remember`.
+        few_shot: Few-shot images, all normal; see `Predictor.fit_few_shot`.
         threshold: Scores above it are anomalous, in place of the calibration's.
         pixel_threshold: Values of the map above it are anomalous, in place of the calibration's.
         calibration: A product's name, or a file that `calibrate` wrote; `auto` takes that of the category, or the only
@@ -102,8 +102,8 @@ def load(
         model.white = white_value(white, ())
     elif found:
         model.white = found.settings.get("white")
-    if shots:
-        model.remember(shots)
+    if few_shot:
+        model.fit_few_shot(few_shot)
     if found and place:
         found.check(place, model.checkpoint, model.settings)
         model.calibration, model.calibrated_by = found, place
@@ -154,7 +154,7 @@ class Predictor:
         self.arguments: dict[str, Any] = {}
         self.white: int | None = None
         self.remarks: Counter[str] = Counter()
-        self.shots: str | None = None  # digest of what is remembered
+        self.few_shot: str | None = None  # digest of the few-shot images
         self.references: Tensor | None = None
         self.method = self._prepared(build({}))
 
@@ -165,7 +165,7 @@ class Predictor:
             image: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
 
         Raises:
-            UserError: The image cannot be read, its score is not finite, or the method needs good images first.
+            UserError: The image cannot be read, its score is not finite, or the method needs few-shot images first.
             TypeError: It is something else.
         """
         if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
@@ -179,7 +179,7 @@ class Predictor:
             images: See `predict`.
 
         Raises:
-            UserError: An image cannot be read, a score is not finite, or the method needs good images first.
+            UserError: An image cannot be read, a score is not finite, or the method needs few-shot images first.
             TypeError: One is no image.
         """
         check_sources(images)
@@ -206,7 +206,7 @@ class Predictor:
             keep_images: Whether the results hold the images, for `overlay`.
 
         Raises:
-            UserError: The method needs good images first.
+            UserError: The method needs few-shot images first.
         """
         self._check_ready()
         size = self.method.preprocess.image_size
@@ -232,11 +232,11 @@ class Predictor:
                     del begun[item.index]
                     yield item.index, self._judge(current, name_of(images[item.index]))
 
-    def remember(self, images: Sequence[Source]) -> None:
-        """Makes good images the memory of a few-shot method, in place of what it remembered before.
+    def fit_few_shot(self, images: Sequence[Source]) -> None:
+        """Fits the memory bank of a few-shot method on few-shot images, in place of those before.
 
-        They are seen as all images are, tiles included. Methods that compare an image with another one (Dual-Image
-        CLIP, MuSc-2) take them for that, each as a whole. Thresholds of a calibration no longer hold, and are dropped.
+        They are seen as all images are, tiles included. Methods that compare an image with reference images (Dual-Image
+        CLIP, MuSc-2) take them for these, each as a whole. Thresholds of a calibration no longer hold, and are dropped.
 
         Args:
             images: See `predict`.
@@ -246,10 +246,10 @@ class Predictor:
         """
         check_sources(images)
         if not len(images):
-            raise ValueError("there is no image to remember")
-        if not self.takes_good_images:
+            raise ValueError("there is no few-shot image")
+        if not self.takes_few_shot:
             name = type(self.method).__name__
-            raise UserError(f"{name} has no memory for good images. AFCLIP, WinCLIP and DualImageCLIP take them.")
+            raise UserError(f"{name} takes no few-shot images. AFCLIP, WinCLIP and DualImageCLIP take them.")
         whole, pictures = [], []
         digest = hashlib.sha256()
         for image in images:
@@ -265,16 +265,16 @@ class Predictor:
         else:
             self.method = self._prepared(self.build({"k_shot": len(images)}))
             self._fill(pictures)
-        self.shots = digest.hexdigest()[:16]
+        self.few_shot = digest.hexdigest()[:16]
         self.calibration = None
 
     @property
-    def takes_good_images(self) -> bool:
-        """Returns whether the method compares an image with good ones: see `remember`.
+    def takes_few_shot(self) -> bool:
+        """Returns whether the method takes few-shot images: see `fit_few_shot`.
 
-        APRIL-GAN with good images has no verdict on an image alone.
+        APRIL-GAN with few-shot images has no verdict on an image alone.
         """
-        memory = isinstance(getattr(self.method, "memory", None), FewShotMemory)
+        memory = isinstance(getattr(self.method, "memory", None), MemoryBank)
         return hasattr(self.method, "pairing") or (memory and not isinstance(self.method, APRILGAN))
 
     @property
@@ -289,7 +289,7 @@ class Predictor:
         return {
             "tiling": self.tiling.to_dict(),
             "category": self.category,
-            "shots": self.shots,
+            "shots": self.few_shot,
             **({} if self.white is None else {"white": self.white}),
             "features": {name: value for name, value in features.items() if name != "weights"},  # their hash is there
             "arguments": self.arguments,
@@ -298,8 +298,8 @@ class Predictor:
     def _prepared(self, method: AnomalyMethod) -> AnomalyMethod:
         if isinstance(method, MuSc) or (isinstance(method, APRILGAN) and method.k_shot):
             raise UserError(
-                f"{type(method).__name__}{' with good images' if isinstance(method, APRILGAN) else ''} scores an image "
-                "in relation to all test images of its category, so it has no verdict on one alone. Use "
+                f"{type(method).__name__}{' with few-shot images' if isinstance(method, APRILGAN) else ''} scores an "
+                "image in relation to all test images of its category, so it has no verdict on one alone. Use "
                 "`python -m afclip_lightning predict --config …` with the data Folder."
             )
         method.to(self.device)
@@ -309,21 +309,21 @@ class Predictor:
 
     def _fill(self, pictures: Sequence[np.ndarray]) -> None:
         """Fills the memory from views, a batch at a time."""
-        memory: FewShotMemory = self.method.memory  # type: ignore[assignment]
+        memory: MemoryBank = self.method.memory  # type: ignore[assignment]
         key = (DATASET, self.category)
         parts = []
         with torch.inference_mode():
             for start in range(0, len(pictures), self.batch_size):
                 image = self.method.preprocess.to_tensors(pictures[start : start + self.batch_size])
-                self.method.remember(key, image)  # type: ignore[operator]
+                self.method.fit_memory(key, image)  # type: ignore[operator]
                 parts.append(memory.banks[key])
             memory.banks[key] = [torch.cat(sets) for sets in zip(*parts, strict=True)]
 
     def _check_ready(self) -> None:
-        if self.shots is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0) > 0):
+        if self.few_shot is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0) > 0):
             raise UserError(
-                f"{type(self.method).__name__} compares an image with good ones, and has none: give some "
-                "(--shots DIR; in Python, `remember`)."
+                f"{type(self.method).__name__} compares an image with few-shot images, and has none: give some "
+                "(--shots DIR; in Python, `fit_few_shot`)."
             )
 
     @torch.inference_mode()

@@ -229,7 +229,7 @@ class Service:
         model = self.loaded
         if examples:
             model = copy.copy(self.loaded)
-            model.remember([self.open(body) for body in examples])
+            model.fit_few_shot([self.open(body) for body in examples])
         self.model, self.examples = model, examples
         self.normals = Collected(self.limits.normals)  # their scores were of other examples
         self.watch = Watch(model.calibration.good if model.calibration else None)
@@ -269,7 +269,7 @@ class Service:
             max_normals=self.limits.normals,
             max_bytes=self.limits.size,
             max_pixels=self.limits.pixels,
-            max_examples=self.limits.examples if model.takes_good_images else 0,
+            max_examples=self.limits.examples if model.takes_few_shot else 0,
         )
 
 

@@ -15,7 +15,7 @@ from afclip_lightning.components.losses import (
     patch_alignment_loss,
     patch_targets,
 )
-from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
@@ -57,8 +57,8 @@ class AFCLIP(PromptMethod):
         alias_targets: Repeat the official code's in-place change of its own targets: the alignment loss turns the
             map's zeros into -1 before the backward pass, which changes gradients on normal patches (not the losses).
         map_sigma: Gaussian filter of the final map, in pixels.
-        k_shot: Normal images a category in the memory; 0 is zero-shot AF-CLIP.
-        shot_seed: Seed of their draw.
+        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot AF-CLIP.
+        shot_seed: Seed of their random selection.
         memory_map_weight: α of the map in AF-CLIP+: weight of the zero-shot map beside the memory's.
         memory_image_weight: α of the image score in AF-CLIP+.
 
@@ -122,16 +122,16 @@ class AFCLIP(PromptMethod):
             self.prompts = None
             text = F.normalize(backbone.encode_text(states), dim=-1)
         self.register_buffer("fixed_text", text, persistent=False)
-        self.memory = FewShotMemory()
+        self.memory = MemoryBank()
 
     def setup(self, stage: str) -> None:
-        """Draws the few-shot images."""
-        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+        """Selects the few-shot images."""
+        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
 
     def on_evaluation_end(self) -> None:
-        """Forgets the pass's text, and the memory of what was drawn."""
+        """Forgets the pass's text, and the memory bank of few-shot images."""
         super().on_evaluation_end()
-        self.memory.forget_drawn()
+        self.memory.reset()
 
     def embed_text(self) -> Tensor:
         """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""
@@ -198,7 +198,7 @@ class AFCLIP(PromptMethod):
         text = self.text_embeddings()
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
         if self.k_shot:
-            self.memory.recall(keys, self.preprocess, self.remember)
+            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
         logits = torch.zeros((), device=text.device)
         for adapted in self.adapted(features):
             logits = logits + similarity_logits(adapted, text, self.temperature)
@@ -212,10 +212,10 @@ class AFCLIP(PromptMethod):
         anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(score, anomaly_map)
 
-    def remember(self, key: Key, image: Tensor) -> None:
-        """Stores the features of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`.
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on the features of normal images `[S, 3, H, W]`.
 
         Reference: AF-CLIP, Eq. (16).
         """
         features = self.backbone.encode_image(image.to(self.device), self.spec)
-        self.memory.remember(key, self.aggregated(features))
+        self.memory.fit(key, self.aggregated(features))

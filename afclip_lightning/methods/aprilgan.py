@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
-from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.errors import DatasetError
@@ -40,8 +40,8 @@ class APRILGAN(AnomalyMethod):
         names: What prompts call a category: `category`, as the dataset does (`metal_nut`; the official code), or
             `class_name` (`metal nut`).
         temperature: Divides cosine similarities.
-        k_shot: Normal images a category in the memory; 0 is zero-shot.
-        shot_seed: Seed of their draw.
+        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        shot_seed: Seed of their random selection.
 
     Attributes:
         ranges: Lowest and highest of the maps' maxima, by category; known within validate, test or predict.
@@ -76,12 +76,12 @@ class APRILGAN(AnomalyMethod):
         self.shot_seed = shot_seed
         self.linear = nn.ModuleList(nn.Linear(backbone.vision.width, backbone.embed_dim) for _ in layers)
         self.text = CategoryText(self._embed_text)
-        self.memory = FewShotMemory()
+        self.memory = MemoryBank()
         self.ranges: dict[Key, tuple[float, float]] = {}
 
     def setup(self, stage: str) -> None:
-        """Draws the few-shot images."""
-        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+        """Selects the few-shot images."""
+        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
 
     def on_train_end(self) -> None:
         """Forgets the text."""
@@ -106,10 +106,10 @@ class APRILGAN(AnomalyMethod):
             self.ranges = found
 
     def on_evaluation_end(self) -> None:
-        """Forgets the text, the ranges, and the memory of what was drawn."""
+        """Forgets the text, the ranges, and the memory bank of few-shot images."""
         self.text.forget()
         self.ranges = {}
-        self.memory.forget_drawn()
+        self.memory.reset()
 
     def _embed_text(self, sample: Sample) -> Tensor:
         name = name_of(sample, self.names)
@@ -184,7 +184,7 @@ class APRILGAN(AnomalyMethod):
         total = torch.stack(list(self.maps(features, text))).sum(0)
         if self.k_shot:
             keys = [(sample.dataset, sample.category) for sample in batch.samples]
-            self.memory.recall(keys, self.preprocess, self.remember)
+            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
             distances = [2 * self.memory.distance(keys, i, tokens) for i, tokens in enumerate(features.tokens)]
             distance = torch.stack(distances).sum(0).unflatten(1, features.grid)
             total = total + upsample(distance, total.shape[1:], align_corners=True)
@@ -200,9 +200,9 @@ class APRILGAN(AnomalyMethod):
                 ranges = _merged([ranges, {(sample.dataset, sample.category): (maximum, maximum)}])
         return ranges
 
-    def remember(self, key: Key, image: Tensor) -> None:
-        """Stores the tapped patches of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`."""
-        self.memory.remember(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
+        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
 
 def _merged(ranges: Sequence[dict[Key, tuple[float, float]]]) -> dict[Key, tuple[float, float]]:

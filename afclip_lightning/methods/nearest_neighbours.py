@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -26,8 +26,8 @@ class NearestNeighbours(AnomalyMethod):
     Args:
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
-        k_shot: Normal images a category in the memory.
-        shot_seed: Seed of their draw.
+        k_shot: Few-shot images per category in the memory bank.
+        shot_seed: Seed of their random selection.
         map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
 
     Raises:
@@ -51,28 +51,28 @@ class NearestNeighbours(AnomalyMethod):
         self.k_shot = k_shot
         self.shot_seed = shot_seed
         self.map_sigma = map_sigma
-        self.memory = FewShotMemory()
+        self.memory = MemoryBank()
 
     def setup(self, stage: str) -> None:
-        """Draws the few-shot images."""
-        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+        """Selects the few-shot images."""
+        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
 
     def on_evaluation_end(self) -> None:
-        """Forgets the memory of what was drawn."""
-        self.memory.forget_drawn()
+        """Forgets the memory bank of few-shot images."""
+        self.memory.reset()
 
-    def remember(self, key: Key, image: Tensor) -> None:
-        """Stores the patches of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`."""
-        self.memory.remember(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on the patches of normal images `[S, 3, H, W]`."""
+        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the largest distance of an image's patches, and the map of them, upsampled; both in [0, 1].
 
         Raises:
-            DatasetError: A category that no normal images were drawn or remembered for.
+            DatasetError: A category has neither a memory bank nor few-shot images.
         """
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
-        self.memory.recall(keys, self.preprocess, self.remember)
+        self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
         layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
         distances = torch.stack(layers).mean(dim=0)  # [B, N]
         anomaly_map = upsample_and_smooth(distances.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, has_windows, window_index
-from afclip_lightning.components.memory import FewShotMemory, Key
+from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.methods.base import AnomalyMethod
@@ -77,11 +77,11 @@ class WinCLIP(AnomalyMethod):
         names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
             `class_name`, what the dataset has prompts call it (`metal nut`).
         temperature: Divides cosine similarities.
-        k_shot: Normal images a category in the memory; 0 is zero-shot WinCLIP.
-        shot_seed: Seed of their draw.
-        patch_memory: Which patch tokens WinCLIP+ remembers: `penultimate`, after the last block but one (the paper);
-            `last`, after the last block (Accurate-WinCLIP); `last_normalised`, those after the tower's final
-            normalisation (anomalib).
+        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot WinCLIP.
+        shot_seed: Seed of their random selection.
+        patch_memory: Which patch tokens the memory bank of WinCLIP+ holds: `penultimate`, after the last block but one
+            (the paper); `last`, after the last block (Accurate-WinCLIP); `last_normalised`, those after the tower's
+            final normalisation (anomalib).
         map_fusion: How the two maps of WinCLIP+ become one: `mean` (anomalib), in [0, 1], or `sum` (Accurate-WinCLIP),
             twice that. Metrics do not tell them apart.
 
@@ -138,7 +138,7 @@ class WinCLIP(AnomalyMethod):
         self.patch_memory = patch_memory
         self.map_fusion = map_fusion
         self.text = CategoryText(self.embed_text)
-        self.memory = FewShotMemory()
+        self.memory = MemoryBank()
 
     def embed_text(self, sample: Sample) -> Tensor:
         """Returns the normal and the abnormal text embedding of a sample's category, `[2, D]`, L2-normalised.
@@ -150,13 +150,13 @@ class WinCLIP(AnomalyMethod):
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
     def setup(self, stage: str) -> None:
-        """Draws the few-shot images."""
-        self.memory.draw(self.trainer, self.k_shot, self.shot_seed)
+        """Selects the few-shot images."""
+        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
 
     def on_evaluation_end(self) -> None:
-        """Forgets the texts, and the memory of what was drawn."""
+        """Forgets the texts, and the memory bank of few-shot images."""
         self.text.forget()
-        self.memory.forget_drawn()
+        self.memory.reset()
 
     def windows(self, features: ClipFeatures, image: Tensor) -> list[Tensor]:
         """Returns the embeddings of the whole image and of its windows, one `[B, 1 + W, D]` a size."""
@@ -209,19 +209,19 @@ class WinCLIP(AnomalyMethod):
             grid: Patch grid `(h, w)`.
 
         Raises:
-            DatasetError: A category that no normal images were drawn or remembered for.
+            DatasetError: A category has neither a memory bank nor few-shot images.
 
         Reference: WinCLIP, Eq. (4).
         """
         keys = [(sample.dataset, sample.category) for sample in samples]
-        self.memory.recall(keys, self.preprocess, self.remember)
+        self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
         of_patches, *of_windows = (
             self.memory.distance(keys, index, tokens) for index, tokens in enumerate([patch_tokens, *windows])
         )
         return torch.stack([of_patches.unflatten(1, grid), *self.harmonic_maps(of_windows, grid)]).mean(dim=0)
 
-    def remember(self, key: Key, image: Tensor) -> None:
-        """Stores patches and windows of normal images `[S, 3, H, W]` as the memory of a `(dataset, category)`."""
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on patches and windows of normal images `[S, 3, H, W]`."""
         image = image.to(self.device)
         features = self.backbone.encode_image(image, self.spec)
-        self.memory.remember(key, [self.patch_tokens(features), *self.windows(features, image)])
+        self.memory.fit(key, [self.patch_tokens(features), *self.windows(features, image)])

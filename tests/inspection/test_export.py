@@ -49,7 +49,7 @@ def run_onnx(path: Path, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("name", "shots"), [("AFCLIP", 2), ("FAPrompt", 0)])
 def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: int) -> None:
-    model = load(write_head(tmp_path, name), device="cpu", shots=pictures(shots, seed=1))
+    model = load(write_head(tmp_path, name), device="cpu", few_shot=pictures(shots, seed=1))
     path = tmp_path / "out" / "model.onnx"
     facts = graph.export(model, path, "onnx")
     assert 0 < facts["largest_difference"] < 1e-4
@@ -74,7 +74,7 @@ def test_a_torch_program_gives_the_numbers_of_the_model(
     tmp_path: Path, name: str, shots: int, arguments: dict[str, Any]
 ) -> None:
     model = load(
-        write_head(tmp_path, name, **arguments), device="cpu", category="metal nut", shots=pictures(shots, seed=1)
+        write_head(tmp_path, name, **arguments), device="cpu", category="metal nut", few_shot=pictures(shots, seed=1)
     )
     path = tmp_path / "model.pt2"
     facts = graph.export(model, path, "torch_export")

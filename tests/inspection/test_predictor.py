@@ -142,32 +142,32 @@ def test_any_size(head: Path, size: tuple[int, int], fit: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["AFCLIP", "WinCLIP"])
-def test_what_is_remembered_is_normal(name: str, head: Path) -> None:
+def test_few_shot_images_are_normal(name: str, head: Path) -> None:
     path, tiling = (head, Tiling(tiles=2)) if name == "AFCLIP" else (name, Tiling())
     model = model_of(path, tiling=tiling, batch_size=2)
     before = model.predict(picture(60, 80, 5))
-    model.remember([picture(60, 80, 0), picture(60, 80, 1)])
+    model.fit_few_shot([picture(60, 80, 0), picture(60, 80, 1)])
     assert model.method.k_shot == 2
     known, other = model.predict_many([picture(60, 80, 1), picture(60, 80, 5)])
     assert known.anomaly_map.max() < other.anomaly_map.max()
     assert other.score != before.score
-    model.remember([picture(60, 80, 7)])  # in place of the others
+    model.fit_few_shot([picture(60, 80, 7)])  # in place of the others
     assert model.predict(picture(60, 80, 1)).anomaly_map.max() > known.anomaly_map.max()
 
 
 def test_references_take_the_place_of_pairs() -> None:
     model = load("MuSc2", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
-    with pytest.raises(UserError, match="MuSc2 compares an image with good ones, and has none"):
+    with pytest.raises(UserError, match="MuSc2 compares an image with few-shot images, and has none"):
         model.predict(picture(60, 80))
-    model.remember([picture(60, 80, 0)])
+    model.fit_few_shot([picture(60, 80, 0)])
     known, other = model.predict_many([picture(60, 80, 0), picture(60, 80, 1)])
     assert known.score == pytest.approx(0, abs=1e-3)
     assert other.score > 0.1
 
 
 def test_what_has_no_memory_says_so(head: Path) -> None:
-    with pytest.raises(UserError, match="CLIP has no memory for good images"):
-        model_of("CLIP").remember([picture(60, 80)])
+    with pytest.raises(UserError, match="CLIP takes no few-shot images"):
+        model_of("CLIP").fit_few_shot([picture(60, 80)])
     with pytest.raises(UserError, match="MuSc scores an image in relation to all test images"):
         load("MuSc", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
     with pytest.raises(UserError, match="AFCLIP has to be trained: run fit"):
@@ -179,7 +179,7 @@ def test_what_has_no_memory_says_so(head: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load("none.ckpt")
     few = load(head, arguments={"k_shot": 2}, backbones=BACKBONES)
-    with pytest.raises(UserError, match="AFCLIP compares an image with good ones, and has none"):
+    with pytest.raises(UserError, match="AFCLIP compares an image with few-shot images, and has none"):
         few.predict(picture(60, 80))
 
 
@@ -213,9 +213,9 @@ def test_a_calibration_is_used_and_refused(head: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tiling: "):
         model_of(copy, tiling=Tiling(tiles=2))
     with pytest.raises(CheckpointError, match="shots: None when calibrated, "):
-        model_of(copy, shots=[image])
+        model_of(copy, few_shot=[image])
     model = model_of(copy)
-    model.remember([image])
+    model.fit_few_shot([image])
     assert model.thresholds == (None, None)  # they were of other scores
     checkpoint = torch.load(copy, weights_only=True)
     next(iter(checkpoint["state_dict"].values())).add_(1)

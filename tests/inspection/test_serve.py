@@ -148,7 +148,7 @@ def test_good_examples(client: TestClient, model: Predictor) -> None:
 
 def load_few_shot(model: Predictor, examples: list[np.ndarray]) -> Predictor:
     few_shot = Predictor(model.build, model.tiling, model.category, "cpu", model.batch_size)
-    few_shot.remember(examples)
+    few_shot.fit_few_shot(examples)
     return few_shot
 
 
@@ -162,7 +162,7 @@ def test_examples_have_a_limit_and_are_not_for_all_methods(model: Predictor, tmp
         assert client.get("/api/model").json()["max_examples"] == 0
         answer = client.post("/api/examples", content=encoded(picture()))
         assert answer.status_code == 422
-        assert "CLIP has no memory for good images" in answer.json()["detail"]
+        assert "CLIP takes no few-shot images" in answer.json()["detail"]
         assert client.post("/api/inspect", content=encoded(picture())).json()["anomalous"] is None
 
 

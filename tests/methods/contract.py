@@ -97,7 +97,7 @@ class TextCalls:
         self.count += 1
 
 
-def remember_noise(model: Any, shots: int = 2) -> None:
+def fit_noise(model: Any, shots: int = 2) -> None:
     """Gives a few-shot method random images for the memory of both categories of `batch_of`."""
     for seed, category in enumerate("ab", 1):
-        model.remember(("d", category), batch_of(shots, model.backbone.image_size, seed).image)
+        model.fit_memory(("d", category), batch_of(shots, model.backbone.image_size, seed).image)

@@ -79,7 +79,7 @@ def test_few_shot_memory_of_an_image_gives_it_no_distance(tiny: ClipBackbone) ->
     zero_shot = AFCLIP(tiny, layers=LAYERS)
     zero_shot.load_state_dict(model.state_dict(), strict=False)
     for key, row in ((("d", "a"), 0), (("d", "b"), 1)):
-        model.remember(key, batch.image[row : row + 1])
+        model.fit_memory(key, batch.image[row : row + 1])
     scores, maps = score(model, batch)
     plain_scores, plain_maps = score(zero_shot, batch)
     torch.testing.assert_close(scores[:2], 0.1 * plain_scores[:2], rtol=0, atol=1e-5)

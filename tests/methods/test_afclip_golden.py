@@ -72,7 +72,7 @@ def test_few_shot(case: Case) -> None:
 def few_shot(case: Case) -> None:
     case.model.k_shot = 2
     with torch.inference_mode():
-        case.model.remember(KEY, images("input.reference", REFERENCE_NOISE, REFERENCE_PATTERN))
+        case.model.fit_memory(KEY, images("input.reference", REFERENCE_NOISE, REFERENCE_PATTERN))
         shape = case.golden("fewshot.memory_shape").tolist()
         banks = case.model.memory.banks[KEY]
         assert [len(banks), *banks[0].shape] == shape

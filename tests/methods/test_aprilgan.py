@@ -61,7 +61,7 @@ def test_few_shot_scores_are_scaled_over_the_category(tiny: ClipBackbone) -> Non
     with pytest.raises(DatasetError, match=r"no normal images for d/[ab]"):
         score(model, batch)
     for key, row in ((("d", "a"), 0), (("d", "b"), 1)):
-        model.remember(key, batch.image[row : row + 1])
+        model.fit_memory(key, batch.image[row : row + 1])
     with pytest.raises(DatasetError, match=r"image_0\.png.*no map of d/a was measured"):
         score(model, batch)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_few_shot_scores_are_scaled_over_the_category(tiny: ClipBackbone) -> Non
 
 def test_an_image_alone_in_its_category_scores_as_the_lowest(tiny: ClipBackbone) -> None:
     model, batch = APRILGAN(tiny, layers=LAYERS, k_shot=1), batch_of(1)
-    model.remember(("d", "a"), batch.image)
+    model.fit_memory(("d", "a"), batch.image)
     with torch.no_grad():
         model.ranges = model.measure([batch])
     assert score(model, batch)[0] == score(APRILGAN(tiny, layers=LAYERS), batch)[0] / 2

@@ -113,7 +113,7 @@ def few_shot(backbone: ClipBackbone, check: Check) -> None:
     shots = int(STORED["fs_k"])
     model = aprilgan(backbone, k_shot=shots)
     features = model.extract(TEST)
-    model.remember(KEY, torch.stack([image(100 + i, SIZE) for i in range(shots)]))
+    model.fit_memory(KEY, torch.stack([image(100 + i, SIZE) for i in range(shots)]))
     assert [tuple(bank.shape) for bank in model.memory.banks[KEY]] == [tuple(s) for s in STORED["fs_memory_shapes"]]
     distances = [2 * model.memory.distance([KEY] * 3, i, tokens)[-1] for i, tokens in enumerate(features.tokens)]
     maps = upsample(torch.stack(distances).unflatten(1, features.grid), (SIZE, SIZE), align_corners=True)

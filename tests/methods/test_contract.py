@@ -25,7 +25,7 @@ from tests.methods.contract import (
     TextCalls,
     batch_of,
     data_of,
-    remember_noise,
+    fit_noise,
     saved,
     score,
     take,
@@ -71,7 +71,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any]]] = {  # on a backbone of 3 blocks, 
     "APRIL-GAN": (APRILGAN, {"layers": (1, 3)}),
     "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge_weight": 0.0}),
 }
-# Methods that train nothing, and score an image by itself or beside remembered normal ones. MuSc and Dual-Image CLIP
+# Methods that train nothing, and score an image by itself or beside few-shot images. MuSc and Dual-Image CLIP
 # compare test images with each other: their own tests say what may depend on what.
 UNTRAINED: dict[str, tuple[Make, dict[str, Any]]] = {
     "CLIP": (CLIP, {}),
@@ -231,7 +231,7 @@ def untrained(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMeth
     method, arguments = {**UNTRAINED, "the guide's": (skeleton, {"layer": 8})}[request.param]
     model = method(tiny, **arguments)
     if arguments.get("k_shot"):
-        remember_noise(model, arguments["k_shot"])
+        fit_noise(model, arguments["k_shot"])
     return model
 
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours: equal to loops, nothing at what it remembers, high at what is foreign, arguments."""
+"""Nearest neighbours: equal to loops, nothing at what it was fitted on, high at what is foreign, arguments."""
 
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,28 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
-from tests.methods.contract import batch_of, data_of, remember_noise, score, take, trainer_of
+from tests.methods.contract import batch_of, data_of, fit_noise, score, take, trainer_of
 from tests.reference import neighbours_naive as naive
 from tests.test_backbone import small_config
 
 LAYERS = (2, 5, 8)
 
 
-def remembering(backbone: ClipBackbone, shots: int = 2, **arguments: Any) -> NearestNeighbours:
+def fitted(backbone: ClipBackbone, shots: int = 2, **arguments: Any) -> NearestNeighbours:
     """Returns the method with other random images in the memory of both categories."""
     model = NearestNeighbours(backbone, **{"layers": LAYERS, "k_shot": shots, **arguments})
-    remember_noise(model, shots)
+    fit_noise(model, shots)
     return model
 
 
 def test_scores_and_maps_equal_loops(tmp_path: Path) -> None:
     backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
-    model, batch = remembering(backbone, layers=(1, 3)), batch_of(4, backbone.image_size)
+    model, batch = fitted(backbone, layers=(1, 3)), batch_of(4, backbone.image_size)
     features = model.extract(batch)
     scores, maps = score(model, batch)
     for i, sample in enumerate(batch.samples):
-        remembered = batch_of(2, backbone.image_size, 1 + "ab".index(sample.category)).image
-        memory = [t[:, 1:].flatten(0, 1).double().numpy() for t in backbone.encode_image(remembered, model.spec).tokens]
+        few_shot = batch_of(2, backbone.image_size, 1 + "ab".index(sample.category)).image
+        memory = [t[:, 1:].flatten(0, 1).double().numpy() for t in backbone.encode_image(few_shot, model.spec).tokens]
         expected = torch.tensor(
             naive.nearest([t[i, 1:].double().numpy() for t in features.tokens], memory), dtype=torch.float64
         )
@@ -40,9 +40,9 @@ def test_scores_and_maps_equal_loops(tmp_path: Path) -> None:
         torch.testing.assert_close(maps[i], patches, rtol=0, atol=1e-6)
 
 
-def test_what_is_remembered_is_at_no_distance_and_a_foreign_square_is(tiny: ClipBackbone) -> None:
+def test_what_the_bank_holds_is_at_no_distance_and_a_foreign_square_is(tiny: ClipBackbone) -> None:
     model, batch = NearestNeighbours(tiny, layers=LAYERS, k_shot=1), take(batch_of(), [0])
-    model.remember(("d", "a"), batch.image)
+    model.fit_memory(("d", "a"), batch.image)
     scores, _ = score(model, batch)
     torch.testing.assert_close(scores, torch.zeros(1), rtol=0, atol=1e-6)
     batch.image[..., 32:64, 48:80] = 3.0
@@ -54,7 +54,7 @@ def test_what_is_remembered_is_at_no_distance_and_a_foreign_square_is(tiny: Clip
 
 def test_a_larger_memory_brings_no_patch_farther(tiny: ClipBackbone) -> None:
     batch = batch_of()
-    few, many = (score(remembering(tiny, shots), batch)[1] for shots in (1, 3))
+    few, many = (score(fitted(tiny, shots), batch)[1] for shots in (1, 3))
     assert (many <= few + 1e-6).all()
     assert (many < few - 1e-4).any()
 
@@ -66,7 +66,7 @@ def test_a_run_draws_its_memory_and_gives_what_score_gives(tmp_path: Path) -> No
     trainer = trainer_of(tmp_path, enable_checkpointing=False)
     predictions = trainer.predict(model, datamodule=data)
     assert not model.memory.banks
-    assert {key: len(samples) for key, samples in model.memory.references.items()} == {
+    assert {key: len(samples) for key, samples in model.memory.few_shot.items()} == {
         ("set", "cap"): 1,
         ("set", "nut"): 1,
     }

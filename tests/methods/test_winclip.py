@@ -35,17 +35,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> ClipBackbone:
     )
 
 
-def remembering(backbone: ClipBackbone, **arguments: Any) -> WinCLIP:
+def fitted(backbone: ClipBackbone, **arguments: Any) -> WinCLIP:
     """Returns WinCLIP+ with a normal image for each of the categories of `batch_of`."""
     model = WinCLIP(backbone, k_shot=1, **arguments)
     for seed, key in enumerate(KEYS, 10):
-        model.remember(key, batch_of(1, SIDE, seed).image)
+        model.fit_memory(key, batch_of(1, SIDE, seed).image)
     return model
 
 
 @pytest.fixture(params=["zero-shot", "few-shot"])
 def model(request: pytest.FixtureRequest, small: ClipBackbone) -> WinCLIP:
-    return WinCLIP(small) if request.param == "zero-shot" else remembering(small)
+    return WinCLIP(small) if request.param == "zero-shot" else fitted(small)
 
 
 @settings(deadline=None, max_examples=40)
@@ -166,11 +166,11 @@ def test_nothing_trains_and_the_loss_is_refused(small: ClipBackbone) -> None:
 
 
 @pytest.mark.parametrize("patch_memory", ["penultimate", "last", "last_normalised"])
-def test_a_remembered_image_gets_half_its_zero_shot_score(small: ClipBackbone, patch_memory: str) -> None:
+def test_a_few_shot_image_gets_half_its_zero_shot_score(small: ClipBackbone, patch_memory: str) -> None:
     batch = batch_of(size=SIDE)
     model = WinCLIP(small, k_shot=1, patch_memory=patch_memory)
     for row, key in enumerate(KEYS):
-        model.remember(key, batch.image[row : row + 1])
+        model.fit_memory(key, batch.image[row : row + 1])
     scores, maps = score(model, batch)
     plain_scores, plain_maps = score(WinCLIP(small), batch)
     torch.testing.assert_close(scores[:2], plain_scores[:2] / 2, rtol=0, atol=1e-5)
@@ -192,13 +192,13 @@ def test_patch_memories_are_three_spaces(small: ClipBackbone) -> None:
 
 def test_the_sum_is_twice_the_mean(small: ClipBackbone) -> None:
     batch = batch_of(size=SIDE)
-    mean, both = (score(remembering(small, map_fusion=fusion), batch) for fusion in ("mean", "sum"))
+    mean, both = (score(fitted(small, map_fusion=fusion), batch) for fusion in ("mean", "sum"))
     assert torch.equal(mean[0], both[0])
     torch.testing.assert_close(2 * mean[1], both[1])
 
 
 def test_a_category_without_normal_images_is_named(small: ClipBackbone) -> None:
-    model, batch = remembering(small), batch_of(size=SIDE)
+    model, batch = fitted(small), batch_of(size=SIDE)
     with pytest.raises(DatasetError, match="no normal images for d/c"):
         score(model, replace(batch, samples=[replace(s, category="c") for s in batch.samples]))
 
@@ -209,7 +209,7 @@ def test_a_pass_embeds_each_category_once_and_draws_its_memory(tmp_path: Path, s
     calls = TextCalls(small)
     trainer.test(model, data, verbose=False)
     assert calls.count == 2  # categories, 242 sentences each: one pass of the text tower
-    assert set(model.memory.references) == {("set", "cap"), ("set", "nut")}
+    assert set(model.memory.few_shot) == {("set", "cap"), ("set", "nut")}
     assert not model.memory.banks
     assert not model.text.kept
     calls.handle.remove()

@@ -90,7 +90,7 @@ def test_few_shot(backbone: ClipBackbone, batch: Batch, code: str) -> None:
     def few_shot(backbone: ClipBackbone, check: Check) -> None:
         model = WinCLIP(backbone, templates="code", k_shot=int(STORED[f"{code}_fs_k"]), **FEW_SHOT[code])
         with torch.inference_mode():
-            model.remember(KEY, torch.stack([image(100 + index, SIZE) for index in range(model.k_shot)]))
+            model.fit_memory(KEY, torch.stack([image(100 + index, SIZE) for index in range(model.k_shot)]))
             features = model.extract(batch)
             patches, windows = model.patch_tokens(features), model.windows(features, batch.image)
             association = model.association(patches, windows, batch.samples, features.grid)

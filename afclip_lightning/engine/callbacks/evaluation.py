@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from afclip_lightning import results
-from afclip_lightning.components.memory import FewShotMemory
+from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.tiles import Fit, Tiling, resize_map
 from afclip_lightning.distributed import gathered
@@ -120,7 +120,7 @@ class Evaluation(Callback):
         method = _method(pl_module, self.head)
         if self.tiling:
             _check_tiled(method)
-        if isinstance(memory := getattr(method, "memory", None), FewShotMemory):
+        if isinstance(memory := getattr(method, "memory", None), MemoryBank):
             memory.tiling = self.tiling
         for part in () if data is None else data.test_sets:
             for category in part.selected_categories():
