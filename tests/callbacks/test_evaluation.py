@@ -259,7 +259,7 @@ def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> N
         (good / name).write_bytes((root / "good" / name).read_bytes())
     head, tiling = write_head(tmp_path, "AFCLIP"), Tiling("tiles", 2)
     shots = sorted(good.iterdir())
-    inspector = load(head, tiling=tiling, device="cpu", shots=shots, category="images")
+    inspector = load(head, tiling=tiling, device="cpu", few_shot=shots, category="images")
     method = load_head(head, {"k_shot": 2})
     data = folder(root)
     data.preprocess, data.few_shot_dir = method.preprocess, good
