@@ -13,7 +13,8 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.errors import UserError, message_of, shown
 from afclip_lightning.files import write_text
 from afclip_lightning.knowledge import base, builder
-from afclip_lightning.knowledge.builder import AnswerCache, ChatServer, Question, category_question, image_question
+from afclip_lightning.knowledge.builder import AnswerCache, Question, category_question, image_question
+from afclip_lightning.knowledge.chat import ChatServer
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 DESCRIPTION = """\

@@ -147,3 +147,25 @@ def prior_loss(prior: Tensor, label: Tensor) -> Tensor:
     """
     with torch.autocast(prior.device.type, enabled=False):
         return batch_sum(prior.float().square().mean(1) * (label == 0))
+
+
+def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: float = 0.0) -> Tensor:
+    """Returns by how much knowledge is nearer to the normal than to the abnormal prompts, cut at 0, a scalar.
+
+    Prompts that are nearer to it by the margin are taught nothing more. Without one, as printed, that may be so from
+    the start: prompts that say `abnormal` resemble sentences on damage before any training.
+
+    Args:
+        knowledge: `[B, D]`, mean embedding of what is known of abnormal items, of any length.
+        normal: `[B, D]`, of the normal prompts.
+        abnormal: `[B, D]`, of the abnormal prompts.
+        margin: By how much the abnormal prompts must be nearer for no loss.
+
+    Returns:
+        The mean over the whole batch, of differences of Euclidean distances at unit length.
+
+    Reference: KAnoCLIP, Eq. (2). The margin is ours.
+    """
+    with torch.autocast(knowledge.device.type, enabled=False):
+        k, n, a = (F.normalize(embedding.float(), dim=-1) for embedding in (knowledge, normal, abnormal))
+        return batch_mean(((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0))

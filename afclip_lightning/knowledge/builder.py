@@ -1,7 +1,6 @@
-"""Asks a language model for what a knowledge base holds, over the OpenAI-compatible protocol.
+"""Asks a language model for what a knowledge base holds: the questions, what makes an answer usable, and its cache.
 
-Answers are kept as they come, by the hash of their prompt, so that a run that ends early goes on where it stopped. The
-key goes into the header of a request and nowhere else: what a server sends back is cleared of it before use.
+Answers are kept as they come, by the hash of their prompt, so that a run that ends early goes on where it stopped.
 """
 
 import base64
@@ -10,18 +9,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import partial
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from time import monotonic, sleep, time
-from typing import Any, NoReturn
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from time import sleep
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -30,11 +24,10 @@ from afclip_lightning.data.images import read_image
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import TABLE_LIMIT, parse_json, read_bytes
 from afclip_lightning.knowledge.base import MAX_TOKENS, count_tokens
+from afclip_lightning.knowledge.chat import ChatServer, TransientError
 
 ATTEMPTS = 5  # a question
 LONGEST_WAIT = 120.0  # seconds that a server may ask for; a run does not sleep through an hour
-LARGEST_ANSWER = 2**22  # bytes
-SHORTEST_SECRET = 8  # letters; shorter keys are the stand-ins (`none`, `x`) that local servers are given
 IMAGE_SIDE = 1024  # pixels that the longer side of a picture is shrunk to
 
 # The first sentences are the paper's questions; the rest makes the answers fit CLIP's context. Change a word and every
@@ -205,164 +198,6 @@ class AnswerCache:
         self._answers[entry["prompt"]] = answer
 
 
-class _TransientError(Exception):
-    """A request failed in a way that may pass; the message says how.
-
-    Attributes:
-        wait: Seconds that the server asks to wait, or `None`.
-    """
-
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    """A redirected request would carry the key to wherever the server says."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class _Message:
-    content: Any = None
-
-
-@dataclass(frozen=True)
-class _Choice:
-    message: _Message
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class _Completion:
-    """What is read of a chat completion."""
-
-    choices: list[_Choice]
-
-
-@dataclass(frozen=True)
-class _Reason:
-    message: str
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """What is read of the answer of a server that refuses."""
-
-    error: _Reason
-
-
-class ChatServer:
-    """An OpenAI-compatible server.
-
-    Args:
-        endpoint: Its address, with or without the `/v1` at the end.
-        key: Sent as bearer token; empty for a server that needs none.
-        timeout: Seconds that one answer may take.
-
-    Raises:
-        UserError: The endpoint is no such address, the key cannot be sent or the timeout is not positive.
-    """
-
-    def __init__(self, endpoint: str, key: str = "", timeout: float = 120.0) -> None:
-        try:
-            parts = urlsplit(endpoint)
-            valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
-        except ValueError:
-            valid = False
-        if not valid or "@" in parts.netloc or parts.query or parts.fragment:
-            raise UserError(
-                "The endpoint must be an address such as http://localhost:8000, with no user, password or query in it: "
-                "a key is read from the environment."
-            )
-        if not re.fullmatch(r"[!-~]*", key):
-            raise UserError("The key holds blanks, line breaks or letters beyond ASCII. Set its variable anew.")
-        if not timeout > 0:
-            raise UserError(f"The timeout must be positive, got {timeout:g} s.")
-        self.endpoint = endpoint.rstrip("/").removesuffix("/v1")
-        self.timeout = timeout
-        self._key = key
-        self._opener = build_opener(_NoRedirects)
-
-    def complete(self, model: str, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Returns the text of the model's answer, which may be empty.
-
-        Raises:
-            UserError: The server refuses the request for good.
-        """
-        body = json.dumps({"model": model, "messages": list(messages)}).encode()
-        request = Request(f"{self.endpoint}/v1/chat/completions", body, {"Content-Type": "application/json"})
-        if self._key:
-            request.add_header("Authorization", f"Bearer {self._key}")
-        try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                received = self._read(response)
-        except HTTPError as error:
-            with error:
-                self._refuse(error)
-        except TimeoutError as error:
-            raise _TransientError(f"no whole answer within {self.timeout:g} s") from error
-        except (URLError, HTTPException, OSError) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise _TransientError(f"no answer within {self.timeout:g} s") from error
-            detail = getattr(reason, "strerror", None) or type(reason).__name__
-            raise _TransientError(f"the connection failed ({detail})") from error
-        try:
-            choice = parse_json(received, _Completion, "the answer", finite=False).choices[0]
-        except (UserError, IndexError) as error:
-            raise ValueError("the answer is not JSON of a chat completion") from error
-        content = choice.message.content
-        if not isinstance(content, str):
-            raise ValueError("the answer holds no text")
-        if choice.finish_reason == "length":
-            raise ValueError("the answer was cut off at the server's limit of length")
-        return self._clear(content)
-
-    def _read(self, response: HTTPResponse) -> bytes:
-        """Returns the body; a server that sends it drop by drop gets no more time than one that is silent."""
-        deadline, received = monotonic() + self.timeout, b""
-        while part := response.read1(2**16):
-            received += part
-            if monotonic() > deadline:
-                raise TimeoutError
-            if len(received) > LARGEST_ANSWER:
-                raise _TransientError(f"an answer of more than {LARGEST_ANSWER} bytes")
-        return received
-
-    def _refuse(self, error: HTTPError) -> NoReturn:
-        status = error.code
-        if status in (408, 429) or status >= 500:
-            raise _TransientError(f"status {status}", _retry_after(error.headers.get("Retry-After")))
-        if status in (401, 403):
-            key = "the key was not accepted" if self._key else "it wants a key, and none is set"
-            raise UserError(f"{self.endpoint} refuses (status {status}): {key}.")
-        if status < 400:
-            raise UserError(f"{self.endpoint} answers from another address (status {status}). Give that one.")
-        try:
-            said = parse_json(error.read(2**16), _Refusal, "the answer", finite=False).error.message
-            detail = ": " + " ".join(self._clear(said).split())[:300]
-        except (OSError, HTTPException, UserError):
-            detail = ""
-        raise UserError(f"{self.endpoint} refuses (status {status}){detail}. Check the endpoint and the model's name.")
-
-    def _clear(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Returns the seconds of a `Retry-After` header, which gives a number or a date; `None` if it gives neither."""
-    if value is None:
-        return None
-    try:
-        wait = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time()
-    except (ValueError, TypeError):
-        return None
-    return max(wait, 0.0)
-
-
 def ask(server: ChatServer, question: Question) -> str:
     """Returns a usable answer.
 
@@ -380,7 +215,7 @@ def ask(server: ChatServer, question: Question) -> str:
             answer = server.complete(question.model, messages)
             question.parse(answer)
             return answer
-        except _TransientError as failure:
+        except TransientError as failure:
             reason = str(failure)
             if (failure.wait or 0) > LONGEST_WAIT:
                 raise UserError(

@@ -1,7 +1,6 @@
 """KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,179 +9,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.adapters import ConvAdapter
 from afclip_lightning.components.cross_attention import BiCrossAttention
-from afclip_lightning.components.losses import binary_focal_loss, map_losses
+from afclip_lightning.components.losses import binary_focal_loss, knowledge_loss, map_losses
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample, upsample_and_smooth
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.loading import pixels_of
-from afclip_lightning.distributed import batch_mean
-from afclip_lightning.knowledge.base import image_sentence, knowledge_digest, load_image_sentences, load_knowledge
-from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
+from afclip_lightning.knowledge.base import knowledge_digest
+from afclip_lightning.knowledge.targets import Knowledge
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
-from afclip_lightning.prompts.learner import WordTokens, fill_gap
+from afclip_lightning.prompts.learner import CategoryPrompts
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 ConvAdapterKind = Literal["spatial", "global"]
 FIXED_OPENING = "a photo of a"
-
-
-def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: float = 0.0) -> Tensor:
-    """Returns by how much knowledge is nearer to the normal than to the abnormal prompts, cut at 0, a scalar.
-
-    Prompts that are nearer to it by the margin are taught nothing more. Without one, as printed, that may be so from
-    the start: prompts that say `abnormal` resemble sentences on damage before any training.
-
-    Args:
-        knowledge: `[B, D]`, mean embedding of what is known of abnormal items, of any length.
-        normal: `[B, D]`, of the normal prompts.
-        abnormal: `[B, D]`, of the abnormal prompts.
-        margin: By how much the abnormal prompts must be nearer for no loss.
-
-    Returns:
-        The mean over the whole batch, of differences of Euclidean distances at unit length.
-
-    Reference: KAnoCLIP, Eq. (2). The margin is ours.
-    """
-    with torch.autocast(knowledge.device.type, enabled=False):
-        k, n, a = (F.normalize(embedding.float(), dim=-1) for embedding in (knowledge, normal, abnormal))
-        return batch_mean(((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0))
-
-
-class CategoryPrompts(WordTokens):
-    """Learnable tokens of either state, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
-
-    Args:
-        backbone: Its text tower is used and not kept.
-        normal: What may stand before the category in a normal prompt.
-        abnormal: Likewise in an abnormal prompt.
-        n_tokens: K, learnable tokens of a state.
-        init_std: Standard deviation of their initial values.
-
-    Reference: KAnoCLIP, Eq. (1).
-    """
-
-    word_tokens = ("tokens",)
-
-    def __init__(
-        self, backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], n_tokens: int, init_std: float
-    ) -> None:
-        super().__init__()
-        self.adjectives = (tuple(normal), tuple(abnormal))
-        self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
-        self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
-
-    def _ids(self, backbone: ClipBackbone, class_name: str) -> tuple[Tensor, Tensor, int]:
-        """Returns the token ids of a class name's prompts, their ends behind the learnable tokens, and the last one.
-
-        They are kept: reading a length off the device at each step would make the host wait for it.
-        """
-        key = class_name, self.tokens.device
-        if key not in self.kept:
-            texts = [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
-            ids = backbone.tokenize(texts)
-            end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
-            longest, limit = int(end.max()), backbone.text.context_length
-            if longest >= limit:
-                raise ValueError(
-                    f"a prompt must fit in the context length {limit}, got {longest + 1} positions for "
-                    f"{texts[int(end.argmax())]!r}"
-                )
-            self.kept[key] = ids, end, longest
-        return self.kept[key]
-
-    def forward(self, backbone: ClipBackbone, class_names: Sequence[str]) -> Tensor:
-        """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
-
-        Args:
-            backbone: The one that the prompts were built for.
-            class_names: What the M categories are called.
-
-        Raises:
-            ValueError: A prompt does not fit into the text tower's context.
-        """
-        ids, ends, longest = zip(*(self._ids(backbone, class_name) for class_name in class_names), strict=True)
-        length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
-        embedded = backbone.text.token_embedding(torch.cat(ids)[:, : length - self.tokens.shape[1]])
-        counts = [len(adjectives) for adjectives in self.adjectives]
-        tokens = [tokens.expand(count, -1, -1) for tokens, count in zip(self.tokens, counts, strict=True)]
-        prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(class_names), 1, 1))
-        states = backbone.text(prompts, torch.cat(ends)).unflatten(0, (len(class_names), -1)).split(counts, dim=1)
-        return torch.stack([state.mean(dim=1) for state in states], dim=1)
-
-
-class Knowledge:
-    """What a knowledge base says of the categories that are trained on, and what is said of single training images.
-
-    Args:
-        source: Name of a base, or its file.
-
-    Attributes:
-        sentences: What was read so far, by category.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sentences: dict[str, list[str]] = {}
-        self.of_images: dict[str, str] = {}
-        self.sums: dict[str, Tensor] = {}  # [D], over a category's sentences
-        self.own: dict[Path, Tensor | None] = {}  # [D], of the sentence on an image, where there is one
-
-    def read(self, categories: Sequence[str]) -> None:
-        """Reads the sentences of these categories, if they were not.
-
-        Raises:
-            UserError: There is no such base, or it lacks one of the categories; names the file.
-        """
-        if new := [category for category in dict.fromkeys(categories) if category not in self.sentences]:
-            self.sentences |= load_knowledge(self.source, new)
-            self.of_images = load_image_sentences(self.source)
-
-    def forget(self) -> None:
-        """Drops the embeddings: the backbone may move to another device."""
-        self.sums.clear()
-        self.own.clear()
-
-    @torch.no_grad()
-    def means(self, backbone: ClipBackbone, batch: Batch) -> Tensor:
-        """Returns the mean embedding of what is known of each image, `[B, D]`: of its category, and of itself.
-
-        Args:
-            backbone: Encodes the sentences; those of a category once.
-            batch: Training images.
-
-        Reference: KAnoCLIP, Eq. (3).
-        """
-        categories = [sample.category for sample in batch.samples]
-        self.read(categories)
-        for category in set(categories) - self.sums.keys():
-            self.sums[category] = backbone.encode_text(self.sentences[category]).sum(dim=0)
-        anomalous = [row for row, sample in enumerate(batch.samples) if sample.label == 1]
-        self._embed_images(backbone, batch, [r for r in anomalous if batch.samples[r].image_path not in self.own])
-        means = []
-        for sample in batch.samples:
-            total, count = self.sums[sample.category], len(self.sentences[sample.category])
-            own = self.own[sample.image_path] if sample.label == 1 else None
-            means.append(total / count if own is None else (total + own) / (count + 1))
-        return torch.stack(means)
-
-    def _embed_images(self, backbone: ClipBackbone, batch: Batch, rows: Sequence[int]) -> None:
-        """Embeds what is said of these images; it stays the same from epoch to epoch."""
-        said = [self.describe(batch, row, backbone.preprocess) for row in rows]
-        texts = [text for text in said if text is not None]
-        embedded = iter(backbone.encode_text(texts) if texts else ())
-        for row, text in zip(rows, said, strict=True):
-            self.own[batch.samples[row].image_path] = None if text is None else next(embedded)
-
-    def describe(self, batch: Batch, row: int, preprocess: Preprocess) -> str | None:
-        """Returns a sentence on an anomalous image: the base's, or what its mask shows; `None` if that is empty."""
-        sample = batch.samples[row]
-        if (known := image_sentence(self.of_images, sample.image_path)) is not None:
-            return known
-        pixels, mask = pixels_of(batch, row, preprocess), batch.mask[row].cpu().numpy()
-        return describe_anomaly(pixels, mask, sample.class_name, defect_name(sample.image_path))
 
 
 class KAnoCLIP(AnomalyMethod):

@@ -235,6 +235,68 @@ class ObjectPrompts(WordTokens):
         return fill_gap(self.abnormal_words, tokens)
 
 
+class CategoryPrompts(WordTokens):
+    """Learnable tokens of either state, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
+
+    Args:
+        backbone: Its text tower is used and not kept.
+        normal: What may stand before the category in a normal prompt.
+        abnormal: Likewise in an abnormal prompt.
+        n_tokens: K, learnable tokens of a state.
+        init_std: Standard deviation of their initial values.
+
+    Reference: KAnoCLIP, Eq. (1).
+    """
+
+    word_tokens = ("tokens",)
+
+    def __init__(
+        self, backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], n_tokens: int, init_std: float
+    ) -> None:
+        super().__init__()
+        self.adjectives = (tuple(normal), tuple(abnormal))
+        self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
+        self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
+
+    def _ids(self, backbone: ClipBackbone, class_name: str) -> tuple[Tensor, Tensor, int]:
+        """Returns the token ids of a class name's prompts, their ends behind the learnable tokens, and the last one.
+
+        They are kept: reading a length off the device at each step would make the host wait for it.
+        """
+        key = class_name, self.tokens.device
+        if key not in self.kept:
+            texts = [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
+            ids = backbone.tokenize(texts)
+            end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
+            longest, limit = int(end.max()), backbone.text.context_length
+            if longest >= limit:
+                raise ValueError(
+                    f"a prompt must fit in the context length {limit}, got {longest + 1} positions for "
+                    f"{texts[int(end.argmax())]!r}"
+                )
+            self.kept[key] = ids, end, longest
+        return self.kept[key]
+
+    def forward(self, backbone: ClipBackbone, class_names: Sequence[str]) -> Tensor:
+        """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
+
+        Args:
+            backbone: The one that the prompts were built for.
+            class_names: What the M categories are called.
+
+        Raises:
+            ValueError: A prompt does not fit into the text tower's context.
+        """
+        ids, ends, longest = zip(*(self._ids(backbone, class_name) for class_name in class_names), strict=True)
+        length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
+        embedded = backbone.text.token_embedding(torch.cat(ids)[:, : length - self.tokens.shape[1]])
+        counts = [len(adjectives) for adjectives in self.adjectives]
+        tokens = [tokens.expand(count, -1, -1) for tokens, count in zip(self.tokens, counts, strict=True)]
+        prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(class_names), 1, 1))
+        states = backbone.text(prompts, torch.cat(ends)).unflatten(0, (len(class_names), -1)).split(counts, dim=1)
+        return torch.stack([state.mean(dim=1) for state in states], dim=1)
+
+
 def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:
     """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
     words = words.expand(tokens.shape[0], -1, -1)

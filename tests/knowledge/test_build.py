@@ -19,9 +19,10 @@ from PIL import Image
 from afclip_lightning.__main__ import main as command_line
 from afclip_lightning.cli.knowledge import main
 from afclip_lightning.errors import UserError
-from afclip_lightning.knowledge import builder
+from afclip_lightning.knowledge import builder, chat
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
-from afclip_lightning.knowledge.builder import ATTEMPTS, ChatServer, parse_list, parse_sentence
+from afclip_lightning.knowledge.builder import ATTEMPTS, parse_list, parse_sentence
+from afclip_lightning.knowledge.chat import ChatServer
 
 KEY = "sk-secret/0123456789"
 Reply = Callable[[BaseHTTPRequestHandler], None]
@@ -397,7 +398,7 @@ def test_an_image_without_a_description(
 
 
 def test_an_answer_of_endless_length(stand_in: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "LARGEST_ANSWER", 1000)
+    monkeypatch.setattr(chat, "LARGEST_ANSWER", 1000)
     monkeypatch.setattr(builder, "sleep", lambda _: None)
     stand_in.replies = [sends(" " * 2000)]
     assert build(stand_in, out) == 0

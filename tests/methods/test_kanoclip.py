@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.adapters import ConvAdapter
 from afclip_lightning.components.cross_attention import BiCrossAttention, DeformableAttention
+from afclip_lightning.components.losses import knowledge_loss
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import CheckpointError, UserError
 from afclip_lightning.knowledge.base import knowledge_digest, load_knowledge
 from afclip_lightning.knowledge.describe import describe_anomaly
-from afclip_lightning.methods.kanoclip import KAnoCLIP, knowledge_loss
+from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.types import Batch
 from tests.layouts.mvtec import write_mvtec
 from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of
@@ -357,7 +358,7 @@ def test_knowledge_is_read_for_what_is_trained_on_only(
     def note(load: Callable[..., Any]) -> Callable[..., Any]:
         return lambda source, categories: read.append(list(categories)) or load(source, categories)
 
-    monkeypatch.setattr("afclip_lightning.methods.kanoclip.load_knowledge", note(load_knowledge))
+    monkeypatch.setattr("afclip_lightning.knowledge.targets.load_knowledge", note(load_knowledge))
     model = KAnoCLIP(small, **SMALL)
     data = cross(tmp_path, model)
     trainer_of(tmp_path, enable_checkpointing=False).test(model, data, verbose=False)
