@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data.loading import AnomalyDataset
+from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.tiles import Tiling
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.data.dataset import AnomalyDataset, MaskDetail
 from afclip_lightning.data.few_shot import draw_shots, given_shots
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
-from afclip_lightning.data.loading import AnomalyDataset, Loading, MaskDetail, make_loader
+from afclip_lightning.data.loader import make_loader
+from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.names import ClassNames, Names, checked_class_names, checked_names, normal_form
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
@@ -495,10 +497,10 @@ class AnomalyDataModule(AnomalyData):
         named = [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
         facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
         tiling = None if training else self.tiling
-        dataset = AnomalyDataset(named, self.preprocess, self.loading, references, self.store, facts, tiling)
-        return make_loader(
-            dataset, self.batch_size, self.num_workers, self.loading, sampler(dataset), self.skipped, training
+        dataset = AnomalyDataset(
+            named, self.preprocess, self.loading, references, self.store, facts, tiling, self.skipped
         )
+        return make_loader(dataset, self.batch_size, self.num_workers, sampler(dataset), training)
 
 
 def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:

@@ -23,7 +23,8 @@ import afclip_lightning.methods
 from afclip_lightning import results
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.data.loading import Loading, killed_loader
+from afclip_lightning.data.loader import killed_loader
+from afclip_lightning.data.loading import Loading
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.engine import loggers
 from afclip_lightning.engine.arguments import check_files, without_leftovers

@@ -138,7 +138,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_position(state: Any) -> bool:
-    """Returns whether a loader can go on from a state: see `ResumableLoader`."""
+    """Returns whether a loader can go on from a state: see `AnomalyLoader`."""
     if not isinstance(state, Mapping) or not _is_count(state.get("given")):
         return False
     try:

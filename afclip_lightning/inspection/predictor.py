@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from afclip_lightning import files
 from afclip_lightning.backbones.weights import EMBEDDED
 from afclip_lightning.components.memory import MemoryBank
-from afclip_lightning.data.loading import keep_memory, killed_loader
+from afclip_lightning.data.loader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout, Tiling
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory

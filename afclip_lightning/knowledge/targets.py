@@ -8,7 +8,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data.loading import pixels_of
+from afclip_lightning.data.dataset import pixels_of
 from afclip_lightning.knowledge.base import image_sentence, load_image_sentences, load_knowledge
 from afclip_lightning.knowledge.describe import defect_name, describe_anomaly
 from afclip_lightning.types import Batch

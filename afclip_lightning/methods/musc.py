@@ -18,7 +18,8 @@ from tqdm import tqdm
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.data.loading import AnomalyDataset, make_loader
+from afclip_lightning.data.dataset import AnomalyDataset
+from afclip_lightning.data.loader import make_loader
 from afclip_lightning.data.pairs import Pairing
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.base import AnomalyMethod
@@ -301,9 +302,9 @@ class MuSc(MutualScoring):
         for first in range(self.subsets):
             chosen = (samples[position] for position in sorted(order[first :: self.subsets].tolist()))
             bare = [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in chosen]
-            dataset = AnomalyDataset(bare, self.preprocess, loading, store=self.store)
+            dataset = AnomalyDataset(bare, self.preprocess, loading, store=self.store, skipped=part.skipped)
             in_order = SequentialSampler(dataset)
-            loader = make_loader(dataset, part.batch_size, part.num_workers, loading, in_order, part.skipped)
+            loader = make_loader(dataset, part.batch_size, part.num_workers, in_order)
             yield len(bare), self._encoded(loader)
 
     def _encoded(self, loader: Iterable[Batch]) -> Iterator[Encoded]:

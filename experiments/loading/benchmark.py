@@ -29,8 +29,10 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import walk_images
-from afclip_lightning.data.loading import AnomalyDataset, Loading, make_loader
+from afclip_lightning.data.loader import make_loader
+from afclip_lightning.data.loading import Loading
 from afclip_lightning.files import write_json
 from afclip_lightning.types import Sample
 
@@ -75,7 +77,7 @@ def plain_loops(paths: list[Path], side: int, processes: int) -> int:
 def loader_pass(paths: list[Path], side: int, batch_size: int, workers: int, loading: Loading) -> Pass:
     """Returns a pass over the images through the project's evaluation loader."""
     dataset = AnomalyDataset([Sample("d", "c", "test", path, 0) for path in paths], Preprocess(side), loading)
-    loader = make_loader(dataset, batch_size, workers, loading, SequentialSampler(dataset), {})
+    loader = make_loader(dataset, batch_size, workers, SequentialSampler(dataset))
     return lambda: sum(len(batch.samples) for batch in loader)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import SequentialSampler
 
 from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import read_image, read_mask
-from afclip_lightning.data.loading import AnomalyDataset, Collate
+from afclip_lightning.data.loader import make_loader
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
@@ -169,8 +170,7 @@ def test_damaged_file_in_a_loader_process(tmp_path: Path) -> None:
 def test_loader_processes_give_the_same_batches(regions: bool, tmp_path: Path) -> None:
     samples = MVTecLayout(write_mvtec(tmp_path, ["a"])).samples("test")
     dataset = AnomalyDataset(sorted(samples, key=lambda s: -s.label), Preprocess(28))  # the last batch has no mask
-    collate = Collate(dataset.preprocess, regions)
-    here, there = (DataLoader(dataset, 3, num_workers=n, collate_fn=collate) for n in (0, 1))
+    here, there = (make_loader(dataset, 3, n, SequentialSampler(dataset), training=not regions) for n in (0, 1))
     seen = 0
     for one, two in zip(here, there, strict=True):
         assert one.samples == two.samples

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lightning import Trainer
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data.loading import AnomalyDataset, Loading
+from afclip_lightning.data.dataset import AnomalyDataset
+from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from afclip_lightning import load
-from afclip_lightning.data.loading import AnomalyDataset, Collate
+from afclip_lightning.data.collate import Collate
+from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.picture import NEARLY_BLACK
 from afclip_lightning.data.tiles import Tiling, resize_map
 from afclip_lightning.engine.factory import Backbones, load_head
@@ -44,7 +45,7 @@ def test_the_numbers_of_the_test_loop(head: Path, tmp_path: Path) -> None:
     method = load_head(head, backbones=BACKBONES)
     samples = [Sample("d", "c", "test", path, UNKNOWN, mask_known=False, class_name="c") for path in paths]
     dataset = AnomalyDataset(samples, method.preprocess)
-    batch = Collate(method.preprocess)(dataset.__getitems__([0, 1, 2]))
+    batch, _ = Collate(method.preprocess)(dataset.__getitems__([0, 1, 2]))
     assert isinstance(batch, Batch)
     with torch.no_grad():
         expected = method.score(method.extract(batch), batch)

@@ -11,7 +11,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 
-from afclip_lightning.data.loading import pixels_of
+from afclip_lightning.data.dataset import pixels_of
 from afclip_lightning.distributed import gathered
 from afclip_lightning.errors import shown
 from afclip_lightning.files import atomic_path, write_json

@@ -1,0 +1,287 @@
+"""From samples to what a batch needs of them: decoded, resized, kept in memory where that is wanted."""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.backbones.store import FeatureStore, image_digest
+from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
+from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.masks import mask_facts
+from afclip_lightning.data.picture import Picture, upright
+from afclip_lightning.data.reader import read
+from afclip_lightning.data.tiles import Layout, Tiling
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Batch, MaskFacts, Sample
+
+MaskDetail = Literal["none", "counts", "regions"]
+Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
+
+
+class Item(NamedTuple):
+    """What is read of a sample.
+
+    Attributes:
+        position: Of the sample in the dataset.
+        image: `[S, S, 3]`, uint8; `None` where its features were read instead.
+        mask: `[S, S]`, uint8, where there is one.
+        sample: The sample.
+        references: Positions of its references.
+        digest: What its features are kept under; empty without a store.
+        features: Its features by name.
+        beside: Whether it is there as a reference of others only.
+        facts: What is known of its mask at the image's own size; `None` in training.
+        views: `[V, S, S, 3]`, uint8: the image in tiles, where it is to be seen so.
+    """
+
+    position: int
+    image: np.ndarray | None
+    mask: np.ndarray | None
+    sample: Sample
+    references: Sequence[int]
+    digest: str = ""
+    features: dict[str, Tensor] | None = None
+    beside: bool = False
+    facts: MaskFacts | None = None
+    views: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An image that was left out.
+
+    Attributes:
+        position: Of its sample in the dataset.
+        path: The image.
+        reason: Why, naming the file that is at fault.
+    """
+
+    position: int
+    path: Path
+    reason: str
+
+
+class PixelCache:
+    """Resized images and masks of the first samples, as many as fit, in memory that forked processes share.
+
+    Args:
+        count: Samples of the dataset.
+        side: Side of an image, in pixels.
+        limit_mb: Most memory to take; it is taken when images come in.
+    """
+
+    def __init__(self, count: int, side: int, limit_mb: int) -> None:
+        self.arguments = (count, side, limit_mb)
+        self.capacity = min(count, limit_mb * 2**20 // (4 * side * side + 1))
+        # anonymous pages and not /dev/shm, which containers keep small
+        pages = np.frombuffer(mmap.mmap(-1, max(1, self.capacity * (4 * side * side + 1))), np.uint8)
+        self.filled, images, masks = np.split(pages, [self.capacity, self.capacity * (3 * side * side + 1)])
+        self.images = images.reshape(self.capacity, side, side, 3)
+        self.masks = masks[: self.capacity * side * side].reshape(self.capacity, side, side)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that is not forked begins with an empty one of its own.
+        return PixelCache, self.arguments
+
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns the image `[S, S, 3]` and the mask `[S, S]`, not to be written to; `None` if they are not there."""
+        if index >= self.capacity or not self.filled[index]:
+            return None
+        return self.images[index], self.masks[index]
+
+    def turn(self, index: int) -> int:
+        """Returns how the mask of an image that is there was turned, 1 to 8."""
+        return int(self.filled[index])
+
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None, turn: int = 1) -> None:
+        """Keeps an image, its mask and how that was turned (1 to 8), if there is a place for this index."""
+        if index < self.capacity:
+            self.images[index] = image
+            if mask is not None:  # it is all zero until then
+                self.masks[index] = mask
+            self.filled[index] = turn  # last: another process may be reading
+
+
+class AnomalyDataset(Dataset[Any]):
+    """Decodes and preprocesses samples, in the order given.
+
+    Args:
+        samples: The samples.
+        preprocess: Turns a decoded image and mask into tensors.
+        loading: Whether to decode drafts and to cache, and what a loader is given where a file cannot be read.
+        references: Positions in `samples` of each sample's reference images, equally many; `None` for none.
+        store: Where the features of images may lie.
+        facts: What to find out of masks at their own size: nothing, how much they mark, or that and their regions.
+        tiling: How images are seen beside the whole; `None` where they are not. Nothing is cached or drafted then.
+        skipped: Where the loader notes which images were left out and why, with `on_error: skip`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocess: Preprocess,
+        loading: Loading | None = None,
+        references: Sequence[Sequence[int]] | None = None,
+        store: FeatureStore | None = None,
+        facts: MaskDetail = "none",
+        tiling: Tiling | None = None,
+        skipped: dict[Path, str] | None = None,
+    ) -> None:
+        loading = loading or Loading()
+        self.samples = list(samples)
+        self.loading = loading
+        self.skipped = {} if skipped is None else skipped
+        self.references = references
+        self.store = store
+        self.facts = facts
+        self.tiling = tiling
+        self.preprocess = preprocess
+        self.draft = preprocess.image_size if loading.draft and not tiling else None
+        self.cache = None
+        if loading.cache_mb and not tiling:
+            self.cache = PixelCache(len(self.samples), preprocess.image_size, loading.cache_mb)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, Sample]:
+        """Returns the normalised image `[3, S, S]`, the mask `[S, S]` and the sample.
+
+        Raises:
+            DatasetError: See `read`.
+        """
+        item = self.read(index, pixels=True)
+        assert item.image is not None
+        return self.preprocess.to_tensors([item.image])[0], self.preprocess.to_masks([item.mask])[0], item.sample
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item | Unread]:
+        """Returns what a loader collates: what was read of each sample, then of each reference that is none of them.
+
+        Samples are read all as images or all as features, references as images and once.
+
+        Raises:
+            DatasetError: See `read`; with `on_error: skip` there is an `Unread` in its place.
+        """
+        wanted = dict.fromkeys(other for index in indices for other in self._references_of(index))
+        beside = [self._try(other, pixels=True) for other in wanted if other not in indices]
+        items = [self._try(index) for index in indices]
+        # one that is left out may be the reference of another, and then its image is needed
+        kept = {isinstance(item, Item) and item.features is not None for item in items}
+        if len(kept) == 2 or (True in kept and not all(isinstance(item, Item) for item in beside)):
+            items = [self._try(index, pixels=True) for index in indices]
+        return items + [item._replace(beside=True) if isinstance(item, Item) else item for item in beside]
+
+    def _try(self, index: int, pixels: bool = False) -> Item | Unread:
+        try:
+            return self.read(index, pixels)
+        except DatasetError as error:
+            if self.loading.on_error == "raise":
+                raise
+            return Unread(index, self.samples[index].image_path, str(error))
+
+    def _references_of(self, index: int) -> Sequence[int]:
+        return self.references[index] if self.references else ()
+
+    def read(self, index: int, pixels: bool = False) -> Item:
+        """Returns what a batch needs of a sample: pixels resized and not yet normalised, or its features if kept.
+
+        Args:
+            index: Which sample.
+            pixels: Read the image even where its features are kept.
+
+        Raises:
+            DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
+        """
+        sample, references = self.samples[index], self._references_of(index)
+        digest = self._digest(sample) if self.store else ""
+        features = self.store.load(digest) if self.store and not pixels else None
+        if features is not None:
+            own = self._mask(sample, sample.image_path)[0] if sample.mask_path else None
+            mask = None if own is None else self.preprocess.resize_mask(own)
+            return Item(index, None, mask, sample, references, digest, features, facts=self._facts(sample, own))
+        image, mask, facts, views = self._resized(index)
+        mask = mask if sample.mask_path else None
+        return Item(index, image, mask, sample, references, digest, facts=facts, views=views)
+
+    def _digest(self, sample: Sample) -> str:
+        return image_digest(sample.image_path, sample.white)
+
+    def _resized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, MaskFacts | None, Tensor | None]:
+        sample = self.samples[index]
+        resized: Pixels | None = self.cache.get(index) if self.cache else None
+        if self.cache and resized is not None:
+            mask = None
+            if self.facts != "none" and sample.mask_path:  # it is read again for what the cache does not hold
+                region = read_mask(sample.mask_path, sample.mask_threshold)
+                mask = upright(region, self.cache.turn(index))
+            return *resized, self._facts(sample, mask), None
+        picture, mask, turn = self._decode(sample)
+        facts, image = self._facts(sample, mask, picture.shape), picture.rgb(sample.white)
+        resized = self.preprocess.resize(image, mask)
+        if self.cache:
+            self.cache.put(index, *resized, turn)
+        return *resized, facts, self._views(image) if self.tiling else None
+
+    def _views(self, image: np.ndarray) -> Tensor:
+        """Returns an image in tiles, `[V, S, S, 3]`, uint8.
+
+        Raises:
+            UserError: There are too many of them.
+        """
+        assert self.tiling is not None
+        height, width = image.shape[:2]
+        layout = Layout(height, width, self.tiling, self.preprocess.image_size)
+        return torch.from_numpy(np.stack([layout.cut(image, view) for view in range(len(layout))]))
+
+    def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
+        """Returns what is wanted of a mask; without one, that nothing is marked.
+
+        Args:
+            sample: Whose mask it is.
+            mask: `[H, W]`, or `None`.
+            shape: Height and width of the image, where they are known.
+        """
+        if self.facts == "none":
+            return None
+        if mask is not None:
+            return mask_facts(mask, areas=self.facts == "regions")
+        if shape is None and self.facts == "regions":
+            shape = upright_shape(sample.image_path)
+        return MaskFacts((shape[0], shape[1]) if shape else (0, 0))
+
+    def _decode(self, sample: Sample) -> tuple[Picture, np.ndarray | None, int]:
+        """Returns the image, its mask `[H, W]`, uint8, and how that was turned; see `read`."""
+        picture = read(sample.image_path, draft=self.draft)
+        return (picture, *(self._mask(sample, picture) if sample.mask_path else (None, 1)))
+
+    @staticmethod
+    def _mask(sample: Sample, image: Picture | Path) -> tuple[np.ndarray, int]:
+        """Returns the mask of a sample, `[H, W]`, and how it was turned: see `read_mask_of`."""
+        assert sample.mask_path is not None
+        mask, turn = read_mask_of(image, sample.mask_path, sample.mask_threshold)
+        if not mask.any():
+            raise DatasetError(
+                f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
+                "Replace the mask, or move the image to the normal ones."
+            )
+        return mask, turn
+
+
+def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
+    """Returns an image of a batch as the backbone sees it, `[S, S, 3]`, uint8: from its file if its features were read.
+
+    Raises:
+        DatasetError: The file cannot be read.
+    """
+    if len(batch.image):
+        return preprocess.to_pixels(batch.image[row])
+    sample = batch.samples[row]
+    return preprocess.resize(read_image(sample.image_path, white=sample.white), None)[0]
