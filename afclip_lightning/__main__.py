@@ -1,13 +1,13 @@
 """`python -m afclip_lightning`."""
 
-import importlib
 import io
 import os
 import sys
 from contextlib import suppress
 
 from afclip_lightning import __version__
-from afclip_lightning.engine import signals
+from afclip_lightning.cli import verbs
+from afclip_lightning.cli.parser import with_new_names
 
 # Before torch is loaded: threads that wait by spinning starve the loader processes, and themselves, wherever there are
 # more of them than cores; sleeping instead made a pass beside one busy process several times faster.
@@ -16,19 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 INTERNAL_ERROR = 70  # as sysexits.h has it
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal, here SIGINT
 READER_GONE = 141  # SIGPIPE
-_LIGHT = {
-    "benchmark": "afclip_lightning.cli.benchmark",
-    "calibrate": "afclip_lightning.cli.calibrate",
-    "datasets": "afclip_lightning.cli.datasets",
-    "evaluate": "afclip_lightning.cli.evaluate",
-    "export": "afclip_lightning.cli.export",
-    "features": "afclip_lightning.cli.features",
-    "inspect": "afclip_lightning.cli.inspect",
-    "knowledge": "afclip_lightning.cli.knowledge",
-    "report": "afclip_lightning.cli.report",
-    "serve": "afclip_lightning.cli.serve",
-    "sweep": "afclip_lightning.cli.sweep",
-}
 
 
 def main() -> int:
@@ -63,17 +50,26 @@ def main() -> int:
 
 
 def _run(args: list[str]) -> int:
-    """Runs a command. Those of `_LIGHT` do without Lightning's command line."""
-    if args == ["--version"]:
+    """Runs a command: that of the module of its name in `cli`."""
+    if not args or args[0] in ("--help", "-h"):
+        print(verbs.overview(), file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    if args[0] == "--version":
         print(f"afclip_lightning {__version__}")
         return 0
-    if args and args[0] in _LIGHT:
-        light: int = importlib.import_module(_LIGHT[args[0]]).main(args[1:])
-        return light
-    signals.listen()  # before the slow imports: a signal that nobody listens to ends the process
-    from afclip_lightning.engine import app
+    name, *rest = args
+    if name.startswith("-"):  # an option of Lightning's that stands before the command
+        from afclip_lightning.cli.run import run
 
-    return app.main()
+        return run(args)
+    command = verbs.find(name)
+    if command is None:
+        print(f"error: {verbs.unknown(name)}", file=sys.stderr)
+        return 2
+    rest, notes = with_new_names(name, rest)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return command(rest)
 
 
 if __name__ == "__main__":

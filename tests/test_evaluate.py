@@ -12,8 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from afclip_lightning.cli.evaluate import main, pair_maps
+from afclip_lightning.cli.evaluate import main
 from afclip_lightning.data.maps import read_map
+from afclip_lightning.inspection.saved_maps import pair_maps
 from afclip_lightning.metrics import AnomalyMetrics
 
 
@@ -53,7 +54,7 @@ def run(root: Path, *options: str) -> int:
 
 def test_the_table_of_two_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = write_tree(tmp_path)
-    assert run(tmp_path, "--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")) == 0
+    assert run(tmp_path, "--out", str(tmp_path / "t.csv"), "--out", str(tmp_path / "t.json")) == 0
     output = capsys.readouterr().out
     with (tmp_path / "t.csv").open() as file:
         rows = {row["category"]: row for row in csv.DictReader(file)}
@@ -93,7 +94,7 @@ def test_an_undefined_metric_is_absent(tmp_path: Path, capsys: pytest.CaptureFix
     write_tree(tmp_path)
     for path in (tmp_path / "maps/cable/test/good").iterdir():
         path.unlink()
-    assert run(tmp_path, "--csv", str(tmp_path / "t.csv")) == 0
+    assert run(tmp_path, "--out", str(tmp_path / "t.csv")) == 0
     output = capsys.readouterr().out
     cable, mean = (line.split("|") for line in output.splitlines()[3:5])
     assert [cell.strip() for cell in cable[5:8]] == ["n/a"] * 3
@@ -182,7 +183,7 @@ def test_maps_without_masks_may_be_declared_normal(tmp_path: Path, capsys: pytes
         (("--tolerance=nan",), "tolerance must be in [0, infinity)"),
         (("--mask_threshold=-1",), "--mask_threshold must not be negative"),
         (("--maps=absent",), "absent is not a folder"),
-        (("--csv=/dev/null/t.csv",), "t.csv: cannot be written"),
+        (("--out=/dev/null/t.csv",), "t.csv: cannot be written"),
     ],
 )
 def test_bad_options_are_one_message(
@@ -292,7 +293,7 @@ def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, capsys: pytest
     save(tmp_path / "maps/bottle/test/good/000.jpg", np.zeros((12, 10), np.uint8))  # a picture of a map that is read
     (tmp_path / "maps/screw/test/good").mkdir(parents=True)
     save(tmp_path / "data/zipper/ground_truth/crack/000_mask.png", np.ones((12, 10), np.uint8))
-    assert run(tmp_path, "--json", str(tmp_path / "t.json")) == 1
+    assert run(tmp_path, "--out", str(tmp_path / "t.json")) == 1
     output, error = capsys.readouterr()
     assert categories(output) == ["bottle", "cable", "mean of 2"]
     notes = error.splitlines()
@@ -308,7 +309,7 @@ def test_folders_below_the_normal_one_are_normal(tmp_path: Path, capsys: pytest.
     write_tree(tmp_path)
     path = tmp_path / "maps/cable/test/good/cam2/000.tiff"
     save(path, np.zeros((12, 10), np.float32))
-    assert run(tmp_path, "--json", str(tmp_path / "t.json")) == 0
+    assert run(tmp_path, "--out", str(tmp_path / "t.json")) == 0
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [row["normal"] for row in rows[:2]] == [2, 3]
     save(tmp_path / "data/cable/ground_truth/good/cam2/000_mask.png", np.full((12, 10), 255, np.uint8))
@@ -381,7 +382,7 @@ def test_masks_may_be_cut_higher(tmp_path: Path) -> None:
     save(path, values)
     tables = []
     for threshold in ("0", "127"):
-        assert run(tmp_path, f"--mask_threshold={threshold}", "--csv", str(tmp_path / "t.csv")) == 0
+        assert run(tmp_path, f"--mask_threshold={threshold}", "--out", str(tmp_path / "t.csv")) == 0
         tables.append((tmp_path / "t.csv").read_text())
     assert tables[0] != tables[1]
 
@@ -410,7 +411,7 @@ def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
             path.parent.mkdir(parents=True)
             tifffile.imwrite(path, values.astype(number), byteorder=">" if number.startswith(">") else "<")
     save(tmp_path / "data/bad/0_mask.png", mask)
-    assert run(tmp_path, "--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")) == 0
+    assert run(tmp_path, "--out", str(tmp_path / "t.csv"), "--out", str(tmp_path / "t.json")) == 0
     with (tmp_path / "t.csv").open() as file:
         row = next(csv.DictReader(file))
     assert float(row["pixel_auroc"]) > 0.98

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from afclip_lightning import __main__, __version__
+from afclip_lightning.cli import verbs
 from afclip_lightning.engine import app
 
 
@@ -19,14 +19,14 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 def let(monkeypatch: pytest.MonkeyPatch, what: BaseException | int) -> None:
-    """Lets the command `datasets` end in an error or with a code."""
+    """Lets every command end in an error or with a code."""
 
     def command(args: list[str]) -> int:
         if isinstance(what, BaseException):
             raise what
         return what
 
-    monkeypatch.setattr(__main__.importlib, "import_module", lambda name: SimpleNamespace(main=command))
+    monkeypatch.setattr(verbs, "find", lambda name: command)
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ def test_a_task_of_a_benchmark_makes_room_when_its_time_is_nearly_up(
 def test_an_array_sweeps(cluster: Path) -> None:
     path = write_sweep(cluster / "sweep.yaml", method="grid", parameters={"model.prompt_tokens": {"values": [2, 3, 4]}})
     command = [sys.executable, "-m", "afclip_lightning", "sweep", f"--config={path}", "--launcher=slurm", "--jobs=2"]
-    done = subprocess.run([*command, "--folder=swept"], capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run([*command, "--out=swept"], capture_output=True, text=True, timeout=400, check=False)
     logs = "\n".join(log.read_text() for log in (cluster / "swept/slurm").glob("*.log"))
     assert done.returncode == 0, done.stderr + logs
     with (cluster / "swept/sweep.csv").open() as file:

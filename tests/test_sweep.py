@@ -231,7 +231,7 @@ def wait_for(pattern: str, place: Path, process: subprocess.Popen[str]) -> None:
 
 def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folder: Path) -> None:  # noqa: F811
     path = write_sweep(folder / "sweep.yaml", epochs=40)
-    args = ["sweep", f"--config={path}", "--trials=2", "--folder=swept"]
+    args = ["sweep", f"--config={path}", "--trials=2", "--out=swept"]
     process = subprocess_of(args)
     wait_for("swept/trials/0000/checkpoints/last.ckpt", folder, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -409,7 +409,7 @@ def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes, message: str
     journal.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         plan.study()
-    assert "--folder" in str(error.value)
+    assert "--out" in str(error.value)
     assert journal.read_bytes() == content
 
 
@@ -433,7 +433,7 @@ def test_trials_of_a_study_that_is_lost_are_left_alone(tmp_path: Path, capsys: p
     claimed[1].close()
     (tmp_path / "s/sweep.csv").write_text("trial\n")
     (tmp_path / "s/study.journal").write_bytes(b"")
-    assert sweep_command([f"--config={path}", "--trials=2", f"--folder={tmp_path / 's'}"]) == 2
+    assert sweep_command([f"--config={path}", "--trials=2", f"--out={tmp_path / 's'}"]) == 2
     assert "s/trials holds trials that" in capsys.readouterr().err
     assert (tmp_path / "s/sweep.csv").read_text() == "trial\n"
 
@@ -474,7 +474,7 @@ def test_trials_that_another_process_has_are_left(
 ) -> None:
     monkeypatch.setattr(launch, "run_local", lambda plan, jobs: 0)
     path = write_sweep(tmp_path / "sweep.yaml")
-    assert sweep_command([f"--config={path}", "--trials=2", f"--folder={tmp_path / 's'}"]) == STOPPED
+    assert sweep_command([f"--config={path}", "--trials=2", f"--out={tmp_path / 's'}"]) == STOPPED
     assert "2 trials are left" in capsys.readouterr().err
 
 

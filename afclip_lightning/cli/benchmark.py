@@ -1,9 +1,8 @@
-"""`python -m afclip_lightning benchmark`: methods × training sets × test sets × seeds × shots, into one table."""
+"""`python -m afclip_lightning benchmark`: methods × datasets × seeds, and their tables."""
 
 import argparse
 import math
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,14 @@ from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, p
 from afclip_lightning.benchmark.published import Published, check_names, load_published
 from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
 from afclip_lightning.benchmark.table import TABLE, Row, assemble
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.engine.signals import STOPPED
-from afclip_lightning.errors import UserError, message_of, shown
+from afclip_lightning.errors import shown
 from afclip_lightning.files import write_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
+PLACE = 32
 DESCRIPTION = """\
 Runs what a matrix lists and is not finished: each method fitted once per training set and seed, and tested on all test
 sets and shots. Writes one table, results.csv, and renders it as Markdown, LaTeX and plots beside the published numbers.
@@ -34,6 +34,7 @@ A file of experiments/ is an example of a matrix.
 """
 
 
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 a cell failed, 2 a mistake, 75 cells left, 130 Ctrl-C."""
     options = _parser().parse_args(args)
@@ -44,9 +45,6 @@ def main(args: Sequence[str]) -> int:
             check_names(matrix, published)
             out: Path = options.out or Path("runs") / options.config[-1].stem
             return _run(matrix, published, plan(matrix, out), out, options)
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as stop:
         return _code(stop)
 
@@ -146,12 +144,7 @@ def _render(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning benchmark",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} benchmark", description=DESCRIPTION)
     parser.add_argument(
         "--config", type=Path, action="append", required=True, metavar="FILE", help="the matrix; a later one over it"
     )

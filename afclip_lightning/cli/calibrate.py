@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning calibrate`: thresholds from good images, or labelled ones, beside the checkpoint."""
+"""`python -m afclip_lightning calibrate`: a threshold from normal images, or labelled ones."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.model_options import add_model_options, finite, load_models, split_model_arguments
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.errors import DatasetError, UserError
 
 if TYPE_CHECKING:
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from afclip_lightning.inspection.predictor import Predictor
 
 NORMAL_FOLDER = "good"
+PLACE = 40
 DESCRIPTION = """\
 Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
 (head.PRODUCT.calibration.json; head.calibration.json without --product and --category), where load, inspect and serve
 find them. It holds for this product, and for this checkpoint, seen in this way: other tiles, another category or other
-good examples (--shots) need another calibration. The file says product, date, folder and number of images. Copies of
-one image count once.
+few-shot images (--few_shot_dir) need another calibration. The file says product, date, folder and number of images.
+Copies of one image count once.
 
-From good images alone (--normal): the threshold that a share --fpr of good images will exceed. If that are at least 10
-images it is a quantile; if they are fewer, the tail of their scores is fitted. The interval that is printed says how
-far to trust it: from few images it is wide.
-From labelled images (--labelled): --criterion fpr as above, from the good ones; f1 or balanced separate the two kinds
+From normal images alone (--normal): the threshold that a share --fpr of normal images will exceed. Of at least 10
+images it is a quantile; of fewer, the tail of their scores is fitted. The interval that is printed says how far to
+trust it: from few images it is wide.
+From labelled images (--labelled): --criterion fpr as above, from the normal ones; f1 or balanced separate the two kinds
 best. By hand: --threshold.
-The threshold of the map is one that a share --pixel_fpr of the good images' pixels will exceed.
+The threshold of the map is one that a share --pixel_fpr of the normal images' pixels will exceed.
 
 Never calibrate on images that you report results on: what is measured on them afterwards is no measurement.
 """
@@ -40,7 +41,7 @@ def read_labelled(source: Path) -> Labelled:
     """Returns images, and whether each is anomalous.
 
     Args:
-        source: A folder, in which images below a folder `good` are good and all others anomalous; or a CSV file with
+        source: A folder, in which images below a folder `good` are normal and all others anomalous; or a CSV file with
             the columns `path`, from the file's folder, and `label`, 0 or 1.
 
     Raises:
@@ -55,19 +56,16 @@ def read_labelled(source: Path) -> Labelled:
     for number, row in read_rows(source, remedy="Name a folder, or a CSV file.", error=DatasetError):
         where = f"{source}, line {number}"
         if row.get("label") not in ("0", "1") or not row.get("path"):
-            raise DatasetError(f"{where}: needs the columns path and label, 0 for good and 1 for anomalous.")
+            raise DatasetError(f"{where}: needs the columns path and label, 0 for normal and 1 for anomalous.")
         found.append((file_inside(source.parent, row["path"], where), row["label"] == "1"))
     return found
 
 
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
-    try:
-        others, arguments = split_model_arguments(args)
-        return _run(_parser().parse_args(others), arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    others, arguments = split_model_arguments(args)
+    return _run(_parser().parse_args(others), arguments)
 
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
@@ -88,22 +86,22 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
             print(f"note: {sentence}", file=sys.stderr)
         labelled = [(path, False) for path in found.images]
         if not labelled:
-            raise UserError(f"{options.normal}, the folder of good images, has no image.")
+            raise UserError(f"{options.normal}, the folder of normal images, has no image.")
     labelled += [] if options.labelled is None else read_labelled(options.labelled)
     if not labelled and options.threshold is None:
-        raise UserError("name good images (--normal), labelled ones (--labelled), or a --threshold.")
+        raise UserError("name normal images (--normal), labelled ones (--labelled), or a --threshold.")
     if options.criterion != "fpr" and options.labelled is None:
         raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
     place = _place(options)
-    labelled = _different(labelled, options.shots)
+    labelled = _different(labelled, options.few_shot_dir)
     _check_enough(options, [label for _, label in labelled])
 
     images = [path for path, _ in labelled]
     (model,) = load_models([options.checkpoint], options, arguments, calibration=None, images=images).values()
-    image, pixel, good = _thresholds(options, model, labelled)
+    image, pixel, normal = _thresholds(options, model, labelled)
     source = options.normal or options.labelled
     made = origin(options.product or options.category, str(source or ""), len(labelled))
-    Calibration(image, pixel, model.checkpoint, model.settings, made, keep(good)).save(place)
+    Calibration(image, pixel, model.checkpoint, model.settings, made, keep(normal)).save(place)
     print(f"{place}\nNever report results on the images that a threshold was calibrated on.")
     return 0
 
@@ -118,11 +116,11 @@ def _place(options: argparse.Namespace) -> Path:
     from afclip_lightning.inspection.calibration import Calibration, place_of
     from afclip_lightning.inspection.predictor import calibration_path
 
-    place: Path | None = options.output
+    place: Path | None = options.out
     if place is None:
         beside = calibration_path(options.checkpoint)
         if beside is None:
-            raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --output FILE.")
+            raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --out FILE.")
         place = place_of(beside, options.product or options.category)
     if place.exists() and not options.overwrite:
         try:
@@ -134,7 +132,7 @@ def _place(options: argparse.Namespace) -> Path:
     return place
 
 
-def _different(labelled: Labelled, shots: Path | None) -> Labelled:
+def _different(labelled: Labelled, few_shot_dir: Path | None) -> Labelled:
     """Returns images without copies, and says how many there were.
 
     Raises:
@@ -144,15 +142,17 @@ def _different(labelled: Labelled, shots: Path | None) -> Labelled:
     from afclip_lightning.backbones.store import image_digest
     from afclip_lightning.data.images import walk_images
 
-    remembered = set() if shots is None else {image_digest(path) for path in walk_images(shots)}
+    remembered = set() if few_shot_dir is None else {image_digest(path) for path in walk_images(few_shot_dir)}
     found: dict[str, tuple[Path, bool]] = {}
     for path, label in labelled:
         digest = image_digest(path)
         if digest in remembered:
-            raise UserError(f"{path} is one of --shots too: a threshold from images that are remembered is too low.")
+            raise UserError(
+                f"{path} is one of --few_shot_dir too: a threshold from images that the model compares with is too low."
+            )
         first, known = found.setdefault(digest, (path, label))
         if known != label:
-            raise UserError(f"{path} is a copy of {first}, and one is called good and the other anomalous. Keep one.")
+            raise UserError(f"{path} is a copy of {first}, and one is called normal and the other anomalous. Keep one.")
     if copies := len(labelled) - len(found):
         said = (
             "1 image is a copy of another one, and is"
@@ -171,20 +171,20 @@ def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
     """
     from afclip_lightning.inspection.calibration import require
 
-    good = len(labels) - sum(labels)
-    needs_good = (options.criterion == "fpr" and options.threshold is None) or (
-        good and options.pixel_threshold is None
+    normal = len(labels) - sum(labels)
+    needs_normal = (options.criterion == "fpr" and options.threshold is None) or (
+        normal and options.pixel_threshold is None
     )
-    if labels and needs_good:
-        require(good)
-    if options.criterion != "fpr" and options.threshold is None and not 0 < good < len(labels):
-        raise UserError("labelled images must be of both kinds, good and anomalous. Add those that are missing.")
+    if labels and needs_normal:
+        require(normal)
+    if options.criterion != "fpr" and options.threshold is None and not 0 < normal < len(labels):
+        raise UserError("labelled images must be of both kinds, normal and anomalous. Add those that are missing.")
 
 
 def _thresholds(
     options: argparse.Namespace, model: "Predictor", labelled: Labelled
 ) -> "tuple[Threshold, Threshold | None, np.ndarray]":
-    """Returns the thresholds of image scores and of maps, and the scores of the good images; prints the thresholds.
+    """Returns the thresholds of image scores and of maps, and the scores of the normal images; prints the thresholds.
 
     Raises:
         UserError: An image cannot be read, or there are too few.
@@ -207,39 +207,38 @@ def _thresholds(
             tail.add(outcome.anomaly_map)
     for sentence in say(model.remarks):
         print(f"note: {sentence}", file=sys.stderr)
-    good = scores[~anomalous]
+    normal = scores[~anomalous]
     if options.threshold is not None:
-        image = fixed(options.threshold, good)
+        image = fixed(options.threshold, normal)
     elif options.criterion == "fpr":
-        image = from_normals(good, options.fpr)
+        image = from_normals(normal, options.fpr)
     else:
         image = from_labels(scores, anomalous, options.criterion)
-    pixel = tail.threshold() if len(good) and options.pixel_threshold is None else None
+    pixel = tail.threshold() if len(normal) and options.pixel_threshold is None else None
     if options.pixel_threshold is not None:
         pixel = fixed(options.pixel_threshold, np.array(tail.medians))
     print("image score:", _said(image))
     if anomalous.any():
-        found, false = scores[anomalous] > image.value, good > image.value
-        print(
-            f"  above it lie {found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} good ones"
-        )
+        found, false = scores[anomalous] > image.value, normal > image.value
+        counts = f"{found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} normal ones"
+        print(f"  above it lie {counts}")
     if pixel:
         print("map:        ", _said(pixel))
-    return image, pixel, good
+    return image, pixel, normal
 
 
 def _said(threshold: "Threshold") -> str:
     how = {
-        "quantile": "quantile of {n} good images",
-        "tail_fit": "tail fitted to {n} good images, which are few for this rate",
-        "pixel_quantile": "quantile of the pixels of {n} good images",
+        "quantile": "quantile of {n} normal images",
+        "tail_fit": "tail fitted to {n} normal images, which are few for this rate",
+        "pixel_quantile": "quantile of the pixels of {n} normal images",
         "f1": "best F1 on {n} labelled images",
         "balanced": "best balanced accuracy on {n} labelled images",
         "fixed": "fixed by hand",
     }[threshold.method].format(n=threshold.n)
     text = f"threshold {threshold.value:.4g}, {how}"
     if threshold.fpr is not None:
-        text += f"; share of good ones above it: {threshold.fpr:.3g}"
+        text += f"; share of normal ones above it: {threshold.fpr:.3g}"
     if threshold.interval is not None:
         low, high = threshold.interval
         text += f"\n  it lies between {low:.4g} and {high:.4g} with a confidence of {threshold.confidence:.0%}"
@@ -247,18 +246,13 @@ def _said(threshold: "Threshold") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning calibrate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--normal", type=Path, metavar="DIR", help="good images")
+    parser = CommandParser(f"{PROGRAM} calibrate", description=DESCRIPTION)
+    parser.add_argument("--normal", type=Path, metavar="DIR", help="normal images")
     parser.add_argument(
         "--labelled",
         type=Path,
         metavar="DIR|CSV",
-        help="labelled images: folders, of which those named good are good; or a table with path and label, 0 or 1",
+        help="labelled images: folders, of which those named good are normal; or a table with path and label, 0 or 1",
     )
     parser.add_argument(
         "--criterion",
@@ -266,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         default="fpr",
         help="what chooses the threshold (%(default)s)",
     )
-    parser.add_argument("--fpr", type=finite, default=0.01, metavar="SHARE", help="of good images (%(default)s)")
+    parser.add_argument("--fpr", type=finite, default=0.01, metavar="SHARE", help="of normal images (%(default)s)")
     parser.add_argument(
         "--pixel_fpr", type=finite, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)"
     )
@@ -275,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--product", metavar="NAME", help="what the calibration is for, and is called by; --category by default"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="beside the checkpoint by default")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="beside the checkpoint by default")
     parser.add_argument("--overwrite", action="store_true", help="take the place of a calibration that is there")
     add_model_options(parser)
     return parser

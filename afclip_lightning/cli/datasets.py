@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning datasets`: what there is to get, whether it is complete, and unpacking it."""
+"""`python -m afclip_lightning datasets`: list, check and unpack datasets."""
 
 import argparse
 import inspect
@@ -12,12 +12,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.data import archive, doctor
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.errors import UserError, message_of
 
+PLACE = 10
 DESCRIPTION = """\
 list      every dataset with its size, its licence and where to obtain it
 check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
@@ -136,6 +137,7 @@ def _shown(count: int | None) -> str:
     return "?" if count is None else str(count)
 
 
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 something is off, 2 a mistake that the message explains."""
     options, rest = _parser().parse_known_args(args)
@@ -158,14 +160,10 @@ def main(args: Sequence[str]) -> int:
         report = doctor.examine(dataset, options.threads, progress=sys.stderr.isatty())
         print(json.dumps(asdict(report), indent=2, default=str) if options.json else doctor.render(report))
         return 1 if report.problems else 0
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         raise  # the command line ends without a word
     except OSError as error:  # a folder that may not be read
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError(error) from error
 
 
 def _count(text: str) -> int:
@@ -176,16 +174,11 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning datasets",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} datasets", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,prepare}")
-    listing = verbs.add_parser("list", allow_abbrev=False)
-    check = verbs.add_parser("check", allow_abbrev=False)
-    prepare = verbs.add_parser("prepare", allow_abbrev=False)
+    listing = verbs.add_parser("list")
+    check = verbs.add_parser("check")
+    prepare = verbs.add_parser("prepare")
     for verb in (check, prepare):
         verb.add_argument("name", metavar="NAME", help="a dataset of the list, or a class, whose arguments are options")
         verb.add_argument(

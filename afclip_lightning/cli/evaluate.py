@@ -1,50 +1,17 @@
-"""`python -m afclip_lightning evaluate`: scores saved anomaly maps of any method against masks."""
+"""`python -m afclip_lightning evaluate`: score saved anomaly maps of any method against masks."""
 
 import argparse
-import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.errors import UserError, shown
 
-from afclip_lightning import results
-from afclip_lightning.cli.parser import CommandParser
-from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
-from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
-from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.data.picture import say
-from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError, UserError, shown
-from afclip_lightning.files import write_json, write_text
-from afclip_lightning.metrics import TOLERANCE, AnomalyMetrics
-from afclip_lightning.metrics.pro import DEFINITIONS
-from afclip_lightning.types import MOST
-
-NORMAL_FOLDER = "good"
-ALONE = "all"
-"""What the table calls the one category of a folder that has no more."""
-
-# What a map may have been saved as, and is not read from: its images are left out, and that is said.
-OTHER_SUFFIXES = (IMAGE_SUFFIXES - MAP_SUFFIXES) | {
-    ".npz",
-    ".mat",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".h5",
-    ".exr",
-    ".hdr",
-    ".raw",
-}
-
-NO_MASKS = (OTHER_SUFFIXES - IMAGE_SUFFIXES) | {".npy"}  # what a mask may have been saved as, and is not read from
-
-Layout = Literal["auto", "category", "categories"]
-
+PLACE = 31
+TABLES = (".csv", ".json")
+PRO = ("exact", "mvtec", "legacy_cflow", "legacy_afclip")  # as `metrics.pro` has them, which brings torch with it
 DESCRIPTION = """\
 Scores saved anomaly maps (.npy, .tiff, .png; higher = more anomalous) against masks (any value above 0 is anomalous;
 of lossy files, above half) of the same size, and prints a table. The score of an image is the maximum of its map.
@@ -60,319 +27,48 @@ message explains; 130 interrupted.
 """
 
 
-@dataclass(frozen=True)
-class Category:
-    """What is scored together.
-
-    Attributes:
-        name: As the table has it.
-        maps: Folder of its maps.
-        masks: Folder of its masks.
-    """
-
-    name: str
-    maps: Path
-    masks: Path
-
-
-@dataclass
-class Notes:
-    """What a person should know beside the table.
-
-    Attributes:
-        lines: One sentence each.
-        left_out: How many files that look like maps or masks were not read.
-    """
-
-    lines: list[str] = field(default_factory=list)
-    left_out: int = 0
-
-
-def find_categories(maps: Path, masks: Path, layout: Layout = "auto") -> list[Category]:
-    """Returns the categories of a folder of maps: the folders directly in it, or all of it as the only one.
-
-    Args:
-        maps: Folder of the maps.
-        masks: Folder of the masks.
-        layout: `category`: all is one category, whose folders are kinds of defects; `categories`: each folder is a
-            category; `auto`: one category where maps, or a folder named `test` or `good`, lie directly in `maps`.
-
-    Raises:
-        DatasetError: There is no such folder, or it could be meant either way.
-    """
-    if not maps.is_dir():
-        raise DatasetError(f"{maps} is not a folder.")
-    folders = list_folders(maps)
-    alone = [Category(ALONE, maps, masks)]
-    if layout == "category":
-        return alone
-    if layout == "auto":
-        signs = [path.name for path in folders if path.name in ("test", NORMAL_FOLDER)]
-        signs += [path.name for path in sorted(maps.iterdir()) if _is_map(path)]
-        if signs:
-            others = [path.name for path in folders if path.name not in signs and _is_category(path)]
-            if others:
-                raise DatasetError(
-                    f"{maps}: {signs[0]} lies beside {others[0]}, which looks like a category of its own. Say which it "
-                    "is: --layout categories (each folder is a category) or --layout category (all is one)."
-                )
-            return alone
-    found = [Category(folder.name, folder, masks / folder.name) for folder in folders]
-    for category in found:
-        results.check_category(category.name, f"{category.maps}: ")
-    return found
-
-
-def _is_category(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in ("test", NORMAL_FOLDER))
-
-
-def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, Path | None]:
-    """Returns the mask of every map of one category, sorted by path; `None` where the image is normal.
-
-    Args:
-        maps: Folder of the category's maps.
-        masks: Folder of its masks.
-        unmasked_are_normal: Take every map without a mask for that of a normal image, wherever it lies.
-
-    Raises:
-        DatasetError: A map that is not known to be of a normal image has no mask, a mask no map, or two share a name.
-    """
-    maps, masks = _inner(maps, "test"), _inner(masks, "ground_truth")
-    map_files = [path for folder in _folders(maps) for path in sorted(folder.iterdir()) if _is_map(path)]
-    if not map_files:
-        return {}
-    mask_files = [path for folder in _folders(masks) for path in list_images(folder)]
-    twins: dict[Path, Path] = {}
-    for path in map_files:
-        twin = twins.setdefault(path.with_suffix(""), path)
-        if twin is not path:
-            raise DatasetError(f"{path}: {twin.name} beside it has the same name. Keep one map of each image.")
-    named = {(p.parent.relative_to(masks), stem) for p in mask_files for stem in (p.stem, p.stem.removesuffix("_mask"))}
-    with_mask = [path for path in map_files if (path.parent.relative_to(maps), path.stem) in named]
-    known = set(with_mask)
-    for path in map_files:
-        if path not in known and not unmasked_are_normal and not _is_normal(path, maps):
-            raise DatasetError(
-                f"{path}: no mask of this name in {masks / path.parent.relative_to(maps)}. Restore it, or, if maps "
-                "without a mask are of normal images, add --unmasked_are_normal."
-            )
-    paired = pair_masks(with_mask, mask_files, roots=(maps, masks))
-    return {path: paired.get(path) for path in map_files}
-
-
-def _is_normal(path: Path, maps: Path) -> bool:
-    """Returns whether a map lies in a folder of normal images, or in one below it."""
-    return NORMAL_FOLDER in (path.parent.name, *path.relative_to(maps).parts[:-1])
-
-
-def evaluate(
-    pairs: dict[Path, Path | None],
-    maps: Path,
-    metrics: AnomalyMetrics,
-    empty_masks: Literal["refuse", "normal"] = "refuse",
-    mask_threshold: int | None = None,
-) -> tuple[list[Path], Counter[str]]:
-    """Feeds maps and masks to the metrics, one at a time.
-
-    Returns the masks that mark most of their picture, and what else is worth a word of masks, each with their number.
-
-    Args:
-        pairs: See `pair_maps`.
-        maps: Folder of the category's maps.
-        metrics: Of the category.
-        empty_masks: What a mask that marks nothing makes of an image outside of the normal folder: a mistake, as in
-            `test`, or a normal image.
-        mask_threshold: Highest value of a mask that is still normal; by default the reader's rule.
-
-    Raises:
-        DatasetError: A file cannot be read, a map and its mask differ in size, a map is not finite, an image in a
-            folder of normal ones has anomalous pixels, or one outside of it has none; the message names the file.
-    """
-    mostly: list[Path] = []
-    remarks: Counter[str] = Counter()
-    for path, mask_path in pairs.items():
-        anomaly_map = read_map(path)
-        empty = np.zeros(anomaly_map.shape, np.uint8)
-        mask: np.ndarray = empty
-        if mask_path is not None:
-            found = read(mask_path, stored=True)
-            mask = found.region(mask_threshold)
-            remarks.update(found.notes)
-        if mask.shape != anomaly_map.shape:
-            raise DatasetError(
-                f"{path}: the map is {anomaly_map.shape[1]}×{anomaly_map.shape[0]} pixels and its mask {mask_path} is "
-                f"{mask.shape[1]}×{mask.shape[0]}. Save both at one size."
-            )
-        label = mask_path is not None and not _is_normal(path, maps)
-        if label and not mask.any():
-            if empty_masks == "refuse":
-                raise DatasetError(
-                    f"{mask_path}: the mask marks nothing, but its image {path} is anomalous. Replace the mask, or "
-                    f"move the map to the normal ones ({NORMAL_FOLDER}); if black masks are of normal images, add "
-                    "--empty_masks normal."
-                )
-            label = False
-        if mask_path is not None and mask.mean() > MOST:
-            mostly.append(mask_path)
-        try:
-            score = anomaly_map.reshape(-1).max(keepdims=True)
-            metrics.update(anomaly_map[None], mask[None], score, np.array([label]), names=[str(path)])
-        except ValueError as error:
-            named = "" if str(path) in str(error) else f"{path}: "
-            raise DatasetError(f"{named}{error}") from error
-    return mostly, remarks
-
-
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: see the description."""
     options = _parser().parse_args(args)
+    if (options.mask_threshold or 0) < 0:
+        raise UserError(f"--mask_threshold must not be negative, got {options.mask_threshold}.")
+    for out in options.out:
+        if out.suffix not in TABLES:
+            raise UserError(f"--out {out}: the name of a table ends in {' or '.join(TABLES)}.")
+
+    from afclip_lightning import results  # with torch and more, which `--help` has no use for
+    from afclip_lightning.files import write_json, write_text
+    from afclip_lightning.inspection.saved_maps import Rules, score
+    from afclip_lightning.metrics import AnomalyMetrics
+
+    rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold)
+    new_metrics = partial(
+        AnomalyMetrics,
+        exact=options.exact,
+        fpr_limit=options.fpr_limit,
+        pro_definition=options.pro_definition,
+        tolerance=options.tolerance,
+    )
     try:
-        if (options.mask_threshold or 0) < 0:
-            raise UserError(f"--mask_threshold must not be negative, got {options.mask_threshold}.")
-        rows, notes = _score(options)
-        rows = results.with_means(rows)
-        print(results.render(rows, options.tolerance))
-        for line in notes.lines:
-            print(f"note: {shown(line)}", file=sys.stderr)
-        if options.csv:
-            write_text(options.csv, results.to_csv(rows))
-        if options.json:
+        rows, notes = score(options.maps, options.masks, rules, new_metrics)
+    except ValueError as error:  # an option that the metrics refuse
+        raise UserError(f"{error}.") from error
+    rows = results.with_means(rows)
+    print(results.render(rows, options.tolerance))
+    for line in notes.lines:
+        print(f"note: {shown(line)}", file=sys.stderr)
+    for out in options.out:
+        if out.suffix == ".csv":
+            write_text(out, results.to_csv(rows))
+        else:
             title = f"Maps of {shown(options.maps)} against {shown(options.masks)}"
-            write_json(options.json, {**results.to_json(rows, title), "notes": notes.lines})
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            write_json(out, {**results.to_json(rows, title), "notes": notes.lines})
     return 1 if notes.left_out else 0
 
 
-def _score(options: argparse.Namespace) -> tuple[list[results.Row], Notes]:
-    """Returns a row per category that has maps, and what else there is to say."""
-    notes, rows, pairs = Notes(), [], {}
-    categories = find_categories(options.maps, options.masks, options.layout)
-    any_map = any(_is_map(path) for folder in _folders(options.maps) for path in folder.iterdir())
-    if any_map and not options.masks.is_dir():
-        raise DatasetError(f"{options.masks} is not a folder.")
-    for category in categories:
-        said = len(notes.lines)
-        _note_left_out(category, notes)
-        try:
-            pairs[category] = pair_maps(category.maps, category.masks, options.unmasked_are_normal)
-        except DatasetError as error:
-            raise DatasetError(" ".join([str(error), *notes.lines[said:]])) from error
-    with_maps = [category for category in categories if pairs[category]]
-    if not with_maps:
-        raise DatasetError(f"{options.maps} has no map: no {', '.join(sorted(MAP_SUFFIXES))} file.{_and(notes)}")
-    if options.layout == "auto" and len(categories) > 1:
-        _check_pure([(category.name, pairs[category]) for category in with_maps])
-        if not any(mask is None for category in with_maps for mask in pairs[category].values()):
-            notes.lines.append(
-                "No category has a map of a normal image. If the folders are kinds of defects of one category, add "
-                "--layout category."
-            )
-    empty = [category.name for category in categories if not pairs[category]]
-    if empty:
-        notes.lines.append(f"{_count(len(empty), 'folder')} below --maps without a map: {_some(empty)}.")
-    if categories[0].name != ALONE or categories[0].maps != options.maps:
-        known = {category.name for category in categories}
-        unscored = [f.name for f in list_folders(options.masks) if f.name not in known and _masks_of(f)]
-        if unscored:
-            notes.lines.append(
-                f"{_count(len(unscored), 'category', 'categories')} with masks and without maps: {_some(unscored)}. "
-                "The mean is without them."
-            )
-    for category in with_maps:
-        metrics = AnomalyMetrics(
-            exact=options.exact,
-            fpr_limit=options.fpr_limit,
-            pro_definition=options.pro_definition,
-            tolerance=options.tolerance,
-        )
-        mostly, remarks = evaluate(pairs[category], category.maps, metrics, options.empty_masks, options.mask_threshold)
-        notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
-        if mostly:
-            notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))
-        rows.append(results.Row.of(options.maps.resolve().name or "maps", category.name, metrics.result()))
-    return rows, notes
-
-
-def _check_pure(found: Sequence[tuple[str, dict[Path, Path | None]]]) -> None:
-    """Refuses folders of which some hold normal images only and all others anomalous ones only.
-
-    Raises:
-        DatasetError: They look like the kinds of defects of one category.
-    """
-    normal = [name for name, pairs in found if not any(pairs.values())]
-    anomalous = [name for name, pairs in found if all(pairs.values())]
-    if normal and anomalous and len(normal) + len(anomalous) == len(found):
-        raise DatasetError(
-            f"{normal[0]} holds maps of normal images only and {anomalous[0]} of anomalous ones only, so they look "
-            "like one category and not like two. Say which it is: --layout category (all is one) or --layout "
-            "categories (each folder is one)."
-        )
-
-
-def _note_left_out(category: Category, notes: Notes) -> None:
-    """Notes the files of a category that look like maps or masks and are not read."""
-    maps, masks = category.maps, category.masks
-    inner = _inner(maps, "test")
-    left_out: list[tuple[str, Path]] = []
-    for folder in _folders(maps):
-        inside = folder == inner or inner in folder.parents
-        stems = {path.stem for path in folder.iterdir() if _is_map(path)} if inside else set()
-        for path in _files(folder):
-            suffix = path.suffix.lower()
-            lost = suffix in OTHER_SUFFIXES and path.stem not in stems  # else it is a picture of the map beside it
-            if lost or (_is_map(path) and not inside):
-                left_out.append((suffix if inside else f"outside {inner.name}", path))
-    _note(maps, left_out, f"Save maps as {', '.join(sorted(MAP_SUFFIXES))}.", notes)
-    left_out = []
-    for folder in _folders(_inner(masks, "ground_truth")):
-        if folder == maps or maps in folder.parents:
-            continue  # masks may lie above their maps
-        readable = {path.stem for path in list_images(folder)}
-        unread = {*other_files(folder), *(path for path in _files(folder) if path.suffix.lower() in NO_MASKS)}
-        left_out += [(path.suffix.lower(), path) for path in sorted(unread) if path.stem not in readable]
-    _note(masks, left_out, "Save masks as .png or .tiff.", notes)
-
-
-def _note(where: Path, left_out: Sequence[tuple[str, Path]], advice: str, notes: Notes) -> None:
-    if left_out:
-        kinds = sorted(Counter(kind for kind, _ in left_out).items())
-        notes.left_out += len(left_out)
-        notes.lines.append(
-            f"{_count(len(left_out), 'file')} left out of {where}: "
-            f"{', '.join(f'{count} {kind}' for kind, count in kinds)}; the first is {left_out[0][1]}. {advice}"
-        )
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def _masks_of(folder: Path) -> bool:
-    return any(list_images(inner) for inner in _folders(_inner(folder, "ground_truth")))
-
-
-def _and(notes: Notes) -> str:
-    return "".join(f" {line}" for line in notes.lines)
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning evaluate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} evaluate", description=DESCRIPTION)
     parser.add_argument("--maps", type=Path, required=True, metavar="DIR", help="folder of the maps")
     parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="folder of the masks")
     parser.add_argument(
@@ -397,37 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--exact", action="store_true", help="sort all pixels instead of counting them in bins")
     parser.add_argument("--fpr_limit", type=float, default=0.3, help="limit of integration of PRO (%(default)s)")
     parser.add_argument(
-        "--pro_definition", choices=DEFINITIONS, default="exact", help="which PRO (%(default)s); others need --exact"
+        "--pro_definition", choices=PRO, default="exact", help="which PRO (%(default)s); others need --exact"
     )
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="error of binning that is not worth a word (%(default)s)"
+        "--tolerance", type=float, default=1e-4, help="error of binning that is not worth a word (%(default)s)"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table there too, as CSV")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="and as JSON, with thresholds, error bounds and notes"
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the table there too: FILE.csv, or FILE.json, which has thresholds, error bounds and notes as well; "
+        "may be given again",
     )
     return parser
-
-
-def _inner(folder: Path, name: str) -> Path:
-    return folder / name if (folder / name).is_dir() else folder
-
-
-def _folders(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yields a folder and all below it but hidden ones; nothing if it does not exist.
-
-    Raises:
-        DatasetError: A link leads back to a folder that it lies in.
-    """
-    if root.is_dir():
-        real = os.path.realpath(root)
-        if real in above:
-            raise DatasetError(f"{root}: this link leads back to {real}, which it lies in. Remove the link.")
-        yield root
-        for folder in list_folders(root):
-            yield from _folders(folder, (*above, real))
-
-
-def _is_map(path: Path) -> bool:
-    """Returns whether a path has a map's name; what is no file then (a link that leads nowhere) is refused by name."""
-    return path.suffix.lower() in MAP_SUFFIXES and not path.is_dir() and not path.name.startswith(".")

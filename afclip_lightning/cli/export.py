@@ -1,16 +1,16 @@
-"""`python -m afclip_lightning export`: a head and its backbone as one graph, from pixels to score and map."""
+"""`python -m afclip_lightning export`: a head as an ONNX or torch.export graph."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import CommandParser
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.errors import UserError
 
+PLACE = 43
 DESCRIPTION = """\
 Writes one file that works without afclip_lightning: ONNX for any runtime, or a program for torch.export.load. Text,
-learned prompts, the memory of --shots and the normalisation of pixels are inside.
+learned prompts, the memory bank of --few_shot_dir and the normalisation of pixels are inside.
 
   input    image  [batch, S, S, 3], uint8, RGB, resized to S × S with an antialiased bicubic filter (Pillow's BICUBIC)
   outputs  score  [batch], float32; higher is more anomalous
@@ -22,44 +22,31 @@ metadata, say what it is: S, category, backbone, the thresholds of a calibration
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 
+@command("Stopped. Nothing was written.")
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
     options = _parser().parse_args(args)
-    try:
-        _export(options)
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped. Nothing was written.", file=sys.stderr)
-        return 130
-    return 0
 
-
-def _export(options: argparse.Namespace) -> None:
     from afclip_lightning.data.images import walk_images  # with torch and more, which `--help` has no use for
     from afclip_lightning.inspection.export import export
     from afclip_lightning.inspection.predictor import load
 
-    shots = [] if options.shots is None else walk_images(options.shots)
-    if options.shots is not None and not shots:
-        raise UserError(f"{options.shots} has no images. Name a folder of good ones.")
+    few_shot = [] if options.few_shot_dir is None else walk_images(options.few_shot_dir)
+    if options.few_shot_dir is not None and not few_shot:
+        raise UserError(f"{options.few_shot_dir} has no images. Name a folder of normal ones.")
     out = options.out or Path(Path(options.checkpoint).with_suffix(SUFFIXES[options.to]).name)
-    model = load(options.checkpoint, device="cpu", category=options.category, few_shot=shots)
+    model = load(options.checkpoint, device="cpu", category=options.category, few_shot=few_shot)
     facts = export(model, out, options.to)
     print(
         f"{out}: {out.stat().st_size / 2**20:.0f} MB, {facts['method']} on {facts['backbone']}\n"
         f"Largest difference to the Python model: {facts['largest_difference']:.1e}\n"
         f"{out}.json says how to use it."
     )
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="python -m afclip_lightning export",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(f"{PROGRAM} export", description=DESCRIPTION)
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -74,5 +61,5 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CLASS_NAME",
         help="what prompts call the product (default: %(default)s)",
     )
-    parser.add_argument("--shots", type=Path, metavar="DIR", help="good images, for methods that remember some")
+    parser.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     return parser

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning features`: features of a frozen backbone on disk, made beforehand and looked after."""
+"""`python -m afclip_lightning features`: keep the features of a frozen backbone on disk."""
 
 import argparse
 import json
@@ -13,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, StoreFacts, feature_files, read_checked
-from afclip_lightning.cli.parser import CommandParser
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.errors import UserError
 
+PLACE = 12
 DESCRIPTION = """\
 Features of a frozen backbone, a file a tapped layer and image, for --features.cache of fit, validate and test.
 
@@ -121,29 +122,26 @@ def build(args: Sequence[str]) -> int:
     return app.main(["fit", *args], FeatureBuildCLI)
 
 
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 something is damaged, 2 a mistake that is explained."""
-    try:
-        if args and args[0] == "build":
-            return build(args[1:])
-        options = _parser().parse_args(args)
-        root: Path = options.root
-        if options.verb == "info":
-            entries = info(root)
-            print(json.dumps(entries, indent=2) if options.json else _render(entries))
-        elif options.verb == "verify":
-            info(root)  # says so if there is no store
-            problems = verify(root)
-            total = sum(1 for _ in feature_files(root))
-            print("\n".join([*problems, f"{total} files, {len(problems)} damaged."]))
-            return 1 if problems else 0
-        else:
-            count, size = prune(root, options.key, options.days, options.damaged)
-            print(f"Removed {count} files, {size / 1e9:.2f} GB.")
-        return 0
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
+    if args and args[0] == "build":
+        return build(args[1:])
+    options = _parser().parse_args(args)
+    root: Path = options.root
+    if options.verb == "info":
+        entries = info(root)
+        print(json.dumps(entries, indent=2) if options.json else _render(entries))
+    elif options.verb == "verify":
+        info(root)  # says so if there is no store
+        problems = verify(root)
+        total = sum(1 for _ in feature_files(root))
+        print("\n".join([*problems, f"{total} files, {len(problems)} damaged."]))
+        return 1 if problems else 0
+    else:
+        count, size = prune(root, options.key, options.days, options.damaged)
+        print(f"Removed {count} files, {size / 1e9:.2f} GB.")
+    return 0
 
 
 def _render(entries: list[dict[str, Any]]) -> str:
@@ -166,15 +164,10 @@ def _days(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning features",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} features", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,info,verify,prune}")
     for name in ("info", "verify", "prune"):
-        verb = verbs.add_parser(name, allow_abbrev=False)
+        verb = verbs.add_parser(name)
         verb.add_argument("root", type=Path, metavar="DIR", help="folder of the store")
         if name == "info":
             verb.add_argument("--json", action="store_true", help="print JSON")

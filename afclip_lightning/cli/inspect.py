@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning inspect`: any image, any folder: score, verdict, regions, pictures."""
+"""`python -m afclip_lightning inspect`: score, verdict and map of one's own images."""
 
 import argparse
 import os
@@ -16,11 +16,12 @@ from afclip_lightning.cli.model_options import (
     split_model_arguments,
     thresholds_of,
 )
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.errors import UserError
 
 SAVES = ("map", "npy", "mask", "overlay")
 
+PLACE = 41
 DESCRIPTION = """\
 Inspects images: files, folders with all below them, patterns (*), or - for a list of paths from standard input.
 
@@ -42,7 +43,7 @@ well, and are counted as left out; texts, tables, archives, hidden files and wha
 cannot be read costs one line.
 
 Thresholds come from the command calibrate, or by hand. Without one there is no verdict. At the end, the scores are
-compared with those of the calibration's good images: a note says if they do not look like the same product and camera
+compared with those of the calibration's normal images: a note says if they do not look like the same product and camera
 (false alarms: at most 1 % of runs, if at most half of the images are anomalous).
 
 Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 2 a mistake that the
@@ -50,18 +51,11 @@ message explains; 70 an error of this program; 130 interrupted.
 """
 
 
+@command("Stopped. The same command goes on from here.")
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code, as the description has them."""
-    try:
-        others, arguments = split_model_arguments(args)
-        options = _parser().parse_args(others)
-        return _run(options, arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    others, arguments = split_model_arguments(args)
+    return _run(_parser().parse_args(others), arguments)
 
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
@@ -81,7 +75,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.inspection.inputs import count_left_out, find_inputs
     from afclip_lightning.inspection.stream import difference
 
-    inputs = find_inputs(filter(None, _patterns(options.paths)), options.output, options.ignore)
+    inputs = find_inputs(filter(None, _patterns(options.paths)), options.out, options.ignore)
     if not inputs:
         raise UserError("there is nothing to inspect: the list of paths is empty.")
     calibration = None if options.no_calibration else options.calibration or "auto"
@@ -93,14 +87,14 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if "mask" in saves and any(m.thresholds[1] is None for m in models.values()):
         raise UserError("--save mask needs a pixel threshold: calibrate first, or give --pixel_threshold.")
     facts = {name: [m.checkpoint, m.settings, *m.thresholds] for name, m in models.items()}
-    with only_writer(options.output):
-        check_settings(options.output, {"model": facts, "save": sorted(saves)})
-        done = inspect(models, inputs, options.output, saves, options.num_workers)
+    with only_writer(options.out):
+        check_settings(options.out, {"model": facts, "save": sorted(saves)})
+        done = inspect(models, inputs, options.out, saves, options.num_workers)
     left_out = sum(item.left_out for item in inputs)
     judged, before = done.new - done.failed - left_out * len(models), len(inputs) * len(models) - done.new
     print(
         f"{judged} inspected, {done.failed} failed, {before} done before, {count_left_out(inputs)}: "
-        f"{options.output / 'inspections.csv'}"
+        f"{options.out / 'inspections.csv'}"
     )
     if done.replaced:
         print(f"{done.replaced} of these had been inspected before and were replaced since.")
@@ -123,15 +117,10 @@ def _patterns(paths: Sequence[str]) -> Iterator[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning inspect",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} inspect", description=DESCRIPTION)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or - for a list")
     parser.add_argument(
-        "--output", type=Path, default=Path("inspections"), metavar="DIR", help="folder of the output (%(default)s)"
+        "--out", type=Path, default=Path("inspections"), metavar="DIR", help="folder of the output (%(default)s)"
     )
     parser.add_argument(
         "--ignore",

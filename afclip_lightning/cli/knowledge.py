@@ -1,14 +1,13 @@
-"""`python -m afclip_lightning knowledge`: what a knowledge base says, and making one with a language model."""
+"""`python -m afclip_lightning knowledge`: show or build a knowledge base of sentences."""
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 from afclip_lightning.cli.datasets import find_dataset
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.errors import UserError, message_of, shown
 from afclip_lightning.files import write_text
@@ -17,9 +16,10 @@ from afclip_lightning.knowledge.builder import AnswerCache, Question, category_q
 from afclip_lightning.knowledge.chat import ChatServer
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+PLACE = 11
 DESCRIPTION = """\
 show      prints a knowledge base, one of the project's or a file, after checking it
-build     asks an OpenAI-compatible server for a new one: sentences on each category and, with --vision-model, one on
+build     asks an OpenAI-compatible server for a new one: sentences on each category and, with --vision_model, one on
           each anomalous image that training would read
 
 Answers are kept beside the output as they come; the same command goes on where an earlier one stopped. The key is read
@@ -27,22 +27,16 @@ from an environment variable and written nowhere. Only `build` uses the network,
 """
 
 
+@command("Stopped. What was answered is kept; the same command goes on from there.")
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
     options, rest = _parser().parse_known_args(args)
-    try:
-        if options.verb == "build":
-            return _build(options, rest)
-        if rest:
-            raise UserError(f"show takes no {rest[0]}.")
-        print(_render(options.source))
-        return 0
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped. What was answered is kept; the same command goes on from there.", file=sys.stderr)
-        return 130
+    if options.verb == "build":
+        return _build(options, rest)
+    if rest:
+        raise UserError(f"show takes no {rest[0]}.")
+    print(_render(options.source))
+    return 0
 
 
 def _render(source: str) -> str:
@@ -66,7 +60,7 @@ def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
             print(f"--- {question.about} ({question.model})\n{question.prompt}\n")
         return 0
     if not options.endpoint:
-        raise UserError("build needs --endpoint URL, the server to ask; --dry-run prints the questions without one.")
+        raise UserError("build needs --endpoint URL, the server to ask; --dry_run prints the questions without one.")
     if options.out is None:
         raise UserError("build needs --out FILE, the base to write.")
     if options.out.suffix not in (".yaml", ".yml"):
@@ -126,33 +120,28 @@ def _key(variable: str | None) -> str:
     """Returns the key; one that was asked for by name must be there, a local server needs none."""
     key = os.environ.get(variable or KEY_VARIABLE, "").strip()
     if variable and not key:
-        raise UserError(f"The variable {variable}, which --key-variable names, is not set.")
+        raise UserError(f"The variable {variable}, which --key_variable names, is not set.")
     return key
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning knowledge",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} knowledge", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{show,build}")
-    show = verbs.add_parser("show", allow_abbrev=False)
+    show = verbs.add_parser("show")
     show.add_argument("source", metavar="NAME", help=f"{', '.join(base.bases())}, or a file ending in .yaml")
-    build = verbs.add_parser("build", allow_abbrev=False)
+    build = verbs.add_parser("build")
     build.add_argument(
         "--dataset", required=True, metavar="NAME", help="a dataset, or a class, whose arguments are options"
     )
     build.add_argument("--root", type=Path, metavar="DIR", help="its folder, where images or categories are read there")
     build.add_argument("--endpoint", metavar="URL", help="the server; {URL}/v1/chat/completions is asked")
     build.add_argument("--model", required=True, metavar="NAME", help="model that describes the categories")
-    build.add_argument("--vision-model", metavar="NAME", help="model that describes the images; by default none does")
+    build.add_argument("--vision_model", metavar="NAME", help="model that describes the images; by default none does")
     build.add_argument("--out", type=Path, metavar="FILE", help="the base to write, ending in .yaml")
     build.add_argument("--sentences", type=int, default=5, metavar="N", help="sentences a category (%(default)s)")
     build.add_argument(
-        "--key-variable", metavar="NAME", help=f"environment variable that holds the key ({KEY_VARIABLE}, if set)"
+        "--key_variable", metavar="NAME", help=f"environment variable that holds the key ({KEY_VARIABLE}, if set)"
     )
     build.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds an answer (%(default)g)")
-    build.add_argument("--dry-run", action="store_true", help="print the questions and ask nothing")
+    build.add_argument("--dry_run", action="store_true", help="print the questions and ask nothing")
     return parser

@@ -34,7 +34,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
     )
-    model.add_argument("--shots", type=Path, metavar="DIR", help="few-shot: a folder of good images")
+    model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
     model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views a batch (%(default)s)")
     model.add_argument("--num_workers", type=int, default=2, metavar="N", help="processes that decode (%(default)s)")
@@ -165,11 +165,11 @@ def load_models(
             f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
             f"{options.num_workers}."
         )
-    tiling, shots = tiling_of(options), []
-    if options.shots is not None:
-        shots = walk_images(options.shots)
-        if not shots:
-            raise UserError(f"{options.shots}, the folder of good images, has no image.")
+    tiling, few_shot = tiling_of(options), []
+    if options.few_shot_dir is not None:
+        few_shot = walk_images(options.few_shot_dir)
+        if not few_shot:
+            raise UserError(f"{options.few_shot_dir}, the folder of few-shot images, has no image.")
     white = white_of(options, images)
     backbones: dict[str, ClipBackbone] = {}
     models: dict[str, Predictor] = {}
@@ -180,7 +180,7 @@ def load_models(
             device=options.device,
             tiling=tiling,
             category=options.category,
-            few_shot=shots,
+            few_shot=few_shot,
             calibration=calibration,
             white=white,
             batch_size=options.batch_size,

@@ -1,14 +1,85 @@
-"""The parser of all commands beside `fit`, `validate`, `test` and `predict`."""
+"""What all commands have in common: their parser, the exit codes of mistakes, and flags that had another name."""
 
 import argparse
+import functools
 import sys
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from afclip_lightning.errors import UserError, message_of
+
+PROGRAM = "python -m afclip_lightning"
+Command = Callable[[Sequence[str]], int]
+
+_MODEL = {"--shots": "--few_shot_dir"}
+RENAMED: dict[str, dict[str, str]] = {
+    "calibrate": {"--output": "--out", **_MODEL},
+    "evaluate": {"--csv": "--out", "--json": "--out"},
+    "export": _MODEL,
+    "inspect": {"--output": "--out", **_MODEL},
+    "knowledge": {"--dry-run": "--dry_run", "--key-variable": "--key_variable", "--vision-model": "--vision_model"},
+    "serve": {"--max_examples": "--max_few_shot", **_MODEL},
+    "sweep": {"--folder": "--out"},
+}
+"""Flags that had another name, by command: the old name is still understood."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong in a line and where the options are listed, instead of listing them."""
+    """The parser of a command: keeps the description's lines, takes no half names, and says what is wrong in a line.
+
+    Args:
+        prog: How the command is called.
+        options: As `argparse.ArgumentParser` takes them.
+    """
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message and ends with exit code 2."""
+        """Prints the message, and where the options are listed instead of all of them; ends with exit code 2."""
         print(f"error: {message}\nAll options: {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
+    """Returns a decorator of a command's `main`: 2 and a line for a mistake that the message explains, 130 for Ctrl-C.
+
+    Args:
+        interrupted: What is said after Ctrl-C.
+    """
+
+    def decorate(run: Command) -> Command:
+        @functools.wraps(run)
+        def main(args: Sequence[str]) -> int:
+            try:
+                return run(args)
+            except UserError as error:
+                print(f"error: {message_of(error)}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(interrupted, file=sys.stderr)
+                return 130
+
+        return main
+
+    return decorate
+
+
+def with_new_names(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments of a command with the names that its flags have today, and a sentence per renamed flag.
+
+    Args:
+        verb: The command.
+        args: What follows it. What follows `--` is for other commands, and stays.
+    """
+    new = RENAMED.get(verb, {})
+    end = list(args).index("--") if "--" in args else len(args)
+    renamed: list[str] = []
+    notes: dict[str, None] = {}
+    for arg in args[:end]:
+        name, equals, value = arg.partition("=")
+        if name in new:
+            notes[f"note: {name} is called {new[name]} now."] = None
+        renamed.append(new.get(name, name) + equals + value)
+    return [*renamed, *args[end:]], list(notes)

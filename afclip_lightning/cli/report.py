@@ -2,17 +2,17 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import shown, write_text
 from afclip_lightning.report import inspections, run
 from afclip_lightning.report.run import Threshold, calibrated
 from afclip_lightning.report.run_files import read_run
 
+PLACE = 30
 DESCRIPTION = """\
 Writes one HTML page of a test run: tables by category, curves, scores, pictures of what was missed and of false alarms;
 or of the output of `inspect`: scores, and the most and the least anomalous images.
@@ -20,25 +20,22 @@ It is self-contained: it opens from disk, without a network, and can be sent to 
 """
 
 
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
     options = _parser().parse_args(args)
-    try:
-        threshold = calibrated(options.calibration) if options.calibration else None
-        if options.threshold is not None:
-            threshold = Threshold(options.threshold, "given by hand")
-        if (options.run / inspections.TABLE).is_file():
-            if threshold:
-                raise UserError(f"{options.run} was inspected with thresholds of its own: leave the option out.")
-            folder, page = options.run, inspections.render(options.run, options.originals)
-        else:
-            found = read_run(options.run)
-            folder, page = found.folder, run.render(found, threshold)
-        out = options.out or folder / "report.html"
-        write_text(out, page)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    threshold = calibrated(options.calibration) if options.calibration else None
+    if options.threshold is not None:
+        threshold = Threshold(options.threshold, "given by hand")
+    if (options.run / inspections.TABLE).is_file():
+        if threshold:
+            raise UserError(f"{options.run} was inspected with thresholds of its own: leave the option out.")
+        folder, page = options.run, inspections.render(options.run, options.originals)
+    else:
+        found = read_run(options.run)
+        folder, page = found.folder, run.render(found, threshold)
+    out = options.out or folder / "report.html"
+    write_text(out, page)
     print(f"Report: {shown(out)}")
     return 0
 
@@ -51,12 +48,7 @@ def _finite(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        "python -m afclip_lightning report",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} report", description=DESCRIPTION)
     parser.add_argument(
         "run",
         type=Path,

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning serve`: a page on this machine where images are dropped and judged."""
+"""`python -m afclip_lightning serve`: a page where an image is judged."""
 
 import argparse
 import ipaddress
@@ -14,12 +14,13 @@ from afclip_lightning.cli.model_options import (
     split_model_arguments,
     thresholds_of,
 )
-from afclip_lightning.cli.parser import CommandParser
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.errors import UserError
 
+PLACE = 42
 DESCRIPTION = """\
-Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images, give good
-examples to few-shot methods.
+Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images, give
+few-shot images to the methods that take them.
 
   GET    /                 the page
   POST   /api/inspect      the request is an image file, or a form with one; the answer is JSON: score, verdict, area,
@@ -31,7 +32,7 @@ examples to few-shot methods.
   POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
   GET    /api/calibration  the calibration in use, as a file for --calibration
   DELETE /api/normals      forgets them and their thresholds; those of --calibration hold again
-  POST   /api/examples     likewise an image, of a good product, which a few-shot method remembers
+  POST   /api/examples     likewise an image, of a normal product: a few-shot image, for a method that takes them
   DELETE /api/examples     forgets them
   GET    /health           whether the server answers, and how many requests wait
   GET    /openapi.json     all of it, for programs
@@ -43,17 +44,11 @@ SIGINT and SIGTERM finish what was begun, and end it with exit code 0.
 """
 
 
+@command("Stopped.")
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 stopped, 2 a mistake that the message explains, 130 interrupted."""
-    try:
-        others, arguments = split_model_arguments(args)
-        _serve(_parser().parse_args(others), arguments)
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
+    others, arguments = split_model_arguments(args)
+    _serve(_parser().parse_args(others), arguments)
     return 0
 
 
@@ -67,11 +62,11 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
     from afclip_lightning.inspection.connections import PatientProtocol
     from afclip_lightning.inspection.server import Limits, create_app
 
-    limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_examples)
+    limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_few_shot)
     if options.checkpoint is None:
         raise UserError("serve needs --checkpoint FILE, a head.ckpt as fit writes it, or a config that trains nothing.")
     if min(vars(limits).values()) < 1:
-        raise UserError("--max_mb, --max_megapixels, --queue and --max_examples must be at least 1.")
+        raise UserError("--max_mb, --max_megapixels, --queue and --max_few_shot must be at least 1.")
     wanted = None if options.no_calibration else options.calibration or "auto"
     (model,) = load_models([options.checkpoint], options, arguments, wanted).values()
     print(thresholds_of(model), file=sys.stderr)
@@ -105,12 +100,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="python -m afclip_lightning serve",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(f"{PROGRAM} serve", description=DESCRIPTION)
     add_model_options(parser)
     add_calibration_options(parser.add_argument_group("thresholds"))
     server = parser.add_argument_group("server")
@@ -126,5 +116,5 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--queue", type=int, default=32, metavar="N", help="requests at once (%(default)s)")
     server.add_argument("--max_mb", type=int, default=32, metavar="N", help="of an image file (%(default)s)")
     server.add_argument("--max_megapixels", type=int, default=40, metavar="N", help="of an image (%(default)s)")
-    server.add_argument("--max_examples", type=int, default=16, metavar="N", help="good examples (%(default)s)")
+    server.add_argument("--max_few_shot", type=int, default=16, metavar="N", help="few-shot images (%(default)s)")
     return parser

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning sweep`: a search over options of `fit`, from a W&B sweep file, with Optuna."""
+"""`python -m afclip_lightning sweep`: search for the best options, here or on a cluster."""
 
 import argparse
 import shlex
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import CommandParser
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.engine.signals import STOPPED
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.errors import UserError
 
 MOST_TRIALS = 10**6
+PLACE = 33
 DESCRIPTION = """\
 Searches for the options of `fit` that a sweep file names, the same file that `wandb sweep` takes:
 
@@ -22,17 +23,12 @@ Options after -- are given to every trial.
 """
 
 
+@command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 trials failed, 2 a mistake, 75 trials left, 130 Ctrl-C."""
     own = list(args[: args.index("--")]) if "--" in args else list(args)
     options = _parser().parse_args(own)
-    try:
-        return _search(options, list(args[len(own) + 1 :]))
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # before the workers; then they are stopped
-        return 130
+    return _search(options, list(args[len(own) + 1 :]))
 
 
 def _search(options: argparse.Namespace, extra: list[str]) -> int:
@@ -43,7 +39,7 @@ def _search(options: argparse.Namespace, extra: list[str]) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[sweeps]'.") from error
     sweep = read_sweep(options.config)
-    folder: Path = options.folder or Path("runs") / "sweeps" / sweep.name
+    folder: Path = options.out or Path("runs") / "sweeps" / sweep.name
     trials = options.trials or sweep.cap or (len(sweep.grid()) if sweep.method == "grid" else None)
     if trials is None:
         raise UserError("Say how many trials: --trials N, or run_cap in the file.")
@@ -72,17 +68,15 @@ def _search(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
-        "python -m afclip_lightning sweep",
+        f"{PROGRAM} sweep",
         usage="%(prog)s --config FILE [options] [-- OPTIONS OF EVERY TRIAL]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sweep file as of Weights & Biases")
     parser.add_argument("--trials", type=_count, metavar="N", help="trials in all, those of earlier calls too; run_cap")
     parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at once; 1")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where workers run; local")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
     parser.add_argument("--storage", metavar="FILE_OR_URL", help="file or database of the study; DIR/study.journal")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the search; 0")
     parser.add_argument(

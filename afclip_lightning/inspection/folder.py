@@ -118,11 +118,11 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "inspect.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        before = read_json(path, dict[str, Any], remedy="Choose another --output.")
+        before = read_json(path, dict[str, Any], remedy="Choose another --out.")
         if before != settings:
             names = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
             raise UserError(
                 f"{folder} holds inspections with another {', '.join(names)} ({path}): one table must not mix them. "
-                "Choose another --output, or remove the folder."
+                "Choose another --out, or remove the folder."
             )
     write_json(path, settings)

@@ -323,7 +323,7 @@ class Predictor:
         if self.few_shot is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0) > 0):
             raise UserError(
                 f"{type(self.method).__name__} compares an image with few-shot images, and has none: give some "
-                "(--shots DIR; in Python, `fit_few_shot`)."
+                "(--few_shot_dir DIR; in Python, `fit_few_shot`)."
             )
 
     @torch.inference_mode()

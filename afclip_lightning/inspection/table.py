@@ -100,7 +100,7 @@ class Table:
         self.files: list[IO[str]] = []
 
     def _before(self) -> list[Row]:
-        remedy = "Remove the line, or choose another --output."
+        remedy = "Remove the line, or choose another --out."
         if not self.json_path.exists():
             return []
         return [row for _, row in read_json_lines(self.json_path, Row, cut_end=True, remedy=remedy)]

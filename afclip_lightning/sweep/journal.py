@@ -41,7 +41,7 @@ def _mend(path: Path) -> None:
         if not is_change:
             raise UserError(
                 f"{path}, line {number}: is no change of a study. Remove the line, and what it said of a trial is "
-                "lost; or begin anew with another --folder."
+                "lost; or begin anew with another --out."
             )
     if whole < len(content):
         with path.open("r+b") as file:

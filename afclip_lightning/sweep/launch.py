@@ -136,7 +136,7 @@ def run_slurm(plan: Plan, jobs: int, options: Sequence[str]) -> None:
     """
     logs = plan.folder / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "afclip_lightning", "sweep", f"--config={plan.path}", f"--folder={plan.folder}"]
+    command = [sys.executable, "-m", "afclip_lightning", "sweep", f"--config={plan.path}", f"--out={plan.folder}"]
     command += [f"--storage={plan.storage}", f"--trials={plan.trials}", f"--seed={plan.seed}", "--", *plan.extra]
     script = f"#!/bin/bash\nexec srun {shlex.join(command)}\n"
     flags = [f"--job-name={plan.sweep.name}", f"--array=1-{jobs}", "--requeue", f"--signal=USR1@{GRACE}"]

@@ -70,7 +70,7 @@ class Plan:
             raise
         except OSError as error:
             raise UserError(
-                f"{self.folder}: cannot be used ({error.strerror or error}). Choose another --folder."
+                f"{self.folder}: cannot be used ({error.strerror or error}). Choose another --out."
             ) from error
         except (
             Exception
@@ -78,7 +78,7 @@ class Plan:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
                 f"{self.storage}: no study can be read there ({reason}). Restore it, or begin anew with another "
-                "--folder and --storage."
+                "--out and --storage."
             ) from error
 
     def _study(self) -> optuna.Study:
@@ -96,7 +96,7 @@ class Plan:
             if any((self.folder / "trials").glob("*")):  # they would be continued as trials of this one, and fail
                 raise UserError(
                     f"{self.folder / 'trials'} holds trials that {self.storage} knows nothing of. Restore the study "
-                    "that they belong to, or choose another --folder."
+                    "that they belong to, or choose another --out."
                 )
             if sweep.method == "grid":
                 for parameters in sweep.grid():
@@ -105,7 +105,7 @@ class Plan:
         elif study.user_attrs["identity"] != identity:
             raise UserError(
                 f"{self.storage} holds another sweep named {sweep.name}. Give this one another `name` in {self.path} "
-                "and another --folder."
+                "and another --out."
             )
         return study
 

@@ -48,7 +48,7 @@ def folder(trained: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def inspect(*args: str) -> int:
-    return command.main(["--checkpoint", "head.ckpt", "--num_workers", "0", "--output", "out", *args])
+    return command.main(["--checkpoint", "head.ckpt", "--num_workers", "0", "--out", "out", *args])
 
 
 def rows(output: str = "out") -> list[Row]:
@@ -320,7 +320,7 @@ def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.
         "0",
         "--save",
         "overlay",
-        "--output",
+        "--out",
         "images/out",
         "images",
     ]
@@ -330,7 +330,7 @@ def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.
 
 def test_several_methods_share_a_table(folder: Path) -> None:
     write_pictures(folder / "images", 2)
-    args = ["--methods", "CLIP,AnoVL", *MODEL_OPTIONS, "--model.temperature", "0.1", "--output", "out", "--save", "npy"]
+    args = ["--methods", "CLIP,AnoVL", *MODEL_OPTIONS, "--model.temperature", "0.1", "--out", "out", "--save", "npy"]
     assert command.main([*args, "--num_workers", "0", "images"]) == 0
     found = rows()
     assert [(row["method"], row["name"]) for row in found] == [
@@ -351,7 +351,7 @@ def test_maps_are_scored_by_evaluate(folder: Path, capsys: pytest.CaptureFixture
         Image.fromarray(mask).save(masks / f"{i:03d}_mask.png")
     assert inspect("bolt/test", "--save", "map,npy") == 0
     for kind in ("maps", "npy"):
-        assert evaluate.main(["--maps", f"out/{kind}", "--masks", "bolt", "--csv", f"{kind}.csv"]) == 0
+        assert evaluate.main(["--maps", f"out/{kind}", "--masks", "bolt", "--out", f"{kind}.csv"]) == 0
     tables = [list(csv.DictReader(Path(f"{kind}.csv").read_text().splitlines())) for kind in ("maps", "npy")]
     for one, other in zip(*tables, strict=True):
         assert (one["normal"], one["anomalous"]) == ("2", "2")
@@ -363,7 +363,7 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     command = ["--checkpoint", "head.ckpt", "--num_workers", "0", "--normal", "good"]
     assert calibrate.main([*command, "--fpr", "0.05"]) == 0
     said = capsys.readouterr().out
-    assert "tail fitted to 14 good images, which are few for this rate" in said
+    assert "tail fitted to 14 normal images, which are few for this rate" in said
     assert "with a confidence of 90%" in said
     assert "Never report results on the images" in said
     kept = Calibration.read(folder / "head.calibration.json")
@@ -374,9 +374,9 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
         assert (row["probability"] > 0.5) == (row["score"] > row["threshold"]) == (row["verdict"] == "anomalous")
     areas = [row["area"] for row in rows()]
     assert np.mean(areas) <= 0.001
-    assert inspect("good", "--tiles", "2", "--output", "tiled") == 2
+    assert inspect("good", "--tiles", "2", "--out", "tiled") == 2
     assert "tiling: " in capsys.readouterr().err
-    assert inspect("good", "--tiles", "2", "--output", "tiled", "--no_calibration") == 0
+    assert inspect("good", "--tiles", "2", "--out", "tiled", "--no_calibration") == 0
     assert calibrate.main([*command, "--threshold", "0.25"]) == 2
     assert "head.calibration.json is there already (object, 20" in capsys.readouterr().err
     assert calibrate.main([*command, "--threshold", "0.25", "--overwrite"]) == 0
@@ -391,7 +391,7 @@ def test_labelled_images(folder: Path, table: bool, capsys: pytest.CaptureFixtur
         lines = [f"{path.relative_to(folder)},{int(path in bad)}" for path in [*good, *bad]]
         Path(source := "labels.csv").write_text("\n".join(["path,label", *lines]))
     command = ["--checkpoint", "head.ckpt", "--num_workers", "0", "--labelled", source]
-    assert calibrate.main([*command, "--criterion", "f1", "--output", "c.json"]) == 0
+    assert calibrate.main([*command, "--criterion", "f1", "--out", "c.json"]) == 0
     assert "of 3 anomalous images and" in capsys.readouterr().out
     kept = Calibration.read(folder / "c.json")
     assert (kept.image.method, kept.image.n) == ("f1", 13)
@@ -408,17 +408,17 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("images", "--methods", "CLIP", "--threshold", "1"): "of one model, and several are named",
         ("images", "--model.k_shots", "1"): "k_shots",
         ("images", "--model.k_shot"): "--model.k_shot needs a value",
-        ("images", "--shots", "nowhere"): "nowhere, the folder of good images, has no image",
+        ("images", "--few_shot_dir", "nowhere"): "nowhere, the folder of few-shot images, has no image",
         ("images", "--tiles", "0"): "tiles must be at least 1",
-        ("images", "--output", "head.ckpt"): "head.ckpt: cannot be written",
+        ("images", "--out", "head.ckpt"): "head.ckpt: cannot be written",
     }.items():
         assert inspect(*args) == 2, args
         assert message in capsys.readouterr().err
     start = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
     for options, message in {
-        (): "name good images",
+        (): "name normal images",
         ("--normal", "images"): "3 good images are too few",
-        ("--normal", "images", "--shots", "images"): "is one of --shots too",
+        ("--normal", "images", "--few_shot_dir", "images"): "is one of --few_shot_dir too",
         ("--normal", "images", "--criterion", "f1"): "needs labelled images",
         ("--labelled", "labels.csv"): "labels.csv, line 2: needs the columns path and label",
         ("--normal", "images", "--fpr", "0"): "above 0 and at most 0.5",
@@ -448,7 +448,7 @@ def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixtur
     assert re.search("thresholds of head.bolt.calibration.json .bolt, 20.*, 10 images from bolt", said)
     assert inspect("bolt", "--calibration", "screw") == 2
     assert "there is no calibration of screw" in capsys.readouterr().err
-    assert inspect("bolt", "--calibration", "head.nut.calibration.json", "--output", "other") == 0
+    assert inspect("bolt", "--calibration", "head.nut.calibration.json", "--out", "other") == 0
     assert calibrate.main([*command, "--normal", "nut", "--product", "bolt"]) == 2
     assert "head.bolt.calibration.json is there already (bolt, 20" in capsys.readouterr().err
     assert calibrate.main([*command, "--normal", "nut", "--category", "a/b"]) == 2
@@ -472,7 +472,7 @@ def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert inspect("good") == 0
     assert "note" not in capsys.readouterr().err
-    assert inspect("other", "--output", "out2") == 0
+    assert inspect("other", "--out", "out2") == 0
     assert "note: AFCLIP: 14 of 14 scores lie below the median of the 12 good images" in capsys.readouterr().err
 
 
@@ -505,10 +505,10 @@ def test_copies_count_once_and_few_images_are_told_early(
     for options, message in {
         ("--normal", "one"): "1 good images are too few",
         ("--normal", "good"): "is there already",
-        ("--normal", "good", "--output", "taken/c.json"): "taken/c.json: cannot be written",
-        ("--normal", "good", "--output", "one"): "is a folder",
+        ("--normal", "good", "--out", "taken/c.json"): "taken/c.json: cannot be written",
+        ("--normal", "good", "--out", "one"): "is a folder",
         ("--labelled", "one", "--criterion", "f1"): "must be of both kinds",
-        ("--labelled", "both"): "one is called good and the other anomalous",
+        ("--labelled", "both"): "one is called normal and the other anomalous",
     }.items():
         overwrite = [] if options == ("--normal", "good") else ["--overwrite"]
         assert calibrate.main([*command, *options, *overwrite]) == 2

@@ -137,11 +137,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for index, image in enumerate(pictures(2)):
         Image.fromarray(image).save(good / f"{index}.png")
     monkeypatch.chdir(tmp_path)
-    assert main(["--checkpoint", str(head), "--to", "torch_export", "--shots", str(good)]) == 0
+    assert main(["--checkpoint", str(head), "--to", "torch_export", "--few_shot_dir", str(good)]) == 0
     assert "Largest difference" in capsys.readouterr().out
     assert json.loads(Path("AFCLIP.pt2.json").read_text())["shots"]
     (tmp_path / "none").mkdir()
-    assert main(["--checkpoint", str(head), "--to", "torch_export", "--shots", "none"]) == 2
+    assert main(["--checkpoint", str(head), "--to", "torch_export", "--few_shot_dir", "none"]) == 2
     assert "none has no images" in capsys.readouterr().err
     assert main(["--checkpoint", "absent.ckpt", "--to", "onnx"]) == 2
     assert "absent.ckpt does not exist" in capsys.readouterr().err

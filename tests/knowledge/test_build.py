@@ -189,7 +189,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def look(stand_in: StandIn, out: Path, pictures: Path) -> int:
     where = ["--dataset", "MVTecLayout", "--root", str(pictures), "--endpoint", stand_in.url, "--out", str(out)]
-    return main(["build", *where, "--model", "writer", "--vision-model", "viewer"])
+    return main(["build", *where, "--model", "writer", "--vision_model", "viewer"])
 
 
 def test_images_are_described(stand_in: StandIn, out: Path, pictures: Path) -> None:
@@ -446,13 +446,13 @@ def test_a_server_that_repeats_the_key(stand_in: StandIn, out: Path, capfd: pyte
 def test_the_key_of_another_variable(
     stand_in: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert build(stand_in, out, "--key-variable", "OTHER_KEY") == 2
-    assert "OTHER_KEY, which --key-variable names, is not set" in error_of(capfd)
+    assert build(stand_in, out, "--key_variable", "OTHER_KEY") == 2
+    assert "OTHER_KEY, which --key_variable names, is not set" in error_of(capfd)
     monkeypatch.setenv("OTHER_KEY", f"{KEY}\r\nX-Evil: {KEY}")
-    assert build(stand_in, out, "--key-variable", "OTHER_KEY") == 2
+    assert build(stand_in, out, "--key_variable", "OTHER_KEY") == 2
     assert "The key holds blanks" in error_of(capfd)
     monkeypatch.setenv("OTHER_KEY", " other \n")
-    assert build(stand_in, out, "--key-variable", "OTHER_KEY") == 0
+    assert build(stand_in, out, "--key_variable", "OTHER_KEY") == 0
     assert stand_in.headers[0]["Authorization"] == "Bearer other"
 
 
@@ -495,7 +495,7 @@ def test_options_that_are_wrong(stand_in: StandIn, out: Path, capfd: pytest.Capt
         ([*start, "--categories", "[nut]"], "no category 'nut'"),
         ([*start, "--dry-rum"], "MVTecAD: "),
         (["build", "--dataset", "mvtech", "--model", "m"], "no dataset 'mvtech'"),
-        ([*start, "--vision-model", "v", "--root", str(out)], "does not exist"),
+        ([*start, "--vision_model", "v", "--root", str(out)], "does not exist"),
         (["show", "mvtech"], "no knowledge base 'mvtech'"),
         (["show", "mvtec", "--all"], "show takes no --all"),
     ):
@@ -530,8 +530,8 @@ def test_interrupted(
 def test_a_dry_run_asks_nothing_and_writes_nothing(
     stand_in: StandIn, tmp_path: Path, pictures: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--dataset", "MVTecLayout", "--root", str(pictures), "--model", "writer", "--vision-model", "viewer"]
-    assert main(["build", *where, "--out", str(tmp_path / "base.yaml"), "--dry-run"]) == 0
+    where = ["--dataset", "MVTecLayout", "--root", str(pictures), "--model", "writer", "--vision_model", "viewer"]
+    assert main(["build", *where, "--out", str(tmp_path / "base.yaml"), "--dry_run"]) == 0
     output = capfd.readouterr().out
     assert "--- nut (writer)\nDescribe what an abnormal image of nut looks like?" in output
     assert "--- nut/test/bent/1.png (viewer)\nIdentify anomalies" in output
