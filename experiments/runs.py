@@ -20,7 +20,7 @@ def run(command: str, folder: Path, arguments: Sequence[str]) -> None:
     if (folder / "results.csv").exists():
         return
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--pictures.count=0"]
-    code = afclip([command, *arguments, f"--run_dir={folder}", *quiet])
+    code = afclip([command, *arguments, f"--out={folder}", *quiet])
     if code:
         raise RuntimeError(f"{command} into {folder} ended with {code}")
 

@@ -47,7 +47,7 @@ def arguments(config: str = "afclip_mvtec", **extra: str) -> list[str]:
     """Returns the arguments that run a shipped config on the miniature trees with a small random backbone."""
     options = {
         "config": str(REPOSITORY / f"configs/{config}.yaml"),
-        "run_dir": "run",
+        "out": "run",
         "model.backbone.model": "small.json",
         "model.backbone.weights": "random",
         "model.backbone.image_size": "28",
@@ -108,7 +108,7 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["backbone"]["image_size"] == 28
     assert config["data"]["init_args"]["train"]["init_args"]["root"] == "data/mvtec"
-    assert config["run_dir"] is None
+    assert config["out"] is None
     record = json.loads((run / "run.json").read_text())
     assert torch.__version__.startswith(record["versions"]["torch"])
     assert record["trainable_parameters"] > 0
@@ -127,32 +127,32 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
 
     # the head again, from its file, zero-shot and few-shot
     head = ["--ckpt_path=run/head.ckpt", "--data.train.root=gone"]
-    assert main(["test", *arguments(run_dir="again"), *head]) == 0
+    assert main(["test", *arguments(out="again"), *head]) == 0
     assert table(folder / "again/results.csv") == rows
-    assert main(["test", *arguments(run_dir="shot"), *head, "--model.k_shot=1"]) == 0
+    assert main(["test", *arguments(out="shot"), *head, "--model.k_shot=1"]) == 0
     assert table(folder / "shot/results.csv") != rows
     capsys.readouterr()
-    assert main(["test", *arguments(run_dir="four"), *head, "--model.k_shot=4"]) == 2
+    assert main(["test", *arguments(out="four"), *head, "--model.k_shot=4"]) == 2
     assert "k_shot is 4, but visa/candle" in capsys.readouterr().err
-    assert main(["test", *arguments(run_dir="other"), *head, "--model.layers=[1,2]"]) == 2
+    assert main(["test", *arguments(out="other"), *head, "--model.layers=[1,2]"]) == 2
     assert "layers: [1, 2, 3] in the checkpoint, [1, 2] here" in capsys.readouterr().err
-    assert main(["test", *arguments(run_dir="scaled"), *head, "--model.scales=[1]"]) == 2
+    assert main(["test", *arguments(out="scaled"), *head, "--model.scales=[1]"]) == 2
     assert re.search(r"scales: .1, 3, 5. in the checkpoint, .1,?. here", capsys.readouterr().err)
-    assert main(["fit", *arguments(run_dir="head"), *head, "--data.train.root=data/mvtec"]) == 2
+    assert main(["fit", *arguments(out="head"), *head, "--data.train.root=data/mvtec"]) == 2
     assert "no optimiser state" in capsys.readouterr().err
     assert main(["test", *arguments(), *head]) == 2
     assert "holds an earlier run" in capsys.readouterr().err
-    assert main(["test", *arguments(run_dir="random")]) == 0
+    assert main(["test", *arguments(out="random")]) == 0
     assert "UNTRAINED" in capsys.readouterr().out
-    assert main(["predict", *arguments(run_dir="predicted"), *head]) == 0
+    assert main(["predict", *arguments(out="predicted"), *head]) == 0
     with (folder / "predicted/predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 36
     assert (folder / "predicted" / lines[-1]["map"]).is_file()
-    assert main(["validate", *arguments(run_dir="valid"), *head]) == 0
+    assert main(["validate", *arguments(out="valid"), *head]) == 0
     assert table(folder / "valid/results.csv") == rows
     exact = ["--evaluation.exact=true", "--evaluation.pro_definition=mvtec", "--evaluation.tolerance=1"]
-    assert main(["test", *arguments(run_dir="exact"), *head, *exact]) == 0
+    assert main(["test", *arguments(out="exact"), *head, *exact]) == 0
     for key, row in table(folder / "exact/results.csv").items():
         assert float(row["pixel_auroc"]) == pytest.approx(float(rows[key]["pixel_auroc"]), abs=1e-3)
         assert row["pixel_pro"] != rows[key]["pixel_pro"]
@@ -179,7 +179,7 @@ def test_the_training_set_alone_is_tested_as_seen(folder: Path, capsys: pytest.C
 
 
 def test_run_folders_of_one_config_do_not_collide(folder: Path) -> None:
-    args = [a for a in arguments() if not a.startswith("--run_dir")]
+    args = [a for a in arguments() if not a.startswith("--out")]
     for _ in range(2):
         assert main(["test", *args, "--trainer.limit_test_batches=1"]) == 0
     assert len(list((folder / "runs/afclip_mvtec").iterdir())) == 2
@@ -206,7 +206,7 @@ def test_a_missing_dataset_stops_before_any_model_is_built(
     ("--model.backbone.imgae_size=2", "backbone.image_size"),
     ("--trainer.max_epocs=2", "trainer.max_epochs"),
     ("--data.skip_mising=true", "skip_missing"),
-    ("--run_dri=x", "run_dir"),
+    ("--uot=x", "out"),
     ("model: {init_args: {learnable_promt: true}}", "learnable_prompt"),
     ("model: {init_args: {backbone: {wieghts: x}}}", "weights"),
     ("trianer: {max_epochs: 2}", "trainer.max_epochs"),
@@ -271,7 +271,7 @@ def test_too_few_shots_and_lost_masks_stop_before_training(folder: Path, capsys:
     assert main(["fit", *arguments("afclip_plus_mvtec", model__k_shot="400")]) == 2
     assert "k_shot is 400" in capsys.readouterr().err
     (folder / "data/visa/pcb4/Data/Masks/Anomaly/000.png").unlink()
-    assert main(["fit", *arguments(run_dir="lost")]) == 2
+    assert main(["fit", *arguments(out="lost")]) == 2
     assert "pcb4" in capsys.readouterr().err
     assert not list(folder.rglob("*.ckpt"))
 
@@ -328,9 +328,9 @@ def test_ctrl_c_keeps_the_last_complete_checkpoint(folder: Path) -> None:
 def test_two_processes_give_the_results_of_one(folder: Path) -> None:
     assert main(["fit", *arguments(), "--test_after_fit=false"]) == 0
     head = ["--ckpt_path=run/head.ckpt", "--model.k_shot=1", "--pictures.count=1"]
-    assert main(["test", *arguments(run_dir="one"), *head]) == 0
+    assert main(["test", *arguments(out="one"), *head]) == 0
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    process = subprocess_of(["test", *arguments(run_dir="two"), *head, *two])
+    process = subprocess_of(["test", *arguments(out="two"), *head, *two])
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     one, other = table(folder / "one/results.csv"), table(folder / "two/results.csv")
@@ -363,7 +363,7 @@ def test_processes_that_cannot_agree_on_a_folder_are_told(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    given = [option for option in arguments() if "run_dir" not in option]
+    given = [option for option in arguments() if not option.startswith("--out")]
     assert main(["fit", *given, f"--trainer.num_nodes={1 if environment else 2}"]) == 2
-    assert "give --run_dir, or torchrun a --rdzv-id" in capsys.readouterr().err
+    assert "give --out, or torchrun a --rdzv-id" in capsys.readouterr().err
     assert not (folder / "runs").exists()

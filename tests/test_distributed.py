@@ -110,7 +110,7 @@ def run_all(rank: int, folder: Path, port: str) -> None:
             os.environ |= {"LOCAL_RANK": "0", "NODE_RANK": str(rank)}
             extra = {"strategy": "ddp", "devices": 1, "num_nodes": 2}
         os.environ.pop(RUN_DIR_VARIABLE, None)
-        assert main(["fit", *options(method, processes, **extra), f"--run_dir={place}/{method}"]) == 0
+        assert main(["fit", *options(method, processes, **extra), f"--out={place}/{method}"]) == 0
     os.environ.pop(RUN_DIR_VARIABLE, None)
     store = [f"--features.cache={place}/store", "--features.dtype=float32"]
     assert features.main(["build", *options("AFCLIP", processes, **extra), *store]) == 0

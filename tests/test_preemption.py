@@ -44,9 +44,9 @@ OPTIONS = {
 def test_a_stopped_run_ends_as_an_undisturbed_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:  # noqa: F811
     limits = {"trainer__limit_train_batches": "4", "trainer__limit_test_batches": "1", "pictures__count": "0"}
     options = {"trainer__max_epochs": "2", **limits, **OPTIONS[kind]}
-    assert main(["fit", *arguments(**options, run_dir="whole")]) == 0
+    assert main(["fit", *arguments(**options, out="whole")]) == 0
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # the command comes again as it was
-    again = ["fit", *arguments(**options, run_dir="parts")]
+    again = ["fit", *arguments(**options, out="parts")]
     parts = 0
     for looks in (2, 1, 3):  # in the first epoch, in what is left of it or at its end, in the second
         stop_after(looks, monkeypatch)

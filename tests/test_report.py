@@ -322,11 +322,11 @@ def test_a_set_whose_names_are_no_utf8_is_tested_and_predicted(
     write_mask(tmp_path / "set" / category / "ground_truth/bad" / f"{stem}_mask.png")
     write_image(tmp_path / "set" / category / "train/good/0.png")
     options = [*CLIP_OPTIONS, "--data=MVTecLayout", f"--data.root={tmp_path / 'set'}", "--data.num_workers=0"]
-    assert run_command(["test", *options, "--run_dir=tested"]) == 0
+    assert run_command(["test", *options, "--out=tested"]) == 0
     assert "| caf\\xe9 " in capsys.readouterr().out
     assert main(["tested"]) == 0
     assert "caf\\xe9" in Path("tested/report.html").read_text()
-    assert run_command(["predict", *options, "--run_dir=predicted"]) == 0
+    assert run_command(["predict", *options, "--out=predicted"]) == 0
     assert "'caf\\xe9" in Path("predicted/predictions.csv").read_text()
     found = [row.image for row in read_csv("predicted/predictions.csv", Predicted)]
     assert [Path(image).stem for image in found] == [stem, stem]

@@ -41,9 +41,9 @@ def assert_same(path: Path, other: Path, limit: float = 1e-5) -> None:
 def heads(folder: Path) -> Path:
     """Trains two heads, of which one needs the V-V path, and describes a method that trains nothing."""
     make_distinct(folder)
-    assert main(["fit", *arguments("afclip_visa", run_dir="afclip")]) == 0
+    assert main(["fit", *arguments("afclip_visa", out="afclip")]) == 0
     vv = {"model__vv_from": "2", "model__layers": "[2,3]", "model__prompt_depth": "2"}
-    assert main(["fit", *arguments("anomalyclip_visa", run_dir="anomalyclip", **vv)]) == 0
+    assert main(["fit", *arguments("anomalyclip_visa", out="anomalyclip", **vv)]) == 0
     Path("clip.yaml").write_text(CLIP)
     return folder
 
@@ -54,7 +54,7 @@ OTHERS = ["--heads.anomalyclip=anomalyclip", "--heads.clip=clip.yaml"]
 def test_one_pass_gives_the_numbers_of_each_alone_with_a_store_and_without(
     heads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = [*arguments("afclip_visa", run_dir="together"), "--ckpt_path=afclip/head.ckpt", *OTHERS]
+    given = [*arguments("afclip_visa", out="together"), "--ckpt_path=afclip/head.ckpt", *OTHERS]
     passes = calls(monkeypatch)
     assert main(["test", *given]) == 0
     tested = len(numbers(heads / "together/scores.csv"))
@@ -72,7 +72,7 @@ def test_one_pass_gives_the_numbers_of_each_alone_with_a_store_and_without(
     cache = ["--features.cache=store", "--features.dtype=float32"]
     for run in ("first", "second"):
         passes = calls(monkeypatch)
-        given = [*arguments("afclip_visa", run_dir=run), "--ckpt_path=afclip/head.ckpt", *OTHERS, *cache]
+        given = [*arguments("afclip_visa", out=run), "--ckpt_path=afclip/head.ckpt", *OTHERS, *cache]
         assert main(["test", *given]) == 0
         assert sum(passes) == (len(images(heads / "store")) if run == "first" else 0)
         assert_same(heads / run / "results_anomalyclip.csv", heads / "anomalyclip/results.csv")
@@ -86,7 +86,7 @@ def test_build_makes_what_all_heads_read(folder: Path, monkeypatch: pytest.Monke
     taps = features.info(folder / "store")[0]["taps"]
     assert taps["embedding"]["images"] < taps["layer-03"]["images"]  # the other head's, of the tested images alone
     passes = calls(monkeypatch)
-    assert main(["fit", *arguments("afclip_visa", run_dir="run"), *given, "--test_before_fit=true"]) == 0
+    assert main(["fit", *arguments("afclip_visa", out="run"), *given, "--test_before_fit=true"]) == 0
     assert not passes
 
 
@@ -94,10 +94,10 @@ def test_training_between_two_shared_passes_is_as_without_them(folder: Path, mon
     make_distinct(folder)
     Path("clip.yaml").write_text(CLIP)
     taps = {"model__layers": "[1,2]", "trainer__max_epochs": "2"}  # the other head taps the last block too
-    assert main(["fit", *arguments("afclip_visa", run_dir="alone", **taps)]) == 0
+    assert main(["fit", *arguments("afclip_visa", out="alone", **taps)]) == 0
     given = ["--heads.clip=clip.yaml", "--test_before_fit=true", "--features.cache=store", "--features.dtype=float32"]
     passes = calls(monkeypatch)
-    assert main(["fit", *arguments("afclip_visa", run_dir="beside", **taps), *given]) == 0
+    assert main(["fit", *arguments("afclip_visa", out="beside", **taps), *given]) == 0
     assert sum(passes) == len(images(folder / "store"))  # training reads what its own head needs
     # trained on features of other batches, thus off by roundings that Adam makes larger: some pixels change places
     assert_same(folder / "beside/results.csv", folder / "alone/results.csv", limit=1e-3)
@@ -112,7 +112,7 @@ def test_what_cannot_share_is_said(folder: Path, capsys: pytest.CaptureFixture[s
         ("--heads.main=clip.yaml", "'main' is no name for a head"),
         ("--heads.clip=nothing.ckpt", "nothing.ckpt does not exist"),
     ):
-        assert main(["test", *arguments("afclip_visa", run_dir="x"), option]) == 2
+        assert main(["test", *arguments("afclip_visa", out="x"), option]) == 2
         assert problem in capsys.readouterr().err
-    assert main(["predict", *arguments("afclip_visa", run_dir="x"), *OTHERS]) == 2
+    assert main(["predict", *arguments("afclip_visa", out="x"), *OTHERS]) == 2
     assert "predict writes the maps of one method" in capsys.readouterr().err

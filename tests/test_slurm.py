@@ -79,7 +79,7 @@ def test_a_job_that_makes_room_ends_as_an_undisturbed_one(cluster: Path) -> None
     assert f"SLURM job {job} goes into the queue again" in log
     assert "Restored all states" in log
     assert len(list((cluster / "run").glob("log*/metrics.csv"))) == 2, log
-    assert main(["fit", *arguments(**options, run_dir="whole")]) == 0
+    assert main(["fit", *arguments(**options, out="whole")]) == 0
     assert_same_end(cluster / "whole", cluster / "run")
 
 
@@ -89,7 +89,7 @@ def test_two_tasks_test_as_one_process_does(cluster: Path) -> None:
     log = (cluster / "job.log").read_text()
     assert (cluster / "run/results.csv").exists(), log
     assert "Starting with 2 processes" in log
-    assert main(["test", *arguments(run_dir="one"), "--pictures.count=0"]) == 0
+    assert main(["test", *arguments(out="one"), "--pictures.count=0"]) == 0
     one, two = table(cluster / "one/results.csv"), table(cluster / "run/results.csv")
     assert one.keys() == two.keys()
     for key, row in one.items():

@@ -315,13 +315,13 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
 ) -> None:
     make_distinct(folder)
     epochs = {"trainer__max_epochs": "2"}
-    assert main(["fit", *options(config, run_dir="plain", **epochs)]) == 0
+    assert main(["fit", *options(config, out="plain", **epochs)]) == 0
     cache = {"features__cache": "store", "features__dtype": "float32"}
     passes = calls(monkeypatch)
-    assert main(["fit", *options(config, run_dir="first", **epochs, **cache)]) == 0
+    assert main(["fit", *options(config, out="first", **epochs, **cache)]) == 0
     assert sum(passes) == len(images(folder / "store")) > 90  # each image once, whatever the epochs
     first = len(passes)
-    assert main(["fit", *options(config, run_dir="second", **epochs, **cache)]) == 0
+    assert main(["fit", *options(config, out="second", **epochs, **cache)]) == 0
     assert len(passes) == first
     assert table(folder / "plain") == table(folder / "first") == table(folder / "second")
     weights = [torch.load(folder / run / "head.ckpt", weights_only=True)["state_dict"] for run in ("plain", "second")]
@@ -330,12 +330,12 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     assert list((folder / "second/pictures").iterdir())  # drawn from the files
     victim = next(feature_files(folder / "store"))
     victim.write_bytes(victim.read_bytes()[:100])
-    assert main(["test", *options(config, run_dir="mended", **cache), "--ckpt_path=first/head.ckpt"]) == 0
+    assert main(["test", *options(config, out="mended", **cache), "--ckpt_path=first/head.ckpt"]) == 0
     assert features.verify(folder / "store") == []
 
 
 def test_half_precision_moves_scores_a_little(folder: Path) -> None:
-    plain, half = options("afclip_visa", run_dir="plain"), options("afclip_visa", run_dir="half", features__cache="s")
+    plain, half = options("afclip_visa", out="plain"), options("afclip_visa", out="half", features__cache="s")
     assert main(["predict", *plain]) == 0
     assert main(["predict", *half]) == 0
     scores = []
@@ -351,7 +351,7 @@ def test_build_info_verify_prune(
 ) -> None:
     assert features.main(["build", *options("afclip_visa", features__cache="store")]) == 0
     passes = calls(monkeypatch)
-    assert main(["fit", *options("afclip_visa", run_dir="fit", features__cache="store")]) == 0
+    assert main(["fit", *options("afclip_visa", out="fit", features__cache="store")]) == 0
     assert not passes
     capsys.readouterr()
     assert features.main(["info", "store"]) == 0
@@ -379,7 +379,7 @@ def test_build_info_verify_prune(
 def test_build_needs_room_for_the_training_images_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needed = []
     for run, verb in ((features.main, "build"), (main, "fit"), (main, "test")):
-        given = options("afclip_visa", run_dir=verb, features__cache="s", features__limit_gb="1e-9")
+        given = options("afclip_visa", out=verb, features__cache="s", features__limit_gb="1e-9")
         assert run([verb, *given]) == 2
         needed.append(capsys.readouterr().err.split(" images need")[0])
     assert needed[0] == needed[1] != needed[2]
@@ -392,9 +392,9 @@ def test_a_method_that_trains_nothing_needs_no_training_set(folder: Path, capsys
     given += ["--data=CrossDataset", f"--data.test={tested}", "--pictures.count=0", "--features.cache=store"]
     assert features.main(["build", *given]) == 0
     kept = len(images(folder / "store"))
-    assert main(["fit", *given, "--run_dir=fit"]) == 0
+    assert main(["fit", *given, "--out=fit"]) == 0
     assert len(images(folder / "store")) == kept > 0
-    assert main(["fit", *given, "--model=AFCLIP", "--test_before_fit=true", "--run_dir=trained"]) == 2
+    assert main(["fit", *given, "--model=AFCLIP", "--test_before_fit=true", "--out=trained"]) == 2
     captured = capsys.readouterr()
     assert captured.err.strip().splitlines()[-1].startswith("error: There is no dataset to train on")
     assert "Test before training" not in captured.out
@@ -407,12 +407,12 @@ def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.Mon
     model += ["--model.backbone.image_size=28", "--model.layers=[1,3]", "--trainer.accelerator=cpu"]
     given = [*model, "--data=MVTecAD", "--data.root=data/mvtec", "--data.num_workers=0", "--pictures.count=0"]
     cache = ["--features.cache=store", "--features.dtype=float32"]
-    assert main(["test", *given, "--run_dir=plain"]) == 0
+    assert main(["test", *given, "--out=plain"]) == 0
     passes = calls(monkeypatch)
     assert features.main(["build", *given, *cache]) == 0
     assert sum(passes) == len(images(folder / "store")) > 40
     passes.clear()
-    assert main(["test", *given, *cache, "--run_dir=kept"]) == 0
+    assert main(["test", *given, *cache, "--out=kept"]) == 0
     assert not passes
     assert table(folder / "plain") == table(folder / "kept")
 
@@ -420,7 +420,7 @@ def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.Mon
 def test_what_cannot_be_kept_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *options("afclip_visa", features__cache="s", loading__draft="true")]) == 2
     assert "changes the pixels" in capsys.readouterr().err
-    assert main(["fit", *options("afclip_visa", run_dir="b", features__cache="s", features__limit_gb="1e-6")]) == 2
+    assert main(["fit", *options("afclip_visa", out="b", features__cache="s", features__limit_gb="1e-6")]) == 2
     assert "limit_gb 1e-06 leaves" in capsys.readouterr().err
 
 
@@ -440,5 +440,5 @@ def test_a_killed_build_leaves_a_whole_store_and_two_at_once_finish(folder: Path
     assert features.verify(folder / "store") == []
     count = len(list(feature_files(folder / "store")))
     assert count == len(set(feature_files(folder / "store")))
-    assert main(["fit", *options("afclip_visa", run_dir="fit", features__cache="store")]) == 0
+    assert main(["fit", *options("afclip_visa", out="fit", features__cache="store")]) == 0
     assert len(list(feature_files(folder / "store"))) == count

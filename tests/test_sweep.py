@@ -44,7 +44,7 @@ def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def write_sweep(path: Path, epochs: int = 2, **changes: object) -> Path:
     """Writes a sweep over the miniature MVTec AD: trained on two categories, chosen by a third."""
     options = arguments(trainer__max_epochs=str(epochs), test_after_fit="false", data__skip_missing="false")
-    options = [option for option in options if not option.startswith("--run_dir")]
+    options = [option for option in options if not option.startswith("--out")]
     sets = ["--data.seen_if_alone=false", f"--data.train.categories=[{MVTEC[0]},{MVTEC[1]}]"]
     held_out = {"root": "data/mvtec", "categories": [MVTEC[2]], "num_workers": 0}
     sets += [f"--data.test={json.dumps([{'class_path': 'MVTecAD', 'init_args': held_out}])}"]
@@ -286,7 +286,7 @@ def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folde
     ({"parameters": {"lr": {"values": [1], "value": 1}}}, "lr: has values and something else"),
     ({"parameters": {"--lr": {"values": [1]}}}, "'--lr' is no option to search"),
     ({"parameters": {"": {"values": [1]}}}, "'' is no option to search"),
-    ({"parameters": {"run_dir": {"values": ["x"]}}}, "'run_dir' is no option to search"),
+    ({"parameters": {"out": {"values": ["x"]}}}, "'out' is no option to search"),
     ({"method": 3}, "method: expected text"),
     ({"metric": "val/mvtec/mean/pixel_pro"}, "metric: expected a mapping"),
     ({"metric": {"name": 3}}, "metric.name: expected text"),

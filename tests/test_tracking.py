@@ -154,7 +154,7 @@ def test_a_failed_run_is_marked_as_failed(folder: Path, capsys: pytest.CaptureFi
     whole = image.read_bytes()
     image.write_bytes(b"not an image")
     try:
-        assert main(["test", *SMALL, "--run_dir=failed"]) == 2
+        assert main(["test", *SMALL, "--out=failed"]) == 2
     finally:
         image.write_bytes(whole)
     assert str(image.relative_to(folder)) in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_a_failed_run_is_marked_as_failed(folder: Path, capsys: pytest.CaptureFi
 def test_runs_at_once_do_not_meet_and_two_processes_are_one_run(folder: Path) -> None:
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_test_batches=1"]
     runs = {"together/one": [], "together/two": ddp}
-    started = [subprocess_of(["test", *SMALL, f"--run_dir={run}", *more]) for run, more in runs.items()]
+    started = [subprocess_of(["test", *SMALL, f"--out={run}", *more]) for run, more in runs.items()]
     for process in started:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
@@ -180,7 +180,7 @@ def test_runs_at_once_do_not_meet_and_two_processes_are_one_run(folder: Path) ->
 
 
 def test_tensorboard_and_csv_by_config(folder: Path) -> None:
-    assert main(["fit", *SMALL, f"--config={TENSORBOARD}", "--run_dir=board"]) == 0
+    assert main(["fit", *SMALL, f"--config={TENSORBOARD}", "--out=board"]) == 0
     events = EventAccumulator(str(folder / "board/tensorboard")).Reload()
     results = table(folder / "board/results.csv")
     (shown,) = events.Scalars("test/visa/candle/image_auroc")
@@ -231,7 +231,7 @@ def test_what_the_user_says_of_a_run_comes_first(monkeypatch: pytest.MonkeyPatch
 
 def test_a_refusal_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")  # without a key
-    assert main(["test", *SMALL, "--run_dir=refused"]) == 2
+    assert main(["test", *SMALL, "--out=refused"]) == 2
     message = capsys.readouterr().err
     assert "error: Weights & Biases: No API key configured." in message
     assert "WANDB_MODE=offline" in message

@@ -19,7 +19,7 @@ from afclip_lightning import files
 from afclip_lightning.errors import UserError
 
 REMEDY = "experiments/benchmark.yaml is an example of a matrix."
-OWN_OPTIONS = ("config", "run_dir", "ckpt_path", "seed_everything")  # what the benchmark says itself
+OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path", "seed_everything")  # the benchmark says them
 LONGEST_NAME = 100  # characters; it is part of a folder's name
 CELL = "@cell"  # stands in commands for the folder that a cell's runs go to; no shell quotes it
 QUIET = (
@@ -335,7 +335,7 @@ class _Builder:
         facts = [list(configs.values()), [o for o in options if o not in store], bool(store), fitted]
         digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
         files = [f"--config={path}" for path in configs]
-        return Step(name, (command, *files, *options, f"--run_dir={CELL}/{name}"), digest, test, shots)
+        return Step(name, (command, *files, *options, f"--out={CELL}/{name}"), digest, test, shots)
 
 
 def read_yaml(path: Path) -> Any:

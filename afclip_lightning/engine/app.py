@@ -61,7 +61,7 @@ to go on, 130 Ctrl-C, 70 a fault of the program; 1 is what a command's own --hel
 """
 
 GROUPS: dict[str, type] = {"loading": Loading, "features": FeatureCache, "pictures": Pictures, "evaluation": Evaluation}
-UNTRAINED = "an UNTRAINED head (no --ckpt_path)"
+UNTRAINED = "an UNTRAINED head (no --checkpoint)"
 
 
 class AnomalyCLI(LightningCLI):
@@ -92,7 +92,14 @@ class AnomalyCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of a run beside those of trainer, model and data."""
         parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="Run folder; runs/<config>/<time> by default."
+            "--out", "--run_dir", type=str | None, default=None, help="Run folder; runs/<config>/<time> by default."
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            "--checkpoint",
+            type=str | None,
+            default=None,
+            help="Trained head: a checkpoint or the folder of a run. With fit, what training goes on from.",
         )
         parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
@@ -110,6 +117,11 @@ class AnomalyCLI(LightningCLI):
         )
         for name, cls in GROUPS.items():
             parser.add_class_arguments(cls, name)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Returns the commands, each with the arguments of the trainer's method that are no options or our own."""
+        return {name: {*skipped, "ckpt_path"} for name, skipped in LightningCLI.subcommands().items()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments and checks the values that need neither data nor model."""
@@ -145,7 +157,7 @@ class AnomalyCLI(LightningCLI):
         data.check(self.subcommand)
         self.run_dir = self._choose_run_dir(config)
         self.last_checkpoint = self.run_dir / LAST
-        config.run_dir = config.trainer.default_root_dir = str(self.run_dir)
+        config.out = config.trainer.default_root_dir = str(self.run_dir)
         if self.subcommand == "fit" and config.trainer.limit_val_batches is None:
             # the protocol has no validation: choosing an epoch by test data would be cheating
             config.trainer.limit_val_batches = 0
@@ -270,9 +282,9 @@ class AnomalyCLI(LightningCLI):
                 "one dataset and test on others with CrossDataset; or train on it alone with --test_after_fit false; "
                 "or, to see whether the head learns at all, use CrossDataset with seen_if_alone."
             )
-        path = kwargs.get("ckpt_path")
+        path = self.config_init["fit"].ckpt_path
         if restarted() and self.last_checkpoint.exists():  # the cluster repeats the command as it was
-            path = kwargs["ckpt_path"] = self.last_checkpoint
+            path = self.last_checkpoint
         if self.config_init["fit"].test_before_fit and not path:  # the run that it goes on with did so
             self.evaluation.name = "results_untrained"
             count, self.pictures.count = self.pictures.count, 0  # the pictures are of the trained method
@@ -283,7 +295,7 @@ class AnomalyCLI(LightningCLI):
         if self.model.trainable_names():
             self._train(path, kwargs)
         elif path:
-            raise UserError(f"{type(self.model).__name__} has nothing to train: leave --ckpt_path out, or use test.")
+            raise UserError(f"{type(self.model).__name__} has nothing to train: leave --checkpoint out, or use test.")
         else:
             print(f"{type(self.model).__name__} has nothing to train with these settings.")
         if tests:
@@ -294,7 +306,7 @@ class AnomalyCLI(LightningCLI):
             check_optimizer(Path(path), read_checkpoint(path)["optimizer_states"], self.model)
             if self.trainer.is_global_zero:
                 print(f"Training goes on from {path}.")
-        self.trainer.fit(**arguments)
+        self.trainer.fit(**arguments, ckpt_path=path)
         if self.trainer.global_step == 0:
             raise TrainingError("Nothing was trained: not one step was made. See --trainer.limit_train_batches.")
         head = self.run_dir / HEAD_FILE
@@ -304,18 +316,18 @@ class AnomalyCLI(LightningCLI):
 
     def test(self, **kwargs: Any) -> None:
         """Tests."""
-        self._evaluate(self.trainer.test, "Test", self._load_head(kwargs), **kwargs)
+        self._evaluate(self.trainer.test, "Test", self._load_head(), **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
         """Tests without pictures."""
-        self._evaluate(self.trainer.validate, "Validation", self._load_head(kwargs), **kwargs)
+        self._evaluate(self.trainer.validate, "Validation", self._load_head(), **kwargs)
 
-    def _load_head(self, arguments: dict[str, Any]) -> bool:
-        """Gives the method the head of `ckpt_path`, which is taken out, and returns whether it needs none or has one.
+    def _load_head(self) -> bool:
+        """Gives the method the head of `--checkpoint`, and returns whether it needs none or has one.
 
         The trainer is told of no checkpoint: it would only warn where it finds none, and test what is there.
         """
-        if path := arguments.pop("ckpt_path", None):
+        if path := self.config_init[self.subcommand].ckpt_path:
             restore(self.model, read_checkpoint(path))
             self.evaluation.checkpoint = str(path)
             return True
@@ -364,7 +376,7 @@ class AnomalyCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""
-        heading = "Predictions" if self._load_head(kwargs) else f"Predictions of {UNTRAINED}"
+        heading = "Predictions" if self._load_head() else f"Predictions of {UNTRAINED}"
         if self.trainer.is_global_zero:
             print(heading)
         self.trainer.predict(**{**kwargs, "return_predictions": False})

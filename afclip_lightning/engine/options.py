@@ -31,7 +31,7 @@ LEAST = {
 }
 MOST = {"batch_size": 2**20, "num_workers": 2**10}  # more is a slip of the keyboard that takes the machine down
 NOT_HERE = {
-    "default_root_dir": "a run lies in --run_dir",
+    "default_root_dir": "a run lies in --out",
     "model_registry": "checkpoints are sent nowhere; they lie in the run folder",
 }
 

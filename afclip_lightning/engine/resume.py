@@ -1,4 +1,4 @@
-"""What `--ckpt_path` names, and whether training can go on from it: said before anything is built."""
+"""What `--checkpoint` names, and whether training can go on from it: said before anything is built."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,7 +18,7 @@ LAST = Path("checkpoints") / "last.ckpt"  # of a run's folder: what training goe
 
 
 def find_checkpoint(given: str, command: str) -> Path:
-    """Returns the file that `--ckpt_path` names.
+    """Returns the file that `--checkpoint` names.
 
     Args:
         given: A file, or the folder of a run: its trained head, and for `fit` its last checkpoint.
@@ -29,10 +29,10 @@ def find_checkpoint(given: str, command: str) -> Path:
     """
     if given in ("best", "last", "hpc") or given.startswith("registry"):
         raise CheckpointError(
-            f"--ckpt_path {given}: this word names no checkpoint here. Give the folder of a run, or one of its files."
+            f"--checkpoint {given}: this word names no checkpoint here. Give the folder of a run, or one of its files."
         )
     if "://" in given:
-        raise CheckpointError(f"--ckpt_path {given}: only files of this machine are read. Copy the checkpoint first.")
+        raise CheckpointError(f"--checkpoint {given}: only files of this machine are read. Copy the checkpoint first.")
     path = Path(given)
     if not path.is_dir():
         if not path.exists():

@@ -32,7 +32,7 @@ class RunRecord(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         method = pl_module.main if isinstance(pl_module, SharedPass) else pl_module
         config = self.config.clone()  # to be run again as it is, into another folder
-        config.run_dir = config.trainer.default_root_dir = None
+        config.out = config.trainer.default_root_dir = None
         if stage == "fit":
             config.ckpt_path = None  # a run that was continued is, run again, trained from its beginning
         write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
@@ -84,8 +84,8 @@ def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
     chosen = os.environ.get(RUN_DIR_VARIABLE)
     if chosen and "LOCAL_RANK" in os.environ:
         return Path(chosen)
-    if config.run_dir:
-        run_dir = Path(config.run_dir)
+    if config.out:
+        run_dir = Path(config.out)
         resumes = resumed is not None and run_dir.resolve() in resumed.resolve().parents
         if (run_dir / "config.yaml").exists() and not resumes and not restarted():
             raise UserError(_how_to_get_on(run_dir))
@@ -93,7 +93,7 @@ def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
         stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
         job = _job_name()
         if job == "none" or (job is None and int(config.trainer.num_nodes) > 1):
-            raise UserError("The processes cannot agree on a run folder: give --run_dir, or torchrun a --rdzv-id.")
+            raise UserError("The processes cannot agree on a run folder: give --out, or torchrun a --rdzv-id.")
         name = job or time.strftime("%Y%m%d-%H%M%S")
         run_dir = Path("runs") / stem / name
         number = 1
@@ -107,10 +107,10 @@ def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
 def _how_to_get_on(run_dir: Path) -> str:
     if (run_dir / LAST).exists():
         return (
-            f"{run_dir} holds an earlier run. Give another --run_dir, or continue that run: fit with "
-            f"--ckpt_path {run_dir / LAST}."
+            f"{run_dir} holds an earlier run. Give another --out, or continue that run: fit with "
+            f"--checkpoint {run_dir / LAST}."
         )
-    return f"{run_dir} holds an earlier run, without a checkpoint to go on from. Give another --run_dir, or remove it."
+    return f"{run_dir} holds an earlier run, without a checkpoint to go on from. Give another --out, or remove it."
 
 
 def is_first_process() -> bool:

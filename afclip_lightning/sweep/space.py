@@ -20,7 +20,7 @@ REMEDY = (
     "A sweep file needs method, metric, parameters, and a command with ${program} and ${args}; see experiments/sweeps/."
 )
 PARAMETER_KEYS = {"value", "values", "min", "max", "q", "distribution"}
-OWN_OPTIONS = ("config", "run_dir", "ckpt_path")  # what a sweep says itself
+OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path")  # what a sweep says itself
 MOST_COMBINATIONS = 10_000  # of a grid
 LARGEST = 2**53  # up to which every whole number is a float
 

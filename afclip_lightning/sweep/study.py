@@ -207,10 +207,10 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
     folder = plan.run_dir(trial.number)
     attempts = trial.user_attrs.get("attempts", 0)
     trial.set_user_attr("attempts", attempts + 1)
-    arguments = [*plan.arguments(trial.params), f"--run_dir={folder}"]
+    arguments = [*plan.arguments(trial.params), f"--out={folder}"]
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
-        arguments.append(f"--ckpt_path={checkpoint}")
+        arguments.append(f"--checkpoint={checkpoint}")
     else:  # what a process left that died before its first checkpoint
         (folder / "config.yaml").unlink(missing_ok=True)
     start, error, state = time.monotonic(), "", TrialState.COMPLETE

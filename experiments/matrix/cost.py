@@ -78,14 +78,12 @@ def one_by_one(todo: Plan, out: Path) -> None:
             file = out / f"{cell.name}-{step.name}.yaml"
             write_text(file, yaml.safe_dump({"data": crossed if cell.train else test}))
             verb = ["fit", "--test_before_fit=false"] if cell.train else ["test"]
-            shared = [
-                a for a in step.arguments[1:] if not a.startswith(("--config", "--features", "--ckpt", "--run_dir"))
-            ]
+            shared = [a for a in step.arguments[1:] if not a.startswith(("--config", "--features", "--ckpt", "--out"))]
             command = [
                 *verb,
                 *(f"--config={path}" for path in [*configs, file]),
                 *shared,
-                f"--run_dir={file.with_suffix('')}",
+                f"--out={file.with_suffix('')}",
             ]
             done = subprocess.run([sys.executable, "-m", "afclip_lightning", *command], capture_output=True, text=True)
             if done.returncode:

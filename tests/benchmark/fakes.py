@@ -12,7 +12,7 @@ from pathlib import Path
 
 def run(arguments: Sequence[str]) -> int:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    folder = Path(options["--run_dir"])
+    folder = Path(options["--out"])
     print("out of the cell, whose loaders start by", multiprocessing.get_start_method(), flush=True)
     print("err of the cell", file=sys.stderr)
     action, _, detail = options.get("--do", "").partition(":")

@@ -91,7 +91,7 @@ def test_commands_are_those_of_the_command_line() -> None:
     cell = planned().cells[0]
     fit, _, few = cell.script().splitlines()[3:]
     assert shlex.split(fit)[:4] == ["python", "-m", "afclip_lightning", "fit"]
-    assert fit.endswith('--run_dir="$1"/fit')
+    assert fit.endswith('--out="$1"/fit')
     assert '--ckpt_path="$1"/fit/head.ckpt' in few
     assert "--model.k_shot=2 --model.shot_seed=3" in few
     assert "--features.cache=out/features" in few
@@ -145,7 +145,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("seeds: [3, 4]", "seeds: [3]\nseeds: [4]", "'seeds' stands twice"),
         ("seeds: [3, 4]", "options: {a: 1}", "cannot be read"),
         ("seeds: [3, 4]", "options: [steps]", "'steps' is no option"),
-        ("seeds: [3, 4]", "options: [--run_dir=x]", "'--run_dir=x' is for the benchmark to say"),
+        ("seeds: [3, 4]", "options: [--out=x]", "'--out=x' is for the benchmark to say"),
         ("seeds: [3, 4]", "options: [--seed_everything, '3']", "'--seed_everything' is for the benchmark to say"),
         ("seeds: [3, 4]", "published: 2026-01-01", "published"),
         ("seeds: [0]", "seeds: []", "methods.Dual-Image.seeds: is empty"),

@@ -25,7 +25,7 @@ from tests.benchmark.fakes import run
 
 def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
     steps = [
-        Step(f"set{i}-0", (f"--do={action}", f"--run_dir={CELL}/set{i}-0"), digest, f"set{i}")
+        Step(f"set{i}-0", (f"--do={action}", f"--out={CELL}/set{i}-0"), digest, f"set{i}")
         for i, action in enumerate(actions or ("",))
     ]
     folder = out / "cells" / name

@@ -227,7 +227,7 @@ def test_a_run_says_once_what_it_does_not_read(tmp_path: Path, monkeypatch: pyte
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert main(["test", *options]) == 0
-        assert main(["fit", *options, "--run_dir=fit", "--data.train_split=train"]) == 0
+        assert main(["fit", *options, "--out=fit", "--data.train_split=train"]) == 0
     said = [str(w.message) for w in caught if "left out" in str(w.message)]
     assert len(said) == 3  # the test split in each run, the training split in one
     assert said[0].startswith("set, test split: 1 left out, where no image is looked for: a/test/stray.png; ")

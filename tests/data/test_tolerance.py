@@ -103,11 +103,11 @@ def test_a_run_lists_what_it_skipped(root: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "run/few_shot.json").exists()
     # batches of one: in training too, whole batches are left out in the middle of an epoch
     alone = "--test_after_fit=false"
-    assert main(["fit", *options(alone, "--loading.on_error=skip", "--run_dir=fit", "--data.batch_size=1")]) == 0
+    assert main(["fit", *options(alone, "--loading.on_error=skip", "--out=fit", "--data.batch_size=1")]) == 0
     assert json.loads((tmp_path / "fit/skipped.json").read_text())["count"] == 2
-    assert main(["fit", *options(alone, "--run_dir=raise")]) == 2
+    assert main(["fit", *options(alone, "--out=raise")]) == 2
     write_mvtec(root, ["a"])
-    assert main(["fit", *options(alone, "--loading.on_error=skip", "--run_dir=whole", "--loading.cache_mb=1")]) == 0
+    assert main(["fit", *options(alone, "--loading.on_error=skip", "--out=whole", "--loading.cache_mb=1")]) == 0
     assert not (tmp_path / "whole/skipped.json").exists()
 
 
@@ -125,10 +125,10 @@ def test_few_shot_images_of_a_run_are_listed(monkeypatch: pytest.MonkeyPatch, tm
 
     for name in ("a/0.png", "a/1.png", "b/0.png"):
         write_image(tmp_path / "mine" / name)
-    by_hand = options("--model.k_shot=2", "--run_dir=by_hand", "--few_shot_dir=mine")
+    by_hand = options("--model.k_shot=2", "--out=by_hand", "--few_shot_dir=mine")
     assert main(["test", *by_hand]) == 2  # b has one image only
     write_image(tmp_path / "mine/b/1.png")
-    assert main(["test", *by_hand, "--run_dir=by_hand_2"]) == 0
+    assert main(["test", *by_hand, "--out=by_hand_2"]) == 0
     listed = json.loads((tmp_path / "by_hand_2/few_shot.json").read_text())
     assert [(part["root"], part["seed"], part["images"]) for part in listed] == [
         ("mine", None, ["a/0.png", "a/1.png"]),
@@ -218,9 +218,9 @@ def test_a_set_alone_is_not_trained_on_and_tested_on_unless_it_is_asked_for(
     monkeypatch.chdir(tmp_path)
     small_config(tmp_path)
     write_mvtec(tmp_path / "set", ["a"])
-    assert main(["fit", *options("--run_dir=both")]) == 2
+    assert main(["fit", *options("--out=both")]) == 2
     assert "the same images, which is not zero-shot" in capsys.readouterr().err
     assert not (tmp_path / "both/head.ckpt").exists()
-    assert main(["fit", *options("--run_dir=alone", "--test_after_fit=false")]) == 0
+    assert main(["fit", *options("--out=alone", "--test_after_fit=false")]) == 0
     assert (tmp_path / "alone/head.ckpt").exists()
-    assert main(["fit", *options("--run_dir=split", "--data.train_split=train")]) == 0
+    assert main(["fit", *options("--out=split", "--data.train_split=train")]) == 0

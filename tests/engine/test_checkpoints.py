@@ -1,4 +1,4 @@
-"""`--ckpt_path`: which file it names, what is said of an untrained head, and what training can go on from."""
+"""`--checkpoint`: which file it names, what is said of an untrained head, and what training can go on from."""
 
 import copy
 import shutil
@@ -24,7 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_small_run(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run("fit", "--run_dir=one", "--test_after_fit=false") == 0
+        assert run("fit", "--out=one", "--test_after_fit=false") == 0
     return folder
 
 
@@ -45,19 +45,19 @@ def test_lightnings_words_name_nothing(
 ) -> None:
     assert run(command, f"--ckpt_path={word}") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith(f"error: --ckpt_path {word}: ")
+    assert line.startswith(f"error: --checkpoint {word}: ")
     assert not (folder / "runs").exists()
 
 
 def test_a_runs_folder_is_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, path in {"folder": "one", "file": "one/head.ckpt", "last": "one/checkpoints/last.ckpt"}.items():
-        assert run("test", f"--ckpt_path={path}", f"--run_dir={name}") == 0
+        assert run("test", f"--ckpt_path={path}", f"--out={name}") == 0
     output = capsys.readouterr().out
     assert "UNTRAINED" not in output
     assert output.count("checkpoint one/head.ckpt") == 2  # in the titles of both
     tables = [(folder / name / "results.csv").read_text() for name in ("folder", "file", "last")]
     assert tables[0] == tables[1] == tables[2]
-    assert run("test", "--run_dir=none") == 0
+    assert run("test", "--out=none") == 0
     assert "Test of an UNTRAINED head" in capsys.readouterr().out
     assert (folder / "none/results.csv").read_text() != tables[0]
     (folder / "one/head.ckpt").unlink()
@@ -70,24 +70,24 @@ def test_a_runs_folder_is_a_checkpoint(folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_what_an_untrained_head_gives_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("predict", "--run_dir=p") == 0
-    assert capsys.readouterr().out.startswith("Predictions of an UNTRAINED head (no --ckpt_path)")
-    assert run("validate", "--run_dir=v") == 0
+    assert run("predict", "--out=p") == 0
+    assert capsys.readouterr().out.startswith("Predictions of an UNTRAINED head (no --checkpoint)")
+    assert run("validate", "--out=v") == 0
     assert "Validation of an UNTRAINED head" in capsys.readouterr().out
-    assert run("predict", "--run_dir=t", "--ckpt_path=one") == 0
+    assert run("predict", "--out=t", "--ckpt_path=one") == 0
     assert "UNTRAINED" not in capsys.readouterr().out
 
 
 def test_the_config_of_a_continued_run_trains_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--trainer.max_epochs=2", "--test_before_fit=true"]
-    assert run("fit", "--run_dir=one", "--ckpt_path=one", *more) == 0
+    assert run("fit", "--out=one", "--ckpt_path=one", *more) == 0
     output = capsys.readouterr().out
     assert "Training goes on from one/checkpoints/last.ckpt" in output
     assert "before training" not in output  # that was said of the part that it goes on with
     config = yaml.safe_load((folder / "one/config.yaml").read_text())
     assert config["ckpt_path"] is None
     assert config["trainer"]["max_epochs"] == 2
-    assert run("fit", "--config=one/config.yaml", "--run_dir=again") == 0
+    assert run("fit", "--config=one/config.yaml", "--out=again") == 0
     output = capsys.readouterr().out
     assert "goes on" not in output
     assert "Test before training of an UNTRAINED head" in output
@@ -98,7 +98,7 @@ def test_the_config_of_a_continued_run_trains_anew(folder: Path, capsys: pytest.
 
 def test_a_run_without_a_checkpoint_is_not_advised_to_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder / "one/checkpoints")
-    assert run("fit", "--run_dir=one") == 2
+    assert run("fit", "--out=one") == 2
     error = capsys.readouterr().err
     assert "without a checkpoint to go on from" in error
     assert "last.ckpt" not in error
@@ -151,7 +151,7 @@ def test_damaged_training_states(folder: Path, capsys: pytest.CaptureFixture[str
     checkpoint = torch.load("one/checkpoints/last.ckpt", weights_only=True)
     change(checkpoint)
     torch.save(checkpoint, "damaged.ckpt")
-    assert run("fit", "--ckpt_path=damaged.ckpt", "--trainer.max_epochs=2", "--run_dir=two") == 2
+    assert run("fit", "--ckpt_path=damaged.ckpt", "--trainer.max_epochs=2", "--out=two") == 2
     error = capsys.readouterr().err.strip()
     assert error.splitlines()[-1].startswith("error: damaged.ckpt")
     assert message in error
@@ -170,18 +170,18 @@ def test_going_on_with_other_options(folder: Path, capsys: pytest.CaptureFixture
     with pytest.raises(CheckpointError, match=r"has 9 steps behind it, and --trainer.max_steps is 8"):
         check_resumable(path, states, {"max_epochs": None, "max_steps": 8})
     sgd = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9"]
-    assert run("fit", "--ckpt_path=one", "--trainer.max_epochs=2", "--run_dir=sgd", *sgd) == 2
+    assert run("fit", "--ckpt_path=one", "--trainer.max_epochs=2", "--out=sgd", *sgd) == 2
     assert "does not fit SGD" in capsys.readouterr().err
-    assert run("fit", "--ckpt_path=one", "--trainer.max_epochs=2", "--run_dir=l", "--model.layers=[1,2]") == 2
+    assert run("fit", "--ckpt_path=one", "--trainer.max_epochs=2", "--out=l", "--model.layers=[1,2]") == 2
     assert "layers: [1, 2, 3] in the checkpoint" in capsys.readouterr().err
 
 
 def test_a_run_folder_has_one_writer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_writer(Path("two")):
         for command in ("fit", "test"):
-            assert run(command, "--run_dir=two") == 2
+            assert run(command, "--out=two") == 2
             assert "two: another process is writing there" in capsys.readouterr().err
-    assert run("test", "--run_dir=two", "--trainer.limit_test_batches=1") == 0
+    assert run("test", "--out=two", "--trainer.limit_test_batches=1") == 0
     assert not (folder / "two/.lock").exists()
 
 
@@ -202,3 +202,19 @@ def test_which_process_holds_the_folder(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert run_folder.is_first_process() is first
+
+
+def test_earlier_names_of_options_are_understood(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "old.yaml"
+    config.write_text("run_dir: earlier\nckpt_path: one\n")
+    assert run("test", f"--config={config}", "--trainer.limit_test_batches=1") == 0
+    assert "UNTRAINED" not in capsys.readouterr().out
+    written = yaml.safe_load(Path("earlier/config.yaml").read_text())
+    assert written["ckpt_path"] == "one/head.ckpt"
+    assert written["out"] is None
+    assert "run_dir" not in written
+    for option in ("--ckpt_path", "--checkpoint"):
+        assert run("predict", f"{option}=absent.ckpt") == 2
+        assert "Checkpoint absent.ckpt does not exist" in capsys.readouterr().err

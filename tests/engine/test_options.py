@@ -18,7 +18,7 @@ WRONG = {
     "--trainer.max_time=soon": "not a valid duration",
     "--trainer.precision=64-true": "use 32-true, 16-mixed or bf16-mixed",
     "--trainer.barebones=true": "barebones",
-    "--trainer.default_root_dir=here": "a run lies in --run_dir",
+    "--trainer.default_root_dir=here": "a run lies in --out",
     "--trainer.model_registry=here": "checkpoints are sent nowhere",
     "--trainer.limit_train_batches=.nan": "limit_train_batches must be a finite number, got nan",
     "--trainer.limit_test_batches=.inf": "limit_test_batches must be a finite number, got inf",
@@ -115,8 +115,8 @@ def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.C
     (b"\x00\x01", "no text in UTF-8"),
     (b"a: &a [*a]\n", "contains itself"),
     (b"a: " + b"[" * 100_000, "nested more than 64 deep"),
-    (b"run_dir: a\nrun_dir: b\n", "'run_dir' stands twice"),
-    (b"run_dir: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+    (b"out: a\nout: b\n", "'out' stands twice"),
+    (b"out: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
 ])  # fmt: skip
 def test_files_that_are_no_config(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
@@ -142,7 +142,7 @@ def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.Ca
         "data: {class_path: MVTecAD, init_args: {root: gone, categories: [bottle], class_names: {bottle: flask}}}\n"
     )
     (folder / "new.yaml").write_text("data: {class_path: MVTecLayout, init_args: {root: tested}}\n")
-    args = ["--config=old.yaml", "--run_dir=x", "--trainer.limit_test_batches=1"]
+    args = ["--config=old.yaml", "--out=x", "--trainer.limit_test_batches=1"]
     for new in (["--data=MVTecLayout", "--data.root=tested"], ["--data", "MVTecLayout", "--data.root=tested"],
                 ["--config=new.yaml"], ["--config", "new.yaml"]):  # fmt: skip
         with pytest.raises(SystemExit):

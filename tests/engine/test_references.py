@@ -63,7 +63,7 @@ def test_what_is_replaced_is_not_looked_up() -> None:
 @pytest.mark.parametrize(("args", "message"), [
     ([], "Environment variable 'AFCLIP_TEST_ROOT' not found"),
     (["--data.root=x"], "heads.other: Environment variable 'AFCLIP_TEST_ROOT' not found"),
-    (["--run_dir=${run_dir}"], "run_dir: Recursive interpolation detected"),
+    (["--out=${out}"], "out: Recursive interpolation detected"),
     (["--model.map_sigma=${model.init_args.temprature}"], "'model.init_args.temprature' not found"),
     (["--model.map_sigma=${model.init_args.temperature"], "no viable alternative"),
     (["--model.map_sigma=${}"], "no viable alternative"),

@@ -349,7 +349,7 @@ def test_a_batch_without_references_is_refused(make: Callable[..., DualImageCLIP
 def run(folder: Path, *extra: str) -> int:
     options = {
         "config": str(Path(__file__).parents[2] / "configs/dual_image_mvtec.yaml"),
-        "run_dir": str(folder / "run"),
+        "out": str(folder / "run"),
         "model.backbone.model": small_config(folder),
         "model.backbone.weights": "random",
         "model.backbone.image_size": "28",

@@ -449,8 +449,8 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path, monkeypatch: pyte
         *("--model.backbone.model=small.json", "--model.backbone.weights=random", "--model.backbone.image_size=28"),
         *("--model.layers=[1,3]", "--trainer.accelerator=cpu", "--pictures.count=0"),
     ]
-    assert main([*command, "--run_dir=one"]) == 0
-    two = ["--run_dir=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    assert main([*command, "--out=one"]) == 0
+    two = ["--out=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     environment.pop(RUN_DIR_VARIABLE)
     ended = subprocess.run(

@@ -238,7 +238,7 @@ def test_the_shipped_config_tests_few_shot(tmp_path: Path, monkeypatch: pytest.M
     write_mvtec(tmp_path / "data/mvtec", ["bottle", "metal_nut"])
     options = {
         "config": CONFIGS / "winclip_plus_mvtec.yaml",
-        "run_dir": "run",
+        "out": "run",
         "model.backbone.model": small_config(tmp_path, vision_cfg=VISION),
         "model.backbone.weights": "random",
         "model.backbone.image_size": SIDE,

@@ -112,4 +112,4 @@ class Preemption(Callback):
     def _how_to_go_on(self) -> str:
         if self.path is None or not self.path.exists():
             return "Nothing of it was kept; the same command begins anew."
-        return f"To go on: the same command with --run_dir {self.path.parents[1]} --ckpt_path {self.path}."
+        return f"To go on: the same command with --out {self.path.parents[1]} --checkpoint {self.path}."
