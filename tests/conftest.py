@@ -11,10 +11,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import pytest
 import torch
 
-from afclip_lightning.backbones.clip import ClipBackbone
-from tests.recipe import write_clip
+pytest.register_assert_rewrite("tests.support")
 
-pytest_plugins = ["tests.browser"]
+from afclip_lightning.backbones.clip import ClipBackbone
+from tests.support.recipe import write_clip
+
+pytest_plugins = ["tests.support.browser", "tests.support.commands"]
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

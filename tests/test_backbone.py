@@ -1,6 +1,5 @@
 """The backbone: taps, sizes, positional embeddings, text, weights from every kind of file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,7 @@ from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.weights import normalisation_of, uses_quick_gelu
 from afclip_lightning.errors import UserError, WeightsError
-
-SMALL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 28, "layers": 3, "width": 64, "head_width": 64, "patch_size": 14},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 2},
-}
-
-
-def small_config(folder: Path, name: str = "small", **changes: object) -> str:
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(SMALL | changes))
-    return str(path)
-
-
-def small_clip(seed: int = 0, quick_gelu: bool = False) -> open_clip.model.CLIP:
-    torch.manual_seed(seed)
-    return open_clip.model.CLIP(
-        16, CLIPVisionCfg(**SMALL["vision_cfg"]), CLIPTextCfg(**SMALL["text_cfg"]), quick_gelu=quick_gelu
-    ).eval()
+from tests.support.clips import SMALL, TIMM, openai_archive, small_clip, small_config
 
 
 def test_frozen_and_in_eval_whatever_is_asked(tiny: ClipBackbone) -> None:
@@ -228,30 +209,6 @@ def test_random_weights_follow_the_seed_and_leave_the_global_one_alone(tmp_path:
     assert "RANDOM" in first.description
 
 
-def openai_archive(clip: open_clip.model.CLIP, path: Path) -> None:
-    """Writes the weights as OpenAI publishes them: a TorchScript archive in half precision with three sizes beside."""
-
-    class Archive(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
-    def put(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-        head, _, rest = name.partition(".")
-        if not rest:
-            module.register_buffer(head, tensor)
-            return
-        if not hasattr(module, head):
-            module.add_module(head, Archive())
-        put(getattr(module, head), rest, tensor)
-
-    archive = Archive()
-    for name, tensor in clip.state_dict().items():
-        put(archive, name, tensor.half())
-    for name, size in (("input_resolution", 28), ("context_length", 77), ("vocab_size", 49408)):
-        archive.register_buffer(name, torch.tensor(size))
-    torch.jit.save(torch.jit.script(archive), path)
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "torchscript"])
 def test_local_files_of_every_kind(tmp_path: Path, kind: str) -> None:
     clip = small_clip(seed=7)
@@ -334,19 +291,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_tags_turn_quick_gelu_on_for_openai_only(model: str, quick: bool) -> None:
     tag = "openai" if quick else open_clip.list_pretrained_tags_by_model(model)[0]
     assert uses_quick_gelu(model, open_clip.get_model_config(model), tag) is quick
-
-
-TIMM = {
-    "embed_dim": 24,
-    "vision_cfg": {
-        "image_size": 56,
-        "timm_model_name": "vit_tiny_patch16_224",
-        "timm_model_pretrained": False,
-        "timm_pool": "token",
-        "timm_proj": "",
-    },
-    "text_cfg": SMALL["text_cfg"],
-}
 
 
 def test_timm_tower(tmp_path: Path) -> None:

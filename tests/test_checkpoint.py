@@ -17,7 +17,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.checkpoint import read_checkpoint
 from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import CheckpointError, UserError
-from tests.small_head import write_head
+from tests.support.small_head import write_head
 
 
 @pytest.fixture(scope="module")

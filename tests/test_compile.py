@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
 
 
 def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:

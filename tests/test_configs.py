@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from afclip_lightning.engine.app import main
-from tests.methods.test_faprompt_golden import RELEASED
+from tests.support.golden_case import RELEASED
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LAYERS = [6, 12, 18, 24]

@@ -8,8 +8,8 @@ import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from tests.methods.contract import batch_of, data_of, score, trainer_of
-from tests.methods.test_contract import METHODS
+from tests.support.cases import METHODS
+from tests.support.methods import batch_of, data_of, score, trainer_of
 
 WEIGHTS = os.environ.get("AFCLIP_WEIGHTS", "")
 

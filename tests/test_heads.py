@@ -12,9 +12,7 @@ from afclip_lightning.engine.factory import backbone_key, build, load_head, meth
 from afclip_lightning.errors import CheckpointError, UserError
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.types import Batch, Sample
-from tests.test_cli import arguments, folder
-
-__all__ = ["folder"]  # the fixture
+from tests.support.commands import arguments
 
 BACKBONE = {"model": "tiny-8-112", "weights": "embedded", "image_size": 112}
 

@@ -14,8 +14,8 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.methods.afclip import AFCLIP
-from tests.layouts.mvtec import write_mvtec
-from tests.methods.contract import trainer_of
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.methods import trainer_of
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 

@@ -6,27 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from afclip_lightning.engine import signals
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.signals import STOPPED
-from tests.test_cli import arguments, folder, table  # noqa: F401  a fixture
-
-
-def stop_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a run see a request the time after so many looks."""
-    answers = iter([False] * looks)
-    monkeypatch.setattr(signals, "requested", lambda: next(answers, True))
-
-
-def assert_same_end(first: Path, second: Path) -> None:
-    runs = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (first, second)]
-    for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
-        torch.testing.assert_close(runs[0][key], runs[1][key], rtol=0, atol=0)
-    torch.testing.assert_close(*(run["callbacks"]["Preemption"] for run in runs), rtol=0, atol=0)
-    assert table(first / "results.csv") == table(second / "results.csv")
-
+from tests.support.commands import arguments
+from tests.support.stops import assert_same_end, stop_after
 
 OPTIONS = {
     "plain": {},
@@ -41,7 +26,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_a_stopped_run_ends_as_an_undisturbed_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:  # noqa: F811
+def test_a_stopped_run_ends_as_an_undisturbed_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     limits = {"trainer__limit_train_batches": "4", "trainer__limit_test_batches": "1", "pictures__count": "0"}
     options = {"trainer__max_epochs": "2", **limits, **OPTIONS[kind]}
     assert main(["fit", *arguments(**options, out="whole")]) == 0
@@ -61,7 +46,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(folder: Path, monkeypatch: pyt
     assert_same_end(folder / "whole", folder / "parts")
 
 
-def test_a_test_that_is_stopped_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_test_that_is_stopped_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["test", *arguments(), "--trainer.limit_test_batches=1"]
     with monkeypatch.context() as patch:
         stop_after(0, patch)

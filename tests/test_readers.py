@@ -47,12 +47,12 @@ from afclip_lightning.report import inspections
 from afclip_lightning.report import run as run_report
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.sweep.space import read_sweep
-from tests.layouts import write_image, write_mask
-from tests.layouts.listing import write_json_lines, write_meta
-from tests.layouts.visa import write_visa
-from tests.small_head import write_head
-from tests.test_backbone import small_clip, small_config
-from tests.test_report import write_run
+from tests.support.clips import small_clip, small_config
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.listing import write_json_lines, write_meta
+from tests.support.layouts.visa import write_visa
+from tests.support.run_folders import write_run
+from tests.support.small_head import write_head
 
 PACKAGE = Path(afclip_lightning.__file__).parent
 CLIP = small_clip()  # to load weights into

@@ -13,25 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afclip_lightning import results
 from afclip_lightning.cli.report import main
 from afclip_lightning.engine.app import main as run_command
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_csv
 from afclip_lightning.inspection.calibration import Calibration, fixed
-from afclip_lightning.metrics import AnomalyMetrics, auroc, exact_counts
+from afclip_lightning.metrics import auroc, exact_counts
 from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
 from afclip_lightning.report.run import Threshold, calibrated, render, sections
 from afclip_lightning.report.run_files import read_run
-from tests.layouts import write_image, write_mask
-from tests.layouts.visa import write_visa
-from tests.test_backbone import small_config
-from tests.test_cli import arguments
+from tests.support.clips import small_config
+from tests.support.commands import arguments
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.visa import write_visa
+from tests.support.run_folders import HOSTILE, write_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-HOSTILE = '"><script>document.title="owned"</script><img src="http://127.0.0.1:9/x" onerror="document.title=1">'
 CLIP_OPTIONS = [
     "--model=CLIP",
     "--model.backbone.model=tiny-8-112",
@@ -39,47 +38,11 @@ CLIP_OPTIONS = [
     "--model.backbone.image_size=56",
     "--trainer.accelerator=cpu",
 ]
-CATEGORIES = {"a": 0.2, "b": 3.0, HOSTILE: 1.0}  # how far anomalous scores are from normal ones
 
 
 @dataclass
 class Predicted:
     image: str
-
-
-def write_run(folder: Path, categories: dict[str, float] = CATEGORIES, images: int = 30) -> Path:
-    """Writes a run folder as a test leaves it, a third of the images normal, and returns it."""
-    generator = np.random.default_rng(0)
-    rows, scores, curves, cases = [], [], {}, []
-    (folder / "pictures" / "cases").mkdir(parents=True)
-    for category, distance in categories.items():
-        label = (np.arange(images) >= images // 3).astype(int)
-        mask = np.zeros((images, 8, 8), np.uint8)
-        mask[label == 1, 2:5, 2:5] = 1
-        maps = np.float32(generator.normal(0, 1, mask.shape) + distance * mask)
-        score = np.float32(generator.normal(0, 1, images) + distance * label)
-        metrics = AnomalyMetrics()
-        metrics.update(maps, mask, score, label)
-        result = metrics.result()
-        rows.append(results.Row.of("drawn", category, result))
-        curves["drawn", category] = result.curves
-        for i in range(images):
-            image = f"/somewhere/{category}/{i:03}.png"
-            scores.append(results.ImageScore("drawn", category, image, int(label[i]), float(score[i]), 1.0, True))
-            if i % 8 == 0:
-                for suffix in ("", "_map"):
-                    picture = Image.new("RGB", (32, 32), (40 * len(cases) % 256, 90, 200 if suffix else 60))
-                    picture.save(folder / f"pictures/cases/{len(cases):04d}{suffix}.jpg")
-                kept = {"dataset": "drawn", "category": category, "image": image, "label": int(label[i])}
-                kept |= {"score": float(score[i]), "kind": "best" if i % 16 else "worst", "mask_known": True}
-                kept |= {"outline": "M0.2 0.2L0.6 0.2L0.6 0.6Z" if label[i] else ""}
-                cases.append({**kept, "picture": f"{len(cases):04d}.jpg", "map": f"{len(cases):04d}_map.jpg"})
-    results.write(results.with_means(rows), folder, "results", f"Test {HOSTILE}")
-    results.write_scores(scores, folder / "scores.csv")
-    results.write_curves(curves, 0.3, folder / "curves.json")
-    (folder / "pictures/cases/cases.json").write_text(json.dumps(cases))
-    (folder / "run.json").write_text(json.dumps({"command": ["afclip", "test", "a b"], "method": HOSTILE}))
-    return folder
 
 
 def test_a_test_keeps_what_the_report_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

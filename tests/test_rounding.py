@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.rounding import UNIT, float64
+from tests.support.rounding import UNIT, float64
 
 
 def scatter(compute: Callable[[Tensor], Tensor], value: Tensor) -> float:

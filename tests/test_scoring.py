@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from afclip_lightning.components.scoring import similarity_logits, upsample_and_smooth
 from afclip_lightning.errors import UserError
-from tests.rounding import UNIT
+from tests.support.rounding import UNIT
 
 
 @pytest.mark.parametrize(("grid", "size", "sigma"), [((5, 5), 70, 4.0), ((14, 14), 112, 4.0), ((3, 4), 28, 10.0)])

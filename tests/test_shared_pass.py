@@ -8,10 +8,8 @@ import pytest
 
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
-from tests.test_cli import arguments, folder
-from tests.test_store import calls, images, make_distinct
-
-__all__ = ["folder"]  # the fixture
+from tests.support.commands import arguments
+from tests.support.feature_files import calls, images, make_distinct
 
 CLIP = """\
 model:

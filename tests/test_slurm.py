@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from afclip_lightning.engine.app import main
-from tests.test_cli import REPOSITORY, arguments, folder, table  # noqa: F401  a fixture
-from tests.test_preemption import assert_same_end
-from tests.test_sweep import write_sweep
+from tests.support import REPOSITORY
+from tests.support.commands import arguments, table
+from tests.support.stops import assert_same_end
+from tests.support.sweeps import write_sweep
 
 SCRIPTS = REPOSITORY / "experiments/slurm"
 
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not _answers(), reason="no S
 
 
 @pytest.fixture
-def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:  # noqa: F811
+def cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder, with this environment's Python and this source for the jobs; one thread there and here."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))

@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
@@ -30,10 +28,9 @@ from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
-from tests.test_backbone import small_config
-from tests.test_cli import arguments, folder, subprocess_of
-
-__all__ = ["folder"]  # the fixture
+from tests.support.clips import small_config
+from tests.support.commands import arguments, subprocess_of
+from tests.support.feature_files import calls, images, make_distinct
 
 
 @pytest.fixture
@@ -260,35 +257,6 @@ def test_a_full_disk_leaves_the_store_whole(
     assert {path.stem for path in feature_files(store.folder.parent)} == {"a1"}
     assert not list(store.folder.rglob("*.tmp"))
     assert features.verify(store.folder.parent) == []
-
-
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Returns a list that grows by the number of images of each pass of a backbone."""
-    seen: list[int] = []
-    encode = ClipBackbone.encode_image
-
-    def counted(self: ClipBackbone, image: torch.Tensor, spec: Any) -> ClipFeatures:
-        seen.append(len(image))
-        return encode(self, image, spec)
-
-    monkeypatch.setattr(ClipBackbone, "encode_image", counted)
-    return seen
-
-
-def make_distinct(folder: Path) -> None:
-    """Gives every image of the miniature trees pixels of its own."""
-    images = [path for path in sorted((folder / "data").rglob("*")) if path.suffix.lower() in (".png", ".jpg")]
-    images = [p for p in images if "ground_truth" not in p.parts and "Masks" not in p.parts]
-    for seed, path in enumerate(images):
-        with Image.open(path) as image:
-            size = image.size
-        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-
-
-def images(root: Path) -> set[str]:
-    """Returns the digests of the images that a store knows."""
-    return {path.stem for path in feature_files(root)}
 
 
 def table(run: Path) -> str:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from afclip_lightning.backbones.store import feature_files
 from afclip_lightning.cli import features
-from tests.test_backbone import small_config
-from tests.test_distributed import options, write_set
+from tests.support.clips import small_config
+from tests.support.table_runs import options, write_set
 
 IMAGES, TAPS, KILLS = 90, 2, 10
 

@@ -1,7 +1,6 @@
 """Sweep files, for Weights & Biases and for Optuna, and what becomes of a sweep that is stopped."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -26,40 +25,17 @@ from afclip_lightning.sweep import launch
 from afclip_lightning.sweep.launch import check_arguments
 from afclip_lightning.sweep.space import _distribution, read_sweep
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial, write_table
-from tests.test_cli import MVTEC, REPOSITORY, arguments, folder, subprocess_of  # noqa: F401  a fixture
-from tests.test_preemption import stop_after
+from tests.support import REPOSITORY
+from tests.support.commands import subprocess_of
+from tests.support.stops import stop_after
+from tests.support.sweeps import write_sweep
 
 FILES = sorted(path for path in (REPOSITORY / "experiments/sweeps").glob("*.yaml") if "program" in path.read_text())
-PARAMETERS = {
-    "model.optimizer.init_args.lr": {"distribution": "log_uniform_values", "min": 1.0e-4, "max": 1.0e-2},
-    "model.prompt_tokens": {"values": [4, 8]},
-}
 
 
 @pytest.fixture(autouse=True)
 def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv[:1])  # a trial sets its own
-
-
-def write_sweep(path: Path, epochs: int = 2, **changes: object) -> Path:
-    """Writes a sweep over the miniature MVTec AD: trained on two categories, chosen by a third."""
-    options = arguments(trainer__max_epochs=str(epochs), test_after_fit="false", data__skip_missing="false")
-    options = [option for option in options if not option.startswith("--out")]
-    sets = ["--data.seen_if_alone=false", f"--data.train.categories=[{MVTEC[0]},{MVTEC[1]}]"]
-    held_out = {"root": "data/mvtec", "categories": [MVTEC[2]], "num_workers": 0}
-    sets += [f"--data.test={json.dumps([{'class_path': 'MVTecAD', 'init_args': held_out}])}"]
-    sets += ["--trainer.limit_val_batches=1.0", "--trainer.num_sanity_val_steps=0", "--features.cache=features"]
-    facts = {
-        "name": "small",
-        "program": "afclip_lightning",
-        "command": ["${env}", "${interpreter}", "-m", "${program}", "fit", *options, *sets, "${args}"],
-        "method": "bayes",
-        "metric": {"name": "val/mvtec/mean/pixel_auroc", "goal": "maximize"},
-        "parameters": PARAMETERS,
-        **changes,
-    }
-    path.write_text(yaml.safe_dump(facts))
-    return path
 
 
 def plan_of(path: Path, place: str, trials: int = 2, storage: str = "") -> Plan:
@@ -151,7 +127,7 @@ def test_a_grid_is_all_combinations_and_needs_an_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("storage", ["", "study.db"], ids=["journal", "sqlite"])
 def test_a_stopped_trial_is_taken_up_and_ends_as_if_nothing_had_been(
-    folder: Path,  # noqa: F811
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     storage: str,
 ) -> None:
@@ -180,7 +156,7 @@ def test_a_stopped_trial_is_taken_up_and_ends_as_if_nothing_had_been(
         plan_of(write_sweep(path, epochs=3), "parts", storage=storage).study()
 
 
-def test_failures_are_the_trials_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_failures_are_the_trials_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choices = {"model.prompt_tokens": {"values": [-1]}}
     plan = plan_of(write_sweep(folder / "sweep.yaml", parameters=choices), "bad", trials=1)
     run_next(plan)
@@ -229,7 +205,7 @@ def wait_for(pattern: str, place: Path, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"no {pattern}")
 
 
-def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folder: Path) -> None:  # noqa: F811
+def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folder: Path) -> None:
     path = write_sweep(folder / "sweep.yaml", epochs=40)
     args = ["sweep", f"--config={path}", "--trials=2", "--out=swept"]
     process = subprocess_of(args)

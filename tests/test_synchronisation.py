@@ -23,11 +23,11 @@ from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.prompts.ensemble import CategoryText
 from afclip_lightning.types import Batch
-from tests.methods.contract import batch_of, with_masks
-from tests.test_backbone import small_config
+from tests.support.cases import KNOWLEDGE
+from tests.support.clips import small_config
+from tests.support.methods import batch_of, with_masks
 
 META = torch.device("meta")
-KNOWLEDGE = Path(__file__).parent / "methods/kanoclip_base.yaml"
 METHODS: dict[str, tuple[Callable[..., AnomalyMethod], dict[str, Any]]] = {
     "CLIP": (CLIP, {}),
     "WinCLIP": (WinCLIP, {"window_sizes": (1, 2)}),
@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[Callable[..., AnomalyMethod], dict[str, Any]]] = {
     "AnomalyCLIP": (AnomalyCLIP, {"layers": (2, 3), "vv_from": 2, "prompt_depth": 2}),
     "FAPrompt": (FAPrompt, {"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2}),
     "APRIL-GAN": (APRILGAN, {"layers": (1, 3)}),
-    "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge": str(KNOWLEDGE)}),
+    "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge": KNOWLEDGE}),
 }
 TRAINED = ("AF-CLIP", "AnomalyCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP")
 Case = tuple[Callable[[Batch], list[str]], Batch]

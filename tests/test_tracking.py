@@ -16,10 +16,10 @@ from wandb.proto.wandb_internal_pb2 import Record
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.loggers import prepare
 from afclip_lightning.engine.run_folder import git_revision
-from tests.layouts.mvtec import write_mvtec
-from tests.layouts.visa import write_visa
-from tests.test_backbone import small_config
-from tests.test_cli import arguments, subprocess_of, table
+from tests.support.clips import small_config
+from tests.support.commands import arguments, subprocess_of, table
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.layouts.visa import write_visa
 
 CATEGORIES = ["candle", "capsules"]
 VISA = json.dumps([{"class_path": "VisA", "init_args": {"root": "data/visa", "categories": CATEGORIES}}])

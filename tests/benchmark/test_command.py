@@ -15,9 +15,9 @@ from afclip_lightning.benchmark.runner import Outcome, command_line
 from afclip_lightning.benchmark.table import read_results
 from afclip_lightning.cli import benchmark as command
 from afclip_lightning.engine.signals import STOPPED
-from tests.benchmark.fakes import run
+from tests.support import REPOSITORY
+from tests.support.fake_cells import run
 
-REPOSITORY = Path(__file__).parents[2]
 DRAWN = "root: drawn, image_size: 112, train_normal: 2, test_normal: 2, test_anomalous: 2"
 MATRIX = f"""
 methods:

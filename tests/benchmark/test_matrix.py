@@ -13,9 +13,9 @@ import yaml
 
 from afclip_lightning.benchmark.matrix import CELL, Plan, load_matrix, plan
 from afclip_lightning.errors import UserError
-from tests.layouts.mvtec import write_mvtec
+from tests.support import REPOSITORY
+from tests.support.layouts.mvtec import write_mvtec
 
-REPOSITORY = Path(__file__).parents[2]
 MATRIX = """
 methods:
   AF-CLIP: {configs: [configs/afclip_demo.yaml], shots: [0, 2]}

@@ -16,20 +16,11 @@ import pytest
 from filelock import FileLock
 
 from afclip_lightning.benchmark import runner, table
-from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.runner import run_cells
 from afclip_lightning.benchmark.table import assemble
 from afclip_lightning.errors import UserError
-from tests.benchmark.fakes import run
-
-
-def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
-    steps = [
-        Step(f"set{i}-0", (f"--do={action}", f"--out={CELL}/set{i}-0"), digest, f"set{i}")
-        for i, action in enumerate(actions or ("",))
-    ]
-    folder = out / "cells" / name
-    return Cell(name, name.partition("_")[0], "", 0, folder, {folder / "method.yaml": "{}"}, tuple(steps))
+from tests.support import REPOSITORY
+from tests.support.fake_cells import cell, run
 
 
 def test_what_befalls_a_cell_stays_with_it(tmp_path: Path) -> None:
@@ -87,12 +78,13 @@ def test_however_a_benchmark_is_ended_its_worker_ends_and_leaves_the_cell_to_be_
 ) -> None:
     script = f"""
 from pathlib import Path
-from tests.benchmark.test_runner import cell, run, run_cells
+from afclip_lightning.benchmark.runner import run_cells
+from tests.support.fake_cells import cell, run
 if __name__ == "__main__":
     run_cells([cell(Path({str(tmp_path)!r}), "slow", "sleep:60")], run=run)
 """
     (tmp_path / "benchmark.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "benchmark.py")], env=environment, stderr=subprocess.DEVNULL
     )
@@ -242,7 +234,9 @@ def test_names_in_the_table_are_no_formulas_and_no_commands_of_a_terminal(tmp_pa
 def test_two_benchmarks_share_the_cells_and_lose_no_row(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from tests.benchmark.test_runner import cell, run, run_cells, assemble
+from afclip_lightning.benchmark.runner import run_cells
+from afclip_lightning.benchmark.table import assemble
+from tests.support.fake_cells import cell, run
 out = Path({str(tmp_path)!r})
 cells = [cell(out, f"method_{{i}}", {f"count:{tmp_path / 'ran'}"!r}) for i in range(30)]
 if __name__ == "__main__":
@@ -251,7 +245,7 @@ if __name__ == "__main__":
 """
     path = tmp_path / "benchmark.py"
     path.write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     both = [subprocess.Popen([sys.executable, str(path)], env=environment) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
     assert Counter((tmp_path / "ran").read_text().split()) == {f"method_{i}": 1 for i in range(30)}

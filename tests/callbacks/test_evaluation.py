@@ -24,7 +24,7 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import load
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.types import AnomalyPrediction, Batch
-from tests.small_models import write_head
+from tests.support.small_models import write_head
 
 SIZE = 16
 SHAPES = [(100, 60), (40, 90), (12, 10), (16, 16), (64, 31)]  # of the images; one is smaller than the backbone's square

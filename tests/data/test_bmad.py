@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.datasets.bmad import BMAD
-from tests.layouts import write_image
-from tests.layouts.bmad import write_bmad
+from tests.support.layouts import write_image
+from tests.support.layouts.bmad import write_bmad
 
 
 def test_valid_is_not_used_and_masks_of_normal_images_are_not_read(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image
-from tests.layouts.btad import write_btad
-from tests.layouts.medical import write_medical
-from tests.layouts.mvtec import write_mvtec
-from tests.layouts.visa import write_visa, write_visa_converted
+from tests.support.layouts import write_image
+from tests.support.layouts.btad import write_btad
+from tests.support.layouts.medical import write_medical
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.layouts.visa import write_visa, write_visa_converted
 
 
 def message(dataset: BTAD | Medical | MVTecLayout) -> str:

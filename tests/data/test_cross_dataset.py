@@ -18,9 +18,9 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch
-from tests.layouts.btad import write_btad
-from tests.layouts.medical import write_medical
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts.btad import write_btad
+from tests.support.layouts.medical import write_medical
+from tests.support.layouts.mvtec import write_mvtec
 
 
 @pytest.fixture

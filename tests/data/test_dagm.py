@@ -7,7 +7,7 @@ import pytest
 
 from afclip_lightning.datasets.dagm import DAGM
 from afclip_lightning.errors import DatasetError
-from tests.layouts.dagm import write_dagm
+from tests.support.layouts.dagm import write_dagm
 
 
 def test_masks_say_which_images_are_anomalous(tmp_path: Path) -> None:

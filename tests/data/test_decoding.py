@@ -16,8 +16,8 @@ from afclip_lightning.data.loader import make_loader
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
-from tests.layouts import HEIGHT, WIDTH, write_image, write_mask
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts import HEIGHT, WIDTH, write_image, write_mask
+from tests.support.layouts.mvtec import write_mvtec
 
 RAMP = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
 RGB = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)

@@ -16,7 +16,7 @@ from afclip_lightning.data.doctor import Report, examine, render
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic
-from tests.layouts.visa import write_visa
+from tests.support.layouts.visa import write_visa
 
 MASK = np.zeros((14, 20), np.uint8)
 MASK[2:6, 10:16] = 255

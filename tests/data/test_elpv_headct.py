@@ -8,8 +8,8 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.elpv import ELPV
 from afclip_lightning.datasets.headct import HeadCT
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image
-from tests.layouts.tables import write_elpv, write_headct
+from tests.support.layouts import write_image
+from tests.support.layouts.tables import write_elpv, write_headct
 
 
 def counts(dataset: AnomalyDataModule) -> tuple[int, int, int]:

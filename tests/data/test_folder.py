@@ -8,9 +8,9 @@ from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN
-from tests.layouts import write_image, write_mask
-from tests.test_backbone import small_config
-from tests.test_cli import arguments
+from tests.support.clips import small_config
+from tests.support.commands import arguments
+from tests.support.layouts import write_image, write_mask
 
 
 @pytest.fixture

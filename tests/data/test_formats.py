@@ -15,8 +15,8 @@ from afclip_lightning.data.limits import MAX_PIXELS
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
-from tests.layouts import HEIGHT, WIDTH, write_image
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts import HEIGHT, WIDTH, write_image
+from tests.support.layouts.mvtec import write_mvtec
 
 RAMP = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
 RGB = np.stack([RAMP, RAMP[::-1], 255 - RAMP], axis=-1)

@@ -28,13 +28,13 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image, write_mask
-from tests.layouts.bmad import write_bmad
-from tests.layouts.btad import write_btad
-from tests.layouts.dagm import write_dagm
-from tests.layouts.medical import LABELLED, SEGMENTED, write_medical
-from tests.layouts.mvtec import write_magnetic_tile, write_mvtec
-from tests.layouts.visa import write_visa, write_visa_converted
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.bmad import write_bmad
+from tests.support.layouts.btad import write_btad
+from tests.support.layouts.dagm import write_dagm
+from tests.support.layouts.medical import LABELLED, SEGMENTED, write_medical
+from tests.support.layouts.mvtec import write_magnetic_tile, write_mvtec
+from tests.support.layouts.visa import write_visa, write_visa_converted
 
 Make = Callable[[Path], AnomalyDataModule]
 

@@ -21,15 +21,15 @@ from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image, write_mask
-from tests.layouts.aitex import write_aitex
-from tests.layouts.bmad import write_bmad
-from tests.layouts.dagm import write_dagm
-from tests.layouts.medical import write_medical
-from tests.layouts.mvtec import write_mvtec
-from tests.layouts.tables import write_elpv, write_headct
-from tests.test_backbone import small_config
-from tests.test_cli import arguments
+from tests.support.clips import small_config
+from tests.support.commands import arguments
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.aitex import write_aitex
+from tests.support.layouts.bmad import write_bmad
+from tests.support.layouts.dagm import write_dagm
+from tests.support.layouts.medical import write_medical
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.layouts.tables import write_elpv, write_headct
 
 
 def left_out(dataset: AnomalyDataModule) -> dict[str, str]:

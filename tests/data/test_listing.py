@@ -9,8 +9,8 @@ import pytest
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image, write_mask
-from tests.layouts.listing import entries, write_json_lines, write_meta
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.listing import entries, write_json_lines, write_meta
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Train", "Test")])

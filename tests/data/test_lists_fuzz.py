@@ -14,10 +14,10 @@ from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image
-from tests.layouts.listing import write_json_lines, write_meta
-from tests.layouts.tables import write_elpv, write_headct
-from tests.layouts.visa import write_visa
+from tests.support.layouts import write_image
+from tests.support.layouts.listing import write_json_lines, write_meta
+from tests.support.layouts.tables import write_elpv, write_headct
+from tests.support.layouts.visa import write_visa
 
 
 @pytest.fixture(scope="module")

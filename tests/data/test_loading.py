@@ -13,8 +13,8 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch
-from tests.layouts import write_image
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts import write_image
+from tests.support.layouts.mvtec import write_mvtec
 
 K = 3
 

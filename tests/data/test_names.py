@@ -20,10 +20,10 @@ from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.engine.app import main as run
 from afclip_lightning.errors import DatasetError, UserError
-from tests.layouts import write_image, write_mask
-from tests.layouts.listing import write_meta
-from tests.layouts.mvtec import write_mvtec
-from tests.layouts.visa import write_visa
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.listing import write_meta
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.layouts.visa import write_visa
 
 ONE, TWO = (unicodedata.normalize(form, "prüfung") for form in ("NFC", "NFD"))
 BOTH = r"'pr\\xfcfung.*' and 'pru\\u0308fung.*'"

@@ -7,8 +7,8 @@ import pytest
 from afclip_lightning.data.images import list_folders, list_images, pair_masks
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image, write_mask
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.mvtec import write_mvtec
 
 
 def test_order_does_not_matter() -> None:

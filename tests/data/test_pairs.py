@@ -19,8 +19,8 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.callbacks.data_record import DataRecord
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
-from tests.layouts import write_image
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts import write_image
+from tests.support.layouts.mvtec import write_mvtec
 
 
 def samples(**counts: int) -> list[Sample]:

@@ -14,9 +14,9 @@ from afclip_lightning.datasets.btad import BTAD
 from afclip_lightning.datasets.kolektor import KolektorSDDThirds
 from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.errors import DatasetError
-from tests.layouts.btad import write_btad
-from tests.layouts.kolektor import write_kolektor
-from tests.layouts.medical import write_medical
+from tests.support.layouts.btad import write_btad
+from tests.support.layouts.kolektor import write_kolektor
+from tests.support.layouts.medical import write_medical
 
 
 def pack_zip(folder: Path, target: Path) -> Path:

@@ -13,8 +13,8 @@ from afclip_lightning.datasets.aitex import AITEX
 from afclip_lightning.datasets.kolektor import KolektorSDD, KolektorSDDThirds
 from afclip_lightning.datasets.tiled_layout import TiledLayout, complete_folder, hold_out
 from afclip_lightning.errors import DatasetError
-from tests.layouts.aitex import write_aitex
-from tests.layouts.kolektor import DEFECT, HEIGHT, write_kolektor, write_kolektor_split
+from tests.support.layouts.aitex import write_aitex
+from tests.support.layouts.kolektor import DEFECT, HEIGHT, write_kolektor, write_kolektor_split
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 1143, 1508])

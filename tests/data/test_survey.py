@@ -7,7 +7,7 @@ import pytest
 
 from afclip_lightning.data.images import list_images, other_files, say_others, survey, walk_images
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image
+from tests.support.layouts import write_image
 
 DICOM = bytes(128) + b"DICM"
 

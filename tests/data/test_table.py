@@ -8,7 +8,7 @@ import pytest
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image, write_mask
+from tests.support.layouts import write_image, write_mask
 
 LINES = [
     {"image": "photos/2.jpg", "label": "anomalous", "mask": "masks/2.png", "category": "nut", "split": "test"},

@@ -15,10 +15,10 @@ from afclip_lightning.data.loading import Loading
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
-from tests.layouts import write_image, write_mask
-from tests.layouts.mvtec import write_mvtec
-from tests.test_backbone import small_config
-from tests.test_cli import arguments
+from tests.support.clips import small_config
+from tests.support.commands import arguments
+from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.mvtec import write_mvtec
 
 
 def data(root: Path, loading: Loading, num_workers: int = 0, batch_size: int = 2) -> MVTecLayout:

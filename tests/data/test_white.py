@@ -15,7 +15,7 @@ from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.white import LOOKED_AT, white_from_text, white_value
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import UserError
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts.mvtec import write_mvtec
 
 
 def write_deep(path: Path, highest: int) -> Path:

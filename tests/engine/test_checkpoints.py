@@ -14,7 +14,7 @@ from afclip_lightning.engine import run_folder
 from afclip_lightning.engine.resume import check_resumable
 from afclip_lightning.errors import CheckpointError
 from afclip_lightning.files import only_writer
-from tests.engine.small_run import run, write_small_run
+from tests.support.small_run import run, write_small_run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from afclip_lightning.backbones import clip
 from afclip_lightning.engine import app
-from tests.engine.small_run import run, write_small_run
+from tests.support.small_run import run, write_small_run
 
 WRONG = {
     "--trainer.devices=0": "--trainer: .*devices",

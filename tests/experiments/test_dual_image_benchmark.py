@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
 
 SCRIPT = Path(__file__).parents[2] / "experiments/methods/dual_image_benchmark.py"
 SPEC = importlib.util.spec_from_file_location("dual_image_benchmark", SCRIPT)

@@ -9,7 +9,7 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.winclip import WinCLIP
-from tests.methods.contract import batch_of, score
+from tests.support.methods import batch_of, score
 
 SCRIPT = Path(__file__).parents[2] / "experiments/methods/winclip_benchmark.py"
 SPEC = importlib.util.spec_from_file_location("winclip_benchmark", SCRIPT)

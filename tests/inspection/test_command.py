@@ -28,7 +28,7 @@ from afclip_lightning.files import only_writer
 from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.inspection.inputs import Input
 from afclip_lightning.inspection.table import Table
-from tests.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
+from tests.support.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from afclip_lightning.cli.export import main
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection import export as graph
 from afclip_lightning.inspection.predictor import Predictor
-from tests.small_models import SIZE, write_head
+from tests.support.small_models import SIZE, write_head
 
 
 def pictures(count: int, seed: int = 5) -> list[np.ndarray]:

@@ -18,8 +18,8 @@ from afclip_lightning import load
 from afclip_lightning.inspection import connections, intake
 from afclip_lightning.inspection.intake import file_of_form
 from afclip_lightning.inspection.server import Limits, create_app
-from tests.inspection.test_serve import encoded, picture
-from tests.small_models import write_head
+from tests.support.small_models import write_head
+from tests.support.uploads import encoded, picture
 
 BODY = encoded(picture())
 

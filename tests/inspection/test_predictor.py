@@ -24,7 +24,7 @@ from afclip_lightning.inspection.calibration import Calibration, Threshold
 from afclip_lightning.inspection.predictor import Predictor, calibration_path
 from afclip_lightning.inspection.verdict import Inspection
 from afclip_lightning.types import UNKNOWN, Batch, Sample
-from tests.small_head import ARGUMENTS, picture, write_head, write_pictures
+from tests.support.small_head import ARGUMENTS, picture, write_head, write_pictures
 
 BACKBONES: Backbones = {}
 

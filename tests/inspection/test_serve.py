@@ -2,7 +2,6 @@
 
 import base64
 import http.client
-import io
 import os
 import re
 import signal
@@ -21,30 +20,20 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from afclip_lightning import load
 from afclip_lightning.cli.serve import main
 from afclip_lightning.inspection.calibration import Calibration, Threshold, from_normals
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.server import Limits, Service, create_app
-from tests.small_models import write_head
+from tests.support.small_models import write_head
+from tests.support.uploads import encoded, picture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 HOSTS = ["127.0.0.1", "localhost"]
 DEFAULT = Limits()
-
-
-def picture(seed: int = 0, width: int = 60, height: int = 40) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")

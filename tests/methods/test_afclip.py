@@ -13,8 +13,8 @@ from lightning import Trainer
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.errors import CheckpointError, DatasetError, TrainingError
 from afclip_lightning.methods.afclip import AFCLIP
-from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, train_step, trainer_of
-from tests.test_backbone import SMALL, small_config
+from tests.support.clips import SMALL, small_config
+from tests.support.methods import TextCalls, batch_of, data_of, saved, score, train_step, trainer_of
 
 LAYERS = (2, 4, 6, 8)
 VARIANTS: dict[str, dict[str, Any]] = {  # Table 4 of the paper: base, then one part more each

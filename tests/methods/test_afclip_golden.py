@@ -8,8 +8,8 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.adapters import gaussian_window
 from afclip_lightning.components.losses import patch_alignment_loss, patch_targets
 from afclip_lightning.methods.afclip import AFCLIP
-from tests.golden_case import KEY, GoldenCase
-from tests.recipe import REFERENCE_NOISE, REFERENCE_PATTERN, images
+from tests.support.golden_case import KEY, GoldenCase
+from tests.support.recipe import REFERENCE_NOISE, REFERENCE_PATTERN, images
 
 Case = GoldenCase[AFCLIP]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import prototypes, upsample_and_smooth
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
-from tests.golden_case import GoldenCase
+from tests.support.golden_case import GoldenCase
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # prefix of the network, variant of the code, arguments
     "released": ("", "", {}),

@@ -15,8 +15,8 @@ from afclip_lightning.components.scoring import anomaly_probability, pool_and_up
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
 from afclip_lightning.prompts.templates import domain_aware
 from afclip_lightning.types import AnomalyPrediction, Batch
-from tests.methods.contract import TextCalls, batch_of, data_of, take, trainer_of
-from tests.test_backbone import SMALL, small_config
+from tests.support.clips import SMALL, small_config
+from tests.support.methods import TextCalls, batch_of, data_of, take, trainer_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},

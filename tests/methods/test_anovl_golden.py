@@ -16,9 +16,9 @@ from afclip_lightning.components.scoring import anomaly_probability, pool_and_up
 from afclip_lightning.components.test_time import BatchAdapters
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
 from afclip_lightning.types import Batch, Sample
-from tests.recipe import GOLDEN
-from tests.recipe_baselines import image, make_backbone, value
-from tests.rounding import Check, compare
+from tests.support.recipe import GOLDEN
+from tests.support.recipe_baselines import image, make_backbone, value
+from tests.support.rounding import Check, compare
 
 FILE = "anovl.npz"
 STORED = np.load(GOLDEN / FILE)

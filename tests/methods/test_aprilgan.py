@@ -11,8 +11,8 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.errors import CheckpointError, DatasetError
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.types import Batch
-from tests.methods.contract import batch_of, data_of, saved, score, take, train_step, trainer_of, with_masks
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
+from tests.support.methods import batch_of, data_of, saved, score, take, train_step, trainer_of, with_masks
 
 LAYERS = (2, 4, 6, 8)
 

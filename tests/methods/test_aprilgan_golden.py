@@ -14,9 +14,9 @@ from afclip_lightning.components.scoring import upsample
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.types import Batch, Sample
-from tests.recipe import GOLDEN
-from tests.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value
-from tests.rounding import Check, compare
+from tests.support.recipe import GOLDEN
+from tests.support.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value
+from tests.support.rounding import Check, compare
 
 FILE = "aprilgan.npz"
 STORED = np.load(GOLDEN / FILE)

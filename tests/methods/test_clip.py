@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.clip import CLIP
 from afclip_lightning.prompts.templates import IMAGENET_TEMPLATES
-from tests.methods.contract import TextCalls, batch_of, data_of, score, take, trainer_of
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
+from tests.support.methods import TextCalls, batch_of, data_of, score, take, trainer_of
 
 SENTENCES = {
     "clip_bare": (["normal a"], ["anomalous a"]),

@@ -18,11 +18,11 @@ from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.types import AnomalyPrediction, Batch
-from tests.layouts import write_image
-from tests.layouts.mvtec import write_mvtec
-from tests.methods.contract import batch_of, data_of, trainer_of
 from tests.reference import dual_image_naive as naive
-from tests.test_backbone import SMALL, small_config
+from tests.support.clips import SMALL, small_config
+from tests.support.layouts import write_image
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.methods import batch_of, data_of, trainer_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -11,10 +11,10 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.errors import CheckpointError
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
-from tests.methods.contract import batch_of, saved, score, take
 from tests.reference import faprompt_naive as naive
-from tests.rounding import doubled, float64
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
+from tests.support.methods import batch_of, saved, score, take
+from tests.support.rounding import doubled, float64
 
 TINY: dict[str, Any] = {"layer": 8, "vv_from": 3, "prompt_depth": 4}
 

@@ -11,17 +11,9 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import prototypes, upsample_and_smooth
 from afclip_lightning.methods.faprompt import FAPrompt
-from tests.golden_case import GoldenCase
-from tests.rounding import DERIVE
+from tests.support.golden_case import RELEASED, GoldenCase
+from tests.support.rounding import DERIVE
 
-RELEASED: dict[str, Any] = {  # where the released code differs from the paper: configs/official/faprompt.yaml
-    "abnormal_words": "damaged object.",
-    "prior_patches": "first_k",
-    "image_ce_weight": 1.0,
-    "score_as_logit": True,
-    "free_maximum_weight": 2 / 3,
-    "half_deep_tokens": True,
-}
 CASES = {  # prefix of the network, variant of the code, arguments that the variant changes
     "released": ("", "", {}),
     "two heads": ("wide_", "", {}),

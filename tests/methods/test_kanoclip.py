@@ -25,14 +25,14 @@ from afclip_lightning.knowledge.base import knowledge_digest, load_knowledge
 from afclip_lightning.knowledge.describe import describe_anomaly
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.types import Batch
-from tests.layouts.mvtec import write_mvtec
-from tests.methods.contract import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of
 from tests.reference import kanoclip_naive as naive
-from tests.test_backbone import small_config
+from tests.support.cases import KNOWLEDGE
+from tests.support.clips import small_config
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.methods import TextCalls, batch_of, data_of, saved, score, take, train_step, trainer_of
 
-BASE = str(Path(__file__).with_name("kanoclip_base.yaml"))
-TINY: dict[str, Any] = {"layers": (3, 5, 6, 8), "vv_from": 3, "knowledge": BASE}
-SMALL: dict[str, Any] = {"layers": (2, 3), "vv_from": 2, "knowledge": BASE, "interaction_width": 16}
+TINY: dict[str, Any] = {"layers": (3, 5, 6, 8), "vv_from": 3, "knowledge": KNOWLEDGE}
+SMALL: dict[str, Any] = {"layers": (2, 3), "vv_from": 2, "knowledge": KNOWLEDGE, "interaction_width": 16}
 
 
 def kanoclip(backbone: ClipBackbone, **arguments: Any) -> KAnoCLIP:
@@ -90,7 +90,7 @@ def test_knowledge_of_an_image_is_the_mean_of_all_its_sentences(tiny: ClipBackbo
     assert model.knowledge is not None
     means = model.knowledge.means(tiny, batch)
     for row in range(4):
-        llm = tiny.encode_text(load_knowledge(BASE)[batch.samples[row].category]).double().numpy()
+        llm = tiny.encode_text(load_knowledge(KNOWLEDGE)[batch.samples[row].category]).double().numpy()
         vqa = np.empty((0, llm.shape[1]))
         if row == 1:
             pixels = tiny.preprocess.to_pixels(batch.image[1])
@@ -369,7 +369,7 @@ def test_knowledge_is_read_for_what_is_trained_on_only(
     assert read == [["cap", "nut"]]
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     digest = torch.load(tmp_path / "model.ckpt", weights_only=True)["knowledge_digest"]
-    assert digest == knowledge_digest(load_knowledge(BASE, ["cap", "nut"]))
+    assert digest == knowledge_digest(load_knowledge(KNOWLEDGE, ["cap", "nut"]))
 
 
 def test_a_category_without_knowledge_stops_before_training(tmp_path: Path, small: ClipBackbone) -> None:

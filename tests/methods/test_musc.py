@@ -36,13 +36,13 @@ from afclip_lightning.methods.musc import (
     similarities,
 )
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
-from tests.layouts import HEIGHT, WIDTH, write_image
-from tests.layouts.mvtec import write_mvtec
-from tests.methods.contract import batch_of, take, trainer_of
 from tests.reference import musc_naive as naive
-from tests.test_backbone import small_config
+from tests.support import REPOSITORY
+from tests.support.clips import small_config
+from tests.support.layouts import HEIGHT, WIDTH, write_image
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.methods import batch_of, take, trainer_of
 
-REPOSITORY = Path(__file__).parents[2]
 LAYERS, SCALES = (1, 3), (1, 3)
 COUNT = 9
 

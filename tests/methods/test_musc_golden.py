@@ -11,9 +11,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
 from afclip_lightning.methods.musc import MuSc, Scored, aggregate, constrain, normalise_planes
 from afclip_lightning.types import Sample
-from tests.recipe import GOLDEN
-from tests.recipe_baselines import make_backbone, value
-from tests.rounding import Check, compare
+from tests.support.recipe import GOLDEN
+from tests.support.recipe_baselines import make_backbone, value
+from tests.support.rounding import Check, compare
 
 LAYERS, SCALES, SIZE = (6, 12, 18, 24), (1, 3, 5), 70
 FILE = "musc.npz"

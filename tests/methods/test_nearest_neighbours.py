@@ -10,9 +10,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
-from tests.methods.contract import batch_of, data_of, fit_noise, score, take, trainer_of
 from tests.reference import neighbours_naive as naive
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
+from tests.support.methods import batch_of, data_of, fit_noise, score, take, trainer_of
 
 LAYERS = (2, 5, 8)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.patch_rarity import PatchRarity, patch_rarity
-from tests.methods.contract import batch_of, score, take
 from tests.reference import neighbours_naive as naive
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
+from tests.support.methods import batch_of, score, take
 
 LAYERS = (2, 5, 8)
 

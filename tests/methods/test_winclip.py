@@ -17,10 +17,10 @@ from afclip_lightning.backbones.windows import encode_windows, window_index
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, WeightsError
 from afclip_lightning.methods.winclip import WinCLIP, harmonic_aggregation
-from tests.layouts.mvtec import write_mvtec
-from tests.methods.contract import TextCalls, batch_of, data_of, score, take, trainer_of
 from tests.reference import winclip_naive as naive
-from tests.test_backbone import TIMM, small_config
+from tests.support.clips import TIMM, small_config
+from tests.support.layouts.mvtec import write_mvtec
+from tests.support.methods import TextCalls, batch_of, data_of, score, take, trainer_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KEYS = (("d", "a"), ("d", "b"))

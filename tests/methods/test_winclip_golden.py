@@ -13,9 +13,9 @@ from afclip_lightning.backbones.windows import encode_windows, window_index
 from afclip_lightning.methods.winclip import WinCLIP, harmonic_aggregation
 from afclip_lightning.prompts.templates import WINCLIP_ABNORMAL, WINCLIP_NORMAL, WINCLIP_TEMPLATES_21, sentences
 from afclip_lightning.types import Batch, Sample
-from tests.recipe import GOLDEN
-from tests.recipe_baselines import image, make_backbone
-from tests.rounding import Check, compare
+from tests.support.recipe import GOLDEN
+from tests.support.recipe_baselines import image, make_backbone
+from tests.support.rounding import Check, compare
 
 SIZE = 80
 KEY = ("golden", "metal_nut")

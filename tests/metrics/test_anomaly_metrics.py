@@ -9,21 +9,11 @@ from hypothesis import strategies as st
 
 from afclip_lightning.metrics import AnomalyMetrics, aggregate, region_areas
 from tests.reference import metrics_naive as naive
+from tests.support.metric_stream import stream
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 IMAGE_KEYS = {"image_auroc", "image_ap", "image_f1_max"}
 PIXEL_KEYS = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro"}
-
-
-def stream(count=12, side=16, seed=0):
-    """Returns anomaly_map, mask, pred_score and label of some images; every third is normal."""
-    generator = torch.Generator().manual_seed(seed)
-    label = (torch.arange(count) % 3 > 0).long()
-    mask = (torch.rand(count, side, side, generator=generator) < 0.1).to(torch.uint8) * label[:, None, None].byte()
-    # Scales far apart, so that the window of bins grows while the stream is read; some ties.
-    maps = (torch.randn(count, side, side, generator=generator) + mask) * torch.logspace(-6, 3, count)[:, None, None]
-    maps[:, ::2] = maps[:, ::2].round(decimals=2)
-    return maps, mask, maps.amax((1, 2)), label
 
 
 def computed(data, batches, **arguments):

@@ -14,7 +14,7 @@ from torch import distributed
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.metrics import AnomalyMetrics
-from tests.metrics.test_anomaly_metrics import stream
+from tests.support.metric_stream import stream
 
 SHARES = {
     1: ([list(range(12))],),

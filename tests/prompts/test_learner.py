@@ -8,7 +8,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.prompts.learner import DeepTokens, NearestWord, ObjectPrompts, nearest_words
-from tests.test_backbone import SMALL, small_config
+from tests.support.clips import SMALL, small_config
 
 
 def embed_one(backbone: ClipBackbone, slots: list[Tensor], words: str, deep: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, Sample
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts.mvtec import write_mvtec
 
 
 def batch_of(count: int = 4, size: int = 112, seed: int = 0) -> Batch:

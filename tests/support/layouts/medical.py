@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.layouts import write_image, write_mask
+from tests.support.layouts import write_image, write_mask
 
 LABELLED = {  # 2 normal, 3 anomalous, and what must not be read
     "brainmri": ("no/1 no.jpeg", "no/N2.JPG", "yes/Y1.jpg", "yes/Y2.JPG", "yes/Y3.png"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.layouts import write_image, write_mask
+from tests.support.layouts import write_image, write_mask
 
 
 def write_bmad(root: Path, masks: str = "label") -> Path:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import PosEmbedResize
-from tests.recipe import normal
+from tests.support.recipe import normal
 
 Network = Literal["B16", "L14"]
 WIDTH = 64

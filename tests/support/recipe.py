@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 EMBED = 48
 NOISE, PATTERN = [1.0, 0.9, 0.7], [0.5, 0.6, 0.8]
 REFERENCE_NOISE, REFERENCE_PATTERN = [0.9, 0.7], [0.5, 0.6]

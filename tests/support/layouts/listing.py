@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.layouts.mvtec import write_mvtec
+from tests.support.layouts.mvtec import write_mvtec
 
 
 def entries(root: Path) -> list[dict[str, Any]]:

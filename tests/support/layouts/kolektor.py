@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.layouts import write_image, write_mask
+from tests.support.layouts import write_image, write_mask
 
 HEIGHT, WIDTH = 31, 10  # not a multiple of three
 DEFECT = range(12, 15)  # rows of the only defect: in the middle third

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +11,18 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, ClipFeatures, Sample
-from tests.recipe import GOLDEN, images, value
-from tests.rounding import Check, compare
+from tests.support.recipe import GOLDEN, images, value
+from tests.support.rounding import Check, compare
 
 KEY = ("golden", "golden")
+RELEASED: dict[str, Any] = {  # where the released code differs from the paper: configs/official/faprompt.yaml
+    "abnormal_words": "damaged object.",
+    "prior_patches": "first_k",
+    "image_ce_weight": 1.0,
+    "score_as_logit": True,
+    "free_maximum_weight": 2 / 3,
+    "half_deep_tokens": True,
+}
 Method = TypeVar("Method", bound=AnomalyMethod)
 
 

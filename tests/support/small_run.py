@@ -4,8 +4,8 @@ from pathlib import Path
 
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
-from tests.layouts.mvtec import write_mvtec
-from tests.test_backbone import small_config
+from tests.support.clips import small_config
+from tests.support.layouts.mvtec import write_mvtec
 
 BASE = """
 seed_everything: 0

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from afclip_lightning.benchmark.matrix import CELL, Cell, Step
+
 
 def run(arguments: Sequence[str]) -> int:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
@@ -47,3 +49,12 @@ def run(arguments: Sequence[str]) -> int:
     (folder / "results.json").write_text(json.dumps({"rows": [] if action == "empty" else rows}))
     (folder / "run.json").write_text(json.dumps({"backbone": "none"}))
     return 0
+
+
+def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
+    steps = [
+        Step(f"set{i}-0", (f"--do={action}", f"--out={CELL}/set{i}-0"), digest, f"set{i}")
+        for i, action in enumerate(actions or ("",))
+    ]
+    folder = out / "cells" / name
+    return Cell(name, name.partition("_")[0], "", 0, folder, {folder / "method.yaml": "{}"}, tuple(steps))

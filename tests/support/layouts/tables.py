@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.layouts import write_image
+from tests.support.layouts import write_image
 
 
 def write_elpv(root: Path, normal: int = 8, anomalous: int = 3) -> Path:

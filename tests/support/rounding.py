@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.recipe import GOLDEN
+from tests.support.recipe import GOLDEN
 
 LIMITS = GOLDEN / "limits.json"
 DERIVE = "AFCLIP_DERIVE_LIMITS"  # the environment variable that `make limits` sets

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.layouts import write_image, write_mask
+from tests.support.layouts import write_image, write_mask
 
 
 def write_visa(root: Path, categories: Iterable[str]) -> Path:

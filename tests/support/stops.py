@@ -1,0 +1,23 @@
+"""Runs that a signal stops, and that end as they would have without it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from afclip_lightning.engine import signals
+from tests.support.commands import table
+
+
+def stop_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a run see a request the time after so many looks."""
+    answers = iter([False] * looks)
+    monkeypatch.setattr(signals, "requested", lambda: next(answers, True))
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    runs = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (first, second)]
+    for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        torch.testing.assert_close(runs[0][key], runs[1][key], rtol=0, atol=0)
+    torch.testing.assert_close(*(run["callbacks"]["Preemption"] for run in runs), rtol=0, atol=0)
+    assert table(first / "results.csv") == table(second / "results.csv")
