@@ -93,7 +93,7 @@ def test_a_short_training_finds_defects_on_unseen_products(tmp_path: Path, embed
         temperature=0.25,
         adapter_heads=2,
     )
-    data.preprocess = model.preprocess
+    data.connect(model.preprocess)
     evaluation = Evaluation()
     trainer = Trainer(
         accelerator="cpu",

@@ -47,7 +47,7 @@ def test_ten_times_the_images_take_no_more_memory(
 ) -> None:
     model = AFCLIP(tiny, layers=(2, 4, 6, 8))
     data = MVTecLayout(write_mvtec(tmp_path / "set", ["cap", "nut"]), name="set", batch_size=4, num_workers=0)
-    data.preprocess = model.preprocess
+    data.connect(model.preprocess)
     again_and_again = 25 * data.samples("test")
     monkeypatch.setattr(data, "samples", lambda split: again_and_again)
     watch = Watch(5, 50)  # 20 images, 200 images

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.data import archive, doctor
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.datasets.catalogue import dataset_classes
+from afclip_lightning.datasets.catalogue import check, dataset_classes
 from afclip_lightning.errors import UserError, message_of
 
 PLACE = 10
@@ -154,10 +154,10 @@ def main(args: Sequence[str]) -> int:
             print(
                 f"{moved} files are new in {dataset.root}.\nLicence: {dataset.licence or 'not known, see its source'}"
             )
-            dataset.check("predict")
+            check(dataset, "predict")
             print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
             return 0
-        report = doctor.examine(dataset, options.threads, progress=sys.stderr.isatty())
+        report = doctor.examine(dataset, options.threads, sys.stderr.isatty(), check)
         print(json.dumps(asdict(report), indent=2, default=str) if options.json else doctor.render(report))
         return 1 if report.problems else 0
     except BrokenPipeError:

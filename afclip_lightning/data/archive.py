@@ -1,6 +1,5 @@
 """Unpacks what a user downloaded to where a dataset expects it."""
 
-import copy
 import filecmp
 import gzip
 import lzma
@@ -18,7 +17,6 @@ from typing import IO
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_folders
-from afclip_lightning.datasets.tiled_layout import TiledLayout
 from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.files import atomic_path
 
@@ -58,17 +56,7 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
             that is too long, a link, a pipe or a device, or one name twice with two contents; it does not hold this
             dataset; a file that differs is already there, or the root cannot be written to.
     """
-    if not isinstance(dataset, TiledLayout):
-        return _place(archives, dataset.root, partial(_lacking, dataset), dataset.name, dataset.layout)
-    raw = copy.copy(dataset)
-    raw.raw = dataset.raw or dataset.root.with_name(dataset.raw_folder)
-    moved = _place(archives, raw.raw, partial(_lacking_tiles, dataset), dataset.name, dataset.raw_layout)
-    raw.prepare_data()
-    return moved
-
-
-def _place(archives: Sequence[Path], root: Path, lacking: Lacking, name: str, layout: str) -> int:
-    """Unpacks archives and moves what belongs into `root` there; returns how many files were moved."""
+    root = dataset.archive_root
     stages = root / STAGE
     for folder in (root, stages):
         if os.path.lexists(folder) and (not folder.is_dir() or (folder is stages and folder.is_symlink())):
@@ -82,12 +70,13 @@ def _place(archives: Sequence[Path], root: Path, lacking: Lacking, name: str, la
     try:
         for archive in archives:
             _unpack(archive, stage)
-        base = _find_base(stage, lacking)
+        base = _find_base(stage, dataset.lacking)
         if base is None:
             top = ", ".join(sorted(path.name for path in stage.iterdir())[:8]) if stage.is_dir() else "nothing"
             raise DatasetError(
-                f"{', '.join(map(str, archives))}: does not hold {name}. It holds: {top}.\n"
-                f"Expected:\n{layout.strip()}\nWhere several archives make up the dataset, give all of them at once."
+                f"{', '.join(map(str, archives))}: does not hold {dataset.name}. It holds: {top}.\n"
+                f"Expected:\n{dataset.archive_layout.strip()}\n"
+                "Where several archives make up the dataset, give all of them at once."
             )
     except DatasetError:
         shutil.rmtree(stage, ignore_errors=True)  # no later call could use it
@@ -103,6 +92,7 @@ def _place(archives: Sequence[Path], root: Path, lacking: Lacking, name: str, la
             f"{root}: cannot be written to ({error}). What was unpacked lies in {stage}; the same command goes on."
         ) from error
     shutil.rmtree(stages)  # with what calls left that were interrupted and not repeated
+    dataset.on_unpacked()
     return moved
 
 
@@ -117,21 +107,6 @@ def _key(archives: Sequence[Path]) -> str:
             file.seek(max(0, status.st_size - CHUNK))  # a zip archive has its table, with checksums, at the end
             digest.update(file.read(CHUNK))
     return digest.hexdigest()
-
-
-def _lacking(dataset: AnomalyDataModule, folder: Path) -> int | None:
-    """Returns how much a dataset lacks if `folder` is its root; `None` if it has no category there."""
-    here = copy.copy(dataset)
-    here.root = folder
-    return len(here.missing()) if here.find_categories() else None
-
-
-def _lacking_tiles(dataset: TiledLayout, folder: Path) -> int | None:
-    """Returns 0 if `folder` is a raw set that can be cut, else `None`."""
-    try:
-        return 0 if dataset.find_tiles(folder) else None
-    except DatasetError:
-        return None
 
 
 def _unpack(archive: Path, stage: Path) -> None:

@@ -1,5 +1,6 @@
 """The contract of a dataset, and everything that datasets share: checks, loaders, few-shot draws."""
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,34 +18,38 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.columns import MEAN
 from afclip_lightning.data.dataset import AnomalyDataset, MaskDetail
-from afclip_lightning.data.few_shot import draw_shots, given_shots
+from afclip_lightning.data.few_shot import draw_few_shot, given_few_shot
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.loader import make_loader
 from afclip_lightning.data.loading import Loading
-from afclip_lightning.data.names import ClassNames, Names, checked_class_names, checked_names, normal_form
+from afclip_lightning.data.names import (
+    ClassNames,
+    Names,
+    checked_class_names,
+    checked_names,
+    class_name_tokens,
+    normal_form,
+)
 from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.data.tiles import Tiling
 from afclip_lightning.data.white import White, white_value
+from afclip_lightning.discovery import descendants
 from afclip_lightning.distributed import processes, rank
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
+Data = TypeVar("Data", bound="AnomalyData")
 Facts = TypeVar("Facts")
+LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers take 77; the sentence around it and learnable tokens have theirs
 Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
 
 
 class AnomalyData(LightningDataModule, ABC):
-    """What a run takes as its data: one dataset, or several of which one is trained on and the others tested on.
-
-    Attributes:
-        preprocess: Turns images and masks into tensors. Set before a loader is asked for, from the backbone that the
-            images are for.
-    """
-
-    preprocess: Preprocess | None
+    """What a run takes as its data: one dataset, or several of which one is trained on and the others tested on."""
 
     @property
     @abstractmethod
@@ -60,6 +65,39 @@ class AnomalyData(LightningDataModule, ABC):
     @abstractmethod
     def parts(self) -> list["AnomalyDataModule"]:
         """Returns all the datasets, those that are trained on too."""
+
+    def connect(
+        self: Data,
+        preprocess: Preprocess,
+        loading: Loading | None = None,
+        store: FeatureStore | None = None,
+        few_shot_dir: Path | None = None,
+    ) -> Data:
+        """Says to all the datasets how images are read, and for which backbone; loaders can be asked for then.
+
+        Args:
+            preprocess: Turns images and masks into tensors: that of the backbone, `model.preprocess`.
+            loading: How images are read.
+            store: Where the features of images may lie.
+            few_shot_dir: Folder of few-shot images chosen by hand; they are drawn without it.
+
+        Returns:
+            This.
+        """
+        for part in self.parts:
+            part.preprocess, part.loading = preprocess, loading or Loading()
+            part.store, part.few_shot_dir = store, few_shot_dir
+        return self
+
+    def evaluate_at(self, own_size: bool, tiling: Tiling | None = None) -> None:
+        """Says at which size tested images are looked at, in the loaders made from now on.
+
+        Args:
+            own_size: Whether masks are wanted at each image's own size, beside that of the backbone.
+            tiling: How the images are seen in tiles; `None` where they are not.
+        """
+        for part in self.parts:
+            part.own_size, part.tiling = own_size, tiling
 
     @abstractmethod
     def check(self, stage: str = "fit") -> None:
@@ -106,14 +144,16 @@ class AnomalyDataModule(AnomalyData):
         class_names: What prompts call categories; replaces or extends the dataset's own.
 
     Attributes:
-        loading: How images are read. The command line sets it, for all datasets of a run.
-        store: Where the features of images may lie, or `None`; the command line sets it.
-        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them; the command line sets it.
-        drawn: The few-shot images of each `(dataset, category)` so far, and where they came from, for the run folder.
+        preprocess: Turns images and masks into tensors; `None` until `connect`, as the next three are what it sets.
+        loading: How images are read.
+        store: Where the features of images may lie, or `None`.
+        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them.
+        few_shot_record: The few-shot images of each `(dataset, category)` so far, and where they are from, for the
+            run folder.
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
         paired: The references of each `(dataset, category)`, for the run folder.
-        own_size: Whether the loaders of tests give masks at each image's own size too. Set by the evaluation.
-        tiling: How tested images are seen in tiles; `None` where they are not. Set by the evaluation.
+        own_size: Whether the loaders of tests give masks at each image's own size too; see `evaluate_at`.
+        tiling: How tested images are seen in tiles; `None` where they are not.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         told: What each split that was set up does not read of the files in its folders; see `left_out`.
         name: Name of the dataset in metric keys and tables.
@@ -160,11 +200,11 @@ class AnomalyDataModule(AnomalyData):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.class_names = {**self.class_names, **checked_class_names(class_names)}
-        self.preprocess = None
+        self.preprocess: Preprocess | None = None
         self.loading = Loading()
         self.store: FeatureStore | None = None
         self.few_shot_dir: Path | None = None
-        self.drawn: dict[tuple[str, str], dict[str, Any]] = {}
+        self.few_shot_record: dict[tuple[str, str], dict[str, Any]] = {}
         self.pairing: Pairing | None = None
         self.paired: dict[tuple[str, str], dict[str, Any]] = {}
         self.own_size = False
@@ -239,8 +279,6 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
         """
-        from afclip_lightning.datasets.catalogue import check_names, not_found  # which import every dataset
-
         problem = ""
         if not self.root.is_dir():
             problem = f"{self.root} is not a folder" if self.root.exists() else f"the folder {self.root} does not exist"
@@ -249,8 +287,60 @@ class AnomalyDataModule(AnomalyData):
         elif missing := self.missing():
             problem = f"not there: {', '.join(map(str, missing[:3]))}" + (" …" if len(missing) > 3 else "")
         if problem:
-            raise not_found(self, problem)
-        check_names(self)
+            raise DatasetNotFoundError(self, problem)
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Checks the names of the categories and what prompts call them.
+
+        Raises:
+            DatasetError: A category has a name that means something else in tables, or a class name is for none of
+                them.
+        """
+        known = self.find_categories()
+        if MEAN in known:
+            raise DatasetError(
+                f"{self.name}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
+            )
+        for category in self.selected_categories():
+            if (tokens := class_name_tokens(self.class_name_of(category))) > LONGEST_CLASS_NAME:
+                rank_zero_warn(  # refused where a prompt has it: not every method's prompts name the category
+                    f"{self.name}: the class name of {shown(category[:80])!r} has {tokens} tokens, and prompts have "
+                    f"room for about {LONGEST_CLASS_NAME}. Give it a shorter one, `class_names` of the dataset."
+                )
+        if not (stray := set(self.class_names) - set(known)):
+            return
+        # What another set's config says of its own categories stays when a set of one's own is put in its place. The
+        # command line has loaded all sets by then; in Python a name is judged by the sets that were imported.
+        sets = descendants(AnomalyDataModule)
+        elsewhere = {name for cls in sets for name in (*getattr(cls, "published", ()), *cls.class_names)}
+        if typos := sorted(stray - elsewhere):
+            raise DatasetError(
+                f"{self.name}: class names are given for {', '.join(typos)}, which the dataset does not have. "
+                f"It has: {', '.join(known)}."
+            )
+        rank_zero_warn(
+            f"{self.name}: class names are given for {', '.join(sorted(stray))}, which it has not: not used."
+        )
+
+    @property
+    def archive_root(self) -> Path:
+        """Returns the folder that what was downloaded is unpacked to."""
+        return self.root
+
+    @property
+    def archive_layout(self) -> str:
+        """Returns what that folder must contain, as a few lines for a person."""
+        return self.layout
+
+    def lacking(self, folder: Path) -> int | None:
+        """Returns how much the dataset lacks if `folder` is what was downloaded; `None` if it has nothing there."""
+        here = copy.copy(self)
+        here.root = folder
+        return len(here.missing()) if here.find_categories() else None
+
+    def on_unpacked(self) -> None:
+        """Makes what is made of the files that were unpacked to `archive_root`; nothing by default."""
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
         """Returns the folders of which every image should be one of the category's, or its mask; none by default."""
@@ -351,7 +441,7 @@ class AnomalyDataModule(AnomalyData):
         return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images a category: those of `few_shot_dir`, or a draw, and notes them in `drawn`.
+        """Returns k normal training images a category: those of `few_shot_dir`, or a draw; `few_shot_record` has them.
 
         A draw is seeded, without replacement, and the same on every machine. Each category has its own stream, so that
         it does not depend on which other categories are in use.
@@ -375,14 +465,14 @@ class AnomalyDataModule(AnomalyData):
             if self.few_shot_dir is None:
                 root = self.root
                 normal = [sample for sample in self.find_samples(category, "train") if sample.label == 0]
-                chosen = draw_shots(normal, k_shot, seed, category, f"{self.name}/{category} under {self.root}")
+                chosen = draw_few_shot(normal, k_shot, seed, category, f"{self.name}/{category} under {self.root}")
             else:
                 root = self.few_shot_dir
                 alone = len(self.selected_categories()) == 1
-                images = given_shots(root, self.name, category, k_shot, alone)
+                images = given_few_shot(root, self.name, category, k_shot, alone)
                 chosen = self.make_samples(category, "train", images, [], None)
             found[self.name, category] = self.with_white(chosen)
-            self.drawn[self.name, category] = {
+            self.few_shot_record[self.name, category] = {
                 "dataset": self.name,
                 "category": category,
                 "seed": seed if self.few_shot_dir is None else None,
@@ -402,7 +492,7 @@ class AnomalyDataModule(AnomalyData):
         samples = self.samples("test")
         references = draw_references(samples, pairing)
         self.pairing = pairing
-        self.paired.clear()  # and not a new one: a copy that is tested on shares its record, as it does `drawn`
+        self.paired.clear()  # and not a new one: a copy that is tested on shares its record, as it does the other
         paths = [Path(os.path.relpath(sample.image_path, self.root)).as_posix() for sample in samples]
         for sample, path, others in zip(samples, paths, references, strict=True):
             record = {"dataset": self.name, "category": sample.category, "seed": pairing.seed, "root": str(self.root)}
@@ -493,7 +583,7 @@ class AnomalyDataModule(AnomalyData):
         training: bool = False,
     ) -> DataLoader[Batch]:
         if self.preprocess is None:
-            raise RuntimeError("set `preprocess` first: datamodule.preprocess = model.backbone.preprocess")
+            raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")
         named = [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
         facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
         tiling = None if training else self.tiling
@@ -501,6 +591,31 @@ class AnomalyDataModule(AnomalyData):
             named, self.preprocess, self.loading, references, self.store, facts, tiling, self.skipped
         )
         return make_loader(dataset, self.batch_size, self.num_workers, sampler(dataset), training)
+
+
+class DatasetNotFoundError(DatasetError):
+    """A dataset does not lie where it should; the message says what is there instead, and how to get the dataset.
+
+    Args:
+        dataset: The dataset.
+        problem: What is wrong.
+        hint: What the folder seems to hold instead.
+    """
+
+    def __init__(self, dataset: AnomalyDataModule, problem: str, hint: str = "") -> None:
+        self.dataset, self.problem = dataset, problem
+        root = dataset.root
+        if root.is_dir():
+            names = sorted(path.name for path in root.iterdir())
+            problem += f"; {root} contains: {', '.join(names[:8]) or 'nothing'}" + (" …" if len(names) > 8 else "")
+        super().__init__(
+            f"Dataset {dataset.name!r} was not found: {problem}.{hint}\n\n"
+            f"Expected in {root}:\n{indented(dataset.layout)}\n\n"
+            f"How to get it:\n{indented(dataset.source)}\n"
+            f"  Licence: {dataset.licence or 'not known, see there'}\n\n"
+            "Another place: set `root` in the config, or the variable AFCLIP_DATA, where the config uses it, to the "
+            "folder that holds all datasets.\nTo see the project work without any dataset: make demo."
+        )
 
 
 def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:

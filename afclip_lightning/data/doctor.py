@@ -1,7 +1,7 @@
 """Says what is wrong with a dataset on disk, before a result says it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -91,17 +91,23 @@ class _Seen:
     cut: int | None = None
 
 
-def examine(dataset: AnomalyDataModule, threads: int = 1, progress: bool = False) -> Report:
+def examine(
+    dataset: AnomalyDataModule,
+    threads: int = 1,
+    progress: bool = False,
+    check: Callable[[AnomalyDataModule, str], None] = lambda dataset, stage: dataset.check(stage),
+) -> Report:
     """Returns a report on a dataset; reads every image and mask of it, and changes nothing.
 
     Args:
         dataset: The dataset.
         threads: Files that are read at a time.
         progress: Show a bar on the error stream.
+        check: How its layout is checked.
     """
     report = Report(dataset.name, str(dataset.root), dataset.licence)
     try:
-        dataset.check("predict")
+        check(dataset, "predict")
     except DatasetError as error:
         report.problems.append(str(error))
     if not dataset.root.is_dir():  # no error to a set that a run makes, but there is nothing to examine

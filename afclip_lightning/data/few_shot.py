@@ -12,7 +12,7 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
 
 
-def draw_shots(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:
+def draw_few_shot(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:
     """Returns k of a category's normal training images, in their order; the same on every machine.
 
     Args:
@@ -33,7 +33,7 @@ def draw_shots(normal: Sequence[Sample], k_shot: int, seed: int, category: str, 
     return [normal[i] for i in picks]
 
 
-def given_shots(folder: Path, dataset: str, category: str, k_shot: int, alone: bool) -> list[Path]:
+def given_few_shot(folder: Path, dataset: str, category: str, k_shot: int, alone: bool) -> list[Path]:
     """Returns the few-shot images of a category that were chosen by hand.
 
     Args:

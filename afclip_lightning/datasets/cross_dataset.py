@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.pairs import Pairing
 from afclip_lightning.errors import DatasetError
@@ -94,16 +93,6 @@ class CrossDataset(AnomalyData):
     @property
     def _trained(self) -> list[AnomalyDataModule]:
         return [] if self.train_set is None else [self.train_set]
-
-    @property
-    def preprocess(self) -> Preprocess | None:
-        """Returns the preprocessing of all the datasets."""
-        return self.parts[0].preprocess
-
-    @preprocess.setter
-    def preprocess(self, preprocess: Preprocess | None) -> None:
-        for dataset in self.parts:
-            dataset.preprocess = preprocess
 
     def check(self, stage: str = "fit") -> None:
         """Checks the training dataset, for `fit` only, and the test datasets in use; cheap, reads no image.

@@ -1,5 +1,6 @@
 """Published recipes that make a test set of raw images: normal images held out, large images cut into tiles."""
 
+import copy
 import math
 import os
 import warnings
@@ -156,6 +157,29 @@ class TiledLayout(MVTecLayout):
                 f"Dataset {self.name!r} was not found: neither its tiles, {self.root}, nor the raw set, {self.raw}.\n"
                 f"The raw set must contain:\n{self.raw_layout}\nHow to get it: {self.source}\nLicence: {self.licence}"
             )
+
+    @property
+    def archive_root(self) -> Path:
+        """Returns the folder of the raw set, by default its `raw_folder` beside the tiles."""
+        return self.raw or self.root.with_name(self.raw_folder)
+
+    @property
+    def archive_layout(self) -> str:
+        """Returns what the raw set must contain."""
+        return self.raw_layout
+
+    def lacking(self, folder: Path) -> int | None:
+        """Returns 0 if `folder` is a raw set that can be cut, else `None`."""
+        try:
+            return 0 if self.find_tiles(folder) else None
+        except DatasetError:
+            return None
+
+    def on_unpacked(self) -> None:
+        """Cuts the raw set that was unpacked; see `prepare_data`."""
+        raw = copy.copy(self)
+        raw.raw = self.archive_root
+        raw.prepare_data()
 
     def prepare_data(self) -> None:
         """Cuts the raw set, where it is given and the tiles are not there; they appear all at once.

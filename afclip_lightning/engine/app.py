@@ -25,6 +25,7 @@ from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.loader import killed_loader
 from afclip_lightning.data.loading import Loading
+from afclip_lightning.datasets import catalogue
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.engine import loggers
 from afclip_lightning.engine.arguments import check_files, without_leftovers
@@ -154,7 +155,7 @@ class AnomalyCLI(LightningCLI):
             data = probe.instantiate_classes(Namespace(data=config.data)).data
             for name, cls in GROUPS.items():
                 cls(**vars(config[name]))
-        data.check(self.subcommand)
+        catalogue.check(data, str(self.subcommand))
         self.run_dir = self._choose_run_dir(config)
         self.last_checkpoint = self.run_dir / LAST
         config.out = config.trainer.default_root_dir = str(self.run_dir)
@@ -178,9 +179,7 @@ class AnomalyCLI(LightningCLI):
         self.model.config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))["model"]
         config = self.config_init[self.subcommand]
         self.heads = self._load_heads(config.heads)
-        self.datamodule.preprocess = self.model.preprocess
-        for part in self.datamodule.parts:
-            part.loading, part.few_shot_dir = config.loading, config.few_shot_dir
+        self._read_from(None)
         if config.features.cache is not None:
             self._use_store(config.features, config.loading)
         self.tested = SharedPass(self.heads) if len(self.heads) > 1 else self.model
@@ -218,8 +217,8 @@ class AnomalyCLI(LightningCLI):
         self._read_from(store)
 
     def _read_from(self, store: FeatureStore | None) -> None:
-        for part in self.datamodule.parts:
-            part.store = store
+        config = self.config_init[self.subcommand]
+        self.datamodule.connect(self.model.preprocess, config.loading, store, config.few_shot_dir)
 
     def _check_space(self, store: FeatureStore, limit_gb: float | None) -> None:
         """Checks that the features of all images of the command fit.

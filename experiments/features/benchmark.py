@@ -89,8 +89,8 @@ class Setting:
     def train(self, method: AnomalyMethod, epochs: int, cache: Path | None) -> Clock:
         """Trains a method as it is now, and returns the times of its epochs."""
         seed_everything(0, verbose=False)
-        method.store = self.data.store = FeatureStore(cache, method.spec, method.backbone.grid) if cache else None
-        self.data.preprocess = method.preprocess
+        method.store = FeatureStore(cache, method.spec, method.backbone.grid) if cache else None
+        self.data.connect(method.preprocess, store=method.store)
         clock = Clock()
         trainer = Trainer(
             accelerator=self.device,

@@ -78,7 +78,7 @@ def write_images(root: Path) -> None:
 def folder(root: Path, **arguments: Any) -> Folder:
     arguments = {"batch_size": 3, "num_workers": 0, **arguments}
     data = Folder(root, normal_dir="good", abnormal_dir="bad", mask_dir="masks", **arguments)
-    data.preprocess = Preprocess(SIZE)
+    data.connect(Preprocess(SIZE))
     return data
 
 
@@ -262,7 +262,7 @@ def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> N
     inspector = load(head, tiling=tiling, device="cpu", few_shot=shots, category="images")
     method = load_head(head, {"k_shot": 2})
     data = folder(root)
-    data.preprocess, data.few_shot_dir = method.preprocess, good
+    data.connect(method.preprocess, few_shot_dir=good)
     evaluation = Evaluation(resolution="image", fit="tiles", tiles=2)
     trainer(tmp_path / "run", evaluation).test(method, datamodule=data, verbose=False)
     found = {Path(score.image): score for score in evaluation.scores}

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from afclip_lightning.data.base import DatasetNotFoundError
 from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.catalogue import check
 from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
@@ -18,8 +20,8 @@ from tests.support.layouts.visa import write_visa, write_visa_converted
 
 
 def message(dataset: BTAD | Medical | MVTecLayout) -> str:
-    with pytest.raises(DatasetError) as caught:
-        dataset.setup("test")
+    with pytest.raises(DatasetNotFoundError) as caught:
+        check(dataset, "test")
     return str(caught.value)
 
 

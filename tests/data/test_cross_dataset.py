@@ -41,8 +41,8 @@ def btad(root: Path, *categories: str) -> BTAD:
 
 def test_loaders(root: Path) -> None:
     data = CrossDataset(btad(root), [parts(root), Medical(root / "isic", "isic", num_workers=0)])
-    data.preprocess = Preprocess(14)
-    assert data.preprocess == data.test_sets[1].preprocess == Preprocess(14)
+    data.connect(Preprocess(14))
+    assert [part.preprocess for part in data.parts] == [Preprocess(14)] * 3
     data.check()
     data.setup("fit")
     assert [dataset.name for dataset in data.test_sets] == ["parts", "isic"]
@@ -173,7 +173,7 @@ class Counts(LightningModule):
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_through_lightning(root: Path) -> None:
     data = CrossDataset(btad(root), [parts(root), Medical(root / "isic", "isic", num_workers=0)])
-    data.preprocess = Preprocess(14)
+    data.connect(Preprocess(14))
     model = Counts()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, default_root_dir=root, **quiet)
@@ -220,8 +220,7 @@ def test_no_dataset_to_train_on(root: Path) -> None:
     assert [part.name for part in data.parts] == ["parts", "btad"]
     data.check()
     data.setup("test")
-    data.preprocess = Preprocess(28)
-    assert data.preprocess is data.parts[0].preprocess
+    data.connect(Preprocess(28))
     assert len(data.test_dataloader()) == 2
     with pytest.raises(DatasetError, match="There is no dataset to train on: name one as `train`"):
         data.setup("fit")

@@ -17,7 +17,7 @@ import afclip_lightning.datasets
 from afclip_lightning.cli.datasets import catalogue, default_root
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.datasets.bmad import SUBSETS as BMAD
-from afclip_lightning.datasets.catalogue import check_names, dataset_classes
+from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.medical import SUBSETS as MEDICAL
@@ -71,7 +71,7 @@ def test_config_of_a_set_over_one_that_trains_nothing(experiment: str, override:
     (dataset,) = data.all_test_sets
     assert dataset.name == OWN.get(override.stem, override.stem)
     assert [part.name for part in data.parts if part is not dataset] == ["mvtec"] * (experiment == "afclip_mvtec")
-    check_names(dataset) if dataset.name not in OWN.values() else None  # no class names of another set are left
+    dataset.check_names() if dataset.name not in OWN.values() else None  # no class names of another set are left
 
 
 def test_a_set_over_an_experiment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

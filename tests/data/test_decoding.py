@@ -142,7 +142,7 @@ def test_mask_of_another_size(tmp_path: Path) -> None:
     mask = root / "a/ground_truth/crack/001_mask.png"
     Image.open(write_mask(mask)).transpose(Image.Transpose.ROTATE_90).save(mask)
     dataset = MVTecLayout(root, num_workers=0)
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     with pytest.raises(DatasetError, match=r"001_mask\.png: the mask is 14×20 pixels .*crack/001\.png is 20×14"):
         list(dataset.test_dataloader())
 
@@ -159,7 +159,7 @@ def test_damaged_file_in_a_loader_process(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["a"])
     damage(root / "a/test/crack/001.png", "truncated")
     dataset = MVTecLayout(root, num_workers=1)
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     batches = iter(dataset.test_dataloader())
     with pytest.raises(DatasetError, match=r"crack/001\.png: cannot be read"):
         next(batches)

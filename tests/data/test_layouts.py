@@ -90,7 +90,7 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
     assert all(len(drawn) == 1 for drawn in dataset.few_shot(1, 0).values()) if train else True
 
     masks = key not in LABELLED
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     batches = list(dataset.test_dataloader())
     label = torch.cat([batch.label for batch in batches])
     drawn = torch.cat([batch.mask for batch in batches]).flatten(1).sum(1)
@@ -101,7 +101,7 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
 
 def test_counts_of_a_batch_and_its_types(tmp_path: Path) -> None:
     dataset = MVTecLayout(write_mvtec(tmp_path, ["a"]), batch_size=3, num_workers=0)
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     first, second = dataset.test_dataloader()
     assert first.image.shape == (3, 3, 28, 28)
     assert first.image.dtype == torch.float32
@@ -201,7 +201,7 @@ def test_defect_folder_lost_but_its_masks_there(tmp_path: Path) -> None:
 
 def test_small_mask_values_of_visa(tmp_path: Path) -> None:
     dataset = VisA(write_visa(tmp_path, ["candle"]), categories=["candle"], num_workers=0)
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     (batch,) = dataset.test_dataloader()
     region = np.asarray(Image.open(write_mask(tmp_path / "m.png", value=1)))
     assert [s.mask_path.name for s in batch.samples if s.mask_path] == ["000.png", "001.png"]

@@ -17,7 +17,7 @@ from tests.support.layouts.listing import entries, write_json_lines, write_meta
 def test_meta(train: str, test: str, tmp_path: Path) -> None:
     dataset = Listing(write_meta(tmp_path / "my_set", train, test), num_workers=0)
     dataset.check()
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     (batch,) = dataset.test_dataloader()
     assert batch.label.tolist() == [1, 1, 0, 1]
     assert (batch.mask.flatten(1).sum(1) > 0).tolist() == [True, True, False, True]

@@ -74,7 +74,7 @@ def test_draw_of_all_images_and_of_more(root: Path) -> None:
 
 def loader(root: Path, batch_size: int = 2) -> DataLoader[Batch]:
     dataset = MVTecLayout(root, batch_size=batch_size, num_workers=0)
-    dataset.preprocess = Preprocess(14)
+    dataset.connect(Preprocess(14))
     return dataset.test_dataloader()
 
 
@@ -93,7 +93,7 @@ def test_every_image_once_over_several_processes(root: Path, replicas: int, monk
 
 def test_regions_are_labelled_by_the_evaluation_loader_alone(root: Path) -> None:
     data = MVTecLayout(root, name="parts", batch_size=4, num_workers=0)
-    data.preprocess = Preprocess(28)
+    data.connect(Preprocess(28))
     for batch in data.test_dataloader():
         assert batch.region_area is not None
         assert batch.region_area.dtype == torch.int32
@@ -108,7 +108,7 @@ def test_regions_are_labelled_by_the_evaluation_loader_alone(root: Path) -> None
 
 def test_training_reads_the_test_split_shuffled(root: Path) -> None:
     dataset = MVTecLayout(root, batch_size=64, num_workers=0)
-    dataset.preprocess = Preprocess(14)
+    dataset.connect(Preprocess(14))
     expected = [s.image_path for s in dataset.samples("test")]
     orders = []
     for seed in (0, 0, 1):
@@ -121,15 +121,16 @@ def test_training_reads_the_test_split_shuffled(root: Path) -> None:
 
 def test_training_can_read_the_training_split(root: Path) -> None:
     dataset = MVTecLayout(root, train_split="train", batch_size=64, num_workers=0)
-    dataset.preprocess = Preprocess(14)
+    dataset.connect(Preprocess(14))
     (batch,) = dataset.train_dataloader()
     assert len(batch.samples) == 36
     assert {s.split for s in batch.samples} == {"train"}
 
 
 def test_loader_without_preprocess(root: Path) -> None:
-    with pytest.raises(RuntimeError, match="preprocess"):
+    with pytest.raises(RuntimeError, match=r"data\.connect\(model\.preprocess\)"):
         MVTecLayout(root).test_dataloader()
+    assert len(MVTecLayout(root, num_workers=0).connect(Preprocess(14)).test_dataloader())
 
 
 def test_own_categories_need_no_list(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_own_categories_need_no_list(tmp_path: Path) -> None:
 
 def test_samples_of_a_loader_carry_the_word_for_prompts(root: Path) -> None:
     data = MVTecLayout(root, name="parts", class_names={"nut": "steel nut"}, num_workers=0)
-    data.preprocess = Preprocess(28)
+    data.connect(Preprocess(28))
     for loader in (data.test_dataloader(), data.train_dataloader()):
         class_names = {(s.category, s.class_name) for batch in loader for s in batch.samples}
         assert class_names == {("bolt", "bolt"), ("nut", "steel nut"), ("pin", "pin")}

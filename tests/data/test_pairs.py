@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data(root: Path, pairing: Pairing | None = None, **arguments: int) -> MVTecLayout:
     dataset = MVTecLayout(root, name="parts", **{"batch_size": 2, "num_workers": 0, **arguments})
-    dataset.preprocess = Preprocess(28)
+    dataset.connect(Preprocess(28))
     if pairing:
         dataset.pair(pairing)
     return dataset
@@ -239,7 +239,7 @@ def test_training_has_no_references(root: Path) -> None:
 def test_each_tested_set_is_paired(root: Path, tmp_path: Path) -> None:
     other = MVTecLayout(write_mvtec(tmp_path / "more", ["pin"]), name="more", num_workers=0)
     both = CrossDataset(train=other, test=[data(root)])
-    both.preprocess = Preprocess(28)
+    both.connect(Preprocess(28))
     both.pair(Pairing(1, 2))
     (loader,) = both.test_dataloader()
     assert all(batch.reference is not None for batch in loader)

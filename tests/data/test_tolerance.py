@@ -23,8 +23,7 @@ from tests.support.layouts.mvtec import write_mvtec
 
 def data(root: Path, loading: Loading, num_workers: int = 0, batch_size: int = 2) -> MVTecLayout:
     dataset = MVTecLayout(root, name="parts", batch_size=batch_size, num_workers=num_workers)
-    dataset.preprocess, dataset.loading = Preprocess(28), loading
-    return dataset
+    return dataset.connect(Preprocess(28), loading)
 
 
 @pytest.fixture

@@ -67,12 +67,10 @@ def test_a_set_has_one_level_in_every_loader(tmp_path: Path) -> None:
     for path in root.rglob("*_mask.png"):
         Image.fromarray(np.eye(20, dtype=np.uint8)).save(path)
     data = MVTecLayout(root, num_workers=0)
-    data.preprocess = Preprocess(28)
-    brightest = {}
+    brightest, preprocess = {}, Preprocess(28)
     for white in ("bits", "auto", 12, {"mvtec_layout": 12, data.name: 12}, {"another": 12}):
-        data.loading = Loading(white=white)  # type: ignore[arg-type]
-        (batch,) = data.test_dataloader()
-        brightest[str(white)] = int(data.preprocess.to_pixels(batch.image[0]).max())
+        (batch,) = data.connect(preprocess, Loading(white=white)).test_dataloader()  # type: ignore[arg-type]
+        brightest[str(white)] = int(preprocess.to_pixels(batch.image[0]).max())
         shots = data.few_shot(1, 0)
         assert {s.white for shot in shots.values() for s in shot} == {s.white for s in data.samples("test")}
     assert brightest["bits"] == brightest["{'another': 12}"] < 20

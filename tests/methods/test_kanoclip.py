@@ -346,7 +346,7 @@ def cross(folder: Path, model: KAnoCLIP) -> CrossDataset:
         for name, categories in (("seen", ["cap", "nut"]), ("unseen", ["screw"]))
     ]
     data = CrossDataset(sets[0], sets[1])
-    data.preprocess = model.preprocess
+    data.connect(model.preprocess)
     return data
 
 

@@ -215,7 +215,7 @@ def write_set(root: Path, categories: Sequence[str] = ("bolt", "nut")) -> Path:
 
 def data_of(root: Path, model: MuSc | MuSc2, **arguments: Any) -> MVTecLayout:
     data = MVTecLayout(root, name="parts", **{"batch_size": 2, "num_workers": 0, **arguments})
-    data.preprocess = model.preprocess
+    data.connect(model.preprocess)
     return data
 
 

@@ -59,7 +59,7 @@ def of_shares(batches, exact, finer=()):
 
 def of_loader(root):
     data = Folder(root, normal_dir="good", abnormal_dir="bad", mask_dir="masks", batch_size=2, num_workers=0)
-    data.preprocess = Preprocess(16)
+    data.connect(Preprocess(16))
     metrics = AnomalyMetrics()
     for batch in data.test_dataloader():
         maps = batch.image[:, 0]

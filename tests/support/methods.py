@@ -73,7 +73,7 @@ def trainer_of(folder: Path, **arguments: Any) -> Trainer:
 
 def data_of(folder: Path, model: AnomalyMethod) -> MVTecLayout:
     data = MVTecLayout(write_mvtec(folder / "set", ["cap", "nut"]), name="set", batch_size=3, num_workers=0)
-    data.preprocess = model.preprocess
+    data.connect(model.preprocess)
     return data
 
 

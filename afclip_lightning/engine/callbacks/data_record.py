@@ -55,7 +55,7 @@ class DataRecord(Callback):
 
     def _write_draws(self, trainer: Trainer) -> None:
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]
-        few_shot = [draw for part in parts for draw in part.drawn.values()]
+        few_shot = [draw for part in parts for draw in part.few_shot_record.values()]
         pairs = [draw for part in parts for draw in part.paired.values()]
         left_out = [
             {"dataset": part.name, "split": split, "path": str(item.path), "reason": item.reason}

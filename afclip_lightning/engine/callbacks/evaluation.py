@@ -112,10 +112,10 @@ class Evaluation(Callback):
             UserError: A category is called what the table calls the mean, or the method cannot see images in tiles.
         """
         data = getattr(trainer, "datamodule", None)
-        for part in () if data is None else (*data.parts, *data.test_sets):
-            part.own_size = self.resolution == "image" and stage != "predict"
-            part.tiling = None if stage == "predict" else self.tiling
-        if stage == "predict":
+        tested = stage != "predict"
+        if data is not None:
+            data.evaluate_at(tested and self.resolution == "image", self.tiling if tested else None)
+        if not tested:
             return
         method = _method(pl_module, self.head)
         if self.tiling:
