@@ -1,18 +1,28 @@
-"""Results as rows: the table a person reads, CSV and JSON."""
+"""Results as rows: the table a person reads, CSV and JSON. Whoever reads a table needs no torch."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from afclip_lightning.columns import MEAN, METRICS, TITLES
+from msgspec import Meta
+
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import csv_text, write_json, write_text
-from afclip_lightning.metrics import TOLERANCE, Curve, Result, aggregate
 
 Key = tuple[str, str]  # dataset, category
+Count = Annotated[int, Meta(ge=0)]
+Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
+
+METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
+TITLES = ("I-AUROC", "I-AP", "I-F1", "P-AUROC", "P-AP", "P-F1", "P-PRO")
+MEAN = "mean"
+"""What stands for the category in a row that is the mean of a dataset's categories."""
+
+TOLERANCE = 1e-4
+"""How far binning may move a metric before that is said."""
 
 REGIONS_CHANGED = 0.05  # share by which the number of regions may change before it is said
 
@@ -39,7 +49,8 @@ class ImageScore(NamedTuple):
     mask_known: bool
 
 
-class MaskCounts(NamedTuple):
+@dataclass(frozen=True)
+class MaskCounts:
     """What became of the masks of a category's anomalous images on their way to the size that is evaluated.
 
     Attributes:
@@ -50,15 +61,15 @@ class MaskCounts(NamedTuple):
         mostly: Masks that mark more than half of their picture.
     """
 
-    masks: int = 0
-    empty: int = 0
-    regions: int = 0
-    regions_evaluated: int = 0
-    mostly: int = 0
+    masks: Count = 0
+    empty: Count = 0
+    regions: Count = 0
+    regions_evaluated: Count = 0
+    mostly: Count = 0
 
     def plus(self, other: "MaskCounts") -> "MaskCounts":
         """Returns the sums."""
-        return MaskCounts(*map(sum, zip(self, other, strict=True)))
+        return MaskCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -79,27 +90,26 @@ class Row:
 
     dataset: str
     category: str
-    normal: int
-    anomalous: int
+    normal: Count
+    anomalous: Count
     metrics: Mapping[str, float]
     categories: Mapping[str, int] = field(default_factory=dict)
     error_bounds: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     masks: MaskCounts | None = None
 
-    @classmethod
-    def of(cls, dataset: str, category: str, result: Result, masks: MaskCounts | None = None) -> "Row":
-        """Returns the row of one category."""
-        return cls(
-            dataset,
-            category,
-            result.normal,
-            result.anomalous,
-            result.metrics,
-            error_bounds=result.error_bounds,
-            thresholds=result.thresholds,
-            masks=masks,
-        )
+
+def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns the mean of each metric over the categories where it is defined, and their number.
+
+    Args:
+        per_category: Category to metrics.
+    """
+    values: dict[str, list[float]] = {}
+    for metrics in per_category.values():
+        for key, value in metrics.items():
+            values.setdefault(key, []).append(value)
+    return {key: sum(v) / len(v) for key, v in values.items()}, {key: len(v) for key, v in values.items()}
 
 
 def check_category(name: str, where: str = "") -> None:
@@ -230,7 +240,7 @@ def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | Non
                 if row.category == MEAN
                 else {"error_bounds": dict(row.error_bounds), "thresholds": dict(row.thresholds)}
             ),
-            **({} if row.masks is None else {"masks": row.masks._asdict()}),
+            **({} if row.masks is None else {"masks": asdict(row.masks)}),
         }
         for row in rows
     ]
@@ -265,7 +275,7 @@ def write_scores(scores: Sequence[ImageScore], path: Path) -> None:
     write_text(path, csv_text(ImageScore._fields, ((*score[:-1], int(score.mask_known)) for score in scores)))
 
 
-def write_curves(curves: Mapping[Key, Mapping[str, Curve]], pro_limit: float, path: Path) -> None:
+def write_curves(curves: Mapping[Key, Mapping[str, Points]], pro_limit: float, path: Path) -> None:
     """Writes the curves of all categories as JSON, to 5 decimals.
 
     Args:
@@ -274,8 +284,8 @@ def write_curves(curves: Mapping[Key, Mapping[str, Curve]], pro_limit: float, pa
         path: The file.
     """
 
-    def rounded(curve: Curve) -> dict[str, list[float]]:
-        return {axis: [round(value, 5) for value in values] for axis, values in curve._asdict().items()}
+    def rounded(curve: Points) -> dict[str, list[float]]:
+        return {axis: [round(value, 5) for value in values] for axis, values in zip("xy", curve, strict=True)}
 
     entries = [
         {"dataset": dataset, "category": category, "curves": {name: rounded(curve) for name, curve in drawn.items()}}

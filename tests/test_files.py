@@ -40,7 +40,7 @@ BAD_NAME = os.fsdecode(b"caf\xe9\x1b[31m.png")  # Latin-1, with a terminal's esc
 
 
 @dataclass
-class Row:
+class Entry:
     image: str
     score: Annotated[float, msgspec.Meta(ge=0)]
     count: int = 1
@@ -143,7 +143,7 @@ def test_names_are_shown_without_what_a_terminal_obeys() -> None:
 )
 def test_a_name_survives_csv_and_json(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / "a.csv", csv_text(["image", "score"], [(name, 0.1), ("b", 1e-7)]))
-    assert [row.image for row in read_csv(tmp_path / "a.csv", Row)] == [name, "b"]
+    assert [row.image for row in read_csv(tmp_path / "a.csv", Entry)] == [name, "b"]
     ((_, cells), _) = read_rows(tmp_path / "a.csv")
     assert not cells["image"].startswith(("=", "+", "-", "@", "\t", "\r"))
     write_json(tmp_path / "a.json", {name: name})
@@ -154,7 +154,7 @@ def test_a_name_survives_csv_and_json(tmp_path: Path, name: str) -> None:
 def test_every_text_and_number_survives_csv(tmp_path_factory: pytest.TempPathFactory, text: str, number: float) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     write_text(path, csv_text(["image", "score", "count"], [(text, number, None), ("", -0.0, 3)]))
-    assert read_csv(path, Row) == [Row(text, number, 1), Row("", 0.0, 3)]
+    assert read_csv(path, Entry) == [Entry(text, number, 1), Entry("", 0.0, 3)]
 
 
 def test_numbers_in_csv_stay_numbers() -> None:
@@ -189,28 +189,28 @@ def test_numbers_in_csv_stay_numbers() -> None:
 )
 def test_json_is_refused_with_its_field(tmp_path: Path, content: str, reason: str) -> None:
     with pytest.raises(DatasetError, match=reason) as caught:
-        read_json(write(tmp_path / "a.json", content), Row, remedy="Mend it.", error=DatasetError)
+        read_json(write(tmp_path / "a.json", content), Entry, remedy="Mend it.", error=DatasetError)
     assert str(caught.value).endswith("Mend it.")
     assert len(str(caught.value)) < 300
 
 
 def test_json_becomes_a_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", '\ufeff{"image": "ä", "score": 1, "parts": {"b": 2}, "other": [null]}')
-    assert read_json(path, Row) == Row("ä", 1.0, parts={"b": 2.0})
+    assert read_json(path, Entry) == Entry("ä", 1.0, parts={"b": 2.0})
     assert parse_json("[NaN]", list[float], "x", finite=False) != []
-    assert to_type({"image": "a", "score": 1}, Row, "x").score == 1.0
+    assert to_type({"image": "a", "score": 1}, Entry, "x").score == 1.0
 
 
 def test_lines_of_json_name_theirs(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"image": "a", "score": 1}\n\n{"image": "b", "score": "x"}\n{"ima')
     with pytest.raises(UserError, match=r"a\.jsonl, line 3: score: expected a number, got text"):
-        read_json_lines(path, Row)
+        read_json_lines(path, Entry)
     path = write(tmp_path / "b.jsonl", '{"image": "a\u2028b", "score": 1}\r\n\n{"image": "b", "score": 2}\n{"ima')
-    assert read_json_lines(path, Row, cut_end=True) == [(1, Row("a\u2028b", 1.0)), (3, Row("b", 2.0))]
+    assert read_json_lines(path, Entry, cut_end=True) == [(1, Entry("a\u2028b", 1.0)), (3, Entry("b", 2.0))]
     with pytest.raises(UserError, match=r"b\.jsonl, line 4: is no JSON"):
-        read_json_lines(path, Row)
+        read_json_lines(path, Entry)
     write(path, "")
-    assert read_json_lines(path, Row) == []
+    assert read_json_lines(path, Entry) == []
 
 
 # --- YAML ---
@@ -244,13 +244,13 @@ def test_lines_of_json_name_theirs(tmp_path: Path) -> None:
 )
 def test_yaml_is_refused(tmp_path: Path, content: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
-        read_yaml(write(tmp_path / "a.yaml", content), Row)
+        read_yaml(write(tmp_path / "a.yaml", content), Entry)
     assert len(str(caught.value)) < 400
 
 
 def test_yaml_becomes_a_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", "base: &b {b: 2.5}\nimage: ä\nscore: 1\nparts: {<<: *b, c: 1}\n")
-    assert read_yaml(path, Row) == Row("ä", 1.0, parts={"b": 2.5, "c": 1.0})
+    assert read_yaml(path, Entry) == Entry("ä", 1.0, parts={"b": 2.5, "c": 1.0})
     assert parse_yaml("[1, no]", list[Any], "--x") == [1, False]
 
 
@@ -279,7 +279,7 @@ def test_yaml_becomes_a_type(tmp_path: Path) -> None:
 )
 def test_csv_is_refused_with_its_line(tmp_path: Path, content: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        read_csv(write(tmp_path / "a.csv", content), Row)
+        read_csv(write(tmp_path / "a.csv", content), Entry)
 
 
 def test_csv_of_others_is_read_as_text(tmp_path: Path) -> None:

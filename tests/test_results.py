@@ -1,15 +1,19 @@
 """The table: what is absent, over how many categories a mean is, and what binning may have moved."""
 
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from afclip_lightning.files import read_json
 from afclip_lightning.metrics import Result
-from afclip_lightning.results import MaskCounts, Row, render, to_csv, to_json, with_means, write
+from afclip_lightning.results import MaskCounts, Row, aggregate, render, to_csv, to_json, with_means, write
 
 A = Result(
     {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_ap": 0.25}, {"pixel_ap": 3e-4}, {"pixel_f1_max": 0.125}, 2, 3
 )
 B = Result({"pixel_auroc": 1.0, "pixel_ap": 0.75}, {"pixel_ap": 2e-5}, {}, 0, 4)
-ROWS = with_means([Row.of("visa", "candle", A), Row.of("visa", "capsules", B), Row.of("btad", "01", B)])
+ROWS = with_means([A.row("visa", "candle"), B.row("visa", "capsules"), B.row("btad", "01")])
 
 
 def cells(line: str) -> list[str]:
@@ -49,7 +53,7 @@ def test_a_bound_over_the_tolerance_stands_below_the_table(tmp_path: Path) -> No
 
 def test_names_from_outside_do_not_break_the_table() -> None:
     counts = MaskCounts(3, 1, 5, 2)
-    row = Row.of("a|b", "\x1b[31m\udcff", A, counts)
+    row = A.row("a|b", "\x1b[31m\udcff", counts)
     table = render(with_means([row]))
     assert "| a\\|b    | \\x1b[31m\\xff " in table
     assert r"- a|b/\x1b[31m\xff: 1 of 3 masks is empty, 5 regions became 2" in table
@@ -57,13 +61,37 @@ def test_names_from_outside_do_not_break_the_table() -> None:
 
 
 def test_what_resizing_did_to_masks_is_said_where_it_changed_them() -> None:
-    kept = Row.of("visa", "candle", B, MaskCounts(4, 0, 100, 96))
+    kept = B.row("visa", "candle", MaskCounts(4, 0, 100, 96))
     assert "Resized" not in render(with_means([kept]))
-    broken = Row.of("visa", "fryum", B, MaskCounts(4, 0, 51, 135, 1))
+    broken = B.row("visa", "fryum", MaskCounts(4, 0, 51, 135, 1))
     table = render(with_means([kept, broken]))
     assert "- visa/fryum: 51 regions became 135" in table
     assert "candle:" not in table
     rows = to_json(with_means([kept, broken]), "title", {"k_shot": 4})
     assert rows["conditions"] == {"k_shot": 4}
-    assert rows["rows"][2]["masks"] == MaskCounts(8, 0, 151, 231, 1)._asdict()
+    assert rows["rows"][2]["masks"] == asdict(MaskCounts(8, 0, 151, 231, 1))
     assert "masks" not in to_json(ROWS, "title")["rows"][0]
+
+
+def test_aggregate_says_over_how_many() -> None:
+    mean, number = aggregate({"a": {"image_auroc": 0.5, "pixel_pro": 0.25}, "b": {"image_auroc": 1.0}, "c": {}})
+    assert mean == {"image_auroc": 0.75, "pixel_pro": 0.25}
+    assert number == {"image_auroc": 2, "pixel_pro": 1}
+    assert aggregate({}) == ({}, {})
+
+
+@dataclass
+class Table:
+    title: str
+    rows: list[Row]
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    rows = with_means([A.row("visa", "candle", MaskCounts(4, 1, 100, 96, 2)), B.row("visa", "capsules")])
+    write(rows, tmp_path, "results", "Title")
+    assert read_json(tmp_path / "results.json", Table) == Table("Title", rows)
+
+
+def test_whoever_reads_a_table_needs_no_torch() -> None:
+    code = "import sys, afclip_lightning.results, afclip_lightning.cli.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from afclip_lightning.benchmark.matrix import Matrix
 from afclip_lightning.benchmark.published import Published, architecture, comparable, members
-from afclip_lightning.benchmark.table import Row
+from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.results import MEAN, METRICS, TITLES
 
 NONE = "–"
@@ -78,7 +78,7 @@ class Measured:
         return [mean(part[seed] for part in parts) for seed in parts[0] if all(seed in part for part in parts)]
 
 
-def measured(rows: Sequence[Row], matrix: Matrix) -> list[Measured]:
+def measured(rows: Sequence[Measurement], matrix: Matrix) -> list[Measured]:
     """Returns what each method has reached, in the order of the matrix.
 
     Where heads of several training sets were tested on one set, the first training set of the matrix counts.
@@ -103,7 +103,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{deviation}"
 
 
-def own_tables(rows: Sequence[Row], matrix: Matrix) -> list[Grid]:
+def own_tables(rows: Sequence[Measurement], matrix: Matrix) -> list[Grid]:
     """Returns a table a test set of all that was measured on it, mean ± standard deviation over seeds."""
     groups: dict[str, dict[tuple[str, str, int, str], dict[str, dict[int, float]]]] = defaultdict(dict)
     methods, datasets = list(matrix.methods), list(matrix.datasets)

@@ -16,8 +16,8 @@ REMEDY = "--retry makes it again."
 
 
 @dataclass(frozen=True)
-class Row:
-    """One value.
+class Measurement:
+    """One value of one metric, with what it was measured on: a line of the benchmark's table.
 
     Attributes:
         cell: The run's folder in `cells/`.
@@ -49,11 +49,11 @@ class Done:
     """What the runner writes into a run's folder when the run has ended.
 
     Attributes:
-        method: See `Row`.
-        train: See `Row`.
-        seed: See `Row`.
+        method: See `Measurement`.
+        train: See `Measurement`.
+        seed: See `Measurement`.
         dataset: Test set; empty for `fit`.
-        shots: See `Row`.
+        shots: See `Measurement`.
         seconds: How long it took.
         digest: The step's, as it was then.
     """
@@ -140,7 +140,7 @@ def is_done(folder: Path, step: Step) -> bool:
     return True
 
 
-def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
+def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Measurement], list[str]]:
     """Writes the table of everything that has been run into a folder, by whichever process, and returns it.
 
     Rows of a run that its cell would make otherwise today are left out.
@@ -153,7 +153,7 @@ def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
         The rows, and what is damaged and so is not among them, a sentence each.
     """
     today = {cell.folder / step.name: step for cell in cells for step in cell.steps}
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     damaged: list[str] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -173,29 +173,31 @@ def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Row], list[str]]:
     return rows, damaged
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Measurement]) -> str:
     """Returns the table as CSV."""
-    return csv_text([field.name for field in fields(Row)], map(astuple, rows))
+    return csv_text([field.name for field in fields(Measurement)], map(astuple, rows))
 
 
-def _rows(folder: Path) -> list[Row]:
+def _rows(folder: Path) -> list[Measurement]:
     done = read_done(folder)
     if not done.dataset:
         return []
     name, backbone = f"{folder.parent.name}/{folder.name}", read_backbone(folder)
     return [
-        Row(name, done.method, done.train, done.dataset, category, done.shots, done.seed, metric, value, backbone)
+        Measurement(
+            name, done.method, done.train, done.dataset, category, done.shots, done.seed, metric, value, backbone
+        )
         for category, metric, value in read_results(folder)
     ]
 
 
-def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
+def _write_parquet(path: Path, rows: Sequence[Measurement]) -> None:
     import pyarrow
     from pyarrow import parquet
 
     def cell(value: str | int | float) -> str | int | float:
         return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
-    columns = {field.name: [cell(getattr(row, field.name)) for row in rows] for field in fields(Row)}
+    columns = {field.name: [cell(getattr(row, field.name)) for row in rows] for field in fields(Measurement)}
     with atomic_path(path) as temporary:
         parquet.write_table(pyarrow.table(columns), temporary)

@@ -14,7 +14,7 @@ from types import FrameType
 from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, plan
 from afclip_lightning.benchmark.published import Published, check_names, load_published
 from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
-from afclip_lightning.benchmark.table import TABLE, Row, assemble
+from afclip_lightning.benchmark.table import TABLE, Measurement, assemble
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.errors import shown
@@ -122,7 +122,7 @@ def _run(matrix: Matrix, published: list[Published], todo: Plan, out: Path, opti
 
 
 def _render(
-    rows: Sequence[Row], matrix: Matrix, published: list[Published], out: Path, state: Sequence[str]
+    rows: Sequence[Measurement], matrix: Matrix, published: list[Published], out: Path, state: Sequence[str]
 ) -> list[str]:
     """Writes the tables and plots, and returns as Markdown what was measured."""
     from afclip_lightning.benchmark import render

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.columns import MEAN
 from afclip_lightning.data.dataset import AnomalyDataset, MaskDetail
 from afclip_lightning.data.few_shot import draw_few_shot, given_few_shot
 from afclip_lightning.data.images import survey
@@ -40,6 +39,7 @@ from afclip_lightning.data.white import White, white_value
 from afclip_lightning.discovery import descendants
 from afclip_lightning.distributed import processes, rank
 from afclip_lightning.errors import DatasetError, shown
+from afclip_lightning.results import MEAN
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
 Data = TypeVar("Data", bound="AnomalyData")

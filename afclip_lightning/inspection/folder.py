@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, read_json, write_json
 from afclip_lightning.inspection.inputs import Input
-from afclip_lightning.inspection.table import Table, row_of
+from afclip_lightning.inspection.table import Table, record_of
 
 if TYPE_CHECKING:
     from afclip_lightning.inspection.predictor import Predictor
@@ -89,7 +89,7 @@ def inspect(
             new += len(todo)
             with tqdm(total=len(todo), unit=" images", desc=method, disable=None) as bar:
                 for item in (item for item in todo if item.error):
-                    table.add(row_of(item, column, item.name, UserError(item.error)))
+                    table.add(record_of(item, column, item.name, UserError(item.error)))
                     failed += not item.left_out
                     bar.update()
                 for index, outcome in model.stream([i.path for i in images], num_workers, "overlay" in saves):
@@ -99,7 +99,7 @@ def inspect(
                     else:
                         name = table.free_name(item)
                         save_pictures(outcome, place, name, saves)
-                    table.add(row_of(item, column, name, outcome))
+                    table.add(record_of(item, column, name, outcome))
                     bar.update()
         named = {method if several else None: method for method in models}
         scores: dict[str, list[float]] = {method: [] for method in models}

@@ -276,7 +276,7 @@ def score(
         notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))
-        rows.append(results.Row.of(maps.resolve().name or "maps", category.name, metrics.result()))
+        rows.append(metrics.result().row(maps.resolve().name or "maps", category.name))
     return rows, notes
 
 

@@ -22,7 +22,7 @@ LONGEST = 240  # bytes of a file's name without suffix; file systems take 255
 LONGEST_PATH = 1000  # bytes of a whole name with its folders; systems take 4096, of which the output's folder is a part
 
 
-class RegionRow(msgspec.Struct, frozen=True):
+class RegionRecord(msgspec.Struct, frozen=True):
     """A region, as a table has it; see `Region`."""
 
     box: tuple[int, int, int, int]
@@ -30,7 +30,7 @@ class RegionRow(msgspec.Struct, frozen=True):
     score: float
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What the tables say of an image.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None = None
     verdict: Literal["anomalous", "normal"] | None = None
     area: float | None = None
-    regions: list[RegionRow] | None = None
+    regions: list[RegionRecord] | None = None
     error: str
     name: str
     size: int | None = None
@@ -99,11 +99,11 @@ class Table:
         write_text(self.csv_path, csv_text(self.columns, map(self._cells, kept)))
         self.files: list[IO[str]] = []
 
-    def _before(self) -> list[Row]:
+    def _before(self) -> list[Record]:
         remedy = "Remove the line, or choose another --out."
         if not self.json_path.exists():
             return []
-        return [row for _, row in read_json_lines(self.json_path, Row, cut_end=True, remedy=remedy)]
+        return [row for _, row in read_json_lines(self.json_path, Record, cut_end=True, remedy=remedy)]
 
     def __enter__(self) -> "Table":
         self.files = [path.open("a", encoding="utf-8", newline="") for path in (self.json_path, self.csv_path)]
@@ -126,7 +126,7 @@ class Table:
                 break
         return name
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Appends a row.
 
         Raises:
@@ -141,14 +141,14 @@ class Table:
                 raise UserError(f"{path}: cannot be written ({error.strerror or error}). Free some space.") from error
         self.rows[row.key] = row
 
-    def _cells(self, row: Row) -> list[Any]:
+    def _cells(self, row: Record) -> list[Any]:
         values = msgspec.to_builtins(row)
         cells = (values[column] for column in self.columns)
         return [json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]
 
 
-def row_of(item: Input, method: str | None, name: str, outcome: "Inspection | UserError") -> Row:
-    """Returns the row of an image.
+def record_of(item: Input, method: str | None, name: str, outcome: "Inspection | UserError") -> Record:
+    """Returns the record of an image.
 
     Args:
         item: The image.
@@ -164,21 +164,23 @@ def row_of(item: Input, method: str | None, name: str, outcome: "Inspection | Us
         "mtime_ns": item.mtime_ns,
     }
     if isinstance(outcome, UserError):
-        return Row(**facts, error=str(outcome))
+        return Record(**facts, error=str(outcome))
     regions = outcome.regions
-    return Row(
+    return Record(
         **facts,
         score=_short(outcome.score),
         probability=_short(outcome.probability),
         threshold=_short(outcome.threshold),
         verdict=None if outcome.anomalous is None else "anomalous" if outcome.anomalous else "normal",
         area=_short(outcome.area),
-        regions=None if regions is None else [RegionRow(r.box, r.area, float(_short(r.score) or 0)) for r in regions],
+        regions=None
+        if regions is None
+        else [RegionRecord(r.box, r.area, float(_short(r.score) or 0)) for r in regions],
         error="",
     )
 
 
-def _was_replaced(row: Row, item: Input | None) -> bool:
+def _was_replaced(row: Record, item: Input | None) -> bool:
     return item is not None and row.size is not None and (row.size, row.mtime_ns) != (item.size, item.mtime_ns)
 
 
@@ -210,6 +212,6 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.9g}")  # what tells all float32 apart
 
 
-def _json_line(row: Row) -> str:
+def _json_line(row: Record) -> str:
     absent = {name for name in ("method", "size", "mtime_ns") if getattr(row, name) is None}
     return json.dumps({name: value for name, value in msgspec.to_builtins(row).items() if name not in absent}) + "\n"

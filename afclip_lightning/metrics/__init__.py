@@ -1,6 +1,6 @@
 """Evaluation of anomaly scores and maps: streaming, exact sums, one state a category."""
 
-from afclip_lightning.metrics.anomaly_metrics import TOLERANCE, AnomalyMetrics, NotFiniteError, Result, aggregate
+from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics, NotFiniteError, Result
 from afclip_lightning.metrics.curves import (
     Curve,
     UndefinedMetricError,
@@ -19,7 +19,6 @@ from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exac
 from afclip_lightning.metrics.pro import ProDefinition, count_regions, pro, pro_curve, pro_error_bound, region_areas
 
 __all__ = [
-    "TOLERANCE",
     "AnomalyMetrics",
     "Curve",
     "NotFiniteError",
@@ -28,7 +27,6 @@ __all__ = [
     "ScoreCounts",
     "ScoreHistogram",
     "UndefinedMetricError",
-    "aggregate",
     "auroc",
     "auroc_error_bound",
     "average_precision",

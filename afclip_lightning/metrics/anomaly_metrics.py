@@ -1,4 +1,4 @@
-"""The metrics of one category as a torchmetrics state, and their mean over categories."""
+"""The metrics of one category as a torchmetrics state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +24,7 @@ from afclip_lightning.metrics.pro import (
     region_areas,
     to_limit,
 )
+from afclip_lightning.results import TOLERANCE, MaskCounts, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +40,6 @@ IN_FLOAT32 |= {torch.uint8, torch.int8, torch.int16, torch.uint16}
 """Types of which float32 holds every number."""
 
 LISTS = ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", "anomalous_areas")
-
-TOLERANCE = 1e-4
-"""How far binning may move a metric before that is said."""
 
 
 class NotFiniteError(ValueError):
@@ -70,6 +68,19 @@ class Result:
     normal: int
     anomalous: int
     curves: dict[str, Curve] = field(default_factory=dict)
+
+    def row(self, dataset: str, category: str, masks: MaskCounts | None = None) -> Row:
+        """Returns the category's row of the results table; see `Row`."""
+        return Row(
+            dataset,
+            category,
+            self.normal,
+            self.anomalous,
+            self.metrics,
+            error_bounds=self.error_bounds,
+            thresholds=self.thresholds,
+            masks=masks,
+        )
 
 
 class AnomalyMetrics(Metric):
@@ -339,19 +350,6 @@ class AnomalyMetrics(Metric):
         self._set_histogram(histogram)
         merged = {"lowest": self.lowest, "highest": self.highest, "counts": torch.zeros_like(self.counts)}
         super()._reduce_states({**incoming_state, **merged})
-
-
-def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
-    """Returns the mean of each metric over the categories where it is defined, and their number.
-
-    Args:
-        per_category: Category to metrics, as `AnomalyMetrics.compute` returns them.
-    """
-    values: dict[str, list[float]] = {}
-    for metrics in per_category.values():
-        for key, value in metrics.items():
-            values.setdefault(key, []).append(value)
-    return {key: sum(v) / len(v) for key, v in values.items()}, {key: len(v) for key, v in values.items()}
 
 
 def _tensor(name: str, value: Array) -> Tensor:

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afclip_lightning.columns import MEAN, METRICS, TITLES
 from afclip_lightning.files import shown
 from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Chart, Histogram, Line
 from afclip_lightning.report.page import Card, Group, percent
 from afclip_lightning.report.page import render as render_page
-from afclip_lightning.report.run_files import Case, Row, Run
+from afclip_lightning.report.run_files import Case, Run
+from afclip_lightning.results import MEAN, METRICS, TITLES, Row
 
 FACTS = (
     ("method", "Method"),
@@ -123,7 +123,8 @@ def render(run: Run, threshold: Threshold | None = None) -> str:
 
 
 def _best(row: Row) -> Threshold | None:
-    return None if row.best_f1 is None else Threshold(row.best_f1, "best F1 on these labels", fitted=True)
+    best = row.thresholds.get("image_f1_max")
+    return None if best is None else Threshold(best, "best F1 on these labels", fitted=True)
 
 
 def _section(run: Run, row: Row, threshold: Threshold | None) -> Section:

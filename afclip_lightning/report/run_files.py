@@ -1,6 +1,6 @@
 """What the files of a run folder say, each of them read as a type; for the page of a test run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -10,10 +10,9 @@ from msgspec import Meta
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_bytes, read_csv, read_json
 from afclip_lightning.report.page import Card, data_uri, inside
+from afclip_lightning.results import Key, Row
 
-Key = tuple[str, str]  # dataset, category
 T = TypeVar("T")
-Count = Annotated[int, Meta(ge=0)]
 Label = Annotated[int, Meta(ge=0, le=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # so that their differences are finite
@@ -32,29 +31,6 @@ class Case:
     label: int
     kind: str
     card: Card
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the results table: a category, or the mean of a dataset's categories.
-
-    Attributes:
-        dataset: Name of the dataset.
-        category: Name of the category, or `mean`.
-        normal: Normal test images.
-        anomalous: Anomalous test images.
-        metrics: Those that are defined, in [0, 1].
-        categories: For a mean: over how many categories each metric's is.
-        best_f1: Threshold of the best F1 of the images; `None` if it is not defined.
-    """
-
-    dataset: str
-    category: str
-    normal: int
-    anomalous: int
-    metrics: Mapping[str, float]
-    categories: Mapping[str, int]
-    best_f1: float | None
 
 
 @dataclass(frozen=True)
@@ -98,12 +74,12 @@ def read_run(path: Path) -> Run:
             f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
             "printed, runs/<config>/<time>."
         )
-    title, rows = _table(table)
+    results = read_json(table, _Table)
     kept = _optional(folder / f"curves{suffix}.json", _curves)
     return Run(
         folder=folder,
-        title=title,
-        rows=rows,
+        title=results.title,
+        rows=results.rows,
         record=_optional(folder / "run.json", _record),
         scores=_optional(folder / f"scores{suffix}.csv", _scores),
         curves=kept and kept[1],
@@ -115,18 +91,7 @@ def read_run(path: Path) -> Run:
 @dataclass(frozen=True)
 class _Table:
     title: str
-    rows: list["_Line"]
-
-
-@dataclass(frozen=True)
-class _Line:
-    dataset: str
-    category: str
-    normal: Count
-    anomalous: Count
-    metrics: dict[str, float]
-    categories: dict[str, int] = field(default_factory=dict)
-    thresholds: dict[str, float] = field(default_factory=dict)
+    rows: list[Row]
 
 
 @dataclass(frozen=True)
@@ -187,23 +152,6 @@ class _Case:
     outline: Annotated[str, Meta(pattern=r"^[MLZ0-9. ]*$")]
     picture: str
     map: str
-
-
-def _table(file: Path) -> tuple[str, list[Row]]:
-    table = read_json(file, _Table)
-    rows = [
-        Row(
-            row.dataset,
-            row.category,
-            row.normal,
-            row.anomalous,
-            row.metrics,
-            row.categories,
-            row.thresholds.get("image_f1_max"),
-        )
-        for row in table.rows
-    ]
-    return table.title, rows
 
 
 def _record(file: Path) -> dict[str, Any]:

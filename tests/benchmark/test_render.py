@@ -20,7 +20,7 @@ from afclip_lightning.benchmark.render import (
     own_tables,
     paper_tables,
 )
-from afclip_lightning.benchmark.table import Row
+from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "experiments/published"
@@ -36,12 +36,12 @@ MATRIX = Matrix(
 )
 
 
-def row(value: float, method: str = "mine", dataset: str = "mvtec", **other: object) -> Row:
+def row(value: float, method: str = "mine", dataset: str = "mvtec", **other: object) -> Measurement:
     facts = {"train": "visa", "category": "mean", "shots": 0, "seed": 0, "metric": "image_auroc", "backbone": "CLIP"}
-    return Row(cell="", method=method, dataset=dataset, value=value, **(facts | other))  # type: ignore[arg-type]
+    return Measurement(cell="", method=method, dataset=dataset, value=value, **(facts | other))  # type: ignore[arg-type]
 
 
-def tables(*rows: Row) -> dict[str, Grid]:
+def tables(*rows: Measurement) -> dict[str, Grid]:
     return {grid.title: grid for grid in paper_tables(measured(rows, MATRIX), PUBLISHED)}
 
 
@@ -89,7 +89,7 @@ def test_means_over_sets_need_all_of_them_and_are_taken_seed_by_seed() -> None:
     ]
     matrix = Matrix(methods={"FAPrompt": Method(configs=[])}, transfers=[Transfer("visa", list(sets))])
 
-    def medical(rows: list[Row]) -> str:
+    def medical(rows: list[Measurement]) -> str:
         [table] = [t for t in paper_tables(measured(rows, matrix), PUBLISHED) if t.title == "FAPrompt, Table 5"]
         assert not any(name in text for name in sets for text in table.header)
         return cells(table, "FAPrompt (ours)")["medical I-AUROC"]

@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 
 
 def test_names_in_the_table_are_no_formulas_and_no_commands_of_a_terminal(tmp_path: Path) -> None:
-    row = table.Row("c", "=1+2", "", "a\x1b[31m", "\udcff", 0, 0, "image_auroc", 0.0, "CLIP")
+    row = table.Measurement("c", "=1+2", "", "a\x1b[31m", "\udcff", 0, 0, "image_auroc", 0.0, "CLIP")
     lines = table.to_csv([row]).splitlines()
     assert lines[1] == r"c,'=1+2,,'a\x1b[31m,'\xff,0,0,image_auroc,0.0,CLIP"
 
@@ -279,7 +279,7 @@ def test_the_table_is_also_written_as_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     runner._claim(cell(tmp_path, "method"), run, False)
     rows, _ = assemble(tmp_path, [])
-    assert [table.Row(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == rows
+    assert [table.Measurement(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == rows
 
 
 def test_the_state_of_a_step_is_what_it_was_run_as(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afclip_lightning.metrics import AnomalyMetrics, aggregate, region_areas
+from afclip_lightning.metrics import AnomalyMetrics, region_areas
 from tests.reference import metrics_naive as naive
 from tests.support.metric_stream import stream
 
@@ -436,10 +436,3 @@ def test_arguments_out_of_range(arguments):
 def test_other_definitions_of_pro_need_all_scores():
     with pytest.raises(ValueError, match="'mvtec' needs exact=True"):
         AnomalyMetrics(pro_definition="mvtec")
-
-
-def test_aggregate_says_over_how_many():
-    mean, number = aggregate({"a": {"image_auroc": 0.5, "pixel_pro": 0.25}, "b": {"image_auroc": 1.0}, "c": {}})
-    assert mean == {"image_auroc": 0.75, "pixel_pro": 0.25}
-    assert number == {"image_auroc": 2, "pixel_pro": 1}
-    assert aggregate({}) == ({}, {})

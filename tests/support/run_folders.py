@@ -27,7 +27,7 @@ def write_run(folder: Path, categories: dict[str, float] = CATEGORIES, images: i
         metrics = AnomalyMetrics()
         metrics.update(maps, mask, score, label)
         result = metrics.result()
-        rows.append(results.Row.of("drawn", category, result))
+        rows.append(result.row("drawn", category))
         curves["drawn", category] = result.curves
         for i in range(images):
             image = f"/somewhere/{category}/{i:03}.png"

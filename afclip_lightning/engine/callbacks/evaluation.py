@@ -21,8 +21,8 @@ from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import fingerprint
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.musc import MuSc
-from afclip_lightning.metrics import TOLERANCE, AnomalyMetrics, Curve, NotFiniteError, ProDefinition
-from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
+from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, ProDefinition
+from afclip_lightning.results import TOLERANCE, ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, MaskFacts, Outputs, Sample, prediction_of
 
 Resolution = Literal["backbone", "image"]
@@ -229,7 +229,7 @@ class Evaluation(Callback):
             with metric.sync_context():
                 result = metric.result()
             if result.normal + result.anomalous:  # none where the run was limited to a few batches
-                rows.append(Row.of(dataset, category, result))
+                rows.append(result.row(dataset, category))
                 self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
         self.metrics, scored, self._scored = {}, self._scored, []
