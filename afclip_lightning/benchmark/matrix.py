@@ -316,7 +316,7 @@ class _Builder:
     def _step(
         self, command: str, name: str, read: str, test: str, more: Sequence[str], fitted: str, shots: int = 0
     ) -> Step:
-        from afclip_lightning.benchmark.probe import find_method, takes_shots
+        from afclip_lightning.benchmark.probe import find_method
 
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
@@ -325,7 +325,7 @@ class _Builder:
             configs[self.folder / f"{number}-{path.name if same_folder else _slug(str(path))}"] = _without_data(path)
         store: tuple[str, ...] = ()
         cls = find_method(self.method_name, list(configs.values()))
-        if shots and not takes_shots(cls):
+        if shots and not cls.takes_few_shot:
             raise UserError(f"methods.{self.method_name}.shots: {cls.__name__} takes no images of the tested category.")
         if self.matrix.store and not cls.needs_pixels:
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")

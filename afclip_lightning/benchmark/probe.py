@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from inspect import isabstract, signature
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,6 @@ def check_transfer(train: str, trained: Mapping[str, Any], test: str, tested: Ma
         CrossDataset(build(train, trained), build(test, tested))
     except ValueError as error:
         raise UserError(f"from {train} to {test}: {error}") from error
-
-
-def takes_shots(method: type[AnomalyMethod]) -> bool:
-    """Returns whether a method can be given normal images of what it is tested on."""
-    return "k_shot" in signature(method).parameters
 
 
 def find_method(method: str, configs: Sequence[Mapping[str, Any]]) -> type[AnomalyMethod]:

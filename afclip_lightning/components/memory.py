@@ -1,13 +1,13 @@
 """Memory bank: the features of a few normal images, and the distance to the nearest of them."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from lightning import Trainer
 from torch import Tensor
 
 from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.tiles import Tiling
 from afclip_lightning.errors import DatasetError
@@ -35,22 +35,19 @@ class MemoryBank:
         self.few_shot: dict[Key, list[Sample]] = {}
         self.tiling: Tiling | None = None
 
-    def select(self, trainer: Trainer, k_shot: int, seed: int) -> None:
-        """Selects the few-shot images of every tested category; from loaders without a data module there are none.
-
-        For a method's `setup`: before any training, so that too few of them stop the run at once.
+    def select(self, data: AnomalyData, k_shot: int, seed: int) -> None:
+        """Selects the few-shot images of every tested category.
 
         Args:
-            trainer: Knows the data module.
+            data: Has them.
             k_shot: Images per category; with 0 none is selected.
             seed: Of the random selection.
 
         Raises:
             DatasetError: A category has fewer normal training images than `k_shot`.
         """
-        datamodule = getattr(trainer, "datamodule", None)
-        if k_shot and datamodule is not None:
-            self.few_shot = datamodule.few_shot(k_shot, seed)
+        if k_shot:
+            self.few_shot = data.few_shot(k_shot, seed)
 
     def fit_missing(
         self, keys: Sequence[Key], preprocess: Preprocess, fit_memory: Callable[[Key, Tensor], None]
@@ -75,18 +72,15 @@ class MemoryBank:
             if self.tiling is None:
                 fit_memory(key, torch.stack([dataset[i][0] for i in range(len(dataset))]))
             else:
-                self._fit_views(key, dataset, fit_memory)
+                self.fit_parts(key, _views(dataset), fit_memory)
 
-    def _fit_views(self, key: Key, dataset: AnomalyDataset, fit_memory: Callable[[Key, Tensor], None]) -> None:
-        """Fits a bank on images in tiles, a few views at a time."""
-        parts = []
-        for index in range(len(dataset)):
-            views = dataset.read(index, pixels=True).views
-            assert views is not None
-            for some in views.split(VIEWS_AT_ONCE):
-                fit_memory(key, dataset.preprocess.to_tensors(list(some.numpy())))
-                parts.append(self.banks[key])
-        self.banks[key] = [torch.cat(sets) for sets in zip(*parts, strict=True)]
+    def fit_parts(self, key: Key, parts: Iterable[Tensor], fit_memory: Callable[[Key, Tensor], None]) -> None:
+        """Fits the bank of a category on images that come a few at a time, `[S, 3, H, W]` each; see `fit_missing`."""
+        banks = []
+        for image in parts:
+            fit_memory(key, image)
+            banks.append(self.banks[key])
+        self.banks[key] = [torch.cat(sets) for sets in zip(*banks, strict=True)]
 
     def fit(self, key: Key, feature_sets: Iterable[Tensor]) -> None:
         """Fits the bank of a category on tokens `[S, 1 + N, C]` of S normal images, one tensor per set.
@@ -119,6 +113,15 @@ class MemoryBank:
             # image by image: the similarities of a whole batch to the bank would be the largest tensor of all
             nearest = [(q @ self.banks[key][set_index].T).amax(dim=1) for key, q in zip(keys, queries, strict=True)]
         return (1 - torch.stack(nearest)) / 2
+
+
+def _views(dataset: AnomalyDataset) -> Iterator[Tensor]:
+    """Yields the tiles of images, a few at a time."""
+    for index in range(len(dataset)):
+        views = dataset.read(index, pixels=True).views
+        assert views is not None
+        for some in views.split(VIEWS_AT_ONCE):
+            yield dataset.preprocess.to_tensors(list(some.numpy()))
 
 
 def _patches(tokens: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from torch.export.graph_signature import InputKind
 
 import afclip_lightning
 from afclip_lightning.components.memory import Key, MemoryBank
-from afclip_lightning.components.test_time import TestTimeAdapter
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.inspection.predictor import DATASET, Predictor
@@ -70,14 +69,12 @@ class Graph(nn.Module):
         super().__init__()
         method = copy.copy(model.method)
         name = type(method).__name__
-        if hasattr(method, "pairing"):
+        if method.needs_references:
             raise UserError(f"{name} cannot be exported: it compares an image with others, which a graph is not given.")
-        adapter = getattr(method, "adapter", None)
-        if isinstance(adapter, TestTimeAdapter) and adapter.steps:
+        if method.adapts:
             raise UserError(f"{name} cannot be exported: it trains on each image that it tests (steps: 0 does not).")
-        memory = getattr(method, "memory", None)
-        if isinstance(memory, MemoryBank) and memory.banks:
-            method.memory = BatchMemory(memory)  # type: ignore[assignment]
+        if method.memory is not None and method.memory.banks:
+            method.memory = BatchMemory(method.memory)
         self.method = method
         # one row stands for all: texts of a category broadcast over the batch
         self.sample = Sample(

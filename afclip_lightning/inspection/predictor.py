@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from afclip_lightning import files
 from afclip_lightning.backbones.weights import EMBEDDED
-from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.data.loader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout, Tiling
 from afclip_lightning.data.white import White, white_value
@@ -34,9 +33,7 @@ from afclip_lightning.inspection.views import (
     name_of,
     read_pixels,
 )
-from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.methods.musc import MuSc
 from afclip_lightning.types import UNKNOWN, Batch, Sample
 
 __all__ = ["Inspection", "Predictor", "Region", "load"]
@@ -248,8 +245,7 @@ class Predictor:
         if not len(images):
             raise ValueError("there is no few-shot image")
         if not self.takes_few_shot:
-            name = type(self.method).__name__
-            raise UserError(f"{name} takes no few-shot images. AFCLIP, WinCLIP and DualImageCLIP take them.")
+            raise _takes_none(type(self.method))
         whole, pictures = [], []
         digest = hashlib.sha256()
         for image in images:
@@ -260,7 +256,7 @@ class Predictor:
             views = [layout.cut(pixels, view) for view in range(len(layout))]
             whole.append(views[0])
             pictures += views
-        if hasattr(self.method, "pairing"):
+        if self.method.needs_references:
             self.references = self.method.preprocess.to_tensors(whole).to(self.device)
         else:
             self.method = self._prepared(self.build({"k_shot": len(images)}))
@@ -270,12 +266,8 @@ class Predictor:
 
     @property
     def takes_few_shot(self) -> bool:
-        """Returns whether the method takes few-shot images: see `fit_few_shot`.
-
-        APRIL-GAN with few-shot images has no verdict on an image alone.
-        """
-        memory = isinstance(getattr(self.method, "memory", None), MemoryBank)
-        return hasattr(self.method, "pairing") or (memory and not isinstance(self.method, APRILGAN))
+        """Returns whether the method judges an image beside few-shot images: see `fit_few_shot`."""
+        return _takes_few_shot(type(self.method))
 
     @property
     def is_toy(self) -> bool:
@@ -296,12 +288,8 @@ class Predictor:
         }
 
     def _prepared(self, method: AnomalyMethod) -> AnomalyMethod:
-        if isinstance(method, MuSc) or (isinstance(method, APRILGAN) and method.k_shot):
-            raise UserError(
-                f"{type(method).__name__}{' with few-shot images' if isinstance(method, APRILGAN) else ''} scores an "
-                "image in relation to all test images of its category, so it has no verdict on one alone. Use "
-                "`python -m afclip_lightning predict --config …` with the data Folder."
-            )
+        if method.needs_test_set:
+            raise _needs_test_set(type(method))
         method.to(self.device)
         with torch.inference_mode():
             method.on_evaluation_start()
@@ -309,18 +297,15 @@ class Predictor:
 
     def _fill(self, pictures: Sequence[np.ndarray]) -> None:
         """Fills the memory from views, a batch at a time."""
-        memory: MemoryBank = self.method.memory  # type: ignore[assignment]
-        key = (DATASET, self.category)
-        parts = []
+        memory, preprocess = self.method.memory, self.method.preprocess
+        assert memory is not None  # a method that takes few-shot images has one
+        starts = range(0, len(pictures), self.batch_size)
+        parts = (preprocess.to_tensors(pictures[start : start + self.batch_size]) for start in starts)
         with torch.inference_mode():
-            for start in range(0, len(pictures), self.batch_size):
-                image = self.method.preprocess.to_tensors(pictures[start : start + self.batch_size])
-                self.method.fit_memory(key, image)  # type: ignore[operator]
-                parts.append(memory.banks[key])
-            memory.banks[key] = [torch.cat(sets) for sets in zip(*parts, strict=True)]
+            memory.fit_parts((DATASET, self.category), parts, self.method.fit_memory)
 
     def _check_ready(self) -> None:
-        if self.few_shot is None and (hasattr(self.method, "pairing") or getattr(self.method, "k_shot", 0) > 0):
+        if self.few_shot is None and (self.method.needs_references or self.method.k_shot > 0):
             raise UserError(
                 f"{type(self.method).__name__} compares an image with few-shot images, and has none: give some "
                 "(--few_shot_dir DIR; in Python, `fit_few_shot`)."
@@ -365,6 +350,27 @@ class Predictor:
                 "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
             )
         return Inspection(done.score, done.anomaly_map, *self.thresholds, *self.scales, done.image)
+
+
+def _takes_few_shot(method: type[AnomalyMethod]) -> bool:
+    """Returns whether a method judges an image beside few-shot images, and needs no other test image for it."""
+    return method.needs_references or (method.takes_few_shot and method.uses_test_set == "never")
+
+
+def _takes_none(method: type[AnomalyMethod]) -> UserError:
+    """Returns why a method is not given few-shot images."""
+    if method.takes_few_shot:
+        return _needs_test_set(method)
+    names = [name for name, cls in factory.methods().items() if _takes_few_shot(cls)]
+    return UserError(f"{method.__name__} takes no few-shot images. {', '.join(names[:-1])} and {names[-1]} take them.")
+
+
+def _needs_test_set(method: type[AnomalyMethod]) -> UserError:
+    when = "" if method.uses_test_set == "always" else f" {method.uses_test_set}"
+    return UserError(
+        f"{method.__name__}{when} scores an image in relation to all test images of its category, so it has no verdict "
+        "on one alone. Use `python -m afclip_lightning predict --config …` with the data Folder."
+    )
 
 
 def _value(calibrated: Threshold | None, given: float | None) -> float | None:

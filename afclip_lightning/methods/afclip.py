@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,8 @@ class AFCLIP(PromptMethod):
     Reference: AF-CLIP, Eq. (3) to (18).
     """
 
+    takes_few_shot: ClassVar[bool] = True
+    memory: MemoryBank
     fixed_by_training = ("scales", "aggregation_sigma", "learnable_prompt", "states", "temperature")
     fixed_text: Tensor
 
@@ -123,15 +126,6 @@ class AFCLIP(PromptMethod):
             text = F.normalize(backbone.encode_text(states), dim=-1)
         self.register_buffer("fixed_text", text, persistent=False)
         self.memory = MemoryBank()
-
-    def setup(self, stage: str) -> None:
-        """Selects the few-shot images."""
-        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
-
-    def on_evaluation_end(self) -> None:
-        """Forgets the pass's text, and the memory bank of few-shot images."""
-        super().on_evaluation_end()
-        self.memory.reset()
 
     def embed_text(self) -> Tensor:
         """Returns the normal and the abnormal text embedding `[2, D]`, L2-normalised."""

@@ -91,6 +91,7 @@ class AnoVL(AnomalyMethod):
     Reference: AnoVL (Deng et al., 2023), with the numbers of its public code (hq-deng/AnoVL, 3a70bfd).
     """
 
+    needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # views are encoded from the image
 
     def __init__(
@@ -132,8 +133,14 @@ class AnoVL(AnomalyMethod):
         )
         self.sentences = CategoryText(self._embed_sentences)
 
+    @property
+    def adapts(self) -> bool:
+        """Returns whether there are steps of the adaptation."""
+        return self.adapter.steps > 0
+
     def on_evaluation_end(self) -> None:
         """Forgets the pass's text."""
+        super().on_evaluation_end()
         self.sentences.forget()
 
     def _embed_sentences(self, sample: Sample) -> Tensor:

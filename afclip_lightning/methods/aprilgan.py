@@ -1,7 +1,7 @@
 """APRIL-GAN, also called VAND: a linear layer a stage between the patches and the text; with `k_shot`, a memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, get_args
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
-from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, UsesTestSet, adam
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
@@ -52,6 +52,10 @@ class APRILGAN(AnomalyMethod):
     Reference: APRIL-GAN (Chen et al., 2023), with the numbers of its public code (ByChelsea/VAND-APRIL-GAN, f13b8a6).
     """
 
+    takes_few_shot: ClassVar[bool] = True
+    memory: MemoryBank
+    uses_test_set: ClassVar[UsesTestSet] = "with few-shot images"  # whose highest values are scaled over the category
+    needs_class_name: ClassVar[bool] = True
     fixed_by_training = ("names", "temperature")
 
     def __init__(
@@ -79,37 +83,24 @@ class APRILGAN(AnomalyMethod):
         self.memory = MemoryBank()
         self.ranges: dict[Key, tuple[float, float]] = {}
 
-    def setup(self, stage: str) -> None:
-        """Selects the few-shot images."""
-        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
-
     def on_train_end(self) -> None:
         """Forgets the text."""
         self.text.forget()
 
-    def on_evaluation_start(self) -> None:
-        """Measures the ranges of the maps' maxima, with `k_shot`.
+    def observe(self, test_set: WholeTestSet) -> dict[Key, tuple[float, float]]:
+        """Returns the ranges of the maps' maxima over this process's part of the test images, by category."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.measure(test_set)
 
-        Raises:
-            TypeError: There is no data module to ask for the test images.
-        """
-        if self.k_shot:
-            data = getattr(self.trainer, "datamodule", None)
-            if not isinstance(data, AnomalyData):
-                raise TypeError("k_shot needs all test images at once: give the trainer a datamodule, not loaders")
-            with self.trainer.precision_plugin.forward_context():
-                found = self.measure(batch for part in data.test_sets for batch in part.test_dataloader())
-            if self.trainer.world_size > 1:  # each process has measured on its own part
-                gathered: list[Any] = [None] * self.trainer.world_size
-                torch.distributed.all_gather_object(gathered, found)
-                found = _merged(gathered)
-            self.ranges = found
+    def take_observed(self, observed: Sequence[dict[Key, tuple[float, float]]]) -> None:
+        """Keeps the ranges over all test images."""
+        self.ranges = _merged(observed)
 
     def on_evaluation_end(self) -> None:
-        """Forgets the text, the ranges, and the memory bank of few-shot images."""
+        """Forgets the text and the ranges too."""
+        super().on_evaluation_end()
         self.text.forget()
         self.ranges = {}
-        self.memory.reset()
 
     def _embed_text(self, sample: Sample) -> Tensor:
         name = name_of(sample, self.names)

@@ -1,8 +1,8 @@
 """The contract of a method: frozen features in, a score and a map out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,11 +15,17 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.components.loss_watch import LossWatch
+from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.views import score_views
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.data.whole_test_set import WholeTestSet
+from afclip_lightning.distributed import gathered
 from afclip_lightning.errors import CheckpointError
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+UsesTestSet = Literal["never", "with few-shot images", "always"]
 
 
 def adam(parameters: Iterable[Tensor]) -> Adam:
@@ -47,6 +53,12 @@ class AnomalyMethod(LightningModule, ABC):
     A trained method also implements `loss`. Checkpoints hold the trainable tensors, plain hyperparameters and the
     feature spec; never the backbone.
 
+    What a method takes beside features is declared, as the class attributes below say it: nothing outside looks for it.
+
+    - With `takes_few_shot` it has the arguments `k_shot` and `shot_seed` and a `memory`, and implements `fit_memory`.
+    - With `needs_references` it has a `pairing`.
+    - With `uses_test_set` it implements `observe` and `take_observed`.
+
     Args:
         backbone: The frozen CLIP.
         spec: The features that the head takes.
@@ -54,14 +66,30 @@ class AnomalyMethod(LightningModule, ABC):
 
     Attributes:
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
+        takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
+        needs_references: Whether it compares each image with reference images, which the data module pairs it with.
+        uses_test_set: When it scores an image in relation to all test images of its category.
         needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
+        needs_class_name: Whether its prompts say what the category is called.
+        k_shot: Few-shot images per category; 0 for a method that takes none.
+        shot_seed: Of their random selection.
+        memory: The bank that few-shot images go to, or `None`.
+        pairing: How images are paired with their references, or `None`.
         store: Where features are kept, or `None`; the command line sets it.
         config: How the method is built, as the `model` section of a config says it, for checkpoints that stand alone;
             `None` where the method was built in Python.
     """
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
+    takes_few_shot: ClassVar[bool] = False
+    needs_references: ClassVar[bool] = False
+    uses_test_set: ClassVar[UsesTestSet] = "never"
     needs_pixels: ClassVar[bool] = False
+    needs_class_name: ClassVar[bool] = False
+    k_shot: int = 0
+    shot_seed: int = 0
+    memory: MemoryBank | None = None
+    pairing: Pairing | None = None
     store: FeatureStore | None = None
     config: dict[str, Any] | None = None
 
@@ -85,6 +113,37 @@ class AnomalyMethod(LightningModule, ABC):
         raise TypeError(f"{type(self).__name__} trains nothing: use the test command")
 
     @property
+    def needs_test_set(self) -> bool:
+        """Returns whether it has no score of an image alone, as it is built: see `uses_test_set`."""
+        return self.uses_test_set == "always" or (self.uses_test_set == "with few-shot images" and self.k_shot > 0)
+
+    @property
+    def adapts(self) -> bool:
+        """Returns whether it trains something on each image that it tests."""
+        return False
+
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`."""
+        raise TypeError(f"{type(self).__name__} takes no few-shot images")
+
+    def observe(self, test_set: WholeTestSet) -> Any:
+        """Returns what this process's part of the test images says of each other, as something that can be pickled.
+
+        It runs once before each pass of validate, test or predict.
+        """
+        raise TypeError(f"{type(self).__name__} does not compare test images with each other")
+
+    def take_observed(self, observed: Sequence[Any]) -> None:
+        """Keeps what `observe` returned on each process, for `score`."""
+        raise TypeError(f"{type(self).__name__} does not compare test images with each other")
+
+    @property
+    def data(self) -> AnomalyData | None:
+        """Returns the data module of the run; `None` where the trainer was given loaders."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, AnomalyData) else None
+
+    @property
     def preprocess(self) -> Preprocess:
         """Returns the preprocessing that a data module must use for this method's backbone."""
         return self.backbone.preprocess
@@ -97,11 +156,36 @@ class AnomalyMethod(LightningModule, ABC):
         """Returns the backbone's features of a batch; see the function of this name."""
         return features_of(batch, self.backbone, self.spec, self.store)
 
+    def setup(self, stage: str) -> None:
+        """Asks the data module for few-shot images and references: before any image is read, since too few end the run.
+
+        Raises:
+            DatasetError: A category has too few images.
+        """
+        if self.data is None:
+            return
+        if self.memory is not None:
+            self.memory.select(self.data, self.k_shot, self.shot_seed)
+        if self.pairing is not None:
+            self.data.pair(self.pairing)
+
     def on_evaluation_start(self) -> None:
-        """Prepares what stays the same for a whole pass of validate, test or predict."""
+        """Prepares what stays the same for a whole pass of validate, test or predict: shows it the test set, if needed.
+
+        Raises:
+            TypeError: There is no data module to ask for the test images.
+        """
+        if not self.needs_test_set:
+            return
+        if self.data is None:
+            name = type(self).__name__ if self.uses_test_set == "always" else "k_shot"
+            raise TypeError(f"{name} needs all test images at once: give the trainer a datamodule, not loaders")
+        self.take_observed(gathered(self.observe(WholeTestSet(self.data, self.preprocess, self.store))))
 
     def on_evaluation_end(self) -> None:
-        """Drops what `on_evaluation_start` prepared."""
+        """Drops what `on_evaluation_start` prepared, and the memory bank of few-shot images."""
+        if self.memory is not None:
+            self.memory.reset()
 
     def on_validation_epoch_start(self) -> None:
         """See `on_evaluation_start`."""
@@ -243,10 +327,12 @@ class PromptMethod(AnomalyMethod):
 
     def on_evaluation_start(self) -> None:
         """Embeds the text once for the pass."""
+        super().on_evaluation_start()
         self.pass_text = self.embed_text()
 
     def on_evaluation_end(self) -> None:
         """Forgets the pass's text."""
+        super().on_evaluation_end()
         self.pass_text = None
 
 

@@ -1,6 +1,6 @@
 """CLIP and CLIP-AC as other papers have them for baselines: nothing but two prompts, or an ensemble of them."""
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ class CLIP(AnomalyMethod):
     Reference: the baselines of WinCLIP, AnomalyCLIP and FAPrompt.
     """
 
+    needs_class_name: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: ClipBackbone,
@@ -86,6 +88,7 @@ class CLIP(AnomalyMethod):
 
     def on_evaluation_end(self) -> None:
         """Forgets the texts."""
+        super().on_evaluation_end()
         self.text.forget()
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:

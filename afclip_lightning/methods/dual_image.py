@@ -79,6 +79,8 @@ class DualImageCLIP(AnomalyMethod):
     Reference: Dual-Image Enhanced CLIP, Eq. (1) to (13).
     """
 
+    needs_references: ClassVar[bool] = True
+    needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # anomalies are synthesised in the image
 
     def __init__(
@@ -131,14 +133,14 @@ class DualImageCLIP(AnomalyMethod):
         self.adapter = TestTimeAdapter(dim, dim, start, residual, steps, learning_rate, weight_decay, seed)
         self.text = CategoryText(self._embed_text)
 
-    def setup(self, stage: str) -> None:
-        """Asks the data module for references: before any image is read, so that too few stop the run at once."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            datamodule.pair(self.pairing)
+    @property
+    def adapts(self) -> bool:
+        """Returns whether there are steps of the adaptation."""
+        return self.adapter.steps > 0
 
     def on_evaluation_end(self) -> None:
         """Forgets the pass's text."""
+        super().on_evaluation_end()
         self.text.forget()
 
     def _embed_text(self, sample: Sample) -> Tensor:

@@ -1,7 +1,7 @@
 """KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from afclip_lightning.components.adapters import ConvAdapter
 from afclip_lightning.components.cross_attention import BiCrossAttention
 from afclip_lightning.components.losses import binary_focal_loss, knowledge_loss, map_losses
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample, upsample_and_smooth
-from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.knowledge.base import knowledge_digest
 from afclip_lightning.knowledge.targets import Knowledge
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
@@ -85,6 +84,7 @@ class KAnoCLIP(AnomalyMethod):
     Reference: KAnoCLIP (Li et al., 2025), Eq. (1) to (15).
     """
 
+    needs_class_name: ClassVar[bool] = True
     fixed_by_training = (
         "learnable_prompts",
         "normal_words",
@@ -176,9 +176,9 @@ class KAnoCLIP(AnomalyMethod):
         Raises:
             UserError: The base lacks one of them.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.knowledge is not None and isinstance(data, AnomalyData):
-            self.knowledge.read(data.training_set.selected_categories())
+        super().setup(stage)
+        if stage == "fit" and self.knowledge is not None and self.data is not None:
+            self.knowledge.read(self.data.training_set.selected_categories())
 
     def configure_optimizers(self) -> Optimizer | None:
         """Returns the optimiser, with two groups: the prompts, and the rest with `head_lr`."""

@@ -1,6 +1,7 @@
 """Nearest neighbours: the plain few-shot baseline that a new head must be compared with."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,9 @@ class NearestNeighbours(AnomalyMethod):
         ValueError: An argument is out of its range.
     """
 
+    takes_few_shot: ClassVar[bool] = True
+    memory: MemoryBank
+
     def __init__(
         self,
         backbone: ClipBackbone,
@@ -52,14 +56,6 @@ class NearestNeighbours(AnomalyMethod):
         self.shot_seed = shot_seed
         self.map_sigma = map_sigma
         self.memory = MemoryBank()
-
-    def setup(self, stage: str) -> None:
-        """Selects the few-shot images."""
-        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
-
-    def on_evaluation_end(self) -> None:
-        """Forgets the memory bank of few-shot images."""
-        self.memory.reset()
 
     def fit_memory(self, key: Key, image: Tensor) -> None:
         """Fits the memory bank of a `(dataset, category)` on the patches of normal images `[S, 3, H, W]`."""

@@ -92,6 +92,9 @@ class WinCLIP(AnomalyMethod):
     Reference: WinCLIP, Sec. 4.1 to 4.3, Eq. (1) and (4).
     """
 
+    takes_few_shot: ClassVar[bool] = True
+    memory: MemoryBank
+    needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # windows are encoded from the image
 
     def __init__(
@@ -149,14 +152,10 @@ class WinCLIP(AnomalyMethod):
         normal, abnormal = (sentences(states, self.templates, name) for states in (WINCLIP_NORMAL, WINCLIP_ABNORMAL))
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
-    def setup(self, stage: str) -> None:
-        """Selects the few-shot images."""
-        self.memory.select(self.trainer, self.k_shot, self.shot_seed)
-
     def on_evaluation_end(self) -> None:
-        """Forgets the texts, and the memory bank of few-shot images."""
+        """Forgets the texts too."""
+        super().on_evaluation_end()
         self.text.forget()
-        self.memory.reset()
 
     def windows(self, features: ClipFeatures, image: Tensor) -> list[Tensor]:
         """Returns the embeddings of the whole image and of its windows, one `[B, 1 + W, D]` a size."""

@@ -38,10 +38,13 @@ class Brightness(LightningModule):
         where: `score` or `map`.
     """
 
+    k_shot, shot_seed, memory, store = 0, 0, None, None
+    needs_test_set, needs_references = False, False
+
     def __init__(self, spoil: tuple[str, float] | None = None, where: str = "map") -> None:
         super().__init__()
         self.preprocess = Preprocess(SIZE)
-        self.spoil, self.where, self.k_shot, self.shot_seed = spoil, where, 0, 0
+        self.spoil, self.where = spoil, where
 
     def predict_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> AnomalyPrediction:
         maps = batch.image[:, 0].clone()
@@ -278,7 +281,7 @@ def test_tiles_are_refused_where_whole_images_are_needed(root: Path, tmp_path: P
     with pytest.raises(ValueError, match="tiles must be at least 1"):
         Evaluation(resolution="image", tiles=0)
     model = Brightness()
-    model.pairing = None  # type: ignore[assignment]
+    model.needs_references = True
     with pytest.raises(UserError, match="Brightness compares each image with other test images as a whole"):
         evaluated(root, tmp_path, model, resolution="image", tiles=3)
     model = Brightness()

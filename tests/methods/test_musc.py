@@ -20,21 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.components.mutual_scoring import aggregate, nearest_distances, normalise_planes, similarities
 from afclip_lightning.components.scoring import upsample
+from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.methods.musc import (
-    MuSc,
-    MuSc2,
-    Scored,
-    aggregate,
-    constrain,
-    nearest_distances,
-    normalise_planes,
-    similarities,
-)
+from afclip_lightning.methods.musc import MuSc, Scored, constrain
+from afclip_lightning.methods.musc2 import MuSc2
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
 from tests.reference import musc_naive as naive
 from tests.support import REPOSITORY
@@ -285,7 +279,8 @@ def test_labels_and_masks_are_not_looked_at(backbone: ClipBackbone, tmp_path: Pa
     for mask in data.root.rglob("*_mask.png"):
         mask.write_bytes(b"")
     model.trainer = trainer_of(tmp_path)
-    for size, batches in model._subsets(data, data.find_samples("nut", "test")):
+    images = WholeTestSet(data, model.preprocess, None).categories()["parts", "nut"]
+    for size, batches in model._subsets(images):
         read = [sample for samples_read, _ in batches for sample in samples_read]
         assert len(read) == size == 5
         assert {(sample.label, sample.mask_path) for sample in read} == {(UNKNOWN, None)}

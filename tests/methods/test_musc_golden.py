@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.mutual_scoring import aggregate, normalise_planes
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.methods.musc import MuSc, Scored, aggregate, constrain, normalise_planes
+from afclip_lightning.methods.musc import MuSc, Scored, constrain
 from afclip_lightning.types import Sample
 from tests.support.recipe import GOLDEN
 from tests.support.recipe_baselines import make_backbone, value

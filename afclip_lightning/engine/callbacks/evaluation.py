@@ -12,15 +12,12 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from afclip_lightning import results
-from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.tiles import Fit, Tiling, resize_map
 from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import fingerprint
-from afclip_lightning.methods.aprilgan import APRILGAN
-from afclip_lightning.methods.musc import MuSc
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, ProDefinition
 from afclip_lightning.results import TOLERANCE, ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, MaskFacts, Outputs, Sample, prediction_of
@@ -120,8 +117,8 @@ class Evaluation(Callback):
         method = _method(pl_module, self.head)
         if self.tiling:
             _check_tiled(method)
-        if isinstance(memory := getattr(method, "memory", None), MemoryBank):
-            memory.tiling = self.tiling
+        if method.memory is not None:
+            method.memory.tiling = self.tiling
         for part in () if data is None else data.test_sets:
             for category in part.selected_categories():
                 results.check_category(category, f"{part.name} under {part.root}: ")
@@ -277,11 +274,11 @@ class Evaluation(Callback):
         trained = Path(trainer.default_root_dir) / "head.ckpt"
         if checkpoint is None and self.head == MAIN_HEAD and trainer.global_step and trained.is_file():
             checkpoint = trained  # of the training that this test follows
-        shots, seed = getattr(method, "k_shot", 0), os.environ.get("PL_GLOBAL_SEED")
+        shots, seed = method.k_shot, os.environ.get("PL_GLOBAL_SEED")
         self.conditions = {
             "method": type(method).__name__,
             "k_shot": shots,
-            "shot_seed": getattr(method, "shot_seed", None) if shots else None,
+            "shot_seed": method.shot_seed if shots else None,
             "seed": None if seed is None else int(seed),
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "checkpoint_fingerprint": None if checkpoint is None else _fingerprint(Path(checkpoint)),
@@ -314,13 +311,12 @@ def _check_tiled(method: Any) -> None:
         UserError: It compares whole images with each other, or reads kept features, which are of whole images.
     """
     name = type(method).__name__
-    whole = isinstance(method, MuSc) or (isinstance(method, APRILGAN) and method.k_shot > 0)
-    if whole or hasattr(method, "pairing"):
+    if method.needs_test_set or method.needs_references:
         raise UserError(
             f"{name} compares each image with other test images as a whole, so it cannot see them in tiles. Leave out "
             "--evaluation.fit, tiles and tile_size; --evaluation.resolution image works with it."
         )
-    if getattr(method, "store", None) is not None:
+    if method.store is not None:
         raise UserError(
             "Features are kept of whole images, not of tiles: leave out --features.cache, or --evaluation.fit, tiles "
             "and tile_size."

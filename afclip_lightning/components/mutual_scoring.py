@@ -1,0 +1,104 @@
+"""Mutual scoring: how far the patches of an image are from those of others, at several scales."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.components.scoring import upsample
+
+NEAR = 1e-2  # squared distances below are computed again from differences: 2 - 2ab loses what small ones consist of
+
+
+class MutualScoring:
+    """Patches of a layer at each scale, and what their distances to other images' patches say.
+
+    Args:
+        grid: Patch grid `(h, w)`.
+        image_size: Side of the input image in pixels.
+        scales: Windows of the aggregation in patches, odd; 1 is the patch itself.
+        interval: Share of the references, those with the lowest distances, that a patch's score is the mean over.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: MuSc (Li et al., ICLR 2024), LNAMD and MSM.
+    """
+
+    def __init__(self, grid: tuple[int, int], image_size: int, scales: Sequence[int], interval: float) -> None:
+        if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
+            raise ValueError(f"scales must be odd and positive, got {list(scales)}")
+        if not 0 < interval <= 1:
+            raise ValueError(f"interval must be in (0, 1], got {interval}")
+        self.grid = grid
+        self.image_size = image_size
+        self.scales = tuple(scales)
+        self.interval = interval
+
+    def at_scale(self, patches: Tensor, scale: int) -> Tensor:
+        """Returns patches `[B, N, C]` of one layer, from `normalise_planes`, aggregated and L2-normalised."""
+        return F.normalize(aggregate(patches, self.grid, scale), dim=-1)
+
+    def lowest_mean(self, distances: Tensor) -> Tensor:
+        """Returns the patches' scores `[N]`, of their distances `[J, N]` to J references."""
+        return lowest_mean(distances, self.interval)
+
+    def upsampled(self, patch_maps: Tensor) -> Tensor:
+        """Returns maps `[B, h, w]` at the size of the input image, `[B, H, W]`."""
+        return upsample(patch_maps, (self.image_size, self.image_size), align_corners=True)
+
+
+def normalise_planes(tokens: Tensor) -> Tensor:
+    """Returns the patches of tokens `[B, 1 + N, C]`, `[B, N, C]`, float32, of mean 0 and variance 1 over an image.
+
+    Reference: MuSc, LNAMD; the normalisation as in the official code.
+    """
+    patches = tokens[:, 1:].float()
+    return F.layer_norm(patches, patches.shape[1:])
+
+
+def aggregate(patches: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
+    """Returns the mean of the patches `[B, N, C]` over a window around each, `[B, N, C]`; beyond the borders are zeros.
+
+    The official code pools the values of a window from C x scale x scale to C, which is this mean.
+
+    Reference: MuSc, LNAMD.
+    """
+    if scale == 1:
+        return patches
+    planes = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # [B, C, h, w], a view in channels-last order
+    return F.avg_pool2d(planes, scale, stride=1, padding=scale // 2).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def similarities(queries: Tensor, references: Tensor) -> Tensor:
+    """Returns cosines `[P, Q, N, M]` of L2-normalised patches `[P, N, C]` and `[Q, M, C]`, of one matrix product."""
+    product = queries.flatten(0, 1) @ references.flatten(0, 1).T
+    return product.unflatten(1, references.shape[:2]).unflatten(0, queries.shape[:2]).transpose(1, 2)
+
+
+def nearest_distances(cosines: Tensor, queries: Tensor, references: Tensor) -> Tensor:
+    """Returns the Euclidean distance of each query patch to the nearest patch of each reference, `[P, Q, N]`.
+
+    Args:
+        cosines: `[P, Q, N, M]`, see `similarities`.
+        queries: `[P, N, C]`, L2-normalised.
+        references: `[Q, M, C]`, L2-normalised.
+
+    Reference: MuSc, MSM.
+    """
+    squared = 2 - 2 * cosines.amax(3)
+    for near in (squared < NEAR).nonzero().split(queries.shape[1]):  # a few at a time: they may be all
+        p, q, n = near.unbind(1)
+        nearest = references[q, cosines[p, q, n].argmax(1)]
+        squared[p, q, n] = (queries[p, n] - nearest).square_().sum(1)
+    return squared.sqrt_()
+
+
+def lowest_mean(distances: Tensor, interval: float) -> Tensor:
+    """Returns the mean `[N]` over the lowest of the distances `[J, N]` to J references: this share, at least one.
+
+    Reference: MuSc, MSM, the interval average.
+    Differs: at least one, where the official code has none, and gives NaN, for less than five images.
+    """
+    kept = max(1, int(interval * distances.shape[0]))
+    return distances.topk(kept, dim=0, largest=False).values.mean(0)
