@@ -19,7 +19,7 @@ from afclip_lightning.methods.base import AnomalyMethod
 
 
 def section(name: str, value: Any) -> Mapping[str, Any]:
-    """Returns the `data` section of a dataset of a matrix.
+    """Returns the `data` section of a dataset of a matrix, which says where the dataset lies.
 
     Args:
         name: Its name.
@@ -39,7 +39,7 @@ def section(name: str, value: Any) -> Mapping[str, Any]:
         raise UserError(
             f"dataset {name!r}: init_args must be a mapping, got {found['init_args']!r}. Leave it out if empty."
         )
-    return found
+    return {**found, "init_args": {"root": str(build(name, found).root), **found.get("init_args", {})}}
 
 
 def absent(name: str, found: Mapping[str, Any]) -> str:

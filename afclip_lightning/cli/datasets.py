@@ -32,17 +32,12 @@ Nothing here uses the network.
 """
 
 
-def default_root(dataset: AnomalyDataModule | type[AnomalyDataModule]) -> Path:
-    """Returns where the configs look for a dataset: its folder in AFCLIP_DATA or, where that is not set, in `data`."""
-    return Path(os.environ.get("AFCLIP_DATA", "data")) / (dataset.folder or dataset.name)
-
-
 def catalogue() -> list[AnomalyDataModule]:
     """Returns every published dataset once, sorted by name."""
     found: dict[str, AnomalyDataModule] = {}
     for cls in dataset_classes():
         if not inspect.isabstract(cls):
-            named = [cls(root=default_root(cls))] if getattr(cls, "name", "") else _variants(cls)
+            named = [cls()] if getattr(cls, "name", "") else _variants(cls)
             found |= {dataset.name: dataset for dataset in named}
     return [found[name] for name in sorted(found)]
 
@@ -52,7 +47,7 @@ def _variants(cls: type[AnomalyDataModule]) -> list[AnomalyDataModule]:
     here, there = (cls.variants(Path(folder)) for folder in ("here", "there"))
     found = [dataset for dataset, moved in zip(here, there, strict=True) if dataset.name == moved.name]
     for dataset in found:
-        dataset.root = default_root(dataset)
+        dataset.root = dataset.default_root()
     return found
 
 
@@ -70,14 +65,11 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
     classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
     classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
     if cls := classes.get(name.lower()):
-        named = bool(getattr(cls, "name", ""))
-        if root is None and not named:
-            raise UserError(f"{cls.__name__} needs --root DIR: only a published set has a folder that is looked for.")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls, "dataset")
         prefixed = [f"--dataset.{option[2:]}" if option.startswith("--") else option for option in options]
         try:
-            parsed = parser.parse_args([f"--dataset.root={root or default_root(cls)}", *prefixed])
+            parsed = parser.parse_args([*prefixed, *([] if root is None else [f"--dataset.root={root}"])])
             return parser.instantiate_classes(parsed).dataset
         except Exception as error:  # the parser's own, and whatever the constructor refuses
             raise UserError(f"{cls.__name__}: {message_of(error)}") from error
@@ -185,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
             "--root",
             type=Path,
             metavar="DIR",
-            help="its folder; by default the one in AFCLIP_DATA, or data, that its config names",
+            help="its folder; by default the one in AFCLIP_DATA, or data",
         )
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")

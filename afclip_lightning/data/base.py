@@ -42,6 +42,7 @@ from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.results import MEAN
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
 
+DATA_VARIABLE = "AFCLIP_DATA"  # the folder that holds all datasets
 Data = TypeVar("Data", bound="AnomalyData")
 Facts = TypeVar("Facts")
 LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers take 77; the sentence around it and learnable tokens have theirs
@@ -136,7 +137,7 @@ class AnomalyDataModule(AnomalyData):
     labelled test images of an auxiliary dataset and tests on other datasets.
 
     Args:
-        root: Folder of the dataset.
+        root: Folder of the dataset; by default that of a published one, see `default_root`.
         categories: Categories to use; all of the dataset by default.
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
@@ -157,7 +158,7 @@ class AnomalyDataModule(AnomalyData):
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         told: What each split that was set up does not read of the files in its folders; see `left_out`.
         name: Name of the dataset in metric keys and tables.
-        folder: Its folder in the one that holds all datasets, as the configs have it; empty where that is `name`.
+        folder: Its folder in the one that holds all datasets; empty where that is `name`.
         layout: What `root` must contain, as a few lines for a person.
         source: Where the dataset is obtained.
         licence: Licence of the dataset, or what is known of it.
@@ -167,10 +168,10 @@ class AnomalyDataModule(AnomalyData):
         class_names: What a prompt calls a category, where that is not the category's name with spaces for underscores.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or the dataset is one's own and no root is given.
     """
 
-    name: str
+    name: str = ""
     folder: str = ""
     layout: str
     source: str
@@ -182,7 +183,7 @@ class AnomalyDataModule(AnomalyData):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,
@@ -194,7 +195,7 @@ class AnomalyDataModule(AnomalyData):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}")
-        self.root = Path(root).expanduser()
+        self.root = self.default_root() if root is None else Path(root).expanduser()
         self.categories = checked_names("categories", categories)
         self.train_split: Split = train_split
         self.batch_size = batch_size
@@ -212,6 +213,16 @@ class AnomalyDataModule(AnomalyData):
         self.skipped: dict[Path, str] = {}
         self.told: dict[Split, list[LeftOut]] = {}
         self._white: tuple[White, int | None] | None = None  # the level and what it comes to
+
+    def default_root(self) -> Path:
+        """Returns where the dataset lies unless a root is given: its folder in `AFCLIP_DATA`, or in `data`.
+
+        Raises:
+            ValueError: It is one's own, and its folder has no name that is known.
+        """
+        if not (folder := self.folder or self.name):
+            raise ValueError("root must be given: only a published dataset has one by default")
+        return Path(os.environ.get(DATA_VARIABLE) or "data").expanduser() / folder
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
@@ -613,8 +624,8 @@ class DatasetNotFoundError(DatasetError):
             f"Expected in {root}:\n{indented(dataset.layout)}\n\n"
             f"How to get it:\n{indented(dataset.source)}\n"
             f"  Licence: {dataset.licence or 'not known, see there'}\n\n"
-            "Another place: set `root` in the config, or the variable AFCLIP_DATA, where the config uses it, to the "
-            "folder that holds all datasets.\nTo see the project work without any dataset: make demo."
+            "Another place: set `root` of the dataset, or the variable AFCLIP_DATA to the folder that holds all "
+            "datasets.\nTo see the project work without any dataset: make demo."
         )
 
 

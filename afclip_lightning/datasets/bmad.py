@@ -47,8 +47,8 @@ class BMAD(AnomalyDataModule):
     folder `img`, or directly where that is not there. The folder `valid` is not used.
 
     Args:
-        root: Folder of the set.
         subset: The set; its name in metric keys and tables is `bmad_<subset>`.
+        root: Folder of the set; the published one by default.
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
@@ -69,19 +69,18 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
 
     def __init__(
         self,
-        root: str | Path,
         subset: Subset,
+        root: str | Path | None = None,
         train_split: Split = "test",
         batch_size: int = 8,
         num_workers: int = 2,
         class_names: ClassNames = None,
     ) -> None:
         facts = facts_of(subset, SUBSETS)
+        self.name, self.folder = f"bmad_{subset}", facts.folder  # before the root, which they say
         super().__init__(
             root, None, train_split, batch_size, num_workers, {facts.category: facts.class_name, **(class_names or {})}
         )
-        self.name = f"bmad_{subset}"
-        self.folder = facts.folder
         self.category = facts.category
         self.published_counts = {facts.category: facts.counts}
         self.source = f"github.com/DorisBao/BMAD; made from {facts.origin}. The archive's folder of this set."
@@ -90,7 +89,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
         """Returns one dataset a subset."""
-        return [cls(root, subset) for subset in get_args(Subset)]
+        return [cls(subset, root) for subset in get_args(Subset)]
 
     def find_categories(self) -> list[str]:
         """Returns the set's only category."""

@@ -39,7 +39,7 @@ class Folder(AnomalyDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         normal_dir: str | None = None,
         abnormal_dir: str | None = None,
         mask_dir: str | None = None,

@@ -18,7 +18,7 @@ class HeadCT(AnomalyDataModule):
     """HeadCT: 100 normal and 100 anomalous test images, without masks; pixel metrics are absent.
 
     Args:
-        root: Folder of the set.
+        root: Folder of the set; the published one by default.
         test_normal: `all` tests on all normal images, and there are none to train on; `quarter` holds out a quarter of
             them, as InCTRL does (25 normal, 100 anomalous), so that the others serve few-shot.
         train_split: Split that training reads.
@@ -40,7 +40,7 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         test_normal: Literal["all", "quarter"] = "all",
         train_split: Split = "test",
         batch_size: int = 8,

@@ -64,7 +64,7 @@ class ListedData(AnomalyDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None,
         file: str | Path,
         name: str | None,
         categories: Names,

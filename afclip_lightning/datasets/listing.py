@@ -49,7 +49,7 @@ class Listing(ListedData):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         file: str | Path = "meta.json",
         name: str | None = None,
         categories: Names = None,

@@ -152,8 +152,8 @@ class Medical(AnomalyDataModule):
     Only the folders that `layout` names are read: what else lies beside them counts as nothing.
 
     Args:
-        root: Folder of the set.
         subset: The set, which is also its name in metric keys and tables.
+        root: Folder of the set; the published one by default.
         batch_size: Images a batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the set's own.
@@ -164,19 +164,18 @@ class Medical(AnomalyDataModule):
 
     def __init__(
         self,
-        root: str | Path,
         subset: Subset,
+        root: str | Path | None = None,
         batch_size: int = 8,
         num_workers: int = 2,
         class_names: ClassNames = None,
     ) -> None:
         self.facts = facts = facts_of(subset, SUBSETS)
         own = {facts.category: facts.class_name} if facts.class_name else {}
+        self.name, self.folder = subset, facts.folder  # before the root, which they say
         super().__init__(
             root, batch_size=batch_size, num_workers=num_workers, class_names={**own, **(class_names or {})}
         )
-        self.name = subset
-        self.folder = facts.folder
         self.layout = facts.layout
         self.source = facts.source
         self.licence = facts.licence
@@ -185,7 +184,7 @@ class Medical(AnomalyDataModule):
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
         """Returns one dataset a subset."""
-        return [cls(root, subset) for subset in get_args(Subset)]
+        return [cls(subset, root) for subset in get_args(Subset)]
 
     def find_categories(self) -> list[str]:
         """Returns the set's only category."""

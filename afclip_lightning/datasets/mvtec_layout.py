@@ -32,7 +32,7 @@ class MVTecLayout(AnomalyDataModule):
     that sets the class attributes and nothing else.
 
     Args:
-        root: Folder that holds one folder a category; `data/<name>` by default for a published dataset.
+        root: Folder that holds one folder a category; that of a published dataset by default.
         name: Name in metric keys and tables; by default the published name, or the name of the root folder.
         categories: Categories to use; by default all of the published ones, or every folder that has a `test` folder.
         train_split: Split that training reads.
@@ -51,7 +51,6 @@ class MVTecLayout(AnomalyDataModule):
         ValueError: There is no root, or an argument is out of its range.
     """
 
-    name = ""
     published: ClassVar[tuple[str, ...]] = ()
     normal_folder: ClassVar[str] = "good"
     mask_suffixes: ClassVar[tuple[str, ...]] = ("", "_mask")
@@ -76,9 +75,7 @@ class MVTecLayout(AnomalyDataModule):
         num_workers: int = 2,
         class_names: ClassNames = None,
     ) -> None:
-        if root is None and not self.name:
-            raise ValueError(f"{type(self).__name__} needs a root: the folder that holds one folder a category")
-        super().__init__(root or f"data/{self.name}", categories, train_split, batch_size, num_workers, class_names)
+        super().__init__(root, categories, train_split, batch_size, num_workers, class_names)
         self.name = name or self.name or self.root.resolve().name
 
     def find_categories(self) -> list[str]:

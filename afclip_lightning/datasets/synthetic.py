@@ -30,7 +30,7 @@ class Synthetic(MVTecLayout):
     the same pictures, whichever categories are drawn and in whatever order.
 
     Args:
-        root: Folder that the pictures are drawn into.
+        root: Folder that the pictures are drawn into; `synthetic` in the folder of all datasets by default.
         categories: Categories to use, for example `SYNTHETIC_TRAIN` or `SYNTHETIC_TEST`; all twelve by default.
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.
@@ -64,7 +64,7 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
 
     def __init__(
         self,
-        root: str | Path = "data/synthetic",
+        root: str | Path | None = None,
         categories: Names = None,
         train_split: Split = "test",
         batch_size: int = 8,

@@ -54,7 +54,7 @@ class Table(ListedData):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         table: str | Path = "images.csv",
         name: str | None = None,
         categories: Names = None,

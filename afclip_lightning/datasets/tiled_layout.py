@@ -91,7 +91,7 @@ class TiledLayout(MVTecLayout):
     tiles are held out but not which ones; here they are sorted by path.
 
     Args:
-        root: Folder of the tiles; `data/<name>` by default.
+        root: Folder of the tiles; that of the set's name by default.
         raw: Folder of the raw set; not needed where the tiles are there.
         train_split: Split that training reads.
         batch_size: Images a batch, in training and in testing.

@@ -40,6 +40,7 @@ from afclip_lightning.engine.factory import HEAD_FILE, backbone_key, checkpoint_
 from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import AnomalyArgumentParser
 from afclip_lightning.engine.resume import LAST, check_optimizer, check_resumable, find_checkpoint
+from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue, restarted
@@ -152,6 +153,7 @@ class AnomalyCLI(LightningCLI):
         probe = ArgumentParser(exit_on_error=False)
         probe.add_subclass_arguments(AnomalyData, "data")
         with _argument_errors():
+            fill_in_roots(config.data)
             data = probe.instantiate_classes(Namespace(data=config.data)).data
             for name, cls in GROUPS.items():
                 cls(**vars(config[name]))

@@ -1,5 +1,6 @@
 """The arguments of a command before they are parsed: what cannot be read, and leftovers of another dataset."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import parse_yaml, read_yaml
 
 CONFIG = ("--config", "-c")
-OF_A_SET = ("categories", "class_names")  # arguments of a dataset that mean nothing to another one
+OF_A_SET = ("root", "name", "categories", "class_names")  # arguments of a dataset that mean nothing to another one
 REMEDY = "Mend it, or leave it out."
 
 
@@ -37,46 +38,97 @@ def unclosed(args: Sequence[str]) -> str:
 
 
 def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns arguments in which a dataset's categories and class names end where another dataset takes its place.
+    """Returns arguments in which what belongs to one dataset ends where another dataset takes its place.
 
-    The parser keeps whatever the new class takes too, and would look for the categories of the old set in the new one.
+    The parser keeps whatever the new class takes too, and would look for the categories of the old set, in its folder.
 
     Returns:
         The arguments, and a sentence on each set of which something was left out.
     """
     kept: list[str] = []
     notes: list[str] = []
-    data: dict[str, Any] = {}
+    data: Any = {}
     for place, arg in enumerate(args):
-        new = _data(*_option(args, place))
-        if new.get("class_path"):
-            was, now = (str(part.get("class_path") or "").rpartition(".")[2] for part in (data, new))
-            left = [name for name in OF_A_SET if data.get(name) is not None]
-            if was and was != now and left:
-                kept += [f"--data.{name}=null" for name in left]
-                notes.append(f"Left out: {' and '.join(left)} of {was}, which mean nothing to {now}.")
-            data = new if was != now else {**data, **new}
-        else:
-            data |= new
+        option, value = _option(args, place)
+        new = _data(option, value)
+        if leftovers := _leftovers(data, new, notes):
+            kept.append(f"--data={json.dumps(leftovers)}")
+        data = _merged(data, new)
+        given = option.removeprefix("--data.")
+        if given != option and given in OF_A_SET:  # by the user's own hand: it stays
+            data.get("init_args", {}).pop(given, None)
         kept.append(arg)
     return kept, notes
 
 
 def _data(option: str, value: str) -> dict[str, Any]:
-    """Returns what an option says of the data: its class and what is `OF_A_SET`."""
+    """Returns what an option says of the data: its class and its arguments."""
     if option == "--data" and not value.startswith("{") and not value.endswith((".yaml", ".yml")):
-        return {"class_path": value}
+        return {"class_path": value, "init_args": {}}
     if option in CONFIG:
         section = _read(value).get("data")
     elif option == "--data":
         section = parse_yaml(value, object, option, remedy=REMEDY) if value.startswith("{") else _read(value)
     else:
         return {}
-    if not isinstance(section, Mapping):
-        return {}
-    arguments = section.get("init_args")
-    arguments = arguments if isinstance(arguments, Mapping) else {}
-    return {name: part[name] for part in (section, arguments) for name in ("class_path", *OF_A_SET) if name in part}
+    return _plain(section) if isinstance(section, Mapping) else {}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a section in which every dataset's arguments lie in `init_args`, where they may also lie beside it."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    given = value.get("init_args")
+    beside = {name: part for name, part in value.items() if name not in ("class_path", "init_args")}
+    arguments = {**beside, **(given if isinstance(given, Mapping) else {})}
+    section = {"init_args": {name: _plain(part) for name, part in arguments.items()}}
+    return {"class_path": value["class_path"], **section} if value.get("class_path") else section
+
+
+def _is_another(old: Any, new: Any) -> bool:
+    """Returns whether a section names another class than the one before it."""
+    names = [str(section.get("class_path") or "").rpartition(".")[2] for section in (old, new)]
+    return all(names) and names[0] != names[1]
+
+
+def _leftovers(old: Any, new: Any, notes: list[str]) -> Any:
+    """Returns the section that clears in `old` what `new` puts another dataset in the place of; `None` for nothing."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):  # as the parser pairs them
+        parts = [_leftovers(before, after, notes) for before, after in zip(old, new, strict=True)]
+        kept = [part or _as_it_is(was) for part, was in zip(parts, old, strict=True)]
+        return kept if any(parts) else None
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("class_path")):
+        return None
+    before, after = old["init_args"], new.get("init_args", {})
+    if _is_another(old, new):
+        cleared: dict[str, Any] = {name: None for name in OF_A_SET if before.get(name) is not None}
+        if told := [name for name in cleared if name not in after]:
+            was, now = (section["class_path"].rpartition(".")[2] for section in (old, new))
+            notes.append(f"Left out: {_listed(told)} of {was}, which mean nothing to {now}.")
+    else:
+        found = {name: _leftovers(before[name], after[name], notes) for name in after if name in before}
+        cleared = {name: part for name, part in found.items() if part}
+    return {"class_path": old["class_path"], "init_args": cleared} if cleared else None
+
+
+def _as_it_is(section: Any) -> Any:
+    return {"class_path": section.get("class_path")} if isinstance(section, Mapping) else section
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Returns what the parser makes of two sections, as far as `_leftovers` asks."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [_merged(before, after) for before, after in zip(old, new, strict=True)]
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping) and "init_args" in old) or _is_another(old, new):
+        return new
+    arguments = {name: _merged(old["init_args"].get(name), value) for name, value in new.get("init_args", {}).items()}
+    return {**old, **new, "init_args": {**old["init_args"], **arguments}}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _option(args: Sequence[str], place: int) -> tuple[str, str]:

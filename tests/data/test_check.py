@@ -63,11 +63,11 @@ def test_folder_of_another_dataset(tmp_path: Path) -> None:
     assert "This looks like visa (VisA)." in message(MVTecAD(converted))
     assert "This looks like btad (BTAD)." in message(VisA(btad))
     assert "This looks like mvtec (MVTecAD)." in message(BTAD(mvtec))
-    assert "This looks like visa (VisA)." in message(Medical(converted, "isic"))  # and not "like MVTecLayout" too
+    assert "This looks like visa (VisA)." in message(Medical("isic", converted))  # and not "like MVTecLayout" too
     assert "This looks like visa (VisA)." in message(MVTecLayout(visa))
     alike = " or ".join(f"{name} (Medical)" for name in ("colondb", "clinicdb", "kvasir", "cvc300", "endo"))
-    assert f"This looks like {alike}." in message(Medical(polyps, "brainmri"))
-    assert "This looks like own (MVTecLayout)." in message(Medical(own, "isic"))
+    assert f"This looks like {alike}." in message(Medical("brainmri", polyps))
+    assert "This looks like own (MVTecLayout)." in message(Medical("isic", own))
 
 
 def test_one_folder_too_high_or_too_deep(tmp_path: Path) -> None:
@@ -113,5 +113,5 @@ def test_arguments_out_of_range(arguments: dict, part: str) -> None:
 
 
 def test_own_layout_needs_a_root() -> None:
-    with pytest.raises(ValueError, match="MVTecLayout needs a root"):
+    with pytest.raises(ValueError, match="root must be given: only a published dataset has one"):
         MVTecLayout()

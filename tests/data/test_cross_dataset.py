@@ -40,7 +40,7 @@ def btad(root: Path, *categories: str) -> BTAD:
 
 
 def test_loaders(root: Path) -> None:
-    data = CrossDataset(btad(root), [parts(root), Medical(root / "isic", "isic", num_workers=0)])
+    data = CrossDataset(btad(root), [parts(root), Medical("isic", root / "isic", num_workers=0)])
     data.connect(Preprocess(14))
     assert [part.preprocess for part in data.parts] == [Preprocess(14)] * 3
     data.check()
@@ -63,7 +63,7 @@ def test_few_shot_is_merged_and_the_same_as_alone(root: Path) -> None:
     alone = parts(root).few_shot(1, seed=3)
     assert merged["parts", "pin"] == alone["parts", "pin"]
     with pytest.raises(DatasetError, match="isic/skin"):
-        CrossDataset(parts(root), [btad(root), Medical(root / "isic", "isic")]).few_shot(1, seed=3)
+        CrossDataset(parts(root), [btad(root), Medical("isic", root / "isic")]).few_shot(1, seed=3)
 
 
 def test_category_in_train_and_test(root: Path) -> None:
@@ -106,12 +106,12 @@ def test_category_tested_on_twice(root: Path) -> None:
 
 
 def test_absent_test_set(root: Path) -> None:
-    absent, empty = BTAD(root / "nowhere"), Medical(root / "empty", "kvasir")
+    absent, empty = BTAD(root / "nowhere"), Medical("kvasir", root / "empty")
     (root / "empty").mkdir()
     for dataset in (absent, empty):
         with pytest.raises(DatasetError, match=f"'{dataset.name}' was not found"):
-            CrossDataset(parts(root), [Medical(root / "isic", "isic"), dataset]).check()
-    skipping = CrossDataset(parts(root), [absent, Medical(root / "isic", "isic"), empty], skip_missing=True)
+            CrossDataset(parts(root), [Medical("isic", root / "isic"), dataset]).check()
+    skipping = CrossDataset(parts(root), [absent, Medical("isic", root / "isic"), empty], skip_missing=True)
     with pytest.warns(UserWarning, match=r"left out.*btad \(.*nowhere\), kvasir \(.*empty\)"):
         skipping.check()
     assert [dataset.name for dataset in skipping.test_sets] == ["isic"]
@@ -123,9 +123,9 @@ def test_absent_test_set(root: Path) -> None:
 def test_skip_missing_hides_no_damage(root: Path) -> None:
     (root / "btad/02/test").rename(root / "btad/02/tset")
     with pytest.raises(DatasetError, match="btad/02/test"):
-        CrossDataset(parts(root), [btad(root), Medical(root / "isic", "isic")], skip_missing=True).check()
+        CrossDataset(parts(root), [btad(root), Medical("isic", root / "isic")], skip_missing=True).check()
     with pytest.raises(DatasetError, match="nowhere does not exist"):
-        CrossDataset(MVTecLayout(root / "nowhere"), Medical(root / "isic", "isic"), skip_missing=True).check()
+        CrossDataset(MVTecLayout(root / "nowhere"), Medical("isic", root / "isic"), skip_missing=True).check()
 
 
 def test_testing_does_not_need_the_training_set(root: Path) -> None:
@@ -172,7 +172,7 @@ class Counts(LightningModule):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_through_lightning(root: Path) -> None:
-    data = CrossDataset(btad(root), [parts(root), Medical(root / "isic", "isic", num_workers=0)])
+    data = CrossDataset(btad(root), [parts(root), Medical("isic", root / "isic", num_workers=0)])
     data.connect(Preprocess(14))
     model = Counts()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import afclip_lightning.datasets
-from afclip_lightning.cli.datasets import catalogue, default_root
+from afclip_lightning.cli.datasets import catalogue
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.datasets.bmad import SUBSETS as BMAD
 from afclip_lightning.datasets.catalogue import dataset_classes
@@ -98,22 +98,21 @@ def sets_of(config: Any) -> Iterator[tuple[type[AnomalyDataModule], dict[str, An
     """Yields class and arguments of every dataset in a config, at any depth."""
     classes = {cls.__name__: cls for cls in dataset_classes()}
     if isinstance(config, dict) and config.get("class_path") in classes:
-        yield classes[config["class_path"]], config["init_args"]
+        yield classes[config["class_path"]], config.get("init_args", {})
     for inner in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
         yield from sets_of(inner)
 
 
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SETS], ids=lambda path: path.stem)
-def test_configs_look_for_a_set_where_the_datasets_command_does(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs_look_for_a_set_in_its_own_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFCLIP_DATA", "${oc.env:AFCLIP_DATA,data}")
     found = list(sets_of(yaml.safe_load(path.read_text())))
     assert found
     for cls, arguments in found:
-        if cls in (Listing, MVTecLayout) or arguments["root"].endswith("synthetic_train"):
-            continue  # one's own, and the half of the drawn set that is trained on
-        assert arguments["root"] == str(default_root(cls(**arguments)))
+        drawn = cls is Synthetic and arguments.get("root", "").endswith("synthetic_train")  # the half to train on
+        assert ("root" in arguments) == (drawn or cls in (Listing, MVTecLayout))  # which are one's own
         if "raw" in arguments:
-            assert Path(arguments["raw"]) == Path(arguments["root"]).with_name(cls.raw_folder)
+            assert Path(arguments["raw"]) == cls().root.with_name(cls.raw_folder)
 
 
 def test_the_table_of_the_readme_names_the_same_folders() -> None:

@@ -227,7 +227,7 @@ def test_command_on_a_published_set(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["check", "mvtec", "--categoriez", "[a]"], "MVTecAD: "),
         (["check", "kvasir", "--subset", "isic"], "name the class Medical"),
         (["check", "Folder", "--root", "r", "--mask_dir", "m"], "no abnormal_dir"),
-        (["check", "Folder", "--normal_dir", "good"], "Folder needs --root DIR"),
+        (["check", "Folder", "--normal_dir", "good"], "Folder: root must be given: only a published dataset has one"),
         (["list", "--roots"], "list takes no --roots"),
     ],
 )

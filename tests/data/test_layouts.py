@@ -56,11 +56,11 @@ WRITTEN: dict[str, tuple[Make, int, tuple[int, int, int]]] = {
     "dtd": (lambda root: DTDSynthetic(write_mvtec(root, DTDSynthetic.published), num_workers=0), 12, (2, 1, 3)),
     "magnetic_tile": (lambda root: MagneticTile(write_magnetic_tile(root), num_workers=0), 1, (2, 1, 3)),
     "dagm": (lambda root: DAGM(write_dagm(root, CLASSES), num_workers=0), 10, (2, 2, 3)),
-    "bmad": (lambda root: BMAD(write_bmad(root), "liver", num_workers=0), 1, (2, 1, 3)),
-    "bmad_readme": (lambda root: BMAD(write_bmad(root, "anomaly_mask"), "resc", num_workers=0), 1, (2, 1, 3)),
+    "bmad": (lambda root: BMAD("liver", write_bmad(root), num_workers=0), 1, (2, 1, 3)),
+    "bmad_readme": (lambda root: BMAD("resc", write_bmad(root, "anomaly_mask"), num_workers=0), 1, (2, 1, 3)),
     **{
         subset: (
-            lambda root, subset=subset: Medical(write_medical(root, subset), subset, num_workers=0),
+            lambda root, subset=subset: Medical(subset, write_medical(root, subset), num_workers=0),
             1,
             (0, 2 if subset in LABELLED else 0, 3),
         )
@@ -115,7 +115,7 @@ def test_published_names_are_known_without_a_disk() -> None:
     assert len(MVTecAD("nowhere").find_categories()) == 15
     assert len(VisA("nowhere").find_categories()) == 12
     assert BTAD("nowhere").find_categories() == ["01", "02", "03"]
-    assert Medical("nowhere", "isic").find_categories() == ["skin"]
+    assert Medical("isic", "nowhere").find_categories() == ["skin"]
     assert [d.name for d in (MVTecAD(), VisA(), BTAD())] == ["mvtec", "visa", "btad"]
 
 
@@ -249,16 +249,16 @@ def test_binary_table_of_visa(tmp_path: Path) -> None:
 def test_brainmri_beside_its_copy_and_only_in_it(tmp_path: Path) -> None:
     both = write_medical(tmp_path / "both", "brainmri")
     write_medical(both / "brain_tumor_dataset", "brainmri")
-    assert len(Medical(both, "brainmri").samples("test")) == 5
+    assert len(Medical("brainmri", both).samples("test")) == 5
     write_medical(tmp_path / "inner/brain_tumor_dataset", "brainmri")
-    inner = Medical(tmp_path / "inner", "brainmri")
+    inner = Medical("brainmri", tmp_path / "inner")
     inner.check()
     assert len(inner.samples("test")) == 5
 
 
 @pytest.mark.parametrize("subset", [*LABELLED, *SEGMENTED])
 def test_threshold_of_medical_masks(subset: str, tmp_path: Path) -> None:
-    samples = Medical(write_medical(tmp_path, subset), subset).samples("test")
+    samples = Medical(subset, write_medical(tmp_path, subset)).samples("test")
     assert {s.mask_threshold for s in samples} == {None if subset in LABELLED or subset == "isic" else 127}
 
 
@@ -267,16 +267,16 @@ def test_threshold_of_medical_masks(subset: str, tmp_path: Path) -> None:
     [("br35h", "pred"), ("covid19", "Viral Pneumonia"), ("lag", "attention_map")],
 )
 def test_medical_folders_that_are_not_read(subset: str, folder: str, tmp_path: Path) -> None:
-    samples = Medical(write_medical(tmp_path, subset), subset).samples("test")
+    samples = Medical(subset, write_medical(tmp_path, subset)).samples("test")
     assert list(tmp_path.rglob(folder))
     assert not [s for s in samples if folder in s.image_path.parts or s.mask_path]
 
 
 def test_words_of_medical_sets_and_counts_that_are_not_published() -> None:
-    assert Medical("x", "tn3k").class_name_of("thyroid") == "thyroid ultrasound"
-    assert Medical("x", "isic").class_name_of("skin") == "skin"
-    assert Medical("x", "lag").published_counts == {}
-    assert Medical("x", "covid19").published_counts == {"chest": (None, 1341, 219)}
+    assert Medical("tn3k", "x").class_name_of("thyroid") == "thyroid ultrasound"
+    assert Medical("isic", "x").class_name_of("skin") == "skin"
+    assert Medical("lag", "x").published_counts == {}
+    assert Medical("covid19", "x").published_counts == {"chest": (None, 1341, 219)}
 
 
 def test_words_are_overridden_and_a_stray_one_is_refused(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_published_counts_add_up() -> None:
 
 
 def test_medical_has_no_training_images(tmp_path: Path) -> None:
-    dataset = Medical(write_medical(tmp_path, "isic"), "isic")
+    dataset = Medical("isic", write_medical(tmp_path, "isic"))
     with pytest.raises(DatasetError, match=r"k_shot is 1, but isic/skin .* 0 normal training images.*zero-shot"):
         dataset.few_shot(1, seed=0)
     with pytest.raises(DatasetError, match="no train image"):
@@ -308,4 +308,4 @@ def test_medical_has_no_training_images(tmp_path: Path) -> None:
 
 def test_unknown_subset() -> None:
     with pytest.raises(ValueError, match="tn3k; got 'headct'"):
-        Medical("x", "headct")  # type: ignore[arg-type]
+        Medical("headct", "x")  # type: ignore[arg-type]

@@ -180,13 +180,13 @@ def test_published_sets(tmp_path: Path) -> None:
     elpv = add(write_elpv(tmp_path / "elpv"), "images/x.png", "images/y.heic")
     headct = add(write_headct(tmp_path / "headct"), "head_ct/x.heic", "head_ct/deep/x.png")
     assert set(left_out(DAGM(dagm, categories=["Class1"]))) == {"Class1/Test/deep/0.png", "Class1/Train/x.heic"}
-    assert set(left_out(BMAD(bmad, "resc"))) == {
+    assert set(left_out(BMAD("resc", bmad))) == {
         "test/good/1.png",
         "test/Ungood/img/deep/1.png",
         "test/good/label/x.heic",
     }
-    assert set(left_out(Medical(isic, "isic"))) == {"ISBI2016_ISIC_Part1_Test_Data/x.heic"}
-    assert not left_out(Medical(lag, "lag"))
+    assert set(left_out(Medical("isic", isic))) == {"ISBI2016_ISIC_Part1_Test_Data/x.heic"}
+    assert not left_out(Medical("lag", lag))
     assert set(left_out(ELPV(elpv))) == {"images/x.png", "images/y.heic"}
     assert set(left_out(HeadCT(headct))) == {"head_ct/x.heic", "head_ct/deep/x.png"}
 

@@ -155,7 +155,7 @@ def test_every_class_checks_its_names(cls: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="1 is a number, not a name"):
             cls(tmp_path, **arguments)
     with pytest.raises(ValueError, match="1 is a number"):
-        Medical(tmp_path, "isic", class_names={"skin": 1})
+        Medical("isic", tmp_path, class_names={"skin": 1})
 
 
 def test_quoted_numbers_are_names(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_set_in_two_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "GroundTruth" in capsys.readouterr().err  # what is still missing
     assert main(["prepare", "isic", "--from", str(masks), "--root", str(root)]) == 0
     assert files(root) == files(whole)
-    together = Medical(tmp_path / "together", "isic")
+    together = Medical("isic", tmp_path / "together")
     assert archive.prepare(together, [images, masks]) == 6
 
 

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from afclip_lightning.backbones import clip
 from afclip_lightning.engine import app
+from afclip_lightning.engine.arguments import without_leftovers
 from tests.support.small_run import run, write_small_run
 
 WRONG = {
@@ -137,6 +139,35 @@ def test_a_pipe_is_no_config(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert "is a named pipe, not a file" in capsys.readouterr().err
 
 
+def test_what_belongs_to_another_set_is_left_out_at_any_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = "{class_path: MVTecLayout, init_args: {root: tested, name: own, categories: [cable], batch_size: 3}}"
+    kept = "{class_path: VisA, init_args: {root: here, categories: [pcb1]}}"
+    (folder / "old.yaml").write_text(
+        f"data: {{class_path: CrossDataset, init_args: {{train: {own}, test: [{own}, {kept}]}}}}"
+    )
+    (folder / "new.yaml").write_text(
+        "data: {class_path: CrossDataset, init_args: {train: {class_path: MVTecAD}, "
+        "test: [{class_path: BTAD}, {class_path: VisA}]}}"
+    )
+    with pytest.raises(SystemExit):
+        app.main(["test", "--config=base.yaml", "--config=old.yaml", "--config=new.yaml", "--print_config"])
+    arguments = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    for section in (arguments["train"], arguments["test"][0]):
+        names = ("root", "name", "categories", "batch_size")
+        assert [section["init_args"][name] for name in names] == [None, None, None, 3]
+    assert arguments["test"][1]["init_args"]["root"] == "here"  # the same set: it stays
+    _, notes = without_leftovers(["--config=old.yaml", "--config=new.yaml"])
+    assert notes == [
+        f"Left out: root, name and categories of MVTecLayout, which mean nothing to {name}."
+        for name in ("MVTecAD", "BTAD")
+    ]
+    args = ["--config=old.yaml", "--data.root=mine", "--data=Folder", "--print_config"]
+    (folder / "old.yaml").write_text("data: {class_path: MVTecAD, init_args: {root: gone}}")
+    with pytest.raises(SystemExit):
+        app.main(["test", "--config=base.yaml", *args])
+    assert "root: mine" in capsys.readouterr().out
+
+
 def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "old.yaml").write_text(
         "data: {class_path: MVTecAD, init_args: {root: gone, categories: [bottle], class_names: {bottle: flask}}}\n"
@@ -152,6 +183,6 @@ def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.Ca
         assert "class_names: null" in output.out
     assert run("test", *args, "--data=MVTecLayout", "--data.root=tested", "--data.categories=[cable]") == 0
     error = capsys.readouterr().err
-    assert "Left out: categories and class_names of MVTecAD, which mean nothing to MVTecLayout." in error
+    assert "Left out: root, categories and class_names of MVTecAD, which mean nothing to MVTecLayout." in error
     assert run("test", *args[:2], "--data=MVTecAD", "--data.root=tested") == 2  # the same set: they stay
     assert "Left out" not in capsys.readouterr().err

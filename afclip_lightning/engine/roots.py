@@ -1,0 +1,35 @@
+"""Where the datasets of a run lie, written into its config."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+
+
+def fill_in_roots(data: Namespace) -> None:
+    """Gives each dataset of a parsed `data` section that has no root the one that it has by default.
+
+    What a run records is where its images were: run again, it reads the same ones, whatever `AFCLIP_DATA` says then.
+
+    Raises:
+        ValueError: A dataset has no default root, or refuses its arguments.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AnomalyData, "data")
+    for section in _without_root(data):
+        dataset = parser.instantiate_classes(Namespace(data=section.clone())).data
+        if isinstance(dataset, AnomalyDataModule):
+            section.init_args.root = str(dataset.root)
+
+
+def _without_root(value: Any) -> Iterator[Namespace]:
+    if isinstance(value, list):
+        for part in value:
+            yield from _without_root(part)
+    elif isinstance(value, Namespace) and "init_args" in value:
+        if value.init_args.get("root", "") is None:
+            yield value
+        for part in vars(value.init_args).values():
+            yield from _without_root(part)
