@@ -1,29 +1,144 @@
-"""Who imports whom."""
+"""The package as a house: imports point down its floors, no file is too long, and tests share through `support`."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 from tests.support import REPOSITORY
 
+NAME = "afclip_lightning"
+PACKAGE = REPOSITORY / NAME
 TESTS = REPOSITORY / "tests"
+FLOORS = [  # the lowest first: a file imports from its own floor and from those below, wherever the statement stands
+    {"types", "errors", "files", "distributed", "discovery"},
+    {"metrics", "results"},
+    {"backbones"},
+    {"data", "prompts"},
+    {"datasets", "knowledge", "components"},
+    {"methods"},
+    {"engine"},
+    {"report", "inspection", "benchmark", "sweep"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+ENTRANCES = {"__init__", "__main__"}  # which name what lies above: `load`, and the verbs
+LOOSE = 8
+LINES = 450
+LONG = {"datasets/procedural.py"}  # one subject: the drawn products
+OPEN = {  # what is known to break a rule, and is being mended
+    "afclip_lightning.types imports afclip_lightning.data.tiles",
+    "afclip_lightning.inspection.predictor imports afclip_lightning.methods.musc",
+    "afclip_lightning.inspection.predictor imports afclip_lightning.methods.aprilgan",
+    "afclip_lightning.engine.callbacks.evaluation imports afclip_lightning.methods.musc",
+    "afclip_lightning.engine.callbacks.evaluation imports afclip_lightning.methods.aprilgan",
+    "engine/app.py",
+    "data/base.py",
+    "methods/musc.py",
+}
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yields what the import statements of a file name, wherever they stand in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Yields what import statements name, for type checkers and inside functions too.
+
+    Args:
+        tree: Of a file.
+        package: The package that the file lies in, which relative imports start from.
+    """
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            start = ".".join([*parts, *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def edges() -> Iterator[tuple[str, str]]:
+    """Yields which module of the package imports which."""
+    for module, tree in TREES.items():
+        package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+        for name in imported(tree, package):
+            target = name if name in MODULES else name.rpartition(".")[0]  # a module, or something in it
+            if target in MODULES and target != module:
+                yield module, target
+
+
+EDGES = set(edges())
+
+
+def room(module: str) -> str:
+    """Returns the folder or the loose module at the top that a module lies in."""
+    return [*module.split("."), "__init__"][1]
+
+
+def level(module: str) -> int:
+    return LEVEL.get(room(module), -1)  # the package itself holds its version
+
+
+def test_no_import_points_up() -> None:
+    rooms = {room(module) for module in MODULES} - ENTRANCES
+    assert rooms <= LEVEL.keys(), f"on no floor: {sorted(rooms - LEVEL.keys())}"
+    up = {
+        f"{source} imports {target}"
+        for source, target in EDGES
+        if room(source) not in ENTRANCES and (room(target) == "__main__" or level(target) > level(source))
+    }
+    assert up - OPEN == set()
+
+
+def test_no_files_import_each_other() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for source, target in EDGES:
+        if source != NAME:  # it names `load` for type checkers
+            graph[source].add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
+
+
+def test_few_modules_lie_loose_at_the_top() -> None:
+    loose = {path.stem for path in PACKAGE.glob("*.py")} - ENTRANCES
+    assert len(loose) <= LOOSE, sorted(loose)
+
+
+def test_no_file_is_long() -> None:
+    lines = {
+        path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines()) for path in MODULES.values()
+    }
+    long = {path for path, count in lines.items() if count > LINES} - LONG - OPEN
+    assert not long, {path: lines[path] for path in long}
+
+
+def test_methods_are_found_not_listed() -> None:
+    """Who adds a method edits no other file."""
+    shared = {f"{NAME}.methods", f"{NAME}.methods.base"}
+    named = {
+        f"{source} imports {target}"
+        for source, target in EDGES
+        if target.startswith(f"{NAME}.methods.") and target not in shared
+    }
+    assert named - OPEN == set()
 
 
 def test_no_test_imports_from_another() -> None:
-    tests = {path: ".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in TESTS.rglob("test_*.py")}
+    tests = {module_of(path) for path in TESTS.rglob("test_*.py")}
     found = [
         f"{path.relative_to(REPOSITORY)} imports {name}; what tests share lies in tests/support"
         for path in TESTS.rglob("*.py")
-        for name in imported(path)
-        if any(name == test or name.startswith(f"{test}.") for test in tests.values())
+        for name in imported(ast.parse(path.read_text(encoding="utf-8")), module_of(path.parent / "__init__.py"))
+        if name in tests or name.rpartition(".")[0] in tests
     ]
     assert found == []

@@ -6,16 +6,15 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
 
 from afclip_lightning import files
+from afclip_lightning.benchmark.files import load_yaml, read_yaml, reading
 from afclip_lightning.errors import UserError
 
 REMEDY = "experiments/benchmark.yaml is an example of a matrix."
@@ -154,10 +153,10 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
     """
     merged = OmegaConf.structured(Matrix)
     for path in paths:
-        content = _load(path, REMEDY)
-        with _reading(path):
+        content = load_yaml(path, REMEDY)
+        with reading(path):
             merged = OmegaConf.merge(merged, content)
-    with _reading(*paths, *changes):
+    with reading(*paths, *changes):
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(changes)))
         plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     matrix = files.to_type(plain, Matrix, ", ".join(map(str, paths)), remedy=REMEDY)
@@ -166,22 +165,6 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
     except UserError as error:
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
     return matrix
-
-
-def _load(path: Path, remedy: str = files.REMEDY) -> DictConfig:
-    content = files.read_yaml(path, dict[str, Any], remedy=remedy)
-    with _reading(path):
-        return OmegaConf.create(content)
-
-
-@contextmanager
-def _reading(*sources: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
-        key = getattr(error, "full_key", None)
-        reason = f"{key}: {str(error).splitlines()[0]}" if key else " ".join(str(error).split())
-        raise UserError(f"{', '.join(map(str, sources))}: cannot be read ({reason}).") from error
 
 
 def _check(matrix: Matrix) -> None:
@@ -336,17 +319,6 @@ class _Builder:
         digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
         files = [f"--config={path}" for path in configs]
         return Step(name, (command, *files, *options, f"--out={CELL}/{name}"), digest, test, shots)
-
-
-def read_yaml(path: Path) -> Any:
-    """Returns what a config file says, with `${...}` in it resolved.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    content = _load(path)
-    with _reading(path):
-        return OmegaConf.to_container(content, resolve=True)
 
 
 def _without_data(path: Path) -> Any:

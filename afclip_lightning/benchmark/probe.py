@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from afclip_lightning.benchmark.matrix import read_yaml
+from afclip_lightning.benchmark.files import read_yaml
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
