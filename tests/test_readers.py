@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import afclip_lightning
-from afclip_lightning.backbones.store import FeatureStore, StoreFacts
+from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.backbones.store_files import StoreFacts
 from afclip_lightning.backbones.weights import load_weights
 from afclip_lightning.benchmark.matrix import load_matrix
 from afclip_lightning.benchmark.published import load_published
@@ -465,7 +466,7 @@ PARSERS = {
 ALLOWED = {
     "backbones/archives.py": {"torch.load"},
     "backbones/weights.py": {"load_file", "safe_open"},
-    "backbones/store.py": {"safe_open"},
+    "backbones/store_files.py": {"safe_open"},
     "data/reader.py": {"Image.open"},  # the reader of images
     "data/tiff.py": {"Image.open"},
     # what this process has written itself before, and files of the package

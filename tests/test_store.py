@@ -16,14 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
-from afclip_lightning.backbones.store import (
-    FeatureCache,
-    FeatureStore,
-    checksum,
-    feature_files,
-    from_rows,
-    image_digest,
-)
+from afclip_lightning.backbones.store import FeatureCache, FeatureStore, from_rows
+from afclip_lightning.backbones.store_files import checksum, feature_files, image_digest
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, UserError
@@ -140,7 +134,8 @@ def rewrite(path: Path, row: dict[str, torch.Tensor], like: Path | None = None) 
     path.parent.mkdir(parents=True, exist_ok=True)
     place = like or path
     of = f"{place.parts[-4]}/{place.parts[-3]}/{place.stem}"
-    save_file(row, path, metadata={"of": f"{of} {checksum(row)}"})
+    content = {name: tensor.reshape(-1).view(torch.uint8) for name, tensor in row.items()}  # of any type
+    save_file(row, path, metadata={"of": f"{of} {checksum(content)}"})
 
 
 def test_what_a_file_says_of_itself_is_compared_with_what_is_asked_for(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from afclip_lightning.backbones.store import feature_files
+from afclip_lightning.backbones.store_files import feature_files
 from afclip_lightning.cli import features
 from tests.support.clips import small_config
 from tests.support.table_runs import options, write_set

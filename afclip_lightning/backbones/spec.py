@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from afclip_lightning.types import ClipFeatures
+if TYPE_CHECKING:
+    from afclip_lightning.types import ClipFeatures
 
 PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
 
@@ -55,14 +56,14 @@ class FeatureSpec:
         """Returns the spec without its taps: what those of one backbone share."""
         return replace(self, layers=(), vv_layers=(), vv_from=None, image_embedding=False)
 
-    def select(self, features: ClipFeatures, given: "FeatureSpec") -> ClipFeatures:
+    def select(self, features: "ClipFeatures", given: "FeatureSpec") -> "ClipFeatures":
         """Returns what this spec names of the features of a wider one, `given`."""
-        return ClipFeatures(
-            tuple(features.tokens[given.layers.index(number)] for number in self.layers),
-            features.grid,
-            tuple(features.vv_tokens[given.vv_layers.index(number)] for number in self.vv_layers),
-            features.class_token if self.image_embedding else None,
-            features.image_embedding if self.image_embedding else None,
+        return replace(
+            features,
+            tokens=tuple(features.tokens[given.layers.index(number)] for number in self.layers),
+            vv_tokens=tuple(features.vv_tokens[given.vv_layers.index(number)] for number in self.vv_layers),
+            class_token=features.class_token if self.image_embedding else None,
+            image_embedding=features.image_embedding if self.image_embedding else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,28 +3,31 @@
 import hashlib
 import json
 import shutil
-import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from afclip_lightning.backbones.archives import is_finite
-from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
-from afclip_lightning.errors import DatasetError, UserError, shown
-from afclip_lightning.files import atomic_path, open_regular, read_json, to_type, write_json
+from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.backbones.store_files import (
+    SPEC_FILE,
+    SUFFIX,
+    DamagedError,
+    StorageType,
+    StoreFacts,
+    feature_files,
+    read_checked,
+    statement,
+)
+from afclip_lightning.errors import UserError, shown
+from afclip_lightning.files import atomic_path, to_type, write_json
 from afclip_lightning.types import ClipFeatures
-
-StorageType = Literal["float16", "float32"]
-SUFFIX = ".safetensors"
-SPEC_FILE = "spec.json"
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,6 @@ class FeatureCache:
     def __post_init__(self) -> None:
         if self.limit_gb is not None and self.limit_gb <= 0:
             raise ValueError(f"limit_gb must be positive, got {self.limit_gb}")
-
-
-@dataclass(frozen=True)
-class StoreFacts:
-    """What all features of a folder have in common, as `spec.json` says it; see `FeatureSpec` and `FeatureStore`."""
-
-    model: str
-    weights_hash: str
-    activation: str
-    image_size: int
-    pos_embed: PosEmbedResize
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    compute: str
-    dtype: StorageType
-
-    @classmethod
-    def read(cls, folder: Path) -> "StoreFacts":
-        """Returns what stands in a folder of features.
-
-        Raises:
-            UserError: Its `spec.json` is damaged.
-        """
-        remedy = "Remove the folder; its features are then computed again."
-        return read_json(folder / SPEC_FILE, cls, remedy=remedy)
 
 
 class FeatureStore:
@@ -135,7 +113,7 @@ class FeatureStore:
             if not path.exists():
                 return None
             try:
-                row |= self._fitting(read_checked(path), path)
+                row |= self._fitting(read_checked(path, "pt"), path)
             except DamagedError as error:
                 rank_zero_warn(f"{error} It is removed and computed again.")
                 with suppress(OSError):
@@ -182,7 +160,7 @@ class FeatureStore:
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
                     with atomic_path(path) as temporary:
                         try:
-                            save_file(row, temporary, metadata=_facts(_place(path), row))
+                            save_file(row, temporary, metadata=statement(path, row))
                         except SafetensorError as error:  # what it makes of a disk that takes no more
                             raise OSError(str(error)) from error
 
@@ -234,74 +212,6 @@ class FeatureStore:
             )
 
 
-class DamagedError(UserError):
-    """A file of features is torn, changed or in another's place."""
-
-
-def image_digest(path: Path, white: int | None = None) -> str:
-    """Returns the name that an image's features go by: from the file's content, and the white level it is seen with.
-
-    Args:
-        path: The image.
-        white: See `Sample`.
-
-    Raises:
-        DatasetError: It is no regular file, or cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=20, key=b"" if white is None else f"white {white}".encode())
-    try:
-        with open_regular(path, error=DatasetError) as file:
-            while part := file.read(2**20):
-                digest.update(part)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Replace the file.") from error
-    return digest.hexdigest()
-
-
-def _place(path: Path) -> str:
-    """Returns what a file's place says of its content: the key of the features, the tap and the image's digest."""
-    return f"{path.parts[-4]}/{path.parts[-3]}/{path.stem}"
-
-
-def checksum(row: dict[str, Tensor]) -> int:
-    """Returns the CRC-32 of an image's tensors, in the order of their names."""
-    value = 0
-    for name in sorted(row):
-        value = zlib.crc32(row[name].reshape(-1).view(torch.uint8).numpy(), value)  # type: ignore[arg-type]
-    return value
-
-
-def _facts(place: str, row: dict[str, Tensor]) -> dict[str, str]:
-    """Returns what a file says of itself, in one entry: several are written in any order, and files would differ."""
-    return {"of": f"{place} {checksum(row)}"}
-
-
-def read_checked(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a file, memory-mapped.
-
-    Raises:
-        DamagedError: The file is torn, its content has changed, is not finite, or belongs elsewhere.
-        UserError: It is no regular file, or may not be read.
-    """
-    open_regular(path).close()  # opening a named pipe would wait
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            row = {name: file.get_tensor(name) for name in names}
-            facts = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{shown(path)}: the features cannot be read ({error}).") from error
-    place, _, written = facts.get("of", "").rpartition(" ")
-    if written != str(checksum(row)):
-        raise DamagedError(f"{shown(path)}: the features have changed since they were written.")
-    tap = path.parts[-3]
-    if place != _place(path) or set(row) != ({"class_token", "image_embedding"} if tap == "embedding" else {tap}):
-        raise DamagedError(f"{shown(path)}: the features are of another image, layer or backbone.")
-    if not all(map(is_finite, row.values())):
-        raise DamagedError(f"{shown(path)}: the features hold NaN or infinity.")
-    return row
-
-
 def named(features: ClipFeatures, spec: FeatureSpec) -> dict[str, dict[str, Tensor]]:
     """Returns the tensors of a batch by name, under the tap that they belong to."""
     taps = {tap: {tap: tokens} for tap, tokens in zip(spec.taps, (*features.tokens, *features.vv_tokens), strict=False)}
@@ -318,8 +228,3 @@ def from_rows(rows: list[dict[str, Tensor]], spec: FeatureSpec, grid: tuple[int,
     return ClipFeatures(
         tokens[:count], grid, tokens[count:], stacked.get("class_token"), stacked.get("image_embedding")
     )
-
-
-def feature_files(root: Path, key: str = "*", tap: str = "*") -> Iterator[Path]:
-    """Yields every file of features under the folder of a store, sorted: of one backbone and tap, or of all."""
-    yield from sorted(root.glob(f"{key}/{tap}/*/*{SUFFIX}"))

@@ -139,7 +139,7 @@ def _different(labelled: Labelled, few_shot_dir: Path | None) -> Labelled:
         UserError: One cannot be read; has copies with both labels; or is remembered by the model: such images are
             normal beyond all others.
     """
-    from afclip_lightning.backbones.store import image_digest
+    from afclip_lightning.backbones.store_files import image_digest
     from afclip_lightning.data.images import walk_images
 
     remembered = set() if few_shot_dir is None else {image_digest(path) for path in walk_images(few_shot_dir)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from afclip_lightning.backbones.store import SPEC_FILE, DamagedError, StoreFacts, feature_files, read_checked
+from afclip_lightning.backbones.store_files import SPEC_FILE, DamagedError, StoreFacts, feature_files, read_checked
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.errors import UserError
 

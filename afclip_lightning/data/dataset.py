@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.backbones.store import FeatureStore, image_digest
+from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.masks import mask_facts

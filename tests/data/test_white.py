@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.backbones.store import image_digest
+from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.cli.model_options import white_of
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.loading import Loading

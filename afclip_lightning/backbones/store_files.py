@@ -1,0 +1,128 @@
+"""The files of a feature store: where they lie, what they say of themselves, and whether it is true. Without torch."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from afclip_lightning.backbones.spec import PosEmbedResize
+from afclip_lightning.errors import DatasetError, UserError, shown
+from afclip_lightning.files import open_regular, read_json
+
+StorageType = Literal["float16", "float32"]
+SUFFIX = ".safetensors"
+SPEC_FILE = "spec.json"
+BITS: dict[str, tuple[type, int]] = {"F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
+"""Types of features, as safetensors names them: unsigned numbers of that size, and the exponent of infinity and NaN."""
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What all features of a folder have in common, as `spec.json` says it; see `FeatureSpec` and `FeatureStore`."""
+
+    model: str
+    weights_hash: str
+    activation: str
+    image_size: int
+    pos_embed: PosEmbedResize
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    compute: str
+    dtype: StorageType
+
+    @classmethod
+    def read(cls, folder: Path) -> "StoreFacts":
+        """Returns what stands in a folder of features.
+
+        Raises:
+            UserError: Its `spec.json` is damaged.
+        """
+        remedy = "Remove the folder; its features are then computed again."
+        return read_json(folder / SPEC_FILE, cls, remedy=remedy)
+
+
+class DamagedError(UserError):
+    """A file of features is torn, changed or in another's place."""
+
+
+def image_digest(path: Path, white: int | None = None) -> str:
+    """Returns the name that an image's features go by: from the file's content, and the white level it is seen with.
+
+    Args:
+        path: The image.
+        white: See `Sample`.
+
+    Raises:
+        DatasetError: It is no regular file, or cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=20, key=b"" if white is None else f"white {white}".encode())
+    try:
+        with open_regular(path, error=DatasetError) as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Replace the file.") from error
+    return digest.hexdigest()
+
+
+def _place(path: Path) -> str:
+    """Returns what a file's place says of its content: the key of the features, the tap and the image's digest."""
+    return f"{path.parts[-4]}/{path.parts[-3]}/{path.stem}"
+
+
+def checksum(row: Mapping[str, Any]) -> int:
+    """Returns the CRC-32 of an image's arrays or tensors, in the order of their names."""
+    value = 0
+    for name in sorted(row):
+        value = zlib.crc32(np.asarray(row[name]).reshape(-1).view(np.uint8), value)  # type: ignore[arg-type]
+    return value
+
+
+def statement(path: Path, row: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a file says of itself, in one entry: several are written in any order, and files would differ."""
+    return {"of": f"{_place(path)} {checksum(row)}"}
+
+
+def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dict[str, Any]:
+    """Returns what a file of features holds, by name: arrays of NumPy, or tensors, which are memory-mapped.
+
+    Raises:
+        DamagedError: The file is torn, its content has changed, is not finite, or belongs elsewhere.
+        UserError: It is no regular file, or may not be read.
+    """
+    open_regular(path).close()  # opening a named pipe would wait
+    try:
+        with safe_open(path, framework=framework) as file:
+            names = list(file.keys())
+            forms = {name: file.get_slice(name).get_dtype() for name in names}
+            if others := {name: form for name, form in forms.items() if form not in BITS}:
+                raise DamagedError(f"{shown(path)}: the features are of another form ({others}).")
+            row = {name: file.get_tensor(name) for name in names}
+            facts = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(f"{shown(path)}: the features cannot be read ({error}).") from error
+    place, _, written = facts.get("of", "").rpartition(" ")
+    if written != str(checksum(row)):
+        raise DamagedError(f"{shown(path)}: the features have changed since they were written.")
+    tap = path.parts[-3]
+    if place != _place(path) or set(row) != ({"class_token", "image_embedding"} if tap == "embedding" else {tap}):
+        raise DamagedError(f"{shown(path)}: the features are of another image, layer or backbone.")
+    if not all(_is_finite(np.asarray(row[name]), *BITS[forms[name]]) for name in names):
+        raise DamagedError(f"{shown(path)}: the features hold NaN or infinity.")
+    return row
+
+
+def _is_finite(array: np.ndarray, unsigned: type, exponent: int) -> bool:
+    """Returns whether every value is finite: in 16 bits, several times faster than NumPy's own test."""
+    bits: np.ndarray = array.reshape(-1).view(unsigned)
+    return bool((bits & unsigned(exponent)).max(initial=0) < exponent)
+
+
+def feature_files(root: Path, key: str = "*", tap: str = "*") -> Iterator[Path]:
+    """Yields every file of features under the folder of a store, sorted: of one backbone and tap, or of all."""
+    yield from sorted(root.glob(f"{key}/{tap}/*/*{SUFFIX}"))
