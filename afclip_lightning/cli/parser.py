@@ -20,6 +20,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "knowledge": {"--dry-run": "--dry_run", "--key-variable": "--key_variable", "--vision-model": "--vision_model"},
     "serve": {"--max_examples": "--max_few_shot", **_MODEL},
     "sweep": {"--folder": "--out"},
+    **dict.fromkeys(("fit", "validate", "test", "predict", "features"), {"--run_dir": "--out"}),
 }
 """Flags that had another name, by command: the old name is still understood."""
 
