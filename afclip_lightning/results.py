@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, overload
 
 from msgspec import Meta
 
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import csv_text, write_json, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Key = tuple[str, str]  # dataset, category
 Count = Annotated[int, Meta(ge=0)]
@@ -25,6 +28,23 @@ TOLERANCE = 1e-4
 """How far binning may move a metric before that is said."""
 
 REGIONS_CHANGED = 0.05  # share by which the number of regions may change before it is said
+
+
+@overload
+def is_anomalous(score: float, threshold: float) -> bool: ...
+@overload
+def is_anomalous(score: "np.ndarray", threshold: float) -> "np.ndarray": ...
+def is_anomalous(score: "float | np.ndarray", threshold: float) -> "bool | np.ndarray":
+    """Returns whether a score, or each value of an array, is anomalous: above the threshold. One that equals it is not.
+
+    This is the one rule of the package. A calibrated threshold may be the score of a normal image, which is no alarm
+    then. The threshold of the best F1 is the number just below the lowest score that it calls anomalous.
+
+    Args:
+        score: Of an image or a pixel, or any array of them.
+        threshold: In the same unit.
+    """
+    return score > threshold
 
 
 class ImageScore(NamedTuple):
@@ -84,7 +104,7 @@ class Row:
         metrics: Value in [0, 1] of each metric that is defined.
         categories: For a mean: over how many categories each metric's mean is.
         error_bounds: How far binning can have moved each pixel metric.
-        thresholds: Score from which on the best F1 calls an image or a pixel anomalous.
+        thresholds: Above which an image or a pixel is anomalous for the best F1; see `is_anomalous`.
         masks: What became of the masks; `None` if it is not known.
     """
 

@@ -63,7 +63,8 @@ def test_a_test_keeps_what_the_report_needs(tmp_path: Path, monkeypatch: pytest.
             for label in ("0", "1")
         ]
         assert auroc(exact_counts(*of_label)) == pytest.approx(table[category]["metrics"]["image_auroc"])
-        assert table[category]["thresholds"]["image_f1_max"] in np.concatenate(of_label)  # numbers are kept in full
+        threshold = np.float32(table[category]["thresholds"]["image_f1_max"])
+        assert np.nextafter(threshold, np.float32(np.inf)) in np.concatenate(of_label)  # numbers are kept in full
     kept = json.loads(Path("run/curves.json").read_text())
     assert kept["pro_limit"] == 0.3
     curves = kept["categories"][0]["curves"]
@@ -87,13 +88,13 @@ def test_the_threshold_decides_what_is_missed(tmp_path: Path) -> None:
             assert decisions is not None
             limit = decisions.threshold.value
             mine = [s for s in scores if s["category"] == section.row.category]
-            assert decisions.missed == sum(s["label"] == "1" and float(s["score"]) < limit for s in mine)
-            assert decisions.false_alarms == sum(s["label"] == "0" and float(s["score"]) >= limit for s in mine)
+            assert decisions.missed == sum(s["label"] == "1" and float(s["score"]) <= limit for s in mine)
+            assert decisions.false_alarms == sum(s["label"] == "0" and float(s["score"]) > limit for s in mine)
             assert decisions.threshold.fitted == (threshold is None)
             groups = {group.title: group.cards for group in section.groups or []}
             assert sum(map(len, groups.values())) == 4
-            assert all(card.status == "anomalous" and card.score < limit for card in groups["Missed"])
-            assert all(card.status == "normal" and card.score >= limit for card in groups["False alarms"])
+            assert all(card.status == "anomalous" and card.score <= limit for card in groups["Missed"])
+            assert all(card.status == "normal" and card.score > limit for card in groups["False alarms"])
     best = next(s for s in sections(run) if s.row.category == "b").decisions
     assert best is not None
     found = best.anomalous - best.missed

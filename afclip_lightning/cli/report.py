@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold",
         type=_finite,
         metavar="SCORE",
-        help="call images anomalous from this score on; by default that of the best F1 on the test labels, category by "
-        "category",
+        help="images with a score above it are called anomalous; by default that of the best F1 on the test labels, "
+        "category by category",
     )
     limit.add_argument("--calibration", type=Path, metavar="FILE", help="the threshold that `calibrate` wrote there")
     return parser

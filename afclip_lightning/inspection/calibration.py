@@ -17,6 +17,7 @@ import numpy as np
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.files import read_json, write_json
 from afclip_lightning.inspection.stream import GoodScores
+from afclip_lightning.results import is_anomalous
 
 Criterion = Literal["f1", "balanced"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -35,7 +36,7 @@ class Threshold:
     """A threshold, and how it came about.
 
     Attributes:
-        value: What lies above it is anomalous.
+        value: What lies above it is anomalous, and what equals it is not; see `is_anomalous`.
         scale: Distance to a typical good value over log 9, the unit of `probability`; `None` where no good image was
             seen.
         method: How it was chosen.
@@ -357,7 +358,7 @@ def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion)
         found.append(_best(scores[chosen], anomalous[chosen], criterion))
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     good = scores[~anomalous]
-    fpr = float((good > value).mean())
+    fpr = float(is_anomalous(good, value).mean())
     return Threshold(value, _scale(value, good), criterion, len(scores), fpr, (float(low), float(high)))
 
 
@@ -370,12 +371,12 @@ def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> fl
     below = np.append(ranked[1:], np.nextafter(ranked[-1], -np.inf))
     merit[below == ranked] = -1.0  # equal scores are on one side
     best = int(merit.argmax())
-    return float((ranked[best] + below[best]) / 2)
+    return float(min((ranked[best] + below[best]) / 2, np.nextafter(ranked[best], -np.inf)))  # a mean may be rounded up
 
 
 def fixed(value: float, good: np.ndarray) -> Threshold:
     """Returns a threshold that was chosen by hand, and which share of the good scores `[n]` exceeds it, if any."""
-    share = float((good > value).mean()) if len(good) else None
+    share = float(is_anomalous(good, value).mean()) if len(good) else None
     return Threshold(value, _scale(value, good) if len(good) else None, "fixed", len(good), share, None)
 
 

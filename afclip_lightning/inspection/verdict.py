@@ -8,6 +8,7 @@ import numpy as np
 
 from afclip_lightning.data.tiles import Box
 from afclip_lightning.inspection.calibration import probability
+from afclip_lightning.results import is_anomalous
 
 CONTOUR = (255, 255, 255)
 COLD = 0.1  # what a typical good value gets: the image is left as it is there
@@ -42,7 +43,7 @@ class Inspection:
     Attributes:
         score: Anomaly score of the image; higher is more anomalous.
         anomaly_map: `[H, W]`, float32, anomaly score of each pixel of the image as it was given.
-        threshold: Scores above it are anomalous; `None` if there is none.
+        threshold: Scores above it are anomalous; `None` if there is none. See `is_anomalous`.
         pixel_threshold: Likewise for the values of the map.
         scale: Unit of `probability`; `None` without calibration.
         pixel_scale: Likewise for the values of the map.
@@ -60,7 +61,7 @@ class Inspection:
     @property
     def anomalous(self) -> bool | None:
         """Returns whether the image is anomalous; `None` without a threshold."""
-        return None if self.threshold is None else self.score > self.threshold
+        return None if self.threshold is None else is_anomalous(self.score, self.threshold)
 
     @property
     def probability(self) -> float | None:
@@ -78,7 +79,7 @@ class Inspection:
 
         It does not depend on the verdict: the highest value of a map and the score of an image are two things.
         """
-        return None if self.pixel_threshold is None else self.anomaly_map > self.pixel_threshold
+        return None if self.pixel_threshold is None else is_anomalous(self.anomaly_map, self.pixel_threshold)
 
     @property
     def area(self) -> float | None:

@@ -55,7 +55,7 @@ class Result:
             in [0, 1].
         error_bounds: How far binning, and rounding of whole numbers beyond 2^53, can have moved each metric; empty if
             there was neither.
-        thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest score from which on to call it anomalous.
+        thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest that reaches it; what is above is anomalous.
         normal: Number of normal images.
         anomalous: Number of anomalous images.
         curves: `image_roc`, `image_pr`, `pixel_roc`, `pixel_pr` and, up to its limit and by the exact definition,

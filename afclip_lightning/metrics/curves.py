@@ -1,5 +1,8 @@
 """Ranking metrics as pure functions of score counts, each with a proven bound of what binning can change.
 
+A score is anomalous if it is above the threshold (`results.is_anomalous`); a bin's threshold is the number just below
+its lowest score.
+
 Notation: thresholds are visited from the highest down. Bin i holds `n_i` normal and `p_i` anomalous scores; `FP_i` and
 `TP_i` are the sums over the bins visited so far, bin i included; `N` and `P` are the totals. Every edge between two
 bins is a threshold of the unbinned scores too, so binned curves run through points of the exact ones, and only the

@@ -33,11 +33,11 @@ CHUNK = 2**20
 
 
 class ScoreCounts(NamedTuple):
-    """What every curve is computed from: counts of scores by ascending threshold (`score >= threshold` is anomalous).
+    """What every curve is computed from: counts of scores in ascending bins.
 
     Attributes:
-        thresholds: `[n]`, float32 or float64, strictly ascending; no score of the bin is lower, every score of
-            a lower bin is.
+        lowest: `[n]`, float32 or float64, strictly ascending; no score of the bin is lower, every score of a lower bin
+            is.
         normal: `[n]`, int64, normal pixels (or images) in the bin.
         anomalous: `[n]`, int64, anomalous pixels (or images) in the bin.
         region_weight: `[n]`, int64, sum of `REGION / area` over the anomalous pixels in the bin, where `area` is that
@@ -45,11 +45,16 @@ class ScoreCounts(NamedTuple):
         tied: `[n]`, bool, whether all scores of the bin are known to be equal, so that no order is lost in it.
     """
 
-    thresholds: np.ndarray
+    lowest: np.ndarray
     normal: np.ndarray
     anomalous: np.ndarray
     region_weight: np.ndarray
     tied: np.ndarray
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """Returns the highest threshold that each bin is above, `[n]`: the number just below its lowest score."""
+        return np.nextafter(self.lowest, self.lowest.dtype.type(-np.inf))
 
 
 def score_keys(scores: Tensor) -> Tensor:
@@ -289,11 +294,11 @@ def exact_counts(normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | 
     """
     normal_values, normal_counts = np.unique(normal, return_counts=True)
     values, inverse, value_counts = np.unique(anomalous, return_inverse=True, return_counts=True)
-    thresholds = np.union1d(normal_values, values)
-    n, p, weight = np.zeros((3, len(thresholds)), np.int64)
-    at = np.searchsorted(thresholds, values)
-    n[np.searchsorted(thresholds, normal_values)] = normal_counts
+    lowest = np.union1d(normal_values, values)
+    n, p, weight = np.zeros((3, len(lowest)), np.int64)
+    at = np.searchsorted(lowest, values)
+    n[np.searchsorted(lowest, normal_values)] = normal_counts
     p[at] = value_counts
     weights = region_weight(torch.from_numpy(np.ones(len(anomalous)) if areas is None else areas)).numpy()
     np.add.at(weight, at[inverse], weights)
-    return ScoreCounts(thresholds, n, p, weight, tied=np.ones(len(thresholds), bool))
+    return ScoreCounts(lowest, n, p, weight, tied=np.ones(len(lowest), bool))

@@ -45,7 +45,7 @@ def count_regions(mask: np.ndarray) -> int:
 def pro_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     """Returns false-positive rate and PRO at every threshold, each `[n + 1]`, ascending from (0, 0) to (1, 1).
 
-    `PRO(t)` is the mean over regions of the share of the region with `score >= t`; that is, every anomalous pixel
+    `PRO(t)` is the mean over regions of the share of the region above t; that is, every anomalous pixel
     weighs 1 / (area of its region), divided by the number of regions.
 
     Raises:
@@ -149,7 +149,7 @@ def _mvtec_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
 def _legacy_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     """Returns FPR and PRO at 200 equidistant thresholds, ascending: `score > t` is anomalous."""
     normal, _, _, _ = descending(counts)
-    scores = counts.thresholds
+    scores = counts.lowest
     low, high = scores[0], scores[-1]
     if low == high:
         raise UndefinedMetricError("undefined if all scores are equal")

@@ -1,6 +1,5 @@
 """The page of a test run: tables, curves, scores, what was missed and what was a false alarm."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from afclip_lightning.report.charts import Chart, Histogram, Line
 from afclip_lightning.report.page import Card, Group, percent
 from afclip_lightning.report.page import render as render_page
 from afclip_lightning.report.run_files import Case, Run
-from afclip_lightning.results import MEAN, METRICS, TITLES, Row
+from afclip_lightning.results import MEAN, METRICS, TITLES, Row, is_anomalous
 
 FACTS = (
     ("method", "Method"),
@@ -28,7 +27,7 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which score on an image is called anomalous.
+    """Above which score an image is called anomalous; see `is_anomalous`.
 
     Attributes:
         value: The score.
@@ -47,8 +46,8 @@ class Decisions:
 
     Attributes:
         threshold: The threshold.
-        missed: Anomalous images below it.
-        false_alarms: Normal images from it on.
+        missed: Anomalous images that are not above it.
+        false_alarms: Normal images above it.
         normal: All normal images.
         anomalous: All anomalous images.
     """
@@ -91,8 +90,7 @@ def calibrated(file: Path) -> Threshold:
         DatasetError: The file cannot be read.
     """
     found = Calibration.read(file).image
-    above = math.nextafter(found.value, math.inf)  # a calibration calls anomalous what exceeds its value
-    return Threshold(above, f"{file.name}: {found.method} of {found.n} images")
+    return Threshold(found.value, f"{file.name}: {found.method} of {found.n} images")
 
 
 def sections(run: Run, threshold: Threshold | None = None) -> list[Section]:
@@ -100,7 +98,7 @@ def sections(run: Run, threshold: Threshold | None = None) -> list[Section]:
 
     Args:
         run: The run.
-        threshold: From which score on an image is called anomalous; by default that of each category's best F1.
+        threshold: Above which an image is called anomalous; by default that of each category's best F1.
     """
     return [_section(run, row, threshold or _best(row)) for row in run.rows if row.category != MEAN]
 
@@ -132,8 +130,8 @@ def _section(run: Run, row: Row, threshold: Threshold | None) -> Section:
     scores = None if run.scores is None else run.scores.get(key)
     decisions = None
     if scores and threshold:
-        missed = sum(score < threshold.value for score in scores[1])
-        alarms = sum(score >= threshold.value for score in scores[0])
+        alarms, found = (sum(is_anomalous(score, threshold.value) for score in part) for part in scores)
+        missed = len(scores[1]) - found
         decisions = Decisions(threshold, missed, alarms, *map(len, scores))
     curves = None if run.curves is None else run.curves.get(key)
     cases = None if run.cases is None else run.cases.get(key)
@@ -181,7 +179,7 @@ def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decis
     """Returns the cases in groups: each in one of them."""
 
     def is_wrong(case: Case) -> bool:
-        return threshold is not None and (case.card.score < threshold.value) == bool(case.label)
+        return threshold is not None and is_anomalous(case.card.score, threshold.value) != bool(case.label)
 
     def of(title: str, wrong: list[Card], count: int, total: int, what: str) -> Group:
         more = f", {len(wrong)} of them shown" if len(wrong) < count else ""

@@ -50,7 +50,7 @@ def test_equal_to_the_loops(pairs):
     assert average_precision(counts) == pytest.approx(naive.average_precision(scores, labels), abs=1e-12)
     best, threshold = f1_max(counts)
     assert best == pytest.approx(naive.f1_max(scores, labels), abs=1e-12)
-    assert best == pytest.approx(sklearn_metrics.f1_score(labels, np.float32(scores) >= threshold), abs=1e-12)
+    assert best == pytest.approx(sklearn_metrics.f1_score(labels, np.float32(scores) > threshold), abs=1e-12)
 
 
 @pytest.mark.parametrize("decimals", [1, 3, 9])
@@ -105,24 +105,28 @@ def test_bounds_hold_in_the_worst_orders_and_are_not_idle(order):
         assert f1_max(true)[0] - f1_max(coarse)[0] == pytest.approx(f1_max_error_bound(coarse))
 
 
+def below(score: float) -> float:
+    return float(np.nextafter(np.float32(score), np.float32(-np.inf)))
+
+
 def test_threshold_at_a_false_positive_rate():
     counts = exact([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 6], [0] * 10 + [1])
-    assert threshold_at_fpr(counts, 0.3) == 8
-    assert threshold_at_fpr(counts, 0.39) == 8
-    assert threshold_at_fpr(counts, 0.7) == 4
-    assert threshold_at_fpr(counts, 0.69) == 5
+    assert threshold_at_fpr(counts, 0.3) == below(8)
+    assert threshold_at_fpr(counts, 0.39) == below(8)
+    assert threshold_at_fpr(counts, 0.7) == below(4)
+    assert threshold_at_fpr(counts, 0.69) == below(5)
     assert threshold_at_fpr(counts, 0.05) == float("inf")
-    assert threshold_at_fpr(counts, 1.0) == 1
+    assert threshold_at_fpr(counts, 1.0) == below(1)
     anomalous_on_top = exact([1, 2, 3, 2.5], [0, 0, 1, 1])
-    assert threshold_at_fpr(anomalous_on_top, 0.0) == 2.5
+    assert threshold_at_fpr(anomalous_on_top, 0.0) == below(2.5)
 
 
 def test_threshold_at_a_sensitivity():
     counts = exact([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 6], [1] * 10 + [0])
-    assert threshold_at_sensitivity(counts, 0.3) == 8
-    assert threshold_at_sensitivity(counts, 0.31) == 7
-    assert threshold_at_sensitivity(counts, 1.0) == 1
-    assert threshold_at_sensitivity(counts, 0.0) == 10
+    assert threshold_at_sensitivity(counts, 0.3) == below(8)
+    assert threshold_at_sensitivity(counts, 0.31) == below(7)
+    assert threshold_at_sensitivity(counts, 1.0) == below(1)
+    assert threshold_at_sensitivity(counts, 0.0) == below(10)
     for function in (threshold_at_sensitivity, threshold_at_fpr):
         with pytest.raises(ValueError, match=r"must be in \[0, 1\], got 1.5"):
             function(counts, 1.5)
@@ -133,8 +137,8 @@ def test_threshold_at_a_sensitivity():
 def test_thresholds_of_binned_scores_keep_their_promise(pairs, rate):
     scores, labels = np.array([s for s, _ in pairs], np.float32), np.array([label for _, label in pairs])
     counts = binned(scores, labels, 2**10)
-    assert (scores[labels == 0] >= threshold_at_fpr(counts, rate)).mean() <= rate
-    assert (scores[labels == 1] >= threshold_at_sensitivity(counts, rate)).mean() >= rate
+    assert (scores[labels == 0] > threshold_at_fpr(counts, rate)).mean() <= rate
+    assert (scores[labels == 1] > threshold_at_sensitivity(counts, rate)).mean() >= rate
 
 
 def test_scores_known_to_be_tied_add_nothing_to_the_bounds():

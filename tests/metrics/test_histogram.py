@@ -72,15 +72,16 @@ def test_bins_hold_what_their_thresholds_say(pixels, limit):
     histogram = histogram_of(pixels, limit)
     counts = histogram.score_counts()
     assert histogram.counts.shape[1] <= 2 * limit
-    assert (np.diff(counts.thresholds) > 0).all()
-    edges = [*counts.thresholds, np.inf]
-    for i, threshold in enumerate(counts.thresholds):
-        above = [area for score, area in pixels if score >= threshold]
+    assert (np.diff(counts.lowest) > 0).all()
+    edges = [*counts.lowest, np.inf]
+    for i, (lowest, threshold) in enumerate(zip(counts.lowest, counts.thresholds, strict=True)):
+        above = [area for score, area in pixels if score > threshold]
+        assert above == [area for score, area in pixels if score >= lowest]
         assert counts.normal[i:].sum() == sum(area == 0 for area in above)
         assert counts.anomalous[i:].sum() == sum(area > 0 for area in above)
         assert counts.region_weight[i:].sum() == sum(round(REGION / area) for area in above if area)
         if counts.tied[i]:
-            assert len({score for score, _ in pixels if threshold <= score < edges[i + 1]}) == 1
+            assert len({score for score, _ in pixels if lowest <= score < edges[i + 1]}) == 1
 
 
 @settings(deadline=None, max_examples=150)
@@ -113,7 +114,7 @@ def test_what_is_far_below_the_largest_is_taken_together_but_for_zero():
 
 def test_exact_counts_are_by_distinct_score():
     counts = exact_counts(np.float32([3, 1, 1]), np.float32([2, 1, 2]), np.array([2, 4, 2]))
-    np.testing.assert_array_equal(counts.thresholds, [1, 2, 3])
+    np.testing.assert_array_equal(counts.lowest, [1, 2, 3])
     np.testing.assert_array_equal(counts.normal, [2, 0, 1])
     np.testing.assert_array_equal(counts.anomalous, [1, 2, 0])
     np.testing.assert_array_equal(counts.region_weight, [REGION // 4, REGION, 0])
