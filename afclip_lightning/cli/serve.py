@@ -32,14 +32,14 @@ few-shot images to the methods that take them.
   POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
   GET    /api/calibration  the calibration in use, as a file for --calibration
   DELETE /api/normals      forgets them and their thresholds; those of --calibration hold again
-  POST   /api/examples     likewise an image, of a normal product: a few-shot image, for a method that takes them
-  DELETE /api/examples     forgets them
+  POST   /api/few_shot     likewise an image, of a normal product: a few-shot image, for a method that takes them
+  DELETE /api/few_shot     forgets them
   GET    /health           whether the server answers, and how many requests wait
   GET    /openapi.json     all of it, for programs
 
-Images are read as inspect reads them, stay in memory and are written nowhere. All who use one server share its examples
-and its calibration. There is no password: by default nobody but this machine reaches it. A connection that stays silent
-for 10 seconds is closed; an image has 60 seconds to arrive.
+Images are read as inspect reads them, stay in memory and are written nowhere. All who use one server share its few-shot
+images and its calibration. There is no password: by default nobody but this machine reaches it. A connection that stays
+silent for 10 seconds is closed; an image has 60 seconds to arrive.
 SIGINT and SIGTERM finish what was begun, and end it with exit code 0.
 """
 

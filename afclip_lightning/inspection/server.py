@@ -55,22 +55,22 @@ class Limits:
         size: Bytes of an image file.
         pixels: Pixels of an image.
         queue: Requests that wait or run at once; more are told to come again.
-        examples: Good examples.
+        few_shot: Few-shot images.
         normals: Normal images that a calibration is made from.
     """
 
     size: int = 32 * 2**20
     pixels: int = 40 * 10**6
     queue: int = 32
-    examples: int = 16
+    few_shot: int = 16
     normals: int = 500
 
 
 class ModelFacts(BaseModel):
     """What the server runs.
 
-    Thresholds and scales are those of the calibration, `null` without one; `max_examples` is 0 where the method takes
-    no good examples. `calibration` says which one it is; one can be made from `min_normals` images or more, of which
+    Thresholds and scales are those of the calibration, `null` without one; `max_few_shot` is 0 where the method takes
+    no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images or more, of which
     `normals` were given. `toy`: the backbone has seen drawn pictures only.
     """
 
@@ -83,13 +83,13 @@ class ModelFacts(BaseModel):
     pixel_scale: float | None
     calibration: str | None
     toy: bool
-    examples: int
+    few_shot: int
     normals: int
     min_normals: int
     max_normals: int
     max_bytes: int
     max_pixels: int
-    max_examples: int
+    max_few_shot: int
 
 
 class RegionFacts(BaseModel):
@@ -130,7 +130,7 @@ class Result(BaseModel):
 
 
 class Service:
-    """A model with its queue, its good examples, and the normal images that it is calibrated from.
+    """A model with its queue, its few-shot images, and the normal images that it is calibrated from.
 
     Args:
         model: As it was loaded; it stays as it is.
@@ -144,7 +144,7 @@ class Service:
         self.loaded = model
         self.model = model
         self.limits = limits
-        self.examples: list[bytes] = []  # as they came: decoded they would be many times larger
+        self.few_shot: list[bytes] = []  # as they came: decoded they would be many times larger
         self.normals = Collected(limits.normals)
         self.watch = Watch(model.calibration.good if model.calibration else None)
         self.intake = Intake(limits.size)
@@ -206,32 +206,32 @@ class Service:
         self._use(self.normals.calibration(self.model, fpr))
 
     def forget_normals(self) -> None:
-        """Forgets the normal images and their calibration: that which was loaded holds again, without examples."""
+        """Forgets the normal images and their calibration; without few-shot images the loaded one holds again."""
         self.normals = Collected(self.limits.normals)
-        self._use(None if self.examples else self.loaded.calibration)
+        self._use(None if self.few_shot else self.loaded.calibration)
 
     def _use(self, calibration: Calibration | None) -> None:
         self.model = copy.copy(self.model)
         self.model.calibration = calibration
         self.watch = Watch(calibration.good if calibration else None)
 
-    def remember(self, body: bytes) -> None:
-        """Adds a good example."""
-        if len(self.examples) >= self.limits.examples:
-            raise UserError(f"There are {self.limits.examples} good examples, which is the limit. Forget them first.")
-        self._show([*self.examples, body])
+    def add_few_shot(self, body: bytes) -> None:
+        """Adds a few-shot image."""
+        if len(self.few_shot) >= self.limits.few_shot:
+            raise UserError(f"There are {self.limits.few_shot} few-shot images, which is the limit. Forget them first.")
+        self._fit([*self.few_shot, body])
 
-    def forget(self) -> None:
+    def forget_few_shot(self) -> None:
         """Goes back to the model as it was loaded."""
-        self._show([])
+        self._fit([])
 
-    def _show(self, examples: list[bytes]) -> None:
+    def _fit(self, few_shot: list[bytes]) -> None:
         model = self.loaded
-        if examples:
+        if few_shot:
             model = copy.copy(self.loaded)
-            model.fit_few_shot([self.open(body) for body in examples])
-        self.model, self.examples = model, examples
-        self.normals = Collected(self.limits.normals)  # their scores were of other examples
+            model.fit_few_shot([self.open(body) for body in few_shot])
+        self.model, self.few_shot = model, few_shot
+        self.normals = Collected(self.limits.normals)  # their scores were of other few-shot images
         self.watch = Watch(model.calibration.good if model.calibration else None)
 
     def open(self, body: bytes) -> bytes:
@@ -263,13 +263,13 @@ class Service:
             pixel_scale=pixel.scale if pixel else None,
             calibration=str(model.calibration) if model.calibration else None,
             toy=model.is_toy,
-            examples=len(self.examples),
+            few_shot=len(self.few_shot),
             normals=len(self.normals),
             min_normals=FEWEST,
             max_normals=self.limits.normals,
             max_bytes=self.limits.size,
             max_pixels=self.limits.pixels,
-            max_examples=self.limits.examples if model.takes_few_shot else 0,
+            max_few_shot=self.limits.few_shot if model.takes_few_shot else 0,
         )
 
 
@@ -323,17 +323,17 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
         """Judges the image that is the request's body, or the file in its form; `map=true`: with its map."""
         return await service.take(request, lambda body: _result(*service.inspect(body), map))
 
-    @app.post("/api/examples", openapi_extra=IMAGE_BODY)
-    async def remember(request: Request) -> ModelFacts:
-        """Adds the image of a good product that is the request's body. A calibration no longer holds with examples."""
-        await service.take(request, service.remember)
+    @app.post("/api/few_shot", openapi_extra=IMAGE_BODY)
+    async def add_few_shot(request: Request) -> ModelFacts:
+        """Adds the few-shot image, a normal one, that is the request's body. A calibration no longer holds then."""
+        await service.take(request, service.add_few_shot)
         return service.facts()
 
-    @app.delete("/api/examples")
-    async def forget() -> ModelFacts:
-        """Forgets all good examples."""
+    @app.delete("/api/few_shot")
+    async def forget_few_shot() -> ModelFacts:
+        """Forgets all few-shot images."""
         with service.place():
-            await service.run(service.forget)
+            await service.run(service.forget_few_shot)
         return service.facts()
 
     @app.post("/api/normals", openapi_extra=IMAGE_BODY)

@@ -44,11 +44,11 @@ function facts(now) {
   $("model").textContent = `${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
   $("toy").hidden = !now.toy;
   calibration(now);
-  $("good-examples").hidden = !now.max_examples;
-  $("forget").hidden = !now.examples;
-  const known = $("examples").childElementCount;
-  if (known > now.examples) $("examples").replaceChildren();
-  if (!known && now.examples) $("examples").append(...Array.from({length: now.examples}, () => Object.assign(document.createElement("span"), {textContent: "good"})));
+  $("few-shot").hidden = !now.max_few_shot;
+  $("forget").hidden = !now.few_shot;
+  const known = $("few-shot-images").childElementCount;
+  if (known > now.few_shot) $("few-shot-images").replaceChildren();
+  if (!known && now.few_shot) $("few-shot-images").append(...Array.from({length: now.few_shot}, () => Object.assign(document.createElement("span"), {textContent: "normal"})));
 }
 
 function calibration(now) {
@@ -158,9 +158,9 @@ function draw() {
   Object.assign(canvas, {width, height});
   contour(picture, marked, width, height);
   canvas.getContext("2d").putImageData(picture, 0, 0);
-  const verdict = threshold === null ? "" : result.score > threshold ? "anomalous" : "good";
+  const verdict = threshold === null ? "" : result.score > threshold ? "anomalous" : "normal";
   $("verdict").className = verdict;
-  $("verdict").textContent = {anomalous: "Anomalous", good: "Good", "": "No verdict yet"}[verdict];
+  $("verdict").textContent = {anomalous: "Anomalous", normal: "Normal", "": "No verdict yet"}[verdict];
   $("why").hidden = verdict !== "";
   $("score").textContent = digits(result.score);
   $("area").textContent = pixel === null ? "–" : `${(100 * area / values.length).toFixed(area ? 2 : 0)} %`;
@@ -215,13 +215,13 @@ function choose(key, text, other) {
   draw();
 }
 
-async function changeExamples(action) {
-  say("example-message", "");
+async function changeFewShot(action) {
+  say("few-shot-message", "");
   chosen.threshold = chosen.pixel = null; // other scores: what was chosen no longer holds
   try {
     await action();
   } catch (error) {
-    say("example-message", error.message);
+    say("few-shot-message", error.message);
   }
   if (shown) await inspect(shown.file);
 }
@@ -237,19 +237,19 @@ for (const key of ["threshold", "pixel"]) {
   $(`${key}-value`).addEventListener("change", () => choose(key, $(`${key}-value`).value, $(key)));
 }
 $("strength").addEventListener("input", draw);
-$("good").addEventListener("change", (event) => {
+$("few-shot-files").addEventListener("change", (event) => {
   const files = [...event.target.files];
   event.target.value = "";
-  changeExamples(async () => {
+  changeFewShot(async () => {
     for (const file of files) {
-      const now = await send("/api/examples", file).catch((error) => { throw new Error(about(file, error)); });
+      const now = await send("/api/few_shot", file).catch((error) => { throw new Error(about(file, error)); });
       const picture = Object.assign(document.createElement("img"), {alt: file.name, title: file.name, src: URL.createObjectURL(file)});
-      $("examples").append(picture);
+      $("few-shot-images").append(picture);
       facts(now);
     }
   });
 });
-$("forget").addEventListener("click", () => changeExamples(async () => facts(await ask("/api/examples", {method: "DELETE"}))));
+$("forget").addEventListener("click", () => changeFewShot(async () => facts(await ask("/api/few_shot", {method: "DELETE"}))));
 $("normals").addEventListener("change", (event) => {
   const files = [...event.target.files];
   event.target.value = "";

@@ -119,19 +119,19 @@ def test_a_large_file_is_refused(model: Predictor) -> None:
         assert client.post("/api/inspect", content=parts).status_code == 413
 
 
-def test_good_examples(client: TestClient, model: Predictor) -> None:
+def test_few_shot_images(client: TestClient, model: Predictor) -> None:
     before = client.post("/api/inspect", content=encoded(picture(9))).json()
     for count in (1, 2):
-        facts = client.post("/api/examples", content=encoded(picture(count))).json()
-        assert facts["examples"] == count
+        facts = client.post("/api/few_shot", content=encoded(picture(count))).json()
+        assert facts["few_shot"] == count
         assert facts["threshold"] is None  # a calibration without examples says nothing of scores with them
-    with_examples = load_few_shot(model, [picture(1), picture(2)]).predict(picture(9))
+    with_few_shot = load_few_shot(model, [picture(1), picture(2)]).predict(picture(9))
     said = client.post("/api/inspect", content=encoded(picture(9))).json()
-    assert said["score"] == pytest.approx(with_examples.score)
+    assert said["score"] == pytest.approx(with_few_shot.score)
     assert said["anomalous"] is None
-    assert client.post("/api/examples", content=b"no image").status_code == 422
-    assert client.get("/api/model").json()["examples"] == 2
-    assert client.delete("/api/examples").json()["examples"] == 0
+    assert client.post("/api/few_shot", content=b"no image").status_code == 422
+    assert client.get("/api/model").json()["few_shot"] == 2
+    assert client.delete("/api/few_shot").json()["few_shot"] == 0
     assert client.post("/api/inspect", content=encoded(picture(9))).json() == before
 
 
@@ -141,18 +141,23 @@ def load_few_shot(model: Predictor, examples: list[np.ndarray]) -> Predictor:
     return few_shot
 
 
-def test_examples_have_a_limit_and_are_not_for_all_methods(model: Predictor, tmp_path: Path) -> None:
-    with client_of(model, Limits(examples=1)) as client:
-        assert client.post("/api/examples", content=encoded(picture())).status_code == 200
-        answer = client.post("/api/examples", content=encoded(picture()))
+def test_few_shot_images_have_a_limit_and_are_not_for_all_methods(model: Predictor, tmp_path: Path) -> None:
+    with client_of(model, Limits(few_shot=1)) as client:
+        assert client.post("/api/few_shot", content=encoded(picture())).status_code == 200
+        answer = client.post("/api/few_shot", content=encoded(picture()))
         assert answer.status_code == 422
         assert "which is the limit" in answer.json()["detail"]
-    with client_of(load(write_head(tmp_path, "CLIP"), device="cpu")) as client:
-        assert client.get("/api/model").json()["max_examples"] == 0
-        answer = client.post("/api/examples", content=encoded(picture()))
-        assert answer.status_code == 422
-        assert "CLIP takes no few-shot images" in answer.json()["detail"]
-        assert client.post("/api/inspect", content=encoded(picture())).json()["anomalous"] is None
+    reasons = {
+        "CLIP": "CLIP takes no few-shot images. AFCLIP, DualImageCLIP, MuSc2, NearestNeighbours and WinCLIP take them.",
+        "APRILGAN": "APRILGAN with few-shot images scores an image in relation to all test images of its category",
+    }
+    for name, reason in reasons.items():
+        with client_of(load(write_head(tmp_path, name), device="cpu")) as client:
+            assert client.get("/api/model").json()["max_few_shot"] == 0  # the page does not offer them
+            answer = client.post("/api/few_shot", content=encoded(picture()))
+            assert answer.status_code == 422
+            assert answer.json()["detail"].startswith(reason)
+            assert client.post("/api/inspect", content=encoded(picture())).json()["anomalous"] is None
 
 
 def test_twenty_at_once_lose_nothing_and_more_than_the_queue_are_told(
@@ -314,7 +319,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.wait_for_selector("body[data-ready]")
 
     page.set_input_files("#file", tmp_path / "0.png")  # an image, and its overlay
-    page.wait_for_selector("#verdict.anomalous, #verdict.good")
+    page.wait_for_selector("#verdict.anomalous, #verdict.normal")
     pixels = "() => [...document.querySelector('#overlay').getContext('2d').getImageData(0, 0, 60, 40).data]"
     overlay = page.evaluate(pixels)
     assert len(set(overlay)) > 10
@@ -325,7 +330,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     assert page.inner_text("#verdict") == "Anomalous"
     page.fill("#threshold-value", "1000")
     page.press("#threshold-value", "Enter")
-    assert page.inner_text("#verdict") == "Good"
+    assert page.inner_text("#verdict") == "Normal"
     page.fill("#pixel-value", "1000")
     page.press("#pixel-value", "Enter")
     assert (page.inner_text("#area"), page.inner_text("#regions")) == ("0 %", "0")
@@ -343,21 +348,21 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     assert page.inner_text("#message").startswith("bad.png: cannot be read")
     assert "The picture and the verdict are still those of 0.png" in page.inner_text("#message")
 
-    page.set_input_files("#good", [tmp_path / "1.png", tmp_path / "2.png"])
-    page.wait_for_selector("#examples img:nth-child(2)")
-    page.wait_for_selector("#verdict:not(.anomalous):not(.good)")
+    page.set_input_files("#few-shot-files", [tmp_path / "1.png", tmp_path / "2.png"])
+    page.wait_for_selector("#few-shot-images img:nth-child(2)")
+    page.wait_for_selector("#verdict:not(.anomalous):not(.normal)")
     assert page.inner_text("#verdict") == "No verdict yet"
     page.click("#forget")
-    page.wait_for_selector("#verdict.anomalous, #verdict.good")
-    assert page.locator("#examples > *").count() == 0
+    page.wait_for_selector("#verdict.anomalous, #verdict.normal")
+    assert page.locator("#few-shot-images > *").count() == 0
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
 
-    assert page.locator("#good-examples").is_visible()
-    facts = {**httpx.get(f"{address}/api/model").json(), "max_examples": 0}  # of a method that takes none
+    assert page.locator("#few-shot").is_visible()
+    facts = {**httpx.get(f"{address}/api/model").json(), "max_few_shot": 0}  # of a method that takes none
     page.route("**/api/model", lambda route: route.fulfill(json=facts))
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
-    assert not page.locator("#good-examples").is_visible()
+    assert not page.locator("#few-shot").is_visible()
 
 
 @pytest.mark.browser
@@ -382,7 +387,9 @@ def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], pag
         assert low < value < high
     page.unroute("**/api/model")
     page.set_input_files("#normals", paths[:3])
-    page.wait_for_selector("#verdict.anomalous, #verdict.good")  # the server has a calibration, which holds until then
+    page.wait_for_selector(
+        "#verdict.anomalous, #verdict.normal"
+    )  # the server has a calibration, which holds until then
     page.set_input_files("#normals", paths[3:8])
     page.wait_for_function("() => $('calibrated').textContent.includes('8 images from the page')")
     assert page.locator("#scale").is_hidden()
