@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from typing import Any
 
 
 def shown(text: object) -> str:
@@ -24,6 +25,11 @@ def escape(char: str) -> str:
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def indented(text: str) -> str:
+    """Returns a text with each line two spaces to the right."""
+    return "\n".join("  " + line for line in text.strip("\n").splitlines())
+
+
 class UserError(Exception):
     """Something outside the code is wrong (a path, a file); the message says what, where and what to do.
 
@@ -36,6 +42,31 @@ class UserError(Exception):
 
 class DatasetError(UserError):
     """A dataset is absent, incomplete or damaged; the message names the file or folder."""
+
+
+class DatasetNotFoundError(DatasetError):
+    """A dataset does not lie where it should; the message says what is there instead, and how to get the dataset.
+
+    Args:
+        dataset: The `AnomalyDataModule`.
+        problem: What is wrong.
+        hint: What the folder seems to hold instead.
+    """
+
+    def __init__(self, dataset: Any, problem: str, hint: str = "") -> None:
+        self.dataset, self.problem = dataset, problem
+        root = dataset.root
+        if root.is_dir():
+            names = sorted(path.name for path in root.iterdir())
+            problem += f"; {root} contains: {', '.join(names[:8]) or 'nothing'}" + (" …" if len(names) > 8 else "")
+        super().__init__(
+            f"Dataset {dataset.name!r} was not found: {problem}.{hint}\n\n"
+            f"Expected in {root}:\n{indented(dataset.layout)}\n\n"
+            f"How to get it:\n{indented(dataset.source)}\n"
+            f"  Licence: {dataset.licence or 'not known, see there'}\n\n"
+            "Another place: set `root` of the dataset, or the variable AFCLIP_DATA to the folder that holds all "
+            "datasets.\nTo see the project work without any dataset: make demo."
+        )
 
 
 class UnpairedError(DatasetError):

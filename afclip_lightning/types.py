@@ -4,17 +4,19 @@ Axis letters are fixed throughout the project: B batch, L tapped layers, N patch
 K prompts, S shots, H W pixels, h w patch grid.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a look at a dataset's files does without torch
+    import torch
+    from torch import Tensor
 
-if TYPE_CHECKING:
-    from afclip_lightning.data.tiles import Tiling
-
+Fit = Literal["squash", "pad", "tiles"]
 Split = Literal["train", "test"]
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
 MOST = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
@@ -73,7 +75,7 @@ class ClipFeatures:
     class_token: Tensor | None = None
     image_embedding: Tensor | None = None
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "ClipFeatures":
+    def map(self, change: Callable[[Tensor], Tensor]) -> ClipFeatures:
         """Returns the features with every tensor changed alike."""
         return ClipFeatures(
             tuple(map(change, self.tokens)),
@@ -112,11 +114,58 @@ class MaskFacts:
 
     def region_area(self, device: torch.device | None = None) -> Tensor:
         """Returns the area of the region of each pixel of the image, `[H, W]`, int32, 0 = normal."""
+        import torch
+
         areas = torch.zeros(self.shape, dtype=torch.int32, device=device)
         if self.areas is not None:
             (top, left), (height, width) = self.corner, self.areas.shape
             areas[top : top + height, left : left + width] = self.areas.to(areas.device)
         return areas
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is seen: as a whole, and beside that in tiles of a chosen scale.
+
+    The score of an image is the highest of all its views, its map the mean of the whole's and the tiles' maps.
+
+    Attributes:
+        fit: How an image that is no square is seen as a whole: `squash` resizes it to a square, as the papers do; `pad`
+            keeps its shape and repeats its border pixels up to a square; `tiles` sees it in squares of its shorter
+            side.
+        tiles: Tiles along the shorter side; 1 leaves them out.
+        tile_size: Side of the tiles in pixels of the image, in place of `tiles`; not above its shorter side.
+        overlap: Share of a tile's side that it has in common with the next one, at least.
+
+    Raises:
+        ValueError: A value is out of its range, or both `tiles` and `tile_size` are given.
+    """
+
+    fit: Fit = "squash"
+    tiles: int = 1
+    tile_size: int | None = None
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {self.fit!r}")
+        if self.tiles < 1:
+            raise ValueError(f"tiles must be at least 1, got {self.tiles}")
+        if self.tile_size is not None and (self.tile_size < 1 or self.tiles > 1):
+            raise ValueError(f"tile_size must be at least 1 and without tiles, got {self.tile_size} and {self.tiles}")
+        if not 0 <= self.overlap <= 0.75:
+            raise ValueError(f"overlap must be 0 to 0.75, got {self.overlap}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain values."""
+        return asdict(self)
+
+    def side(self, height: int, width: int) -> int | None:
+        """Returns the side of the tiles in pixels of an image, or `None` where there are none."""
+        short = min(height, width)
+        if self.tile_size is not None:
+            return min(self.tile_size, short)
+        return math.ceil(short / (1 + (self.tiles - 1) * (1 - self.overlap))) if self.tiles > 1 else None
 
 
 @dataclass(frozen=True)
@@ -130,7 +179,7 @@ class Views:
     """
 
     pixels: list[Tensor]
-    tiling: "Tiling"
+    tiling: Tiling
     at_once: int
 
 
@@ -179,16 +228,16 @@ class Batch:
         """Returns the index of the rows whose label is known, likewise."""
         return slice(None) if all(sample.label != UNKNOWN for sample in self.samples) else self.label != UNKNOWN
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """Returns the batch on another device; Lightning calls this."""
         non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory; the data loader calls this."""
-        return self._with(Tensor.pin_memory)
+        return self._with(lambda tensor: tensor.pin_memory())
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         image, mask, label, known = map(change, (self.image, self.mask, self.label, self.mask_known))
         others = (self.region_area, self.reference, self.reference_rows)
         area, reference, rows = (None if tensor is None else change(tensor) for tensor in others)

@@ -12,8 +12,8 @@ from afclip_lightning.files import parse_yaml
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.clip import ClipBackbone
-    from afclip_lightning.data.tiles import Tiling
     from afclip_lightning.inspection.predictor import Predictor
+    from afclip_lightning.types import Tiling
 
 MODEL_PREFIX = "--model."
 TOY = (
@@ -130,7 +130,7 @@ def tiling_of(options: argparse.Namespace) -> "Tiling":
     Raises:
         UserError: A value is out of its range.
     """
-    from afclip_lightning.data.tiles import Tiling
+    from afclip_lightning.types import Tiling
 
     try:
         return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)

@@ -9,9 +9,8 @@ from torch import Tensor
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.data.tiles import Tiling
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import Sample
+from afclip_lightning.types import Sample, Tiling
 
 Key = tuple[str, str]  # dataset, category
 VIEWS_AT_ONCE = 8

@@ -1,52 +1,41 @@
-"""The contract of a dataset, and everything that datasets share: checks, loaders, few-shot draws."""
+"""The contract of a dataset, and what datasets share: checks, names, few-shot images."""
 
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lightning import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
-
-from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.backbones.store import FeatureStore
-from afclip_lightning.data.dataset import AnomalyDataset, MaskDetail
-from afclip_lightning.data.few_shot import draw_few_shot, given_few_shot
+from afclip_lightning.data.few_shot import draw_few_shot, given_few_shot, record_of
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
-from afclip_lightning.data.loader import make_loader
+from afclip_lightning.data.lightning_base import LightningDataModule, rank_zero_warn
+from afclip_lightning.data.loaders import SampleLoaders
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.names import (
     ClassNames,
     Names,
+    check_class_names,
     checked_class_names,
     checked_names,
-    class_name_tokens,
     normal_form,
 )
-from afclip_lightning.data.pairs import GroupedSampler, Pairing, draw_references
-from afclip_lightning.data.sampling import SharedShuffle
-from afclip_lightning.data.tiles import Tiling
+from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.data.published import Published
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.discovery import descendants
-from afclip_lightning.distributed import processes, rank
-from afclip_lightning.errors import DatasetError, shown
-from afclip_lightning.results import MEAN
-from afclip_lightning.types import UNKNOWN, Batch, Sample, Split
+from afclip_lightning.errors import DatasetError, DatasetNotFoundError, indented
+from afclip_lightning.types import Sample, Split, Tiling
 
-DATA_VARIABLE = "AFCLIP_DATA"  # the folder that holds all datasets
+if TYPE_CHECKING:
+    from afclip_lightning.backbones.preprocess import Preprocess
+    from afclip_lightning.backbones.store import FeatureStore
+
 Data = TypeVar("Data", bound="AnomalyData")
-Facts = TypeVar("Facts")
-LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers take 77; the sentence around it and learnable tokens have theirs
-Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
 
 
 class AnomalyData(LightningDataModule, ABC):
@@ -69,9 +58,9 @@ class AnomalyData(LightningDataModule, ABC):
 
     def connect(
         self: Data,
-        preprocess: Preprocess,
+        preprocess: "Preprocess",
         loading: Loading | None = None,
-        store: FeatureStore | None = None,
+        store: "FeatureStore | None" = None,
         few_shot_dir: Path | None = None,
     ) -> Data:
         """Says to all the datasets how images are read, and for which backbone; loaders can be asked for then.
@@ -128,7 +117,7 @@ class AnomalyData(LightningDataModule, ABC):
         """
 
 
-class AnomalyDataModule(AnomalyData):
+class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
     """One dataset. A subclass names it, says how it lies on disk and lists its samples.
 
     No image is read before a loader is walked, so that building a module costs nothing.
@@ -144,27 +133,11 @@ class AnomalyDataModule(AnomalyData):
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the dataset's own.
 
-    Attributes:
-        preprocess: Turns images and masks into tensors; `None` until `connect`, as the next three are what it sets.
-        loading: How images are read.
-        store: Where the features of images may lie, or `None`.
-        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them.
+    Attributes, beside those of `Published` and `SampleLoaders`:
         few_shot_record: The few-shot images of each `(dataset, category)` so far, and where they are from, for the
             run folder.
-        pairing: How tested images are paired; `None` if they are not. Set by `pair`.
-        paired: The references of each `(dataset, category)`, for the run folder.
-        own_size: Whether the loaders of tests give masks at each image's own size too; see `evaluate_at`.
-        tiling: How tested images are seen in tiles; `None` where they are not.
-        skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
         told: What each split that was set up does not read of the files in its folders; see `left_out`.
         name: Name of the dataset in metric keys and tables.
-        folder: Its folder in the one that holds all datasets; empty where that is `name`.
-        layout: What `root` must contain, as a few lines for a person.
-        source: Where the dataset is obtained.
-        licence: Licence of the dataset, or what is known of it.
-        size: Rough size of the download; empty where it is not known.
-        published_counts: Images a category as published; empty where there is nothing to compare with.
-        published_total: Images of all the categories together, for sets that are not published category by category.
         class_names: What a prompt calls a category, where that is not the category's name with spaces for underscores.
 
     Raises:
@@ -172,13 +145,6 @@ class AnomalyDataModule(AnomalyData):
     """
 
     name: str = ""
-    folder: str = ""
-    layout: str
-    source: str
-    licence: str = ""
-    size: str = ""
-    published_counts: Mapping[str, Counts] = MappingProxyType({})
-    published_total: Counts = (None, None, None)
     class_names: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -190,27 +156,11 @@ class AnomalyDataModule(AnomalyData):
         num_workers: int = 2,
         class_names: ClassNames = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        super().__init__(train_split, batch_size, num_workers)
         self.root = self.default_root() if root is None else Path(root).expanduser()
         self.categories = checked_names("categories", categories)
-        self.train_split: Split = train_split
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.class_names = {**self.class_names, **checked_class_names(class_names)}
-        self.preprocess: Preprocess | None = None
-        self.loading = Loading()
-        self.store: FeatureStore | None = None
-        self.few_shot_dir: Path | None = None
         self.few_shot_record: dict[tuple[str, str], dict[str, Any]] = {}
-        self.pairing: Pairing | None = None
-        self.paired: dict[tuple[str, str], dict[str, Any]] = {}
-        self.own_size = False
-        self.tiling: Tiling | None = None
-        self.skipped: dict[Path, str] = {}
         self.told: dict[Split, list[LeftOut]] = {}
         self._white: tuple[White, int | None] | None = None  # the level and what it comes to
 
@@ -222,7 +172,7 @@ class AnomalyDataModule(AnomalyData):
         """
         if not (folder := self.folder or self.name):
             raise ValueError("root must be given: only a published dataset has one by default")
-        return Path(os.environ.get(DATA_VARIABLE) or "data").expanduser() / folder
+        return Path(os.environ.get("AFCLIP_DATA") or "data").expanduser() / folder
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
@@ -308,31 +258,13 @@ class AnomalyDataModule(AnomalyData):
             DatasetError: A category has a name that means something else in tables, or a class name is for none of
                 them.
         """
-        known = self.find_categories()
-        if MEAN in known:
-            raise DatasetError(
-                f"{self.name}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
-            )
-        for category in self.selected_categories():
-            if (tokens := class_name_tokens(self.class_name_of(category))) > LONGEST_CLASS_NAME:
-                rank_zero_warn(  # refused where a prompt has it: not every method's prompts name the category
-                    f"{self.name}: the class name of {shown(category[:80])!r} has {tokens} tokens, and prompts have "
-                    f"room for about {LONGEST_CLASS_NAME}. Give it a shorter one, `class_names` of the dataset."
-                )
-        if not (stray := set(self.class_names) - set(known)):
-            return
         # What another set's config says of its own categories stays when a set of one's own is put in its place. The
         # command line has loaded all sets by then; in Python a name is judged by the sets that were imported.
         sets = descendants(AnomalyDataModule)
         elsewhere = {name for cls in sets for name in (*getattr(cls, "published", ()), *cls.class_names)}
-        if typos := sorted(stray - elsewhere):
-            raise DatasetError(
-                f"{self.name}: class names are given for {', '.join(typos)}, which the dataset does not have. "
-                f"It has: {', '.join(known)}."
-            )
-        rank_zero_warn(
-            f"{self.name}: class names are given for {', '.join(sorted(stray))}, which it has not: not used."
-        )
+        used = {category: self.class_name_of(category) for category in self.selected_categories()}
+        for warning in check_class_names(self.name, self.find_categories(), used, set(self.class_names), elsewhere):
+            rank_zero_warn(warning)
 
     @property
     def archive_root(self) -> Path:
@@ -473,42 +405,17 @@ class AnomalyDataModule(AnomalyData):
             raise ValueError(f"k_shot must be at least 1, got {k_shot}")
         found: dict[tuple[str, str], list[Sample]] = {}
         for category in self.selected_categories():
+            root = self.few_shot_dir or self.root
             if self.few_shot_dir is None:
-                root = self.root
                 normal = [sample for sample in self.find_samples(category, "train") if sample.label == 0]
-                chosen = draw_few_shot(normal, k_shot, seed, category, f"{self.name}/{category} under {self.root}")
+                chosen = draw_few_shot(normal, k_shot, seed, category, f"{self.name}/{category} under {root}")
             else:
-                root = self.few_shot_dir
                 alone = len(self.selected_categories()) == 1
                 images = given_few_shot(root, self.name, category, k_shot, alone)
                 chosen = self.make_samples(category, "train", images, [], None)
             found[self.name, category] = self.with_white(chosen)
-            self.few_shot_record[self.name, category] = {
-                "dataset": self.name,
-                "category": category,
-                "seed": seed if self.few_shot_dir is None else None,
-                "root": str(root),
-                "images": [Path(os.path.relpath(sample.image_path, root)).as_posix() for sample in chosen],
-            }
+            self.few_shot_record[self.name, category] = record_of(chosen, root, None if self.few_shot_dir else seed)
         return found
-
-    def pair(self, pairing: Pairing) -> None:
-        """Gives each image of the test split references from its own category, and notes them in `paired`.
-
-        Which they are depends on neither batches nor processes; see `draw_references`.
-
-        Raises:
-            DatasetError: A category has too few images.
-        """
-        samples = self.samples("test")
-        references = draw_references(samples, pairing)
-        self.pairing = pairing
-        self.paired.clear()  # and not a new one: a copy that is tested on shares its record, as it does the other
-        paths = [Path(os.path.relpath(sample.image_path, self.root)).as_posix() for sample in samples]
-        for sample, path, others in zip(samples, paths, references, strict=True):
-            record = {"dataset": self.name, "category": sample.category, "seed": pairing.seed, "root": str(self.root)}
-            of_category = self.paired.setdefault((self.name, sample.category), {**record, "references": {}})
-            of_category["references"][path] = [paths[position] for position in others]
 
     def setup(self, stage: str) -> None:
         """Checks the dataset and lists its test split, so that a file without its mask stops a run before it trains.
@@ -518,6 +425,8 @@ class AnomalyDataModule(AnomalyData):
         Raises:
             DatasetError: The dataset is not as it must be, or files are skipped in training on several processes.
         """
+        from afclip_lightning.distributed import processes  # which loads torch
+
         if stage == "fit" and self.loading.on_error == "skip" and processes() > 1:
             # one whose whole batch is left out would make a step less, and the others would wait for it for ever
             raise DatasetError(
@@ -539,107 +448,3 @@ class AnomalyDataModule(AnomalyData):
         if said:
             more = "`datasets check` lists all of it."
             rank_zero_warn(f"{self.name}, {split} split: {'; '.join(said)}. {more}")
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Returns the shuffled loader of `train_split`: see `SharedShuffle`.
-
-        Where several processes cannot share the images evenly, some of which nothing is said fill up the last step;
-        they take part in no loss.
-
-        Raises:
-            DatasetError: There are fewer images than processes.
-        """
-        samples = self._enough(self.train_split)
-        fillers = samples[: -len(samples) % processes()]
-        samples += [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in fillers]
-        return self._loader(samples, partial(SharedShuffle, fillers=len(fillers)), training=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Returns the loader of the test split."""
-        return self.test_dataloader()
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Returns the loader of the test split; over several processes no image is repeated."""
-        return self.walk("test")
-
-    def walk(self, split: Split) -> DataLoader[Batch]:
-        """Returns a loader of a split in its order, as for a test.
-
-        Raises:
-            DatasetError: There are fewer images than processes.
-        """
-        samples = self._enough(split)
-        if self.pairing:
-            references = draw_references(samples, self.pairing)
-            return self._loader(samples, lambda dataset: GroupedSampler(references, rank(), processes()), references)
-        # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
-        sampler = partial(UnrepeatedDistributedSampler, shuffle=False) if processes() > 1 else SequentialSampler
-        return self._loader(samples, sampler)
-
-    def _enough(self, split: Split) -> list[Sample]:
-        samples = self.samples(split)
-        if len(samples) < processes():
-            raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
-        return samples
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Returns the loader of the test split."""
-        return self.test_dataloader()
-
-    def _loader(
-        self,
-        samples: Sequence[Sample],
-        sampler: Callable[[AnomalyDataset], Sampler[int]],
-        references: Sequence[Sequence[int]] | None = None,
-        training: bool = False,
-    ) -> DataLoader[Batch]:
-        if self.preprocess is None:
-            raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")
-        named = [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
-        facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
-        tiling = None if training else self.tiling
-        dataset = AnomalyDataset(
-            named, self.preprocess, self.loading, references, self.store, facts, tiling, self.skipped
-        )
-        return make_loader(dataset, self.batch_size, self.num_workers, sampler(dataset), training)
-
-
-class DatasetNotFoundError(DatasetError):
-    """A dataset does not lie where it should; the message says what is there instead, and how to get the dataset.
-
-    Args:
-        dataset: The dataset.
-        problem: What is wrong.
-        hint: What the folder seems to hold instead.
-    """
-
-    def __init__(self, dataset: AnomalyDataModule, problem: str, hint: str = "") -> None:
-        self.dataset, self.problem = dataset, problem
-        root = dataset.root
-        if root.is_dir():
-            names = sorted(path.name for path in root.iterdir())
-            problem += f"; {root} contains: {', '.join(names[:8]) or 'nothing'}" + (" …" if len(names) > 8 else "")
-        super().__init__(
-            f"Dataset {dataset.name!r} was not found: {problem}.{hint}\n\n"
-            f"Expected in {root}:\n{indented(dataset.layout)}\n\n"
-            f"How to get it:\n{indented(dataset.source)}\n"
-            f"  Licence: {dataset.licence or 'not known, see there'}\n\n"
-            "Another place: set `root` of the dataset, or the variable AFCLIP_DATA to the folder that holds all "
-            "datasets.\nTo see the project work without any dataset: make demo."
-        )
-
-
-def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
-    """Returns what is known of one subset of a family.
-
-    Raises:
-        ValueError: There is no such subset.
-    """
-    if subset not in known:
-        raise ValueError(f"subset must be one of {', '.join(known)}; got {subset!r}")
-    return known[subset]
-
-
-def indented(text: str) -> str:
-    """Returns a text with each line two spaces to the right."""
-    return "\n".join("  " + line for line in text.strip("\n").splitlines())

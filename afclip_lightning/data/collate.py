@@ -12,9 +12,8 @@ from torch.utils.data import default_collate, get_worker_info
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore, from_rows
 from afclip_lightning.data.dataset import Item, Unread
-from afclip_lightning.data.tiles import Tiling
 from afclip_lightning.metrics import count_regions, region_areas
-from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample, Views
+from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample, Tiling, Views
 
 PIXELS = ("images", "masks", "areas", "references")  # of a parcel: what is sent in shared memory
 

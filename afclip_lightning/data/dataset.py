@@ -16,12 +16,12 @@ from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading import Loading
-from afclip_lightning.data.masks import mask_facts
 from afclip_lightning.data.picture import Picture, upright
 from afclip_lightning.data.reader import read
-from afclip_lightning.data.tiles import Layout, Tiling
+from afclip_lightning.data.tiles import Layout
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import Batch, MaskFacts, Sample
+from afclip_lightning.metrics import count_regions, region_areas
+from afclip_lightning.types import Batch, MaskFacts, Sample, Tiling
 
 MaskDetail = Literal["none", "counts", "regions"]
 Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
@@ -274,6 +274,26 @@ class AnomalyDataset(Dataset[Any]):
                 "Replace the mask, or move the image to the normal ones."
             )
         return mask, turn
+
+
+def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
+    """Returns what is known of a mask.
+
+    Args:
+        mask: `[H, W]`, uint8 in {0, 1}.
+        areas: Whether to keep its regions.
+    """
+    height, width = mask.shape
+    if not areas:
+        return MaskFacts((height, width), int(np.count_nonzero(mask)), count_regions(mask))
+    found = region_areas(mask)
+    rows, columns = found.any(1).nonzero()[0], found.any(0).nonzero()[0]
+    if not len(rows):
+        return MaskFacts((height, width))
+    part = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    corner = int(rows[0]), int(columns[0])
+    kept = torch.from_numpy(np.ascontiguousarray(part))
+    return MaskFacts((height, width), int(np.count_nonzero(part)), count_regions(mask), kept, corner)
 
 
 def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:

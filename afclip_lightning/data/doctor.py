@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from afclip_lightning.data.base import AnomalyDataModule, Counts
+from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import turn_of
 from afclip_lightning.data.left_out import LeftOut, sentences, short
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.picture import say, upright
+from afclip_lightning.data.published import Counts
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UnpairedError, shown
 from afclip_lightning.types import MOST, UNKNOWN, Sample, Split

@@ -1,7 +1,9 @@
 """Few-shot images of a category: drawn by a seed, or chosen by hand."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,3 +58,20 @@ def given_few_shot(folder: Path, dataset: str, category: str, k_shot: int, alone
             f"images{others}. Set k_shot to their number, or change the folder."
         )
     return images
+
+
+def record_of(samples: Sequence[Sample], root: Path, seed: int | None) -> dict[str, Any]:
+    """Returns what the run folder keeps of the few-shot images of a category.
+
+    Args:
+        samples: The images, of one category.
+        root: Folder that their paths are given in.
+        seed: Seed of the draw; `None` where they were chosen by hand.
+    """
+    return {
+        "dataset": samples[0].dataset,
+        "category": samples[0].category,
+        "seed": seed,
+        "root": str(root),
+        "images": [Path(os.path.relpath(sample.image_path, root)).as_posix() for sample in samples],
+    }

@@ -2,12 +2,13 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, shown
+from afclip_lightning.results import MEAN
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -19,6 +20,7 @@ Names = Sequence[Scalar] | str | None
 ClassNames = Mapping[str, Scalar] | None
 
 FEW_BYTES = 40  # of a class name that is taken for short without a look at its tokens
+LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers take 77; the sentence around it and learnable tokens have theirs
 _NORMAL = frozenset(
     {
         "good",
@@ -170,3 +172,40 @@ def _text(argument: str, value: object) -> str:
         f"{argument}: {value!r} is {kind}, not a name. YAML reads names such as 01, 1e3, no and null so: quote them, "
         f"{quoted} in a file, '{quoted}' on the command line."
     )
+
+
+def check_class_names(
+    dataset: str, known: Sequence[str], used: Mapping[str, str], given: Collection[str], elsewhere: Collection[str]
+) -> list[str]:
+    """Checks the names of a dataset's categories and what prompts call them; returns warnings.
+
+    Args:
+        dataset: Name of the dataset.
+        known: Its categories.
+        used: Class names of the categories in use.
+        given: Categories that class names are given for.
+        elsewhere: Categories of other datasets.
+
+    Raises:
+        DatasetError: A category has a name that means something else in tables, or a class name is for none of them.
+    """
+    if MEAN in known:
+        raise DatasetError(
+            f"{dataset}: a category is called {MEAN!r}, as the row of the mean over categories is. Rename it."
+        )
+    warnings = []
+    for category, class_name in used.items():
+        if (tokens := class_name_tokens(class_name)) > LONGEST_CLASS_NAME:  # refused where a prompt has it: few do
+            warnings.append(
+                f"{dataset}: the class name of {shown(category[:80])!r} has {tokens} tokens, and prompts have room for "
+                f"about {LONGEST_CLASS_NAME}. Give it a shorter one, `class_names` of the dataset."
+            )
+    stray = set(given) - set(known)
+    if typos := sorted(stray - set(elsewhere)):
+        raise DatasetError(
+            f"{dataset}: class names are given for {', '.join(typos)}, which the dataset does not have. "
+            f"It has: {', '.join(known)}."
+        )
+    if stray:
+        warnings.append(f"{dataset}: class names are given for {', '.join(sorted(stray))}, which it has not: not used.")
+    return warnings

@@ -1,10 +1,9 @@
 """References among unlabelled test images: which images of a category are looked at beside which."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DistributedSampler
 
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
@@ -62,31 +61,3 @@ def draw_references(samples: Sequence[Sample], pairing: Pairing) -> list[list[in
             for position in group:
                 references[position] = [other for other in filled if other != position]
     return references
-
-
-class GroupedSampler(DistributedSampler[int]):
-    """An order in which images that are each other's references follow each other, so that a batch holds both.
-
-    What is left over in the categories comes last. Each process takes one stretch of it; none is repeated. It is a
-    torch `DistributedSampler`, so that Lightning does not deal out the stretch once more.
-
-    Args:
-        references: Positions of each sample's references, from `draw_references`.
-        rank: Number of this process.
-        processes: How many share the samples.
-    """
-
-    def __init__(self, references: Sequence[Sequence[int]], rank: int = 0, processes: int = 1) -> None:
-        super().__init__(references, processes, rank, shuffle=False)  # type: ignore[arg-type]
-        groups: dict[frozenset[int], list[int]] = {}
-        for position, others in enumerate(references):
-            groups.setdefault(frozenset([position, *others]), []).append(position)
-        order = [position for group in sorted(groups.values(), key=len, reverse=True) for position in group]
-        start, end = (len(order) * n // processes for n in (rank, rank + 1))
-        self.order = order[start:end]
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)

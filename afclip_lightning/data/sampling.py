@@ -1,12 +1,14 @@
-"""The order of training images, and how several processes share it."""
+"""The order of images, and how several processes share it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, Sampler, SequentialSampler
 
+from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.distributed import agreed, processes, rank
 
 
@@ -37,3 +39,44 @@ class SharedShuffle(DistributedSampler[Any]):
         count = self.total_size - self.fillers
         order = np.random.default_rng([self.seed, self.epoch]).permutation(count).tolist()
         return iter([*order, *range(count, self.total_size)][self.rank :: self.num_replicas])
+
+
+class GroupedSampler(DistributedSampler[int]):
+    """An order in which images that are each other's references follow each other, so that a batch holds both.
+
+    What is left over in the categories comes last. Each process takes one stretch of it; none is repeated. It is a
+    torch `DistributedSampler`, so that Lightning does not deal out the stretch once more.
+
+    Args:
+        references: Positions of each sample's references, from `draw_references`.
+        rank: Number of this process.
+        processes: How many share the samples.
+    """
+
+    def __init__(self, references: Sequence[Sequence[int]], rank: int = 0, processes: int = 1) -> None:
+        super().__init__(references, processes, rank, shuffle=False)  # type: ignore[arg-type]
+        groups: dict[frozenset[int], list[int]] = {}
+        for position, others in enumerate(references):
+            groups.setdefault(frozenset([position, *others]), []).append(position)
+        order = [position for group in sorted(groups.values(), key=len, reverse=True) for position in group]
+        start, end = (len(order) * n // processes for n in (rank, rank + 1))
+        self.order = order[start:end]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+
+def in_order(dataset: AnomalyDataset, references: Sequence[Sequence[int]] | None = None) -> Sampler[int]:
+    """Returns the order of a test: of this process's part, no image repeated.
+
+    Args:
+        dataset: The images.
+        references: Positions of each image's references, where it has some.
+    """
+    if references is not None:
+        return GroupedSampler(references, rank(), processes())
+    # Lightning's own test sampler pads to equal parts, and a repeated image would count twice.
+    return UnrepeatedDistributedSampler(dataset, shuffle=False) if processes() > 1 else SequentialSampler(dataset)

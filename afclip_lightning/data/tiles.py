@@ -1,64 +1,18 @@
 """From an image of any size to the squares that a backbone takes, and from their maps back to the image's own frame."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from afclip_lightning.errors import UserError
+from afclip_lightning.types import Tiling
 
-Fit = Literal["squash", "pad", "tiles"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
 MAX_VIEWS = 4096
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How an image is seen: as a whole, and beside that in tiles of a chosen scale.
-
-    The score of an image is the highest of all its views, its map the mean of the whole's and the tiles' maps.
-
-    Attributes:
-        fit: How an image that is no square is seen as a whole: `squash` resizes it to a square, as the papers do; `pad`
-            keeps its shape and repeats its border pixels up to a square; `tiles` sees it in squares of its shorter
-            side.
-        tiles: Tiles along the shorter side; 1 leaves them out.
-        tile_size: Side of the tiles in pixels of the image, in place of `tiles`; not above its shorter side.
-        overlap: Share of a tile's side that it has in common with the next one, at least.
-
-    Raises:
-        ValueError: A value is out of its range, or both `tiles` and `tile_size` are given.
-    """
-
-    fit: Fit = "squash"
-    tiles: int = 1
-    tile_size: int | None = None
-    overlap: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {self.fit!r}")
-        if self.tiles < 1:
-            raise ValueError(f"tiles must be at least 1, got {self.tiles}")
-        if self.tile_size is not None and (self.tile_size < 1 or self.tiles > 1):
-            raise ValueError(f"tile_size must be at least 1 and without tiles, got {self.tile_size} and {self.tiles}")
-        if not 0 <= self.overlap <= 0.75:
-            raise ValueError(f"overlap must be 0 to 0.75, got {self.overlap}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain values."""
-        return asdict(self)
-
-    def side(self, height: int, width: int) -> int | None:
-        """Returns the side of the tiles in pixels of an image, or `None` where there are none."""
-        short = min(height, width)
-        if self.tile_size is not None:
-            return min(self.tile_size, short)
-        return math.ceil(short / (1 + (self.tiles - 1) * (1 - self.overlap))) if self.tiles > 1 else None
 
 
 @dataclass(frozen=True)

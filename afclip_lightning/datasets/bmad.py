@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from afclip_lightning.data.base import AnomalyDataModule, Counts, facts_of
+from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_images, pair_masks
 from afclip_lightning.data.names import ClassNames
+from afclip_lightning.data.published import Counts, facts_of
 from afclip_lightning.types import Sample, Split
 
 Subset = Literal["brain", "liver", "resc"]

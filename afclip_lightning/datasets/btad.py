@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from afclip_lightning.data.base import Counts
+from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 
 

@@ -4,9 +4,10 @@ import copy
 from contextlib import suppress
 
 import afclip_lightning.datasets
-from afclip_lightning.data.base import AnomalyData, AnomalyDataModule, DatasetNotFoundError
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.images import list_folders
 from afclip_lightning.discovery import descendants, import_submodules
+from afclip_lightning.errors import DatasetNotFoundError
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:

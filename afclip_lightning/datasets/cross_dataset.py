@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Iterable, Iterator
-
-from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
+from typing import TYPE_CHECKING
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.lightning_base import rank_zero_warn
 from afclip_lightning.data.pairs import Pairing
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 
 class CrossDataset(AnomalyData):
@@ -153,19 +155,19 @@ class CrossDataset(AnomalyData):
                         f"{dataset.name}. Train on another dataset, or set allow_train_test_overlap: true."
                     )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> "DataLoader[Batch]":
         """Returns the shuffled loader of the training dataset."""
         return self.training_set.train_dataloader()
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> "list[DataLoader[Batch]]":
         """Returns one loader a test dataset in use."""
         return self.test_dataloader()
 
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
+    def test_dataloader(self) -> "list[DataLoader[Batch]]":
         """Returns one loader a test dataset in use."""
         return [dataset.test_dataloader() for dataset in self.test_sets]
 
-    def predict_dataloader(self) -> list[DataLoader[Batch]]:
+    def predict_dataloader(self) -> "list[DataLoader[Batch]]":
         """Returns one loader a test dataset in use."""
         return self.test_dataloader()
 

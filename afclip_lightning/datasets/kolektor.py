@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from afclip_lightning.data.base import Counts
 from afclip_lightning.data.images import list_folders, list_images, pair_masks, read_mask
+from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.tiled_layout import Tile, TiledLayout
 

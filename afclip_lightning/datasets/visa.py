@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from afclip_lightning.data.base import AnomalyDataModule, Counts
+from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import LeftOut
+from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_rows

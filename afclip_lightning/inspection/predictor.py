@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from afclip_lightning import files
 from afclip_lightning.backbones.weights import EMBEDDED
 from afclip_lightning.data.loader import keep_memory, killed_loader
-from afclip_lightning.data.tiles import Layout, Tiling
+from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory
 from afclip_lightning.errors import DatasetError, UserError
@@ -34,7 +34,7 @@ from afclip_lightning.inspection.views import (
     read_pixels,
 )
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
 
 __all__ = ["Inspection", "Predictor", "Region", "load"]
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from afclip_lightning.data.reader import read
-from afclip_lightning.data.tiles import Layout, Tiling
+from afclip_lightning.data.tiles import Layout
 from afclip_lightning.errors import UserError
+from afclip_lightning.types import Tiling
 
 Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
 NAMELESS = Path("image")  # what an image that comes from no file is called

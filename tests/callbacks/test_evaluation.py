@@ -15,7 +15,7 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.views import score_views
 from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.loading import Loading
-from afclip_lightning.data.tiles import Layout, Tiling, resize_map
+from afclip_lightning.data.tiles import Layout, resize_map
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.predictions import Predictions
@@ -23,7 +23,7 @@ from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import load
 from afclip_lightning.metrics import AnomalyMetrics
-from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_lightning.types import AnomalyPrediction, Batch, Tiling
 from tests.support.small_models import write_head
 
 SIZE = 16

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.base import DatasetNotFoundError
 from afclip_lightning.datasets.btad import BTAD
 from afclip_lightning.datasets.catalogue import check
 from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.visa import VisA
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, DatasetNotFoundError
 from tests.support.layouts import write_image
 from tests.support.layouts.btad import write_btad
 from tests.support.layouts.medical import write_medical

@@ -11,8 +11,8 @@ from PIL import Image
 
 from afclip_lightning.__main__ import main as command_line
 from afclip_lightning.cli.datasets import main
-from afclip_lightning.data.base import Counts
 from afclip_lightning.data.doctor import Report, examine, render
+from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic

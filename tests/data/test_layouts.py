@@ -128,7 +128,7 @@ NEW_SET = '''
 
 from collections.abc import Mapping
 
-from afclip_lightning.data.base import Counts
+from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 
 

@@ -16,14 +16,14 @@ from afclip_lightning import load
 from afclip_lightning.data.collate import Collate
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.picture import NEARLY_BLACK
-from afclip_lightning.data.tiles import Tiling, resize_map
+from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.factory import Backbones, load_head
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.inspection import views
 from afclip_lightning.inspection.calibration import Calibration, Threshold
 from afclip_lightning.inspection.predictor import Predictor, calibration_path
 from afclip_lightning.inspection.verdict import Inspection
-from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
 from tests.support.small_head import ARGUMENTS, picture, write_head, write_pictures
 
 BACKBONES: Backbones = {}

@@ -5,8 +5,9 @@ import pytest
 from torch.testing import assert_close
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data.tiles import MAX_VIEWS, Axis, Fit, Layout, Tiling, resize_map
+from afclip_lightning.data.tiles import MAX_VIEWS, Axis, Layout, resize_map
 from afclip_lightning.errors import UserError
+from afclip_lightning.types import Fit, Tiling
 
 SIZE = 32
 TILINGS = [

@@ -13,14 +13,24 @@ from torch import Tensor
 
 from afclip_lightning import results
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.data.tiles import Fit, Tiling, resize_map
+from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import fingerprint
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, ProDefinition
 from afclip_lightning.results import TOLERANCE, ImageScore, Key, MaskCounts, Row
-from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, MaskFacts, Outputs, Sample, prediction_of
+from afclip_lightning.types import (
+    MAIN_HEAD,
+    AnomalyPrediction,
+    Batch,
+    Fit,
+    MaskFacts,
+    Outputs,
+    Sample,
+    Tiling,
+    prediction_of,
+)
 
 Resolution = Literal["backbone", "image"]
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]

@@ -1,0 +1,167 @@
+"""The loaders of a dataset: which images a batch holds, in which order, and what is read of them.
+
+Torch is imported where a loader is made, so that a look at a dataset's files does without it.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afclip_lightning.data.lightning_base import LightningDataModule
+from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.pairs import Pairing, draw_references
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import UNKNOWN, Batch, Sample, Split, Tiling
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Sampler
+
+    from afclip_lightning.backbones.preprocess import Preprocess
+    from afclip_lightning.backbones.store import FeatureStore
+    from afclip_lightning.data.dataset import AnomalyDataset, MaskDetail
+
+
+class SampleLoaders(LightningDataModule, ABC):
+    """What gives loaders of a dataset's samples, however they lie on disk.
+
+    Args:
+        train_split: Split that training reads.
+        batch_size: Images a batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+
+    Attributes:
+        preprocess: Turns images and masks into tensors; `None` until `AnomalyData.connect`, which sets the next three
+            too.
+        loading: How images are read.
+        store: Where the features of images may lie, or `None`.
+        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them.
+        pairing: How tested images are paired; `None` if they are not. Set by `pair`.
+        paired: The references of each `(dataset, category)`, for the run folder.
+        own_size: Whether the loaders of tests give masks at each image's own size too; see `AnomalyData.evaluate_at`.
+        tiling: How tested images are seen in tiles; `None` where they are not.
+        skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    name: str
+    root: Path
+
+    def __init__(self, train_split: Split, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        self.train_split: Split = train_split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.preprocess: Preprocess | None = None
+        self.loading = Loading()
+        self.store: FeatureStore | None = None
+        self.few_shot_dir: Path | None = None
+        self.pairing: Pairing | None = None
+        self.paired: dict[tuple[str, str], dict[str, Any]] = {}
+        self.own_size = False
+        self.tiling: Tiling | None = None
+        self.skipped: dict[Path, str] = {}
+
+    @abstractmethod
+    def samples(self, split: Split) -> list[Sample]:
+        """Returns the samples of all categories in use, category after category."""
+
+    @abstractmethod
+    def class_name_of(self, category: str) -> str:
+        """Returns what a prompt calls the category."""
+
+    def pair(self, pairing: Pairing) -> None:
+        """Gives each image of the test split references from its own category, and notes them in `paired`.
+
+        Which they are depends on neither batches nor processes; see `draw_references`.
+
+        Raises:
+            DatasetError: A category has too few images.
+        """
+        samples = self.samples("test")
+        references = draw_references(samples, pairing)
+        self.pairing = pairing
+        self.paired.clear()  # and not a new one: a copy that is tested on shares its record
+        paths = [Path(os.path.relpath(sample.image_path, self.root)).as_posix() for sample in samples]
+        for sample, path, others in zip(samples, paths, references, strict=True):
+            record = {"dataset": self.name, "category": sample.category, "seed": pairing.seed, "root": str(self.root)}
+            of_category = self.paired.setdefault((self.name, sample.category), {**record, "references": {}})
+            of_category["references"][path] = [paths[position] for position in others]
+
+    def train_dataloader(self) -> "DataLoader[Batch]":
+        """Returns the shuffled loader of `train_split`: see `SharedShuffle`.
+
+        Where several processes cannot share the images evenly, some of which nothing is said fill up the last step;
+        they take part in no loss.
+
+        Raises:
+            DatasetError: There are fewer images than processes.
+        """
+        from afclip_lightning.data.sampling import SharedShuffle
+        from afclip_lightning.distributed import processes
+
+        samples = self._enough(self.train_split)
+        fillers = samples[: -len(samples) % processes()]
+        samples += [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in fillers]
+        return self._loader(samples, partial(SharedShuffle, fillers=len(fillers)), training=True)
+
+    def val_dataloader(self) -> "DataLoader[Batch]":
+        """Returns the loader of the test split."""
+        return self.test_dataloader()
+
+    def test_dataloader(self) -> "DataLoader[Batch]":
+        """Returns the loader of the test split; over several processes no image is repeated."""
+        return self.walk("test")
+
+    def predict_dataloader(self) -> "DataLoader[Batch]":
+        """Returns the loader of the test split."""
+        return self.test_dataloader()
+
+    def walk(self, split: Split) -> "DataLoader[Batch]":
+        """Returns a loader of a split in its order, as for a test.
+
+        Raises:
+            DatasetError: There are fewer images than processes.
+        """
+        from afclip_lightning.data.sampling import in_order
+
+        samples = self._enough(split)
+        references = draw_references(samples, self.pairing) if self.pairing else None
+        return self._loader(samples, partial(in_order, references=references), references)
+
+    def _enough(self, split: Split) -> list[Sample]:
+        from afclip_lightning.distributed import processes
+
+        samples = self.samples(split)
+        if len(samples) < processes():
+            raise DatasetError(f"{self.name}: {len(samples)} images are fewer than processes; use fewer devices.")
+        return samples
+
+    def _loader(
+        self,
+        samples: Sequence[Sample],
+        sampler: "Callable[[AnomalyDataset], Sampler[int]]",
+        references: Sequence[Sequence[int]] | None = None,
+        training: bool = False,
+    ) -> "DataLoader[Batch]":
+        from afclip_lightning.data.dataset import AnomalyDataset
+        from afclip_lightning.data.loader import make_loader
+
+        if self.preprocess is None:
+            raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")
+        named = [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
+        facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
+        tiling = None if training else self.tiling
+        dataset = AnomalyDataset(
+            named, self.preprocess, self.loading, references, self.store, facts, tiling, self.skipped
+        )
+        return make_loader(dataset, self.batch_size, self.num_workers, sampler(dataset), training)

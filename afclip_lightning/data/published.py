@@ -1,0 +1,41 @@
+"""What is published of a dataset: where it is from, how it lies on disk, how many images it has."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+Facts = TypeVar("Facts")
+Counts = tuple[int | None, int | None, int | None]  # train normal, test normal, test anomalous; None = not published
+
+
+class Published:
+    """Facts about a dataset, as attributes of its class; nothing that is not known.
+
+    Attributes:
+        folder: Its folder in the one that holds all datasets; empty where that is its name.
+        layout: What `root` must contain, as a few lines for a person.
+        source: Where the dataset is obtained.
+        licence: Licence of the dataset, or what is known of it.
+        size: Rough size of the download; empty where it is not known.
+        published_counts: Images a category as published; empty where there is nothing to compare with.
+        published_total: Images of all the categories together, for sets that are not published category by category.
+    """
+
+    folder: str = ""
+    layout: str
+    source: str
+    licence: str = ""
+    size: str = ""
+    published_counts: Mapping[str, Counts] = MappingProxyType({})
+    published_total: Counts = (None, None, None)
+
+
+def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
+    """Returns what is known of one subset of a family.
+
+    Raises:
+        ValueError: There is no such subset.
+    """
+    if subset not in known:
+        raise ValueError(f"subset must be one of {', '.join(known)}; got {subset!r}")
+    return known[subset]
