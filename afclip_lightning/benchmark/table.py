@@ -1,4 +1,4 @@
-"""The one table: a row a value, put together from what each run left in its folder."""
+"""The one table: one measurement per line, put together from what each run left in its folder."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields

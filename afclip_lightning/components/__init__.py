@@ -1,1 +1,1 @@
-"""What heads are made of: scoring, losses, adapters, memory banks."""
+"""What heads are made of: scoring, losses, adapters, attention, memory banks, pseudo anomalies."""

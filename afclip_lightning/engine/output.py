@@ -1,4 +1,4 @@
-"""Processes that run one thing after another."""
+"""The output of a process that runs one thing after another: each into a file of its own."""
 
 import os
 import sys

@@ -1,0 +1,1 @@
+"""One's own images through a model: scores, verdicts, calibrations, a server, exported graphs."""

@@ -1,0 +1,1 @@
+"""The methods, one file each: frozen features in, a score and a map out."""

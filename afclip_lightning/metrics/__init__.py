@@ -1,4 +1,4 @@
-"""Evaluation of anomaly scores and maps: streaming, exact sums, one state a category."""
+"""Evaluation of anomaly scores and maps: streaming, exact sums, one state per category."""
 
 from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics, NotFiniteError, Result
 from afclip_lightning.metrics.curves import (

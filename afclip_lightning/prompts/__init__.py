@@ -1,0 +1,1 @@
+"""Prompts: templates, ensembles of sentences, learnable tokens."""

@@ -1,0 +1,1 @@
+"""What a run does beside training and testing: results, pictures, predictions, records, preemption."""
