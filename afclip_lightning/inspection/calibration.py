@@ -1,4 +1,4 @@
-"""Thresholds from good images or labelled ones, with their uncertainty, and the file that keeps them."""
+"""Thresholds from normal images or labelled ones, with their uncertainty, and the file that keeps them."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.files import read_json, write_json
-from afclip_lightning.inspection.stream import GoodScores
+from afclip_lightning.inspection.stream import NormalScores
 from afclip_lightning.results import is_anomalous
 
 Criterion = Literal["f1", "balanced"]
@@ -26,7 +26,7 @@ SUFFIX = ".calibration.json"
 ANY_PRODUCT = "object"  # what prompts call a product whose name they were not told
 CONFIDENCE = 0.9
 FEWEST = 8
-ENOUGH = 10  # good images above the threshold that make a quantile worth more than a fit
+ENOUGH = 10  # normal images above the threshold that make a quantile worth more than a fit
 RESAMPLES = 2000
 MAX_KEPT = 2**24
 
@@ -37,12 +37,12 @@ class Threshold:
 
     Attributes:
         value: What lies above it is anomalous, and what equals it is not; see `is_anomalous`.
-        scale: Distance to a typical good value over log 9, the unit of `probability`; `None` where no good image was
-            seen.
+        scale: Distance to a typical normal value over log 9, the unit of `probability`; `None` where no normal image
+            was seen.
         method: How it was chosen.
         n: Images that it comes from.
-        fpr: Share of good images, or of their pixels, that it was chosen to let through as anomalous; measured where
-            it was chosen otherwise; `None` where no good image was seen.
+        fpr: Share of normal images, or of their pixels, that it was chosen to let through as anomalous; measured where
+            it was chosen otherwise; `None` where no normal image was seen.
         interval: Within which the threshold lies, at `confidence`; `None` where it was fixed by hand.
         confidence: Of the interval.
     """
@@ -85,11 +85,11 @@ class Calibration:
 
     Attributes:
         image: Of image scores.
-        pixel: Of the values of maps; `None` without good images.
+        pixel: Of the values of maps; `None` without normal images.
         checkpoint: Fingerprint of the checkpoint.
         settings: What else the scores depend on: tiles, category, few-shot images, features.
         origin: Product, date, images; `None` in files of earlier versions.
-        good: What is kept of the good images' scores; `None` if they were too few, or in files of earlier versions.
+        good: What is kept of the normal images' scores; `None` if they were too few, or in files of earlier versions.
     """
 
     image: Threshold
@@ -97,7 +97,7 @@ class Calibration:
     checkpoint: str
     settings: dict[str, Any]
     origin: Origin | None = None
-    good: GoodScores | None = None
+    good: NormalScores | None = None
 
     def __post_init__(self) -> None:
         white = self.settings.get("white")
@@ -244,7 +244,8 @@ def fingerprint(content: bytes) -> str:
 def probability(values: np.ndarray, threshold: float, scale: float) -> np.ndarray:
     """Returns scores or maps on a scale from 0 to 1, in their type: a logistic curve that is 0.5 at the threshold.
 
-    A typical good value gets 0.1, and one as far above the threshold 0.9. It rises with the score, and is no frequency.
+    A typical normal value gets 0.1, and one as far above the threshold 0.9. It rises with the score, and is no
+    frequency.
 
     Args:
         values: Scores, of any shape.
@@ -256,9 +257,9 @@ def probability(values: np.ndarray, threshold: float, scale: float) -> np.ndarra
 
 
 def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
-    """Returns the threshold that a share `fpr` of good images will exceed.
+    """Returns the threshold that a share `fpr` of normal images will exceed.
 
-    Of enough images (`fpr` of them are at least `ENOUGH`) it is a quantile: the order statistic that a further good
+    Of enough images (`fpr` of them are at least `ENOUGH`) it is a quantile: the order statistic that a further normal
     image exceeds with a probability of at most `fpr`, with an interval from the binomial distribution, whatever the
     scores' distribution. Of fewer the tail is extrapolated: a generalised Pareto distribution over the highest fifth of
     the scores (at least ten, at most half), fitted by probability-weighted moments, which stay sane where the
@@ -269,7 +270,7 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
     about 4 % with 8 images, 2 % with 20 to 50 and 1.1 % with 200.
 
     Args:
-        scores: `[n]`, of good images.
+        scores: `[n]`, of normal images.
         fpr: In (0, 0.5].
 
     Raises:
@@ -297,16 +298,16 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
 
 
 def require(count: int) -> None:
-    """Refuses fewer good images than a threshold can come from.
+    """Refuses fewer normal images than a threshold can come from.
 
     Raises:
         DatasetError: Says how many there must be.
     """
     if count < FEWEST:
         raise DatasetError(
-            f"{count} good images are too few for a threshold: {FEWEST} different ones are the least, {ENOUGH} divided "
-            "by the false-positive rate are enough. Add good images, or fix the threshold by hand (--threshold and "
-            "--pixel_threshold)."
+            f"{count} normal images are too few for a threshold: {FEWEST} different ones are the least, {ENOUGH} "
+            "divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand (--threshold "
+            "and --pixel_threshold)."
         )
 
 
@@ -342,13 +343,13 @@ def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion)
     Args:
         scores: `[n]`.
         anomalous: `[n]`, bool; some are and some are not.
-        criterion: `f1`, or `balanced`: the mean of the shares of anomalous and of good images that are told right.
+        criterion: `f1`, or `balanced`: the mean of the shares of anomalous and of normal images that are told right.
 
     Raises:
         DatasetError: One kind is missing.
     """
     if anomalous.all() or not anomalous.any():
-        raise DatasetError("labelled images must be of both kinds, good and anomalous. Add those that are missing.")
+        raise DatasetError("labelled images must be of both kinds, normal and anomalous. Add those that are missing.")
     value = _best(scores, anomalous, criterion)
     rng = np.random.default_rng(0)
     kinds = [np.flatnonzero(anomalous), np.flatnonzero(~anomalous)]
@@ -357,9 +358,9 @@ def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion)
         chosen = np.concatenate([rng.choice(kind, len(kind)) for kind in kinds])
         found.append(_best(scores[chosen], anomalous[chosen], criterion))
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    good = scores[~anomalous]
-    fpr = float(is_anomalous(good, value).mean())
-    return Threshold(value, _scale(value, good), criterion, len(scores), fpr, (float(low), float(high)))
+    normal = scores[~anomalous]
+    fpr = float(is_anomalous(normal, value).mean())
+    return Threshold(value, _scale(value, normal), criterion, len(scores), fpr, (float(low), float(high)))
 
 
 def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> float:
@@ -374,20 +375,20 @@ def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> fl
     return float(min((ranked[best] + below[best]) / 2, np.nextafter(ranked[best], -np.inf)))  # a mean may be rounded up
 
 
-def fixed(value: float, good: np.ndarray) -> Threshold:
-    """Returns a threshold that was chosen by hand, and which share of the good scores `[n]` exceeds it, if any."""
-    share = float(is_anomalous(good, value).mean()) if len(good) else None
-    return Threshold(value, _scale(value, good) if len(good) else None, "fixed", len(good), share, None)
+def fixed(value: float, normal: np.ndarray) -> Threshold:
+    """Returns a threshold that was chosen by hand, and which share of the normal scores `[n]` exceeds it, if any."""
+    share = float(is_anomalous(normal, value).mean()) if len(normal) else None
+    return Threshold(value, _scale(value, normal) if len(normal) else None, "fixed", len(normal), share, None)
 
 
-def _scale(value: float, good: np.ndarray) -> float:
-    """Returns the unit of `probability`: a typical good score is log 9 of them away, and is given 0.1."""
-    distance = abs(float(value) - float(np.median(good))) / math.log(9)
+def _scale(value: float, normal: np.ndarray) -> float:
+    """Returns the unit of `probability`: a typical normal score is log 9 of them away, and is given 0.1."""
+    distance = abs(float(value) - float(np.median(normal))) / math.log(9)
     return max(distance, 1e-6 * max(abs(float(value)), 1.0))  # all scores may be one
 
 
 class PixelTail:
-    """The highest values of good images' maps, as many as a pixel threshold can depend on; images weigh the same.
+    """The highest values of normal images' maps, as many as a pixel threshold can depend on; images weigh the same.
 
     Of large maps, or many, a part of the pixels is drawn, so that memory stays below 4 × `MAX_KEPT` bytes.
 
@@ -406,7 +407,7 @@ class PixelTail:
         self.medians: list[float] = []
 
     def add(self, anomaly_map: np.ndarray) -> None:
-        """Adds the map of a good image, `[H, W]`."""
+        """Adds the map of a normal image, `[H, W]`."""
         values = anomaly_map.ravel()
         if len(values) > self.most:
             values = values[self.rng.integers(0, len(values), self.most)]

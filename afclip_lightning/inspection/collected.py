@@ -1,4 +1,4 @@
-"""Good images that are given one by one, and the calibration that comes from them."""
+"""Normal images that are given one by one, and the calibration that comes from them."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ PIXEL_FPR = 0.001
 
 
 class Collected:
-    """What is kept of good images: their scores and the highest values of their maps, not the images.
+    """What is kept of normal images: their scores and the highest values of their maps, not the images.
 
     Args:
         most: How many there may be.
@@ -34,7 +34,7 @@ class Collected:
         return digest(file) in self.scores
 
     def add(self, file: bytes, found: Inspection) -> None:
-        """Adds what the model says of a good image.
+        """Adds what the model says of a normal image.
 
         Raises:
             UserError: There are as many as there may be.
@@ -51,7 +51,7 @@ class Collected:
 
         Args:
             model: The model.
-            fpr: Share of good images that will exceed the threshold, in (0, 0.5].
+            fpr: Share of normal images that will exceed the threshold, in (0, 0.5].
 
         Raises:
             DatasetError: They are too few.

@@ -11,7 +11,7 @@ from afclip_lightning.inspection.calibration import probability
 from afclip_lightning.results import is_anomalous
 
 CONTOUR = (255, 255, 255)
-COLD = 0.1  # what a typical good value gets: the image is left as it is there
+COLD = 0.1  # what a typical normal value gets: the image is left as it is there
 CAPTIONS = (  # of an overlay without common scale: the first that leaves most of the image free
     "Colours run from this image's lowest to its highest value. No calibration, so no common scale.",
     "Colours: this image's lowest to highest value",
@@ -116,7 +116,7 @@ class Inspection:
         """Returns how hot each pixel is drawn, `[H, W]`, float32, in [0, 1].
 
         With a calibration that is the calibrated value of the map, 0.5 at the pixel threshold, so that the pictures of
-        all images share one scale. Without, the map runs from its lowest to its highest value: even a good image then
+        all images share one scale. Without, the map runs from its lowest to its highest value: even a normal image then
         has a hot spot.
         """
         if self.pixel_threshold is not None and self.pixel_scale is not None:

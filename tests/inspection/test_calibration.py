@@ -78,7 +78,7 @@ def test_equal_scores_and_too_few() -> None:
     assert found.value == pytest.approx(0.3)
     assert found.scale is not None
     assert found.scale > 0
-    with pytest.raises(DatasetError, match="7 good images are too few"):
+    with pytest.raises(DatasetError, match="7 normal images are too few"):
         from_normals(np.zeros(7), 0.01)
 
 
@@ -117,7 +117,7 @@ def test_a_pixel_threshold_weighs_images_the_same() -> None:
     assert rates[0] > 0.02 - 1 / (12 * 300)
     assert found.interval is not None
     assert found.interval[0] < found.value < found.interval[1]
-    with pytest.raises(DatasetError, match="0 good images are too few"):
+    with pytest.raises(DatasetError, match="0 normal images are too few"):
         PixelTail(3, 0.01).threshold()
 
 

@@ -417,7 +417,7 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     start = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
     for options, message in {
         (): "name normal images",
-        ("--normal", "images"): "3 good images are too few",
+        ("--normal", "images"): "3 normal images are too few",
         ("--normal", "images", "--few_shot_dir", "images"): "is one of --few_shot_dir too",
         ("--normal", "images", "--criterion", "f1"): "needs labelled images",
         ("--labelled", "labels.csv"): "labels.csv, line 2: needs the columns path and label",
@@ -473,7 +473,7 @@ def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.Captur
     assert inspect("good") == 0
     assert "note" not in capsys.readouterr().err
     assert inspect("other", "--out", "out2") == 0
-    assert "note: AFCLIP: 14 of 14 scores lie below the median of the 12 good images" in capsys.readouterr().err
+    assert "note: AFCLIP: 14 of 14 scores lie below the median of the 12 normal images" in capsys.readouterr().err
 
 
 def test_copies_count_once_and_few_images_are_told_early(
@@ -503,7 +503,7 @@ def test_copies_count_once_and_few_images_are_told_early(
     monkeypatch.setattr(calibrate, "load_models", never)
     (folder / "taken").write_text("")
     for options, message in {
-        ("--normal", "one"): "1 good images are too few",
+        ("--normal", "one"): "1 normal images are too few",
         ("--normal", "good"): "is there already",
         ("--normal", "good", "--out", "taken/c.json"): "taken/c.json: cannot be written",
         ("--normal", "good", "--out", "one"): "is a folder",

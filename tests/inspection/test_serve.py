@@ -199,7 +199,7 @@ def test_normal_images_make_a_calibration(head: Path, tmp_path: Path) -> None:
         assert client.post("/api/normals", content=encoded(picture(0))).json()["normals"] == 7  # a copy
         answer = client.post("/api/calibration")
         assert answer.status_code == 422
-        assert "7 good images are too few" in answer.json()["detail"]
+        assert "7 normal images are too few" in answer.json()["detail"]
         client.post("/api/normals", content=encoded(picture(7)))
         assert client.post("/api/calibration?fpr=0.9").status_code == 422
         facts = client.post("/api/calibration?fpr=0.05").json()
@@ -229,7 +229,7 @@ def test_a_stream_that_is_another_one_is_told(head: Path) -> None:
         client.post("/api/calibration")
         notes = [client.post("/api/inspect", content=body).json()["note"] for body in [*ranked[:20], *ranked[:19]]]
         assert set(notes[:19]) == {""}
-        assert notes[19].startswith("20 of 20 scores lie below the median of the 12 good images")
+        assert notes[19].startswith("20 of 20 scores lie below the median of the 12 normal images")
         assert set(notes[19:]) == {notes[19]}
 
 
