@@ -1,7 +1,6 @@
 """`python -m afclip_lightning datasets`: list, check and unpack datasets."""
 
 import argparse
-import inspect
 import json
 import os
 import sys
@@ -10,13 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
-from afclip_lightning.data import archive, doctor
-from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.datasets.catalogue import check, dataset_classes
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.errors import UserError
 
 PLACE = 10
 DESCRIPTION = """\
@@ -30,82 +24,6 @@ prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it
 NAME is a name from the list, or a class: datasets check Folder --root DIR --normal_dir good --abnormal_dir bad
 Nothing here uses the network.
 """
-
-
-def catalogue() -> list[AnomalyDataModule]:
-    """Returns every published dataset once, sorted by name."""
-    found: dict[str, AnomalyDataModule] = {}
-    for cls in dataset_classes():
-        if not inspect.isabstract(cls):
-            named = [cls()] if getattr(cls, "name", "") else _variants(cls)
-            found |= {dataset.name: dataset for dataset in named}
-    return [found[name] for name in sorted(found)]
-
-
-def _variants(cls: type[AnomalyDataModule]) -> list[AnomalyDataModule]:
-    """Returns the datasets of a class that has several; those of one's own, named as their folder, are none."""
-    here, there = (cls.variants(Path(folder)) for folder in ("here", "there"))
-    found = [dataset for dataset, moved in zip(here, there, strict=True) if dataset.name == moved.name]
-    for dataset in found:
-        dataset.root = dataset.default_root()
-    return found
-
-
-def find_dataset(name: str, options: Sequence[str], root: Path | None = None) -> AnomalyDataModule:
-    """Returns the dataset of a name or class.
-
-    Args:
-        name: A dataset's name, or a class, in upper or lower case.
-        options: Arguments of the class as on the command line.
-        root: Its folder; that of a set with a name has a default.
-
-    Raises:
-        UserError: There is no such dataset, or an option is wrong.
-    """
-    classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
-    classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
-    if cls := classes.get(name.lower()):
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, "dataset")
-        prefixed = [f"--dataset.{option[2:]}" if option.startswith("--") else option for option in options]
-        try:
-            parsed = parser.parse_args([*prefixed, *([] if root is None else [f"--dataset.root={root}"])])
-            return parser.instantiate_classes(parsed).dataset
-        except Exception as error:  # the parser's own, and whatever the constructor refuses
-            raise UserError(f"{cls.__name__}: {message_of(error)}") from error
-    for cls in dict.fromkeys(classes.values()):
-        for dataset in _variants(cls):
-            if dataset.name == name.lower():
-                dataset.root = root or dataset.root
-                if options:
-                    raise UserError(f"{name} takes no {options[0]}; name the class {cls.__name__} to give its options.")
-                return dataset
-    known = ", ".join(dataset.name for dataset in catalogue())
-    raise UserError(f"There is no dataset {name!r}. There are: {known}; or a class, such as Folder.")
-
-
-def list_datasets() -> list[dict[str, Any]]:
-    """Returns a row a dataset: its name, class, categories, counts, size, licence and source."""
-    return [
-        {
-            "name": dataset.name,
-            "class": type(dataset).__name__,
-            "categories": len(dataset.find_categories()),
-            "train_normal": _total(dataset, 0),
-            "test_normal": _total(dataset, 1),
-            "test_anomalous": _total(dataset, 2),
-            "size": dataset.size,
-            "licence": dataset.licence,
-            "source": " ".join(dataset.source.split()),
-        }
-        for dataset in catalogue()
-    ]
-
-
-def _total(dataset: AnomalyDataModule, index: int) -> int | None:
-    counts = [published[index] for published in dataset.published_counts.values()]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else dataset.published_total[index]
 
 
 def _render(rows: list[dict[str, Any]]) -> str:
@@ -133,6 +51,11 @@ def _shown(count: int | None) -> str:
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 something is off, 2 a mistake that the message explains."""
     options, rest = _parser().parse_known_args(args)
+    from afclip_lightning.data import lightning_base  # these imports take time, for which `--help` has no use
+
+    lightning_base.look_at_files_only()
+    from afclip_lightning.datasets.catalogue import check, find_dataset, list_datasets
+
     try:
         if options.verb == "list":
             if rest:
@@ -142,6 +65,8 @@ def main(args: Sequence[str]) -> int:
             return 0
         dataset = find_dataset(options.name, rest, options.root)
         if options.verb == "prepare":
+            from afclip_lightning.data import archive
+
             moved = archive.prepare(dataset, options.archives)
             print(
                 f"{moved} files are new in {dataset.root}.\nLicence: {dataset.licence or 'not known, see its source'}"
@@ -149,6 +74,8 @@ def main(args: Sequence[str]) -> int:
             check(dataset, "predict")
             print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
             return 0
+        from afclip_lightning.data import doctor
+
         report = doctor.examine(dataset, options.threads, sys.stderr.isatty(), check)
         print(json.dumps(asdict(report), indent=2, default=str) if options.json else doctor.render(report))
         return 1 if report.problems else 0

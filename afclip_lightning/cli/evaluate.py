@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from afclip_lightning import results
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.errors import UserError, shown
+from afclip_lightning.files import write_json, write_text
 
 PLACE = 31
 TABLES = (".csv", ".json")
@@ -37,9 +39,7 @@ def main(args: Sequence[str]) -> int:
         if out.suffix not in TABLES:
             raise UserError(f"--out {out}: the name of a table ends in {' or '.join(TABLES)}.")
 
-    from afclip_lightning import results  # with torch and more, which `--help` has no use for
-    from afclip_lightning.files import write_json, write_text
-    from afclip_lightning.inspection.saved_maps import Rules, score
+    from afclip_lightning.inspection.saved_maps import Rules, score  # with torch, which `--help` has no use for
     from afclip_lightning.metrics import AnomalyMetrics
 
     rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold)
@@ -96,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         "--pro_definition", choices=PRO, default="exact", help="which PRO (%(default)s); others need --exact"
     )
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="error of binning that is not worth a word (%(default)s)"
+        "--tolerance",
+        type=float,
+        default=results.TOLERANCE,
+        help="error of binning that is not worth a word (%(default)s)",
     )
     parser.add_argument(
         "--out",

@@ -5,15 +5,16 @@ import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from afclip_lightning.cli.datasets import find_dataset
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
-from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.errors import UserError, message_of, shown
 from afclip_lightning.files import write_text
-from afclip_lightning.knowledge import base, builder
-from afclip_lightning.knowledge.builder import AnswerCache, Question, category_question, image_question
-from afclip_lightning.knowledge.chat import ChatServer
+from afclip_lightning.knowledge import base
+
+if TYPE_CHECKING:
+    from afclip_lightning.data.base import AnomalyDataModule
+    from afclip_lightning.knowledge.builder import Question
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 PLACE = 11
@@ -52,6 +53,11 @@ def _render(source: str) -> str:
 def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.sentences < 1:
         raise UserError(f"--sentences must be at least 1, got {options.sentences}.")
+
+    from afclip_lightning.datasets.catalogue import find_dataset  # with torch and more, which `--help` has no use for
+    from afclip_lightning.knowledge import builder
+    from afclip_lightning.knowledge.chat import ChatServer
+
     dataset = find_dataset(options.dataset, rest, options.root)
     texts = _category_questions(dataset, options.model, options.sentences)
     pictures = _image_questions(dataset, options.vision_model) if options.vision_model else []
@@ -68,7 +74,7 @@ def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.out.exists():
         raise UserError(f"{options.out} is already there. Remove it or choose another --out.")
     server = ChatServer(options.endpoint, _key(options.key_variable), options.timeout)
-    cache = AnswerCache(options.out.with_suffix(".answers.jsonl"))
+    cache = builder.AnswerCache(options.out.with_suffix(".answers.jsonl"))
     try:
         found, asked = builder.answer_all([*texts, *pictures], server, cache)
     except UserError as error:
@@ -92,14 +98,18 @@ def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _category_questions(dataset: AnomalyDataModule, model: str, count: int) -> list[Question]:
+def _category_questions(dataset: "AnomalyDataModule", model: str, count: int) -> "list[Question]":
+    from afclip_lightning.knowledge.builder import category_question
+
     categories = dataset.selected_categories()
     if not categories:
         raise UserError(f"{dataset.root} has no category. Give the dataset's folder as --root.")
     return [category_question(model, category, dataset.class_name_of(category), count) for category in categories]
 
 
-def _image_questions(dataset: AnomalyDataModule, model: str) -> list[Question]:
+def _image_questions(dataset: "AnomalyDataModule", model: str) -> "list[Question]":
+    from afclip_lightning.knowledge.builder import image_question
+
     dataset.check()
     split = dataset.train_split
     anomalous = [sample for sample in dataset.samples(split) if sample.label == 1]

@@ -12,15 +12,20 @@ PROGRAM = "python -m afclip_lightning"
 Command = Callable[[Sequence[str]], int]
 
 _MODEL = {"--shots": "--few_shot_dir"}
+_RUN = {"--run_dir": "--out"}
 RENAMED: dict[str, dict[str, str]] = {
     "calibrate": {"--output": "--out", **_MODEL},
     "evaluate": {"--csv": "--out", "--json": "--out"},
     "export": _MODEL,
+    "features": _RUN,
+    "fit": _RUN,
     "inspect": {"--output": "--out", **_MODEL},
     "knowledge": {"--dry-run": "--dry_run", "--key-variable": "--key_variable", "--vision-model": "--vision_model"},
+    "predict": _RUN,
     "serve": {"--max_examples": "--max_few_shot", **_MODEL},
     "sweep": {"--folder": "--out"},
-    **dict.fromkeys(("fit", "validate", "test", "predict", "features"), {"--run_dir": "--out"}),
+    "test": _RUN,
+    "validate": _RUN,
 }
 """Flags that had another name, by command: the old name is still understood."""
 

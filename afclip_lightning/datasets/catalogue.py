@@ -1,13 +1,17 @@
-"""The datasets that there are, and which of them a folder seems to hold."""
+"""The datasets that there are: the list, one by its name, and which of them a folder seems to hold."""
 
 import copy
+import inspect
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import afclip_lightning.datasets
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.images import list_folders
 from afclip_lightning.discovery import descendants, import_submodules
-from afclip_lightning.errors import DatasetNotFoundError
+from afclip_lightning.errors import DatasetNotFoundError, UserError, message_of
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:
@@ -54,3 +58,81 @@ def what_lies_there(wanted: AnomalyDataModule) -> str:
     general = {base for dataset in found for base in type(dataset).__mro__[1:]}
     names = [f"{d.name} ({type(d).__name__})" for d in found if type(d) not in general]
     return f"\nThis looks like {' or '.join(names)}." if names else ""
+
+
+def catalogue() -> list[AnomalyDataModule]:
+    """Returns every published dataset once, sorted by name."""
+    found: dict[str, AnomalyDataModule] = {}
+    for cls in dataset_classes():
+        if not inspect.isabstract(cls):
+            named = [cls()] if getattr(cls, "name", "") else _variants(cls)
+            found |= {dataset.name: dataset for dataset in named}
+    return [found[name] for name in sorted(found)]
+
+
+def _variants(cls: type[AnomalyDataModule]) -> list[AnomalyDataModule]:
+    """Returns the datasets of a class that has several; those of one's own, named as their folder, are none."""
+    here, there = (cls.variants(Path(folder)) for folder in ("here", "there"))
+    found = [dataset for dataset, moved in zip(here, there, strict=True) if dataset.name == moved.name]
+    for dataset in found:
+        dataset.root = dataset.default_root()
+    return found
+
+
+def find_dataset(name: str, options: Sequence[str], root: Path | None = None) -> AnomalyDataModule:
+    """Returns the dataset of a name or class.
+
+    Args:
+        name: A dataset's name, or a class, in upper or lower case.
+        options: Arguments of the class as on the command line.
+        root: Its folder; that of a set with a name has a default.
+
+    Raises:
+        UserError: There is no such dataset, or an option is wrong.
+    """
+    classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
+    classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
+    if cls := classes.get(name.lower()):
+        from jsonargparse import ArgumentParser  # only here: a name needs none
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls, "dataset")
+        prefixed = [f"--dataset.{option[2:]}" if option.startswith("--") else option for option in options]
+        try:
+            parsed = parser.parse_args([*prefixed, *([] if root is None else [f"--dataset.root={root}"])])
+            return parser.instantiate_classes(parsed).dataset
+        except Exception as error:  # the parser's own, and whatever the constructor refuses
+            raise UserError(f"{cls.__name__}: {message_of(error)}") from error
+    for cls in dict.fromkeys(classes.values()):
+        for dataset in _variants(cls):
+            if dataset.name == name.lower():
+                dataset.root = root or dataset.root
+                if options:
+                    raise UserError(f"{name} takes no {options[0]}; name the class {cls.__name__} to give its options.")
+                return dataset
+    known = ", ".join(dataset.name for dataset in catalogue())
+    raise UserError(f"There is no dataset {name!r}. There are: {known}; or a class, such as Folder.")
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """Returns a row a dataset: its name, class, categories, counts, size, licence and source."""
+    return [
+        {
+            "name": dataset.name,
+            "class": type(dataset).__name__,
+            "categories": len(dataset.find_categories()),
+            "train_normal": _total(dataset, 0),
+            "test_normal": _total(dataset, 1),
+            "test_anomalous": _total(dataset, 2),
+            "size": dataset.size,
+            "licence": dataset.licence,
+            "source": " ".join(dataset.source.split()),
+        }
+        for dataset in catalogue()
+    ]
+
+
+def _total(dataset: AnomalyDataModule, index: int) -> int | None:
+    counts = [published[index] for published in dataset.published_counts.values()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else dataset.published_total[index]

@@ -15,13 +15,15 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from open_clip.tokenizer import SimpleTokenizer
 
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_yaml
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 MAX_TOKENS = 75  # of a sentence; CLIP's context of 77 has a start and an end token too
 
@@ -133,7 +135,9 @@ def count_tokens(text: str) -> int:
 
 
 @cache
-def _tokenizer() -> SimpleTokenizer:
+def _tokenizer() -> "SimpleTokenizer":
+    from open_clip.tokenizer import SimpleTokenizer  # with torch, which a list of the bases has no use for
+
     return SimpleTokenizer()
 
 

@@ -14,10 +14,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import afclip_lightning.datasets
-from afclip_lightning.cli.datasets import catalogue
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.datasets.bmad import SUBSETS as BMAD
-from afclip_lightning.datasets.catalogue import dataset_classes
+from afclip_lightning.datasets.catalogue import catalogue, dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.medical import SUBSETS as MEDICAL

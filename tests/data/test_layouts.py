@@ -13,11 +13,11 @@ from PIL import Image
 
 import afclip_lightning.datasets
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.cli.datasets import find_dataset, list_datasets
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.bmad import BMAD
 from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.catalogue import find_dataset, list_datasets
 from afclip_lightning.datasets.dagm import CLASSES, DAGM
 from afclip_lightning.datasets.dtd_synthetic import DTDSynthetic
 from afclip_lightning.datasets.magnetic_tile import MagneticTile

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from afclip_lightning.cli.datasets import find_dataset, main
+from afclip_lightning.cli.datasets import main
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.names import find, holds_no_pictures, means_normal
 from afclip_lightning.datasets.btad import BTAD
+from afclip_lightning.datasets.catalogue import find_dataset
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.medical import Medical

@@ -7,9 +7,8 @@ from typing import Any, get_args
 import pytest
 from jsonargparse import ArgumentParser
 
-from afclip_lightning.cli.datasets import find_dataset
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.datasets.catalogue import dataset_classes
+from afclip_lightning.datasets.catalogue import dataset_classes, find_dataset
 from afclip_lightning.engine.roots import fill_in_roots
 
 SHIPPED = [

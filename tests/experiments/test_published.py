@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from afclip_lightning.cli.datasets import catalogue
+from afclip_lightning.datasets.catalogue import catalogue
 from afclip_lightning.metrics.pro import DEFINITIONS
 
 FOLDER = Path(__file__).parents[2] / "experiments/published"
