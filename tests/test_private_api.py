@@ -171,7 +171,7 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
     Private(
         lambda: importlib.import_module("lightning.pytorch.overrides.distributed"),
         "UnrepeatedDistributedSampler",
-        "data/base.py",
+        "data/sampling.py",
         "no process tests an image twice",
     ),
     Private(
