@@ -23,8 +23,9 @@ from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.support import REPOSITORY
+from tests.support.cases import IN_RUNS, TRAINED
 from tests.support.clips import small_config
-from tests.support.table_runs import METHODS, UNTRAINED, options, write_set
+from tests.support.table_runs import options, write_set
 
 
 def free_port() -> str:
@@ -43,7 +44,7 @@ def run_all(rank: int, folder: Path, port: str) -> None:
     if not alone:
         place, processes, extra = "two", 2, {"strategy": "ddp", "devices": 2}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    for method in (*METHODS, *UNTRAINED):
+    for method in IN_RUNS:
         if not alone and method == "KAnoCLIP":  # two nodes of one process, from here on
             os.environ |= {"LOCAL_RANK": "0", "NODE_RANK": str(rank)}
             extra = {"strategy": "ddp", "devices": 1, "num_nodes": 2}
@@ -122,7 +123,7 @@ def assert_alike(found: list[dict[str, str]], expected: list[dict[str, str]], li
                 assert row[column] == value, column
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_fit_over_processes_is_that_of_one(folder: Path, method: str) -> None:
     one, two = (folder / place / method for place in ("one", "two"))
     weights = [torch.load(run / "head.ckpt", weights_only=True) for run in (one, two)]
@@ -134,7 +135,7 @@ def test_a_fit_over_processes_is_that_of_one(folder: Path, method: str) -> None:
     assert_alike(rows(two / "log/metrics.csv"), rows(one / "log/metrics.csv"), limit=5e-5)  # the losses of each step
 
 
-@pytest.mark.parametrize("method", [*METHODS, *UNTRAINED])
+@pytest.mark.parametrize("method", IN_RUNS)
 def test_a_test_over_processes_gives_one_table(folder: Path, method: str) -> None:
     one, two = (folder / place / method for place in ("one", "two"))
     assert_alike(rows(two / "results.csv"), rows(one / "results.csv"))

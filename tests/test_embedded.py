@@ -1,6 +1,5 @@
-"""The embedded CLIP: what lies in the package, how fast it loads, and that a head on it learns what transfers."""
+"""The embedded CLIP: what lies in the package, that it loads, and that a head on it learns what transfers."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -33,10 +32,8 @@ def test_small_and_in_half_precision() -> None:
     assert (MODELS / "tiny-8-112.md").is_file()
 
 
-def test_loads_in_a_moment_without_network(embedded: ClipBackbone) -> None:
-    begin = time.perf_counter()
+def test_loads_without_network(embedded: ClipBackbone) -> None:
     again = ClipBackbone("tiny-8-112", "embedded", image_size=None)
-    assert time.perf_counter() - begin < 5  # well under a second on an idle machine
     assert again.weights_hash == embedded.weights_hash
     assert "embedded" in again.description
     with pytest.raises(WeightsError, match="no weights in the package; these have: tiny-8-112"):

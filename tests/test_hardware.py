@@ -8,17 +8,18 @@ import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from tests.support.cases import METHODS
+from tests.support.cases import variants
 from tests.support.methods import batch_of, data_of, score, trainer_of
 
+VARIANTS = variants(trains=True)
 WEIGHTS = os.environ.get("AFCLIP_WEIGHTS", "")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_gpu_gives_the_numbers_of_the_cpu(name: str) -> None:
-    method, arguments = METHODS[name]
+    method, arguments = VARIANTS[name]
     backbone = ClipBackbone("tiny-8-112", "embedded", image_size=None)
     model, batch = method(backbone, **arguments), batch_of()
     cpu = score(model, batch)
@@ -34,10 +35,10 @@ def test_gpu_gives_the_numbers_of_the_cpu(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_trains_and_scores_as_float32(tmp_path: Path, name: str, precision: str) -> None:
-    method, arguments = METHODS[name]
+    method, arguments = VARIANTS[name]
     model = method(ClipBackbone("tiny-8-112", "embedded", image_size=None), **arguments)
     data = data_of(tmp_path, model)
     trainer = Trainer(
@@ -74,7 +75,7 @@ def test_download_of_a_tag(tmp_path: Path) -> None:
 def test_mixed_precision_on_a_cpu_has_nearly_the_losses_of_float32(
     tmp_path: Path, tiny: ClipBackbone, name: str
 ) -> None:
-    method, arguments = METHODS[name]
+    method, arguments = VARIANTS[name]
     losses = []
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)

@@ -8,6 +8,7 @@ import pytest
 
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
+from tests.support.cases import command_line
 from tests.support.commands import arguments
 from tests.support.feature_files import calls, images, make_distinct
 
@@ -40,8 +41,8 @@ def heads(folder: Path) -> Path:
     """Trains two heads, of which one needs the V-V path, and describes a method that trains nothing."""
     make_distinct(folder)
     assert main(["fit", *arguments("afclip_visa", out="afclip")]) == 0
-    vv = {"model__vv_from": "2", "model__layers": "[2,3]", "model__prompt_depth": "2"}
-    assert main(["fit", *arguments("anomalyclip_visa", out="anomalyclip", **vv)]) == 0
+    vv = arguments("anomalyclip_visa", out="anomalyclip", **dict(command_line("AnomalyCLIP")))
+    assert main(["fit", *vv]) == 0
     Path("clip.yaml").write_text(CLIP)
     return folder
 

@@ -22,6 +22,7 @@ from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
+from tests.support.cases import TRAINED, command_line
 from tests.support.clips import small_config
 from tests.support.commands import arguments, subprocess_of
 from tests.support.feature_files import calls, images, make_distinct
@@ -258,33 +259,26 @@ def table(run: Path) -> str:
     return (run / "results.csv").read_text()
 
 
-METHODS: dict[str, dict[str, str]] = {
-    "afclip_visa": {},
-    "kanoclip_visa": {"model__interaction_width": "8", "model__adapter_bottleneck": "4"}
-    | {"model__offset_stride": "1", "model__vv_from": "1", "model__temperature": "1.0"},
-    "faprompt_visa": {"model__layer": "3", "model__vv_from": "2", "model__prompt_depth": "2"}
-    | {"model__n_prior_patches": "2"},
-}
+def options(method: str = "AFCLIP", **extra: str) -> list[str]:
+    given = dict(command_line(method))
+    of_config = arguments(f"{method.lower()}_visa", **given, **extra)
+    kept = [a for a in of_config if not a.startswith("--model.layers=") or "model__layers" in given]
+    return [*kept, "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 1}}]"]
 
 
-def options(config: str, **extra: str) -> list[str]:
-    given = [a for a in arguments(config, **METHODS[config], **extra) if "layers=" not in a or "faprompt" not in config]
-    return [*given, "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 1}}]"]
-
-
-@pytest.mark.parametrize("config", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_run_with_a_store_gives_the_same_and_walks_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     make_distinct(folder)
     epochs = {"trainer__max_epochs": "2"}
-    assert main(["fit", *options(config, out="plain", **epochs)]) == 0
+    assert main(["fit", *options(method, out="plain", **epochs)]) == 0
     cache = {"features__cache": "store", "features__dtype": "float32"}
     passes = calls(monkeypatch)
-    assert main(["fit", *options(config, out="first", **epochs, **cache)]) == 0
+    assert main(["fit", *options(method, out="first", **epochs, **cache)]) == 0
     assert sum(passes) == len(images(folder / "store")) > 90  # each image once, whatever the epochs
     first = len(passes)
-    assert main(["fit", *options(config, out="second", **epochs, **cache)]) == 0
+    assert main(["fit", *options(method, out="second", **epochs, **cache)]) == 0
     assert len(passes) == first
     assert table(folder / "plain") == table(folder / "first") == table(folder / "second")
     weights = [torch.load(folder / run / "head.ckpt", weights_only=True)["state_dict"] for run in ("plain", "second")]
@@ -293,12 +287,12 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     assert list((folder / "second/pictures").iterdir())  # drawn from the files
     victim = next(feature_files(folder / "store"))
     victim.write_bytes(victim.read_bytes()[:100])
-    assert main(["test", *options(config, out="mended", **cache), "--ckpt_path=first/head.ckpt"]) == 0
+    assert main(["test", *options(method, out="mended", **cache), "--ckpt_path=first/head.ckpt"]) == 0
     assert features.verify(folder / "store") == []
 
 
 def test_half_precision_moves_scores_a_little(folder: Path) -> None:
-    plain, half = options("afclip_visa", out="plain"), options("afclip_visa", out="half", features__cache="s")
+    plain, half = options(out="plain"), options(out="half", features__cache="s")
     assert main(["predict", *plain]) == 0
     assert main(["predict", *half]) == 0
     scores = []
@@ -312,9 +306,9 @@ def test_half_precision_moves_scores_a_little(folder: Path) -> None:
 def test_build_info_verify_prune(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert features.main(["build", *options("afclip_visa", features__cache="store")]) == 0
+    assert features.main(["build", *options(features__cache="store")]) == 0
     passes = calls(monkeypatch)
-    assert main(["fit", *options("afclip_visa", out="fit", features__cache="store")]) == 0
+    assert main(["fit", *options(out="fit", features__cache="store")]) == 0
     assert not passes
     capsys.readouterr()
     assert features.main(["info", "store"]) == 0
@@ -335,14 +329,14 @@ def test_build_info_verify_prune(
     assert list(features.info(folder / "store")[0]["taps"]) == ["layer-02", "layer-03"]
     assert features.main(["prune", "store", "--key", entry["key"]]) == 0
     assert features.main(["info", "store"]) == 2
-    assert features.main(["build", *options("afclip_visa")]) == 2
+    assert features.main(["build", *options()]) == 2
     assert "--features.cache DIR" in capsys.readouterr().err
 
 
 def test_build_needs_room_for_the_training_images_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needed = []
     for run, verb in ((features.main, "build"), (main, "fit"), (main, "test")):
-        given = options("afclip_visa", out=verb, features__cache="s", features__limit_gb="1e-9")
+        given = options(out=verb, features__cache="s", features__limit_gb="1e-9")
         assert run([verb, *given]) == 2
         needed.append(capsys.readouterr().err.split(" images need")[0])
     assert needed[0] == needed[1] != needed[2]
@@ -381,14 +375,14 @@ def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_what_cannot_be_kept_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", *options("afclip_visa", features__cache="s", loading__draft="true")]) == 2
+    assert main(["fit", *options(features__cache="s", loading__draft="true")]) == 2
     assert "changes the pixels" in capsys.readouterr().err
-    assert main(["fit", *options("afclip_visa", out="b", features__cache="s", features__limit_gb="1e-6")]) == 2
+    assert main(["fit", *options(out="b", features__cache="s", features__limit_gb="1e-6")]) == 2
     assert "limit_gb 1e-06 leaves" in capsys.readouterr().err
 
 
 def test_a_killed_build_leaves_a_whole_store_and_two_at_once_finish(folder: Path) -> None:
-    command = ["features", "build", *options("afclip_visa", features__cache="store", trainer__accelerator="cpu")]
+    command = ["features", "build", *options(features__cache="store", trainer__accelerator="cpu")]
     for wait in (0.0, 0.3):
         process = subprocess_of(command, cwd=folder)
         deadline = time.monotonic() + 120
@@ -403,5 +397,5 @@ def test_a_killed_build_leaves_a_whole_store_and_two_at_once_finish(folder: Path
     assert features.verify(folder / "store") == []
     count = len(list(feature_files(folder / "store")))
     assert count == len(set(feature_files(folder / "store")))
-    assert main(["fit", *options("afclip_visa", out="fit", features__cache="store")]) == 0
+    assert main(["fit", *options(out="fit", features__cache="store")]) == 0
     assert len(list(feature_files(folder / "store"))) == count

@@ -12,33 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.loss_watch import LossWatch
-from afclip_lightning.methods.afclip import AFCLIP
-from afclip_lightning.methods.anomalyclip import AnomalyCLIP
-from afclip_lightning.methods.aprilgan import APRILGAN
+from afclip_lightning.engine.factory import methods
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.methods.clip import CLIP
-from afclip_lightning.methods.dual_image import DualImageCLIP
-from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
-from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.prompts.ensemble import CategoryText
 from afclip_lightning.types import Batch
-from tests.support.cases import KNOWLEDGE
+from tests.support.cases import AT_ONCE, CASES, TRAINED
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, with_masks
 
 META = torch.device("meta")
-METHODS: dict[str, tuple[Callable[..., AnomalyMethod], dict[str, Any]]] = {
-    "CLIP": (CLIP, {}),
-    "WinCLIP": (WinCLIP, {"window_sizes": (1, 2)}),
-    "Dual-Image CLIP": (DualImageCLIP, {"steps": 0}),
-    "AF-CLIP": (AFCLIP, {"layers": (1, 3)}),
-    "AnomalyCLIP": (AnomalyCLIP, {"layers": (2, 3), "vv_from": 2, "prompt_depth": 2}),
-    "FAPrompt": (FAPrompt, {"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2}),
-    "APRIL-GAN": (APRILGAN, {"layers": (1, 3)}),
-    "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge": KNOWLEDGE}),
-}
-TRAINED = ("AF-CLIP", "AnomalyCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP")
 Case = tuple[Callable[[Batch], list[str]], Batch]
 
 
@@ -76,7 +59,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """A method and a batch on the device, after one step of the kind with values, and one without."""
     monkeypatch.setattr(AnomalyMethod, "log", lambda *_, **__: None)
     name, kind = request.param
-    method, arguments = METHODS[name]
+    method, arguments = methods()[name], CASES[name].small
     model = method(ClipBackbone(small_config(tmp_path), "random", image_size=None), **arguments)
     batch = batch_of(size=28)
     samples = [replace(sample, class_name=sample.category) for sample in batch.samples]
@@ -103,7 +86,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return run, batch
 
 
-@pytest.mark.parametrize("case", [(name, "test") for name in METHODS], indirect=True)
+@pytest.mark.parametrize("case", [(name, "test") for name in AT_ONCE], indirect=True)
 def test_a_test_step_waits_for_nothing(case: Case) -> None:
     run, batch = case
     assert run(batch) == []

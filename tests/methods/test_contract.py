@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.engine.factory import methods
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
-from tests.support.cases import METHODS, SMALL, UNTRAINED
+from tests.support.cases import CASES, TRAINED, variants
 from tests.support.clips import small_config
 from tests.support.methods import (
     TextCalls,
@@ -32,22 +33,38 @@ from tests.support.methods import (
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
-    KAnoCLIP: (2, 0, 0, 1),
+    KAnoCLIP: (2, 0, 2, 2),  # what is known of each category, and in each step what is said of images seen first
 }
 
 
-@pytest.fixture(params=METHODS)
+VARIANTS = variants(trains=True)
+UNTRAINED = variants(trains=False)
+
+
+def test_every_method_has_its_case() -> None:
+    """Who adds a method adds a line to `tests/support/cases.py`; all of the tests below are then its too."""
+    assert set(CASES) == set(methods())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_says_whether_the_method_trains(tmp_path: Path, name: str) -> None:
+    backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
+    assert bool(methods()[name](backbone, **CASES[name].small).trainable_names()) == CASES[name].trains
+    assert not CASES[name].trains or (CASES[name].tiny and CASES[name].run is not None)
+
+
+@pytest.fixture(params=VARIANTS)
 def model(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMethod:
     torch.manual_seed(0)
-    method, arguments = METHODS[request.param]
+    method, arguments = VARIANTS[request.param]
     return method(tiny, **arguments)
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=TRAINED)
 def small(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AnomalyMethod]:
     """Makes equal methods on one small backbone."""
     backbone = ClipBackbone(small_config(tmp_path), "random", image_size=None)
-    method, arguments = SMALL[request.param]
+    method, arguments = methods()[request.param], CASES[request.param].small
 
     def make() -> AnomalyMethod:
         torch.manual_seed(0)

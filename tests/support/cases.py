@@ -1,66 +1,138 @@
-"""How each method is built for the tests that all methods pass."""
+"""Every method of the package: how it is built for the tests that all methods pass, and what holds of it."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.methods.afclip import AFCLIP
-from afclip_lightning.methods.anomalyclip import AnomalyCLIP
-from afclip_lightning.methods.anovl import AnoVL
-from afclip_lightning.methods.aprilgan import APRILGAN
+from afclip_lightning.engine.factory import methods
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.methods.clip import CLIP
-from afclip_lightning.methods.faprompt import FAPrompt
-from afclip_lightning.methods.kanoclip import KAnoCLIP
-from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
-from afclip_lightning.methods.patch_rarity import PatchRarity
-from afclip_lightning.methods.winclip import WinCLIP
 
 KNOWLEDGE = str(Path(__file__).with_name("kanoclip_base.yaml"))
+Arguments = dict[str, Any]
 
-VV: dict[str, Any] = {"vv_from": 3, "prompt_depth": 4}  # the text tower of the embedded backbone has 4 blocks
-KANO: dict[str, Any] = {
-    "layers": (3, 5, 6, 8),
-    "vv_from": 3,
-    "knowledge": KNOWLEDGE,
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of a method, by the CLIP that it is built on, and what holds of it.
+
+    Attributes:
+        small: On the CLIP of three blocks of `clips.py`, whose text tower has two.
+        tiny: On the package's own CLIP of eight blocks, whose text tower has four; by the name of the variant.
+        run: Beside those of `small`, in runs over several processes; `None` where no such run is made.
+        head: On the CLIP of two blocks of `small_models.py`; `None` where it is not inspected.
+        trains: Whether it has something to train. If so the tests of `small` and `run` are made with it.
+        at_once: Whether a test step only queues work on the device, and waits for no value.
+    """
+
+    small: Arguments
+    tiny: dict[str, Arguments] = field(default_factory=dict)
+    run: Arguments | None = None
+    head: Arguments | None = None
+    trains: bool = True
+    at_once: bool = True
+
+
+ANOMALYCLIP: Arguments = {"vv_from": 3, "prompt_depth": 4, "layers": (8,)}
+FAPROMPT: Arguments = {"vv_from": 3, "prompt_depth": 4, "layer": 8}
+KANOCLIP: Arguments = {"layers": (3, 5, 6, 8), "vv_from": 3, "knowledge": KNOWLEDGE}
+CASES = {
+    "AFCLIP": Case(
+        small={"layers": [1, 3], "scales": [1, 3]},
+        tiny={"AF-CLIP": {"layers": (2, 4, 6, 8)}},
+        run={},
+        head={"layers": [1, 2], "adapter_heads": 1},
+    ),
+    "AnomalyCLIP": Case(
+        small={"layers": [2, 3], "vv_from": 2, "prompt_depth": 2},
+        tiny={
+            "AnomalyCLIP": ANOMALYCLIP,
+            "AnomalyCLIP, four layers": {**ANOMALYCLIP, "layers": (3, 5, 6, 8)},
+            "AnomalyCLIP Ensemble": {**ANOMALYCLIP, "ensemble": 2},
+            "AnomalyCLIP Ensemble*": {**ANOMALYCLIP, "n_abnormal_prompts": 3},
+        },
+        run={"n_abnormal_prompts": 2},
+        head={"layers": [2], "vv_from": 1, "prompt_depth": 2},
+    ),
+    "FAPrompt": Case(
+        small={"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2},
+        tiny={
+            "FAPrompt": FAPROMPT,
+            "FAPrompt as released": {**FAPROMPT, "prior_patches": "first_k", "image_ce_weight": 1.0},
+            "FAPrompt, image token": {**FAPROMPT, "prior_patches": "image_token"},
+            "FAPrompt without DAP": {**FAPROMPT, "dap": False},
+            "FAPrompt without CAP": {**FAPROMPT, "n_abnormal_prompts": 1},
+            "FAPrompt without deep tokens": {**FAPROMPT, "prompt_depth": 1},
+            "FAPrompt, best match": {**FAPROMPT, "aggregation": "best_match"},
+            "FAPrompt, weighted": {**FAPROMPT, "aggregation": "weighted"},
+        },
+        run={"n_prior_patches": 3, "n_abnormal_prompts": 2, "image_ce_weight": 1.0},
+        head={"layer": 2, "vv_from": 1, "prompt_depth": 2, "n_prior_patches": 2},
+    ),
+    "APRILGAN": Case(
+        small={"layers": [1, 3]},
+        tiny={"APRIL-GAN": {"layers": (2, 4, 6, 8)}},
+        run={"temperature": 0.07},
+        head={"layers": [1, 2]},
+    ),
+    "KAnoCLIP": Case(
+        small={"layers": [2, 3], "vv_from": 2, "knowledge": KNOWLEDGE},
+        tiny={
+            "KAnoCLIP": KANOCLIP,
+            "KAnoCLIP without KnPL": {**KANOCLIP, "learnable_prompts": False},
+            "KAnoCLIP without CLIP-VV": {**KANOCLIP, "vv_from": None},
+            "KAnoCLIP without Bi-CMCI": {**KANOCLIP, "interaction": False},
+            "KAnoCLIP without Conv-Adapter": {**KANOCLIP, "conv_adapter": None},
+            "KAnoCLIP, Eq. (11) as printed": {**KANOCLIP, "conv_adapter": "global", "adapter_residual": False},
+        },
+        run={"interaction_width": 8, "interaction_heads": 2, "offset_groups": 2, "offset_stride": 1}
+        | {"adapter_bottleneck": 4, "knowledge_margin": 0.5},
+        head={"layers": [1, 2], "vv_from": 1, "interaction_width": 32, "knowledge_weight": 0},
+    ),
+    "CLIP": Case(small={}, tiny={"CLIP": {}}, head={}, trains=False),
+    "WinCLIP": Case(
+        small={"window_sizes": [1, 2]},
+        tiny={"WinCLIP": {"window_sizes": (12,)}, "WinCLIP+": {"window_sizes": (12,), "k_shot": 2}},
+        head={"window_sizes": [2]},
+        trains=False,
+    ),
+    "AnoVL": Case(  # trains on each image while it is tested
+        small={"steps": 2},
+        tiny={"AnoVL": {"augment": False, "steps": 2}},
+        head={},
+        trains=False,
+        at_once=False,
+    ),
+    "NearestNeighbours": Case(  # what it has no memory of, it refuses
+        small={"layers": [1, 3], "k_shot": 2},
+        tiny={"Nearest neighbours": {"layers": (2, 4, 6, 8), "k_shot": 2}},
+        trains=False,
+        at_once=False,
+    ),
+    "PatchRarity": Case(small={"layers": [1, 3]}, tiny={"Patch rarity": {"layers": (2, 4, 6, 8)}}, trains=False),
+    # Those below compare test images with each other: their own tests say what may depend on what.
+    "DualImageCLIP": Case(small={"steps": 0}, run={}, head={}, trains=False),
+    "MuSc": Case(small={"layers": [1, 3]}, trains=False, at_once=False),
+    "MuSc2": Case(small={"layers": [1, 3]}, trains=False, at_once=False),
 }
-Make = Callable[..., AnomalyMethod]
-METHODS: dict[str, tuple[Make, dict[str, Any]]] = {
-    "AF-CLIP": (AFCLIP, {"layers": (2, 4, 6, 8)}),
-    "AnomalyCLIP": (AnomalyCLIP, {**VV, "layers": (8,)}),
-    "AnomalyCLIP, four layers": (AnomalyCLIP, {**VV, "layers": (3, 5, 6, 8)}),
-    "AnomalyCLIP Ensemble": (AnomalyCLIP, {**VV, "layers": (8,), "ensemble": 2}),
-    "AnomalyCLIP Ensemble*": (AnomalyCLIP, {**VV, "layers": (8,), "n_abnormal_prompts": 3}),
-    "FAPrompt": (FAPrompt, {**VV, "layer": 8}),
-    "FAPrompt as released": (FAPrompt, {**VV, "layer": 8, "prior_patches": "first_k", "image_ce_weight": 1.0}),
-    "FAPrompt, image token": (FAPrompt, {**VV, "layer": 8, "prior_patches": "image_token"}),
-    "FAPrompt without DAP": (FAPrompt, {**VV, "layer": 8, "dap": False}),
-    "FAPrompt without CAP": (FAPrompt, {**VV, "layer": 8, "n_abnormal_prompts": 1}),
-    "FAPrompt without deep tokens": (FAPrompt, {"vv_from": 3, "layer": 8, "prompt_depth": 1}),
-    "FAPrompt, best match": (FAPrompt, {**VV, "layer": 8, "aggregation": "best_match"}),
-    "FAPrompt, weighted": (FAPrompt, {**VV, "layer": 8, "aggregation": "weighted"}),
-    "APRIL-GAN": (APRILGAN, {"layers": (2, 4, 6, 8)}),
-    "KAnoCLIP": (KAnoCLIP, KANO),
-    "KAnoCLIP without KnPL": (KAnoCLIP, {**KANO, "learnable_prompts": False}),
-    "KAnoCLIP without CLIP-VV": (KAnoCLIP, {**KANO, "vv_from": None}),
-    "KAnoCLIP without Bi-CMCI": (KAnoCLIP, {**KANO, "interaction": False}),
-    "KAnoCLIP without Conv-Adapter": (KAnoCLIP, {**KANO, "conv_adapter": None}),
-    "KAnoCLIP, Eq. (11) as printed": (KAnoCLIP, {**KANO, "conv_adapter": "global", "adapter_residual": False}),
-}
-SMALL: dict[str, tuple[Make, dict[str, Any]]] = {  # on a backbone of 3 blocks, 2 of text, and 4 patches
-    "AF-CLIP": (AFCLIP, {"layers": (1, 3), "scales": (1, 3)}),
-    "AnomalyCLIP": (AnomalyCLIP, {"layers": (2, 3), "vv_from": 2, "prompt_depth": 2}),
-    "FAPrompt": (FAPrompt, {"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2}),
-    "APRIL-GAN": (APRILGAN, {"layers": (1, 3)}),
-    "KAnoCLIP": (KAnoCLIP, {"layers": (2, 3), "vv_from": 2, "knowledge_weight": 0.0}),
-}
-# Methods that train nothing, and score an image by itself or beside few-shot images. MuSc and Dual-Image CLIP
-# compare test images with each other: their own tests say what may depend on what.
-UNTRAINED: dict[str, tuple[Make, dict[str, Any]]] = {
-    "CLIP": (CLIP, {}),
-    "WinCLIP": (WinCLIP, {"window_sizes": (12,)}),
-    "WinCLIP+": (WinCLIP, {"window_sizes": (12,), "k_shot": 2}),
-    "AnoVL": (AnoVL, {"augment": False, "steps": 2}),
-    "Nearest neighbours": (NearestNeighbours, {"layers": (2, 4, 6, 8), "k_shot": 2}),
-    "Patch rarity": (PatchRarity, {"layers": (2, 4, 6, 8)}),
-}
+TRAINED = [name for name, case in CASES.items() if case.trains]
+AT_ONCE = [name for name, case in CASES.items() if case.at_once]
+IN_RUNS = [name for name, case in CASES.items() if case.run is not None]
+
+
+def variants(trains: bool) -> dict[str, tuple[type[AnomalyMethod], Arguments]]:
+    """Returns classes and arguments on the package's own CLIP, by the name of the variant."""
+    found = ((name, case) for name, case in CASES.items() if case.trains == trains)
+    return {variant: (methods()[name], given) for name, case in found for variant, given in case.tiny.items()}
+
+
+def run_arguments(name: str) -> Arguments:
+    """Returns the arguments of a method in runs on the CLIP of three blocks."""
+    return CASES[name].small | (CASES[name].run or {})
+
+
+def command_line(name: str) -> Iterator[tuple[str, str]]:
+    """Yields options of a shipped config that fit the method to the CLIP of three blocks, as `arguments` takes them."""
+    for key, value in run_arguments(name).items():
+        if key != "knowledge":  # the config's own is of the datasets that the miniature trees are named after
+            yield f"model__{key}", str(value)

@@ -7,18 +7,9 @@ from typing import Any
 import torch
 import yaml
 
+from tests.support.cases import CASES
+
 SIZE = 28
-HEADS: dict[str, dict[str, Any]] = {
-    "AFCLIP": {"layers": [1, 2], "adapter_heads": 1},
-    "AnomalyCLIP": {"layers": [2], "vv_from": 1, "prompt_depth": 2},
-    "APRILGAN": {"layers": [1, 2]},
-    "AnoVL": {},
-    "CLIP": {},
-    "DualImageCLIP": {},
-    "FAPrompt": {"layer": 2, "vv_from": 1, "prompt_depth": 2, "n_prior_patches": 2},
-    "KAnoCLIP": {"layers": [1, 2], "vv_from": 1, "interaction_width": 32, "knowledge_weight": 0},
-    "WinCLIP": {"window_sizes": [2]},
-}
 
 
 def write_head(folder: Path, name: str, **arguments: Any) -> Path:
@@ -26,8 +17,8 @@ def write_head(folder: Path, name: str, **arguments: Any) -> Path:
 
     Args:
         folder: Where it is written, and its backbone beside it.
-        name: A key of `HEADS`.
-        arguments: Beside those of `HEADS`.
+        name: A key of `CASES`.
+        arguments: Beside those of its case.
     """
     from afclip_lightning.engine.factory import build
 
@@ -43,7 +34,7 @@ def write_head(folder: Path, name: str, **arguments: Any) -> Path:
         )
     )
     backbone = {"model": str(clip), "weights": "random", "image_size": SIZE}
-    model = {"class_path": name, "init_args": {"backbone": backbone, **HEADS[name], **arguments}}
+    model = {"class_path": name, "init_args": {"backbone": backbone, **(CASES[name].head or {}), **arguments}}
     torch.manual_seed(0)
     method = build(model)
     if not method.trainable_names():

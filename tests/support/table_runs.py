@@ -7,20 +7,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tests.support.cases import KNOWLEDGE
-
-VV = {"vv_from": 2, "prompt_depth": 2}
-METHODS: dict[str, dict[str, Any]] = {
-    "AFCLIP": {"layers": [1, 3], "scales": [1, 3]},
-    "AnomalyCLIP": {**VV, "layers": [2, 3], "n_abnormal_prompts": 2},
-    "FAPrompt": {**VV, "layer": 3, "n_prior_patches": 3, "n_abnormal_prompts": 2, "image_ce_weight": 1.0},
-    "APRILGAN": {"layers": [1, 3], "temperature": 0.07},
-    "KAnoCLIP": {
-        **{"layers": [2, 3], "vv_from": 2, "interaction_width": 8, "interaction_heads": 2, "offset_groups": 2},
-        **{"offset_stride": 1, "adapter_bottleneck": 4, "knowledge": KNOWLEDGE, "knowledge_margin": 0.5},
-    },
-}
-UNTRAINED: dict[str, dict[str, Any]] = {"DualImageCLIP": {"steps": 0}}
+from tests.support.cases import run_arguments
 
 
 def write_set(root: Path, seed: int, counts: dict[tuple[str, int], int]) -> None:
@@ -45,7 +32,6 @@ def write_set(root: Path, seed: int, counts: dict[tuple[str, int], int]) -> None
 
 def options(method: str, processes: int = 1, **extra: Any) -> list[str]:
     """Returns the options of a run whose processes together take 4 images a step."""
-    arguments = {**METHODS, **UNTRAINED}[method]
     table = {"class_path": "Table", "init_args": {"num_workers": 0, "batch_size": 4 // processes}}
     sets = [{**table, "init_args": {**table["init_args"], "root": root, "name": root}} for root in ("train", "test")]
     config = {
@@ -54,7 +40,7 @@ def options(method: str, processes: int = 1, **extra: Any) -> list[str]:
             "class_path": method,
             "init_args": {
                 "backbone": {"model": "small.json", "weights": "random", "image_size": 70},
-                **arguments,
+                **run_arguments(method),
             },
         },
         "data": {"class_path": "CrossDataset", "init_args": {"train": sets[0], "test": [sets[1]]}},
