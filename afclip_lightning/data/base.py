@@ -102,7 +102,7 @@ class AnomalyData(LightningDataModule, ABC):
 
     @abstractmethod
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images a tested category: `(dataset, category)` to samples, sorted by path.
+        """Returns k normal training images per tested category: `(dataset, category)` to samples, sorted by path.
 
         Raises:
             DatasetError: A category has fewer normal training images than `k_shot`.
@@ -129,7 +129,7 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         root: Folder of the dataset; by default that of a published one, see `default_root`.
         categories: Categories to use; all of the dataset by default.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the dataset's own.
 
@@ -211,7 +211,7 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         return not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir()))
 
     def missing(self) -> list[Path]:
-        """Returns the folders and files that must be there and are not: by default one folder a category."""
+        """Returns the folders and files that must be there and are not: by default one folder per category."""
         return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
 
     def selected_categories(self) -> list[str]:
@@ -367,7 +367,7 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         masks: Mapping[Path, Path] | None,
         mask_threshold: int | None = None,
     ) -> list[Sample]:
-        """Returns one sample an image, sorted by path, the same on every machine.
+        """Returns one sample per image, sorted by path, the same on every machine.
 
         Args:
             category: Category of all the images.
@@ -384,13 +384,13 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images a category: those of `few_shot_dir`, or a draw; `few_shot_record` has them.
+        """Returns k normal training images per category, of `few_shot_dir` or drawn; `few_shot_record` has them.
 
         A draw is seeded, without replacement, and the same on every machine. Each category has its own stream, so that
         it does not depend on which other categories are in use.
 
         Args:
-            k_shot: Images a category.
+            k_shot: Images per category.
             seed: Seed of the draw.
 
         Returns:

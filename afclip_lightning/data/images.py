@@ -290,7 +290,7 @@ def _place(path: Path, root: Path | None, stem: str) -> tuple[str | None, str]:
 def read_image(source: Source, draft: int | None = None, white: int | None = None) -> np.ndarray:
     """Returns the image as `[H, W, 3]`, uint8, RGB, upright.
 
-    Grey becomes three equal channels, more than 8 bits a channel are scaled to 8, a palette gives its colours and an
+    Grey becomes three equal channels, more than 8 bits per channel are scaled to 8, a palette gives its colours and an
     alpha channel is dropped. Of a file with several pages the first is read, in TIFF files the first that is no
     thumbnail.
 

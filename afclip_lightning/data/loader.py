@@ -76,7 +76,7 @@ def make_loader(
 
     Args:
         dataset: What is loaded.
-        batch_size: Images a batch; where they are seen in tiles, views that a backbone is given together.
+        batch_size: Images per batch; where they are seen in tiles, views that a backbone is given together.
         num_workers: Loader processes; 0 loads in the main process.
         sampler: Order of a pass.
         training: Whether the batches are for training, which has no use for the regions of masks.
@@ -109,7 +109,7 @@ def killed_loader(error: BaseException) -> str:
 def keep_memory(worker: int) -> None:
     """Makes the C library keep the memory of an image for the next one.
 
-    glibc gives large blocks back to the system, and each new one costs a fault a page, a quarter of the time of
+    glibc gives large blocks back to the system, and each new one costs a page fault per page, a quarter of the time of
     decoding; it keeps what is no larger than the largest block that was freed. No page of this one is touched.
     """
     np.empty(2**25 - 2**16, np.uint8)  # just below the largest that counts

@@ -1,4 +1,4 @@
-"""The loaders of a dataset: which images a batch holds, in which order, and what is read of them.
+"""The loaders of a dataset: which images per batch holds, in which order, and what is read of them.
 
 Torch is imported where a loader is made, so that a look at a dataset's files does without it.
 """
@@ -30,7 +30,7 @@ class SampleLoaders(LightningDataModule, ABC):
 
     Args:
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
 
     Attributes:

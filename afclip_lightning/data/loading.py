@@ -15,11 +15,11 @@ class Loading:
             reference of, and lists them in the run folder. Training on several processes needs `raise`.
         draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still no smaller than the backbone's
             input. Faster, and the pixels differ a little: leave it off to compare with published numbers.
-        cache_mb: Memory for resized images and masks, uint8, a loader; 0 keeps none. What does not fit is decoded
+        cache_mb: Memory for resized images and masks, uint8, per loader; 0 keeps none. What does not fit is decoded
             again each epoch, so it helps from the second epoch on.
         persistent_workers: Keep the processes of the training loader from one epoch to the next.
         pin_memory: Load into page-locked memory where there is a GPU.
-        white: What is white in images of more than 8 bits a channel: `bits`, the largest value that the file's depth
+        white: What is white in images of more than 8 bits per channel: `bits`, the largest value that the file's depth
             holds; `auto`, the largest that the bits hold which the images of a dataset use, looked up in up to 64 of
             them; or a number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. One for all
             datasets, or one for each by its name (`{mvtec: bits, mine: 12}`), where `bits` holds for those not named.

@@ -17,7 +17,7 @@ class Published:
         source: Where the dataset is obtained.
         licence: Licence of the dataset, or what is known of it.
         size: Rough size of the download; empty where it is not known.
-        published_counts: Images a category as published; empty where there is nothing to compare with.
+        published_counts: Images per category as published; empty where there is nothing to compare with.
         published_total: Images of all the categories together, for sets that are not published category by category.
     """
 

@@ -51,7 +51,7 @@ class BMAD(AnomalyDataModule):
         subset: The set; its name in metric keys and tables is `bmad_<subset>`.
         root: Folder of the set; the published one by default.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces the set's own.
 

@@ -115,7 +115,7 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
 
 
 def list_datasets() -> list[dict[str, Any]]:
-    """Returns a row a dataset: its name, class, categories, counts, size, licence and source."""
+    """Returns a row per dataset: its name, class, categories, counts, size, licence and source."""
     return [
         {
             "name": dataset.name,

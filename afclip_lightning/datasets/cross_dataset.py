@@ -106,7 +106,7 @@ class CrossDataset(AnomalyData):
             dataset.check(stage)
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images a tested category: `(dataset, category)` to samples, sorted by path.
+        """Returns k normal training images per tested category: `(dataset, category)` to samples, sorted by path.
 
         Raises:
             DatasetError: A category has fewer normal training images than `k_shot`.
@@ -160,15 +160,15 @@ class CrossDataset(AnomalyData):
         return self.training_set.train_dataloader()
 
     def val_dataloader(self) -> "list[DataLoader[Batch]]":
-        """Returns one loader a test dataset in use."""
+        """Returns one loader per test dataset in use."""
         return self.test_dataloader()
 
     def test_dataloader(self) -> "list[DataLoader[Batch]]":
-        """Returns one loader a test dataset in use."""
+        """Returns one loader per test dataset in use."""
         return [dataset.test_dataloader() for dataset in self.test_sets]
 
     def predict_dataloader(self) -> "list[DataLoader[Batch]]":
-        """Returns one loader a test dataset in use."""
+        """Returns one loader per test dataset in use."""
         return self.test_dataloader()
 
     def _absent(self) -> list[AnomalyDataModule]:

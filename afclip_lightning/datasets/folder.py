@@ -27,7 +27,7 @@ class Folder(AnomalyDataModule):
         train_dir: Normal images for few-shot; without it there is no training split.
         name: Name of the dataset and its category, in metric keys, tables and prompts; the name of `root` by default.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
 
     Raises:

@@ -22,7 +22,7 @@ class HeadCT(AnomalyDataModule):
         test_normal: `all` tests on all normal images, and there are none to train on; `quarter` holds out a quarter of
             them, as InCTRL does (25 normal, 100 anomalous), so that the others serve few-shot.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces the set's own.
 

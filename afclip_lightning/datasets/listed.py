@@ -47,7 +47,7 @@ class ListedData(AnomalyDataModule):
         name: Name of the dataset in metric keys and tables; the name of `root` by default.
         categories: Categories to use; all that the file names by default.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call each category.
 

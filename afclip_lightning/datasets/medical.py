@@ -52,7 +52,7 @@ class SubsetFacts:
         """Returns the folders as lines for a person."""
         lines = [f"{self.anomalous}/*   anomalous images"]
         lines += [f"{self.normal}/*   normal images"] if self.normal else []
-        lines += [f"{self.masks}/*   one mask an image, <image>{self.mask_suffix}.*"] if self.masks else []
+        lines += [f"{self.masks}/*   one mask per image, <image>{self.mask_suffix}.*"] if self.masks else []
         return "\n".join(lines)
 
 
@@ -155,7 +155,7 @@ class Medical(AnomalyDataModule):
     Args:
         subset: The set, which is also its name in metric keys and tables.
         root: Folder of the set; the published one by default.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the set's own.
 

@@ -32,11 +32,11 @@ class MVTecLayout(AnomalyDataModule):
     that sets the class attributes and nothing else.
 
     Args:
-        root: Folder that holds one folder a category; that of a published dataset by default.
+        root: Folder that holds one folder per category; that of a published dataset by default.
         name: Name in metric keys and tables; by default the published name, or the name of the root folder.
         categories: Categories to use; by default all of the published ones, or every folder that has a `test` folder.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the dataset's own.
 
@@ -62,7 +62,7 @@ class MVTecLayout(AnomalyDataModule):
 <category>/test/<defect>/*.png       anomalous images
 <category>/ground_truth/<defect>/<image>_mask.png
 """
-    source = "Your own data. One folder a category, in the layout above; any image format."
+    source = "Your own data. One folder per category, in the layout above; any image format."
     licence = "your own"
 
     def __init__(

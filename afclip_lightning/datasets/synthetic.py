@@ -33,13 +33,13 @@ class Synthetic(MVTecLayout):
         root: Folder that the pictures are drawn into; `synthetic` in the folder of all datasets by default.
         categories: Categories to use, for example `SYNTHETIC_TRAIN` or `SYNTHETIC_TEST`; all twelve by default.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of the pictures.
         image_size: Side of the pictures, in pixels.
-        train_normal: Normal training images a category.
-        test_normal: Normal test images a category.
-        test_anomalous: Anomalous test images a category, dealt out over its kinds of defect.
+        train_normal: Normal training images per category.
+        test_normal: Normal test images per category.
+        test_anomalous: Anomalous test images per category, dealt out over its kinds of defect.
         class_names: What prompts call categories; replaces the dataset's own.
 
     Raises:

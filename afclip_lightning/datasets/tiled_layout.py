@@ -94,7 +94,7 @@ class TiledLayout(MVTecLayout):
         root: Folder of the tiles; that of the set's name by default.
         raw: Folder of the raw set; not needed where the tiles are there.
         train_split: Split that training reads.
-        batch_size: Images a batch, in training and in testing.
+        batch_size: Images per batch, in training and in testing.
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the set's own.
 
