@@ -41,7 +41,7 @@ class Knowledge:
             self.sentences |= load_knowledge(self.source, new)
             self.of_images = load_image_sentences(self.source)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drops the embeddings: the backbone may move to another device."""
         self.sums.clear()
         self.own.clear()

@@ -139,9 +139,9 @@ class AnoVL(AnomalyMethod):
         return self.adapter.steps > 0
 
     def on_evaluation_end(self) -> None:
-        """Forgets the pass's text."""
+        """Drops the text of the pass."""
         super().on_evaluation_end()
-        self.sentences.forget()
+        self.sentences.reset()
 
     def _embed_sentences(self, sample: Sample) -> Tensor:
         normal, abnormal = domain_aware(sample.class_name, sample.category in self.textures)

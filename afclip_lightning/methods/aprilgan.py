@@ -85,7 +85,7 @@ class APRILGAN(AnomalyMethod):
 
     def on_train_end(self) -> None:
         """Forgets the text."""
-        self.text.forget()
+        self.text.reset()
 
     def observe(self, test_set: WholeTestSet) -> dict[Key, tuple[float, float]]:
         """Returns the ranges of the maps' maxima over this process's part of the test images, by category."""
@@ -99,7 +99,7 @@ class APRILGAN(AnomalyMethod):
     def on_evaluation_end(self) -> None:
         """Forgets the text and the ranges too."""
         super().on_evaluation_end()
-        self.text.forget()
+        self.text.reset()
         self.ranges = {}
 
     def _embed_text(self, sample: Sample) -> Tensor:

@@ -331,7 +331,7 @@ class PromptMethod(AnomalyMethod):
         self.pass_text = self.embed_text()
 
     def on_evaluation_end(self) -> None:
-        """Forgets the pass's text."""
+        """Drops the text of the pass."""
         super().on_evaluation_end()
         self.pass_text = None
 

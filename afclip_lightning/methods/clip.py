@@ -89,7 +89,7 @@ class CLIP(AnomalyMethod):
     def on_evaluation_end(self) -> None:
         """Forgets the texts."""
         super().on_evaluation_end()
-        self.text.forget()
+        self.text.reset()
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the probability of the abnormal state: of the image embedding, and of the patches, upsampled."""

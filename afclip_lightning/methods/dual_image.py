@@ -139,9 +139,9 @@ class DualImageCLIP(AnomalyMethod):
         return self.adapter.steps > 0
 
     def on_evaluation_end(self) -> None:
-        """Forgets the pass's text."""
+        """Drops the text of the pass."""
         super().on_evaluation_end()
-        self.text.forget()
+        self.text.reset()
 
     def _embed_text(self, sample: Sample) -> Tensor:
         prompts = domain_aware(sample.class_name, sample.category in self.textures)

@@ -198,19 +198,19 @@ class KAnoCLIP(AnomalyMethod):
             checkpoint["knowledge_digest"] = knowledge_digest(self.knowledge.sentences)
 
     def on_train_end(self) -> None:
-        """Forgets embeddings of fixed sentences."""
-        self.fixed_text.forget()
+        """Drops the embeddings of fixed sentences."""
+        self.fixed_text.reset()
         if self.knowledge is not None:
-            self.knowledge.forget()
+            self.knowledge.reset()
 
     def on_evaluation_start(self) -> None:
         """Lets the text of a category be embedded once in the pass."""
         self.pass_text = CategoryText(lambda sample: self.embed_text([sample])[0])
 
     def on_evaluation_end(self) -> None:
-        """Forgets the pass's text."""
+        """Drops the text of the pass."""
         self.pass_text = None
-        self.fixed_text.forget()
+        self.fixed_text.reset()
 
     def _embed_fixed(self, sample: Sample) -> Tensor:
         normal, abnormal = (

@@ -155,7 +155,7 @@ class WinCLIP(AnomalyMethod):
     def on_evaluation_end(self) -> None:
         """Forgets the texts too."""
         super().on_evaluation_end()
-        self.text.forget()
+        self.text.reset()
 
     def windows(self, features: ClipFeatures, image: Tensor) -> list[Tensor]:
         """Returns the embeddings of the whole image and of its windows, one `[B, 1 + W, D]` a size."""

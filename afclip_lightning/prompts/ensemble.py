@@ -68,7 +68,7 @@ def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequen
 
 
 class CategoryText:
-    """The text embeddings of each category, embedded when its first image comes and kept until they are forgotten.
+    """The text embeddings of each category, embedded when its first image comes and kept until the next reset.
 
     Args:
         embed: From a sample of a category to its text embeddings, `[2, D]`.
@@ -85,6 +85,6 @@ class CategoryText:
                 self.kept[sample.dataset, sample.category] = self.embed(sample)
         return torch.stack([self.kept[sample.dataset, sample.category] for sample in samples])
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drops all of them: the backbone may move to another device between two passes."""
         self.kept.clear()

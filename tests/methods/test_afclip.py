@@ -11,6 +11,7 @@ import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.data.loader import AnomalyLoader
 from afclip_lightning.errors import CheckpointError, DatasetError, TrainingError
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.support.clips import SMALL, small_config
@@ -194,7 +195,7 @@ def test_a_stopped_run_continues_to_the_same_end(tmp_path: Path, small: ClipBack
     first = AFCLIP(small, layers=(1, 3))
     whole = copy.deepcopy(first)
     data = data_of(tmp_path, first)
-    ordered = torch.utils.data.DataLoader(
+    ordered = AnomalyLoader(
         data.train_dataloader().dataset, batch_size=3, collate_fn=data.train_dataloader().collate_fn
     )
     trainer = trainer_of(tmp_path / "a")

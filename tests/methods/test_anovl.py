@@ -187,7 +187,7 @@ def test_results_are_float32_in_mixed_precision(model: AnoVL) -> None:
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_a_trainer_gives_what_score_gives(tmp_path: Path, make: Callable[..., AnoVL], inference_mode: bool) -> None:
     model = make()
-    model.sentences.forget()
+    model.sentences.reset()
     data = data_of(tmp_path, model)
     trainer = trainer_of(tmp_path, enable_checkpointing=False, inference_mode=inference_mode)
     calls = TextCalls(model.backbone)

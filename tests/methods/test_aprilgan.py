@@ -39,7 +39,7 @@ def test_prompts_name_the_category_or_the_class_name(tiny: ClipBackbone) -> None
     raw, plain = (named(batch_of(2), "metal_nut", name).samples for name in ("metal nut", "metal_nut"))
     category, by_class = APRILGAN(tiny, layers=LAYERS), APRILGAN(tiny, layers=LAYERS, names="class_name")
     assert torch.equal(category.text(raw), by_class.text(plain))
-    by_class.text.forget()
+    by_class.text.reset()
     assert not torch.allclose(category.text(raw), by_class.text(raw))
 
 

@@ -18,6 +18,7 @@ from afclip_lightning.components.adapters import ConvAdapter
 from afclip_lightning.components.cross_attention import BiCrossAttention, DeformableAttention
 from afclip_lightning.components.losses import knowledge_loss
 from afclip_lightning.components.scoring import upsample_and_smooth
+from afclip_lightning.data.loader import AnomalyLoader
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import CheckpointError, UserError
@@ -397,7 +398,7 @@ def test_text_is_encoded_once_a_category_in_a_pass(tmp_path: Path, small: ClipBa
     trainer_of(tmp_path, enable_checkpointing=False).test(model, data, verbose=False)
     assert calls.count == 2
     calls.count = 0
-    loader = torch.utils.data.DataLoader(  # ordered, so that each batch has an anomalous image with a sentence
+    loader = AnomalyLoader(  # ordered, so that each batch has an anomalous image with a sentence
         data.train_dataloader().dataset, batch_size=4, collate_fn=data.train_dataloader().collate_fn
     )
     trainer = trainer_of(tmp_path / "fit", enable_checkpointing=False)

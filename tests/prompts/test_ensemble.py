@@ -71,6 +71,6 @@ def test_each_category_is_embedded_once_until_it_is_forgotten() -> None:
     assert text([nut, bolt, nut, other])[:, 0, 0].tolist() == [7, 4, 7, 6]
     assert text([other, nut]).shape == (2, 2, 3)
     assert asked == ["hex nut", "bolt", "walnut"]
-    text.forget()
+    text.reset()
     text([bolt])
     assert asked == ["hex nut", "bolt", "walnut", "bolt"]
