@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.cli import features
 from afclip_lightning.components.losses import patch_alignment_loss
@@ -151,7 +152,7 @@ def test_features_of_processes_are_those_of_one(folder: Path) -> None:
     assert len({path.name for path in stores[0]}) == 9 + 11
     for path, tensors in stores[0].items():
         torch.testing.assert_close(stores[1][path], tensors, rtol=1e-5, atol=1e-5)
-    assert features.verify(folder / "two/store") == []
+    assert store_files.verify(folder / "two/store") == []
 
 
 @pytest.mark.parametrize("name", PARTS)

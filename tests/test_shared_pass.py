@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from afclip_lightning.backbones import store_files
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from tests.support.cases import command_line
@@ -82,7 +83,7 @@ def test_build_makes_what_all_heads_read(folder: Path, monkeypatch: pytest.Monke
     Path("clip.yaml").write_text(CLIP)
     given = ["--heads.clip=clip.yaml", "--features.cache=store"]
     assert features.main(["build", *arguments("afclip_visa"), *given]) == 0
-    taps = features.info(folder / "store")[0]["taps"]
+    taps = store_files.info(folder / "store")[0]["taps"]
     assert taps["embedding"]["images"] < taps["layer-03"]["images"]  # the other head's, of the tested images alone
     passes = calls(monkeypatch)
     assert main(["fit", *arguments("afclip_visa", out="run"), *given, "--test_before_fit=true"]) == 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore, from_rows
@@ -122,12 +123,12 @@ def test_a_damaged_file_is_removed_and_said(backbone: ClipBackbone, store: Featu
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes({"cut": bytes(content[: len(content) // 2]), "flip": content, "empty": b"", "text": b"x"}[damage])
-    assert features.verify(store.folder.parent)[0].startswith(str(path))
+    assert store_files.verify(store.folder.parent)[0].startswith(str(path))
     with pytest.warns(UserWarning, match=f"{path.name}: the features .* removed and computed again"):
         assert store.load("a1") is None
     assert not path.exists()
     assert store.load("b2") is not None
-    assert features.verify(store.folder.parent) == []
+    assert store_files.verify(store.folder.parent) == []
 
 
 def rewrite(path: Path, row: dict[str, torch.Tensor], like: Path | None = None) -> None:
@@ -179,8 +180,8 @@ def test_what_is_no_file_does_not_hang(backbone: ClipBackbone, store: FeatureSto
     os.mkfifo(path)
     with pytest.raises(UserError, match=f"{path.name} is a named pipe, not a file"):
         store.load("a1")
-    assert "is a named pipe" in features.verify(store.folder.parent)[0]
-    assert features.prune(store.folder.parent, None, None, damaged=True) == (0, 0)
+    assert "is a named pipe" in store_files.verify(store.folder.parent)[0]
+    assert store_files.prune(store.folder.parent, None, None, damaged=True) == (0, 0)
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=r"a\.png is a named pipe"):
         image_digest(tmp_path / "a.png")
@@ -216,7 +217,7 @@ def test_an_edited_spec_is_told(
         store.check_spec()
     if "there" not in message:
         with pytest.raises(UserError, match=message):
-            features.info(store.folder.parent)
+            store_files.info(store.folder.parent)
 
 
 def test_content_and_not_the_name_decides(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_full_disk_leaves_the_store_whole(
         store.save(["a1", "b2"], made)
     assert {path.stem for path in feature_files(store.folder.parent)} == {"a1"}
     assert not list(store.folder.rglob("*.tmp"))
-    assert features.verify(store.folder.parent) == []
+    assert store_files.verify(store.folder.parent) == []
 
 
 def table(run: Path) -> str:
@@ -288,7 +289,7 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     victim = next(feature_files(folder / "store"))
     victim.write_bytes(victim.read_bytes()[:100])
     assert main(["test", *options(method, out="mended", **cache), "--ckpt_path=first/head.ckpt"]) == 0
-    assert features.verify(folder / "store") == []
+    assert store_files.verify(folder / "store") == []
 
 
 def test_half_precision_moves_scores_a_little(folder: Path) -> None:
@@ -323,10 +324,10 @@ def test_build_info_verify_prune(
     assert not victim.exists()
     assert features.main(["prune", "store", "--key", "nothing"]) == 2
     assert "features info" in capsys.readouterr().err
-    entry = features.info(folder / "store")[0]
+    entry = store_files.info(folder / "store")[0]
     assert list(entry["taps"]) == ["layer-01", "layer-02", "layer-03"]
     assert features.main(["prune", "store", "--key", f"{entry['key']}/layer-01"]) == 0
-    assert list(features.info(folder / "store")[0]["taps"]) == ["layer-02", "layer-03"]
+    assert list(store_files.info(folder / "store")[0]["taps"]) == ["layer-02", "layer-03"]
     assert features.main(["prune", "store", "--key", entry["key"]]) == 0
     assert features.main(["info", "store"]) == 2
     assert features.main(["build", *options()]) == 2
@@ -391,10 +392,10 @@ def test_a_killed_build_leaves_a_whole_store_and_two_at_once_finish(folder: Path
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert features.verify(folder / "store") == []
+        assert store_files.verify(folder / "store") == []
     pair = [subprocess_of(command, cwd=folder) for _ in range(2)]
     assert [process.wait(timeout=240) for process in pair] == [0, 0]
-    assert features.verify(folder / "store") == []
+    assert store_files.verify(folder / "store") == []
     count = len(list(feature_files(folder / "store")))
     assert count == len(set(feature_files(folder / "store")))
     assert main(["fit", *options(out="fit", features__cache="store")]) == 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.store_files import feature_files
 from afclip_lightning.cli import features
 from tests.support.clips import small_config
@@ -68,7 +69,7 @@ def assert_whole(folder: Path, store: str) -> None:
     """Compares a store with the undisturbed one."""
     expected, found = files(folder / "whole"), files(folder / store)
     assert found.keys() == expected.keys()
-    assert features.verify(folder / store) == []
+    assert store_files.verify(folder / store) == []
     for name, path in expected.items():
         torch.testing.assert_close(load_file(found[name]), load_file(path), rtol=1e-5, atol=1e-5)
 
@@ -85,7 +86,7 @@ def test_a_build_that_is_killed_ten_times_goes_on_to_the_whole_store(folder: Pat
         process.kill()
         process.join()
         assert process.exitcode == -9, (folder / "killed.txt").read_text()  # it was in the middle of its work
-        assert features.verify(store) == []
+        assert store_files.verify(store) == []
         seen.append(len(files(store)))
     assert seen == sorted(seen)
     assert moments[0] <= seen[0] < seen[-1] < TAPS * IMAGES

@@ -2,17 +2,11 @@
 
 import argparse
 import json
-import shutil
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from afclip_lightning.backbones.store_files import SPEC_FILE, DamagedError, StoreFacts, feature_files, read_checked
+from afclip_lightning.backbones.store_files import feature_files, info, prune, verify
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
 from afclip_lightning.errors import UserError
 
@@ -35,78 +29,6 @@ usage: python -m afclip_lightning features build --config FILE --features.cache 
 Computes the features that fit with the same options would read, and keeps them in DIR: those of the images that it
 trains on and of those that it tests on. All options are those of fit: python -m afclip_lightning fit --help
 """
-
-
-def info(root: Path) -> list[dict[str, Any]]:
-    """Returns what a store holds, an entry a backbone.
-
-    Raises:
-        UserError: There is no store.
-    """
-    folders = sorted(path.parent for path in root.glob(f"*/{SPEC_FILE}"))
-    if not folders:
-        raise UserError(f"{root} holds no features. Make some with `features build`, or a run with --features.cache.")
-    entries = []
-    for folder in folders:
-        taps = {}
-        for tap in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-            sizes = [path.stat().st_size for path in feature_files(root, folder.name, tap)]
-            taps[tap] = {"images": len(sizes), "bytes": sum(sizes)}
-        entries.append({"key": folder.name, "spec": asdict(StoreFacts.read(folder)), "taps": taps})
-    return entries
-
-
-def verify(root: Path) -> list[str]:
-    """Returns what is wrong with the files of a store, a sentence each."""
-    problems = []
-    for path in tqdm(list(feature_files(root)), unit="image", disable=not sys.stderr.isatty()):
-        try:
-            read_checked(path)
-        except UserError as error:  # a file that is damaged, and what is no file
-            problems.append(str(error))
-    return problems
-
-
-def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tuple[int, int]:
-    """Removes features and what killed runs left behind; returns how many files and bytes.
-
-    Args:
-        root: Folder of the store.
-        key: The backbone whose features go, as `info` names it, or `KEY/TAP`.
-        days: Files that no run has read for so long go.
-        damaged: Whether damaged files go.
-
-    Raises:
-        UserError: No such key.
-    """
-    known = [entry["key"] for entry in info(root)] + [f"{e['key']}/{tap}" for e in info(root) for tap in e["taps"]]
-    if key is not None and key not in known:
-        raise UserError(f"{root} has no features under the key {key!r}; `features info` lists the keys.")
-    oldest = time.time() - days * 86400 if days is not None else None
-    doomed = []
-    for path in feature_files(root):
-        stat = path.stat()
-        if key in (path.parts[-4], "/".join(path.parts[-4:-2])) or (
-            oldest is not None and max(stat.st_atime, stat.st_mtime) < oldest
-        ):
-            doomed.append(path)
-        elif damaged:
-            try:
-                read_checked(path)
-            except DamagedError:
-                doomed.append(path)
-            except UserError:  # no file, which `verify` names
-                continue
-    hour = time.time() - 3600
-    doomed += [
-        path for path in root.glob("*/*/*/.*.tmp") if path.stat().st_mtime < hour
-    ]  # younger may be in the making
-    size = sum(path.stat().st_size for path in doomed)
-    for path in doomed:
-        path.unlink(missing_ok=True)
-    if key is not None:
-        shutil.rmtree(root / key)
-    return len(doomed), size
 
 
 def build(args: Sequence[str]) -> int:
