@@ -4,7 +4,6 @@ import ast
 import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,17 +11,12 @@ import torch
 import afclip_lightning
 from afclip_lightning.engine.factory import Backbones, build, methods
 from afclip_lightning.methods.base import AnomalyMethod
+from tests.support.cases import CASES
 from tests.support.methods import batch_of, score
-from tests.support.small_models import HEADS, SIZE, write_head
+from tests.support.small_models import SIZE, write_head
 
 PACKAGE = Path(afclip_lightning.__file__).parent
-SMALL: dict[str, dict[str, Any]] = {
-    **HEADS,
-    "MuSc": {"layers": [1, 2]},
-    "MuSc2": {"layers": [1, 2]},
-    "NearestNeighbours": {"layers": [1, 2]},
-    "PatchRarity": {"layers": [1, 2]},
-}
+SMALL = {name: case.head for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module")

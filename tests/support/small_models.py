@@ -34,7 +34,7 @@ def write_head(folder: Path, name: str, **arguments: Any) -> Path:
         )
     )
     backbone = {"model": str(clip), "weights": "random", "image_size": SIZE}
-    model = {"class_path": name, "init_args": {"backbone": backbone, **(CASES[name].head or {}), **arguments}}
+    model = {"class_path": name, "init_args": {"backbone": backbone, **CASES[name].head, **arguments}}
     torch.manual_seed(0)
     method = build(model)
     if not method.trainable_names():
