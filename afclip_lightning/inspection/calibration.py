@@ -306,8 +306,8 @@ def require(count: int) -> None:
     if count < FEWEST:
         raise DatasetError(
             f"{count} normal images are too few for a threshold: {FEWEST} different ones are the least, {ENOUGH} "
-            "divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand (--threshold "
-            "and --pixel_threshold)."
+            "divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand "
+            "(--threshold and --pixel_threshold)."
         )
 
 
