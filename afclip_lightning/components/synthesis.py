@@ -134,7 +134,7 @@ class FolderTextures(TextureSource):
 
 
 class ReferenceTextures(TextureSource):
-    """Crops of a reference image, enlarged to size: what the product is made of, in the wrong place.
+    """Crops of a reference image, upsampled to size: what the product is made of, in the wrong place.
 
     Args:
         share: Least and greatest share of the reference's height and width that a crop has.

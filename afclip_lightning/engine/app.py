@@ -51,7 +51,7 @@ from afclip_lightning.types import MAIN_HEAD, Split
 
 EPILOG = """\
 Each of these has a --help of its own, python -m afclip_lightning COMMAND --help:
-  inspect     score, verdict and map of one's own images     calibrate   a threshold from good images
+  inspect     score, verdict and map of one's own images     calibrate   a threshold from normal images
   serve       a page where an image is judged                export      a head as an ONNX or torch.export graph
   report      one HTML page of a run                         evaluate    score saved maps of any method against masks
   benchmark   methods × datasets × seeds, and their tables   sweep       search for options, here or on a cluster

@@ -114,7 +114,7 @@ async function show(file, result) {
     const seen = await image.decode().then(() => true, () => false); // the server reads kinds that a browser does not
     image.className = seen ? "" : "unseen";
     if (!seen) image.src = blank(result.width, result.height);
-    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // such an image is enlarged
+    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // such an image is shown larger
   }
   shown = {file, result, values};
   $("drop").hidden = true;
