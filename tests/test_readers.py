@@ -31,7 +31,6 @@ from afclip_lightning.backbones.weights import load_weights
 from afclip_lightning.benchmark.matrix import load_matrix
 from afclip_lightning.benchmark.published import load_published
 from afclip_lightning.benchmark.table import read_done, read_results
-from afclip_lightning.cli.calibrate import read_labelled
 from afclip_lightning.data.maps import read_map
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.synthetic import Synthetic
@@ -41,6 +40,7 @@ from afclip_lightning.engine.factory import load_head, read_model
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.inspection.folder import check_settings
+from afclip_lightning.inspection.labelled import read_labelled
 from afclip_lightning.inspection.table import Table as Inspections
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import AnswerCache

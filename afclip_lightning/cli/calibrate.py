@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.model_options import add_model_options, finite, load_models, split_model_arguments
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from afclip_lightning.inspection.calibration import Threshold
+    from afclip_lightning.inspection.labelled import Labelled
     from afclip_lightning.inspection.predictor import Predictor
 
-NORMAL_FOLDER = "good"
 PLACE = 40
 DESCRIPTION = """\
 Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
@@ -34,31 +34,6 @@ The threshold of the map is one that a share --pixel_fpr of the normal images' p
 
 Never calibrate on images that you report results on: what is measured on them afterwards is no measurement.
 """
-Labelled = list[tuple[Path, bool]]
-
-
-def read_labelled(source: Path) -> Labelled:
-    """Returns images, and whether each is anomalous.
-
-    Args:
-        source: A folder, in which images below a folder `good` are normal and all others anomalous; or a CSV file with
-            the columns `path`, from the file's folder, and `label`, 0 or 1.
-
-    Raises:
-        DatasetError: It is neither, or a line of the file is wrong.
-    """
-    from afclip_lightning.data.images import file_inside, walk_images
-    from afclip_lightning.files import read_rows
-
-    if source.is_dir():
-        return [(path, NORMAL_FOLDER not in path.relative_to(source).parts[:-1]) for path in walk_images(source)]
-    found = []
-    for number, row in read_rows(source, remedy="Name a folder, or a CSV file.", error=DatasetError):
-        where = f"{source}, line {number}"
-        if row.get("label") not in ("0", "1") or not row.get("path"):
-            raise DatasetError(f"{where}: needs the columns path and label, 0 for normal and 1 for anomalous.")
-        found.append((file_inside(source.parent, row["path"], where), row["label"] == "1"))
-    return found
 
 
 @command()
@@ -71,6 +46,7 @@ def main(args: Sequence[str]) -> int:
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.data.images import say_others, survey
     from afclip_lightning.inspection.calibration import Calibration, origin
+    from afclip_lightning.inspection.labelled import read_labelled, without_copies
     from afclip_lightning.inspection.stream import keep
 
     if not options.checkpoint:
@@ -93,7 +69,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if options.criterion != "fpr" and options.labelled is None:
         raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
     place = _place(options)
-    labelled = _different(labelled, options.few_shot_dir)
+    labelled = without_copies(labelled, options.few_shot_dir)
     _check_enough(options, [label for _, label in labelled])
 
     images = [path for path, _ in labelled]
@@ -132,37 +108,6 @@ def _place(options: argparse.Namespace) -> Path:
     return place
 
 
-def _different(labelled: Labelled, few_shot_dir: Path | None) -> Labelled:
-    """Returns images without copies, and says how many there were.
-
-    Raises:
-        UserError: One cannot be read; has copies with both labels; or is remembered by the model: such images are
-            normal beyond all others.
-    """
-    from afclip_lightning.backbones.store_files import image_digest
-    from afclip_lightning.data.images import walk_images
-
-    remembered = set() if few_shot_dir is None else {image_digest(path) for path in walk_images(few_shot_dir)}
-    found: dict[str, tuple[Path, bool]] = {}
-    for path, label in labelled:
-        digest = image_digest(path)
-        if digest in remembered:
-            raise UserError(
-                f"{path} is one of --few_shot_dir too: a threshold from images that the model compares with is too low."
-            )
-        first, known = found.setdefault(digest, (path, label))
-        if known != label:
-            raise UserError(f"{path} is a copy of {first}, and one is called normal and the other anomalous. Keep one.")
-    if copies := len(labelled) - len(found):
-        said = (
-            "1 image is a copy of another one, and is"
-            if copies == 1
-            else f"{copies} images are copies of others, and are"
-        )
-        print(f"note: {said} counted once.", file=sys.stderr)
-    return list(found.values())
-
-
 def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
     """Refuses too few images, before a model is loaded.
 
@@ -182,7 +127,7 @@ def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
 
 
 def _thresholds(
-    options: argparse.Namespace, model: "Predictor", labelled: Labelled
+    options: argparse.Namespace, model: "Predictor", labelled: "Labelled"
 ) -> "tuple[Threshold, Threshold | None, np.ndarray]":
     """Returns the thresholds of image scores and of maps, and the scores of the normal images; prints the thresholds.
 
