@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,8 @@ def test_masks_that_resizing_empties_are_counted(root: Path, tmp_path: Path) -> 
     assert "- images/images: 1 of 5 masks is empty, 6 regions became 4" in told
     assert "--evaluation.resolution image" in told
     rows = json.loads((tmp_path / "small/results.json").read_text())["rows"]
-    assert rows[0]["masks"] == counts._asdict()
-    assert own.rows[0].masks == counts._replace(empty=0, regions_evaluated=6)
+    assert rows[0]["masks"] == asdict(counts)
+    assert own.rows[0].masks == replace(counts, empty=0, regions_evaluated=6)
     assert "became" not in (tmp_path / "own/results.md").read_text()
 
 
