@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo benchmark ablation test test-cpus limits lint format types check clean
+.PHONY: help install demo benchmark ablation test test-fast test-cpus limits lint format types check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ ablation: $(READY) ## Run the variants of the papers' ablations on the demo; tab
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest -q
+
+test-fast: $(READY) ## Run the tests that are quick, on all cores, each with one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not browser and not slurm"
 
 GOLDEN = $(BIN)/python -m pytest -q tests/methods -k golden
 

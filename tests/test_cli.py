@@ -33,6 +33,7 @@ def test_every_config_parses(config: Path, command: str, capsys: pytest.CaptureF
     assert printed["model"]["class_path"].startswith("afclip_lightning.methods.")
 
 
+@pytest.mark.slow
 def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments()]) == 0
     output = capsys.readouterr().out
@@ -105,6 +106,7 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
         assert row["pixel_pro"] != rows[key]["pixel_pro"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_overwritten_but_can_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--trainer.limit_test_batches=1", "--pictures.count=0"]
     assert main(["fit", *arguments(), *short]) == 0
@@ -116,6 +118,7 @@ def test_a_finished_run_is_not_overwritten_but_can_go_on(folder: Path, capsys: p
     assert torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_the_training_set_alone_is_tested_as_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(folder / "data/visa")
     with pytest.warns(UserWarning, match="NOT zero-shot"):
@@ -125,6 +128,7 @@ def test_the_training_set_alone_is_tested_as_seen(folder: Path, capsys: pytest.C
     assert len(rows) == 15 + 1
 
 
+@pytest.mark.slow
 def test_run_folders_of_one_config_do_not_collide(folder: Path) -> None:
     args = [a for a in arguments() if not a.startswith("--out")]
     for _ in range(2):
@@ -132,6 +136,7 @@ def test_run_folders_of_one_config_do_not_collide(folder: Path) -> None:
     assert len(list((folder / "runs/afclip_mvtec").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_missing_dataset_stops_before_any_model_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +153,7 @@ def test_a_missing_dataset_stops_before_any_model_is_built(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mistake", "nearest"), [
     ("--model.k_shto=2", "k_shot"),
     ("--model.backbone.imgae_size=2", "backbone.image_size"),
@@ -173,6 +179,7 @@ def test_wrong_keys_are_refused_with_the_nearest_name(
     assert len(error.splitlines()) < 30
 
 
+@pytest.mark.slow
 def test_bad_values_are_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments(model__backbone__image_size="30")]) == 2
     assert capsys.readouterr().err.strip().endswith("multiple of the patch size 14, got 30; nearest: 28 and 42")
@@ -199,6 +206,7 @@ def test_bad_values_are_one_message(folder: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.strip().startswith("error: pro_definition 'mvtec' needs exact=True")
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_downloaded_name_the_local_way(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +222,7 @@ def test_weights_that_cannot_be_downloaded_name_the_local_way(
     assert "socket" not in error
 
 
+@pytest.mark.slow
 def test_too_few_shots_and_lost_masks_stop_before_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments("afclip_plus_mvtec", model__k_shot="400")]) == 2
     assert "k_shot is 400" in capsys.readouterr().err
@@ -223,6 +232,7 @@ def test_too_few_shots_and_lost_masks_stop_before_training(folder: Path, capsys:
     assert not list(folder.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_damaged_image_in_the_middle_is_named(folder: Path, capsys: pytest.CaptureFixture[str], workers: str) -> None:
     path = folder / "data/mvtec/pill/test/crack/001.png"
@@ -234,6 +244,7 @@ def test_a_damaged_image_in_the_middle_is_named(folder: Path, capsys: pytest.Cap
     assert not list((folder / "run").rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = {"trainer__max_epochs": "3", "model__temperature": "1e-30", "model__optimizer__init_args__lr": "1e30"}
     assert main(["fit", *arguments(**extra)]) == 2
@@ -242,6 +253,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, capsys: pytest.Ca
     assert "data/mvtec" in error
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_written_file(folder: Path) -> None:
     """A limit on the size of a file stands for the full disk: the checkpoint is larger, the tables are not."""
     import resource
@@ -258,6 +270,7 @@ def test_a_full_disk_leaves_no_half_written_file(folder: Path) -> None:
     assert not [p for p in (folder / "run").rglob("*") if p.suffix in (".ckpt", ".tmp")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_complete_checkpoint(folder: Path) -> None:
     process = subprocess_of(["fit", *arguments(trainer__max_epochs="100000")])
     last = folder / "run/checkpoints/last.ckpt"
@@ -272,6 +285,7 @@ def test_ctrl_c_keeps_the_last_complete_checkpoint(folder: Path) -> None:
     assert not list((folder / "run").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(folder: Path) -> None:
     assert main(["fit", *arguments(), "--test_after_fit=false"]) == 0
     head = ["--ckpt_path=run/head.ckpt", "--model.k_shot=1", "--pictures.count=1"]
@@ -294,6 +308,7 @@ def test_two_processes_give_the_results_of_one(folder: Path) -> None:
     assert [line["image"] for line in scores[0]] == [line["image"] for line in scores[1]]  # each once, in one order
 
 
+@pytest.mark.slow
 def test_training_on_two_processes(folder: Path) -> None:
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_test_batches=1"]
     process = subprocess_of(["fit", *arguments(), *two])
@@ -302,6 +317,7 @@ def test_training_on_two_processes(folder: Path) -> None:
     assert torch.load(folder / "run/head.ckpt", weights_only=True)["global_step"] == 4  # 60 images, 2 × 8 a step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"TORCHELASTIC_RUN_ID": "none"}, {}])
 def test_processes_that_cannot_agree_on_a_folder_are_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str]

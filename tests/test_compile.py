@@ -9,6 +9,8 @@ import torch
 from afclip_lightning.backbones.clip import ClipBackbone
 from tests.support.clips import small_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compile_mode must be one of no, default, reduce-overhead, got 'fast'"):

@@ -33,6 +33,7 @@ def base_of(override: str) -> str:
     return f"{override.partition('/')[2].partition('_')[0]}_mvtec"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", OVERRIDES)
 def test_an_override_changes_the_method_and_not_its_training(override: str) -> None:
     base, changed = arguments_of(base_of(override)), arguments_of(base_of(override), override)
@@ -42,6 +43,7 @@ def test_an_override_changes_the_method_and_not_its_training(override: str) -> N
         assert changed[argument] == base[argument]
 
 
+@pytest.mark.slow
 def test_no_two_overrides_are_the_same() -> None:
     seen: list[tuple[str, dict[str, Any]]] = []
     for override in OVERRIDES:

@@ -28,6 +28,8 @@ from tests.support.cases import IN_RUNS, TRAINED
 from tests.support.clips import small_config
 from tests.support.table_runs import options, write_set
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> str:
     with socket.socket() as listener:

@@ -74,6 +74,7 @@ def test_other_sizes_work(embedded: ClipBackbone) -> None:
     assert embedded.grid == (14, 14)
 
 
+@pytest.mark.slow
 def test_a_short_training_finds_defects_on_unseen_products(tmp_path: Path, embedded: ClipBackbone) -> None:
     seed_everything(0)
     parts = [

@@ -451,6 +451,7 @@ def test_a_loop_of_links_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "this link leads back to" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_does_without_lightning(tmp_path: Path) -> None:
     write_tree(tmp_path)
     code = "import runpy, sys; sys.argv[0] = 'x'\ntry: runpy.run_module('afclip_lightning', run_name='__main__')\n"

@@ -11,6 +11,8 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from tests.support.cases import variants
 from tests.support.methods import batch_of, data_of, score, trainer_of
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = variants(trains=True)
 WEIGHTS = os.environ.get("AFCLIP_WEIGHTS", "")
 

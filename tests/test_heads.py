@@ -29,6 +29,7 @@ def run(folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_head_stands_alone(run: Path) -> None:
     seed_everything(3)  # what it is built with must not matter
     head = load_head(run / "head.ckpt")
@@ -46,6 +47,7 @@ def test_a_head_stands_alone(run: Path) -> None:
     assert torch.equal(one.anomaly_map, other.anomaly_map)
 
 
+@pytest.mark.slow
 def test_arguments_in_place_of_the_stored_ones(run: Path) -> None:
     assert load_head(run, {"map_sigma": 1.0}).map_sigma == 1.0
     with pytest.raises(UserError, match=r"AFCLIP: .*map_sigmas"):
@@ -87,6 +89,7 @@ def test_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_head(config)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_is_said(tmp_path: Path, run: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load_head(tmp_path / "none.ckpt")

@@ -17,6 +17,8 @@ from afclip_lightning.methods.afclip import AFCLIP
 from tests.support.layouts.mvtec import write_mvtec
 from tests.support.methods import trainer_of
 
+pytestmark = pytest.mark.slow
+
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 

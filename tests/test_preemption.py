@@ -13,6 +13,8 @@ from afclip_lightning.engine.signals import STOPPED
 from tests.support.commands import arguments
 from tests.support.stops import assert_same_end, stop_after
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "plain": {},
     "loaders": {"data__train__num_workers": "1"},

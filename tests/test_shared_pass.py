@@ -13,6 +13,8 @@ from tests.support.cases import command_line
 from tests.support.commands import arguments
 from tests.support.feature_files import calls, images, make_distinct
 
+pytestmark = pytest.mark.slow
+
 CLIP = """\
 model:
   class_path: CLIP

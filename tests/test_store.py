@@ -267,6 +267,7 @@ def options(method: str = "AFCLIP", **extra: str) -> list[str]:
     return [*kept, "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 1}}]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_run_with_a_store_gives_the_same_and_walks_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -292,6 +293,7 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     assert store_files.verify(folder / "store") == []
 
 
+@pytest.mark.slow
 def test_half_precision_moves_scores_a_little(folder: Path) -> None:
     plain, half = options(out="plain"), options(out="half", features__cache="s")
     assert main(["predict", *plain]) == 0
@@ -304,6 +306,7 @@ def test_half_precision_moves_scores_a_little(folder: Path) -> None:
     torch.testing.assert_close(*scores, rtol=0, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_build_info_verify_prune(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +346,7 @@ def test_build_needs_room_for_the_training_images_too(folder: Path, capsys: pyte
     assert needed[0] == needed[1] != needed[2]
 
 
+@pytest.mark.slow
 def test_a_method_that_trains_nothing_needs_no_training_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--model=PatchRarity", "--model.backbone.model=small.json", "--model.backbone.weights=random"]
     given += ["--model.backbone.image_size=28", "--model.layers=[1,3]", "--trainer.accelerator=cpu"]
@@ -359,6 +363,7 @@ def test_a_method_that_trains_nothing_needs_no_training_set(folder: Path, capsys
     assert features.main(["build", *given, "--model=AFCLIP"]) == 2
 
 
+@pytest.mark.slow
 def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_distinct(folder)
     model = ["--model=MuSc", "--model.backbone.model=small.json", "--model.backbone.weights=random"]
@@ -375,6 +380,7 @@ def test_musc_reads_and_keeps_features_too(folder: Path, monkeypatch: pytest.Mon
     assert table(folder / "plain") == table(folder / "kept")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *options(features__cache="s", loading__draft="true")]) == 2
     assert "changes the pixels" in capsys.readouterr().err
@@ -382,6 +388,7 @@ def test_what_cannot_be_kept_is_refused(folder: Path, capsys: pytest.CaptureFixt
     assert "limit_gb 1e-06 leaves" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_a_whole_store_and_two_at_once_finish(folder: Path) -> None:
     command = ["features", "build", *options(features__cache="store", trainer__accelerator="cpu")]
     for wait in (0.0, 0.3):

@@ -20,6 +20,8 @@ from afclip_lightning.cli import features
 from tests.support.clips import small_config
 from tests.support.table_runs import options, write_set
 
+pytestmark = pytest.mark.slow
+
 IMAGES, TAPS, KILLS = 90, 2, 10
 
 

@@ -205,6 +205,7 @@ def wait_for(pattern: str, place: Path, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"no {pattern}")
 
 
+@pytest.mark.slow
 def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folder: Path) -> None:
     path = write_sweep(folder / "sweep.yaml", epochs=40)
     args = ["sweep", f"--config={path}", "--trials=2", "--out=swept"]
@@ -454,6 +455,7 @@ def test_trials_that_another_process_has_are_left(
     assert "2 trials are left" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
     script = f"""
 import multiprocessing, os, threading, time

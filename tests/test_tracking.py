@@ -98,6 +98,7 @@ def media(run: Path, path: str) -> Any:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_all_that_the_run_was(folder: Path) -> None:
     (file,) = offline_files(folder / "run")
     kept = list(records(file))
@@ -117,6 +118,7 @@ def test_an_offline_run_holds_all_that_the_run_was(folder: Path) -> None:
     assert not list(folder.glob("wandb"))  # nothing beside the run folder
 
 
+@pytest.mark.slow
 def test_table_curves_pictures_and_nearest_words(folder: Path) -> None:
     run = folder / "run"
     (file,) = offline_files(run)
@@ -141,6 +143,7 @@ def test_table_curves_pictures_and_nearest_words(folder: Path) -> None:
     assert [[str(cell) for cell in row] for row in [shown["columns"], *shown["data"]]] == words
 
 
+@pytest.mark.slow
 def test_who_continues_a_run_continues_its_id(folder: Path) -> None:
     resumed = [*SMALL, "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.max_epochs=2", "--test_after_fit=false"]
     assert main(["fit", *resumed]) == 0
@@ -149,6 +152,7 @@ def test_who_continues_a_run_continues_its_id(folder: Path) -> None:
     assert ids == {(folder / "run/wandb/run_id").read_text()}
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_marked_as_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = folder / "data/visa/candle/Data/Images/Anomaly/000.JPG"
     whole = image.read_bytes()
@@ -162,6 +166,7 @@ def test_a_failed_run_is_marked_as_failed(folder: Path, capsys: pytest.CaptureFi
     assert of_kind(list(records(file)), "exit").exit_code == 1
 
 
+@pytest.mark.slow
 def test_runs_at_once_do_not_meet_and_two_processes_are_one_run(folder: Path) -> None:
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.limit_test_batches=1"]
     runs = {"together/one": [], "together/two": ddp}
@@ -179,6 +184,7 @@ def test_runs_at_once_do_not_meet_and_two_processes_are_one_run(folder: Path) ->
     assert not list(folder.glob("together/wandb")) + list(folder.glob("wandb"))
 
 
+@pytest.mark.slow
 def test_tensorboard_and_csv_by_config(folder: Path) -> None:
     assert main(["fit", *SMALL, f"--config={TENSORBOARD}", "--out=board"]) == 0
     events = EventAccumulator(str(folder / "board/tensorboard")).Reload()
@@ -229,6 +235,7 @@ def test_what_the_user_says_of_a_run_comes_first(monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")  # without a key
     assert main(["test", *SMALL, "--out=refused"]) == 2

@@ -149,6 +149,7 @@ def write_store(root: Path) -> None:
     (root / "key" / SPEC_FILE).write_text(json.dumps(spec))
 
 
+@pytest.mark.slow
 def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
     """Runs them one after the other in one process, and looks at what has been imported after each."""
     write_store(tmp_path / "store")

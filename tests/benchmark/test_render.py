@@ -133,6 +133,7 @@ def test_markdown_and_latex_have_the_same_cells() -> None:
         assert {line.count("|") for line in text[2:]} == {len(grid.header) + 1}
 
 
+@pytest.mark.slow
 def test_the_latex_compiles(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed")

@@ -23,6 +23,7 @@ from tests.support import REPOSITORY
 from tests.support.fake_cells import cell, run
 
 
+@pytest.mark.slow
 def test_what_befalls_a_cell_stays_with_it(tmp_path: Path) -> None:
     cells = [
         cell(tmp_path, "first"),
@@ -72,6 +73,7 @@ def test_finished_cells_are_skipped_and_failed_ones_wait_for_a_retry(tmp_path: P
     assert not (cells[1].folder / "failed.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
 def test_however_a_benchmark_is_ended_its_worker_ends_and_leaves_the_cell_to_be_run(
     tmp_path: Path, sent: signal.Signals
@@ -231,6 +233,7 @@ def test_names_in_the_table_are_no_formulas_and_no_commands_of_a_terminal(tmp_pa
     assert lines[1] == r"c,'=1+2,,'a\x1b[31m,'\xff,0,0,image_auroc,0.0,CLIP"
 
 
+@pytest.mark.slow
 def test_two_benchmarks_share_the_cells_and_lose_no_row(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path

@@ -215,6 +215,7 @@ def test_exit_codes_of_check(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert datasets(["check", "nothing"]) == 2
 
 
+@pytest.mark.slow
 def test_a_run_says_once_what_it_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small_config(tmp_path)

@@ -372,6 +372,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage
 WMF = b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<hhhhH", 0, 0, 9, 9, 72) + bytes(40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [EPS, WMF, b"SIMPLE  =                    T" + bytes(3000)], ids=["eps", "wmf", "fits"]
 )

@@ -89,6 +89,7 @@ def test_several_processes_do_not_train_and_skip(root: Path, monkeypatch: pytest
     dataset.setup("fit")
 
 
+@pytest.mark.slow
 def test_a_run_lists_what_it_skipped(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     small_config(tmp_path)
@@ -110,6 +111,7 @@ def test_a_run_lists_what_it_skipped(root: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "whole/skipped.json").exists()
 
 
+@pytest.mark.slow
 def test_few_shot_images_of_a_run_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     small_config(tmp_path)
@@ -211,6 +213,7 @@ def test_persistent_workers_are_for_training_alone(tmp_path: Path) -> None:
     assert not data(tmp_path, Loading(persistent_workers=True)).train_dataloader().persistent_workers
 
 
+@pytest.mark.slow
 def test_a_set_alone_is_not_trained_on_and_tested_on_unless_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ class Counts(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_through_lightning(root: Path) -> None:
     data = CrossDataset(btad(root), [parts(root), Medical("isic", root / "isic", num_workers=0)])

@@ -111,6 +111,7 @@ def test_unlabelled_images_are_for_prediction_alone(root: Path) -> None:
             dataset.check(stage)
 
 
+@pytest.mark.slow
 def test_prediction_of_a_flat_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small_config(tmp_path)

@@ -19,6 +19,8 @@ from afclip_lightning.inspection import export as graph
 from afclip_lightning.inspection.predictor import Predictor
 from tests.support.small_models import SIZE, write_head
 
+pytestmark = pytest.mark.slow
+
 
 def pictures(count: int, seed: int = 5) -> list[np.ndarray]:
     """Images that are no squares and not of the backbone's size."""

@@ -258,6 +258,7 @@ def test_overlays_leave_what_is_cold() -> None:
         Inspection(1.0, anomaly_map).overlay()
 
 
+@pytest.mark.slow
 def test_the_package_is_light_until_load_is_asked_for() -> None:
     code = "import sys, afclip_lightning; assert not {'torch', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

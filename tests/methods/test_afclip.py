@@ -139,6 +139,7 @@ def small(tmp_path: Path) -> ClipBackbone:
     return ClipBackbone(small_config(tmp_path), "random", image_size=None)
 
 
+@pytest.mark.slow
 def test_text_is_encoded_once_a_test_pass_and_once_a_training_step(tmp_path: Path, small: ClipBackbone) -> None:
     model = AFCLIP(small, layers=(1, 2, 3), k_shot=2)
     data, trainer = data_of(tmp_path, model), trainer_of(tmp_path, enable_checkpointing=False)
@@ -189,6 +190,7 @@ def test_checkpoint_refuses_other_features_methods_and_shapes(tmp_path: Path, sm
     AFCLIP(small, layers=[1, 3], k_shot=2, map_sigma=1.0).on_load_checkpoint(checkpoint)  # free to choose at test
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_end(tmp_path: Path, small: ClipBackbone) -> None:
     """Two epochs in one go, and one epoch, a checkpoint and another epoch, give the same weights."""
     torch.manual_seed(0)

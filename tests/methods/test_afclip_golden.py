@@ -11,6 +11,8 @@ from afclip_lightning.methods.afclip import AFCLIP
 from tests.support.golden_case import KEY, GoldenCase
 from tests.support.recipe import REFERENCE_NOISE, REFERENCE_PATTERN, images
 
+pytestmark = pytest.mark.slow
+
 Case = GoldenCase[AFCLIP]
 
 

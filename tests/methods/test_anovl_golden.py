@@ -20,6 +20,8 @@ from tests.support.recipe import GOLDEN
 from tests.support.recipe_baselines import image, make_backbone, value
 from tests.support.rounding import Check, compare
 
+pytestmark = pytest.mark.slow
+
 FILE = "anovl.npz"
 STORED = np.load(GOLDEN / FILE)
 SIZE = int(STORED["image_size"])

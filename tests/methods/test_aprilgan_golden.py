@@ -18,6 +18,8 @@ from tests.support.recipe import GOLDEN
 from tests.support.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value
 from tests.support.rounding import Check, compare
 
+pytestmark = pytest.mark.slow
+
 FILE = "aprilgan.npz"
 STORED = np.load(GOLDEN / FILE)
 SIZE = int(STORED["image_size"])

@@ -141,6 +141,7 @@ def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> Non
         torch.testing.assert_close(some[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_without_masks_are_said_once(tmp_path: Path, small: Callable[[], AnomalyMethod]) -> None:
     model = small()
     data = data_of(tmp_path, model)
@@ -151,6 +152,7 @@ def test_images_without_masks_are_said_once(tmp_path: Path, small: Callable[[], 
     assert len({(str(w.message), w.lineno) for w in caught if "without a mask" in str(w.message)}) == 1
 
 
+@pytest.mark.slow
 def test_text_is_encoded_no_more_often_than_it_changes(tmp_path: Path, small: Callable[[], AnomalyMethod]) -> None:
     model = small()
     in_test, in_batch, in_fit, in_step = TEXT_PASSES.get(type(model), (1, 0, 0, 1))

@@ -14,6 +14,8 @@ from afclip_lightning.methods.faprompt import FAPrompt
 from tests.support.golden_case import RELEASED, GoldenCase
 from tests.support.rounding import DERIVE
 
+pytestmark = pytest.mark.slow
+
 CASES = {  # prefix of the network, variant of the code, arguments that the variant changes
     "released": ("", "", {}),
     "two heads": ("wide_", "", {}),

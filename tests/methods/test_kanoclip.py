@@ -351,6 +351,7 @@ def cross(folder: Path, model: KAnoCLIP) -> CrossDataset:
     return data
 
 
+@pytest.mark.slow
 def test_knowledge_is_read_for_what_is_trained_on_only(
     tmp_path: Path, small: ClipBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +374,7 @@ def test_knowledge_is_read_for_what_is_trained_on_only(
     assert digest == knowledge_digest(load_knowledge(KNOWLEDGE, ["cap", "nut"]))
 
 
+@pytest.mark.slow
 def test_a_category_without_knowledge_stops_before_training(tmp_path: Path, small: ClipBackbone) -> None:
     base = tmp_path / "own.yaml"
     base.write_text("sentences: {cap: [The cap is cracked.]}")
@@ -392,6 +394,7 @@ def test_an_image_with_a_sentence_in_the_base_has_that_one(tmp_path: Path, tiny:
     assert model.knowledge.describe(batch, 0, tiny.preprocess) is None
 
 
+@pytest.mark.slow
 def test_text_is_encoded_once_a_category_in_a_pass(tmp_path: Path, small: ClipBackbone) -> None:
     model = KAnoCLIP(small, **SMALL)
     data, calls = data_of(tmp_path, model), TextCalls(small)
@@ -433,6 +436,7 @@ def test_bad_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any]
         kanoclip(tiny, **arguments)
 
 
+@pytest.mark.slow
 def test_an_unknown_base_is_said_when_training_begins(tmp_path: Path, small: ClipBackbone) -> None:
     model = KAnoCLIP(small, **{**SMALL, "knowledge": "nowhere"})
     data = cross(tmp_path, model)

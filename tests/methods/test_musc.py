@@ -432,6 +432,7 @@ def test_pairs_need_references(backbone: ClipBackbone) -> None:
         score2(musc2(backbone), batch_of(2, 42))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path / "set")

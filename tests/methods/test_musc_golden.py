@@ -16,6 +16,8 @@ from tests.support.recipe import GOLDEN
 from tests.support.recipe_baselines import make_backbone, value
 from tests.support.rounding import Check, compare
 
+pytestmark = pytest.mark.slow
+
 LAYERS, SCALES, SIZE = (6, 12, 18, 24), (1, 3, 5), 70
 FILE = "musc.npz"
 RECORDED = np.load(GOLDEN / FILE)

@@ -232,6 +232,7 @@ def test_bad_arguments_are_refused(small: ClipBackbone, arguments: dict[str, Any
         WinCLIP(small, **arguments)
 
 
+@pytest.mark.slow
 def test_the_shipped_config_tests_few_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFCLIP_DATA", str(tmp_path / "data"))
