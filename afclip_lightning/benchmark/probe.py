@@ -7,14 +7,13 @@ from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from afclip_lightning.benchmark.files import read_yaml
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.engine.factory import method_class
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.engine.sections import instantiate
+from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
 
 
@@ -89,14 +88,7 @@ def build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:
     if unknown := found.keys() - {"class_path", "init_args"}:
         raise UserError(f"dataset {name!r}: has {min(unknown)!r}; a data section has class_path and init_args.")
     cls = _dataset_class(name, found["class_path"])
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "data")
-    try:
-        dataset = parser.instantiate_classes(parser.parse_object({"data": dict(found.get("init_args", {}))})).data
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(f"dataset {name!r}, {cls.__name__}: {' '.join(message_of(error).split())}") from error
-    assert isinstance(dataset, AnomalyDataModule)
-    return dataset
+    return instantiate(cls, dict(found.get("init_args", {})), f"dataset {name!r}, {cls.__name__}")
 
 
 def _dataset_class(dataset: str, name: str) -> type[AnomalyDataModule]:

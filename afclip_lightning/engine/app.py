@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -42,6 +42,7 @@ from afclip_lightning.engine.parser import AnomalyArgumentParser
 from afclip_lightning.engine.resume import LAST, check_optimizer, check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
+from afclip_lightning.engine.sections import instantiate_subclass, refusals
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue, restarted
 from afclip_lightning.errors import TrainingError, UserError, message_of
@@ -150,11 +151,10 @@ class AnomalyCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Checks the data and chooses the run folder, before any model is built."""
         config = self.config[self.subcommand]
-        probe = ArgumentParser(exit_on_error=False)
-        probe.add_subclass_arguments(AnomalyData, "data")
-        with _argument_errors():
+        with refusals():
             fill_in_roots(config.data)
-            data = probe.instantiate_classes(Namespace(data=config.data)).data
+        data = instantiate_subclass(AnomalyData, config.data)
+        with refusals():
             for name, cls in GROUPS.items():
                 cls(**vars(config[name]))
         catalogue.check(data, str(self.subcommand))
@@ -175,7 +175,7 @@ class AnomalyCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer, and tells the data how to read images and for which backbone."""
-        with _argument_errors():
+        with refusals():
             super().instantiate_classes()
         parser = self._parser(self.subcommand)
         self.model.config = yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False))["model"]
@@ -383,18 +383,6 @@ class AnomalyCLI(LightningCLI):
         self.trainer.predict(**{**kwargs, "return_predictions": False})
         if self.trainer.is_global_zero:
             print(f"{heading}:\n" + "\n".join(f"  {path}" for path in sorted(self.run_dir.glob("predictions*.csv"))))
-
-
-@contextmanager
-def _argument_errors() -> Iterator[None]:
-    """Turns what a constructor refused into one message; the parser wraps it in its own errors."""
-    try:
-        yield
-    except ValueError as error:
-        cause: BaseException = error
-        while cause.__cause__ and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        raise UserError(message_of(cause)) from error
 
 
 def _as_list(value: Any) -> list[Any]:

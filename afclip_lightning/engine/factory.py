@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,9 +16,9 @@ from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.engine.checkpoint import read_checkpoint
-from afclip_lightning.engine.messages import one_line
 from afclip_lightning.engine.references import resolve
-from afclip_lightning.errors import CheckpointError, UserError, WeightsError, message_of
+from afclip_lightning.engine.sections import all_arguments, prepare, refusals
+from afclip_lightning.errors import CheckpointError, UserError, WeightsError
 from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.base import AnomalyMethod
 
@@ -130,32 +129,31 @@ def build(
     given_backbone = given.pop("backbone", None) or {}
     if not isinstance(given_backbone, dict):
         raise UserError(f"{cls.__name__}: backbone: expected a mapping of arguments, got {given_backbone!r}.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, "head", skip={"backbone"}, instantiate=False)
+    make = prepare(cls, given, later=["backbone"])
+    key = backbone_key(given_backbone, f"{cls.__name__}: backbone")
     known = {} if backbones is None else backbones
     try:
-        parsed = parser.parse_object({"head": given})
-        key = backbone_key(given_backbone)
         if key not in known:
-            known[key] = ClipBackbone(**json.loads(key))
-        method = cls(known[key], **vars(parser.instantiate_classes(parsed).head))
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise UserError(f"{cls.__name__}: {one_line(message_of(error)).removeprefix('head.')}") from error
+            with refusals(f"{cls.__name__}: "):
+                known[key] = ClipBackbone(**json.loads(key))
+        method = make(backbone=known[key])
     except (MemoryError, RuntimeError) as error:  # torch's words for sizes that no memory holds
         raise UserError(f"{cls.__name__} cannot be built with these arguments: {reason(error)}.") from error
     method.eval()
     return method
 
 
-def backbone_key(arguments: Mapping[str, Any]) -> str:
+def backbone_key(arguments: Mapping[str, Any], where: str = "backbone") -> str:
     """Returns all arguments of a backbone, those that are not given too, as JSON.
 
+    Args:
+        arguments: Those that are given.
+        where: What a message begins with.
+
     Raises:
-        ArgumentError: One is unknown or wrong.
+        UserError: One is unknown or wrong.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ClipBackbone, "backbone")
-    return json.dumps(parser.parse_object({"backbone": dict(arguments)}).backbone.as_dict(), sort_keys=True)
+    return json.dumps(all_arguments(ClipBackbone, arguments, where), sort_keys=True)
 
 
 def method_class(name: str) -> type[AnomalyMethod]:

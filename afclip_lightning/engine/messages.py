@@ -3,9 +3,7 @@
 import difflib
 import re
 
-from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.discovery import descendants
-from afclip_lightning.methods.base import AnomalyMethod
 
 _KEY = re.compile(r'^( *)(?:- )?Parser key "([\w.+-]+)"', re.MULTILINE)
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
@@ -19,8 +17,13 @@ _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false",
 _TYPES |= {"Sequence": "a list", "list": "a list", "dict": "a mapping", "Mapping": "a mapping"}
 
 
-def one_line(message: str) -> str:
-    """Returns what a message of the parser says, in a line where it is about the value of an option."""
+def one_line(message: str, *bases: type) -> str:
+    """Returns what a message of the parser says, in a line where it is about the value of an option.
+
+    Args:
+        message: The parser's.
+        bases: Whose subclasses may have been meant where a class is not found.
+    """
     keys = list(_KEY.finditer(message))
     if not keys:
         return message
@@ -28,7 +31,7 @@ def one_line(message: str) -> str:
     key = f"{root}.{nested[-1]}" if nested else root if len(keys) == 1 else f"{root}.{inner}"
     part = _indented(message[keys[-1].start() :], len(keys[-1][1]))
     if name := _CLASS.search(part):
-        return f"{key}: there is no class {name[1]!r} that fits here{_nearest_class(name[1])}."
+        return f"{key}: there is no class {name[1]!r} that fits here{_nearest_class(name[1], bases)}."
     if refused := _REFUSED.search(message):
         return f"{key}: {refused[0]}."
     given = _GIVEN.findall(part)
@@ -50,9 +53,9 @@ def _indented(text: str, indent: int) -> str:
     return "\n".join([first, *(rest if indent == 0 else rest[:end])])
 
 
-def _nearest_class(name: str) -> str:
+def _nearest_class(name: str, bases: tuple[type, ...]) -> str:
     """Returns which class may have been meant."""
-    classes = {cls.__name__ for base in (AnomalyMethod, AnomalyData) for cls in descendants(base)}
+    classes = {cls.__name__ for base in bases for cls in descendants(base)}
     close = difflib.get_close_matches(name.rpartition(".")[2], classes, n=1)
     return f"; did you mean {close[0]!r}" if close else ""
 

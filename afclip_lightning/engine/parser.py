@@ -34,7 +34,7 @@ class AnomalyArgumentParser(LightningArgumentParser):
         if self.exit_on_error:
             hints = "".join(f"\nDid you mean {close!r} instead of {key!r}?" for key, close in self._nearest(message))
             command = f"{self.prog.split()[-1]} " if " " in self.prog else ""
-            message = unclosed(getattr(self, "args", [])) or one_line(message)
+            message = unclosed(getattr(self, "args", [])) or one_line(message, AnomalyMethod, AnomalyData)
             print(f"error: {message}{hints}\nAll options: python -m afclip_lightning {command}--help", file=sys.stderr)
             sys.exit(2)
         raise UserError(message) from ex

@@ -1,0 +1,114 @@
+"""A section of a config, or arguments as on the command line, as an object; whatever is refused is one `UserError`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from afclip_lightning.engine.messages import one_line
+from afclip_lightning.errors import UserError, message_of
+
+T = TypeVar("T")
+Given = Mapping[str, Any] | Sequence[str]  # arguments by name, or options as on the command line
+
+
+def instantiate(cls: type[T], given: Given, where: str = "") -> T:
+    """Returns an object of a class.
+
+    Args:
+        cls: The class.
+        given: Its arguments.
+        where: What a message begins with; by default the name of the class.
+
+    Raises:
+        UserError: An argument is unknown, absent or wrong, or the constructor refuses it.
+    """
+    return prepare(cls, given, where)()
+
+
+def instantiate_subclass(base: type[T], section: Mapping[str, Any]) -> T:
+    """Returns the object that a section with `class_path` and `init_args` describes.
+
+    Args:
+        base: What its class derives from.
+        section: As the parser of a command left it.
+
+    Raises:
+        UserError: There is no such class, or it refuses an argument; the message is the constructor's alone.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "section")
+    with refusals():
+        built: T = parser.instantiate_classes(Namespace(section=section)).section
+    return built
+
+
+def prepare(cls: type[T], given: Given, where: str = "", later: Sequence[str] = ()) -> Callable[..., T]:
+    """Checks the arguments of a class and returns what makes an object of it.
+
+    Args:
+        cls: The class.
+        given: See `instantiate`.
+        where: See `instantiate`.
+        later: Arguments that are objects already, and are given by name to what is returned.
+
+    Raises:
+        UserError: An argument is unknown, absent or wrong. What is returned raises it too.
+    """
+    where = where or cls.__name__
+    parser = _parser(cls, later)
+    parsed = _parse(parser, cls, given, where)
+
+    def make(**ready: Any) -> T:
+        try:
+            with refusals(f"{where}: "):
+                return cls(**ready, **vars(parser.instantiate_classes(parsed)))
+        except TypeError as error:  # what an argument without a type was given
+            raise UserError(f"{where}: {message_of(error)}") from error
+
+    return make
+
+
+def all_arguments(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all arguments of a class as plain values, those that are not given too.
+
+    Raises:
+        UserError: An argument is unknown, absent or wrong.
+    """
+    arguments: dict[str, Any] = _parse(_parser(cls), cls, given, cls.__name__).as_dict()
+    return arguments
+
+
+@contextmanager
+def refusals(where: str = "") -> Iterator[None]:
+    """Turns what a constructor refuses into one message; the parser wraps it in its own errors.
+
+    Args:
+        where: What the message begins with; not where a constructor raises a `UserError` itself.
+
+    Raises:
+        UserError: Something was refused.
+    """
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException = error
+        while cause.__cause__ and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise UserError(f"{where}{message_of(cause)}") from error
+
+
+def _parser(cls: type, left_out: Sequence[str] = ()) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, as_group=False, skip=set(left_out))
+    return parser
+
+
+def _parse(parser: ArgumentParser, cls: type, given: Given, where: str) -> Namespace:
+    try:
+        return parser.parse_object(dict(given)) if isinstance(given, Mapping) else parser.parse_args(list(given))
+    except (ArgumentError, ValueError, TypeError) as error:
+        own = [base for base in cls.__mro__ if base.__module__.startswith("afclip_lightning")]
+        message = one_line(message_of(error), *own)
+        raise UserError(f"{where}: {' '.join(message.split())}") from error
