@@ -106,6 +106,6 @@ def test_a_short_training_finds_defects_on_unseen_products(tmp_path: Path, embed
     )
     trainer.fit(model, data)
     trainer.test(model, data, verbose=False)
-    mean = next(row for row in evaluation.rows if row.category == "mean")
+    mean = next(row for row in evaluation.main.rows if row.category == "mean")
     print(mean)
     assert mean.metrics["pixel_auroc"] >= PIXEL_AUROC

@@ -285,12 +285,14 @@ class _Builder:
         return Cell(self.name, self.method_name, self.train, self.seed, self.folder, self.files, tuple(steps))
 
     def _steps(self, tests: Sequence[str]) -> Iterator[Step]:
+        from afclip_lightning.engine.checkpoint import HEAD_FILE
+
         fitted = ""
         if self.train:
             fit = self._step("fit", "fit", self.train, "", ("--test_before_fit=false", "--test_after_fit=false"), "")
             fitted = fit.digest
             yield fit
-        head = (f"--ckpt_path={CELL}/fit/head.ckpt",) if self.train else ()
+        head = (f"--ckpt_path={CELL}/fit/{HEAD_FILE}",) if self.train else ()
         for test in tests:
             for shots in self.method.shots:
                 few = (f"--model.k_shot={shots}", f"--model.shot_seed={self.seed}") if shots else ()

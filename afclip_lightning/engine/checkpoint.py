@@ -14,6 +14,8 @@ from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.errors import CheckpointError, shown
 from afclip_lightning.files import atomic_path, to_type
 
+HEAD_FILE = "head.ckpt"  # of a run's folder: what was trained, for everything but going on with training
+LAST = Path("checkpoints") / "last.ckpt"  # likewise: what training goes on from
 REMEDY = "Name another checkpoint, or train the head again."
 
 

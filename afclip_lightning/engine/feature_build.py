@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.engine.app import AnomalyCLI
+from afclip_lightning.engine.factory import trained_on
+from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, Split
@@ -34,22 +36,28 @@ class FeatureBuilder(LightningModule):
 class FeatureBuildCLI(AnomalyCLI):
     """Computes the features that `fit` with the same options would read, and nothing else."""
 
-    def _choose_run_dir(self, config: Namespace) -> Path:
-        return Path("runs")  # nothing is written there, and several nodes need not agree on a folder
+    def choose_folder(self, config: Namespace) -> Path:
+        """Returns a folder in which nothing is written; several nodes need not agree on it."""
+        return Path("runs")
 
-    def fit(self, **kwargs: Any) -> None:
+    def fit(self, **_: Any) -> None:
         """Walks the images of the tests, for all heads, and those of training."""
-        data = self.datamodule
-        data.prepare_data()
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
-        self.trainer.loggers = []
-        tests: list[tuple[AnomalyDataModule, Split]] = [(dataset, "test") for dataset in data.test_sets]
-        training = [part for part in self._trained_on() if part not in tests]
-        walks = [(self.tested, tests), *([(self.model, training)] if training else [])]
-        for method, splits in walks:
-            self._read_from(method.store)
+        build_features(self.run)
+
+
+def build_features(run: Run) -> None:
+    """Computes the features that are not there of all images that a run reads."""
+    run.data.prepare_data()
+    callbacks = run.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
+    run.trainer.loggers = []
+    tests: list[tuple[AnomalyDataModule, Split]] = [(dataset, "test") for dataset in run.data.test_sets]
+    training = [part for part in trained_on(run.method, run.data) if part not in tests]
+    for reader, splits in ((run.tested, tests), (run.method, training)):
+        if splits:
+            run.read_for(reader)
             loaders = [dataset.walk(split) for dataset, split in splits]
-            self.trainer.predict(FeatureBuilder(method), loaders, return_predictions=False)
-        if self.trainer.is_global_zero:
-            print(f"Features: {self.model.store.folder}")
+            run.trainer.predict(FeatureBuilder(reader), loaders, return_predictions=False)
+    if run.trainer.is_global_zero:
+        assert run.method.store is not None
+        print(f"Features: {run.method.store.folder}")

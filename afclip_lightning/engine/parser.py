@@ -5,7 +5,8 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -14,9 +15,13 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.store import FeatureCache
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.loading import Loading
 from afclip_lightning.discovery import descendants
-from afclip_lightning.engine.arguments import unclosed
+from afclip_lightning.engine.arguments import check_files, unclosed, without_leftovers
+from afclip_lightning.engine.callbacks.evaluation import Evaluation
+from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.messages import one_line
 from afclip_lightning.engine.references import resolve
 from afclip_lightning.errors import UserError
@@ -24,6 +29,62 @@ from afclip_lightning.methods.base import AnomalyMethod
 
 FORMER = {"words": "class_names"}
 """Names that options had before, and have now."""
+
+EPILOG = """\
+Each of these has a --help of its own, python -m afclip_lightning COMMAND --help:
+  inspect     score, verdict and map of one's own images     calibrate   a threshold from normal images
+  serve       a page where an image is judged                export      a head as an ONNX or torch.export graph
+  report      one HTML page of a run                         evaluate    score saved maps of any method against masks
+  benchmark   methods × datasets × seeds, and their tables   sweep       search for options, here or on a cluster
+  datasets    list, check and unpack datasets                features    keep features on disk, look after them
+  knowledge   show or build a knowledge base of sentences
+
+--version prints the version. Exit codes: 0 done, 2 a mistake that the message explains, 75 stopped by a signal and able
+to go on, 130 Ctrl-C, 70 a fault of the program; 1 is what a command's own --help says: images left out, a cell failed.
+"""
+
+GROUPS: dict[str, type] = {"loading": Loading, "features": FeatureCache, "pictures": Pictures, "evaluation": Evaluation}
+
+
+def add_run_arguments(parser: LightningArgumentParser) -> None:
+    """Adds the options of a run beside those of trainer, model and data."""
+    parser.add_argument(
+        "--out", "--run_dir", type=str | None, default=None, help="Run folder; runs/<config>/<time> by default."
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        "--checkpoint",
+        type=str | None,
+        default=None,
+        help="Trained head: a checkpoint or the folder of a run. With fit, what training goes on from.",
+    )
+    parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
+    parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
+    parser.add_argument(
+        "--few_shot_dir",
+        type=Path | None,
+        default=None,
+        help="Few-shot images chosen by hand, instead of a draw: DIR/[<dataset>/]<category>/*.",
+    )
+    parser.add_argument(
+        "--heads",
+        type=dict[str, Path],
+        default={},
+        help="Other heads of the same backbone to test in the same pass, by name: runs, checkpoints or configs.",
+    )
+    for name, cls in GROUPS.items():
+        parser.add_class_arguments(cls, name)
+
+
+def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """Returns the options of a command, and a sentence on each set of which something was left out.
+
+    Raises:
+        UserError: A config cannot be read.
+    """
+    check_files(args)
+    kept, notes = without_leftovers(args)
+    return parser.parse_args(kept), notes
 
 
 class AnomalyArgumentParser(LightningArgumentParser):

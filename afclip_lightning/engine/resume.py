@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from afclip_lightning.engine.factory import HEAD_FILE
+from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST
 from afclip_lightning.engine.options import quiet_trainer
 from afclip_lightning.errors import CheckpointError, message_of
 from afclip_lightning.methods.base import AnomalyMethod
-
-LAST = Path("checkpoints") / "last.ckpt"  # of a run's folder: what training goes on from
 
 
 def find_checkpoint(given: str, command: str) -> Path:

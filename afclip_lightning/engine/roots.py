@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.engine.sections import instantiate_subclass
 
 
 def fill_in_roots(data: Namespace) -> None:
@@ -14,12 +15,10 @@ def fill_in_roots(data: Namespace) -> None:
     What a run records is where its images were: run again, it reads the same ones, whatever `AFCLIP_DATA` says then.
 
     Raises:
-        ValueError: A dataset has no default root, or refuses its arguments.
+        UserError: A dataset has no default root, or refuses its arguments.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AnomalyData, "data")
     for section in _without_root(data):
-        dataset = parser.instantiate_classes(Namespace(data=section.clone())).data
+        dataset = instantiate_subclass(AnomalyData, section.clone())
         if isinstance(dataset, AnomalyDataModule):
             section.init_args.root = str(dataset.root)
 

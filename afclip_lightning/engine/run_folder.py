@@ -14,7 +14,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from afclip_lightning.engine import loggers
-from afclip_lightning.engine.resume import LAST
+from afclip_lightning.engine.checkpoint import LAST
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import restarted
 from afclip_lightning.errors import UserError

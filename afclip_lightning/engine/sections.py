@@ -27,7 +27,7 @@ def instantiate(cls: type[T], given: Given, where: str = "") -> T:
     return prepare(cls, given, where)()
 
 
-def instantiate_subclass(base: type[T], section: Mapping[str, Any]) -> T:
+def instantiate_subclass(base: type[Any], section: Mapping[str, Any]) -> Any:
     """Returns the object that a section with `class_path` and `init_args` describes.
 
     Args:
@@ -40,8 +40,7 @@ def instantiate_subclass(base: type[T], section: Mapping[str, Any]) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "section")
     with refusals():
-        built: T = parser.instantiate_classes(Namespace(section=section)).section
-    return built
+        return parser.instantiate_classes(Namespace(section=section)).section
 
 
 def prepare(cls: type[T], given: Given, where: str = "", later: Sequence[str] = ()) -> Callable[..., T]:
@@ -70,13 +69,18 @@ def prepare(cls: type[T], given: Given, where: str = "", later: Sequence[str] = 
     return make
 
 
-def all_arguments(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def all_arguments(cls: type, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Returns all arguments of a class as plain values, those that are not given too.
+
+    Args:
+        cls: The class.
+        given: Its arguments.
+        where: See `instantiate`.
 
     Raises:
         UserError: An argument is unknown, absent or wrong.
     """
-    arguments: dict[str, Any] = _parse(_parser(cls), cls, given, cls.__name__).as_dict()
+    arguments: dict[str, Any] = _parse(_parser(cls), cls, given, where or cls.__name__).as_dict()
     return arguments
 
 

@@ -19,6 +19,7 @@ from afclip_lightning.data.loader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory
+from afclip_lightning.engine.checkpoint import HEAD_FILE
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
 from afclip_lightning.inspection.verdict import Inspection, Region
@@ -382,7 +383,7 @@ def calibration_path(path: str | Path) -> Path | None:
     if _is_name(path):
         return None
     path = Path(path)
-    file = path / factory.HEAD_FILE if path.is_dir() else path
+    file = path / HEAD_FILE if path.is_dir() else path
     return file.with_name(file.stem + SUFFIX)
 
 
@@ -395,7 +396,7 @@ def _build(path: str | Path, arguments: Mapping[str, Any], backbones: factory.Ba
         return factory.load_head(path, arguments, backbones)
     method = factory.build({"class_path": str(path)}, arguments, backbones)
     if method.trainable_names():
-        raise UserError(f"{path} has to be trained: run fit, and name its {factory.HEAD_FILE}.")
+        raise UserError(f"{path} has to be trained: run fit, and name its {HEAD_FILE}.")
     return method
 
 
@@ -420,7 +421,7 @@ def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:
     path = Path(path)
     if path.suffix in factory.CONFIG_SUFFIXES:
         return fingerprint(json.dumps(factory.read_model(path, arguments), sort_keys=True).encode())
-    return files.fingerprint(path / factory.HEAD_FILE if path.is_dir() else path)
+    return files.fingerprint(path / HEAD_FILE if path.is_dir() else path)
 
 
 def _device(name: str) -> torch.device:

@@ -18,13 +18,13 @@ from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.data.tiles import Layout, resize_map
 from afclip_lightning.datasets.folder import Folder
-from afclip_lightning.engine.callbacks.evaluation import Evaluation
+from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.engine.callbacks.predictions import Predictions
 from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import load
 from afclip_lightning.metrics import AnomalyMetrics
-from afclip_lightning.types import AnomalyPrediction, Batch, Tiling
+from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, Tiling
 from tests.support.small_models import write_head
 
 SIZE = 16
@@ -94,7 +94,7 @@ def trainer(out: Path, *callbacks: Any) -> Trainer:
 
 def evaluated(root: Path, out: Path, model: LightningModule | None = None, **arguments: Any) -> Evaluation:
     evaluation = Evaluation(**arguments)
-    evaluation.title = "Test"
+    evaluation.about = Pass(titles={MAIN_HEAD: "Test"})
     trainer(out, evaluation).test(model or Brightness(), datamodule=folder(root), verbose=False)
     return evaluation
 
@@ -125,7 +125,7 @@ def expected(root: Path, own: bool) -> dict[str, float]:
 @pytest.mark.parametrize("resolution", ["backbone", "image"])
 def test_pixels_are_evaluated_at_the_size_that_was_asked_for(root: Path, tmp_path: Path, resolution: str) -> None:
     evaluation = evaluated(root, tmp_path, resolution=resolution)
-    row = evaluation.rows[0]
+    row = evaluation.main.rows[0]
     assert row.metrics == expected(root, resolution == "image")
     assert (row.normal, row.anomalous) == (5, 5)
     kept = json.loads((tmp_path / "results.json").read_text())
@@ -136,30 +136,30 @@ def test_pixels_are_evaluated_at_the_size_that_was_asked_for(root: Path, tmp_pat
 
 def test_masks_that_resizing_empties_are_counted(root: Path, tmp_path: Path) -> None:
     small, own = evaluated(root, tmp_path / "small"), evaluated(root, tmp_path / "own", resolution="image")
-    counts = small.rows[0].masks
+    counts = small.main.rows[0].masks
     assert counts is not None
     assert (counts.masks, counts.empty, counts.regions, counts.mostly) == (5, 1, 6, 0)
     assert counts.regions_evaluated == 4
-    assert small.rows[1].masks == counts  # the mean's row has the sum
+    assert small.main.rows[1].masks == counts  # the mean's row has the sum
     told = (tmp_path / "small/results.md").read_text()
     assert "- images/images: 1 of 5 masks is empty, 6 regions became 4" in told
     assert "--evaluation.resolution image" in told
     rows = json.loads((tmp_path / "small/results.json").read_text())["rows"]
     assert rows[0]["masks"] == asdict(counts)
-    assert own.rows[0].masks == replace(counts, empty=0, regions_evaluated=6)
+    assert own.main.rows[0].masks == replace(counts, empty=0, regions_evaluated=6)
     assert "became" not in (tmp_path / "own/results.md").read_text()
 
 
 @pytest.mark.parametrize("resolution", ["backbone", "image"])
 def test_loader_processes_and_a_cache_change_nothing(root: Path, tmp_path: Path, resolution: Any) -> None:
-    rows = evaluated(root, tmp_path / "one", resolution=resolution).rows
+    rows = evaluated(root, tmp_path / "one", resolution=resolution).main.rows
     for number, arguments in enumerate(({"num_workers": 2}, {"batch_size": 1}, {"batch_size": 10})):
         evaluation = Evaluation(resolution=resolution)
         data = folder(root, **arguments)
         if number:
             data.loading = Loading(cache_mb=1)
         trainer(tmp_path / str(number), evaluation).test(Brightness(), datamodule=data, verbose=False)
-        assert evaluation.rows == rows
+        assert evaluation.main.rows == rows
     evaluation, loader = Evaluation(resolution=resolution), data.test_dataloader()
     for _ in range(2):  # the second time from the cache
         batches = list(loader)
@@ -173,7 +173,7 @@ def test_masks_that_mark_most_of_their_picture_are_told(tmp_path: Path, capsys: 
     for name in ("1.png", "2.png"):
         path = tmp_path / "data/masks" / name
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    counts = evaluated(tmp_path / "data", tmp_path / "run").rows[0].masks
+    counts = evaluated(tmp_path / "data", tmp_path / "run").main.rows[0].masks
     assert counts is not None
     assert counts.mostly == 2
     told = capsys.readouterr().out
@@ -222,7 +222,7 @@ def test_shots_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) ->
     model = Brightness()
     model.k_shot, model.shot_seed = 4, 7
     evaluation = Evaluation()
-    evaluation.title, evaluation.checkpoint = "Test", str(tmp_path / "head.ckpt")
+    evaluation.about = Pass("results", {MAIN_HEAD: "Test"}, {MAIN_HEAD: str(tmp_path / "head.ckpt")})
     (tmp_path / "head.ckpt").write_bytes(b"weights")
     trainer(tmp_path, evaluation).test(model, datamodule=folder(root), verbose=False)
     kept = json.loads((tmp_path / "results.json").read_text())
@@ -251,9 +251,9 @@ def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments:
                 scores.append(seen.max())
             metrics.update(merged[None], mask[None], np.array([max(scores)]), np.array([kind == "bad"]))
     evaluation = evaluated(root, tmp_path, resolution="image", **arguments)
-    assert evaluation.rows[0].metrics == metrics.result().metrics
+    assert evaluation.main.rows[0].metrics == metrics.result().metrics
     assert json.loads((tmp_path / "results.json").read_text())["conditions"]["tiling"] == tiling.to_dict()
-    assert evaluation.title.startswith("Test · evaluated at each image's own size, fit ")
+    assert evaluation.main.title.startswith("Test · evaluated at each image's own size, fit ")
 
 
 def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> None:
@@ -269,11 +269,11 @@ def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> N
     data.connect(method.preprocess, few_shot_dir=good)
     evaluation = Evaluation(resolution="image", fit="tiles", tiles=2)
     trainer(tmp_path / "run", evaluation).test(method, datamodule=data, verbose=False)
-    found = {Path(score.image): score for score in evaluation.scores}
+    found = {Path(score.image): score for score in evaluation.main.scores}
     for path in (root / "bad/0.png", root / "good/3.png"):
         expected = inspector.predict(path)
         assert found[path].score == pytest.approx(expected.score, rel=1e-4)
-    assert evaluation.conditions["k_shot"] == 2
+    assert evaluation.main.conditions["k_shot"] == 2
 
 
 def test_tiles_are_refused_where_whole_images_are_needed(root: Path, tmp_path: Path) -> None:

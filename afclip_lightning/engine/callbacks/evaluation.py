@@ -2,46 +2,49 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from afclip_lightning import results
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.distributed import gathered
-from afclip_lightning.engine.callbacks.predictions import not_finite
-from afclip_lightning.errors import DatasetError, UserError, shown
+from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation, Resolution
+from afclip_lightning.engine.checkpoint import HEAD_FILE
+from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import fingerprint
-from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, ProDefinition
-from afclip_lightning.results import TOLERANCE, ImageScore, Key, MaskCounts, Row
-from afclip_lightning.types import (
-    MAIN_HEAD,
-    AnomalyPrediction,
-    Batch,
-    Fit,
-    MaskFacts,
-    Outputs,
-    Sample,
-    Tiling,
-    prediction_of,
-)
+from afclip_lightning.metrics import AnomalyMetrics, ProDefinition
+from afclip_lightning.results import TOLERANCE, Key, MaskCounts
+from afclip_lightning.types import MAIN_HEAD, Batch, Fit, MaskFacts, Outputs, Tiling, prediction_of
 
-Resolution = Literal["backbone", "image"]
-Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
+
+@dataclass(frozen=True)
+class Pass:
+    """What the next pass is of, which the images do not tell.
+
+    Attributes:
+        name: Stem of the tables in the run folder, beginning with `results`; those of a head beside the main one end
+            with its name.
+        titles: What is tested, by head.
+        checkpoints: Where a head is from, by its name; by default the main one's is the trainer's checkpoint, or what
+            was trained just before.
+    """
+
+    name: str = "results"
+    titles: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class Evaluation(Callback):
-    """Computes the metrics of `validate` and `test`, logs and writes them.
+    """Computes the metrics of `validate` and `test`, of each head that shares the pass, logs and writes them.
 
-    Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category. Beside the table stand the scores of
-    all images and the curves: `results.csv`, `.json`, `.md`, `scores.csv`, `curves.json`; where `name` is
-    `results_x`, `results_x.csv` to `curves_x.json`.
+    Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category; those of a head beside the main one as
+    `<stage>/<head>/<dataset>/<category>/<metric>`. Beside the table stand the scores of all images and the curves:
+    `results.csv`, `.json`, `.md`, `scores.csv`, `curves.json`; where the pass's name is `results_x`, `results_x.csv` to
+    `curves_x.json`.
 
     Args:
         exact: Keep and sort all pixel scores instead of counting them in bins; memory grows with the images.
@@ -62,17 +65,8 @@ class Evaluation(Callback):
         ValueError: An argument is out of its range.
 
     Attributes:
-        name: Stem of the tables in the run folder, beginning with `results`.
-        head: Whose predictions, where a pass is shared by several heads; all but the main one's are logged as
-            `<stage>/<head>/<dataset>/<category>/<metric>`.
-        title: What is tested, as the files say it; after a pass with the shots and the checkpoint.
-        checkpoint: Where the head is from; by default the trainer's checkpoint, or what was trained just before.
-        conditions: Of the last pass, by name: the method, its shots and seeds, its checkpoint, the resolution.
-        rows: The last results.
-        curves: By dataset and category, the last curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
-            `pixel_pr`, `pixel_pro`.
-        scores: What was last said of each image, from all processes, by dataset, category and path; not collected by a
-            validation while training.
+        about: What the next pass is of; whoever begins one says so here.
+        heads: What became of each head in the last pass, by name.
     """
 
     def __init__(
@@ -100,23 +94,20 @@ class Evaluation(Callback):
         self.new_metric()  # refuses wrong arguments before anything else is built
         self.tolerance = tolerance
         self.fpr_limit = fpr_limit
-        self.name = "results"
-        self.head = MAIN_HEAD
-        self.title = ""
-        self.checkpoint: str | None = None
-        self.conditions: dict[str, Any] = {}
-        self.rows: list[Row] = []
-        self.curves: dict[Key, Mapping[str, Curve]] = {}
-        self.scores: list[ImageScore] = []
-        self._scored: list[Scored] = []
+        self.about = Pass()
+        self.heads: dict[str, HeadEvaluation] = {}
         self._facts: list[tuple[Key, Path, MaskFacts]] = []
-        self.metrics: dict[Key, AnomalyMetrics] = {}
+
+    @property
+    def main(self) -> HeadEvaluation:
+        """Returns what became of the run's own head in the last pass."""
+        return self.heads[MAIN_HEAD]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says to the data at which size masks are wanted, before its loaders are made.
 
         Raises:
-            UserError: A category is called what the table calls the mean, or the method cannot see images in tiles.
+            UserError: A category is called what the table calls the mean, or a method cannot see images in tiles.
         """
         data = getattr(trainer, "datamodule", None)
         tested = stage != "predict"
@@ -124,23 +115,24 @@ class Evaluation(Callback):
             data.evaluate_at(tested and self.resolution == "image", self.tiling if tested else None)
         if not tested:
             return
-        method = _method(pl_module, self.head)
-        if self.tiling:
-            _check_tiled(method)
-        if method.memory is not None:
-            method.memory.tiling = self.tiling
+        for method in _methods(pl_module).values():
+            if self.tiling:
+                _check_tiled(method)
+            if method.memory is not None:
+                method.memory.tiling = self.tiling
         for part in () if data is None else data.test_sets:
             for category in part.selected_categories():
                 results.check_category(category, f"{part.name} under {part.root}: ")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes one metric a category, the same ones on every process."""
-        self.metrics = {
-            (part.name, category): self.new_metric().to(pl_module.device)
-            for part in trainer.datamodule.test_sets  # type: ignore[attr-defined]
-            for category in part.selected_categories()
+        """Makes one metric per head and category, the same ones on every process."""
+        test_sets = trainer.datamodule.test_sets  # type: ignore[attr-defined]
+        keys = [(part.name, category) for part in test_sets for category in part.selected_categories()]
+        self.heads = {
+            name: HeadEvaluation(method, {key: self.new_metric().to(pl_module.device) for key in keys}, self.resolution)
+            for name, method in _methods(pl_module).items()
         }
-        self._scored, self._facts = [], []
+        self._facts = []
 
     def on_test_batch_end(
         self,
@@ -157,56 +149,16 @@ class Evaluation(Callback):
             DatasetError: A mask disagrees with its label.
             UserError: A score or a map is not finite; the message names the image and the method.
         """
-        outputs = prediction_of(outputs, self.head)
-        # left on their device until the end: reading them here would wait for it in every step
-        self._scored.append((batch.samples, outputs.pred_score, outputs.anomaly_map.flatten(1).amax(dim=1)))
-        keys = [(sample.dataset, sample.category) for sample in batch.samples]
         if batch.masks is not None:
-            for key, sample, facts in zip(keys, batch.samples, batch.masks, strict=True):
+            for sample, facts in zip(batch.samples, batch.masks, strict=True):
                 if sample.mask_path is not None:
+                    key = (sample.dataset, sample.category)
                     self._facts.append((key, sample.mask_path, replace(facts, areas=None)))
-        for key in dict.fromkeys(keys):
-            rows = [i for i, k in enumerate(keys) if k == key]
-            parts = [rows] if self.resolution == "backbone" else [[i] for i in rows]
-            for part in parts:
-                try:
-                    self._add(key, part, outputs, batch)
-                except NotFiniteError as error:
-                    image = str(error).rpartition(": ")[0]
-                    raise not_finite(image, _method(pl_module, self.head)) from error
-                except ValueError as error:  # a mask against its label: names the image
-                    raise DatasetError(str(error)) from error
-
-    def _add(self, key: Key, rows: list[int], outputs: AnomalyPrediction, batch: Batch) -> None:
-        """Adds rows of a batch to the metric of their category: several at the backbone's size, or one at its own."""
-        at = torch.tensor(rows, device=batch.label.device)
-        if self.resolution == "backbone":
-            maps, masks = outputs.anomaly_map[at], batch.mask[at]
-            areas = None if batch.region_area is None else batch.region_area[at]
-        else:
-            assert batch.masks is not None
-            row, device = rows[0], outputs.anomaly_map.device
-            facts = batch.masks[row]
-            if outputs.own_maps is not None:
-                maps = outputs.own_maps[row][None].to(device)
-            else:
-                seen = outputs.anomaly_map[row].float().cpu().numpy()
-                maps = torch.from_numpy(resize_map(seen, *facts.shape))[None].to(device)
-            areas = facts.region_area(maps.device)[None]
-            masks = areas > 0
-        self.metrics[key].update(
-            maps,
-            masks,
-            outputs.pred_score[at],
-            batch.label[at],
-            batch.mask_known[at],
-            areas,
-            [str(batch.samples[i].image_path) for i in rows],
-            allow_empty_mask=True,  # the file is not empty, but resizing may have lost a small defect
-        )
+        for name, head in self.heads.items():
+            head.update(prediction_of(outputs, name), batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Computes, logs, prints and writes."""
+        """Computes, logs and writes."""
         self._finish(trainer, pl_module, "test")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,37 +182,28 @@ class Evaluation(Callback):
         self._finish(trainer, pl_module, "val")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        rows = []
-        self.curves = {}
-        for (dataset, category), metric in self.metrics.items():
-            with metric.sync_context():
-                result = metric.result()
-            if result.normal + result.anomalous:  # none where the run was limited to a few batches
-                rows.append(result.row(dataset, category))
-                self.curves[dataset, category] = result.curves
-        self.rows = results.with_means(rows)
-        self.metrics, scored, self._scored = {}, self._scored, []
-        facts, self._facts = self._facts, []
-        where = stage if self.head == MAIN_HEAD else f"{stage}/{self.head}"
-        for row in self.rows:
-            of_row = shown(f"{where}/{row.dataset}/{row.category}")  # loggers write UTF-8
-            keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
-            pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
+        for name, head in self.heads.items():
+            head.compute()
+            where = stage if name == MAIN_HEAD else f"{stage}/{name}"
+            for row in head.rows:
+                of_row = shown(f"{where}/{row.dataset}/{row.category}")  # loggers write UTF-8
+                keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
+                pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if trainer.state.fn == "fit":
             return  # a validation while training is only logged
-        parts = gathered((_image_scores(scored), self._counted(facts)))
-        self.scores = sorted(score for scores, _ in parts for score in scores)
+        own = {name: head.own_scores() for name, head in self.heads.items()}
+        parts = gathered((own, self._counted(self._facts)))
         counts: dict[Key, MaskCounts] = {}
         for _, of_process in parts:
             for key, found in of_process.items():
                 counts[key] = counts.get(key, MaskCounts()).plus(found)
-        self.rows = results.with_means([replace(row, masks=counts.get((row.dataset, row.category))) for row in rows])
-        if trainer.is_global_zero:
-            self._describe(trainer, pl_module)
-            folder, suffix = Path(trainer.default_root_dir), self.name.removeprefix("results")
-            results.write(self.rows, folder, self.name, self.title, self.tolerance, self.conditions)
-            results.write_scores(self.scores, folder / f"scores{suffix}.csv")
-            results.write_curves(self.curves, self.fpr_limit, folder / f"curves{suffix}.json")
+        for name, head in self.heads.items():
+            head.scores = sorted(score for of_process, _ in parts for score in of_process[name])
+            head.add_masks(counts)
+            head.name = self.about.name if name == MAIN_HEAD else f"{self.about.name}_{name}"
+            if trainer.is_global_zero:
+                self._describe(trainer, name, head)
+                head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
 
     def _counted(self, facts: list[tuple[Key, Path, MaskFacts]]) -> dict[Key, MaskCounts]:
         """Returns what became of this process's masks by category, and says which mark most of their picture."""
@@ -272,20 +215,20 @@ class Evaluation(Callback):
             counts[key] = counts.get(key, MaskCounts()).plus(one)
             if mask.marks_most:
                 mostly.setdefault(key, []).append(path)
-        if self.head == MAIN_HEAD:
-            for key, paths in mostly.items():
-                print(f"note: {say_mostly('/'.join(key), len(paths), paths[0])}")
+        for key, paths in mostly.items():
+            print(f"note: {say_mostly('/'.join(key), len(paths), paths[0])}")
         return counts
 
-    def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the conditions of the pass and adds to the title what a table must not be read without."""
-        method = _method(pl_module, self.head)
-        checkpoint = self.checkpoint or (trainer.ckpt_path if self.head == MAIN_HEAD else None)
-        trained = Path(trainer.default_root_dir) / "head.ckpt"
-        if checkpoint is None and self.head == MAIN_HEAD and trainer.global_step and trained.is_file():
-            checkpoint = trained  # of the training that this test follows
+    def _describe(self, trainer: Trainer, name: str, head: HeadEvaluation) -> None:
+        """Notes the conditions of the pass and says in the title what a table must not be read without."""
+        method = head.method
+        checkpoint: str | Path | None = self.about.checkpoints.get(name)
+        if checkpoint is None and name == MAIN_HEAD:
+            trained = Path(trainer.default_root_dir) / HEAD_FILE
+            after_training = trainer.global_step and trained.is_file()
+            checkpoint = trainer.ckpt_path or (trained if after_training else None)
         shots, seed = method.k_shot, os.environ.get("PL_GLOBAL_SEED")
-        self.conditions = {
+        head.conditions = {
             "method": type(method).__name__,
             "k_shot": shots,
             "shot_seed": method.shot_seed if shots else None,
@@ -296,12 +239,12 @@ class Evaluation(Callback):
             "tiling": self.tiling.to_dict() if self.tiling else None,
             "image_size": method.preprocess.image_size,
         }
-        said = [f"{shots} shots (seed {self.conditions['shot_seed']})"] if shots else []
+        said = [f"{shots} shots (seed {head.conditions['shot_seed']})"] if shots else []
         if checkpoint is not None:
-            said.append(f"checkpoint {checkpoint} ({self.conditions['checkpoint_fingerprint']})")
+            said.append(f"checkpoint {checkpoint} ({head.conditions['checkpoint_fingerprint']})")
         if self.resolution == "image":
             said.append("evaluated at each image's own size" + (f", {_say(self.tiling)}" if self.tiling else ""))
-        self.title = " · ".join([self.title, *said])
+        head.title = " · ".join([self.about.titles.get(name, ""), *said])
 
 
 def _say(tiling: Tiling) -> str:
@@ -333,9 +276,10 @@ def _check_tiled(method: Any) -> None:
         )
 
 
-def _method(pl_module: Any, head: str) -> Any:
-    """Returns the method of a head: the module itself, unless several share a pass."""
-    return pl_module.heads[head] if hasattr(pl_module, "heads") else pl_module
+def _methods(pl_module: Any) -> Mapping[str, Any]:
+    """Returns the methods of a pass by name: the module itself, unless several share it."""
+    heads: Mapping[str, Any] = pl_module.heads if hasattr(pl_module, "heads") else {MAIN_HEAD: pl_module}
+    return heads
 
 
 def _fingerprint(path: Path) -> str | None:
@@ -344,11 +288,3 @@ def _fingerprint(path: Path) -> str | None:
         return fingerprint(path)
     except UserError:
         return None
-
-
-def _image_scores(scored: list[Scored]) -> list[ImageScore]:
-    return [
-        ImageScore(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known)
-        for samples, scores, maxima in scored
-        for s, score, highest in zip(samples, scores.tolist(), maxima.tolist(), strict=True)
-    ]

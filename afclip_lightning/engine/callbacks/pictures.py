@@ -74,6 +74,9 @@ class Pictures(Callback):
     Args:
         count: Images of each kind (best and worst, anomalous and normal); 0 draws nothing.
         size: Side of a picture in pixels.
+
+    Attributes:
+        wanted: Whether the next pass is drawn; whoever begins one says so here.
     """
 
     def __init__(self, count: int = 2, size: int = 224) -> None:
@@ -81,6 +84,7 @@ class Pictures(Callback):
             raise ValueError(f"count must not be negative and size at least 32, got {count} and {size}")
         self.count = count
         self.size = size
+        self.wanted = True
         self.cases: Cases = {}
         self.ranges: Ranges = {}
         self.paths: list[Path] = []
@@ -99,7 +103,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps what may be drawn."""
-        if not self.count:
+        if not (self.count and self.wanted):
             return
         outputs = prediction_of(outputs, MAIN_HEAD)
         scores = outputs.pred_score.tolist()

@@ -50,9 +50,9 @@ class Tracking(Callback):
         columns = ["dataset", "category", "normal", "anomalous", *METRICS]
         rows = [
             [row.dataset, row.category, row.normal, row.anomalous, *(row.metrics.get(metric) for metric in METRICS)]
-            for row in self.evaluation.rows
+            for row in self.evaluation.main.rows
         ]
-        self._log_table(trainer, self.evaluation.name, columns, rows)
+        self._log_table(trainer, self.evaluation.main.name, columns, rows)
         for run in wandb_runs(trainer):
             run.log({**self._charts(), **self._sheets()})
 
@@ -66,11 +66,11 @@ class Tracking(Callback):
         import wandb
 
         lines: dict[tuple[str, str], dict[str, Curve]] = {}
-        for (dataset, category), curves in self.evaluation.curves.items():
+        for (dataset, category), curves in self.evaluation.main.curves.items():
             for kind, curve in curves.items():
                 lines.setdefault((shown(dataset), kind), {})[shown(category)] = curve
         return {
-            f"{self.evaluation.name.replace('results', 'curves')}/{dataset}/{kind}": wandb.plot.line_series(
+            f"{self.evaluation.main.name.replace('results', 'curves')}/{dataset}/{kind}": wandb.plot.line_series(
                 xs=[curve.x for curve in of_categories.values()],
                 ys=[curve.y for curve in of_categories.values()],
                 keys=list(of_categories),

@@ -1,0 +1,134 @@
+"""What one head says of the images of a pass, scored against labels and masks."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from afclip_lightning import results
+from afclip_lightning.data.tiles import resize_map
+from afclip_lightning.engine.callbacks.predictions import not_finite
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError
+from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
+from afclip_lightning.types import AnomalyPrediction, Batch, Sample
+
+Resolution = Literal["backbone", "image"]
+Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
+
+
+class HeadEvaluation:
+    """The metrics of one head over one pass.
+
+    Args:
+        method: The head.
+        metrics: Empty ones by dataset and category, the same on every process; they are gone once they are computed.
+        resolution: See `Evaluation`.
+
+    Attributes:
+        name: Stem of its tables in the run folder.
+        title: What was tested, as the files say it.
+        conditions: By name: the method, its few-shot images and seeds, its checkpoint, the resolution.
+        rows: The results; empty until the pass has ended.
+        curves: By dataset and category, the curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
+            `pixel_pr`, `pixel_pro`.
+        scores: What was said of each image, from all processes, by dataset, category and path; not collected by a
+            validation while training.
+    """
+
+    def __init__(self, method: Any, metrics: dict[Key, AnomalyMetrics], resolution: Resolution) -> None:
+        self.method = method
+        self.metrics = metrics
+        self.resolution = resolution
+        self.name = ""
+        self.title = ""
+        self.conditions: dict[str, Any] = {}
+        self.rows: list[Row] = []
+        self.curves: dict[Key, Mapping[str, Curve]] = {}
+        self.scores: list[ImageScore] = []
+        self._scored: list[Scored] = []
+
+    def update(self, prediction: AnomalyPrediction, batch: Batch) -> None:
+        """Adds a batch to the metrics of its categories.
+
+        Raises:
+            DatasetError: A mask disagrees with its label.
+            UserError: A score or a map is not finite; the message names the image and the method.
+        """
+        # left on their device until the end: reading them here would wait for it in every step
+        self._scored.append((batch.samples, prediction.pred_score, prediction.anomaly_map.flatten(1).amax(dim=1)))
+        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        for key in dict.fromkeys(keys):
+            rows = [i for i, k in enumerate(keys) if k == key]
+            parts = [rows] if self.resolution == "backbone" else [[i] for i in rows]
+            for part in parts:
+                try:
+                    self._add(key, part, prediction, batch)
+                except NotFiniteError as error:
+                    image = str(error).rpartition(": ")[0]
+                    raise not_finite(image, self.method) from error
+                except ValueError as error:  # a mask against its label: names the image
+                    raise DatasetError(str(error)) from error
+
+    def _add(self, key: Key, rows: list[int], prediction: AnomalyPrediction, batch: Batch) -> None:
+        """Adds rows of a batch to the metric of their category: several at the backbone's size, or one at its own."""
+        at = torch.tensor(rows, device=batch.label.device)
+        if self.resolution == "backbone":
+            maps, masks = prediction.anomaly_map[at], batch.mask[at]
+            areas = None if batch.region_area is None else batch.region_area[at]
+        else:
+            assert batch.masks is not None
+            row, device = rows[0], prediction.anomaly_map.device
+            facts = batch.masks[row]
+            if prediction.own_maps is not None:
+                maps = prediction.own_maps[row][None].to(device)
+            else:
+                seen = prediction.anomaly_map[row].float().cpu().numpy()
+                maps = torch.from_numpy(resize_map(seen, *facts.shape))[None].to(device)
+            areas = facts.region_area(maps.device)[None]
+            masks = areas > 0
+        self.metrics[key].update(
+            maps,
+            masks,
+            prediction.pred_score[at],
+            batch.label[at],
+            batch.mask_known[at],
+            areas,
+            [str(batch.samples[i].image_path) for i in rows],
+            allow_empty_mask=True,  # the file is not empty, but resizing may have lost a small defect
+        )
+
+    def compute(self) -> None:
+        """Computes rows and curves over all processes, and lets go of the metrics."""
+        rows = []
+        for (dataset, category), metric in self.metrics.items():
+            with metric.sync_context():
+                result = metric.result()
+            if result.normal + result.anomalous:  # none where the run was limited to a few batches
+                rows.append(result.row(dataset, category))
+                self.curves[dataset, category] = result.curves
+        self.rows = results.with_means(rows)
+        self.metrics = {}
+
+    def add_masks(self, counts: Mapping[Key, MaskCounts]) -> None:
+        """Adds to the rows what became of the masks of their categories, over all processes."""
+        rows = [row for row in self.rows if row.category != results.MEAN]
+        self.rows = results.with_means([replace(row, masks=counts.get((row.dataset, row.category))) for row in rows])
+
+    def own_scores(self) -> list[ImageScore]:
+        """Returns what this process's images were given."""
+        return [
+            ImageScore(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known)
+            for samples, scores, maxima in self._scored
+            for s, score, highest in zip(samples, scores.tolist(), maxima.tolist(), strict=True)
+        ]
+
+    def write(self, folder: Path, tolerance: float, fpr_limit: float) -> None:
+        """Writes the table, the scores and the curves."""
+        suffix = self.name.removeprefix("results")
+        results.write(self.rows, folder, self.name, self.title, tolerance, self.conditions)
+        results.write_scores(self.scores, folder / f"scores{suffix}.csv")
+        results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")

@@ -1,0 +1,196 @@
+"""What `fit`, `validate`, `test` and `predict` do, from beginning to end, once everything is built."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning import Trainer
+
+from afclip_lightning import results
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
+from afclip_lightning.engine.callbacks.pictures import Pictures
+from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
+from afclip_lightning.engine.factory import checkpoint_of, restore, trained_on
+from afclip_lightning.engine.resume import LAST, check_optimizer
+from afclip_lightning.engine.shared_pass import SharedPass
+from afclip_lightning.engine.signals import restarted
+from afclip_lightning.errors import TrainingError, UserError
+from afclip_lightning.files import shown
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import MAIN_HEAD
+
+UNTRAINED = "an UNTRAINED head (no --checkpoint)"
+
+
+@dataclass
+class Run:
+    """What a command works with.
+
+    Attributes:
+        command: `fit`, `validate`, `test` or `predict`.
+        config: Its options; the groups among them are objects.
+        folder: The run folder.
+        heads: The run's own method, `MAIN_HEAD`, and those that are tested with it, by name.
+        tested: What is tested: the method, or all the heads in one pass.
+        data: The data.
+        trainer: The trainer, with the evaluation and the pictures among its callbacks.
+    """
+
+    command: str
+    config: Namespace
+    folder: Path
+    heads: dict[str, AnomalyMethod]
+    tested: AnomalyMethod | SharedPass
+    data: AnomalyData
+    trainer: Trainer
+
+    @property
+    def method(self) -> AnomalyMethod:
+        """Returns the run's own method."""
+        return self.heads[MAIN_HEAD]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Returns what scores the passes."""
+        evaluation: Evaluation = self.config.evaluation
+        return evaluation
+
+    @property
+    def pictures(self) -> Pictures:
+        """Returns what draws the tests."""
+        pictures: Pictures = self.config.pictures
+        return pictures
+
+    def read_for(self, reader: AnomalyMethod | SharedPass) -> None:
+        """Has the data read for a pass: with the features of whoever takes it. Each pass begins with this."""
+        self.data.connect(self.method.preprocess, self.config.loading, reader.store, self.config.few_shot_dir)
+
+
+def fit(run: Run) -> None:
+    """Trains and tests; a method with nothing to train is only tested.
+
+    Raises:
+        UserError: It would be trained and tested on the same images.
+    """
+    _check_transfer(run)
+    last = run.folder / LAST
+    # the cluster repeats the command as it was
+    path = last if restarted() and last.exists() else run.config.ckpt_path
+    if run.config.test_before_fit and not path:  # the run that it goes on with did so
+        _test(run, "Test before training", trained=False, name="results_untrained", pictures=False)
+    name = type(run.method).__name__
+    if run.method.trainable_names():
+        _train(run, path)
+    elif path:
+        raise UserError(f"{name} has nothing to train: leave --checkpoint out, or use test.")
+    else:
+        print(f"{name} has nothing to train with these settings.")
+    if run.config.test_after_fit:
+        _test(run, "After training")
+
+
+def test(run: Run) -> None:
+    """Tests."""
+    _test(run, "Test", trained=_load_head(run))
+
+
+def validate(run: Run) -> None:
+    """Tests without pictures."""
+    trained = _load_head(run)
+    _begin(run, "Validation", trained)
+    run.trainer.validate(run.tested, datamodule=run.data, verbose=False)
+    _report(run)
+
+
+def predict(run: Run) -> None:
+    """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""
+    heading = "Predictions" if _load_head(run) else f"Predictions of {UNTRAINED}"
+    if run.trainer.is_global_zero:
+        print(heading)
+    run.read_for(run.method)
+    run.trainer.predict(run.method, datamodule=run.data, return_predictions=False)
+    if run.trainer.is_global_zero:
+        print(f"{heading}:\n" + "\n".join(f"  {path}" for path in sorted(run.folder.glob("predictions*.csv"))))
+
+
+def _check_transfer(run: Run) -> None:
+    """Checks that what is trained on is there, and is not what is tested on."""
+    trained = trained_on(run.method, run.data)  # what is not there is said before a test of the untrained method
+    tested = [(dataset, "test") for dataset in run.data.test_sets] if run.config.test_after_fit else []
+    if trained and trained == tested and run.data is run.data.training_set:
+        raise UserError(
+            f"{run.data.training_set.name} would be trained on and tested on with the same images, which is not "
+            "zero-shot. Train on one dataset and test on others with CrossDataset; or train on it alone with "
+            "--test_after_fit false; or, to see whether the head learns at all, use CrossDataset with seen_if_alone."
+        )
+
+
+def _train(run: Run, path: str | Path | None) -> None:
+    """Trains, from a checkpoint on if one is given, and writes the trained head."""
+    if path:
+        check_optimizer(Path(path), read_checkpoint(path)["optimizer_states"], run.method)
+        if run.trainer.is_global_zero:
+            print(f"Training goes on from {path}.")
+    run.read_for(run.method)
+    run.trainer.fit(run.method, datamodule=run.data, ckpt_path=path, weights_only=run.config.weights_only)
+    if run.trainer.global_step == 0:
+        raise TrainingError("Nothing was trained: not one step was made. See --trainer.limit_train_batches.")
+    head = run.folder / HEAD_FILE
+    run.trainer.save_checkpoint(head, weights_only=True)
+    if run.trainer.is_global_zero:
+        print(f"Trained head: {head}")
+
+
+def _load_head(run: Run) -> bool:
+    """Gives the method the head of `--checkpoint`, and returns whether it needs none or has one.
+
+    The trainer is told of no checkpoint: it would only warn where it finds none, and test what is there.
+    """
+    if run.config.ckpt_path:
+        restore(run.method, read_checkpoint(run.config.ckpt_path))
+        return True
+    return not run.method.trainable_names()
+
+
+def _test(run: Run, title: str, trained: bool = True, name: str = "results", pictures: bool = True) -> None:
+    """Tests all heads.
+
+    Args:
+        run: The run.
+        title: What the test is called.
+        trained: Whether the method needs no training or has had it.
+        name: Stem of the tables.
+        pictures: Whether pictures are drawn.
+    """
+    run.pictures.wanted = pictures
+    _begin(run, title, trained, name)
+    run.trainer.test(run.tested, datamodule=run.data, verbose=False)
+    _report(run)
+
+
+def _begin(run: Run, title: str, trained: bool, name: str = "results") -> None:
+    """Says to the evaluation what the next pass is of, and to the data who reads it."""
+    if not trained and run.method.trainable_names():
+        title = f"{title} of {UNTRAINED}"
+    titles, checkpoints = {}, {}
+    for head, method in run.heads.items():
+        said = title if head == MAIN_HEAD else f"{head}, in the same pass"
+        titles[head] = f"{said} · {type(method).__name__} on {method.backbone.description}"
+        checkpoints[head] = None if head == MAIN_HEAD else checkpoint_of(run.config.heads[head])
+    if run.command != "fit":  # there it is what training goes on from
+        checkpoints[MAIN_HEAD] = run.config.ckpt_path
+    run.evaluation.about = Pass(name, titles, checkpoints)
+    run.read_for(run.tested)
+
+
+def _report(run: Run) -> None:
+    """Prints the results of the last pass."""
+    if not run.trainer.is_global_zero:
+        return
+    for head in run.evaluation.heads.values():
+        print(f"\n{head.title}")
+        print(results.render(head.rows, run.evaluation.tolerance))
+        print(f"Table: {run.folder / head.name}.csv")
+    if run.pictures.paths:
+        print("Pictures:\n" + "\n".join(f"  {shown(path)}" for path in run.pictures.paths))
