@@ -72,7 +72,7 @@ class SharedPass(LightningModule):
         self.on_test_epoch_end()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
-        """Returns the prediction of each head; each has an evaluation callback of its own."""
+        """Returns the prediction of each head; the evaluation callback scores each."""
         return score_all_views(batch, self.preprocess, self._predictions)
 
     def _predictions(self, batch: Batch) -> dict[str, AnomalyPrediction]:

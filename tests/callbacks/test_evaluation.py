@@ -218,6 +218,53 @@ def test_a_category_called_mean_is_refused(root: Path, tmp_path: Path) -> None:
         trainer(tmp_path, Evaluation()).test(Brightness(), datamodule=data, verbose=False)
 
 
+class Heads(Brightness):
+    """Several heads in one pass."""
+
+    def __init__(self, **heads: Brightness) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return {name: head.test_step(batch, batch_idx) for name, head in self.heads.items()}
+
+
+def test_several_heads_have_the_tables_that_each_has_alone(root: Path, tmp_path: Path) -> None:
+    other = Brightness(("3.png", 0.0), "score")
+    alone = evaluated(root, tmp_path / "alone").main, evaluated(root, tmp_path / "other", other).main
+    evaluation = Evaluation()
+    evaluation.about = Pass("results_x", {"main": "Test", "other": "Beside"}, {"other": "other.ckpt"})
+    together = trainer(tmp_path / "both", evaluation)
+    together.test(Heads(main=Brightness(), other=other), datamodule=folder(root), verbose=False)
+    assert list(evaluation.heads) == ["main", "other"]
+    for head, one in zip(evaluation.heads.values(), alone, strict=True):
+        assert head.rows == one.rows
+        assert head.scores == one.scores
+    assert alone[0].rows != alone[1].rows
+    for suffix, one in (("_x", "alone"), ("_x_other", "other")):
+        for table in ("results", "scores"):
+            written, expected = tmp_path / f"both/{table}{suffix}.csv", tmp_path / f"{one}/{table}.csv"
+            assert written.read_bytes() == expected.read_bytes()
+    assert evaluation.main.title == "Test"
+    assert evaluation.heads["other"].title == "Beside · checkpoint other.ckpt (None)"
+    metric = f"images/{evaluation.main.rows[0].category}/image_auroc"
+    assert {f"test/{metric}", f"test/other/{metric}"} <= together.callback_metrics.keys()
+
+
+def test_a_pass_that_fails_leaves_nothing_for_the_next(root: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation()
+    repeated, whole = trainer(tmp_path / "repeated", evaluation), evaluated(root, tmp_path / "whole")
+    before = [*repeated.callbacks]  # type: ignore[attr-defined]
+    failing = Heads(main=Brightness(), other=Brightness(("3.png", float("nan")), "score"))
+    with pytest.raises(UserError, match=r"3\.png: Brightness gives"):
+        repeated.test(failing, datamodule=folder(root), verbose=False)
+    assert repeated.callbacks == before  # type: ignore[attr-defined]
+    repeated.test(Brightness(), datamodule=folder(root), verbose=False)
+    assert list(evaluation.heads) == ["main"]
+    assert evaluation.main.rows == whole.main.rows
+    assert evaluation.main.scores == whole.main.scores
+
+
 def test_shots_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) -> None:
     model = Brightness()
     model.k_shot, model.shot_seed = 4, 7
