@@ -27,7 +27,7 @@ def instantiate(cls: type[T], given: Given, where: str = "") -> T:
     return prepare(cls, given, where)()
 
 
-def instantiate_subclass(base: type[Any], section: Mapping[str, Any]) -> Any:
+def instantiate_subclass(base: type[Any], section: Mapping[str, Any] | Namespace) -> Any:
     """Returns the object that a section with `class_path` and `init_args` describes.
 
     Args:

@@ -58,7 +58,7 @@ def test_arguments_that_are_not_given_are_filled_in() -> None:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: instantiate(Folder, {"rot": "x"}), "Folder: Option 'rot' is not accepted"),
     (lambda: instantiate(Folder, ["--rot=x"], "set 'a'"), "set 'a': "),
-    (lambda: instantiate(Folder, {}), "Folder: the following arguments are required: root"),
+    (lambda: instantiate(Folder, {"normal_dir": "ok"}), "Folder: root must be given: only a published dataset has one by default"),
     (lambda: instantiate(Folder, {"root": "x", "normal_dir": "g", "batch_size": "many"}),
      "Folder: batch_size: expected a whole number, got many."),
     (lambda: instantiate(Folder, {"root": "x", "normal_dir": "g", "batch_size": 0}),
