@@ -11,8 +11,8 @@ from afclip_lightning.benchmark.files import read_yaml
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
+from afclip_lightning.discovery.sections import instantiate
 from afclip_lightning.engine.factory import method_class
-from afclip_lightning.engine.sections import instantiate
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
 

@@ -11,7 +11,7 @@ import afclip_lightning.datasets
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.images import list_folders
 from afclip_lightning.discovery import descendants, import_submodules
-from afclip_lightning.errors import DatasetNotFoundError, UserError, message_of
+from afclip_lightning.errors import DatasetNotFoundError, UserError
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:
@@ -93,16 +93,9 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
     classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
     classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
     if cls := classes.get(name.lower()):
-        from jsonargparse import ArgumentParser  # only here: a name needs none
+        from afclip_lightning.discovery.sections import instantiate  # only here: a name needs no parser
 
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, "dataset")
-        prefixed = [f"--dataset.{option[2:]}" if option.startswith("--") else option for option in options]
-        try:
-            parsed = parser.parse_args([*prefixed, *([] if root is None else [f"--dataset.root={root}"])])
-            return parser.instantiate_classes(parsed).dataset
-        except Exception as error:  # the parser's own, and whatever the constructor refuses
-            raise UserError(f"{cls.__name__}: {message_of(error)}") from error
+        return instantiate(cls, [*options, *([] if root is None else [f"--root={root}"])])
     for cls in dict.fromkeys(classes.values()):
         for dataset in _variants(cls):
             if dataset.name == name.lower():

@@ -21,6 +21,7 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loader import killed_loader
 from afclip_lightning.datasets import catalogue
 from afclip_lightning.discovery import import_submodules
+from afclip_lightning.discovery.sections import instantiate_subclass, refusals
 from afclip_lightning.engine import flows, loggers
 from afclip_lightning.engine.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.engine.factory import (
@@ -38,7 +39,6 @@ from afclip_lightning.engine.parser import EPILOG, GROUPS, AnomalyArgumentParser
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
-from afclip_lightning.engine.sections import instantiate_subclass, refusals
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue
 from afclip_lightning.errors import UserError, message_of

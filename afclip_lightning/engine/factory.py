@@ -21,6 +21,7 @@ from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.discovery import descendants, import_submodules
+from afclip_lightning.discovery.sections import all_arguments, prepare, refusals
 from afclip_lightning.engine import loggers
 from afclip_lightning.engine.callbacks.data_record import DataRecord
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
@@ -30,7 +31,6 @@ from afclip_lightning.engine.callbacks.preemption import Preemption
 from afclip_lightning.engine.callbacks.tracking import Tracking
 from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST, read_checkpoint
 from afclip_lightning.engine.references import resolve
-from afclip_lightning.engine.sections import all_arguments, prepare, refusals
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError
 from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.base import AnomalyMethod

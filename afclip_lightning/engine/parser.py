@@ -19,10 +19,10 @@ from afclip_lightning.backbones.store import FeatureCache
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading import Loading
 from afclip_lightning.discovery import descendants
+from afclip_lightning.discovery.messages import one_line
 from afclip_lightning.engine.arguments import check_files, unclosed, without_leftovers
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
-from afclip_lightning.engine.messages import one_line
 from afclip_lightning.engine.references import resolve
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod

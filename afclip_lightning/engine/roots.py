@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.engine.sections import instantiate_subclass
+from afclip_lightning.discovery.sections import instantiate_subclass
 
 
 def fill_in_roots(data: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""How methods and datasets are found: whoever adds a module need not list it."""
+"""How methods and datasets are found, and made of what a config says: whoever adds a module need not list it."""
 
 import importlib
 import pkgutil

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from afclip_lightning.engine.messages import one_line
+from afclip_lightning.discovery.messages import one_line
 from afclip_lightning.errors import UserError, message_of
 
 T = TypeVar("T")

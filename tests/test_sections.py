@@ -11,7 +11,7 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.engine.sections import all_arguments, instantiate, instantiate_subclass, prepare, refusals
+from afclip_lightning.discovery.sections import all_arguments, instantiate, instantiate_subclass, prepare, refusals
 from afclip_lightning.errors import DatasetError, UserError
 
 
@@ -58,7 +58,8 @@ def test_arguments_that_are_not_given_are_filled_in() -> None:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: instantiate(Folder, {"rot": "x"}), "Folder: Option 'rot' is not accepted"),
     (lambda: instantiate(Folder, ["--rot=x"], "set 'a'"), "set 'a': "),
-    (lambda: instantiate(Folder, {"normal_dir": "ok"}), "Folder: root must be given: only a published dataset has one by default"),
+    (lambda: instantiate(Folder, {"normal_dir": "ok"}),
+     "Folder: root must be given: only a published dataset has one by default"),
     (lambda: instantiate(Folder, {"root": "x", "normal_dir": "g", "batch_size": "many"}),
      "Folder: batch_size: expected a whole number, got many."),
     (lambda: instantiate(Folder, {"root": "x", "normal_dir": "g", "batch_size": 0}),
