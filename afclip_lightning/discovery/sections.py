@@ -56,7 +56,7 @@ def prepare(cls: type[T], given: Given, where: str = "", later: Sequence[str] = 
         UserError: An argument is unknown, absent or wrong. What is returned raises it too.
     """
     where = where or cls.__name__
-    parser = _parser(cls, later)
+    parser = _parser_of(cls, later)
     parsed = _parse(parser, cls, given, where)
 
     def make(**ready: Any) -> T:
@@ -80,7 +80,7 @@ def all_arguments(cls: type, given: Mapping[str, Any], where: str = "") -> dict[
     Raises:
         UserError: An argument is unknown, absent or wrong.
     """
-    arguments: dict[str, Any] = _parse(_parser(cls), cls, given, where or cls.__name__).as_dict()
+    arguments: dict[str, Any] = _parse(_parser_of(cls), cls, given, where or cls.__name__).as_dict()
     return arguments
 
 
@@ -103,7 +103,7 @@ def refusals(where: str = "") -> Iterator[None]:
         raise UserError(f"{where}{message_of(cause)}") from error
 
 
-def _parser(cls: type, left_out: Sequence[str] = ()) -> ArgumentParser:
+def _parser_of(cls: type, left_out: Sequence[str] = ()) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, as_group=False, skip=set(left_out))
     return parser
