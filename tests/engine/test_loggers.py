@@ -16,6 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.loggers import prepare
 from afclip_lightning.engine.run_folder import git_revision
+from tests.support import REPOSITORY
 from tests.support.clips import small_config
 from tests.support.commands import arguments, subprocess_of, table
 from tests.support.layouts.mvtec import write_mvtec
@@ -24,7 +25,7 @@ from tests.support.layouts.visa import write_visa
 CATEGORIES = ["candle", "capsules"]
 VISA = json.dumps([{"class_path": "VisA", "init_args": {"root": "data/visa", "categories": CATEGORIES}}])
 SMALL = [*arguments(), "--data.train.categories=[bottle]", f"--data.test={VISA}", "--pictures.count=1"]
-TENSORBOARD = Path(__file__).parent.parent / "configs/loggers/tensorboard.yaml"
+TENSORBOARD = REPOSITORY / "configs/loggers/tensorboard.yaml"
 BLOCK = 32768  # of the file's format, which is LevelDB's log
 
 

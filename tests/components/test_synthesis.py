@@ -25,6 +25,7 @@ from afclip_lightning.components.synthesis import (
 )
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
+from tests.support import REPOSITORY
 
 SIZES = [((240, 240), 16), ((518, 518), 14), ((70, 82), 14)]
 PLAIN = Preprocess(0, (0, 0, 0), (1, 1, 1))  # pixels in [0, 1] as they are
@@ -361,7 +362,7 @@ def test_it_is_built_from_a_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("textures", ["procedural", "reference", "folder"])
 def test_the_sheet_is_drawn(textures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = Path(__file__).parents[1] / "experiments/synthesis/sheet.py"
+    script = REPOSITORY / "experiments/synthesis/sheet.py"
     spec = importlib.util.spec_from_file_location("synthesis_sheet", script)
     assert spec
     assert spec.loader
