@@ -30,19 +30,6 @@ from afclip_lightning.methods.base import AnomalyMethod
 FORMER = {"words": "class_names"}
 """Names that options had before, and have now."""
 
-EPILOG = """\
-Each of these has a --help of its own, python -m afclip_lightning COMMAND --help:
-  inspect     score, verdict and map of one's own images     calibrate   a threshold from normal images
-  serve       a page where an image is judged                export      a head as an ONNX or torch.export graph
-  report      one HTML page of a run                         evaluate    score saved maps of any method against masks
-  benchmark   methods × datasets × seeds, and their tables   sweep       search for options, here or on a cluster
-  datasets    list, check and unpack datasets                features    keep features on disk, look after them
-  knowledge   show or build a knowledge base of sentences
-
---version prints the version. Exit codes: 0 done, 2 a mistake that the message explains, 75 stopped by a signal and able
-to go on, 130 Ctrl-C, 70 a fault of the program; 1 is what a command's own --help says: images left out, a cell failed.
-"""
-
 GROUPS: dict[str, type] = {"loading": Loading, "features": FeatureCache, "pictures": Pictures, "evaluation": Evaluation}
 
 
