@@ -14,8 +14,8 @@ from afclip_lightning.data.few_shot import draw_few_shot, given_few_shot, record
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.lightning_base import LightningDataModule, rank_zero_warn
-from afclip_lightning.data.loaders import SampleLoaders
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loader_hooks import LoaderHooks
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.names import (
     ClassNames,
     Names,
@@ -117,7 +117,7 @@ class AnomalyData(LightningDataModule, ABC):
         """
 
 
-class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
+class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
     """One dataset. A subclass names it, says how it lies on disk and lists its samples.
 
     No image is read before a loader is walked, so that building a module costs nothing.
@@ -133,10 +133,10 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         num_workers: Loader processes; 0 loads in the main process.
         class_names: What prompts call categories; replaces or extends the dataset's own.
 
-    Attributes, beside those of `Published` and `SampleLoaders`:
+    Attributes, beside those of `Published` and `LoaderHooks`:
         few_shot_record: The few-shot images of each `(dataset, category)` so far, and where they are from, for the
             run folder.
-        told: What each split that was set up does not read of the files in its folders; see `left_out`.
+        left_out_files: What each split that was set up does not read of the files in its folders; see `left_out`.
         name: Name of the dataset in metric keys and tables.
         class_names: What a prompt calls a category, where that is not the category's name with spaces for underscores.
 
@@ -161,7 +161,7 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         self.categories = checked_names("categories", categories)
         self.class_names = {**self.class_names, **checked_class_names(class_names)}
         self.few_shot_record: dict[tuple[str, str], dict[str, Any]] = {}
-        self.told: dict[Split, list[LeftOut]] = {}
+        self.left_out_files: dict[Split, list[LeftOut]] = {}
         self._white: tuple[White, int | None] | None = None  # the level and what it comes to
 
     def default_root(self) -> Path:
@@ -437,14 +437,14 @@ class AnomalyDataModule(Published, SampleLoaders, AnomalyData):
         self.check(stage)
         self.samples("test")
         for split in dict.fromkeys(("test", self.train_split) if stage == "fit" else ("test",)):
-            self._tell(split)
+            self._warn_of_left_out(split)
 
-    def _tell(self, split: Split) -> None:
+    def _warn_of_left_out(self, split: Split) -> None:
         """Warns, once, of what a split does not read, and of what it may read wrongly."""
-        if split in self.told:
+        if split in self.left_out_files:
             return
-        self.told[split] = self.left_out(split)
-        said = [*sentences(self.told[split], self.root), *self.doubts(split)]
+        self.left_out_files[split] = self.left_out(split)
+        said = [*sentences(self.left_out_files[split], self.root), *self.doubts(split)]
         if said:
             more = "`datasets check` lists all of it."
             rank_zero_warn(f"{self.name}, {split} split: {'; '.join(said)}. {more}")

@@ -119,18 +119,22 @@ class Collate:
         left_out, usable = list(unread.values()), []
         for item in items:
             if isinstance(item, Item):
-                cause = next((unread[other] for other in item.references if other in unread and not item.beside), None)
+                cause = next(
+                    (unread[other] for other in item.references if other in unread and not item.reference_only), None
+                )
                 if cause:
                     left_out.append(Unread(item.position, item.sample.image_path, cause.reason))
-                usable.append(item._replace(beside=item.beside or cause is not None))  # it may be another's reference
-        if all(item.beside for item in usable):
+                usable.append(
+                    item._replace(reference_only=item.reference_only or cause is not None)
+                )  # it may be another's reference
+        if all(item.reference_only for item in usable):
             return None, left_out
         parcel = self._parcel(usable)
         return parcel if get_worker_info() else parcel.open(), left_out
 
     def _parcel(self, items: Sequence[Item]) -> Parcel:
-        beside = {item.position: item.image for item in items if item.beside and item.image is not None}
-        items = [item for item in items if not item.beside]
+        extra = {item.position: item.image for item in items if item.reference_only and item.image is not None}
+        items = [item for item in items if not item.reference_only]
         masks = [item.mask for item in items if item.mask is not None]
         rows = [item.features for item in items if item.features is not None]
         facts = [
@@ -148,7 +152,7 @@ class Collate:
             [item.image for item in items if item.image is not None],
             masks,
             [region_areas(mask) for mask in masks] if self.regions else None,
-            [beside[other] for other in outside],
+            [extra[other] for other in outside],
             [[places[other] for other in item.references] for item in items] if items[0].references else None,
             [item.digest for item in items] if items[0].digest else None,
             from_rows(rows, self.store.spec, self.store.grid) if rows and self.store else None,

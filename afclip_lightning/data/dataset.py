@@ -15,7 +15,7 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.picture import Picture, upright
 from afclip_lightning.data.reader import read
 from afclip_lightning.data.tiles import Layout
@@ -38,7 +38,7 @@ class Item(NamedTuple):
         references: Positions of its references.
         digest: What its features are kept under; empty without a store.
         features: Its features by name.
-        beside: Whether it is there as a reference of others only.
+        reference_only: Whether it is there as a reference of others only.
         facts: What is known of its mask at the image's own size; `None` in training.
         views: `[V, S, S, 3]`, uint8: the image in tiles, where it is to be seen so.
     """
@@ -50,7 +50,7 @@ class Item(NamedTuple):
     references: Sequence[int]
     digest: str = ""
     features: dict[str, Tensor] | None = None
-    beside: bool = False
+    reference_only: bool = False
     facts: MaskFacts | None = None
     views: Tensor | None = None
 
@@ -172,13 +172,13 @@ class AnomalyDataset(Dataset[Any]):
             DatasetError: See `read`; with `on_error: skip` there is an `Unread` in its place.
         """
         wanted = dict.fromkeys(other for index in indices for other in self._references_of(index))
-        beside = [self._try(other, pixels=True) for other in wanted if other not in indices]
+        extra = [self._try(other, pixels=True) for other in wanted if other not in indices]
         items = [self._try(index) for index in indices]
         # one that is left out may be the reference of another, and then its image is needed
         kept = {isinstance(item, Item) and item.features is not None for item in items}
-        if len(kept) == 2 or (True in kept and not all(isinstance(item, Item) for item in beside)):
+        if len(kept) == 2 or (True in kept and not all(isinstance(item, Item) for item in extra)):
             items = [self._try(index, pixels=True) for index in indices]
-        return items + [item._replace(beside=True) if isinstance(item, Item) else item for item in beside]
+        return items + [item._replace(reference_only=True) if isinstance(item, Item) else item for item in extra]
 
     def _try(self, index: int, pixels: bool = False) -> Item | Unread:
         try:

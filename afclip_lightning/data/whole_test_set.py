@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.dataloader import make_loader
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.data.loader import make_loader
 from afclip_lightning.distributed import processes, rank
 from afclip_lightning.types import UNKNOWN, Batch, Sample
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import afclip_lightning.datasets
 import afclip_lightning.methods
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.loader import killed_loader
+from afclip_lightning.data.dataloader import killed_loader
 from afclip_lightning.datasets import catalogue
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.discovery.sections import instantiate_subclass, refusals

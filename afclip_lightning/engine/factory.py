@@ -19,7 +19,7 @@ from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.discovery.sections import all_arguments, prepare, refusals
 from afclip_lightning.engine import loggers

@@ -56,7 +56,7 @@ def build_features(run: Run) -> None:
     for reader, splits in ((run.tested, tests), (run.method, training)):
         if splits:
             run.read_for(reader)
-            loaders = [dataset.walk(split) for dataset, split in splits]
+            loaders = [dataset.ordered_loader(split) for dataset, split in splits]
             run.trainer.predict(FeatureBuilder(reader), loaders, return_predictions=False)
     if run.trainer.is_global_zero:
         assert run.method.store is not None

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureCache
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.discovery import descendants
 from afclip_lightning.discovery.messages import one_line
 from afclip_lightning.engine.arguments import check_files, unclosed, without_leftovers

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from afclip_lightning import files
 from afclip_lightning.backbones.weights import EMBEDDED
-from afclip_lightning.data.loader import keep_memory, killed_loader
+from afclip_lightning.data.dataloader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory

@@ -29,10 +29,10 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from afclip_lightning.data.dataloader import make_loader
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import walk_images
-from afclip_lightning.data.loader import make_loader
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.files import write_json
 from afclip_lightning.types import Sample
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 
 from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.data.dataloader import make_loader
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import read_image, read_mask
-from afclip_lightning.data.loader import make_loader
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample

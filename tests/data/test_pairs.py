@@ -12,7 +12,7 @@ from lightning import Trainer
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.pairs import Pairing, draw_references
 from afclip_lightning.data.sampling import GroupedSampler
 from afclip_lightning.datasets.cross_dataset import CrossDataset
@@ -45,7 +45,9 @@ def data(root: Path, pairing: Pairing | None = None, **arguments: int) -> MVTecL
 
 
 def names(dataset: MVTecLayout) -> dict[str, list[str]]:
-    return {image: others for record in dataset.paired.values() for image, others in record["references"].items()}
+    return {
+        image: others for record in dataset.reference_record.values() for image, others in record["references"].items()
+    }
 
 
 @given(n=st.integers(1, 4), a=st.integers(5, 12), b=st.integers(5, 12), seed=st.integers(0, 99))

@@ -17,7 +17,7 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data import reader
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import image_size, read_image, read_mask, read_mask_of, upright_shape
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.picture import NEARLY_BLACK, upright
 from afclip_lightning.data.reader import SEVERAL_FRAMES, read
 from afclip_lightning.data.tiff import SEVERAL

@@ -11,7 +11,7 @@ from PIL import Image
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.dataset import AnomalyDataset, PixelCache
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError

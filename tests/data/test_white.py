@@ -11,7 +11,7 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.cli.model_options import white_of
 from afclip_lightning.data.doctor import examine
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.white import LOOKED_AT, white_from_text, white_value
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import UserError

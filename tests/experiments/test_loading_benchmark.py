@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 
 SCRIPT = Path(__file__).parents[2] / "experiments/loading/benchmark.py"
 SPEC = importlib.util.spec_from_file_location("loading_benchmark", SCRIPT)

@@ -11,7 +11,7 @@ import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.data.loader import AnomalyLoader
+from afclip_lightning.data.dataloader import AnomalyLoader
 from afclip_lightning.errors import CheckpointError, DatasetError, TrainingError
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.support.clips import SMALL, small_config

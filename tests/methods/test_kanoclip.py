@@ -18,7 +18,7 @@ from afclip_lightning.components.adapters import ConvAdapter
 from afclip_lightning.components.cross_attention import BiCrossAttention, DeformableAttention
 from afclip_lightning.components.losses import knowledge_loss
 from afclip_lightning.components.scoring import upsample_and_smooth
-from afclip_lightning.data.loader import AnomalyLoader
+from afclip_lightning.data.dataloader import AnomalyLoader
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import CheckpointError, UserError

@@ -19,19 +19,19 @@ class DataRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the few-shot images and the references."""
-        self._write_draws(trainer)
+        self._write_records(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_fit_start`."""
-        self._write_draws(trainer)
+        self._write_records(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_fit_start`."""
-        self._write_draws(trainer)
+        self._write_records(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_fit_start`."""
-        self._write_draws(trainer)
+        self._write_records(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes what was skipped so far."""
@@ -53,21 +53,21 @@ class DataRecord(Callback):
         """See `on_train_epoch_end`."""
         self._write_skipped(trainer)
 
-    def _write_draws(self, trainer: Trainer) -> None:
+    def _write_records(self, trainer: Trainer) -> None:
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]
-        few_shot = [draw for part in parts for draw in part.few_shot_record.values()]
-        pairs = [draw for part in parts for draw in part.paired.values()]
+        few_shot = [record for part in parts for record in part.few_shot_record.values()]
+        pairs = [record for part in parts for record in part.reference_record.values()]
         left_out = [
             {"dataset": part.name, "split": split, "path": str(item.path), "reason": item.reason}
             for part in parts
-            for split, items in part.told.items()
+            for split, items in part.left_out_files.items()
             for item in items
         ]
         white = [{"dataset": part.name, "white": part.white_used} for part in parts if part.white_used is not None]
         records = {"few_shot.json": few_shot, "pairs.json": pairs, "left_out.json": left_out, "white.json": white}
-        for name, draws in records.items():
-            if draws and trainer.is_global_zero:
-                write_json(Path(trainer.default_root_dir) / name, draws)
+        for name, entries in records.items():
+            if entries and trainer.is_global_zero:
+                write_json(Path(trainer.default_root_dir) / name, entries)
 
     def _write_skipped(self, trainer: Trainer) -> None:
         parts = trainer.datamodule.parts  # type: ignore[attr-defined]

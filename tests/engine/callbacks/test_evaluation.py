@@ -15,7 +15,7 @@ from PIL import Image
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.views import score_views
 from afclip_lightning.data.images import read_image, read_mask
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.tiles import Layout, resize_map
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass

@@ -1,4 +1,4 @@
-"""The loaders of a dataset: which images per batch holds, in which order, and what is read of them.
+"""The loaders that a dataset gives Lightning: which images a batch holds, in which order, and what is read of them.
 
 Torch is imported where a loader is made, so that a look at a dataset's files does without it.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.data.lightning_base import LightningDataModule
-from afclip_lightning.data.loading import Loading
+from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.pairs import Pairing, draw_references
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split, Tiling
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from afclip_lightning.data.dataset import AnomalyDataset, MaskDetail
 
 
-class SampleLoaders(LightningDataModule, ABC):
+class LoaderHooks(LightningDataModule, ABC):
     """What gives loaders of a dataset's samples, however they lie on disk.
 
     Args:
@@ -40,7 +40,7 @@ class SampleLoaders(LightningDataModule, ABC):
         store: Where the features of images may lie, or `None`.
         few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them.
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
-        paired: The references of each `(dataset, category)`, for the run folder.
+        reference_record: The references of each `(dataset, category)`, for the run folder.
         own_size: Whether the loaders of tests give masks at each image's own size too; see `AnomalyData.evaluate_at`.
         tiling: How tested images are seen in tiles; `None` where they are not.
         skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
@@ -66,7 +66,7 @@ class SampleLoaders(LightningDataModule, ABC):
         self.store: FeatureStore | None = None
         self.few_shot_dir: Path | None = None
         self.pairing: Pairing | None = None
-        self.paired: dict[tuple[str, str], dict[str, Any]] = {}
+        self.reference_record: dict[tuple[str, str], dict[str, Any]] = {}
         self.own_size = False
         self.tiling: Tiling | None = None
         self.skipped: dict[Path, str] = {}
@@ -80,7 +80,7 @@ class SampleLoaders(LightningDataModule, ABC):
         """Returns what a prompt calls the category."""
 
     def pair(self, pairing: Pairing) -> None:
-        """Gives each image of the test split references from its own category, and notes them in `paired`.
+        """Gives each image of the test split references from its own category, and notes them in `reference_record`.
 
         Which they are depends on neither batches nor processes; see `draw_references`.
 
@@ -90,11 +90,11 @@ class SampleLoaders(LightningDataModule, ABC):
         samples = self.samples("test")
         references = draw_references(samples, pairing)
         self.pairing = pairing
-        self.paired.clear()  # and not a new one: a copy that is tested on shares its record
+        self.reference_record.clear()  # and not a new one: a copy that is tested on shares its record
         paths = [Path(os.path.relpath(sample.image_path, self.root)).as_posix() for sample in samples]
         for sample, path, others in zip(samples, paths, references, strict=True):
             record = {"dataset": self.name, "category": sample.category, "seed": pairing.seed, "root": str(self.root)}
-            of_category = self.paired.setdefault((self.name, sample.category), {**record, "references": {}})
+            of_category = self.reference_record.setdefault((self.name, sample.category), {**record, "references": {}})
             of_category["references"][path] = [paths[position] for position in others]
 
     def train_dataloader(self) -> "DataLoader[Batch]":
@@ -109,7 +109,7 @@ class SampleLoaders(LightningDataModule, ABC):
         from afclip_lightning.data.sampling import SharedShuffle
         from afclip_lightning.distributed import processes
 
-        samples = self._enough(self.train_split)
+        samples = self._samples_for_all(self.train_split)
         fillers = samples[: -len(samples) % processes()]
         samples += [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in fillers]
         return self._loader(samples, partial(SharedShuffle, fillers=len(fillers)), training=True)
@@ -120,13 +120,13 @@ class SampleLoaders(LightningDataModule, ABC):
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         """Returns the loader of the test split; over several processes no image is repeated."""
-        return self.walk("test")
+        return self.ordered_loader("test")
 
     def predict_dataloader(self) -> "DataLoader[Batch]":
         """Returns the loader of the test split."""
         return self.test_dataloader()
 
-    def walk(self, split: Split) -> "DataLoader[Batch]":
+    def ordered_loader(self, split: Split) -> "DataLoader[Batch]":
         """Returns a loader of a split in its order, as for a test.
 
         Raises:
@@ -134,11 +134,11 @@ class SampleLoaders(LightningDataModule, ABC):
         """
         from afclip_lightning.data.sampling import in_order
 
-        samples = self._enough(split)
+        samples = self._samples_for_all(split)
         references = draw_references(samples, self.pairing) if self.pairing else None
         return self._loader(samples, partial(in_order, references=references), references)
 
-    def _enough(self, split: Split) -> list[Sample]:
+    def _samples_for_all(self, split: Split) -> list[Sample]:
         from afclip_lightning.distributed import processes
 
         samples = self.samples(split)
@@ -153,8 +153,8 @@ class SampleLoaders(LightningDataModule, ABC):
         references: Sequence[Sequence[int]] | None = None,
         training: bool = False,
     ) -> "DataLoader[Batch]":
+        from afclip_lightning.data.dataloader import make_loader
         from afclip_lightning.data.dataset import AnomalyDataset
-        from afclip_lightning.data.loader import make_loader
 
         if self.preprocess is None:
             raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")
