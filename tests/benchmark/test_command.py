@@ -49,6 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_two_benchmarks_give_the_same_table_and_so_does_a_cells_own_script(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

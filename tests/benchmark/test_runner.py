@@ -134,6 +134,7 @@ def test_a_step_is_made_again_when_what_it_depends_on_has_changed(tmp_path: Path
     assert len(assemble(tmp_path, changed)[0]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -173,6 +174,7 @@ def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content:
     assert path.read_text() == good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["done.json", "run.json", "results.json"])
 @pytest.mark.parametrize("damage", ["cut", "binary", "list", "null", "types", "folder", "pipe"])
 def test_whatever_is_damaged_of_a_run_is_named_and_made_again(tmp_path: Path, name: str, damage: str) -> None:
