@@ -36,7 +36,7 @@ class Method:
         configs: Config files as for the command line, a later one over an earlier; of each but its `data`. `{train}`
             and `{test}` in a path stand for the names of the datasets.
         options: Further options of the command line, such as `--model.steps=0`.
-        shots: Normal images a category; each number is a test of its own with one and the same head.
+        shots: Normal images per category; each number is a test of its own with one and the same head.
         seeds: Seeds in place of the matrix's, for a method on which they have no bearing.
         tests: The test sets it is for; all by default.
         trains: Whether it is fitted. One that is not is tested once on each test set.
@@ -93,7 +93,7 @@ class Step:
         arguments: Of the command line; `CELL` in them is the folder that the cell's runs go to.
         digest: Of everything that the run depends on; a run with another one is made again.
         dataset: Test set; empty for `fit`.
-        shots: Normal images a category.
+        shots: Normal images per category.
     """
 
     name: str

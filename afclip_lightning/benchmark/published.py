@@ -31,7 +31,7 @@ class Published:
         table: Where it is printed, like `AF-CLIP, Table 1`.
         label: The method, or its variant in an ablation.
         dataset: Test set, or `industrial` or `medical` for FAPrompt's means over several.
-        shots: Normal images a category, or `full`.
+        shots: Normal images per category, or `full`.
         metric: Like `image_auroc`.
         text: As printed, in percent, with its deviation.
         value: In percent.

@@ -25,7 +25,7 @@ class Measurement:
         train: Training set; empty for a method that is not fitted.
         dataset: Test set.
         category: Its category, or `mean` for the mean over them.
-        shots: Normal images a category.
+        shots: Normal images per category.
         seed: Seed.
         metric: As in a run's results, like `image_auroc`.
         value: In [0, 1].

@@ -158,6 +158,7 @@ def load_models(
         UserError: A model cannot be loaded, or an option is out of its range.
     """
     from afclip_lightning.data.images import walk_images
+    from afclip_lightning.inspection.calibration import ANY_PRODUCT
     from afclip_lightning.inspection.predictor import load
 
     if options.batch_size < 1 or options.num_workers < 0:
@@ -190,6 +191,12 @@ def load_models(
         models[name if name not in models else f"{name}_{len(models) + 1}"] = model
     if any(model.is_toy for model in models.values()):
         print(f"warning: {TOY}", file=sys.stderr)
+    naming = [name for name, model in models.items() if model.method.needs_class_name]
+    if naming and options.category == ANY_PRODUCT:
+        print(
+            f"note: {', '.join(naming)}: prompts call the product {ANY_PRODUCT!r}; --category names it.",
+            file=sys.stderr,
+        )
     return models
 
 

@@ -31,9 +31,9 @@ few-shot images to the methods that take them.
   POST   /api/normals      likewise an image, of a normal product, to calibrate from; a copy counts once
   POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
   GET    /api/calibration  the calibration in use, as a file for --calibration
-  DELETE /api/normals      forgets them and their thresholds; those of --calibration hold again
+  DELETE /api/normals      removes them and their thresholds; those of --calibration hold again
   POST   /api/few_shot     likewise an image, of a normal product: a few-shot image, for a method that takes them
-  DELETE /api/few_shot     forgets them
+  DELETE /api/few_shot     removes them
   GET    /health           whether the server answers, and how many requests wait
   GET    /openapi.json     all of it, for programs
 

@@ -89,7 +89,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
-        """Returns one dataset a subset."""
+        """Returns one dataset per subset."""
         return [cls(subset, root) for subset in get_args(Subset)]
 
     def find_categories(self) -> list[str]:

@@ -184,7 +184,7 @@ class Medical(AnomalyDataModule):
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
-        """Returns one dataset a subset."""
+        """Returns one dataset per subset."""
         return [cls(subset, root) for subset in get_args(Subset)]
 
     def find_categories(self) -> list[str]:

@@ -38,7 +38,7 @@ from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_run_arguments, parse
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
-from afclip_lightning.engine.run_folder import RunRecord, choose_run_dir, is_first_process
+from afclip_lightning.engine.run_folder import RunRecord, choose_run_folder, is_first_process
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue
 from afclip_lightning.errors import UserError, message_of
@@ -117,7 +117,7 @@ class AnomalyCLI(LightningCLI):
     def choose_folder(self, config: Namespace) -> Path:
         """Returns the run folder, held by the first process until the command ends."""
         resumed = Path(config.ckpt_path) if self.subcommand == "fit" and config.ckpt_path else None
-        folder = choose_run_dir(config, resumed)
+        folder = choose_run_folder(config, resumed)
         if is_first_process():
             self._running.enter_context(only_writer(folder))
         return folder

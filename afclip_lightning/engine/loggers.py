@@ -18,7 +18,7 @@ from afclip_lightning.files import parse_yaml, read_text, write_text
 
 
 @rank_zero_only
-def prepare(logger: Logger, run_dir: Path, command: str, tags: Sequence[str]) -> None:
+def prepare(logger: Logger, folder: Path, command: str, tags: Sequence[str]) -> None:
     """Points a logger that was given no folder at the run folder, and gives a W&B run its name, group, tags and id.
 
     What the config or a `WANDB_…` variable says comes first. A run folder has one W&B run: who continues the run
@@ -26,19 +26,19 @@ def prepare(logger: Logger, run_dir: Path, command: str, tags: Sequence[str]) ->
 
     Args:
         logger: As the config built it; the run folder was not known then, hence the private attributes.
-        run_dir: The run folder.
+        folder: The run folder.
         command: `fit`, `validate`, `test` or `predict`.
         tags: What to find the run by: the method and the datasets.
     """
     if isinstance(logger, TensorBoardLogger) and logger.save_dir == ".":
-        logger._root_dir, logger._name, logger._version = str(run_dir), "tensorboard", ""
+        logger._root_dir, logger._name, logger._version = str(folder), "tensorboard", ""
     if not isinstance(logger, WandbLogger):
         return
     init = logger._wandb_init
     if logger.save_dir == ".":
-        run_dir.mkdir(parents=True, exist_ok=True)
-        init["dir"] = logger._save_dir = str(run_dir)
-    group, name = run_dir.resolve().parts[-2:]
+        folder.mkdir(parents=True, exist_ok=True)
+        init["dir"] = logger._save_dir = str(folder)
+    group, name = folder.resolve().parts[-2:]
     described = {
         "name": ("WANDB_NAME", f"{group}/{name}"),
         "group": ("WANDB_RUN_GROUP", group),
@@ -49,7 +49,7 @@ def prepare(logger: Logger, run_dir: Path, command: str, tags: Sequence[str]) ->
         if init.get(key) is None and variable not in os.environ:
             init[key] = value
     if init["id"] is None and "WANDB_RUN_ID" not in os.environ:  # an agent of a sweep has chosen one
-        init["id"] = logger._id = _run_id(run_dir / "wandb" / "run_id")
+        init["id"] = logger._id = _run_id(folder / "wandb" / "run_id")
     if logger._offline or (init.get("mode") is None and "WANDB_MODE" not in os.environ and not _has_key()):
         init["mode"] = "offline"
 

@@ -21,7 +21,7 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import write_json, write_text
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
-RUN_DIR_VARIABLE = "AFCLIP_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
+RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
 
 
 class RunRecord(SaveConfigCallback):
@@ -71,7 +71,7 @@ def git_revision() -> str | None:
         return None
 
 
-def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
+def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
     """Returns the run folder: the one given, or a new one under `runs/`, the same on all processes of a run.
 
     Args:
@@ -81,36 +81,36 @@ def choose_run_dir(config: Namespace, resumed: Path | None) -> Path:
     Raises:
         UserError: The folder holds another run.
     """
-    chosen = os.environ.get(RUN_DIR_VARIABLE)
+    chosen = os.environ.get(RUN_FOLDER_VARIABLE)
     if chosen and "LOCAL_RANK" in os.environ:
         return Path(chosen)
     if config.out:
-        run_dir = Path(config.out)
-        resumes = resumed is not None and run_dir.resolve() in resumed.resolve().parents
-        if (run_dir / "config.yaml").exists() and not resumes and not restarted():
-            raise UserError(_how_to_get_on(run_dir))
+        folder = Path(config.out)
+        resumes = resumed is not None and folder.resolve() in resumed.resolve().parents
+        if (folder / "config.yaml").exists() and not resumes and not restarted():
+            raise UserError(_how_to_get_on(folder))
     else:
         stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
         job = _job_name()
         if job == "none" or (job is None and int(config.trainer.num_nodes) > 1):
             raise UserError("The processes cannot agree on a run folder: give --out, or torchrun a --rdzv-id.")
         name = job or time.strftime("%Y%m%d-%H%M%S")
-        run_dir = Path("runs") / stem / name
+        folder = Path("runs") / stem / name
         number = 1
-        while not job and run_dir.exists():
+        while not job and folder.exists():
             number += 1
-            run_dir = run_dir.with_name(f"{name}-{number}")
-    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
-    return run_dir
+            folder = folder.with_name(f"{name}-{number}")
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+    return folder
 
 
-def _how_to_get_on(run_dir: Path) -> str:
-    if (run_dir / LAST).exists():
+def _how_to_get_on(folder: Path) -> str:
+    if (folder / LAST).exists():
         return (
-            f"{run_dir} holds an earlier run. Give another --out, or continue that run: fit with "
-            f"--checkpoint {run_dir / LAST}."
+            f"{folder} holds an earlier run. Give another --out, or continue that run: fit with "
+            f"--checkpoint {folder / LAST}."
         )
-    return f"{run_dir} holds an earlier run, without a checkpoint to go on from. Give another --out, or remove it."
+    return f"{folder} holds an earlier run, without a checkpoint to go on from. Give another --out, or remove it."
 
 
 def is_first_process() -> bool:

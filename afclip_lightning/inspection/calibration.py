@@ -89,7 +89,8 @@ class Calibration:
         checkpoint: Fingerprint of the checkpoint.
         settings: What else the scores depend on: tiles, category, few-shot images, features.
         origin: Product, date, images; `None` in files of earlier versions.
-        good: What is kept of the normal images' scores; `None` if they were too few, or in files of earlier versions.
+        good: What is kept of the normal images' scores, by the file's name for it; `None` if they were too few, or in
+            files of earlier versions.
     """
 
     image: Threshold

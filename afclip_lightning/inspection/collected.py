@@ -41,7 +41,7 @@ class Collected:
         """
         if len(self.scores) >= self.most:
             raise UserError(
-                f"There are {self.most} normal images, which is the limit. Calibrate, or forget them first."
+                f"There are {self.most} normal images, which is the limit. Calibrate, or remove them first."
             )
         self.scores[digest(file)] = found.score
         self.tail.add(found.anomaly_map)

@@ -74,7 +74,7 @@ def inspect(
         num_workers: Processes that decode.
 
     Raises:
-        UserError: A file cannot be written, or a model needs normal images first.
+        UserError: A file cannot be written, or a model needs few-shot images first.
     """
     from tqdm import tqdm
 

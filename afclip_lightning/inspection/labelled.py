@@ -37,14 +37,14 @@ def without_copies(labelled: Labelled, few_shot_dir: Path | None) -> Labelled:
     """Returns images without copies, and says how many there were.
 
     Raises:
-        UserError: One cannot be read; has copies with both labels; or is remembered by the model: such images are
-            normal beyond all others.
+        UserError: One cannot be read; has copies with both labels; or is one of the few-shot images: to the
+            model these are normal beyond all others.
     """
-    remembered = set() if few_shot_dir is None else {image_digest(path) for path in walk_images(few_shot_dir)}
+    few_shot = set() if few_shot_dir is None else {image_digest(path) for path in walk_images(few_shot_dir)}
     found: dict[str, tuple[Path, bool]] = {}
     for path, label in labelled:
         digest = image_digest(path)
-        if digest in remembered:
+        if digest in few_shot:
             raise UserError(
                 f"{path} is one of --few_shot_dir too: a threshold from images that the model compares with is too low."
             )

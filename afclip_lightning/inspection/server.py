@@ -205,8 +205,8 @@ class Service:
         """Takes the thresholds that the normal images give."""
         self._use(self.normals.calibration(self.model, fpr))
 
-    def forget_normals(self) -> None:
-        """Forgets the normal images and their calibration; without few-shot images the loaded one holds again."""
+    def reset_normals(self) -> None:
+        """Removes the normal images and their calibration; without few-shot images the loaded one holds again."""
         self.normals = Collected(self.limits.normals)
         self._use(None if self.few_shot else self.loaded.calibration)
 
@@ -218,10 +218,10 @@ class Service:
     def add_few_shot(self, body: bytes) -> None:
         """Adds a few-shot image."""
         if len(self.few_shot) >= self.limits.few_shot:
-            raise UserError(f"There are {self.limits.few_shot} few-shot images, which is the limit. Forget them first.")
+            raise UserError(f"There are {self.limits.few_shot} few-shot images, which is the limit. Remove them first.")
         self._fit([*self.few_shot, body])
 
-    def forget_few_shot(self) -> None:
+    def reset_few_shot(self) -> None:
         """Goes back to the model as it was loaded."""
         self._fit([])
 
@@ -330,10 +330,10 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
         return service.facts()
 
     @app.delete("/api/few_shot")
-    async def forget_few_shot() -> ModelFacts:
-        """Forgets all few-shot images."""
+    async def reset_few_shot() -> ModelFacts:
+        """Removes all few-shot images."""
         with service.place():
-            await service.run(service.forget_few_shot)
+            await service.run(service.reset_few_shot)
         return service.facts()
 
     @app.post("/api/normals", openapi_extra=IMAGE_BODY)
@@ -343,10 +343,10 @@ def create_app(model: Predictor, limits: Limits, hosts: Sequence[str]) -> FastAP
         return service.facts()
 
     @app.delete("/api/normals")
-    async def forget_normals() -> ModelFacts:
-        """Forgets the normal images and their calibration; that of the command holds again."""
+    async def reset_normals() -> ModelFacts:
+        """Removes the normal images and their calibration; that of the command holds again."""
         with service.place():
-            await service.run(service.forget_normals)
+            await service.run(service.reset_normals)
         return service.facts()
 
     @app.post("/api/calibration")

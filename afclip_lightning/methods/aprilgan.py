@@ -84,7 +84,7 @@ class APRILGAN(AnomalyMethod):
         self.ranges: dict[Key, tuple[float, float]] = {}
 
     def on_train_end(self) -> None:
-        """Forgets the text."""
+        """Drops the texts."""
         self.text.reset()
 
     def observe(self, test_set: WholeTestSet) -> dict[Key, tuple[float, float]]:
@@ -97,7 +97,7 @@ class APRILGAN(AnomalyMethod):
         self.ranges = _merged(observed)
 
     def on_evaluation_end(self) -> None:
-        """Forgets the text and the ranges too."""
+        """Drops the texts and the ranges of the pass too."""
         super().on_evaluation_end()
         self.text.reset()
         self.ranges = {}

@@ -87,7 +87,7 @@ class CLIP(AnomalyMethod):
         )
 
     def on_evaluation_end(self) -> None:
-        """Forgets the texts."""
+        """Drops the texts of the pass."""
         super().on_evaluation_end()
         self.text.reset()
 

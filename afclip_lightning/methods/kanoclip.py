@@ -205,10 +205,12 @@ class KAnoCLIP(AnomalyMethod):
 
     def on_evaluation_start(self) -> None:
         """Lets the text of a category be embedded once in the pass."""
+        super().on_evaluation_start()
         self.pass_text = CategoryText(lambda sample: self.embed_text([sample])[0])
 
     def on_evaluation_end(self) -> None:
         """Drops the text of the pass."""
+        super().on_evaluation_end()
         self.pass_text = None
         self.fixed_text.reset()
 

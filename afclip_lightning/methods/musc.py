@@ -184,7 +184,7 @@ class MuSc(AnomalyMethod):
         self.known = {key: scored for part in observed for key, scored in part.items()}
 
     def on_evaluation_end(self) -> None:
-        """Forgets the images."""
+        """Drops what is known of the images."""
         super().on_evaluation_end()
         self.known = {}
 

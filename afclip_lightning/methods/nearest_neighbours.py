@@ -16,7 +16,7 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 class NearestNeighbours(AnomalyMethod):
     """Distance of each patch to the nearest patch of a few normal images. Nothing is trained.
 
-    The memory holds all patches of `k_shot` normal images a category, layer by layer. A patch's score is half its
+    The memory holds all patches of `k_shot` normal images per category, layer by layer. A patch's score is half its
     cosine distance to the nearest of them, in [0, 1], and the mean over the layers. The image's score is the maximum of
     its patches'. No text is used, so that any vision tower will do: CLIP's, or DINOv2's beside an untrained text tower.
 

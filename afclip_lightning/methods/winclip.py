@@ -153,7 +153,7 @@ class WinCLIP(AnomalyMethod):
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
     def on_evaluation_end(self) -> None:
-        """Forgets the texts too."""
+        """Drops the texts of the pass too."""
         super().on_evaluation_end()
         self.text.reset()
 

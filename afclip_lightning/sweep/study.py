@@ -109,7 +109,7 @@ class Plan:
             )
         return study
 
-    def run_dir(self, number: int) -> Path:
+    def run_folder(self, number: int) -> Path:
         """Returns the run folder of a trial."""
         return self.folder / "trials" / f"{number:04d}"
 
@@ -157,7 +157,7 @@ def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | Non
         for left in trials:
             if left.state != TrialState.RUNNING:
                 continue
-            lock = _try_lock(plan.run_dir(left.number) / "lock")
+            lock = _try_lock(plan.run_folder(left.number) / "lock")
             if lock is None:
                 continue
             trial = optuna.Trial(study, left._trial_id)
@@ -171,8 +171,8 @@ def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | Non
             return None
         study.sampler = plan.sweep.sampler(plan.seed + begun)  # one seed for all would give two workers the same trial
         trial = study.ask(plan.sweep.space)
-        _clear(plan.run_dir(trial.number))
-        lock = _try_lock(plan.run_dir(trial.number) / "lock")
+        _clear(plan.run_folder(trial.number))
+        lock = _try_lock(plan.run_folder(trial.number) / "lock")
         assert lock is not None  # nobody else knows of it
         return trial, lock
 
@@ -204,7 +204,7 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
     from afclip_lightning.engine import app
     from afclip_lightning.sweep.trial import TrialCLI, TrialReport
 
-    folder = plan.run_dir(trial.number)
+    folder = plan.run_folder(trial.number)
     attempts = trial.user_attrs.get("attempts", 0)
     trial.set_user_attr("attempts", attempts + 1)
     arguments = [*plan.arguments(trial.params), f"--out={folder}"]
@@ -273,6 +273,6 @@ def write_table(plan: Plan, study: optuna.Study) -> str:
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     if trials and trials[0].state == TrialState.COMPLETE:
         best = shlex.join(["python", "-m", "afclip_lightning", *plan.arguments(trials[0].params)])
-        text += f"\nBest, trial {trials[0].number} in {plan.run_dir(trials[0].number)}:\n\n    {best}\n"
+        text += f"\nBest, trial {trials[0].number} in {plan.run_folder(trials[0].number)}:\n\n    {best}\n"
     write_text(plan.folder / "sweep.md", text)
     return text

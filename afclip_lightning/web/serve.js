@@ -45,7 +45,7 @@ function facts(now) {
   $("toy").hidden = !now.toy;
   calibration(now);
   $("few-shot").hidden = !now.max_few_shot;
-  $("forget").hidden = !now.few_shot;
+  $("reset-few-shot").hidden = !now.few_shot;
   const known = $("few-shot-images").childElementCount;
   if (known > now.few_shot) $("few-shot-images").replaceChildren();
   if (!known && now.few_shot) $("few-shot-images").append(...Array.from({length: now.few_shot}, () => Object.assign(document.createElement("span"), {textContent: "normal"})));
@@ -59,7 +59,7 @@ function calibration(now) {
     : `None yet, so there is no verdict. Give at least ${now.min_normals} different images of normal products: the threshold comes from them.`;
   $("normals-label").textContent = wanted ? "Drop normal images here, or choose them" : "Calibrate from normal images";
   $("download").hidden = wanted;
-  $("forget-normals").hidden = !now.normals;
+  $("reset-normals").hidden = !now.normals;
 }
 
 async function calibrate(files) {
@@ -249,13 +249,13 @@ $("few-shot-files").addEventListener("change", (event) => {
     }
   });
 });
-$("forget").addEventListener("click", () => changeFewShot(async () => facts(await ask("/api/few_shot", {method: "DELETE"}))));
+$("reset-few-shot").addEventListener("click", () => changeFewShot(async () => facts(await ask("/api/few_shot", {method: "DELETE"}))));
 $("normals").addEventListener("change", (event) => {
   const files = [...event.target.files];
   event.target.value = "";
   if (files.length) calibrate(files);
 });
-$("forget-normals").addEventListener("click", async () => {
+$("reset-normals").addEventListener("click", async () => {
   say("normals-message", "");
   chosen.threshold = chosen.pixel = null;
   try {

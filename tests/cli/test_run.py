@@ -16,7 +16,7 @@ from PIL import Image
 
 from afclip_lightning.backbones import clip
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
+from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support import REPOSITORY
 from tests.support.commands import arguments, subprocess_of, table
 
@@ -223,7 +223,9 @@ def test_weights_that_cannot_be_downloaded_name_the_local_way(
 
 
 @pytest.mark.slow
-def test_too_few_shots_and_lost_masks_stop_before_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_normal_images_and_lost_masks_stop_before_training(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["fit", *arguments("afclip_plus_mvtec", model__k_shot="400")]) == 2
     assert "k_shot is 400" in capsys.readouterr().err
     (folder / "data/visa/pcb4/Data/Masks/Anomaly/000.png").unlink()
@@ -322,7 +324,7 @@ def test_training_on_two_processes(folder: Path) -> None:
 def test_processes_that_cannot_agree_on_a_folder_are_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str]
 ) -> None:
-    for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", RUN_DIR_VARIABLE):
+    for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", RUN_FOLDER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

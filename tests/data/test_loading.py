@@ -141,7 +141,7 @@ def test_own_categories_need_no_list(tmp_path: Path) -> None:
     assert MVTecLayout(tmp_path).name == tmp_path.name
 
 
-def test_samples_of_a_loader_carry_the_word_for_prompts(root: Path) -> None:
+def test_samples_of_a_loader_carry_their_class_name(root: Path) -> None:
     data = MVTecLayout(root, name="parts", class_names={"nut": "steel nut"}, num_workers=0)
     data.connect(Preprocess(28))
     for loader in (data.test_dataloader(), data.train_dataloader()):

@@ -178,7 +178,7 @@ def test_a_category_that_is_called_mean(tmp_path: Path) -> None:
     MVTecLayout(tmp_path / "all").check()
 
 
-def test_words_that_another_sets_config_left(tmp_path: Path) -> None:
+def test_class_names_that_another_sets_config_left(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["bolt"])
     with pytest.warns(UserWarning, match="class names are given for metal_nut, which it has not: not used"):
         MVTecLayout(root, class_names={"metal_nut": "metal_nut"}).check()
@@ -193,7 +193,7 @@ def test_what_a_folders_name_says() -> None:
     assert not any(map(holds_no_pictures, ("cam2", "rgb", "labelled by hand", "")))
 
 
-def test_words_that_the_text_tower_would_cut_off(tmp_path: Path) -> None:
+def test_class_names_that_the_text_tower_would_cut_off(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["bolt"])
     MVTecLayout(
         root, class_names={"bolt": "hexagon head bolt with a flange, zinc plated, of the third production line"}

@@ -272,14 +272,14 @@ def test_medical_folders_that_are_not_read(subset: str, folder: str, tmp_path: P
     assert not [s for s in samples if folder in s.image_path.parts or s.mask_path]
 
 
-def test_words_of_medical_sets_and_counts_that_are_not_published() -> None:
+def test_class_names_of_medical_sets_and_counts_that_are_not_published() -> None:
     assert Medical("tn3k", "x").class_name_of("thyroid") == "thyroid ultrasound"
     assert Medical("isic", "x").class_name_of("skin") == "skin"
     assert Medical("lag", "x").published_counts == {}
     assert Medical("covid19", "x").published_counts == {"chest": (None, 1341, 219)}
 
 
-def test_words_are_overridden_and_a_stray_one_is_refused(tmp_path: Path) -> None:
+def test_class_names_are_overridden_and_a_stray_one_is_refused(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["metal_nut"])
     dataset = MVTecLayout(root, class_names={"metal_nut": "steel nut"})
     dataset.check()

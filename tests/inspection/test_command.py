@@ -328,7 +328,7 @@ def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.
     assert len(rows("images/out")) == 3  # its own overlays are no images
 
 
-def test_several_methods_share_a_table(folder: Path) -> None:
+def test_several_methods_share_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "images", 2)
     args = ["--methods", "CLIP,AnoVL", *MODEL_OPTIONS, "--model.temperature", "0.1", "--out", "out", "--save", "npy"]
     assert command.main([*args, "--num_workers", "0", "images"]) == 0
@@ -338,6 +338,9 @@ def test_several_methods_share_a_table(folder: Path) -> None:
     ]
     assert {path.name for path in Path("out").iterdir() if path.is_dir()} == {"CLIP", "AnoVL"}
     assert Path("out/CLIP/npy/images/001.npy").is_file()
+    assert "note: CLIP, AnoVL: prompts call the product 'object'; --category names it.\n" in capsys.readouterr().err
+    assert command.main([*args, "--num_workers", "0", "images", "--out", "named", "--category", "nut"]) == 0
+    assert "--category" not in capsys.readouterr().err
 
 
 def test_maps_are_scored_by_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

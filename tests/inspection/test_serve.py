@@ -352,7 +352,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.wait_for_selector("#few-shot-images img:nth-child(2)")
     page.wait_for_selector("#verdict:not(.anomalous):not(.normal)")
     assert page.inner_text("#verdict") == "No verdict yet"
-    page.click("#forget")
+    page.click("#reset-few-shot")
     page.wait_for_selector("#verdict.anomalous, #verdict.normal")
     assert page.locator("#few-shot-images > *").count() == 0
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
@@ -394,7 +394,7 @@ def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], pag
     page.wait_for_function("() => $('calibrated').textContent.includes('8 images from the page')")
     assert page.locator("#scale").is_hidden()
     assert page.locator("#download").is_visible()
-    page.click("#forget-normals")
+    page.click("#reset-normals")
     page.wait_for_function("() => !$('calibrated').textContent.includes('from the page')")
 
 

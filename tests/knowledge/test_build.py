@@ -166,7 +166,7 @@ def test_a_base_is_built(stand_in: StandIn, out: Path, capfd: pytest.CaptureFixt
     assert KEY not in output + errors
 
 
-def test_categories_with_one_word_share_an_answer(stand_in: StandIn, out: Path) -> None:
+def test_categories_with_one_class_name_share_an_answer(stand_in: StandIn, out: Path) -> None:
     assert (
         main(["build", "--dataset", "visa", "--endpoint", f"{stand_in.url}/v1/", "--model", "m", "--out", str(out)])
         == 0

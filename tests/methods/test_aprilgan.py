@@ -86,7 +86,7 @@ def test_an_image_alone_in_its_category_scores_as_the_lowest(tiny: ClipBackbone)
     assert score(model, batch)[0] == score(APRILGAN(tiny, layers=LAYERS), batch)[0] / 2
 
 
-def test_a_run_draws_measures_and_forgets(tmp_path: Path, small: ClipBackbone) -> None:
+def test_a_run_selects_measures_and_resets(tmp_path: Path, small: ClipBackbone) -> None:
     torch.manual_seed(0)
     model = APRILGAN(small, layers=(1, 3), k_shot=2)
     data = data_of(tmp_path, model)

@@ -330,7 +330,7 @@ BICA_AT_768 = (
 )
 
 
-def test_categories_with_one_word_have_one_text_and_others_another(tiny: ClipBackbone) -> None:
+def test_categories_with_one_class_name_have_one_text_and_others_another(tiny: ClipBackbone) -> None:
     model, samples = kanoclip(tiny), worded(batch_of()).samples
     text = model.embed_text(samples)
     assert torch.equal(text[0], text[2])

@@ -56,7 +56,7 @@ def test_bad_arguments_are_named(tiny: ClipBackbone) -> None:
         embed_states(tiny, NORMAL, ABNORMAL, "mean")  # type: ignore[arg-type]
 
 
-def test_each_category_is_embedded_once_until_it_is_forgotten() -> None:
+def test_each_category_is_embedded_once_until_the_reset() -> None:
     asked: list[str] = []
 
     def embed(sample: Sample) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.run_folder import RUN_DIR_VARIABLE
+from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support.clips import small_config
 from tests.support.layouts.mvtec import write_mvtec
 
@@ -37,7 +37,7 @@ def run(command: str, *args: str) -> int:
     """Runs a command in the working folder, as a process of its own would, and returns its exit code."""
     import os
 
-    os.environ.pop(RUN_DIR_VARIABLE, None)
+    os.environ.pop(RUN_FOLDER_VARIABLE, None)
     try:
         return main([command, "--config=base.yaml", *args])
     except SystemExit as stop:

@@ -192,7 +192,7 @@ class Evaluation(Callback):
         if trainer.state.fn == "fit":
             return  # a validation while training is only logged
         own = {name: head.own_scores() for name, head in self.heads.items()}
-        parts = gathered((own, self._counted(self._facts)))
+        parts = gathered((own, self._count_masks()))
         counts: dict[Key, MaskCounts] = {}
         for _, of_process in parts:
             for key, found in of_process.items():
@@ -205,11 +205,11 @@ class Evaluation(Callback):
                 self._describe(trainer, name, head)
                 head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
 
-    def _counted(self, facts: list[tuple[Key, Path, MaskFacts]]) -> dict[Key, MaskCounts]:
+    def _count_masks(self) -> dict[Key, MaskCounts]:
         """Returns what became of this process's masks by category, and says which mark most of their picture."""
         counts: dict[Key, MaskCounts] = {}
         mostly: dict[Key, list[Path]] = {}
-        for key, path, mask in facts:
+        for key, path, mask in self._facts:
             seen = mask.seen if self.resolution == "backbone" else mask.regions
             one = MaskCounts(1, int(seen == 0), mask.regions, seen, int(mask.marks_most))
             counts[key] = counts.get(key, MaskCounts()).plus(one)
@@ -227,11 +227,11 @@ class Evaluation(Callback):
             trained = Path(trainer.default_root_dir) / HEAD_FILE
             after_training = trainer.global_step and trained.is_file()
             checkpoint = trainer.ckpt_path or (trained if after_training else None)
-        shots, seed = method.k_shot, os.environ.get("PL_GLOBAL_SEED")
+        k_shot, seed = method.k_shot, os.environ.get("PL_GLOBAL_SEED")
         head.conditions = {
             "method": type(method).__name__,
-            "k_shot": shots,
-            "shot_seed": method.shot_seed if shots else None,
+            "k_shot": k_shot,
+            "shot_seed": method.shot_seed if k_shot else None,
             "seed": None if seed is None else int(seed),
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "checkpoint_fingerprint": None if checkpoint is None else _fingerprint(Path(checkpoint)),
@@ -239,7 +239,8 @@ class Evaluation(Callback):
             "tiling": self.tiling.to_dict() if self.tiling else None,
             "image_size": method.preprocess.image_size,
         }
-        said = [f"{shots} shots (seed {head.conditions['shot_seed']})"] if shots else []
+        images = "image" if k_shot == 1 else "images"
+        said = [f"{k_shot} few-shot {images} (seed {method.shot_seed})"] if k_shot else []
         if checkpoint is not None:
             said.append(f"checkpoint {checkpoint} ({head.conditions['checkpoint_fingerprint']})")
         if self.resolution == "image":

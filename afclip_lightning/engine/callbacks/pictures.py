@@ -90,7 +90,7 @@ class Pictures(Callback):
         self.paths: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last pass."""
+        """Drops what is kept of the last pass."""
         self.cases, self.ranges, self.paths = {}, {}, []
 
     def on_test_batch_end(

@@ -265,7 +265,7 @@ def test_a_pass_that_fails_leaves_nothing_for_the_next(root: Path, tmp_path: Pat
     assert evaluation.main.scores == whole.main.scores
 
 
-def test_shots_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) -> None:
+def test_few_shot_images_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) -> None:
     model = Brightness()
     model.k_shot, model.shot_seed = 4, 7
     evaluation = Evaluation()
@@ -273,7 +273,7 @@ def test_shots_and_checkpoint_stand_in_the_tables(root: Path, tmp_path: Path) ->
     (tmp_path / "head.ckpt").write_bytes(b"weights")
     trainer(tmp_path, evaluation).test(model, datamodule=folder(root), verbose=False)
     kept = json.loads((tmp_path / "results.json").read_text())
-    assert kept["title"] == f"Test · 4 shots (seed 7) · checkpoint {tmp_path}/head.ckpt (9a129038d9a00aed)"
+    assert kept["title"] == f"Test · 4 few-shot images (seed 7) · checkpoint {tmp_path}/head.ckpt (9a129038d9a00aed)"
     conditions = kept["conditions"]
     assert (conditions["method"], conditions["k_shot"], conditions["shot_seed"]) == ("Brightness", 4, 7)
     assert conditions["checkpoint_fingerprint"] == "9a129038d9a00aed"
