@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afclip_lightning.cli.model_options import add_model_options, finite, load_models, split_model_arguments
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, finite
 from afclip_lightning.errors import UserError
 
 if TYPE_CHECKING:

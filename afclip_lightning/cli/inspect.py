@@ -11,12 +11,11 @@ from typing import Any
 from afclip_lightning.cli.model_options import (
     add_calibration_options,
     add_model_options,
-    finite,
     load_models,
     split_model_arguments,
     thresholds_of,
 )
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, finite
 from afclip_lightning.errors import UserError
 
 SAVES = ("map", "npy", "mask", "overlay")

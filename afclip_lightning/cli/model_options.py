@@ -1,7 +1,6 @@
 """Options of the commands that take a trained head or training-free methods, and the models that they name."""
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,18 +87,6 @@ def add_calibration_options(group: argparse._ArgumentGroup) -> None:
         help="by default that of --category, or the only one beside the checkpoint, if any",
     )
     group.add_argument("--no_calibration", action="store_true", help="take no calibration")
-
-
-def finite(text: str) -> float:
-    """Returns a number that is finite, from the command line.
-
-    Raises:
-        ValueError: It is none.
-    """
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

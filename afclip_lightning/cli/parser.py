@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -70,6 +71,18 @@ def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
         return main
 
     return decorate
+
+
+def finite(text: str) -> float:
+    """Returns a number that is finite, from the command line.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def with_new_names(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,11 +1,10 @@
 """`python -m afclip_lightning report`: one HTML page of a run, or of inspected images."""
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, finite
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import shown, write_text
 from afclip_lightning.report import inspections, run
@@ -40,13 +39,6 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} report", description=DESCRIPTION)
     parser.add_argument(
@@ -65,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
         "--threshold",
-        type=_finite,
+        type=finite,
         metavar="SCORE",
         help="images with a score above it are called anomalous; by default that of the best F1 on the test labels, "
         "category by category",

@@ -24,8 +24,8 @@ from afclip_lightning.data.names import (
     checked_names,
     normal_form,
 )
-from afclip_lightning.data.pairs import Pairing
 from afclip_lightning.data.published import Published
+from afclip_lightning.data.references import Pairing
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.discovery import descendants
 from afclip_lightning.errors import DatasetError, DatasetNotFoundError, indented

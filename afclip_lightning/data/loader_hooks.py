@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.data.lightning_base import LightningDataModule
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.pairs import Pairing, draw_references
+from afclip_lightning.data.references import Pairing, draw_references
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Split, Tiling
 

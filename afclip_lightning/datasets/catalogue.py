@@ -29,10 +29,10 @@ def check(data: AnomalyData, stage: str = "fit") -> None:
     try:
         data.check(stage)
     except DatasetNotFoundError as error:
-        raise DatasetNotFoundError(error.dataset, error.problem, what_lies_there(error.dataset)) from None
+        raise DatasetNotFoundError(error.dataset, error.problem, _what_lies_there(error.dataset)) from None
 
 
-def what_lies_there(wanted: AnomalyDataModule) -> str:
+def _what_lies_there(wanted: AnomalyDataModule) -> str:
     """Returns a sentence on what the folder of `wanted` seems to hold instead, or an empty string."""
     if not wanted.root.is_dir():
         return ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.lightning_base import rank_zero_warn
-from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.data.references import Pairing
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
 

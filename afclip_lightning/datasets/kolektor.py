@@ -10,7 +10,7 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.tiled_layout import Tile, TiledLayout
 
 LICENCE = "CC BY-NC-SA 4.0"
-WORD = "electrical commutator"
+CLASS_NAME = "electrical commutator"
 
 
 class KolektorSDD(MVTecLayout):
@@ -26,7 +26,7 @@ class KolektorSDD(MVTecLayout):
     name = "sdd"
     published_counts: Mapping[str, Counts] = {"electrical commutators": (None, 181, 74)}
     published = tuple(published_counts)
-    class_names: Mapping[str, str] = {"electrical commutators": WORD}
+    class_names: Mapping[str, str] = {"electrical commutators": CLASS_NAME}
     mask_suffixes = ("", "_mask", "_label")
     required = ("test/good", "ground_truth")
     layout = """
@@ -50,7 +50,7 @@ class KolektorSDDThirds(TiledLayout):
     name = "sdd_thirds"
     published_counts: Mapping[str, Counts] = {"electrical_commutators": (None, 286, 54)}
     published = tuple(published_counts)
-    class_names: Mapping[str, str] = {"electrical_commutators": WORD}
+    class_names: Mapping[str, str] = {"electrical_commutators": CLASS_NAME}
     raw_folder = "KolektorSDD"
     raw_layout = "kos01/Part0.jpg and kos01/Part0_label.bmp, … kos02/ …"
     source = "KolektorSDD from vicos.si, unpacked into the folder `raw`; the tiles are cut from it."

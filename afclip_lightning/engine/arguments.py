@@ -9,7 +9,12 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import parse_yaml, read_yaml
 
 CONFIG = ("--config", "-c")
-OF_A_SET = ("root", "name", "categories", "class_names")  # arguments of a dataset that mean nothing to another one
+OF_ONE_DATASET = (
+    "root",
+    "name",
+    "categories",
+    "class_names",
+)  # arguments that mean nothing to another
 REMEDY = "Mend it, or leave it out."
 
 
@@ -55,7 +60,7 @@ def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
             kept.append(f"--data={json.dumps(leftovers)}")
         data = _merged(data, new)
         given = option.removeprefix("--data.")
-        if given != option and given in OF_A_SET:  # by the user's own hand: it stays
+        if given != option and given in OF_ONE_DATASET:  # by the user's own hand: it stays
             data.get("init_args", {}).pop(given, None)
         kept.append(arg)
     return kept, notes
@@ -103,10 +108,10 @@ def _leftovers(old: Any, new: Any, notes: list[str]) -> Any:
         return None
     before, after = old["init_args"], new.get("init_args", {})
     if _is_another(old, new):
-        cleared: dict[str, Any] = {name: None for name in OF_A_SET if before.get(name) is not None}
-        if told := [name for name in cleared if name not in after]:
+        cleared: dict[str, Any] = {name: None for name in OF_ONE_DATASET if before.get(name) is not None}
+        if dropped := [name for name in cleared if name not in after]:
             was, now = (section["class_path"].rpartition(".")[2] for section in (old, new))
-            notes.append(f"Left out: {_listed(told)} of {was}, which mean nothing to {now}.")
+            notes.append(f"Left out: {_listed(dropped)} of {was}, which mean nothing to {now}.")
     else:
         found = {name: _leftovers(before[name], after[name], notes) for name in after if name in before}
         cleared = {name: part for name, part in found.items() if part}

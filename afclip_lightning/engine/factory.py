@@ -30,7 +30,7 @@ from afclip_lightning.engine.callbacks.predictions import Predictions
 from afclip_lightning.engine.callbacks.preemption import Preemption
 from afclip_lightning.engine.callbacks.tracking import Tracking
 from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST, read_checkpoint
-from afclip_lightning.engine.references import resolve
+from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError
 from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.base import AnomalyMethod

@@ -23,7 +23,7 @@ from afclip_lightning.discovery.messages import one_line
 from afclip_lightning.engine.arguments import check_files, unclosed, without_leftovers
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
-from afclip_lightning.engine.references import resolve
+from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
 

@@ -18,7 +18,7 @@ from afclip_lightning.components.loss_watch import LossWatch
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.views import score_views
 from afclip_lightning.data.base import AnomalyData
-from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.data.references import Pairing
 from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.distributed import gathered
 from afclip_lightning.errors import CheckpointError

@@ -11,7 +11,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample, similarity_logits
 from afclip_lightning.components.synthesis import DraemSynthesis, generator_of
 from afclip_lightning.components.test_time import BatchAdapters, Start, TestTimeAdapter
-from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.data.references import Pairing
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
 from afclip_lightning.prompts.templates import ANOVL_TEXTURES, domain_aware

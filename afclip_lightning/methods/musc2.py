@@ -8,7 +8,7 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.mutual_scoring import MutualScoring, nearest_distances, normalise_planes, similarities
-from afclip_lightning.data.pairs import Pairing
+from afclip_lightning.data.references import Pairing
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 

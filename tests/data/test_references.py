@@ -13,7 +13,7 @@ from lightning import Trainer
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.pairs import Pairing, draw_references
+from afclip_lightning.data.references import Pairing, draw_references
 from afclip_lightning.data.sampling import GroupedSampler
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout

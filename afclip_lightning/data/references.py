@@ -1,4 +1,4 @@
-"""References among unlabelled test images: which images of a category are looked at beside which."""
+"""References among unlabelled test images: which others of its category each image is compared with."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -10,7 +10,7 @@ import yaml
 
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import load_head
-from afclip_lightning.engine.references import resolve
+from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.errors import UserError
 
 CONFIG = """

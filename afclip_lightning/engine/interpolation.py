@@ -1,4 +1,4 @@
-"""References in configs, `${model.init_args.temperature}` and `${oc.env:NAME}`, filled in when all parts are merged."""
+"""Interpolation: `${model.init_args.temperature}`, `${oc.env:NAME}` in configs, filled in once all parts are merged."""
 
 from collections.abc import Mapping
 from typing import Any
