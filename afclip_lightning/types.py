@@ -60,10 +60,10 @@ class ClipFeatures:
     """What crosses from the frozen backbone to a method's head.
 
     Attributes:
-        tokens: One `[B, 1 + N, C]` a tapped layer: class token, then the patches in row-major order.
+        tokens: One `[B, 1 + N, C]` per tapped layer: class token, then the patches in row-major order.
         grid: Patch grid `(h, w)`, `h * w = N`.
-        vv_tokens: One `[B, 1 + N, C]` a tapped layer of the V-V path: class token of the original path, patches of the
-            V-V path.
+        vv_tokens: One `[B, 1 + N, C]` per tapped layer of the V-V path: class token of the original path, patches of
+            the V-V path.
         class_token: `[B, C]`, after the last block of the original path, before the final normalisation; `None` if the
             spec does not ask for the image embedding.
         image_embedding: `[B, D]`, projected and not normalised; `None` if the spec does not ask for it.

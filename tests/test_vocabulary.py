@@ -18,6 +18,8 @@ OTHER_NAMES = {  # and what the thing is called
     r"\bPixelMetrics\b": "AnomalyMetrics",
     r"\bFewShotMemory\b": "MemoryBank",
     r"\bcategory_word\b": "class_name_of",
+    r"\b(remember|forget)(s|ed)?\b": "fit and reset, keep and drop",
+    r"\b(one|line|sentences|images|views) an? (batch|category|image)\b": "per",
 }
 
 

@@ -71,7 +71,7 @@ class FeatureSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def differences(self, other: dict[str, Any], names: tuple[str, str] = ("here", "in the checkpoint")) -> list[str]:
-        """Returns what differs from a stored spec, a line a field; a file's path does not matter, its content does.
+        """Returns what differs from a stored spec, one line per field; a file's path does not matter, its content does.
 
         Args:
             other: From `to_dict`.

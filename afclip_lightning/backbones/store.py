@@ -54,7 +54,7 @@ class FeatureCache:
 
 
 class FeatureStore:
-    """The features of one spec, one file a tap and image, named by the image file's content.
+    """The features of one spec, one file per tap and image, named by the image file's content.
 
     Methods that tap the same block of the same backbone share its files, whatever else they tap. (Between a pass with
     the V-V path and one without, a shared tap differs by the rounding of its sums.) A file is written beside its place

@@ -133,7 +133,7 @@ def feature_files(root: Path, key: str = "*", tap: str = "*") -> Iterator[Path]:
 
 
 def info(root: Path) -> list[dict[str, Any]]:
-    """Returns what a store holds, an entry a backbone.
+    """Returns what a store holds, one entry per backbone.
 
     Raises:
         UserError: There is no store.

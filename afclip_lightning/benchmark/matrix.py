@@ -138,7 +138,7 @@ class Plan:
 
     Attributes:
         cells: What can be run.
-        missing: What cannot, a sentence a dataset that is not on disk.
+        missing: What cannot, one sentence per dataset that is not on disk.
     """
 
     cells: tuple[Cell, ...]

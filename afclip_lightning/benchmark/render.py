@@ -104,7 +104,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def own_tables(rows: Sequence[Measurement], matrix: Matrix) -> list[Grid]:
-    """Returns a table a test set of all that was measured on it, mean ± standard deviation over seeds."""
+    """Returns one table per test set of all that was measured on it, mean ± standard deviation over seeds."""
     groups: dict[str, dict[tuple[str, str, int, str], dict[str, dict[int, float]]]] = defaultdict(dict)
     methods, datasets = list(matrix.methods), list(matrix.datasets)
     for row in sorted(rows, key=lambda row: (datasets.index(row.dataset), methods.index(row.method), row.shots)):

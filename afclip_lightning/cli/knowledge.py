@@ -148,10 +148,10 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--model", required=True, metavar="NAME", help="model that describes the categories")
     build.add_argument("--vision_model", metavar="NAME", help="model that describes the images; by default none does")
     build.add_argument("--out", type=Path, metavar="FILE", help="the base to write, ending in .yaml")
-    build.add_argument("--sentences", type=int, default=5, metavar="N", help="sentences a category (%(default)s)")
+    build.add_argument("--sentences", type=int, default=5, metavar="N", help="sentences per category (%(default)s)")
     build.add_argument(
         "--key_variable", metavar="NAME", help=f"environment variable that holds the key ({KEY_VARIABLE}, if set)"
     )
-    build.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds an answer (%(default)g)")
+    build.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds per answer (%(default)g)")
     build.add_argument("--dry_run", action="store_true", help="print the questions and ask nothing")
     return parser

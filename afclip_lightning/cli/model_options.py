@@ -35,7 +35,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
-    model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views a batch (%(default)s)")
+    model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
     model.add_argument("--num_workers", type=int, default=2, metavar="N", help="processes that decode (%(default)s)")
     view = parser.add_argument_group("how images are seen")
     view.add_argument(

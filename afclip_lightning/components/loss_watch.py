@@ -11,7 +11,7 @@ from afclip_lightning.types import Sample
 
 
 class _Step(NamedTuple):
-    losses: Tensor  # one a name, on the CPU, valid once it was copied
+    losses: Tensor  # one per name, on the CPU, valid once it was copied
     names: list[str]
     copied: torch.cuda.Event | None
     epoch: int

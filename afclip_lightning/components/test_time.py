@@ -21,7 +21,7 @@ class BatchAdapters:
         bias: `[B, O]`.
         residual: Share of the token itself in what an adapter returns.
         prompts: `[B, O, D]`, what the O outputs are weights of; `None` if O is D and they are the token's change.
-        losses: `[B]`, one a step, before the step.
+        losses: `[B]`, one per step, before the step.
     """
 
     weight: Tensor

@@ -374,7 +374,7 @@ def _is_right(image: Image.Image) -> bool:
 def _may_be_mapped(image: Image.Image) -> bool:
     """Returns whether a TIFF file is of the kind that Pillow (from 11.0 on) maps with its sides exchanged.
 
-    It does so with an uncompressed file that lies on its side, opened by its path, and forgets that it lay so.
+    It does so with an uncompressed file that lies on its side, opened by its path, and loses that it lay so.
     """
     tags = getattr(image, "tag_v2", {})
     return bool(getattr(image, "filename", "")) and tags.get(259, 1) == 1 and image.width != image.height

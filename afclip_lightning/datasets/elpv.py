@@ -28,7 +28,7 @@ class ELPV(AnomalyDataModule):
     name = "elpv"
     published_counts = MappingProxyType({CATEGORY: (1508 - 377, 377, 715)})
     layout = """
-labels.csv            one line a cell: path, probability, mono or poly, with spaces between
+labels.csv            one line per cell: path, probability, mono or poly, with spaces between
 images/cell0001.png
 """
     source = "github.com/zae-bayern/elpv-dataset; its folder that holds labels.csv and images."

@@ -19,9 +19,9 @@ class Listing(ListedData):
     """A dataset whose images a file lists, with paths that start at `root` and stay in it.
 
     A file `.json` is read as AnomalyCLIP's scripts write it: `{"train": {category: [...]}, "test": {...}}` with
-    `img_path`, `mask_path` and `anomaly` an image; `Train` and `Test`, as one of the scripts writes, mean the same.
-    A file `.jsonl` is read as AA-CLIP's: one line an image with `image_path`, `label`, `class_name` and, where there is
-    one, `mask_path`; a line without `split` is of the test split.
+    `img_path`, `mask_path` and `anomaly` of each image; `Train` and `Test`, as one of the scripts writes, mean the
+    same. A file `.jsonl` is read as AA-CLIP's: one line per image with `image_path`, `label`, `class_name` and, where
+    there is one, `mask_path`; a line without `split` is of the test split.
 
     An anomalous image whose mask path is empty, or a folder, has no mask: its pixel metrics are absent. The scripts
     pair masks with images by their position in sorted folders, which goes wrong from the first missing file on: an

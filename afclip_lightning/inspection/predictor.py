@@ -74,7 +74,7 @@ def load(
         white: What is white in images of more than 8 bits: `bits`, the largest value that the file's depth holds, or a
             number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. That of the calibration by
             default, and `bits` without one.
-        batch_size: Views a batch, a view being an image or a tile of it.
+        batch_size: Views per batch, a view being an image or a tile of it.
         backbones: Those that are there already; what is built is added.
 
     Raises:
@@ -119,7 +119,7 @@ class Predictor:
         tiling: How images are seen.
         category: What prompts call the product.
         device: See `load`.
-        batch_size: Views a batch.
+        batch_size: Views per batch.
 
     Attributes:
         method: The method, in eval mode on its device.

@@ -55,7 +55,7 @@ def load_knowledge(source: str | Path, categories: Sequence[str] | None = None) 
     path, content = _read(source)
     table = content.get("sentences")
     if not isinstance(table, dict) or not table:
-        raise UserError(f"{path}: has no `sentences`. Put a list of sentences a category under that key.")
+        raise UserError(f"{path}: has no `sentences`. Put a list of sentences per category under that key.")
     wanted = list(table) if categories is None else list(categories)
     for category in wanted:
         if category not in table:
@@ -78,7 +78,7 @@ def load_image_sentences(source: str | Path) -> dict[str, str]:
     path, content = _read(source)
     table = content.get("images", {})
     if not isinstance(table, dict):
-        raise UserError(f"{path}: `images` must hold a sentence an image path, got {type(table).__name__}.")
+        raise UserError(f"{path}: `images` must hold one sentence per image path, got {type(table).__name__}.")
     return {str(key): _sentence(text, f"{path}: {key}") for key, text in table.items()}
 
 

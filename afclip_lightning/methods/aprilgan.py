@@ -1,4 +1,4 @@
-"""APRIL-GAN, also called VAND: a linear layer a stage between the patches and the text; with `k_shot`, a memory."""
+"""APRIL-GAN, also called VAND: a linear layer per stage between patches and text; with `k_shot`, a memory bank."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, get_args

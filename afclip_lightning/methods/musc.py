@@ -74,8 +74,8 @@ class MuSc(AnomalyMethod):
     Cost of a category of I images, for N patches of C channels, L layers and R scales: I² N² C L R operations, half of
     what every ordered pair would take, since the product of two blocks of images gives the nearest patches in both
     directions. For ViT-L/14 at 518 pixels, 4 layers and 3 scales that is 2.3 · 10^10 · I²: from I = 40 on more than
-    the backbone's 10^12 an image. On disk are the features, 4 L I N C bytes, and the distances of a layer,
-    4 R I² N bytes: 22 MB · I and 16 kB · I². With m images a block, I² / 2m images are read back a layer, for all
+    the backbone's 10^12 per image. On disk are the features, 4 L I N C bytes, and the distances of a layer,
+    4 R I² N bytes: 22 MB · I and 16 kB · I². With m images per block, I² / 2m images are read back per layer, for all
     scales at once. In memory are two blocks and their similarities, within `block_mb`; one image's distances,
     4 I N bytes; and what is kept of each test image, 4 N bytes.
 
@@ -92,7 +92,7 @@ class MuSc(AnomalyMethod):
         rscin_windows: Numbers of most similar images, itself included, that an image score is averaged over (RsCIN): 1,
             2, 3 for MVTec AD and 1, 8, 9 for VisA. Empty takes the largest value of the map as it is.
         block_mb: Memory for features and similarities at a time, on the device, in MiB. Results do not depend on it.
-            More reads less back from the disk; on a CPU few images a block are faster, whose similarities fit its
+            More reads less back from the disk; on a CPU few images per block are faster, whose similarities fit its
             cache.
         feature_dir: Where the features lie while a category is scored; the run folder by default.
 

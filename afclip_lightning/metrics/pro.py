@@ -101,7 +101,7 @@ def pro_error_bound(counts: ScoreCounts, fpr_limit: float = 0.3) -> float:
     `w (y + dy w / (2 df))`: they differ by at most `w dy (1 - w / (2 df))`, that is `df dy / 2` off the limit. Scores
     known to be equal are the straight line.
 
-    Rounding: region weights are integers, off by at most 1/2 a pixel. With `A` anomalous pixels of total weight `W`,
+    Rounding: region weights are integers, off by at most 1/2 per pixel. With `A` anomalous pixels of total weight `W`,
     numerator and denominator of `PRO(t)` are off by at most `A / 2`, and `PRO(t)` itself by `A / W`: the mean area of a
     region / 2^42.
 

@@ -26,10 +26,10 @@ def name_of(sample: Sample, names: Names) -> str:
 
 
 def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
-    """Returns one embedding a state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
+    """Returns one embedding per state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
 
     Args:
-        normal: `[K, D]`, one row a sentence, not normalised.
+        normal: `[K, D]`, one row per sentence, not normalised.
         abnormal: Likewise, with a K of its own.
         rule: `mean_then_norm` averages the embeddings as they come, so that longer vectors weigh more (WinCLIP's
             re-implementations, AnoVL); `norm_mean_norm` normalises each before (CLIP, APRIL-GAN, AA-CLIP).
@@ -48,7 +48,7 @@ def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
 
 
 def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], rule: Rule) -> Tensor:
-    """Returns one text embedding a state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
+    """Returns one text embedding per state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
 
     It is an ordinary tensor without gradient, also where Lightning's inference mode is on: what a method adapts at
     test time may be compared with it.

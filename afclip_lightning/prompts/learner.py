@@ -212,7 +212,7 @@ class ObjectPrompts(WordTokens):
 
         Args:
             backbone: The one that the prompts were built for.
-            prior: `[B, width]`, one an image.
+            prior: `[B, width]`, one per image.
 
         Reference: FAPrompt, Eq. (4).
         """
@@ -333,7 +333,7 @@ def nearest_words(backbone: ClipBackbone, module: nn.Module, count: int = 3) -> 
     Args:
         backbone: Whose words are looked through.
         module: A method, or any part of one.
-        count: Words a token.
+        count: Words per token.
     """
     vocabulary = backbone.text.token_embedding.weight.float()  # [V, width]
     _, group, sizes = vocabulary.unique(dim=0, return_inverse=True, return_counts=True)

@@ -81,7 +81,7 @@ WINCLIP_TEMPLATES_21 = (
 
 # --- AnoVL (AnoCLIP), whose prompts Dual-Image CLIP takes over --------------------------------------------------------
 # hq-deng/AnoVL (3a70bfd): WinCLIP's 22 templates with each of three domain words for `photo`, see `in_domain`; 462
-# sentences a state. Its code asks for `macaroni` in place of VisA's macaroni1 and macaroni2.
+# sentences per state. Its code asks for `macaroni` in place of VisA's macaroni1 and macaroni2.
 
 ANOVL_NORMAL = (
     "normal {}",

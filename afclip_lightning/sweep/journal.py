@@ -1,4 +1,4 @@
-"""The journal of a study: a file of JSON lines that Optuna appends to, a line a change."""
+"""The journal of a study: a file of JSON lines that Optuna appends to, one line per change."""
 
 import json
 import os

@@ -31,7 +31,7 @@ def work(plan: Plan, index: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if len(devices) > 1:  # several were given: one a worker
+    if len(devices) > 1:  # several were given: one per worker
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
     try:
         study = plan.study()

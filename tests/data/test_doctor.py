@@ -23,7 +23,7 @@ MASK[2:6, 10:16] = 255
 
 
 class Parts(MVTecLayout):
-    """A published set: 2 training, 1 normal and 2 anomalous images a category."""
+    """A published set: 2 training, 1 normal and 2 anomalous images per category."""
 
     name = "parts"
     published_counts: Mapping[str, Counts] = {"bolt": (2, 1, 2), "nut": (None, 1, 2)}

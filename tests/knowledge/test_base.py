@@ -125,7 +125,7 @@ def test_a_rendered_base_reads_back(tmp_path: Path) -> None:
 
 
 def test_images_that_are_not_as_they_must_be(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"own\.yaml: `images` must hold a sentence an image path, got list"):
+    with pytest.raises(UserError, match=r"own\.yaml: `images` must hold one sentence per image path, got list"):
         load_image_sentences(write(tmp_path, "images: [A nut.]"))
     with pytest.raises(UserError, match=r"own\.yaml: nut/0\.png: must be text"):
         load_image_sentences(write(tmp_path, "images: {nut/0.png: }"))

@@ -62,7 +62,7 @@ Ranges = dict[Key, tuple[float, float]]
 
 
 class Pictures(Callback):
-    """Draws one sheet a category: the anomalous and the normal images with the best and the worst scores.
+    """Draws one sheet per category: the anomalous and the normal images with the best and the worst scores.
 
     The same cases are kept one by one for the report, in `pictures/cases/`: each image, its map in colours, and in
     `cases.json` what is known of them, the outline of the mask among it. That is all the report needs: the dataset may

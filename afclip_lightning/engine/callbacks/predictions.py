@@ -28,7 +28,7 @@ def not_finite(image: object, method: object) -> UserError:
 
 
 class Predictions(Callback):
-    """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, a line per image.
+    """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, one line per image.
 
     Scores have the 9 digits that float32 takes. A label that is not known is empty. Over several processes each writes
     its own table, with the rank in its name.

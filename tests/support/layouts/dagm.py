@@ -7,7 +7,7 @@ from tests.support.layouts import write_image, write_mask
 
 
 def write_dagm(root: Path, categories: Iterable[str]) -> Path:
-    """Writes 1 normal and 1 anomalous training image, 2 normal and 3 anomalous test images a category."""
+    """Writes 1 normal and 1 anomalous training image, 2 normal and 3 anomalous test images per category."""
     for category in categories:
         for split, normal, anomalous in (("Train", 1, 1), ("Test", 2, 3)):
             folder = root / category / split

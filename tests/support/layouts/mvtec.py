@@ -1,4 +1,4 @@
-"""MVTec AD's layout: 2 training, 1 normal and 2 + 1 anomalous test images a category."""
+"""MVTec AD's layout: 2 training, 1 normal and 2 + 1 anomalous test images per category."""
 
 from collections.abc import Iterable
 from pathlib import Path

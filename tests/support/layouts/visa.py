@@ -1,4 +1,4 @@
-"""VisA's two layouts: 1 training, 1 normal and 2 anomalous test images a category."""
+"""VisA's two layouts: 1 training, 1 normal and 2 anomalous test images per category."""
 
 from collections.abc import Iterable
 from pathlib import Path
