@@ -1,4 +1,4 @@
-"""The loaders that a dataset gives Lightning: which images a batch holds, in which order, and what is read of them.
+"""The loaders that a dataset gives Lightning: which images each batch holds, in which order, and what is read.
 
 Torch is imported where a loader is made, so that a look at a dataset's files does without it.
 """

@@ -32,7 +32,7 @@ class HeadCT(AnomalyDataModule):
 
     name = "headct"
     layout = """
-labels.csv         a heading, then one line an image: number, 1 for a haemorrhage or 0
+labels.csv         a heading, then one line per image: number, 1 for a haemorrhage or 0
 head_ct/000.png    (or head_ct/head_ct/000.png)
 """
     source = "Kaggle, felipekitamura, head CT hemorrhage."

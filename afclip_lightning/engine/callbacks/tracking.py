@@ -62,7 +62,7 @@ class Tracking(Callback):
             self.on_test_end(trainer, pl_module)
 
     def _charts(self) -> dict[str, Any]:
-        """Returns a chart a dataset and kind of curve, with a line a category."""
+        """Returns one chart per dataset and kind of curve, with one line per category."""
         import wandb
 
         lines: dict[tuple[str, str], dict[str, Curve]] = {}
