@@ -71,6 +71,8 @@ UNDERSCORED = [
     Private(lambda: argparse, "_ArgumentGroup", "cli/model_options.py", "the type of what add_argument_group returns"),
     Private(lambda: argparse, "_SubParsersAction", "engine/parser.py", "tells the action that holds the subcommands"),
     Private(argparse.ArgumentParser, "_actions", "engine/parser.py", "the names to suggest for a mistyped option"),
+    Private(lambda: argparse, "_SubParsersAction", "cli/parser.py", "tells the action that holds the subcommands"),
+    Private(argparse.ArgumentParser, "_actions", "cli/parser.py", "the names to suggest for a mistyped option"),
     Private(
         jsonargparse.ArgumentParser,
         "_apply_actions _subcommands_action _parse_common",

@@ -15,7 +15,7 @@ from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, p
 from afclip_lightning.benchmark.published import Published, check_names, load_published
 from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
 from afclip_lightning.benchmark.table import TABLE, Measurement, assemble
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, numeric
 from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.errors import shown
 from afclip_lightning.files import write_text
@@ -23,6 +23,8 @@ from afclip_lightning.files import write_text
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 PLACE = 32
+JOBS = numeric(int, lambda jobs: jobs >= 1, "at least 1")
+SECONDS = numeric(float, lambda seconds: 0 < seconds < math.inf, "a number of seconds above 0")
 DESCRIPTION = """\
 Runs what a matrix lists and is not finished: each method fitted once per training set and seed, and tested on all test
 sets and shots. Writes one table, results.csv, and renders it as Markdown, LaTeX and plots beside the published numbers.
@@ -150,22 +152,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the benchmark; runs/<config> by default")
     parser.add_argument("--retry", action="store_true", help="run again what failed before or is damaged")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="cells at a time; 1 by default")
-    parser.add_argument("--time_limit", type=_seconds, metavar="SECONDS", help="end a cell that takes longer")
+    parser.add_argument("--jobs", type=JOBS, default=1, metavar="N", help="cells at a time; 1 by default")
+    parser.add_argument("--time_limit", type=SECONDS, metavar="SECONDS", help="end a cell that takes longer")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the matrix, like 'seeds=[0,1]'")
     return parser
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    if not (0 < float(text) < math.inf):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text}")
-    return float(text)
 
 
 _STATUS = {"done": "done", "failed": "FAILED", "elsewhere": "another process has it", "stopped": "stopped"}

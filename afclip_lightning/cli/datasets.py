@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, numeric
 from afclip_lightning.errors import UserError
 
 PLACE = 10
+THREADS = numeric(int, lambda count: 1 <= count <= 1024, "from 1 to 1024")
 DESCRIPTION = """\
 list      every dataset with its size, its licence and where to obtain it
 check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
@@ -85,13 +86,6 @@ def main(args: Sequence[str]) -> int:
         raise UserError(error) from error
 
 
-def _count(text: str) -> int:
-    """Returns a number of threads."""
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"must be from 1 to 1024, got {text}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} datasets", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,prepare}")
@@ -109,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument(
-        "--threads", type=_count, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
+        "--threads", type=THREADS, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
     )
     prepare.add_argument(
         "--from", dest="archives", type=Path, nargs="+", required=True, metavar="ARCHIVE", help="what you downloaded"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from afclip_lightning.backbones.store_files import feature_files, info, prune, verify
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, numeric
 from afclip_lightning.errors import UserError
 
 PLACE = 12
+DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # every file is older than -1 days, and would go
 DESCRIPTION = """\
 Features of a frozen backbone, a file a tapped layer and image, for --features.cache of fit, validate and test.
 
@@ -78,16 +79,10 @@ def _render(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _days(text: str) -> float:
-    days = float(text)
-    if not days >= 0:  # every file is older than a negative number of days, and would go
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
-    return days
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} features", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,info,verify,prune}")
+    verbs.add_parser("build")  # whose options are those of fit: `build` above reads them
     for name in ("info", "verify", "prune"):
         verb = verbs.add_parser(name)
         verb.add_argument("root", type=Path, metavar="DIR", help="folder of the store")
@@ -95,6 +90,6 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--json", action="store_true", help="print JSON")
         if name == "prune":
             verb.add_argument("--key", help="features of this backbone, as `info` names it, or KEY/TAP")
-            verb.add_argument("--days", type=_days, help="files not read for so many days")
+            verb.add_argument("--days", type=DAYS, help="files not read for so many days")
             verb.add_argument("--damaged", action="store_true", help="damaged files")
     return parser

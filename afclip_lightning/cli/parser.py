@@ -1,18 +1,20 @@
 """What all commands have in common: their parser, the exit codes of mistakes, and flags that had another name."""
 
 import argparse
+import difflib
 import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from afclip_lightning.errors import UserError, message_of
 
 PROGRAM = "python -m afclip_lightning"
 Command = Callable[[Sequence[str]], int]
+Number = TypeVar("Number", int, float)
 
-_MODEL = {"--shots": "--few_shot_dir"}
+_MODEL = {"--shots": "--few_shot_dir", "--ckpt_path": "--checkpoint"}  # what Lightning and our runs call it
 _RUN = {"--run_dir": "--out"}
 RENAMED: dict[str, dict[str, str]] = {
     "calibrate": {"--output": "--out", **_MODEL},
@@ -44,9 +46,47 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message, and where the options are listed instead of all of them; ends with exit code 2."""
-        print(f"error: {message}\nAll options: {self.prog} --help", file=sys.stderr)
+        """Prints the message, the nearest name of a mistyped flag, and where all flags are; ends with exit code 2."""
+        near: list[str] = []
+        if message.startswith("unrecognized arguments: "):
+            names = self._flags()
+            unknown = [arg.partition("=")[0] for arg in message.split() if arg.startswith("--")]
+            near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
+        hint = f". Did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+        print(f"error: {message}{hint}\nAll options: {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+    def _flags(self) -> list[str]:
+        """Returns the flags of this parser and of those of its verbs."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for parser in action.choices.values() for flag in parser._flags()]
+        return flags
+
+
+def numeric(kind: Callable[[str], Number], holds: Callable[[Number], bool], wanted: str) -> Callable[[str], Number]:
+    """Returns the type of an option that is a number; the parser says of any other text that it must be `wanted`.
+
+    Args:
+        kind: `int` or `float`.
+        holds: Whether a number is allowed.
+        wanted: What is allowed, in words.
+    """
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        return value
+
+    return read
+
+
+finite = numeric(float, math.isfinite, "a finite number")
 
 
 def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, numeric
 from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.errors import UserError
 
 MOST_TRIALS = 10**6
+COUNT = numeric(int, lambda count: 1 <= count <= MOST_TRIALS, f"from 1 to {MOST_TRIALS}")
+SEED = numeric(int, lambda seed: 0 <= seed < 2**31, f"from 0 to {2**31 - 1}")  # numbers of trials are added to it
 PLACE = 33
 DESCRIPTION = """\
 Searches for the options of `fit` that a sweep file names, the same file that `wandb sweep` takes:
@@ -73,28 +75,16 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sweep file as of Weights & Biases")
-    parser.add_argument("--trials", type=_count, metavar="N", help="trials in all, those of earlier calls too; run_cap")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="trials at once; 1")
+    parser.add_argument("--trials", type=COUNT, metavar="N", help="trials in all, those of earlier calls too; run_cap")
+    parser.add_argument("--jobs", type=COUNT, default=1, metavar="N", help="trials at once; 1")
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where workers run; local")
     parser.add_argument("--out", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
     parser.add_argument("--storage", metavar="FILE_OR_URL", help="file or database of the study; DIR/study.journal")
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of the search; 0")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the search; 0")
     parser.add_argument(
         "--sbatch", type=_words, default=[], metavar="OPTIONS", help="options for sbatch: '--time=2:00:00 --gres=gpu:1'"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not 1 <= int(text) <= MOST_TRIALS:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_TRIALS}, got {text}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not 0 <= int(text) < 2**31:  # numbers of trials are added to it
-        raise argparse.ArgumentTypeError(f"must be from 0 to {2**31 - 1}, got {text}")
-    return int(text)
 
 
 def _words(text: str) -> list[str]:

@@ -35,7 +35,7 @@ from afclip_lightning.engine.factory import (
 )
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.options import check_options
-from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_run_arguments, parse
+from afclip_lightning.engine.parser import GROUPS, PROGRAM, AnomalyArgumentParser, add_run_arguments, parse
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_folder, is_first_process
@@ -65,7 +65,7 @@ class AnomalyCLI(LightningCLI):
                 save_config_callback=RunRecord,
                 save_config_kwargs={"save_to_log_dir": False},
                 parser_class=AnomalyArgumentParser,
-                parser_kwargs={"parser_mode": "omegaconf+"},
+                parser_kwargs={"prog": PROGRAM, "parser_mode": "omegaconf+"},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureCache
@@ -27,7 +27,8 @@ from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
 
-FORMER = {"words": "class_names"}
+PROGRAM = "python -m afclip_lightning"
+FORMER = {"words": "class_names", "run_dir": "out"}
 """Names that options had before, and have now."""
 
 GROUPS: dict[str, type] = {"loading": Loading, "features": FeatureCache, "pictures": Pictures, "evaluation": Evaluation}
@@ -81,9 +82,11 @@ class AnomalyArgumentParser(LightningArgumentParser):
         """Prints the message and ends with exit code 2."""
         if self.exit_on_error:
             hints = "".join(f"\nDid you mean {close!r} instead of {key!r}?" for key, close in self._nearest(message))
-            command = f"{self.prog.split()[-1]} " if " " in self.prog else ""
-            message = unclosed(getattr(self, "args", [])) or one_line(message, AnomalyMethod, AnomalyData)
-            print(f"error: {message}{hints}\nAll options: python -m afclip_lightning {command}--help", file=sys.stderr)
+            args = getattr(self, "args", None) or []
+            words = [*self.prog.split(), *args]  # the command's own parser has it in its name, the one above in `args`
+            command = next((f" {word}" for word in words if word in LightningCLI.subcommands()), "")
+            message = unclosed(args) or one_line(message, AnomalyMethod, AnomalyData)
+            print(f"error: {message}{hints}\nAll options: {PROGRAM}{command} --help", file=sys.stderr)
             sys.exit(2)
         raise UserError(message) from ex
 
@@ -107,7 +110,9 @@ class AnomalyArgumentParser(LightningArgumentParser):
     def _nearest(self, message: str) -> Iterator[tuple[str, str]]:
         found = re.findall(r"[Oo]ption '([\w.]+)'|arguments: --([\w.]+)|[Kk]ey '([\w.]+)'", message)
         unknown = {next(filter(None, groups)) for groups in found}
-        options = {action.dest for parser in self._with_subcommands() for action in parser._actions}
+        actions = [action for parser in self._with_subcommands() for action in parser._actions]
+        options = {action.dest for action in actions}
+        options |= {flag.lstrip("-") for action in actions for flag in action.option_strings}
         names = _argument_names()
         for key in sorted(unknown):
             if former := FORMER.keys() & key.split("."):  # of `words: {a: plug}` the library names the key `words.a`
@@ -117,7 +122,8 @@ class AnomalyArgumentParser(LightningArgumentParser):
             candidates = (options | {prefix + dot + name for name in names}) - {key}
             close = difflib.get_close_matches(key, candidates, n=1)
             if close:
-                yield key, close[0]
+                nearest: str = close[0]
+                yield key, FORMER.get(nearest, nearest)
 
     def _with_subcommands(self) -> Iterator[argparse.ArgumentParser]:
         yield self

@@ -525,7 +525,7 @@ def test_thresholds_are_finite(value: str, capsys: pytest.CaptureFixture[str]) -
             with pytest.raises(SystemExit) as stop:
                 run(["--checkpoint", "head.ckpt", *options, f"{name}={value}"])
             assert stop.value.code == 2
-            assert f"argument {name}: invalid finite value" in capsys.readouterr().err
+            assert f"argument {name}: must be a finite number, got {value}" in capsys.readouterr().err
 
 
 def test_arguments_of_the_method_are_split_off() -> None:

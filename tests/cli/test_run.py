@@ -160,6 +160,8 @@ def test_a_missing_dataset_stops_before_any_model_is_built(
     ("--trainer.max_epocs=2", "trainer.max_epochs"),
     ("--data.skip_mising=true", "skip_missing"),
     ("--uot=x", "out"),
+    ("--checkpont=x", "checkpoint"),
+    ("--run_dri=x", "out"),
     ("model: {init_args: {learnable_promt: true}}", "learnable_prompt"),
     ("model: {init_args: {backbone: {wieghts: x}}}", "weights"),
     ("trianer: {max_epochs: 2}", "trainer.max_epochs"),
@@ -176,6 +178,7 @@ def test_wrong_keys_are_refused_with_the_nearest_name(
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert f"Did you mean '{nearest}'" in error
+    assert error.endswith("All options: python -m afclip_lightning fit --help\n")
     assert len(error.splitlines()) < 30
 
 

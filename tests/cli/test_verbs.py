@@ -1,6 +1,5 @@
 """The commands as a whole: they are found by their files, answer without heavy packages, and know their old flags."""
 
-import argparse
 import importlib
 import json
 import subprocess
@@ -19,6 +18,7 @@ from afclip_lightning.cli import evaluate, verbs
 from afclip_lightning.cli.parser import RENAMED, with_new_names
 from afclip_lightning.metrics.pro import DEFINITIONS
 from tests.support.layouts.mvtec import write_mvtec
+from tests.support.options import options_of
 from tests.support.run_folders import write_run
 
 RUNS = ("fit", "validate", "test", "predict")  # whose options are Lightning's
@@ -90,12 +90,6 @@ def test_a_file_is_a_command(
     sys.modules.pop("afclip_lightning.cli.greet")
 
 
-def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Returns the flags of a command and of those below it."""
-    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return {*parser._option_string_actions}.union(*(options_of(p) for a in below for p in a.choices.values()))
-
-
 @pytest.mark.parametrize("verb", sorted(set(RENAMED) - {*RUNS, "features"}))
 def test_an_old_flag_is_understood_and_told(verb: str) -> None:
     options = options_of(importlib.import_module(f"afclip_lightning.cli.{verb}")._parser())
@@ -106,6 +100,34 @@ def test_an_old_flag_is_understood_and_told(verb: str) -> None:
         assert args == [new, "x", f"{new}=y", "--", old]
         assert notes == [f"note: {old} is called {new} now."]
     assert with_new_names(verb, ["--device", "cpu"]) == (["--device", "cpu"], [])
+
+
+@pytest.mark.parametrize(("command", "message"), [
+    ("inspect --chekpoint=x a.png", "unrecognized arguments: --chekpoint=x. Did you mean --checkpoint?"),
+    ("inspect --nothing a.png", "unrecognized arguments: --nothing"),
+    ("features info --jsno store", "unrecognized arguments: --jsno. Did you mean --json?"),
+    ("features prune store --days many", "argument --days: must be 0 or more, got many"),
+    ("benchmark --config x --jobs many", "argument --jobs: must be at least 1, got many"),
+    ("benchmark --config x --time_limit inf", "argument --time_limit: must be a number of seconds above 0, got inf"),
+    ("sweep --config x --trials 1.5", "argument --trials: must be from 1 to 1000000, got 1.5"),
+    ("sweep --config x --seed -1", "argument --seed: must be from 0 to 2147483647, got -1"),
+    ("report run --threshold nan", "argument --threshold: must be a finite number, got nan"),
+])  # fmt: skip
+def test_a_wrong_flag_or_number_is_answered_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *command.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {message}"
+
+
+def test_a_mistyped_command_of_features_is_told_all_four(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "features", "biuld")
+    assert "choose from 'build', 'info', 'verify', 'prune'" in capsys.readouterr().err.replace("(", "").replace(")", "")
 
 
 def test_flags_are_of_one_kind() -> None:

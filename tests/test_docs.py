@@ -1,0 +1,72 @@
+"""Commands that guides and heads of files show exist, and so do their flags and their configs."""
+
+import importlib
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+import afclip_lightning.methods
+from afclip_lightning.cli import verbs
+from afclip_lightning.datasets.catalogue import dataset_classes
+from afclip_lightning.discovery import import_submodules
+from afclip_lightning.engine.parser import _argument_names, add_run_arguments
+from tests.support import REPOSITORY
+from tests.support.options import options_of
+
+RUNS = {"fit", "validate", "test", "predict"}
+PROGRAM = re.compile(r"(?:-m afclip_lightning|(?<![\w./-])afclip) ([a-z]\w*)\b([^\n]*)")
+FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "data/README.md", "docs/*.md"]
+FILES += ["experiments/**/*.md", "experiments/**/*.yaml", "experiments/**/*.sbatch", "configs/**/*.yaml"]
+TO_BE_WRITTEN = {"configs/off_centre_demo.yaml", "configs/x_mvtec.yaml"}  # by who follows the guide
+
+
+def commands() -> Iterator[tuple[str, str, list[str]]]:
+    """Returns each command that is shown: where, its verb, and what follows it."""
+    for path in sorted({path for pattern in FILES for path in REPOSITORY.glob(pattern)}):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"\\\n[#\s]*", " ", text)
+        for verb, rest in PROGRAM.findall(text):
+            rest = re.split(r"`|\s#|\"\$@\"", rest)[0]
+            yield f"{path.relative_to(REPOSITORY)}: {verb} {rest}", verb, shlex.split(rest)
+
+
+@cache
+def flags_of(verb: str) -> set[str]:
+    if verb not in RUNS:
+        return options_of(importlib.import_module(f"afclip_lightning.cli.{verb}")._parser())
+    parser = LightningArgumentParser()
+    parser.add_class_arguments(Trainer, "trainer")
+    add_run_arguments(parser)
+    return {*options_of(parser), "--config", "--seed_everything", "--model", "--data"}
+
+
+def known(verb: str, flag: str, args: list[str]) -> bool:
+    """Returns whether a verb takes a flag; that of a method's or a dataset's argument is one of any class."""
+    verb = "fit" if verb == "features" and args[:1] == ["build"] else verb
+    section, dot, _ = flag.removeprefix("--").partition(".")
+    of_a_class = dot and section in {"model", "data"} and (section == "model" or verb in RUNS)
+    if of_a_class or (verb == "datasets" and "check" in args):
+        return flag in flags_of(verb) or flag.removeprefix("--").rpartition(".")[2] in _argument_names()
+    return flag in flags_of(verb) or (verb in RUNS and section == "heads")
+
+
+def test_commands_that_are_shown_are_ones_that_there_are() -> None:
+    import_submodules(afclip_lightning.methods)
+    dataset_classes()
+    names = {verb.name for verb in verbs.verbs()}
+    shown = list(commands())
+    assert {verb for _, verb, _ in shown} >= names - {"validate"}
+    wrong = [place for place, verb, _ in shown if verb not in names]
+    for place, verb, args in shown:
+        own = list(itertools.takewhile(lambda arg: arg != "--", args))
+        flags = [arg.partition("=")[0] for arg in own if arg.startswith("--") and " " not in arg]
+        wrong += [f"{place}: {flag}" for flag in flags if verb in names and not known(verb, flag, own)]
+        configs = {Path(arg) for arg in own if re.match(r"(configs|experiments)/.*\.yaml$", arg)}
+        wrong += [f"{place}: {c}" for c in configs if str(c) not in TO_BE_WRITTEN and not (REPOSITORY / c).is_file()]
+    assert wrong == []
