@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a look at a dataset's files does without torch
 Fit = Literal["squash", "pad", "tiles"]
 Split = Literal["train", "test"]
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
-MOST = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
+MOSTLY_MARKED = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
 MAIN_HEAD = "main"  # name of the run's own method where others are tested in the same pass
 
 
@@ -110,7 +110,7 @@ class MaskFacts:
     @property
     def marks_most(self) -> bool:
         """Returns whether more than half of the picture is anomalous."""
-        return self.marked > MOST * self.shape[0] * self.shape[1]
+        return self.marked > MOSTLY_MARKED * self.shape[0] * self.shape[1]
 
     def region_area(self, device: torch.device | None = None) -> Tensor:
         """Returns the area of the region of each pixel of the image, `[H, W]`, int32, 0 = normal."""

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from afclip_lightning.cli.model_options import few_shot_images
 from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
-from afclip_lightning.errors import UserError
 
 PLACE = 43
 DESCRIPTION = """\
@@ -27,13 +27,10 @@ def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
     options = _parser().parse_args(args)
 
-    from afclip_lightning.data.images import walk_images  # with torch and more, which `--help` has no use for
-    from afclip_lightning.inspection.export import export
+    from afclip_lightning.inspection.export import export  # with torch and more, which `--help` has no use for
     from afclip_lightning.inspection.predictor import load
 
-    few_shot = [] if options.few_shot_dir is None else walk_images(options.few_shot_dir)
-    if options.few_shot_dir is not None and not few_shot:
-        raise UserError(f"{options.few_shot_dir} has no images. Name a folder of normal ones.")
+    few_shot = few_shot_images(options.few_shot_dir)
     out = options.out or Path(Path(options.checkpoint).with_suffix(SUFFIXES[options.to]).name)
     model = load(options.checkpoint, device="cpu", category=options.category, few_shot=few_shot)
     facts = export(model, out, options.to)

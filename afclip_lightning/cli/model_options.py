@@ -111,7 +111,7 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
     return others, found
 
 
-def tiling_of(options: argparse.Namespace) -> "Tiling":
+def _tiling_of(options: argparse.Namespace) -> "Tiling":
     """Returns how images are seen.
 
     Raises:
@@ -123,6 +123,21 @@ def tiling_of(options: argparse.Namespace) -> "Tiling":
         return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
     except ValueError as error:
         raise UserError(f"{error}.") from error
+
+
+def few_shot_images(folder: Path | None) -> list[Path]:
+    """Returns the images of `--few_shot_dir`; none where it is not given.
+
+    Raises:
+        UserError: The folder has no image.
+    """
+    if folder is None:
+        return []
+    from afclip_lightning.data.images import walk_images
+
+    if not (found := walk_images(folder)):
+        raise UserError(f"{folder}, the folder of few-shot images, has no image.")
+    return found
 
 
 def load_models(
@@ -144,7 +159,6 @@ def load_models(
     Raises:
         UserError: A model cannot be loaded, or an option is out of its range.
     """
-    from afclip_lightning.data.images import walk_images
     from afclip_lightning.inspection.calibration import ANY_PRODUCT
     from afclip_lightning.inspection.predictor import load
 
@@ -153,11 +167,7 @@ def load_models(
             f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
             f"{options.num_workers}."
         )
-    tiling, few_shot = tiling_of(options), []
-    if options.few_shot_dir is not None:
-        few_shot = walk_images(options.few_shot_dir)
-        if not few_shot:
-            raise UserError(f"{options.few_shot_dir}, the folder of few-shot images, has no image.")
+    tiling, few_shot = _tiling_of(options), few_shot_images(options.few_shot_dir)
     white = white_of(options, images)
     backbones: dict[str, ClipBackbone] = {}
     models: dict[str, Predictor] = {}

@@ -113,18 +113,6 @@ def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
     return decorate
 
 
-def finite(text: str) -> float:
-    """Returns a number that is finite, from the command line.
-
-    Raises:
-        ValueError: It is none.
-    """
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
 def with_new_names(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the arguments of a command with the names that its flags have today, and a sentence per renamed flag.
 

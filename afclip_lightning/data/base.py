@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from afclip_lightning.data.few_shot import draw_few_shot, given_few_shot, record_of
+from afclip_lightning.data.few_shot import given_few_shot, record_of, select_few_shot
 from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.lightning_base import LightningDataModule, rank_zero_warn
@@ -69,7 +69,7 @@ class AnomalyData(LightningDataModule, ABC):
             preprocess: Turns images and masks into tensors: that of the backbone, `model.preprocess`.
             loading: How images are read.
             store: Where the features of images may lie.
-            few_shot_dir: Folder of few-shot images chosen by hand; they are drawn without it.
+            few_shot_dir: Folder of few-shot images chosen by hand; without it they are selected at random.
 
         Returns:
             This.
@@ -384,14 +384,14 @@ class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
         return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images per category, of `few_shot_dir` or drawn; `few_shot_record` has them.
+        """Returns k normal training images per category, of `few_shot_dir` or selected; `few_shot_record` has them.
 
-        A draw is seeded, without replacement, and the same on every machine. Each category has its own stream, so that
-        it does not depend on which other categories are in use.
+        The selection is random, by the seed, the same on every machine. Each category has its own stream, so that it
+        does not depend on which other categories are in use.
 
         Args:
             k_shot: Images per category.
-            seed: Seed of the draw.
+            seed: Seed of the selection.
 
         Returns:
             `(dataset, category)` to the samples, sorted by path.
@@ -408,7 +408,7 @@ class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
             root = self.few_shot_dir or self.root
             if self.few_shot_dir is None:
                 normal = [sample for sample in self.find_samples(category, "train") if sample.label == 0]
-                chosen = draw_few_shot(normal, k_shot, seed, category, f"{self.name}/{category} under {root}")
+                chosen = select_few_shot(normal, k_shot, seed, category, f"{self.name}/{category} under {root}")
             else:
                 alone = len(self.selected_categories()) == 1
                 images = given_few_shot(root, self.name, category, k_shot, alone)

@@ -18,7 +18,7 @@ from afclip_lightning.data.picture import say, upright
 from afclip_lightning.data.published import Counts
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UnpairedError, shown
-from afclip_lightning.types import MOST, UNKNOWN, Sample, Split
+from afclip_lightning.types import MOSTLY_MARKED, UNKNOWN, Sample, Split
 
 COUNTED = ("normal training", "normal test", "anomalous test")
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -253,7 +253,7 @@ def _tell_pixels(looked_at: list[_Seen], dataset: AnomalyDataModule, report: Rep
         )
     for row in report.categories:
         masked = [seen for seen in looked_at if seen.sample.category == row.category and seen.marked]
-        most = [seen for seen in masked if seen.marked > MOST]
+        most = [seen for seen in masked if seen.marked > MOSTLY_MARKED]
         if most:
             said = say_mostly(row.category, len(most), _mask_of(most[0]))
             # a defect may be large, and hardly ever are most of them

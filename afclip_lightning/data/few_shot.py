@@ -1,4 +1,4 @@
-"""Few-shot images of a category: drawn by a seed, or chosen by hand."""
+"""Few-shot images of a category: selected at random, by a seed, or chosen by hand."""
 
 import os
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
 
 
-def draw_few_shot(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:
+def select_few_shot(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:
     """Returns k of a category's normal training images, in their order; the same on every machine.
 
     Args:
-        normal: The images to draw from, sorted by path.
+        normal: The images to select from, sorted by path.
         k_shot: How many.
-        seed: Seed of the draw, which has its own stream for each category.
+        seed: Seed of the selection, which has its own stream for each category.
         category: The category.
         place: What messages call it.
 
@@ -66,7 +66,7 @@ def record_of(samples: Sequence[Sample], root: Path, seed: int | None) -> dict[s
     Args:
         samples: The images, of one category.
         root: Folder that their paths are given in.
-        seed: Seed of the draw; `None` where they were chosen by hand.
+        seed: Seed of the selection; `None` where they were chosen by hand.
     """
     return {
         "dataset": samples[0].dataset,

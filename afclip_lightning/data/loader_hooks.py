@@ -38,7 +38,7 @@ class LoaderHooks(LightningDataModule, ABC):
             too.
         loading: How images are read.
         store: Where the features of images may lie, or `None`.
-        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to draw them.
+        few_shot_dir: Folder of few-shot images chosen by hand, or `None` to select them at random.
         pairing: How tested images are paired; `None` if they are not. Set by `pair`.
         reference_record: The references of each `(dataset, category)`, for the run folder.
         own_size: Whether the loaders of tests give masks at each image's own size too; see `AnomalyData.evaluate_at`.
@@ -132,11 +132,11 @@ class LoaderHooks(LightningDataModule, ABC):
         Raises:
             DatasetError: There are fewer images than processes.
         """
-        from afclip_lightning.data.sampling import in_order
+        from afclip_lightning.data.sampling import ordered_sampler
 
         samples = self._samples_for_all(split)
         references = draw_references(samples, self.pairing) if self.pairing else None
-        return self._loader(samples, partial(in_order, references=references), references)
+        return self._loader(samples, partial(ordered_sampler, references=references), references)
 
     def _samples_for_all(self, split: Split) -> list[Sample]:
         from afclip_lightning.distributed import processes

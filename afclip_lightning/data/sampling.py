@@ -69,7 +69,7 @@ class GroupedSampler(DistributedSampler[int]):
         return iter(self.order)
 
 
-def in_order(dataset: AnomalyDataset, references: Sequence[Sequence[int]] | None = None) -> Sampler[int]:
+def ordered_sampler(dataset: AnomalyDataset, references: Sequence[Sequence[int]] | None = None) -> Sampler[int]:
     """Returns the order of a test: of this process's part, no image repeated.
 
     Args:

@@ -52,7 +52,7 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--few_shot_dir",
         type=Path | None,
         default=None,
-        help="Few-shot images chosen by hand, instead of a draw: DIR/[<dataset>/]<category>/*.",
+        help="Few-shot images chosen by hand, instead of a random selection: DIR/[<dataset>/]<category>/*.",
     )
     parser.add_argument(
         "--heads",

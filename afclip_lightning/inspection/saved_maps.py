@@ -17,7 +17,7 @@ from afclip_lightning.data.picture import say
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import AnomalyMetrics
-from afclip_lightning.types import MOST
+from afclip_lightning.types import MOSTLY_MARKED
 
 NORMAL_FOLDER = "good"
 ALONE = "all"
@@ -212,7 +212,7 @@ def evaluate(
                     "--empty_masks normal."
                 )
             label = False
-        if mask_path is not None and mask.mean() > MOST:
+        if mask_path is not None and mask.mean() > MOSTLY_MARKED:
             mostly.append(mask_path)
         try:
             score = anomaly_map.reshape(-1).max(keepdims=True)

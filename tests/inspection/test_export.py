@@ -144,7 +144,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert json.loads(Path("AFCLIP.pt2.json").read_text())["shots"]
     (tmp_path / "none").mkdir()
     assert main(["--checkpoint", str(head), "--to", "torch_export", "--few_shot_dir", "none"]) == 2
-    assert "none has no images" in capsys.readouterr().err
+    assert "none, the folder of few-shot images, has no image." in capsys.readouterr().err
     assert main(["--checkpoint", "absent.ckpt", "--to", "onnx"]) == 2
     assert "absent.ckpt does not exist" in capsys.readouterr().err
 
