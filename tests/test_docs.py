@@ -70,3 +70,18 @@ def test_commands_that_are_shown_are_ones_that_there_are() -> None:
         configs = {Path(arg) for arg in own if re.match(r"(configs|experiments)/.*\.yaml$", arg)}
         wrong += [f"{place}: {c}" for c in configs if str(c) not in TO_BE_WRITTEN and not (REPOSITORY / c).is_file()]
     assert wrong == []
+
+
+def test_the_walk_of_the_guide_names_what_there_is() -> None:
+    (figure,) = re.findall(r"```text\n(cli/test\.py.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    steps = [(file, names) for file, names in re.findall(r"^([\w/]+)\.py +(\w+(?:\.\w+)?)", figure, re.MULTILINE)]
+    assert len(steps) == len(figure.splitlines())
+    for file, names in steps:
+        if file == "methods/x":  # any method
+            continue
+        module = importlib.import_module(f"afclip_lightning.{file.replace('/', '.')}")
+        first, _, last = names.partition(".")
+        places = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+        found = [getattr(place, first) for place in places if hasattr(place, first)]
+        assert found, (file, names)
+        assert not last or hasattr(found[0], last), (file, names)

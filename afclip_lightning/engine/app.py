@@ -26,6 +26,7 @@ from afclip_lightning.engine import flows, loggers
 from afclip_lightning.engine.checkpoint import AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.engine.factory import (
     as_list,
+    check_few_shot,
     check_space,
     keep_features,
     load_heads,
@@ -130,6 +131,7 @@ class AnomalyCLI(LightningCLI):
         parser, config = self._parser(command), self.config_init[command]
         method.config = yaml.safe_load(parser.dump(self.config[command], skip_none=False))["model"]
         heads = load_heads(method, config.heads)
+        check_few_shot(heads, config.few_shot_dir)
         if config.features.cache is not None:
             keep_features(heads, config.features, config.loading, str(self.trainer.precision))
         tested = SharedPass(heads) if len(heads) > 1 else method

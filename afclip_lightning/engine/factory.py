@@ -225,6 +225,18 @@ def load_heads(method: AnomalyMethod, others: Mapping[str, Path]) -> dict[str, A
     return {MAIN_HEAD: method} | {name: load_head(path, backbones=backbones) for name, path in others.items()}
 
 
+def check_few_shot(heads: Mapping[str, AnomalyMethod], few_shot_dir: Path | None) -> None:
+    """Refuses a folder of few-shot images that no method would look at: its numbers would be zero-shot ones.
+
+    Raises:
+        UserError: There is one.
+    """
+    if few_shot_dir is not None and not any(head.k_shot for head in heads.values()):
+        counted = any(head.takes_few_shot for head in heads.values())
+        why = "k_shot is 0: give --model.k_shot" if counted else f"{type(heads[MAIN_HEAD]).__name__} takes none"
+        raise UserError(f"--few_shot_dir names few-shot images, but {why}, or leave the folder out.")
+
+
 def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, loading: Loading, precision: str) -> None:
     """Gives methods the store that keeps their features.
 

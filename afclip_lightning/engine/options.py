@@ -63,7 +63,9 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
     if config["heads"] and command == "predict":
         raise UserError("--heads are for test, validate and fit: predict writes the maps of one method.")
     for name, path in config["heads"].items():
-        if name == MAIN_HEAD or not re.fullmatch(r"[\w-]+", name):
+        if name == MAIN_HEAD:
+            raise UserError(f"--heads: {name!r} is no name for a head: the run's own has it. Choose another.")
+        if not re.fullmatch(r"[\w-]+", name):
             raise UserError(f"--heads: {name!r} is no name for a head; letters, digits, _ and - make one.")
         if not Path(path).exists():
             raise UserError(f"--heads: {name}: {path} does not exist.")

@@ -49,6 +49,8 @@ WRONG = {
     "--evaluation.tolerance=-1": "must be at least 0",
     "--few_shot_dir=absent": "absent is no folder",
     "--heads={a: absent.ckpt}": "absent.ckpt does not exist",
+    "--heads={main: absent.ckpt}": "'main' is no name for a head: the run's own has it",
+    "--heads={a/b: absent.ckpt}": "'a/b' is no name for a head; letters, digits",
     # types
     "--trainer.max_epochs=many": "trainer.max_epochs: expected a whole number or null, got many.",
     "--trainer.max_epochs=1.5": "trainer.max_epochs: expected a whole number or null, got 1.5.",
@@ -100,6 +102,13 @@ def test_wrong_values(
     assert re.search(WRONG[options].replace("[", r"\["), errors[0])
     assert len(lines) <= 3
     assert not (folder / "runs").exists()
+
+
+def test_few_shot_images_that_nobody_looks_at_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--few_shot_dir=.") == 2
+    assert "but k_shot is 0: give --model.k_shot, or leave the folder out" in capsys.readouterr().err
+    assert run("fit", "--few_shot_dir=.", "--model=PatchRarity", "--model.layers=[1]") == 2
+    assert "but PatchRarity takes none, or leave the folder out" in capsys.readouterr().err
 
 
 def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
