@@ -13,7 +13,7 @@ from afclip_lightning.errors import UserError
 PLACE = 12
 DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # every file is older than -1 days, and would go
 DESCRIPTION = """\
-Features of a frozen backbone, a file a tapped layer and image, for --features.cache of fit, validate and test.
+Features of a frozen backbone, one file per tapped layer and image, for --features.cache of fit, validate and test.
 
   build --config FILE --features.cache DIR ...   compute what is not there; options as those of fit
   info DIR                                       what lies there, of which backbone, how large
