@@ -24,22 +24,22 @@ from afclip_lightning.discovery import import_submodules
 from afclip_lightning.discovery.sections import instantiate_subclass, refusals
 from afclip_lightning.engine import flows, loggers
 from afclip_lightning.engine.checkpoint import AtomicCheckpointIO, read_checkpoint
-from afclip_lightning.engine.factory import (
-    as_list,
-    check_few_shot,
-    check_space,
-    keep_features,
-    load_heads,
-    run_callbacks,
-    run_loggers,
-    trained_on,
-)
+from afclip_lightning.engine.factory import load_heads
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import GROUPS, PROGRAM, AnomalyArgumentParser, add_run_arguments, parse
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_folder, is_first_process
+from afclip_lightning.engine.run_parts import (
+    as_list,
+    check_few_shot,
+    check_space,
+    keep_features,
+    run_callbacks,
+    run_loggers,
+    trained_on,
+)
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue
 from afclip_lightning.errors import UserError, message_of

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.engine.app import AnomalyCLI
-from afclip_lightning.engine.factory import trained_on
 from afclip_lightning.engine.flows import Run
+from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, Split

@@ -11,8 +11,9 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
-from afclip_lightning.engine.factory import checkpoint_of, restore, trained_on
+from afclip_lightning.engine.factory import checkpoint_of, restore
 from afclip_lightning.engine.resume import LAST, check_optimizer
+from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import restarted
 from afclip_lightning.errors import TrainingError, UserError

@@ -1,0 +1,142 @@
+"""What a run has beside its methods: the feature store, what is trained on, loggers and callbacks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from afclip_lightning.backbones.store import FeatureCache, FeatureStore
+from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
+from afclip_lightning.data.loading_options import Loading
+from afclip_lightning.engine import loggers
+from afclip_lightning.engine.callbacks.data_record import DataRecord
+from afclip_lightning.engine.callbacks.evaluation import Evaluation
+from afclip_lightning.engine.callbacks.pictures import Pictures
+from afclip_lightning.engine.callbacks.predictions import Predictions
+from afclip_lightning.engine.callbacks.preemption import Preemption
+from afclip_lightning.engine.callbacks.tracking import Tracking
+from afclip_lightning.engine.checkpoint import LAST
+from afclip_lightning.errors import UserError
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import MAIN_HEAD, Split
+
+
+def check_few_shot(heads: Mapping[str, AnomalyMethod], few_shot_dir: Path | None) -> None:
+    """Refuses a folder of few-shot images that no method would look at: its numbers would be zero-shot ones.
+
+    Raises:
+        UserError: There is one.
+    """
+    if few_shot_dir is not None and not any(head.k_shot for head in heads.values()):
+        counted = any(head.takes_few_shot for head in heads.values())
+        why = "k_shot is 0: give --model.k_shot" if counted else f"{type(heads[MAIN_HEAD]).__name__} takes none"
+        raise UserError(f"--few_shot_dir names few-shot images, but {why}, or leave the folder out.")
+
+
+def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, loading: Loading, precision: str) -> None:
+    """Gives methods the store that keeps their features.
+
+    Args:
+        heads: The methods, on one backbone.
+        features: Where features are kept and how.
+        loading: How images are read.
+        precision: The trainer's.
+
+    Raises:
+        UserError: A method or the loading does not allow it.
+    """
+    assert features.cache is not None
+    for method in heads.values():
+        if method.needs_pixels:
+            name = type(method).__name__
+            raise UserError(f"{name} uses the images beside their features: run it without --features.cache.")
+    if loading.draft:
+        raise UserError("--loading.draft changes the pixels: use it or --features.cache, not both.")
+    compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision, "float32")
+    main = heads[MAIN_HEAD]
+    backbone = main.backbone
+    channels = backbone.vision.width, backbone.embed_dim
+    store = FeatureStore(features.cache, main.spec, backbone.grid, compute, features.dtype, channels)
+    store.check_spec()
+    for method in heads.values():
+        method.store = store.of(method.spec)
+
+
+def check_space(
+    store: FeatureStore,
+    width: int,
+    data: AnomalyData,
+    training: Sequence[tuple[AnomalyDataModule, Split]],
+    limit_gb: float | None,
+) -> None:
+    """Checks that the features of all images of a command fit; one process does so, and makes what a dataset makes.
+
+    Args:
+        store: Where they are kept.
+        width: C, channels of a token.
+        data: What is tested on.
+        training: What is trained on, see `trained_on`.
+        limit_gb: Most that may be kept.
+
+    Raises:
+        UserError: They do not.
+    """
+    data.prepare_data()
+    read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
+    read += [sample.image_path for dataset, split in training for sample in dataset.samples(split)]
+    store.check_space(len(set(read)), width, limit_gb)
+
+
+def trained_on(method: AnomalyMethod, data: AnomalyData) -> list[tuple[AnomalyDataModule, Split]]:
+    """Returns the dataset and the split that training reads; nothing for a method that trains nothing.
+
+    Raises:
+        DatasetError: The method trains, and no dataset is there for it.
+    """
+    if not method.trainable_names():
+        return []
+    dataset = data.training_set
+    return [(dataset, dataset.train_split)]
+
+
+def run_loggers(given: Any, folder: Path, command: str, tags: Sequence[str]) -> list[Logger]:
+    """Returns the loggers of a run: those of the config, pointed at the run folder, and a CSV file there.
+
+    Args:
+        given: What the config says: loggers, or `False` for none.
+        folder: The run folder.
+        command: `fit`, `validate`, `test` or `predict`.
+        tags: What to find the run by.
+    """
+    chosen = [logger for logger in as_list(given) if logger not in (True, False)]
+    for logger in chosen:
+        loggers.prepare(logger, folder, command, tags)
+    if given is not False:
+        logs = len(list(folder.glob("log*")))  # those of the run that this one continues
+        chosen.append(CSVLogger(str(folder), name="", version=f"log-{logs + 1}" if logs else "log"))
+    return chosen
+
+
+def run_callbacks(evaluation: Evaluation, pictures: Pictures, folder: Path, keep: bool) -> list[Callback]:
+    """Returns the project's callbacks.
+
+    Args:
+        evaluation: What scores.
+        pictures: What draws.
+        folder: The run folder.
+        keep: Whether checkpoints are kept.
+    """
+    last = folder / LAST
+    callbacks = [evaluation, pictures, Predictions(), DataRecord(), Tracking(evaluation, pictures)]
+    kept = ModelCheckpoint(last.parent, filename="last", enable_version_counter=False)
+    return [*callbacks, Preemption(last if keep else None), *([kept] if keep else [])]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Returns what an option holds that may be nothing, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
