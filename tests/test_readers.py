@@ -380,6 +380,7 @@ def test_what_was_written_is_read(reader: Reader, tmp_path: Path) -> None:
     reader.read(reader.write(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", STRUCTURED, ids=lambda reader: reader.name)
 def test_values_of_another_type(reader: Reader, places: Callable[[Reader], Path]) -> None:
     path = places(reader)
@@ -395,6 +396,7 @@ def test_values_of_another_type(reader: Reader, places: Callable[[Reader], Path]
     changed()
 
 
+@pytest.mark.slow
 @BY_NAME
 def test_content_that_is_cut_or_altered(reader: Reader, places: Callable[[Reader], Path]) -> None:
     path = places(reader)
@@ -410,6 +412,7 @@ def test_content_that_is_cut_or_altered(reader: Reader, places: Callable[[Reader
     damaged()
 
 
+@pytest.mark.slow
 @BY_NAME
 def test_content_of_any_kind(reader: Reader, places: Callable[[Reader], Path]) -> None:
     path = places(reader)

@@ -348,6 +348,7 @@ def test_a_tower_whose_attention_is_of_another_kind_has_no_dual_path(tmp_path: P
         backbone.spec(vv_layers=(12,), vv_from=6)
 
 
+@pytest.mark.slow
 def test_siglip_like_tower_without_class_token(tmp_path: Path) -> None:
     """A tower that pools by attention, and a text tower that is not causal and pools its last token."""
     vision = {

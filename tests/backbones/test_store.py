@@ -337,6 +337,7 @@ def test_build_info_verify_prune(
     assert "--features.cache DIR" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_build_needs_room_for_the_training_images_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needed = []
     for run, verb in ((features.main, "build"), (main, "fit"), (main, "test")):

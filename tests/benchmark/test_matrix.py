@@ -191,6 +191,7 @@ def test_mistakes_are_named(old: str, new: str, told: str) -> None:
     assert told in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_papers", "ablation"])
 def test_the_matrices_of_the_project_name_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
@@ -265,6 +266,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @hypothesis.settings(
     max_examples=50,

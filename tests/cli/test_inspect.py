@@ -328,6 +328,7 @@ def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.
     assert len(rows("images/out")) == 3  # its own overlays are no images
 
 
+@pytest.mark.slow
 def test_several_methods_share_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "images", 2)
     args = ["--methods", "CLIP,AnoVL", *MODEL_OPTIONS, "--model.temperature", "0.1", "--out", "out", "--save", "npy"]
@@ -361,6 +362,7 @@ def test_maps_are_scored_by_evaluate(folder: Path, capsys: pytest.CaptureFixture
         assert float(one["pixel_auroc"]) == pytest.approx(float(other["pixel_auroc"]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "good", 14)
     command = ["--checkpoint", "head.ckpt", "--num_workers", "0", "--normal", "good"]
@@ -431,6 +433,7 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (folder / "head.calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--checkpoint", "head.ckpt", "--num_workers", "0"]
     for product, seed in (("bolt", 0), ("nut", 50)):
@@ -463,6 +466,7 @@ def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixtur
     assert inspect("bolt") == 0
 
 
+@pytest.mark.slow
 def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_pictures(folder / "all", 30)
     scores = [one.score for one in load(folder / "head.ckpt", device="cpu").predict_many(paths)]

@@ -23,6 +23,7 @@ from tests.support.commands import arguments, subprocess_of, table
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_every_config_parses(config: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:

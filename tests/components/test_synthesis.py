@@ -76,6 +76,7 @@ def test_noise_equals_the_loop_at_sizes_that_no_lattice_divides(cells: tuple[int
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "patch", "half_covered", "without"), [(240, 16, 0.026, 0.32), (518, 14, 0.043, 0.05)])
 def test_masks_have_the_statistics_of_draem(size: int, patch: int, half_covered: float, without: float) -> None:
     """The facts were computed with another Perlin implementation: 600 masks without rotation, mean area 5.4 %."""

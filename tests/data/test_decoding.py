@@ -155,6 +155,7 @@ def test_an_empty_mask_of_an_anomalous_image_is_named(tmp_path: Path) -> None:
         AnomalyDataset([sample], Preprocess(28))[0]
 
 
+@pytest.mark.slow
 def test_damaged_file_in_a_loader_process(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["a"])
     damage(root / "a/test/crack/001.png", "truncated")

@@ -199,6 +199,7 @@ def test_tensorboard_and_csv_by_config(folder: Path) -> None:
     assert not (folder / "board/wandb").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "netrc", "mode"),
     [

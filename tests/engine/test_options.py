@@ -89,6 +89,7 @@ def folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WRONG)
 def test_wrong_values(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str

@@ -36,6 +36,7 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "copy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "word"), [
     *((command, "last") for command in ("fit", "validate", "test", "predict")),
     *(("test", word) for word in ("best", "hpc", "registry", "registry:name:version:1", "s3://bucket/x.ckpt")),
@@ -49,6 +50,7 @@ def test_lightnings_words_name_nothing(
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_runs_folder_is_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, path in {"folder": "one", "file": "one/head.ckpt", "last": "one/checkpoints/last.ckpt"}.items():
         assert run("test", f"--ckpt_path={path}", f"--out={name}") == 0
@@ -145,6 +147,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_training_states(folder: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     change, message = DAMAGES[damage]

@@ -201,6 +201,7 @@ def test_every_weight_is_trained_by_one_rule(pairs, settings):
     assert rest["use_fallback"]
 
 
+@pytest.mark.slow
 def test_a_few_steps_reduce_the_loss(pairs, settings):
     torch.manual_seed(0)
     module = Pretraining(settings, pairs, pairs)

@@ -17,6 +17,7 @@ benchmark = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(benchmark)
 
 
+@pytest.mark.slow
 def test_what_is_timed_is_winclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "MODEL", "tiny-8-112")
     monkeypatch.setattr(benchmark, "SIZE", 112)

@@ -172,6 +172,7 @@ def test_half_read_bodies_are_bounded(address: tuple[str, int], monkeypatch: pyt
     assert {one.status_code for one in refused} == {503}
 
 
+@pytest.mark.slow
 def test_damaged_images_are_no_fault_of_the_server(address: tuple[str, int]) -> None:
     url = f"http://127.0.0.1:{address[1]}/api/inspect"
     rng = np.random.default_rng(0)

@@ -55,6 +55,7 @@ def test_the_numbers_of_the_test_loop(head: Path, tmp_path: Path) -> None:
         assert_close(one.anomaly_map, resize_map(anomaly_map, 60, 80), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tiling", "num_workers"), [(Tiling(), 2), (Tiling("pad", tiles=2), 0), (Tiling("tiles", tile_size=40), 2)], ids=str
 )
@@ -142,6 +143,7 @@ def test_any_size(head: Path, size: tuple[int, int], fit: str) -> None:
     assert found.overlay().shape == (*size, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["AFCLIP", "WinCLIP"])
 def test_few_shot_images_are_normal(name: str, head: Path) -> None:
     path, tiling = (head, Tiling(tiles=2)) if name == "AFCLIP" else (name, Tiling())

@@ -398,6 +398,7 @@ def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], pag
     page.wait_for_function("() => !$('calibrated').textContent.includes('from the page')")
 
 
+@pytest.mark.slow
 def test_it_stops_in_peace(server: tuple[str, subprocess.Popen[str]]) -> None:
     address, process = server
     assert httpx.get(f"{address}/health").json()["status"] == "ok"

@@ -36,6 +36,7 @@ def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2_109_440
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_ablation_variants(tiny: ClipBackbone, name: str) -> None:
     torch.manual_seed(0)

@@ -73,6 +73,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Anomal
     return make
 
 
+@pytest.mark.slow
 def test_every_trainable_parameter_moves_and_nothing_else(model: AnomalyMethod) -> None:
     batch = batch_of()
     score(model, batch)
@@ -88,6 +89,7 @@ def test_every_trainable_parameter_moves_and_nothing_else(model: AnomalyMethod) 
     assert all(loss.dtype == torch.float32 for loss in first.values())
 
 
+@pytest.mark.slow
 def test_the_loss_falls(model: AnomalyMethod) -> None:
     optimizer, batch = model.configure_optimizers(), batch_of()
     losses = [train_step(model, optimizer, batch)["total"].item() for _ in range(6)]
@@ -107,6 +109,7 @@ def test_scores_do_not_depend_on_the_batch(model: AnomalyMethod) -> None:
         torch.testing.assert_close(part[1], maps[rows], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_scores_and_losses_are_float32_in_mixed_precision(model: AnomalyMethod) -> None:
     batch = batch_of()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -117,6 +120,7 @@ def test_scores_and_losses_are_float32_in_mixed_precision(model: AnomalyMethod) 
     assert all(loss.isfinite() for loss in losses.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [[0], [1], [0, 2], [1, 3]])
 def test_batches_of_one_image_or_one_kind_train(model: AnomalyMethod, rows: list[int]) -> None:
     optimizer = model.configure_optimizers()
@@ -125,6 +129,7 @@ def test_batches_of_one_image_or_one_kind_train(model: AnomalyMethod, rows: list
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> None:
     batch = batch_of()
     features = model.extract(batch)
@@ -202,6 +207,7 @@ def untrained(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMeth
     return model
 
 
+@pytest.mark.slow
 def test_an_untrained_method_keeps_the_contract(untrained: AnomalyMethod) -> None:
     """Nothing trains; scores and maps are probabilities or distances, the same in any company and any repetition."""
     model, batch = untrained, batch_of()

@@ -164,6 +164,7 @@ def test_checkpoint_refuses_another_prior(tmp_path: Path) -> None:
         FAPrompt(backbone, **{**arguments, "vv_from": 3}).on_load_checkpoint(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounded", [False, True])
 def test_members_of_an_ensemble_train_as_if_alone(tiny: ClipBackbone, rounded: bool) -> None:
     """In float64, where another order of sums changes next to nothing: the limits are tight on any processor."""

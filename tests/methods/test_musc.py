@@ -180,6 +180,7 @@ class Held(TorchDispatchMode):
         return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block_mb", "block", "count", "copies"), [(3, 1, 28, False), (8, 4, 8, True)])
 def test_memory_stays_within_the_argument(
     tiny: ClipBackbone, tmp_path: Path, block_mb: int, block: int, count: int, copies: bool

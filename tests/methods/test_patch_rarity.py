@@ -27,6 +27,7 @@ def test_rarity_equals_loops(count: int, channels: int, share: float, seed: int)
     torch.testing.assert_close(actual[0].double(), torch.tensor(expected).double(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_and_maps_are_of_the_mean_over_the_layers(tiny: ClipBackbone) -> None:
     model, batch = PatchRarity(tiny, layers=LAYERS, share=0.05), take(batch_of(), [0])
     tokens = [layer[0, 1:].double().numpy() for layer in model.extract(batch).tokens]

@@ -76,6 +76,7 @@ wide_maps = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_float64_and_whole_numbers_equal_to_the_loops(data):

@@ -84,6 +84,7 @@ def test_bins_hold_what_their_thresholds_say(pixels, limit):
             assert len({score for score, _ in pixels if lowest <= score < edges[i + 1]}) == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pixels_of, limits, st.data())
 def test_parts_add_to_the_whole(pixels, limit, data):

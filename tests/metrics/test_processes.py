@@ -93,6 +93,7 @@ def values(tmp_path_factory) -> dict[tuple[int, int], list]:
     return {key: torch.load(folder / f"{key[0]}-{key[1]}.pt", weights_only=False) for key in ranks}
 
 
+@pytest.mark.slow
 def test_the_metric_gives_the_same_bits(values):
     expected = values[1, 0][:-1]
     assert expected[0].keys() == {f"{a}_{b}" for a in ("image", "pixel") for b in ("auroc", "ap", "f1_max")} | {

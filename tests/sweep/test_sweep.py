@@ -125,6 +125,7 @@ def test_a_grid_is_all_combinations_and_needs_an_end(tmp_path: Path) -> None:
         read_sweep(write_sweep(path, method="grid", parameters={"c": {"min": 0.5, "max": 1.0}})).grid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["", "study.db"], ids=["journal", "sqlite"])
 def test_a_stopped_trial_is_taken_up_and_ends_as_if_nothing_had_been(
     folder: Path,
