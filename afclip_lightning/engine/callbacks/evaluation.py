@@ -228,10 +228,11 @@ class Evaluation(Callback):
             after_training = trainer.global_step and trained.is_file()
             checkpoint = trainer.ckpt_path or (trained if after_training else None)
         k_shot, seed = method.k_shot, os.environ.get("PL_GLOBAL_SEED")
+        by_hand = trainer.datamodule.parts[0].few_shot_dir  # type: ignore[attr-defined]
         head.conditions = {
             "method": type(method).__name__,
             "k_shot": k_shot,
-            "shot_seed": method.shot_seed if k_shot else None,
+            "shot_seed": method.shot_seed if k_shot and by_hand is None else None,
             "seed": None if seed is None else int(seed),
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "checkpoint_fingerprint": None if checkpoint is None else _fingerprint(Path(checkpoint)),
@@ -240,7 +241,8 @@ class Evaluation(Callback):
             "image_size": method.preprocess.image_size,
         }
         images = "image" if k_shot == 1 else "images"
-        said = [f"{k_shot} few-shot {images} (seed {method.shot_seed})"] if k_shot else []
+        source = f"(seed {method.shot_seed})" if by_hand is None else f"of {by_hand}"
+        said = [f"{k_shot} few-shot {images} {source}"] if k_shot else []
         if checkpoint is not None:
             said.append(f"checkpoint {checkpoint} ({head.conditions['checkpoint_fingerprint']})")
         if self.resolution == "image":

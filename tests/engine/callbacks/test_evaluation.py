@@ -320,7 +320,9 @@ def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> N
     for path in (root / "bad/0.png", root / "good/3.png"):
         expected = inspector.predict(path)
         assert found[path].score == pytest.approx(expected.score, rel=1e-4)
-    assert evaluation.main.conditions["k_shot"] == 2
+    conditions = evaluation.main.conditions
+    assert (conditions["k_shot"], conditions["shot_seed"]) == (2, None)  # no seed chose them
+    assert f"2 few-shot images of {good}" in evaluation.main.title
 
 
 def test_tiles_are_refused_where_whole_images_are_needed(root: Path, tmp_path: Path) -> None:
