@@ -123,6 +123,7 @@ def test_methods_are_found_not_listed() -> None:
     assert named == set()
 
 
+@pytest.mark.slow
 def test_no_test_imports_from_another() -> None:
     tests = {module_of(path) for path in TESTS.rglob("test_*.py")}
     found = [

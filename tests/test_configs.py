@@ -52,6 +52,7 @@ def test_no_two_overrides_are_the_same() -> None:
         seen.append(variant)
 
 
+@pytest.mark.slow
 def test_the_released_faprompt_is_the_one_whose_numbers_are_recorded() -> None:
     arguments = arguments_of("faprompt_mvtec", "official/faprompt")
     assert {name: arguments[name] for name in RELEASED} == RELEASED

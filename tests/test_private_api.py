@@ -269,6 +269,7 @@ def overrides() -> Iterator[tuple[str, str]]:
                     yield name, str(Path(*module.name.split(".")[1:]).with_suffix(".py"))
 
 
+@pytest.mark.slow
 def test_every_private_name_in_use_is_in_the_table() -> None:
     known = {(name, used.file) for used in UNDERSCORED for name in used.names.split()}
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}

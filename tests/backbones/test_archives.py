@@ -111,6 +111,7 @@ def broken(path: Path) -> Iterator[bytes]:
     yield content + content
 
 
+@pytest.mark.slow
 def test_truncated_files_are_one_error(tmp_path: Path, archive: Path) -> None:
     save_file({k: v.contiguous() for k, v in small_clip().state_dict().items()}, tmp_path / "a.safetensors")
     torch.save(small_clip().state_dict(), tmp_path / "plain.pt")

@@ -293,6 +293,7 @@ def test_tags_turn_quick_gelu_on_for_openai_only(model: str, quick: bool) -> Non
     assert uses_quick_gelu(model, open_clip.get_model_config(model), tag) is quick
 
 
+@pytest.mark.slow
 def test_timm_tower(tmp_path: Path) -> None:
     """A timm vision transformer: taps, a file of its own weights, another size, projection of the class token."""
     config = small_config(tmp_path, "timm-small", **TIMM)
@@ -316,6 +317,7 @@ def test_timm_tower(tmp_path: Path) -> None:
         ClipBackbone(config, "random", image_size=64, vision_weights=str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_dual_path_of_a_timm_tower(tmp_path: Path, name: str) -> None:
     """The original path equals timm's own walk, with and without registers; the V-V one equals attention by hand."""

@@ -58,6 +58,7 @@ def test_a_head_is_fitted_once_and_tested_on_all_its_sets_and_shots() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_dataset_that_appears_is_tested_on_without_fitting_again(folder: Path) -> None:
     before = planned()
     assert before.missing == ("mvtec (data/mvtec)",)
@@ -69,6 +70,7 @@ def test_a_dataset_that_appears_is_tested_on_without_fitting_again(folder: Path)
     assert {step.name: step.digest for step in before.cells[0].steps}.items() <= steps.items()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_what_a_run_depends_on_is_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     def digests(*changes: str) -> dict[str, str]:
@@ -104,6 +106,7 @@ def test_commands_are_those_of_the_command_line() -> None:
     assert yaml.safe_load(cell.files[cell.folder / "data-two.yaml"])["data"]["init_args"]["root"] == "data/elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_only_methods_that_take_features_alone_share_a_store() -> None:
     cells = planned().cells
@@ -114,6 +117,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("old", "new", "told"),

@@ -58,6 +58,7 @@ def test_what_befalls_a_cell_stays_with_it(tmp_path: Path) -> None:
     assert [row.cell for row in rows if row.category == "mean"] == ["first/set0-0", "last/set1-0", "second/set0-0"]
 
 
+@pytest.mark.slow
 def test_finished_cells_are_skipped_and_failed_ones_wait_for_a_retry(tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     cells = [cell(tmp_path, "good"), cell(tmp_path, "bad", f"once:{mended}")]
@@ -101,6 +102,7 @@ if __name__ == "__main__":
         pass
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_asked_to_stop_leaves_its_cell_to_be_run(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "terminated", "terminate"), cell(tmp_path, "stopped", "stop"), cell(tmp_path, "last")]
     outcomes = run_cells(cells, run=run)
@@ -113,6 +115,7 @@ def test_a_worker_that_is_asked_to_stop_leaves_its_cell_to_be_run(tmp_path: Path
     assert run_cells([cell(tmp_path, "stopped", "")], run=run)["stopped"].ran  # without --retry
 
 
+@pytest.mark.slow
 def test_what_the_command_line_said_is_the_reason_of_a_failure(tmp_path: Path) -> None:
     outcome = runner._claim(cell(tmp_path, "wrong", "refuse"), run, False)
     assert outcome.error == r"set0-0: exit code 2: the option \x1b[31m is none"
@@ -120,6 +123,7 @@ def test_what_the_command_line_said_is_the_reason_of_a_failure(tmp_path: Path) -
     assert runner._claim(cell(tmp_path, "wrong", "exit"), run, False).error == "set0-0: exit code 2"  # not of before
 
 
+@pytest.mark.slow
 def test_a_cell_over_the_time_limit_is_ended(tmp_path: Path) -> None:
     outcomes = run_cells([cell(tmp_path, "slow", "sleep:60"), cell(tmp_path, "quick")], run=run, time_limit=2)
     assert "limit of 2 s" in outcomes["slow"].error
@@ -201,6 +205,7 @@ def test_whatever_is_damaged_of_a_run_is_named_and_made_again(tmp_path: Path, na
     assert assemble(tmp_path, cells)[1] == []
 
 
+@pytest.mark.slow
 def test_a_run_that_stands_in_anothers_folder_is_not_taken_for_it(tmp_path: Path) -> None:
     one = cell(tmp_path, "method")
     assert runner._claim(one, run, False).status == "done"
@@ -211,6 +216,7 @@ def test_a_run_that_stands_in_anothers_folder_is_not_taken_for_it(tmp_path: Path
     assert "is of another run" in damaged[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "[]", '{"error": 3}', '{"error": "it was', "null"])
 def test_a_damaged_note_of_a_failure_is_a_failure(tmp_path: Path, content: str) -> None:
     one = cell(tmp_path, "method")
@@ -258,6 +264,7 @@ if __name__ == "__main__":
         assert len({row["cell"] for row in csv.DictReader(file)}) == 30
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [cell(tmp_path, "before"), cell(tmp_path, "after")]
     assert runner._claim(cells[0], run, False).status == "done"
@@ -280,6 +287,7 @@ def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypa
     assert len(assemble(tmp_path, cells)[0]) == 4
 
 
+@pytest.mark.slow
 def test_the_table_is_also_written_as_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     runner._claim(cell(tmp_path, "method"), run, False)
@@ -287,6 +295,7 @@ def test_the_table_is_also_written_as_parquet(tmp_path: Path) -> None:
     assert [table.Measurement(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == rows
 
 
+@pytest.mark.slow
 def test_the_state_of_a_step_is_what_it_was_run_as(tmp_path: Path) -> None:
     runner._claim(cell(tmp_path, "method"), run, False)
     done = json.loads((tmp_path / "cells/method/set0-0/done.json").read_text())

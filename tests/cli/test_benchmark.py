@@ -80,6 +80,7 @@ def test_two_benchmarks_give_the_same_table_and_so_does_a_cells_own_script(
         assert read_results(folder / "again" / test) == read_results(cell / test)
 
 
+@pytest.mark.slow
 def test_what_failed_is_told_and_the_table_is_of_the_rest(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +139,7 @@ def test_what_the_tables_need_is_checked_before_anything_is_run(
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_asked_to_end_says_so_and_ends_with_75(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def rows(output: str = "out") -> list[Row]:
     return found
 
 
+@pytest.mark.slow
 def test_a_folder_gets_a_table_and_pictures(folder: Path) -> None:
     write_pictures(folder / "images" / "sub dir ü", 3)
     given = ["images", "--threshold", "0.2", "--pixel_threshold", "0.45", "--save", "map,npy,mask,overlay"]
@@ -101,6 +102,7 @@ def write_bad_images(place: Path) -> None:
     (place / "empty").mkdir()
 
 
+@pytest.mark.slow
 def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_bad_images(folder / "bad")
     (folder / "notes.txt").write_text("no image either")
@@ -126,6 +128,7 @@ def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture
     assert "1 inspected, 3 failed, 6 done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "images", 4)
     assert inspect("images", "--save", "npy") == 0
@@ -145,6 +148,7 @@ def test_a_stopped_run_goes_on(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "inspections.jsonl, line 1: there is no path" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_replaced_image_is_judged_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (latest,) = write_pictures(folder / "in", 1)
     write_pictures(folder / "in", 3, seed=5)
@@ -167,6 +171,7 @@ def test_a_replaced_image_is_judged_again(folder: Path, capsys: pytest.CaptureFi
     assert {row["path"]: row["error"] != "" for row in rows()}["in/000.png"]
 
 
+@pytest.mark.slow
 def test_tables_of_earlier_versions_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "in", 2)
     assert inspect("in") == 0
@@ -199,6 +204,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path, field: str, value: Any) -> N
         Table(tmp_path, several=False)
 
 
+@pytest.mark.slow
 def test_damaged_settings_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "in", 1)
     Path("out").mkdir()
@@ -208,6 +214,7 @@ def test_damaged_settings_are_refused(folder: Path, capsys: pytest.CaptureFixtur
         assert "inspect.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "photos", 2)
     for name in ("a.heic", "b.HEIC", "c.cr2", ".hidden.heic", "Thumbs.db", "notes.txt"):
@@ -242,6 +249,7 @@ def test_a_closed_or_looping_folder_costs_a_line(
     assert any("leads back to" in error for error in found.values())
 
 
+@pytest.mark.slow
 def test_long_and_odd_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "in").mkdir()
     names = [b"x" * 251 + b".png", b"x" * 251 + b".bmp", "ü".encode() * 125 + b".png", b"caf\xe9.png", b"=1+1.png"]
@@ -291,6 +299,7 @@ def test_a_head_that_gives_nan_is_told(folder: Path, capsys: pytest.CaptureFixtu
         model.predict(folder / "in" / "000.png")
 
 
+@pytest.mark.slow
 def test_equal_names_do_not_meet(folder: Path) -> None:
     for place, seed in (("a", 0), ("b", 10)):
         write_pictures(folder / place, 1, seed=seed)
@@ -306,6 +315,7 @@ def test_equal_names_do_not_meet(folder: Path) -> None:
     assert len(rows()) == 3
 
 
+@pytest.mark.slow
 def test_lists_patterns_and_the_output_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(folder / "images", 3)
     monkeypatch.setattr(sys, "stdin", io.StringIO("images/000.png\n\nimages/002.png\n"))
@@ -388,6 +398,7 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert Calibration.read(folder / "head.calibration.json").image.method == "fixed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [False, True])
 def test_labelled_images(folder: Path, table: bool, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = write_pictures(folder / "set" / "good", 10), write_pictures(folder / "set" / "scratch", 3, seed=50)
@@ -483,6 +494,7 @@ def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.Captur
     assert "note: AFCLIP: 14 of 14 scores lie below the median of the 12 normal images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_copies_count_once_and_few_images_are_told_early(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

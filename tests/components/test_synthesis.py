@@ -103,6 +103,7 @@ def test_what_rotation_turns_in_from_outside_is_normal(monkeypatch: pytest.Monke
     assert (turned[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 0).all(axis=1).mean() > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "patch"), SIZES)
 def test_a_mask_always_covers_the_wanted_patches(shape: tuple[int, int], patch: int) -> None:
     for synthesis in (DraemSynthesis(), DraemSynthesis(min_coverage=0.9, min_patches=1)):

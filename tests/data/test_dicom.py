@@ -78,6 +78,7 @@ def by_pydicom(file: "pydicom.Dataset") -> np.ndarray:
     return 255 * (1 - bright if file.PhotometricInterpretation == "MONOCHROME1" else bright)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     signed=st.booleans(),

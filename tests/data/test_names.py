@@ -210,6 +210,7 @@ def test_class_names_that_the_text_tower_would_cut_off(tmp_path: Path) -> None:
     MVTecLayout(tmp_path / "names", class_names={long: "part"}).check()
 
 
+@pytest.mark.slow
 def test_numbers_as_names_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Path(__file__).parents[2] / "configs/clip_mvtec.yaml"
     nested = tmp_path / "nested.yaml"

@@ -73,6 +73,7 @@ def test_config_of_a_set_over_one_that_trains_nothing(experiment: str, override:
     dataset.check_names() if dataset.name not in OWN.values() else None  # no class names of another set are left
 
 
+@pytest.mark.slow
 def test_a_set_over_an_experiment_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["afclip_lightning"])  # Lightning warns of the test runner's own arguments
     printed = io.StringIO()

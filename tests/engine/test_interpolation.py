@@ -38,6 +38,7 @@ def printed(*args: str) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_a_reference_follows_options_and_later_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFCLIP_TEST_ROOT", "there")
     config = printed()
@@ -53,6 +54,7 @@ def test_a_reference_follows_options_and_later_files(monkeypatch: pytest.MonkeyP
         assert arguments["model"]["init_args"]["map_sigma"] == 0.5
 
 
+@pytest.mark.slow
 def test_what_is_replaced_is_not_looked_up() -> None:
     replaced = ["--data.root=here", "--heads={other: here.ckpt}"]
     assert printed(*replaced)["data"]["init_args"]["root"] == "here"
@@ -60,6 +62,7 @@ def test_what_is_replaced_is_not_looked_up() -> None:
     assert printed("--config=later.yaml")["data"]["init_args"]["root"] == "elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("args", "message"), [
     ([], "Environment variable 'AFCLIP_TEST_ROOT' not found"),
     (["--data.root=x"], "heads.other: Environment variable 'AFCLIP_TEST_ROOT' not found"),

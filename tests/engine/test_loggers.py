@@ -225,6 +225,7 @@ def test_offline_only_where_there_is_no_key(
     assert logger._wandb_init.get("mode") == mode
 
 
+@pytest.mark.slow
 def test_what_the_user_says_of_a_run_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     monkeypatch.setenv("WANDB_RUN_ID", "of-an-agent")

@@ -105,6 +105,7 @@ def test_wrong_values(
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_few_shot_images_that_nobody_looks_at_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--few_shot_dir=.") == 2
     assert "but k_shot is 0: give --model.k_shot, or leave the folder out" in capsys.readouterr().err
@@ -112,6 +113,7 @@ def test_few_shot_images_that_nobody_looks_at_are_refused(folder: Path, capsys: 
     assert "but PatchRarity takes none, or leave the folder out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "old.yaml").write_text("data: {class_path: MVTecAD, init_args: {root: x, words: {bottle: flask}}}\n")
     for options in ("--data.train.words={a: plug}", "--data=old.yaml", "--data.train.words.a=plug"):
@@ -119,6 +121,7 @@ def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.C
         assert "Did you mean 'class_names' instead of 'words'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "expected a mapping"),
     (b"- a\n", "expected a mapping"),
@@ -149,6 +152,7 @@ def test_a_pipe_is_no_config(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert "is a named pipe, not a file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_belongs_to_another_set_is_left_out_at_any_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = "{class_path: MVTecLayout, init_args: {root: tested, name: own, categories: [cable], batch_size: 3}}"
     kept = "{class_path: VisA, init_args: {root: here, categories: [pcb1]}}"
@@ -178,6 +182,7 @@ def test_what_belongs_to_another_set_is_left_out_at_any_depth(folder: Path, caps
     assert "root: mine" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_belongs_to_another_set_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "old.yaml").write_text(
         "data: {class_path: MVTecAD, init_args: {root: gone, categories: [bottle], class_names: {bottle: flask}}}\n"

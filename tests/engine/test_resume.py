@@ -71,6 +71,7 @@ def test_a_runs_folder_is_a_checkpoint(folder: Path, capsys: pytest.CaptureFixtu
         assert "not the folder of a run of `fit`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_an_untrained_head_gives_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "--out=p") == 0
     assert capsys.readouterr().out.startswith("Predictions of an UNTRAINED head (no --checkpoint)")
@@ -80,6 +81,7 @@ def test_what_an_untrained_head_gives_is_called_so(folder: Path, capsys: pytest.
     assert "UNTRAINED" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_config_of_a_continued_run_trains_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--trainer.max_epochs=2", "--test_before_fit=true"]
     assert run("fit", "--out=one", "--ckpt_path=one", *more) == 0
@@ -161,6 +163,7 @@ def test_damaged_training_states(folder: Path, capsys: pytest.CaptureFixture[str
     assert not (folder / "two/head.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_going_on_with_other_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = torch.load("one/checkpoints/last.ckpt", weights_only=True)
     path, states = Path("last.ckpt"), copy.deepcopy(checkpoint)
@@ -179,6 +182,7 @@ def test_going_on_with_other_options(folder: Path, capsys: pytest.CaptureFixture
     assert "layers: [1, 2, 3] in the checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_folder_has_one_writer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_writer(Path("two")):
         for command in ("fit", "test"):
@@ -207,6 +211,7 @@ def test_which_process_holds_the_folder(
     assert run_folder.is_first_process() is first
 
 
+@pytest.mark.slow
 def test_earlier_names_of_options_are_understood(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

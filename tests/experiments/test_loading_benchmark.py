@@ -33,6 +33,7 @@ def test_ratios_are_of_the_same_round() -> None:
     assert benchmark.ratios(speeds, "plain") == {"plain": 1.0, "ours": 2.0}
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--count=3", "--size=40", "--input=28", "--workers=1", "--rounds=1", "--format=jpg"]
     benchmark.main([*small, f"--json={tmp_path / 'r.json'}"])

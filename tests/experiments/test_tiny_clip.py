@@ -57,6 +57,7 @@ def test_a_pair_depends_on_seed_and_index_alone(index):
     assert not np.array_equal(first.normal, draw_pair(2, index, FAMILIES).normal)
 
 
+@pytest.mark.slow
 def test_twins_are_identical_outside_the_mask_and_differ_inside():
     for index in range(len(FAMILIES)):
         pair = draw_pair(0, index, FAMILIES)
@@ -66,6 +67,7 @@ def test_twins_are_identical_outside_the_mask_and_differ_inside():
         assert difference.mean() > generator.VISIBLE
 
 
+@pytest.mark.slow
 def test_every_kind_of_defect_is_drawn():
     seen = {draw_pair(0, index, ("box",), 64).kind for index in range(150)}
     assert seen == set(range(len(KIND_NAMES)))
@@ -142,6 +144,7 @@ def test_auroc_counts_ties_half():
     assert auroc(score, label) == pytest.approx(0.875)
 
 
+@pytest.mark.slow
 def test_export_and_expand_give_back_the_model(net, tmp_path):
     path = tmp_path / "tiny_clip.safetensors"
     ids = caption_token_ids()
@@ -192,6 +195,7 @@ def test_the_probe_answers_by_direction_alone():
     assert probe(tokens).detach().abs().max() <= 2  # 1 / temperature
 
 
+@pytest.mark.slow
 def test_every_weight_is_trained_by_one_rule(pairs, settings):
     module = Pretraining(settings, pairs, pairs)
     matrices, rest = module.configure_optimizers()["optimizer"].param_groups

@@ -113,6 +113,7 @@ def test_an_upload_that_is_cut_off_costs_a_line(address: tuple[str, int], caplog
     assert not any(record.exc_info for record in caplog.records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"POST /api/inspect HTTP/1.1\r\nHost:"])
 def test_silent_connections_are_closed(address: tuple[str, int], sent: bytes) -> None:
     with socket.create_connection(address) as connection:
@@ -120,6 +121,7 @@ def test_silent_connections_are_closed(address: tuple[str, int], sent: bytes) ->
         assert closed(connection)
 
 
+@pytest.mark.slow
 def test_silence_after_an_answer_is_closed(address: tuple[str, int]) -> None:
     with socket.create_connection(address) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -136,6 +138,7 @@ def test_many_connections_do_not_make_it_deaf(address: tuple[str, int]) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_slow_bodies_hold_no_place_and_end(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "PATIENCE", 60)  # longer than `judge` waits: they have not ended when it is answered
     slow = [socket.create_connection(address) for _ in range(8)]  # four times the queue

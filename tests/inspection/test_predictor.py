@@ -126,6 +126,7 @@ def test_overlays_without_calibration_say_so() -> None:
     assert tiny.overlay().shape == (8, 8, 3)  # no letter is readable there
 
 
+@pytest.mark.slow
 def test_a_killed_loader_process_is_told(head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "pixels_and_remarks", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="a loader process was killed"):
@@ -192,6 +193,7 @@ def test_prompts_name_the_category() -> None:
     assert scores["object"] != scores["metal nut"]
 
 
+@pytest.mark.slow
 def test_a_calibration_is_used_and_refused(head: Path, tmp_path: Path) -> None:
     copy = tmp_path / "head.ckpt"
     copy.write_bytes(head.read_bytes())

@@ -141,6 +141,7 @@ def load_few_shot(model: Predictor, examples: list[np.ndarray]) -> Predictor:
     return few_shot
 
 
+@pytest.mark.slow
 def test_few_shot_images_have_a_limit_and_are_not_for_all_methods(model: Predictor, tmp_path: Path) -> None:
     with client_of(model, Limits(few_shot=1)) as client:
         assert client.post("/api/few_shot", content=encoded(picture())).status_code == 200
@@ -218,6 +219,7 @@ def test_normal_images_make_a_calibration(head: Path, tmp_path: Path) -> None:
         assert model.calibration is None  # what was loaded stays as it is
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_another_one_is_told(head: Path) -> None:
     model = load(head, device="cpu", calibration=None)
     bodies = [encoded(picture(seed)) for seed in range(40)]
@@ -288,6 +290,7 @@ def server(head: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

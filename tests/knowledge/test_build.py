@@ -303,6 +303,7 @@ def test_what_passes_is_tried_again(
     assert stand_in.asked[0] == stand_in.asked[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reply", [is_silent, drips])
 def test_a_server_that_takes_too_long(
     stand_in: StandIn, out: Path, waits: list[float], reply: Reply, capfd: pytest.CaptureFixture[str]

@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # Table 4 of the paper: base, then one 
 }
 
 
+@pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     """The paper's 2,109,440; they depend on the widths only, so one block of each tower is enough."""
     vision = {"image_size": 336, "layers": 1, "width": 1024, "patch_size": 14}
@@ -53,6 +54,7 @@ def test_ablation_variants(tiny: ClipBackbone, name: str) -> None:
         assert last < first
 
 
+@pytest.mark.slow
 def test_without_alignment_the_term_is_gone_and_the_total_follows(tiny: ClipBackbone) -> None:
     torch.manual_seed(0)
     full = AFCLIP(tiny, layers=LAYERS)
@@ -64,6 +66,7 @@ def test_without_alignment_the_term_is_gone_and_the_total_follows(tiny: ClipBack
     torch.testing.assert_close(a["total"] - a["alignment"], b["total"])
 
 
+@pytest.mark.slow
 def test_scores_and_maps_are_float32_in_mixed_precision(tiny: ClipBackbone) -> None:
     model, batch = AFCLIP(tiny, layers=LAYERS), batch_of()
     exact = score(model, batch)
@@ -75,6 +78,7 @@ def test_scores_and_maps_are_float32_in_mixed_precision(tiny: ClipBackbone) -> N
         torch.testing.assert_close(mixed, plain, rtol=0, atol=0.1)  # a cosine counts 12 / 0.07 times in a logit
 
 
+@pytest.mark.slow
 def test_few_shot_memory_of_an_image_gives_it_no_distance(tiny: ClipBackbone) -> None:
     batch = batch_of()
     model = AFCLIP(tiny, layers=LAYERS, k_shot=1)
@@ -119,6 +123,7 @@ def test_states_of_different_length_are_embedded_as_each_alone(tiny: ClipBackbon
         torch.testing.assert_close(row, alone(tiny)[0])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_names_the_images(
     tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def case(request: pytest.FixtureRequest, golden_backbones: dict[int, ClipBackbon
     )
 
 
+@pytest.mark.slow
 def test_features_and_text(case: Case) -> None:
     case.compare(features_and_text)
 

@@ -107,6 +107,7 @@ def test_objects_and_textures_have_other_sentences() -> None:
     assert len(texture) == 462
 
 
+@pytest.mark.slow
 def test_textures_are_an_argument(backbone: ClipBackbone) -> None:
     samples = named(2).samples
     texts = [AnoVL(backbone, textures=names).text(samples)[0] for names in ((), ("a",), ("a", "b"))]
@@ -115,6 +116,7 @@ def test_textures_are_an_argument(backbone: ClipBackbone) -> None:
     assert torch.equal(texts[0][1], texts[1][1])
 
 
+@pytest.mark.slow
 def test_an_image_scores_the_same_in_any_batch(model: AnoVL) -> None:
     batch = named()
     expected = score(model, batch)
@@ -184,6 +186,7 @@ def test_results_are_float32_in_mixed_precision(model: AnoVL) -> None:
     assert prediction.anomaly_map.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_a_trainer_gives_what_score_gives(tmp_path: Path, make: Callable[..., AnoVL], inference_mode: bool) -> None:
     model = make()

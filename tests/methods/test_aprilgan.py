@@ -26,6 +26,7 @@ def named(batch: Batch, category: str, class_name: str) -> Batch:
     return replace(batch, samples=[replace(s, category=category, class_name=class_name) for s in batch.samples])
 
 
+@pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     """787,200 a layer: they depend on the widths only."""
     vision = {"image_size": 336, "layers": 4, "width": 1024, "patch_size": 14}
@@ -35,6 +36,7 @@ def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4 * (1024 * 768 + 768)
 
 
+@pytest.mark.slow
 def test_prompts_name_the_category_or_the_class_name(tiny: ClipBackbone) -> None:
     raw, plain = (named(batch_of(2), "metal_nut", name).samples for name in ("metal nut", "metal_nut"))
     category, by_class = APRILGAN(tiny, layers=LAYERS), APRILGAN(tiny, layers=LAYERS, names="class_name")
@@ -43,6 +45,7 @@ def test_prompts_name_the_category_or_the_class_name(tiny: ClipBackbone) -> None
     assert not torch.allclose(category.text(raw), by_class.text(raw))
 
 
+@pytest.mark.slow
 def test_a_batch_without_any_mask_trains_nothing(tiny: ClipBackbone) -> None:
     model, batch = APRILGAN(tiny, layers=LAYERS), batch_of(2)
     optimizer = model.configure_optimizers()
@@ -53,6 +56,7 @@ def test_a_batch_without_any_mask_trains_nothing(tiny: ClipBackbone) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.slow
 def test_few_shot_scores_are_scaled_over_the_category(tiny: ClipBackbone) -> None:
     model, batch = APRILGAN(tiny, layers=LAYERS, k_shot=1), batch_of()
     zero_shot = APRILGAN(tiny, layers=LAYERS)
@@ -78,6 +82,7 @@ def test_few_shot_scores_are_scaled_over_the_category(tiny: ClipBackbone) -> Non
         torch.testing.assert_close(scores[upper], plain_scores[upper] / 2 + 0.5)
 
 
+@pytest.mark.slow
 def test_an_image_alone_in_its_category_scores_as_the_lowest(tiny: ClipBackbone) -> None:
     model, batch = APRILGAN(tiny, layers=LAYERS, k_shot=1), batch_of(1)
     model.fit_memory(("d", "a"), batch.image)

@@ -32,6 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, AnomalyMethod]:
     }
 
 
+@pytest.mark.slow
 def test_each_method_has_what_it_declares(built: dict[str, AnomalyMethod]) -> None:
     assert set(built) == set(methods())  # a method that is added is checked here too
     for name, method in built.items():
@@ -52,6 +53,7 @@ def test_each_method_has_what_it_declares(built: dict[str, AnomalyMethod]) -> No
     assert not steady.adapts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL.keys() - {"MuSc"}))  # which has no score of a batch alone
 def test_a_class_name_matters_where_it_is_declared(built: dict[str, AnomalyMethod], name: str) -> None:
     method, found = built[name], []
@@ -66,6 +68,7 @@ def test_a_class_name_matters_where_it_is_declared(built: dict[str, AnomalyMetho
     assert same != type(method).needs_class_name
 
 
+@pytest.mark.slow
 def test_nothing_outside_knows_a_single_method_or_looks_for_its_attributes() -> None:
     asking = {"hasattr", "getattr", "isinstance", "issubclass"}
     for path in sorted(PACKAGE.rglob("*.py")):

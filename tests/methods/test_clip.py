@@ -47,6 +47,7 @@ def test_scores_do_not_depend_on_the_batch(tiny: ClipBackbone) -> None:
         torch.testing.assert_close(part[1], maps[rows], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_are_float32_in_mixed_precision(tiny: ClipBackbone) -> None:
     model, batch = CLIP(tiny), batch_of()
     exact = score(model, batch)

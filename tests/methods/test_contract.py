@@ -171,6 +171,7 @@ def test_text_is_encoded_no_more_often_than_it_changes(tmp_path: Path, small: Ca
     calls.handle.remove()
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_the_trainable_tensors_and_plain_values(
     tmp_path: Path, small: Callable[[], AnomalyMethod]
 ) -> None:

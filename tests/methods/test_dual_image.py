@@ -142,6 +142,7 @@ def test_local_patches_come_from_attention_of_values_to_values(backbone: ClipBac
     torch.testing.assert_close(value[0] - tokens[0], attention.out_proj(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"steps": 0},
     {},
@@ -196,6 +197,7 @@ def test_scores_and_maps_equal_loops(tmp_path: Path, changes: dict[str, Any]) ->
 # --- what a result may depend on --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_image_scores_the_same_in_any_batch(model: DualImageCLIP) -> None:
     batch = of(model)
     expected = score(model, batch)
@@ -305,6 +307,7 @@ def test_results_are_float32_in_mixed_precision(model: DualImageCLIP) -> None:
 # --- under a trainer --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_test_and_predict_give_what_score_gives(
     tmp_path: Path, make: Callable[..., DualImageCLIP], inference_mode: bool
@@ -323,6 +326,7 @@ def test_test_and_predict_give_what_score_gives(
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_batch_size_and_company_do_not_change_a_run(tmp_path: Path, make: Callable[..., DualImageCLIP]) -> None:
     maps = []
     for size in (1, 3, 8):
@@ -362,6 +366,7 @@ def run(folder: Path, *extra: str) -> int:
     return main(["test", *(f"--{key}={value}" for key, value in options.items()), *extra])
 
 
+@pytest.mark.slow
 def test_a_run_records_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mvtec(tmp_path / "set", ["carpet", "metal_nut"])
     assert run(tmp_path, "--data.categories=[carpet,metal_nut]", "--model.seed=5") == 0
@@ -371,6 +376,7 @@ def test_a_run_records_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "mean of 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_category_of_one_image_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(tmp_path / "set/carpet/test/good/000.png")
     (tmp_path / "set/carpet/ground_truth").mkdir()
@@ -378,6 +384,7 @@ def test_a_category_of_one_image_is_one_message(tmp_path: Path, capsys: pytest.C
     assert "mvtec/carpet has 1 test image: each needs 1 others" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_of_textures_that_is_not_there_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def faprompt(backbone: ClipBackbone, **arguments: Any) -> FAPrompt:
     return FAPrompt(backbone, **{**TINY, "prompt_init_std": 0.5, **arguments})
 
 
+@pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     """4,100,064 and 43,008 values that the official codes use; they depend on widths, and on the depth of the text."""
     vision = {"image_size": 336, "layers": 1, "width": 1024, "patch_size": 14}
@@ -107,6 +108,7 @@ def test_a_prior_of_zero_changes_nothing(tiny: ClipBackbone) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_switches_leave_their_terms_out(tiny: ClipBackbone) -> None:
     batch = batch_of()
 
@@ -122,6 +124,7 @@ def test_switches_leave_their_terms_out(tiny: ClipBackbone) -> None:
     assert terms(image_ce_weight=1.0) - full == {"image_ce"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("term", "rows"), [("orthogonal", [0, 1]), ("prior", [0, 2])])
 def test_a_term_alone_can_be_trained_away(tiny: ClipBackbone, term: str, rows: list[int]) -> None:
     model, batch = faprompt(tiny, prompt_init_std=0.02), take(batch_of(), rows)

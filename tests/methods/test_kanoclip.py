@@ -227,6 +227,7 @@ def test_groups_have_points_of_their_own_within_a_stride() -> None:
 # --- start and training ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vv_from", [3, None])
 def test_at_the_start_the_map_is_that_of_the_frozen_features(tiny: ClipBackbone, vv_from: int | None) -> None:
     model, batch = kanoclip(tiny, vv_from=vv_from), worded(batch_of(2))
@@ -247,6 +248,7 @@ def test_at_the_start_the_map_is_that_of_the_frozen_features(tiny: ClipBackbone,
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_lies_behind_zeros_moves_a_step_later(tiny: ClipBackbone) -> None:
     """At the first step prompts and projections back; all at the second, when these are no longer zero."""
     model, batch = kanoclip(tiny), worded(batch_of())
@@ -261,6 +263,7 @@ def test_what_lies_behind_zeros_moves_a_step_later(tiny: ClipBackbone) -> None:
     assert moved == [first, set(before)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("margin", "steps"), [(0.0, 2), (0.5, 3)])
 def test_the_knowledge_loss_falls(tiny: ClipBackbone, margin: float, steps: int) -> None:
     model, batch = kanoclip(tiny, knowledge_margin=margin), worded(batch_of())
@@ -290,6 +293,7 @@ def test_two_learning_rates(tiny: ClipBackbone) -> None:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "parts", "terms"),
     [
@@ -309,6 +313,7 @@ def test_parts_can_be_left_out(tiny: ClipBackbone, arguments: dict[str, Any], pa
     assert bool(model.spec.vv_layers) == (arguments.get("vv_from", 3) is not None)
 
 
+@pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
     """Of the widths at ViT-L/14: 18,432 of the prompts, 1.84 million a stage of Bi-CMCI, 298,176 of the adapter."""
     vision = {"image_size": 336, "layers": 4, "width": 64, "patch_size": 14}

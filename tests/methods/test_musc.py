@@ -91,6 +91,7 @@ def test_aggregation_against_loops(grid: tuple[int, int], scale: int) -> None:
     torch.testing.assert_close(actual, torch.tensor(np.array(expected)).float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [0.3, 1.0, 0.01])
 def test_scores_against_loops(backbone: ClipBackbone, tmp_path: Path, interval: float) -> None:
     model, images = musc(backbone, interval=interval), like()

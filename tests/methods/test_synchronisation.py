@@ -86,12 +86,14 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return run, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [(name, "test") for name in AT_ONCE], indirect=True)
 def test_a_test_step_waits_for_nothing(case: Case) -> None:
     run, batch = case
     assert run(batch) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [(name, "training") for name in TRAINED], indirect=True)
 def test_a_training_step_waits_for_nothing_and_where_masks_lack_for_their_number(case: Case) -> None:
     run, batch = case

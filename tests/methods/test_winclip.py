@@ -99,6 +99,7 @@ def test_a_window_of_the_whole_grid_is_the_image(tmp_path: Path, pool: str) -> N
     torch.testing.assert_close(encoded[:, 0], features.image_embedding, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256"])
 def test_windows_of_a_timm_tower(tmp_path: Path, name: str) -> None:
     """With a class token, and with registers that stand before the patches of every window."""

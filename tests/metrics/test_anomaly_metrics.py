@@ -133,6 +133,7 @@ def test_whole_numbers_that_float64_merges_are_counted_in_the_bounds(exact):
         assert all(abs(values[key] - expected[key]) <= bounds[key] + 1e-9 for key in expected)
 
 
+@pytest.mark.slow
 def test_float32_and_float64_in_one_stream():
     maps, mask, score, label = stream()
     finer = maps.double() * (1 + 1e-12)
@@ -166,6 +167,7 @@ def test_what_is_no_number_is_refused(values):
         AnomalyMetrics().update(values, np.zeros((1, 2, 2), np.uint8))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_equal_to_the_loops(data):
@@ -300,6 +302,7 @@ def test_an_unknown_mask_takes_the_pixel_metrics_away(exact):
     assert metrics.result().error_bounds == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["squeezed", "saturated", "half", "integers", "unbounded", "signed"])
 def test_the_bound_is_within_the_tolerance(kind, recwarn):
     """On scores that defeat bins of a fixed range, though a million pixels share few of them."""

@@ -41,6 +41,7 @@ def binned(scores, labels, limit):
     return histogram.score_counts()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(scored)
 def test_equal_to_the_loops(pairs):

@@ -66,6 +66,7 @@ pixels_of = st.one_of(
 limits = st.sampled_from([2**10, 2**14, 2**19])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(pixels_of, limits)
 def test_bins_hold_what_their_thresholds_say(pixels, limit):

@@ -106,6 +106,7 @@ def test_200_thresholds_recorded_values(key, definition):
     assert value == pytest.approx(GOLDEN[f"continuous.pro_{key}"], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
 @pytest.mark.parametrize("decimals", [1, 2, 7])
 def test_other_definitions_equal_to_the_loops(decimals, limit):

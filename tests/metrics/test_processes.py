@@ -103,6 +103,7 @@ def test_the_metric_gives_the_same_bits(values):
         assert found[:-1] == expected, key
 
 
+@pytest.mark.slow
 def test_the_loaders_repeat_nothing_and_leave_nothing_out(values):
     expected = values[1, 0][-1]
     assert (expected.normal, expected.anomalous) == (3, IMAGES - 3)

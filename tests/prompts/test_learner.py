@@ -121,6 +121,7 @@ def test_nearest_words_of_tokens_made_of_words(backbone: ClipBackbone) -> None:
         assert first.cosine >= second.cosine >= third.cosine
 
 
+@pytest.mark.slow
 def test_words_without_an_embedding_of_their_own_are_no_nearest_words() -> None:
     embedded = ClipBackbone("tiny-8-112", "embedded", image_size=None)  # a small vocabulary, one row for all others
     prompts = ObjectPrompts(embedded, "object.", "damaged object.", 1, 1)

@@ -45,6 +45,7 @@ class Predicted:
     image: str
 
 
+@pytest.mark.slow
 def test_a_test_keeps_what_the_report_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFCLIP_DATA", raising=False)
@@ -122,6 +123,7 @@ def test_a_calibration_calls_anomalous_what_exceeds_it(tmp_path: Path) -> None:
     assert main([str(folder), f"--calibration={folder / 'results.json'}"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["scores.csv", "curves.json", "run.json", "pictures/cases/cases.json"])
 def test_what_a_run_did_not_keep_is_said_to_be_unknown(tmp_path: Path, missing: str) -> None:
     folder = write_run(tmp_path / "run", {"a": 1.0})
@@ -276,6 +278,7 @@ def test_names_that_are_no_utf8_have_a_report(tmp_path: Path, capsys: pytest.Cap
     assert "caf\\xe9\\x1b[31m.png" in (inspected / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_set_whose_names_are_no_utf8_is_tested_and_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def run_next(plan: Plan) -> int:
     return trial.number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_command_that_wandb_makes_of_a_sweep_file_is_one_of_ours(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -157,6 +158,7 @@ def test_a_stopped_trial_is_taken_up_and_ends_as_if_nothing_had_been(
         plan_of(write_sweep(path, epochs=3), "parts", storage=storage).study()
 
 
+@pytest.mark.slow
 def test_failures_are_the_trials_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choices = {"model.prompt_tokens": {"values": [-1]}}
     plan = plan_of(write_sweep(folder / "sweep.yaml", parameters=choices), "bad", trials=1)
@@ -391,6 +393,7 @@ def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes, message: str
     assert journal.read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["x.db", "nonsense://x", "sqlite:////nowhere/x.db", "file"])
 def test_a_storage_that_is_none_is_named(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -426,6 +429,7 @@ def test_trials_of_a_study_that_is_lost_are_left_alone(tmp_path: Path, capsys: p
     assert (tmp_path / "t/trials/0000.earlier-1/checkpoints").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("parameters", "message"),
@@ -442,6 +446,7 @@ def test_what_is_no_option_of_fit_is_told_before_a_trial_is_spent(
         check_arguments(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_options_that_fit_takes_pass(tmp_path: Path) -> None:
     check_arguments(plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s")))

@@ -150,6 +150,7 @@ def test_masks_that_resizing_empties_are_counted(root: Path, tmp_path: Path) -> 
     assert "became" not in (tmp_path / "own/results.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", ["backbone", "image"])
 def test_loader_processes_and_a_cache_change_nothing(root: Path, tmp_path: Path, resolution: Any) -> None:
     rows = evaluated(root, tmp_path / "one", resolution=resolution).main.rows
@@ -283,6 +284,7 @@ def test_few_shot_images_and_checkpoint_stand_in_the_tables(root: Path, tmp_path
 TILED: list[dict[str, Any]] = [{"fit": "tiles"}, {"tiles": 2}, {"fit": "pad", "tile_size": 20}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", TILED)
 def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
     preprocess, metrics, tiling = Preprocess(SIZE), AnomalyMetrics(), Tiling(**arguments)
@@ -303,6 +305,7 @@ def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments:
     assert evaluation.main.title.startswith("Test · evaluated at each image's own size, fit ")
 
 
+@pytest.mark.slow
 def test_a_head_in_tiles_says_what_inspect_says(root: Path, tmp_path: Path) -> None:
     good = tmp_path / "shots"
     good.mkdir()
