@@ -9,6 +9,9 @@ dir=${SLURM_TEST_DIR:-/tmp/slurm-test-$(id -u)}
 port=${SLURM_TEST_PORT:-17117}
 export SLURM_CONF=$dir/slurm.conf
 
+# nproc counts the threads that OpenMP may take, where a variable says how many.
+cpus() { env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc; }
+
 configure() {
   mkdir -p -m 700 "$dir" "$dir/state" "$dir/spool"
   [[ -s $dir/munge.key ]] || (umask 077; head -c 1024 /dev/urandom >"$dir/munge.key")
@@ -34,7 +37,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 ReturnToService=2
 KillWait=10
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(cpus) State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=FORCE:4 State=UP
 CONF
 }
