@@ -4,6 +4,9 @@ import os
 import unicodedata
 from typing import Any
 
+PROGRAM = "python -m afclip_lightning"
+"""How messages call the program."""
+
 
 def shown(text: object) -> str:
     r"""Returns a name as it can be printed: control and invisible characters escaped, and bytes that are no UTF-8.

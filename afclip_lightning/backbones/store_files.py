@@ -174,7 +174,8 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
     Raises:
         UserError: No such key.
     """
-    known = [entry["key"] for entry in info(root)] + [f"{e['key']}/{tap}" for e in info(root) for tap in e["taps"]]
+    entries = info(root)
+    known = [name for e in entries for name in (e["key"], *(f"{e['key']}/{tap}" for tap in e["taps"]))]
     if key is not None and key not in known:
         raise UserError(f"{root} has no features under the key {key!r}; `features info` lists the keys.")
     oldest = time.time() - days * 86400 if days is not None else None
@@ -193,9 +194,8 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
             except UserError:  # no file, which `verify` names
                 continue
     hour = time.time() - 3600
-    doomed += [
-        path for path in root.glob("*/*/*/.*.tmp") if path.stat().st_mtime < hour
-    ]  # younger may be in the making
+    # younger ones may be in the making
+    doomed += [path for path in root.glob("*/*/*/.*.tmp") if path.stat().st_mtime < hour]
     size = sum(path.stat().st_size for path in doomed)
     for path in doomed:
         path.unlink(missing_ok=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.model_options import add_model_options, load_models, split_model_arguments
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, finite
-from afclip_lightning.errors import UserError
+from afclip_lightning.cli.parser import CommandParser, command, finite
+from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.results import is_anomalous
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +165,7 @@ def _thresholds(
         pixel = fixed(options.pixel_threshold, np.array(tail.medians))
     print("image score:", _said(image))
     if anomalous.any():
-        found, false = scores[anomalous] > image.value, normal > image.value
+        found, false = (is_anomalous(part, image.value) for part in (scores[anomalous], normal))
         counts = f"{found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} normal ones"
         print(f"  above it lie {counts}")
     if pixel:

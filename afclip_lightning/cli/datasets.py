@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, numeric
-from afclip_lightning.errors import UserError
+from afclip_lightning.cli.parser import CommandParser, command, numeric
+from afclip_lightning.errors import PROGRAM, UserError
 
 PLACE = 10
 THREADS = numeric(int, lambda count: 1 <= count <= 1024, "from 1 to 1024")

@@ -5,15 +5,17 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from afclip_lightning import results
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
-from afclip_lightning.errors import UserError, shown
+from afclip_lightning.cli.parser import CommandParser, command
+from afclip_lightning.errors import PROGRAM, UserError, shown
 from afclip_lightning.files import write_json, write_text
+from afclip_lightning.types import ProDefinition
 
 PLACE = 31
 TABLES = (".csv", ".json")
-PRO = ("exact", "mvtec", "legacy_cflow", "legacy_afclip")  # as `metrics.pro` has them, which brings torch with it
+PRO = get_args(ProDefinition)
 DESCRIPTION = """\
 Scores saved anomaly maps (.npy, .tiff, .png; higher = more anomalous) against masks (any value above 0 is anomalous;
 of lossy files, above half) of the same size, and prints a table. The score of an image is the maximum of its map.
@@ -93,7 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--exact", action="store_true", help="sort all pixels instead of counting them in bins")
     parser.add_argument("--fpr_limit", type=float, default=0.3, help="limit of integration of PRO (%(default)s)")
     parser.add_argument(
-        "--pro_definition", choices=PRO, default="exact", help="which PRO (%(default)s); others need --exact"
+        "--pro_definition",
+        choices=PRO,
+        default="exact",
+        help="which PRO (%(default)s); others need --exact",
     )
     parser.add_argument(
         "--tolerance",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.cli.model_options import few_shot_images
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
+from afclip_lightning.cli.parser import CommandParser, command
+from afclip_lightning.errors import PROGRAM
 
 PLACE = 43
 DESCRIPTION = """\

@@ -15,8 +15,8 @@ from afclip_lightning.cli.model_options import (
     split_model_arguments,
     thresholds_of,
 )
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, finite
-from afclip_lightning.errors import UserError
+from afclip_lightning.cli.parser import CommandParser, command, finite
+from afclip_lightning.errors import PROGRAM, UserError
 
 SAVES = ("map", "npy", "mask", "overlay")
 

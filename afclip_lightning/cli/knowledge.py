@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command
-from afclip_lightning.errors import UserError, message_of, shown
+from afclip_lightning.cli.parser import CommandParser, command
+from afclip_lightning.errors import PROGRAM, UserError, message_of, shown
 from afclip_lightning.files import write_text
 from afclip_lightning.knowledge import base
 

@@ -4,15 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import parse_yaml
+from afclip_lightning.types import Fit, Tiling
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.clip import ClipBackbone
     from afclip_lightning.inspection.predictor import Predictor
-    from afclip_lightning.types import Tiling
 
 MODEL_PREFIX = "--model."
 TOY = (
@@ -40,7 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     view = parser.add_argument_group("how images are seen")
     view.add_argument(
         "--fit",
-        choices=("squash", "pad", "tiles"),
+        choices=get_args(Fit),
         default="squash",
         help="the whole of an image that is no square: squashed into one, padded, or in squares of its shorter side",
     )
@@ -111,14 +111,12 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
     return others, found
 
 
-def _tiling_of(options: argparse.Namespace) -> "Tiling":
+def _tiling_of(options: argparse.Namespace) -> Tiling:
     """Returns how images are seen.
 
     Raises:
         UserError: A value is out of its range.
     """
-    from afclip_lightning.types import Tiling
-
     try:
         return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
     except ValueError as error:

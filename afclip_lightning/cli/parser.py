@@ -10,7 +10,6 @@ from typing import Any, NoReturn, TypeVar
 
 from afclip_lightning.errors import UserError, message_of
 
-PROGRAM = "python -m afclip_lightning"
 Command = Callable[[Sequence[str]], int]
 Number = TypeVar("Number", int, float)
 

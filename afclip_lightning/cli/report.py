@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import PROGRAM, CommandParser, command, finite
-from afclip_lightning.errors import UserError
+from afclip_lightning.cli.parser import CommandParser, command, finite
+from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.files import shown, write_text
 from afclip_lightning.report import inspections, run
 from afclip_lightning.report.run import Threshold, calibrated

@@ -8,7 +8,8 @@ import pkgutil
 from dataclasses import dataclass
 
 import afclip_lightning.cli
-from afclip_lightning.cli.parser import PROGRAM, Command
+from afclip_lightning.cli.parser import Command
+from afclip_lightning.errors import PROGRAM
 
 LAST = 99  # the place of a command that names none
 

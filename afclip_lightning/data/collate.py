@@ -124,9 +124,8 @@ class Collate:
                 )
                 if cause:
                     left_out.append(Unread(item.position, item.sample.image_path, cause.reason))
-                usable.append(
-                    item._replace(reference_only=item.reference_only or cause is not None)
-                )  # it may be another's reference
+                # one that is left out may be another's reference
+                usable.append(item._replace(reference_only=item.reference_only or cause is not None))
         if all(item.reference_only for item in usable):
             return None, left_out
         parcel = self._parcel(usable)

@@ -65,7 +65,7 @@ def catalogue() -> list[AnomalyDataModule]:
     found: dict[str, AnomalyDataModule] = {}
     for cls in dataset_classes():
         if not inspect.isabstract(cls):
-            named = [cls()] if getattr(cls, "name", "") else _variants(cls)
+            named = [cls()] if cls.name else _variants(cls)
             found |= {dataset.name: dataset for dataset in named}
     return [found[name] for name in sorted(found)]
 
@@ -91,7 +91,7 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
         UserError: There is no such dataset, or an option is wrong.
     """
     classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
-    classes |= {cls.name: cls for cls in classes.values() if getattr(cls, "name", "")}
+    classes |= {cls.name: cls for cls in classes.values() if cls.name}
     if cls := classes.get(name.lower()):
         from afclip_lightning.discovery.sections import instantiate  # only here: a name needs no parser
 

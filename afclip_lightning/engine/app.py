@@ -27,7 +27,7 @@ from afclip_lightning.engine.checkpoint import AtomicCheckpointIO, read_checkpoi
 from afclip_lightning.engine.factory import load_heads
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.options import check_options
-from afclip_lightning.engine.parser import GROUPS, PROGRAM, AnomalyArgumentParser, add_run_arguments, parse
+from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_run_arguments, parse
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_folder, is_first_process
@@ -42,7 +42,7 @@ from afclip_lightning.engine.run_parts import (
 )
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue
-from afclip_lightning.errors import UserError, message_of
+from afclip_lightning.errors import PROGRAM, UserError, message_of
 from afclip_lightning.files import only_writer
 from afclip_lightning.methods.base import AnomalyMethod
 

@@ -120,10 +120,7 @@ def build(
     """
     cls = method_class(model["class_path"])
     try:
-        config = OmegaConf.create(dict(model.get("init_args") or {}))
-        for name, value in (arguments or {}).items():
-            OmegaConf.update(config, name, value, force_add=True)
-        given: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+        given = _with_arguments(model, arguments)
     except OmegaConfBaseException as error:
         raise UserError(f"{cls.__name__}: its arguments cannot be read ({error}).") from error
     given_backbone = given.pop("backbone", None) or {}
@@ -196,13 +193,18 @@ def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[s
     if not isinstance(model, dict) or not isinstance(model.get("class_path"), str):
         raise UserError(f"{path} has no `model` section with a `class_path`.")
     try:
-        given = OmegaConf.create(dict(model.get("init_args") or {}))
-        for name, value in (arguments or {}).items():
-            OmegaConf.update(given, name, value, force_add=True)
-        model["init_args"] = OmegaConf.to_container(given)
+        model["init_args"] = _with_arguments(model, arguments)
         return resolve(config, "model")
     except (OmegaConfBaseException, TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
+
+
+def _with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the `init_args` of a `model` section with others in their place: see `load_head`."""
+    config = OmegaConf.create(dict(model.get("init_args") or {}))
+    for name, value in (arguments or {}).items():
+        OmegaConf.update(config, name, value, force_add=True)
+    return OmegaConf.to_container(config)  # type: ignore[return-value]
 
 
 def load_heads(method: AnomalyMethod, others: Mapping[str, Path]) -> dict[str, AnomalyMethod]:

@@ -24,10 +24,9 @@ from afclip_lightning.engine.arguments import check_files, unclosed, without_lef
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.interpolation import resolve
-from afclip_lightning.errors import UserError
+from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.methods.base import AnomalyMethod
 
-PROGRAM = "python -m afclip_lightning"
 FORMER = {"words": "class_names", "run_dir": "out"}
 """Names that options had before, and have now."""
 

@@ -1,14 +1,14 @@
 """Per-region overlap (PRO): recall averaged over anomalous regions, integrated over the false-positive rate."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
 
 from afclip_lightning.metrics.curves import UndefinedMetricError, descending
 from afclip_lightning.metrics.histogram import REGION, ScoreCounts
+from afclip_lightning.types import ProDefinition
 
-ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]
 DEFINITIONS: tuple[ProDefinition, ...] = get_args(ProDefinition)
 MVTEC_THRESHOLDS = 100
 LEGACY_THRESHOLDS = 200
