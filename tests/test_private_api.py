@@ -160,7 +160,7 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
     Private(
         lambda: open_clip.model.CLIP(SMALL["embed_dim"], SMALL["vision_cfg"], SMALL["text_cfg"]),
         "token_embedding positional_embedding transformer ln_final text_projection attn_mask text_pool_type",
-        "backbones/towers.py",
+        "backbones/text_tower.py",
         "a text tower of open_clip, fed with learned prompts",
     ),
     Private(

@@ -18,12 +18,8 @@ from typing_extensions import final
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
-from afclip_lightning.backbones.towers import (
-    ClipVisionTower,
-    TextTower,
-    TimmVisionTower,
-    VisionTower,
-)
+from afclip_lightning.backbones.text_tower import TextTower
+from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
 from afclip_lightning.backbones.weights import (
     MODELS,
     RANDOM,

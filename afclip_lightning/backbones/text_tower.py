@@ -1,0 +1,105 @@
+"""The text towers that open_clip builds, open to prompts that are learned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from afclip_lightning.backbones.attention import prefixed_block
+from afclip_lightning.errors import WeightsError
+
+
+class TextTower(nn.Module):
+    """open_clip's text transformer, open to embeddings that are not of tokens.
+
+    Args:
+        clip: An open_clip model: plain `CLIP` holds the text parts itself, `CustomTextCLIP` under `text`.
+    """
+
+    token_embedding: nn.Embedding
+    positional_embedding: Tensor
+    transformer: Any
+    ln_final: nn.Module
+    attn_mask: Tensor | None
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        text: Any = getattr(clip, "text", clip)
+        pool = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
+        if pool not in ("argmax", "last") or getattr(text, "cls_emb", None) is not None:
+            raise WeightsError(f"text tower {type(text).__name__} with pooling {pool!r} is not supported")
+        self.pools_last = pool == "last"
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
+        self.register_buffer("attn_mask", text.attn_mask, persistent=False)
+        self.context_length: int = self.positional_embedding.shape[0]
+
+    @property
+    def is_causal(self) -> bool:
+        """Returns whether no position after a prompt's end can change its embedding, so that it may be cut there."""
+        return self.attn_mask is not None and not self.pools_last
+
+    @property
+    def width(self) -> int:
+        """Returns the channels of a token embedding."""
+        return self.token_embedding.embedding_dim
+
+    @property
+    def depth(self) -> int:
+        """Returns the number of blocks."""
+        return len(self.transformer.resblocks)
+
+    def forward(self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = (), shared: int = 0) -> Tensor:
+        """Returns text embeddings `[K, D]`, not normalised.
+
+        Args:
+            embeddings: `[K, T, width]`, token embeddings without the positional one. If the tower `is_causal` they may
+                end with the last end-of-text token of the K prompts; if not, T is the context length.
+            end: `[K]`, int64, position of each prompt's end-of-text token.
+            deep_tokens: Tokens `[n, width]` of all prompts, or `[K, n, width]` of each, that stand in the positions 1
+                to n before the second block, the third, and so on.
+            shared: First positions that all the prompts have in common, deep tokens included: where nothing later can
+                change them, they are computed once and not K times.
+        """
+        hidden = embeddings + self.positional_embedding[: embeddings.shape[1]]
+        plain = all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks)
+        if self.is_causal and plain and shared > max((tokens.shape[-2] for tokens in deep_tokens), default=0):
+            hidden = self._run_prefixed(hidden, deep_tokens, shared)
+        else:
+            hidden = self._run(hidden, deep_tokens)
+        pooled = hidden[:, -1] if self.pools_last else hidden[torch.arange(hidden.shape[0], device=end.device), end]
+        pooled = self.ln_final(pooled)
+        if self.text_projection is None:
+            return pooled
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(pooled)
+        projected: Tensor = pooled @ self.text_projection
+        return projected
+
+    def _run(self, hidden: Tensor, deep_tokens: Sequence[Tensor]) -> Tensor:
+        """Returns prompts `[K, T, width]` after the last block."""
+        mask = None if self.attn_mask is None else self.attn_mask[: hidden.shape[1], : hidden.shape[1]]
+        for index, block in enumerate(self.transformer.resblocks):
+            if 1 <= index <= len(deep_tokens):
+                tokens = deep_tokens[index - 1].to(hidden).expand(hidden.shape[0], -1, -1)
+                hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
+            hidden = block(hidden, attn_mask=mask)
+        return hidden
+
+    def _run_prefixed(self, hidden: Tensor, deep_tokens: Sequence[Tensor], shared: int) -> Tensor:
+        """Returns prompts `[K, T, width]` after the last block; deep tokens stand within the shared positions."""
+        length = hidden.shape[1] - shared
+        mask = torch.ones(length, hidden.shape[1], dtype=torch.bool, device=hidden.device).tril(shared)
+        packed = torch.cat([hidden[0, :shared], hidden[:, shared:].flatten(0, 1)])
+        for index, block in enumerate(self.transformer.resblocks):
+            if 1 <= index <= len(deep_tokens):
+                tokens = deep_tokens[index - 1].to(packed)
+                packed = torch.cat([packed[:1], tokens, packed[1 + tokens.shape[0] :]])
+            packed = prefixed_block(block, packed, mask)
+        first = packed[:shared].expand(hidden.shape[0], -1, -1)
+        return torch.cat([first, packed[shared:].unflatten(0, (-1, length))], dim=1)
