@@ -19,7 +19,7 @@ FLOORS = [  # the lowest first: a file imports from its own floor and from those
     {"data", "prompts"},
     {"datasets", "knowledge", "components"},
     {"methods"},
-    {"engine"},
+    {"engine", "heads"},
     {"report", "inspection", "benchmark", "sweep"},
     {"cli"},
 ]

@@ -13,8 +13,11 @@ from afclip_lightning.backbones.archives import is_finite, read_archive
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.errors import CheckpointError, shown
 from afclip_lightning.files import atomic_path, to_type
+from afclip_lightning.heads.card import Card
+from afclip_lightning.heads.file import SUFFIX, is_head_file, read_head_file
 
 HEAD_FILE = "head.ckpt"  # of a run's folder: what was trained, for everything but going on with training
+PACKED = "head" + SUFFIX  # the same as a head file, where there is one in its place
 LAST = Path("checkpoints") / "last.ckpt"  # likewise: what training goes on from
 REMEDY = "Name another checkpoint, or train the head again."
 
@@ -59,19 +62,34 @@ class _Content:
     method_hyperparameters: dict[str, Any]
     feature_spec: FeatureSpec
     model: _Model | None = None
+    card: Card | None = None
+
+
+def head_in(folder: Path) -> Path:
+    """Returns the head of a folder: `head.ckpt`, as a run leaves it, or `head.safetensors`.
+
+    Raises:
+        CheckpointError: Both are there.
+    """
+    ours, packed = folder / HEAD_FILE, folder / PACKED
+    if ours.exists() and packed.exists():
+        raise CheckpointError(f"{shown(folder)} has two heads, {HEAD_FILE} and {PACKED}: name one of them.")
+    return packed if packed.exists() else ours
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Returns a checkpoint's content, its tensors on the CPU.
+    """Returns the content of a checkpoint or of a head file, its tensors on the CPU.
 
     Raises:
         CheckpointError: The file is absent, damaged, holds objects, is not one of ours, an entry is of another type, or
             a trained tensor is not finite.
     """
+    if is_head_file(path):
+        return read_head_file(path).to_checkpoint()
     checkpoint = read_archive(path, CheckpointError)
     if not isinstance(checkpoint, dict) or "feature_spec" not in checkpoint:
         raise CheckpointError(f"{path} has no feature spec: it was not written by afclip_lightning. {REMEDY}")
-    for name in ("method", "method_hyperparameters", "feature_spec", "model"):
+    for name in ("method", "method_hyperparameters", "feature_spec", "model", "card"):
         if not _is_plain(checkpoint.get(name)):
             raise CheckpointError(f"{path}: {name} holds more than text, numbers, lists and mappings. {REMEDY}")
     if isinstance(checkpoint.get("state_dict"), Tensor):

@@ -16,7 +16,7 @@ from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.discovery.sections import all_arguments, prepare, refusals
-from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
+from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in, read_checkpoint
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError
 from afclip_lightning.files import read_yaml
@@ -33,8 +33,8 @@ def load_head(
     """Returns the method of a checkpoint with its trained tensors, or that of a config, in eval mode on the CPU.
 
     Args:
-        path: A checkpoint, the folder of a run (its `head.ckpt`), or a YAML file with a `model` section as `fit` and
-            `test` take it.
+        path: A checkpoint, a head file, the folder of one (`head.ckpt`, `head.safetensors`), or a YAML file with a
+            `model` section as `fit` and `test` take it.
         arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
         backbones: Those that are there already; what is built is added.
 
@@ -69,7 +69,7 @@ def checkpoint_of(path: Path) -> str | None:
     """Returns the checkpoint that `load_head` reads; `None` for a config, whose method trains nothing."""
     if path.suffix in CONFIG_SUFFIXES:
         return None
-    return str(path / HEAD_FILE if path.is_dir() else path)
+    return str(head_in(path) if path.is_dir() else path)
 
 
 def _own(model: Mapping[str, Any]) -> dict[str, Any]:

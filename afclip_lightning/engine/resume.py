@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST
+from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST, head_in
 from afclip_lightning.engine.options import quiet_trainer
 from afclip_lightning.errors import CheckpointError, message_of
 from afclip_lightning.methods.base import AnomalyMethod
@@ -36,7 +36,7 @@ def find_checkpoint(given: str, command: str) -> Path:
         if not path.exists():
             raise CheckpointError(f"Checkpoint {path} does not exist.")
         return path
-    found = path / (LAST if command == "fit" else HEAD_FILE)
+    found = path / LAST if command == "fit" else head_in(path)
     if found.is_file():
         return found
     if command != "fit" and (path / LAST).is_file():

@@ -19,7 +19,7 @@ from afclip_lightning.data.dataloader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory
-from afclip_lightning.engine.checkpoint import HEAD_FILE
+from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
 from afclip_lightning.inspection.verdict import Inspection, Region
@@ -383,7 +383,7 @@ def calibration_path(path: str | Path) -> Path | None:
     if _is_name(path):
         return None
     path = Path(path)
-    file = path / HEAD_FILE if path.is_dir() else path
+    file = head_in(path) if path.is_dir() else path
     return file.with_name(file.stem + SUFFIX)
 
 
@@ -421,7 +421,7 @@ def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:
     path = Path(path)
     if path.suffix in factory.CONFIG_SUFFIXES:
         return fingerprint(json.dumps(factory.read_model(path, arguments), sort_keys=True).encode())
-    return files.fingerprint(path / HEAD_FILE if path.is_dir() else path)
+    return files.fingerprint(head_in(path) if path.is_dir() else path)
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,62 @@
+"""From a checkpoint to a head file, with a card."""
+
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+
+import afclip_lightning
+from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.engine.checkpoint import read_checkpoint
+from afclip_lightning.errors import CheckpointError, shown
+from afclip_lightning.files import to_type
+from afclip_lightning.heads.card import Card, card_from
+from afclip_lightning.heads.file import Head, write_head_file
+
+
+def read_head(path: str | Path) -> Head:
+    """Returns the head of a checkpoint or of a head file.
+
+    Raises:
+        CheckpointError: It cannot be read, or does not say how its method is built.
+    """
+    checkpoint = read_checkpoint(path)
+    model = checkpoint.get("model")
+    if not model:
+        raise CheckpointError(f"{shown(path)} does not say how its method is built: train the head again.")
+    arguments = {name: value for name, value in (model.get("init_args") or {}).items() if name != "optimizer"}
+    return Head(
+        checkpoint["state_dict"],
+        checkpoint["method"],
+        checkpoint["method_hyperparameters"],
+        to_type(checkpoint["feature_spec"], FeatureSpec, shown(path), error=CheckpointError),
+        {"class_path": model["class_path"], "init_args": arguments},
+        card_from(checkpoint.get("card") or {}, shown(path), CheckpointError),
+        checkpoint.get("memory") or {},
+    )
+
+
+def pack(checkpoint: str | Path, out: Path, card: Card | None = None) -> Head:
+    """Writes a checkpoint as a head file, and returns what it holds.
+
+    Args:
+        checkpoint: As `fit` writes it, or a head file that gets another card.
+        out: The head file.
+        card: What it says of itself; the checkpoint's own by default. Version and date are filled in where it has none.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or does not say how its method is built.
+        UserError: The file cannot be written.
+    """
+    head = read_head(checkpoint)
+    given = head.card if card is None else card
+    dated = {"version": given.version or afclip_lightning.__version__, "date": given.date or today()}
+    head = replace(head, card=msgspec.structs.replace(given, **dated))
+    write_head_file(out, head)
+    return head
+
+
+def today() -> str:
+    """Returns the date in UTC, as `2026-01-31`."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")

@@ -1,0 +1,38 @@
+"""Ready models: heads that come with the package, by name."""
+
+from pathlib import Path
+
+from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.heads.file import SUFFIX, read_head_card
+
+MODELS = Path(__file__).parent / "models"
+
+
+def names() -> list[str]:
+    """Returns the names of the ready models."""
+    return sorted(path.stem for path in MODELS.glob("*" + SUFFIX))
+
+
+def path_of(name: str) -> Path:
+    """Returns the head file of a ready model.
+
+    Raises:
+        UserError: There is none of this name; the message says which there are.
+    """
+    if name not in names():
+        raise UserError(f"there is no ready model {name!r}. {offer()}")
+    return MODELS / (name + SUFFIX)
+
+
+def is_ready(path: str | Path) -> bool:
+    """Returns whether a file is the head of a ready model, whose folder is the package's: nothing is written there."""
+    return Path(path).parent == MODELS
+
+
+def offer() -> str:
+    """Returns which ready models there are, a line each, and how one is named."""
+    if not (found := names()):
+        return "No model comes ready with this version."
+    width = max(map(len, found))
+    lines = [f"  --model {name:{width}}  {read_head_card(path_of(name)).title}".rstrip() for name in found]
+    return "\n".join(["These come ready:", *lines, f"{PROGRAM} head show {found[0]} says more."])
