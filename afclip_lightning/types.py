@@ -16,12 +16,26 @@ if TYPE_CHECKING:  # a look at a dataset's files does without torch
     import torch
     from torch import Tensor
 
+ImageSize = int | tuple[int, int]  # in pixels: the side of a square, or height and width
 Fit = Literal["squash", "pad", "tiles"]
 Split = Literal["train", "test"]
 ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]  # see `metrics.pro`
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
 MOSTLY_MARKED = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
 MAIN_HEAD = "main"  # name of the run's own method where others are tested in the same pass
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Returns the height and the width of an image size, in pixels."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width
+
+
+def in_pixels(size: ImageSize) -> str:
+    """Returns an image size in words: `518 px`, `336 x 672 px`, the height first."""
+    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
 
 
 @dataclass(frozen=True)
@@ -131,11 +145,11 @@ class Tiling:
     The score of an image is the highest of all its views, its map the mean of the whole's and the tiles' maps.
 
     Attributes:
-        fit: How an image that is no square is seen as a whole: `squash` resizes it to a square, as the papers do; `pad`
-            keeps its shape and repeats its border pixels up to a square; `tiles` sees it in squares of its shorter
-            side.
-        tiles: Tiles along the shorter side; 1 leaves them out.
-        tile_size: Side of the tiles in pixels of the image, in place of `tiles`; not above its shorter side.
+        fit: How an image of another shape than the backbone's frame, as a rule a square, is seen as a whole: `squash`
+            resizes it to the frame, as the papers do (or as the backbone's `resize` says); `pad` keeps its shape and
+            repeats its border pixels up to the frame; `tiles` sees it in the largest tiles of the frame's shape.
+        tiles: Tiles along the shorter side; 1 leaves them out. They have the frame's shape.
+        tile_size: Shorter side of the tiles in pixels of the image, in place of `tiles`; as the image has room.
         overlap: Share of a tile's side that it has in common with the next one, at least.
 
     Raises:
@@ -161,12 +175,19 @@ class Tiling:
         """Returns the settings as plain values."""
         return asdict(self)
 
-    def side(self, height: int, width: int) -> int | None:
-        """Returns the side of the tiles in pixels of an image, or `None` where there are none."""
-        short = min(height, width)
-        if self.tile_size is not None:
-            return min(self.tile_size, short)
-        return math.ceil(short / (1 + (self.tiles - 1) * (1 - self.overlap))) if self.tiles > 1 else None
+    def tile(self, largest: tuple[int, int]) -> tuple[int, int] | None:
+        """Returns height and width of the tiles in pixels of an image, or `None` where there are none.
+
+        Args:
+            largest: Of a tile that the image can hold, of the shape of the backbone's frame.
+        """
+        if self.tile_size is None and self.tiles == 1:
+            return None
+        short, long = sorted(largest)
+        parts = 1 + (self.tiles - 1) * (1 - self.overlap)
+        side = math.ceil(short / parts) if self.tile_size is None else min(self.tile_size, short)
+        other = max(1, round(side * long / short))
+        return (side, other) if largest[0] == short else (other, side)
 
 
 @dataclass(frozen=True)
@@ -174,7 +195,7 @@ class Views:
     """The images of a batch as they are seen in tiles.
 
     Attributes:
-        pixels: Per image `[V, S, S, 3]`, uint8: its V views.
+        pixels: Per image `[V, H, W, 3]`, uint8: its V views.
         tiling: How they were cut.
         at_once: Most views that a backbone is given together.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import final
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
+from afclip_lightning.backbones.spec import FeatureSpec, Interpolation, PosEmbedResize, Resize
 from afclip_lightning.backbones.text_tower import TextTower
 from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
 from afclip_lightning.backbones.weights import (
@@ -31,7 +31,7 @@ from afclip_lightning.backbones.weights import (
     uses_quick_gelu,
 )
 from afclip_lightning.errors import UserError, WeightsError, shown
-from afclip_lightning.types import ClipFeatures
+from afclip_lightning.types import ClipFeatures, ImageSize, height_and_width, in_pixels
 
 open_clip.add_model_config(MODELS)
 
@@ -49,7 +49,8 @@ class ClipBackbone(nn.Module):
         weights: A tag of open_clip's (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
             `.bin`, `.safetensors`), `embedded` (of `tiny-8-112` only, in the package), or `random` with `seed`, for
             tests. Never random by itself.
-        image_size: Side of the square input in pixels, a multiple of the patch size; native by default.
+        image_size: Of the input in pixels, multiples of the patch size: the side of a square, or `[height, width]`;
+            `null` is what the model was made for.
         pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
             (MuSc, AdaCLIP) or `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP).
         activation: `auto` takes what the weights were trained with: QuickGELU for OpenAI's.
@@ -58,6 +59,10 @@ class ClipBackbone(nn.Module):
         mean: Mean of the channels, in [0, 1]; by default what the weights were trained with, as open_clip lists it.
         std: Standard deviation, likewise.
         cache_dir: Where downloaded weights are kept; open_clip's place by default.
+        resize: How an image is brought to that size. `squash` ignores its aspect ratio, as the papers do. `crop` keeps
+            it and cuts the middle out (CLIP's own transform), `trim` keeps it and cuts off the right and the bottom
+            (AnomalyDINO): what is cut off is not looked at.
+        interpolation: Filter of that, antialiased, for images and masks: `bicubic`, or `bilinear` (AnoVL).
         compile_mode: Mode of `torch.compile` for the pass over images: `default`, or `reduce-overhead`, which also
             replays CUDA graphs; `no` does not compile. A batch size is compiled when it comes for the second time, so
             that the last batch of a loader, which may be smaller, runs as it is. Features differ by rounding alone,
@@ -72,7 +77,7 @@ class ClipBackbone(nn.Module):
         self,
         model: str = "ViT-L-14-336",
         weights: str = "openai",
-        image_size: int | None = 518,
+        image_size: ImageSize | None = 518,
         pos_embed: PosEmbedResize = "bilinear",
         activation: Literal["auto", "quick_gelu", "gelu"] = "auto",
         vision_weights: str | None = None,
@@ -80,14 +85,19 @@ class ClipBackbone(nn.Module):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         cache_dir: str | None = None,
+        resize: Resize = "squash",
+        interpolation: Interpolation = "bicubic",
         compile_mode: CompileMode = "no",
     ) -> None:
         super().__init__()
         if compile_mode not in get_args(CompileMode):
             raise ValueError(f"compile_mode must be one of {', '.join(get_args(CompileMode))}, got {compile_mode!r}")
+        for name, value, choices in (("resize", resize, Resize), ("interpolation", interpolation, Interpolation)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
         name, config = _resolve(model)
         if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
-            _check_size(image_size, config["vision_cfg"]["patch_size"])
+            _checked_size(image_size, config["vision_cfg"]["patch_size"])
         file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
         if activation == "gelu" and config.get("quick_gelu"):
             raise ValueError(f"{name} has QuickGELU in its config, got activation: gelu; use the model without it")
@@ -110,11 +120,11 @@ class ClipBackbone(nn.Module):
             TimmVisionTower(clip.visual) if isinstance(clip.visual, TimmModel) else ClipVisionTower(clip.visual)
         )
         self.text = TextTower(clip)
-        self.image_size: int = image_size or clip.visual.image_size[0]
-        _check_size(self.image_size, self.vision.patch_size)
-        self.vision.resize(self.image_size, pos_embed)
+        native = clip.visual.image_size if image_size is None else image_size
+        self.image_size: ImageSize = _checked_size(native, self.vision.patch_size)
+        self.vision.resize(height_and_width(self.image_size), pos_embed)
         listed_mean, listed_std = normalisation_of(name, weights)
-        self.preprocess = Preprocess(self.image_size, mean or listed_mean, std or listed_std)
+        self.preprocess = Preprocess(self.image_size, mean or listed_mean, std or listed_std, resize, interpolation)
         self.compile_mode: CompileMode = compile_mode
         self.sizes: set[int] = set()  # of the batches so far
         self.requires_grad_(False)
@@ -126,13 +136,14 @@ class ClipBackbone(nn.Module):
         """Returns one line that says which backbone this is."""
         parts = ["random" if part == RANDOM else Path(part).name for part in self.weights.split("+")]
         what = "RANDOM weights" if parts == ["random"] else "+".join(parts)
-        return f"{self.model} ({what}, {self.weights_hash}), {self.activation}, {self.image_size} px, {self.pos_embed}"
+        usual, resizing = ("squash", "bicubic"), (self.preprocess.rule, self.preprocess.interpolation)
+        size = ", ".join([in_pixels(self.image_size), *(resizing if resizing != usual else ())])
+        return f"{self.model} ({what}, {self.weights_hash}), {self.activation}, {size}, {self.pos_embed}"
 
     @property
     def grid(self) -> tuple[int, int]:
         """Returns the patch grid `(h, w)`."""
-        side = self.image_size // self.vision.patch_size
-        return side, side
+        return self.vision.grid(*self.preprocess.shape)
 
     def train(self, mode: bool = True) -> "ClipBackbone":
         """Stays in eval mode whatever is asked: the backbone is frozen."""
@@ -182,6 +193,8 @@ class ClipBackbone(nn.Module):
             vv_layers=tuple(vv_layers),
             vv_from=vv_from,
             image_embedding=image_embedding,
+            resize=self.preprocess.rule,
+            interpolation=self.preprocess.interpolation,
         )
 
     @torch.no_grad()
@@ -189,7 +202,7 @@ class ClipBackbone(nn.Module):
         """Returns the features that `spec` names.
 
         Args:
-            image: `[B, 3, H, W]`, normalised by `preprocess`, H = W = `image_size`.
+            image: `[B, 3, H, W]`, normalised by `preprocess`, of its height and width.
             spec: From this backbone's `spec`.
         """
         if self.compile_mode == "no":  # first: `len` would fix the batch where this is traced
@@ -278,15 +291,24 @@ def _resolve(model: str) -> tuple[str, dict[str, Any]]:
     return model, config
 
 
-def _check_size(image_size: int, patch: int) -> None:
-    if image_size > MAX_IMAGE_SIZE:
+def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
+    """Returns the size as it is recorded, a square as its side.
+
+    Raises:
+        ValueError: A side is too long or no multiple of the patch; the message names those next to it.
+    """
+    sides = height_and_width(image_size)
+    if max(sides) > MAX_IMAGE_SIZE:
         raise ValueError(f"image_size must be at most {MAX_IMAGE_SIZE}, got {image_size}; larger images are for tiles")
-    if image_size < patch or image_size % patch:
-        below = max(image_size // patch, 1) * patch
+    if any(side < patch or side % patch for side in sides):
+        below = [max(side // patch, 1) * patch for side in sides]
+        above = [low if low == side else low + patch for low, side in zip(below, sides, strict=True)]
+        square = isinstance(image_size, int)
+        got, low, high = (each[0] if square else [*each] for each in (sides, below, above))
         raise ValueError(
-            f"image_size must be a multiple of the patch size {patch}, got {image_size}; "
-            f"nearest: {below} and {below + patch}"
+            f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}"
         )
+    return sides[0] if sides[0] == sides[1] else sides
 
 
 @contextmanager

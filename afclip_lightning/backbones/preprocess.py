@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
 import albumentations as A
 import cv2
@@ -12,69 +12,112 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from afclip_lightning.backbones.spec import Interpolation, Resize
+from afclip_lightning.types import ImageSize, height_and_width
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class SquashResize(A.DualTransform):
-    """Resizes to a square and ignores the aspect ratio, with Pillow's antialiased bicubic filter.
+Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-    The papers' codes do so; OpenCV's bicubic filter has no antialiasing and gives other pixels. A mask is resized with
-    the same filter and cut at half, which is the papers' rule for test masks.
+
+def place(rule: Resize | Literal["pad"], height: int, width: int, size: ImageSize) -> Box:
+    """Returns where an image lies once it is resized, in pixels of the backbone's frame; what lies outside is cut off.
+
+    Args:
+        rule: `squash` ignores the aspect ratio. `crop` and `trim` keep it, so that the shorter side fits, and cut off
+            the rest: on both ends, as CLIP's own transform does, or at the right and at the bottom, as AnomalyDINO's
+            code. `pad` keeps it so that the longer side fits.
+        height: Of the image, in pixels.
+        width: Likewise.
+        size: Of the frame.
     """
+    tall, wide = height_and_width(size)
+    if rule == "squash":
+        return 0, 0, wide, tall
+    if rule == "pad":
+        scale = min(tall / height, wide / width)
+        high, long = max(1, round(height * scale)), max(1, round(width * scale))
+        left, top = (wide - long) // 2, (tall - high) // 2
+        return left, top, left + long, top + high
+    if tall * width >= wide * height:  # the height fits; torchvision's rule for the other side, rounded down
+        high, long = tall, max(wide, tall * width // height)
+    else:
+        high, long = max(tall, wide * height // width), wide
+    left, top = (round((wide - long) / 2), round((tall - high) / 2)) if rule == "crop" else (0, 0)
+    return left, top, left + long, top + high
 
-    def __init__(self, size: int) -> None:
-        super().__init__(p=1.0)
-        self.size = size
 
-    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        """Returns the image `[size, size, 3]`, uint8."""
-        return np.array(Image.fromarray(img).resize((self.size, self.size), Image.Resampling.BICUBIC))
+def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Interpolation) -> np.ndarray:
+    """Returns an image `[H, W]` or `[H, W, 3]`, uint8, resized to a place in the frame, and the frame cut out.
 
-    def apply_to_mask(self, mask: np.ndarray, **params: Any) -> np.ndarray:
-        """Returns the mask `[size, size]`, uint8 in {0, 1}."""
-        resized = Image.fromarray(mask * np.uint8(255)).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return (np.asarray(resized) > 127).astype(np.uint8)
+    The filter is Pillow's, antialiased, as in the papers' codes; OpenCV's has no antialiasing and gives other pixels.
+    Where the frame is larger than the image, the pixels of its border are repeated.
+    """
+    left, top, right, bottom = box
+    height, width = height_and_width(size)
+    resized = np.array(Image.fromarray(image).resize((right - left, bottom - top), FILTERS[interpolation]))
+    if box == (0, 0, width, height):
+        return resized
+    part = resized[max(0, -top) : height - top, max(0, -left) : width - left]
+    around = max(0, top), max(0, height - bottom), max(0, left), max(0, width - right)
+    return cv2.copyMakeBorder(part, *around, cv2.BORDER_REPLICATE)
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Turns a decoded image and its mask into what the backbone takes.
 
+    A mask is resized as its image is, with the same filter, and cut at half, which is the papers' rule for test masks.
+
     Attributes:
-        image_size: Side of the square that the backbone takes, in pixels.
+        image_size: Of the frame that the backbone takes, in pixels: the side of a square, or height and width.
         mean: Mean of the three channels, of values in [0, 1].
         std: Standard deviation of the three channels.
+        rule: How an image is brought to that size: see `place`.
+        interpolation: Filter of that.
     """
 
-    image_size: int
+    image_size: ImageSize
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    rule: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Returns height and width of the frame."""
+        return height_and_width(self.image_size)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """Returns the normalised image `[3, image_size, image_size]`, float32, and the mask `[image_size, image_size]`.
+        """Returns the normalised image `[3, H, W]`, float32, and the mask `[H, W]`, at the backbone's size.
 
         Args:
-            image: `[H, W, 3]`, uint8, RGB.
-            mask: `[H, W]`, uint8 in {0, 1}; `None` if nothing is marked.
+            image: `[h, w, 3]`, uint8, RGB.
+            mask: `[h, w]`, uint8 in {0, 1}; `None` if nothing is marked.
         """
         resized, resized_mask = self.resize(image, mask)
         return self.to_tensors([resized])[0], self.to_masks([resized_mask])[0]
 
     def resize(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns image and mask, if there is one, at the backbone's size, uint8."""
-        squash = _squash_resize(self.image_size)
-        out = squash(image=image) if mask is None else squash(image=image, mask=mask)
-        return out["image"], out.get("mask")
+        return self._put(image), None if mask is None else self.resize_mask(mask)
 
     def resize_mask(self, mask: np.ndarray) -> np.ndarray:
         """Returns a mask without its image at the backbone's size, uint8."""
-        return _squash_resize(self.image_size).apply_to_mask(mask)
+        return (self._put(mask * np.uint8(255)) > 127).astype(np.uint8)
+
+    def _put(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        box = place(self.rule, height, width, self.image_size)
+        return into_frame(image, box, self.image_size, self.interpolation)
 
     def to_tensors(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Returns resized images, normalised, `[B, 3, image_size, image_size]`, float32."""
+        """Returns resized images, normalised, `[B, 3, H, W]`, float32."""
         tables = _normalised_bytes(self.mean, self.std)
-        pixels = torch.empty(len(images), 3, self.image_size, self.image_size)
+        pixels = torch.empty(len(images), 3, *self.shape)
         for row, image in zip(pixels, images, strict=True):
             for channel, table, out in zip(cv2.split(image), tables, row.numpy(), strict=True):
                 cv2.LUT(channel, table, dst=out)
@@ -87,20 +130,15 @@ class Preprocess:
         return np.ascontiguousarray(pixels.cpu().numpy())
 
     def to_masks(self, masks: Sequence[np.ndarray | None]) -> Tensor:
-        """Returns resized masks `[B, image_size, image_size]`, uint8; zeros where there is none."""
-        marked = torch.zeros(len(masks), self.image_size, self.image_size, dtype=torch.uint8)
+        """Returns resized masks `[B, H, W]`, uint8; zeros where there is none."""
+        marked = torch.zeros(len(masks), *self.shape, dtype=torch.uint8)
         for row, mask in zip(marked, masks, strict=True):
             if mask is not None:
                 row.copy_(torch.from_numpy(mask))
         return marked
 
 
-# Both are made once: for every image anew it would take as long as normalising does.
-@lru_cache
-def _squash_resize(size: int) -> SquashResize:
-    return SquashResize(size)
-
-
+# It is made once: for every image anew it would take as long as normalising does.
 @lru_cache
 def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Returns what the values 0 to 255 of each channel become, `[3, 256]`, float32."""

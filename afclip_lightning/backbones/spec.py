@@ -5,10 +5,17 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
+from afclip_lightning.types import ImageSize
+
 if TYPE_CHECKING:
     from afclip_lightning.types import ClipFeatures
 
 PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
+Resize = Literal["squash", "crop", "trim"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+LATER_FIELDS: dict[str, Any] = {"resize": "squash", "interpolation": "bicubic"}  # what a spec without them is of
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class FeatureSpec:
         weights: Where the weights came from: a tag, a file, or `random`.
         weights_hash: Fingerprint of the weights' content; the same weights in another file have the same.
         activation: `quick_gelu` or `gelu`.
-        image_size: Side of the square input, in pixels.
+        image_size: Of the input, in pixels: the side of a square, or height and width.
         pos_embed: How the positional embedding was resized to this image size.
         mean: Mean of the channels that images are normalised with.
         std: Standard deviation, likewise.
@@ -29,13 +36,15 @@ class FeatureSpec:
         vv_from: First block of the V-V path; `None` where it is not tapped.
         image_embedding: Whether the class token after the last block and the image embedding are asked for; if not,
             the blocks after the last tap are not run.
+        resize: How an image is brought to that size; see `preprocess.Preprocess`.
+        interpolation: The filter of that, likewise.
     """
 
     model: str
     weights: str = field(compare=False)  # where they lie; the hash says what they are
     weights_hash: str
     activation: str
-    image_size: int
+    image_size: ImageSize
     pos_embed: PosEmbedResize
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -43,6 +52,8 @@ class FeatureSpec:
     vv_layers: tuple[int, ...] = ()
     vv_from: int | None = None
     image_embedding: bool = False
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -67,8 +78,12 @@ class FeatureSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the spec as plain values, for checkpoints and run folders."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Returns the spec as plain values, for checkpoints and run folders.
+
+        A field of `LATER_FIELDS` is there only if it differs: heads and kept features from before it are still found.
+        """
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key not in LATER_FIELDS or value != LATER_FIELDS[key]}
 
     def differences(self, other: dict[str, Any], names: tuple[str, str] = ("here", "in the checkpoint")) -> list[str]:
         """Returns what differs from a stored spec, one line per field; a file's path does not matter, its content does.
@@ -77,7 +92,7 @@ class FeatureSpec:
             other: From `to_dict`.
             names: What to call this spec and the other.
         """
-        mine = self.to_dict()
+        mine, other = LATER_FIELDS | self.to_dict(), LATER_FIELDS | other
         fields = sorted((mine.keys() | other.keys()) - {"weights"})
         return [
             f"{field}: {other.get(field)!r} {names[1]}, {mine.get(field)!r} {names[0]}"

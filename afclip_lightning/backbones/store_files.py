@@ -14,9 +14,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from afclip_lightning.backbones.spec import PosEmbedResize
+from afclip_lightning.backbones.spec import Interpolation, PosEmbedResize, Resize
 from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.files import open_regular, read_json
+from afclip_lightning.types import ImageSize
 
 StorageType = Literal["float16", "float32"]
 SUFFIX = ".safetensors"
@@ -32,12 +33,14 @@ class StoreFacts:
     model: str
     weights_hash: str
     activation: str
-    image_size: int
+    image_size: ImageSize
     pos_embed: PosEmbedResize
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     compute: str
     dtype: StorageType
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
 
     @classmethod
     def read(cls, folder: Path) -> "StoreFacts":

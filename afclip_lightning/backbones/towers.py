@@ -30,8 +30,12 @@ class VisionTower(nn.Module, ABC):
     patch_size: int
 
     @abstractmethod
-    def resize(self, image_size: int, rule: PosEmbedResize) -> None:
-        """Makes the tower take square images of another size, a multiple of the patch size."""
+    def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
+        """Makes the tower take images of another height and width, both multiples of the patch size."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the patch grid `(h, w)` of an image of this height and width, in pixels."""
+        return height // self.patch_size, width // self.patch_size
 
     @property
     @abstractmethod
@@ -66,10 +70,10 @@ class VisionTower(nn.Module, ABC):
             image: `[B, 3, H, W]`, normalised.
             spec: Which features. The blocks after the last tap are run for the image embedding only.
         """
-        side = image.shape[2] // self.patch_size
+        grid = self.grid(image.shape[2], image.shape[3])
         if not spec.vv_layers:
-            return self._tap_original(image, spec, (side, side))
-        count = side * side
+            return self._tap_original(image, spec, grid)
+        count = grid[0] * grid[1]
         tokens, vv_tokens = [], []
         last = self.depth if spec.image_embedding else max(spec.layers + spec.vv_layers)
         for number, original, value in self._dual_path(image, spec.vv_from or 1, last):
@@ -77,7 +81,7 @@ class VisionTower(nn.Module, ABC):
                 tokens.append(_class_and_patches(original, original, count))
             if number in spec.vv_layers:
                 vv_tokens.append(_class_and_patches(original, value, count))
-        features = ClipFeatures(tuple(tokens), (side, side), tuple(vv_tokens))
+        features = ClipFeatures(tuple(tokens), grid, tuple(vv_tokens))
         if spec.image_embedding:
             features.class_token = _class_and_patches(original, original, count)[:, 0]
             features.image_embedding = self.pool(original)
@@ -133,15 +137,13 @@ class ClipVisionTower(VisionTower):
         self.width = visual.transformer.width
         self.patch_size = visual.patch_size[0]
 
-    def resize(self, image_size: int, rule: PosEmbedResize) -> None:
+    def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
         """See the base class."""
-        side = image_size // self.patch_size
-        table = resize_positional_embedding(
-            self.visual.positional_embedding.data, self.visual.grid_size, (side, side), rule
-        )
+        grid = self.grid(*image_size)
+        table = resize_positional_embedding(self.visual.positional_embedding.data, self.visual.grid_size, grid, rule)
         self.visual.positional_embedding = nn.Parameter(table, requires_grad=False)
-        self.visual.grid_size = (side, side)
-        self.visual.image_size = (image_size, image_size)
+        self.visual.grid_size = grid
+        self.visual.image_size = image_size
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -189,7 +191,7 @@ class TimmVisionTower(VisionTower):
         self.width = trunk.embed_dim
         self.patch_size = trunk.patch_embed.patch_size[0]
 
-    def resize(self, image_size: int, rule: PosEmbedResize) -> None:
+    def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
         """See the base class."""
         trunk = self.visual.trunk
         grid, table = trunk.patch_embed.grid_size, trunk.pos_embed

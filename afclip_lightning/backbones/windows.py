@@ -56,13 +56,13 @@ def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> 
     Reference: WinCLIP, Sec. 4.2. Differs: the tower's first normalisation comes before the windows are taken and not
     after; it is of each token by itself.
     """
-    side = image.shape[2] // vision.patch_size
+    grid = vision.grid(image.shape[2], image.shape[3])
     embedded = vision.embed(image)
-    prefix = torch.arange(embedded.shape[1] - side * side, device=image.device)  # class token, registers
+    prefix = torch.arange(embedded.shape[1] - grid[0] * grid[1], device=image.device)  # class token, registers
     tokens = WINDOW_TOKENS_CPU if image.device.type == "cpu" else WINDOW_TOKENS
     encoded = []
     for size in sizes:
-        patches = len(prefix) + window_index((side, side), size, image.device)
+        patches = len(prefix) + window_index(grid, size, image.device)
         index = torch.cat([prefix.expand(len(patches), -1), patches], dim=1)  # [W, P + n]
         # a traced graph is of batches of any size: it has no loop whose length depends on that
         step = len(index) if is_exporting() else max(1, tokens // (len(image) * index.shape[1]))

@@ -9,6 +9,7 @@ from typing import Any
 from afclip_lightning.backbones.store_files import feature_files, info, prune, verify
 from afclip_lightning.cli.parser import CommandParser, command, numeric
 from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.types import in_pixels
 
 PLACE = 12
 DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # every file is older than -1 days, and would go
@@ -73,7 +74,7 @@ def _render(entries: list[dict[str, Any]]) -> str:
         spec = entry["spec"]
         size = sum(tap["bytes"] for tap in entry["taps"].values())
         lines.append(f"{entry['key']}  {size / 1e9:.2f} GB")
-        lines.append(f"    {spec['model']} ({spec['weights_hash']}), {spec['image_size']} px")
+        lines.append(f"    {spec['model']} ({spec['weights_hash']}), {in_pixels(spec['image_size'])}")
         lines.append(f"    computed in {spec['compute']}, kept in {spec['dtype']}")
         lines += [f"    {name}: {tap['images']} images" for name, tap in entry["taps"].items()]
     return "\n".join(lines)

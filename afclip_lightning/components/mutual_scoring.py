@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.components.scoring import upsample
+from afclip_lightning.types import ImageSize
 
 NEAR = 1e-2  # squared distances below are computed again from differences: 2 - 2ab loses what small ones consist of
 
@@ -15,7 +16,7 @@ class MutualScoring:
 
     Args:
         grid: Patch grid `(h, w)`.
-        image_size: Side of the input image in pixels.
+        image_size: Of the input image in pixels: the side of a square, or height and width.
         scales: Windows of the aggregation in patches, odd; 1 is the patch itself.
         interval: Share of the references, those with the lowest distances, that a patch's score is the mean over.
 
@@ -25,7 +26,7 @@ class MutualScoring:
     Reference: MuSc (Li et al., ICLR 2024), LNAMD and MSM.
     """
 
-    def __init__(self, grid: tuple[int, int], image_size: int, scales: Sequence[int], interval: float) -> None:
+    def __init__(self, grid: tuple[int, int], image_size: ImageSize, scales: Sequence[int], interval: float) -> None:
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
             raise ValueError(f"scales must be odd and positive, got {list(scales)}")
         if not 0 < interval <= 1:
@@ -45,7 +46,7 @@ class MutualScoring:
 
     def upsampled(self, patch_maps: Tensor) -> Tensor:
         """Returns maps `[B, h, w]` at the size of the input image, `[B, H, W]`."""
-        return upsample(patch_maps, (self.image_size, self.image_size), align_corners=True)
+        return upsample(patch_maps, self.image_size, align_corners=True)
 
 
 def normalise_planes(tokens: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """From similarities to scores and maps: pure functions."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.errors import UserError
+from afclip_lightning.types import ImageSize, height_and_width
 
 WIDEST_SIGMA = 8192  # pixels: the largest side of an image that a backbone takes
 
@@ -44,54 +44,56 @@ def prototypes(text_embeddings: Tensor) -> Tensor:
     return F.normalize(torch.stack([normal, abnormal], dim=-2), dim=-1)
 
 
-def upsample(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """Returns patch-level maps `[B, h, w]` at pixel level, `[B, *size]`, bilinear, differentiable, float32.
+def upsample(maps: Tensor, size: ImageSize, align_corners: bool = False) -> Tensor:
+    """Returns patch-level maps `[B, h, w]` at pixel level, `[B, H, W]`, bilinear, differentiable, float32.
 
     Args:
         maps: `[B, h, w]`.
-        size: Height and width in pixels.
+        size: Side of a square output in pixels, or height and width.
         align_corners: Whether the centres of the corner patches lie on the corner pixels, not a patch's centre on its
             own (AnoVL's and MuSc's codes).
     """
-    return F.interpolate(maps[:, None].float(), tuple(size), mode="bilinear", align_corners=align_corners)[:, 0]
+    pixels = height_and_width(size)
+    return F.interpolate(maps[:, None].float(), pixels, mode="bilinear", align_corners=align_corners)[:, 0]
 
 
-def pool_and_upsample(maps: Tensor, size: int) -> Tensor:
+def pool_and_upsample(maps: Tensor, size: ImageSize) -> Tensor:
     """Returns patch-level maps averaged over 3 × 3 patches, at pixel level: corners aligned, bilinear, float32.
 
     Args:
         maps: `[B, h, w]`; beyond its border the map goes on with the border's values.
-        size: Side of the square output in pixels.
+        size: Side of a square output in pixels, or height and width.
 
     Returns:
-        `[B, size, size]`.
+        `[B, H, W]`.
 
     Reference: AnoVL's official code.
     """
     padded = F.pad(maps[:, None].float(), (1, 1, 1, 1), mode="replicate")
-    return upsample(F.avg_pool2d(padded, 3, stride=1)[:, 0], (size, size), align_corners=True)
+    return upsample(F.avg_pool2d(padded, 3, stride=1)[:, 0], size, align_corners=True)
 
 
-def upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
+def upsample_and_smooth(maps: Tensor, size: ImageSize, sigma: float) -> Tensor:
     """Returns patch-level maps at pixel level: bilinear upsampling, then a Gaussian filter.
 
     Both steps are linear and separable, so the two together are one matrix from either side: `A M A^T`.
 
     Args:
         maps: `[B, h, w]`.
-        size: Side of the square output in pixels.
+        size: Side of a square output in pixels, or height and width.
         sigma: Standard deviation of the Gaussian in output pixels, cut at 4 sigma, borders mirrored with the edge
             repeated (SciPy's `gaussian_filter` with its defaults); 0 does not filter.
 
     Returns:
-        `[B, size, size]`, float32.
+        `[B, H, W]`, float32.
 
     Raises:
         UserError: `sigma` is negative or far wider than an image; its filter would fill the memory.
     """
     if not 0 <= sigma <= WIDEST_SIGMA:
         raise UserError(f"the sigma of a map must be from 0 to {WIDEST_SIGMA} px, got {sigma}: set map_sigma.")
-    rows, columns = (_upsample_and_smooth_matrix(n, size, sigma, maps.device) for n in maps.shape[1:])
+    sides = zip(maps.shape[1:], height_and_width(size), strict=True)
+    rows, columns = (_upsample_and_smooth_matrix(patches, pixels, sigma, maps.device) for patches, pixels in sides)
     with torch.autocast(maps.device.type, enabled=False):
         return rows @ maps.float() @ columns.T
 

@@ -32,9 +32,8 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
     if batch.views is None:
         return score(batch)
     assert batch.masks is not None
-    size, tiling = preprocess.image_size, batch.views.tiling
     shapes = [facts.shape for facts in batch.masks]
-    layouts = [Layout(*shape, tiling, size) for shape in shapes]
+    layouts = [Layout(*shape, batch.views.tiling, preprocess) for shape in shapes]
     owners = [(image, view) for image, layout in enumerate(layouts) for view in range(len(layout))]
     maps: dict[str, list[np.ndarray]] = {}
     scores: dict[str, list[list[torch.Tensor]]] = {}
@@ -52,7 +51,7 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
     return {
         head: AnomalyPrediction(
             torch.stack([torch.stack(found).amax() for found in scores[head]]),
-            torch.from_numpy(np.stack([resize_map(one, size, size) for one in own])).to(device),
+            torch.from_numpy(np.stack([resize_map(one, *preprocess.shape) for one in own])).to(device),
             [torch.from_numpy(one) for one in own],
         )
         for head, own in maps.items()
@@ -60,7 +59,7 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
 
 
 def _batch_of(batch: Batch, preprocess: Preprocess, pixels: list[np.ndarray], owners: list[int]) -> Batch:
-    """Returns views `[S, S, 3]`, uint8, as a batch of their own; nothing is marked in it."""
+    """Returns views `[H, W, 3]`, uint8, as a batch of their own; nothing is marked in it."""
     at = torch.tensor(owners, device=batch.label.device)
     views = preprocess.to_tensors(pixels).to(batch.label.device)
     mask = torch.zeros(len(pixels), *views.shape[2:], dtype=torch.uint8, device=views.device)

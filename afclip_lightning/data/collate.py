@@ -29,10 +29,10 @@ class Parcel:
     Attributes:
         preprocess: What normalises the images.
         samples: The B samples.
-        images: `[B, S, S, 3]`, uint8.
-        masks: `[M, S, S]`, uint8, of the samples that have a mask, in their order.
-        areas: `[M, S, S]`, int32, their regions; `None` in training.
-        references: `[M, S, S, 3]`, uint8, the references that are none of the samples.
+        images: `[B, H, W, 3]`, uint8.
+        masks: `[M, H, W]`, uint8, of the samples that have a mask, in their order.
+        areas: `[M, H, W]`, int32, their regions; `None` in training.
+        references: `[M, H, W, 3]`, uint8, the references that are none of the samples.
         reference_rows: R of each sample, counted through the samples and on through `references`; `None` without.
         digests: What the images' features are kept under; `None` without a store.
         features: Those that were kept, in place of `images`.

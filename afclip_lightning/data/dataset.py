@@ -1,5 +1,6 @@
 """From samples to what a batch needs of them: decoded, resized, kept in memory where that is wanted."""
 
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from afclip_lightning.metrics import count_regions, region_areas
 from afclip_lightning.types import Batch, MaskFacts, Sample, Tiling
 
 MaskDetail = Literal["none", "counts", "regions"]
-Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [S, S, 3] and mask [S, S], uint8; None = no mask
+Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [H, W, 3] and mask [H, W], uint8; None = no mask
 
 
 class Item(NamedTuple):
@@ -32,15 +33,15 @@ class Item(NamedTuple):
 
     Attributes:
         position: Of the sample in the dataset.
-        image: `[S, S, 3]`, uint8; `None` where its features were read instead.
-        mask: `[S, S]`, uint8, where there is one.
+        image: `[H, W, 3]`, uint8, at the backbone's size; `None` where its features were read instead.
+        mask: `[H, W]`, uint8, where there is one.
         sample: The sample.
         references: Positions of its references.
         digest: What its features are kept under; empty without a store.
         features: Its features by name.
         reference_only: Whether it is there as a reference of others only.
         facts: What is known of its mask at the image's own size; `None` in training.
-        views: `[V, S, S, 3]`, uint8: the image in tiles, where it is to be seen so.
+        views: `[V, H, W, 3]`, uint8: the image in tiles, where it is to be seen so.
     """
 
     position: int
@@ -75,25 +76,26 @@ class PixelCache:
 
     Args:
         count: Samples of the dataset.
-        side: Side of an image, in pixels.
+        shape: Height and width of an image, in pixels.
         limit_mb: Most memory to take; it is taken when images come in.
     """
 
-    def __init__(self, count: int, side: int, limit_mb: int) -> None:
-        self.arguments = (count, side, limit_mb)
-        self.capacity = min(count, limit_mb * 2**20 // (4 * side * side + 1))
+    def __init__(self, count: int, shape: tuple[int, int], limit_mb: int) -> None:
+        self.arguments = (count, shape, limit_mb)
+        area = math.prod(shape)
+        self.capacity = min(count, limit_mb * 2**20 // (4 * area + 1))
         # anonymous pages and not /dev/shm, which containers keep small
-        pages = np.frombuffer(mmap.mmap(-1, max(1, self.capacity * (4 * side * side + 1))), np.uint8)
-        self.filled, images, masks = np.split(pages, [self.capacity, self.capacity * (3 * side * side + 1)])
-        self.images = images.reshape(self.capacity, side, side, 3)
-        self.masks = masks[: self.capacity * side * side].reshape(self.capacity, side, side)
+        pages = np.frombuffer(mmap.mmap(-1, max(1, self.capacity * (4 * area + 1))), np.uint8)
+        self.filled, images, masks = np.split(pages, [self.capacity, self.capacity * (3 * area + 1)])
+        self.images = images.reshape(self.capacity, *shape, 3)
+        self.masks = masks[: self.capacity * area].reshape(self.capacity, *shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that is not forked begins with an empty one of its own.
         return PixelCache, self.arguments
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns the image `[S, S, 3]` and the mask `[S, S]`, not to be written to; `None` if they are not there."""
+        """Returns the image `[H, W, 3]` and the mask `[H, W]`, not to be written to; `None` if they are not there."""
         if index >= self.capacity or not self.filled[index]:
             return None
         return self.images[index], self.masks[index]
@@ -145,16 +147,16 @@ class AnomalyDataset(Dataset[Any]):
         self.facts = facts
         self.tiling = tiling
         self.preprocess = preprocess
-        self.draft = preprocess.image_size if loading.draft and not tiling else None
+        self.draft = max(preprocess.shape) if loading.draft and not tiling else None
         self.cache = None
         if loading.cache_mb and not tiling:
-            self.cache = PixelCache(len(self.samples), preprocess.image_size, loading.cache_mb)
+            self.cache = PixelCache(len(self.samples), preprocess.shape, loading.cache_mb)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, Sample]:
-        """Returns the normalised image `[3, S, S]`, the mask `[S, S]` and the sample.
+        """Returns the normalised image `[3, H, W]`, the mask `[H, W]` and the sample.
 
         Raises:
             DatasetError: See `read`.
@@ -232,14 +234,14 @@ class AnomalyDataset(Dataset[Any]):
         return *resized, facts, self._views(image) if self.tiling else None
 
     def _views(self, image: np.ndarray) -> Tensor:
-        """Returns an image in tiles, `[V, S, S, 3]`, uint8.
+        """Returns an image in tiles, `[V, H, W, 3]`, uint8.
 
         Raises:
             UserError: There are too many of them.
         """
         assert self.tiling is not None
         height, width = image.shape[:2]
-        layout = Layout(height, width, self.tiling, self.preprocess.image_size)
+        layout = Layout(height, width, self.tiling, self.preprocess)
         return torch.from_numpy(np.stack([layout.cut(image, view) for view in range(len(layout))]))
 
     def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
@@ -297,7 +299,7 @@ def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
 
 
 def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
-    """Returns an image of a batch as the backbone sees it, `[S, S, 3]`, uint8: from its file if its features were read.
+    """Returns an image of a batch as the backbone sees it, `[H, W, 3]`, uint8: from its file if its features were read.
 
     Raises:
         DatasetError: The file cannot be read.

@@ -1,4 +1,4 @@
-"""From an image of any size to the squares that a backbone takes, and from their maps back to the image's own frame."""
+"""From an image of any size to the frames that a backbone takes, and from their maps back to the image's own size."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,11 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from afclip_lightning.backbones.preprocess import Box, Preprocess, into_frame, place
 from afclip_lightning.errors import UserError
 from afclip_lightning.types import Tiling
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
 MAX_VIEWS = 4096
 
 
@@ -61,7 +60,8 @@ class Level:
     Attributes:
         rows: Along its height.
         columns: Along its width.
-        inside: Where a tile lies in the square that the backbone sees, in its pixels; all of it unless it was padded.
+        inside: Where a tile lies in the frame that the backbone sees, in its pixels; all of it, unless the frame is
+            larger than what it shows, or shows a part.
     """
 
     rows: Axis
@@ -85,24 +85,25 @@ class Layout:
         height: Of the image, in pixels.
         width: Likewise.
         tiling: How it is seen.
-        size: Side of the square that the backbone takes, in pixels.
+        preprocess: Of the backbone: the frame that it takes, and how it sees a whole.
 
     Raises:
         UserError: It would take more than `MAX_VIEWS` views.
     """
 
-    def __init__(self, height: int, width: int, tiling: Tiling, size: int) -> None:
-        self.height, self.width, self.size = height, width, size
-        everything = (0, 0, size, size)
+    def __init__(self, height: int, width: int, tiling: Tiling, preprocess: Preprocess) -> None:
+        self.height, self.width, self.preprocess = height, width, preprocess
+        tall, wide = preprocess.shape
+        everything = (0, 0, wide, tall)
+        largest = _largest(height, width, tall, wide)
         if tiling.fit == "tiles":
-            short = min(height, width)
-            self.levels = [_level(height, width, short, short, tiling.overlap, everything)]
+            self.levels = [_level(height, width, largest, tiling.overlap, everything)]
         else:
-            inside = _centred(height, width, size) if tiling.fit == "pad" else everything
-            self.levels = [_level(height, width, height, width, 0.0, inside)]
-        side = tiling.side(height, width)
-        if side is not None and (side < min(height, width) or tiling.fit != "tiles"):
-            self.levels.append(_level(height, width, side, side, tiling.overlap, everything))
+            inside = place("pad" if tiling.fit == "pad" else preprocess.rule, height, width, preprocess.image_size)
+            self.levels = [_level(height, width, (height, width), 0.0, inside)]
+        tile = tiling.tile(largest)
+        if tile is not None and (tile != largest or tiling.fit != "tiles"):
+            self.levels.append(_level(height, width, tile, tiling.overlap, everything))
         if len(self) > MAX_VIEWS:
             raise UserError(
                 f"an image of {width}×{height} pixels would take {len(self)} tiles, and the limit is {MAX_VIEWS}: "
@@ -120,13 +121,11 @@ class Layout:
         raise IndexError(view)
 
     def cut(self, image: np.ndarray, view: int) -> np.ndarray:
-        """Returns what the backbone sees of the image `[H, W, 3]` in one view, `[size, size, 3]`, uint8."""
+        """Returns what the backbone sees of the image `[H, W, 3]` in one view, `[h, w, 3]`, uint8."""
         level, index = self._find(view)
         left, top, right, bottom = level.box(index)
-        x, y, end_x, end_y = level.inside
-        part = Image.fromarray(image[top:bottom, left:right])
-        pixels = np.array(part.resize((end_x - x, end_y - y), Image.Resampling.BICUBIC))
-        return cv2.copyMakeBorder(pixels, y, self.size - end_y, x, self.size - end_x, cv2.BORDER_REPLICATE)
+        part, preprocess = image[top:bottom, left:right], self.preprocess
+        return into_frame(part, level.inside, preprocess.image_size, preprocess.interpolation)
 
     def add(self, anomaly_map: np.ndarray, view: int, seen: np.ndarray) -> None:
         """Adds the map of a view to the map of the image, in place; after all views that is the merged map.
@@ -134,12 +133,11 @@ class Layout:
         Args:
             anomaly_map: `[H, W]`, float32; zeros at first.
             view: Which view.
-            seen: `[size, size]`, float32, the view's map.
+            seen: `[h, w]`, float32, the view's map.
         """
         level, index = self._find(view)
         left, top, right, bottom = level.box(index)
-        x, y, end_x, end_y = level.inside
-        part = resize_map(seen[y:end_y, x:end_x], bottom - top, right - left)
+        part = resize_map(_out_of_frame(seen, level.inside), bottom - top, right - left)
         if len(self) == 1:
             anomaly_map[:] = part
             return
@@ -156,13 +154,21 @@ def resize_map(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _level(height: int, width: int, tall: int, wide: int, overlap: float, inside: Box) -> Level:
-    return Level(Axis(height, tall, overlap), Axis(width, wide, overlap), inside)
+def _largest(height: int, width: int, tall: int, wide: int) -> tuple[int, int]:
+    """Returns height and width of the largest part of an image that has the shape of a frame."""
+    if height * wide <= width * tall:
+        return height, max(1, min(width, round(height * wide / tall)))
+    return max(1, min(height, round(width * tall / wide))), width
 
 
-def _centred(height: int, width: int, size: int) -> Box:
-    """Returns where an image of this shape lies in the middle of a square."""
-    scale = size / max(height, width)
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    left, top = (size - wide) // 2, (size - tall) // 2
-    return left, top, left + wide, top + tall
+def _out_of_frame(seen: np.ndarray, inside: Box) -> np.ndarray:
+    """Returns the map of what lies at a place in the frame; where it reaches beyond, the border's values go on."""
+    left, top, right, bottom = inside
+    height, width = seen.shape
+    part = seen[max(0, top) : bottom, max(0, left) : right]
+    around = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    return cv2.copyMakeBorder(part, *around, cv2.BORDER_REPLICATE) if any(around) else part
+
+
+def _level(height: int, width: int, tile: tuple[int, int], overlap: float, inside: Box) -> Level:
+    return Level(Axis(height, tile[0], overlap), Axis(width, tile[1], overlap), inside)

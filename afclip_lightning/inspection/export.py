@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 import afclip_lightning
+from afclip_lightning.backbones.spec import Resize
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json
@@ -31,6 +32,11 @@ Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # from pixels to scores and 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_LIMIT = 2**31 - 2**22  # bytes of tensors in one ONNX file, beside which the graph has room
 BATCHES = (1, 3, 8)  # that a file is compared with the model on
+RESIZES: dict[Resize, str] = {
+    "squash": "whatever the aspect ratio",
+    "crop": "the aspect ratio kept and the middle cut out",
+    "trim": "the aspect ratio kept, the right and the bottom cut off",
+}
 TOLERANCE = 1e-4  # of scores and values of maps, absolute
 FACTS = "afclip_lightning.json"  # where a torch program has what it says of itself
 
@@ -84,7 +90,7 @@ class Graph(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(method.preprocess.std))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scores `[B]` and maps `[B, S, S]` of pixels `[B, S, S, 3]`, uint8."""
+        """Returns scores `[B]` and maps `[B, H, W]` of pixels `[B, H, W, 3]`, uint8."""
         pixels = ((image.float() / 255 - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
         none = pixels.new_empty(0)
         batch = Batch(pixels, mask=none, label=none, mask_known=none, samples=[self.sample])
@@ -131,13 +137,13 @@ def trace(model: Predictor) -> ExportedProgram:
         UserError: The method cannot be traced.
     """
     graph = Graph(model).eval()
-    size = model.method.preprocess.image_size
+    shape = model.method.preprocess.shape
     # refuses what is not ready; and fills all caches, which must not keep what is made while tracing
-    model.predict_many(list(_noise(2, size)))
+    model.predict_many(list(_noise(2, shape)))
     try:
         with torch.no_grad(), _quiet():
             batch = Dim("batch", min=1)
-            program = torch.export.export(graph, (torch.from_numpy(_noise(2, size)),), dynamic_shapes=({0: batch},))
+            program = torch.export.export(graph, (torch.from_numpy(_noise(2, shape)),), dynamic_shapes=({0: batch},))
     except Exception as error:  # of any kind: all the code of a method runs
         name, reason = type(model.method).__name__, str(error).strip().partition("\n")[0]
         raise UserError(f"{name} cannot be exported: torch does not trace it ({reason}).") from error
@@ -148,7 +154,7 @@ def trace(model: Predictor) -> ExportedProgram:
 def describe(model: Predictor, to: Target) -> dict[str, Any]:
     """Returns what one has to know to use the file, as plain values."""
     preprocess, calibrated = model.method.preprocess, model.calibration
-    size = preprocess.image_size
+    height, width = preprocess.shape
     return {
         "format": to,
         "method": type(model.method).__name__,
@@ -157,15 +163,16 @@ def describe(model: Predictor, to: Target) -> dict[str, Any]:
         "category": model.category,
         "shots": model.few_shot,
         "image": {
-            "shape": ["batch", size, size, 3],
+            "shape": ["batch", height, width, 3],
             "type": "uint8",
             "channels": "RGB",
-            "resize": f"to {size} x {size} whatever the aspect ratio, bicubic with antialiasing as Pillow's BICUBIC",
+            "resize": f"to {height} x {width}, {RESIZES[preprocess.rule]}; {preprocess.interpolation} with "
+            f"antialiasing as Pillow's {preprocess.interpolation.upper()}",
         },
         "normalisation": {"in_graph": True, "mean": list(preprocess.mean), "std": list(preprocess.std)},
         "score": {"shape": ["batch"], "type": "float32", "threshold": calibrated and calibrated.image.value},
         "map": {
-            "shape": ["batch", size, size],
+            "shape": ["batch", height, width],
             "type": "float32",
             "threshold": calibrated and calibrated.pixel and calibrated.pixel.value,
         },
@@ -175,9 +182,9 @@ def describe(model: Predictor, to: Target) -> dict[str, Any]:
 
 def compare(model: Predictor, run: Run) -> float:
     """Returns by how much scores and maps differ from the model's at most, over batches of several sizes."""
-    size, largest = model.method.preprocess.image_size, 0.0
+    shape, largest = model.method.preprocess.shape, 0.0
     for count in BATCHES:
-        image = _noise(count, size)
+        image = _noise(count, shape)
         scores, maps = run(image)
         wanted = model.predict_many(list(image))
         pairs = [(scores, np.array([one.score for one in wanted])), (maps, np.stack([w.anomaly_map for w in wanted]))]
@@ -186,11 +193,12 @@ def compare(model: Predictor, run: Run) -> float:
     return largest
 
 
-def _noise(count: int, size: int) -> np.ndarray:
-    """Returns drawn images `[B, S, S, 3]`, uint8: coarse blots with fine noise, others for each count."""
+def _noise(count: int, shape: tuple[int, int]) -> np.ndarray:
+    """Returns drawn images `[B, H, W, 3]`, uint8: coarse blots with fine noise, others for each count."""
     generator = np.random.default_rng(count)
-    coarse = generator.integers(0, 256, (count, -(-size // 8), -(-size // 8), 3)).repeat(8, 1).repeat(8, 2)
-    noisy = coarse[:, :size, :size] + generator.normal(0, 20, (count, size, size, 3))
+    height, width = shape
+    coarse = generator.integers(0, 256, (count, -(-height // 8), -(-width // 8), 3)).repeat(8, 1).repeat(8, 2)
+    noisy = coarse[:, :height, :width] + generator.normal(0, 20, (count, height, width, 3))
     return noisy.clip(0, 255).astype(np.uint8)
 
 

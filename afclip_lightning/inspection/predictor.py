@@ -207,8 +207,8 @@ class Predictor:
             UserError: The method needs few-shot images first.
         """
         self._check_ready()
-        size = self.method.preprocess.image_size
-        views = Views(images, self.tiling, size, self.batch_size, keep_images, self.white)
+        preprocess = self.method.preprocess
+        views = Views(images, self.tiling, preprocess, self.batch_size, keep_images, self.white)
         loader = DataLoader(
             views, self.batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_memory
         )
@@ -223,7 +223,7 @@ class Predictor:
                     continue
                 score, anomaly_map = next(scored)
                 if item.view == 0:
-                    begun[item.index] = Begun(item, self.tiling, views.size)
+                    begun[item.index] = Begun(item, self.tiling, preprocess)
                     self.remarks.update(item.remarks)
                 current = begun[item.index]
                 if current.add(item.view, float(score), anomaly_map):
@@ -253,7 +253,7 @@ class Predictor:
             pixels = read_pixels(image, self.white)
             digest.update(np.ascontiguousarray(pixels).tobytes())
             height, width, _ = pixels.shape
-            layout = Layout(height, width, self.tiling, self.method.preprocess.image_size)
+            layout = Layout(height, width, self.tiling, self.method.preprocess)
             views = [layout.cut(pixels, view) for view in range(len(layout))]
             whole.append(views[0])
             pictures += views
@@ -314,11 +314,11 @@ class Predictor:
 
     @torch.inference_mode()
     def _score(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scores `[B]` and maps `[B, S, S]` of views `[S, S, 3]`, float32."""
-        count, size = len(views), self.method.preprocess.image_size
+        """Returns scores `[B]` and maps `[B, H, W]` of views `[H, W, 3]`, float32."""
+        count, preprocess = len(views), self.method.preprocess
         batch = Batch(
-            image=self.method.preprocess.to_tensors(views),
-            mask=torch.zeros(count, size, size, dtype=torch.uint8),
+            image=preprocess.to_tensors(views),
+            mask=torch.zeros(count, *preprocess.shape, dtype=torch.uint8),
             label=torch.full((count,), UNKNOWN),
             mask_known=torch.zeros(count, dtype=torch.bool),
             samples=[

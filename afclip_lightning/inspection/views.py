@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.reader import read
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.errors import UserError
@@ -73,7 +74,7 @@ class View:
         index: Position of the image.
         view: Which of its views.
         shape: Height and width of the image.
-        pixels: `[S, S, 3]`, uint8; `None` once it is in the batch's tensor.
+        pixels: `[h, w, 3]`, uint8, at the backbone's size; `None` once it is in the batch's tensor.
         image: `[H, W, 3]`, uint8, with the first view, if images are kept.
         remarks: With the first view, what is worth a word of the image's file.
     """
@@ -100,11 +101,11 @@ class Begun:
     Args:
         first: Its first view.
         tiling: How it is seen.
-        size: Side of the square that the backbone takes.
+        preprocess: Of the backbone.
     """
 
-    def __init__(self, first: View, tiling: Tiling, size: int) -> None:
-        self.layout = Layout(*first.shape, tiling, size)
+    def __init__(self, first: View, tiling: Tiling, preprocess: Preprocess) -> None:
+        self.layout = Layout(*first.shape, tiling, preprocess)
         self.image = None if first.image is None else first.image.numpy()
         self.anomaly_map = np.zeros(first.shape, np.float32)
         self.score = -np.inf
@@ -131,14 +132,14 @@ class Views(IterableDataset[Any]):
         self,
         images: Sequence[Source],
         tiling: Tiling,
-        size: int,
+        preprocess: Preprocess,
         block: int,
         keep_images: bool,
         white: int | None = None,
     ) -> None:
         self.images = images
         self.tiling = tiling
-        self.size = size
+        self.preprocess = preprocess
         self.block = block
         self.keep_images = keep_images
         self.white = white
@@ -148,7 +149,7 @@ class Views(IterableDataset[Any]):
             try:
                 image, remarks = pixels_and_remarks(self.images[index], self.white)
                 height, width, _ = image.shape
-                layout = Layout(height, width, self.tiling, self.size)
+                layout = Layout(height, width, self.tiling, self.preprocess)
             except UserError as error:
                 yield Failure(index, str(error))
                 continue
@@ -166,7 +167,7 @@ class Views(IterableDataset[Any]):
 
 
 def collate(items: Sequence[View | Failure]) -> tuple[list[View | Failure], Tensor | None]:
-    """Returns the items without their pixels, and these in one tensor `[n, S, S, 3]`, uint8; `None` for none."""
+    """Returns the items without their pixels, and these in one tensor `[n, h, w, 3]`, uint8; `None` for none."""
     pixels = [item.pixels for item in items if isinstance(item, View)]
     bare = [replace(i, pixels=None) if isinstance(i, View) else i for i in items]
     return bare, default_collate(pixels) if pixels else None

@@ -147,7 +147,7 @@ class AnomalyCLIP(PromptMethod):
         terms = {"image_ce": batch_mean(F.cross_entropy(image_logits, label, reduction="none"))}
         mask = batch.mask[known].repeat(members, 1, 1)
         for layer in maps:
-            upsampled = upsample(layer[:, known].flatten(0, 1), batch.mask.shape[1:])
+            upsampled = upsample(layer[:, known].flatten(0, 1), self.spec.image_size)
             for name, term in map_losses(upsampled, mask).items():
                 terms[name] = terms.get(name, 0) + term
         of_map = terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"]

@@ -117,12 +117,12 @@ class APRILGAN(AnomalyMethod):
             features: Of the backbone.
             text: `[B, 2, D]`, from `text`.
         """
-        size = (self.spec.image_size, self.spec.image_size)
         for linear, tokens in zip(self.linear, features.tokens, strict=True):
             with torch.autocast(tokens.device.type, enabled=False):  # cosines count a hundred times in a logit
                 patches = F.normalize(linear(tokens[:, 1:].float()), dim=-1)
             difference = similarity_logits(patches, text, self.temperature).diff(dim=-1)
-            yield upsample(difference[..., 0].unflatten(1, features.grid), size, align_corners=True).sigmoid()
+            patch_map = difference[..., 0].unflatten(1, features.grid)
+            yield upsample(patch_map, self.spec.image_size, align_corners=True).sigmoid()
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal and the Dice loss, each the sum over the layers, and `total`, the sum of both.
@@ -178,7 +178,7 @@ class APRILGAN(AnomalyMethod):
             self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
             distances = [2 * self.memory.distance(keys, i, tokens) for i, tokens in enumerate(features.tokens)]
             distance = torch.stack(distances).sum(0).unflatten(1, features.grid)
-            total = total + upsample(distance, total.shape[1:], align_corners=True)
+            total = total + upsample(distance, self.spec.image_size, align_corners=True)
         return total
 
     def measure(self, batches: Iterable[Batch]) -> dict[Key, tuple[float, float]]:

@@ -99,4 +99,4 @@ class CLIP(AnomalyMethod):
         logits = similarity_logits(torch.cat([image, patches], dim=1), self.text(batch.samples), self.temperature)
         probability = anomaly_probability(logits)  # [B, 1 + N]
         patch_map = probability[:, 1:].unflatten(1, features.grid)
-        return AnomalyPrediction(probability[:, 0], upsample(patch_map, [self.spec.image_size] * 2))
+        return AnomalyPrediction(probability[:, 0], upsample(patch_map, self.spec.image_size))

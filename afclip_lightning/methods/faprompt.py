@@ -291,7 +291,7 @@ class FAPrompt(PromptMethod):
             ("prior", scores.prior_map, self.prior_map_loss_weight),
         ):
             if patch_map is not None:
-                pixels = upsample(patch_map[known], batch.mask.shape[1:])
+                pixels = upsample(patch_map[known], self.spec.image_size)
                 for name, term in map_losses(pixels, batch.mask[known]).items():
                     terms[f"{kind}_{name}"] = term
                     total = total + weight * term

@@ -246,7 +246,6 @@ class KAnoCLIP(AnomalyMethod):
 
         Reference: KAnoCLIP, Eq. (9), the first term of Eq. (12).
         """
-        size = (self.spec.image_size, self.spec.image_size)
         stages = []
         for stage, tokens in enumerate(features.vv_tokens or features.tokens):
             patches = self.backbone.embed_tokens(tokens[:, 1:])
@@ -255,7 +254,8 @@ class KAnoCLIP(AnomalyMethod):
                 fused, fused_text = self.interactions[stage](patches, text, features.grid)
             logits = self.logits(fused, fused_text)
             # a softmax over two is of their difference, and upsampling is linear: one plane is upsampled and not two
-            stages.append(upsample(logits.diff(dim=-1)[..., 0].unflatten(1, features.grid), size).sigmoid())
+            patch_map = logits.diff(dim=-1)[..., 0].unflatten(1, features.grid)
+            stages.append(upsample(patch_map, self.spec.image_size).sigmoid())
         assert features.image_embedding is not None  # the spec asks for it
         image = F.normalize(features.image_embedding.float(), dim=-1)
         if self.conv_adapter is not None:

@@ -194,7 +194,7 @@ class WinCLIP(AnomalyMethod):
             patches = patches + association
             if self.map_fusion == "mean":
                 patches = patches / 2
-        return AnomalyPrediction(score, upsample(patches, [self.spec.image_size] * 2))
+        return AnomalyPrediction(score, upsample(patches, self.spec.image_size))
 
     def association(
         self, patch_tokens: Tensor, windows: Sequence[Tensor], samples: Sequence[Sample], grid: tuple[int, int]

@@ -198,7 +198,7 @@ def test_features_that_are_not_finite_are_not_kept(backbone: ClipBackbone, store
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": "28"}, "image_size: expected a whole number, got text"),
+        ({"image_size": "28"}, "image_size: expected a whole number or a list, got text"),
         ({"image_size": 56}, r"is of other features \(image_size: 56 there, 28 here\)"),
         ({"mean": [0.5]}, "mean: expected a list of length 3"),
         ({"std": [1, 1, float("nan")]}, "std: expected a finite number"),

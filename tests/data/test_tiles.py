@@ -36,7 +36,7 @@ def merged(layout: Layout, maps: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 def test_every_pixel_counts_once(tiling: Tiling, shape: tuple[int, int]) -> None:
-    layout = Layout(*shape, tiling, SIZE)
+    layout = Layout(*shape, tiling, Preprocess(SIZE))
     views = [layout.cut(picture(*shape), view) for view in range(len(layout))]
     assert {(view.shape, view.dtype) for view in views} == {((SIZE, SIZE, 3), np.dtype(np.uint8))}
     anomaly_map = merged(layout, [np.full((SIZE, SIZE), 0.7, np.float32)] * len(layout))
@@ -49,7 +49,7 @@ def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, 
     """A backbone whose map is the picture itself gives the picture again."""
     ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1]))
     image = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2)
-    layout = Layout(*shape, tiling, SIZE)
+    layout = Layout(*shape, tiling, Preprocess(SIZE))
     seen = [layout.cut(image, view)[..., 0].astype(np.float32) for view in range(len(layout))]
     assert np.abs(merged(layout, seen) - ramp).max() < 8  # pixels are rounded, and the ends of a resized ramp flat
 
@@ -57,24 +57,24 @@ def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, 
 def test_squash_is_what_the_test_loop_sees() -> None:
     image = picture(50, 80)
     expected, _ = Preprocess(SIZE).resize(image, None)
-    assert np.array_equal(Layout(50, 80, Tiling(), SIZE).cut(image, 0), expected)
+    assert np.array_equal(Layout(50, 80, Tiling(), Preprocess(SIZE)).cut(image, 0), expected)
 
 
 def test_pad_keeps_the_shape_and_repeats_the_border() -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     image[0], image[-1] = 50, 200
-    view = Layout(20, 40, Tiling("pad"), 40).cut(image, 0)
+    view = Layout(20, 40, Tiling("pad"), Preprocess(40)).cut(image, 0)
     assert np.array_equal(view[10:30], image)  # as large as before: nothing is resized
     assert (view[:10] == 50).all()
     assert (view[30:] == 200).all()
     # of the map, what was padded is left out
     seen = np.ones((40, 40), np.float32)
     seen[10:30] = 0
-    assert merged(Layout(20, 40, Tiling("pad"), 40), [seen]).max() == 0
+    assert merged(Layout(20, 40, Tiling("pad"), Preprocess(40)), [seen]).max() == 0
 
 
 def test_number_and_place_of_tiles() -> None:
-    layout = Layout(100, 240, Tiling(tiles=2, overlap=0.25), SIZE)
+    layout = Layout(100, 240, Tiling(tiles=2, overlap=0.25), Preprocess(SIZE))
     whole, tiles = layout.levels
     assert len(whole) == 1
     assert (len(tiles.rows.starts), tiles.rows.side) == (2, 58)
@@ -82,8 +82,8 @@ def test_number_and_place_of_tiles() -> None:
     boxes = [tiles.box(i) for i in range(len(tiles))]
     assert boxes[0] == (0, 0, 58, 58)
     assert boxes[-1] == (182, 42, 240, 100)
-    assert len(Layout(30, 90, Tiling("tiles", overlap=0.0), SIZE)) == 3  # and no second level of the same tiles
-    assert len(Layout(30, 90, Tiling("tiles", tile_size=500, overlap=0.0), SIZE)) == 3
+    assert len(Layout(30, 90, Tiling("tiles", overlap=0.0), Preprocess(SIZE))) == 3  # no second level of the same
+    assert len(Layout(30, 90, Tiling("tiles", tile_size=500, overlap=0.0), Preprocess(SIZE))) == 3
 
 
 def test_neighbours_fade_into_each_other() -> None:
@@ -105,7 +105,7 @@ def test_a_map_shrinks_to_its_mean() -> None:
 
 def test_too_many_tiles_are_refused() -> None:
     with pytest.raises(UserError, match=f"20000×1 pixels would take 20000 tiles, and the limit is {MAX_VIEWS}"):
-        Layout(1, 20000, Tiling("tiles"), SIZE)
+        Layout(1, 20000, Tiling("tiles"), Preprocess(SIZE))
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_cache_gives_the_same_and_decodes_once(tmp_path: Path) -> None:
 
 def test_cache_is_bounded() -> None:
     side = 512  # of 1 MB an image, and one byte
-    cache = PixelCache(count=100, side=side, limit_mb=3)
+    cache = PixelCache(count=100, shape=(side, side), limit_mb=3)
     image, mask = np.full((side, side, 3), 7, np.uint8), np.full((side, side), 1, np.uint8)
     for index in (0, 1, 2, 50):
         cache.put(index, image, mask)
@@ -181,7 +181,7 @@ def test_cache_is_bounded() -> None:
     assert np.array_equal(kept_image, image)
     assert np.array_equal(kept_mask, mask)
     assert pickle.loads(pickle.dumps(cache)).get(0) is None  # a process that is not forked has its own
-    assert PixelCache(count=9, side=side, limit_mb=0).get(0) is None
+    assert PixelCache(count=9, shape=(side, side), limit_mb=0).get(0) is None
     with pytest.raises(ValueError, match="cache_mb must not be negative, got -1"):
         Loading(cache_mb=-1)
 

@@ -293,7 +293,8 @@ def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments:
             image = read_image(path)
             height, width = image.shape[:2]
             mask = read_mask(root / "masks" / path.name) if kind == "bad" else np.zeros((height, width), np.uint8)
-            layout, merged, scores = Layout(height, width, tiling, SIZE), np.zeros((height, width), np.float32), []
+            layout, scores = Layout(height, width, tiling, preprocess), []
+            merged = np.zeros((height, width), np.float32)
             for view in range(len(layout)):
                 seen = preprocess.to_tensors([layout.cut(image, view)])[0, 0].numpy()
                 layout.add(merged, view, seen)
