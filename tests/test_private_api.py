@@ -117,12 +117,6 @@ UNDERSCORED = [
 ]
 UNDOCUMENTED = [  # without an underscore, but in no reference manual either
     Private(
-        lambda: open_clip.transformer.VisionTransformer,
-        "forward_intermediates",
-        "backbones/towers.py",
-        "open_clip's own walk through the blocks",
-    ),
-    Private(
         lambda: _vision(SMALL),
         "attn_pool proj transformer.resblocks transformer.width patch_size positional_embedding grid_size image_size "
         "conv1 class_embedding ln_pre ln_post",
@@ -143,8 +137,8 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
     ),
     Private(
         _trunk,
-        "blocks embed_dim patch_embed.patch_size patch_embed.grid_size pos_embed norm_pre norm fc_norm head "
-        "forward_head",
+        "blocks embed_dim num_prefix_tokens cls_token patch_embed.grid_size pos_embed norm_pre "
+        "norm fc_norm attn_pool head forward_head",
         "backbones/towers.py",
         "a vision tower of timm, taken apart",
     ),
@@ -155,7 +149,30 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
         "a block of timm, taken apart for the V-V path",
     ),
     Private(
-        lambda: timm, "layers.Attention models.vision_transformer.Block", "backbones/attention.py", "their classes"
+        lambda: timm,
+        "layers.Attention layers.AttentionRope layers.apply_rot_embed_cat models.vision_transformer.Block "
+        "models.eva.EvaAttention models.eva.EvaBlock models.eva.EvaBlockPostNorm",
+        "backbones/attention.py",
+        "their classes, and how queries and keys are rotated",
+    ),
+    Private(
+        lambda: timm.create_model("eva02_tiny_patch14_224", depth=1).blocks[0],
+        "norm1 norm2 gamma_1 gamma_2 mlp attn.qkv attn.q_proj attn.k_proj attn.v_proj attn.q_bias attn.q_norm "
+        "attn.k_norm attn.norm attn.gate attn.proj attn.head_dim attn.num_heads attn.rotate_half",
+        "backbones/attention.py",
+        "a block of timm's EVA family, taken apart for the V-V path",
+    ),
+    Private(
+        lambda: _trunk().patch_embed,
+        "feat_ratio",
+        "backbones/towers.py",
+        "the stride of a stem, whatever it is made of",
+    ),
+    Private(
+        lambda: timm,
+        "models.eva.Eva models.vision_transformer.VisionTransformer",
+        "backbones/towers.py",
+        "the towers whose blocks are known",
     ),
     Private(
         lambda: open_clip.model.CLIP(SMALL["embed_dim"], SMALL["vision_cfg"], SMALL["text_cfg"]),

@@ -6,47 +6,72 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, [B, heads, T, d] each
 
 
 class _Parts(NamedTuple):
     """A frozen block taken apart."""
 
     normalise: Callable[[Tensor], Tensor]  # before the attention
-    project: Callable[[Tensor], Tensor]  # [B, T, C] to [B, T, 3 * C]: queries, keys, values
-    heads: int
+    project: Callable[[Tensor], QKV]  # [B, T, C] to queries, keys, values as the block compares them
     output: Callable[[Tensor], Tensor]  # of the attention, to what is added to the stream
     feed: Callable[[Tensor], Tensor]  # the block's other half, to what is added to the stream
 
 
 def has_dual_path(block: nn.Module) -> bool:
-    """Returns whether `dual_block` can run the block: a plain one of open_clip's or timm's."""
+    """Returns whether `dual_block` can run the block: one of open_clip's, of timm's, or of timm's EVA family."""
     if isinstance(block, ResidualAttentionBlock):
         return True
-    if not isinstance(block, Block) or type(block.attn) is not Attention:
+    if not isinstance(block, (Block, EvaBlock, EvaBlockPostNorm)):
         return False
-    extras = (block.attn.q_norm, block.attn.k_norm, block.attn.norm)
-    return block.attn.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
+    kinds = (Attention,) if isinstance(block, Block) else (EvaAttention, AttentionRope)
+    return type(block.attn) in kinds and block.attn.gate is None
 
 
-def dual_block(block: nn.Module, original: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def run_block(block: nn.Module, tokens: Tensor, rotation: Tensor | None) -> Tensor:
+    """Returns tokens `[B, T, C]` after a frozen block.
+
+    Args:
+        block: Of a vision tower.
+        tokens: `[B, T, C]`.
+        rotation: Sines and cosines of the rotary embedding of the last tokens, as timm concatenates them:
+            `[h, n, 2 * d]` of all images or `[B, h, n, 2 * d]` of each, h being the heads, or 1 for all of them; `None`
+            where the tower has no rotary embedding.
+    """
+    output: Tensor = block(tokens) if rotation is None else block(tokens, rope=rotation)
+    return output
+
+
+def dual_block(
+    block: nn.Module, original: Tensor, value: Tensor, rotation: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns both streams `[B, T, C]` after a frozen block; neither input is changed.
 
     The original stream is the block's own output. The V-V stream adds attention of values to values through the same
     projections, with the values of the *original* stream, and no feed-forward half.
 
+    In a block with a rotary embedding (RoPE) the values are compared as they are: *neither* is rotated, nor normalised
+    as queries and keys are. That is the published definition, softmax(V Vᵀ / √d) V, taken literally: V-V attention
+    gathers patches of like content wherever they lie. Rotating both would compare vᵢᵀ R(j - i) vⱼ. Then even equal
+    values agree less, or disagree, the further apart they are, by pairs of channels and frequencies that were trained
+    for queries and keys; values were never rotated in training, so that their channels form no such pairs. What a block
+    does to the result of its attention (normalisation, projection, layer scale) it does to both streams.
+
     Args:
-        block: One that `has_dual_path`.
+        block: One that `has_dual_path`, in eval mode: dropout and drop paths are off.
         original: The original stream before the block.
         value: The V-V stream before the block; before the first block of the dual path, the original one.
+        rotation: See `run_block`; of the original stream alone.
 
-    Reference: KAnoCLIP, Eq. (4) to (8); CLIP Surgery; AnomalyCLIP's and FAPrompt's official codes.
+    Reference: KAnoCLIP, Eq. (4) to (8); CLIP Surgery; AnomalyCLIP's and FAPrompt's official codes; none has RoPE.
     """
-    parts = _timm_parts(block) if isinstance(block, Block) else _open_clip_parts(block)
-    projected = parts.project(parts.normalise(original)).unflatten(-1, (3, parts.heads, -1))
-    q, k, v = projected.permute(2, 0, 3, 1, 4)  # [B, heads, T, d] each
+    parts = _parts(block, rotation)
+    q, k, v = parts.project(parts.normalise(original))
 
     def attend(q: Tensor, k: Tensor) -> Tensor:
         return parts.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -68,7 +93,8 @@ def prefixed_block(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     """
     length, width = mask.shape
     parts = _open_clip_parts(block)
-    projected = parts.project(parts.normalise(tokens)).unflatten(-1, (3, parts.heads, -1))
+    attention: Any = block.attn
+    projected = _open_clip_qkv(attention, parts.normalise(tokens)).unflatten(-1, (3, attention.num_heads, -1))
     first = projected[None, : width - length].permute(2, 0, 3, 1, 4)  # [3, 1, heads, P, d]
     rest = projected[width - length :].unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)  # [3, K, heads, T, d]
     seen = torch.cat([first.expand(-1, rest.shape[1], -1, -1, -1), rest], dim=3)
@@ -79,22 +105,93 @@ def prefixed_block(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
     return tokens + parts.feed(tokens)
 
 
+def _parts(block: Any, rotation: Tensor | None) -> _Parts:
+    if isinstance(block, ResidualAttentionBlock):
+        return _open_clip_parts(block)
+    return _timm_parts(block) if isinstance(block, Block) else _eva_parts(block, rotation)
+
+
 def _open_clip_parts(block: Any) -> _Parts:
     attention = block.attn
     return _Parts(
         block.ln_1,
-        lambda tokens: F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias),
-        attention.num_heads,
-        lambda tokens: block.ls_1(attention.out_proj(tokens)),
+        lambda tokens: _split(_open_clip_qkv(attention, tokens), attention.num_heads),
+        lambda attended: block.ls_1(attention.out_proj(attended)),
         lambda tokens: block.ls_2(block.mlp(block.ln_2(tokens))),
     )
 
 
+def _open_clip_qkv(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    """Returns queries, keys and values side by side, `[..., 3 * C]`."""
+    return F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+
+
 def _timm_parts(block: Any) -> _Parts:
+    attention = block.attn
+
+    def project(tokens: Tensor) -> QKV:
+        q, k, v = _split(attention.qkv(tokens), attention.num_heads)
+        return attention.q_norm(q), attention.k_norm(k), v
+
     return _Parts(
         block.norm1,
-        block.attn.qkv,
-        block.attn.num_heads,
-        lambda tokens: block.ls1(block.attn.proj(tokens)),
+        project,
+        lambda attended: block.ls1(attention.proj(attention.norm(attended))),
         lambda tokens: block.ls2(block.mlp(block.norm2(tokens))),
     )
+
+
+def _eva_parts(block: Any, rotation: Tensor | None) -> _Parts:
+    attention = block.attn
+
+    def project(tokens: Tensor) -> QKV:
+        return _eva_qkv(attention, tokens, rotation)
+
+    def output(attended: Tensor) -> Tensor:
+        return attention.proj(attention.norm(attended))
+
+    if isinstance(block, EvaBlockPostNorm):  # both halves are normalised after, not before
+        return _Parts(
+            lambda tokens: tokens,
+            project,
+            lambda attended: block.norm1(output(attended)),
+            lambda tokens: block.norm2(block.mlp(tokens)),
+        )
+    return _Parts(
+        block.norm1,
+        project,
+        lambda attended: _scaled(output(attended), block.gamma_1),
+        lambda tokens: _scaled(block.mlp(block.norm2(tokens)), block.gamma_2),
+    )
+
+
+def _scaled(tokens: Tensor, gamma: Tensor | None) -> Tensor:
+    return tokens if gamma is None else gamma * tokens
+
+
+def _eva_qkv(attention: Any, tokens: Tensor, rotation: Tensor | None) -> QKV:
+    """Returns what an attention of the EVA family compares: queries and keys normalised and rotated, values as is."""
+    if attention.qkv is None:
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (part(tokens).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for part in projections)
+    else:
+        apart = getattr(attention, "q_bias", None) is not None  # EVA has no bias of keys, but zeros in their place
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias]) if apart else attention.qkv.bias
+        q, k, v = _split(F.linear(tokens, attention.qkv.weight, bias), attention.num_heads)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    if rotation is not None:
+        q, k = (_rotate(part, rotation, attention.rotate_half).type_as(v) for part in (q, k))
+    groups = q.shape[1] // k.shape[1]  # of heads that share their keys and values
+    return (q, k, v) if groups == 1 else (q, *(part.repeat_interleave(groups, dim=1) for part in (k, v)))
+
+
+def _rotate(part: Tensor, rotation: Tensor, half: bool) -> Tensor:
+    """Returns `[B, heads, T, d]` with the last tokens rotated; those before them have no place in the image."""
+    first = part.shape[2] - rotation.shape[-2]
+    return torch.cat([part[:, :, :first], apply_rot_embed_cat(part[:, :, first:], rotation, half=half)], dim=2)
+
+
+def _split(projected: Tensor, heads: int) -> QKV:
+    """Returns queries, keys and values of all heads from those side by side, `[B, T, 3 * C]`."""
+    q, k, v = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v

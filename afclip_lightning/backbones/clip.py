@@ -143,7 +143,7 @@ class ClipBackbone(nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Returns the patch grid `(h, w)`."""
-        return self.vision.grid(*self.preprocess.shape)
+        return self.vision.grid
 
     def train(self, mode: bool = True) -> "ClipBackbone":
         """Stays in eval mode whatever is asked: the backbone is frozen."""

@@ -1,41 +1,54 @@
 """One small interface over the vision towers that open_clip builds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from afclip_lightning.backbones.attention import dual_block, has_dual_path
+from afclip_lightning.backbones.attention import dual_block, has_dual_path, run_block
 from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.types import ClipFeatures
 
+Rotations = Sequence[Tensor | None]
+
 
 class VisionTower(nn.Module, ABC):
     """A vision tower seen as blocks with taps and a per-token projection into the joint space.
 
+    A tower's tokens are P prefix tokens, of which the first is the class token if it has one and the others are
+    registers, then the patches of its grid, row-major. A pass gives the patches; registers are left out.
+
     Attributes:
         depth: Number of blocks.
         width: C, channels of a tapped token.
-        patch_size: Side of a patch in pixels.
+        patch_size: Side in pixels of a patch: the stride of the whole stem, whatever it is made of.
+        n_prefix: P.
+        has_class_token: Whether the first token is one.
     """
 
     visual: VisionTransformer | TimmModel
     depth: int
     width: int
     patch_size: int
+    n_prefix: int
+    has_class_token: bool
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Returns the patch grid `(h, w)` at the present size, as the tower makes it."""
 
     @abstractmethod
     def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
         """Makes the tower take images of another height and width, both multiples of the patch size."""
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Returns the patch grid `(h, w)` of an image of this height and width, in pixels."""
-        return height // self.patch_size, width // self.patch_size
 
     @property
     @abstractmethod
@@ -43,8 +56,11 @@ class VisionTower(nn.Module, ABC):
         """Returns the blocks."""
 
     @abstractmethod
-    def embed(self, image: Tensor) -> Tensor:
-        """Returns what the first block takes, `[B, P + N, C]`: P prefix tokens (class token, registers), patches."""
+    def embed(self, image: Tensor) -> tuple[Tensor, Rotations]:
+        """Returns what the first block takes, `[B, P + N, C]`, and the rotary embedding of the patches for each block.
+
+        That one is `[1 or heads, N, 2 * d]`, sines and cosines, or `None` in a tower without.
+        """
 
     @abstractmethod
     def pool(self, tokens: Tensor) -> Tensor:
@@ -70,55 +86,37 @@ class VisionTower(nn.Module, ABC):
             image: `[B, 3, H, W]`, normalised.
             spec: Which features. The blocks after the last tap are run for the image embedding only.
         """
-        grid = self.grid(image.shape[2], image.shape[3])
-        if not spec.vv_layers:
-            return self._tap_original(image, spec, grid)
-        count = grid[0] * grid[1]
         tokens, vv_tokens = [], []
         last = self.depth if spec.image_embedding else max(spec.layers + spec.vv_layers)
-        for number, original, value in self._dual_path(image, spec.vv_from or 1, last):
+        for number, original, value in self._walk(image, spec.vv_from or self.depth + 1, last):
             if number in spec.layers:
-                tokens.append(_class_and_patches(original, original, count))
+                tokens.append(self._class_and_patches(original, original))
             if number in spec.vv_layers:
-                vv_tokens.append(_class_and_patches(original, value, count))
-        features = ClipFeatures(tuple(tokens), grid, tuple(vv_tokens))
+                vv_tokens.append(self._class_and_patches(original, value))
+        features = ClipFeatures(tuple(tokens), self.grid, tuple(vv_tokens))
         if spec.image_embedding:
-            features.class_token = _class_and_patches(original, original, count)[:, 0]
+            features.class_token = self._class_and_patches(original, original)[:, 0]
             features.image_embedding = self.pool(original)
         return features
 
-    def _tap_original(self, image: Tensor, spec: FeatureSpec, grid: tuple[int, int]) -> ClipFeatures:
-        """Returns features without the V-V path, from open_clip's own walk, which knows every kind of block."""
-        layers = sorted({*spec.layers, self.depth}) if spec.image_embedding else list(spec.layers)
-        output = self.visual.forward_intermediates(
-            image,
-            indices=[layer - 1 for layer in layers],  # papers count blocks from 1, open_clip from 0
-            stop_early=not spec.image_embedding,
-            intermediates_only=not spec.image_embedding,
-            output_fmt="NLC",
-            output_extra_tokens=True,
-        )
-        patches = output["image_intermediates"]
-        prefixes = output.get("image_intermediates_prefix") or [p.mean(1, keepdim=True) for p in patches]
-        tokens = {
-            layer: torch.cat([prefix[:, :1], p], dim=1)
-            for layer, prefix, p in zip(layers, prefixes, patches, strict=True)
-        }
-        features = ClipFeatures(tuple(tokens[layer] for layer in spec.layers), grid)
-        if spec.image_embedding:
-            features.class_token = tokens[self.depth][:, 0]
-            features.image_embedding = output["image_features"]
-        return features
-
-    def _dual_path(self, image: Tensor, first: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields the number of each block and both streams after it; they are one before the block `first`."""
-        original = value = self.embed(image)
-        for number, block in enumerate(self.blocks[:last], 1):
-            if number < first:
-                original = value = block(original)
+    def _walk(self, image: Tensor, vv_from: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields the number of each block and both streams after it; they are one before the block `vv_from`."""
+        embedded, rotations = self.embed(image)
+        original = value = embedded
+        for number, (block, rotation) in enumerate(zip(self.blocks[:last], rotations, strict=False), 1):
+            if number < vv_from:
+                original = value = run_block(block, original, rotation)
             else:
-                original, value = dual_block(block, original, value)
+                original, value = dual_block(block, original, value, rotation)
             yield number, original, value
+
+    def _class_and_patches(self, original: Tensor, patches: Tensor) -> Tensor:
+        """Returns `[B, 1 + N, C]`: the class token of one stream, and the patches of another.
+
+        A tower without a class token has the mean of its patches in that place.
+        """
+        first = original[:, :1] if self.has_class_token else original[:, self.n_prefix :].mean(1, keepdim=True)
+        return torch.cat([first, patches[:, self.n_prefix :]], dim=1)
 
 
 class ClipVisionTower(VisionTower):
@@ -136,10 +134,17 @@ class ClipVisionTower(VisionTower):
         self.depth = len(visual.transformer.resblocks)
         self.width = visual.transformer.width
         self.patch_size = visual.patch_size[0]
+        self.n_prefix, self.has_class_token = 1, True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """See the base class."""
+        grid: tuple[int, int] = self.visual.grid_size
+        return grid
 
     def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
         """See the base class."""
-        grid = self.grid(*image_size)
+        grid = image_size[0] // self.patch_size, image_size[1] // self.patch_size
         table = resize_positional_embedding(self.visual.positional_embedding.data, self.visual.grid_size, grid, rule)
         self.visual.positional_embedding = nn.Parameter(table, requires_grad=False)
         self.visual.grid_size = grid
@@ -150,14 +155,13 @@ class ClipVisionTower(VisionTower):
         """See the base class."""
         return self.visual.transformer.resblocks
 
-    def embed(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> tuple[Tensor, Rotations]:
         """See the base class."""
         visual = self.visual
         patches = visual.conv1(image).flatten(2).transpose(1, 2)
         # `len` would fix the batch in a traced graph
         tokens = torch.cat([visual.class_embedding.expand(image.shape[0], 1, -1).to(patches), patches], dim=1)
-        embedded: Tensor = visual.ln_pre(tokens + visual.positional_embedding.to(tokens))
-        return embedded
+        return visual.ln_pre(tokens + visual.positional_embedding.to(tokens)), [None] * self.depth
 
     def pool(self, tokens: Tensor) -> Tensor:
         """See the base class."""
@@ -176,20 +180,29 @@ class ClipVisionTower(VisionTower):
 
 
 class TimmVisionTower(VisionTower):
-    """A timm vision transformer inside an open_clip model, as in SigLIP.
+    """A vision transformer of timm inside an open_clip model: SigLIP, EVA, PE, ViTamin, MobileCLIP-B, DINOv2 and 3.
 
-    A tower without a class token (SigLIP pools by attention) gets the mean of its patch tokens in that place.
+    Raises:
+        WeightsError: Another kind of tower.
     """
 
     def __init__(self, visual: TimmModel) -> None:
         super().__init__()
         trunk = visual.trunk
-        if not hasattr(trunk, "blocks") or not hasattr(trunk, "patch_embed"):
+        if not isinstance(trunk, (TimmVisionTransformer, Eva)):
             raise WeightsError(f"vision tower {type(trunk).__name__} is no vision transformer: it cannot be tapped")
         self.visual = visual
         self.depth = len(trunk.blocks)
         self.width = trunk.embed_dim
-        self.patch_size = trunk.patch_embed.patch_size[0]
+        stem: Any = trunk.patch_embed
+        self.patch_size = stem.feat_ratio()  # its `patch_size` is 1 where it has several layers
+        self.n_prefix, self.has_class_token = trunk.num_prefix_tokens, trunk.cls_token is not None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """See the base class."""
+        h, w = self.visual.trunk.patch_embed.grid_size
+        return h, w
 
     def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
         """See the base class."""
@@ -199,17 +212,28 @@ class TimmVisionTower(VisionTower):
         if table is not None:  # set_input_size has used timm's rule; use ours
             resized = resize_positional_embedding(table.data[0], grid, trunk.patch_embed.grid_size, rule)
             trunk.pos_embed = nn.Parameter(resized[None], requires_grad=False)
+        made = self.embed(torch.zeros(1, 3, *image_size))[0].shape[1] - self.n_prefix
+        h, w = self.grid
+        if made != h * w or (h * self.patch_size, w * self.patch_size) != image_size:
+            raise WeightsError(
+                f"vision tower {type(trunk).__name__} makes {made} tokens of {image_size[0]} x {image_size[1]} pixels, "
+                f"which are no grid of patches of {self.patch_size} pixels; take another image_size or another model"
+            )
 
     @property
     def blocks(self) -> nn.ModuleList:
         """See the base class."""
         return self.visual.trunk.blocks
 
-    def embed(self, image: Tensor) -> Tensor:
+    def embed(self, image: Tensor) -> tuple[Tensor, Rotations]:
         """See the base class."""
         trunk = self.visual.trunk
-        embedded: Tensor = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(image)))
-        return embedded
+        placed = trunk._pos_embed(trunk.patch_embed(image))
+        tokens, rope = placed if isinstance(trunk, Eva) else (placed, None)
+        rotations: Rotations = [None] * self.depth
+        if rope is not None:  # one of each block, or one for all
+            rotations = list(rope) if rope.ndim == 4 else [rope[None]] * self.depth
+        return trunk.norm_pre(tokens), rotations
 
     def pool(self, tokens: Tensor) -> Tensor:
         """See the base class."""
@@ -220,20 +244,21 @@ class TimmVisionTower(VisionTower):
     def normalise(self, tokens: Tensor) -> Tensor:
         """See the base class."""
         trunk = self.visual.trunk
-        normed: Tensor = trunk.fc_norm(trunk.norm(tokens))
-        return normed
+        normed: Tensor = trunk.norm(tokens)
+        return normed if trunk.attn_pool is not None else trunk.fc_norm(normed)
 
     def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
-        """See the base class."""
-        normed = self.normalise(tokens) if final_norm else tokens
-        projected: Tensor = self.visual.head(self.visual.trunk.head(normed))
+        """See the base class.
+
+        A tower that pools by attention (SigLIP, PE) projects a token as it would embed an image of that token alone:
+        attention over one token gives its value, whatever the query.
+
+        Reference: MaskCLIP, Sec. 3.2 (arXiv 2112.01071), which takes the value path of CLIP's own attention pooling.
+        """
+        trunk = self.visual.trunk
+        pooled = self.normalise(tokens) if final_norm else tokens
+        if trunk.attn_pool is not None:
+            alone = trunk.attn_pool(pooled.reshape(-1, 1, self.width))
+            pooled = trunk.fc_norm(alone).unflatten(0, pooled.shape[:-1])
+        projected: Tensor = self.visual.head(trunk.head(pooled))
         return projected
-
-
-def _class_and_patches(prefix: Tensor, patches: Tensor, count: int) -> Tensor:
-    """Returns `[B, 1 + N, C]`: the first token of one stream, the last `count` of another; no registers.
-
-    A tower without a class token has the mean of its patches in that place.
-    """
-    first = prefix[:, :1] if prefix.shape[1] > count else prefix.mean(1, keepdim=True)
-    return torch.cat([first, patches[:, -count:]], dim=1)

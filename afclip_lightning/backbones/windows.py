@@ -4,20 +4,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from open_clip.transformer import ResidualAttentionBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from afclip_lightning.backbones.attention import run_block
 from afclip_lightning.backbones.towers import VisionTower
 
 # tokens a pass of the blocks: bounds the memory, whatever the batch and the grid; more of them leave a CPU's caches
 WINDOW_TOKENS, WINDOW_TOKENS_CPU = 4096, 2048
-
-
-def has_windows(vision: VisionTower) -> bool:
-    """Returns whether the blocks need nothing but tokens, so that they take any part of an image's tokens."""
-    return all(isinstance(block, (ResidualAttentionBlock, Block)) for block in vision.blocks)
 
 
 @lru_cache(maxsize=32)
@@ -46,7 +40,7 @@ def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> 
     A window's patches keep the positions that they have in the image, and see each other and the class token only.
 
     Args:
-        vision: A tower that `has_windows`.
+        vision: The tower.
         image: `[B, 3, H, W]`, normalised.
         sizes: Sides of the windows in patches.
 
@@ -56,23 +50,31 @@ def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> 
     Reference: WinCLIP, Sec. 4.2. Differs: the tower's first normalisation comes before the windows are taken and not
     after; it is of each token by itself.
     """
-    grid = vision.grid(image.shape[2], image.shape[3])
-    embedded = vision.embed(image)
-    prefix = torch.arange(embedded.shape[1] - grid[0] * grid[1], device=image.device)  # class token, registers
+    embedded, rotations = vision.embed(image)
+    prefix = torch.arange(vision.n_prefix, device=image.device)  # class token, registers
     tokens = WINDOW_TOKENS_CPU if image.device.type == "cpu" else WINDOW_TOKENS
     encoded = []
     for size in sizes:
-        patches = len(prefix) + window_index(grid, size, image.device)
-        index = torch.cat([prefix.expand(len(patches), -1), patches], dim=1)  # [W, P + n]
+        patches = window_index(vision.grid, size, image.device)  # [W, n]
         # a traced graph is of batches of any size: it has no loop whose length depends on that
-        step = len(index) if is_exporting() else max(1, tokens // (len(image) * index.shape[1]))
-        encoded.append(torch.cat([_encode(vision, embedded[:, part]) for part in index.split(step)], dim=1))
+        step = len(patches) if is_exporting() else max(1, tokens // (len(image) * (len(prefix) + size * size)))
+        parts = []
+        for part in patches.split(step):
+            index = torch.cat([prefix.expand(len(part), -1), len(prefix) + part], dim=1)  # [w, P + n]
+            parts.append(_encode(vision, embedded[:, index], [_rows(rotation, part) for rotation in rotations]))
+        encoded.append(torch.cat(parts, dim=1))
     return encoded
 
 
-def _encode(vision: VisionTower, windows: Tensor) -> Tensor:
+def _rows(rotation: Tensor | None, patches: Tensor) -> Tensor | None:
+    """Returns the rotations `[w, h, n, 2 * d]` of windows' patches `[w, n]`, of those of the grid `[h, N, 2 * d]`."""
+    return None if rotation is None else rotation[:, patches].transpose(0, 1)
+
+
+def _encode(vision: VisionTower, windows: Tensor, rotations: Sequence[Tensor | None]) -> Tensor:
     """Returns the image embeddings `[B, w, D]` of windows' tokens `[B, w, T, C]`, all in one pass."""
     tokens = windows.flatten(0, 1)
-    for block in vision.blocks:
-        tokens = block(tokens)
+    for block, rotation in zip(vision.blocks, rotations, strict=True):
+        of_all = None if rotation is None else rotation.repeat(len(windows), 1, 1, 1)
+        tokens = run_block(block, tokens, of_all)
     return vision.pool(tokens).unflatten(0, windows.shape[:2])

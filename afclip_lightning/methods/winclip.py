@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.backbones.windows import encode_windows, has_windows, window_index
+from afclip_lightning.backbones.windows import encode_windows, window_index
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
-from afclip_lightning.errors import WeightsError
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import (
@@ -123,11 +122,6 @@ class WinCLIP(AnomalyMethod):
             raise ValueError(f"window_sizes must name at least one size, each once, got {list(window_sizes)}")
         for size in window_sizes:
             window_index(backbone.grid, size)
-        if not has_windows(backbone.vision):
-            raise WeightsError(
-                f"the blocks of {backbone.model} are of a kind that cannot take a part of an image's tokens; use a "
-                "plain vision transformer, such as ViT-B-16-plus-240"
-            )
         depth = backbone.vision.depth
         layers = (depth - 1 if patch_memory == "penultimate" else depth,) if k_shot else ()
         super().__init__(backbone, backbone.spec(layers, image_embedding=True), optimizer=None)

@@ -343,11 +343,11 @@ def test_dual_path_of_a_timm_tower(tmp_path: Path, name: str) -> None:
 
 
 def test_a_tower_whose_attention_is_of_another_kind_has_no_dual_path(tmp_path: Path) -> None:
-    vision = {**TIMM["vision_cfg"], "timm_model_name": "eva02_tiny_patch14_224"}
-    backbone = ClipBackbone(small_config(tmp_path, "eva", **{**TIMM, "vision_cfg": vision}), "random", image_size=56)
-    assert backbone.encode_image(torch.randn(1, 3, 56, 56), backbone.spec((2,))).tokens[0].shape == (1, 17, 192)
+    config = small_config(tmp_path, "normed", vision_cfg={**SMALL["vision_cfg"], "qk_norm": True})
+    backbone = ClipBackbone(config, "random", image_size=None)
+    assert backbone.encode_image(torch.randn(1, 3, 28, 28), backbone.spec((2,))).tokens[0].shape == (1, 5, 64)
     with pytest.raises(WeightsError, match="the V-V path cannot run"):
-        backbone.spec(vv_layers=(12,), vv_from=6)
+        backbone.spec(vv_layers=(3,), vv_from=2)
 
 
 @pytest.mark.slow

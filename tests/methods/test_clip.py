@@ -26,7 +26,7 @@ def test_scores_and_maps_equal_those_by_hand(tiny: ClipBackbone, prompts: str) -
     model, batch = CLIP(tiny, prompts=prompts), take(batch_of(), [0, 2])  # both of category `a`
     text = torch.stack([F.normalize(tiny.encode_text(s), dim=-1).mean(0) for s in SENTENCES[prompts]])
     text = F.normalize(text, dim=-1)
-    x = tiny.vision.embed(batch.image)
+    x, _ = tiny.vision.embed(batch.image)
     for block in tiny.vision.blocks:
         x = block(x)
     tokens = F.normalize(tiny.vision.visual.ln_post(x) @ tiny.vision.visual.proj, dim=-1)

@@ -15,7 +15,7 @@ from afclip_lightning.backbones import windows
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, window_index
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import DatasetError, WeightsError
+from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.winclip import WinCLIP, harmonic_aggregation
 from tests.reference import winclip_naive as naive
 from tests.support.clips import TIMM, small_config
@@ -112,15 +112,6 @@ def test_windows_of_a_timm_tower(tmp_path: Path, name: str) -> None:
     assert small.shape[1] == 9
     features = backbone.encode_image(image, backbone.spec(image_embedding=True))
     torch.testing.assert_close(whole[:, 0], features.image_embedding, rtol=1e-4, atol=1e-5)
-
-
-def test_a_tower_whose_blocks_need_more_than_tokens_is_refused(tmp_path: Path) -> None:
-    vision = {**TIMM["vision_cfg"], "timm_model_name": "eva02_tiny_patch14_224"}
-    backbone = ClipBackbone(
-        small_config(tmp_path, "timm-rotary", **{**TIMM, "vision_cfg": vision}), "random", image_size=None
-    )
-    with pytest.raises(WeightsError, match="timm-rotary are of a kind that cannot take a part"):
-        WinCLIP(backbone)
 
 
 def test_scores_do_not_depend_on_the_batch(model: WinCLIP) -> None:
