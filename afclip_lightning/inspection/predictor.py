@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from afclip_lightning import files
-from afclip_lightning.backbones.weights import EMBEDDED
+from afclip_lightning.backbones.sources import EMBEDDED
 from afclip_lightning.data.dataloader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value

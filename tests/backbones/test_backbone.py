@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
+from afclip_lightning.backbones.sources import normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec
-from afclip_lightning.backbones.weights import normalisation_of, uses_quick_gelu
+from afclip_lightning.backbones.weights import uses_quick_gelu
 from afclip_lightning.errors import UserError, WeightsError
 from tests.support.clips import SMALL, TIMM, openai_archive, small_clip, small_config
 

