@@ -25,26 +25,33 @@ SHIFTS = tuple((a * across, a * down) for a in (0.2, 0.1) for across, down in ((
 
 
 def augmented_views(image: Tensor) -> Iterator[Tensor]:
-    """Yields the 22 views of images that AnoVL averages over, `[B, 3, S, S]` each, the images themselves first.
+    """Yields the 22 views of images that AnoVL averages over, `[B, 3, H, W]` each, the images themselves first.
 
     Then come eight rotations by up to a quarter turn, eight translations, the mirror image, the grey image and three
     quarter turns. What comes in from outside is reflected.
 
     Args:
-        image: `[B, 3, S, S]`, normalised.
+        image: `[B, 3, H, W]`, normalised.
 
-    Reference: AnoVL's official code. Differs: it also interpolates the quarter turns, on the very places of pixels.
+    Reference: AnoVL's official code, which knows squares only. Differs: it also interpolates the quarter turns, on the
+    very places of pixels. An image that is no square is turned within its frame.
     """
     yield image
     for sixteenth in SIXTEENTHS:
-        angle = sixteenth * np.pi / 16
-        yield _moved(image, [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+        yield _turned(image, sixteenth * np.pi / 16)
     for across, down in SHIFTS:
         yield _moved(image, [[1, 0, across], [0, 1, down]])
     yield image.flip(-1)
     yield torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None].expand_as(image)
     for quarters in (1, 2, 3):
-        yield image.rot90(quarters, dims=(-2, -1))
+        view = image.rot90(quarters, dims=(-2, -1))
+        yield view if view.shape == image.shape else _turned(image, quarters * np.pi / 2)
+
+
+def _turned(image: Tensor, angle: float) -> Tensor:
+    """Returns images turned about their middle, by an angle between pixels: a circle stays one in any frame."""
+    tall = (image.shape[-2] - 1) / (image.shape[-1] - 1)
+    return _moved(image, [[np.cos(angle), -np.sin(angle) * tall, 0], [np.sin(angle) / tall, np.cos(angle), 0]])
 
 
 def _moved(image: Tensor, matrix: list[list[float]]) -> Tensor:

@@ -10,18 +10,19 @@ from lightning import Trainer
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.types import Batch, Sample
+from afclip_lightning.types import Batch, ImageSize, Sample, height_and_width
 from tests.support.layouts.mvtec import write_mvtec
 
 
-def batch_of(count: int = 4, size: int = 112, seed: int = 0) -> Batch:
+def batch_of(count: int = 4, size: ImageSize = 112, seed: int = 0) -> Batch:
     """Returns images of which every second is anomalous, of two categories."""
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.zeros(count, size, size, dtype=torch.uint8)
+    shape = height_and_width(size)
+    mask = torch.zeros(count, *shape, dtype=torch.uint8)
     mask[1::2, 20:60, 30:90] = 1
     samples = [Sample("d", "ab"[i % 2], "test", Path(f"image_{i}.png"), i % 2) for i in range(count)]
     return Batch(
-        image=torch.randn(count, 3, size, size, generator=generator),
+        image=torch.randn(count, 3, *shape, generator=generator),
         mask=mask,
         label=torch.tensor([s.label for s in samples]),
         mask_known=torch.ones(count, dtype=torch.bool),
