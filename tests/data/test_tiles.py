@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
-from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.backbones.preprocess import Preprocess, place
+from afclip_lightning.backbones.spec import Resize
+from afclip_lightning.components.scoring import upsample
 from afclip_lightning.data.tiles import MAX_VIEWS, Axis, Layout, resize_map
 from afclip_lightning.errors import UserError
-from afclip_lightning.types import Fit, Tiling
+from afclip_lightning.types import Fit, ImageSize, Tiling, height_and_width
 
 SIZE = 32
 TILINGS = [
@@ -20,6 +24,13 @@ TILINGS = [
     Tiling("tiles", tile_size=17),
 ]
 SHAPES = [(64, 64), (40, 100), (97, 31), (1, 1), (1, 9), (5, 300)]
+FRAMES: list[ImageSize] = [SIZE, (32, 64), (96, 32)]
+FINE = [Tiling("pad", tiles=3, overlap=0.5), Tiling("tiles", tiles=2, overlap=0.0), Tiling("tiles", tile_size=17)]
+SEEN: list[tuple[Tiling, Resize]] = [
+    *((tiling, "squash") for tiling in TILINGS),
+    (Tiling(), "crop"),
+    (Tiling(), "trim"),
+]
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -33,25 +44,68 @@ def merged(layout: Layout, maps: list[np.ndarray]) -> np.ndarray:
     return anomaly_map
 
 
+@pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("tiling", TILINGS, ids=str)
-def test_every_pixel_counts_once(tiling: Tiling, shape: tuple[int, int]) -> None:
-    layout = Layout(*shape, tiling, Preprocess(SIZE))
+@pytest.mark.parametrize(("tiling", "rule"), SEEN, ids=str)
+def test_every_pixel_counts_once(tiling: Tiling, shape: tuple[int, int], frame: ImageSize, rule: Resize) -> None:
+    layout = Layout(*shape, tiling, Preprocess(frame, rule=rule))
     views = [layout.cut(picture(*shape), view) for view in range(len(layout))]
-    assert {(view.shape, view.dtype) for view in views} == {((SIZE, SIZE, 3), np.dtype(np.uint8))}
-    anomaly_map = merged(layout, [np.full((SIZE, SIZE), 0.7, np.float32)] * len(layout))
-    assert_close(anomaly_map, np.full(shape, 0.7, np.float32), rtol=0, atol=1e-5)
+    assert {(view.shape, view.dtype) for view in views} == {((*height_and_width(frame), 3), np.dtype(np.uint8))}
+    anomaly_map = merged(layout, [np.full(height_and_width(frame), 0.7, np.float32)] * len(layout))
+    assert_close(anomaly_map, np.full(shape, 0.7, np.float32), rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 @pytest.mark.parametrize("shape", [(64, 64), (60, 150), (150, 60)])
-def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, int]) -> None:
+def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, int], frame: ImageSize) -> None:
     """A backbone whose map is the picture itself gives the picture again."""
     ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1]))
     image = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2)
-    layout = Layout(*shape, tiling, Preprocess(SIZE))
+    layout = Layout(*shape, tiling, Preprocess(frame))
     seen = [layout.cut(image, view)[..., 0].astype(np.float32) for view in range(len(layout))]
     assert np.abs(merged(layout, seen) - ramp).max() < 8  # pixels are rounded, and the ends of a resized ramp flat
+
+
+@pytest.mark.parametrize(("tiling", "rule"), [seen for seen in SEEN if seen[0] not in FINE], ids=str)
+@pytest.mark.parametrize("frame", [(56, 56), (28, 84), (84, 28)])
+@pytest.mark.parametrize("shape", [(61, 143), (143, 61), (200, 199), (33, 35)])
+def test_a_spot_is_found_where_it_is(
+    shape: tuple[int, int], frame: tuple[int, int], tiling: Tiling, rule: Resize
+) -> None:
+    """What a tower of patches says of a bright spot has its centre within half a patch of the spot's."""
+    patch, preprocess = 7, Preprocess(frame, rule=rule)
+    layout = Layout(*shape, tiling, preprocess)
+    seen_as = "pad" if tiling.fit == "pad" else rule
+    left, top, right, bottom = place(seen_as, *shape, frame)
+    across, down = (right - left) / shape[1], (bottom - top) / shape[0]  # pixels of the frame per pixel of the image
+    for share in (0.5, 0.37):  # of what is seen, from its left and its top
+        x = (share * (min(right, frame[1]) - max(left, 0)) + max(left, 0) - left) / across
+        y = (share * (min(bottom, frame[0]) - max(top, 0)) + max(top, 0) - top) / down
+        far = (np.arange(shape[0])[:, None] + 0.5 - y) * down, (np.arange(shape[1]) + 0.5 - x) * across
+        spot = (255 * np.exp(-((np.hypot(*far) / 6) ** 2))).astype(np.uint8)
+        image, seen = np.repeat(spot[..., None], 3, axis=2), []
+        for view in range(len(layout)):
+            pixels = torch.from_numpy(layout.cut(image, view))[..., 0].float()
+            seen.append(upsample(F.avg_pool2d(pixels[None], patch), frame)[0].numpy())
+        found = merged(layout, seen)
+        found = np.where(found > found.max() / 2, found, 0) / found[found > found.max() / 2].sum()
+        assert abs(found.sum(0) @ (np.arange(shape[1]) + 0.5) - x) * across <= patch / 2
+        assert abs(found.sum(1) @ (np.arange(shape[0]) + 0.5) - y) * down <= patch / 2
+
+
+def test_tiles_have_the_shape_of_the_frame() -> None:
+    wide = Preprocess((32, 64))
+    assert [level.box(0) for level in Layout(100, 200, Tiling("tiles"), wide).levels] == [(0, 0, 200, 100)]
+    whole, tiles = Layout(100, 240, Tiling(tiles=2, overlap=0.0), wide).levels
+    assert whole.box(0) == (0, 0, 240, 100)
+    assert tiles.box(0) == (0, 0, 100, 50)
+    assert len(tiles) == 2 * 3
+    _, tiles = Layout(100, 240, Tiling(tile_size=20, overlap=0.0), wide).levels
+    assert tiles.box(0) == (0, 0, 40, 20)
+    upright = Layout(240, 100, Tiling("tiles", overlap=0.0), wide)
+    assert upright.levels[0].box(0) == (0, 0, 100, 50)
+    assert len(upright) == 5
 
 
 def test_squash_is_what_the_test_loop_sees() -> None:
