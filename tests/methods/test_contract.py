@@ -15,6 +15,7 @@ from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
+from afclip_lightning.methods.uniadet import UniADet
 from tests.support.cases import CASES, TRAINED, variants
 from tests.support.clips import small_config
 from tests.support.methods import (
@@ -33,6 +34,7 @@ from tests.support.methods import (
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
+    UniADet: (0, 0, 0, 0),  # no text
     KAnoCLIP: (2, 0, 2, 2),  # what is known of each category, and in each step what is said of images seen first
 }
 

@@ -89,6 +89,15 @@ CASES = {
         | {"adapter_bottleneck": 4, "knowledge_margin": 0.5},
         head={"layers": [1, 2], "vv_from": 1, "interaction_width": 32, "knowledge_weight": 0},
     ),
+    "UniADet": Case(
+        small={"layers": [1, 3]},
+        tiny={
+            "UniADet": {"layers": (2, 4, 6, 8)},
+            "UniADet, patches": {"layers": (2, 4, 6, 8), "image_score": "patches", "centred": True},
+        },
+        run={"map_sigma": 0.0},
+        head={"layers": [1, 2]},
+    ),
     "CLIP": Case(small={}, tiny={"CLIP": {}}, head={}, trains=False),
     "WinCLIP": Case(
         small={"window_sizes": [1, 2]},

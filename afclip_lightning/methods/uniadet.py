@@ -1,0 +1,168 @@
+"""UniADet: linear classifiers of frozen tokens, apart for image and pixels and for each layer; no text."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
+from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.scoring import similarity_logits, upsample, upsample_and_smooth
+from afclip_lightning.distributed import batch_mean
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+ImageScore = Literal["class_token", "patches"]
+
+
+class UniADet(AnomalyMethod):
+    """UniADet: two learnt vectors, normal and anomalous, for each task and each layer, compared with the tokens.
+
+    The class token of each tapped layer gives the image score, its patches the map; both are probabilities, averaged
+    over the layers. Nothing else trains: 4 C numbers per layer (20,480 for five layers of a ViT-L, as the paper says).
+    No text is used, so that any vision tower will do. With `k_shot` the distance to a memory of normal patches is added
+    to the map, and its highest value to the image score.
+
+    The paper's code is not published. Ours, where it says nothing: tokens and vectors are compared by cosine over a
+    temperature; the probabilities of the layers are averaged; the losses of the layers are added; maps are upsampled as
+    logits; the filter of the final map; how the memory is weighted. Ours and no part of the paper: `image_score:
+    patches` and `centred`. The class-aware augmentation of the paper is not built.
+
+    Args:
+        backbone: The frozen tower.
+        optimizer: Makes the optimiser of the vectors.
+        layers: Tapped blocks, counted from 1.
+        temperature: Divides cosine similarities.
+        image_score: Where the image score comes from: `class_token`, or `patches`: the mean logit of the
+            `top_patches` most anomalous patches less that of all, which trains no vectors for images.
+        top_patches: How many patches count for `image_score: patches`.
+        centred: Whether the mean of the image's patches is taken from each of its tokens first: what all of the image
+            shows then says nothing, and what differs from it does.
+        map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
+        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        shot_seed: Seed of their random selection.
+        memory_weight: Weight of the memory's distance beside the zero-shot probability.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: UniADet (arXiv 2601.05552).
+    """
+
+    takes_few_shot: ClassVar[bool] = True
+    memory: MemoryBank
+    fixed_by_training = ("temperature", "image_score", "top_patches", "centred")
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = adam,
+        layers: Sequence[int] = (6, 12, 18, 21, 24),
+        temperature: float = 0.07,
+        image_score: ImageScore = "class_token",
+        top_patches: int = 10,
+        centred: bool = False,
+        map_sigma: float = 4.0,
+        k_shot: int = 0,
+        shot_seed: int = 0,
+        memory_weight: float = 1.0,
+    ) -> None:
+        if not layers:
+            raise ValueError("layers must name at least one block, got none")
+        if image_score not in get_args(ImageScore):
+            raise ValueError(f"image_score must be one of {', '.join(get_args(ImageScore))}, got {image_score!r}")
+        if temperature <= 0 or top_patches < 1:
+            raise ValueError(f"temperature and top_patches must be positive, got {temperature}, {top_patches}")
+        if k_shot < 0 or memory_weight < 0 or map_sigma < 0:
+            raise ValueError(
+                f"k_shot, memory_weight and map_sigma must not be negative, got {k_shot}, {memory_weight}, {map_sigma}"
+            )
+        super().__init__(backbone, backbone.spec(layers), optimizer)
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.temperature = temperature
+        self.image_score: ImageScore = image_score
+        self.top_patches = top_patches
+        self.centred = centred
+        self.map_sigma = map_sigma
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.memory_weight = memory_weight
+        shape = (len(layers), 2, backbone.vision.width)  # layer; normal, anomalous
+        self.pixel_vectors = nn.Parameter(torch.randn(shape) / math.sqrt(shape[-1]))
+        self.image_vectors = (
+            nn.Parameter(torch.randn(shape) / math.sqrt(shape[-1])) if image_score == "class_token" else None
+        )
+        self.memory = MemoryBank()
+
+    def _tokens(self, features: ClipFeatures) -> Iterator[Tensor]:
+        """Yields the tokens that are compared, `[B, 1 + N, C]`, float32, layer by layer."""
+        for tokens in features.tokens:
+            with torch.autocast(tokens.device.type, enabled=False):
+                tokens = tokens.float()
+                yield tokens - tokens[:, 1:].mean(dim=1, keepdim=True) if self.centred else tokens
+
+    def logits(self, features: ClipFeatures) -> tuple[Tensor, Tensor | None]:
+        """Returns by how much patches `[L, B, N]` and class tokens `[L, B]` are nearer to the anomalous vector.
+
+        The second is `None` where the patches give the image score.
+        """
+        patches, images = [], []
+        for index, tokens in enumerate(self._tokens(features)):
+            unit = F.normalize(tokens, dim=-1)
+            vectors = F.normalize(self.pixel_vectors[index], dim=-1)
+            patches.append(similarity_logits(unit[:, 1:], vectors, self.temperature).diff(dim=-1)[..., 0])
+            if self.image_vectors is not None:
+                vectors = F.normalize(self.image_vectors[index], dim=-1)
+                images.append(similarity_logits(unit[:, :1], vectors, self.temperature).diff(dim=-1)[:, 0, 0])
+        return torch.stack(patches), torch.stack(images) if images else None
+
+    def top_logit(self, patches: Tensor) -> Tensor:
+        """Returns the mean logit of the most anomalous patches less that of all, `[..., N]` to `[...]`."""
+        top = patches.topk(min(self.top_patches, patches.shape[-1]), dim=-1).values
+        return top.mean(dim=-1) - patches.mean(dim=-1)
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns cross entropy of the images, focal and Dice loss of the pixels, sums over the layers, and `total`.
+
+        Images whose mask is not known take part in the image term only.
+        """
+        known, labelled = batch.known, batch.labelled
+        patches, images = self.logits(features)
+        mask = batch.mask[known]
+        maps = [upsample(one[known].unflatten(1, features.grid), self.spec.image_size).sigmoid() for one in patches]
+        if images is None:
+            images = self.top_logit(patches.mean(dim=0))[None]
+        label = batch.label[labelled].float()
+        entropies = [F.binary_cross_entropy_with_logits(one[labelled], label, reduction="none") for one in images]
+        terms = {
+            "image_ce": torch.stack([batch_mean(entropy) for entropy in entropies]).sum(),
+            "focal": torch.stack([two_class_focal_loss(pixels, mask) for pixels in maps]).sum(),
+            "dice": torch.stack([dice_loss(pixels, mask) for pixels in maps]).sum(),
+        }
+        return {"total": sum(terms.values(), torch.zeros((), device=patches.device)), **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the image score `[B]` and the map `[B, H, W]`; zero-shot both are probabilities.
+
+        Raises:
+            DatasetError: With `k_shot`, a category has neither a memory bank nor few-shot images.
+        """
+        patches, images = self.logits(features)
+        probability = patches.sigmoid().mean(dim=0)  # [B, N]
+        score = self.top_logit(patches.mean(dim=0)).sigmoid() if images is None else images.sigmoid().mean(dim=0)
+        if self.k_shot:
+            keys = [(sample.dataset, sample.category) for sample in batch.samples]
+            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
+            layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
+            distance = self.memory_weight * torch.stack(layers).mean(dim=0)
+            probability, score = probability + distance, score + distance.amax(dim=1)
+        anomaly_map = upsample_and_smooth(probability.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(score, anomaly_map)
+
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
+        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
