@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, overload
 
 from msgspec import Meta
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]  # dataset, category
 Count = Annotated[int, Meta(ge=0)]
+ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
 Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
 
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")

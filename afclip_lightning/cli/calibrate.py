@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afclip_lightning.cli.model_options import add_model_options, load_models, split_model_arguments
+from afclip_lightning.cli.model_options import (
+    add_model_options,
+    load_models,
+    named_model,
+    no_model,
+    split_model_arguments,
+)
 from afclip_lightning.cli.parser import CommandParser, command, finite
 from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.results import is_anomalous
@@ -22,9 +28,9 @@ PLACE = 40
 DESCRIPTION = """\
 Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
 (head.PRODUCT.calibration.json; head.calibration.json without --product and --category), where load, inspect and serve
-find them. It holds for this product, and for this checkpoint, seen in this way: other tiles, another category or other
-few-shot images (--few_shot_dir) need another calibration. The file says product, date, folder and number of images.
-Copies of one image count once.
+find them; those of a ready model into the working directory (real.PRODUCT.calibration.json). It holds for this product,
+and for this checkpoint, seen in this way: other tiles, another category or other few-shot images (--few_shot_dir) need
+another calibration. The file says product, date, folder and number of images. Copies of one image count once.
 
 From normal images alone (--normal): the threshold that a share --fpr of normal images will exceed. Of at least 10
 images it is a quantile; of fewer, the tail of their scores is fitted. The interval that is printed says how far to
@@ -50,8 +56,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.inspection.labelled import read_labelled, without_copies
     from afclip_lightning.inspection.stream import keep
 
-    if not options.checkpoint:
-        raise UserError("name a model: --checkpoint FILE.")
+    if not (named := named_model(options)):
+        raise no_model("calibrate", "--normal DIR")
     if not 0 < options.fpr <= 0.5 or not 0 < options.pixel_fpr <= 0.5:
         raise UserError(
             f"--fpr and --pixel_fpr must be above 0 and at most 0.5, got {options.fpr}, {options.pixel_fpr}."
@@ -69,12 +75,12 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         raise UserError("name normal images (--normal), labelled ones (--labelled), or a --threshold.")
     if options.criterion != "fpr" and options.labelled is None:
         raise UserError(f"--criterion {options.criterion} needs labelled images (--labelled).")
-    place = _place(options)
+    place = _place(options, named)
     labelled = without_copies(labelled, options.few_shot_dir)
     _check_enough(options, [label for _, label in labelled])
 
     images = [path for path, _ in labelled]
-    (model,) = load_models([options.checkpoint], options, arguments, calibration=None, images=images).values()
+    (model,) = load_models([named], options, arguments, calibration=None, images=images).values()
     image, pixel, normal = _thresholds(options, model, labelled)
     source = options.normal or options.labelled
     made = origin(options.product or options.category, str(source or ""), len(labelled))
@@ -83,7 +89,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     return 0
 
 
-def _place(options: argparse.Namespace) -> Path:
+def _place(options: argparse.Namespace, named: str) -> Path:
     """Returns where the calibration is to be written.
 
     Raises:
@@ -91,13 +97,13 @@ def _place(options: argparse.Namespace) -> Path:
     """
     from afclip_lightning.files import check_writable
     from afclip_lightning.inspection.calibration import Calibration, place_of
-    from afclip_lightning.inspection.predictor import calibration_path
+    from afclip_lightning.inspection.named_model import calibration_path
 
     place: Path | None = options.out
     if place is None:
-        beside = calibration_path(options.checkpoint)
+        beside = calibration_path(named)
         if beside is None:
-            raise UserError(f"{options.checkpoint} is no file that a calibration could lie beside: give --out FILE.")
+            raise UserError(f"{named} is no file that a calibration could lie beside: give --out FILE.")
         place = place_of(beside, options.product or options.category)
     if place.exists() and not options.overwrite:
         try:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.model_options import few_shot_images
+from afclip_lightning.cli.model_options import add_model_names, few_shot_images, named_model, no_model
 from afclip_lightning.cli.parser import CommandParser, command
 from afclip_lightning.errors import PROGRAM
 
@@ -18,7 +18,8 @@ learned prompts, the memory bank of --few_shot_dir and the normalisation of pixe
            map    [batch, S, S], float32, the same of each pixel
 
 The file takes its name only if it gives the numbers of the Python model. FILE.json beside it, and the file's own
-metadata, say what it is: S, category, backbone, the thresholds of a calibration.
+metadata, say what it is: S, category, backbone, the thresholds and where they come from: calibration, or default, which
+are the head's own and know nothing of your product.
 """
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
@@ -31,9 +32,11 @@ def main(args: Sequence[str]) -> int:
     from afclip_lightning.inspection.export import export  # with torch and more, which `--help` has no use for
     from afclip_lightning.inspection.predictor import load
 
+    if not (named := named_model(options)):
+        raise no_model("export", f"--to {options.to}")
     few_shot = few_shot_images(options.few_shot_dir)
-    out = options.out or Path(Path(options.checkpoint).with_suffix(SUFFIXES[options.to]).name)
-    model = load(options.checkpoint, device="cpu", category=options.category, few_shot=few_shot)
+    out = options.out or Path(Path(named).with_suffix(SUFFIXES[options.to]).name)
+    model = load(named, device="cpu", category=options.category, few_shot=few_shot)
     facts = export(model, out, options.to)
     print(
         f"{out}: {out.stat().st_size / 2**20:.0f} MB, {facts['method']} on {facts['backbone']}\n"
@@ -45,14 +48,9 @@ def main(args: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} export", description=DESCRIPTION)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="FILE",
-        help="a head, the folder of a run, or a config or the name of a method that trains nothing",
-    )
+    add_model_names(parser.add_argument_group("model"))
     parser.add_argument("--to", required=True, choices=list(SUFFIXES), help="kind of file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file; by default the checkpoint's name, here")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file; by default the model's name, here")
     parser.add_argument(
         "--category",
         default="object",

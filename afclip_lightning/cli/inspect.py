@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from afclip_lightning.cli.model_options import (
     add_calibration_options,
     add_model_options,
     load_models,
+    named_model,
+    no_model,
     split_model_arguments,
     thresholds_of,
 )
@@ -25,10 +28,10 @@ DESCRIPTION = """\
 Inspects images: files, folders with all below them, patterns (*), or - for a list of paths from standard input.
 
 The output folder gets, as it goes, one line per image:
-  inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold, verdict,
-                            area (share of the image above the pixel threshold), regions (box = left, top, right,
-                            bottom; area in pixels; highest score), error, name (of the files below); in .jsonl also
-                            size and mtime_ns of the file
+  inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold,
+                            threshold_from (calibration, hand or default), verdict, area (share of the image above the
+                            pixel threshold), regions (box = left, top, right, bottom; area in pixels; highest score),
+                            error, name (of the files below); in .jsonl also size and mtime_ns of the file
   maps/NAME.png             --save map: 16 bits, value = low + pixel * step, both texts in the file; evaluate reads it
   npy/NAME.npy              --save npy: the map as float32
   masks/NAME.png            --save mask: 255 above the pixel threshold
@@ -41,7 +44,8 @@ Files of a folder that could be images and are of no kind that is read here (.he
 well, and are counted as left out; texts, tables, archives, hidden files and what --ignore names do not. A folder that
 cannot be read costs one line.
 
-Thresholds come from the command calibrate, or by hand. Without one there is no verdict. At the end, the scores are
+Thresholds come from the command calibrate, or by hand; else a ready model has its own, which know nothing of your
+product: threshold_from says default then. Without a threshold there is no verdict. At the end, the scores are
 compared with those of the calibration's normal images: a note says if they do not look like the same product and camera
 (false alarms: at most 1 % of runs, if at most half of the images are anomalous).
 
@@ -58,9 +62,9 @@ def main(args: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
-    named = ([options.checkpoint] if options.checkpoint else []) + list(filter(None, options.methods.split(",")))
+    named = [*filter(None, [named_model(options), *options.methods.split(",")])]
     if not named:
-        raise UserError("name a model: --checkpoint FILE, or --methods for those that train nothing.")
+        raise no_model("inspect", shlex.join(options.paths), "; --methods NAMES, those that train nothing")
     saves = list(filter(None, options.save.split(",")))
     if unknown := set(saves) - set(SAVES):
         raise UserError(f"--save takes {', '.join(SAVES)}, got {', '.join(sorted(unknown))}.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from afclip_lightning.errors import UserError
+from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.files import parse_yaml
 from afclip_lightning.types import Fit, Tiling
 
@@ -19,16 +19,13 @@ TOY = (
     "the backbone is the tiny CLIP that comes with this package. It has seen drawn pictures only, to try things out: "
     "its scores of photos mean nothing."
 )
+DEFAULT = "the head's default thresholds, which know nothing of your product: calibrate on normal images of it"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which model it is, and how it sees images."""
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="head.ckpt as fit writes it, its run folder, or a config that trains nothing",
-    )
+    add_model_names(model)
     model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
     model.add_argument(
         "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
@@ -57,6 +54,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most "
         "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
         "value. That of the calibration by default, else bits",
+    )
+
+
+def add_model_names(group: argparse._ArgumentGroup) -> None:
+    """Adds the two options that name a model: a ready one, or a head of one's own."""
+    group.add_argument("--model", metavar="NAME", help="a model that comes ready; head show NAME says what it is")
+    group.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="or head.ckpt as fit writes it, a head file, the folder of one, or a config that trains nothing",
+    )
+
+
+def named_model(options: argparse.Namespace) -> str | None:
+    """Returns the file of the ready model that `--model` names, or what `--checkpoint` names; `None` for neither.
+
+    Raises:
+        UserError: There is no such ready model, or both are given.
+    """
+    given: str | None = options.checkpoint
+    if options.model is None:
+        return given
+    if given is not None:
+        raise UserError("--model names a ready model and --checkpoint a head of your own: give one of them.")
+    from afclip_lightning.heads import ready
+
+    return str(ready.path_of(options.model))
+
+
+def no_model(verb: str, rest: str = "", others: str = "") -> UserError:
+    """Returns the error of a command that was given no model: which come ready, and what to type.
+
+    Args:
+        verb: The command.
+        rest: Its other arguments.
+        others: Further ways to name one, for the message.
+    """
+    from afclip_lightning.heads import ready
+
+    found = ready.names()
+    example = f"\nType: {PROGRAM} {verb} --model {found[0]} {rest}".rstrip() if found else ""
+    return UserError(
+        f"name a model: --model NAME, one that comes ready; --checkpoint FILE, a head of your own{others}.\n"
+        f"{ready.offer()}{example}"
     )
 
 
@@ -202,4 +243,11 @@ def thresholds_of(model: "Predictor") -> str:
     said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
     if model.calibration is not None:
         return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
+    if model.defaults is not None:
+        return f"{DEFAULT}{said}"
+    if model.own is not None and not said:
+        return (
+            "no verdict: the head's default thresholds hold for whole images without few-shot images, and there is no "
+            "calibration"
+        )
     return f"no calibration{said or ': no verdict, and the colours of each picture are its own'}"

@@ -11,6 +11,8 @@ from afclip_lightning.cli.model_options import (
     add_calibration_options,
     add_model_options,
     load_models,
+    named_model,
+    no_model,
     split_model_arguments,
     thresholds_of,
 )
@@ -59,16 +61,21 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[serve]'.") from error
+    from afclip_lightning.heads import ready
     from afclip_lightning.inspection.connections import PatientProtocol
     from afclip_lightning.inspection.server import Limits, create_app
 
     limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_few_shot)
-    if options.checkpoint is None:
-        raise UserError("serve needs --checkpoint FILE, a head.ckpt as fit writes it, or a config that trains nothing.")
+    named = named_model(options)
+    if named is None:
+        if ready.FIRST not in ready.names():
+            raise no_model("serve")
+        named = str(ready.path_of(ready.FIRST))
+        print(f"note: no model is named, so it is {ready.FIRST}, which comes ready.", file=sys.stderr)
     if min(vars(limits).values()) < 1:
         raise UserError("--max_mb, --max_megapixels, --queue and --max_few_shot must be at least 1.")
     wanted = None if options.no_calibration else options.calibration or "auto"
-    (model,) = load_models([options.checkpoint], options, arguments, wanted).values()
+    (model,) = load_models([named], options, arguments, wanted).values()
     print(thresholds_of(model), file=sys.stderr)
     if not _is_loopback(options.host):
         print(

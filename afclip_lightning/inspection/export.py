@@ -153,7 +153,7 @@ def trace(model: Predictor) -> ExportedProgram:
 
 def describe(model: Predictor, to: Target) -> dict[str, Any]:
     """Returns what one has to know to use the file, as plain values."""
-    preprocess, calibrated = model.method.preprocess, model.calibration
+    preprocess, (image, pixel), sources = model.method.preprocess, model.thresholds, model.thresholds_from
     height, width = preprocess.shape
     return {
         "format": to,
@@ -170,11 +170,12 @@ def describe(model: Predictor, to: Target) -> dict[str, Any]:
             f"antialiasing as Pillow's {preprocess.interpolation.upper()}",
         },
         "normalisation": {"in_graph": True, "mean": list(preprocess.mean), "std": list(preprocess.std)},
-        "score": {"shape": ["batch"], "type": "float32", "threshold": calibrated and calibrated.image.value},
+        "score": {"shape": ["batch"], "type": "float32", "threshold": image, "threshold_from": sources[0]},
         "map": {
             "shape": ["batch", height, width],
             "type": "float32",
-            "threshold": calibrated and calibrated.pixel and calibrated.pixel.value,
+            "threshold": pixel,
+            "threshold_from": sources[1],
         },
         "versions": {"afclip_lightning": afclip_lightning.__version__, "torch": torch.__version__},
     }

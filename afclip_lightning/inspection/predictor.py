@@ -1,7 +1,6 @@
 """One's own images through a trained head or a training-free method: `load`, then `predict`."""
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +12,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from afclip_lightning import files
 from afclip_lightning.backbones.sources import EMBEDDED
 from afclip_lightning.data.dataloader import keep_memory, killed_loader
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory
-from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.inspection.calibration import SUFFIX, Calibration, Threshold, find, fingerprint
+from afclip_lightning.heads.card import DefaultThreshold, DefaultThresholds
+from afclip_lightning.inspection.calibration import Calibration, Threshold, find
+from afclip_lightning.inspection.device import device_of
+from afclip_lightning.inspection.named_model import (
+    build_model,
+    calibration_path,
+    find_model,
+    known_by,
+    own_thresholds,
+)
 from afclip_lightning.inspection.verdict import Inspection, Region
 from afclip_lightning.inspection.views import (
     Begun,
@@ -35,6 +41,7 @@ from afclip_lightning.inspection.views import (
     read_pixels,
 )
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.results import ThresholdFrom
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
 
 __all__ = ["Inspection", "Predictor", "Region", "load"]
@@ -61,7 +68,8 @@ def load(
     """Returns a model that images can be given to.
 
     Args:
-        path: A checkpoint, the folder of a run, a config of a method that trains nothing, or such a method's name.
+        path: A checkpoint or a head file, the folder of one, the name of a ready model, or a config or the name of a
+            method that trains nothing.
         arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
         device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU if there is one.
         tiling: How images are seen; squashed into a square by default.
@@ -70,7 +78,8 @@ def load(
         threshold: Scores above it are anomalous, in place of the calibration's.
         pixel_threshold: Values of the map above it are anomalous, in place of the calibration's.
         calibration: A product's name, or a file that `calibrate` wrote; `auto` takes that of the category, or the only
-            one beside the checkpoint if there is one; `None` takes none.
+            one beside the checkpoint if there is one; `None` takes none. Those of a ready model lie in the working
+            directory. Without one, the thresholds that come with the head are taken, if any do.
         white: What is white in images of more than 8 bits: `bits`, the largest value that the file's depth holds, or a
             number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. That of the calibration by
             default, and `bits` without one.
@@ -82,11 +91,16 @@ def load(
             settings.
     """
     known: factory.Backbones = {} if backbones is None else backbones
-    given = dict(arguments or {})
+    given, found_model = dict(arguments or {}), find_model(path)
     model = Predictor(
-        lambda more: _build(path, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
+        lambda more: build_model(found_model, {**given, **more}, known),
+        tiling or Tiling(),
+        category,
+        device,
+        batch_size,
     )
-    model.checkpoint, model.arguments = _fingerprint(path, given), given
+    model.checkpoint, model.arguments = known_by(found_model, given), given
+    model.own = own_thresholds(found_model, given)
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
@@ -125,8 +139,9 @@ class Predictor:
         method: The method, in eval mode on its device.
         calibration: Where thresholds come from, or `None`.
         calibrated_by: The file that it was read from, if any.
-        threshold: Of image scores, in place of the calibration's.
-        pixel_threshold: Of the values of maps, in place of the calibration's.
+        own: Thresholds that come with the head, or `None`; see `defaults`.
+        threshold: Of image scores, in place of the calibration's or the head's own.
+        pixel_threshold: Of the values of maps, likewise.
         checkpoint: What the checkpoint is known by in a calibration.
         arguments: Constructor arguments that were given in place of the file's.
         white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
@@ -143,9 +158,10 @@ class Predictor:
         self.tiling = tiling
         self.category = category
         self.batch_size = batch_size
-        self.device = _device(device)
+        self.device = device_of(device)
         self.calibration: Calibration | None = None
         self.calibrated_by: Path | None = None
+        self.own: DefaultThresholds | None = None
         self.threshold: float | None = None
         self.pixel_threshold: float | None = None
         self.checkpoint = ""
@@ -333,15 +349,42 @@ class Predictor:
         return prediction.pred_score.cpu().numpy(), prediction.anomaly_map.cpu().numpy()
 
     @property
+    def defaults(self) -> DefaultThresholds | None:
+        """Returns the head's own thresholds where they are in use; they know nothing of the product at hand.
+
+        They hold where there is no calibration and images are seen as they were chosen for: whole, without few-shot
+        images.
+        """
+        seen_otherwise = self.calibration is not None or self.few_shot is not None or self.tiling != Tiling()
+        return None if seen_otherwise else self.own
+
+    @property
+    def in_use(self) -> tuple[Threshold | DefaultThreshold | None, Threshold | DefaultThreshold | None]:
+        """Returns the threshold of image scores and that of maps, with their scales; those by hand aside."""
+        chosen = self.calibration or self.defaults
+        return (chosen.image, chosen.pixel) if chosen else (None, None)
+
+    @property
     def thresholds(self) -> tuple[float | None, float | None]:
         """Returns the threshold of image scores and that of the values of maps; `None` where there is none."""
-        image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
+        image, pixel = self.in_use
         return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
+
+    @property
+    def thresholds_from(self) -> tuple[ThresholdFrom | None, ThresholdFrom | None]:
+        """Returns where the two thresholds come from; `None` where there is none."""
+        by_hand = self.threshold, self.pixel_threshold
+        source: ThresholdFrom = "default" if self.calibration is None else "calibration"
+        image, pixel = (
+            "hand" if value is not None else None if chosen is None else source
+            for value, chosen in zip(by_hand, self.in_use, strict=True)
+        )
+        return image, pixel
 
     @property
     def scales(self) -> tuple[float | None, float | None]:
         """Returns the units of `probability`, of image scores and of the values of maps; `None` where there is none."""
-        image, pixel = (self.calibration.image, self.calibration.pixel) if self.calibration else (None, None)
+        image, pixel = self.in_use
         return None if image is None else image.scale, None if pixel is None else pixel.scale
 
     def _judge(self, done: "Begun", name: Path) -> Inspection | UserError:
@@ -350,7 +393,8 @@ class Predictor:
                 f"{name}: {type(self.method).__name__} gives a score or a map that is not finite (NaN or infinity). "
                 "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
             )
-        return Inspection(done.score, done.anomaly_map, *self.thresholds, *self.scales, done.image)
+        chosen, sources = (*self.thresholds, *self.scales), self.thresholds_from
+        return Inspection(done.score, done.anomaly_map, *chosen, done.image, *sources)
 
 
 def _takes_few_shot(method: type[AnomalyMethod]) -> bool:
@@ -374,30 +418,8 @@ def _needs_test_set(method: type[AnomalyMethod]) -> UserError:
     )
 
 
-def _value(calibrated: Threshold | None, given: float | None) -> float | None:
-    return given if given is not None or calibrated is None else calibrated.value
-
-
-def calibration_path(path: str | Path) -> Path | None:
-    """Returns where the calibration of a checkpoint lies, beside it; `None` for a method that is named."""
-    if _is_name(path):
-        return None
-    path = Path(path)
-    file = head_in(path) if path.is_dir() else path
-    return file.with_name(file.stem + SUFFIX)
-
-
-def _is_name(path: str | Path) -> bool:
-    return str(path).isidentifier() and not Path(path).exists()
-
-
-def _build(path: str | Path, arguments: Mapping[str, Any], backbones: factory.Backbones) -> AnomalyMethod:
-    if not _is_name(path):
-        return factory.load_head(path, arguments, backbones)
-    method = factory.build({"class_path": str(path)}, arguments, backbones)
-    if method.trainable_names():
-        raise UserError(f"{path} has to be trained: run fit, and name its {HEAD_FILE}.")
-    return method
+def _value(chosen: Threshold | DefaultThreshold | None, given: float | None) -> float | None:
+    return given if given is not None or chosen is None else chosen.value
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -412,28 +434,3 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
         if message := killed_loader(error):
             raise UserError(message) from error
         raise
-
-
-def _fingerprint(path: str | Path, arguments: Mapping[str, Any]) -> str:
-    """Returns what a model is known by: a name, or the digest of its file; of a config, of its resolved `model`."""
-    if _is_name(path):
-        return str(path)
-    path = Path(path)
-    if path.suffix in factory.CONFIG_SUFFIXES:
-        return fingerprint(json.dumps(factory.read_model(path, arguments), sort_keys=True).encode())
-    return files.fingerprint(head_in(path) if path.is_dir() else path)
-
-
-def _device(name: str) -> torch.device:
-    """Returns a device that is there.
-
-    Raises:
-        UserError: It is not.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.ones(1, device=name).item()  # of `meta` there is no number
-        return torch.device(name)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}). Use cpu or auto.") from error

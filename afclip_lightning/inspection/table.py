@@ -13,11 +13,24 @@ import msgspec
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import csv_text, read_json_lines, write_text
 from afclip_lightning.inspection.inputs import Input
+from afclip_lightning.results import ThresholdFrom
 
 if TYPE_CHECKING:
     from afclip_lightning.inspection.verdict import Inspection
 
-COLUMNS = ("path", "method", "score", "probability", "threshold", "verdict", "area", "regions", "error", "name")
+COLUMNS = (
+    "path",
+    "method",
+    "score",
+    "probability",
+    "threshold",
+    "threshold_from",
+    "verdict",
+    "area",
+    "regions",
+    "error",
+    "name",
+)
 LONGEST = 240  # bytes of a file's name without suffix; file systems take 255
 LONGEST_PATH = 1000  # bytes of a whole name with its folders; systems take 4096, of which the output's folder is a part
 
@@ -39,6 +52,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         score: Of the image.
         probability: 0.5 is the threshold.
         threshold: Of the score.
+        threshold_from: `calibration`, `hand`, or `default`: it comes with the head and is not of this product; `None`
+            without a threshold, and in tables of earlier versions.
         verdict: `None` without a threshold.
         area: Share of the image above the pixel threshold, from 0 to 1.
         regions: Of the mask.
@@ -53,6 +68,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None = None
     probability: float | None = None
     threshold: float | None = None
+    threshold_from: ThresholdFrom | None = None
     verdict: Literal["anomalous", "normal"] | None = None
     area: float | None = None
     regions: list[RegionRecord] | None = None
@@ -171,6 +187,7 @@ def record_of(item: Input, method: str | None, name: str, outcome: "Inspection |
         score=_short(outcome.score),
         probability=_short(outcome.probability),
         threshold=_short(outcome.threshold),
+        threshold_from=outcome.threshold_from,
         verdict=None if outcome.anomalous is None else "anomalous" if outcome.anomalous else "normal",
         area=_short(outcome.area),
         regions=None

@@ -1,5 +1,6 @@
 """What a model says of one image, in the image's own frame: score, verdict, map, mask, regions, overlay."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from afclip_lightning.data.tiles import Box
 from afclip_lightning.inspection.calibration import probability
-from afclip_lightning.results import is_anomalous
+from afclip_lightning.results import ThresholdFrom, is_anomalous
 
 CONTOUR = (255, 255, 255)
 COLD = 0.1  # what a typical normal value gets: the image is left as it is there
@@ -17,6 +18,11 @@ CAPTIONS = (  # of an overlay without common scale: the first that leaves most o
     "Colours: this image's lowest to highest value",
     "Colours: own scale",
     "own scale",
+)
+BY_DEFAULT = (  # likewise, where the scale is the head's own
+    "Colours and contours by the head's default threshold, which is not calibrated on this product.",
+    "Default threshold of the head, not calibrated",
+    "Default threshold",
 )
 HEAT = 0.6  # most of an overlay's colour that is the map's and not the image's
 
@@ -48,6 +54,8 @@ class Inspection:
         scale: Unit of `probability`; `None` without calibration.
         pixel_scale: Likewise for the values of the map.
         image: `[H, W, 3]`, uint8, RGB, the image; `None` if it was not kept.
+        threshold_from: Where the threshold comes from; `None` if there is none.
+        pixel_threshold_from: Likewise for the values of the map.
     """
 
     score: float
@@ -57,6 +65,8 @@ class Inspection:
     scale: float | None = None
     pixel_scale: float | None = None
     image: np.ndarray | None = None
+    threshold_from: ThresholdFrom | None = None
+    pixel_threshold_from: ThresholdFrom | None = None
 
     @property
     def anomalous(self) -> bool | None:
@@ -104,12 +114,18 @@ class Inspection:
         return tuple(sorted(found, key=lambda region: -region.score))
 
     def at(self, threshold: float | None, pixel_threshold: float | None) -> "Inspection":
-        """Returns the same at other thresholds."""
-        return replace(self, threshold=threshold, pixel_threshold=pixel_threshold)
+        """Returns the same at other thresholds, fixed by hand."""
+        return replace(
+            self,
+            threshold=threshold,
+            pixel_threshold=pixel_threshold,
+            threshold_from=None if threshold is None else "hand",
+            pixel_threshold_from=None if pixel_threshold is None else "hand",
+        )
 
     @property
     def shares_scale(self) -> bool:
-        """Returns whether the colours of its picture mean the same as those of other images: by a calibration."""
+        """Returns whether the colours of its picture mean the same as those of other images."""
         return self.pixel_threshold is not None and self.pixel_scale is not None
 
     def heat(self) -> np.ndarray:
@@ -127,7 +143,8 @@ class Inspection:
     def overlay(self) -> np.ndarray:
         """Returns the image under its map in colours, with the contours of the mask, `[H, W, 3]`, uint8, RGB.
 
-        Without a calibration a caption says that the colours run from this image's lowest to its highest value.
+        A caption says where the colours run from this image's lowest to its highest value, for want of a threshold, and
+        where the threshold is the head's own.
 
         Raises:
             ValueError: The image was not kept.
@@ -141,11 +158,13 @@ class Inspection:
         if self.mask is not None:
             contours, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
             cv2.drawContours(drawn, contours, -1, CONTOUR, max(1, round(max(drawn.shape) / 400)))
-        return drawn if self.shares_scale else _with_caption(drawn)
+        if not self.shares_scale:
+            return _with_caption(drawn, CAPTIONS)
+        return _with_caption(drawn, BY_DEFAULT) if self.pixel_threshold_from == "default" else drawn
 
 
-def _with_caption(picture: np.ndarray) -> np.ndarray:
-    """Returns a picture `[H, W, 3]`, uint8, with the caption that fits on a dark band at its foot, if any does."""
+def _with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Returns a picture `[H, W, 3]`, uint8, with the first caption that fits on a band at its foot, if any does."""
     from PIL import Image, ImageDraw, ImageFont
 
     height, width, _ = picture.shape
@@ -153,7 +172,7 @@ def _with_caption(picture: np.ndarray) -> np.ndarray:
     font = ImageFont.load_default(size)
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image, "RGBA")
-    for caption in CAPTIONS:
+    for caption in captions:
         lines: list[str] = []
         for word in caption.split():
             longer = f"{lines[-1]} {word}" if lines else word

@@ -176,7 +176,7 @@ def test_what_has_no_memory_says_so(head: Path) -> None:
         load("MuSc", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
     with pytest.raises(UserError, match="AFCLIP has to be trained: run fit"):
         load("AFCLIP", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
-    with pytest.raises(UserError, match="there is no method 'Foo'"):
+    with pytest.raises(UserError, match="there is no file, ready model or method called Foo"):
         load("Foo")
     with pytest.raises(UserError, match="device 'cuda:77' is not there"):
         model_of(head, device="cuda:77")

@@ -1,0 +1,112 @@
+"""What a model is named by: a file, the folder of a head, a ready model, or a method that trains nothing."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from afclip_lightning import files
+from afclip_lightning.engine import factory
+from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in
+from afclip_lightning.errors import UserError, shown
+from afclip_lightning.heads import ready
+from afclip_lightning.heads.card import DefaultThresholds
+from afclip_lightning.heads.file import is_head_file, read_head_card
+from afclip_lightning.inspection.calibration import SUFFIX, fingerprint
+from afclip_lightning.methods.base import AnomalyMethod
+
+WHERE = ("backbone.weights", "backbone.vision_weights")  # where they lie; their hash says what they are
+
+
+def find_model(name: str | Path) -> Path | str:
+    """Returns the file that a name stands for, or the name itself where it is a method's.
+
+    Args:
+        name: A checkpoint, a head file, the folder of one, a config of a method that trains nothing, the name of a
+            ready model, or of a method. What lies on disk goes before the names.
+
+    Raises:
+        UserError: There is nothing of this name; the message says what there is.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return head_in(path)
+    if path.exists() or path.suffix or path.name != str(name):
+        return path
+    if str(name) in ready.names():
+        return ready.path_of(str(name))
+    methods = list(factory.methods())
+    if str(name) in methods:
+        return str(name)
+    near = difflib.get_close_matches(str(name), [*ready.names(), *methods], n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(
+        f"there is no file, ready model or method called {shown(name)}.{hint}\n{ready.offer()}\n"
+        f"Methods: {', '.join(methods)}; those that train nothing can be named."
+    )
+
+
+def build_model(model: Path | str, arguments: Mapping[str, Any], backbones: factory.Backbones) -> AnomalyMethod:
+    """Returns the method of a model, in eval mode on the CPU.
+
+    Args:
+        model: From `find_model`.
+        arguments: Constructor arguments in place of its own.
+        backbones: See `factory.load_head`.
+
+    Raises:
+        UserError: See `factory.load_head`; or the method has to be trained.
+    """
+    if isinstance(model, Path):
+        return factory.load_head(model, arguments, backbones)
+    method = factory.build({"class_path": model}, arguments, backbones)
+    if method.trainable_names():
+        raise UserError(f"{model} has to be trained: run fit, and name its {HEAD_FILE}.")
+    return method
+
+
+def known_by(model: Path | str, arguments: Mapping[str, Any]) -> str:
+    """Returns what a model is known by in a calibration: the digest of its file; of a config, of its resolved `model`.
+
+    Args:
+        model: From `find_model`; a method's name stands for itself.
+        arguments: See `build_model`.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    if isinstance(model, str):
+        return model
+    if model.suffix in factory.CONFIG_SUFFIXES:
+        return fingerprint(json.dumps(factory.read_model(model, arguments), sort_keys=True).encode())
+    return files.fingerprint(model)
+
+
+def calibration_path(name: str | Path) -> Path | None:
+    """Returns where the calibration of a model lies, that of the product without name; `None` for a method's name.
+
+    It lies beside the model's file. A ready model's lies in the working directory: `real.calibration.json`.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    model = find_model(name)
+    if isinstance(model, str):
+        return None
+    return Path(model.stem + SUFFIX) if ready.is_ready(model) else model.with_name(model.stem + SUFFIX)
+
+
+def own_thresholds(model: Path | str, arguments: Mapping[str, Any]) -> DefaultThresholds | None:
+    """Returns the thresholds that come with a head; `None` where it has none, or other arguments change its scores.
+
+    Args:
+        model: From `find_model`.
+        arguments: See `build_model`.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    if isinstance(model, str) or model.suffix in factory.CONFIG_SUFFIXES or not is_head_file(model):
+        return None
+    return None if arguments.keys() - set(WHERE) else read_head_card(model).thresholds
