@@ -55,7 +55,7 @@ class Preset:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of `ClipBackbone` that the preset stands for, all of them."""
+        """Returns the arguments of `ClipBackbone` that the preset stands for: always the same ones."""
         mean, std = self.normalisation or (None, None)
         return {
             "model": self.model,

@@ -25,15 +25,15 @@ def check_files(args: Sequence[str]) -> None:
         UserError: One is no YAML file of options.
     """
     for place in range(len(args)):
-        option, value = _option(args, place)
+        option, value = option_at(args, place)
         if option in CONFIG or (option and value.endswith((".yaml", ".yml")) and Path(value).exists()):
-            _read(value)
+            read_config(value)
 
 
 def unclosed(args: Sequence[str]) -> str:
     """Returns what is wrong with a list or mapping among the arguments that is no YAML; an empty text if none is."""
     for place in range(len(args)):
-        option, value = _option(args, place)
+        option, value = option_at(args, place)
         if option and value.startswith(("{", "[")):
             try:
                 parse_yaml(value, object, f"{option} {value}", remedy="Close each bracket and quote.")
@@ -54,7 +54,7 @@ def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
     notes: list[str] = []
     data: Any = {}
     for place, arg in enumerate(args):
-        option, value = _option(args, place)
+        option, value = option_at(args, place)
         new = _data(option, value)
         if leftovers := _leftovers(data, new, notes):
             kept.append(f"--data={json.dumps(leftovers)}")
@@ -71,9 +71,9 @@ def _data(option: str, value: str) -> dict[str, Any]:
     if option == "--data" and not value.startswith("{") and not value.endswith((".yaml", ".yml")):
         return {"class_path": value, "init_args": {}}
     if option in CONFIG:
-        section = _read(value).get("data")
+        section = read_config(value).get("data")
     elif option == "--data":
-        section = parse_yaml(value, object, option, remedy=REMEDY) if value.startswith("{") else _read(value)
+        section = parse_yaml(value, object, option, remedy=REMEDY) if value.startswith("{") else read_config(value)
     else:
         return {}
     return _plain(section) if isinstance(section, Mapping) else {}
@@ -136,7 +136,7 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _option(args: Sequence[str], place: int) -> tuple[str, str]:
+def option_at(args: Sequence[str], place: int) -> tuple[str, str]:
     """Returns the option that begins at a place, and its value; empty texts where none begins."""
     name, equals, value = args[place].partition("=")
     if not name.startswith("-"):
@@ -146,7 +146,12 @@ def _option(args: Sequence[str], place: int) -> tuple[str, str]:
     return name, value
 
 
-def _read(value: str) -> dict[str, Any]:
+def read_config(value: str) -> dict[str, Any]:
+    """Returns what a value of `--config` says: a file, or a mapping in its place.
+
+    Raises:
+        UserError: It is no YAML mapping.
+    """
     if value.startswith("{"):
         return parse_yaml(value, dict[str, Any], "--config", remedy=REMEDY)
     return read_yaml(value, dict[str, Any], remedy=REMEDY)

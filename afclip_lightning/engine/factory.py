@@ -18,6 +18,7 @@ from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.discovery.sections import all_arguments, prepare, refusals
 from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in, read_checkpoint
 from afclip_lightning.engine.interpolation import resolve
+from afclip_lightning.engine.presets import fill_in, fill_in_section
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError
 from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.base import AnomalyMethod
@@ -201,8 +202,9 @@ def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[s
 
 def _with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the `init_args` of a `model` section with others in their place: see `load_head`."""
-    config = OmegaConf.create(dict(model.get("init_args") or {}))
-    for name, value in (arguments or {}).items():
+    method = method_class(model["class_path"])
+    config = OmegaConf.create(fill_in_section(model.get("init_args") or {}, method))
+    for name, value in fill_in(arguments or {}, method).items():
         OmegaConf.update(config, name, value, force_add=True)
     return OmegaConf.to_container(config)  # type: ignore[return-value]
 

@@ -24,6 +24,7 @@ from afclip_lightning.engine.arguments import check_files, unclosed, without_lef
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.interpolation import resolve
+from afclip_lightning.engine.presets import NAME, with_presets, without_preset
 from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.methods.base import AnomalyMethod
 
@@ -70,7 +71,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespa
         UserError: A config cannot be read.
     """
     check_files(args)
-    kept, notes = without_leftovers(args)
+    kept, notes = without_leftovers(with_presets(args))
     return parser.parse_args(kept), notes
 
 
@@ -88,6 +89,10 @@ class AnomalyArgumentParser(LightningArgumentParser):
             print(f"error: {message}{hints}\nAll options: {PROGRAM}{command} --help", file=sys.stderr)
             sys.exit(2)
         raise UserError(message) from ex
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Reads a config without a preset that it names, which was filled in behind it."""
+        return super().parse_string(without_preset(content) if f"{NAME}:" in content else content, *args, **kwargs)
 
     def _parse_common(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
         """Fills in references once all files and options of a command are merged.
@@ -135,4 +140,4 @@ def _argument_names() -> set[str]:
     """Returns the names of all constructor arguments of methods, data modules, the backbone and the trainer."""
     classes: list[type] = [*descendants(AnomalyMethod), *descendants(AnomalyData), ClipBackbone, Trainer]
     names = {name for cls in classes for name in inspect.signature(cls).parameters}
-    return names | {"class_path", "init_args"}
+    return names | {"class_path", "init_args", NAME}

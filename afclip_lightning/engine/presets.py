@@ -1,0 +1,146 @@
+"""What `preset` in a backbone's section stands for, on the command line and in configs: filled in before parsing.
+
+A preset gives way to what is given beside it, on the same command line or in the same file, and takes the place of
+what an earlier file says. What is recorded of a run are the values, not the name.
+"""
+
+import inspect
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from afclip_lightning.backbones.presets import Preset, preset
+from afclip_lightning.discovery import descendants
+from afclip_lightning.engine.arguments import CONFIG, option_at, read_config
+from afclip_lightning.engine.interpolation import resolve
+from afclip_lightning.methods.base import AnomalyMethod
+
+NAME = "preset"
+BACKBONE = "backbone."
+MODEL = "--model."
+PAPERS_DEPTH = 24  # blocks of ViT-L, which the defaults of `layer` and `vv_from` count
+
+
+def tap_arguments(method: type, chosen: Preset) -> dict[str, Any]:
+    """Returns the arguments of a method that count blocks of the vision tower, for the tower of a preset.
+
+    Several `layers` become the preset's. A single one, `layer` and `vv_from` keep their place in the depth; a V-V path
+    that begins at the first block does so in every tower.
+
+    Args:
+        method: The class.
+        chosen: The preset.
+    """
+    found: dict[str, Any] = {}
+    for name in ("layers", "layer", "vv_from"):
+        parameter = inspect.signature(method).parameters.get(name)
+        default = None if parameter is None else parameter.default
+        if isinstance(default, Sequence):
+            found[name] = list(chosen.layers) if len(default) > 1 else [_scaled(default[0], chosen.depth)]
+        elif isinstance(default, int) and default > 1:
+            found[name] = _scaled(default, chosen.depth)
+    return found
+
+
+def _scaled(block: int, depth: int) -> int:
+    return max(1, round(block * depth / PAPERS_DEPTH))
+
+
+def fill_in(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]:
+    """Returns the arguments of a method with a preset among them filled in; those beside it stay.
+
+    Args:
+        arguments: By name; a dot leads into the backbone (`backbone.preset`). The preset's name may be a reference
+            (`${oc.env:NAME}`).
+        method: The class; the backbone's arguments alone are filled in where it is not known.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    given = dict(arguments)
+    if BACKBONE + NAME not in given:
+        return given
+    chosen = preset(resolve({NAME: given.pop(BACKBONE + NAME)})[NAME])
+    backbone = {BACKBONE + name: value for name, value in chosen.arguments.items()}
+    return backbone | (tap_arguments(method, chosen) if method else {}) | given
+
+
+def fill_in_section(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]:
+    """Returns the `init_args` of a method, of which `backbone` is a section; see `fill_in`."""
+    backbone = arguments.get("backbone")
+    if not isinstance(backbone, Mapping) or NAME not in backbone:
+        return dict(arguments)
+    beside = {name: value for name, value in arguments.items() if name != "backbone"}
+    return _nested(fill_in(beside | {BACKBONE + name: value for name, value in backbone.items()}, method))
+
+
+def _nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns arguments by name with those of the backbone in a section of their own."""
+    outer = {name: value for name, value in arguments.items() if not name.startswith(BACKBONE)}
+    inner = {name.removeprefix(BACKBONE): arguments[name] for name in arguments if name not in outer}
+    return outer | ({"backbone": inner} if inner else {})
+
+
+def with_presets(args: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command with what each preset stands for in its place, or behind its config.
+
+    Raises:
+        UserError: There is no such preset, or a config cannot be read.
+    """
+    options = [option_at(args, place) for place in range(len(args))]
+    method = _method(options)
+    beside = {option.removeprefix(MODEL) for option, _ in options}
+    kept: list[str] = []
+    place = 0
+    while place < len(args):
+        option, value = options[place]
+        width = 1 if "=" in args[place] or option not in (*CONFIG, MODEL + BACKBONE + NAME) else 2
+        if option == MODEL + BACKBONE + NAME:
+            kept += _tokens({BACKBONE + NAME: value}, method, beside)
+        else:
+            kept += args[place : place + width]
+        if option in CONFIG:
+            section = _arguments(read_config(value))
+            backbone = section.get("backbone")
+            if isinstance(backbone, Mapping) and NAME in backbone:
+                names = {*section, *(BACKBONE + name for name in backbone)}
+                kept += _tokens({BACKBONE + NAME: backbone[NAME]}, method, names)
+        place += width
+    return kept
+
+
+def without_preset(config: str) -> str:
+    """Returns a config, as text, without the key that `with_presets` has filled in: the parser does not know it."""
+    tree = OmegaConf.create(config)  # reads numbers as the parser does
+    for key in ("model.init_args.backbone", "model.backbone"):
+        if OmegaConf.is_dict(backbone := OmegaConf.select(tree, key)):
+            backbone.pop(NAME, None)
+    return OmegaConf.to_yaml(tree)
+
+
+def _tokens(arguments: Mapping[str, Any], method: type | None, beside: Collection[str]) -> list[str]:
+    filled = {name: value for name, value in fill_in(arguments, method).items() if name not in beside}
+    # the backbone as one section: of `--model.backbone.mean=null` the parser makes the text "None"
+    return [f"{MODEL}{name}={json.dumps(value)}" for name, value in _nested(filled).items()]
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a config's method; they may also lie beside its class."""
+    model = config.get("model")
+    section = model.get("init_args", model) if isinstance(model, Mapping) else {}
+    return section if isinstance(section, dict) else {}
+
+
+def _method(options: Sequence[tuple[str, str]]) -> type | None:
+    """Returns the class of a command's method, if it is one that was imported."""
+    name = ""
+    for option, value in options:
+        model = read_config(value).get("model") if option in CONFIG else None
+        if option == "--model":
+            name = value
+        elif isinstance(model, Mapping) and model.get("class_path"):
+            name = str(model["class_path"])
+    found = {cls.__name__: cls for cls in descendants(AnomalyMethod)}
+    return found.get(name.rpartition(".")[2])
