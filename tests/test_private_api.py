@@ -74,6 +74,12 @@ UNDERSCORED = [
     Private(lambda: argparse, "_SubParsersAction", "cli/parser.py", "tells the action that holds the subcommands"),
     Private(argparse.ArgumentParser, "_actions", "cli/parser.py", "the names to suggest for a mistyped option"),
     Private(
+        lambda: jsonargparse.ArgumentParser().add_argument("--x", type=int | None),
+        "_typehint",
+        "engine/parser.py",
+        "a limit of 1 is one batch: Lightning annotates `float | int`, of which the first takes it as 1.0, all",
+    ),
+    Private(
         jsonargparse.ArgumentParser,
         "_apply_actions _subcommands_action _parse_common",
         "engine/parser.py",

@@ -62,6 +62,11 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     )
     for name, cls in GROUPS.items():
         parser.add_class_arguments(cls, name)
+    for action in parser._actions:
+        if action.dest.startswith(
+            "trainer.limit_"
+        ):  # Lightning has `float | int`, of which the first takes 1 as 1.0: all
+            action._typehint = int | float | None
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, list[str]]:

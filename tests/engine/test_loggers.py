@@ -86,6 +86,7 @@ def values(records: list[Record], kind: str) -> dict[str, Any]:
 
 
 def offline_files(run: Path) -> list[Path]:
+    wandb.teardown()  # a finished run's records may still be on their way to the file
     return sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
 
 

@@ -105,6 +105,13 @@ def test_wrong_values(
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize(("given", "read"), [("1", "1"), ("0.5", "0.5"), ("1.0", "1.0")])
+def test_a_limit_of_one_is_one_batch(folder: Path, capsys: pytest.CaptureFixture[str], given: str, read: str) -> None:
+    with pytest.raises(SystemExit):
+        app.main(["test", "--config=base.yaml", f"--trainer.limit_test_batches={given}", "--print_config"])
+    assert f"limit_test_batches: {read}\n" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_few_shot_images_that_nobody_looks_at_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--few_shot_dir=.") == 2
