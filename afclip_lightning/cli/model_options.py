@@ -245,9 +245,9 @@ def thresholds_of(model: "Predictor") -> str:
         return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
     if model.defaults is not None:
         return f"{DEFAULT}{said}"
-    if model.own is not None and not said:
+    if model.card is not None and model.card.thresholds is not None and not said:
         return (
-            "no verdict: the head's default thresholds hold for whole images without few-shot images, and there is no "
-            "calibration"
+            "no calibration, and so no verdict: the head's default thresholds hold for whole images, without few-shot "
+            "images and other arguments"
         )
     return f"no calibration{said or ': no verdict, and the colours of each picture are its own'}"

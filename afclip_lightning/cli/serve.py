@@ -22,14 +22,16 @@ from afclip_lightning.errors import PROGRAM, UserError
 PLACE = 42
 DESCRIPTION = """\
 Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images, give
-few-shot images to the methods that take them.
+few-shot images to the methods that take them. Without a model it starts with the ready model real. A picture to try
+comes with it.
 
   GET    /                 the page
   POST   /api/inspect      the request is an image file, or a form with one; the answer is JSON: score, verdict, area,
                            regions; note (if the last 20 images do not look like those of the calibration)
                            curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
                            curl -F file=@image.png http://127.0.0.1:8000/api/inspect
-  GET    /api/model        method, backbone, calibration, thresholds, limits
+  GET    /api/model        method, backbone, calibration, thresholds and where they come from, limits
+  GET    /sample.jpg       the picture to try
   POST   /api/normals      likewise an image, of a normal product, to calibrate from; a copy counts once
   POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
   GET    /api/calibration  the calibration in use, as a file for --calibration

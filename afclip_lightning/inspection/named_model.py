@@ -11,7 +11,7 @@ from afclip_lightning.engine import factory
 from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.heads import ready
-from afclip_lightning.heads.card import DefaultThresholds
+from afclip_lightning.heads.card import Card
 from afclip_lightning.heads.file import is_head_file, read_head_card
 from afclip_lightning.inspection.calibration import SUFFIX, fingerprint
 from afclip_lightning.methods.base import AnomalyMethod
@@ -97,16 +97,15 @@ def calibration_path(name: str | Path) -> Path | None:
     return Path(model.stem + SUFFIX) if ready.is_ready(model) else model.with_name(model.stem + SUFFIX)
 
 
-def own_thresholds(model: Path | str, arguments: Mapping[str, Any]) -> DefaultThresholds | None:
-    """Returns the thresholds that come with a head; `None` where it has none, or other arguments change its scores.
+def card_of(model: Path | str) -> Card | None:
+    """Returns what a head file says of itself; `None` where it is none.
 
     Args:
         model: From `find_model`.
-        arguments: See `build_model`.
 
     Raises:
         CheckpointError: The file cannot be read.
     """
     if isinstance(model, str) or model.suffix in factory.CONFIG_SUFFIXES or not is_head_file(model):
         return None
-    return None if arguments.keys() - set(WHERE) else read_head_card(model).thresholds
+    return read_head_card(model)

@@ -18,15 +18,16 @@ from afclip_lightning.data.tiles import Layout
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.heads.card import DefaultThreshold, DefaultThresholds
+from afclip_lightning.heads.card import Card, DefaultThreshold, DefaultThresholds
 from afclip_lightning.inspection.calibration import Calibration, Threshold, find
 from afclip_lightning.inspection.device import device_of
 from afclip_lightning.inspection.named_model import (
+    WHERE,
     build_model,
     calibration_path,
+    card_of,
     find_model,
     known_by,
-    own_thresholds,
 )
 from afclip_lightning.inspection.verdict import Inspection, Region
 from afclip_lightning.inspection.views import (
@@ -91,16 +92,11 @@ def load(
             settings.
     """
     known: factory.Backbones = {} if backbones is None else backbones
-    given, found_model = dict(arguments or {}), find_model(path)
+    given, named = dict(arguments or {}), find_model(path)
     model = Predictor(
-        lambda more: build_model(found_model, {**given, **more}, known),
-        tiling or Tiling(),
-        category,
-        device,
-        batch_size,
+        lambda more: build_model(named, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
     )
-    model.checkpoint, model.arguments = known_by(found_model, given), given
-    model.own = own_thresholds(found_model, given)
+    model.checkpoint, model.arguments, model.card = known_by(named, given), given, card_of(named)
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
@@ -139,7 +135,7 @@ class Predictor:
         method: The method, in eval mode on its device.
         calibration: Where thresholds come from, or `None`.
         calibrated_by: The file that it was read from, if any.
-        own: Thresholds that come with the head, or `None`; see `defaults`.
+        card: What the head says of itself, or `None`; its thresholds are used as `defaults` says.
         threshold: Of image scores, in place of the calibration's or the head's own.
         pixel_threshold: Of the values of maps, likewise.
         checkpoint: What the checkpoint is known by in a calibration.
@@ -161,7 +157,7 @@ class Predictor:
         self.device = device_of(device)
         self.calibration: Calibration | None = None
         self.calibrated_by: Path | None = None
-        self.own: DefaultThresholds | None = None
+        self.card: Card | None = None
         self.threshold: float | None = None
         self.pixel_threshold: float | None = None
         self.checkpoint = ""
@@ -353,10 +349,11 @@ class Predictor:
         """Returns the head's own thresholds where they are in use; they know nothing of the product at hand.
 
         They hold where there is no calibration and images are seen as they were chosen for: whole, without few-shot
-        images.
+        images, by the head as it is.
         """
-        seen_otherwise = self.calibration is not None or self.few_shot is not None or self.tiling != Tiling()
-        return None if seen_otherwise else self.own
+        if self.card is None or self.calibration is not None or self.few_shot is not None:
+            return None
+        return self.card.thresholds if self.tiling == Tiling() and not self.arguments.keys() - set(WHERE) else None
 
     @property
     def in_use(self) -> tuple[Threshold | DefaultThreshold | None, Threshold | DefaultThreshold | None]:

@@ -27,6 +27,7 @@ from afclip_lightning.inspection.intake import Intake
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.stream import Watch
 from afclip_lightning.inspection.verdict import Inspection
+from afclip_lightning.results import ThresholdFrom
 
 MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred
 HEADERS = {
@@ -40,7 +41,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGES = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
-PAGES["/serve.js"] = ("serve.js", "text/javascript")
+PAGES |= {"/serve.js": ("serve.js", "text/javascript"), "/sample.jpg": ("sample.jpg", "image/jpeg")}
 FILE = {"type": "string", "format": "binary"}
 FORM = {"schema": {"type": "object", "properties": {"file": FILE}, "required": ["file"]}}
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": FILE}, "multipart/form-data": FORM}}}
@@ -69,15 +70,19 @@ class Limits:
 class ModelFacts(BaseModel):
     """What the server runs.
 
-    Thresholds and scales are those of the calibration, `null` without one; `max_few_shot` is 0 where the method takes
-    no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images or more, of which
-    `normals` were given. `toy`: the backbone has seen drawn pictures only.
+    Thresholds and scales are those of the calibration, or without one those that come with the head: `threshold_from`
+    is `default` then, and `chosen` says how; `null` without both. `title` is the head's own. `max_few_shot` is 0 where
+    the method takes no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images
+    or more, of which `normals` were given. `toy`: the backbone has seen drawn pictures only.
     """
 
+    title: str
     method: str
     backbone: str
     category: str
     threshold: float | None
+    threshold_from: ThresholdFrom | None
+    chosen: str
     pixel_threshold: float | None
     scale: float | None
     pixel_scale: float | None
@@ -119,6 +124,7 @@ class Result(BaseModel):
     score: float
     probability: float | None
     threshold: float | None
+    threshold_from: ThresholdFrom | None
     pixel_threshold: float | None
     anomalous: bool | None
     area: float | None
@@ -251,13 +257,15 @@ class Service:
     def facts(self) -> ModelFacts:
         """Returns what the server runs."""
         model = self.model
-        image = model.calibration.image if model.calibration else None
-        pixel = model.calibration.pixel if model.calibration else None
+        image, pixel = model.in_use
         return ModelFacts(
+            title=model.card.title if model.card else "",
             method=type(model.method).__name__,
             backbone=model.method.backbone.description,
             category=model.category,
             threshold=image.value if image else None,
+            threshold_from=model.thresholds_from[0],
+            chosen=model.defaults.chosen if model.defaults else "",
             pixel_threshold=pixel.value if pixel else None,
             scale=image.scale if image else None,
             pixel_scale=pixel.scale if pixel else None,
@@ -383,6 +391,7 @@ def _result(found: Inspection, note: str, with_map: bool) -> Result:
         score=found.score,
         probability=found.probability,
         threshold=found.threshold,
+        threshold_from=found.threshold_from,
         pixel_threshold=found.pixel_threshold,
         anomalous=found.anomalous,
         area=found.area,

@@ -12,6 +12,7 @@ let shown = null; // {file, result, values}: the inspected image
 let latest = 0; // number of the latest request: the answer to an older one is dropped
 const chosen = {threshold: null, pixel: null}; // by hand; null is the calibration's
 const given = (key) => chosen[key] ?? model?.[key === "pixel" ? "pixel_threshold" : "threshold"] ?? null;
+const byDefault = (key) => chosen[key] === null && model?.threshold_from === "default"; // the head's own, of no product
 const digits = (value) => String(Number(value.toPrecision(4)));
 
 async function ask(path, options) {
@@ -41,7 +42,7 @@ function say(id, text) {
 
 function facts(now) {
   model = now;
-  $("model").textContent = `${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
+  $("model").textContent = `${now.title && `${now.title} · `}${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
   $("toy").hidden = !now.toy;
   calibration(now);
   $("few-shot").hidden = !now.max_few_shot;
@@ -56,7 +57,7 @@ function calibration(now) {
   $("calibration").classList.toggle("wanted", wanted);
   $("calibrated").textContent = !wanted ? now.calibration
     : now.normals ? `${now.normals} normal images, ${missing ? `${missing} more are needed` : "enough for a threshold"}.`
-    : `None yet, so there is no verdict. Give at least ${now.min_normals} different images of normal products: the threshold comes from them.`;
+    : `None yet, so ${now.threshold_from === "default" ? "the verdict is by the head's default threshold, not by one of your product" : "there is no verdict"}. Give at least ${now.min_normals} different images of normal products: the threshold comes from them.`;
   $("normals-label").textContent = wanted ? "Drop normal images here, or choose them" : "Calibrate from normal images";
   $("download").hidden = wanted;
   $("reset-normals").hidden = !now.normals;
@@ -117,7 +118,7 @@ async function show(file, result) {
     $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // such an image is shown larger
   }
   shown = {file, result, values};
-  $("drop").hidden = true;
+  $("drop").hidden = $("try").hidden = true;
   $("view").hidden = false;
   $("name").textContent = `${file.name} · ${result.width} × ${result.height}`;
   for (const key of ["threshold", "pixel"]) range(key);
@@ -153,7 +154,8 @@ function draw() {
     picture.data[4 * i + 3] = 255 * strength * heat;
     if (pixel !== null && values[i] > pixel) { marked[i] = 1; area++; }
   }
-  $("scale").hidden = calibrated;
+  say("scale", !calibrated ? "Colours run from this image's lowest to its highest value: even a normal image has a red spot. There is no threshold yet."
+    : byDefault("pixel") ? "Colours by the default threshold of the head, not of your product." : "");
   const canvas = $("overlay");
   Object.assign(canvas, {width, height});
   contour(picture, marked, width, height);
@@ -161,12 +163,14 @@ function draw() {
   const verdict = threshold === null ? "" : result.score > threshold ? "anomalous" : "normal";
   $("verdict").className = verdict;
   $("verdict").textContent = {anomalous: "Anomalous", normal: "Normal", "": "No verdict yet"}[verdict];
-  $("why").hidden = verdict !== "";
+  say("why", verdict === "" ? "There is no threshold yet. Calibrate from normal images, or choose one below."
+    : byDefault("threshold") ? "By the default threshold of the head, not of your product: calibrate from normal images." : "");
   $("score").textContent = digits(result.score);
   $("area").textContent = pixel === null ? "–" : `${(100 * area / values.length).toFixed(area ? 2 : 0)} %`;
   $("regions").textContent = pixel === null ? "–" : regions(marked, width, height);
   $("origin").textContent = chosen.threshold !== null || chosen.pixel !== null ? "Chosen by hand on this page."
-    : model.threshold !== null ? "From the calibration." : "None yet: calibrate, or choose them here.";
+    : model.threshold_from === "calibration" ? "From the calibration."
+    : model.threshold_from === "default" ? `Default of the head. ${model.chosen}` : "None yet: calibrate, or choose them here.";
 }
 
 // White between the marked and the others, with a dark line outside so that it shows on white too.
@@ -230,6 +234,11 @@ $("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
   event.target.value = "";
   if (file) inspect(file);
+});
+$("sample").addEventListener("click", async () => {
+  const picture = await fetch("/sample.jpg").then((answer) => answer.blob()).catch(() => null);
+  if (picture) inspect(new File([picture], "the built-in picture", {type: picture.type}));
+  else say("message", "The server does not answer. Is it still running?");
 });
 $("again").addEventListener("click", () => $("file").click());
 for (const key of ["threshold", "pixel"]) {

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from afclip_lightning.cli.serve import main
 from afclip_lightning.inspection.calibration import Calibration, Threshold, from_normals
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.server import Limits, Service, create_app
+from tests.support.ready_model import CARD, PIXEL_THRESHOLD, THRESHOLD, write_ready
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
 
@@ -275,10 +277,10 @@ def test_mistakes_of_the_command(head: Path, capsys: pytest.CaptureFixture[str])
         assert re.search(f"127.0.0.1, port {port}: .*Choose another", capsys.readouterr().err)
 
 
-@pytest.fixture(scope="module")
-def server(head: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+@contextmanager
+def running(checkpoint: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The command itself, on a free port."""
-    command = [sys.executable, "-m", "afclip_lightning", "serve", "--checkpoint", str(head), "--port", "0"]
+    command = [sys.executable, "-m", "afclip_lightning", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -288,6 +290,12 @@ def server(head: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             assert said, "the server ended"
         yield said.split()[0], process
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(head: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with running(head) as started:
+        yield started
 
 
 @pytest.mark.slow
@@ -368,6 +376,48 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     assert not page.locator("#few-shot").is_visible()
 
 
+def test_default_thresholds_are_named(tmp_path: Path) -> None:
+    model = load(write_ready(tmp_path, {}), device="cpu")
+    with client_of(model) as client:
+        facts = client.get("/api/model").json()
+        assert (facts["title"], facts["chosen"]) == (CARD.title, "By hand, for tests.")
+        assert (facts["threshold"], facts["pixel_threshold"]) == (THRESHOLD, PIXEL_THRESHOLD)
+        assert facts["threshold_from"] == "default"
+        assert facts["calibration"] is None
+        sample = client.get("/sample.jpg")
+        assert sample.headers["content-type"] == "image/jpeg"
+        said = client.post("/api/inspect", content=sample.content).json()
+        assert said["threshold_from"] == "default"
+        assert said["anomalous"] == (said["score"] > THRESHOLD)
+        assert client.get("/api/calibration").status_code == 404
+        for seed in range(8):
+            client.post("/api/normals", content=encoded(picture(seed)))
+        assert client.post("/api/calibration").json()["threshold_from"] == "calibration"
+        assert client.delete("/api/normals").json()["threshold_from"] == "default"
+
+
+@pytest.mark.browser
+def test_the_built_in_picture_in_a_browser(page: "Page", tmp_path: Path) -> None:
+    with running(write_ready(tmp_path, {})) as (address, _):
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        assert page.inner_text("#model").startswith(CARD.title)
+        assert "by the head's default threshold, not by one of your product" in page.inner_text("#calibrated")
+        page.click("#sample")
+        page.wait_for_selector("#verdict.anomalous, #verdict.normal")
+        assert page.inner_text("#name") == "the built-in picture · 384 × 384"
+        assert page.inner_text("#why") == (
+            "By the default threshold of the head, not of your product: calibrate from normal images."
+        )
+        assert page.inner_text("#scale") == "Colours by the default threshold of the head, not of your product."
+        assert page.inner_text("#origin") == "Default of the head. By hand, for tests."
+        assert page.locator("#sample").is_hidden()
+        page.fill("#threshold-value", "1000")
+        page.press("#threshold-value", "Enter")
+        assert page.inner_text("#verdict") == "Normal"
+        assert page.locator("#why").is_hidden()
+
+
 @pytest.mark.browser
 def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", tmp_path: Path) -> None:
     address, _ = server
@@ -375,7 +425,7 @@ def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], pag
     for seed, path in enumerate(paths):
         path.write_bytes(encoded(picture(seed)))
     facts = {**httpx.get(f"{address}/api/model").json(), "calibration": None, "toy": True}
-    facts |= dict.fromkeys(("threshold", "pixel_threshold", "scale", "pixel_scale"))
+    facts |= dict.fromkeys(("threshold", "threshold_from", "pixel_threshold", "scale", "pixel_scale"))
     page.route("**/api/model", lambda route: route.fulfill(json=facts))  # of a model without calibration
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
