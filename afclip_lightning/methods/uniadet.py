@@ -38,7 +38,7 @@ class UniADet(AnomalyMethod):
         layers: Tapped blocks, counted from 1.
         temperature: Divides cosine similarities.
         image_score: Where the image score comes from: `class_token`, or `patches`: the mean logit of the
-            `top_patches` most anomalous patches less that of all, which trains no vectors for images.
+            `top_patches` most anomalous patches, which trains no vectors for images.
         top_patches: How many patches count for `image_score: patches`.
         centred: Whether the mean of the image's patches is taken from each of its tokens first: what all of the image
             shows then says nothing, and what differs from it does.
@@ -64,7 +64,7 @@ class UniADet(AnomalyMethod):
         layers: Sequence[int] = (6, 12, 18, 21, 24),
         temperature: float = 0.07,
         image_score: ImageScore = "class_token",
-        top_patches: int = 10,
+        top_patches: int = 3,
         centred: bool = False,
         map_sigma: float = 4.0,
         k_shot: int = 0,
@@ -121,9 +121,8 @@ class UniADet(AnomalyMethod):
         return torch.stack(patches), torch.stack(images) if images else None
 
     def top_logit(self, patches: Tensor) -> Tensor:
-        """Returns the mean logit of the most anomalous patches less that of all, `[..., N]` to `[...]`."""
-        top = patches.topk(min(self.top_patches, patches.shape[-1]), dim=-1).values
-        return top.mean(dim=-1) - patches.mean(dim=-1)
+        """Returns the mean logit of the most anomalous patches, `[..., N]` to `[...]`."""
+        return patches.topk(min(self.top_patches, patches.shape[-1]), dim=-1).values.mean(dim=-1)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns cross entropy of the images, focal and Dice loss of the pixels, sums over the layers, and `total`.

@@ -47,4 +47,4 @@ def score(
         images = [_sigmoid(logit(layer[0], pair)) for layer, pair in zip(tokens, image_vectors, strict=True)]
         return sum(images) / len(images), patches
     means = [sum(each) / len(each) for each in logits]
-    return _sigmoid(sum(sorted(means)[-top:]) / top - sum(means) / count), patches
+    return _sigmoid(sum(sorted(means)[-top:]) / top), patches

