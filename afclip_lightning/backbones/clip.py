@@ -118,7 +118,8 @@ class ClipBackbone(nn.Module):
         self.image_size: ImageSize = _checked_size(native, self.vision.patch_size)
         self.vision.resize(height_and_width(self.image_size), pos_embed)
         listed_mean, listed_std = normalisation_of(name, weights, vision_weights)
-        self.preprocess = Preprocess(self.image_size, mean or listed_mean, std or listed_std, resize, interpolation)
+        (mr, mg, mb), (sr, sg, sb) = mean or listed_mean, std or listed_std  # lists, where they are from a head file
+        self.preprocess = Preprocess(self.image_size, (mr, mg, mb), (sr, sg, sb), resize, interpolation)
         self.compile_mode: CompileMode = compile_mode
         self.sizes: set[int] = set()  # of the batches so far
         self.requires_grad_(False)

