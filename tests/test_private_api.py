@@ -192,6 +192,12 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
         "backbones/weights.py",
         "weights of every kind of file that open_clip reads",
     ),
+    Private(
+        lambda: open_clip,
+        "tokenizer.HFTokenizer",
+        "backbones/tokenizers.py",
+        "a tokenizer from a folder: get_tokenizer looks at the hub alone",
+    ),
     Private(lambda: open_clip, "tokenizer.SimpleTokenizer", "knowledge/base.py", "how long a sentence is in tokens"),
     Private(
         lambda: importlib.import_module("lightning.pytorch.overrides.distributed"),

@@ -4,7 +4,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +19,11 @@ from typing_extensions import final
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.sources import MODELS, RANDOM, find_weights, is_local_file, normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec, Interpolation, PosEmbedResize, Resize
-from afclip_lightning.backbones.text_tower import TextTower
+from afclip_lightning.backbones.text_tower import TextTower, check_text_tower
+from afclip_lightning.backbones.tokenizers import Tokenizer, load_tokenizer
 from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
 from afclip_lightning.backbones.weights import fingerprint, load_vision_weights, load_weights, uses_quick_gelu
-from afclip_lightning.errors import UserError, WeightsError, shown
+from afclip_lightning.errors import WeightsError
 from afclip_lightning.types import ClipFeatures, ImageSize, height_and_width, in_pixels
 
 open_clip.add_model_config(MODELS)
@@ -53,6 +54,8 @@ class ClipBackbone(nn.Module):
         mean: Mean of the channels, in [0, 1]; by default what the weights were trained with, as open_clip lists it.
         std: Standard deviation, likewise.
         cache_dir: Where downloaded weights are kept; open_clip's place by default.
+        tokenizer: Folder with the files of a tokenizer that is not CLIP's own (`tokenizer.json`,
+            `tokenizer_config.json`); by default the hub's, which the extra `hub` reads.
         resize: How an image is brought to that size. `squash` ignores its aspect ratio, as the papers do. `crop` keeps
             it and cuts the middle out (CLIP's own transform), `trim` keeps it and cuts off the right and the bottom
             (AnomalyDINO): what is cut off is not looked at.
@@ -79,6 +82,7 @@ class ClipBackbone(nn.Module):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         cache_dir: str | None = None,
+        tokenizer: str | None = None,
         resize: Resize = "squash",
         interpolation: Interpolation = "bicubic",
         compile_mode: CompileMode = "no",
@@ -90,6 +94,7 @@ class ClipBackbone(nn.Module):
             if value not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
         name, config = _resolve(model)
+        check_text_tower(name, config)
         if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
             _checked_size(image_size, config["vision_cfg"]["patch_size"])
         file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
@@ -105,6 +110,7 @@ class ClipBackbone(nn.Module):
         if vision_weights is not None:
             load_vision_weights(getattr(clip.visual, "trunk", clip.visual), vision_weights, cache_dir)
         self.model = name
+        self.tokenizer_folder, self.cache_dir = tokenizer, cache_dir
         self.embed_dim: int = config["embed_dim"]
         self.weights = "+".join(filter(None, [weights, vision_weights]))
         self.weights_hash = fingerprint(clip.state_dict())
@@ -232,45 +238,37 @@ class ClipBackbone(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return F.normalize(self.project(tokens.float(), final_norm), dim=-1)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Returns the text tower's tokenizer; what needs no text needs none of it."""
+        loaded = load_tokenizer(self.model, self.tokenizer_folder, self.cache_dir)
+        return Tokenizer(loaded, self.text.pooling, self.text.eos_id)
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Returns token ids `[K, context_length]`, int64, padded with zeros.
+        """Returns token ids `[K, context_length]`, int64, padded.
 
         Raises:
-            UserError: A prompt has more tokens than the text tower takes.
+            UserError: A prompt has more tokens than the text tower takes, or there is no tokenizer.
         """
-        tokenizer = _tokenizer(self.model)
-        ids = tokenizer(list(prompts))
-        length = ids.shape[1]
-        for row in (ids.argmax(dim=1) == length - 1).nonzero().flatten().tolist():  # full, or cut off in silence
-            if int(tokenizer([prompts[row]], context_length=length + 1).argmax()) == length:
-                raise UserError(
-                    f"The text tower takes {length} tokens, and this prompt has more: {shown(prompts[row][:80])!r}… "
-                    "Give its category a shorter class name (`class_names` of the dataset), or shorten the sentence."
-                )
-        return ids.to(self.text.token_embedding.weight.device)
+        return self.tokenizer(prompts).to(self.text.token_embedding.weight.device)
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """Returns the position of the end-of-text token of each of the prompts that `tokenize` gave, `[K]`."""
+        return self.tokenizer.ends(ids)
 
     def word(self, token_id: int) -> str:
         """Returns the word, or the piece of one, that a token id stands for."""
-        tokenizer: Any = _tokenizer(self.model)
-        decoder = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps the tokenizers of Hugging Face
-        return str(decoder.decode([token_id])).strip()
+        return self.tokenizer.word(token_id)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised."""
         parts = []
         for ids in self.tokenize(prompts).split(TEXT_BATCH):
-            end = ids.argmax(dim=1)  # the end token has the largest id
+            end = self.ends(ids)
             if self.text.is_causal:
                 ids = ids[:, : int(end.max()) + 1]
             parts.append(self.text(self.text.token_embedding(ids), end))
         return torch.cat(parts)
-
-
-@lru_cache
-def _tokenizer(model: str) -> Callable[..., Tensor]:
-    """Returns open_clip's tokenizer, made once: it reads a vocabulary of 49,408 words."""
-    tokenizer: Callable[..., Tensor] = open_clip.get_tokenizer(model)
-    return tokenizer
 
 
 def _resolve(model: str) -> tuple[str, dict[str, Any]]:

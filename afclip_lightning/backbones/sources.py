@@ -97,7 +97,7 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
-    with _downloading(f"Weights {weights!r} of {model}"):
+    with downloading(f"Weights {weights!r} of {model}"):
         return Path(open_clip.download_pretrained(config, cache_dir=cache_dir))
 
 
@@ -118,7 +118,7 @@ def find_hub_file(name: str, files: tuple[str, ...], cache_dir: str | None) -> P
         cached = try_to_load_from_cache(repository, file, cache_dir=cache_dir, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-    with _downloading(name):
+    with downloading(name):
         for file in files:
             try:
                 return Path(hf_hub_download(repository, file, cache_dir=cache_dir, revision=revision))
@@ -143,7 +143,7 @@ def timm_weights(name: str, cache_dir: str | None) -> dict[str, Tensor]:
     if not _timm_config(model):
         near = ", ".join(timm.list_pretrained(f"{model.split('.')[0]}*")[:4])
         raise WeightsError(f"{name}: timm has no such weights" + (f"; it has: {near}." if near else "."))
-    with _downloading(name):
+    with downloading(name):
         return dict(timm.create_model(model, pretrained=True, cache_dir=cache_dir).state_dict())
 
 
@@ -162,8 +162,16 @@ def _repository(name: str) -> tuple[str, str | None, str | None]:
 
 
 @contextmanager
-def _downloading(what: str) -> Iterator[None]:
-    """Says that this may take a while, keeps the hub's client from printing its retries, and makes one error of all."""
+def downloading(what: str, way: str = LOCAL_WAY) -> Iterator[None]:
+    """Says that this may take a while, keeps the hub's client from printing its retries, and makes one error of all.
+
+    Args:
+        what: What is looked for.
+        way: What a message ends with: how to do without the network.
+
+    Raises:
+        WeightsError: The body failed, whatever the reason.
+    """
     print(f"{what}: from the cache, else from the network, which may take a while.", file=sys.stderr)
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
@@ -173,9 +181,9 @@ def _downloading(what: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise WeightsError(
             f"{what}: the repository asks for consent. Accept its terms on its page, log in (`hf auth login`) and try "
-            f"again. {LOCAL_WAY}"
+            f"again. {way}"
         ) from error
     except Exception as error:  # the hub clients raise errors of many unrelated classes
-        raise WeightsError(f"{what} could not be downloaded ({type(error).__name__}). {LOCAL_WAY}") from error
+        raise WeightsError(f"{what} could not be downloaded ({type(error).__name__}). {way}") from error
     finally:
         hub_log.setLevel(level)

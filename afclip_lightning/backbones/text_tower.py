@@ -1,14 +1,32 @@
 """The text towers that open_clip builds, open to prompts that are learned."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.attention import prefixed_block
+from afclip_lightning.backbones.tokenizers import Pooling
 from afclip_lightning.errors import WeightsError
+
+
+def check_text_tower(model: str, config: Mapping[str, Any]) -> None:
+    """Refuses a model whose text tower is one of the hub's: building it is a download, and it takes no learned prompts.
+
+    Args:
+        model: open_clip's name of an architecture.
+        config: Its configuration.
+
+    Raises:
+        WeightsError: Names models of many languages that can be had.
+    """
+    if name := config["text_cfg"].get("hf_model_name"):
+        raise WeightsError(
+            f"{model}: its text tower ({name}) is one of the hub's, which takes no learned prompts, and is not built "
+            "here. Models of many languages that are: ViT-H-14-worldwide (MetaCLIP 2), ViT-B-16-SigLIP2-512."
+        )
 
 
 class TextTower(nn.Module):
@@ -27,10 +45,12 @@ class TextTower(nn.Module):
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
         text: Any = getattr(clip, "text", clip)
-        pool = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
-        if pool not in ("argmax", "last") or getattr(text, "cls_emb", None) is not None:
+        pool: Any = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
+        if pool not in get_args(Pooling) or getattr(text, "cls_emb", None) is not None:
             raise WeightsError(f"text tower {type(text).__name__} with pooling {pool!r} is not supported")
-        self.pools_last = pool == "last"
+        self.pooling: Pooling = pool
+        eos: Any = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", 0)
+        self.eos_id: int = eos
         self.token_embedding = text.token_embedding
         self.positional_embedding = text.positional_embedding
         self.transformer = text.transformer
@@ -42,7 +62,7 @@ class TextTower(nn.Module):
     @property
     def is_causal(self) -> bool:
         """Returns whether no position after a prompt's end can change its embedding, so that it may be cut there."""
-        return self.attn_mask is not None and not self.pools_last
+        return self.attn_mask is not None and self.pooling != "last"
 
     @property
     def width(self) -> int:
@@ -72,7 +92,9 @@ class TextTower(nn.Module):
             hidden = self._run_prefixed(hidden, deep_tokens, shared)
         else:
             hidden = self._run(hidden, deep_tokens)
-        pooled = hidden[:, -1] if self.pools_last else hidden[torch.arange(hidden.shape[0], device=end.device), end]
+        pooled = (
+            hidden[:, -1] if self.pooling == "last" else hidden[torch.arange(hidden.shape[0], device=end.device), end]
+        )
         pooled = self.ln_final(pooled)
         if self.text_projection is None:
             return pooled

@@ -28,7 +28,7 @@ def embed_words(backbone: ClipBackbone, words: str, room: int) -> tuple[Tensor, 
     if room < 0:
         raise ValueError(f"learnable tokens must not be negative, got {room}")
     ids = backbone.tokenize([words])[0]
-    end = int(ids.argmax())  # the end token has the largest id
+    end = int(backbone.ends(ids[None]))
     if room + end >= backbone.text.context_length:
         raise ValueError(
             f"{words!r} and {room} learnable tokens must fit in the context length {backbone.text.context_length}, "
@@ -267,7 +267,7 @@ class CategoryPrompts(WordTokens):
         if key not in self.kept:
             texts = [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
             ids = backbone.tokenize(texts)
-            end = self.tokens.shape[1] + ids.argmax(dim=1)  # the end token has the largest id
+            end = self.tokens.shape[1] + backbone.ends(ids)
             longest, limit = int(end.max()), backbone.text.context_length
             if longest >= limit:
                 raise ValueError(
