@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo benchmark ablation test test-fast test-cpus limits lint format types check clean
+.PHONY: help install demo demo-real benchmark ablation test test-fast test-cpus limits lint format types check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Train AF-CLIP on 6 drawn categories, test on 6 unseen ones, print the table and the pictures
 	$(BIN)/python -m afclip_lightning fit --config configs/afclip_demo.yaml
+
+demo-real: $(READY) ## Judge photos with the ready model; and your own: make demo-real PHOTOS=folder
+	$(BIN)/python -m experiments.real_demo.run --out runs/demo-real --photos $(PHOTOS)
 
 benchmark: $(READY) ## Compare the methods on the demo and on the real test sets on disk; tables in runs/benchmark
 	$(BIN)/python -m afclip_lightning benchmark --config experiments/benchmark.yaml

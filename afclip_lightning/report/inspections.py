@@ -16,6 +16,7 @@ from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Histogram
 from afclip_lightning.report.page import Card, Group, data_uri, inside
 from afclip_lightning.report.page import render as render_page
+from afclip_lightning.results import ThresholdFrom
 
 TABLE = "inspections.jsonl"
 SHOWN = 12  # images in a gallery
@@ -35,6 +36,7 @@ class Line:
     score: Score | None = None
     probability: float | None = None
     threshold: Score | None = None
+    threshold_from: ThresholdFrom | None = None
     verdict: Literal["anomalous", "normal", ""] | None = None
     area: float | None = None
     error: str | None = None
@@ -52,6 +54,7 @@ class Section:
         histogram: Their scores.
         groups: The most and the least anomalous.
         rows: Lines of the table, highest score first.
+        by_default: Whether a verdict is by the head's default threshold.
     """
 
     method: str
@@ -60,6 +63,7 @@ class Section:
     histogram: Histogram
     groups: list[Group]
     rows: list[Line]
+    by_default: bool
 
 
 def render(folder: Path, originals: bool = False) -> str:
@@ -103,6 +107,7 @@ def _section(folder: Path, method: str, lines: list[Line], originals: bool) -> S
         charts.histogram(down, up, lines[0].threshold),
         [group for group in groups if group.cards],
         lines[:LISTED],
+        any(line.threshold_from == "default" for line in lines),
     )
 
 

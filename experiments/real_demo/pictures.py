@@ -19,6 +19,7 @@ from afclip_lightning.datasets.procedural import draw_defect
 
 SIDE = 384  # pixels of a picture
 STRENGTH = 0.75  # of a defect: visible at a glance
+SAMPLE = "brick_scratch"  # which of them is web/sample.jpg, the picture that the page of `serve` brings
 PICTURES = (  # photo, left and top of the cut in shares of what is free, kinds of defects with their seeds
     ("brick", (0.0, 0.0), {"scratch": 7, "stain": 1}),
     ("grass", (0.3, 0.3), {"hole": 0, "stain": 1}),
