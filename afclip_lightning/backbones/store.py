@@ -35,7 +35,9 @@ class FeatureCache:
     """Whether and how features are kept on disk.
 
     Attributes:
-        cache: Folder of the store; `None` keeps nothing.
+        cache: Folder of the store; `None` keeps nothing, or what is `temporary`.
+        temporary: Without a `cache`, `fit` keeps features in the run's folder until it ends: its epochs and its tests
+            share them, and nothing stays.
         dtype: Type that features are kept in. `float32` gives the same numbers as without a store; `float16` takes half
             the space and moves scores a little.
         limit_gb: Most space that the store may take, in GB; what the disk has left by default.
@@ -45,6 +47,7 @@ class FeatureCache:
     """
 
     cache: Path | None = None
+    temporary: bool = False
     dtype: StorageType = "float16"
     limit_gb: float | None = None
 
@@ -208,7 +211,7 @@ class FeatureStore:
             raise UserError(
                 f"Features of {images} images need {needed / 1e9:.3g} GB in {root}; {what} {max(room, 0) / 1e9:.3g}. "
                 "Free some space (python -m afclip_lightning features prune), keep them elsewhere (--features.cache), "
-                "as float16 (--features.dtype), or run without."
+                "as float16 (--features.dtype), or run without (--features.temporary false)."
             )
 
 

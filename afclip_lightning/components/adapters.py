@@ -1,13 +1,16 @@
 """Small trainable or fixed parts between the backbone's tokens and the scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-Mixture = Callable[[Tensor], Tensor]  # [B, 1 + N, C] to [B, 1 + N, C], each token a sum of weighted tokens
+Mixture = Callable[[Tensor], Tensor]
+"""From patches `[B, N, C]` to as many, each a sum of weighted patches: a symmetric map, the same for every channel."""
 
 
 @lru_cache(maxsize=32)
@@ -23,13 +26,13 @@ def gaussian_window(window: int, sigma: float, device: torch.device | None = Non
     return torch.outer(weights, weights).float().to(device)
 
 
-def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sigma: float) -> Tensor:
-    """Returns tokens whose patches are the weighted mean over a window around them; the class token stays.
+def aggregate_patches(patches: Tensor, grid: tuple[int, int], window: int, sigma: float) -> Tensor:
+    """Returns patches `[B, N, C]`, each the weighted mean over a window around it.
 
     A depthwise convolution with one fixed kernel, stride 1, padded with zeros and not renormalised at the borders.
 
     Args:
-        tokens: `[B, 1 + N, C]`.
+        patches: `[B, N, C]`.
         grid: Patch grid `(h, w)`.
         window: Odd side of the window in patches; 1 changes nothing.
         sigma: Standard deviation of the weights in patches.
@@ -37,12 +40,19 @@ def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sig
     Reference: AF-CLIP, Eq. (5) and (6).
     """
     if window == 1:
-        return tokens
-    channels = tokens.shape[2]
-    planes = tokens[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)  # [B, C, h, w], a view in channels-last order
-    kernel = gaussian_window(window, sigma, tokens.device).to(tokens.dtype).expand(channels, 1, window, window)
+        return patches
+    channels = patches.shape[2]
+    planes = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # [B, C, h, w], a view in channels-last order
+    kernel = gaussian_window(window, sigma, patches.device).to(patches.dtype).expand(channels, 1, window, window)
     mixed = F.conv2d(planes, kernel, padding=window // 2, groups=channels)
-    return torch.cat([tokens[:, :1], mixed.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return mixed.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sigma: float) -> Tensor:
+    """Returns tokens `[B, 1 + N, C]` whose patches are aggregated; the class token stays. See `aggregate_patches`."""
+    if window == 1:
+        return tokens
+    return torch.cat([tokens[:, :1], aggregate_patches(tokens[:, 1:], grid, window, sigma)], dim=1)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -82,25 +92,88 @@ class AttentionAdapter(nn.Module):
         self.to_out = nn.Linear(heads * head_width, width)
 
     def forward(self, tokens: Tensor, mixtures: Sequence[Mixture]) -> list[Tensor]:
-        """Returns adapted tokens `[B, 1 + N, C]`, one for each mixture of the tokens.
+        """Returns adapted tokens `[B, 1 + N, C]`, one for each mixture of the patches; see `attended`."""
+        return [self.to_out(mixed) for mixed in self.attended(tokens, mixtures)]
+
+    def attended(self, tokens: Tensor, mixtures: Sequence[Mixture]) -> Iterator[Tensor]:
+        """Yields what the projection back takes, `[B, 1 + N, heads * head_width]`, for each mixture of the patches.
 
         A mixture adds up tokens and a projection adds up channels, so that either may come first: the tokens are
         projected once, and the projections are mixed. Only what the normalisation divides by is a mixture's own.
 
         Args:
-            tokens: `[B, 1 + N, C]`.
-            mixtures: Linear maps over the tokens, the same for every channel.
+            tokens: `[B, 1 + N, C]`, of the frozen backbone: no gradient goes back to them.
+            mixtures: Of the patches; the class token stays.
         """
+        tokens = tokens.detach()
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
         centred = tokens - tokens.mean(-1, keepdim=True)
         projected = F.linear(centred, weight * self.norm.weight)
         offset = F.linear(self.norm.bias, weight)
-        adapted = []
-        for mix in mixtures:
-            scale = (mix(centred).float().square().mean(-1, keepdim=True) + self.norm.eps).rsqrt()
-            q, k, v = torch.addcmul(offset, mix(projected), scale).to(projected).chunk(3, dim=-1)
-            adapted.append(self.to_out(attend(q, k, v, self.heads)))
-        return adapted
+        variances = [_mean_square(centred[:, :1], mix(centred[:, 1:])) for mix in mixtures]
+        scales = [(variance + self.norm.eps).rsqrt() for variance in variances]
+        parts: Sequence[Tensor] = MixedParts.apply(projected, offset, tuple(mixtures), *scales)
+        for queries, keys, values in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            yield attend(queries, keys, values, self.heads)
+
+
+def _mean_square(first: Tensor, patches: Tensor) -> Tensor:
+    """Returns the mean square over the channels of a class token and patches, `[B, 1 + N, 1]`, float32."""
+    lengths = [torch.linalg.vector_norm(part.float(), dim=-1, keepdim=True) for part in (first, patches)]
+    return torch.cat(lengths, dim=1).square() / patches.shape[-1]
+
+
+class MixedParts(torch.autograd.Function):
+    """Mixtures of projected tokens, each scaled and offset, in three parts: queries, keys and values.
+
+    Written out since autograd would keep and fill a tensor of all three parts for every slice of one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, projected: Tensor, offset: Tensor, mixtures: tuple[Mixture, ...], *scales: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns `[B, 1 + N, W]` three times for each mixture: `offset + scale * mixture`.
+
+        Args:
+            ctx: Autograd's.
+            projected: `[B, 1 + N, 3 * W]`.
+            offset: `[3 * W]`.
+            mixtures: Of the patches.
+            scales: `[B, 1 + N, 1]`, one for each mixture, constants.
+        """
+        ctx.mixtures, ctx.scales = mixtures, scales
+        parts: list[Tensor] = []
+        for mix, scale in zip(mixtures, scales, strict=True):
+            patches = mix(projected[:, 1:])
+            for first, rest, shift in zip(
+                projected[:, :1].chunk(3, -1), patches.chunk(3, -1), offset.chunk(3), strict=True
+            ):
+                part = first.new_empty(*projected.shape[:2], len(shift))
+                torch.addcmul(shift, first, scale[:, :1], out=part[:, :1])
+                torch.addcmul(shift, rest, scale[:, 1:], out=part[:, 1:])
+                parts.append(part)
+        return tuple(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients by projected tokens and offset; a mixture is symmetric, and so its own adjoint."""
+        by_projected = by_offset = None
+        for i, (mix, scale) in enumerate(zip(ctx.mixtures, ctx.scales, strict=True)):
+            parts = gradients[3 * i : 3 * i + 3]
+            scaled = parts[0].new_empty(*parts[0].shape[:2], sum(part.shape[-1] for part in parts))
+            for part, place in zip(parts, scaled.chunk(3, dim=-1), strict=True):
+                torch.mul(part, scale, out=place)
+            sums = torch.cat([part.sum((0, 1)) for part in parts])
+            if by_projected is None or by_offset is None:
+                by_projected, by_offset = torch.empty_like(scaled), sums
+                by_projected[:, :1], by_projected[:, 1:] = scaled[:, :1], mix(scaled[:, 1:])
+            else:
+                by_offset += sums
+                by_projected[:, :1] += scaled[:, :1]
+                by_projected[:, 1:] += mix(scaled[:, 1:])
+        return by_projected, by_offset, None, *[None] * len(ctx.scales)
 
 
 class ConvAdapter(nn.Module):

@@ -46,6 +46,23 @@ def patch_targets(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def patch_alignment_loss(tokens: Tensor, target: Tensor) -> Tensor:
+    """Returns `alignment_of_sums` of tokens that are there.
+
+    Args:
+        tokens: Patch tokens `[B, N, D]`, L2-normalised.
+        target: `[B, N]`: 0 normal, 1 anomalous; patches with another value drop out.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        kinds = patch_kinds(target)
+        return alignment_of_sums(kinds @ tokens.float(), kinds.sum(-1))
+
+
+def patch_kinds(target: Tensor) -> Tensor:
+    """Returns which patches are normal, and which anomalous, as 0 or 1, `[B, 2, N]`; see `patch_alignment_loss`."""
+    return torch.stack([target == 0, target == 1], dim=1).float()
+
+
+def alignment_of_sums(sums: Tensor, counts: Tensor) -> Tensor:
     """Returns how much more alike normal and anomalous patches are than patches of one kind, cut at 0, a scalar.
 
     The mean similarity over normal-anomalous pairs, less the mean over normal-normal and anomalous-anomalous pairs
@@ -53,20 +70,17 @@ def patch_alignment_loss(tokens: Tensor, target: Tensor) -> Tensor:
     product of sums, so that the `N x N` similarities are never formed.
 
     Args:
-        tokens: Patch tokens `[B, N, D]`, L2-normalised.
-        target: `[B, N]`: 0 normal, 1 anomalous; patches with another value drop out.
+        sums: `[B, 2, D]`, float32: of each image's normal patch tokens, and of its anomalous ones, L2-normalised.
+        counts: `[B, 2]`, how many they are.
 
     Returns:
         In [0, 2]; 0 if the batch has no normal or no anomalous patch.
 
     Reference: AF-CLIP, Eq. (14). The paper's text leaves the normalisation open; this is the official code's.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
-        tokens = tokens.float()
-        normal, anomalous = (target == 0).float(), (target == 1).float()  # [B, N]
-        normal_sum = torch.einsum("bn,bnd->bd", normal, tokens)
-        anomalous_sum = torch.einsum("bn,bnd->bd", anomalous, tokens)
-        n, a = normal.sum(1), anomalous.sum(1)  # [B]
+    with torch.autocast(sums.device.type, enabled=False):
+        normal_sum, anomalous_sum = sums.unbind(1)  # [B, D]
+        n, a = counts.unbind(1)  # [B]
         cross_pairs, alike_pairs = total(torch.stack([(n * a).sum(), (n**2 + a**2).sum()]))
         cross = (normal_sum * anomalous_sum).sum() / cross_pairs.clamp(min=1)
         alike = ((normal_sum**2).sum() + (anomalous_sum**2).sum()) / alike_pairs.clamp(min=1)

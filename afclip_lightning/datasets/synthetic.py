@@ -1,7 +1,10 @@
 """The embedded dataset: drawn products with drawn defects, so that everything runs without a download."""
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -140,17 +143,21 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         super().check(stage)
 
     def _draw(self, category: str, progress: "tqdm[None]") -> None:
-        target = self.category_folder(category)
-        with complete_folder(target) as folder:
-            for split, kind, index in self._plan(category):
-                entropy = [self.settings["seed"], *(crc32(word.encode()) for word in (category, split, kind)), index]
-                normal = kind == self.normal_folder
-                image, mask = picture(category, None if normal else kind, entropy, self.settings["image_size"])
-                save_png(folder / split / kind / f"{index:03d}.png", image)
-                if not normal:
-                    save_png(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask * np.uint8(255))
+        # threads, one a processor: NumPy, OpenCV and the writing of a PNG let others run meanwhile
+        with complete_folder(self.category_folder(category)) as folder, ThreadPoolExecutor(_processors()) as pool:
+            for _ in pool.map(partial(self._draw_one, folder, category), self._plan(category)):
                 progress.update()
             (folder / _RECORD).write_text(json.dumps(self.settings), encoding="utf-8")
+
+    def _draw_one(self, folder: Path, category: str, planned: tuple[str, str, int]) -> None:
+        """Draws a picture of the plan, and its mask, into the category's folder."""
+        split, kind, index = planned
+        entropy = [self.settings["seed"], *(crc32(word.encode()) for word in (category, split, kind)), index]
+        normal = kind == self.normal_folder
+        image, mask = picture(category, None if normal else kind, entropy, self.settings["image_size"])
+        save_png(folder / split / kind / f"{index:03d}.png", image)
+        if not normal:
+            save_png(folder / "ground_truth" / kind / f"{index:03d}_mask.png", mask * np.uint8(255))
 
     def _plan(self, category: str) -> Iterator[tuple[str, str, int]]:
         """Yields split, kind and index of every image of a category."""
@@ -160,3 +167,8 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         kinds = CATEGORIES[category].defects
         for index in range(self.settings["test_anomalous"]):
             yield "test", kinds[index % len(kinds)], index // len(kinds)
+
+
+def _processors() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

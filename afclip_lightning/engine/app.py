@@ -1,10 +1,12 @@
 """The command line: LightningCLI with a check of the data first, a run folder, and results at the end."""
 
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 import afclip_lightning.datasets
 import afclip_lightning.methods
+from afclip_lightning.backbones.store import FeatureCache
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.dataloader import killed_loader
 from afclip_lightning.datasets import catalogue
@@ -132,13 +135,22 @@ class AnomalyCLI(LightningCLI):
         method.config = yaml.safe_load(parser.dump(self.config[command], skip_none=False))["model"]
         heads = load_heads(method, config.heads)
         check_few_shot(heads, config.few_shot_dir)
-        if config.features.cache is not None:
-            keep_features(heads, config.features, config.loading, str(self.trainer.precision))
+        if (cache := self._feature_folder(config.features)) is not None:
+            keep_features(heads, replace(config.features, cache=cache), config.loading, str(self.trainer.precision))
         tested = SharedPass(heads) if len(heads) > 1 else method
         if tested.store is not None and self.trainer.is_global_zero:
             training = trained_on(method, data) if command == "fit" else []
             check_space(tested.store, method.backbone.vision.width, data, training, config.features.limit_gb)
         self.run = Run(command, config, self.folder, heads, tested, data, self.trainer)
+
+    def _feature_folder(self, features: FeatureCache) -> Path | None:
+        """Returns where features are kept; a temporary folder is removed when the command ends."""
+        if features.cache is not None or not features.temporary or self.subcommand != "fit":
+            return features.cache
+        folder = self.folder / "features"
+        if is_first_process():
+            self._running.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the project's callbacks, atomic checkpoints, and loggers in the run folder."""

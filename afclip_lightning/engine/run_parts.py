@@ -52,9 +52,11 @@ def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, lo
     for method in heads.values():
         if method.needs_pixels:
             name = type(method).__name__
-            raise UserError(f"{name} uses the images beside their features: run it without --features.cache.")
+            raise UserError(
+                f"{name} uses the images beside their features: run it without --features.cache and temporary."
+            )
     if loading.draft:
-        raise UserError("--loading.draft changes the pixels: use it or --features.cache, not both.")
+        raise UserError("--loading.draft changes the pixels: use it or kept features (--features), not both.")
     compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision, "float32")
     main = heads[MAIN_HEAD]
     backbone = main.backbone

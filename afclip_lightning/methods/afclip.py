@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -10,14 +11,22 @@ from torch import Tensor
 from torch.optim import Adam
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.adapters import AttentionAdapter, Mixture, aggregate_neighbours
+from afclip_lightning.backbones.normed_projection import normed_projection
+from afclip_lightning.components.adapters import (
+    AttentionAdapter,
+    Mixture,
+    aggregate_neighbours,
+    aggregate_patches,
+)
 from afclip_lightning.components.losses import (
+    alignment_of_sums,
     binary_focal_loss,
-    patch_alignment_loss,
+    patch_kinds,
     patch_targets,
 )
 from afclip_lightning.components.memory import Key, MemoryBank
-from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
+from afclip_lightning.components.scoring import anomaly_probability, upsample_and_smooth
+from afclip_lightning.components.unit_tokens import FormedTokens, JoinedEnding, UnitTokens
 from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod
 from afclip_lightning.prompts.learner import StatePrompts
@@ -132,15 +141,15 @@ class AFCLIP(PromptMethod):
         return self.fixed_text if self.prompts is None else F.normalize(self.prompts(self.backbone), dim=-1)
 
     def mixtures(self, grid: tuple[int, int]) -> list[Mixture]:
-        """Returns the aggregation of each scale."""
+        """Returns the aggregation of the patches at each scale."""
         sigma = self.aggregation_sigma
-        return [partial(aggregate_neighbours, grid=grid, window=scale, sigma=sigma) for scale in self.scales]
+        return [partial(aggregate_patches, grid=grid, window=scale, sigma=sigma) for scale in self.scales]
 
     def aggregated(self, features: ClipFeatures) -> Iterator[Tensor]:
         """Yields the tokens `[B, 1 + N, C]` of each set, layer after layer, the scales of a layer in order."""
         for tokens in features.tokens:
-            for mix in self.mixtures(features.grid):
-                yield mix(tokens)
+            for scale in self.scales:
+                yield aggregate_neighbours(tokens, features.grid, scale, self.aggregation_sigma)
 
     def adapted(self, features: ClipFeatures) -> Iterator[Tensor]:
         """Yields the tokens of each set in the joint space, `[B, 1 + N, D]`, L2-normalised, as `aggregated` does.
@@ -148,9 +157,27 @@ class AFCLIP(PromptMethod):
         Reference: AF-CLIP, Eq. (3) to (7).
         """
         mixtures = self.mixtures(features.grid)
-        for tokens in features.tokens:
-            for one in self.adapter(tokens, mixtures) if self.adapter else [mix(tokens) for mix in mixtures]:
-                yield F.normalize(self.backbone.project(one), dim=-1)
+        sets = (self.adapter(tokens, mixtures) for tokens in features.tokens) if self.adapter else None
+        for one in self.aggregated(features) if sets is None else chain.from_iterable(sets):
+            yield F.normalize(self.backbone.project(one), dim=-1)
+
+    def unit_tokens(self, features: ClipFeatures, text: Tensor) -> Iterator[UnitTokens]:
+        """Yields `adapted` beside text embeddings `[2, D]`, in float32 without forming them, where that is cheaper."""
+        ending, mixtures = self._ending(features.tokens[0].device, text), self.mixtures(features.grid)
+        if ending is None or self.adapter is None:
+            for tokens in self.adapted(features):
+                yield FormedTokens(tokens, text)
+        else:
+            for tokens in features.tokens:
+                for inner in self.adapter.attended(tokens, mixtures):
+                    yield ending(inner)
+
+    def _ending(self, device: torch.device, text: Tensor) -> JoinedEnding | None:
+        projection = normed_projection(self.backbone.vision)
+        if self.adapter is None or projection is None or torch.is_autocast_enabled(device.type):
+            return None
+        to_out = self.adapter.to_out
+        return JoinedEnding(to_out, projection, text) if JoinedEnding.pays(to_out, projection) else None
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss terms and their weighted sum `total`.
@@ -162,13 +189,18 @@ class AFCLIP(PromptMethod):
         text = self.text_embeddings()
         known, labelled = batch.known, batch.labelled
         target = patch_targets(batch.mask[known], features.grid)  # [B', h, w]
-        logits = torch.zeros((), device=text.device)
+        kinds = patch_kinds(target.flatten(1))  # [B', 2, N]
+        counts = kinds.sum(-1)
+        weights = kinds.new_zeros(len(batch.mask), *kinds.shape[1:])
+        weights[known] = kinds
+        weights = F.pad(weights, (1, 0))  # the class token is neither
+        cosines = torch.zeros((), device=text.device)
         alignments = []
-        for adapted in self.adapted(features):
-            logits = logits + similarity_logits(adapted, text, self.temperature)
+        for tokens in self.unit_tokens(features, text):
+            cosines = cosines + tokens.cosines
             if self.alignment_loss_weight:
-                alignments.append(patch_alignment_loss(adapted[known, 1:], target.flatten(1)))
-        probability = anomaly_probability(logits)
+                alignments.append(alignment_of_sums(tokens.sums(weights)[known], counts))
+        probability = anomaly_probability(cosines / self.temperature)
         patch_map = probability[known, 1:].unflatten(1, features.grid)
         terms = {
             "image_focal": binary_focal_loss(probability[labelled, 0], batch.label[labelled], self.focal_gamma),
@@ -193,10 +225,10 @@ class AFCLIP(PromptMethod):
         keys = [(sample.dataset, sample.category) for sample in batch.samples]
         if self.k_shot:
             self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
-        logits = torch.zeros((), device=text.device)
-        for adapted in self.adapted(features):
-            logits = logits + similarity_logits(adapted, text, self.temperature)
-        probability = anomaly_probability(logits)
+        cosines = torch.zeros((), device=text.device)
+        for tokens in self.unit_tokens(features, text):
+            cosines = cosines + tokens.cosines
+        probability = anomaly_probability(cosines / self.temperature)
         score, patches = probability[:, 0], probability[:, 1:]
         if self.k_shot:
             distances = [self.memory.distance(keys, i, tokens) for i, tokens in enumerate(self.aggregated(features))]

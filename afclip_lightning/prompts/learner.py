@@ -81,7 +81,8 @@ class StatePrompts(WordTokens):
     def forward(self, backbone: ClipBackbone) -> Tensor:
         """Returns the states' text embeddings `[K, D]`, not normalised."""
         prefix = self.tokens.expand(len(self.embeddings), -1, -1)
-        embedded: Tensor = backbone.text(torch.cat([prefix, self.embeddings], dim=1), self.end)
+        shared = 1 + self.tokens.shape[1]  # the learnable tokens, and the start token
+        embedded: Tensor = backbone.text(torch.cat([prefix, self.embeddings], dim=1), self.end, shared=shared)
         return embedded
 
 

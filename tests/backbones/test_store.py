@@ -294,6 +294,21 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
 
 
 @pytest.mark.slow
+def test_temporary_features_are_walked_once_and_gone_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_distinct(folder)
+    run = {"trainer__max_epochs": "2", "test_before_fit": "true"}
+    assert main(["fit", *options(out="plain", **run)]) == 0
+    kept = {"features__temporary": "true", "features__dtype": "float32"}
+    passes = calls(monkeypatch)
+    assert main(["fit", *options(out="kept", **run, **kept)]) == 0
+    first = sum(passes)
+    assert table(folder / "plain") == table(folder / "kept")
+    assert {path.name for path in (folder / "kept").iterdir()} == {path.name for path in (folder / "plain").iterdir()}
+    assert main(["fit", *options(out="cached", features__cache="store", **run, **kept)]) == 0
+    assert sum(passes) - first == len(images(folder / "store")) == first  # a cache that is named is kept
+
+
+@pytest.mark.slow
 def test_half_precision_moves_scores_a_little(folder: Path) -> None:
     plain, half = options(out="plain"), options(out="half", features__cache="s")
     assert main(["predict", *plain]) == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from afclip_lightning.components.adapters import AttentionAdapter, aggregate_neighbours, attend
+from afclip_lightning.components.adapters import AttentionAdapter, aggregate_neighbours, aggregate_patches, attend
 from afclip_lightning.components.memory import MemoryBank
 from tests.reference import afclip_naive as naive
 
@@ -40,9 +40,9 @@ def test_projecting_before_mixing_changes_nothing() -> None:
     for parameter in adapter.norm.parameters():
         torch.nn.init.normal_(parameter)
     tokens = 100 + 9 * torch.randn(2, 1 + 4 * 4, 6, dtype=torch.float64)
-    mixtures = [partial(aggregate_neighbours, grid=(4, 4), window=window, sigma=1.0) for window in (1, 3, 5)]
+    mixtures = [partial(aggregate_patches, grid=(4, 4), window=window, sigma=1.0) for window in (1, 3, 5)]
     for mix, adapted in zip(mixtures, adapter(tokens, mixtures), strict=True):
-        normed = adapter.norm(mix(tokens))
+        normed = adapter.norm(torch.cat([tokens[:, :1], mix(tokens[:, 1:])], dim=1))
         mixed = attend(adapter.to_q(normed), adapter.to_k(normed), adapter.to_v(normed), adapter.heads)
         torch.testing.assert_close(adapted, adapter.to_out(mixed))
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import cv2
@@ -277,19 +278,19 @@ def test_leftovers_of_a_killed_run_do_no_harm(drawn: Synthetic) -> None:
 def test_the_first_of_two_writers_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Synthetic(tmp_path / "set", ["metal"], **SMALL)
     fast = Synthetic(tmp_path / "set", ["metal"], **SMALL)
-    before: dict[str, bytes] = {}
+    first, before = Lock(), {}
 
     def overtaken(*args: object) -> object:
-        if not before:
+        if first.acquire(blocking=False):  # pictures are drawn by several threads
             monkeypatch.setattr(synthetic, "picture", picture)
             fast.prepare_data()
             (fast.root / "metal" / "mark").touch()
-            before.update(contents(fast.root))
+            before.update(contents(fast.root / "metal"))
         return picture(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(synthetic, "picture", overtaken)
     slow.prepare_data()
-    assert contents(slow.root) == before
+    assert contents(slow.root / "metal") == before
     assert [p.name for p in slow.root.iterdir()] == ["metal"]
 
 

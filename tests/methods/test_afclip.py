@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.unit_tokens import JoinedEnding, JoinedTokens
 from afclip_lightning.data.dataloader import AnomalyLoader
 from afclip_lightning.errors import CheckpointError, DatasetError, TrainingError
 from afclip_lightning.methods.afclip import AFCLIP
+from afclip_lightning.types import Batch, ClipFeatures
 from tests.support.clips import SMALL, small_config
 from tests.support.methods import TextCalls, batch_of, data_of, saved, score, train_step, trainer_of
+from tests.support.rounding import float64
 
 LAYERS = (2, 4, 6, 8)
 VARIANTS: dict[str, dict[str, Any]] = {  # Table 4 of the paper: base, then one part more each
@@ -52,6 +56,31 @@ def test_ablation_variants(tiny: ClipBackbone, name: str) -> None:
         for _ in range(3):
             last = train_step(model, optimizer, batch)["total"].item()
         assert last < first
+
+
+@pytest.mark.slow
+def test_tokens_that_are_not_formed_change_neither_losses_nor_gradients(
+    tiny: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of()
+    features = AFCLIP(tiny, layers=LAYERS).extract(batch).map(Tensor.double)
+    model = AFCLIP(copy.deepcopy(tiny), layers=LAYERS, adapter_heads=2).double()
+    with float64():
+        assert type(next(model.unit_tokens(features, model.embed_text()))) is JoinedTokens
+        joined = gradients_of(model, features, batch)
+        monkeypatch.setattr(JoinedEnding, "pays", lambda *_: False)
+        formed = gradients_of(model, features, batch)
+    assert max(gradient.abs().max() for gradient in formed.values()) > 1e-3
+    for name, gradient in formed.items():
+        torch.testing.assert_close(joined[name], gradient, rtol=0, atol=1e-9 * float(gradient.abs().max()))
+
+
+def gradients_of(model: AFCLIP, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+    model.zero_grad()
+    losses = model.loss(features, batch)
+    losses["total"].backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return gradients | {name: value.detach() for name, value in losses.items()}
 
 
 @pytest.mark.slow

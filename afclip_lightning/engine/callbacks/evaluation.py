@@ -274,8 +274,8 @@ def _check_tiled(method: Any) -> None:
         )
     if method.store is not None:
         raise UserError(
-            "Features are kept of whole images, not of tiles: leave out --features.cache, or --evaluation.fit, tiles "
-            "and tile_size."
+            "Features are kept of whole images, not of tiles: leave out --features.cache and temporary, or "
+            "--evaluation.fit, tiles and tile_size."
         )
 
 
