@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # a look at a dataset's files does without torch
 
 ImageSize = int | tuple[int, int]  # in pixels: the side of a square, or height and width
 Fit = Literal["squash", "pad", "tiles"]
+ViewScore = Literal["highest", "mean"]
 Split = Literal["train", "test"]
 ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]  # see `metrics.pro`
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
@@ -142,7 +143,7 @@ class MaskFacts:
 class Tiling:
     """How an image is seen: as a whole, and beside that in tiles of a chosen scale.
 
-    The score of an image is the highest of all its views, its map the mean of the whole's and the tiles' maps.
+    The map of an image is the mean of the whole's and the tiles' maps.
 
     Attributes:
         fit: How an image of another shape than the backbone's frame, as a rule a square, is seen as a whole: `squash`
@@ -151,6 +152,7 @@ class Tiling:
         tiles: Tiles along the shorter side; 1 leaves them out. They have the frame's shape.
         tile_size: Shorter side of the tiles in pixels of the image, in place of `tiles`; as the image has room.
         overlap: Share of a tile's side that it has in common with the next one, at least.
+        view_score: Which score an image has: the `highest` of all its views, or their `mean` (AnoVL, on VisA).
 
     Raises:
         ValueError: A value is out of its range, or both `tiles` and `tile_size` are given.
@@ -160,10 +162,12 @@ class Tiling:
     tiles: int = 1
     tile_size: int | None = None
     overlap: float = 0.25
+    view_score: ViewScore = "highest"
 
     def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit):
-            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {self.fit!r}")
+        for name, value, choices in (("fit", self.fit, Fit), ("view_score", self.view_score, ViewScore)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
         if self.tiles < 1:
             raise ValueError(f"tiles must be at least 1, got {self.tiles}")
         if self.tile_size is not None and (self.tile_size < 1 or self.tiles > 1):
@@ -172,8 +176,8 @@ class Tiling:
             raise ValueError(f"overlap must be 0 to 0.75, got {self.overlap}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain values."""
-        return asdict(self)
+        """Returns the settings as plain values; of the score only if it is the mean, as calibrations know them."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("view_score", "highest")}
 
     def tile(self, largest: tuple[int, int]) -> tuple[int, int] | None:
         """Returns height and width of the tiles in pixels of an image, or `None` where there are none.

@@ -39,7 +39,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--fit",
         choices=get_args(Fit),
         default="squash",
-        help="the whole of an image that is no square: squashed into one, padded, or in squares of its shorter side",
+        help="an image of another shape than the model's input, often a square: squashed, padded, or in tiles",
     )
     view.add_argument(
         "--tiles", type=int, default=1, metavar="N", help="beside the whole, tiles: N along the shorter side"

@@ -22,7 +22,8 @@ def score_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch], A
 def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch], Predictions]) -> Predictions:
     """Returns what several heads say of a batch, whose images may be in tiles.
 
-    The score of an image is then the highest of its views, and its map the mean of theirs, as `inspect` has it.
+    The score of an image is then that of its views which the tiling names, the highest as a rule, and its map the mean
+    of theirs, as `inspect` has it.
 
     Args:
         batch: The batch.
@@ -47,10 +48,10 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
             for row, (image, view) in enumerate(part):
                 layouts[image].add(own[image], view, seen[row])
                 found[image].append(prediction.pred_score[row])
-    device = batch.label.device
+    device, mean = batch.label.device, batch.views.tiling.view_score == "mean"
     return {
         head: AnomalyPrediction(
-            torch.stack([torch.stack(found).amax() for found in scores[head]]),
+            torch.stack([torch.stack(found).mean() if mean else torch.stack(found).amax() for found in scores[head]]),
             torch.from_numpy(np.stack([resize_map(one, *preprocess.shape) for one in own])).to(device),
             [torch.from_numpy(one) for one in own],
         )

@@ -36,9 +36,12 @@ class Axis:
 
     @cached_property
     def _window(self) -> np.ndarray:
-        """Returns how much the pixels of a tile count before they are normalised: less and less towards its ends."""
+        """Returns how much the pixels of a tile count before they are normalised: less and less towards its ends.
+
+        Where no overlap is asked for they count alike.
+        """
         from_end = np.minimum(np.arange(self.side), np.arange(self.side)[::-1]) + 0.5
-        return np.minimum(from_end / max(1.0, self.overlap * self.side), 1.0)
+        return np.minimum(from_end / max(0.5, self.overlap * self.side), 1.0)
 
     @cached_property
     def _total(self) -> np.ndarray:

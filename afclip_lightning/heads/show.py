@@ -16,6 +16,7 @@ from afclip_lightning.heads.card import Card, DefaultThresholds, Measured
 from afclip_lightning.heads.file import Head
 from afclip_lightning.heads.pack import read_head
 from afclip_lightning.results import MEAN, METRICS, TITLES
+from afclip_lightning.types import in_pixels
 
 WIDTH = 100  # of the text, in characters
 UNKNOWN = "not known"
@@ -149,7 +150,7 @@ def _backbone(head: Head) -> Sequence[str]:
     taps = ", ".join(spec.taps)
     return [
         f"{spec.model}, weights {shown(spec.weights)}, whose content is {spec.weights_hash}",
-        f"{spec.image_size} pixels; taps {taps}",
+        f"{in_pixels(spec.image_size)}; taps {taps}",
     ]
 
 

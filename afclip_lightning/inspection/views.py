@@ -108,17 +108,23 @@ class Begun:
         self.layout = Layout(*first.shape, tiling, preprocess)
         self.image = None if first.image is None else first.image.numpy()
         self.anomaly_map = np.zeros(first.shape, np.float32)
-        self.score = -np.inf
+        self.scores: list[float] = []
+        self.mean = tiling.view_score == "mean"
         self.finite = True
         self.left = len(self.layout)
 
     def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
         """Adds a view, and returns whether it was the last."""
-        self.score = max(self.score, score)
+        self.scores.append(score)
         self.finite &= bool(np.isfinite(score) and np.isfinite(anomaly_map).all())
         self.layout.add(self.anomaly_map, view, anomaly_map)
         self.left -= 1
         return not self.left
+
+    @property
+    def score(self) -> float:
+        """Returns the image's score, once all of its views are there."""
+        return sum(self.scores) / len(self.scores) if self.mean else max(self.scores)
 
 
 class Views(IterableDataset[Any]):

@@ -70,10 +70,10 @@ class AnoVL(AnomalyMethod):
 
     Differs: the code's optimiser goes on from image to image of a category with the moments that it has, so that a
     result depends on the images before it; here adapter and optimiser are fresh for each image, and all images start
-    from the same values. The code's two overlapping crops of VisA's wide images are not there, since images are
-    squashed into one square before a method sees them; it squashes MVTec AD's bilinearly, here it is bicubic. It names
-    categories as their folders are called, but for `macaroni`; here samples carry a class name, which `class_names`
-    of a dataset sets.
+    from the same values. The code squashes MVTec AD's images bilinearly (`interpolation` of the backbone), and looks at
+    VisA's wide ones in two overlapping squares, which are tiles here (`fit` of the evaluation): its adapter trains on
+    both squares at once, here each has its own. It names categories as their folders are called, but for `macaroni`;
+    here samples carry a class name, which `class_names` of a dataset sets. Its configs set all this.
 
     Args:
         backbone: The frozen CLIP.

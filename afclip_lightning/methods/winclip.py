@@ -65,7 +65,8 @@ class WinCLIP(AnomalyMethod):
     No code of the authors was found. Two independent ones, Accurate-WinCLIP and anomalib, agree in zero-shot numbers;
     where they have another rule than the paper, it is an option.
 
-    Differs: the paper may have tiled wide images, as VisA's; here and in both codes an image is squashed into a square.
+    Differs: the paper may have tiled wide images, as VisA's (`fit: tiles` of the evaluation does); both codes squash
+    an image into a square, and so do the configs.
     Accurate-WinCLIP draws its normal images with replacement, here they are different ones.
 
     Args:

@@ -169,6 +169,7 @@ def test_too_many_tiles_are_refused() -> None:
         ({"tiles": 0}, "tiles must be at least 1"),
         ({"tiles": 2, "tile_size": 100}, "tile_size must be at least 1 and without tiles"),
         ({"overlap": 0.9}, "overlap must be 0 to 0.75"),
+        ({"view_score": "lowest"}, "view_score must be one of highest, mean, got 'lowest'"),
     ],
 )
 def test_wrong_settings(arguments: dict[str, Fit], message: str) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample
 from afclip_lightning.components.test_time import BatchAdapters
+from afclip_lightning.data.tiles import Layout
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
-from afclip_lightning.types import Batch, Sample
+from afclip_lightning.types import Batch, Sample, Tiling
 from tests.support.recipe import GOLDEN
 from tests.support.recipe_baselines import image, make_backbone, value
 from tests.support.rounding import Check, compare
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 FILE = "anovl.npz"
 STORED = np.load(GOLDEN / FILE)
 SIZE = int(STORED["image_size"])
+WIDE = 92
 GRID = 5
 CATEGORIES = ("metal_nut", "carpet")
 
@@ -118,6 +120,27 @@ def scores_and_maps(backbone: ClipBackbone, check: Check) -> None:
     check(prediction.pred_score, "image_score_22view")
     check(prediction.anomaly_map[:, ::3, ::3], "anomaly_map")
     check(prediction.anomaly_map.mean(dim=(1, 2)), "anomaly_map_mean")
+
+
+def test_two_squares_of_a_wide_image(backbone: ClipBackbone) -> None:
+    compare(two_squares, backbone, FILE)
+
+
+def two_squares(backbone: ClipBackbone, check: Check) -> None:
+    """What `configs/anovl_visa.yaml` makes of a wide image: two tiles, whose maps are averaged where they overlap."""
+    plain, wide = AnoVL(backbone, augment=False, steps=0), value("imagew.0", (3, SIZE, WIDE), scale=1.0)
+    layout = Layout(SIZE, WIDE, Tiling("tiles", overlap=0.0), backbone.preprocess)
+    boxes = [layout.levels[0].box(view) for view in range(len(layout))]
+    assert boxes == [(0, 0, SIZE, SIZE), (WIDE - SIZE, 0, WIDE, SIZE)]
+    batch = batch_of((0, "metal_nut"), (0, "metal_nut"))
+    batch.image = torch.stack([wide[:, top:bottom, left:right] for left, top, right, bottom in boxes]).to(batch.image)
+    with torch.inference_mode():
+        prediction = plain.score(plain.extract(batch), batch)
+    check(prediction.pred_score.mean(0, keepdim=True), "visa_image_score_2crop")
+    merged = np.zeros((SIZE, WIDE), prediction.anomaly_map.numpy().dtype)
+    for view, seen in enumerate(prediction.anomaly_map.numpy()):
+        layout.add(merged, view, seen.copy())
+    check(torch.from_numpy(merged[::3, ::3]), "visa_zs_map")
 
 
 def trained(model: Recorded, batch: Batch) -> BatchAdapters:

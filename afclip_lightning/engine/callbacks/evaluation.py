@@ -18,7 +18,7 @@ from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import fingerprint
 from afclip_lightning.metrics import AnomalyMetrics, ProDefinition
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
-from afclip_lightning.types import MAIN_HEAD, Batch, Fit, MaskFacts, Outputs, Tiling, prediction_of
+from afclip_lightning.types import MAIN_HEAD, Batch, Fit, MaskFacts, Outputs, Tiling, ViewScore, prediction_of
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Evaluation(Callback):
         fpr_limit: Limit of integration of PRO, in (0, 1].
         pro_definition: Which PRO: `exact` or, with `exact: true`, `mvtec`, `legacy_cflow` or `legacy_afclip`.
         tolerance: Largest error that binning may cause without being said.
-        resolution: Size at which pixels are evaluated: `backbone` resizes masks to the backbone's square, as the papers
+        resolution: Size at which pixels are evaluated: `backbone` resizes masks to the backbone's frame, as the papers
             do; `image` resizes maps to each image's own size, for defects that are thin or small there. Image metrics
             do not depend on it.
-        fit: How an image that is no square is seen, with `resolution: image`, as in `inspect`: `squash`, `pad` or
-            `tiles`, squares of its shorter side. In tiles the score of an image is the highest of all of
-            them, and nothing is read from kept features.
+        fit: How an image of another shape than the backbone's frame is seen, with `resolution: image`, as in `inspect`:
+            `squash`, `pad` or `tiles`, the largest that it can hold. In tiles nothing is read from kept features.
         tiles: Beside the whole, tiles: so many along the shorter side; 1 leaves them out.
         tile_size: Side of the tiles in pixels of the image, in place of `tiles`.
         overlap: Share of a tile's side that it has in common with the next one, at least.
+        view_score: Which score an image in tiles has: the `highest` of all of them, or their `mean`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -80,10 +80,11 @@ class Evaluation(Callback):
         tiles: int = 1,
         tile_size: int | None = None,
         overlap: float = 0.25,
+        view_score: ViewScore = "highest",
     ) -> None:
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
-        tiling = Tiling(fit, tiles, tile_size, overlap)
+        tiling = Tiling(fit, tiles, tile_size, overlap, view_score)
         self.tiling = tiling if fit != "squash" or tiles > 1 or tile_size is not None else None
         if self.tiling and resolution != "image":
             raise ValueError("fit, tiles and tile_size give a map at the image's own size: they need resolution image")
@@ -257,6 +258,8 @@ def _say(tiling: Tiling) -> str:
         words.append(f"tiles of {tiling.tile_size} pixels")
     elif tiling.tiles > 1:
         words.append(f"{tiling.tiles} tiles along the shorter side")
+    if tiling.view_score == "mean":
+        words.append("their mean score")
     return ", ".join(words)
 
 

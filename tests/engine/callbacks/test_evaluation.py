@@ -282,6 +282,7 @@ def test_few_shot_images_and_checkpoint_stand_in_the_tables(root: Path, tmp_path
 
 
 TILED: list[dict[str, Any]] = [{"fit": "tiles"}, {"tiles": 2}, {"fit": "pad", "tile_size": 20}]
+TILED += [{"fit": "tiles", "overlap": 0.0, "view_score": "mean"}]
 
 
 @pytest.mark.slow
@@ -299,7 +300,8 @@ def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments:
                 seen = preprocess.to_tensors([layout.cut(image, view)])[0, 0].numpy()
                 layout.add(merged, view, seen)
                 scores.append(seen.max())
-            metrics.update(merged[None], mask[None], np.array([max(scores)]), np.array([kind == "bad"]))
+            score = np.mean(scores) if "view_score" in arguments else max(scores)
+            metrics.update(merged[None], mask[None], np.array([score]), np.array([kind == "bad"]))
     evaluation = evaluated(root, tmp_path, resolution="image", **arguments)
     assert evaluation.main.rows[0].metrics == metrics.result().metrics
     assert json.loads((tmp_path / "results.json").read_text())["conditions"]["tiling"] == tiling.to_dict()
