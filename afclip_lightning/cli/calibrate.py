@@ -169,20 +169,22 @@ def _thresholds(
     pixel = tail.threshold() if len(normal) and options.pixel_threshold is None else None
     if options.pixel_threshold is not None:
         pixel = fixed(options.pixel_threshold, np.array(tail.medians))
-    print("image score:", _said(image))
+    print("image score:", said_of(image))
     if anomalous.any():
         found, false = (is_anomalous(part, image.value) for part in (scores[anomalous], normal))
         counts = f"{found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} normal ones"
         print(f"  above it lie {counts}")
     if pixel:
-        print("map:        ", _said(pixel))
+        print("map:        ", said_of(pixel))
     return image, pixel, normal
 
 
-def _said(threshold: "Threshold") -> str:
+def said_of(threshold: "Threshold") -> str:
+    """Returns a threshold in words: how it came about, and how far to trust it."""
     how = {
         "quantile": "quantile of {n} normal images",
         "tail_fit": "tail fitted to {n} normal images, which are few for this rate",
+        "few": "prediction limit of a normal distribution, of {n} normal images",
         "pixel_quantile": "quantile of the pixels of {n} normal images",
         "f1": "best F1 on {n} labelled images",
         "balanced": "best balanced accuracy on {n} labelled images",

@@ -22,15 +22,21 @@ TOY = (
 DEFAULT = "the head's default thresholds, which know nothing of your product: calibrate on normal images of it"
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which model it is, and how it sees images."""
+def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True) -> None:
+    """Adds the options that say which model it is, and how it sees images.
+
+    Args:
+        parser: Of the command.
+        few_shot: Whether the command takes few-shot images as such.
+    """
     model = parser.add_argument_group("model")
     add_model_names(model)
     model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
     model.add_argument(
         "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
     )
-    model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
+    if few_shot:
+        model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
     model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
     model.add_argument("--num_workers", type=int, default=2, metavar="N", help="processes that decode (%(default)s)")
@@ -152,7 +158,7 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
     return others, found
 
 
-def _tiling_of(options: argparse.Namespace) -> Tiling:
+def tiling_of(options: argparse.Namespace) -> Tiling:
     """Returns how images are seen.
 
     Raises:
@@ -206,7 +212,7 @@ def load_models(
             f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
             f"{options.num_workers}."
         )
-    tiling, few_shot = _tiling_of(options), few_shot_images(options.few_shot_dir)
+    tiling, few_shot = tiling_of(options), few_shot_images(options.few_shot_dir)
     white = white_of(options, images)
     backbones: dict[str, ClipBackbone] = {}
     models: dict[str, Predictor] = {}

@@ -1,6 +1,6 @@
 """Memory bank: the features of a few normal images, and the distance to the nearest of them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,28 +9,44 @@ from torch import Tensor
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import CheckpointError, DatasetError
 from afclip_lightning.types import Sample, Tiling
 
 Key = tuple[str, str]  # dataset, category
+KEPT: Key = ("", "")  # of the bank that came with a head: every category is compared with it
 VIEWS_AT_ONCE = 8
+ROWS_AT_ONCE = 1024  # of a bank that are compared with all of it
+ROWS_ENOUGH = 4096  # of a bank, at equal distances, say how far its rows are from each other
 
 
 class MemoryBank:
     """Normal patch features by category, one bank per feature set (a layer at a scale, a size of windows).
 
-    A bank is fitted on few-shot images when its category comes, and reset when it is needed no more.
+    A bank is fitted on few-shot images when its category comes, and reset when it is needed no more. One that comes
+    with a head stays, and serves every category that has none of its own.
+
+    Args:
+        most: Rows that a bank holds at most; of more, as many are drawn with a fixed seed. All by default.
 
     Attributes:
         banks: The features of a category: `[S * N, C]`, L2-normalised, one per set.
+        owners: Which of the few-shot images each row of a bank is of, `[S * N]`, likewise.
+        values: What else is known of the patches of a category's few-shot images, `[S * N]` each.
+        value_spreads: Mean and standard deviation of each of the values, `[V, 2]`.
+        spreads: What `spread` found of a category.
         few_shot: The few-shot images of a category.
         tiling: How these are seen in tiles, as the tested images then are; `None` where they are not.
 
     Reference: AF-CLIP, Eq. (16) and (17); WinCLIP, Eq. (4).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
         self.banks: dict[Key, list[Tensor]] = {}
+        self.owners: dict[Key, list[Tensor]] = {}
+        self.values: dict[Key, list[Tensor]] = {}
+        self.value_spreads: dict[Key, Tensor] = {}
+        self.spreads: dict[Key, Tensor] = {}
         self.few_shot: dict[Key, list[Sample]] = {}
         self.tiling: Tiling | None = None
 
@@ -39,13 +55,13 @@ class MemoryBank:
 
         Args:
             data: Has them.
-            k_shot: Images per category; with 0 none is selected.
+            k_shot: Images per category; with 0, and beside a bank that came with a head, none is selected.
             seed: Of the random selection.
 
         Raises:
             DatasetError: A category has fewer normal training images than `k_shot`.
         """
-        if k_shot:
+        if k_shot and not self.is_kept:
             self.few_shot = data.few_shot(k_shot, seed)
 
     def fit_missing(
@@ -61,7 +77,7 @@ class MemoryBank:
         Raises:
             DatasetError: A category has neither a bank nor few-shot images.
         """
-        missing = set(keys) - self.banks.keys()
+        missing = set() if self.is_kept else set(keys) - self.banks.keys()
         if missing:  # a bank takes megabytes, and test images come category by category
             self.reset(self.few_shot.keys() - set(keys))
         for key in missing:
@@ -71,22 +87,104 @@ class MemoryBank:
             if self.tiling is None:
                 fit_memory(key, torch.stack([dataset[i][0] for i in range(len(dataset))]))
             else:
-                self.fit_parts(key, _views(dataset), fit_memory)
+                self.fit_parts(key, map(_views(dataset), range(len(dataset))), fit_memory)
 
-    def fit_parts(self, key: Key, parts: Iterable[Tensor], fit_memory: Callable[[Key, Tensor], None]) -> None:
-        """Fits the bank of a category on images that come a few at a time, `[S, 3, H, W]` each; see `fit_missing`."""
-        banks = []
-        for image in parts:
-            fit_memory(key, image)
-            banks.append(self.banks[key])
-        self.banks[key] = [torch.cat(sets) for sets in zip(*banks, strict=True)]
+    def fit_parts(
+        self, key: Key, images: Iterable[Iterable[Tensor]], fit_memory: Callable[[Key, Tensor], None]
+    ) -> None:
+        """Fits the bank of a category on images that come one by one, each in parts `[V, 3, H, W]` of its views."""
+        banks, owners, values = [], [], []
+        for number, parts in enumerate(images):
+            for part in parts:
+                fit_memory(key, part)
+                banks.append(self.banks[key])
+                owners.append([torch.full_like(rows, number) for rows in self.owners[key]])
+                values.append(self.values[key])
+        self._set(key, _joined(banks), _joined(owners), _joined(values))
 
-    def fit(self, key: Key, feature_sets: Iterable[Tensor]) -> None:
+    def fit(self, key: Key, feature_sets: Iterable[Tensor], values: Iterable[Tensor] = ()) -> None:
         """Fits the bank of a category on tokens `[S, 1 + N, C]` of S normal images, one tensor per set.
 
         Class tokens are left out.
+
+        Args:
+            key: The category.
+            feature_sets: The tokens.
+            values: What else is known of the patches, `[S, N]` each, for `spread`.
         """
-        self.banks[key] = [_patches(tokens).flatten(0, 1) for tokens in feature_sets]  # [S * N, C] each
+        patches = [_patches(tokens) for tokens in feature_sets]  # [S, N, C] each
+        owners = [torch.arange(len(one), device=one.device).repeat_interleave(one.shape[1]) for one in patches]
+        self._set(key, [one.flatten(0, 1) for one in patches], owners, [one.flatten() for one in values])
+
+    def _set(self, key: Key, banks: list[Tensor], owners: list[Tensor], values: list[Tensor]) -> None:
+        for index, bank in enumerate(banks):
+            if self.most is not None and len(bank) > self.most:
+                generator = torch.Generator().manual_seed(0)  # sets of as many rows lose the same
+                rows = torch.randperm(len(bank), generator=generator)[: self.most].sort().values.to(bank.device)
+                banks[index], owners[index] = bank[rows], owners[index][rows]
+        self.banks[key], self.owners[key], self.values[key] = banks, owners, values
+        self.value_spreads[key] = torch.stack([_usual(one) for one in values]) if values else torch.empty(0, 2)
+        self.spreads.pop(key, None)
+
+    def without(self, key: Key, images: Collection[int]) -> "MemoryBank":
+        """Returns a memory with the bank of one category, as if some of its few-shot images had not been among them.
+
+        Args:
+            key: The category.
+            images: Which ones, by their number in the order that they were fitted in.
+
+        Raises:
+            ValueError: None would be left.
+        """
+        found = self._found(key)
+        rest = MemoryBank(self.most)
+        banks, owners = [], []
+        for bank, owner in zip(self.banks[found], self.owners[found], strict=True):
+            stays = ~torch.isin(owner, torch.tensor(sorted(images), device=owner.device))
+            banks.append(bank[stays])
+            owners.append(owner[stays])
+        if not all(map(len, banks)):
+            raise ValueError("no few-shot image is left in the memory")
+        rest._set(KEPT, banks, owners, [])
+        rest.value_spreads[KEPT] = self.value_spreads[found]
+        return rest
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes the bank that comes with a head, in place of all others.
+
+        Args:
+            tensors: From `to_tensors`.
+
+        Raises:
+            CheckpointError: They are of another kind.
+        """
+        given = {name: tensor.float() for name, tensor in tensors.items()}
+        sets = sum(name.startswith("bank.") for name in given)
+        banks, owners = ([given.pop(f"{what}.{i}", None) for i in range(sets)] for what in ("bank", "owner"))
+        spread = given.pop("spread", torch.empty(0))
+        fits = spread.ndim == 2 and len(spread) >= sets > 0 and spread.shape[1] == 2
+        if given or not fits or not all(map(_is_bank, banks, owners)):
+            raise CheckpointError("the memory bank of the head is damaged, or of a later version: adapt again.")
+        self.clear()
+        self.banks, self.owners = {KEPT: banks}, {KEPT: [owner.long() for owner in owners]}
+        self.values, self.value_spreads, self.spreads = {KEPT: []}, {KEPT: spread[sets:]}, {KEPT: spread}
+
+    def to_tensors(self, key: Key) -> dict[str, Tensor]:
+        """Returns the bank of a category for a head file, features in half precision."""
+        found = self._found(key)
+        tensors = {f"bank.{i}": bank.half().cpu() for i, bank in enumerate(self.banks[found])}
+        tensors |= {f"owner.{i}": owner.int().cpu() for i, owner in enumerate(self.owners[found])}
+        return tensors | {"spread": self.spread(found).cpu()}
+
+    @property
+    def is_kept(self) -> bool:
+        """Returns whether there is a bank that came with a head."""
+        return KEPT in self.banks
+
+    def clear(self) -> None:
+        """Drops all banks, one that came with a head too, and the few-shot images."""
+        self.banks, self.owners, self.values, self.value_spreads = {}, {}, {}, {}
+        self.spreads, self.few_shot = {}, {}
 
     def reset(self, keys: Collection[Key] | None = None) -> None:
         """Drops the banks of these categories; by default of all that have few-shot images to fit them on again.
@@ -95,6 +193,9 @@ class MemoryBank:
         """
         dropped = self.few_shot.keys() if keys is None else keys
         self.banks = {key: bank for key, bank in self.banks.items() if key not in dropped}
+        for others in (self.owners, self.values, self.value_spreads, self.spreads):
+            for key in others.keys() - self.banks.keys():
+                del others[key]
 
     def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
         """Returns half the cosine distance of each patch to the nearest normal one, `[B, N]`, in [0, 1].
@@ -110,17 +211,77 @@ class MemoryBank:
         queries = _patches(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             # image by image: the similarities of a whole batch to the bank would be the largest tensor of all
-            nearest = [(q @ self.banks[key][set_index].T).amax(dim=1) for key, q in zip(keys, queries, strict=True)]
+            nearest = [
+                (q @ self._bank(key, set_index, q.device).T).amax(dim=1) for key, q in zip(keys, queries, strict=True)
+            ]
         return (1 - torch.stack(nearest)) / 2
 
+    def left_out(self, key: Key, set_index: int) -> Tensor:
+        """Returns half the cosine distance of rows of a bank to the nearest row of another image, `[R]`.
 
-def _views(dataset: AnomalyDataset) -> Iterator[Tensor]:
-    """Yields the tiles of images, a few at a time."""
-    for index in range(len(dataset)):
+        So far are normal patches from a memory that does not hold their image. Where it holds a single image, rows are
+        compared with the others of the same. Of a large bank every second row is looked at, every third and so on.
+
+        Raises:
+            KeyError: A category whose bank was not fitted.
+        """
+        bank, owner = self.banks[self._found(key)][set_index], self.owners[self._found(key)][set_index]
+        if (owner == owner[0]).all():
+            owner = torch.arange(len(owner), device=owner.device)
+        nearest, step = [], -(-len(bank) // ROWS_ENOUGH)
+        with torch.autocast(bank.device.type, enabled=False):
+            for rows, own in zip(bank[::step].split(ROWS_AT_ONCE), owner[::step].split(ROWS_AT_ONCE), strict=True):
+                similarity = (rows @ bank.T).masked_fill_(own[:, None] == owner, -1)
+                nearest.append(similarity.amax(dim=1))
+        return (1 - torch.cat(nearest)) / 2
+
+    def spread(self, key: Key) -> Tensor:
+        """Returns mean and standard deviation of `left_out` of each set, then of each of the values, `[sets, 2]`.
+
+        They are computed once a bank, float32.
+
+        Raises:
+            KeyError: A category whose bank was not fitted.
+        """
+        found = self._found(key)
+        if found not in self.spreads:
+            distances = [self.left_out(found, index) for index in range(len(self.banks[found]))]
+            usual = torch.stack([_usual(one) for one in distances])
+            self.spreads[found] = torch.cat([usual, self.value_spreads[found].to(usual.device)])
+        return self.spreads[found]
+
+    def _found(self, key: Key) -> Key:
+        return KEPT if key not in self.banks and self.is_kept else key
+
+    def _bank(self, key: Key, set_index: int, device: torch.device) -> Tensor:
+        """Returns the bank of a category on a device, where it stays."""
+        banks = self.banks[self._found(key)]
+        banks[set_index] = banks[set_index].to(device)
+        return banks[set_index]
+
+
+def _views(dataset: AnomalyDataset) -> Callable[[int], Iterator[Tensor]]:
+    """Returns what yields the tiles of an image, a few at a time."""
+
+    def views_of(index: int) -> Iterator[Tensor]:
         views = dataset.read(index, pixels=True).views
         assert views is not None
         for some in views.split(VIEWS_AT_ONCE):
             yield dataset.preprocess.to_tensors(list(some.numpy()))
+
+    return views_of
+
+
+def _usual(values: Tensor) -> Tensor:
+    return torch.stack([values.mean(), values.std()]).float()
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.cat(list(sets)) for sets in zip(*parts, strict=True)]
+
+
+def _is_bank(bank: Tensor | None, owner: Tensor | None) -> bool:
+    return bank is not None and owner is not None and bank.ndim == 2 and owner.shape == bank.shape[:1] and len(bank) > 1
 
 
 def _patches(tokens: Tensor) -> Tensor:

@@ -97,13 +97,17 @@ def _own(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(method: AnomalyMethod, checkpoint: dict[str, Any]) -> None:
-    """Gives a method the trained tensors of a checkpoint.
+    """Gives a method the trained tensors of a checkpoint, and the memory bank that came with them.
 
     Raises:
         CheckpointError: It does not fit.
     """
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"], strict=False)  # the backbone is not in it; the rest was checked
+    if kept := checkpoint.get("memory"):
+        if method.memory is None:
+            raise CheckpointError(f"The checkpoint has a memory bank, and {type(method).__name__} takes none.")
+        method.memory.keep(kept)
 
 
 def build(
@@ -121,7 +125,7 @@ def build(
     """
     cls = method_class(model["class_path"])
     try:
-        given = _with_arguments(model, arguments)
+        given = with_arguments(model, arguments)
     except OmegaConfBaseException as error:
         raise UserError(f"{cls.__name__}: its arguments cannot be read ({error}).") from error
     given_backbone = given.pop("backbone", None) or {}
@@ -194,13 +198,13 @@ def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[s
     if not isinstance(model, dict) or not isinstance(model.get("class_path"), str):
         raise UserError(f"{path} has no `model` section with a `class_path`.")
     try:
-        model["init_args"] = _with_arguments(model, arguments)
+        model["init_args"] = with_arguments(model, arguments)
         return resolve(config, "model")
     except (OmegaConfBaseException, TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: cannot be read as a config ({error})") from error
 
 
-def _with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+def with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the `init_args` of a `model` section with others in their place: see `load_head`."""
     method = method_class(model["class_path"])
     config = OmegaConf.create(fill_in_section(model.get("init_args") or {}, method))

@@ -49,7 +49,7 @@ class Threshold:
 
     value: float
     scale: Annotated[float, msgspec.Meta(gt=0)] | None
-    method: Literal["quantile", "tail_fit", "pixel_quantile", "f1", "balanced", "fixed"]
+    method: Literal["quantile", "tail_fit", "few", "pixel_quantile", "f1", "balanced", "fixed"]
     n: Count
     fpr: Share | None
     interval: tuple[float, float] | None
@@ -288,25 +288,25 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
         value = scores[min(n, math.ceil((n + 1) * (1 - fpr))) - 1]
         low, high = binom.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], n, 1 - fpr).astype(int)
         interval = float(scores[max(low, 1) - 1]), float(scores[min(high + 1, n) - 1])
-        return Threshold(float(value), _scale(value, scores), "quantile", n, fpr, interval)
+        return Threshold(float(value), scale_of(value, scores), "quantile", n, fpr, interval)
     value, shape, scale = (part[0] for part in _tail(scores[None], fpr))
     rng = np.random.default_rng(0)
     drawn = rng.choice(scores[:-above], size=(RESAMPLES, n))
     beyond = rng.random(drawn.shape) < above / n
     drawn[beyond] = scores[-above - 1] + _excess(rng.random(int(beyond.sum())), shape, scale)
     low, high = np.quantile(_tail(np.sort(drawn, axis=1), fpr)[0], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Threshold(float(value), _scale(value, scores), "tail_fit", n, fpr, (float(low), float(high)))
+    return Threshold(float(value), scale_of(value, scores), "tail_fit", n, fpr, (float(low), float(high)))
 
 
-def require(count: int) -> None:
+def require(count: int, fewest: int = FEWEST) -> None:
     """Refuses fewer normal images than a threshold can come from.
 
     Raises:
         DatasetError: Says how many there must be.
     """
-    if count < FEWEST:
+    if count < fewest:
         raise DatasetError(
-            f"{count} normal images are too few for a threshold: {FEWEST} different ones are the least, {ENOUGH} "
+            f"{count} normal images are too few for a threshold: {fewest} different ones are the least, {ENOUGH} "
             "divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand "
             "(--threshold and --pixel_threshold)."
         )
@@ -361,7 +361,7 @@ def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion)
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     normal = scores[~anomalous]
     fpr = float(is_anomalous(normal, value).mean())
-    return Threshold(value, _scale(value, normal), criterion, len(scores), fpr, (float(low), float(high)))
+    return Threshold(value, scale_of(value, normal), criterion, len(scores), fpr, (float(low), float(high)))
 
 
 def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> float:
@@ -379,10 +379,10 @@ def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> fl
 def fixed(value: float, normal: np.ndarray) -> Threshold:
     """Returns a threshold that was chosen by hand, and which share of the normal scores `[n]` exceeds it, if any."""
     share = float(is_anomalous(normal, value).mean()) if len(normal) else None
-    return Threshold(value, _scale(value, normal) if len(normal) else None, "fixed", len(normal), share, None)
+    return Threshold(value, scale_of(value, normal) if len(normal) else None, "fixed", len(normal), share, None)
 
 
-def _scale(value: float, normal: np.ndarray) -> float:
+def scale_of(value: float, normal: np.ndarray) -> float:
     """Returns the unit of `probability`: a typical normal score is log 9 of them away, and is given 0.1."""
     distance = abs(float(value) - float(np.median(normal))) / math.log(9)
     return max(distance, 1e-6 * max(abs(float(value)), 1.0))  # all scores may be one
@@ -396,10 +396,12 @@ class PixelTail:
     Args:
         images: How many there will be, at most.
         fpr: Share of the pixels that is to lie above the threshold.
+        fewest: Images that there must be.
     """
 
-    def __init__(self, images: int, fpr: float) -> None:
+    def __init__(self, images: int, fpr: float, fewest: int = FEWEST) -> None:
         self.fpr = fpr
+        self.fewest = fewest
         self.share = min(1.0, images * fpr)  # if all that lies above were in one image
         self.most = max(1, MAX_KEPT // max(images, 1))
         self.rng = np.random.default_rng(0)
@@ -421,10 +423,10 @@ class PixelTail:
         """Returns the threshold, with an interval of a bootstrap over images: pixels of one go together.
 
         Raises:
-            DatasetError: There are fewer than `FEWEST` images.
+            DatasetError: There are fewer than `fewest` images.
         """
         n = len(self.highest)
-        require(n)
+        require(n, self.fewest)
         owner = np.repeat(np.arange(n), [len(values) for values in self.highest])
         values = np.concatenate(self.highest)
         order = np.argsort(-values, kind="stable")
@@ -439,5 +441,5 @@ class PixelTail:
         drawn = [at(times) for times in rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES // 20)]
         low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         value = at(np.ones(n))
-        scale = _scale(value, np.array(self.medians))
+        scale = scale_of(value, np.array(self.medians))
         return Threshold(value, scale, "pixel_quantile", n, self.fpr, (float(low), float(high)))

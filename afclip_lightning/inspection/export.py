@@ -46,8 +46,8 @@ class BatchMemory(MemoryBank):
 
     def __init__(self, memory: MemoryBank) -> None:
         super().__init__()
-        ((_, bank),) = memory.banks.items()
-        self.bank = bank
+        ((key, bank),) = memory.banks.items()
+        self.key, self.memory, self.bank = key, memory, bank
 
     def fit_missing(self, *args: Any) -> None:
         """There is nothing to fit."""
@@ -56,6 +56,10 @@ class BatchMemory(MemoryBank):
         """See the base class."""
         similarity = F.normalize(tokens[:, 1:].float(), dim=-1) @ self.bank[set_index].T
         return (1 - similarity.amax(dim=-1)) / 2
+
+    def spread(self, key: Key) -> Tensor:
+        """See the base class."""
+        return self.memory.spread(self.key)
 
 
 class Graph(nn.Module):

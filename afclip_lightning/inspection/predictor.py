@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
 __all__ = ["Inspection", "Predictor", "Region", "load"]
 
 Build = Callable[[Mapping[str, Any]], AnomalyMethod]
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 DATASET = "inspection"
 
 
@@ -242,7 +243,7 @@ class Predictor:
                     del begun[item.index]
                     yield item.index, self._judge(current, name_of(images[item.index]))
 
-    def fit_few_shot(self, images: Sequence[Source]) -> None:
+    def fit_few_shot(self, images: Sequence[Source], progress: Progress | None = None) -> None:
         """Fits the memory bank of a few-shot method on few-shot images, in place of those before.
 
         They are seen as all images are, tiles included. Methods that compare an image with reference images (Dual-Image
@@ -250,6 +251,7 @@ class Predictor:
 
         Args:
             images: See `predict`.
+            progress: Is given what the loop over the images goes over and its length, and shows how far it is.
 
         Raises:
             UserError: The method has no memory, or an image cannot be read.
@@ -259,21 +261,19 @@ class Predictor:
             raise ValueError("there is no few-shot image")
         if not self.takes_few_shot:
             raise _takes_none(type(self.method))
-        whole, pictures = [], []
+        pictures = []  # of each image its views, the first of which is the whole
         digest = hashlib.sha256()
         for image in images:
             pixels = read_pixels(image, self.white)
             digest.update(np.ascontiguousarray(pixels).tobytes())
             height, width, _ = pixels.shape
             layout = Layout(height, width, self.tiling, self.method.preprocess)
-            views = [layout.cut(pixels, view) for view in range(len(layout))]
-            whole.append(views[0])
-            pictures += views
+            pictures.append([layout.cut(pixels, view) for view in range(len(layout))])
         if self.method.needs_references:
-            self.references = self.method.preprocess.to_tensors(whole).to(self.device)
+            self.references = self.method.preprocess.to_tensors([views[0] for views in pictures]).to(self.device)
         else:
             self.method = self._prepared(self.build({"k_shot": len(images)}))
-            self._fill(pictures)
+            self._fill(progress(pictures, len(pictures)) if progress else pictures)
         self.few_shot = digest.hexdigest()[:16]
         self.calibration = None
 
@@ -308,17 +308,23 @@ class Predictor:
             method.on_evaluation_start()
         return method
 
-    def _fill(self, pictures: Sequence[np.ndarray]) -> None:
-        """Fills the memory from views, a batch at a time."""
+    def _fill(self, pictures: Iterable[Sequence[np.ndarray]]) -> None:
+        """Fills the memory from the views of images, a batch at a time."""
         memory, preprocess = self.method.memory, self.method.preprocess
         assert memory is not None  # a method that takes few-shot images has one
-        starts = range(0, len(pictures), self.batch_size)
-        parts = (preprocess.to_tensors(pictures[start : start + self.batch_size]) for start in starts)
+        size = self.batch_size
+        images = (
+            (preprocess.to_tensors(views[start : start + size]) for start in range(0, len(views), size))
+            for views in pictures
+        )
+        memory.clear()
         with torch.inference_mode():
-            memory.fit_parts((DATASET, self.category), parts, self.method.fit_memory)
+            memory.fit_parts((DATASET, self.category), images, self.method.fit_memory)
 
     def _check_ready(self) -> None:
-        if self.few_shot is None and (self.method.needs_references or self.method.k_shot > 0):
+        memory = self.method.memory
+        has_none = self.few_shot is None and not (memory and memory.is_kept)
+        if has_none and (self.method.needs_references or self.method.k_shot > 0):
             raise UserError(
                 f"{type(self.method).__name__} compares an image with few-shot images, and has none: give some "
                 "(--few_shot_dir DIR; in Python, `fit_few_shot`)."

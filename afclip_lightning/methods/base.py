@@ -67,6 +67,8 @@ class AnomalyMethod(LightningModule, ABC):
     Attributes:
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
         takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
+        holds_head: Whether a zero-shot method may stand beside its memory: its arguments `head`, a name, and
+            `head_arguments`.
         needs_references: Whether it compares each image with reference images, which the data module pairs it with.
         uses_test_set: When it scores an image in relation to all test images of its category.
         needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
@@ -75,6 +77,7 @@ class AnomalyMethod(LightningModule, ABC):
         shot_seed: Of their random selection.
         memory: The bank that few-shot images go to, or `None`.
         pairing: How images are paired with their references, or `None`.
+        head: The zero-shot method beside the memory, or `None`.
         store: Where features are kept, or `None`; the command line sets it.
         config: How the method is built, as the `model` section of a config says it, for checkpoints that stand alone;
             `None` where the method was built in Python.
@@ -82,6 +85,7 @@ class AnomalyMethod(LightningModule, ABC):
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
     takes_few_shot: ClassVar[bool] = False
+    holds_head: ClassVar[bool] = False
     needs_references: ClassVar[bool] = False
     uses_test_set: ClassVar[UsesTestSet] = "never"
     needs_pixels: ClassVar[bool] = False
@@ -98,6 +102,7 @@ class AnomalyMethod(LightningModule, ABC):
         self.backbone = backbone
         self.spec = spec
         self.optimizer = optimizer
+        self.head: AnomalyMethod | None = None  # a class attribute would hide the module
         self.watch = LossWatch()
         self.strict_loading = False  # the backbone is absent from checkpoints; on_load_checkpoint checks the rest
         # every process has the same backbone: DDP neither sends it to the others at the start nor its buffers each step

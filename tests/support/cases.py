@@ -119,6 +119,21 @@ CASES = {
         trains=False,
         at_once=False,
     ),
+    "HeadWithMemory": Case(
+        small={"layers": [1, 3], "k_shot": 2},
+        tiny={
+            "Memory alone": {"layers": (2, 4, 6, 8), "k_shot": 2},
+            "Patch rarity with memory": {
+                "layers": (2, 8),
+                "k_shot": 2,
+                "head": "PatchRarity",
+                "head_arguments": {"layers": [4, 6]},
+            },
+        },
+        head={"layers": [1, 2]},
+        trains=False,
+        at_once=False,
+    ),
     "PatchRarity": Case(
         small={"layers": [1, 3]},
         tiny={"Patch rarity": {"layers": (2, 4, 6, 8)}},

@@ -1,0 +1,127 @@
+"""`python -m afclip_lightning adapt`: a model of one product, from normal images of it alone."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from afclip_lightning.cli.calibrate import said_of
+from afclip_lightning.cli.model_options import (
+    TOY,
+    add_model_options,
+    named_model,
+    no_model,
+    split_model_arguments,
+    tiling_of,
+    white_of,
+)
+from afclip_lightning.cli.parser import CommandParser, command, numeric
+from afclip_lightning.errors import PROGRAM, UserError, shown
+
+PLACE = 40
+DESCRIPTION = """\
+Makes a model of one product from normal images of it, 4 or more, and nothing else. The folder --out gets
+
+  head.safetensors        the head, and a memory: the features of the images, which need not stay
+  head.calibration.json   thresholds of the image score and of the map
+
+and inspect, serve and export take it as it is: --checkpoint DIR.
+
+The model is one that comes ready (--model), a trained zero-shot head (--checkpoint), or a method that trains nothing
+(--checkpoint NearestNeighbours --model.backbone.… ). A zero-shot head is put beside the memory: its map counts as far
+as it finds nothing in the normal images.
+Each image is also scored by a memory without it and a few others; from these scores comes the threshold that a share
+--fpr of normal images will exceed. How low a rate so many images can promise is printed. Images that look unlike the
+others are named: if they are anomalous, remove them and adapt again.
+
+With tiles, another category or another --fit than the default, give the same to inspect and the others.
+A run that was interrupted leaves no half of a model; the same command begins again, and takes minutes.
+"""
+
+
+@command("Stopped. The same command begins again.")
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    others, arguments = split_model_arguments(args)
+    return _run(_parser().parse_args(others), arguments)
+
+
+def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
+    if not (named := named_model(options)):
+        raise no_model("adapt", "--normal DIR --out DIR", "; or a method that trains nothing")
+    from afclip_lightning.files import only_writer
+    from afclip_lightning.inspection.adapt import Seen, adapt, recipe_of
+    from afclip_lightning.inspection.few_normals import promise
+
+    normal = _normal_images(options.normal)
+    white = white_of(options, normal)
+    seen = Seen(tiling_of(options), options.category, options.device, options.batch_size, options.num_workers, white)
+    if (options.out / "head.safetensors").exists() and not options.overwrite:
+        raise UserError(f"{options.out} has a model already. Name another --out, or --overwrite it.")
+    recipe = recipe_of(named, arguments)
+    with only_writer(options.out):
+        made = adapt(recipe, normal, options.out, seen, options.fpr, options.pixel_fpr, _progress)
+    if made.is_toy:
+        print(f"warning: {TOY}", file=sys.stderr)
+    median = sorted(made.scores)[len(made.scores) // 2]
+    for index in made.unlike:
+        print(
+            f"note: {shown(normal[index])} looks unlike the other normal images: its score is "
+            f"{made.scores[index]:.3g}, the median {median:.3g}. If it is anomalous, remove it and adapt again.",
+            file=sys.stderr,
+        )
+    print("image score:", said_of(made.image))
+    print("map:        ", said_of(made.pixel))
+    print(promise(len(normal), options.fpr))
+    print(f"{made.head.parent}: {len(normal)} normal images, {made.head.stat().st_size / 2**20:.1f} MB")
+    print(f"Type: {PROGRAM} inspect --checkpoint {options.out} IMAGES")
+    return 0
+
+
+def _normal_images(folder: Path) -> list[Path]:
+    """Returns the normal images of a folder, each once; says what of it is left out, or better were.
+
+    Raises:
+        UserError: There is none, or one cannot be read.
+    """
+    from afclip_lightning.data.images import say_others, survey, upright_shape
+    from afclip_lightning.inspection.labelled import without_copies
+
+    found = survey(folder)
+    for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:
+        print(f"note: {sentence}", file=sys.stderr)
+    if not found.images:
+        raise UserError(f"{shown(folder)}, the folder of normal images, has no image.")
+    normal = [path for path, _ in without_copies([(path, False) for path in found.images], None)]
+    shapes = {path: upright_shape(path) for path in normal}
+    ratios = {path: width / height for path, (height, width) in shapes.items()}
+    low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    if ratios[high] > 1.1 * ratios[low]:
+        (h, w), (other_h, other_w) = shapes[low], shapes[high]
+        print(
+            f"note: the normal images have different shapes: {shown(low)} is {w} × {h} pixels, {shown(high)} "
+            f"{other_w} × {other_h}. A memory knows images as they are shown to it: give those of one camera.",
+            file=sys.stderr,
+        )
+    return normal
+
+
+def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, unit=" images", disable=None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(f"{PROGRAM} adapt", description=DESCRIPTION)
+    share = numeric(float, lambda value: 0 < value <= 0.5, "above 0 and at most 0.5")
+    parser.add_argument("--normal", type=Path, required=True, metavar="DIR", help="normal images of the product")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder that the model is written to"
+    )
+    parser.add_argument("--fpr", type=share, default=0.01, metavar="SHARE", help="of normal images (%(default)s)")
+    parser.add_argument("--pixel_fpr", type=share, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="take the place of a model that is there")
+    add_model_options(parser, few_shot=False)
+    return parser

@@ -1,0 +1,262 @@
+"""A model of one product, made of a zero-shot head and normal images: their memory, and a threshold from them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+import afclip_lightning
+from afclip_lightning.engine import factory
+from afclip_lightning.engine.checkpoint import HEAD_FILE, PACKED, read_checkpoint
+from afclip_lightning.errors import UserError
+from afclip_lightning.heads.card import Card, TrainedOn
+from afclip_lightning.heads.file import Head, write_head_file
+from afclip_lightning.heads.pack import read_head, today
+from afclip_lightning.inspection.calibration import Calibration, Threshold, origin
+from afclip_lightning.inspection.few_normals import FEWEST_HELD_OUT, from_held_out, pixel_tail, unlike_the_rest
+from afclip_lightning.inspection.named_model import calibration_path, find_model
+from afclip_lightning.inspection.predictor import DATASET, Predictor, Progress, load
+from afclip_lightning.inspection.stream import keep
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import Tiling
+
+FOLDS = 8  # parts that normal images are held out in
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How images are seen, and what they are called; see `load`."""
+
+    tiling: Tiling
+    category: str = "object"
+    device: str = "auto"
+    batch_size: int = 8
+    num_workers: int = 0
+    white: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came of it.
+
+    Attributes:
+        head: The head file.
+        image: Threshold of image scores.
+        pixel: Threshold of the values of maps.
+        scores: Of each normal image, when the memory did not have it.
+        unlike: Which of them score far above the others.
+        is_toy: See `Predictor.is_toy`.
+    """
+
+    head: Path
+    image: Threshold
+    pixel: Threshold
+    scores: np.ndarray
+    unlike: list[int]
+    is_toy: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the method of one product is built.
+
+    Attributes:
+        model: Its `model` section.
+        checkpoint: Where its trained tensors come from: of a zero-shot head, or of a method that was adapted before.
+        card: What that says of itself.
+    """
+
+    model: dict[str, Any]
+    checkpoint: Mapping[str, Any] | None = None
+    card: Card = field(default_factory=Card)
+
+    def build(self, arguments: Mapping[str, Any], backbones: factory.Backbones) -> AnomalyMethod:
+        """Returns the method, in eval mode on the CPU, its memory empty.
+
+        Raises:
+            UserError: An argument is wrong, or the head does not fit.
+        """
+        method = factory.build(self.model, arguments, backbones)
+        if self.checkpoint is not None:
+            adapted_before = _short(self.checkpoint["method"]) == _short(self.model["class_path"])
+            part = method if adapted_before else method.head
+            assert part is not None  # the recipe names it
+            factory.restore(part, {**self.checkpoint, "memory": {}})
+        return method
+
+
+def recipe_of(name: str, arguments: Mapping[str, Any]) -> Recipe:
+    """Returns how the method of one product is made of a model.
+
+    What trained nothing and takes few-shot images stays the method that it is. Any other, a zero-shot head, is put
+    beside a memory of the layers that it taps: the method that `holds_head`.
+
+    Args:
+        name: A checkpoint, a head file, the folder of one, a config, or the name of a ready model or of a method.
+        arguments: Constructor arguments in place of the model's.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    found = find_model(name)
+    if isinstance(found, str):
+        model: dict[str, Any] = {"class_path": found}
+    elif found.suffix in factory.CONFIG_SUFFIXES:
+        model = factory.read_model(found, arguments)
+    else:
+        head = read_head(found)
+        given = factory.with_arguments(head.model, arguments)
+        if head.tensors and not factory.method_class(_short(head.method)).holds_head:
+            return Recipe(_beside(head.method, given, head.features.layers), read_checkpoint(found), head.card)
+        kept = {"class_path": _short(head.method), "init_args": given}
+        return Recipe(kept, read_checkpoint(found) if head.tensors else None, head.card)
+    cls, given = factory.method_class(model["class_path"]), factory.with_arguments(model, arguments)
+    if cls.takes_few_shot and cls.uses_test_set == "never":
+        return Recipe({"class_path": model["class_path"], "init_args": given})
+    return Recipe(_beside(cls.__name__, given, given.get("layers")))
+
+
+def _beside(method: str, given: dict[str, Any], layers: Sequence[int] | None) -> dict[str, Any]:
+    """Returns the `model` section of a head beside a memory, of the head's arguments."""
+    own = {name: value for name, value in given.items() if name != "backbone"}
+    if own.get("k_shot"):
+        own["k_shot"] = 0  # as a head it judges an image alone
+    arguments = {"head": _short(method), "head_arguments": own}
+    taps = {"layers": list(layers)} if layers else {}
+    holder = next(name for name, cls in factory.methods().items() if cls.holds_head)
+    return {"class_path": holder, "init_args": {"backbone": given.get("backbone") or {}, **taps, **arguments}}
+
+
+def _short(method: str) -> str:
+    return method.rpartition(".")[2]
+
+
+def adapt(
+    recipe: Recipe, normal: Sequence[Path], out: Path, seen: Seen, fpr: float, pixel_fpr: float, progress: Progress
+) -> Adapted:
+    """Makes a model of one product and writes it: the head file with the memory, and its calibration beside it.
+
+    Each normal image is scored by a memory without its part of the images, of which there are at most `FOLDS`: these
+    scores are what the threshold comes from. The memory that is kept holds all images, so that a further normal image
+    scores a little lower than they do, and the threshold errs on the side of fewer false alarms.
+
+    Args:
+        recipe: From `recipe_of`.
+        normal: Normal images, each once.
+        out: The folder.
+        seen: How images are seen.
+        fpr: Share of normal images that the threshold may call anomalous.
+        pixel_fpr: Likewise, of the pixels of their maps.
+        progress: Is given what a loop goes over and its length, and shows how far it is.
+
+    Raises:
+        UserError: There are too few images, one cannot be read, or the folder cannot be written.
+    """
+    if len(normal) < FEWEST_HELD_OUT:
+        raise UserError(
+            f"{normal[0] if normal else 'the folder'}: one normal image is too few: a threshold needs another one that "
+            "it is not compared with itself. Give two different ones at least; four are a start."
+        )
+    backbones: factory.Backbones = {}
+    model = Predictor(
+        lambda more: recipe.build(more, backbones), seen.tiling, seen.category, seen.device, seen.batch_size
+    )
+    if seen.white is not None:
+        model.white = None if seen.white == "bits" else int(seen.white)
+    model.fit_few_shot(normal, progress)
+    method, key = model.method, (DATASET, seen.category)
+    assert method.memory is not None  # it took few-shot images
+    whole = method.memory
+    whole.keep(whole.to_tensors(key))  # rounded as the file keeps them
+    scores, pixel = _held_out(model, normal, seen.num_workers, pixel_fpr, progress)
+    image = from_held_out(scores, fpr)
+    method.memory = whole
+    written = out / PACKED
+    arguments = {**recipe.model["init_args"], "k_shot": len(normal)}
+    for file in (out / HEAD_FILE, calibration_of(out)):  # of what was here before: it would not fit
+        with suppress(FileNotFoundError):
+            file.unlink()
+    write_head_file(
+        written,
+        Head(
+            method.state_dict(),
+            f"{type(method).__module__}.{type(method).__qualname__}",
+            _plain(method.hparams),
+            method.spec,
+            {"class_path": recipe.model["class_path"], "init_args": arguments},
+            card_of(recipe.card, normal, seen.category),
+            whole.to_tensors(key),
+        ),
+    )
+    ready = load(
+        written,
+        device=seen.device,
+        tiling=seen.tiling,
+        category=seen.category,
+        calibration=None,
+        white=None if model.white is None else model.white,
+        backbones=backbones,
+    )
+    made = origin(seen.category, str(normal[0].parent), len(normal))
+    Calibration(image, pixel, ready.checkpoint, ready.settings, made, keep(scores)).save(calibration_of(out))
+    return Adapted(written, image, pixel, scores, unlike_the_rest(scores), ready.is_toy)
+
+
+def calibration_of(out: Path) -> Path:
+    """Returns where the calibration of an adapted model lies."""
+    place = calibration_path(out / PACKED)
+    assert place is not None  # a file's has a place
+    return place
+
+
+def _held_out(
+    model: Predictor, normal: Sequence[Path], num_workers: int, pixel_fpr: float, progress: Progress
+) -> tuple[np.ndarray, Threshold]:
+    """Returns the score of each image by a memory without it, and the threshold of the maps.
+
+    Raises:
+        UserError: An image cannot be read.
+    """
+    whole, key = model.method.memory, (DATASET, model.category)
+    assert whole is not None
+    scores, tail = np.zeros(len(normal)), pixel_tail(len(normal), pixel_fpr)
+    folds = [list(range(first, len(normal), FOLDS)) for first in range(min(FOLDS, len(normal)))]
+
+    def outcomes() -> Iterable[tuple[int, Any]]:
+        for fold in folds:
+            model.method.memory = whole.without(key, fold)
+            for index, outcome in model.stream([normal[i] for i in fold], num_workers, keep_images=False):
+                yield fold[index], outcome
+
+    for index, outcome in progress(outcomes(), len(normal)):
+        if isinstance(outcome, UserError):
+            raise outcome
+        scores[index] = outcome.score
+        tail.add(outcome.anomaly_map)
+    return scores, tail.threshold()
+
+
+def card_of(base: Card, normal: Sequence[Path], category: str) -> Card:
+    """Returns the card of an adapted model: that of the head, without numbers and thresholds, which no longer hold."""
+    images = TrainedOn(dataset=f"normal images in {normal[0].parent.name}", images=len(normal))
+    limits = (f"It knows one product ({category}), seen as in these {len(normal)} normal images.", *base.limits)
+    return msgspec.structs.replace(
+        base,
+        title=f"{base.title or 'A memory'}, adapted to {len(normal)} normal images",
+        trained_on=(*base.trained_on, images),
+        results=(),
+        thresholds=None,
+        limits=limits,
+        version=afclip_lightning.__version__,
+        date=today(),
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns plain values as JSON has them."""
+    plain: dict[str, Any] = msgspec.to_builtins(dict(values))
+    return plain

@@ -1,0 +1,169 @@
+"""A memory of a few normal images, beside a zero-shot head or alone, both on the scale of these images."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.spec import union
+from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.scoring import upsample, upsample_and_smooth
+from afclip_lightning.discovery import descendants, import_submodules
+from afclip_lightning.discovery.sections import prepare
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
+
+SMALLEST = 1e-3  # standard deviation that counts: copies of one image are at no distance from each other
+_NOWHERE = Path("few-shot image")
+
+
+class HeadWithMemory(AnomalyMethod):
+    """Distance of each patch to a few normal images, standardised by these, beside a zero-shot head's map.
+
+    The memory holds all patches of `k_shot` normal images, layer by layer. How far the patches of one of these images
+    are from the others says what is usual: of each layer, the distance to the nearest patch is taken in standard
+    deviations from that mean. The map is the mean over the layers, and `head_weight` times the head's map in standard
+    deviations of what the head says of the normal images: a head that finds defects in normal images counts less. A
+    light Gaussian filter over the patches follows, and the image's score is the highest value of that.
+
+    The rule is ours. The memory is that of `NearestNeighbours`, which has none of the rest: layers weigh as much as
+    their distances vary, no filter, no head. Measured: experiments/adapt.
+
+    Args:
+        backbone: The frozen CLIP.
+        layers: Tapped blocks of the memory, counted from 1; by default four at equal distances, the last among them.
+        head: Name of the zero-shot method beside it; empty for the memory alone.
+        head_arguments: Its constructor arguments.
+        head_weight: Weight of its map.
+        smoothing: Standard deviation of the filter, in patches; 0 does not filter.
+        bank_size: Patches that the memory holds of a layer, at most; of more, as many are drawn with a fixed seed.
+        k_shot: Few-shot images per category in the memory bank.
+        shot_seed: Seed of their random selection.
+
+    Raises:
+        ValueError: An argument is out of its range, or the head needs more than an image.
+        UserError: There is no such head, or it refuses its arguments.
+    """
+
+    takes_few_shot: ClassVar[bool] = True
+    holds_head: ClassVar[bool] = True
+    memory: MemoryBank
+    fixed_by_training = ("head", "head_arguments")
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        layers: Sequence[int] | None = None,
+        head: str = "",
+        head_arguments: dict[str, Any] | None = None,
+        head_weight: float = 0.3,
+        smoothing: float = 0.5,
+        bank_size: int = 8192,
+        k_shot: int = 4,
+        shot_seed: int = 0,
+    ) -> None:
+        if layers is None:
+            layers = sorted({max(1, backbone.vision.depth * quarter // 4) for quarter in (1, 2, 3, 4)})
+        if not layers:
+            raise ValueError("layers must name at least one block, got none")
+        if k_shot < 1 or smoothing < 0 or head_weight < 0 or bank_size < 2:
+            raise ValueError(
+                "k_shot must be at least 1, bank_size 2, smoothing and head_weight not negative, got "
+                f"{k_shot}, {bank_size}, {smoothing} and {head_weight}"
+            )
+        zero_shot = _zero_shot(head, backbone, head_arguments or {}) if head else None
+        tapped = backbone.spec(layers)
+        super().__init__(backbone, tapped if zero_shot is None else union([tapped, zero_shot.spec]), optimizer=None)
+        self.save_hyperparameters(ignore=["backbone"], logger=False)
+        self.tapped = tapped
+        self.head = zero_shot
+        self.head_weight = head_weight
+        self.smoothing = smoothing
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.memory = MemoryBank(bank_size)
+        if zero_shot is not None:
+            self.needs_class_name, self.needs_pixels = (  # type: ignore[misc]  # those of the head
+                zero_shot.needs_class_name,
+                zero_shot.needs_pixels,
+            )
+
+    def on_evaluation_start(self) -> None:
+        """Prepares the head too."""
+        super().on_evaluation_start()
+        if self.head is not None:
+            self.head.on_evaluation_start()
+
+    def on_evaluation_end(self) -> None:
+        """Drops what the head prepared, too."""
+        super().on_evaluation_end()
+        if self.head is not None:
+            self.head.on_evaluation_end()
+
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`.
+
+        What the head says of them is kept beside it.
+        """
+        features = self.backbone.encode_image(image.to(self.device), self.spec)
+        chosen = self.memory.few_shot.get(key)
+        name = chosen[0].class_name if chosen else key[1]
+        sample = Sample(*key, "train", chosen[0].image_path if chosen else _NOWHERE, UNKNOWN, class_name=name)
+        none = image.new_empty(0)
+        batch = Batch(image.to(self.device), none, none, none, [sample] * len(image))
+        self.memory.fit(key, self.tapped.select(features, self.spec).tokens, self._of_head(features, batch))
+
+    def _of_head(self, features: ClipFeatures, batch: Batch) -> list[Tensor]:
+        """Returns the head's map over the patches, `[B, N]`; nothing without a head."""
+        if self.head is None:
+            return []
+        own = replace(batch, features=self.head.spec.select(features, self.spec))
+        pixels = self.head.score(self.head.extract(own), own).anomaly_map
+        (height, width), (h, w) = pixels.shape[1:], features.grid
+        return [F.avg_pool2d(pixels[:, None], (height // h, width // w)).flatten(1)]
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the highest of an image's patches, and the map of them, upsampled; in standard deviations.
+
+        Raises:
+            DatasetError: A category has neither a memory bank nor few-shot images.
+        """
+        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
+        tokens = self.tapped.select(features, self.spec).tokens
+        values = [self.memory.distance(keys, index, one) for index, one in enumerate(tokens)]
+        weights = [1 / len(values)] * len(values)
+        if self.head is not None:
+            values += self._of_head(features, batch)
+            weights += [self.head_weight]
+        usual = torch.stack([self.memory.spread(key) for key in keys]).to(values[0].device)  # [B, sets, 2]
+        mean, deviation = usual[:, :, None, 0], usual[:, :, None, 1].clamp(min=SMALLEST)
+        standard = (torch.stack(values, dim=1) - mean) / deviation  # [B, sets, N]
+        patches = (standard * standard.new_tensor(weights)[:, None]).sum(dim=1).unflatten(1, features.grid)
+        smooth = upsample_and_smooth(patches, features.grid, self.smoothing)
+        return AnomalyPrediction(smooth.amax(dim=(1, 2)), upsample(smooth, self.spec.image_size))
+
+
+def _zero_shot(name: str, backbone: ClipBackbone, arguments: dict[str, Any]) -> AnomalyMethod:
+    """Returns a head that judges an image alone.
+
+    Raises:
+        ValueError: There is none of this name, or it needs more.
+        UserError: It refuses an argument.
+    """
+    package = sys.modules[__name__.rpartition(".")[0]]
+    import_submodules(package)
+    ours = (cls for cls in descendants(AnomalyMethod) if cls.__module__.startswith(package.__name__))
+    known = {cls.__name__: cls for cls in ours if not cls.__abstractmethods__ and cls is not HeadWithMemory}
+    if name not in known:
+        raise ValueError(f"there is no head {name!r}; there are {', '.join(sorted(known))}")
+    head: AnomalyMethod = prepare(known[name], arguments, later=["backbone"])(backbone=backbone)
+    if head.needs_references or head.needs_test_set or head.k_shot > 0 or head.adapts:
+        raise ValueError(f"{name} as it is set judges no image alone, so that it cannot stand beside a memory")
+    return head

@@ -1,0 +1,155 @@
+"""`adapt`: from normal images to a folder that `inspect` and `export` take; what is refused, and what is said."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afclip_lightning import load
+from afclip_lightning.cli import adapt as verb
+from afclip_lightning.cli.inspect import main as inspect
+from afclip_lightning.heads.file import read_head_file
+from afclip_lightning.inspection.calibration import Calibration
+from afclip_lightning.inspection.export import export
+from tests.support.small_head import BACKBONE, MODEL_OPTIONS, picture, write_head, write_pictures
+
+NEIGHBOURS = ["--checkpoint", "NearestNeighbours", *MODEL_OPTIONS, "--model.layers=[2,4]"]
+
+
+@pytest.fixture(scope="module")
+def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One product: a pattern with a little noise."""
+    folder = tmp_path_factory.mktemp("normal")
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        noisy = picture(60, 80) + rng.normal(0, 6, (60, 80, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def adapt(normal: Path, out: Path, *options: str) -> int:
+    return verb.main(["--normal", str(normal), "--out", str(out), "--num_workers", "0", *options])
+
+
+@pytest.fixture(scope="module")
+def made(normal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    assert adapt(normal, folder / "model", "--checkpoint", str(write_head(folder / "head.ckpt", {}))) == 0
+    return folder / "model"
+
+
+def test_inspect_takes_the_folder_as_it_is(made: Path, normal: Path, tmp_path: Path) -> None:
+    strange = picture(60, 80)
+    strange[20:40, 30:60] = (255, 0, 255)
+    Image.fromarray(strange).save(tmp_path / "strange.png")
+    shutil.copytree(made, tmp_path / "moved")
+    assert sorted(path.name for path in made.iterdir()) == ["head.calibration.json", "head.safetensors"]
+    paths = [str(tmp_path / "strange.png"), str(normal / "0.png")]
+    out = tmp_path / "out"
+    options = ["--checkpoint", str(tmp_path / "moved"), "--out", str(out), "--num_workers", "0"]
+    assert inspect([*paths, *options]) == 0
+    with (out / "inspections.csv").open(newline="") as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == ["anomalous", "normal"]
+
+
+def test_the_head_beside_the_memory_counts(made: Path) -> None:
+    model, alone = load(made, device="cpu"), load(made, device="cpu", arguments={"head_weight": 0.0}, calibration=None)
+    strange = picture(60, 80, 3)
+    assert model.predict(strange).score != pytest.approx(alone.predict(strange).score, abs=1e-3)
+    assert any(name.startswith("head.adapter") for name in read_head_file(made / "head.safetensors").tensors)
+
+
+def test_the_memory_can_be_replaced(made: Path) -> None:
+    model = load(made, device="cpu", calibration=None)
+    before = model.predict(picture(60, 80, 3)).score
+    model.fit_few_shot([picture(60, 80, 3), picture(60, 80, 4)])
+    assert model.predict(picture(60, 80, 3)).score < before
+
+
+def test_a_method_that_takes_few_shot_images_stays_itself(normal: Path, tmp_path: Path) -> None:
+    assert adapt(normal, tmp_path / "model", *NEIGHBOURS) == 0
+    model = load(tmp_path / "model", device="cpu")
+    plain = load(
+        "NearestNeighbours",
+        arguments={f"backbone.{name}": value for name, value in BACKBONE.items()} | {"layers": [2, 4]},
+        few_shot=sorted(normal.iterdir()),
+        device="cpu",
+    )
+    strange = picture(60, 80, 9)
+    assert model.predict(strange).score == pytest.approx(plain.predict(strange).score, abs=1e-3)
+    assert model.calibration is not None
+    assert model.calibration.image.n == 5
+
+
+def test_held_out_images_score_as_in_a_memory_without_them(normal: Path, tmp_path: Path) -> None:
+    assert adapt(normal, tmp_path / "model", *NEIGHBOURS) == 0
+    images = sorted(normal.iterdir())
+    model = load(tmp_path / "model", device="cpu", calibration=None)
+    scores = []
+    for index, image in enumerate(images):
+        model.fit_few_shot(images[:index] + images[index + 1 :])
+        scores.append(model.predict(image).score)
+    made = Calibration.read(tmp_path / "model" / "head.calibration.json")
+    deviation = np.std(scores, ddof=1) * 3.746947 * np.sqrt(1 + 1 / 5)  # t of 4 degrees of freedom, 0.99
+    assert made.image.value == pytest.approx(np.mean(scores) + deviation, rel=0.02)
+
+
+def test_an_adapted_model_is_adapted_again(made: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "others", 4, seed=20)
+    assert adapt(tmp_path / "others", tmp_path / "model", "--checkpoint", str(made)) == 0
+    one, other = read_head_file(made / "head.safetensors"), read_head_file(tmp_path / "model" / "head.safetensors")
+    assert all(np.array_equal(other.tensors[name], tensor) for name, tensor in one.tensors.items())
+    assert not np.array_equal(one.memory["spread"], other.memory["spread"])
+
+
+@pytest.mark.slow
+def test_it_can_be_exported(made: Path, tmp_path: Path) -> None:
+    assert export(load(made, device="cpu"), tmp_path / "model.pt2", "torch_export")["score"]["threshold"] is not None
+
+
+def test_an_image_unlike_the_others_is_named(normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(normal, tmp_path / "normal")
+    Image.fromarray(picture(60, 120, 5)).save(tmp_path / "normal" / "odd.png")
+    assert adapt(tmp_path / "normal", tmp_path / "model", *NEIGHBOURS) == 0
+    said = capsys.readouterr()
+    assert "odd.png looks unlike the other normal images" in said.err
+    assert "have different shapes" in said.err
+    assert "6 normal images can promise a false-positive rate of no less than 14.3%" in said.out
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [(0, "the folder of normal images, has no image"), (1, "one normal image is too few")],
+)
+def test_too_few_images_are_refused(
+    count: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(tmp_path / "normal", count)
+    assert adapt(tmp_path / "normal", tmp_path / "model", *NEIGHBOURS) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_cannot_be_read_is_named(normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(normal, tmp_path / "normal")
+    (tmp_path / "normal" / "3.png").write_bytes((normal / "3.png").read_bytes()[:100])
+    assert adapt(tmp_path / "normal", tmp_path / "model", *NEIGHBOURS) == 2
+    assert "3.png" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_is_there_stays(made: Path, normal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (made / "head.safetensors").read_bytes()
+    assert adapt(normal, made, *NEIGHBOURS) == 2
+    assert "has a model already" in capsys.readouterr().err
+    assert (made / "head.safetensors").read_bytes() == before
+
+
+def test_a_method_that_compares_test_images_is_refused(
+    normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert adapt(normal, tmp_path / "model", "--checkpoint", "MuSc", *MODEL_OPTIONS, "--model.layers=[2,4]") == 2
+    assert "judges no image alone" in capsys.readouterr().err
