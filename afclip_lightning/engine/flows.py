@@ -16,6 +16,7 @@ from afclip_lightning.engine.resume import LAST, check_optimizer
 from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import restarted
+from afclip_lightning.engine.training_card import training_card
 from afclip_lightning.errors import TrainingError, UserError
 from afclip_lightning.files import shown
 from afclip_lightning.methods.base import AnomalyMethod
@@ -138,6 +139,7 @@ def _train(run: Run, path: str | Path | None) -> None:
     if run.trainer.global_step == 0:
         raise TrainingError("Nothing was trained: not one step was made. See --trainer.limit_train_batches.")
     head = run.folder / HEAD_FILE
+    run.method.card = training_card(run.method, run.data, run.trainer.current_epoch).to_dict()
     run.trainer.save_checkpoint(head, weights_only=True)
     if run.trainer.is_global_zero:
         print(f"Trained head: {head}")

@@ -50,13 +50,13 @@ def pack(checkpoint: str | Path, out: Path, card: Card | None = None) -> Head:
         UserError: The file cannot be written.
     """
     head = read_head(checkpoint)
-    given = head.card if card is None else card
-    dated = {"version": given.version or afclip_lightning.__version__, "date": given.date or today()}
-    head = replace(head, card=msgspec.structs.replace(given, **dated))
+    head = replace(head, card=dated(head.card if card is None else card))
     write_head_file(out, head)
     return head
 
 
-def today() -> str:
-    """Returns the date in UTC, as `2026-01-31`."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d")
+def dated(card: Card) -> Card:
+    """Returns a card with the version of afclip_lightning and the date in UTC, where it has none."""
+    today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    version = card.version or afclip_lightning.__version__
+    return msgspec.structs.replace(card, version=version, date=card.date or today)

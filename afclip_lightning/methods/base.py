@@ -81,6 +81,7 @@ class AnomalyMethod(LightningModule, ABC):
         store: Where features are kept, or `None`; the command line sets it.
         config: How the method is built, as the `model` section of a config says it, for checkpoints that stand alone;
             `None` where the method was built in Python.
+        card: What checkpoints say of the training, as plain values of `heads.card.Card`; `None` for nothing.
     """
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
@@ -96,6 +97,7 @@ class AnomalyMethod(LightningModule, ABC):
     pairing: Pairing | None = None
     store: FeatureStore | None = None
     config: dict[str, Any] | None = None
+    card: dict[str, Any] | None = None
 
     def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
         super().__init__()
@@ -282,6 +284,8 @@ class AnomalyMethod(LightningModule, ABC):
         checkpoint["method_hyperparameters"] = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint["feature_spec"] = self.spec.to_dict()
         checkpoint["model"] = self.config
+        if self.card is not None:
+            checkpoint["card"] = self.card
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, of other features or with other tensors.

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from afclip_lightning.backbones import clip
+from afclip_lightning.cli import head as show
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support import REPOSITORY
@@ -73,6 +74,18 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
         assert torch.load(run / name, weights_only=True)["feature_spec"]["image_size"] == 28
     assert (run / "head.ckpt").stat().st_size < (run / "checkpoints/last.ckpt").stat().st_size
     assert not list(run.rglob("*.tmp"))
+    card = torch.load(run / "head.ckpt", weights_only=True)["card"]
+    assert (card["title"], card["epochs"], list(card["seeds"])) == (
+        "AFCLIP trained on mvtec",
+        1,
+        [config["seed_everything"]],
+    )
+    assert card["trained_on"][0]["images"] > 0
+    assert show.main(["show", "run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"Trained on   mvtec, \d+ categories \(.*bottle", said)
+    mean = next(row for row in json.loads((run / "results.json").read_text())["rows"] if row["category"] == "mean")
+    assert f"{100 * mean['metrics']['pixel_auroc']:.1f}" in said
 
     # the head again, from its file, zero-shot and few-shot
     head = ["--ckpt_path=run/head.ckpt", "--data.train.root=gone"]

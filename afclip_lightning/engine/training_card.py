@@ -1,0 +1,27 @@
+"""The card that training gives a head: what it was trained on, with which seed, for how long."""
+
+import os
+
+from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.heads.card import Card, TrainedOn
+from afclip_lightning.heads.pack import dated
+from afclip_lightning.methods.base import AnomalyMethod
+
+
+def training_card(method: AnomalyMethod, data: AnomalyData, epochs: int) -> Card:
+    """Returns the card of a head that was trained just now.
+
+    Its numbers are not in it: `head show` finds them in the run's folder, once the head was tested.
+
+    Args:
+        method: The method that was trained.
+        data: Has what it was trained on.
+        epochs: That are completed; 0 where training ended within the first.
+    """
+    dataset, seed = data.training_set, os.environ.get("PL_GLOBAL_SEED")
+    images = len(list(dataset.samples(dataset.train_split)))
+    trained_on = TrainedOn(dataset.name, tuple(dataset.selected_categories()), images, dataset.licence)
+    title = f"{type(method).__name__} trained on {dataset.name}"
+    return dated(
+        Card(title=title, trained_on=(trained_on,), seeds=() if seed is None else (int(seed),), epochs=epochs or None)
+    )
