@@ -83,7 +83,7 @@ def test_fit_trains_tests_and_writes_a_run_folder(folder: Path, capsys: pytest.C
     assert card["trained_on"][0]["images"] > 0
     assert show.main(["show", "run"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"Trained on   mvtec, \d+ categories \(.*bottle", said)
+    assert re.search(r"Trained on   mvtec, \d+ categories", said)
     mean = next(row for row in json.loads((run / "results.json").read_text())["rows"] if row["category"] == "mean")
     assert f"{100 * mean['metrics']['pixel_auroc']:.1f}" in said
 
