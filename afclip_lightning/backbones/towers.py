@@ -129,7 +129,10 @@ class ClipVisionTower(VisionTower):
     def __init__(self, visual: VisionTransformer) -> None:
         super().__init__()
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.proj is None:
-            raise WeightsError(f"vision tower {type(visual).__name__} has no patch tokens that its projection fits")
+            raise WeightsError(
+                f"vision tower {type(visual).__name__} has no patch tokens that its projection fits; use a vision "
+                "transformer that pools its class token, such as ViT-B-16"
+            )
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
         self.width = visual.transformer.width
@@ -190,7 +193,11 @@ class TimmVisionTower(VisionTower):
         super().__init__()
         trunk = visual.trunk
         if not isinstance(trunk, (TimmVisionTransformer, Eva)):
-            raise WeightsError(f"vision tower {type(trunk).__name__} is no vision transformer: it cannot be tapped")
+            raise WeightsError(
+                f"vision tower {type(trunk).__name__} is no vision transformer: it cannot be tapped; use one, such as "
+                "ViT-B-16-SigLIP2, PE-Core-B-16, MobileCLIP2-B, or of timm vit_base_patch16_dinov3, "
+                "vit_base_patch16_radio_v3"
+            )
         self.visual = visual
         self.depth = len(trunk.blocks)
         self.width = trunk.embed_dim

@@ -101,6 +101,8 @@ class AnomalyMethod(LightningModule, ABC):
 
     def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
         super().__init__()
+        if self.needs_class_name:
+            _ = backbone.text  # a tower without text is refused now, and not at the first prompt
         self.backbone = backbone
         self.spec = spec
         self.optimizer = optimizer
