@@ -14,15 +14,13 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer
 from torch import nn
 
-from afclip_lightning.backbones.sources import MODELS, RANDOM, TIMM, find_weights, is_local_file
+from afclip_lightning.backbones.sources import RANDOM, TIMM, find_weights, is_local_file
 from afclip_lightning.backbones.weights import load_vision_weights, load_weights, uses_quick_gelu
 from afclip_lightning.errors import WeightsError
 
 Activation = Literal["auto", "quick_gelu", "gelu"]
 TextSource = Literal["own", "random"]
 RANDOM_TEXT = {"width": 384, "heads": 6, "layers": 4}
-
-open_clip.add_model_config(MODELS)
 
 
 def config_of(model: str) -> tuple[str, dict[str, Any]]:

@@ -1,33 +1,181 @@
-"""State dicts of other makers, by the names that timm and open_clip give the same tensors."""
+"""State dicts of other makers, by the names that open_clip and timm give the same tensors."""
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_DINOV2 = (  # Hugging Face's `Dinov2Model` → timm's `VisionTransformer`
-    (r"embeddings\.cls_token", "cls_token"),
+State = dict[str, Tensor]
+Rename = tuple[str, str]  # what a name begins with, as a regular expression, and what stands for that
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one maker names the tensors of a kind of model.
+
+    Attributes:
+        name: Of the layout, in words.
+        mark: A tensor that no other layout has.
+        convert: Returns the state dict with the names of open_clip (a whole CLIP) or of Meta's DINO (a tower, whose
+            names timm understands); what is no part of the model is left out. The given one is emptied on the way.
+    """
+
+    name: str
+    mark: str
+    convert: Callable[[State], State]
+
+
+def _renamed(state: State, renames: Sequence[Rename]) -> State:
+    """Returns the tensors whose names are known, with their new ones; the first rename that matches counts."""
+    renamed = {}
+    for name in list(state):
+        for old, new in renames:
+            match = re.match(old, name)
+            if match:
+                renamed[match.expand(new) + name[match.end() :]] = state.pop(name)
+                break
+    return renamed
+
+
+def _fuse(state: State, fused: str) -> None:
+    """Joins query, key and value of each block into one tensor; a bias that one of them lacks is 0.
+
+    Args:
+        state: With names that end in `.attn.query.weight` and so on.
+        fused: What stands for `query.` in the new name: `qkv.` or `in_proj_`.
+    """
+    for name in [name for name in state if ".attn.query." in name]:
+        query = state[name]
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        parts = [state.pop(part) if part in state else torch.zeros_like(query) for part in names]
+        state[name.replace("query.", fused)] = torch.cat(parts)
+
+
+_DINOV2: tuple[Rename, ...] = (
+    (r"embeddings\.(cls_token|mask_token|register_tokens)", r"\1"),
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.", r"blocks.\1.attn.\2."),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.", r"blocks.\1.attn."),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
     (r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (r"encoder\.layer\.(\d+)\.mlp\.weights_in\.", r"blocks.\1.mlp.w12."),
+    (r"encoder\.layer\.(\d+)\.mlp\.weights_out\.", r"blocks.\1.mlp.w3."),
     (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
     (r"layernorm\.", "norm."),
 )
 
+_DINOV3: tuple[Rename, ...] = (
+    (r"embeddings\.(cls_token|mask_token)", r"\1"),
+    (r"embeddings\.register_tokens", "storage_tokens"),
+    (r"embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"layer\.(\d+)\.attention\.q_proj\.", r"blocks.\1.attn.query."),
+    (r"layer\.(\d+)\.attention\.k_proj\.", r"blocks.\1.attn.key."),
+    (r"layer\.(\d+)\.attention\.v_proj\.", r"blocks.\1.attn.value."),
+    (r"layer\.(\d+)\.attention\.o_proj\.", r"blocks.\1.attn.proj."),
+    (r"layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (r"layer\.(\d+)\.mlp\.gate_proj\.", r"blocks.\1.mlp.w1."),
+    (r"layer\.(\d+)\.", r"blocks.\1."),
+    (r"norm\.", "norm."),
+)
 
-def dinov2_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a state dict of Hugging Face's `Dinov2Model` with timm's names; what is no part of the tower is left out.
 
-    Query, key and value become one tensor, as timm keeps them. `state` is emptied on the way, to save memory.
-    """
-    tower: dict[str, Tensor] = {}
-    for name in list(state):
-        new = next((re.sub(old, to, name) for old, to in _DINOV2 if re.match(old, name)), None)
-        if new is not None:
-            tower[new] = state.pop(name)
-    for name in [name for name in tower if ".attn.query." in name]:
-        parts = [tower.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
-        tower[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+def dinov2(state: State) -> State:
+    """Returns Hugging Face's `Dinov2Model` (with registers too) with the names of Meta's DINOv2."""
+    tower = _renamed(state, _DINOV2)
+    _fuse(tower, "qkv.")
     return tower
+
+
+def dinov3(state: State) -> State:
+    """Returns Hugging Face's `DINOv3ViTModel` with the names of Meta's DINOv3."""
+    tower = _renamed(state, _DINOV3)
+    gated = any(".mlp.w1." in name for name in tower)
+    for up in [name for name in tower if ".mlp.up_proj." in name]:
+        down = up.replace("up_proj", "down_proj")
+        tower[up.replace("up_proj", "w2" if gated else "fc1")] = tower.pop(up)
+        tower[down.replace("down_proj", "w3" if gated else "fc2")] = tower.pop(down)
+    _fuse(tower, "qkv.")
+    return tower
+
+
+def _clip_renames() -> tuple[Rename, ...]:
+    block = (
+        ("self_attn.q_proj.", "attn.query."),
+        ("self_attn.k_proj.", "attn.key."),
+        ("self_attn.v_proj.", "attn.value."),
+        ("self_attn.out_proj.", "attn.out_proj."),
+        ("layer_norm1.", "ln_1."),
+        ("layer_norm2.", "ln_2."),
+        ("mlp.fc1.", "mlp.c_fc."),
+        ("mlp.fc2.", "mlp.c_proj."),
+    )
+    towers = (("vision_model", "visual.transformer"), ("text_model", "transformer"))
+    blocks = [
+        (rf"{theirs}\.encoder\.layers\.(\d+)\.{re.escape(old)}", rf"{ours}.resblocks.\1.{new}")
+        for theirs, ours in towers
+        for old, new in block
+    ]
+    return (
+        *blocks,
+        (r"logit_scale", "logit_scale"),
+        (r"visual_projection\.weight", "visual.proj"),
+        (r"text_projection\.weight", "text_projection"),
+        (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
+        (r"vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+        (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
+        (r"vision_model\.pre_layrnorm\.", "visual.ln_pre."),
+        (r"vision_model\.post_layernorm\.", "visual.ln_post."),
+        (r"text_model\.embeddings\.token_embedding\.", "token_embedding."),
+        (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+        (r"text_model\.final_layer_norm\.", "ln_final."),
+    )
+
+
+_CLIP = _clip_renames()
+
+
+def clip(state: State) -> State:
+    """Returns Hugging Face's `CLIPModel` with the names of OpenAI's CLIP, which are open_clip's."""
+    model = _renamed(state, _CLIP)
+    _fuse(model, "in_proj_")
+    for name in ("visual.proj", "text_projection"):  # there they are linear layers, here matrices to multiply by
+        if name in model:
+            model[name] = model[name].T.contiguous()
+    return model
+
+
+FOREIGN = (
+    Layout("Hugging Face's DINOv2", "embeddings.patch_embeddings.projection.weight", dinov2),
+    Layout("Hugging Face's DINOv3", "embeddings.patch_embeddings.weight", dinov3),
+    Layout("Hugging Face's CLIP", "vision_model.embeddings.class_embedding", clip),
+)
+_WRAPPERS = (
+    "module.",
+    "model.",
+    "dinov2.",
+    "backbone.",
+    "dinov3_vit.",
+)  # what a whole model stands under in some files
+
+
+def foreign_layout(names: Sequence[str]) -> tuple[Layout, str] | None:
+    """Returns the layout of another maker that these tensors are named in, and the prefix of all of them; or `None`."""
+    for layout in FOREIGN:
+        for prefix in ("", *_WRAPPERS):
+            if prefix + layout.mark in names:
+                return layout, prefix
+    return None
+
+
+def converted(state: State) -> State:
+    """Returns a state dict with the names of open_clip or timm, if it has those of another maker; else as it is."""
+    found = foreign_layout(list(state))
+    if found is None:
+        return state
+    layout, prefix = found
+    # the exporters of one library do not agree whether the blocks stand under `model.` too
+    return layout.convert(
+        {re.sub(r"^model\.(?=layer\.)", "", name.removeprefix(prefix)): state.pop(name) for name in list(state)}
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from afclip_lightning.backbones.layouts import dinov2_to_timm
+from afclip_lightning.backbones.layouts import dinov2
 from afclip_lightning.backbones.onnx_weights import parse_onnx, tensors_of
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.files import read_bytes
@@ -40,7 +40,7 @@ class Shipped:
         std: Standard deviation, likewise.
         prefix: Of the tensors that belong to the tower; it is cut off.
         joined: See `tensors_of`; names with the prefix.
-        rename: What gives the tensors timm's names.
+        rename: What gives the tensors the names that timm knows.
     """
 
     package: str
@@ -71,7 +71,7 @@ SHIPPED = (
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         prefix="backbone.",
-        rename=dinov2_to_timm,
+        rename=dinov2,
         # the exporter folded the positional embedding into two constants: of the class token, and of the patches
         joined={"backbone.embeddings.position_embeddings": ("onnx::Concat_1957", "onnx::Reshape_1962")},
     ),

@@ -4,12 +4,13 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import timm
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 from torch import Tensor
 
@@ -31,6 +32,68 @@ LOCAL_WAY = (
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 TOWER_FILES = (*CLIP_FILES[2:], *CLIP_FILES[:2])
 
+open_clip.add_model_config(MODELS)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of Hugging Face's hub, and what its file of weights may be called.
+
+    Attributes:
+        name: `ORG/NAME`.
+        files: Names of the file, the most wanted first.
+        revision: Branch, tag or commit; the main branch if `None`.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    revision: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Returns the address of the most wanted file, for messages: whoever has a browser can download it there."""
+        return hf_hub_url(self.name, self.files[0], revision=self.revision)
+
+    def cached(self, cache_dir: str | None = None) -> Path | None:
+        """Returns the file in the cache; `None` if there is none."""
+        for file in self.files:
+            path = try_to_load_from_cache(self.name, file, cache_dir=cache_dir, revision=self.revision)
+            if isinstance(path, str):
+                return Path(path)
+        return None
+
+
+def repository_of(model: str, weights: str, files: tuple[str, ...] = CLIP_FILES) -> Repository:
+    """Returns the repository that a tag, a `timm:` or an `hf-hub:` name stands for.
+
+    Args:
+        model: Architecture that a tag is of.
+        weights: `openai`, `timm:NAME.TAG`, or `hf-hub:ORG/NAME`, with `@REVISION` and `/FILE` after it where wanted.
+        files: What a file may be called in a repository of which nothing is listed.
+
+    Raises:
+        WeightsError: There is no such tag or name.
+    """
+    if weights.startswith(HUB):
+        repository, revision, file = _split(weights)
+        return Repository(repository, (file,) if file else files, revision)
+    if weights.startswith(TIMM):
+        name = weights.removeprefix(TIMM)
+        config = _timm_config(name)
+        if not config:
+            near = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}*")[:4])
+            raise WeightsError(f"{weights}: timm has no such weights" + (f"; it has: {near}." if near else "."))
+        repository, _, revision = (config.get("hf_hub_id") or "").partition("@")
+        named = config.get("hf_hub_filename")
+        return Repository(repository, (named,) if named else TOWER_FILES, revision or None)
+    config = open_clip.get_pretrained_cfg(model, weights) or {}
+    if not config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
+    repository, _, file = config["hf_hub"].rpartition("/")
+    safe = (f"{file[:-4]}.safetensors",) if file.endswith((".bin", ".pth")) else ()
+    return Repository(repository, (*safe, file) if file else CLIP_FILES)
+
 
 def is_local_file(weights: str) -> bool:
     """Returns whether `weights` is meant as a path rather than a tag, or a name on a hub or in a package."""
@@ -43,7 +106,7 @@ def listed_config(model: str, weights: str) -> dict[str, Any]:
     """Returns open_clip's record of a tag, or of a repository of the hub that it lists for this model; else empty."""
     if not weights.startswith(HUB):
         return open_clip.get_pretrained_cfg(model, weights) or {}
-    repository = _repository(weights)[0]
+    repository = _split(weights)[0]
     configs = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
     return next((c for c in configs if c.get("hf_hub", "").rpartition("/")[0] == repository), {})
 
@@ -54,18 +117,19 @@ def normalisation_of(model: str, weights: str, vision_weights: str | None = None
     Weights of which nothing is listed are taken to be like the listed ones of their architecture, where these all
     agree: open_clip's, or those of timm's for a tower that open_clip has no weights of. Else they are CLIP's own.
     """
-    if vision_weights is not None and vision_weights.startswith(PIP):
-        recipe = recipes_of(vision_weights.removeprefix(PIP))[0]
+    own = vision_weights or weights
+    if own.startswith(PIP):
+        recipe = recipes_of(own.removeprefix(PIP))[0]
         return recipe.mean, recipe.std
-    vision: dict[str, Any] = (open_clip.get_model_config(model) or {}).get("vision_cfg", {})
     tags = open_clip.list_pretrained_tags_by_model(model)
-    if vision_weights is not None and vision_weights.startswith(TIMM):
-        configs = [_timm_config(vision_weights.removeprefix(TIMM))]
+    if tower := next((name for name in (own, model) if name.startswith(TIMM)), ""):
+        configs = [_timm_config(tower.removeprefix(TIMM))]
     elif listed := listed_config(model, weights):
         configs = [listed]
     elif tags:
         configs = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
     else:
+        vision: dict[str, Any] = (open_clip.get_model_config(model) or {}).get("vision_cfg", {})
         configs = [_timm_config(vision.get("timm_model_name", ""))]
     found = {(tuple(c.get("mean") or CLIP_MEAN), tuple(c.get("std") or CLIP_STD)) for c in configs}
     return found.pop() if len(found) == 1 else (CLIP_MEAN, CLIP_STD)
@@ -78,7 +142,7 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
         WeightsError: The file cannot be had; the message names the local-file way.
     """
     if weights.startswith(HUB):
-        return find_hub_file(weights, CLIP_FILES, cache_dir)
+        return find_hub_file(repository_of(model, weights), cache_dir)
     if weights.startswith((TIMM, PIP)):
         raise WeightsError(
             f"{weights} is a vision tower alone, and no whole CLIP. Give it as `vision_weights`; `weights` is for the "
@@ -93,40 +157,33 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
             there = ", ".join(sorted(path.stem for path in MODELS.glob("*.safetensors")))
             raise WeightsError(f"{model} has no weights in the package; these have: {there}. {LOCAL_WAY}")
         return MODELS / f"{model}.safetensors"
-    config = open_clip.get_pretrained_cfg(model, weights)
-    if not config:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
+    repository_of(model, weights)
     with downloading(f"Weights {weights!r} of {model}"):
-        return Path(open_clip.download_pretrained(config, cache_dir=cache_dir))
+        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, weights), cache_dir=cache_dir))
 
 
-def find_hub_file(name: str, files: tuple[str, ...], cache_dir: str | None) -> Path:
+def find_hub_file(place: "Repository", cache_dir: str | None) -> Path:
     """Returns the file of weights of a repository of the hub: from the cache, else downloaded.
 
     Args:
-        name: `hf-hub:ORG/NAME`, with `@REVISION` and `/FILE` where wanted: `hf-hub:ORG/NAME@v1/model.safetensors`.
-        files: Names that the file may have, the most wanted first.
+        place: Where it lies.
         cache_dir: Where downloads are kept; the hub's own place by default.
 
     Raises:
         WeightsError: The repository cannot be reached or has no such file; the message names the local-file way.
     """
-    repository, revision, file = _repository(name)
-    files = (file,) if file else files
-    for file in files:
-        cached = try_to_load_from_cache(repository, file, cache_dir=cache_dir, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
-    with downloading(name):
-        for file in files:
+    cached = place.cached(cache_dir)
+    if cached is not None:
+        return cached
+    with downloading(place.url):
+        for file in place.files:
             try:
-                return Path(hf_hub_download(repository, file, cache_dir=cache_dir, revision=revision))
+                return Path(hf_hub_download(place.name, file, cache_dir=cache_dir, revision=place.revision))
             except LocalEntryNotFoundError:  # the hub was not reached: it is the same with the next name
                 raise
             except EntryNotFoundError:
                 continue
-    raise WeightsError(f"{name}: the repository has no file of weights named {', '.join(files)}. {LOCAL_WAY}")
+    raise WeightsError(f"{place.name}: the repository has no file named {' or '.join(place.files)}. {LOCAL_WAY}")
 
 
 def timm_weights(name: str, cache_dir: str | None) -> dict[str, Tensor]:
@@ -139,20 +196,21 @@ def timm_weights(name: str, cache_dir: str | None) -> dict[str, Tensor]:
     Raises:
         WeightsError: timm has no such weights, or they cannot be reached; the message names the local-file way.
     """
-    model = name.removeprefix(TIMM)
-    if not _timm_config(model):
-        near = ", ".join(timm.list_pretrained(f"{model.split('.')[0]}*")[:4])
-        raise WeightsError(f"{name}: timm has no such weights" + (f"; it has: {near}." if near else "."))
+    repository_of("", name)
     with downloading(name):
-        return dict(timm.create_model(model, pretrained=True, cache_dir=cache_dir).state_dict())
+        model = timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=0, cache_dir=cache_dir)
+    return dict(model.state_dict())
 
 
 def _timm_config(name: str) -> dict[str, Any]:
-    config = timm.models.get_pretrained_cfg(name) if name else None
+    try:
+        config = timm.models.get_pretrained_cfg(name) if name else None
+    except RuntimeError:  # no such tag
+        return {}
     return config.to_dict() if config is not None and config.has_weights else {}
 
 
-def _repository(name: str) -> tuple[str, str | None, str | None]:
+def _split(name: str) -> tuple[str, str | None, str | None]:
     """Returns the repository, the revision and the file that `hf-hub:ORG/NAME@REVISION/FILE` names."""
     parts = name.removeprefix(HUB).split("/", 2)
     if len(parts) < 2 or not all(parts):

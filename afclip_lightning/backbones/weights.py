@@ -1,6 +1,7 @@
 """Weights into a backbone: read from files of every kind, checked, and told apart by their content."""
 
 import hashlib
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import load_checkpoint, load_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.archives import check_archive, is_finite, is_torchscript, read_torchscript, reason
+from afclip_lightning.backbones.layouts import converted, foreign_layout
 from afclip_lightning.backbones.packages import read_package
 from afclip_lightning.backbones.sources import (
     EMBEDDED,
@@ -27,6 +30,7 @@ from afclip_lightning.backbones.sources import (
     find_hub_file,
     is_local_file,
     listed_config,
+    repository_of,
     timm_weights,
 )
 from afclip_lightning.errors import WeightsError
@@ -79,9 +83,31 @@ def load_weights(clip: nn.Module, path: Path) -> None:
             clip.load_state_dict(
                 expand_vocabulary(load_file(path), clip.state_dict()["token_embedding.weight"].shape[0])
             )
+        elif foreign_layout(tensor_names(path)) is not None:
+            clip.load_state_dict(_for_towers(converted(load_state_dict(str(path))), clip))
         else:
             load_checkpoint(clip, str(path), strict=True, weights_only=True)
     check_finite(clip, path)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Returns the names of the tensors of a file, without reading the tensors; none if it tells no names so.
+
+    Raises:
+        Exception: It is damaged; of many classes.
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    if not zipfile.is_zipfile(path):
+        return []  # as torch wrote until 2020
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
+
+
+def _for_towers(state: dict[str, Tensor], clip: nn.Module) -> dict[str, Tensor]:
+    """Returns a state dict of OpenAI's names with those of a model that keeps its text tower under `text`."""
+    return state if hasattr(clip, "token_embedding") else convert_to_custom_text_state_dict(state)
 
 
 @contextmanager
@@ -141,7 +167,8 @@ def load_vision_weights(tower: nn.Module, weights: str, cache_dir: str | None = 
         WeightsError: The weights cannot be had or do not fit the tower.
     """
     with _fitting(weights):
-        missing, unexpected = tower.load_state_dict(_vision_state(weights, cache_dir), strict=False)
+        state = _timm_names(converted(_vision_state(weights, cache_dir)), tower)
+        missing, unexpected = tower.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.startswith(("head.", "proj"))]
     if missing or unexpected:
         raise WeightsError(
@@ -155,11 +182,21 @@ def _vision_state(weights: str, cache_dir: str | None) -> dict[str, Tensor]:
         return read_package(weights.removeprefix(PIP))[0]
     if weights.startswith(TIMM):
         return timm_weights(weights, cache_dir)
-    path = find_hub_file(weights, TOWER_FILES, cache_dir) if weights.startswith(HUB) else Path(weights)
+    path = (
+        find_hub_file(repository_of("", weights, TOWER_FILES), cache_dir) if weights.startswith(HUB) else Path(weights)
+    )
     if not path.is_file():
         raise WeightsError(f"Vision weights {path} do not exist.")
     with _reading(path, "the vision tower"):
         return load_state_dict(str(path))
+
+
+def _timm_names(state: dict[str, Tensor], tower: nn.Module) -> dict[str, Tensor]:
+    """Returns a state dict with the names of a tower of timm's: timm itself knows those of a tower's authors."""
+    known = getattr(sys.modules[type(tower).__module__], "checkpoint_filter_fn", None)
+    if known is None or tower.state_dict().keys() == state.keys():
+        return state
+    return dict(known(state, tower))
 
 
 @contextmanager
