@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-import afclip_lightning
 from afclip_lightning.engine import factory
 from afclip_lightning.engine.checkpoint import HEAD_FILE, PACKED, read_checkpoint
 from afclip_lightning.errors import UserError
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.file import Head, write_head_file
-from afclip_lightning.heads.pack import read_head, today
+from afclip_lightning.heads.pack import dated, read_head
 from afclip_lightning.inspection.calibration import Calibration, Threshold, origin
 from afclip_lightning.inspection.few_normals import FEWEST_HELD_OUT, from_held_out, pixel_tail, unlike_the_rest
 from afclip_lightning.inspection.named_model import calibration_path, find_model
@@ -244,16 +243,17 @@ def card_of(base: Card, normal: Sequence[Path], category: str) -> Card:
     """Returns the card of an adapted model: that of the head, without numbers and thresholds, which no longer hold."""
     images = TrainedOn(dataset=f"normal images in {normal[0].parent.name}", images=len(normal))
     limits = (f"It knows one product ({category}), seen as in these {len(normal)} normal images.", *base.limits)
-    return msgspec.structs.replace(
+    card = msgspec.structs.replace(
         base,
         title=f"{base.title or 'A memory'}, adapted to {len(normal)} normal images",
         trained_on=(*base.trained_on, images),
         results=(),
         thresholds=None,
         limits=limits,
-        version=afclip_lightning.__version__,
-        date=today(),
+        version="",
+        date="",
     )
+    return dated(card)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
