@@ -24,6 +24,11 @@ BY_DEFAULT = (  # likewise, where the scale is the head's own
     "Default threshold of the head, not calibrated",
     "Default threshold",
 )
+OWN_SCALE_BY_DEFAULT = (  # likewise, where the head has a threshold of its own and no scale
+    "Colours run from this image's lowest to its highest value; contours by the head's default threshold.",
+    "Own scale; default threshold of the head",
+    "Default threshold",
+)
 HEAT = 0.6  # most of an overlay's colour that is the map's and not the image's
 
 
@@ -158,9 +163,9 @@ class Inspection:
         if self.mask is not None:
             contours, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
             cv2.drawContours(drawn, contours, -1, CONTOUR, max(1, round(max(drawn.shape) / 400)))
-        if not self.shares_scale:
-            return _with_caption(drawn, CAPTIONS)
-        return _with_caption(drawn, BY_DEFAULT) if self.pixel_threshold_from == "default" else drawn
+        if self.pixel_threshold_from == "default":
+            return _with_caption(drawn, BY_DEFAULT if self.shares_scale else OWN_SCALE_BY_DEFAULT)
+        return drawn if self.shares_scale else _with_caption(drawn, CAPTIONS)
 
 
 def _with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:

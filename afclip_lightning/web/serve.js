@@ -154,7 +154,7 @@ function draw() {
     picture.data[4 * i + 3] = 255 * strength * heat;
     if (pixel !== null && values[i] > pixel) { marked[i] = 1; area++; }
   }
-  say("scale", !calibrated ? "Colours run from this image's lowest to its highest value: even a normal image has a red spot. There is no threshold yet."
+  say("scale", !calibrated ? "Colours run from this image's lowest to its highest value: even a normal image has a red spot." + (pixel === null ? " There is no threshold yet." : "")
     : byDefault("pixel") ? "Colours by the default threshold of the head, not of your product." : "");
   const canvas = $("overlay");
   Object.assign(canvas, {width, height});

@@ -19,9 +19,9 @@ from afclip_lightning.datasets.procedural import draw_defect
 
 SIDE = 384  # pixels of a picture
 STRENGTH = 0.75  # of a defect: visible at a glance
-SAMPLE = "brick_scratch"  # which of them is web/sample.jpg, the picture that the page of `serve` brings
+SAMPLE = "brick_crack"  # which of them is web/sample.jpg, the picture that the page of `serve` brings
 PICTURES = (  # photo, left and top of the cut in shares of what is free, kinds of defects with their seeds
-    ("brick", (0.0, 0.0), {"scratch": 7, "stain": 1}),
+    ("brick", (0.0, 0.0), {"crack": 2, "scratch": 7}),
     ("grass", (0.3, 0.3), {"hole": 0, "stain": 1}),
     ("gravel", (0.3, 0.3), {"scratch": 0, "fibre": 1}),
     ("coins", (0.0, 0.0), {"scratch": 0, "crack": 1}),
