@@ -1,7 +1,7 @@
 """UniADet: linear classifiers of frozen tokens, apart for image and pixels and for each layer; no text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -30,7 +30,7 @@ class UniADet(AnomalyMethod):
     The paper's code is not published. Ours, where it says nothing: tokens and vectors are compared by cosine over a
     temperature; the probabilities of the layers are averaged; the losses of the layers are added; maps are upsampled as
     logits; the filter of the final map; how the memory is weighted. Ours and no part of the paper: `image_score:
-    patches` and `centred`. The class-aware augmentation of the paper is not built.
+    patches`. The class-aware augmentation of the paper is not built.
 
     Args:
         backbone: The frozen tower.
@@ -40,8 +40,6 @@ class UniADet(AnomalyMethod):
         image_score: Where the image score comes from: `class_token`, or `patches`: the mean logit of the
             `top_patches` most anomalous patches, which trains no vectors for images.
         top_patches: How many patches count for `image_score: patches`.
-        centred: Whether the mean of the image's patches is taken from each of its tokens first: what all of the image
-            shows then says nothing, and what differs from it does.
         map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
         k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
         shot_seed: Seed of their random selection.
@@ -55,7 +53,7 @@ class UniADet(AnomalyMethod):
 
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
-    fixed_by_training = ("temperature", "image_score", "top_patches", "centred")
+    fixed_by_training = ("temperature", "image_score", "top_patches")
 
     def __init__(
         self,
@@ -65,7 +63,6 @@ class UniADet(AnomalyMethod):
         temperature: float = 0.07,
         image_score: ImageScore = "class_token",
         top_patches: int = 3,
-        centred: bool = False,
         map_sigma: float = 4.0,
         k_shot: int = 0,
         shot_seed: int = 0,
@@ -86,7 +83,6 @@ class UniADet(AnomalyMethod):
         self.temperature = temperature
         self.image_score: ImageScore = image_score
         self.top_patches = top_patches
-        self.centred = centred
         self.map_sigma = map_sigma
         self.k_shot = k_shot
         self.shot_seed = shot_seed
@@ -98,21 +94,14 @@ class UniADet(AnomalyMethod):
         )
         self.memory = MemoryBank()
 
-    def _tokens(self, features: ClipFeatures) -> Iterator[Tensor]:
-        """Yields the tokens that are compared, `[B, 1 + N, C]`, float32, layer by layer."""
-        for tokens in features.tokens:
-            with torch.autocast(tokens.device.type, enabled=False):
-                tokens = tokens.float()
-                yield tokens - tokens[:, 1:].mean(dim=1, keepdim=True) if self.centred else tokens
-
     def logits(self, features: ClipFeatures) -> tuple[Tensor, Tensor | None]:
         """Returns by how much patches `[L, B, N]` and class tokens `[L, B]` are nearer to the anomalous vector.
 
         The second is `None` where the patches give the image score.
         """
         patches, images = [], []
-        for index, tokens in enumerate(self._tokens(features)):
-            unit = F.normalize(tokens, dim=-1)
+        for index, tokens in enumerate(features.tokens):
+            unit = F.normalize(tokens.float(), dim=-1)
             vectors = F.normalize(self.pixel_vectors[index], dim=-1)
             patches.append(similarity_logits(unit[:, 1:], vectors, self.temperature).diff(dim=-1)[..., 0])
             if self.image_vectors is not None:

@@ -24,7 +24,7 @@ AT_ONCE = 4  # pairs per pass
 
 
 def tower(weights: str) -> ClipBackbone:
-    """Returns the frozen DINOv2 with an untrained text tower, as `configs/uniadet_real.yaml` has it."""
+    """Returns the frozen DINOv2 with an untrained text tower, as `configs/real.yaml` has it."""
     return ClipBackbone("dinov2-vits14", "random", SIZE, "bicubic_antialias", vision_weights=weights)
 
 

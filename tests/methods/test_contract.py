@@ -15,6 +15,7 @@ from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
+from afclip_lightning.methods.patch_logit import PatchLogit
 from afclip_lightning.methods.uniadet import UniADet
 from tests.support.cases import CASES, TRAINED, variants
 from tests.support.clips import small_config
@@ -35,6 +36,7 @@ TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batc
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
+    PatchLogit: (0, 0, 0, 0),  # likewise
     KAnoCLIP: (2, 0, 2, 2),  # what is known of each category, and in each step what is said of images seen first
 }
 

@@ -25,10 +25,9 @@ def small(folder: Path, **arguments: Any) -> UniADet:
     return UniADet(backbone, **{"layers": (1, 3), "map_sigma": 0.0, **arguments})
 
 
-@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("image_score", ["class_token", "patches"])
-def test_scores_and_maps_equal_loops(tmp_path: Path, image_score: str, centred: bool) -> None:
-    model = small(tmp_path, image_score=image_score, centred=centred, top_patches=3)
+def test_scores_and_maps_equal_loops(tmp_path: Path, image_score: str) -> None:
+    model = small(tmp_path, image_score=image_score, top_patches=3)
     batch = batch_of(3, model.backbone.image_size)
     features = model.extract(batch)
     scores, maps = score(model, batch)
@@ -36,7 +35,7 @@ def test_scores_and_maps_equal_loops(tmp_path: Path, image_score: str, centred: 
     images = None if model.image_vectors is None else model.image_vectors.detach().double().numpy()
     for i in range(3):
         tokens = [layer[i].double().numpy() for layer in features.tokens]
-        expected_score, patches = naive.score(tokens, pixels, images, 0.07, centred, top=3)
+        expected_score, patches = naive.score(tokens, pixels, images, 0.07, top=3)
         assert scores[i].item() == pytest.approx(expected_score, abs=1e-5)
         expected = torch.from_numpy(np.array(patches)).unflatten(0, features.grid)[None]
         torch.testing.assert_close(maps[i].double(), upsample(expected, maps.shape[1:])[0].double(), rtol=0, atol=1e-5)
@@ -97,14 +96,6 @@ def test_training_finds_a_square(tiny: ClipBackbone, image_score: str) -> None:
     assert scores[1::2].min() > scores[0::2].max()
     inside = maps[1, 24:56, 34:86].mean()
     assert inside > maps[1, 70:].mean() + 0.3
-
-
-def test_centring_ignores_what_all_patches_share(tiny: ClipBackbone) -> None:
-    model = UniADet(tiny, layers=LAYERS, centred=True, image_score="patches")
-    batch = batch_of(2)
-    features = model.extract(batch)
-    moved = features.map(lambda tokens: tokens + 3.0)
-    torch.testing.assert_close(model.logits(features)[0], model.logits(moved)[0], rtol=0, atol=2e-3)
 
 
 def test_the_memory_adds_the_distance(tiny: ClipBackbone) -> None:

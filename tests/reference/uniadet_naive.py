@@ -19,7 +19,6 @@ def score(
     pixel_vectors: np.ndarray,
     image_vectors: np.ndarray | None,
     temperature: float,
-    centred: bool,
     top: int,
 ) -> tuple[float, list[float]]:
     """Returns the image score and the probability of each patch.
@@ -29,11 +28,8 @@ def score(
         pixel_vectors: `[L, 2, C]`, normal and anomalous.
         image_vectors: The same of the class token; `None` where the patches give the score.
         temperature: Divides cosines.
-        centred: Whether the mean patch is taken off.
         top: How many patches the score is the mean of.
     """
-    if centred:
-        tokens = [layer - np.mean(layer[1:], axis=0) for layer in tokens]
 
     def logit(token: np.ndarray, pair: np.ndarray) -> float:
         return (_cosine(token, pair[1]) - _cosine(token, pair[0])) / temperature

@@ -93,9 +93,15 @@ CASES = {
         small={"layers": [1, 3]},
         tiny={
             "UniADet": {"layers": (2, 4, 6, 8)},
-            "UniADet, patches": {"layers": (2, 4, 6, 8), "image_score": "patches", "centred": True},
+            "UniADet, patches": {"layers": (2, 4, 6, 8), "image_score": "patches"},
         },
         run={"map_sigma": 0.0},
+        head={"layers": [1, 2]},
+    ),
+    "PatchLogit": Case(
+        small={"layers": [1, 3]},
+        tiny={"Patch logit": {"layers": (2, 4, 6, 8)}},
+        run={},
         head={"layers": [1, 2]},
     ),
     "CLIP": Case(small={}, tiny={"CLIP": {}}, head={}, trains=False),

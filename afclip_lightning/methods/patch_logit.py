@@ -1,0 +1,153 @@
+"""Patch logit: one linear rule of what a patch is and of how it differs from the rest of its image; no text."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.losses import patch_targets
+from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.scoring import upsample_and_smooth
+from afclip_lightning.distributed import batch_mean
+from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+
+class PatchLogit(AnomalyMethod):
+    """One logit per patch, linear in the tapped tokens; the mean of the highest gives the image score. No text.
+
+    The rule is ours, made to hold for photos when it has been trained on drawn pictures. Of each tapped layer it takes
+    the normalised token, and the token less the mean of its image's: a logistic regression over both. UniADet is the
+    nearest of the published methods: it compares the token alone, by cosine and layer by layer, and takes the image
+    score from the class token. With `k_shot` the distance to a memory of normal patches is added to the map, and its
+    highest value to the image score.
+
+    Args:
+        backbone: The frozen tower.
+        optimizer: Makes the optimiser of the weights.
+        layers: Tapped blocks, counted from 1.
+        top_patches: How many of the most anomalous patches give the image score.
+        image_weight: Weight of the image's loss beside the patches'.
+        focal_gamma: Exponent of the focal loss of patches.
+        map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
+        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        shot_seed: Seed of their random selection.
+        memory_weight: Weight of the memory's distance beside the zero-shot probability.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    takes_few_shot: ClassVar[bool] = True
+    memory: MemoryBank
+    fixed_by_training = ("top_patches",)
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = adam,
+        layers: Sequence[int] = (6, 12, 18, 24),
+        top_patches: int = 3,
+        image_weight: float = 0.3,
+        focal_gamma: float = 2.0,
+        map_sigma: float = 4.0,
+        k_shot: int = 0,
+        shot_seed: int = 0,
+        memory_weight: float = 1.0,
+    ) -> None:
+        if not layers:
+            raise ValueError("layers must name at least one block, got none")
+        if top_patches < 1:
+            raise ValueError(f"top_patches must be positive, got {top_patches}")
+        amounts = {
+            "image_weight": image_weight,
+            "focal_gamma": focal_gamma,
+            "map_sigma": map_sigma,
+            "k_shot": k_shot,
+            "memory_weight": memory_weight,
+        }
+        for name, value in amounts.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        super().__init__(backbone, backbone.spec(layers), optimizer)
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.top_patches = top_patches
+        self.image_weight = image_weight
+        self.focal_gamma = focal_gamma
+        self.map_sigma = map_sigma
+        self.k_shot = k_shot
+        self.shot_seed = shot_seed
+        self.memory_weight = memory_weight
+        width = backbone.vision.width
+        self.own = nn.Parameter(torch.randn(len(layers), width) / width)
+        self.deviation = nn.Parameter(torch.randn(len(layers), width) / width)
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.memory = MemoryBank()
+
+    def logits(self, features: ClipFeatures) -> Tensor:
+        """Returns the logit of each patch, `[B, N]`, float32; positive is more likely anomalous than not."""
+        total = self.bias.float()
+        for index, tokens in enumerate(features.tokens):
+            with torch.autocast(tokens.device.type, enabled=False):
+                patches = F.layer_norm(tokens[:, 1:].float(), tokens.shape[-1:])
+                total = total + patches @ self.own[index].float()
+                total = total + (patches - patches.mean(dim=1, keepdim=True)) @ self.deviation[index].float()
+        return total
+
+    def image_logit(self, patches: Tensor) -> Tensor:
+        """Returns the mean of the highest patch logits, `[B, N]` to `[B]`."""
+        return patches.topk(min(self.top_patches, patches.shape[1]), dim=1).values.mean(dim=1)
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the focal loss of patches, the cross entropy of images, and `total`, their weighted sum.
+
+        Images whose mask is not known take part in the image term only. A patch that a mask's edge halves counts as
+        neither.
+        """
+        known, labelled = batch.known, batch.labelled
+        logits = self.logits(features)
+        target = patch_targets(batch.mask[known], features.grid).flatten(1)
+        entropy = F.binary_cross_entropy_with_logits(
+            self.image_logit(logits)[labelled], batch.label[labelled].float(), reduction="none"
+        )
+        terms = {"patches": patch_loss(logits[known], target, self.focal_gamma), "image": batch_mean(entropy)}
+        return {"total": terms["patches"] + self.image_weight * terms["image"], **terms}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the image score `[B]` and the map `[B, H, W]`; zero-shot both are probabilities.
+
+        Raises:
+            DatasetError: With `k_shot`, a category has neither a memory bank nor few-shot images.
+        """
+        logits = self.logits(features)
+        score, patches = self.image_logit(logits).sigmoid(), logits.sigmoid()
+        if self.k_shot:
+            keys = [(sample.dataset, sample.category) for sample in batch.samples]
+            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
+            layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
+            distance = self.memory_weight * torch.stack(layers).mean(dim=0)
+            score, patches = score + distance.amax(dim=1), patches + distance
+        anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(score, anomaly_map)
+
+    def fit_memory(self, key: Key, image: Tensor) -> None:
+        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
+        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
+
+
+def patch_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """Returns the focal loss of patches: the mean of the normal ones, three times, and of the anomalous, a scalar.
+
+    The means are apart because nearly all patches are normal; nothing is said of a patch of another target.
+
+    Args:
+        logits: `[B, N]`.
+        target: `[B, N]`: 0 normal, 1 anomalous, anything else for neither.
+        gamma: Focusing exponent.
+    """
+    correct = torch.where(target == 1, logits, -logits)
+    focal = -F.logsigmoid(correct) * (1 - correct.sigmoid()) ** gamma
+    return 1.5 * batch_mean(focal[target == 0]) + 0.5 * batch_mean(focal[target == 1])
