@@ -62,7 +62,7 @@ class HeadWithMemory(AnomalyMethod):
         layers: Sequence[int] | None = None,
         head: str = "",
         head_arguments: dict[str, Any] | None = None,
-        head_weight: float = 0.3,
+        head_weight: float = 0.5,
         smoothing: float = 0.5,
         bank_size: int = 8192,
         k_shot: int = 4,
