@@ -169,6 +169,7 @@ def _sentences(lines: Any, where: str) -> list[str]:
 def _sentence(text: Any, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: must be text, got {text!r}. Write it, in quotes if it holds a colon, or remove it.")
-    if (tokens := count_tokens(text)) > MAX_TOKENS:
+    # CLIP's tokenizer takes other alphabets byte by byte; who knows them has another, and the text tower counts itself
+    if text.isascii() and (tokens := count_tokens(text)) > MAX_TOKENS:
         raise UserError(f"{where}: has {tokens} tokens, and CLIP takes {MAX_TOKENS}. Shorten it: {text}")
     return text.strip()

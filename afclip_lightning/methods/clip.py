@@ -10,6 +10,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
+from afclip_lightning.prompts.own import is_file, read_prompts
 from afclip_lightning.prompts.templates import (
     CLIP_ABNORMAL,
     CLIP_BARE_TEMPLATES,
@@ -44,7 +45,8 @@ class CLIP(AnomalyMethod):
     Args:
         backbone: The frozen CLIP.
         prompts: `clip_bare` (`normal bottle`), `clip_photo` (`A photo of a normal bottle`) or `clip_ac`
-            (`normal bottle` in 80 templates).
+            (`normal bottle` in 80 templates); or a YAML file of one's own in any language that the text tower knows,
+            with `normal`, `abnormal` and `templates` (`configs/prompts/german.yaml`).
         names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), or
             `class_name`, what the dataset has prompts call it (`metal nut`).
         temperature: Divides cosine similarities. Of two probabilities the order does not depend on it.
@@ -60,20 +62,21 @@ class CLIP(AnomalyMethod):
     def __init__(
         self,
         backbone: ClipBackbone,
-        prompts: Prompts = "clip_photo",
+        prompts: Prompts | str = "clip_photo",
         names: Names = "category",
         temperature: float = 0.07,
     ) -> None:
-        if prompts not in get_args(Prompts) or names not in get_args(Names):
+        if (prompts not in get_args(Prompts) and not is_file(prompts)) or names not in get_args(Names):
             raise ValueError(
-                f"prompts must be one of {', '.join(get_args(Prompts))} and names one of "
+                f"prompts must be one of {', '.join(get_args(Prompts))} or a YAML file, and names one of "
                 f"{', '.join(get_args(Names))}, got {prompts!r} and {names!r}"
             )
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         super().__init__(backbone, backbone.spec([backbone.vision.depth], image_embedding=True), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
-        self.prompts = prompts
+        own = read_prompts(prompts) if is_file(prompts) else None
+        self.prompts = (own.normal, own.abnormal, own.templates) if own else PROMPTS[prompts]
         self.names: Names = names
         self.temperature = temperature
         self.text = CategoryText(self.embed_text)
@@ -81,7 +84,7 @@ class CLIP(AnomalyMethod):
     def embed_text(self, sample: Sample) -> Tensor:
         """Returns the normal and the abnormal text embedding of a sample's category, `[2, D]`, L2-normalised."""
         name = name_of(sample, self.names)
-        normal, abnormal, templates = PROMPTS[self.prompts]
+        normal, abnormal, templates = self.prompts
         return embed_states(
             self.backbone, sentences(normal, templates, name), sentences(abnormal, templates, name), "norm_mean_norm"
         )

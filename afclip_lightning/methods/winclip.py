@@ -14,6 +14,7 @@ from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
+from afclip_lightning.prompts.own import is_file, read_prompts
 from afclip_lightning.prompts.templates import (
     WINCLIP_ABNORMAL,
     WINCLIP_NORMAL,
@@ -26,7 +27,7 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sampl
 Templates = Literal["paper", "code"]
 PatchMemory = Literal["penultimate", "last", "last_normalised"]
 MapFusion = Literal["mean", "sum"]
-TEMPLATES: dict[Templates, tuple[str, ...]] = {"paper": WINCLIP_TEMPLATES, "code": WINCLIP_TEMPLATES_21}
+TEMPLATES: dict[str, tuple[str, ...]] = {"paper": WINCLIP_TEMPLATES, "code": WINCLIP_TEMPLATES_21}
 SMALLEST = 1e-30  # scores below count as this much in a harmonic mean, which is then 0 to float32
 
 
@@ -73,7 +74,7 @@ class WinCLIP(AnomalyMethod):
         backbone: The frozen CLIP; the paper's is ViT-B-16-plus-240 at its own size.
         window_sizes: Sides of the windows in patches.
         templates: Sentence templates: `paper`, its 22, or `code`, the 21 of both codes, which leave one out, have
-            another twice and end with a period.
+            another twice and end with a period; or a YAML file of one's own, with states too, as for `CLIP`.
         names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
             `class_name`, what the dataset has prompts call it (`metal nut`).
         temperature: Divides cosine similarities.
@@ -101,7 +102,7 @@ class WinCLIP(AnomalyMethod):
         self,
         backbone: ClipBackbone,
         window_sizes: Sequence[int] = (2, 3),
-        templates: Templates = "paper",
+        templates: Templates | str = "paper",
         names: Names = "category",
         temperature: float = 0.07,
         k_shot: int = 0,
@@ -110,7 +111,7 @@ class WinCLIP(AnomalyMethod):
         map_fusion: MapFusion = "mean",
     ) -> None:
         for name, value, known in (
-            ("templates", templates, get_args(Templates)),
+            ("templates", templates, (templates,) if is_file(templates) else get_args(Templates)),
             ("names", names, get_args(Names)),
             ("patch_memory", patch_memory, get_args(PatchMemory)),
             ("map_fusion", map_fusion, get_args(MapFusion)),
@@ -128,7 +129,9 @@ class WinCLIP(AnomalyMethod):
         super().__init__(backbone, backbone.spec(layers, image_embedding=True), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.window_sizes = tuple(window_sizes)
-        self.templates = TEMPLATES[templates]
+        own = read_prompts(templates) if is_file(templates) else None
+        self.states = (own.normal, own.abnormal) if own else (WINCLIP_NORMAL, WINCLIP_ABNORMAL)
+        self.templates = own.templates if own else TEMPLATES[templates]
         self.names: Names = names
         self.temperature = temperature
         self.k_shot = k_shot
@@ -144,7 +147,7 @@ class WinCLIP(AnomalyMethod):
         Reference: WinCLIP, Sec. 4.1; the rule of averaging is the two codes'.
         """
         name = name_of(sample, self.names)
-        normal, abnormal = (sentences(states, self.templates, name) for states in (WINCLIP_NORMAL, WINCLIP_ABNORMAL))
+        normal, abnormal = (sentences(states, self.templates, name) for states in self.states)
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
     def on_evaluation_end(self) -> None:
