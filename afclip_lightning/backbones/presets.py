@@ -20,16 +20,15 @@ class Preset:
     Attributes:
         name: What users call it.
         model: `model` of `ClipBackbone`.
-        weights: `weights`, likewise; `random` where there is no text tower, and nothing but the vision tower is filled.
+        weights: `weights`, likewise; `random` where nothing but the vision tower is filled, by `vision_weights`.
         image_size: Side of the input in pixels: 518, the papers' size, in whole patches, or the native one where the
             tower is meant for speed.
         native_size: Side that the weights were trained at.
         depth: Blocks of the vision tower.
         layers: Tap layers that are a good start, counted from 1.
         layers_from: Where these come from.
-        licence: Of the weights.
-        download_mb: Size of the file that is downloaded, in MB of 10^6 bytes.
-        gflops: Operations of an image at `image_size`, vision tower alone, 2 per multiply-add, in 10^9.
+        licence: Of the weights, as timm 1.0.31 lists them; of `dfn-b` as its page says since 2025.
+        download_mb: Size of the file that is downloaded, in MB of 10^6 bytes, as its page says.
         vision_weights: `vision_weights`, likewise.
         normalisation: Mean and standard deviation of the channels, where the model's registry does not list them.
     """
@@ -43,7 +42,6 @@ class Preset:
     layers: tuple[int, ...]
     licence: str | None
     download_mb: int | None
-    gflops: float | None = None
     layers_from: str = QUARTERS
     vision_weights: str | None = None
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
@@ -51,7 +49,7 @@ class Preset:
     @property
     def has_text(self) -> bool:
         """Returns whether it has a text tower that was trained with its vision tower."""
-        return self.vision_weights is None
+        return self.vision_weights is None and not self.model.startswith("timm:")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -64,6 +62,7 @@ class Preset:
             "image_size": self.image_size,
             "mean": mean,
             "std": std,
+            "tokenizer": None,
         }
 
 
@@ -89,11 +88,10 @@ def _clip(
     depth: int,
     licence: str | None,
     download_mb: int | None = None,
-    gflops: float | None = None,
 ) -> Preset:
     """Returns a preset with both towers, tapped at the quarters of its depth."""
     layers = tuple(round(depth * part / 4) for part in (1, 2, 3, 4))
-    return Preset(name, model, weights, image_size, native_size, depth, layers, licence, download_mb, gflops)
+    return Preset(name, model, weights, image_size, native_size, depth, layers, licence, download_mb)
 
 
 def _vision(
@@ -106,72 +104,85 @@ def _vision(
     layers_from: str,
     licence: str | None,
     download_mb: int | None = None,
-    gflops: float | None = None,
 ) -> Preset:
-    """Returns a preset of a vision tower of timm's, with its own weights."""
+    """Returns a preset of a vision tower of timm's without text; `model` names its weights too (`NAME.TAG`)."""
     return Preset(
         name,
+        f"timm:{model.partition('.')[0]}",
         f"timm:{model}",
-        "random",
         image_size,
         native_size,
         depth,
         layers,
         licence,
         download_mb,
-        gflops,
         layers_from,
-        f"timm:{model}",
     )
 
 
 _TABLE = (
-    # name, model, weights, image size, native size, depth, licence of the weights, download in MB, GFLOPs
-    _clip("clip-b", "ViT-B-16", "openai", 512, 224, 12, "mit"),
-    _clip("clip-l", "ViT-L-14", "openai", 518, 224, 24, "mit"),
-    _clip("clip-l-336", "ViT-L-14-336", "openai", 518, 336, 24, "mit"),
-    _clip("laion-b", "ViT-B-16", "laion2b_s34b_b88k", 512, 224, 12, "mit"),
+    # name, model, weights, image size, native size, depth, licence of the weights, download in MB
+    _clip("clip-b", "ViT-B-16", "openai", 512, 224, 12, "apache-2.0"),
+    _clip("clip-l", "ViT-L-14", "openai", 518, 224, 24, "apache-2.0"),
+    _clip("clip-l-336", "ViT-L-14-336", "openai", 518, 336, 24, "apache-2.0"),
+    _clip("laion-b", "ViT-B-16", "laion2b_s34b_b88k", 512, 224, 12, "apache-2.0"),
     _clip("laion-b-plus", "ViT-B-16-plus-240", "laion400m_e32", 240, 240, 12, "mit"),
-    _clip("laion-l", "ViT-L-14", "laion2b_s32b_b82k", 518, 224, 24, "mit"),
-    _clip("laion-h", "ViT-H-14", "laion2b_s32b_b79k", 518, 224, 32, "mit"),
-    _clip("datacomp-b", "ViT-B-16", "datacomp_xl_s13b_b90k", 512, 224, 12, "mit"),
-    _clip("datacomp-l", "ViT-L-14", "datacomp_xl_s13b_b90k", 518, 224, 24, "mit"),
-    _clip("dfn-b", "ViT-B-16", "dfn2b", 512, 224, 12, None),
-    _clip("dfn-l", "ViT-L-14", "dfn2b_s39b", 518, 224, 24, None),
-    _clip("dfn-h-378", "ViT-H-14-378", "dfn5b", 518, 378, 32, None),
+    _clip("laion-l", "ViT-L-14", "laion2b_s32b_b82k", 518, 224, 24, "apache-2.0", 1710),
+    _clip("laion-h", "ViT-H-14", "laion2b_s32b_b79k", 518, 224, 32, "apache-2.0"),
+    _clip("datacomp-b", "ViT-B-16", "datacomp_xl_s13b_b90k", 512, 224, 12, "apache-2.0"),
+    _clip("datacomp-l", "ViT-L-14", "datacomp_xl_s13b_b90k", 518, 224, 24, "apache-2.0"),
+    _clip("dfn-b", "ViT-B-16", "dfn2b", 512, 224, 12, "apple-amlr", 599),
+    _clip("dfn-l", "ViT-L-14", "dfn2b_s39b", 518, 224, 24, "apple-ascl"),
+    _clip("dfn-h-378", "ViT-H-14-378", "dfn5b", 518, 378, 32, "apple-ascl"),
     _clip("metaclip-b", "ViT-B-16", "metaclip_fullcc", 512, 224, 12, "cc-by-nc-4.0"),
     _clip("metaclip-l", "ViT-L-14", "metaclip_fullcc", 518, 224, 24, "cc-by-nc-4.0"),
     _clip("metaclip2-h", "ViT-H-14-worldwide", "metaclip2_worldwide", 518, 224, 32, "cc-by-nc-4.0"),
     _clip("metaclip2-h-378", "ViT-H-14-worldwide-378", "metaclip2_worldwide", 518, 378, 32, "cc-by-nc-4.0"),
     _clip("siglip-b", "ViT-B-16-SigLIP-512", "webli", 512, 512, 12, "apache-2.0"),
     _clip("siglip-l", "ViT-L-16-SigLIP-384", "webli", 512, 384, 24, "apache-2.0"),
-    _clip("siglip-so400m", "ViT-SO400M-14-SigLIP-384", "webli", 518, 384, 27, "apache-2.0"),
+    _clip("siglip-so400m", "ViT-SO400M-14-SigLIP-384", "webli", 518, 384, 27, "apache-2.0", 3510),
     _clip("siglip2-b", "ViT-B-16-SigLIP2-512", "webli", 512, 512, 12, "apache-2.0"),
     _clip("siglip2-l", "ViT-L-16-SigLIP2-512", "webli", 512, 512, 24, "apache-2.0"),
     _clip("siglip2-so400m", "ViT-SO400M-16-SigLIP2-512", "webli", 512, 512, 27, "apache-2.0"),
     _clip("eva02-clip-b", "EVA02-B-16", "merged2b_s8b_b131k", 512, 224, 12, "mit"),
-    _clip("eva02-clip-l", "EVA02-L-14", "merged2b_s4b_b131k", 518, 224, 24, "mit"),
-    _clip("eva02-clip-l-336", "EVA02-L-14-336", "merged2b_s6b_b61k", 518, 336, 24, "mit"),
+    _clip("eva02-clip-l", "EVA02-L-14", "merged2b_s4b_b131k", 518, 224, 24, "mit", 856),
+    _clip("eva02-clip-l-336", "EVA02-L-14-336", "merged2b_s6b_b61k", 518, 336, 24, "mit", 856),
     _clip("pe-core-b", "PE-Core-B-16", "meta", 512, 224, 12, "apache-2.0"),
     _clip("pe-core-l", "PE-Core-L-14-336", "meta", 518, 336, 24, "apache-2.0"),
     _clip("vitamin-b", "ViTamin-B", "datacomp1b", 512, 224, 14, "mit"),
     _clip("vitamin-l", "ViTamin-L-336", "datacomp1b", 512, 336, 31, "mit"),
-    _clip("mobileclip2-b", "MobileCLIP2-B", "dfndr2b", 224, 224, 12, None),
-    # name, model, image size, native size, depth, layers, where these come from, licence, download in MB, GFLOPs
+    _clip("mobileclip2-b", "MobileCLIP2-B", "dfndr2b", 224, 224, 12, "apple-amlr"),
+    # name, model, image size, native size, depth, layers, where these come from, licence, download in MB
     _vision("dinov2-s", "vit_small_patch14_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
-    _vision("dinov2-b", "vit_base_patch14_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
+    _vision("dinov2-b", "vit_base_patch14_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0", 346),
     _vision("dinov2-l", "vit_large_patch14_dinov2.lvd142m", 518, 518, 24, (7, 11, 15, 19), MIDDLE, "apache-2.0"),
     _vision("dinov2-g", "vit_giant_patch14_dinov2.lvd142m", 518, 518, 40, (10, 20, 30, 40), QUARTERS, "apache-2.0"),
     _vision("dinov2-reg-s", "vit_small_patch14_reg4_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
     _vision("dinov2-reg-b", "vit_base_patch14_reg4_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
     _vision(
-        "dinov2-reg-l", "vit_large_patch14_reg4_dinov2.lvd142m", 518, 518, 24, (7, 11, 15, 19), MIDDLE, "apache-2.0"
+        "dinov2-reg-l",
+        "vit_large_patch14_reg4_dinov2.lvd142m",
+        518,
+        518,
+        24,
+        (7, 11, 15, 19),
+        MIDDLE,
+        "apache-2.0",
+        1220,
     ),
-    _vision("dinov3-s", "vit_small_patch16_dinov3.lvd1689m", 512, 256, 12, (9, 10, 11, 12), LAST_FOUR, DINOV3),
+    _vision("dinov3-s", "vit_small_patch16_dinov3.lvd1689m", 512, 256, 12, (9, 10, 11, 12), LAST_FOUR, DINOV3, 86),
     _vision("dinov3-b", "vit_base_patch16_dinov3.lvd1689m", 512, 256, 12, (9, 10, 11, 12), LAST_FOUR, DINOV3),
     _vision("dinov3-l", "vit_large_patch16_dinov3.lvd1689m", 512, 256, 24, (21, 22, 23, 24), LAST_FOUR, DINOV3),
     _vision(
-        "dinov3-h-plus", "vit_huge_plus_patch16_dinov3.lvd1689m", 512, 256, 32, (29, 30, 31, 32), LAST_FOUR, DINOV3
+        "dinov3-h-plus",
+        "vit_huge_plus_patch16_dinov3.lvd1689m",
+        512,
+        256,
+        32,
+        (29, 30, 31, 32),
+        LAST_FOUR,
+        DINOV3,
+        3360,
     ),
     _vision("tipsv2-b", "vit_base_patch14_reg1_tipsv2.webli", 518, 448, 12, (3, 6, 9, 12), QUARTERS, "apache-2.0"),
     _vision("tipsv2-l", "vit_large_patch14_reg1_tipsv2.webli", 518, 448, 24, (6, 12, 18, 24), QUARTERS, "apache-2.0"),

@@ -1,0 +1,56 @@
+"""The table of presets in docs/backbones.md, from the presets and what `cost.py` measured.
+
+python -m experiments.backbones.table    # writes it into the page
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from afclip_lightning.backbones.presets import PRESETS, Preset
+from afclip_lightning.files import write_text
+from experiments.backbones.cost import read
+
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+BEGIN, END = "<!-- presets: written by experiments/backbones/table.py -->\n", "<!-- end of presets -->\n"
+HEAD = "| preset | model, weights | text | licence | download | native | input | taps | GFLOPs | cost |"
+RULE = "|---|---|---|---|---:|---:|---:|---|---:|---:|"
+
+
+def row(preset: Preset, cost: Mapping[str, str]) -> str:
+    """Returns the preset's row: what is not stated by a source, or not measured, says so."""
+    size = "not stated" if preset.download_mb is None else f"{preset.download_mb:,} MB"
+    vision_only = preset.model.startswith("timm:")
+    weights = (
+        [preset.weights.removeprefix("timm:")]
+        if vision_only
+        else [preset.model, preset.vision_weights or preset.weights]
+    )
+    cells = [
+        f"`{preset.name}`",
+        ", ".join(weights),
+        "yes" if preset.has_text else "",
+        preset.licence or "not stated",
+        size,
+        str(preset.native_size),
+        str(preset.image_size),
+        ", ".join(map(str, preset.layers)),
+        f"{float(cost['gflops']):,.0f}" if cost.get("gflops") else "",
+        cost.get("ratio") or "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def render() -> str:
+    """Returns the table as Markdown."""
+    costs = read()
+    return "\n".join([HEAD, RULE, *(row(preset, costs.get(preset.model, {})) for preset in PRESETS.values())]) + "\n"
+
+
+def in_page(page: str) -> str:
+    """Returns the page with the table in its place."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + render() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    write_text(PAGE, in_page(PAGE.read_text(encoding="utf-8")))
