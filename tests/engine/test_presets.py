@@ -41,8 +41,9 @@ def test_a_preset_on_the_command_line_takes_the_place_of_what_a_config_says(
     base = config(tmp_path / "base.yaml", {**OTHER, "pos_embed": "bicubic"}, layers=[6, 12, 18, 24], k_shot=1)
     found = parsed(["test", "--config", base, "--model.backbone.preset", "dinov3-b"], capsys)
     backbone = found["backbone"]
-    assert backbone["model"] == backbone["vision_weights"] == "timm:vit_base_patch16_dinov3.lvd1689m"
-    assert (backbone["weights"], backbone["image_size"], backbone["pos_embed"]) == ("random", 512, "bicubic")
+    assert backbone["model"] == "timm:vit_base_patch16_dinov3"
+    assert backbone["weights"] == "timm:vit_base_patch16_dinov3.lvd1689m"
+    assert (backbone["vision_weights"], backbone["image_size"], backbone["pos_embed"]) == (None, 512, "bicubic")
     assert found["layers"] == [9, 10, 11, 12]
     assert "preset" not in backbone  # what is recorded are the values
     found = parsed(["test", "--config", base, "--model.backbone.preset=clip-b"], capsys)
@@ -60,7 +61,7 @@ def test_what_is_given_beside_it_stays_whatever_the_order(
     args = given + preset if given_first else preset + given
     found = parsed(["test", "--config", config(tmp_path / "base.yaml", OTHER), *args], capsys)
     assert found["backbone"]["image_size"] == 448
-    assert found["backbone"]["model"] == "timm:vit_base_patch14_dinov2.lvd142m"
+    assert found["backbone"]["model"] == "timm:vit_base_patch14_dinov2"
     assert found["layers"] == [1, 2]
 
 
@@ -72,7 +73,7 @@ def test_a_preset_in_a_config_gives_way_to_later_configs_and_takes_the_place_of_
     one = config(tmp_path / "one.yaml", {"preset": "${oc.env:SOME_PRESET}", "image_size": 256}, k_shot=2)
     two = config(tmp_path / "two.yaml", {"image_size": 384})
     found = parsed(["test", "--config", base, "--config", one, f"--config={two}"], capsys)
-    assert found["backbone"]["model"] == "timm:vit_large_patch16_dinov3.lvd1689m"
+    assert found["backbone"]["model"] == "timm:vit_large_patch16_dinov3"
     assert found["backbone"]["image_size"] == 384
     assert found["layers"] == [21, 22, 23, 24]
     assert found["k_shot"] == 2
