@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from experiments.real_head.pictures import SIZE, draw
 
 LAYERS = (3, 5, 7, 9)
@@ -25,7 +26,9 @@ AT_ONCE = 4  # pairs per pass
 
 def tower(weights: str) -> ClipBackbone:
     """Returns the frozen DINOv2 with an untrained text tower, as `configs/real.yaml` has it."""
-    return ClipBackbone("dinov2-vits14", "random", SIZE, "bicubic_antialias", vision_weights=weights)
+    return ClipBackbone(
+        "dinov2-vits14", "random", SIZE, "bicubic_antialias", vision_weights=weights, mean=CLIP_MEAN, std=CLIP_STD
+    )
 
 
 def chunk(
