@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.components.scoring import upsample, upsample_and_smooth
-from afclip_lightning.heads.file import read_head_file
+from afclip_lightning.heads.file import Head, read_head_file
 
 DRAWS, POOL, RESAMPLES, BINS = 5, 40, 300, 200
 MOST = {0: 100, 1: 150}  # test images of a set, normal and anomalous: of more, as many are drawn
@@ -64,7 +64,7 @@ def read_set(folder: Path, name: str, head_file: Path, cache: Path) -> Set:
     if any(len(kinds[kind]) > most for kind, most in MOST.items()):
         test = sorted(i for kind, most in MOST.items() for i in rng.choice(kinds[kind], most, replace=False).tolist())
     tokens = [np.load(folder / f"{name}.L{layer}.npy", mmap_mode="r") for layer in layers]
-    side = int(round((tokens[0].shape[1] - 1) ** 0.5))
+    side = round((tokens[0].shape[1] - 1) ** 0.5)
     file = cache / f"{name}.pt"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +73,15 @@ def read_set(folder: Path, name: str, head_file: Path, cache: Path) -> Set:
     maps, scores = _head(tokens, test, head, side, size)
     has_masks = any(images[i].get("mask") for i in test)
     masks = np.load(folder / f"{name}.masks.npy", mmap_mode="r")[test] if has_masks else None
+<<<<<<< HEAD
     small = (
         None if masks is None else F.interpolate(torch.from_numpy(masks)[:, None].float(), (SIDE, SIDE), mode="area")
     )
+=======
+    small = None
+    if masks is not None:
+        small = F.interpolate(torch.from_numpy(masks)[:, None].float(), (SIDE, SIDE), mode="area")
+>>>>>>> 6be62cc (Experiments: the comparison of adapted models is typed and listed)
     return Set(
         np.array([images[i]["label"] for i in test]),
         None if small is None else (small[:, 0] > 0.5).numpy(),
@@ -99,7 +105,9 @@ def _distances(tokens: np.ndarray, images: Sequence[int], pool: Sequence[int]) -
     return found
 
 
-def _head(tokens: Sequence[np.ndarray], images: Sequence[int], head, side: int, size: int) -> tuple[Tensor, np.ndarray]:  # type: ignore[no-untyped-def]
+def _head(
+    tokens: Sequence[np.ndarray], images: Sequence[int], head: Head, side: int, size: int
+) -> tuple[Tensor, np.ndarray]:
     """Returns UniADet's map over the patches `[T, N]` and its image score `[T]`."""
     given, vectors = head.hyperparameters, F.normalize(head.tensors["pixel_vectors"].float(), dim=-1)
     logits = []
@@ -143,7 +151,7 @@ def ours(weight: float, smoothing: float = 0.5) -> Rule:
             total += (test[..., drawn].amin(-1) - out.mean()) / out.std() / len(data.test)
         usual = data.head_pool[drawn]
         total += weight * (data.head - usual.mean()) / usual.std().clamp(min=1e-3)
-        side = int(round(total.shape[1] ** 0.5))
+        side = round(total.shape[1] ** 0.5)
         smooth = upsample_and_smooth(total.unflatten(1, (side, side)), (side, side), smoothing).flatten(1)
         return smooth.amax(1).numpy(), smooth
 
@@ -177,7 +185,7 @@ def _area(anomalous: np.ndarray, normal: np.ndarray) -> float:
 
 def counts_of(patches: Tensor, mask: np.ndarray) -> np.ndarray:
     """Returns by image how many pixels of either kind have which value, `[T, 2, BINS]`."""
-    side = int(round(patches.shape[1] ** 0.5))
+    side = round(patches.shape[1] ** 0.5)
     maps = upsample(patches.unflatten(1, (side, side)), SIDE).numpy()
     edges = np.quantile(maps, np.linspace(0, 1, BINS + 1)[1:-1])
     place = np.digitize(maps, edges)
@@ -255,7 +263,7 @@ def _said(found: np.ndarray) -> tuple[float, float, float]:
 
 def table(name: str, shots: int, result: dict[str, dict[str, list[float]]]) -> str:
     """Returns the results of one set as rows of Markdown."""
-    columns = [key for key in next(iter(result.values()))]
+    columns = list(next(iter(result.values())))
     rows = [f"| {name}, {shots} normal images | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for rule, of in result.items():
         cells = [f"{of[key][0]:.1f} [{of[key][1]:.1f}, {of[key][2]:.1f}]" for key in columns]
