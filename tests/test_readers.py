@@ -468,6 +468,7 @@ PARSERS = {
 }
 ALLOWED = {
     "backbones/archives.py": {"torch.load"},
+    "backbones/recognise.py": {"safe_open"},
     "backbones/weights.py": {"load_file", "safe_open"},
     "backbones/store_files.py": {"safe_open"},
     "data/reader.py": {"Image.open"},  # the reader of images

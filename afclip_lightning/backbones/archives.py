@@ -34,6 +34,19 @@ def read_archive(path: str | Path, error: type[UserError]) -> Any:
             raise error(f"{shown(path)}: {reason(problem)}. {_RESTORE}") from problem
 
 
+def load_saved(path: str | Path, mmap: bool) -> Any:
+    """Returns what `torch.save` wrote, in a zip archive or as it did until 2020; check an archive with `check_archive`.
+
+    Args:
+        path: The file.
+        mmap: Whether the tensors of an archive are read when they are looked at.
+
+    Raises:
+        Exception: It is damaged or holds other objects than tensors and plain values; of many classes.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 _RESTORE = "Restore the file, or name another."
 _MOST_CODE = 2**26  # bytes of a file of code in a TorchScript archive
 

@@ -16,7 +16,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from afclip_lightning.backbones.archives import check_archive, is_finite, is_torchscript, read_torchscript, reason
+from afclip_lightning.backbones.archives import (
+    check_archive,
+    is_finite,
+    is_torchscript,
+    load_saved,
+    read_torchscript,
+    reason,
+)
 from afclip_lightning.backbones.downloads import sha256
 from afclip_lightning.backbones.layouts import converted, foreign_layout
 from afclip_lightning.backbones.packages import SHIPPED
@@ -127,7 +134,7 @@ def _tensors(path: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
         with path.open("rb") as file:
             yield from ((name, tensor) for name, tensor in read_torchscript(file).items() if name not in SIZES)
         return
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    state = load_saved(path, mmap=is_zip)
     while isinstance(state, dict) and isinstance(inner := state.get("state_dict", state.get("model")), dict):
         state = inner
     if not isinstance(state, dict):

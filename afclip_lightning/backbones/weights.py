@@ -16,7 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from afclip_lightning.backbones.archives import check_archive, is_finite, is_torchscript, read_torchscript, reason
+from afclip_lightning.backbones.archives import (
+    check_archive,
+    is_finite,
+    is_torchscript,
+    load_saved,
+    read_torchscript,
+    reason,
+)
 from afclip_lightning.backbones.layouts import converted, foreign_layout
 from afclip_lightning.backbones.packages import read_package
 from afclip_lightning.backbones.sources import (
@@ -101,7 +108,7 @@ def tensor_names(path: Path) -> list[str]:
             return list(file.keys())
     if not zipfile.is_zipfile(path):
         return []  # as torch wrote until 2020
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = load_saved(path, mmap=True)
     return [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
 
 

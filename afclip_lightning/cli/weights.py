@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, UserError, WeightsError
+from afclip_lightning.errors import PROGRAM, CheckpointError, UserError, WeightsError
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.inventory import Needed
@@ -125,15 +125,13 @@ def _check(options: argparse.Namespace) -> int:
 
 def _is_head(path: Path) -> bool:
     """Returns whether a file is a head of ours; what is wrong with a file that is none, `recognise` says."""
-    from safetensors import SafetensorError, safe_open
-
-    from afclip_lightning.heads.file import ENTRY
+    from afclip_lightning.heads.file import read_head_card
 
     try:
-        with safe_open(path, "pt") as file:
-            return ENTRY in (file.metadata() or {})
-    except (SafetensorError, OSError):
+        read_head_card(path)
+    except CheckpointError:
         return False
+    return True
 
 
 def _described(found: "Weights") -> str:

@@ -11,9 +11,11 @@ from safetensors.torch import save, save_file
 from afclip_lightning import __main__
 from afclip_lightning.backbones.presets import PRESETS
 from afclip_lightning.backbones.sources import MODELS
-from afclip_lightning.heads.file import ENTRY
+from afclip_lightning.heads import ready
 from tests.support.clips import small_clip
 from tests.support.hub import serving
+
+HEADS = Path(ready.__file__).parent / "models"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
@@ -94,8 +96,7 @@ def test_check_says_what_a_file_is_and_whether_anything_uses_it(
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     assert run(monkeypatch, "check", tmp_path / "x.safetensors") == 1
     assert "nothing here takes it" in capsys.readouterr().out
-    save_file({"x": torch.zeros(2)}, tmp_path / "head.safetensors", {ENTRY: "{}"})
-    assert run(monkeypatch, "check", tmp_path / "head.safetensors") == 2
+    assert run(monkeypatch, "check", HEADS / "real.safetensors") == 2
     assert "is a trained head, no weights: python -m afclip_lightning head show" in capsys.readouterr().err
     file = MODELS / "tiny-8-112.safetensors"
     assert run(monkeypatch, "check", file, "--json") == 0
