@@ -20,7 +20,6 @@ CAPTIONS = (  # of an overlay without common scale: the first that leaves most o
     "own scale",
 )
 BY_DEFAULT = (  # likewise, where the scale is the head's own
-    "Colours and contours by the head's default threshold, which is not calibrated on this product.",
     "Default threshold of the head, not calibrated",
     "Default threshold",
 )
