@@ -160,8 +160,9 @@ class MemoryBank:
         """
         given = {name: tensor.float() for name, tensor in tensors.items()}
         sets = sum(name.startswith("bank.") for name in given)
-        banks, owners = ([given.pop(f"{what}.{i}", None) for i in range(sets)] for what in ("bank", "owner"))
-        spread = given.pop("spread", torch.empty(0))
+        none = torch.empty(0)
+        banks, owners = ([given.pop(f"{what}.{i}", none) for i in range(sets)] for what in ("bank", "owner"))
+        spread = given.pop("spread", none)
         fits = spread.ndim == 2 and len(spread) >= sets > 0 and spread.shape[1] == 2
         if given or not fits or not all(map(_is_bank, banks, owners)):
             raise CheckpointError("the memory bank of the head is damaged, or of a later version: adapt again.")
@@ -280,8 +281,8 @@ def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.cat(list(sets)) for sets in zip(*parts, strict=True)]
 
 
-def _is_bank(bank: Tensor | None, owner: Tensor | None) -> bool:
-    return bank is not None and owner is not None and bank.ndim == 2 and owner.shape == bank.shape[:1] and len(bank) > 1
+def _is_bank(bank: Tensor, owner: Tensor) -> bool:
+    return bank.ndim == 2 and owner.shape == bank.shape[:1] and len(bank) > 1
 
 
 def _patches(tokens: Tensor) -> Tensor:

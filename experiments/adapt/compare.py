@@ -73,15 +73,9 @@ def read_set(folder: Path, name: str, head_file: Path, cache: Path) -> Set:
     maps, scores = _head(tokens, test, head, side, size)
     has_masks = any(images[i].get("mask") for i in test)
     masks = np.load(folder / f"{name}.masks.npy", mmap_mode="r")[test] if has_masks else None
-<<<<<<< HEAD
-    small = (
-        None if masks is None else F.interpolate(torch.from_numpy(masks)[:, None].float(), (SIDE, SIDE), mode="area")
-    )
-=======
     small = None
     if masks is not None:
         small = F.interpolate(torch.from_numpy(masks)[:, None].float(), (SIDE, SIDE), mode="area")
->>>>>>> 6be62cc (Experiments: the comparison of adapted models is typed and listed)
     return Set(
         np.array([images[i]["label"] for i in test]),
         None if small is None else (small[:, 0] > 0.5).numpy(),
