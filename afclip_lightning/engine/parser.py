@@ -63,10 +63,9 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     for name, cls in GROUPS.items():
         parser.add_class_arguments(cls, name)
     for action in parser._actions:
-        if action.dest.startswith(
-            "trainer.limit_"
-        ):  # Lightning has `float | int`, of which the first takes 1 as 1.0: all
-            action._typehint = int | float | None
+        # Lightning annotates `float | int | None`, of which the first takes 1, one batch, as 1.0, all of them
+        if action.dest.startswith("trainer.limit_"):
+            action._typehint = int | float | None  # type: ignore[attr-defined]
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, list[str]]:
