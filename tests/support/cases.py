@@ -22,6 +22,7 @@ class Case:
         head: On the CLIP of two blocks of `small_models.py`.
         run: Beside those of `small`, in runs over several processes; `None` where no such run is made.
         trains: Whether it has something to train. If so the tests of `small` and `run` are made with it.
+        bounded: Whether scores and maps are in [0, 1], as probabilities and distances are.
         at_once: Whether a test step only queues work on the device, and waits for no value.
     """
 
@@ -30,6 +31,7 @@ class Case:
     tiny: dict[str, Arguments] = field(default_factory=dict)
     run: Arguments | None = None
     trains: bool = True
+    bounded: bool = True
     at_once: bool = True
 
 
@@ -137,6 +139,7 @@ CASES = {
             },
         },
         head={"layers": [1, 2]},
+        bounded=False,  # standard deviations
         trains=False,
         at_once=False,
     ),
