@@ -86,7 +86,7 @@ def repository_of(model: str, weights: str, files: tuple[str, ...] = CLIP_FILES)
         repository, _, revision = (config.get("hf_hub_id") or "").partition("@")
         named = config.get("hf_hub_filename")
         return Repository(repository, (named,) if named else TOWER_FILES, revision or None)
-    config = open_clip.get_pretrained_cfg(model, weights) or {}
+    config = listed_config(model, weights)
     if not config:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise WeightsError(f"{model} has no weights tagged {weights!r}; it has: {tags}. {LOCAL_WAY}")
@@ -104,11 +104,16 @@ def is_local_file(weights: str) -> bool:
 
 def listed_config(model: str, weights: str) -> dict[str, Any]:
     """Returns open_clip's record of a tag, or of a repository of the hub that it lists for this model; else empty."""
-    if not weights.startswith(HUB):
-        return open_clip.get_pretrained_cfg(model, weights) or {}
-    repository = _split(weights)[0]
-    configs = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
-    return next((c for c in configs if c.get("hf_hub", "").rpartition("/")[0] == repository), {})
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if weights.startswith(HUB):
+        repository = _split(weights)[0]
+        configs = [listed_config(model, tag) for tag in tags]
+        return next((c for c in configs if c.get("hf_hub", "").rpartition("/")[0] == repository), {})
+    config = open_clip.get_pretrained_cfg(model, weights) or {}
+    place, _, named = config.get("hf_hub", "").rstrip("/").rpartition(".")
+    if named in tags and named != weights:  # open_clip 3.3.0 has epoch 31 of ViT-B-16-plus-240 in epoch 32's place
+        return {**config, "hf_hub": f"{place}.{weights}/"}
+    return config
 
 
 def normalisation_of(model: str, weights: str, vision_weights: str | None = None) -> tuple[Channels, Channels]:
@@ -159,7 +164,7 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
         return MODELS / f"{model}.safetensors"
     repository_of(model, weights)
     with downloading(f"Weights {weights!r} of {model}"):
-        return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, weights), cache_dir=cache_dir))
+        return Path(open_clip.download_pretrained(listed_config(model, weights), cache_dir=cache_dir))
 
 
 def find_hub_file(place: "Repository", cache_dir: str | None) -> Path:

@@ -108,6 +108,13 @@ def test_tags_and_names_lead_to_the_same_repository() -> None:
         assert repository_of(model, tag).name.count("/") == 1
 
 
+def test_a_tag_is_of_its_own_epoch() -> None:
+    for epoch in ("e31", "e32"):  # open_clip 3.3.0 lists one repository for both
+        name = f"timm/vit_base_patch16_plus_clip_240.laion400m_{epoch}"
+        assert repository_of("ViT-B-16-plus-240", f"laion400m_{epoch}").name == name
+        assert repository_of("", name.replace("/", ":")).name == name  # as timm lists it
+
+
 def test_a_listed_repository_has_the_activation_and_the_channels_of_its_tag() -> None:
     config = open_clip.get_model_config("ViT-B-32")
     assert uses_quick_gelu("ViT-B-32", config, "hf-hub:timm/vit_base_patch32_clip_224.openai")
