@@ -72,7 +72,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: prepare(Taker, {"loose": 3}, later=["ready"])(ready=1), "Taker: object of type 'int' has no len()"),
     (lambda: prepare(Taker, {"number": 13}, later=["ready"])(ready=1), "thirteen.png cannot be read"),
     (lambda: all_arguments(ClipBackbone, {"image_size": "large"}),
-     "ClipBackbone: image_size: expected a whole number or null, got large."),
+     "ClipBackbone: image_size: expected a whole number or tuple or null, got large."),
 ]  # fmt: skip
 
 

