@@ -156,7 +156,7 @@ def test_a_missing_dataset_stops_before_any_model_is_built(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFCLIP_DATA", raising=False)
-    monkeypatch.setattr(clip, "_resolve", lambda *_: pytest.fail("built a model"))
+    monkeypatch.setattr(clip, "config_of", lambda *_: pytest.fail("built a model"))
     assert main(["fit", f"--config={REPOSITORY / 'configs/afclip_mvtec.yaml'}"]) == 2
     error = capsys.readouterr().err
     assert str(Path("data/mvtec")) in error

@@ -55,7 +55,7 @@ WRONG = {
     "--trainer.max_epochs=many": "trainer.max_epochs: expected a whole number or null, got many.",
     "--trainer.max_epochs=1.5": "trainer.max_epochs: expected a whole number or null, got 1.5.",
     "--model.layers=all": "model.layers: expected a list, got all.",
-    "--model.backbone.image_size=large": "model.backbone.image_size: expected a whole number or null, got large.",
+    "--model.backbone.image_size=large": "model.backbone.image_size: expected a whole number or tuple or null, got large.",
     "--loading.on_error=1": "loading.on_error: expected one of 'raise', 'skip', got 1.",
     "--data.train.train_split=dev": "data.train.train_split: expected one of 'train', 'test', got dev.",
     # names
@@ -94,7 +94,7 @@ def folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_wrong_values(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str
 ) -> None:
-    monkeypatch.setattr(clip, "_resolve", lambda *_: pytest.fail("built a model"))
+    monkeypatch.setattr(clip, "config_of", lambda *_: pytest.fail("built a model"))
     args = [f"--{part}" for part in options.removeprefix("--").split(" --")]
     assert run("fit", *args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
