@@ -149,10 +149,8 @@ class MixedParts(torch.autograd.Function):
             for first, rest, shift in zip(
                 projected[:, :1].chunk(3, -1), patches.chunk(3, -1), offset.chunk(3), strict=True
             ):
-                part = first.new_empty(*projected.shape[:2], len(shift))
-                torch.addcmul(shift, first, scale[:, :1], out=part[:, :1])
-                torch.addcmul(shift, rest, scale[:, 1:], out=part[:, 1:])
-                parts.append(part)
+                scaled = [torch.addcmul(shift, first, scale[:, :1]), torch.addcmul(shift, rest, scale[:, 1:])]
+                parts.append(torch.cat(scaled, dim=1))  # no `out`: a traced graph has none
         return tuple(parts)
 
     @staticmethod

@@ -23,6 +23,7 @@ from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
+from tests.support import REPOSITORY
 from tests.support.cases import TRAINED, command_line
 from tests.support.clips import small_config
 from tests.support.commands import arguments, subprocess_of
@@ -262,7 +263,10 @@ def table(run: Path) -> str:
 
 def options(method: str = "AFCLIP", **extra: str) -> list[str]:
     given = dict(command_line(method))
-    of_config = arguments(f"{method.lower()}_visa", **given, **extra)
+    named = f"{method.lower()}_visa"
+    shipped = (REPOSITORY / f"configs/{named}.yaml").is_file()
+    config, *of_config = arguments(named if shipped else "uniadet_visa", **given, **extra)
+    of_config = [config, *([] if shipped else [f"--model={method}"]), *of_config]
     kept = [a for a in of_config if not a.startswith("--model.layers=") or "model__layers" in given]
     return [*kept, "--data.test=[{class_path: MVTecAD, init_args: {root: data/mvtec, num_workers: 1}}]"]
 

@@ -86,7 +86,7 @@ def test_a_torch_program_gives_the_numbers_of_the_model(
     assert json.loads(extra[graph.FACTS]) == {key: facts[key] for key in facts if key != "largest_difference"}
     scores, maps = program.module()(torch.from_numpy(as_input(pictures(5))))
     assert_equal(model, (scores.detach().numpy(), maps.detach().numpy()), 5)
-    text_tower = [name for name in program.state_dict if ".backbone.text." in name]
+    text_tower = [name for name in program.state_dict if ".backbone.text_tower." in name]
     assert bool(text_tower) == (name == "FAPrompt")  # whose prompts depend on the image; else it stays out
 
 
