@@ -55,7 +55,7 @@ WRONG = {
     "--trainer.max_epochs=many": "trainer.max_epochs: expected a whole number or null, got many.",
     "--trainer.max_epochs=1.5": "trainer.max_epochs: expected a whole number or null, got 1.5.",
     "--model.layers=all": "model.layers: expected a list, got all.",
-    "--model.backbone.image_size=large": "model.backbone.image_size: expected a whole number or tuple or null, got large.",
+    "--model.backbone.image_size=large": "image_size: expected a whole number or tuple or null, got large.",
     "--loading.on_error=1": "loading.on_error: expected one of 'raise', 'skip', got 1.",
     "--data.train.train_split=dev": "data.train.train_split: expected one of 'train', 'test', got dev.",
     # names
