@@ -113,8 +113,8 @@ class PatchLogit(AnomalyMethod):
         entropy = F.binary_cross_entropy_with_logits(
             self.image_logit(logits)[labelled], batch.label[labelled].float(), reduction="none"
         )
-        terms = {"patches": patch_loss(logits[known], target, self.focal_gamma), "image": batch_mean(entropy)}
-        return {"total": terms["patches"] + self.image_weight * terms["image"], **terms}
+        terms = {"patch_focal": patch_loss(logits[known], target, self.focal_gamma), "image": batch_mean(entropy)}
+        return {"total": terms["patch_focal"] + self.image_weight * terms["image"], **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the image score `[B]` and the map `[B, H, W]`; zero-shot both are probabilities.

@@ -68,7 +68,7 @@ def test_without_a_mask_only_the_image_is_learnt(tiny: ClipBackbone) -> None:
     model = PatchLogit(tiny, layers=LAYERS)
     batch = with_masks(batch_of(2), [False, False])
     losses = model.loss(model.extract(batch), batch)
-    assert losses["patches"] == 0
+    assert losses["patch_focal"] == 0
     assert losses["total"].item() == pytest.approx(0.3 * losses["image"].item())
 
 
