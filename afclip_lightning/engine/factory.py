@@ -207,7 +207,10 @@ def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[s
 def with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the `init_args` of a `model` section with others in their place: see `load_head`."""
     method = method_class(model["class_path"])
-    config = OmegaConf.create(fill_in_section(model.get("init_args") or {}, method))
+    given = model.get("init_args") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"`init_args` of {model['class_path']} must be a mapping, got {given!r}")
+    config = OmegaConf.create(fill_in_section(given, method))
     for name, value in fill_in(arguments or {}, method).items():
         OmegaConf.update(config, name, value, force_add=True)
     return OmegaConf.to_container(config)  # type: ignore[return-value]

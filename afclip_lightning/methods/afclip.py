@@ -174,7 +174,8 @@ class AFCLIP(PromptMethod):
 
     def _ending(self, device: torch.device, text: Tensor) -> JoinedEnding | None:
         projection = normed_projection(self.backbone.vision)
-        if self.adapter is None or projection is None or torch.is_autocast_enabled(device.type):
+        mixed = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        if self.adapter is None or projection is None or mixed:
             return None
         to_out = self.adapter.to_out
         return JoinedEnding(to_out, projection, text) if JoinedEnding.pays(to_out, projection) else None

@@ -11,7 +11,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import patch_targets
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import upsample_and_smooth
-from afclip_lightning.distributed import batch_mean
+from afclip_lightning.distributed import batch_mean, batch_sum, total
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
@@ -89,13 +89,13 @@ class PatchLogit(AnomalyMethod):
 
     def logits(self, features: ClipFeatures) -> Tensor:
         """Returns the logit of each patch, `[B, N]`, float32; positive is more likely anomalous than not."""
-        total = self.bias.float()
+        logit = self.bias.float()
         for index, tokens in enumerate(features.tokens):
             with torch.autocast(tokens.device.type, enabled=False):
                 patches = F.layer_norm(tokens[:, 1:].float(), tokens.shape[-1:])
-                total = total + patches @ self.own[index].float()
-                total = total + (patches - patches.mean(dim=1, keepdim=True)) @ self.deviation[index].float()
-        return total
+                logit = logit + patches @ self.own[index].float()
+                logit = logit + (patches - patches.mean(dim=1, keepdim=True)) @ self.deviation[index].float()
+        return logit
 
     def image_logit(self, patches: Tensor) -> Tensor:
         """Returns the mean of the highest patch logits, `[B, N]` to `[B]`."""
@@ -150,4 +150,7 @@ def patch_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
     """
     correct = torch.where(target == 1, logits, -logits)
     focal = -F.logsigmoid(correct) * (1 - correct.sigmoid()) ** gamma
-    return 1.5 * batch_mean(focal[target == 0]) + 0.5 * batch_mean(focal[target == 1])
+    normal, anomalous = (
+        batch_sum(focal * chosen) / total(chosen.sum()).clamp(min=1) for chosen in (target == 0, target == 1)
+    )
+    return 1.5 * normal + 0.5 * anomalous
