@@ -20,9 +20,10 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.packages import SHIPPED, read_package
 from afclip_lightning.backbones.weights import load_vision_weights
 from afclip_lightning.errors import WeightsError
+from tests.support import REPOSITORY
 
 WIDTH, BLOCKS, SIDE, PATCH = 8, 2, 4, 2
-SHARED = Path("/work/shared/data/weights/dinov2_vits14_fp16.safetensors")
+SHARED = REPOSITORY.parent / "shared/data/weights/dinov2_vits14_fp16.safetensors"  # where it lies beside the checkout
 
 
 def tower(seed: int = 0) -> VisionTransformer:
