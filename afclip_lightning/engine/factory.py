@@ -46,7 +46,7 @@ def load_head(
     path = Path(path)
     if path.suffix in CONFIG_SUFFIXES:
         method = build(read_model(path, arguments), arguments, backbones)
-        if method.trainable_names():
+        if method.learnt_names():
             raise UserError(f"{path}: {type(method).__name__} has to be trained: run fit, and name its {HEAD_FILE}.")
         return method
     path = Path(checkpoint_of(path) or path)

@@ -82,10 +82,10 @@ def fit(run: Run) -> None:
     if run.config.test_before_fit and not path:  # the run that it goes on with did so
         _test(run, "Test before training", trained=False, name="results_untrained", pictures=False)
     name = type(run.method).__name__
-    if run.method.trainable_names():
-        _train(run, path)
-    elif path:
+    if path and not run.method.trainable_names():
         raise UserError(f"{name} has nothing to train: leave --checkpoint out, or use test.")
+    if run.method.learnt_names():
+        _train(run, path)
     else:
         print(f"{name} has nothing to train with these settings.")
     if run.config.test_after_fit:
@@ -136,7 +136,7 @@ def _train(run: Run, path: str | Path | None) -> None:
             print(f"Training goes on from {path}.")
     run.read_for(run.method)
     run.trainer.fit(run.method, datamodule=run.data, ckpt_path=path, weights_only=run.config.weights_only)
-    if run.trainer.global_step == 0:
+    if run.method.trainable_names() and run.trainer.global_step == 0:
         raise TrainingError("Nothing was trained: not one step was made. See --trainer.limit_train_batches.")
     head = run.folder / HEAD_FILE
     run.method.card = training_card(run.method, run.data, run.trainer.current_epoch).to_dict()
@@ -153,7 +153,7 @@ def _load_head(run: Run) -> bool:
     if run.config.ckpt_path:
         restore(run.method, read_checkpoint(run.config.ckpt_path))
         return True
-    return not run.method.trainable_names()
+    return not run.method.learnt_names()
 
 
 def _test(run: Run, title: str, trained: bool = True, name: str = "results", pictures: bool = True) -> None:
@@ -174,7 +174,7 @@ def _test(run: Run, title: str, trained: bool = True, name: str = "results", pic
 
 def _begin(run: Run, title: str, trained: bool, name: str = "results") -> None:
     """Says to the evaluation what the next pass is of, and to the data who reads it."""
-    if not trained and run.method.trainable_names():
+    if not trained and run.method.learnt_names():
         title = f"{title} of {UNTRAINED}"
     titles, checkpoints = {}, {}
     for head, method in run.heads.items():

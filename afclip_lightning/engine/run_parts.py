@@ -93,12 +93,12 @@ def check_space(
 
 
 def trained_on(method: AnomalyMethod, data: AnomalyData) -> list[tuple[AnomalyDataModule, Split]]:
-    """Returns the dataset and the split that training reads; nothing for a method that trains nothing.
+    """Returns the dataset and the split that training reads; nothing for a method that learns nothing.
 
     Raises:
-        DatasetError: The method trains, and no dataset is there for it.
+        DatasetError: The method learns, and no dataset is there for it.
     """
-    if not method.trainable_names():
+    if not method.learnt_names():
         return []
     dataset = data.training_set
     return [(dataset, dataset.train_split)]

@@ -61,7 +61,7 @@ def build_model(model: Path | str, arguments: Mapping[str, Any], backbones: fact
     if isinstance(model, Path):
         return factory.load_head(model, arguments, backbones)
     method = factory.build({"class_path": model}, arguments, backbones)
-    if method.trainable_names():
+    if method.learnt_names():
         raise UserError(f"{model} has to be trained: run fit, and name its {HEAD_FILE}.")
     return method
 

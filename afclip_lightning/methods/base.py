@@ -50,8 +50,8 @@ def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: 
 class AnomalyMethod(LightningModule, ABC):
     """A head on a frozen backbone. A subclass builds its parts, names its features and implements `score`.
 
-    A trained method also implements `loss`. Checkpoints hold the trainable tensors, plain hyperparameters and the
-    feature spec; never the backbone.
+    A trained method also implements `loss`. Checkpoints hold what is learnt (parameters that train, and buffers that
+    are registered as persistent), plain hyperparameters and the feature spec; never the backbone.
 
     What a method takes beside features is declared, as the class attributes below say it: nothing outside looks for it.
 
@@ -224,6 +224,12 @@ class AnomalyMethod(LightningModule, ABC):
         """Returns the names of the parameters that train."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def learnt_names(self) -> set[str]:
+        """Returns the names of what `fit` leaves behind: parameters that train, and persistent buffers of the head."""
+        frozen = {id(buffer) for buffer in self.backbone.buffers()}
+        buffers = {name for name, buffer in self.named_buffers() if id(buffer) not in frozen}
+        return self.trainable_names() | (buffers & super().state_dict().keys())
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the total loss and logs each term; the progress bar has the last step's, which has left the device.
 
@@ -267,10 +273,10 @@ class AnomalyMethod(LightningModule, ABC):
         return self.optimizer(parameters) if self.optimizer and parameters else None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Returns the trainable tensors only."""
+        """Returns what is learnt only."""
         state = super().state_dict(*args, **kwargs)
-        trainable = self.trainable_names()
-        return {name: tensor for name, tensor in state.items() if name in trainable}
+        learnt = self.learnt_names()
+        return {name: tensor for name, tensor in state.items() if name in learnt}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the feature spec and how the method is built, and keeps hyperparameters out of Lightning's own key.

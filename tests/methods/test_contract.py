@@ -181,7 +181,7 @@ def test_checkpoint_holds_the_trainable_tensors_and_plain_values(
 ) -> None:
     model, again = small(), small()
     checkpoint = saved(model, tmp_path)
-    assert set(checkpoint["state_dict"]) == model.trainable_names()
+    assert set(checkpoint["state_dict"]) == model.learnt_names()
     size = sum(t.numel() * t.element_size() for t in checkpoint["state_dict"].values())
     buffer = io.BytesIO()
     torch.save({k: v for k, v in checkpoint.items() if k != "optimizer_states"}, buffer)

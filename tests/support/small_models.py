@@ -37,7 +37,7 @@ def write_head(folder: Path, name: str, **arguments: Any) -> Path:
     model = {"class_path": name, "init_args": {"backbone": backbone, **CASES[name].head, **arguments}}
     torch.manual_seed(0)
     method = build(model)
-    if not method.trainable_names():
+    if not method.learnt_names():
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"model": model}))
         return path
