@@ -245,6 +245,11 @@ class Batch:
     views: Views | None = None
 
     @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Returns the dataset and the category of each sample."""
+        return [(sample.dataset, sample.category) for sample in self.samples]
+
+    @property
     def known(self) -> Tensor | slice:
         """Returns the index of the rows whose mask is known: all of them, as a rule, which a device need not count."""
         return slice(None) if all(sample.mask_known for sample in self.samples) else self.mask_known

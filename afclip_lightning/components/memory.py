@@ -217,6 +217,19 @@ class MemoryBank:
             ]
         return (1 - torch.stack(nearest)) / 2
 
+    def mean_distance(self, keys: Sequence[Key], feature_sets: Iterable[Tensor]) -> Tensor:
+        """Returns the mean of `distance` over the feature sets, `[B, N]`, in [0, 1].
+
+        Args:
+            keys: Category of each of the B images.
+            feature_sets: Tokens `[B, 1 + N, C]`, one tensor per set, in the order that the banks were fitted in.
+
+        Raises:
+            KeyError: A category whose bank was not fitted.
+        """
+        distances = [self.distance(keys, index, tokens) for index, tokens in enumerate(feature_sets)]
+        return torch.stack(distances).mean(dim=0)
+
     def left_out(self, key: Key, set_index: int) -> Tensor:
         """Returns half the cosine distance of rows of a bank to the nearest row of another image, `[R]`.
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from afclip_lightning.components.arguments import require_not_negative
+
 Start = Literal["linear", "zero"]
 
 
@@ -88,11 +90,7 @@ class TestTimeAdapter(nn.Module):
             raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
         if not 0 <= residual < 1:
             raise ValueError(f"residual must be at least 0 and below 1, got {residual}")
-        if steps < 0 or learning_rate < 0 or weight_decay < 0:
-            raise ValueError(
-                f"steps, learning_rate and weight_decay must not be negative, got {steps}, {learning_rate}, "
-                f"{weight_decay}"
-            )
+        require_not_negative(steps=steps, learning_rate=learning_rate, weight_decay=weight_decay)
         self.residual = residual
         self.steps = steps
         self.learning_rate = learning_rate

@@ -18,6 +18,7 @@ from afclip_lightning.components.adapters import (
     aggregate_neighbours,
     aggregate_patches,
 )
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.losses import (
     alignment_of_sums,
     binary_focal_loss,
@@ -104,11 +105,11 @@ class AFCLIP(PromptMethod):
         memory_map_weight: float = 0.1,
         memory_image_weight: float = 0.1,
     ) -> None:
+        require_layers(layers)
+        require_not_negative(map_sigma=map_sigma, k_shot=k_shot)
         super().__init__(backbone, backbone.spec(layers), optimizer)
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
             raise ValueError(f"scales must be odd and positive, got {list(scales)}")
-        if k_shot < 0:
-            raise ValueError(f"k_shot must not be negative, got {k_shot}")
         if temperature <= 0 or aggregation_sigma <= 0:
             raise ValueError(
                 f"temperature and aggregation_sigma must be positive, got {temperature}, {aggregation_sigma}"
@@ -223,17 +224,14 @@ class AFCLIP(PromptMethod):
         Reference: AF-CLIP, Sec. 4.4 and Eq. (18).
         """
         text = self.text_embeddings()
-        keys = [(sample.dataset, sample.category) for sample in batch.samples]
-        if self.k_shot:
-            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
         cosines = torch.zeros((), device=text.device)
         for tokens in self.unit_tokens(features, text):
             cosines = cosines + tokens.cosines
         probability = anomaly_probability(cosines / self.temperature)
         score, patches = probability[:, 0], probability[:, 1:]
         if self.k_shot:
-            distances = [self.memory.distance(keys, i, tokens) for i, tokens in enumerate(self.aggregated(features))]
-            distance = torch.stack(distances).mean(dim=0)
+            self.memory.fit_missing(batch.keys, self.preprocess, self.fit_memory)
+            distance = self.memory.mean_distance(batch.keys, self.aggregated(features))
             score = distance.amax(dim=1) + self.memory_image_weight * score
             patches = distance + self.memory_map_weight * patches
         anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)

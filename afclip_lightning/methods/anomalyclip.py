@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.losses import map_losses, orthogonality_loss
 from afclip_lightning.components.scoring import (
     anomaly_probability,
@@ -87,6 +88,8 @@ class AnomalyCLIP(PromptMethod):
         map_loss_weight: float = 4.0,
         map_sigma: float = 4.0,
     ) -> None:
+        require_layers(layers)
+        require_not_negative(map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(vv_layers=layers, vv_from=vv_from, image_embedding=True), optimizer)
         if ensemble < 1 or temperature <= 0:
             raise ValueError(f"ensemble must be at least 1 and temperature positive, got {ensemble}, {temperature}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_not_negative
 from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample, similarity_logits
 from afclip_lightning.components.synthesis import generator_of
 from afclip_lightning.components.test_time import BatchAdapters, TestTimeAdapter
@@ -123,8 +124,7 @@ class AnoVL(AnomalyMethod):
             raise ValueError(f"temperature must be positive, got {temperature}")
         if adapter not in get_args(Adapter):
             raise ValueError(f"adapter must be one of {', '.join(get_args(Adapter))}, got {adapter!r}")
-        if noise_std < 0:
-            raise ValueError(f"noise_std must not be negative, got {noise_std}")
+        require_not_negative(noise_std=noise_std)
         self.view_spec = backbone.spec(image_embedding=True)
         self.textures = frozenset(textures)
         self.temperature = temperature

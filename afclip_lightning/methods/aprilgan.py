@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_layers
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
@@ -68,6 +69,7 @@ class APRILGAN(AnomalyMethod):
         k_shot: int = 0,
         shot_seed: int = 0,
     ) -> None:
+        require_layers(layers)
         super().__init__(backbone, backbone.spec(layers, image_embedding=True), optimizer)
         if names not in get_args(Names):
             raise ValueError(f"names must be one of {', '.join(get_args(Names))}, got {names!r}")
@@ -174,9 +176,8 @@ class APRILGAN(AnomalyMethod):
         """
         total = torch.stack(list(self.maps(features, text))).sum(0)
         if self.k_shot:
-            keys = [(sample.dataset, sample.category) for sample in batch.samples]
-            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
-            distances = [2 * self.memory.distance(keys, i, tokens) for i, tokens in enumerate(features.tokens)]
+            self.memory.fit_missing(batch.keys, self.preprocess, self.fit_memory)
+            distances = [2 * self.memory.distance(batch.keys, i, tokens) for i, tokens in enumerate(features.tokens)]
             distance = torch.stack(distances).sum(0).unflatten(1, features.grid)
             total = total + upsample(distance, self.spec.image_size, align_corners=True)
         return total
@@ -190,10 +191,6 @@ class APRILGAN(AnomalyMethod):
             for sample, maximum in zip(batch.samples, maps.amax(dim=(1, 2)).tolist(), strict=True):
                 ranges = _merged([ranges, {(sample.dataset, sample.category): (maximum, maximum)}])
         return ranges
-
-    def fit_memory(self, key: Key, image: Tensor) -> None:
-        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
-        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
 
 def _merged(ranges: Sequence[dict[Key, tuple[float, float]]]) -> dict[Key, tuple[float, float]]:

@@ -55,7 +55,8 @@ class AnomalyMethod(LightningModule, ABC):
 
     What a method takes beside features is declared, as the class attributes below say it: nothing outside looks for it.
 
-    - With `takes_few_shot` it has the arguments `k_shot` and `shot_seed` and a `memory`, and implements `fit_memory`.
+    - With `takes_few_shot` it has the arguments `k_shot` and `shot_seed` and a `memory`. Where that holds anything
+      but the tapped patches, it implements `fit_memory`.
     - With `needs_references` it has a `pairing`.
     - With `uses_test_set` it implements `observe` and `take_observed`.
 
@@ -132,8 +133,10 @@ class AnomalyMethod(LightningModule, ABC):
         return False
 
     def fit_memory(self, key: Key, image: Tensor) -> None:
-        """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`."""
-        raise TypeError(f"{type(self).__name__} takes no few-shot images")
+        """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`: on their tapped patches."""
+        if self.memory is None:
+            raise TypeError(f"{type(self).__name__} takes no few-shot images")
+        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
     def observe(self, test_set: WholeTestSet) -> Any:
         """Returns what this process's part of the test images says of each other, as something that can be pickled.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_not_negative
 from afclip_lightning.components.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
 from afclip_lightning.components.scoring import (
     anomaly_probability,
@@ -143,6 +144,7 @@ class FAPrompt(PromptMethod):
         free_maximum_weight: float = 0.5,
         map_sigma: float = 10.0,
     ) -> None:
+        require_not_negative(map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(vv_layers=[layer], vv_from=vv_from, image_embedding=True), optimizer)
         if temperature <= 0 or not 0 <= free_maximum_weight <= 1:
             raise ValueError(

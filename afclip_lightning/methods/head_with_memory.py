@@ -12,6 +12,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import upsample, upsample_and_smooth
 from afclip_lightning.discovery import descendants, import_submodules
@@ -70,13 +71,10 @@ class HeadWithMemory(AnomalyMethod):
     ) -> None:
         if layers is None:
             layers = sorted({max(1, backbone.vision.depth * quarter // 4) for quarter in (1, 2, 3, 4)})
-        if not layers:
-            raise ValueError("layers must name at least one block, got none")
-        if k_shot < 1 or smoothing < 0 or head_weight < 0 or bank_size < 2:
-            raise ValueError(
-                "k_shot must be at least 1, bank_size 2, smoothing and head_weight not negative, got "
-                f"{k_shot}, {bank_size}, {smoothing} and {head_weight}"
-            )
+        require_layers(layers)
+        require_not_negative(head_weight=head_weight, smoothing=smoothing)
+        if k_shot < 1 or bank_size < 2:
+            raise ValueError(f"k_shot must be at least 1 and bank_size 2, got {k_shot} and {bank_size}")
         zero_shot = _zero_shot(head, backbone, head_arguments or {}) if head else None
         tapped = backbone.spec(layers)
         super().__init__(backbone, tapped if zero_shot is None else union([tapped, zero_shot.spec]), optimizer=None)
@@ -134,7 +132,7 @@ class HeadWithMemory(AnomalyMethod):
         Raises:
             DatasetError: A category has neither a memory bank nor few-shot images.
         """
-        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        keys = batch.keys
         self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
         tokens = self.tapped.select(features, self.spec).tokens
         values = [self.memory.distance(keys, index, one) for index, one in enumerate(tokens)]

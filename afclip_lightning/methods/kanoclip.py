@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.adapters import ConvAdapter
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.cross_attention import BiCrossAttention
 from afclip_lightning.components.losses import binary_focal_loss, knowledge_loss, map_losses
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample, upsample_and_smooth
@@ -126,8 +127,7 @@ class KAnoCLIP(AnomalyMethod):
         local_weight: float = 1.0,
         map_sigma: float = 4.0,
     ) -> None:
-        if not layers:
-            raise ValueError("layers must name a block, got none")
+        require_layers(layers)
         taps: dict[str, Any] = {"layers": layers} if vv_from is None else {"vv_layers": layers, "vv_from": vv_from}
         super().__init__(backbone, backbone.spec(**taps, image_embedding=True), optimizer)
         if conv_adapter not in (None, *get_args(ConvAdapterKind)):
@@ -142,11 +142,8 @@ class KAnoCLIP(AnomalyMethod):
                 "temperature, prompt_tokens and adapter_bottleneck must be positive, "
                 f"got {temperature}, {prompt_tokens}, {adapter_bottleneck}"
             )
-        if min(knowledge_weight, global_weight, local_weight, knowledge_margin) < 0:
-            raise ValueError(
-                "weights of losses and knowledge_margin must not be negative, "
-                f"got {knowledge_weight}, {global_weight}, {local_weight}, {knowledge_margin}"
-            )
+        require_not_negative(global_weight=global_weight, local_weight=local_weight, map_sigma=map_sigma)
+        require_not_negative(knowledge_weight=knowledge_weight, knowledge_margin=knowledge_margin)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.head_lr = head_lr
         self.words = (tuple(normal_words), tuple(abnormal_words))

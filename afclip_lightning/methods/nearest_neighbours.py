@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -46,10 +44,10 @@ class NearestNeighbours(AnomalyMethod):
         shot_seed: int = 0,
         map_sigma: float = 0.0,
     ) -> None:
-        if not layers:
-            raise ValueError("layers must name at least one block, got none")
-        if k_shot < 1 or map_sigma < 0:
-            raise ValueError(f"k_shot must be at least 1 and map_sigma not be negative, got {k_shot}, {map_sigma}")
+        require_layers(layers)
+        require_not_negative(map_sigma=map_sigma)
+        if k_shot < 1:
+            raise ValueError(f"k_shot must be at least 1, got {k_shot}")
         super().__init__(backbone, backbone.spec(layers), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.k_shot = k_shot
@@ -57,19 +55,13 @@ class NearestNeighbours(AnomalyMethod):
         self.map_sigma = map_sigma
         self.memory = MemoryBank()
 
-    def fit_memory(self, key: Key, image: Tensor) -> None:
-        """Fits the memory bank of a `(dataset, category)` on the patches of normal images `[S, 3, H, W]`."""
-        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
-
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the largest distance of an image's patches, and the map of them, upsampled; both in [0, 1].
 
         Raises:
             DatasetError: A category has neither a memory bank nor few-shot images.
         """
-        keys = [(sample.dataset, sample.category) for sample in batch.samples]
-        self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
-        layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
-        distances = torch.stack(layers).mean(dim=0)  # [B, N]
+        self.memory.fit_missing(batch.keys, self.preprocess, self.fit_memory)
+        distances = self.memory.mean_distance(batch.keys, features.tokens)  # [B, N]
         anomaly_map = upsample_and_smooth(distances.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(distances.amax(dim=1), anomaly_map)

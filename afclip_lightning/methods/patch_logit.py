@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.losses import patch_targets
-from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.distributed import batch_mean, batch_sum, total
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
@@ -58,20 +59,11 @@ class PatchLogit(AnomalyMethod):
         shot_seed: int = 0,
         memory_weight: float = 1.0,
     ) -> None:
-        if not layers:
-            raise ValueError("layers must name at least one block, got none")
+        require_layers(layers)
         if top_patches < 1:
             raise ValueError(f"top_patches must be positive, got {top_patches}")
-        amounts = {
-            "image_weight": image_weight,
-            "focal_gamma": focal_gamma,
-            "map_sigma": map_sigma,
-            "k_shot": k_shot,
-            "memory_weight": memory_weight,
-        }
-        for name, value in amounts.items():
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        require_not_negative(image_weight=image_weight, focal_gamma=focal_gamma, map_sigma=map_sigma)
+        require_not_negative(k_shot=k_shot, memory_weight=memory_weight)
         super().__init__(backbone, backbone.spec(layers), optimizer)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.top_patches = top_patches
@@ -125,17 +117,11 @@ class PatchLogit(AnomalyMethod):
         logits = self.logits(features)
         score, patches = self.image_logit(logits).sigmoid(), logits.sigmoid()
         if self.k_shot:
-            keys = [(sample.dataset, sample.category) for sample in batch.samples]
-            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
-            layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
-            distance = self.memory_weight * torch.stack(layers).mean(dim=0)
+            self.memory.fit_missing(batch.keys, self.preprocess, self.fit_memory)
+            distance = self.memory_weight * self.memory.mean_distance(batch.keys, features.tokens)
             score, patches = score + distance.amax(dim=1), patches + distance
         anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(score, anomaly_map)
-
-    def fit_memory(self, key: Key, image: Tensor) -> None:
-        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
-        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
 
 def patch_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:

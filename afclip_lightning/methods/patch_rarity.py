@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -60,10 +61,10 @@ class PatchRarity(AnomalyMethod):
         share: float = 0.1,
         map_sigma: float = 0.0,
     ) -> None:
-        if not layers:
-            raise ValueError("layers must name at least one block, got none")
-        if not 0 < share <= 1 or map_sigma < 0:
-            raise ValueError(f"share must be in (0, 1] and map_sigma not be negative, got {share}, {map_sigma}")
+        require_layers(layers)
+        require_not_negative(map_sigma=map_sigma)
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {share}")
         if backbone.grid == (1, 1):
             raise ValueError(f"an image of {backbone.image_size} pixels has one patch: there are no others to compare")
         super().__init__(backbone, backbone.spec(layers), optimizer=None)

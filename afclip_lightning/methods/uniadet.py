@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
-from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.components.scoring import similarity_logits, upsample, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
@@ -68,16 +69,12 @@ class UniADet(AnomalyMethod):
         shot_seed: int = 0,
         memory_weight: float = 1.0,
     ) -> None:
-        if not layers:
-            raise ValueError("layers must name at least one block, got none")
+        require_layers(layers)
         if image_score not in get_args(ImageScore):
             raise ValueError(f"image_score must be one of {', '.join(get_args(ImageScore))}, got {image_score!r}")
         if temperature <= 0 or top_patches < 1:
             raise ValueError(f"temperature and top_patches must be positive, got {temperature}, {top_patches}")
-        if k_shot < 0 or memory_weight < 0 or map_sigma < 0:
-            raise ValueError(
-                f"k_shot, memory_weight and map_sigma must not be negative, got {k_shot}, {memory_weight}, {map_sigma}"
-            )
+        require_not_negative(k_shot=k_shot, memory_weight=memory_weight, map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(layers), optimizer)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.temperature = temperature
@@ -143,14 +140,8 @@ class UniADet(AnomalyMethod):
         probability = patches.sigmoid().mean(dim=0)  # [B, N]
         score = self.top_logit(patches.mean(dim=0)).sigmoid() if images is None else images.sigmoid().mean(dim=0)
         if self.k_shot:
-            keys = [(sample.dataset, sample.category) for sample in batch.samples]
-            self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
-            layers = [self.memory.distance(keys, index, tokens) for index, tokens in enumerate(features.tokens)]
-            distance = self.memory_weight * torch.stack(layers).mean(dim=0)
+            self.memory.fit_missing(batch.keys, self.preprocess, self.fit_memory)
+            distance = self.memory_weight * self.memory.mean_distance(batch.keys, features.tokens)
             probability, score = probability + distance, score + distance.amax(dim=1)
         anomaly_map = upsample_and_smooth(probability.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(score, anomaly_map)
-
-    def fit_memory(self, key: Key, image: Tensor) -> None:
-        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
-        self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)

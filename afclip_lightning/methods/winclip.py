@@ -187,7 +187,7 @@ class WinCLIP(AnomalyMethod):
         scales += self.harmonic_maps([probability[:, 1:] for probability in probabilities], features.grid)
         patches = len(scales) / torch.stack(scales).clamp(min=SMALLEST).reciprocal().sum(dim=0)  # [B, h, w]
         if self.k_shot:
-            association = self.association(self.patch_tokens(features), windows, batch.samples, features.grid)
+            association = self.association(self.patch_tokens(features), windows, batch.keys, features.grid)
             score = (score + association.amax(dim=(1, 2))) / 2
             patches = patches + association
             if self.map_fusion == "mean":
@@ -195,14 +195,14 @@ class WinCLIP(AnomalyMethod):
         return AnomalyPrediction(score, upsample(patches, self.spec.image_size))
 
     def association(
-        self, patch_tokens: Tensor, windows: Sequence[Tensor], samples: Sequence[Sample], grid: tuple[int, int]
+        self, patch_tokens: Tensor, windows: Sequence[Tensor], keys: Sequence[Key], grid: tuple[int, int]
     ) -> Tensor:
         """Returns the distance of each patch, and of the windows over it, to the memory: the mean, `[B, h, w]`.
 
         Args:
             patch_tokens: See `patch_tokens`.
             windows: See `windows`.
-            samples: The B samples, for their categories.
+            keys: Category of each of the B images.
             grid: Patch grid `(h, w)`.
 
         Raises:
@@ -210,7 +210,6 @@ class WinCLIP(AnomalyMethod):
 
         Reference: WinCLIP, Eq. (4).
         """
-        keys = [(sample.dataset, sample.category) for sample in samples]
         self.memory.fit_missing(keys, self.preprocess, self.fit_memory)
         of_patches, *of_windows = (
             self.memory.distance(keys, index, tokens) for index, tokens in enumerate([patch_tokens, *windows])

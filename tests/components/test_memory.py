@@ -43,6 +43,12 @@ def test_what_is_usual_is_mean_and_deviation_of_sets_and_values() -> None:
     torch.testing.assert_close(memory.spread(KEY), torch.tensor(expected))
 
 
+def test_the_mean_distance_is_over_the_sets_in_order() -> None:
+    memory, query = fitted([tokens(), tokens(patches=6)]), [tokens(2), tokens(2)]
+    expected = (memory.distance([KEY] * 2, 0, query[0]) + memory.distance([KEY] * 2, 1, query[1])) / 2
+    torch.testing.assert_close(memory.mean_distance([KEY] * 2, iter(query)), expected)
+
+
 def test_a_memory_without_images_is_that_of_the_others() -> None:
     given, value = tokens(), torch.rand(3, 4)
     rest = fitted([given], values=(value,)).without(KEY, [1])

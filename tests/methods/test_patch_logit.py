@@ -1,4 +1,4 @@
-"""Patch logit's own: equal to loops, what it learns, what each part adds, few-shot memory, arguments."""
+"""Patch logit's own: equal to loops, what it learns, what each part adds, arguments."""
 
 import math
 from pathlib import Path
@@ -10,11 +10,10 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.patch_logit import PatchLogit, patch_loss
 from tests.reference import patch_logit_naive as naive
 from tests.support.clips import small_config
-from tests.support.methods import batch_of, fit_noise, score, train_step, with_masks
+from tests.support.methods import batch_of, score, train_step, with_masks
 
 LAYERS = (2, 5, 8)
 
@@ -72,31 +71,11 @@ def test_without_a_mask_only_the_image_is_learnt(tiny: ClipBackbone) -> None:
     assert losses["total"].item() == pytest.approx(0.3 * losses["image"].item())
 
 
-def test_the_memory_adds_the_distance(tiny: ClipBackbone) -> None:
-    torch.manual_seed(0)
-    model, batch = PatchLogit(tiny, layers=LAYERS, k_shot=2), batch_of()
-    with pytest.raises(DatasetError, match=r"no normal images for d/[ab]"):
-        score(model, batch)
-    fit_noise(model)
-    scores, maps = score(model, batch)
-    model.k_shot = 0
-    plain_scores, plain_maps = score(model, batch)
-    assert (scores > plain_scores).all()
-    assert (maps >= plain_maps - 1e-6).all()
-    model.k_shot, model.memory_weight = 2, 0.0
-    torch.testing.assert_close(score(model, batch)[1], plain_maps)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": ()}, "layers must name"),
-        ({"top_patches": 0}, "top_patches"),
-        ({"k_shot": -1}, "k_shot"),
-        ({"map_sigma": -1.0}, "map_sigma"),
         ({"image_weight": -1.0}, "image_weight"),
         ({"focal_gamma": -1.0}, "focal_gamma"),
-        ({"memory_weight": -0.1}, "memory_weight"),
     ],
 )
 def test_wrong_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any], message: str) -> None:

@@ -93,7 +93,7 @@ def test_few_shot(backbone: ClipBackbone, batch: Batch, code: str) -> None:
             model.fit_memory(KEY, torch.stack([image(100 + index, SIZE) for index in range(model.k_shot)]))
             features = model.extract(batch)
             patches, windows = model.patch_tokens(features), model.windows(features, batch.image)
-            association = model.association(patches, windows, batch.samples, features.grid)
+            association = model.association(patches, windows, batch.keys, features.grid)
             distances = [model.memory.distance([KEY] * 2, index, t) for index, t in enumerate([patches, *windows])]
             prediction = model.score(features, batch)
         space = {"accurate": "residual", "anomalib": "lnpost"}[code]

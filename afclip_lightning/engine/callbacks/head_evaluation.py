@@ -60,7 +60,7 @@ class HeadEvaluation:
         """
         # left on their device until the end: reading them here would wait for it in every step
         self._scored.append((batch.samples, prediction.pred_score, prediction.anomaly_map.flatten(1).amax(dim=1)))
-        keys = [(sample.dataset, sample.category) for sample in batch.samples]
+        keys = batch.keys
         for key in dict.fromkeys(keys):
             rows = [i for i, k in enumerate(keys) if k == key]
             parts = [rows] if self.resolution == "backbone" else [[i] for i in rows]
