@@ -3,6 +3,8 @@
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,13 +25,35 @@ def read_archive(path: str | Path, error: type[UserError]) -> Any:
     Raises:
         UserError: The file cannot be opened, is no such archive, is damaged, or holds other objects.
     """
+    return _read(path, error, lambda file: torch.load(file, map_location="cpu", weights_only=True))
+
+
+def read_modules(path: str | Path, error: type[UserError], classes: Collection[str]) -> Any:
+    """Returns what `torch.save` wrote, as `read_archive` does, but with modules that were pickled whole.
+
+    Each object of the classes becomes a `StoredModule`, which holds what the object held and can do nothing; the
+    classes themselves are not looked for. This is not left to `torch.load`: its `weights_only` takes such stand-ins
+    from a list of the whole process alone, and its words for what it refuses advise to trust the file.
+
+    Args:
+        path: A zip archive of `torch.save`.
+        error: Class of the error.
+        classes: Full names of the classes.
+
+    Raises:
+        UserError: See `read_archive`; the message names what else the file asks for.
+    """
+    return _read(path, error, lambda file: _unpickled(file, lambda name: name in classes))
+
+
+def _read(path: str | Path, error: type[UserError], read: Callable[[BinaryIO], Any]) -> Any:
     with open_regular(path, error=error) as file:
         if not zipfile.is_zipfile(file):
             raise error(f"{shown(path)}: is no archive of torch.save, or its end is missing. {_RESTORE}")
         check_archive(file, path, error)
         file.seek(0)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return read(file)
         except Exception as problem:  # of many classes
             raise error(f"{shown(path)}: {reason(problem)}. {_RESTORE}") from problem
 
@@ -49,6 +73,8 @@ def load_saved(path: str | Path, mmap: bool) -> Any:
 
 _RESTORE = "Restore the file, or name another."
 _MOST_CODE = 2**26  # bytes of a file of code in a TorchScript archive
+_MOST_PICKLE = 2**24  # bytes of what says how the tensors of an archive hang together
+_DEEPEST, _MOST_MODULES = 64, 100_000
 
 
 def check_archive(file: BinaryIO, path: str | Path, error: type[UserError]) -> None:
@@ -81,6 +107,8 @@ def check_archive(file: BinaryIO, path: str | Path, error: type[UserError]) -> N
 
 def reason(problem: BaseException) -> str:
     """Returns what was wrong with tensors that could not be read, without torch's advice to trust the file."""
+    if isinstance(problem, _RefusedError):
+        return f"holds {shown(problem)}, and nothing is read but tensors and plain values: it would be run"
     if isinstance(problem, pickle.UnpicklingError):
         return "holds other objects than tensors and plain values, which are not read, or is damaged"
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
@@ -109,48 +137,88 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
     Raises:
         Exception: It is damaged or holds something else; of many classes.
     """
-    with zipfile.ZipFile(file) as archive:
-        root = next(name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]).split("/")[0]
-        with archive.open(f"{root}/data.pkl") as content:
-            module = _Unpickler(content, archive, root).load()
-    tensors: dict[str, Tensor] = {}
-    _collect(module, "", tensors, depth=0)
-    return tensors
+    return tensors_of(_unpickled(file, lambda name: name.split(".")[0] == "__torch__"))
 
 
-class _Module:
-    """Stands for whatever class of the archive: what it held, and nothing that it could do."""
+class StoredModule:
+    """Stands for a module of the archive: what it held, and nothing that it could do."""
 
     held: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.held = state
 
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """Returns its tensors and the modules in it by name, among other attributes; those of `nn.Module` lie deeper.
+
+        Raises:
+            ValueError: It keeps them in a way of its own.
+        """
+        if not isinstance(self.held, Mapping):
+            raise ValueError("a module keeps its tensors in a way of its own")
+        if "_modules" not in self.held:
+            return self.held
+        parts: dict[str, Any] = {}
+        for kind in ("_parameters", "_buffers", "_modules"):
+            if not isinstance(held := self.held.get(kind, {}), Mapping):
+                raise ValueError("a module keeps its tensors in a way of its own")
+            parts |= held
+        return parts
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """An archive asks for something by a name that stands for nothing here."""
+
+
+def _unpickled(file: BinaryIO, is_module: Callable[[str], bool]) -> Any:
+    """Returns what an archive of torch holds, its tensors on the CPU.
+
+    Args:
+        file: The archive, open.
+        is_module: Whether a full name is that of a class which a `StoredModule` stands for.
+
+    Raises:
+        Exception: It is damaged or holds something else; of many classes.
+    """
+    with zipfile.ZipFile(file) as archive:
+        root = next(name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]).split("/")[0]
+        entry = archive.getinfo(f"{root}/data.pkl")
+        if entry.file_size > _MOST_PICKLE:
+            raise ValueError(f"its data.pkl has {entry.file_size:,} bytes; at most {_MOST_PICKLE:,} are read")
+        with archive.open(entry) as content:
+            return _Unpickler(content, archive, root, is_module).load()
+
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors and `_Module`s; every other name is refused."""
+    """Makes tensors, containers and `StoredModule`s; every other name is refused."""
 
-    def __init__(self, content: Any, archive: zipfile.ZipFile, root: str) -> None:
+    def __init__(self, content: Any, archive: zipfile.ZipFile, root: str, is_module: Callable[[str], bool]) -> None:
         super().__init__(content)
         self.archive = archive
         self.root = root
+        self.is_module = is_module
+        self.storages: dict[tuple[str, torch.dtype], Tensor] = {}  # many tensors may be views of one
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _Module
+        if self.is_module(f"{module}.{name}"):
+            return StoredModule
         if (module, name) in _KNOWN:
             return _KNOWN[module, name]
-        raise pickle.UnpicklingError(f"{module}.{name} is not read")
+        raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        kind, dtype, key, _, count = pid
+        kind, dtype, key, _, size = pid
+        if (key, dtype) in self.storages:
+            return self.storages[key, dtype]
         entry = self.archive.getinfo(f"{self.root}/data/{key}")
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or count * dtype.itemsize != entry.compress_size:
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or size * dtype.itemsize != entry.compress_size:
             raise ValueError(f"the storage {key} is not of the size that is named")
-        storage = torch.empty(count, dtype=dtype)
+        storage = torch.empty(size, dtype=dtype)
         with self.archive.open(entry) as content:
             content.readinto(storage.view(torch.uint8).numpy())  # type: ignore[attr-defined]
             content.read(1)  # at the end, the checksum is compared
+        self.storages[key, dtype] = storage
         return storage
 
 
@@ -164,7 +232,9 @@ def _first(value: Any, *_: Any) -> Any:
 
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("__builtin__", "set"): set,  # as the second version of pickle calls it
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _first,
     ("torch", "DoubleStorage"): torch.float64,
     ("torch", "FloatStorage"): torch.float32,
     ("torch", "HalfStorage"): torch.float16,
@@ -183,17 +253,28 @@ _KNOWN: dict[tuple[str, str], Any] = {
 """What the names in an archive stand for here."""
 
 
-def _collect(value: Any, prefix: str, tensors: dict[str, Tensor], depth: int) -> None:
+def tensors_of(module: Any) -> dict[str, Tensor]:
+    """Returns the tensors of a stored module and of those in it, by their names.
+
+    Raises:
+        ValueError: It is no module, keeps its tensors in a way of its own, or holds too many modules, or itself.
+    """
+    tensors: dict[str, Tensor] = {}
+    _collect(module, "", tensors, count())
+    return tensors
+
+
+def _collect(module: Any, prefix: str, tensors: dict[str, Tensor], visits: Iterator[int]) -> None:
     """Adds the tensors of a module and of those below it by their names."""
-    if depth > 64:
-        raise ValueError("modules are nested more than 64 deep")
-    if not isinstance(value, _Module) or not isinstance(value.held, dict):
+    if not isinstance(module, StoredModule):
         raise ValueError("a module keeps its tensors in a way of its own")
-    for name, part in value.held.items():
+    if prefix.count(".") > _DEEPEST or next(visits) > _MOST_MODULES:  # a few that hold each other would go on for ever
+        raise ValueError(f"modules are nested more than {_DEEPEST} deep, or are more than {_MOST_MODULES:,}")
+    for name, part in module.parts.items():
         if isinstance(part, Tensor):
             tensors[f"{prefix}{name}"] = part
-        elif isinstance(part, _Module):
-            _collect(part, f"{prefix}{name}.", tensors, depth + 1)
+        elif isinstance(part, StoredModule):
+            _collect(part, f"{prefix}{name}.", tensors, visits)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -27,7 +27,7 @@ from afclip_lightning.discovery import import_submodules
 from afclip_lightning.discovery.sections import instantiate_subclass, refusals
 from afclip_lightning.engine import flows, loggers
 from afclip_lightning.engine.checkpoint import AtomicCheckpointIO, read_checkpoint
-from afclip_lightning.engine.factory import load_heads
+from afclip_lightning.engine.factory import load_heads, read_any
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_run_arguments, parse
@@ -99,9 +99,10 @@ class AnomalyCLI(LightningCLI):
             return
         path = find_checkpoint(config.ckpt_path, command)
         config.ckpt_path = str(path)
-        checkpoint = read_checkpoint(path)
         if command == "fit":
-            check_resumable(path, checkpoint, config.trainer)
+            check_resumable(path, read_checkpoint(path), config.trainer)
+        else:
+            read_any(path)
 
     def before_instantiate_classes(self) -> None:
         """Checks the data and chooses the run folder, before any model is built."""

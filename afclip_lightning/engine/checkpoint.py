@@ -88,7 +88,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return read_head_file(path).to_checkpoint()
     checkpoint = read_archive(path, CheckpointError)
     if not isinstance(checkpoint, dict) or "feature_spec" not in checkpoint:
-        raise CheckpointError(f"{path} has no feature spec: it was not written by afclip_lightning. {REMEDY}")
+        raise CheckpointError(
+            f"{path} has no feature spec: it was not written by afclip_lightning. {REMEDY} What another project's code "
+            "wrote, `afclip head import` reads."
+        )
     for name in ("method", "method_hyperparameters", "feature_spec", "model", "card"):
         if not _is_plain(checkpoint.get(name)):
             raise CheckpointError(f"{path}: {name} holds more than text, numbers, lists and mappings. {REMEDY}")

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,8 +20,9 @@ from afclip_lightning.discovery.sections import all_arguments, prepare, refusals
 from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in, read_checkpoint
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.engine.presets import fill_in, fill_in_section
-from afclip_lightning.errors import CheckpointError, UserError, WeightsError
+from afclip_lightning.errors import CheckpointError, UserError, WeightsError, shown
 from afclip_lightning.files import read_yaml
+from afclip_lightning.heads.foreign import Released, find_released
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
 
@@ -34,8 +36,8 @@ def load_head(
     """Returns the method of a checkpoint with its trained tensors, or that of a config, in eval mode on the CPU.
 
     Args:
-        path: A checkpoint, a head file, the folder of one (`head.ckpt`, `head.safetensors`), or a YAML file with a
-            `model` section as `fit` and `test` take it.
+        path: A checkpoint, a head file, the folder of one (`head.ckpt`, `head.safetensors`), another project's head
+            (`heads.foreign`), or a YAML file with a `model` section as `fit` and `test` take it.
         arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
         backbones: Those that are there already; what is built is added.
 
@@ -50,7 +52,9 @@ def load_head(
             raise UserError(f"{path}: {type(method).__name__} has to be trained: run fit, and name its {HEAD_FILE}.")
         return method
     path = Path(checkpoint_of(path) or path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_any(path)
+    if isinstance(checkpoint, Released):
+        return load_released(checkpoint, arguments, backbones)
     if not checkpoint.get("model"):
         raise CheckpointError(
             f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
@@ -108,6 +112,57 @@ def restore(method: AnomalyMethod, checkpoint: dict[str, Any]) -> None:
         if method.memory is None:
             raise CheckpointError(f"The checkpoint has a memory bank, and {type(method).__name__} takes none.")
         method.memory.keep(kept)
+
+
+def read_any(path: str | Path) -> dict[str, Any] | Released:
+    """Returns the content of a checkpoint or of a head file, or the head of another project.
+
+    Raises:
+        CheckpointError: The file is none of these, or is damaged.
+    """
+    try:
+        return read_checkpoint(path)
+    except CheckpointError:
+        released = find_released(Path(path))
+        if released is None:
+            raise
+        return released
+
+
+def load_released(
+    released: Released, arguments: Mapping[str, Any] | None = None, backbones: Backbones | None = None
+) -> AnomalyMethod:
+    """Returns the method of another project's head, in eval mode on the CPU.
+
+    Args:
+        released: From `heads.foreign`.
+        arguments: Constructor arguments in place of those that the project's code fixes; see `load_head`.
+        backbones: See `load_head`.
+
+    Raises:
+        CheckpointError: An argument is wrong, or the head does not fit.
+    """
+    try:
+        method = build(released.model, arguments, backbones)
+    except WeightsError:
+        raise
+    except UserError as error:
+        raise CheckpointError(f"{shown(released.path)}: {error}") from error
+    restore_released(method, released)
+    return method
+
+
+def restore_released(method: AnomalyMethod, released: Released) -> None:
+    """Gives a method the trained tensors of another project's head, and notes what was assumed.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
+    try:
+        restore(method, released.checkpoint(method))
+    except CheckpointError as error:
+        raise CheckpointError(f"{shown(released.path)}: {error}") from error
+    rank_zero_info(f"{shown(released.path)}: " + "; ".join(f"{kind}: {said}" for kind, said in released.says().items()))
 
 
 def build(

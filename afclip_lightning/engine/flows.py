@@ -11,14 +11,15 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
-from afclip_lightning.engine.factory import checkpoint_of, restore
+from afclip_lightning.engine.factory import checkpoint_of, read_any, restore, restore_released
 from afclip_lightning.engine.resume import LAST, check_optimizer
 from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import restarted
 from afclip_lightning.engine.training_card import training_card
-from afclip_lightning.errors import TrainingError, UserError
+from afclip_lightning.errors import CheckpointError, TrainingError, UserError
 from afclip_lightning.files import shown
+from afclip_lightning.heads.foreign import Released
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
 
@@ -151,9 +152,29 @@ def _load_head(run: Run) -> bool:
     The trainer is told of no checkpoint: it would only warn where it finds none, and test what is there.
     """
     if run.config.ckpt_path:
-        restore(run.method, read_checkpoint(run.config.ckpt_path))
+        checkpoint = read_any(run.config.ckpt_path)
+        if isinstance(checkpoint, Released):
+            _check_assumed(run, checkpoint)
+            restore_released(run.method, checkpoint)
+        else:
+            restore(run.method, checkpoint)
         return True
     return not run.method.learnt_names()
+
+
+def _check_assumed(run: Run, released: Released) -> None:
+    """Compares what a config says with what another project's code fixes and its file does not hold.
+
+    Raises:
+        CheckpointError: It differs: the numbers would be those of neither.
+    """
+    if not (problems := released.differences(run.method)):
+        return
+    raise CheckpointError(
+        f"{shown(released.path)} is a head of {released.format.project}, and the config sees images otherwise:\n  "
+        + "\n  ".join(problems)
+        + "\nChange the config; or, if the head was trained so, test what head import FILE --model.KEY VALUE writes."
+    )
 
 
 def _test(run: Run, title: str, trained: bool = True, name: str = "results", pictures: bool = True) -> None:

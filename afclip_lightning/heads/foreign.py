@@ -1,0 +1,201 @@
+"""Trained heads of other projects: which format a file is of, what it holds, and whether it fits a method."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afclip_lightning.backbones.archives import read_modules
+from afclip_lightning.errors import CheckpointError, shown
+from afclip_lightning.heads import released
+from afclip_lightning.heads.format import Converted, Format
+from afclip_lightning.methods.base import AnomalyMethod
+
+TAPS = ("layers", "layer", "vv_from")  # arguments of methods that say which features they take
+UNKNOWN = "what it was trained on, and for how many epochs"
+
+
+@dataclass(frozen=True)
+class Released:
+    """A trained head of another project.
+
+    Attributes:
+        path: The file that was named.
+        format: Of it.
+        converted: What was made of it and of the files that belong to it.
+    """
+
+    path: Path
+    format: Format
+    converted: Converted
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Returns the method's arguments: those that the shapes tell, and those that the project's code fixes."""
+        return {**self.format.arguments, **self.converted.arguments}
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Returns how its method is built, as the `model` section of a config says it."""
+        return {"class_path": self.format.method, "init_args": {"backbone": self.format.backbone, **self.arguments}}
+
+    def checkpoint(self, method: AnomalyMethod) -> dict[str, Any]:
+        """Returns the head as `read_checkpoint` gives one of ours, for a method whose backbone's word is taken.
+
+        A file says nothing of its backbone. What can be seen is compared: the embeddings of words that lie in it.
+
+        Raises:
+            CheckpointError: The method or the backbone is another.
+        """
+        if type(method).__name__ != self.format.method:
+            raise CheckpointError(
+                f"it is a head of {self.format.method} ({self.format.project}), the model is {type(method).__name__}."
+            )
+        theirs = {name: list(tensor.shape) for name, tensor in self.converted.tensors.items()}
+        ours = {name: list(tensor.shape) for name, tensor in method.state_dict().items()}
+        problems = [
+            f"{name}: {theirs.get(name, 'absent')} in the file, {ours.get(name, 'absent')} here"
+            for name in [*theirs, *(name for name in ours if name not in theirs)]
+            if theirs.get(name) != ours.get(name)
+        ]
+        try:
+            if problems:
+                raise ValueError("\n  ".join(["its tensors do not fit", *problems[:8]]))
+            for prompt in self.converted.prompts:
+                prompt.check(method.backbone)
+        except ValueError as error:
+            raise CheckpointError(
+                f"it is no head for {method.backbone.description}: {error}\nName the backbone that it was trained on "
+                "(--model.backbone.model, --model.backbone.weights), and what else its training changed."
+            ) from error
+        return {
+            "state_dict": dict(self.converted.tensors),
+            "method": f"{type(method).__module__}.{type(method).__qualname__}",
+            "method_hyperparameters": {**method.hparams, **self.arguments},
+            "feature_spec": method.spec.to_dict(),
+        }
+
+    def differences(self, method: AnomalyMethod) -> list[str]:
+        """Returns in what a method sees images otherwise than the project's code does, a line each."""
+        backbone = {name: getattr(method.backbone, name) for name in ("image_size", "pos_embed", "activation")}
+        pairs = {f"backbone.{name}": (self.format.backbone[name], here) for name, here in backbone.items()}
+        pairs |= {name: (self.arguments[name], method.hparams[name]) for name in TAPS if name in self.arguments}
+        return [
+            f"{name}: {theirs} in its code, {_plain(here)} here"
+            for name, (theirs, here) in pairs.items()
+            if _plain(here) != theirs
+        ]
+
+    def says(self) -> dict[str, str]:
+        """Returns what is known of the head and from where, in words by kind."""
+        left_out, names = len(self.converted.left_out), self.converted.left_out[:1]
+        return {
+            "format": f"{self.format.method}, as {self.format.project} writes it",
+            "read from the file": _listed(self.converted.arguments) or "tensors alone",
+            "assumed, as its code has it": _listed(self.format.arguments),
+            "backbone assumed": _listed(self.format.backbone),
+            "left out": f"{left_out} tensors that nothing uses, such as {names[0]}" if names else "nothing",
+            "in no file": UNKNOWN,
+            "licence": self.format.licence,
+        }
+
+
+def formats() -> dict[str, Format]:
+    """Returns the formats by the names of their methods."""
+    modules = [
+        importlib.import_module(f"{released.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(released.__path__)
+    ]
+    found: list[Format] = [module.FORMAT for module in modules]
+    return {one.method: one for one in found}
+
+
+def format_of(method: str) -> Format:
+    """Returns the format of a method, however its name is spelt (`AF-CLIP`, `afclip`).
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    known = formats()
+    found = next((one for name, one in known.items() if _letters(name) == _letters(method)), None)
+    if found is None:
+        raise CheckpointError(f"There is no format of heads for {shown(method)}; there are {', '.join(known)}.")
+    return found
+
+
+def read_released(path: Path, method: str | None = None) -> Released:
+    """Returns the trained head of another project; nothing that the file holds is run.
+
+    Args:
+        path: The file, or one of them where a head is two.
+        method: The method that it should be of; by default that whose format it has.
+
+    Raises:
+        CheckpointError: The file, or the one that belongs to it, cannot be read, is of another or of no format, or
+            holds other tensors than a head does.
+    """
+    wanted = None if method is None else format_of(method)
+    content = _read(path)
+    found = _recognised(content)
+    if found is None:
+        known = "\n".join(f"  {one.method}: {one.project}" for one in formats().values())
+        raise CheckpointError(
+            f"{shown(path)}: is no trained head of a project whose format is known here:\n{known}\n"
+            "Name such a file, or a head of afclip_lightning's own."
+        )
+    if wanted is not None and found is not wanted:
+        raise CheckpointError(
+            f"{shown(path)}: is a head of {found.method} ({found.project}), not of {wanted.method}. Say --method "
+            f"{found.method}, or name another file."
+        )
+    try:
+        paths = found.files(path)
+        if absent := next((one for one in paths if not one.exists()), None):
+            raise ValueError(f"is one of two files, and {shown(absent)} is not there. Put it there")
+    except ValueError as error:
+        raise CheckpointError(f"{shown(path)}: {error}.") from error
+    contents = [content if one == path else _read(one) for one in paths]
+    try:
+        return Released(path, found, found.convert(contents))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{shown(path)}: {error}. It is not as {found.project} writes heads of {found.method}: it is damaged, or "
+            "that code was changed. Name another file."
+        ) from error
+
+
+def find_released(path: Path) -> Released | None:
+    """Returns the trained head of another project, or `None` where a file's keys are of no format that is known here.
+
+    Raises:
+        CheckpointError: It is of one, but holds other tensors than a head does, or what belongs to it is not there.
+    """
+    try:
+        if _recognised(_read(path)) is None:
+            return None
+    except CheckpointError:
+        return None
+    return read_released(path)
+
+
+def _read(path: Path) -> Any:
+    classes = {name for one in formats().values() for name in one.classes}
+    return read_modules(path, CheckpointError, classes)
+
+
+def _recognised(content: Any) -> Format | None:
+    return next((one for one in formats().values() if one.recognises(content)), None)
+
+
+def _letters(name: str) -> str:
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in arguments.items())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,220 @@
+"""What a format of trained heads of another project says, and what its converter takes tensors with."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afclip_lightning.backbones.archives import is_finite
+from afclip_lightning.backbones.building import Activation
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.spec import PosEmbedResize
+
+ALIKE = 1e-2  # of their norm, how far word embeddings may lie from the backbone's: a file may be of half precision
+
+
+@dataclass(frozen=True)
+class StoredPrompt:
+    """A prompt that lies in a file beside its learnable tokens: it tells on which CLIP these were trained.
+
+    Attributes:
+        words: What stands after the learnable tokens, in our method.
+        ids: Token ids `[T]`, any at the places of the learnable tokens.
+        learnable: Learnable tokens, after the start token.
+        embeddings: CLIP's embeddings of all the other tokens, `[T - learnable, width]`.
+    """
+
+    words: str
+    ids: Tensor
+    learnable: int
+    embeddings: Tensor
+
+    def check(self, backbone: ClipBackbone) -> None:
+        """Compares the words and their embeddings with a backbone's.
+
+        Raises:
+            ValueError: They differ.
+        """
+        expected = backbone.tokenize([self.words])[0].cpu()
+        expected = expected[: len(expected) - self.learnable]
+        found = torch.cat([self.ids[:1], self.ids[1 + self.learnable :]]).to(expected)
+        if not torch.equal(found, expected):
+            raise ValueError(f"a prompt of it has other words than {self.words!r}, or was made by another tokenizer")
+        own = backbone.text.token_embedding(expected.to(backbone.text.token_embedding.weight.device)).cpu().float()
+        if own.shape != self.embeddings.shape or (own - self.embeddings).norm() > ALIKE * own.norm():
+            raise ValueError("the embeddings of its words are those of another CLIP")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a converter made of a file.
+
+    Attributes:
+        tensors: The trained tensors, named as our method has them.
+        arguments: Of the method, as the shapes tell them.
+        prompts: Those that tell the backbone.
+        left_out: Names of tensors that nothing uses.
+        known: What else the file says, for the card; by fields of `heads.card.Card`.
+    """
+
+    tensors: Mapping[str, Tensor]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Sequence[StoredPrompt] = ()
+    left_out: Sequence[str] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
+def papers_backbone(pos_embed: PosEmbedResize, activation: Activation) -> dict[str, Any]:
+    """Returns the arguments of the backbone that the papers' codes have in common, and those in which they differ."""
+    return {
+        "model": "ViT-L-14-336",
+        "weights": "openai",
+        "image_size": 518,
+        "pos_embed": pos_embed,
+        "activation": activation,
+    }
+
+
+def alone(path: Path) -> tuple[Path, ...]:
+    """Returns the files of a head that is one file."""
+    return (path,)
+
+
+@dataclass(frozen=True)
+class Format:
+    """The format in which a project's code writes trained heads. Files say nothing of it: they are known by their keys.
+
+    Attributes:
+        method: The class of ours that takes them.
+        project: The repository, whose code wrote them.
+        weights: Where it offers trained heads, and what they were trained on.
+        licence: What it says of their licence.
+        backbone: Arguments of the backbone that its code fixes, and no file holds.
+        arguments: Arguments of the method, likewise: those of its code and not our defaults.
+        recognises: Whether what a file holds is of the format, or a part of it.
+        convert: Makes our tensors of what the files hold, in the order of `files`; raises `ValueError` where a tensor
+            is absent, unknown or of another shape.
+        files: Returns the files of the head that one of them belongs to; raises `ValueError` where its name leads to
+            no other.
+        classes: Full names of classes whose pickled objects are modules that hold tensors.
+    """
+
+    method: str
+    project: str
+    weights: str
+    licence: str
+    backbone: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    recognises: Callable[[Any], bool]
+    convert: Callable[[Sequence[Any]], Converted]
+    files: Callable[[Path], tuple[Path, ...]] = alone
+    classes: tuple[str, ...] = ()
+
+
+class Tensors:
+    """The tensors of a file by name, of which each is taken once: what is left at the end is not known.
+
+    Args:
+        state: Tensors by name.
+
+    Raises:
+        ValueError: It is something else.
+    """
+
+    def __init__(self, state: Any) -> None:
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise ValueError("holds no tensors by name where a head has them")
+        for name, value in state.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name} is no tensor")
+        self.left: dict[str, Tensor] = dict(state)
+
+    def take(self, name: str, *shape: int | None) -> Tensor:
+        """Returns a tensor of floating-point numbers in float32.
+
+        Args:
+            name: In the file.
+            shape: Of it; `None` for any length.
+
+        Raises:
+            ValueError: It is absent, of another shape or type, or not finite.
+        """
+        tensor = self._take(name, shape)
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise ValueError(f"{name} holds other values than finite floating-point numbers")
+        return tensor.detach().float()
+
+    def take_ids(self, name: str, *shape: int | None) -> Tensor:
+        """Returns a tensor of whole numbers; see `take`."""
+        tensor = self._take(name, shape)
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise ValueError(f"{name} holds no whole numbers")
+        return tensor.long()
+
+    def take_all(self, name: str, *shape: int | None) -> list[Tensor]:
+        """Returns tensors that are numbered from 0, in the order of their numbers.
+
+        Args:
+            name: In the file, `{}` for the number.
+            shape: See `take`.
+
+        Raises:
+            ValueError: A number is absent, or see `take`.
+        """
+        pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
+        numbers = sum(bool(pattern.fullmatch(found)) for found in self.left)
+        return [self.take(name.format(number), *shape) for number in range(numbers)]
+
+    def take_prompts(self, state: str, words: str, copies: int, learnable: int, width: int) -> list[StoredPrompt]:
+        """Returns the prompts of one state, of the buffers in which AnomalyCLIP's code and its descendants keep them.
+
+        Args:
+            state: `pos` or `neg`.
+            words: See `StoredPrompt`.
+            copies: Prompts.
+            learnable: See `StoredPrompt`.
+            width: Of the text tower.
+
+        Raises:
+            ValueError: See `take`.
+        """
+        start = self.take(f"token_prefix_{state}", 1, copies, 1, width)[0]
+        rest = self.take(f"token_suffix_{state}", 1, copies, None, width)[0]
+        length = learnable + 1 + rest.shape[1]
+        ids = self.take_ids(f"tokenized_prompts_{state}", 1, copies, length)[0]
+        return [StoredPrompt(words, ids[i], learnable, torch.cat([start[i], rest[i]])) for i in range(copies)]
+
+    def leave(self, start: str) -> list[str]:
+        """Returns the names that begin so, of tensors that nothing uses."""
+        names = [name for name in self.left if name.startswith(start)]
+        for name in names:
+            del self.left[name]
+        return names
+
+    def end(self) -> None:
+        """Checks that nothing is left.
+
+        Raises:
+            ValueError: Something is: it would be dropped silently.
+        """
+        if self.left:
+            more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""
+            raise ValueError(f"holds a tensor that is not known here: {', '.join(sorted(self.left)[:3])}{more}")
+
+    def _take(self, name: str, shape: Sequence[int | None]) -> Tensor:
+        if name not in self.left:
+            raise ValueError(f"has no {name}")
+        tensor = self.left.pop(name)
+        fits = tensor.dim() == len(shape) and all(
+            length > 0 and wanted in (None, length) for length, wanted in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("…" if length is None else str(length) for length in shape)
+            raise ValueError(f"{name} is of shape {list(tensor.shape)}, not [{wanted}]")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} names more values than the file holds")
+        return tensor

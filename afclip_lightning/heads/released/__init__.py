@@ -1,0 +1,1 @@
+"""Heads as other projects write them: one file per project, whose `FORMAT` is found, not listed."""
