@@ -38,6 +38,7 @@ from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.engine.factory import load_head, read_model
 from afclip_lightning.errors import UserError
+from afclip_lightning.heads.foreign import read_released
 from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.inspection.folder import check_settings
 from afclip_lightning.inspection.labelled import read_labelled
@@ -52,6 +53,8 @@ from tests.support.clips import small_clip, small_config
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.listing import write_json_lines, write_meta
 from tests.support.layouts.visa import write_visa
+from tests.support.released import changed as write_released
+from tests.support.released import write_afclip
 from tests.support.run_folders import write_run
 from tests.support.small_head import write_head
 
@@ -238,6 +241,10 @@ READERS = [
         lambda folder: write_head(folder / "head.ckpt", BACKBONES),
         lambda path: load_head(path, backbones=BACKBONES),
     ),
+    Reader(
+        "another project's head", lambda folder: write_released("anomalyclip.pth", folder / "a.pt", {}), read_released
+    ),
+    Reader("pickled module", lambda folder: write_afclip(folder)[1], read_released),
     Reader("weights.pt", write_weights("w.pt"), lambda path: load_weights(CLIP, path)),
     Reader("weights.safetensors", write_weights("w.safetensors"), lambda path: load_weights(CLIP, path)),
     Reader("knowledge base", text_file("base.yaml", yaml.safe_dump(KNOWLEDGE)), read_knowledge),
@@ -372,7 +379,7 @@ def dump(path: Path, value: Any) -> bytes:
     return json.dumps(value).encode()  # which is YAML too
 
 
-STRUCTURED = [r for r in READERS if r.name not in ("features", "weights.safetensors", "map")]
+STRUCTURED = [r for r in READERS if r.name not in ("features", "weights.safetensors", "map", "pickled module")]
 
 
 @BY_NAME

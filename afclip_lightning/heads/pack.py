@@ -13,6 +13,7 @@ from afclip_lightning.errors import CheckpointError, shown
 from afclip_lightning.files import to_type
 from afclip_lightning.heads.card import Card, card_from
 from afclip_lightning.heads.file import Head, write_head_file
+from afclip_lightning.heads.foreign import find_released
 
 
 def read_head(path: str | Path) -> Head:
@@ -21,7 +22,15 @@ def read_head(path: str | Path) -> Head:
     Raises:
         CheckpointError: It cannot be read, or does not say how its method is built.
     """
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        if (released := find_released(Path(path))) is None:
+            raise
+        raise CheckpointError(
+            f"{shown(path)} is a head as {released.format.project} writes it: make it one of ours first, `afclip head "
+            f"import {shown(path)}`, and name what that writes."
+        ) from error
     model = checkpoint.get("model")
     if not model:
         raise CheckpointError(f"{shown(path)} does not say how its method is built: train the head again.")

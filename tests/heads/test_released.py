@@ -1,5 +1,6 @@
 """Trained heads of other projects: what they score here is what their own code scored, and what is wrong is said."""
 
+import inspect
 import io
 import os
 import pickle
@@ -20,10 +21,12 @@ from afclip_lightning.cli import head
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import Backbones, backbone_key, load_head, method_class
 from afclip_lightning.errors import CheckpointError, UserError
+from afclip_lightning.files import read_yaml
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.file import read_head_file
-from afclip_lightning.heads.foreign import find_released, formats, read_released
+from afclip_lightning.heads.foreign import TAPS, find_released, formats, read_released
 from afclip_lightning.heads.importing import import_head
+from afclip_lightning.heads.pack import read_head
 from afclip_lightning.heads.released import afclip
 from afclip_lightning.types import Batch, Sample
 from tests.support import REPOSITORY
@@ -170,6 +173,25 @@ def test_every_format_says_all_that_a_trained_head_depends_on() -> None:
         assert one.licence
         assert one.weights
         assert {"model", "weights", "image_size", "pos_embed", "activation"} <= one.backbone.keys()
+
+
+def test_configs_see_images_as_the_code_of_each_head_does() -> None:
+    """So that a released file is tested with them: `test` refuses one that differs."""
+    for name, one in formats().items():
+        files = [f"configs/{name.lower()}_visa.yaml", f"configs/official/{name.lower()}.yaml"]
+        paths = [REPOSITORY / file for file in files if (REPOSITORY / file).exists()]
+        given: dict[str, Any] = {}
+        for path in paths:
+            given |= read_yaml(path, dict[str, Any], remedy="")["model"]["init_args"]
+        method = method_class(name)
+        defaults = {key: value.default for key, value in inspect.signature(method).parameters.items()}
+        here = {"activation": "quick_gelu", **given["backbone"]}
+        assert {key: here[key] for key in one.backbone if key != "weights"} == {
+            key: value for key, value in one.backbone.items() if key != "weights"
+        }
+        for key in {*method.fixed_by_training, *TAPS} & one.arguments.keys():
+            value = given.get(key, defaults[key])
+            assert (list(value) if isinstance(value, tuple) else value) == one.arguments[key], (name, key)
 
 
 def test_the_guide_says_of_each_project_where_its_weights_are_and_under_which_licence() -> None:
@@ -354,6 +376,8 @@ def test_nothing_in_a_file_is_run(
         read_released(path)
     with pytest.raises(CheckpointError):
         load_head(path)
+    with pytest.raises(CheckpointError):
+        read_head(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -424,6 +448,17 @@ def test_the_command_says_what_it_read_and_what_it_assumed(
     )
     assert head.main(["show", "real", "--model.layers", "[1]"]) == 2
     assert "--model.layers is an option of head import alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["show"], ["pack", "--out", "head.safetensors"]])
+def test_commands_on_our_heads_say_what_to_do_with_others(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, adapter = write_afclip(tmp_path)
+    assert head.main([command[0], str(adapter), *command[1:]]) == 2
+    said = capsys.readouterr().err
+    assert "is a head as github.com/Faustinaqq/AF-CLIP writes it" in said
+    assert f"`afclip head import {adapter}`" in said
 
 
 def test_a_card_says_what_is_not_known(tmp_path: Path, width64: dict[str, Any], built: Any) -> None:
