@@ -1,4 +1,4 @@
-"""Other walks through a frozen block than its own: the V-V dual path, and prompts that begin alike."""
+"""Other walks through a frozen block than its own: the V-V dual path, prompts that begin alike, tokens put beside."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -45,6 +45,34 @@ def run_block(block: nn.Module, tokens: Tensor, rotation: Tensor | None) -> Tens
     """
     output: Tensor = block(tokens) if rotation is None else block(tokens, rope=rotation)
     return output
+
+
+def run_beside(
+    block: nn.Module, tokens: Tensor, extra: Tensor, n_prefix: int, rotation: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns tokens `[B, T, C]` and extra ones `[B, n, C]` after a frozen block in which they see each other.
+
+    The extra tokens stand between the prefix and the patches, as registers do: they have no place in the image, and no
+    rotation. Attention does not ask where a token stands, so that this is the same as after the patches.
+
+    Args:
+        block: Of a vision tower; one with a rotary embedding must be one that `has_dual_path`.
+        tokens: `[B, T, C]`.
+        extra: `[B, n, C]`.
+        n_prefix: Tokens before the patches: the class token and registers.
+        rotation: See `run_block`.
+    """
+    split = [n_prefix, extra.shape[1], tokens.shape[1] - n_prefix]
+    joined = torch.cat([tokens[:, :n_prefix], extra, tokens[:, n_prefix:]], dim=1)
+    if rotation is None:
+        joined = block(joined)
+    else:  # timm's own pass rotates all that is not one of the tower's own prefix tokens
+        parts = _parts(block, rotation)
+        attended = F.scaled_dot_product_attention(*parts.project(parts.normalise(joined)))
+        joined = joined + parts.output(attended.transpose(1, 2).flatten(2))
+        joined = joined + parts.feed(joined)
+    prefix, extra, patches = joined.split(split, dim=1)
+    return torch.cat([prefix, patches], dim=1), extra
 
 
 def dual_block(

@@ -25,7 +25,7 @@ from afclip_lightning.backbones.sources import PIP, TIMM, is_local_file, normali
 from afclip_lightning.backbones.spec import FeatureSpec, Interpolation, PosEmbedResize, Resize
 from afclip_lightning.backbones.text_tower import TextTower, check_text_tower
 from afclip_lightning.backbones.tokenizers import Tokenizer, load_tokenizer
-from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
+from afclip_lightning.backbones.towers import ClipVisionTower, Step, TimmVisionTower, VisionTower
 from afclip_lightning.backbones.weights import fingerprint, load_vision_weights
 from afclip_lightning.errors import UserError, WeightsError
 from afclip_lightning.types import ClipFeatures, ImageSize, height_and_width, in_pixels
@@ -246,6 +246,18 @@ class ClipBackbone(nn.Module):
         features: ClipFeatures = self._compiled_tap(image, spec)
         # a graph writes where it wrote before
         return features.map(Tensor.clone) if self.compile_mode == "reduce-overhead" else features
+
+    def encode_adapted(self, image: Tensor, spec: FeatureSpec, step: Step) -> ClipFeatures:
+        """Returns the features that `spec` names of blocks that something learned stands between; differentiable in it.
+
+        It is not compiled, whatever `compile_mode` says.
+
+        Args:
+            image: See `encode_image`.
+            spec: Likewise; it names no V-V path.
+            step: Runs one of the blocks; see `towers.Step`.
+        """
+        return self.vision.tap(image, spec, step)
 
     @cached_property
     def _compiled_tap(self) -> Callable[[Tensor, FeatureSpec], ClipFeatures]:

@@ -1,7 +1,7 @@
 """One small interface over the vision towers that open_clip builds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from afclip_lightning.errors import WeightsError
 from afclip_lightning.types import ClipFeatures
 
 Rotations = Sequence[Tensor | None]
+Step = Callable[[int, nn.Module, Tensor, Tensor | None], Tensor]
+"""A block's part of a pass: from its number, counted from 1, itself, tokens `[B, P + N, C]` and rotation to tokens."""
 
 
 class VisionTower(nn.Module, ABC):
@@ -79,16 +81,17 @@ class VisionTower(nn.Module, ABC):
         """Returns whether the V-V path can run beside the blocks."""
         return all(has_dual_path(block) for block in self.blocks)
 
-    def tap(self, image: Tensor, spec: FeatureSpec) -> ClipFeatures:
+    def tap(self, image: Tensor, spec: FeatureSpec, step: Step | None = None) -> ClipFeatures:
         """Returns the residual streams after the blocks that `spec` names, both paths from one pass.
 
         Args:
             image: `[B, 3, H, W]`, normalised.
             spec: Which features. The blocks after the last tap are run for the image embedding only.
+            step: Runs a block before the V-V path in place of `run_block`, with what is learned between blocks.
         """
         tokens, vv_tokens = [], []
         last = self.depth if spec.image_embedding else max(spec.layers + spec.vv_layers)
-        for number, original, value in self._walk(image, spec.vv_from or self.depth + 1, last):
+        for number, original, value in self._walk(image, spec.vv_from or self.depth + 1, last, step):
             if number in spec.layers:
                 tokens.append(self._class_and_patches(original, original))
             if number in spec.vv_layers:
@@ -99,13 +102,15 @@ class VisionTower(nn.Module, ABC):
             features.image_embedding = self.pool(original)
         return features
 
-    def _walk(self, image: Tensor, vv_from: int, last: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _walk(self, image: Tensor, vv_from: int, last: int, step: Step | None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields the number of each block and both streams after it; they are one before the block `vv_from`."""
         embedded, rotations = self.embed(image)
         original = value = embedded
         for number, (block, rotation) in enumerate(zip(self.blocks[:last], rotations, strict=False), 1):
             if number < vv_from:
-                original = value = run_block(block, original, rotation)
+                original = value = (
+                    run_block(block, original, rotation) if step is None else step(number, block, original, rotation)
+                )
             else:
                 original, value = dual_block(block, original, value, rotation)
             yield number, original, value

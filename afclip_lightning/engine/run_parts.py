@@ -52,9 +52,10 @@ def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, lo
     for method in heads.values():
         if method.needs_pixels:
             name = type(method).__name__
-            raise UserError(
-                f"{name} uses the images beside their features: run it without --features.cache and temporary."
-            )
+            why = "uses the images beside their features"
+            if method.changes_blocks:
+                why = "learns what stands between the backbone's blocks, so that no features of theirs stay as they are"
+            raise UserError(f"{name} {why}: run it without --features.cache and temporary.")
     if loading.draft:
         raise UserError("--loading.draft changes the pixels: use it or kept features (--features), not both.")
     compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision, "float32")

@@ -73,6 +73,8 @@ class AnomalyMethod(LightningModule, ABC):
         needs_references: Whether it compares each image with reference images, which the data module pairs it with.
         uses_test_set: When it scores an image in relation to all test images of its category.
         needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
+        changes_blocks: Whether something that it learns stands between the backbone's blocks, whose features are then
+            new with every step, and cannot be kept either. It runs the blocks itself, from the image.
         needs_class_name: Whether its prompts say what the category is called.
         k_shot: Few-shot images per category; 0 for a method that takes none.
         shot_seed: Of their random selection.
@@ -91,6 +93,7 @@ class AnomalyMethod(LightningModule, ABC):
     needs_references: ClassVar[bool] = False
     uses_test_set: ClassVar[UsesTestSet] = "never"
     needs_pixels: ClassVar[bool] = False
+    changes_blocks: ClassVar[bool] = False
     needs_class_name: ClassVar[bool] = False
     k_shot: int = 0
     shot_seed: int = 0

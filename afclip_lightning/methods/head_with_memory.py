@@ -87,9 +87,10 @@ class HeadWithMemory(AnomalyMethod):
         self.shot_seed = shot_seed
         self.memory = MemoryBank(bank_size)
         if zero_shot is not None:
-            self.needs_class_name, self.needs_pixels = (  # type: ignore[misc]  # those of the head
+            self.needs_class_name, self.needs_pixels, self.changes_blocks = (  # type: ignore[misc]  # those of the head
                 zero_shot.needs_class_name,
                 zero_shot.needs_pixels,
+                zero_shot.changes_blocks,
             )
 
     def on_evaluation_start(self) -> None:

@@ -26,10 +26,10 @@ def name_of(sample: Sample, names: Names) -> str:
 
 
 def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
-    """Returns one embedding per state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
+    """Returns one embedding per state `[..., 2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
 
     Args:
-        normal: `[K, D]`, one row per sentence, not normalised.
+        normal: `[..., K, D]`, one row per sentence, not normalised.
         abnormal: Likewise, with a K of its own.
         rule: `mean_then_norm` averages the embeddings as they come, so that longer vectors weigh more (WinCLIP's
             re-implementations, AnoVL); `norm_mean_norm` normalises each before (CLIP, APRIL-GAN, AA-CLIP).
@@ -39,12 +39,13 @@ def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
-    if not len(normal) or not len(abnormal):
-        raise ValueError(f"each state needs a sentence, got {len(normal)} normal and {len(abnormal)} abnormal")
+    counts = normal.shape[-2], abnormal.shape[-2]
+    if 0 in counts:
+        raise ValueError(f"each state needs a sentence, got {counts[0]} normal and {counts[1]} abnormal")
     states = [normal, abnormal]
     if rule == "norm_mean_norm":
         states = [F.normalize(state, dim=-1) for state in states]
-    return F.normalize(torch.stack([state.mean(dim=0) for state in states]), dim=-1)
+    return F.normalize(torch.stack([state.mean(dim=-2) for state in states], dim=-2), dim=-1)
 
 
 def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], rule: Rule) -> Tensor:

@@ -1,6 +1,6 @@
 """Learnable prompt tokens, and the words that they are nearest to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -236,6 +236,63 @@ class ObjectPrompts(WordTokens):
         return fill_gap(self.abnormal_words, tokens)
 
 
+class SentenceIds:
+    """The token ids of each category's sentences.
+
+    They are kept: reading a length off the device at each step would make the host wait for it.
+
+    Args:
+        sentences: From what a category is called to its sentences, as many for each.
+        n_tokens: Learnable tokens that come in front of them, for which there must be room.
+        overwritten: Positions after the start token whose words others take the place of: a sentence must be longer.
+    """
+
+    def __init__(self, sentences: Callable[[str], Sequence[str]], n_tokens: int = 0, overwritten: int = 0) -> None:
+        self.sentences = sentences
+        self.n_tokens = n_tokens
+        self.overwritten = overwritten
+        self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
+
+    def __call__(self, backbone: ClipBackbone, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Returns ids `[M, K, T]` of M categories, and where each sentence ends behind the learnable tokens, `[M, K]`.
+
+        Ids end with the last end-of-text token if the text tower is causal; if not, they leave room for the learnable
+        tokens in its context, and no more.
+
+        Args:
+            backbone: The one that the prompts were built for.
+            class_names: What the M categories are called.
+
+        Raises:
+            ValueError: A sentence does not fit into the text tower's context, or is too short.
+        """
+        ids, ends, longest = zip(*(self._of(backbone, class_name) for class_name in class_names), strict=True)
+        length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
+        return torch.stack(ids)[..., : length - self.n_tokens], torch.stack(ends)
+
+    def _of(self, backbone: ClipBackbone, class_name: str) -> tuple[Tensor, Tensor, int]:
+        """Returns the token ids of a category's sentences, their ends behind the learnable tokens, and the last one."""
+        key = class_name, backbone.text.token_embedding.weight.device
+        if key not in self.kept:
+            texts = self.sentences(class_name)
+            with torch.inference_mode(False):  # a kept tensor must serve training as well
+                ids = backbone.tokenize(texts)
+                end = self.n_tokens + backbone.ends(ids)
+            longest, limit = int(end.max()), backbone.text.context_length
+            if longest >= limit:
+                raise ValueError(
+                    f"a prompt must fit in the context length {limit}, got {longest + 1} positions for "
+                    f"{texts[int(end.argmax())]!r}"
+                )
+            if int(end.min()) <= self.overwritten:
+                raise ValueError(
+                    f"{self.overwritten} prompt tokens must leave the end of {texts[int(end.argmin())]!r}, which has "
+                    f"{int(end.min()) - 1} words and word pieces"
+                )
+            self.kept[key] = ids, end, longest
+        return self.kept[key]
+
+
 class CategoryPrompts(WordTokens):
     """Learnable tokens of either state, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
 
@@ -257,26 +314,10 @@ class CategoryPrompts(WordTokens):
         super().__init__()
         self.adjectives = (tuple(normal), tuple(abnormal))
         self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
-        self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
+        self.ids = SentenceIds(self._texts, n_tokens)
 
-    def _ids(self, backbone: ClipBackbone, class_name: str) -> tuple[Tensor, Tensor, int]:
-        """Returns the token ids of a class name's prompts, their ends behind the learnable tokens, and the last one.
-
-        They are kept: reading a length off the device at each step would make the host wait for it.
-        """
-        key = class_name, self.tokens.device
-        if key not in self.kept:
-            texts = [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
-            ids = backbone.tokenize(texts)
-            end = self.tokens.shape[1] + backbone.ends(ids)
-            longest, limit = int(end.max()), backbone.text.context_length
-            if longest >= limit:
-                raise ValueError(
-                    f"a prompt must fit in the context length {limit}, got {longest + 1} positions for "
-                    f"{texts[int(end.argmax())]!r}"
-                )
-            self.kept[key] = ids, end, longest
-        return self.kept[key]
+    def _texts(self, class_name: str) -> list[str]:
+        return [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
 
     def forward(self, backbone: ClipBackbone, class_names: Sequence[str]) -> Tensor:
         """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
@@ -288,13 +329,12 @@ class CategoryPrompts(WordTokens):
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
         """
-        ids, ends, longest = zip(*(self._ids(backbone, class_name) for class_name in class_names), strict=True)
-        length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
-        embedded = backbone.text.token_embedding(torch.cat(ids)[:, : length - self.tokens.shape[1]])
+        ids, ends = self.ids(backbone, class_names)
+        embedded = backbone.text.token_embedding(ids.flatten(0, 1))
         counts = [len(adjectives) for adjectives in self.adjectives]
         tokens = [tokens.expand(count, -1, -1) for tokens, count in zip(self.tokens, counts, strict=True)]
         prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(class_names), 1, 1))
-        states = backbone.text(prompts, torch.cat(ends)).unflatten(0, (len(class_names), -1)).split(counts, dim=1)
+        states = backbone.text(prompts, ends.flatten()).unflatten(0, (len(class_names), -1)).split(counts, dim=1)
         return torch.stack([state.mean(dim=1) for state in states], dim=1)
 
 

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.files import write_json
+from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.anovl import AnoVL
@@ -58,6 +59,7 @@ METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
     "AnomalyCLIP": lambda b: AnomalyCLIP(b, layers=[b.vision.depth], vv_from=quarters(b)[0]),
     "FAPrompt": lambda b: FAPrompt(b, layer=b.vision.depth, vv_from=quarters(b)[0]),
     "APRIL-GAN": lambda b: APRILGAN(b, layers=quarters(b)),
+    "AdaCLIP": lambda b: AdaCLIP(b, layers=quarters(b)),
     "KAnoCLIP": lambda b: KAnoCLIP(b, layers=quarters(b), vv_from=quarters(b)[0]),
     "Dual-Image CLIP without adaptation": lambda b: DualImageCLIP(b, steps=0),
     "AnoVL without adaptation and views": lambda b: AnoVL(b, steps=0, augment=False),

@@ -24,7 +24,7 @@ from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
 from tests.support import REPOSITORY
-from tests.support.cases import TRAINED, command_line
+from tests.support.cases import KEPT, command_line
 from tests.support.clips import small_config
 from tests.support.commands import arguments, subprocess_of
 from tests.support.feature_files import calls, images, make_distinct
@@ -272,7 +272,7 @@ def options(method: str = "AFCLIP", **extra: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", KEPT)
 def test_a_run_with_a_store_gives_the_same_and_walks_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.factory import methods
+from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
@@ -34,6 +35,7 @@ from tests.support.methods import (
 
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
+    AdaCLIP: (0, 1, 0, 1),  # so do its prompts
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
     PatchLogit: (0, 0, 0, 0),  # likewise

@@ -37,6 +37,7 @@ class Case:
 
 ANOMALYCLIP: Arguments = {"vv_from": 3, "prompt_depth": 4, "layers": (8,)}
 FAPROMPT: Arguments = {"vv_from": 3, "prompt_depth": 4, "layer": 8}
+ADACLIP: Arguments = {"layers": (2, 4, 6, 8)}
 KANOCLIP: Arguments = {"layers": (3, 5, 6, 8), "vv_from": 3, "knowledge": KNOWLEDGE}
 CASES = {
     "AFCLIP": Case(
@@ -76,6 +77,28 @@ CASES = {
         tiny={"APRIL-GAN": {"layers": (2, 4, 6, 8)}},
         run={"temperature": 0.07},
         head={"layers": [1, 2]},
+    ),
+    "AdaCLIP": Case(
+        small={"layers": [1, 3], "prompt_depth": 2, "clusters": 2},
+        tiny={
+            "AdaCLIP": ADACLIP,
+            "AdaCLIP as released": {
+                **ADACLIP,
+                "fusion": "top_patches",
+                "clusters": 4,
+                "half_prompts": True,
+                "dice_of_rows": True,
+            },
+            "AdaCLIP, static visual prompts": {
+                **ADACLIP,
+                "dynamic_prompts": False,
+                "text_prompts": False,
+                "fusion": "none",
+            },
+            "AdaCLIP, dynamic text prompts": {**ADACLIP, "static_prompts": False, "visual_prompts": False},
+        },
+        run={},
+        head={"layers": [1, 2], "prompt_depth": 2, "clusters": 3},
     ),
     "KAnoCLIP": Case(
         small={"layers": [2, 3], "vv_from": 2, "knowledge": KNOWLEDGE},
@@ -155,6 +178,7 @@ CASES = {
     "MuSc2": Case(small={"layers": [1, 3]}, head={"layers": [1, 2]}, trains=False, at_once=False),
 }
 TRAINED = [name for name, case in CASES.items() if case.trains]
+KEPT = [name for name in TRAINED if not methods()[name].needs_pixels]  # whose features a store keeps
 AT_ONCE = [name for name, case in CASES.items() if case.at_once]
 IN_RUNS = [name for name, case in CASES.items() if case.run is not None]
 

@@ -13,11 +13,13 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import PosEmbedResize
 from tests.support.recipe import normal
 
-Network = Literal["B16", "L14"]
+Network = Literal["B16", "L14", "L14-A"]
 WIDTH = 64
+TEXT_WIDTHS = {"L14-A": 48}  # where it is another; AdaCLIP's code needs that of the embedding
 NETWORKS = {  # patch, native size, size that is run, blocks, embedding
     "B16": (16, 80, 80, 12, 40),
     "L14": (14, 42, 70, 24, 48),
+    "L14-A": (14, 42, 70, 24, 48),
 }
 
 
@@ -47,38 +49,39 @@ def value(name: str, shape: tuple[int, ...], scale: float | None = None) -> torc
 def write_clip(folder: Path, network: Network) -> tuple[Path, Path]:
     """Writes an open_clip config and weights, and returns the two paths."""
     patch, native, _, depth, embed = NETWORKS[network]
+    text_width = TEXT_WIDTHS.get(network, WIDTH)
     config = {
         "embed_dim": embed,
         "vision_cfg": {"image_size": native, "layers": depth, "width": WIDTH, "head_width": 16, "patch_size": patch},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": 4},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": text_width, "heads": 4, "layers": 4},
     }
     shapes: dict[str, tuple[int, ...]] = {
         "visual.class_embedding": (WIDTH,),
         "visual.positional_embedding": (1 + (native // patch) ** 2, WIDTH),
         "visual.conv1.weight": (WIDTH, 3, patch, patch),
         "visual.proj": (WIDTH, embed),
-        "token_embedding.weight": (49408, WIDTH),
-        "positional_embedding": (77, WIDTH),
-        "text_projection": (WIDTH, embed),
+        "token_embedding.weight": (49408, text_width),
+        "positional_embedding": (77, text_width),
+        "text_projection": (text_width, embed),
         "logit_scale": (),
     }
-    norms = ["visual.ln_pre", "visual.ln_post", "ln_final"]
-    for tower, blocks in (("visual.transformer", depth), ("transformer", 4)):
+    norms = {"visual.ln_pre": WIDTH, "visual.ln_post": WIDTH, "ln_final": text_width}
+    for tower, blocks, width in (("visual.transformer", depth, WIDTH), ("transformer", 4, text_width)):
         for index in range(blocks):
             block = f"{tower}.resblocks.{index}"
-            norms += [f"{block}.ln_1", f"{block}.ln_2"]
+            norms |= {f"{block}.ln_1": width, f"{block}.ln_2": width}
             shapes |= {
-                f"{block}.attn.in_proj_weight": (3 * WIDTH, WIDTH),
-                f"{block}.attn.in_proj_bias": (3 * WIDTH,),
-                f"{block}.attn.out_proj.weight": (WIDTH, WIDTH),
-                f"{block}.attn.out_proj.bias": (WIDTH,),
-                f"{block}.mlp.c_fc.weight": (4 * WIDTH, WIDTH),
-                f"{block}.mlp.c_fc.bias": (4 * WIDTH,),
-                f"{block}.mlp.c_proj.weight": (WIDTH, 4 * WIDTH),
-                f"{block}.mlp.c_proj.bias": (WIDTH,),
+                f"{block}.attn.in_proj_weight": (3 * width, width),
+                f"{block}.attn.in_proj_bias": (3 * width,),
+                f"{block}.attn.out_proj.weight": (width, width),
+                f"{block}.attn.out_proj.bias": (width,),
+                f"{block}.mlp.c_fc.weight": (4 * width, width),
+                f"{block}.mlp.c_fc.bias": (4 * width,),
+                f"{block}.mlp.c_proj.weight": (width, 4 * width),
+                f"{block}.mlp.c_proj.bias": (width,),
             }
-    for norm in norms:
-        shapes |= {f"{norm}.weight": (WIDTH,), f"{norm}.bias": (WIDTH,)}
+    for norm, width in norms.items():
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
     config_path, weights_path = folder / f"baseline-{network}.json", folder / f"baseline-{network}.safetensors"
     config_path.write_text(json.dumps(config))
     save_file({name: value(name, shape) for name, shape in shapes.items()}, weights_path)

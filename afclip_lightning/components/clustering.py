@@ -1,0 +1,56 @@
+"""K-means without chance: as tensors of a whole batch, so that a graph can hold it and no device is waited for."""
+
+import torch
+from torch import Tensor
+
+ROUNDS = 20  # of assignment and new centres; patches of an image settle in fewer, as a rule
+
+
+@torch.no_grad()
+def k_means(points: Tensor, clusters: int, rounds: int = ROUNDS) -> Tensor:
+    """Returns the cluster of each point, `[B, M]`, int64, from 0; the same whenever it is asked.
+
+    The first centre is the first point, each further one the point that is farthest from those so far. Lloyd's rounds
+    follow, a fixed number of them. A centre that loses all of its points stays where it was.
+
+    Args:
+        points: `[B, M, C]`.
+        clusters: At most M.
+        rounds: Of assignment and new centres.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        points = points.float()
+        centres = points[:, :1]
+        nearest = _squared_distances(points, centres)[..., 0]  # [B, M]
+        for _ in range(clusters - 1):
+            farthest = nearest.argmax(dim=1)[:, None, None].expand(-1, 1, points.shape[2])
+            chosen = points.gather(1, farthest)
+            centres = torch.cat([centres, chosen], dim=1)
+            nearest = torch.minimum(nearest, _squared_distances(points, chosen)[..., 0])
+        for _ in range(rounds):
+            members = memberships(_squared_distances(points, centres).argmin(dim=-1), clusters)
+            means = cluster_means(points, members)
+            centres = torch.where(members.sum(1)[..., None] > 0, means, centres)
+        return _squared_distances(points, centres).argmin(dim=-1)
+
+
+def memberships(labels: Tensor, clusters: int) -> Tensor:
+    """Returns which point is of which cluster, as 0 or 1, `[B, M, clusters]`, float32, of labels `[B, M]`."""
+    return (labels[..., None] == torch.arange(clusters, device=labels.device)).float()
+
+
+def cluster_means(points: Tensor, members: Tensor) -> Tensor:
+    """Returns the mean of each cluster's points, `[B, clusters, C]`, float32, differentiable; 0 where it has none.
+
+    Args:
+        points: `[B, M, C]`.
+        members: `[B, M, clusters]`, from `memberships`.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        return members.mT @ points.float() / members.sum(1)[..., None].clamp(min=1)
+
+
+def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """Returns squared Euclidean distances `[B, M, K]`, less than 0 by rounding at most."""
+    squares = points.square().sum(-1)[..., None] + centres.square().sum(-1)[:, None]
+    return squares - 2 * points @ centres.mT
