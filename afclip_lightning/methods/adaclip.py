@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers
+from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.clustering import cluster_means, k_means, memberships
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.scoring import (
@@ -137,6 +137,7 @@ class AdaCLIP(AnomalyMethod):
         map_sigma: float = 4.0,
     ) -> None:
         require_layers(layers)
+        require_not_negative(map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(image_embedding=True), optimizer)
         for name, value, known in (("names", names, Names), ("fusion", fusion, Fusion)):
             if value not in get_args(known):
