@@ -54,7 +54,9 @@ def load_head(
     path = Path(checkpoint_of(path) or path)
     checkpoint = read_any(path)
     if isinstance(checkpoint, Released):
-        return load_released(checkpoint, arguments, backbones)
+        method = load_released(checkpoint, arguments, backbones)
+        note_assumed(method, checkpoint)
+        return method
     if not checkpoint.get("model"):
         raise CheckpointError(
             f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
@@ -153,7 +155,7 @@ def load_released(
 
 
 def restore_released(method: AnomalyMethod, released: Released) -> None:
-    """Gives a method the trained tensors of another project's head, and notes what was assumed.
+    """Gives a method the trained tensors of another project's head.
 
     Raises:
         CheckpointError: It does not fit.
@@ -162,7 +164,12 @@ def restore_released(method: AnomalyMethod, released: Released) -> None:
         restore(method, released.checkpoint(method))
     except CheckpointError as error:
         raise CheckpointError(f"{shown(released.path)}: {error}") from error
-    rank_zero_info(f"{shown(released.path)}: " + "; ".join(f"{kind}: {said}" for kind, said in released.says().items()))
+
+
+def note_assumed(method: AnomalyMethod, released: Released) -> None:
+    """Notes what is known of another project's head, and what had to be assumed."""
+    said = "; ".join(f"{kind}: {what}" for kind, what in released.says(method).items())
+    rank_zero_info(f"{shown(released.path)}: {said}")
 
 
 def build(

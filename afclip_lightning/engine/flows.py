@@ -11,7 +11,7 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
-from afclip_lightning.engine.factory import checkpoint_of, read_any, restore, restore_released
+from afclip_lightning.engine.factory import checkpoint_of, note_assumed, read_any, restore, restore_released
 from afclip_lightning.engine.resume import LAST, check_optimizer
 from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
@@ -156,6 +156,7 @@ def _load_head(run: Run) -> bool:
         if isinstance(checkpoint, Released):
             _check_assumed(run, checkpoint)
             restore_released(run.method, checkpoint)
+            note_assumed(run.method, checkpoint)
         else:
             restore(run.method, checkpoint)
         return True
@@ -171,7 +172,7 @@ def _check_assumed(run: Run, released: Released) -> None:
     if not (problems := released.differences(run.method)):
         return
     raise CheckpointError(
-        f"{shown(released.path)} is a head of {released.format.project}, and the config sees images otherwise:\n  "
+        f"{shown(released.path)} is a head of {released.format.project}, and the config is another:\n  "
         + "\n  ".join(problems)
         + "\nChange the config; or, if the head was trained so, test what head import FILE --model.KEY VALUE writes."
     )

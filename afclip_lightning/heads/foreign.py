@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from afclip_lightning.heads.format import Converted, Format
 from afclip_lightning.methods.base import AnomalyMethod
 
 TAPS = ("layers", "layer", "vv_from")  # arguments of methods that say which features they take
-UNKNOWN = "what it was trained on, and for how many epochs"
+UNKNOWN = "on which backbone and which images it was trained, and for how many epochs"
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,20 @@ class Released:
         path: The file that was named.
         format: Of it.
         converted: What was made of it and of the files that belong to it.
+        given: Constructor arguments that the user says it was trained with, in place of those that the project's code
+            fixes; a dot leads into the backbone.
     """
 
     path: Path
     format: Format
     converted: Converted
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Returns the method's arguments: those that the shapes tell, and those that the project's code fixes."""
-        return {**self.format.arguments, **self.converted.arguments}
+        """Returns the method's arguments: what the shapes tell, what the project's code fixes, and what was given."""
+        given = {name: value for name, value in self.given.items() if "." not in name}
+        return {**self.format.arguments, **self.converted.arguments, **given}
 
     @property
     def model(self) -> dict[str, Any]:
@@ -78,25 +82,27 @@ class Released:
         }
 
     def differences(self, method: AnomalyMethod) -> list[str]:
-        """Returns in what a method sees images otherwise than the project's code does, a line each."""
+        """Returns in what a method is built otherwise than in the project's code, a line each."""
         backbone = {name: getattr(method.backbone, name) for name in ("image_size", "pos_embed", "activation")}
         pairs = {f"backbone.{name}": (self.format.backbone[name], here) for name, here in backbone.items()}
-        pairs |= {name: (self.arguments[name], method.hparams[name]) for name in TAPS if name in self.arguments}
+        names = [name for name in self.arguments if name in (*TAPS, *method.fixed_by_training)]
+        pairs |= {name: (self.arguments[name], method.hparams[name]) for name in names}
         return [
             f"{name}: {theirs} in its code, {_plain(here)} here"
             for name, (theirs, here) in pairs.items()
-            if _plain(here) != theirs
+            if _plain(here) != _plain(theirs)
         ]
 
-    def says(self) -> dict[str, str]:
-        """Returns what is known of the head and from where, in words by kind."""
-        left_out, names = len(self.converted.left_out), self.converted.left_out[:1]
+    def says(self, method: AnomalyMethod) -> dict[str, str]:
+        """Returns what is known of the head and from where, in words by kind; `method` has its tensors."""
+        names, assumed = self.converted.left_out, self.format.arguments
         return {
             "format": f"{self.format.method}, as {self.format.project} writes it",
             "read from the file": _listed(self.converted.arguments) or "tensors alone",
-            "assumed, as its code has it": _listed(self.format.arguments),
-            "backbone assumed": _listed(self.format.backbone),
-            "left out": f"{left_out} tensors that nothing uses, such as {names[0]}" if names else "nothing",
+            "given": _listed({name: value for name, value in self.given.items() if "." not in name}) or "nothing",
+            "assumed, as its code has it": _listed({n: value for n, value in assumed.items() if n not in self.given}),
+            "backbone": method.backbone.description,
+            "left out": f"{len(names)} tensors that nothing uses, such as {names[0]}" if names else "nothing",
             "in no file": UNKNOWN,
             "licence": self.format.licence,
         }

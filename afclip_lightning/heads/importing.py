@@ -1,7 +1,7 @@
 """From a trained head of another project to a head file of ours."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def import_head(
     place = Path(path.stem + SUFFIX) if out is None else out
     if out is None and place.exists():
         raise UserError(f"{shown(place)} is there already: name the head file, --out FILE.")
-    released = read_released(path, method)
+    released = replace(read_released(path, method), given=dict(arguments or {}))
     built = factory.load_released(released, arguments, backbones)
     head = Head(
         built.state_dict(),
@@ -65,14 +65,14 @@ def import_head(
         dated(_card(released, card or Card())),
     )
     write_head_file(place, head)
-    return Imported(place, {**released.says(), "backbone": built.backbone.description})
+    return Imported(place, released.says(built))
 
 
 def _card(released: Released, given: Card) -> Card:
     """Returns the user's card with what is known of the head where it says nothing."""
     known = {
         "title": f"{released.format.method}, imported from {released.path.name}",
-        "limits": [f"Neither the file nor its name says {UNKNOWN}: do not test it on the set that it was trained on."],
+        "limits": [f"The file does not say {UNKNOWN}: do not test it on the set that it was trained on."],
         "licence": released.format.licence,
         "sources": [released.format.project],
         **released.converted.known,

@@ -313,6 +313,18 @@ def test_what_training_fixed_cannot_be_given_otherwise(width64: dict[str, Any], 
         load_head(FAPROMPT, {**width64, "prior_patchez": "topk"}, built(FAPROMPT, width64))
 
 
+def test_what_is_given_on_import_goes_before_what_the_code_fixes(
+    tmp_path: Path, width64: dict[str, Any], built: Any
+) -> None:
+    """As of a head that a changed code trained."""
+    given = {**width64, "prior_patches": "topk"}
+    done = import_head(FAPROMPT, tmp_path / "a.safetensors", None, given, None, built(FAPROMPT, width64))
+    assert "prior_patches 'topk'" in done.says["given"]
+    assert ", prior_patches" not in done.says["assumed, as its code has it"]
+    stored = read_head_file(done.out)
+    assert stored.hyperparameters["prior_patches"] == stored.model["init_args"]["prior_patches"] == "topk"
+
+
 def test_of_two_files_one_is_not_enough(tmp_path: Path) -> None:
     prompt, adapter = write_afclip(tmp_path)
     kept = adapter.read_bytes()
@@ -499,7 +511,7 @@ def test_a_run_tests_a_released_head_where_its_config_sees_images_as_that_code_d
     command = ["test", *arguments(), f"--checkpoint={prompt}"]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "the config sees images otherwise" in said
+    assert "is a head of github.com/Faustinaqq/AF-CLIP, and the config is another" in said
     assert "layers: [6, 12, 18, 24] in its code, [1, 2, 3] here" in said
     here = {"image_size": 28, "pos_embed": "bilinear", "activation": "gelu"}
     as_here = replace(afclip.FORMAT, backbone=here, arguments={**afclip.FORMAT.arguments, "layers": [1, 2, 3]})
