@@ -33,13 +33,18 @@ from tests.support import REPOSITORY
 from tests.support.commands import arguments, table
 from tests.support.golden_case import KEY
 from tests.support.recipe import REFERENCE_NOISE, REFERENCE_PATTERN, images, write_clip
-from tests.support.recipe_baselines import image, make_backbone
+from tests.support.recipe_baselines import Network, image, make_backbone
 from tests.support.recipe_baselines import write_clip as write_baseline
 from tests.support.released import MODULE, RELEASED, SHARED, changed, load, named, write_afclip
 from tests.support.rounding import Check, compare
 
-FILES = {"AnomalyCLIP": "anomalyclip.pth", "FAPrompt": "faprompt.pth", "APRILGAN": "aprilgan.pth"}
-ANOMALYCLIP, FAPROMPT, APRILGAN = (RELEASED / name for name in FILES.values())
+FILES = {
+    "AnomalyCLIP": "anomalyclip.pth",
+    "FAPrompt": "faprompt.pth",
+    "APRILGAN": "aprilgan.pth",
+    "AdaCLIP": "adaclip.pth",
+}
+ANOMALYCLIP, FAPROMPT, APRILGAN, ADACLIP = (RELEASED / name for name in FILES.values())
 
 
 def batch_of(pixels: Tensor, category: str = "golden") -> Batch:
@@ -132,22 +137,33 @@ def test_what_afclips_own_classes_wrote_is_what_is_written_here(tmp_path: Path) 
         assert torch.equal(tensor, ours.tensors[name]), name
 
 
-def test_scores_of_aprilgan_are_those_of_the_official_code(tmp_path: Path) -> None:
-    config, weights = write_baseline(tmp_path, "L14")
-    options = {"backbone.model": str(config), "backbone.weights": str(weights), "backbone.image_size": 70}
-    given = {**formats()["APRILGAN"].backbone, "model": str(config), "weights": str(weights), "image_size": 70}
-    backbone = make_backbone(tmp_path, "L14")
-    out = imported(APRILGAN, tmp_path, options, {backbone_key(given): backbone})
+@pytest.mark.parametrize(
+    ("path", "network", "given", "score", "anomaly_map"),
+    [
+        (APRILGAN, "L14", {}, "zs_image_score", "zs_anomaly_map"),
+        (ADACLIP, "L14-A", {"fusion": "none"}, "nohsf_image_score", "map_sigma4"),
+        (ADACLIP, "L14-A", {"clusters": 1}, "hsf1_image_score", "map_sigma4"),  # one group, which no seed changes
+    ],
+)
+def test_scores_of_baselines_are_those_of_the_official_code(
+    path: Path, network: Network, given: dict[str, Any], score: str, anomaly_map: str, tmp_path: Path
+) -> None:
+    config, weights = write_baseline(tmp_path, network)
+    inner = {"model": str(config), "weights": str(weights), "image_size": 70}
+    known = {**read_released(path).format.backbone, **inner}
+    backbone = make_backbone(tmp_path, network, known["pos_embed"])
+    options = {**given, **{f"backbone.{name}": value for name, value in inner.items()}}
+    out = imported(path, tmp_path, options, {backbone_key(known): backbone})
 
     @torch.no_grad()
     def body(backbone: ClipBackbone, check: Check) -> None:
-        method = load_head(out, backbones={backbone_key(given): backbone})
+        method = load_head(out, backbones={backbone_key(known): backbone})
         batch = batch_of(torch.stack([image(i, 70) for i in range(3)]), "metal_nut")
         prediction = method.score(method.extract(batch), batch)
-        check(prediction.pred_score, "zs_image_score")
-        check(prediction.anomaly_map[:, ::2, ::2], "zs_anomaly_map")
+        check(prediction.pred_score, score)
+        check(prediction.anomaly_map[:, ::2, ::2], anomaly_map)
 
-    compare(body, backbone, "aprilgan.npz")
+    compare(body, backbone, f"{path.stem}.npz")
 
 
 @pytest.mark.parametrize("path", [ANOMALYCLIP, FAPROMPT], ids=lambda path: path.stem)
@@ -235,6 +251,10 @@ def test_deep_tokens_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         ("faprompt.pth", {"patch_meta_net.linear2.bias": None}, "has no patch_meta_net.linear2.bias"),
         ("faprompt.pth", {"patch_meta_net.linear3.bias": torch.ones(3)}, "not known here: patch_meta_net.linear3.bias"),
         ("aprilgan.pth", {"fc.4.weight": torch.ones(48, 64)}, "has 5 weights and 4 biases"),
+        ("adaclip.pth", {"clip_model.visual_prompter.static_prompts.3": None}, "has 4 × 5 prompts in the text tower"),
+        ("adaclip.pth", {"clip_model.cls_token_layer.head.1.weight": torch.ones(48, 48)}, "has no .*head.1.bias"),
+        ("adaclip.pth", {"clip_model.dynamic_text_prompt_generator.head.4.weight": None}, "has 5 static and 4 dynamic"),
+        ("adaclip.pth", {"clip_model.logit_scale": torch.ones(1)}, "not known here: clip_model.logit_scale"),
         ("aprilgan.pth", {"fc.0.gain": torch.ones(48)}, "not known here: fc.0.gain"),
     ],
 )
@@ -255,7 +275,7 @@ def test_a_file_of_another_method_or_of_none_is_named(tmp_path: Path) -> None:
     ):
         read_released(FAPROMPT, "AnomalyCLIP")
     with pytest.raises(
-        CheckpointError, match=r"There is no format of heads for WinCLIP; there are AFCLIP, AnomalyCLIP"
+        CheckpointError, match=r"There is no format of heads for WinCLIP; there are AdaCLIP, AFCLIP, Anom"
     ):
         read_released(FAPROMPT, "WinCLIP")
     assert read_released(FAPROMPT, "fa-prompt").format.method == "FAPrompt"
@@ -267,7 +287,7 @@ def test_a_file_of_another_method_or_of_none_is_named(tmp_path: Path) -> None:
         load_head(tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize("path", [ANOMALYCLIP, FAPROMPT, APRILGAN], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [ANOMALYCLIP, FAPROMPT, APRILGAN, ADACLIP], ids=lambda path: path.stem)
 def test_a_truncated_or_damaged_file_is_one_message(path: Path, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     bad = tmp_path / "bad.pth"

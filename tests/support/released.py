@@ -90,7 +90,7 @@ def load(name: str) -> dict[str, Any]:
 def changed(name: str, path: Path, changes: Mapping[str, Tensor | None]) -> Path:
     """Writes a recorded file with other tensors, or without those that are `None`, and returns its path."""
     content = load(name)
-    (state,) = content.values()
+    state = next(iter(content.values())) if len(content) == 1 else content
     for key, tensor in changes.items():
         if tensor is None:
             del state[key]
