@@ -126,8 +126,12 @@ class LoaderHooks(LightningDataModule, ABC):
         """Returns the loader of the test split."""
         return self.test_dataloader()
 
-    def ordered_loader(self, split: Split) -> "DataLoader[Batch]":
+    def ordered_loader(self, split: Split, training: bool = False) -> "DataLoader[Batch]":
         """Returns a loader of a split in its order, as for a test.
+
+        Args:
+            split: The split.
+            training: Whether its images are seen as in training: without references, tiles and what a test counts.
 
         Raises:
             DatasetError: There are fewer images than processes.
@@ -135,8 +139,8 @@ class LoaderHooks(LightningDataModule, ABC):
         from afclip_lightning.data.sampling import ordered_sampler
 
         samples = self._samples_for_all(split)
-        references = draw_references(samples, self.pairing) if self.pairing else None
-        return self._loader(samples, partial(ordered_sampler, references=references), references)
+        references = draw_references(samples, self.pairing) if self.pairing and not training else None
+        return self._loader(samples, partial(ordered_sampler, references=references), references, training)
 
     def _samples_for_all(self, split: Split) -> list[Sample]:
         from afclip_lightning.distributed import processes

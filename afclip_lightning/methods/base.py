@@ -1,7 +1,7 @@
 """The contract of a method: frozen features in, a score and a map out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule
@@ -67,6 +67,7 @@ class AnomalyMethod(LightningModule, ABC):
 
     Attributes:
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
+        rows_from_training: Persistent buffers that have as many rows as training gave them.
         takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
         holds_head: Whether a zero-shot method may stand beside its memory: its arguments `head`, a name, and
             `head_arguments`.
@@ -88,6 +89,7 @@ class AnomalyMethod(LightningModule, ABC):
     """
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
+    rows_from_training: ClassVar[tuple[str, ...]] = ()
     takes_few_shot: ClassVar[bool] = False
     holds_head: ClassVar[bool] = False
     needs_references: ClassVar[bool] = False
@@ -304,6 +306,8 @@ class AnomalyMethod(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, of other features or with other tensors.
 
+        Buffers of `rows_from_training` get as many rows as it has; what is in them is loaded after this.
+
         Raises:
             CheckpointError: Names every difference.
         """
@@ -321,6 +325,7 @@ class AnomalyMethod(LightningModule, ABC):
         ]
         if problems:
             raise CheckpointError("The checkpoint was trained with other arguments:\n  " + "\n  ".join(problems))
+        self._make_room(checkpoint["state_dict"])
         stored = {name: _form(tensor) for name, tensor in checkpoint["state_dict"].items()}
         wanted = {name: _form(tensor) for name, tensor in self.state_dict().items()}
         if stored != wanted:
@@ -330,6 +335,13 @@ class AnomalyMethod(LightningModule, ABC):
                 if stored.get(name) != wanted.get(name)
             ]
             raise CheckpointError("The checkpoint does not fit the model:\n  " + "\n  ".join(lines))
+
+    def _make_room(self, state: Mapping[str, Tensor]) -> None:
+        for prefix, module in self.named_modules():  # a head beside a memory is a method too
+            for name in module.rows_from_training if isinstance(module, AnomalyMethod) else ():
+                stored, own = state.get(f"{prefix}.{name}".lstrip(".")), getattr(module, name)
+                if stored is not None and stored.ndim == own.ndim:
+                    setattr(module, name, own.new_zeros(len(stored), *own.shape[1:]))
 
 
 class PromptMethod(AnomalyMethod):

@@ -16,6 +16,7 @@ from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.kanoclip import KAnoCLIP
+from afclip_lightning.methods.mrad import MRAD
 from afclip_lightning.methods.patch_logit import PatchLogit
 from afclip_lightning.methods.uniadet import UniADet
 from tests.support.cases import CASES, TRAINED, variants
@@ -38,6 +39,7 @@ TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batc
     AdaCLIP: (0, 1, 0, 1),  # so do its prompts
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
+    MRAD: (0, 0, 0, 0),  # likewise
     PatchLogit: (0, 0, 0, 0),  # likewise
     KAnoCLIP: (2, 0, 2, 2),  # what is known of each category, and in each step what is said of images seen first
 }

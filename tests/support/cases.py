@@ -123,6 +123,15 @@ CASES = {
         run={"map_sigma": 0.0},
         head={"layers": [1, 2]},
     ),
+    "MRAD": Case(
+        small={"layer": 3},
+        tiny={
+            "MRAD-FT": {"layer": 8},
+            "MRAD-FT, nearest keys": {"layer": 8, "neighbours": 5},
+        },
+        run={"memory_size": 8},
+        head={"layer": 2, "vv_from": 1},
+    ),
     "PatchLogit": Case(
         small={"layers": [1, 3]},
         tiny={"Patch logit": {"layers": (2, 4, 6, 8)}},

@@ -55,7 +55,19 @@ MOVES = {
         "maximum",
         "minimum",
     ),
-    *("topk", "sort", "relu", "clamp", "clamp_min", "clamp_max", "abs", "neg", "nan_to_num", "max_pool2d_with_indices"),
+    *(
+        "topk",
+        "kthvalue",
+        "sort",
+        "relu",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "abs",
+        "neg",
+        "nan_to_num",
+        "max_pool2d_with_indices",
+    ),
     *("select_backward", "slice_backward", "index_put", "value_selecting_reduction_backward"),
 }
 OFF = 2 * torch.rand(1_000_003, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
