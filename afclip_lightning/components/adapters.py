@@ -107,12 +107,13 @@ class AttentionAdapter(nn.Module):
         """
         tokens = tokens.detach()
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
-        centred = tokens - tokens.mean(-1, keepdim=True)
-        projected = F.linear(centred, weight * self.norm.weight)
+        # apart from here on: a convolution would copy patches that lie behind a class token
+        first, patches = (part - part.mean(-1, keepdim=True) for part in (tokens[:, :1], tokens[:, 1:]))
+        projected = [F.linear(part, weight * self.norm.weight) for part in (first, patches)]
         offset = F.linear(self.norm.bias, weight)
-        variances = [_mean_square(centred[:, :1], mix(centred[:, 1:])) for mix in mixtures]
+        variances = [_mean_square(first, mix(patches)) for mix in mixtures]
         scales = [(variance + self.norm.eps).rsqrt() for variance in variances]
-        parts: Sequence[Tensor] = MixedParts.apply(projected, offset, tuple(mixtures), *scales)
+        parts: Sequence[Tensor] = MixedParts.apply(*projected, offset, tuple(mixtures), *scales)
         for queries, keys, values in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             yield attend(queries, keys, values, self.heads)
 
@@ -131,13 +132,14 @@ class MixedParts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, offset: Tensor, mixtures: tuple[Mixture, ...], *scales: Tensor
+        ctx: Any, first: Tensor, patches: Tensor, offset: Tensor, mixtures: tuple[Mixture, ...], *scales: Tensor
     ) -> tuple[Tensor, ...]:
         """Returns `[B, 1 + N, W]` three times for each mixture: `offset + scale * mixture`.
 
         Args:
             ctx: Autograd's.
-            projected: `[B, 1 + N, 3 * W]`.
+            first: Projected class tokens `[B, 1, 3 * W]`.
+            patches: Projected patches `[B, N, 3 * W]`.
             offset: `[3 * W]`.
             mixtures: Of the patches.
             scales: `[B, 1 + N, 1]`, one for each mixture, constants.
@@ -145,33 +147,31 @@ class MixedParts(torch.autograd.Function):
         ctx.mixtures, ctx.scales = mixtures, scales
         parts: list[Tensor] = []
         for mix, scale in zip(mixtures, scales, strict=True):
-            patches = mix(projected[:, 1:])
-            for first, rest, shift in zip(
-                projected[:, :1].chunk(3, -1), patches.chunk(3, -1), offset.chunk(3), strict=True
-            ):
-                scaled = [torch.addcmul(shift, first, scale[:, :1]), torch.addcmul(shift, rest, scale[:, 1:])]
+            for own, mixed, shift in zip(first.chunk(3, -1), mix(patches).chunk(3, -1), offset.chunk(3), strict=True):
+                scaled = [torch.addcmul(shift, own, scale[:, :1]), torch.addcmul(shift, mixed, scale[:, 1:])]
                 parts.append(torch.cat(scaled, dim=1))  # no `out`: a traced graph has none
         return tuple(parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Returns the gradients by projected tokens and offset; a mixture is symmetric, and so its own adjoint."""
-        by_projected = by_offset = None
+        """Returns the gradients by class tokens, patches and offset; a mixture is symmetric, so its own adjoint."""
+        by_first = by_patches = by_offset = None
         for i, (mix, scale) in enumerate(zip(ctx.mixtures, ctx.scales, strict=True)):
             parts = gradients[3 * i : 3 * i + 3]
-            scaled = parts[0].new_empty(*parts[0].shape[:2], sum(part.shape[-1] for part in parts))
-            for part, place in zip(parts, scaled.chunk(3, dim=-1), strict=True):
-                torch.mul(part, scale, out=place)
-            sums = torch.cat([part.sum((0, 1)) for part in parts])
-            if by_projected is None or by_offset is None:
-                by_projected, by_offset = torch.empty_like(scaled), sums
-                by_projected[:, :1], by_projected[:, 1:] = scaled[:, :1], mix(scaled[:, 1:])
+            first = torch.cat([part[:, :1] for part in parts], dim=-1) * scale[:, :1]
+            rest, width = parts[0][:, 1:], parts[0].shape[-1]
+            patches = rest.new_empty(*rest.shape[:2], 3 * width)
+            for part, place in zip(parts, patches.chunk(3, dim=-1), strict=True):
+                torch.mul(part[:, 1:], scale[:, 1:], out=place)
+            mixed, sums = mix(patches), torch.cat([part.sum((0, 1)) for part in parts])
+            if by_first is None or by_patches is None or by_offset is None:
+                by_first, by_patches, by_offset = first, mixed, sums
             else:
+                by_first += first
+                by_patches += mixed
                 by_offset += sums
-                by_projected[:, :1] += scaled[:, :1]
-                by_projected[:, 1:] += mix(scaled[:, 1:])
-        return by_projected, by_offset, None, *[None] * len(ctx.scales)
+        return by_first, by_patches, by_offset, None, *[None] * len(ctx.scales)
 
 
 class ConvAdapter(nn.Module):

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from afclip_lightning.backbones.normed_projection import NormedProjection
 
+BLOCKS = 4  # rows of a symmetric gradient are computed in so many blocks, each from its diagonal on
 SHORTEST = 1e-12  # a shorter token is not made longer, as in `torch.nn.functional.normalize`
 
 
@@ -115,18 +116,17 @@ class QuadraticForms(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradients by `x` and by the forms."""
         x, product = ctx.saved_tensors
-        width, half = x.shape[-1], x.shape[-1] // 2
+        width = x.shape[-1]
+        flat, block = x.flatten(0, -2), -(-width // BLOCKS)
         by_x, by_forms = torch.zeros_like(x), x.new_zeros(width, product.shape[-1])
-        flat = x.flatten(0, -2)
-        first, second = flat[:, :half].T, flat[:, half:].T
         for i, weight in enumerate(gradient.unbind(-1)):
             of_form = slice(i * width, (i + 1) * width)
             by_x.addcmul_(product[..., of_form], 2 * weight[..., None])
-            weighted = (x * weight[..., None]).flatten(0, -2)
-            by_form = by_forms[:, of_form]
-            by_form[:half] = first @ weighted
-            by_form[:half, half:] *= 2
-            by_form[half:, half:] = second @ weighted[:, half:]
+            weighted, by_form = (x * weight[..., None]).flatten(0, -2), by_forms[:, of_form]
+            for start in range(0, width, block):
+                end = min(start + block, width)
+                by_form[start:end, start:] = flat[:, start:end].T @ weighted[:, start:]
+                by_form[start:end, end:] *= 2
         return by_x, by_forms
 
 
