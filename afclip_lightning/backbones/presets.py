@@ -47,6 +47,13 @@ class Preset:
     normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
 
     @property
+    def size(self) -> str:
+        """Returns the size of the download in words: as its page says, or counted."""
+        if self.download_mb is not None:
+            return f"{self.download_mb:,} MB"
+        return f"≈ {COUNTED_MB[self.model]:,} MB, counted: float32"
+
+    @property
     def has_text(self) -> bool:
         """Returns whether it has a text tower that was trained with its vision tower."""
         return self.vision_weights is None and not self.model.startswith("timm:")
@@ -64,6 +71,40 @@ class Preset:
             "std": std,
             "tokenizer": None,
         }
+
+
+COUNTED_MB = {
+    "ViT-B-16": 598,
+    "ViT-L-14": 1710,
+    "ViT-L-14-336": 1712,
+    "ViT-B-16-plus-240": 834,
+    "ViT-H-14": 3944,
+    "ViT-H-14-378": 3947,
+    "ViT-H-14-worldwide": 7435,
+    "ViT-H-14-worldwide-378": 7438,
+    "ViT-B-16-SigLIP-512": 815,
+    "ViT-L-16-SigLIP-384": 2610,
+    "ViT-B-16-SigLIP2-512": 1503,
+    "ViT-L-16-SigLIP2-512": 3529,
+    "ViT-SO400M-16-SigLIP2-512": 4546,
+    "EVA02-B-16": 599,
+    "PE-Core-B-16": 1791,
+    "PE-Core-L-14-336": 2685,
+    "ViTamin-B": 604,
+    "ViTamin-L-336": 1829,
+    "MobileCLIP2-B": 599,
+    "timm:vit_small_patch14_dinov2": 88,
+    "timm:vit_large_patch14_dinov2": 1217,
+    "timm:vit_giant_patch14_dinov2": 4546,
+    "timm:vit_small_patch14_reg4_dinov2": 88,
+    "timm:vit_base_patch14_reg4_dinov2": 346,
+    "timm:vit_base_patch16_dinov3": 343,
+    "timm:vit_large_patch16_dinov3": 1212,
+    "timm:vit_base_patch14_reg1_tipsv2": 345,
+    "timm:vit_large_patch14_reg1_tipsv2": 1216,
+}
+"""Four bytes per parameter of the whole model, text tower included, in MB of 10^6 bytes, by `model`: where no page was
+at hand that states the size. A file that holds float16, as that of `eva02-clip-l` does, has half of it."""
 
 
 def preset(name: str) -> Preset:

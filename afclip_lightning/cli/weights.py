@@ -50,9 +50,8 @@ def _list(options: argparse.Namespace) -> int:
 def _table(entries: Sequence["Needed"]) -> str:
     rows = [("preset", "weights", "size", "licence", "here")]
     for entry in entries:
-        size = "?" if entry.download_mb is None else f"{entry.download_mb:,} MB"
         name = entry.weights if ":" in entry.weights else f"{entry.model} {entry.weights}"
-        rows.append((entry.preset, name, size, entry.licence or "see its page", entry.path or "no"))
+        rows.append((entry.preset, name, entry.size, entry.licence or "see its page", entry.path or "no"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]) for row in rows]  # noqa: B905
     return "\n".join([*lines, "", f"To get one: {PROGRAM} weights get PRESET"])

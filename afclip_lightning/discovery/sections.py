@@ -1,8 +1,11 @@
 """A section of a config, or arguments as on the command line, as an object; whatever is refused is one `UserError`."""
 
+import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -84,6 +87,31 @@ def all_arguments(cls: type, given: Mapping[str, Any], where: str = "") -> dict[
     return arguments
 
 
+def check_nulls(cls: type | None, arguments: Mapping[str, Any], where: str) -> None:
+    """Checks that null is given to no argument that takes none; the parser lets it through to any.
+
+    Args:
+        cls: The class, or `None` for that which `class_path` of the arguments names.
+        arguments: Its arguments, or a section of `class_path` and `init_args`.
+        where: The option that they belong to, for the message.
+
+    Raises:
+        UserError: One is null.
+    """
+    if arguments.get("class_path"):
+        module, _, name = str(arguments["class_path"]).rpartition(".")
+        cls = getattr(importlib.import_module(module), name) if module else cls
+        arguments = arguments.get("init_args") or {}
+    parameters = inspect.signature(cls).parameters if inspect.isclass(cls) else {}
+    for name in parameters.keys() & arguments.keys():
+        kind, default, value = parameters[name].annotation, parameters[name].default, arguments[name]
+        if isinstance(value, Mapping):
+            check_nulls(kind, value, f"{where}.{name}")
+        elif value is None and default is not None and kind is not Any and NoneType not in get_args(kind):
+            rest = "it has no default" if default is parameters[name].empty else f"leave it out for {default!r}"
+            raise UserError(f"{where}.{name}: null is no value for it; {rest}.")
+
+
 @contextmanager
 def refusals(where: str = "") -> Iterator[None]:
     """Turns what a constructor refuses into one message; the parser wraps it in its own errors.
@@ -111,8 +139,10 @@ def _parser_of(cls: type, left_out: Sequence[str] = ()) -> ArgumentParser:
 
 def _parse(parser: ArgumentParser, cls: type, given: Given, where: str) -> Namespace:
     try:
-        return parser.parse_object(dict(given)) if isinstance(given, Mapping) else parser.parse_args(list(given))
+        parsed = parser.parse_object(dict(given)) if isinstance(given, Mapping) else parser.parse_args(list(given))
     except (ArgumentError, ValueError, TypeError) as error:
         own = [base for base in cls.__mro__ if base.__module__.startswith("afclip_lightning")]
         message = one_line(message_of(error), *own)
         raise UserError(f"{where}: {' '.join(message.split())}") from error
+    check_nulls(cls, parsed.as_dict(), where)
+    return parsed

@@ -38,6 +38,7 @@ from afclip_lightning.engine.run_parts import (
     as_list,
     check_few_shot,
     check_space,
+    display_callbacks,
     keep_features,
     run_callbacks,
     run_loggers,
@@ -161,7 +162,9 @@ class AnomalyCLI(LightningCLI):
         chosen = run_loggers(trainer.logger, self.folder, str(self.subcommand), tags)
         keep = trainer.enable_checkpointing is not False
         own = run_callbacks(config.evaluation, config.pictures, self.folder, keep)
-        trainer.callbacks = [*as_list(trainer.callbacks), *own]
+        chosen_callbacks = as_list(trainer.callbacks)
+        wanted = (trainer.enable_progress_bar is not False, trainer.enable_model_summary is not False)
+        trainer.callbacks = [*chosen_callbacks, *own, *display_callbacks(chosen_callbacks, *wanted)]
         trainer.plugins = [*as_list(trainer.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(logger=chosen, **kwargs)
 

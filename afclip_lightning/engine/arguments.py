@@ -1,9 +1,12 @@
-"""The arguments of a command before they are parsed: what cannot be read, and leftovers of another dataset."""
+"""The arguments of a command before they are parsed: what cannot be read, leftovers of another dataset, null."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import parse_yaml, read_yaml
@@ -64,6 +67,40 @@ def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
             data.get("init_args", {}).pop(given, None)
         kept.append(arg)
     return kept, notes
+
+
+def with_sections(args: Sequence[str]) -> list[str]:
+    """Returns arguments in which a value that the parser would spoil stands in a section of its own.
+
+    Of an option of an option (`--model.backbone.vision_weights=null`) the parser reads the value, writes it with `str`
+    and reads it again: null becomes the text "None", and so within lists. A section is read once:
+    `--model={backbone: {vision_weights: null}}`. It is merged with what is there, as the option would be.
+    """
+    kept: list[str] = []
+    place = 0
+    while place < len(args):
+        option, value = option_at(args, place)
+        section = _section(option, value)
+        kept.append(section or args[place])
+        place += 2 if section and "=" not in args[place] else 1
+    return kept
+
+
+def _section(option: str, value: str) -> str:
+    """Returns an option as a section of what it belongs to; an empty text if its value comes through as it is."""
+    names = [name for name in option.removeprefix("--").split(".") if name != "init_args"]
+    outer = 2 if names[0] == "trainer" else 1  # the trainer's own options are the parser's, not those of an option
+    if len(names) < outer + 2 or not value:
+        return ""
+    try:
+        section: Any = parse_yaml(value, object, option, remedy=REMEDY)
+        if isinstance(section, str) or parse_yaml(str(section), object, option, remedy=REMEDY) == section:
+            return ""
+    except UserError:
+        return ""  # the parser says so
+    for name in reversed(names[outer:]):
+        section = {name: section}
+    return f"--{'.'.join(names[:outer])}={yaml.safe_dump(section, default_flow_style=True, width=math.inf).strip()}"
 
 
 def _data(option: str, value: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from lightning import Trainer
 from torch import nn
 
+from afclip_lightning.discovery.sections import check_nulls
 from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.types import MAIN_HEAD
 
@@ -46,6 +47,8 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
     Raises:
         UserError: One is out of its range, or this machine has no such device.
     """
+    for section in ("model", "data"):
+        check_nulls(None, config[section], section)
     for key, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, got {value}.")

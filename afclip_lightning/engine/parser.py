@@ -20,7 +20,7 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.discovery import descendants
 from afclip_lightning.discovery.messages import one_line
-from afclip_lightning.engine.arguments import check_files, unclosed, without_leftovers
+from afclip_lightning.engine.arguments import check_files, unclosed, with_sections, without_leftovers
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.interpolation import resolve
@@ -76,7 +76,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespa
     """
     check_files(args)
     kept, notes = without_leftovers(with_presets(args))
-    return parser.parse_args(kept), notes
+    return parser.parse_args(with_sections(kept)), notes
 
 
 class AnomalyArgumentParser(LightningArgumentParser):

@@ -122,7 +122,7 @@ def without_preset(config: str) -> str:
 
 def _tokens(arguments: Mapping[str, Any], method: type | None, beside: Collection[str]) -> list[str]:
     filled = {name: value for name, value in fill_in(arguments, method).items() if name not in beside}
-    # the backbone as one section: of `--model.backbone.mean=null` the parser makes the text "None"
+    # the backbone as one section, which is parsed once
     return [f"{MODEL}{name}={json.dumps(value)}" for name, value in _nested(filled).items()]
 
 

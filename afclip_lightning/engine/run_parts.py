@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore
@@ -136,6 +136,21 @@ def run_callbacks(evaluation: Evaluation, pictures: Pictures, folder: Path, keep
     callbacks = [evaluation, pictures, Predictions(), DataRecord(), Tracking(evaluation, pictures)]
     kept = ModelCheckpoint(last.parent, filename="last", enable_version_counter=False)
     return [*callbacks, Preemption(last if keep else None), *([kept] if keep else [])]
+
+
+def display_callbacks(chosen: Sequence[Callback], progress_bar: bool, summary: bool) -> list[Callback]:
+    """Returns what shows how a run goes, where it is wanted and the user chose none.
+
+    Lightning would choose by what is installed: other bars, and a table of parameters, once `rich` is there, which
+    comes with the extra `hub`. A run looks the same whatever extras it has; `RichProgressBar` is a callback to choose.
+
+    Args:
+        chosen: The user's callbacks.
+        progress_bar: Whether there is one, `trainer.enable_progress_bar`.
+        summary: Whether the modules are listed, `trainer.enable_model_summary`.
+    """
+    wanted = ((progress_bar, ProgressBar, TQDMProgressBar), (summary, ModelSummary, ModelSummary))
+    return [own() for shown, base, own in wanted if shown and not any(isinstance(c, base) for c in chosen)]
 
 
 def as_list(value: Any) -> list[Any]:

@@ -18,7 +18,6 @@ RULE = "|---|---|---|---|---:|---:|---:|---|---:|---:|"
 
 def row(preset: Preset, cost: Mapping[str, str]) -> str:
     """Returns the preset's row: what is not stated by a source, or not measured, says so."""
-    size = "not stated" if preset.download_mb is None else f"{preset.download_mb:,} MB"
     vision_only = preset.model.startswith("timm:")
     weights = (
         [preset.weights.removeprefix("timm:")]
@@ -30,7 +29,7 @@ def row(preset: Preset, cost: Mapping[str, str]) -> str:
         ", ".join(weights),
         "yes" if preset.has_text else "",
         preset.licence or "not stated",
-        size,
+        preset.size.replace(", counted: float32", ""),
         str(preset.native_size),
         str(preset.image_size),
         ", ".join(map(str, preset.layers)),

@@ -6,7 +6,7 @@ import timm
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-from afclip_lightning.backbones.presets import PRESETS, Preset, preset
+from afclip_lightning.backbones.presets import COUNTED_MB, PRESETS, Preset, preset
 from afclip_lightning.errors import UserError
 
 TIMM = "timm:"
@@ -72,6 +72,29 @@ def test_facts_are_those_of_the_registry(name: str) -> None:
     listed = entry.weights.removeprefix(TIMM) if entry.model.startswith(TIMM) else VISION_TOWERS.get(name)
     if listed:
         assert entry.licence == timm.models.get_pretrained_cfg(listed).license
+
+
+def parameters_of(entry: Preset) -> int:
+    """Those of the whole model that a file of weights fills."""
+    with torch.device("meta"):
+        if entry.model.startswith(TIMM):
+            built = timm.create_model(entry.model.removeprefix(TIMM), num_classes=0)
+        else:
+            config = open_clip.get_model_config(entry.model)
+            cls = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+            built = cls(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("name", ["siglip2-b", "metaclip2-h", "dinov2-g", "mobileclip2-b", "pe-core-b"])
+def test_sizes_that_no_page_states_are_counted(name: str) -> None:
+    assert parameters_of(PRESETS[name]) * 4e-6 == pytest.approx(COUNTED_MB[PRESETS[name].model], abs=0.51)
+
+
+def test_each_preset_has_a_size() -> None:
+    assert {entry.model for entry in PRESETS.values() if entry.download_mb is None} == COUNTED_MB.keys()
+    assert PRESETS["laion-l"].size == "1,710 MB"
+    assert PRESETS["dinov3-l"].size == "≈ 1,212 MB, counted: float32"
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_and_the_list() -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from afclip_lightning.backbones import clip
 from afclip_lightning.engine import app
-from afclip_lightning.engine.arguments import without_leftovers
+from afclip_lightning.engine.arguments import with_sections, without_leftovers
 from tests.support.small_run import run, write_small_run
 
 WRONG = {
@@ -58,6 +58,9 @@ WRONG = {
     "--model.backbone.image_size=large": "image_size: expected a whole number or tuple or null, got large.",
     "--loading.on_error=1": "loading.on_error: expected one of 'raise', 'skip', got 1.",
     "--data.train.train_split=dev": "data.train.train_split: expected one of 'train', 'test', got dev.",
+    "--model.layers=null": "model.layers: null is no value for it; leave it out for .6, 12, 18, 24",
+    "--model.backbone.model=null": "model.backbone.model: null is no value for it; leave it out for 'ViT-L-14-336'.",
+    "--data.train.batch_size=~": "data.train.batch_size: null is no value for it; leave it out for 8.",
     # names
     "--model=AFCLIPP": "model: there is no class 'AFCLIPP' that fits here; did you mean 'AFCLIP'",
     "--data=MVTecLayuot": "data: there is no class 'MVTecLayuot' that fits here; did you mean 'MVTecLayout'",
@@ -110,6 +113,51 @@ def test_a_limit_of_one_is_one_batch(folder: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         app.main(["test", "--config=base.yaml", f"--trainer.limit_test_batches={given}", "--print_config"])
     assert f"limit_test_batches: {read}\n" in capsys.readouterr().out
+
+
+NULLS = {  # options of an option, which the parser by itself reads twice, and how each is given
+    "model.backbone.vision_weights": "timm:vit_tiny_patch16_224.augreg_in21k",
+    "model.backbone.tokenizer": "folder",
+    "model.backbone.cache_dir": "folder",
+    "model.backbone.mean": "[0.5,0.5,0.5]",
+    "data.train.root": "elsewhere",
+    "data.train.categories": "[cable]",
+    "data.train.class_names": "{cable: wire}",
+    "out": "here",
+}
+
+
+def test_null_is_null_at_any_depth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"--{name}={value}" for name, value in NULLS.items()]
+    for options in (given, [*given, *(part for name in NULLS for part in (f"--{name}", "null"))]):
+        with pytest.raises(SystemExit):
+            app.main(["fit", "--config=base.yaml", *options, "--print_config"])
+        config = yaml.safe_load(capsys.readouterr().out)
+        for name, value in NULLS.items():
+            place = config
+            for part in name.split("."):
+                place = place[part] if part in place else place["init_args"][part]
+            assert place == (yaml.safe_load(value) if options is given else None), name
+        assert config["model"]["init_args"]["backbone"]["model"] == "small.json"  # beside it: as it was
+
+
+@pytest.mark.parametrize(("arg", "section"), [
+    ("--model.backbone.vision_weights=null", "--model={backbone: {vision_weights: null}}"),
+    ("--model.init_args.backbone.init_args.vision_weights=null", "--model={backbone: {vision_weights: null}}"),
+    ("--data.train.categories=[a, null]", "--data={train: {categories: [a, null]}}"),
+    ("--data.train.categories=['a\\b']", "--data={train: {categories: ['a\\b']}}"),
+    ("--trainer.logger.settings.entity=null", "--trainer.logger={settings: {entity: null}}"),
+])  # fmt: skip
+def test_what_would_be_spoilt_stands_in_a_section(arg: str, section: str) -> None:
+    assert with_sections(["fit", arg, "--out", "x"]) == ["fit", section.replace("['a\\b']", "[a\\b]"), "--out", "x"]
+
+
+@pytest.mark.parametrize(
+    "value", ["None", "", "'null'", "010", "1e3", "true", "[1, 2]", "{a: b}", "[1", "2026-01-02", "a: b"]
+)
+def test_what_comes_through_stays(value: str) -> None:
+    args = [f"--model.backbone.weights={value}", "--model.backbone.weights", value, "--model.k_shot=null"]
+    assert with_sections(args) == args
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ ARCHITECTURES = {
     "DataComp": Architecture("ViT-B-32-256", 128),
     "DFN": Architecture("ViT-H-14-378", 56),
     "MetaCLIP": Architecture("ViT-bigG-14-quickgelu", 56),
+    "MetaCLIP 2": Architecture("ViT-H-14-worldwide", 56),
     "CLIPA": Architecture("ViT-H-14-CLIPA-336", 56, pools="avg"),
     "SigLIP": Architecture("ViT-SO400M-14-SigLIP-384", 56, has_class_token=False, pools="map"),
     "SigLIP 2": Architecture("ViT-B-16-SigLIP2-512", has_class_token=False, pools="map"),
@@ -118,6 +119,7 @@ def _config(one: Architecture, folder: Path) -> str:
         vision |= {"layers": DEPTH, "width": WIDTH, "head_width": 16}
     text = {key: value for key, value in text.items() if not key.startswith(("hf_tokenizer", "tokenizer"))}
     text |= {**TEXT, "vocab_size": 49408}  # of CLIP's own tokenizer
+    text |= {"eos_id": 49407} if "eos_id" in text else {}
     joint = WIDTH if vision.get("timm_proj") == "none" else 48  # where nothing is projected, the width is the space's
     path = folder / f"tiny-{list(ARCHITECTURES.values()).index(one)}.json"  # a name tells open_clip of a tokenizer
     path.write_text(json.dumps(config | {"embed_dim": joint, "vision_cfg": vision, "text_cfg": text}))
