@@ -11,6 +11,7 @@ QUARTERS = "quarters of the depth, as in AF-CLIP and APRIL-GAN"
 MIDDLE = "within the middle blocks that Dinomaly taps (arXiv 2405.14325)"
 DINOV3 = "dinov3-license"  # as timm names it: Meta's own terms
 LAST_FOUR = "the last four blocks: Dinomaly's issue 21, measured with ViT-L at 512 px"
+MIDDLE_BLOCKS = {12: (4, 6, 8, 10), 24: (7, 11, 15, 19)}  # by the depth of the tower
 
 
 @dataclass(frozen=True)
@@ -120,113 +121,72 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _clip(
+def _entry(
     name: str,
     model: str,
-    weights: str,
+    tag: str,
     image_size: int,
     native_size: int,
     depth: int,
     licence: str | None,
     download_mb: int | None = None,
+    layers_from: str = QUARTERS,
 ) -> Preset:
-    """Returns a preset with both towers, tapped at the quarters of its depth."""
-    layers = tuple(round(depth * part / 4) for part in (1, 2, 3, 4))
-    return Preset(name, model, weights, image_size, native_size, depth, layers, licence, download_mb)
-
-
-def _vision(
-    name: str,
-    model: str,
-    image_size: int,
-    native_size: int,
-    depth: int,
-    layers: tuple[int, ...],
-    layers_from: str,
-    licence: str | None,
-    download_mb: int | None = None,
-) -> Preset:
-    """Returns a preset of a vision tower of timm's without text; `model` names its weights too (`NAME.TAG`)."""
-    return Preset(
-        name,
-        f"timm:{model.partition('.')[0]}",
-        f"timm:{model}",
-        image_size,
-        native_size,
-        depth,
-        layers,
-        licence,
-        download_mb,
-        layers_from,
-    )
+    """Returns a preset whose weights are of `model` under `tag`, and whose layers follow from the depth."""
+    if layers_from == QUARTERS:
+        layers = tuple(round(depth * part / 4) for part in (1, 2, 3, 4))
+    else:
+        layers = MIDDLE_BLOCKS[depth] if layers_from == MIDDLE else tuple(range(depth - 3, depth + 1))
+    weights = f"{model}.{tag}" if model.startswith("timm:") else tag
+    return Preset(name, model, weights, image_size, native_size, depth, layers, licence, download_mb, layers_from)
 
 
 _TABLE = (
-    # name, model, weights, image size, native size, depth, licence of the weights, download in MB
-    _clip("clip-b", "ViT-B-16", "openai", 512, 224, 12, "apache-2.0"),
-    _clip("clip-l", "ViT-L-14", "openai", 518, 224, 24, "apache-2.0"),
-    _clip("clip-l-336", "ViT-L-14-336", "openai", 518, 336, 24, "apache-2.0"),
-    _clip("laion-b", "ViT-B-16", "laion2b_s34b_b88k", 512, 224, 12, "apache-2.0"),
-    _clip("laion-b-plus", "ViT-B-16-plus-240", "laion400m_e32", 240, 240, 12, "mit"),
-    _clip("laion-l", "ViT-L-14", "laion2b_s32b_b82k", 518, 224, 24, "apache-2.0", 1710),
-    _clip("laion-h", "ViT-H-14", "laion2b_s32b_b79k", 518, 224, 32, "apache-2.0"),
-    _clip("datacomp-b", "ViT-B-16", "datacomp_xl_s13b_b90k", 512, 224, 12, "apache-2.0"),
-    _clip("datacomp-l", "ViT-L-14", "datacomp_xl_s13b_b90k", 518, 224, 24, "apache-2.0"),
-    _clip("dfn-b", "ViT-B-16", "dfn2b", 512, 224, 12, "apple-amlr", 599),
-    _clip("dfn-l", "ViT-L-14", "dfn2b_s39b", 518, 224, 24, "apple-ascl"),
-    _clip("dfn-h-378", "ViT-H-14-378", "dfn5b", 518, 378, 32, "apple-ascl"),
-    _clip("metaclip-b", "ViT-B-16", "metaclip_fullcc", 512, 224, 12, "cc-by-nc-4.0"),
-    _clip("metaclip-l", "ViT-L-14", "metaclip_fullcc", 518, 224, 24, "cc-by-nc-4.0"),
-    _clip("metaclip2-h", "ViT-H-14-worldwide", "metaclip2_worldwide", 518, 224, 32, "cc-by-nc-4.0"),
-    _clip("metaclip2-h-378", "ViT-H-14-worldwide-378", "metaclip2_worldwide", 518, 378, 32, "cc-by-nc-4.0"),
-    _clip("siglip-b", "ViT-B-16-SigLIP-512", "webli", 512, 512, 12, "apache-2.0"),
-    _clip("siglip-l", "ViT-L-16-SigLIP-384", "webli", 512, 384, 24, "apache-2.0"),
-    _clip("siglip-so400m", "ViT-SO400M-14-SigLIP-384", "webli", 518, 384, 27, "apache-2.0", 3510),
-    _clip("siglip2-b", "ViT-B-16-SigLIP2-512", "webli", 512, 512, 12, "apache-2.0"),
-    _clip("siglip2-l", "ViT-L-16-SigLIP2-512", "webli", 512, 512, 24, "apache-2.0"),
-    _clip("siglip2-so400m", "ViT-SO400M-16-SigLIP2-512", "webli", 512, 512, 27, "apache-2.0"),
-    _clip("eva02-clip-b", "EVA02-B-16", "merged2b_s8b_b131k", 512, 224, 12, "mit"),
-    _clip("eva02-clip-l", "EVA02-L-14", "merged2b_s4b_b131k", 518, 224, 24, "mit", 856),
-    _clip("eva02-clip-l-336", "EVA02-L-14-336", "merged2b_s6b_b61k", 518, 336, 24, "mit", 856),
-    _clip("pe-core-b", "PE-Core-B-16", "meta", 512, 224, 12, "apache-2.0"),
-    _clip("pe-core-l", "PE-Core-L-14-336", "meta", 518, 336, 24, "apache-2.0"),
-    _clip("vitamin-b", "ViTamin-B", "datacomp1b", 512, 224, 14, "mit"),
-    _clip("vitamin-l", "ViTamin-L-336", "datacomp1b", 512, 336, 31, "mit"),
-    _clip("mobileclip2-b", "MobileCLIP2-B", "dfndr2b", 224, 224, 12, "apple-amlr"),
-    # name, model, image size, native size, depth, layers, where these come from, licence, download in MB
-    _vision("dinov2-s", "vit_small_patch14_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
-    _vision("dinov2-b", "vit_base_patch14_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0", 346),
-    _vision("dinov2-l", "vit_large_patch14_dinov2.lvd142m", 518, 518, 24, (7, 11, 15, 19), MIDDLE, "apache-2.0"),
-    _vision("dinov2-g", "vit_giant_patch14_dinov2.lvd142m", 518, 518, 40, (10, 20, 30, 40), QUARTERS, "apache-2.0"),
-    _vision("dinov2-reg-s", "vit_small_patch14_reg4_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
-    _vision("dinov2-reg-b", "vit_base_patch14_reg4_dinov2.lvd142m", 518, 518, 12, (4, 6, 8, 10), MIDDLE, "apache-2.0"),
-    _vision(
-        "dinov2-reg-l",
-        "vit_large_patch14_reg4_dinov2.lvd142m",
-        518,
-        518,
-        24,
-        (7, 11, 15, 19),
-        MIDDLE,
-        "apache-2.0",
-        1220,
-    ),
-    _vision("dinov3-s", "vit_small_patch16_dinov3.lvd1689m", 512, 256, 12, (9, 10, 11, 12), LAST_FOUR, DINOV3, 86),
-    _vision("dinov3-b", "vit_base_patch16_dinov3.lvd1689m", 512, 256, 12, (9, 10, 11, 12), LAST_FOUR, DINOV3),
-    _vision("dinov3-l", "vit_large_patch16_dinov3.lvd1689m", 512, 256, 24, (21, 22, 23, 24), LAST_FOUR, DINOV3),
-    _vision(
-        "dinov3-h-plus",
-        "vit_huge_plus_patch16_dinov3.lvd1689m",
-        512,
-        256,
-        32,
-        (29, 30, 31, 32),
-        LAST_FOUR,
-        DINOV3,
-        3360,
-    ),
-    _vision("tipsv2-b", "vit_base_patch14_reg1_tipsv2.webli", 518, 448, 12, (3, 6, 9, 12), QUARTERS, "apache-2.0"),
-    _vision("tipsv2-l", "vit_large_patch14_reg1_tipsv2.webli", 518, 448, 24, (6, 12, 18, 24), QUARTERS, "apache-2.0"),
+    # name, model, tag, image size, native size, depth, licence of the weights, download in MB, layers from
+    _entry("clip-b", "ViT-B-16", "openai", 512, 224, 12, "apache-2.0"),
+    _entry("clip-l", "ViT-L-14", "openai", 518, 224, 24, "apache-2.0"),
+    _entry("clip-l-336", "ViT-L-14-336", "openai", 518, 336, 24, "apache-2.0"),
+    _entry("laion-b", "ViT-B-16", "laion2b_s34b_b88k", 512, 224, 12, "apache-2.0"),
+    _entry("laion-b-plus", "ViT-B-16-plus-240", "laion400m_e32", 240, 240, 12, "mit"),
+    _entry("laion-l", "ViT-L-14", "laion2b_s32b_b82k", 518, 224, 24, "apache-2.0", 1710),
+    _entry("laion-h", "ViT-H-14", "laion2b_s32b_b79k", 518, 224, 32, "apache-2.0"),
+    _entry("datacomp-b", "ViT-B-16", "datacomp_xl_s13b_b90k", 512, 224, 12, "apache-2.0"),
+    _entry("datacomp-l", "ViT-L-14", "datacomp_xl_s13b_b90k", 518, 224, 24, "apache-2.0"),
+    _entry("dfn-b", "ViT-B-16", "dfn2b", 512, 224, 12, "apple-amlr", 599),
+    _entry("dfn-l", "ViT-L-14", "dfn2b_s39b", 518, 224, 24, "apple-ascl"),
+    _entry("dfn-h-378", "ViT-H-14-378", "dfn5b", 518, 378, 32, "apple-ascl"),
+    _entry("metaclip-b", "ViT-B-16", "metaclip_fullcc", 512, 224, 12, "cc-by-nc-4.0"),
+    _entry("metaclip-l", "ViT-L-14", "metaclip_fullcc", 518, 224, 24, "cc-by-nc-4.0"),
+    _entry("metaclip2-h", "ViT-H-14-worldwide", "metaclip2_worldwide", 518, 224, 32, "cc-by-nc-4.0"),
+    _entry("metaclip2-h-378", "ViT-H-14-worldwide-378", "metaclip2_worldwide", 518, 378, 32, "cc-by-nc-4.0"),
+    _entry("siglip-b", "ViT-B-16-SigLIP-512", "webli", 512, 512, 12, "apache-2.0"),
+    _entry("siglip-l", "ViT-L-16-SigLIP-384", "webli", 512, 384, 24, "apache-2.0"),
+    _entry("siglip-so400m", "ViT-SO400M-14-SigLIP-384", "webli", 518, 384, 27, "apache-2.0", 3510),
+    _entry("siglip2-b", "ViT-B-16-SigLIP2-512", "webli", 512, 512, 12, "apache-2.0"),
+    _entry("siglip2-l", "ViT-L-16-SigLIP2-512", "webli", 512, 512, 24, "apache-2.0"),
+    _entry("siglip2-so400m", "ViT-SO400M-16-SigLIP2-512", "webli", 512, 512, 27, "apache-2.0"),
+    _entry("eva02-clip-b", "EVA02-B-16", "merged2b_s8b_b131k", 512, 224, 12, "mit"),
+    _entry("eva02-clip-l", "EVA02-L-14", "merged2b_s4b_b131k", 518, 224, 24, "mit", 856),
+    _entry("eva02-clip-l-336", "EVA02-L-14-336", "merged2b_s6b_b61k", 518, 336, 24, "mit", 856),
+    _entry("pe-core-b", "PE-Core-B-16", "meta", 512, 224, 12, "apache-2.0"),
+    _entry("pe-core-l", "PE-Core-L-14-336", "meta", 518, 336, 24, "apache-2.0"),
+    _entry("vitamin-b", "ViTamin-B", "datacomp1b", 512, 224, 14, "mit"),
+    _entry("vitamin-l", "ViTamin-L-336", "datacomp1b", 512, 336, 31, "mit"),
+    _entry("mobileclip2-b", "MobileCLIP2-B", "dfndr2b", 224, 224, 12, "apple-amlr"),
+    # vision towers without text
+    _entry("dinov2-s", "timm:vit_small_patch14_dinov2", "lvd142m", 518, 518, 12, "apache-2.0", None, MIDDLE),
+    _entry("dinov2-b", "timm:vit_base_patch14_dinov2", "lvd142m", 518, 518, 12, "apache-2.0", 346, MIDDLE),
+    _entry("dinov2-l", "timm:vit_large_patch14_dinov2", "lvd142m", 518, 518, 24, "apache-2.0", None, MIDDLE),
+    _entry("dinov2-g", "timm:vit_giant_patch14_dinov2", "lvd142m", 518, 518, 40, "apache-2.0"),
+    _entry("dinov2-reg-s", "timm:vit_small_patch14_reg4_dinov2", "lvd142m", 518, 518, 12, "apache-2.0", None, MIDDLE),
+    _entry("dinov2-reg-b", "timm:vit_base_patch14_reg4_dinov2", "lvd142m", 518, 518, 12, "apache-2.0", None, MIDDLE),
+    _entry("dinov2-reg-l", "timm:vit_large_patch14_reg4_dinov2", "lvd142m", 518, 518, 24, "apache-2.0", 1220, MIDDLE),
+    _entry("dinov3-s", "timm:vit_small_patch16_dinov3", "lvd1689m", 512, 256, 12, DINOV3, 86, LAST_FOUR),
+    _entry("dinov3-b", "timm:vit_base_patch16_dinov3", "lvd1689m", 512, 256, 12, DINOV3, None, LAST_FOUR),
+    _entry("dinov3-l", "timm:vit_large_patch16_dinov3", "lvd1689m", 512, 256, 24, DINOV3, None, LAST_FOUR),
+    _entry("dinov3-h-plus", "timm:vit_huge_plus_patch16_dinov3", "lvd1689m", 512, 256, 32, DINOV3, 3360, LAST_FOUR),
+    _entry("tipsv2-b", "timm:vit_base_patch14_reg1_tipsv2", "webli", 518, 448, 12, "apache-2.0"),
+    _entry("tipsv2-l", "timm:vit_large_patch14_reg1_tipsv2", "webli", 518, 448, 24, "apache-2.0"),
     Preset(
         "dinov2-s-focus",
         "dinov2-vits14",

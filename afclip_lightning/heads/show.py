@@ -65,8 +65,7 @@ def facts(name: str) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read.
     """
-    path = find(name)
-    head = read_head(path)
+    path, head, card = _read(name)
     return {
         "file": str(path),
         "fingerprint": fingerprint(path),
@@ -76,7 +75,7 @@ def facts(name: str) -> dict[str, Any]:
         "features": head.features.to_dict(),
         "tensors": {key: list(tensor.shape) for key, tensor in head.tensors.items()},
         "memory": {key: list(tensor.shape) for key, tensor in head.memory.items()},
-        "card": _card(head, path).to_dict(),
+        "card": card.to_dict(),
     }
 
 
@@ -89,9 +88,7 @@ def describe(name: str) -> str:
     Raises:
         UserError: It cannot be read.
     """
-    path = find(name)
-    head = read_head(path)
-    card = _card(head, path)
+    path, head, card = _read(name)
     sections = {
         "Head": [card.title or path.stem],
         "Method": [head.method.rpartition(".")[2], _arguments(head)],
@@ -115,9 +112,12 @@ def describe(name: str) -> str:
     return "\n".join(lines)
 
 
-def _card(head: Head, path: Path) -> Card:
-    """Returns a head's card, with the results of its run where it has none."""
-    return head.card if head.card.results else msgspec.structs.replace(head.card, results=_measured(path))
+def _read(name: str) -> tuple[Path, Head, Card]:
+    """Returns a head's file, the head, and its card, with the results of its run where it has none."""
+    path = find(name)
+    head = read_head(path)
+    measured = head.card if head.card.results else msgspec.structs.replace(head.card, results=_measured(path))
+    return path, head, measured
 
 
 def _measured(path: Path) -> tuple[Measured, ...]:
