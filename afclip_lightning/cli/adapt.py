@@ -35,6 +35,9 @@ Each image is also scored by a memory without it and a few others; from these sc
 --fpr of normal images will exceed. How low a rate so many images can promise is printed. Images that look unlike the
 others are named: if they are anomalous, remove them and adapt again.
 
+--fit_head trains the head further on anomalies that are drawn onto the normal images; experiments/adapt says when it
+helps. Each image is then scored by a head, too, that did not have it.
+
 With tiles, another category or another --fit than the default, give the same to inspect and the others.
 A run that was interrupted leaves no half of a model; the same command begins again, and takes minutes.
 """
@@ -60,8 +63,9 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if (options.out / "head.safetensors").exists() and not options.overwrite:
         raise UserError(f"{options.out} has a model already. Name another --out, or --overwrite it.")
     recipe = recipe_of(named, arguments)
+    fit_seed = options.seed if options.fit_head else None
     with only_writer(options.out):
-        made = adapt(recipe, normal, options.out, seen, options.fpr, options.pixel_fpr, _progress)
+        made = adapt(recipe, normal, options.out, seen, options.fpr, options.pixel_fpr, _progress, fit_seed)
     if made.is_toy:
         print(f"warning: {TOY}", file=sys.stderr)
     median = sorted(made.scores)[len(made.scores) // 2]
@@ -122,6 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fpr", type=share, default=0.01, metavar="SHARE", help="of normal images (%(default)s)")
     parser.add_argument("--pixel_fpr", type=share, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)")
+    parser.add_argument(
+        "--fit_head", action="store_true", help="train the head further on anomalies drawn onto the normal images"
+    )
+    parser.add_argument(
+        "--seed",
+        type=numeric(int, lambda value: value >= 0, "0 or above"),
+        default=0,
+        metavar="N",
+        help="of what --fit_head draws (%(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="take the place of a model that is there")
     add_model_options(parser, few_shot=False)
     return parser

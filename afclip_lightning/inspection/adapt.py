@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from torch import Tensor
 
 from afclip_lightning.engine import factory
 from afclip_lightning.engine.checkpoint import HEAD_FILE, PACKED, read_checkpoint
@@ -17,6 +18,7 @@ from afclip_lightning.heads.file import Head, write_head_file
 from afclip_lightning.heads.pack import dated, read_head
 from afclip_lightning.inspection.calibration import Calibration, Threshold, origin
 from afclip_lightning.inspection.few_normals import FEWEST_HELD_OUT, from_held_out, pixel_tail, unlike_the_rest
+from afclip_lightning.inspection.fit_head import Drawn, check, draw, fit
 from afclip_lightning.inspection.named_model import calibration_path, find_model
 from afclip_lightning.inspection.predictor import DATASET, Predictor, Progress, load
 from afclip_lightning.inspection.stream import keep
@@ -67,11 +69,13 @@ class Recipe:
         model: Its `model` section.
         checkpoint: Where its trained tensors come from: of a zero-shot head, or of a method that was adapted before.
         card: What that says of itself.
+        head: Trained tensors of the head beside the memory, in place of the checkpoint's.
     """
 
     model: dict[str, Any]
     checkpoint: Mapping[str, Any] | None = None
     card: Card = field(default_factory=Card)
+    head: Mapping[str, Tensor] | None = None
 
     def build(self, arguments: Mapping[str, Any], backbones: factory.Backbones) -> AnomalyMethod:
         """Returns the method, in eval mode on the CPU, its memory empty.
@@ -85,6 +89,9 @@ class Recipe:
             part = method if adapted_before else method.head
             assert part is not None  # the recipe names it
             factory.restore(part, {**self.checkpoint, "memory": {}})
+        if self.head is not None:
+            assert method.head is not None  # it was fitted
+            method.head.load_state_dict(dict(self.head), strict=False)
         return method
 
 
@@ -135,13 +142,21 @@ def _short(method: str) -> str:
 
 
 def adapt(
-    recipe: Recipe, normal: Sequence[Path], out: Path, seen: Seen, fpr: float, pixel_fpr: float, progress: Progress
+    recipe: Recipe,
+    normal: Sequence[Path],
+    out: Path,
+    seen: Seen,
+    fpr: float,
+    pixel_fpr: float,
+    progress: Progress,
+    fit_seed: int | None = None,
 ) -> Adapted:
     """Makes a model of one product and writes it: the head file with the memory, and its calibration beside it.
 
-    Each normal image is scored by a memory without its part of the images, of which there are at most `FOLDS`: these
-    scores are what the threshold comes from. The memory that is kept holds all images, so that a further normal image
-    scores a little lower than they do, and the threshold errs on the side of fewer false alarms.
+    Each normal image is scored by a memory, and a head if that is fitted, without its part of the images, of which
+    there are at most `FOLDS`: these scores are what the threshold comes from. The memory that is kept holds all images,
+    so that a further normal image scores a little lower than they do, and the threshold errs on the side of fewer false
+    alarms.
 
     Args:
         recipe: From `recipe_of`.
@@ -151,9 +166,11 @@ def adapt(
         fpr: Share of normal images that the threshold may call anomalous.
         pixel_fpr: Likewise, of the pixels of their maps.
         progress: Is given what a loop goes over and its length, and shows how far it is.
+        fit_seed: Seed of the pseudo-anomalies that the head is trained further on; `None` leaves it as it is.
 
     Raises:
-        UserError: There are too few images, one cannot be read, or the folder cannot be written.
+        UserError: There are too few images, one cannot be read, the head cannot be trained, or the folder cannot be
+            written.
     """
     if len(normal) < FEWEST_HELD_OUT:
         raise UserError(
@@ -161,17 +178,13 @@ def adapt(
             "it is not compared with itself. Give two different ones at least; four are a start."
         )
     backbones: factory.Backbones = {}
-    model = Predictor(
-        lambda more: recipe.build(more, backbones), seen.tiling, seen.category, seen.device, seen.batch_size
-    )
-    if seen.white is not None:
-        model.white = None if seen.white == "bits" else int(seen.white)
-    model.fit_few_shot(normal, progress)
+    parts = _Parts(recipe, normal, seen, backbones, progress, fit_seed)
+    model = parts.model(range(len(normal)), progress)
     method, key = model.method, (DATASET, seen.category)
     assert method.memory is not None  # it took few-shot images
     whole = method.memory
     whole.keep(whole.to_tensors(key))  # rounded as the file keeps them
-    scores, pixel = _held_out(model, normal, seen.num_workers, pixel_fpr, progress)
+    scores, pixel = _held_out(model, normal, parts, seen.num_workers, pixel_fpr, progress)
     image = from_held_out(scores, fpr)
     method.memory = whole
     written = out / PACKED
@@ -187,7 +200,7 @@ def adapt(
             _plain(method.hparams),
             method.spec,
             {"class_path": recipe.model["class_path"], "init_args": arguments},
-            card_of(recipe.card, normal, seen.category),
+            card_of(recipe.card, normal, seen.category, parts.drawn),
             whole.to_tensors(key),
         ),
     )
@@ -212,10 +225,56 @@ def calibration_of(out: Path) -> Path:
     return place
 
 
+class _Parts:
+    """Makes models of parts of the normal images; with `fit_seed` the head is fitted on the same part.
+
+    Raises:
+        UserError: An image cannot be read, or the head cannot be trained.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        normal: Sequence[Path],
+        seen: Seen,
+        backbones: factory.Backbones,
+        progress: Progress,
+        fit_seed: int | None,
+    ) -> None:
+        self.recipe, self.normal, self.seen, self.backbones = recipe, normal, seen, backbones
+        self.fit_seed = 0 if fit_seed is None else fit_seed
+        self.drawn: Drawn | None = None
+        if fit_seed is not None:
+            model = self._predictor(recipe)
+            head = check(model.method.head)
+            self.drawn = draw(head, [(path, model.views(path)) for path in normal], seen.category, fit_seed, progress)
+
+    def _predictor(self, recipe: Recipe) -> Predictor:
+        seen = self.seen
+        model = Predictor(
+            lambda more: recipe.build(more, self.backbones), seen.tiling, seen.category, seen.device, seen.batch_size
+        )
+        if seen.white is not None:
+            model.white = None if seen.white == "bits" else int(seen.white)
+        return model
+
+    def model(self, images: Sequence[int], progress: Progress | None = None) -> Predictor:
+        """Returns the model of some of the normal images, by their numbers: no other has a part in it."""
+        recipe = self.recipe
+        if self.drawn is not None:
+            head = self._predictor(recipe).method.head
+            assert head is not None  # `check` saw it
+            fit(head, self.drawn, images, self.fit_seed)
+            recipe = replace(recipe, head=head.state_dict())
+        model = self._predictor(recipe)
+        model.fit_few_shot([self.normal[i] for i in images], progress)
+        return model
+
+
 def _held_out(
-    model: Predictor, normal: Sequence[Path], num_workers: int, pixel_fpr: float, progress: Progress
+    model: Predictor, normal: Sequence[Path], parts: _Parts, num_workers: int, pixel_fpr: float, progress: Progress
 ) -> tuple[np.ndarray, Threshold]:
-    """Returns the score of each image by a memory without it, and the threshold of the maps.
+    """Returns the score of each image by a model without it, and the threshold of the maps.
 
     Raises:
         UserError: An image cannot be read.
@@ -227,8 +286,12 @@ def _held_out(
 
     def outcomes() -> Iterable[tuple[int, Any]]:
         for fold in folds:
-            model.method.memory = whole.without(key, fold)
-            for index, outcome in model.stream([normal[i] for i in fold], num_workers, keep_images=False):
+            if parts.drawn is None:
+                part = model
+                part.method.memory = whole.without(key, fold)
+            else:
+                part = parts.model([i for i in range(len(normal)) if i not in fold])
+            for index, outcome in part.stream([normal[i] for i in fold], num_workers, keep_images=False):
                 yield fold[index], outcome
 
     for index, outcome in progress(outcomes(), len(normal)):
@@ -239,14 +302,16 @@ def _held_out(
     return scores, tail.threshold()
 
 
-def card_of(base: Card, normal: Sequence[Path], category: str) -> Card:
+def card_of(base: Card, normal: Sequence[Path], category: str, drawn: Drawn | None) -> Card:
     """Returns the card of an adapted model: that of the head, without numbers and thresholds, which no longer hold."""
-    images = TrainedOn(dataset=f"normal images in {normal[0].parent.name}", images=len(normal))
+    images = [TrainedOn(dataset=f"normal images in {normal[0].parent.name}", images=len(normal))]
+    if drawn is not None:
+        images.append(TrainedOn(dataset="pseudo-anomalies drawn onto these", images=int(drawn.marked.sum())))
     limits = (f"It knows one product ({category}), seen as in these {len(normal)} normal images.", *base.limits)
     card = msgspec.structs.replace(
         base,
         title=f"{base.title or 'A memory'}, adapted to {len(normal)} normal images",
-        trained_on=(*base.trained_on, images),
+        trained_on=(*base.trained_on, *images),
         results=(),
         thresholds=None,
         limits=limits,

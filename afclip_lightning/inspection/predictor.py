@@ -261,14 +261,12 @@ class Predictor:
             raise ValueError("there is no few-shot image")
         if not self.takes_few_shot:
             raise _takes_none(type(self.method))
-        pictures = []  # of each image its views, the first of which is the whole
+        pictures = []
         digest = hashlib.sha256()
         for image in images:
             pixels = read_pixels(image, self.white)
             digest.update(np.ascontiguousarray(pixels).tobytes())
-            height, width, _ = pixels.shape
-            layout = Layout(height, width, self.tiling, self.method.preprocess)
-            pictures.append([layout.cut(pixels, view) for view in range(len(layout))])
+            pictures.append(self.views(pixels))
         if self.method.needs_references:
             self.references = self.method.preprocess.to_tensors([views[0] for views in pictures]).to(self.device)
         else:
@@ -276,6 +274,17 @@ class Predictor:
             self._fill(progress(pictures, len(pictures)) if progress else pictures)
         self.few_shot = digest.hexdigest()[:16]
         self.calibration = None
+
+    def views(self, image: Source) -> list[np.ndarray]:
+        """Returns the views of an image as the backbone sees them, `[h, w, 3]`, uint8 each; the first is the whole.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
+        pixels = read_pixels(image, self.white)
+        height, width, _ = pixels.shape
+        layout = Layout(height, width, self.tiling, self.method.preprocess)
+        return [layout.cut(pixels, view) for view in range(len(layout))]
 
     @property
     def takes_few_shot(self) -> bool:

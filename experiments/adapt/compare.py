@@ -2,16 +2,18 @@
 
     python -m experiments.adapt.compare --features DIR --head afclip_lightning/heads/models/real.safetensors --out DIR
 
-DIR holds of each set the tokens after the head's blocks as the method sees them, `SET.L3.npy` (`[n, 1 + N, C]`,
-float16, a file per block), `SET.masks.npy` (`[n, H, W]`, 0 or 1) and `SET.json` (of each image: path, split, label,
-mask), in one order. Every rule sees the same images: `DRAWS` draws of 4 and of 16 normal images out of a pool of at
-most `POOL`, which are no test images. Intervals are of 95 %, from a paired bootstrap over draws and over test images.
+DIR is what `extract` wrote. Every rule sees the same images: `DRAWS` draws of 4 and of 16 normal images out of a pool
+of at most 40, which are no test images. Where pseudo-anomalies were drawn, the head is also trained further on those of
+the drawn images, as `adapt --fit_head` does. With 16 images a part of the memory is tried in place of all of it, too.
+Intervals are of 95 %, from a paired bootstrap over draws and over test images.
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,58 +21,76 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.components.scoring import upsample, upsample_and_smooth
-from afclip_lightning.heads.file import Head, read_head_file
+from afclip_lightning.engine.factory import build
+from afclip_lightning.heads.file import read_head_file
+from afclip_lightning.inspection.fit_head import Drawn, fit
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import UNKNOWN, Batch, ClipFeatures, Sample
+from experiments.adapt.extract import split_of
+from experiments.real_head.pictures import SIZE
 
-DRAWS, POOL, RESAMPLES, BINS = 5, 40, 300, 200
-MOST = {0: 100, 1: 150}  # test images of a set, normal and anomalous: of more, as many are drawn
+DRAWS, RESAMPLES, BINS = 5, 300, 200
+SAMPLE = Sample("set", "object", "test", Path("image"), UNKNOWN, class_name="object")
 SIDE = 63  # pixels of a side that maps are evaluated at
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a head says.
+
+    Attributes:
+        test: `[T, N]`: its map of the test images over the patches.
+        score: `[T]`: its own image score of these.
+        pool: `[K, N]`: its map of the pool images.
+    """
+
+    test: Tensor
+    score: np.ndarray
+    pool: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Set:
     """What is known of a set: half cosine distances to each pool image, of test and of pool images; the head's map.
 
     Attributes:
         label: `[T]`.
         mask: `[T, SIDE, SIDE]`, or `None`.
+        tokens: Of the test images, `[T, 1 + N, C]` per layer, float16.
+        rows: Of the pool images, likewise.
         test: `[L, T, N, K]`: of each patch to the nearest of a pool image.
         pool: `[L, K, N, K]`, likewise.
-        head: `[T, N]`: the head's map over the patches.
-        head_pool: `[K, N]`.
-        score: `[T]`: the head's own image score.
+        ready: The ready head.
+        head: What the ready head says.
+        drawn: What was drawn onto the pool images; of an image its own number in the pool is the owner.
     """
 
     label: np.ndarray
     mask: np.ndarray | None
+    tokens: list[Tensor]
+    rows: list[Tensor]
     test: Tensor
     pool: Tensor
-    head: Tensor
-    head_pool: Tensor
-    score: np.ndarray
+    ready: AnomalyMethod
+    head: Said
+    drawn: Drawn | None
 
 
-def read_set(folder: Path, name: str, head_file: Path, cache: Path) -> Set:
+def read_set(folder: Path, name: str, ready: AnomalyMethod, cache: Path) -> Set:
     """Returns a set; distances are computed once and kept in the cache."""
-    head = read_head_file(head_file)
-    layers, size = head.features.layers, int(head.features.image_size)  # type: ignore[call-overload]
+    layers = ready.spec.layers
     images = json.loads((folder / f"{name}.json").read_text())
-    normal = [i for i, image in enumerate(images) if image["split"] == "train"]
-    normal = normal or [i for i, image in enumerate(images) if image["label"] == 0]
-    rng = np.random.default_rng(1)
-    pool = sorted(rng.choice(normal, min(POOL, len(normal)), replace=False).tolist())
-    test = [i for i, image in enumerate(images) if image["split"] == "test" and i not in set(pool)]
-    kinds = {kind: [i for i in test if images[i]["label"] == kind] for kind in MOST}
-    if any(len(kinds[kind]) > most for kind, most in MOST.items()):
-        test = sorted(i for kind, most in MOST.items() for i in rng.choice(kinds[kind], most, replace=False).tolist())
-    tokens = [np.load(folder / f"{name}.L{layer}.npy", mmap_mode="r") for layer in layers]
-    side = round((tokens[0].shape[1] - 1) ** 0.5)
+    pool, test = split_of(images)
+    files = [np.load(folder / f"{name}.L{layer}.npy", mmap_mode="r") for layer in layers]
+    tokens, rows = ([torch.from_numpy(one[which]) for one in files] for which in (test, pool))
     file = cache / f"{name}.pt"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([[_distances(one, some, pool) for one in tokens] for some in (test, pool)], file)
+        kept = [[_distances(*pair) for pair in zip(some, rows, strict=True)] for some in (tokens, rows)]
+        torch.save(kept, file)
     to_test, to_pool = torch.load(file, weights_only=True)
-    maps, scores = _head(tokens, test, head, side, size)
     has_masks = any(images[i].get("mask") for i in test)
     masks = np.load(folder / f"{name}.masks.npy", mmap_mode="r")[test] if has_masks else None
     small = None
@@ -79,40 +99,67 @@ def read_set(folder: Path, name: str, head_file: Path, cache: Path) -> Set:
     return Set(
         np.array([images[i]["label"] for i in test]),
         None if small is None else (small[:, 0] > 0.5).numpy(),
+        tokens,
+        rows,
         torch.stack(to_test).float(),
         torch.stack(to_pool).float(),
-        maps,
-        _head(tokens, pool, head, side, size)[0],
-        scores,
+        ready,
+        said_by(ready, tokens, rows),
+        read_drawn(folder, name, pool, rows, ready) if (folder / f"{name}.drawn.json").exists() else None,
     )
 
 
-def _distances(tokens: np.ndarray, images: Sequence[int], pool: Sequence[int]) -> Tensor:
+def read_drawn(folder: Path, name: str, pool: Sequence[int], rows: Sequence[Tensor], ready: AnomalyMethod) -> Drawn:
+    """Returns the pool images and what was drawn onto them, as `adapt --fit_head` has them."""
+    facts = json.loads((folder / f"{name}.drawn.json").read_text())
+    masks = torch.from_numpy(np.load(folder / f"{name}.drawn.masks.npy"))
+    drawn = [torch.from_numpy(np.load(folder / f"{name}.drawn.L{layer}.npy")) for layer in ready.spec.layers]
+    both = [torch.cat(pair) for pair in zip(rows, drawn, strict=True)]
+    owners = [*range(len(pool)), *(pool.index(one["onto"]) for one in facts)]
+    return Drawn(
+        [dict(zip(ready.spec.taps, picture, strict=True)) for picture in zip(*both, strict=True)],
+        ready.spec,
+        ready.backbone.grid,
+        torch.cat([torch.zeros_like(masks[: len(pool)]), masks]),
+        torch.tensor(owners),
+        [SAMPLE] * len(owners),
+    )
+
+
+def _distances(tokens: Tensor, pool: Tensor) -> Tensor:
     """Returns half the cosine distance of each patch to the nearest patch of each pool image, `[T, N, K]`, float16."""
-    bank = F.normalize(torch.from_numpy(tokens[list(pool)][:, 1:]).float(), dim=-1)
+    bank = F.normalize(pool[:, 1:].float(), dim=-1)
     count, patches, width = bank.shape
     columns = bank.reshape(count * patches, width).T.contiguous()
-    found = torch.empty(len(images), patches, count, dtype=torch.float16)
-    for row, image in zip(found, images, strict=True):
-        query = F.normalize(torch.from_numpy(tokens[image][1:]).float(), dim=-1)
+    found = torch.empty(len(tokens), patches, count, dtype=torch.float16)
+    for row, image in zip(found, tokens, strict=True):
+        query = F.normalize(image[1:].float(), dim=-1)
         row.copy_((1 - (query @ columns).view(patches, count, patches).amax(dim=-1)) / 2)
     return found
 
 
-def _head(
-    tokens: Sequence[np.ndarray], images: Sequence[int], head: Head, side: int, size: int
-) -> tuple[Tensor, np.ndarray]:
-    """Returns UniADet's map over the patches `[T, N]` and its image score `[T]`."""
-    given, vectors = head.hyperparameters, F.normalize(head.tensors["pixel_vectors"].float(), dim=-1)
-    logits = []
-    for one, pair in zip(tokens, vectors, strict=True):
-        unit = F.normalize(torch.from_numpy(one[list(images)][:, 1:]).float(), dim=-1)
-        logits.append((unit @ pair.T / given["temperature"]).diff(dim=-1)[..., 0])
-    patches = torch.stack(logits)
-    pixels = upsample_and_smooth(patches.sigmoid().mean(0).unflatten(1, (side, side)), size, given["map_sigma"])
-    mean = patches.mean(0)
-    score = mean.topk(given["top_patches"], dim=1).values.mean(1)
-    return F.avg_pool2d(pixels[:, None], size // side).flatten(1), score.sigmoid().numpy()
+def said_by(head: AnomalyMethod, *images: Sequence[Tensor]) -> Said:
+    """Returns what a head says of test and of pool images, by their tokens per layer."""
+    scores, maps = [], []
+    for tokens in images:
+        features = ClipFeatures(tuple(layer.float() for layer in tokens), head.backbone.grid)
+        none = torch.empty(0)
+        found = head.score(features, Batch(none, none, none, none, [SAMPLE] * len(tokens[0])))
+        (height, width), (h, w) = found.anomaly_map.shape[1:], features.grid
+        maps.append(F.avg_pool2d(found.anomaly_map[:, None], (height // h, width // w)).flatten(1))
+        scores.append(found.pred_score.numpy())
+    return Said(maps[0], scores[0], maps[1])
+
+
+def ready_head(file: Path) -> AnomalyMethod:
+    """Returns a head on a tower without weights: its features are there already."""
+    found = read_head_file(file)
+    backbone = {"model": "dinov2-vits14", "weights": "random", "image_size": SIZE, "pos_embed": "bicubic_antialias"}
+    method = build(
+        {"class_path": found.method.rpartition(".")[2], "init_args": found.hyperparameters | {"backbone": backbone}}
+    )
+    method.load_state_dict(found.tensors, strict=False)
+    return method.eval()
 
 
 Rule = Callable[[Set, Sequence[int]], tuple[np.ndarray, Tensor]]  # of drawn images: scores [T] and patches [T, N]
@@ -126,28 +173,95 @@ def nearest(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
 
 def alone(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
     """The head alone, zero-shot."""
-    return data.score, data.head
+    return data.head.score, data.head.test
 
 
 def fixed(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
     """AF-CLIP+'s rule: the distance, and a tenth of the head's probability."""
     score, patches = nearest(data, drawn)
-    return score + 0.1 * data.score, patches + 0.1 * data.head
+    return score + 0.1 * data.head.score, patches + 0.1 * data.head.test
+
+
+def standardised(data: Set, drawn: Sequence[int]) -> Tensor:
+    """Returns the distances to all of the memory, in standard deviations, `[T, N]`."""
+    total = torch.zeros(data.test.shape[1:3])
+    for test, pool in zip(data.test, data.pool, strict=True):
+        out = torch.stack([pool[i][:, [j for j in drawn if j != i]].amin(-1) for i in drawn])
+        total += (test[..., drawn].amin(-1) - out.mean()) / out.std() / len(data.test)
+    return total
+
+
+def beside(
+    distances: Tensor, drawn: Sequence[int], head: Said, weight: float, smoothing: float
+) -> tuple[np.ndarray, Tensor]:
+    """Returns what `HeadWithMemory` says with this head, of standardised distances."""
+    usual = head.pool[drawn]
+    total = distances + weight * (head.test - usual.mean()) / usual.std().clamp(min=1e-3)
+    side = round(total.shape[1] ** 0.5)
+    smooth = upsample_and_smooth(total.unflatten(1, (side, side)), (side, side), smoothing).flatten(1)
+    return smooth.amax(1).numpy(), smooth
 
 
 def ours(weight: float, smoothing: float = 0.5) -> Rule:
-    """Returns `HeadWithMemory`'s rule."""
+    """Returns `HeadWithMemory`'s rule with the ready head."""
+    return lambda data, drawn: beside(standardised(data, drawn), drawn, data.head, weight, smoothing)
+
+
+@lru_cache(maxsize=1)
+def fitted(data: Set, drawn: tuple[int, ...]) -> Said:
+    """Returns what the ready head says once `adapt --fit_head` has trained it further on the drawn images."""
+    assert data.drawn is not None
+    head = copy.deepcopy(data.ready)
+    fit(head, data.drawn, drawn, seed=0)
+    return said_by(head, data.tokens, data.rows)
+
+
+def fitted_alone(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
+    """The fitted head alone."""
+    said = fitted(data, tuple(drawn))
+    return said.score, said.test
+
+
+def fitted_beside(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
+    """`HeadWithMemory` with the fitted head."""
+    return beside(standardised(data, drawn), drawn, fitted(data, tuple(drawn)), 0.5, 0.5)
+
+
+def farthest(bank: Tensor, count: int) -> Tensor:
+    """Returns which rows of a bank are the `count` that leave no row far: each is the farthest from those before.
+
+    Args:
+        bank: `[R, C]`, L2-normalised.
+        count: At most R.
+
+    Reference: PatchCore (arXiv 2106.08265), Algorithm 1, without its random projection; begun with the first row.
+    """
+    nearest, chosen = torch.full((len(bank),), -1.0), [0]
+    for _ in range(count - 1):
+        nearest = torch.maximum(nearest, bank @ bank[chosen[-1]])
+        chosen.append(int(nearest.argmin()))
+    return torch.tensor(sorted(chosen))
+
+
+def part_of_memory(share: float, coreset: bool) -> Rule:
+    """Returns `HeadWithMemory`'s rule with a share of the patches: drawn as `MemoryBank` does, or the farthest ones."""
 
     def rule(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
+        key, tokens = ("set", "object"), [layer[list(drawn)] for layer in data.rows]
+        count = round(share * len(drawn) * (tokens[0].shape[1] - 1))
+        memory = MemoryBank(None if coreset else count)
+        memory.fit(key, tokens)
+        if coreset:
+            chosen = [farthest(bank, count) for bank in memory.banks[key]]
+            memory.banks[key], memory.owners[key] = (
+                [rows[which] for rows, which in zip(all_rows[key], chosen, strict=True)]
+                for all_rows in (memory.banks, memory.owners)
+            )
         total = torch.zeros(data.test.shape[1:3])
-        for test, pool in zip(data.test, data.pool, strict=True):
-            out = torch.stack([pool[i][:, [j for j in drawn if j != i]].amin(-1) for i in drawn])
-            total += (test[..., drawn].amin(-1) - out.mean()) / out.std() / len(data.test)
-        usual = data.head_pool[drawn]
-        total += weight * (data.head - usual.mean()) / usual.std().clamp(min=1e-3)
-        side = round(total.shape[1] ** 0.5)
-        smooth = upsample_and_smooth(total.unflatten(1, (side, side)), (side, side), smoothing).flatten(1)
-        return smooth.amax(1).numpy(), smooth
+        for index, (layer, (mean, deviation)) in enumerate(zip(data.tokens, memory.spread(key), strict=True)):
+            distance = memory.distance([key] * len(layer), index, layer)
+            total += (distance - mean) / deviation / len(data.tokens)
+        return beside(total, drawn, data.head, 0.5, 0.5)
 
     return rule
 
@@ -162,6 +276,14 @@ RULES: dict[str, Rule] = {
     "with head, 0.5": ours(0.5),
     "with head, 1.0": ours(1.0),
 }
+PARTS: dict[str, Rule] = {
+    f"with head, 0.5, {share:.0%} of the memory, {'coreset' if coreset else 'at random'}": part_of_memory(
+        share, coreset
+    )
+    for share in (0.1, 0.01)
+    for coreset in (False, True)
+}
+FITTED: dict[str, Rule] = {"fitted head alone": fitted_alone, "with fitted head, 0.5": fitted_beside}
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
@@ -200,9 +322,9 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["mvtec_leather_subset", "hazelnut_toy", "magnetic_tile"])
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    results = {}
+    results, ready = {}, ready_head(options.head)
     for name in options.sets:
-        data = read_set(options.features, name, options.head, options.out / "cache")
+        data = read_set(options.features, name, ready, options.out / "cache")
         for shots in (4, 16):
             if shots > data.pool.shape[1]:
                 continue
@@ -215,7 +337,8 @@ def compare(data: Set, shots: int) -> dict[str, dict[str, list[float]]]:
     """Returns of each rule its image and pixel AUROC, and by how much it is above the two baselines, with intervals."""
     rng, pool = np.random.default_rng(0), data.pool.shape[1]
     draws = [sorted(rng.choice(pool, shots, replace=False).tolist()) for _ in range(DRAWS if shots < pool else 1)]
-    said = {rule: [of(data, drawn) for drawn in draws] for rule, of in RULES.items()}
+    rules = {**RULES, **(FITTED if data.drawn else {}), **(PARTS if shots == 16 else {})}
+    said = {rule: [of(data, drawn) for drawn in draws] for rule, of in rules.items()}
     pixels = (
         {}
         if data.mask is None
@@ -244,6 +367,7 @@ def compare(data: Set, shots: int) -> dict[str, dict[str, list[float]]]:
                 (metric, of[metric]),
                 (f"{metric} above neighbours", of[metric] - values["nearest neighbours"][metric]),
                 (f"{metric} above head", of[metric] - values["head alone"][metric]),
+                (f"{metric} above unfitted", of[metric] - values["with head, 0.5"][metric]),
             )
         }
         for rule, of in values.items()

@@ -2,18 +2,25 @@
 
 import csv
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from afclip_lightning import load
 from afclip_lightning.cli import adapt as verb
 from afclip_lightning.cli.inspect import main as inspect
 from afclip_lightning.heads.file import read_head_file
+from afclip_lightning.inspection import adapt as inspection_adapt
+from afclip_lightning.inspection import fit_head
 from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.inspection.export import export
+from afclip_lightning.inspection.predictor import Predictor
+from afclip_lightning.methods.base import AnomalyMethod
 from tests.support.small_head import BACKBONE, MODEL_OPTIONS, picture, write_head, write_pictures
 
 NEIGHBOURS = ["--checkpoint", "NearestNeighbours", *MODEL_OPTIONS, "--model.layers=[2,4]"]
@@ -153,3 +160,64 @@ def test_a_method_that_compares_test_images_is_refused(
 ) -> None:
     assert adapt(normal, tmp_path / "model", "--checkpoint", "MuSc", *MODEL_OPTIONS, "--model.layers=[2,4]") == 2
     assert "judges no image alone" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A head that is fitted in no time."""
+    return write_head(tmp_path_factory.mktemp("patches") / "head.ckpt", {}, "PatchLogit", {"layers": [2, 4]})
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    write_pictures(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_head, "STEPS", 3)
+    monkeypatch.setattr(fit_head, "DRAWN", 2)
+
+
+def test_a_fitted_head_depends_on_the_seed_alone(few_steps: None, patches: Path, three: Path, tmp_path: Path) -> None:
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        assert adapt(three, tmp_path / name, "--checkpoint", str(patches), "--fit_head", f"--seed={seed}") == 0
+    a, b, c = (read_head_file(tmp_path / name / "head.safetensors") for name in "abc")
+    given = torch.load(patches, weights_only=True)["state_dict"]["own"]
+    assert all(torch.equal(tensor, b.tensors[name]) for name, tensor in a.tensors.items())
+    for other in (given, c.tensors["head.own"]):
+        assert not torch.equal(a.tensors["head.own"], other)
+    assert (a.card.trained_on[-1].dataset, a.card.trained_on[-1].images) == ("pseudo-anomalies drawn onto these", 6)
+    thresholds = [Calibration.read(tmp_path / name / "head.calibration.json").image.value for name in "abc"]
+    assert thresholds[0] == thresholds[1] != thresholds[2]
+
+
+def test_an_image_is_scored_by_a_head_and_a_memory_that_never_had_it(
+    few_steps: None, patches: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[set[int]] = []
+    remembered: list[int] = []
+
+    def noted(head: AnomalyMethod, drawn: fit_head.Drawn, images: Collection[int], seed: int) -> None:
+        fitted.append(set(images))
+        fit_head.fit(head, drawn, images, seed)
+
+    filled = Predictor.fit_few_shot
+
+    def counted(self: Predictor, images: Any, progress: Any = None) -> None:
+        remembered.append(len(images))
+        filled(self, images, progress)
+
+    monkeypatch.setattr(inspection_adapt, "fit", noted)
+    monkeypatch.setattr(Predictor, "fit_few_shot", counted)
+    assert adapt(three, tmp_path / "model", "--checkpoint", str(patches), "--fit_head") == 0
+    assert fitted == [{0, 1, 2}, {1, 2}, {0, 2}, {0, 1}]
+    assert remembered == [3, 2, 2, 2]
+
+
+def test_what_cannot_be_fitted_is_refused(normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapt(normal, tmp_path / "model", *NEIGHBOURS, "--fit_head") == 2
+    assert "this model has none that trains" in capsys.readouterr().err
+    assert not (tmp_path / "model" / "head.safetensors").exists()

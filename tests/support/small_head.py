@@ -14,10 +14,12 @@ MODEL_OPTIONS = [f"--model.backbone.{name}={value}" for name, value in BACKBONE.
 ARGUMENTS = {f"backbone.{name}": value for name, value in BACKBONE.items()}
 
 
-def write_head(path: Path, backbones: Backbones) -> Path:
-    """Writes AF-CLIP as its seeded initial values make it; untrained, which is nothing to these tests."""
-    layers = [2, 4, 6, 8]
-    config = {"class_path": "AFCLIP", "init_args": {"backbone": BACKBONE, "layers": layers, "adapter_heads": 2}}
+AFCLIP: dict[str, Any] = {"layers": [2, 4, 6, 8], "adapter_heads": 2}
+
+
+def write_head(path: Path, backbones: Backbones, method_name: str = "AFCLIP", arguments: Any = AFCLIP) -> Path:
+    """Writes a method as its seeded initial values make it; untrained, which is nothing to these tests."""
+    config = {"class_path": method_name, "init_args": {"backbone": BACKBONE, **arguments}}
     torch.manual_seed(0)
     method = build(config, backbones=backbones)
     method.config = config
