@@ -64,13 +64,12 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from afclip_lightning.heads.card import read_card
+    from afclip_lightning.heads.foreign import in_lines
     from afclip_lightning.heads.importing import import_head
 
     card = None if options.card is None else read_card(options.card)
     done = import_head(options.file, options.out, options.method, options.arguments, card)
-    print(f"{shown(options.file)}:")
-    width = max(map(len, done.says))
-    print("\n".join(f"  {kind:{width}}  {shown(said)}" for kind, said in done.says.items()))
+    print(f"{shown(options.file)}:\n{in_lines(done.says)}")
     size = done.out.stat().st_size / 2**20
     print(f"{shown(done.out)}: {size:.2f} MB. {PROGRAM} head show {shown(done.out)} says what it is.")
     return 0

@@ -22,7 +22,7 @@ from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.engine.presets import fill_in, fill_in_section
 from afclip_lightning.errors import CheckpointError, UserError, WeightsError, shown
 from afclip_lightning.files import read_yaml
-from afclip_lightning.heads.foreign import Released, find_released
+from afclip_lightning.heads.foreign import Released, find_released, in_lines
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
 
@@ -168,8 +168,7 @@ def restore_released(method: AnomalyMethod, released: Released) -> None:
 
 def note_assumed(method: AnomalyMethod, released: Released) -> None:
     """Notes what is known of another project's head, and what had to be assumed."""
-    said = "; ".join(f"{kind}: {what}" for kind, what in released.says(method).items())
-    rank_zero_info(f"{shown(released.path)}: {said}")
+    rank_zero_info(f"{shown(released.path)}:\n{in_lines(released.says(method))}")
 
 
 def build(

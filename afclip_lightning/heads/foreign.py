@@ -108,6 +108,12 @@ class Released:
         }
 
 
+def in_lines(says: Mapping[str, str]) -> str:
+    """Returns what `Released.says` gave as text, a line per kind."""
+    width = max(map(len, says))
+    return "\n".join(f"  {kind:{width}}  {shown(what)}" for kind, what in says.items())
+
+
 def formats() -> dict[str, Format]:
     """Returns the formats by the names of their methods."""
     modules = [

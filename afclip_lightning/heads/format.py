@@ -115,6 +115,17 @@ class Format:
     classes: tuple[str, ...] = ()
 
 
+def only(content: Mapping[str, Any], name: str) -> Any:
+    """Returns the one entry of a file.
+
+    Raises:
+        ValueError: There are others beside it, which would be dropped silently.
+    """
+    if others := sorted(map(str, content.keys() - {name})):
+        raise ValueError(f"holds an entry that is not known here: {others[0]}")
+    return content[name]
+
+
 class Tensors:
     """The tensors of a file by name, of which each is taken once: what is left at the end is not known.
 

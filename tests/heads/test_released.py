@@ -269,6 +269,13 @@ def test_other_tensors_than_a_head_has_are_one_message(
         load_head(path)
 
 
+def test_another_entry_beside_the_tensors_is_one_message(tmp_path: Path) -> None:
+    for path in (ANOMALYCLIP, FAPROMPT, APRILGAN):
+        torch.save({**load(path.name), "more": torch.ones(2)}, tmp_path / "bad.pth")
+        with pytest.raises(CheckpointError, match=r"bad\.pth: holds an entry that is not known here: more\."):
+            read_released(tmp_path / "bad.pth")
+
+
 def test_a_file_of_another_method_or_of_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"faprompt\.pth: is a head of FAPrompt .*not of AnomalyCLIP.*--method FAP"

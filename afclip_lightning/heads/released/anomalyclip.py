@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from afclip_lightning.heads.format import Converted, Format, Tensors, papers_backbone
+from afclip_lightning.heads.format import Converted, Format, Tensors, only, papers_backbone
 
 NORMAL, ABNORMAL = "object.", "damaged object."
 LEARNER = "prompt_learner"
@@ -19,7 +19,7 @@ def recognises(content: Any) -> bool:
 
 def convert(contents: Sequence[Any]) -> Converted:
     """Returns the prompts of the one member: a leading axis of 1 is dropped, deep tokens are stacked."""
-    tensors = Tensors(contents[0][LEARNER])
+    tensors = Tensors(only(contents[0], LEARNER))
     normal = tensors.take("ctx_pos", 1, 1, None, None)[0]  # [1, n, width]
     count, width = normal.shape[1:]
     abnormal = tensors.take("ctx_neg", 1, None, count, width)[0]  # [K, n, width]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from afclip_lightning.heads.format import Converted, Format, Tensors, papers_backbone
+from afclip_lightning.heads.format import Converted, Format, Tensors, only, papers_backbone
 
 LAYERS = "trainable_linearlayer"
 
@@ -15,7 +15,7 @@ def recognises(content: Any) -> bool:
 
 def convert(contents: Sequence[Any]) -> Converted:
     """Returns the linear layers, in the order of their numbers."""
-    tensors = Tensors(contents[0][LAYERS])
+    tensors = Tensors(only(contents[0], LAYERS))
     weights = tensors.take_all("fc.{}.weight", None, None)
     biases = tensors.take_all("fc.{}.bias", None)
     tensors.end()
