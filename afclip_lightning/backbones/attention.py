@@ -1,4 +1,4 @@
-"""Other walks through a frozen block than its own: the V-V dual path, prompts that begin alike, tokens put beside."""
+"""Other walks through a frozen block than its own (the V-V dual path, tokens put beside), and the parts of one."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, [B, heads, T, d] each
 
 
-class _Parts(NamedTuple):
+class BlockParts(NamedTuple):
     """A frozen block taken apart."""
 
     normalise: Callable[[Tensor], Tensor]  # before the attention
@@ -109,59 +109,36 @@ def dual_block(
     return original + parts.feed(original), value
 
 
-def prefixed_block(block: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Returns the tokens after a frozen causal block of open_clip's, for K prompts that begin with the same P tokens.
-
-    What comes later changes nothing for those, so that they pass once, whatever the number of prompts.
-
-    Args:
-        block: A `ResidualAttentionBlock`.
-        tokens: `[P + K * T, C]`: the shared tokens, then the rest of each prompt.
-        mask: `[T, P + T]`, bool: what the rest of a prompt looks at.
-    """
-    length, width = mask.shape
-    parts = _open_clip_parts(block)
-    attention: Any = block.attn
-    projected = _open_clip_qkv(attention, parts.normalise(tokens)).unflatten(-1, (3, attention.num_heads, -1))
-    first = projected[None, : width - length].permute(2, 0, 3, 1, 4)  # [3, 1, heads, P, d]
-    rest = projected[width - length :].unflatten(0, (-1, length)).permute(2, 0, 3, 1, 4)  # [3, K, heads, T, d]
-    seen = torch.cat([first.expand(-1, rest.shape[1], -1, -1, -1), rest], dim=3)
-    of_first = F.scaled_dot_product_attention(first[0], first[1], first[2], is_causal=True)
-    of_rest = F.scaled_dot_product_attention(rest[0], seen[1], seen[2], attn_mask=mask)
-    attended = [part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_first, of_rest)]
-    tokens = tokens + parts.output(torch.cat(attended))
-    return tokens + parts.feed(tokens)
-
-
-def _parts(block: Any, rotation: Tensor | None) -> _Parts:
+def _parts(block: Any, rotation: Tensor | None) -> BlockParts:
     if isinstance(block, ResidualAttentionBlock):
-        return _open_clip_parts(block)
+        return open_clip_parts(block)
     return _timm_parts(block) if isinstance(block, Block) else _eva_parts(block, rotation)
 
 
-def _open_clip_parts(block: Any) -> _Parts:
+def open_clip_parts(block: Any) -> BlockParts:
+    """Returns a `ResidualAttentionBlock` of open_clip's taken apart."""
     attention = block.attn
-    return _Parts(
+    return BlockParts(
         block.ln_1,
-        lambda tokens: _split(_open_clip_qkv(attention, tokens), attention.num_heads),
+        lambda tokens: _split(open_clip_qkv(attention, tokens), attention.num_heads),
         lambda attended: block.ls_1(attention.out_proj(attended)),
         lambda tokens: block.ls_2(block.mlp(block.ln_2(tokens))),
     )
 
 
-def _open_clip_qkv(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """Returns queries, keys and values side by side, `[..., 3 * C]`."""
-    return F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+def open_clip_qkv(attention: nn.MultiheadAttention, tokens: Tensor, channels: slice = slice(None)) -> Tensor:
+    """Returns queries, keys and values side by side, `[..., 3 * C]`, or some of these channels."""
+    return F.linear(tokens, attention.in_proj_weight[channels], attention.in_proj_bias[channels])
 
 
-def _timm_parts(block: Any) -> _Parts:
+def _timm_parts(block: Any) -> BlockParts:
     attention = block.attn
 
     def project(tokens: Tensor) -> QKV:
         q, k, v = _split(attention.qkv(tokens), attention.num_heads)
         return attention.q_norm(q), attention.k_norm(k), v
 
-    return _Parts(
+    return BlockParts(
         block.norm1,
         project,
         lambda attended: block.ls1(attention.proj(attention.norm(attended))),
@@ -169,7 +146,7 @@ def _timm_parts(block: Any) -> _Parts:
     )
 
 
-def _eva_parts(block: Any, rotation: Tensor | None) -> _Parts:
+def _eva_parts(block: Any, rotation: Tensor | None) -> BlockParts:
     attention = block.attn
 
     def project(tokens: Tensor) -> QKV:
@@ -179,13 +156,13 @@ def _eva_parts(block: Any, rotation: Tensor | None) -> _Parts:
         return attention.proj(attention.norm(attended))
 
     if isinstance(block, EvaBlockPostNorm):  # both halves are normalised after, not before
-        return _Parts(
+        return BlockParts(
             lambda tokens: tokens,
             project,
             lambda attended: block.norm1(output(attended)),
             lambda tokens: block.norm2(block.mlp(tokens)),
         )
-    return _Parts(
+    return BlockParts(
         block.norm1,
         project,
         lambda attended: _scaled(output(attended), block.gamma_1),

@@ -7,7 +7,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from afclip_lightning.backbones.attention import prefixed_block
+from afclip_lightning.backbones.causal_text import walk_to_ends
 from afclip_lightning.backbones.tokenizers import Pooling
 from afclip_lightning.errors import WeightsError
 
@@ -74,7 +74,14 @@ class TextTower(nn.Module):
         """Returns the number of blocks."""
         return len(self.transformer.resblocks)
 
-    def forward(self, embeddings: Tensor, end: Tensor, deep_tokens: Sequence[Tensor] = (), shared: int = 0) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        end: Tensor,
+        deep_tokens: Sequence[Tensor] = (),
+        shared: int = 0,
+        sizes: Sequence[int] | None = None,
+    ) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised.
 
         Args:
@@ -83,18 +90,17 @@ class TextTower(nn.Module):
             end: `[K]`, int64, position of each prompt's end-of-text token.
             deep_tokens: Tokens `[n, width]` of all prompts, or `[K, n, width]` of each, that stand in the positions 1
                 to n before the second block, the third, and so on.
-            shared: First positions that all the prompts have in common, deep tokens included: where nothing later can
-                change them, they are computed once and not K times.
+            shared: First positions that prompts have in common, deep tokens included: where nothing later can change
+                them, they are computed once and not for each.
+            sizes: How many prompts, one after the other, have them in common; `None` is all the K.
         """
         hidden = embeddings + self.positional_embedding[: embeddings.shape[1]]
-        plain = all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks)
-        if self.is_causal and plain and shared > max((tokens.shape[-2] for tokens in deep_tokens), default=0):
-            hidden = self._run_prefixed(hidden, deep_tokens, shared)
+        if self.is_causal and all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks):
+            pooled = walk_to_ends(self.transformer.resblocks, hidden, end, deep_tokens, shared, sizes)
         else:
             hidden = self._run(hidden, deep_tokens)
-        pooled = (
-            hidden[:, -1] if self.pooling == "last" else hidden[torch.arange(hidden.shape[0], device=end.device), end]
-        )
+            rows = torch.arange(hidden.shape[0], device=end.device)
+            pooled = hidden[:, -1] if self.pooling == "last" else hidden[rows, end]
         pooled = self.ln_final(pooled)
         if self.text_projection is None:
             return pooled
@@ -112,16 +118,3 @@ class TextTower(nn.Module):
                 hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
             hidden = block(hidden, attn_mask=mask)
         return hidden
-
-    def _run_prefixed(self, hidden: Tensor, deep_tokens: Sequence[Tensor], shared: int) -> Tensor:
-        """Returns prompts `[K, T, width]` after the last block; deep tokens stand within the shared positions."""
-        length = hidden.shape[1] - shared
-        mask = torch.ones(length, hidden.shape[1], dtype=torch.bool, device=hidden.device).tril(shared)
-        packed = torch.cat([hidden[0, :shared], hidden[:, shared:].flatten(0, 1)])
-        for index, block in enumerate(self.transformer.resblocks):
-            if 1 <= index <= len(deep_tokens):
-                tokens = deep_tokens[index - 1].to(packed)
-                packed = torch.cat([packed[:1], tokens, packed[1 + tokens.shape[0] :]])
-            packed = prefixed_block(block, packed, mask)
-        first = packed[:shared].expand(hidden.shape[0], -1, -1)
-        return torch.cat([first, packed[shared:].unflatten(0, (-1, length))], dim=1)

@@ -213,7 +213,18 @@ class ConvAdapter(nn.Module):
         """
         hidden = self.down(self.norm(image))
         if self.depthwise is not None:
-            planes = self.down(self.norm(patches)).transpose(1, 2).unflatten(2, grid)
-            hidden = hidden + self.depthwise(planes).mean(dim=(2, 3))
+            # the mean of a convolution is one of the patches' sums under its nine taps: these alone are projected
+            sums = tap_sums(grid, patches.device)  # [9, N]
+            normed = F.layer_norm(patches, self.norm.normalized_shape, eps=self.norm.eps)
+            seen = sums @ normed * self.norm.weight + sums.sum(1, keepdim=True) * self.norm.bias  # [B, 9, D]
+            hidden = hidden + (self.down(seen) * self.depthwise.weight.flatten(1).T).sum(1)
         adapted: Tensor = self.up(hidden.relu())
         return image + adapted if self.residual else adapted
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a kept tensor must serve training as well
+def tap_sums(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Returns what the mean of a 3 x 3 convolution, padded with zeros, takes of the patches at each tap, `[9, N]`."""
+    rows, columns = (torch.stack([torch.arange(n) < n - 1, torch.ones(n), torch.arange(n) > 0]) for n in grid)
+    return (torch.kron(rows, columns) / (grid[0] * grid[1])).to(device)

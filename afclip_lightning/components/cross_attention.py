@@ -1,5 +1,7 @@
 """Bidirectional cross-modal interaction: patches and text look at themselves and at each other."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,28 @@ class Attention(nn.Module):
     def take(self, queries: Tensor, context: Tensor) -> Tensor:
         """Returns what queries `[B, T, W]`, already projected, take from a context `[B, S, W]`, `[B, T, W]`."""
         taken: Tensor = self.to_out(attend(queries, self.to_k(context), self.to_v(context), self.heads))
+        return taken
+
+    def of_few(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Returns what `forward` does, cheaper for a context `[B, S, W]` of few tokens: the many are not projected.
+
+        A query meets a key in `x Wq^T k`, and what is taken of a value leaves as `Wo v`. Both are made of the few.
+        """
+        keys, values = (layer(context).unflatten(-1, (self.heads, -1)) for layer in (self.to_k, self.to_v))
+        asked = torch.einsum("bshd,hdw->bhsw", keys, self.to_q.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
+        given = torch.einsum("bshd,whd->bhsw", values, self.to_out.weight.unflatten(1, (self.heads, -1))).flatten(1, 2)
+        scores = tokens @ asked.mT * keys.shape[-1] ** -0.5  # [B, T, H * S]
+        weights = scores.unflatten(-1, (self.heads, -1)).softmax(-1).flatten(2)
+        return weights.to(given) @ given + self.to_out.bias
+
+    def of_many(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Returns what `forward` does, cheaper for few tokens and a context of many, which is not projected."""
+        queries = self.to_q(tokens).unflatten(-1, (self.heads, -1))  # [B, T, H, d]
+        asking = torch.einsum("bthd,hdw->bhtw", queries, self.to_k.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
+        weights = (asking @ context.mT * queries.shape[-1] ** -0.5).softmax(-1)  # [B, H * T, S]
+        mixed = (weights.to(context) @ context).unflatten(1, (self.heads, -1))  # [B, H, T, W]
+        values = torch.einsum("bhtw,hdw->bthd", mixed, self.to_v.weight.unflatten(0, (self.heads, -1)))
+        taken: Tensor = self.to_out(values.flatten(2))
         return taken
 
 
@@ -106,6 +130,18 @@ class DeformableAttention(nn.Module):
         return tokens.transpose(1, 2).unflatten(1, (self.groups, -1)).flatten(0, 1).unflatten(2, grid)
 
 
+def normed_linear(layers: nn.Sequential, tokens: Tensor) -> Tensor:
+    """Returns tokens after a normalisation and a linear layer, cheaper where no gradient goes back to the tokens.
+
+    Scale and shift of the normalisation go into the layer's weights, so that their gradients are made there and not of
+    gradients of all the tokens.
+    """
+    parts: Any = layers
+    norm, linear = parts
+    weight, bias = linear.weight * norm.weight, linear.bias + linear.weight @ norm.bias
+    return F.linear(F.layer_norm(tokens, norm.normalized_shape, eps=norm.eps), weight, bias)
+
+
 class BiCrossAttention(nn.Module):
     """One stage of Bi-CMCI: self-attention on either side, then patches look at the text, and the text at the patches.
 
@@ -148,10 +184,10 @@ class BiCrossAttention(nn.Module):
             text: `[B, 2, D]`.
             grid: Patch grid `(h, w)`.
         """
-        p, t = self.patches_in(patches), self.text_in(text)
+        p, t = normed_linear(self.patches_in, patches), self.text_in(text)
         normed = self.text_norms[0](t)
         t = t + self.text_self(normed, normed)
         p = p + self.patches_self(self.patches_norms[0](p), grid)
-        p = p + self.text_to_patches(self.patches_norms[1](p), self.text_norms[1](t))
-        t = t + self.patches_to_text(self.text_norms[2](t), self.patches_norms[2](p))
+        p = p + self.text_to_patches.of_few(self.patches_norms[1](p), self.text_norms[1](t))
+        t = t + self.patches_to_text.of_many(self.text_norms[2](t), self.patches_norms[2](p))
         return patches + self.patches_out(p), text + self.text_out(t)

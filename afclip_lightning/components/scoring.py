@@ -53,8 +53,10 @@ def upsample(maps: Tensor, size: ImageSize, align_corners: bool = False) -> Tens
         align_corners: Whether the centres of the corner patches lie on the corner pixels, not a patch's centre on its
             own (AnoVL's and MuSc's codes).
     """
+    if not align_corners:
+        return upsample_and_smooth(maps, size, sigma=0)
     pixels = height_and_width(size)
-    return F.interpolate(maps[:, None].float(), pixels, mode="bilinear", align_corners=align_corners)[:, 0]
+    return F.interpolate(maps[:, None].float(), pixels, mode="bilinear", align_corners=True)[:, 0]
 
 
 def pool_and_upsample(maps: Tensor, size: ImageSize) -> Tensor:

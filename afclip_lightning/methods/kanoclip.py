@@ -261,8 +261,10 @@ class KAnoCLIP(AnomalyMethod):
 
     def logits(self, tokens: Tensor, text: Tensor) -> Tensor:
         """Returns the logits `[B, N, 2]` of tokens `[B, N, D]` and text `[B, 2, D]`, of any length."""
-        tokens, text = (F.normalize(embedding.float(), dim=-1) for embedding in (tokens, text))
-        return similarity_logits(tokens, text, self.temperature)
+        tokens = tokens.float()
+        lengths = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp(min=1e-12)
+        # divided after and not before: of a token there are two similarities, and many channels
+        return similarity_logits(tokens, F.normalize(text.float(), dim=-1), self.temperature) / lengths
 
     def image_score(self, probability: Tensor, anomaly_map: Tensor) -> Tensor:
         """Returns the mean of the image embedding's probability and the map's maximum, `[B]`, in [0, 1].

@@ -329,13 +329,16 @@ class CategoryPrompts(WordTokens):
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
         """
-        ids, ends = self.ids(backbone, class_names)
-        embedded = backbone.text.token_embedding(ids.flatten(0, 1))
+        # state by state, so that prompts of the same tokens stand together
+        ids, ends = self.ids(backbone, class_names)  # [M, adjectives, T] and [M, adjectives]
         counts = [len(adjectives) for adjectives in self.adjectives]
-        tokens = [tokens.expand(count, -1, -1) for tokens, count in zip(self.tokens, counts, strict=True)]
-        prompts = fill_gap(embedded, torch.cat(tokens).repeat(len(class_names), 1, 1))
-        states = backbone.text(prompts, ends.flatten()).unflatten(0, (len(class_names), -1)).split(counts, dim=1)
-        return torch.stack([state.mean(dim=1) for state in states], dim=1)
+        end = torch.cat([of_state.flatten() for of_state in ends.split(counts, dim=1)])
+        by_state = torch.cat([of_state.flatten(0, 1) for of_state in ids.split(counts, dim=1)])
+        sizes = [len(class_names) * count for count in counts]
+        tokens = torch.cat([one.expand(size, -1, -1) for one, size in zip(self.tokens, sizes, strict=True)])
+        prompts = fill_gap(backbone.text.token_embedding(by_state), tokens)
+        states = backbone.text(prompts, end, shared=1 + self.tokens.shape[1], sizes=sizes).split(sizes)
+        return torch.stack([state.unflatten(0, (len(class_names), -1)).mean(dim=1) for state in states], dim=1)
 
 
 def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:

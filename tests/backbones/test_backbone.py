@@ -198,6 +198,33 @@ def test_prompts_that_begin_alike_equal_those_taken_apart(tmp_path: Path, deep: 
     assert once == apart if deep == 4 else once < 0.75 * apart  # 3 + 5 * 4 tokens for 5 * 7
 
 
+def test_prompts_of_several_beginnings_equal_the_towers_own_blocks(tmp_path: Path) -> None:
+    text = {**SMALL["text_cfg"], "layers": 3, "width": 32, "heads": 2}
+    tower = ClipBackbone(small_config(tmp_path, text_cfg=text), "random", image_size=None).text
+    torch.manual_seed(1)
+    first, rest = torch.randn(2, 3, 32, requires_grad=True), torch.randn(5, 4, 32, requires_grad=True)
+    end, sizes = torch.tensor([6, 5, 6, 4, 6]), [2, 3]
+    prompts = torch.cat([first.repeat_interleave(torch.tensor(sizes), dim=0), rest], dim=1)
+    hidden = prompts + tower.positional_embedding[:7]
+    for block in tower.transformer.resblocks:  # every block whole, every prompt by itself
+        hidden = block(hidden, attn_mask=tower.attn_mask[:7, :7])
+    whole = tower.ln_final(hidden[range(5), end]) @ tower.text_projection
+    with FlopCounterMode(display=False) as counter:
+        once = tower(prompts, end, shared=3, sizes=sizes)
+    cut = 2 * 3 + 5 * 4  # tokens, for 5 * 7; of the last block all of them give keys and values, the ends all else
+    per_token = 2 * 32 * (4 + 8) * 32
+    attention = 2 * 2 * 32 * 2 * (2 * 3 * 3 + 5 * 4 * 7) + 2 * 2 * 32 * 5 * 7
+    last = 2 * 32 * 2 * 32 * cut + 2 * 32 * (2 + 8) * 32 * 5
+    projection = 2 * 5 * 32 * tower.text_projection.shape[1]
+    assert counter.get_total_flops() == 2 * cut * per_token + last + attention + projection
+    expected, *others = (
+        (embedded, *torch.autograd.grad(embedded.square().sum(), [first, rest], retain_graph=True))
+        for embedded in (whole, once, tower(prompts, end))
+    )
+    for other in others:
+        torch.testing.assert_close(other, expected)
+
+
 def test_random_weights_follow_the_seed_and_leave_the_global_one_alone(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     torch.manual_seed(1)
