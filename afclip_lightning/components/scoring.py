@@ -95,15 +95,18 @@ def upsample_and_smooth(maps: Tensor, size: ImageSize, sigma: float) -> Tensor:
     if not 0 <= sigma <= WIDEST_SIGMA:
         raise UserError(f"the sigma of a map must be from 0 to {WIDEST_SIGMA} px, got {sigma}: set map_sigma.")
     sides = zip(maps.shape[1:], height_and_width(size), strict=True)
-    rows, columns = (_upsample_and_smooth_matrix(patches, pixels, sigma, maps.device) for patches, pixels in sides)
+    maps = maps.float()
+    rows, columns = (_upsample_and_smooth_matrix(*side, sigma, maps.device, maps.dtype) for side in sides)
     with torch.autocast(maps.device.type, enabled=False):
-        return rows @ maps.float() @ columns.T
+        return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a kept tensor must serve training as well
-def _upsample_and_smooth_matrix(length: int, size: int, sigma: float, device: torch.device) -> Tensor:
-    """Returns the `[size, length]` matrix of one axis, float32, computed in float64; kept on its device."""
+def _upsample_and_smooth_matrix(
+    length: int, size: int, sigma: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Returns the `[size, length]` matrix of one axis, computed in float64 whatever its type; kept on its device."""
     eye = torch.eye(length, dtype=torch.float64)[None]
     upsample = F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T  # [size, length]
     if sigma > 0:
@@ -116,4 +119,4 @@ def _upsample_and_smooth_matrix(length: int, size: int, sigma: float, device: to
         smooth = torch.zeros(size, size, dtype=torch.float64)
         smooth.scatter_add_(1, index, weights.expand_as(index))
         upsample = smooth @ upsample
-    return upsample.float().to(device)
+    return upsample.to(device, dtype)

@@ -7,8 +7,9 @@
 Each tree has a process, and they take turns: a ratio is of two steps right after each other, in CPU time of one thread,
 so that what else runs on the machine changes both alike. Reported are the median of the ratios, the step over the
 backbone's pass with what the method taps, what a second epoch with kept features is of one without (a step over a step
-and a pass, nothing read), and by how much the gradients differ: the norm of the difference over the norm, of the worst
-parameter. All parameters are moved a little before: where one begins with zeros, those behind it have no gradient.
+and a pass, nothing read), the operations of both, a multiplication and an addition being two, and by how much the
+gradients differ: the norm of the difference over the norm, of the worst parameter. All parameters are moved a little
+before: where one begins with zeros, those behind it have no gradient.
 """
 
 import argparse
@@ -28,9 +29,9 @@ HERE = Path(__file__).parents[2]
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Writes the method's gradients to a file, then answers each line, `step` or `pass`, with its CPU seconds."""
+    """Writes the method's gradients to a file, then answers lines: `seconds` or `operations` of `step` or `pass`."""
     from afclip_lightning.backbones.clip import ClipBackbone
-    from experiments.methods.benchmark import METHODS, images
+    from experiments.methods.benchmark import METHODS, images, operations
 
     torch.set_num_threads(1)
     backbone = ClipBackbone(options.model, "random", image_size=options.image_size)
@@ -58,9 +59,10 @@ def serve(options: argparse.Namespace) -> None:
     calls: dict[str, Callable[[], object]] = {"step": step, "pass": lambda: method.extract(batch)}
     print("ready", flush=True)
     for line in sys.stdin:
+        what, name = line.split()
         start = time.process_time()
-        calls[line.strip()]()
-        print(time.process_time() - start, flush=True)
+        counted = operations(calls[name]) if what == "operations" else calls[name]()
+        print(counted if what == "operations" else time.process_time() - start, flush=True)
 
 
 class Tree:
@@ -80,9 +82,9 @@ class Tree:
                 raise SystemExit(f"{root}: the method does not run there")
         self.gradients: dict[str, Tensor] = torch.load(gradients, weights_only=True)
 
-    def seconds(self, what: str) -> float:
-        """Returns the CPU seconds of a `step` or a `pass`."""
-        self.to.write(f"{what}\n")
+    def ask(self, what: str, name: str) -> float:
+        """Returns the CPU `seconds` or the `operations` of a `step` or a `pass`."""
+        self.to.write(f"{what} {name}\n")
         self.to.flush()
         return float(self.back.readline())
 
@@ -109,7 +111,8 @@ def main() -> None:
             before, after = (Tree(root, arguments, Path(folder) / f"{i}.pt") for i, root in enumerate(roots))
             ratios, passes, epochs = [], [], []
             for _ in range(options.rounds):
-                first, second, backbone = before.seconds("step"), after.seconds("step"), after.seconds("pass")
+                first, second = (tree.ask("seconds", "step") for tree in (before, after))
+                backbone = after.ask("seconds", "pass")
                 ratios.append(second / first)
                 passes.append((first / backbone, second / backbone))
                 epochs.append((first / (first + backbone), second / (second + backbone)))
@@ -117,6 +120,12 @@ def main() -> None:
             for what, pairs in (("step over pass", passes), ("second epoch over first", epochs)):
                 old, new = (statistics.median(values) for values in zip(*pairs, strict=True))
                 print(f"  {what}: {old:.2f} before, {new:.2f} here")
+            old, new, backbone = (
+                tree.ask("operations", name) / 1e9
+                for tree, name in ((before, "step"), (after, "step"), (after, "pass"))
+            )
+            print(f"  GFLOP of a step: {old:.1f} before, {new:.1f} here; of a pass: {backbone:.1f}")
+            print(f"  second epoch over first by operations: {new / (new + backbone):.3f}")
             apart = {
                 parameter: float((gradient - before.gradients[parameter]).norm() / before.gradients[parameter].norm())
                 for parameter, gradient in after.gradients.items()
