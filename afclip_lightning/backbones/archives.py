@@ -1,6 +1,8 @@
 """PyTorch's zip archives: checked before they are believed, and read without running anything that they hold."""
 
+import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -73,7 +75,7 @@ def load_saved(path: str | Path, mmap: bool) -> Any:
 
 _RESTORE = "Restore the file, or name another."
 _MOST_CODE = 2**26  # bytes of a file of code in a TorchScript archive
-_MOST_PICKLE = 2**24  # bytes of what says how the tensors of an archive hang together
+_MOST_PICKLE = 2**22  # bytes of what says how the tensors of an archive hang together
 _DEEPEST, _MOST_MODULES = 64, 100_000
 
 
@@ -186,8 +188,20 @@ def _unpickled(file: BinaryIO, is_module: Callable[[str], bool]) -> Any:
         entry = archive.getinfo(f"{root}/data.pkl")
         if entry.file_size > _MOST_PICKLE:
             raise ValueError(f"its data.pkl has {entry.file_size:,} bytes; at most {_MOST_PICKLE:,} are read")
-        with archive.open(entry) as content:
-            return _Unpickler(content, archive, root, is_module).load()
+        content = archive.read(entry)
+        _check_places(content)
+        return _Unpickler(io.BytesIO(content), archive, root, is_module).load()
+
+
+def _check_places(content: bytes) -> None:
+    """Refuses a pickle that keeps something in a place beyond its own length: all places before it would be made.
+
+    Raises:
+        ValueError: It does, or is cut or damaged.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+            raise ValueError("its data.pkl is damaged")
 
 
 class _Unpickler(pickle.Unpickler):

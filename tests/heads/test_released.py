@@ -437,6 +437,14 @@ def test_a_class_that_is_not_on_the_list_is_refused_by_name(tmp_path: Path) -> N
         read_released(path)
 
 
+def test_a_pickle_cannot_ask_for_more_memory_than_it_is_long(tmp_path: Path) -> None:
+    write_afclip(tmp_path)
+    path = tmp_path / "recipe_adaptor.pt"
+    rewritten(path, b"\x80\x02K\x01r\xff\xff\xff\x7f.")  # keeps the number 1 in place 2,147,483,647
+    with pytest.raises(CheckpointError, match=r"its data\.pkl is damaged"):
+        read_released(path)
+
+
 def test_modules_that_hold_each_other_come_to_an_end(tmp_path: Path) -> None:
     prompt, adapter = write_afclip(tmp_path)
 
