@@ -200,7 +200,7 @@ def _check_places(content: bytes) -> None:
         ValueError: It does, or is cut or damaged.
     """
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
             raise ValueError("its data.pkl is damaged")
 
 
