@@ -121,7 +121,7 @@ def recipe_of(name: str, arguments: Mapping[str, Any]) -> Recipe:
         kept = {"class_path": _short(head.method), "init_args": given}
         return Recipe(kept, read_checkpoint(found) if head.tensors else None, head.card)
     cls, given = factory.method_class(model["class_path"]), factory.with_arguments(model, arguments)
-    if cls.takes_few_shot and cls.uses_test_set == "never":
+    if cls.judges_with_few_shot():
         return Recipe({"class_path": model["class_path"], "init_args": given})
     return Recipe(_beside(cls.__name__, given, given.get("layers")))
 

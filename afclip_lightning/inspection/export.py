@@ -5,7 +5,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 import afclip_lightning
 from afclip_lightning.backbones.spec import Resize
 from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.subspace import residual
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.inspection.predictor import DATASET, Predictor
@@ -56,6 +57,10 @@ class BatchMemory(MemoryBank):
         """See the base class."""
         similarity = F.normalize(tokens[:, 1:].float(), dim=-1) @ self.bank[set_index].T
         return (1 - similarity.amax(dim=-1)) / 2
+
+    def residuals(self, keys: Iterable[Key], patches: Tensor) -> Tensor:
+        """See `SubspaceBank`."""
+        return residual(patches, *self.bank)
 
     def spread(self, key: Key) -> Tensor:
         """See the base class."""

@@ -411,7 +411,7 @@ class Predictor:
 
 def _takes_few_shot(method: type[AnomalyMethod]) -> bool:
     """Returns whether a method judges an image beside few-shot images, and needs no other test image for it."""
-    return method.needs_references or (method.takes_few_shot and method.uses_test_set == "never")
+    return method.needs_references or method.judges_with_few_shot()
 
 
 def _takes_none(method: type[AnomalyMethod]) -> UserError:

@@ -25,7 +25,7 @@ from afclip_lightning.errors import CheckpointError
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
-UsesTestSet = Literal["never", "with few-shot images", "always"]
+UsesTestSet = Literal["never", "with few-shot images", "without few-shot images", "always"]
 
 
 def adam(parameters: Iterable[Tensor]) -> Adam:
@@ -130,7 +130,13 @@ class AnomalyMethod(LightningModule, ABC):
     @property
     def needs_test_set(self) -> bool:
         """Returns whether it has no score of an image alone, as it is built: see `uses_test_set`."""
-        return self.uses_test_set == "always" or (self.uses_test_set == "with few-shot images" and self.k_shot > 0)
+        few_shot = "with few-shot images" if self.k_shot > 0 else "without few-shot images"
+        return self.uses_test_set in ("always", few_shot)
+
+    @classmethod
+    def judges_with_few_shot(cls) -> bool:
+        """Returns whether few-shot images are all that it needs beside an image."""
+        return cls.takes_few_shot and cls.uses_test_set in ("never", "without few-shot images")
 
     @property
     def adapts(self) -> bool:
@@ -195,7 +201,8 @@ class AnomalyMethod(LightningModule, ABC):
         if not self.needs_test_set:
             return
         if self.data is None:
-            name = type(self).__name__ if self.uses_test_set == "always" else "k_shot"
+            few_shot = self.uses_test_set == "with few-shot images"
+            name = "k_shot" if few_shot else type(self).__name__
             raise TypeError(f"{name} needs all test images at once: give the trainer a datamodule, not loaders")
         self.take_observed(gathered(self.observe(WholeTestSet(self.data, self.preprocess, self.store))))
 

@@ -70,6 +70,7 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
         ("CLIP", 0, {}),
         ("FAPrompt", 0, {}),
         ("KAnoCLIP", 0, {}),
+        ("SubspaceAD", 2, {}),
         ("MRAD", 0, {"variant": "TF", "neighbours": 5}),
         ("WinCLIP", 2, {}),
     ],

@@ -18,9 +18,10 @@ from tests.support.clips import small_clip, small_config
 from tests.support.methods import batch_of, train_step
 
 FRAME, GRID = (28, 70), (2, 5)
-TURNED = {  # without what knows left from up: kernels of convolutions, the order in which noise is drawn, mirror images
+TURNED = {  # without what knows left from up: convolutions, rotated copies, the order of drawn noise, mirror images
     "KAnoCLIP": {"interaction": False, "conv_adapter": "global"},
     "AnoVL": {"steps": 0, "augment": False},
+    "SubspaceAD": {"rotations": 0},
 }
 CHOSEN: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in CASES]
 CHOSEN += [("WinCLIP", {"k_shot": 2}), ("AFCLIP", {"k_shot": 2})]

@@ -175,6 +175,14 @@ CASES = {
         trains=False,
         at_once=False,
     ),
+    "SubspaceAD": Case(
+        small={"layers": [1, 3], "k_shot": 2, "rotations": 1},
+        tiny={"SubspaceAD": {"layers": (4, 6), "k_shot": 2, "rotations": 1}},
+        head={"layers": [1, 2], "rotations": 1},
+        bounded=False,  # squared distances
+        trains=False,
+        at_once=False,
+    ),
     "PatchRarity": Case(
         small={"layers": [1, 3]},
         tiny={"Patch rarity": {"layers": (2, 4, 6, 8)}},
