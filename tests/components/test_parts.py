@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from afclip_lightning.components.adapters import AttentionAdapter, aggregate_neighbours, aggregate_patches, attend
+from afclip_lightning.components.cross_attention import Attention, normed_linear
 from afclip_lightning.components.memory import MemoryBank
 from tests.reference import afclip_naive as naive
 
@@ -63,3 +64,20 @@ def test_memory_distance_equals_the_loop_and_is_zero_for_what_it_holds() -> None
     torch.testing.assert_close(memory.distance([("d", "a")] * 2, 0, sets[0]), torch.zeros(2, 4), rtol=0, atol=1e-6)
     memory.reset([("d", "a")])
     assert list(memory.banks) == [("d", "b")]
+
+
+def test_shorter_ways_through_an_attention_have_its_results_and_gradients() -> None:
+    torch.manual_seed(0)
+    attention = Attention(6, heads=2).double()
+    few, many = (torch.randn(2, n, 6, dtype=torch.float64, requires_grad=True) for n in (2, 9))
+    layers = torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 4)).double()
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter)
+    for short, whole, module in (
+        (attention.of_few(many, few), attention(many, few), attention),
+        (attention.of_many(few, many), attention(few, many), attention),
+        (normed_linear(layers, many), layers(many), layers),
+    ):
+        leaves = [*module.parameters(), many]
+        found, expected = ((out, *torch.autograd.grad(out.square().sum(), leaves)) for out in (short, whole))
+        torch.testing.assert_close(found, expected)
