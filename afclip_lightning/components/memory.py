@@ -102,7 +102,9 @@ class MemoryBank:
                 values.append(self.values[key])
         self._set(key, _joined(banks), _joined(owners), _joined(values))
 
-    def fit(self, key: Key, feature_sets: Iterable[Tensor], values: Iterable[Tensor] = ()) -> None:
+    def fit(
+        self, key: Key, feature_sets: Iterable[Tensor], values: Iterable[Tensor] = (), kept: Tensor | None = None
+    ) -> None:
         """Fits the bank of a category on tokens `[S, 1 + N, C]` of S normal images, one tensor per set.
 
         Class tokens are left out.
@@ -111,10 +113,13 @@ class MemoryBank:
             key: The category.
             feature_sets: The tokens.
             values: What else is known of the patches, `[S, N]` each, for `spread`.
+            kept: Which patches the bank has, `[S, N]`, bool; all by default.
         """
         patches = [_patches(tokens) for tokens in feature_sets]  # [S, N, C] each
         owners = [torch.arange(len(one), device=one.device).repeat_interleave(one.shape[1]) for one in patches]
-        self._set(key, [one.flatten(0, 1) for one in patches], owners, [one.flatten() for one in values])
+        rows = slice(None) if kept is None else kept.flatten()
+        banks = [one.flatten(0, 1)[rows] for one in patches]
+        self._set(key, banks, [owner[rows] for owner in owners], [one.flatten() for one in values])
 
     def _set(self, key: Key, banks: list[Tensor], owners: list[Tensor], values: list[Tensor]) -> None:
         for index, bank in enumerate(banks):
@@ -198,13 +203,14 @@ class MemoryBank:
             for key in others.keys() - self.banks.keys():
                 del others[key]
 
-    def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
+    def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor, neighbours: int = 1) -> Tensor:
         """Returns half the cosine distance of each patch to the nearest normal one, `[B, N]`, in [0, 1].
 
         Args:
             keys: Category of each of the B images.
             set_index: Which set the tokens belong to.
             tokens: `[B, 1 + N, C]`.
+            neighbours: How many normal patches the distance is the mean over, the nearest ones.
 
         Raises:
             KeyError: A category whose bank was not fitted.
@@ -213,7 +219,8 @@ class MemoryBank:
         with torch.autocast(tokens.device.type, enabled=False):
             # image by image: the similarities of a whole batch to the bank would be the largest tensor of all
             nearest = [
-                (q @ self._bank(key, set_index, q.device).T).amax(dim=1) for key, q in zip(keys, queries, strict=True)
+                most_alike(q @ self._bank(key, set_index, q.device).T, neighbours)
+                for key, q in zip(keys, queries, strict=True)
             ]
         return (1 - torch.stack(nearest)) / 2
 
@@ -272,6 +279,13 @@ class MemoryBank:
         banks = self.banks[self._found(key)]
         banks[set_index] = banks[set_index].to(device)
         return banks[set_index]
+
+
+def most_alike(similarity: Tensor, count: int) -> Tensor:
+    """Returns the mean of the largest similarities of each patch, `[...]`, of `[..., R]`; all where there are fewer."""
+    if count == 1:
+        return similarity.amax(dim=-1)
+    return similarity.topk(min(count, similarity.shape[-1]), dim=-1).values.mean(dim=-1)
 
 
 def _views(dataset: AnomalyDataset) -> Callable[[int], Iterator[Tensor]]:

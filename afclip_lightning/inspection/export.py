@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 
 import afclip_lightning
 from afclip_lightning.backbones.spec import Resize
-from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.memory import Key, MemoryBank, most_alike
 from afclip_lightning.components.subspace import residual
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, write_json
@@ -53,10 +53,10 @@ class BatchMemory(MemoryBank):
     def fit_missing(self, *args: Any) -> None:
         """There is nothing to fit."""
 
-    def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
+    def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor, neighbours: int = 1) -> Tensor:
         """See the base class."""
         similarity = F.normalize(tokens[:, 1:].float(), dim=-1) @ self.bank[set_index].T
-        return (1 - similarity.amax(dim=-1)) / 2
+        return (1 - most_alike(similarity, neighbours)) / 2
 
     def residuals(self, keys: Iterable[Key], patches: Tensor) -> Tensor:
         """See `SubspaceBank`."""

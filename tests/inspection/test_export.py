@@ -49,7 +49,7 @@ def run_onnx(path: Path, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, maps
 
 
-@pytest.mark.parametrize(("name", "shots"), [("AFCLIP", 2), ("FAPrompt", 0), ("MRAD", 0)])
+@pytest.mark.parametrize(("name", "shots"), [("AFCLIP", 2), ("FAPrompt", 0), ("MRAD", 0), ("AnomalyDINO", 2)])
 def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: int) -> None:
     model = load(write_head(tmp_path, name), device="cpu", few_shot=pictures(shots, seed=1))
     path = tmp_path / "out" / "model.onnx"
@@ -70,6 +70,7 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
         ("CLIP", 0, {}),
         ("FAPrompt", 0, {}),
         ("KAnoCLIP", 0, {}),
+        ("AnomalyDINO", 2, {"masked": ["*"], "mask_threshold": 4.0, "neighbours": 3}),
         ("SubspaceAD", 2, {}),
         ("MRAD", 0, {"variant": "TF", "neighbours": 5}),
         ("WinCLIP", 2, {}),

@@ -22,6 +22,7 @@ TURNED = {  # without what knows left from up: convolutions, rotated copies, the
     "KAnoCLIP": {"interaction": False, "conv_adapter": "global"},
     "AnoVL": {"steps": 0, "augment": False},
     "SubspaceAD": {"rotations": 0},
+    "AnomalyDINO": {"rotations": 1},
 }
 CHOSEN: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in CASES]
 CHOSEN += [("WinCLIP", {"k_shot": 2}), ("AFCLIP", {"k_shot": 2})]

@@ -175,6 +175,14 @@ CASES = {
         trains=False,
         at_once=False,
     ),
+    "AnomalyDINO": Case(
+        small={"k_shot": 2, "rotations": 4},
+        tiny={"AnomalyDINO": {"k_shot": 2, "rotations": 4, "masked": ["a"], "mask_threshold": 4.0}},
+        head={"rotations": 4},
+        bounded=False,  # 1 less a cosine
+        trains=False,
+        at_once=False,
+    ),
     "SubspaceAD": Case(
         small={"layers": [1, 3], "k_shot": 2, "rotations": 1},
         tiny={"SubspaceAD": {"layers": (4, 6), "k_shot": 2, "rotations": 1}},
