@@ -14,7 +14,7 @@ from afclip_lightning.heads.format import Converted, Format
 from afclip_lightning.methods.base import AnomalyMethod
 
 TAPS = ("layers", "layer", "vv_from")  # arguments of methods that say which features they take
-UNKNOWN = "on which backbone and which images it was trained, and for how many epochs"
+UNKNOWN = "on which backbone and which images it was trained"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Released:
         """Returns the method's arguments: what the shapes tell, what the project's code fixes, and what was given."""
         given = {name: value for name, value in self.given.items() if "." not in name}
         return {**self.format.arguments, **self.converted.arguments, **given}
+
+    @property
+    def unknown(self) -> str:
+        """Returns in words what its files do not say."""
+        return UNKNOWN if "epochs" in self.converted.known else f"{UNKNOWN}, and for how many epochs"
 
     @property
     def model(self) -> dict[str, Any]:
@@ -103,7 +108,7 @@ class Released:
             "assumed, as its code has it": _listed({n: value for n, value in assumed.items() if n not in self.given}),
             "backbone": method.backbone.description,
             "left out": f"{len(names)} tensors that nothing uses, such as {names[0]}" if names else "nothing",
-            "in no file": UNKNOWN,
+            "in no file": self.unknown,
             "licence": self.format.licence,
         }
 

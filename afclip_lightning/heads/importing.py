@@ -11,7 +11,7 @@ from afclip_lightning.engine import factory
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.heads.card import Card, card_from
 from afclip_lightning.heads.file import SUFFIX, Head, write_head_file
-from afclip_lightning.heads.foreign import UNKNOWN, Released, read_released
+from afclip_lightning.heads.foreign import Released, read_released
 from afclip_lightning.heads.pack import dated
 
 
@@ -72,7 +72,7 @@ def _card(released: Released, given: Card) -> Card:
     """Returns the user's card with what is known of the head where it says nothing."""
     known = {
         "title": f"{released.format.method}, imported from {released.path.name}",
-        "limits": [f"The file does not say {UNKNOWN}: do not test it on the set that it was trained on."],
+        "limits": [f"The file does not say {released.unknown}: do not test it on the set that it was trained on."],
         "licence": released.format.licence,
         "sources": [released.format.project],
         **released.converted.known,
