@@ -183,3 +183,22 @@ def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: 
     with torch.autocast(knowledge.device.type, enabled=False):
         k, n, a = (F.normalize(embedding.float(), dim=-1) for embedding in (knowledge, normal, abnormal))
         return batch_mean(((k - a).norm(dim=-1) - (k - n).norm(dim=-1) + margin).clamp(min=0))
+
+
+def glocal_contrastive_loss(of_image: Tensor, of_patches: Tensor, margin: float = 0.0) -> Tensor:
+    """Returns how far the prompts of the image are from those of the patches of the same state, a scalar.
+
+    The squared distance of either state's two embeddings, and the square of what the distance to the patches' prompt
+    of the other state lacks of the margin; summed over the states. With a margin of 0, nothing is kept apart.
+
+    Args:
+        of_image: `[2, D]`, L2-normalised, of the prompts that the image is compared with.
+        of_patches: `[2, D]`, likewise, of those that patches are compared with.
+        margin: Distance up to which the two states are driven apart, within 0 to 2.
+
+    Reference: GlocalCLIP, the official code.
+    """
+    with torch.autocast(of_image.device.type, enabled=False):
+        alike = F.pairwise_distance(of_image.float(), of_patches.float())
+        apart = F.pairwise_distance(of_image.float(), of_patches.float().flip(0))
+        return (alike.square() + (margin - apart).clamp(min=0).square()).sum()

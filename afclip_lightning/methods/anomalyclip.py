@@ -8,14 +8,9 @@ from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.arguments import require_layers, require_not_negative
-from afclip_lightning.components.losses import map_losses, orthogonality_loss
-from afclip_lightning.components.scoring import (
-    anomaly_probability,
-    prototypes,
-    similarity_logits,
-    upsample,
-    upsample_and_smooth,
-)
+from afclip_lightning.components.dual_path import image_logits, patch_probabilities, summed_map_losses
+from afclip_lightning.components.losses import orthogonality_loss
+from afclip_lightning.components.scoring import anomaly_probability, prototypes, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
@@ -107,11 +102,7 @@ class AnomalyCLIP(PromptMethod):
                 prompt_tokens,
                 n_abnormal_prompts,
                 compound=False,
-                deep=(
-                    None
-                    if prompt_depth == 1
-                    else DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens)
-                ),
+                deep=DeepTokens.of_depth(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens),
                 init_std=prompt_init_std,
             )
             for _ in range(ensemble)
@@ -129,30 +120,22 @@ class AnomalyCLIP(PromptMethod):
             text: From `text_embeddings`.
         """
         pairs = prototypes(text)[:, None]  # [E, 1, 2, D]
-        assert features.class_token is not None  # the spec asks for it
-        image = self.backbone.embed_tokens(features.class_token, final_norm=False)
-        image_logits = similarity_logits(image[:, None], pairs, self.temperature)[:, :, 0]
-        maps = []
-        for tokens in features.vv_tokens:
-            patches = self.backbone.embed_tokens(tokens[:, 1:])
-            probability = anomaly_probability(similarity_logits(patches, pairs, self.temperature))  # [E, B, N]
-            maps.append(probability.unflatten(-1, features.grid))
-        return image_logits, torch.stack(maps)
+        return (
+            image_logits(self.backbone, features, pairs, self.temperature),
+            patch_probabilities(self.backbone, features, pairs, self.temperature),
+        )
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's."""
         text = self.text_embeddings()
-        image_logits, maps = self.probabilities(features, text)
-        members = len(image_logits)
+        logits, maps = self.probabilities(features, text)
+        members = len(logits)
         known, labelled = batch.known, batch.labelled
         label = batch.label[labelled].repeat(members)
-        image_logits = image_logits[:, labelled].flatten(0, 1).float()
-        terms = {"image_ce": batch_mean(F.cross_entropy(image_logits, label, reduction="none"))}
-        mask = batch.mask[known].repeat(members, 1, 1)
-        for layer in maps:
-            upsampled = upsample(layer[:, known].flatten(0, 1), self.spec.image_size)
-            for name, term in map_losses(upsampled, mask).items():
-                terms[name] = terms.get(name, 0) + term
+        logits = logits[:, labelled].flatten(0, 1)
+        terms = {"image_ce": batch_mean(F.cross_entropy(logits, label, reduction="none"))}
+        of_known, mask = maps[:, :, known].flatten(1, 2), batch.mask[known].repeat(members, 1, 1)
+        terms |= summed_map_losses(of_known, mask, self.spec.image_size)
         of_map = terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"]
         total = terms["image_ce"] + self.map_loss_weight * of_map
         if text.shape[1] > 2:
@@ -163,6 +146,6 @@ class AnomalyCLIP(PromptMethod):
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the class token's probability and the maps of the layers added up, averaged over the members."""
-        image_logits, maps = self.probabilities(features, self.text_embeddings())
+        logits, maps = self.probabilities(features, self.text_embeddings())
         anomaly_map = upsample_and_smooth(maps.sum(0).mean(0), self.spec.image_size, self.map_sigma)
-        return AnomalyPrediction(anomaly_probability(image_logits).mean(0), anomaly_map)
+        return AnomalyPrediction(anomaly_probability(logits).mean(0), anomaly_map)

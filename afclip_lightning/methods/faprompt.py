@@ -178,11 +178,7 @@ class FAPrompt(PromptMethod):
             n_normal_tokens,
             n_abnormal_tokens,
             n_abnormal_prompts,
-            deep=(
-                None
-                if prompt_depth == 1
-                else DeepTokens(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens)
-            ),
+            deep=DeepTokens.of_depth(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens),
             init_std=prompt_init_std,
         )
         inputs = self.n_prior_patches * backbone.embed_dim

@@ -116,6 +116,13 @@ class DeepTokens(nn.Module):
         self.rounded = half
         self.tokens = nn.Parameter(init_std * torch.randn(depth - 1, n_tokens, backbone.text.width))
 
+    @classmethod
+    def of_depth(
+        cls, backbone: ClipBackbone, depth: int, n_tokens: int, init_std: float, half: bool
+    ) -> "DeepTokens | None":
+        """Returns the tokens for so many blocks with learnable input, `None` for one: the prompt's own tokens do."""
+        return None if depth == 1 else cls(backbone, depth, n_tokens, init_std, half)
+
     def forward(self, prompts: int) -> tuple[Tensor, ...]:
         """Returns the tokens of each block, `[n, width]`, or `[K, n, width]` where each prompt needs its own copy.
 

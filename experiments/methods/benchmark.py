@@ -42,6 +42,7 @@ from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.clip import CLIP
 from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_lightning.methods.glocalclip import GlocalCLIP
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.metrics import AnomalyMetrics
@@ -57,6 +58,7 @@ METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
     "CLIP": CLIP,
     "AF-CLIP": lambda b: AFCLIP(b, layers=quarters(b)),
     "AnomalyCLIP": lambda b: AnomalyCLIP(b, layers=[b.vision.depth], vv_from=quarters(b)[0]),
+    "GlocalCLIP": lambda b: GlocalCLIP(b, layers=[b.vision.depth], vv_from=quarters(b)[0]),
     "FAPrompt": lambda b: FAPrompt(b, layer=b.vision.depth, vv_from=quarters(b)[0]),
     "APRIL-GAN": lambda b: APRILGAN(b, layers=quarters(b)),
     "AdaCLIP": lambda b: AdaCLIP(b, layers=quarters(b)),

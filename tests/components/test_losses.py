@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from afclip_lightning.components.losses import (
     binary_focal_loss,
     dice_loss,
+    glocal_contrastive_loss,
     map_losses,
     orthogonality_loss,
     patch_alignment_loss,
@@ -113,6 +114,24 @@ def test_orthogonality_and_prior_equal_the_loops() -> None:
     summed = prior_loss(torch.from_numpy(priors), torch.tensor(labels))
     torch.testing.assert_close(summed.item(), faprompt_naive.prior(priors, labels), rtol=1e-5, atol=0)
     assert prior_loss(torch.from_numpy(priors), torch.ones(4)) == 0
+
+
+def test_the_glocal_loss_by_hand() -> None:
+    of_image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    of_patches = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    alike = (0.4**2 + 0.8**2) + 0  # normal, abnormal
+    torch.testing.assert_close(glocal_contrastive_loss(of_image, of_patches).item(), alike, rtol=1e-4, atol=0)
+    # to the other state: sqrt(2) from the image's normal one, sqrt(0.6 ** 2 + 0.2 ** 2) from its abnormal one
+    apart = (1.5 - 2**0.5) ** 2 + (1.5 - 0.4**0.5) ** 2
+    loss = glocal_contrastive_loss(of_image, of_patches, margin=1.5)
+    torch.testing.assert_close(loss.item(), alike + apart, rtol=1e-4, atol=0)
+
+
+def test_the_glocal_loss_of_equal_prompts_has_a_gradient_without_nan() -> None:
+    prompts = torch.eye(2, requires_grad=True)
+    glocal_contrastive_loss(prompts, prompts.detach(), margin=1.0).backward()
+    assert prompts.grad is not None
+    assert prompts.grad.abs().max() < 1e-4
 
 
 def test_losses_of_half_precision_are_float32() -> None:

@@ -65,6 +65,7 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
         ("AFCLIP", 0, {}),
         ("AdaCLIP", 0, {}),
         ("AnomalyCLIP", 0, {}),
+        ("GlocalCLIP", 0, {}),
         ("AnoVL", 0, {"steps": 0, "augment": False}),
         ("APRILGAN", 0, {}),
         ("CLIP", 0, {}),

@@ -15,6 +15,7 @@ from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_lightning.methods.glocalclip import GlocalCLIP
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.mrad import MRAD
 from afclip_lightning.methods.patch_logit import PatchLogit
@@ -37,6 +38,7 @@ from tests.support.methods import (
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
     AdaCLIP: (0, 1, 0, 1),  # so do its prompts
+    GlocalCLIP: (2, 0, 0, 2),  # a pair of prompts for the image, and one for the patches
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
     MRAD: (0, 0, 0, 0),  # likewise

@@ -73,7 +73,9 @@ def test_download_of_a_tag(tmp_path: Path) -> None:
     assert backbone.activation == "quick_gelu"
 
 
-@pytest.mark.parametrize("name", ["AF-CLIP", "AnomalyCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP", "AdaCLIP"])
+@pytest.mark.parametrize(
+    "name", ["AF-CLIP", "AnomalyCLIP", "GlocalCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP", "AdaCLIP"]
+)
 def test_mixed_precision_on_a_cpu_has_nearly_the_losses_of_float32(
     tmp_path: Path, tiny: ClipBackbone, name: str
 ) -> None:

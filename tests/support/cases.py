@@ -57,6 +57,16 @@ CASES = {
         run={"n_abnormal_prompts": 2},
         head={"layers": [2], "vv_from": 1, "prompt_depth": 2},
     ),
+    "GlocalCLIP": Case(
+        small={"layers": [2, 3], "vv_from": 2, "prompt_depth": 2},
+        tiny={
+            "GlocalCLIP": ANOMALYCLIP,
+            "GlocalCLIP, four layers and a margin": {**ANOMALYCLIP, "layers": (3, 5, 6, 8), "contrastive_margin": 1.0},
+            "GlocalCLIP without deep tokens": {**ANOMALYCLIP, "prompt_depth": 1},
+        },
+        run={"contrastive_margin": 1.5},
+        head={"layers": [2], "vv_from": 1, "prompt_depth": 2},
+    ),
     "FAPrompt": Case(
         small={"layer": 3, "vv_from": 2, "prompt_depth": 2, "n_prior_patches": 2},
         tiny={

@@ -14,8 +14,8 @@ EMBED = 48
 NOISE, PATTERN = [1.0, 0.9, 0.7], [0.5, 0.6, 0.8]
 REFERENCE_NOISE, REFERENCE_PATTERN = [0.9, 0.7], [0.5, 0.6]
 SCALES = {  # first match wins
-    "ctx_pos": 0.2,
-    "ctx_neg": 0.8,
+    "_pos": 0.2,
+    "_neg": 0.8,
     "visual.class_embedding": 0.5,
     "positional_embedding": 0.3,
     "token_embedding.weight": 0.1,

@@ -1,0 +1,146 @@
+"""GlocalCLIP: AnomalyCLIP with prompts of its own for the image, and others for its patches."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.dual_path import image_logits, patch_probabilities, summed_map_losses
+from afclip_lightning.components.losses import glocal_contrastive_loss
+from afclip_lightning.components.scoring import anomaly_probability, prototypes, upsample_and_smooth
+from afclip_lightning.distributed import batch_mean
+from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
+from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+
+
+class GlocalCLIP(PromptMethod):
+    """GlocalCLIP: a normal and an abnormal prompt for the image, and another pair for its patches.
+
+    No prompt names a product. The abnormal prompt of a pair begins with the tokens of its normal one. Both pairs share
+    the deep text tokens, and a loss draws them together. The class token of the original path gives the image score,
+    the patches of the V-V path the map.
+
+    The paper was not at hand: the rules are the official code's, and the defaults are what it trains on VisA with. That
+    code names four tapped blocks, but adds to one tensor in place, so that all four are the last one. So its map is
+    four times the one here, in the same order, and its losses of the map count four times beside the image's: that is
+    `map_loss_weight`. Several `layers` are several here, and their maps add up.
+
+    Differs: deep tokens are not rounded to 16-bit floats unless `half_deep_tokens` asks for it. The official code
+    resizes training masks bilinearly; here any mask is binary at input size. Its layers that nothing uses are left out.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of the prompts.
+        layers: Tapped blocks of the V-V path, counted from 1.
+        vv_from: First block of the V-V path.
+        normal_words: What stands after the learnable tokens of the normal prompts.
+        abnormal_words: What stands after those of the abnormal prompts.
+        n_normal_tokens: Tokens of a normal prompt, with which the abnormal one begins too.
+        n_abnormal_tokens: Further tokens of an abnormal prompt.
+        prompt_depth: Text blocks with learnable input; 1 is without deep tokens.
+        deep_tokens: Deep text tokens a block.
+        prompt_init_std: Standard deviation of all learnable tokens' initial values.
+        half_deep_tokens: Round deep tokens to 16-bit floats, as the official code does.
+        temperature: Divides cosine similarities.
+        map_loss_weight: Weight of the map's losses beside the image's cross entropy.
+        contrastive_weight: Weight of the loss that draws the two pairs together.
+        contrastive_margin: Distance up to which that loss drives the prompts of the two states apart; with 0, as in the
+            official code, it does not.
+        map_sigma: Gaussian filter of the final map, in pixels.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: GlocalCLIP (Ham et al., 2024, arXiv 2411.06071), the official code.
+    """
+
+    fixed_by_training = ("normal_words", "abnormal_words", "n_normal_tokens", "half_deep_tokens", "temperature")
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = adam,
+        layers: Sequence[int] = (24,),
+        vv_from: int = 6,
+        normal_words: str = "object.",
+        abnormal_words: str = "damaged object.",
+        n_normal_tokens: int = 13,
+        n_abnormal_tokens: int = 13,
+        prompt_depth: int = 9,
+        deep_tokens: int = 4,
+        prompt_init_std: float = 0.02,
+        half_deep_tokens: bool = False,
+        temperature: float = 0.07,
+        map_loss_weight: float = 4.0,
+        contrastive_weight: float = 1.0,
+        contrastive_margin: float = 0.0,
+        map_sigma: float = 8.0,
+    ) -> None:
+        require_layers(layers)
+        require_not_negative(contrastive_margin=contrastive_margin, map_sigma=map_sigma)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        super().__init__(backbone, backbone.spec(vv_layers=layers, vv_from=vv_from, image_embedding=True), optimizer)
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.temperature = temperature
+        self.map_loss_weight = map_loss_weight
+        self.contrastive_weight = contrastive_weight
+        self.contrastive_margin = contrastive_margin
+        self.map_sigma = map_sigma
+        # one module in both: checkpoints hold it once, as part of the first
+        deep = DeepTokens.of_depth(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens)
+        self.image_prompts, self.patch_prompts = (
+            ObjectPrompts(
+                backbone,
+                normal_words,
+                abnormal_words,
+                n_normal_tokens,
+                n_abnormal_tokens,
+                deep=deep,
+                init_std=prompt_init_std,
+            )
+            for _ in range(2)
+        )
+
+    def embed_text(self) -> Tensor:
+        """Returns the embeddings of the image's pair, then of the patches', `[2, 2, D]`, not normalised."""
+        return torch.stack([prompts(self.backbone) for prompts in (self.image_prompts, self.patch_prompts)])
+
+    def probabilities(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the image logits `[B, 2]` and the patches' probabilities `[L, B, h, w]`.
+
+        Args:
+            features: Of the backbone.
+            text: From `text_embeddings`.
+        """
+        of_image, of_patches = prototypes(text)
+        return (
+            image_logits(self.backbone, features, of_image, self.temperature),
+            patch_probabilities(self.backbone, features, of_patches, self.temperature),
+        )
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's."""
+        text = self.text_embeddings()
+        logits, maps = self.probabilities(features, text)
+        known, labelled = batch.known, batch.labelled
+        image_ce = batch_mean(F.cross_entropy(logits[labelled], batch.label[labelled], reduction="none"))
+        of_map = summed_map_losses(maps[:, known], batch.mask[known], self.spec.image_size)
+        of_image, of_patches = prototypes(text.float())
+        contrastive = glocal_contrastive_loss(of_image, of_patches, self.contrastive_margin)
+        total = (
+            image_ce
+            + self.map_loss_weight * torch.stack(list(of_map.values())).sum()
+            + self.contrastive_weight * contrastive
+        )
+        return {"total": total, "image_ce": image_ce, **of_map, "contrastive": contrastive}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the class token's probability with the image's prompts, and the maps of the layers added up."""
+        logits, maps = self.probabilities(features, self.text_embeddings())
+        anomaly_map = upsample_and_smooth(maps.sum(0), self.spec.image_size, self.map_sigma)
+        return AnomalyPrediction(anomaly_probability(logits), anomaly_map)
