@@ -75,6 +75,28 @@ def run_beside(
     return torch.cat([prefix, patches], dim=1), extra
 
 
+def value_block(block: nn.Module, tokens: Tensor, over_batch: bool = False) -> Tensor:
+    """Returns tokens `[B, T, C]` after a frozen block whose attention compares values with values; it has but one path.
+
+    Args:
+        block: One that `has_dual_path`.
+        tokens: `[B, T, C]`.
+        over_batch: Have a token attend to those in its place of all images of the batch, and not to those of its own
+            image: what AA-CLIP's official code comes to, whose axes are the other way round.
+
+    Reference: CLIP Surgery, with the feed-forward half, as in AA-CLIP's official code.
+    """
+    parts = _parts(block, None)
+    values = parts.project(parts.normalise(tokens))[2]  # [B, heads, T, d]
+    if over_batch:
+        values = values.transpose(0, 2)
+    attended = F.scaled_dot_product_attention(values, values, values)
+    if over_batch:
+        attended = attended.transpose(0, 2)
+    tokens = tokens + parts.output(attended.transpose(1, 2).flatten(2))
+    return tokens + parts.feed(tokens)
+
+
 def dual_block(
     block: nn.Module, original: Tensor, value: Tensor, rotation: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The text towers that open_clip builds, open to prompts that are learned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -81,6 +81,8 @@ class TextTower(nn.Module):
         deep_tokens: Sequence[Tensor] = (),
         shared: int = 0,
         sizes: Sequence[int] | None = None,
+        adapters: Sequence[Callable[[Tensor], Tensor]] = (),
+        projection: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Returns text embeddings `[K, D]`, not normalised.
 
@@ -93,15 +95,20 @@ class TextTower(nn.Module):
             shared: First positions that prompts have in common, deep tokens included: where nothing later can change
                 them, they are computed once and not for each.
             sizes: How many prompts, one after the other, have them in common; `None` is all the K.
+            adapters: What changes the tokens `[K, T, width]` after the first block, the second, and so on.
+            projection: From normalised end-of-text tokens `[K, width]` to text embeddings, in place of the tower's own.
         """
         hidden = embeddings + self.positional_embedding[: embeddings.shape[1]]
-        if self.is_causal and all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks):
+        plain = all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks)
+        if self.is_causal and plain and not adapters:
             pooled = walk_to_ends(self.transformer.resblocks, hidden, end, deep_tokens, shared, sizes)
         else:
-            hidden = self._run(hidden, deep_tokens)
+            hidden = self._run(hidden, deep_tokens, adapters)
             rows = torch.arange(hidden.shape[0], device=end.device)
             pooled = hidden[:, -1] if self.pooling == "last" else hidden[rows, end]
         pooled = self.ln_final(pooled)
+        if projection is not None:
+            return projection(pooled)
         if self.text_projection is None:
             return pooled
         if isinstance(self.text_projection, nn.Linear):
@@ -109,7 +116,9 @@ class TextTower(nn.Module):
         projected: Tensor = pooled @ self.text_projection
         return projected
 
-    def _run(self, hidden: Tensor, deep_tokens: Sequence[Tensor]) -> Tensor:
+    def _run(
+        self, hidden: Tensor, deep_tokens: Sequence[Tensor], adapters: Sequence[Callable[[Tensor], Tensor]]
+    ) -> Tensor:
         """Returns prompts `[K, T, width]` after the last block."""
         mask = None if self.attn_mask is None else self.attn_mask[: hidden.shape[1], : hidden.shape[1]]
         for index, block in enumerate(self.transformer.resblocks):
@@ -117,4 +126,6 @@ class TextTower(nn.Module):
                 tokens = deep_tokens[index - 1].to(hidden).expand(hidden.shape[0], -1, -1)
                 hidden = torch.cat([hidden[:, :1], tokens, hidden[:, 1 + tokens.shape[1] :]], dim=1)
             hidden = block(hidden, attn_mask=mask)
+            if index < len(adapters):
+                hidden = adapters[index](hidden)
         return hidden

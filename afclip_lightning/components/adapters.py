@@ -228,3 +228,34 @@ def tap_sums(grid: tuple[int, int], device: torch.device | None = None) -> Tenso
     """Returns what the mean of a 3 x 3 convolution, padded with zeros, takes of the patches at each tap, `[9, N]`."""
     rows, columns = (torch.stack([torch.arange(n) < n - 1, torch.ones(n), torch.arange(n) > 0]) for n in grid)
     return (torch.kron(rows, columns) / (grid[0] * grid[1])).to(device)
+
+
+def unbiased_projection(inputs: int, outputs: int) -> nn.Linear:
+    """Returns a linear layer without bias, of Xavier's uniform values, as AA-CLIP's official code begins."""
+    linear = nn.Linear(inputs, outputs, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear
+
+
+class ResidualAdapter(nn.Module):
+    """A linear layer with a leaky rectifier beside tokens, whose length it keeps: a small share of what goes on.
+
+    Args:
+        width: Channels of a token.
+        weight: Share of the adapted token; the token itself has the rest of 1.
+
+    Reference: AA-CLIP, Sec. 3.2 (arXiv 2503.06661); the official code for the length.
+    """
+
+    def __init__(self, width: int, weight: float = 0.1) -> None:
+        super().__init__()
+        self.weight = weight
+        self.linear = unbiased_projection(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns adapted tokens `[..., C]`."""
+        adapted = F.leaky_relu(self.linear(tokens))
+        with torch.autocast(tokens.device.type, enabled=False):  # a squared length may be beyond half precision
+            old, new = (vectors.float().norm(dim=-1, keepdim=True) for vectors in (tokens, adapted))
+            scale = self.weight * old / new.clamp(min=1e-12)
+        return scale.to(tokens) * adapted + (1 - self.weight) * tokens

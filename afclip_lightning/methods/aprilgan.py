@@ -10,16 +10,14 @@ from torch import Tensor, nn
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.arguments import require_layers
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
-from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.memory import MemoryBank
+from afclip_lightning.components.ranges import Ranges, merged, ranges_of, scaled
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.data.whole_test_set import WholeTestSet
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, UsesTestSet, adam
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
-
-SMALLEST_RANGE = 1e-4  # of the maxima of a category; two passes round differently, which must not be scaled up
 
 
 class APRILGAN(AnomalyMethod):
@@ -83,20 +81,20 @@ class APRILGAN(AnomalyMethod):
         self.linear = nn.ModuleList(nn.Linear(backbone.vision.width, backbone.embed_dim) for _ in layers)
         self.text = CategoryText(self._embed_text)
         self.memory = MemoryBank()
-        self.ranges: dict[Key, tuple[float, float]] = {}
+        self.ranges: Ranges = {}
 
     def on_train_end(self) -> None:
         """Drops the texts."""
         self.text.reset()
 
-    def observe(self, test_set: WholeTestSet) -> dict[Key, tuple[float, float]]:
+    def observe(self, test_set: WholeTestSet) -> Ranges:
         """Returns the ranges of the maps' maxima over this process's part of the test images, by category."""
         with self.trainer.precision_plugin.forward_context():
             return self.measure(test_set)
 
-    def take_observed(self, observed: Sequence[dict[Key, tuple[float, float]]]) -> None:
+    def take_observed(self, observed: Sequence[Ranges]) -> None:
         """Keeps the ranges over all test images."""
-        self.ranges = _merged(observed)
+        self.ranges = merged(observed)
 
     def on_evaluation_end(self) -> None:
         """Drops the texts and the ranges of the pass too."""
@@ -152,19 +150,8 @@ class APRILGAN(AnomalyMethod):
         anomaly_map = self.anomaly_map(features, batch, text)
         if self.k_shot:
             maximum = anomaly_map.amax(dim=(1, 2))
-            low, high = maximum.new_tensor([self._range(sample) for sample in batch.samples]).T
-            score = (score + (maximum - low) / (high - low).clamp(min=SMALLEST_RANGE)) / 2
+            score = (score + scaled(maximum, batch, self.ranges)) / 2
         return AnomalyPrediction(score, anomaly_map)
-
-    def _range(self, sample: Sample) -> tuple[float, float]:
-        key = (sample.dataset, sample.category)
-        if key not in self.ranges:
-            raise DatasetError(
-                f"{sample.image_path}: k_shot is {self.k_shot}, but no map of {'/'.join(key)} was measured. The image "
-                "score is scaled over all test images of a category: use Trainer.validate, test or predict with a data "
-                "module that has them."
-            )
-        return self.ranges[key]
 
     def anomaly_map(self, features: ClipFeatures, batch: Batch, text: Tensor) -> Tensor:
         """Returns the sum of the layers' maps, with `k_shot` and of the distances to the memory, `[B, H, W]`.
@@ -182,22 +169,11 @@ class APRILGAN(AnomalyMethod):
             total = total + upsample(distance, self.spec.image_size, align_corners=True)
         return total
 
-    def measure(self, batches: Iterable[Batch]) -> dict[Key, tuple[float, float]]:
+    def measure(self, batches: Iterable[Batch]) -> Ranges:
         """Returns the lowest and the highest of the maps' maxima, by category."""
-        ranges: dict[Key, tuple[float, float]] = {}
+        ranges: Ranges = {}
         for batch in batches:
             batch = batch.to(self.device)
-            maps = self.anomaly_map(self.extract(batch), batch, self.text(batch.samples))
-            for sample, maximum in zip(batch.samples, maps.amax(dim=(1, 2)).tolist(), strict=True):
-                ranges = _merged([ranges, {(sample.dataset, sample.category): (maximum, maximum)}])
+            maxima = self.anomaly_map(self.extract(batch), batch, self.text(batch.samples)).amax(dim=(1, 2))
+            ranges = merged([ranges, ranges_of(maxima, maxima, batch)])
         return ranges
-
-
-def _merged(ranges: Sequence[dict[Key, tuple[float, float]]]) -> dict[Key, tuple[float, float]]:
-    """Returns the ranges that hold each of the given ones."""
-    merged: dict[Key, tuple[float, float]] = {}
-    for part in ranges:
-        for key, (low, high) in part.items():
-            least, most = merged.get(key, (low, high))
-            merged[key] = min(least, low), max(most, high)
-    return merged

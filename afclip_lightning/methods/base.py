@@ -25,7 +25,7 @@ from afclip_lightning.errors import CheckpointError
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
-UsesTestSet = Literal["never", "with few-shot images", "without few-shot images", "always"]
+UsesTestSet = Literal["never", "with few-shot images", "without few-shot images", "with image_score: scaled", "always"]
 
 
 def adam(parameters: Iterable[Tensor]) -> Adam:
@@ -129,7 +129,10 @@ class AnomalyMethod(LightningModule, ABC):
 
     @property
     def needs_test_set(self) -> bool:
-        """Returns whether it has no score of an image alone, as it is built: see `uses_test_set`."""
+        """Returns whether it has no score of an image alone, as it is built: see `uses_test_set`.
+
+        A method that does so for some arguments says for which.
+        """
         few_shot = "with few-shot images" if self.k_shot > 0 else "without few-shot images"
         return self.uses_test_set in ("always", few_shot)
 

@@ -153,10 +153,43 @@ ADACLIP_NORMAL = APRILGAN_NORMAL
 ADACLIP_ABNORMAL = APRILGAN_ABNORMAL
 ADACLIP_TEMPLATES = APRILGAN_TEMPLATES[:4]
 
-# Mwxinnn/AA-CLIP (53db195). Its class name is a description, for example `dark bottle`.
+# Mwxinnn/AA-CLIP (53db195). It calls a category by a description, by dataset and folder.
 AACLIP_NORMAL = ("{}", "a {}", "the {}")
 AACLIP_ABNORMAL = ("a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage")
 AACLIP_TEMPLATES = ("{}.", "a photo of {}.")
+AACLIP_NAMES = {
+    "mvtec": {
+        "bottle": "dark bottle",
+        "cable": "top view of three cables",
+        "capsule": "black and orange capsule",
+        "carpet": "gray carpet",
+        "grid": "metal or plastic mesh",
+        "hazelnut": "single brown hazelnut",
+        "leather": "brown leather",
+        "metal_nut": "metal nut which has four notched edges",
+        "pill": "oval white pill with small red speckles and the letters 'FF' engraved",
+        "screw": "screw",
+        "tile": "speckled tile surface",
+        "transistor": "a three-legged transistor placed vertically",
+        "toothbrush": "toothbrush head",
+        "wood": "wood surface",
+        "zipper": "a black zipper",
+    },
+    "visa": {
+        "candle": "candle",
+        "capsules": "capsules",
+        "cashew": "cashew nut",
+        "chewinggum": "chewing gum",
+        "fryum": "wheel-shaped fryum snack",
+        "macaroni1": "orange macaroni",
+        "macaroni2": "scattered yellow macaroni",
+        "pcb1": "dual ultrasonic distance sensor pcb module",
+        "pcb2": "integrated circuits board",
+        "pcb3": "infrared sensor pcb module",
+        "pcb4": "battery charging pcb module",
+        "pipe_fryum": "pipe-shaped fryum",
+    },
+}
 
 # --- CLIP and CLIP-AC, the baselines ----------------------------------------------------------------------------------
 # Two protocols under the same names. `CLIP_BARE_TEMPLATES` belongs to the tables of ViT-B-16-plus-240 (WinCLIP, AnoVL,

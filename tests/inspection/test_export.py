@@ -62,6 +62,7 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
 @pytest.mark.parametrize(
     ("name", "shots", "arguments"),
     [
+        ("AACLIP", 0, {}),
         ("AFCLIP", 0, {}),
         ("AdaCLIP", 0, {}),
         ("AnomalyCLIP", 0, {}),

@@ -11,6 +11,7 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.factory import methods
+from afclip_lightning.methods.aaclip import AACLIP
 from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
@@ -39,6 +40,7 @@ TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batc
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
     AdaCLIP: (0, 1, 0, 1),  # so do its prompts
     GlocalCLIP: (2, 0, 0, 2),  # a pair of prompts for the image, and one for the patches
+    AACLIP: (2, 0, 0, 1),  # fixed after its text stage, which is all of this fit
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
     MRAD: (0, 0, 0, 0),  # likewise

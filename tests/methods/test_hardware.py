@@ -74,7 +74,7 @@ def test_download_of_a_tag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["AF-CLIP", "AnomalyCLIP", "GlocalCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP", "AdaCLIP"]
+    "name", ["AF-CLIP", "AnomalyCLIP", "GlocalCLIP", "FAPrompt", "APRIL-GAN", "KAnoCLIP", "AdaCLIP", "AA-CLIP"]
 )
 def test_mixed_precision_on_a_cpu_has_nearly_the_losses_of_float32(
     tmp_path: Path, tiny: ClipBackbone, name: str

@@ -37,6 +37,7 @@ class Case:
 
 ANOMALYCLIP: Arguments = {"vv_from": 3, "prompt_depth": 4, "layers": (8,)}
 FAPROMPT: Arguments = {"vv_from": 3, "prompt_depth": 4, "layer": 8}
+AACLIP: Arguments = {"layers": (2, 4, 6, 8), "text_epochs": 0, "image_adapters": 3, "vv_from": 3}
 ADACLIP: Arguments = {"layers": (2, 4, 6, 8)}
 KANOCLIP: Arguments = {"layers": (3, 5, 6, 8), "vv_from": 3, "knowledge": KNOWLEDGE}
 CASES = {
@@ -109,6 +110,16 @@ CASES = {
         },
         run={},
         head={"layers": [1, 2], "prompt_depth": 2, "clusters": 3},
+    ),
+    "AACLIP": Case(  # its visual stage alone; of both its own tests and the runs over processes tell
+        small={"layers": [1, 3], "text_epochs": 1, "text_adapters": 1, "image_adapters": 2, "vv_from": 2},
+        tiny={
+            "AA-CLIP": AACLIP,
+            "AA-CLIP as released": {**AACLIP, "text_stage": "code", "map_fusion": "maps", "image_score": "map"},
+        },
+        run={},
+        head={"layers": [1, 2], "text_epochs": 1, "text_adapters": 1, "image_adapters": 1, "vv_from": 1},
+        bounded=False,  # the map is of logits
     ),
     "KAnoCLIP": Case(
         small={"layers": [2, 3], "vv_from": 2, "knowledge": KNOWLEDGE},

@@ -1,0 +1,51 @@
+"""Ranges of values over all test images of a category, which some image scores are scaled by."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from afclip_lightning.components.memory import Key
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Batch
+
+Ranges = dict[Key, tuple[float, float]]
+"""Lowest and highest value, by `(dataset, category)`."""
+
+SMALLEST_RANGE = 1e-4  # of a category; two passes round differently, which must not be scaled up
+
+
+def merged(ranges: Sequence[Ranges]) -> Ranges:
+    """Returns the ranges that hold each of the given ones."""
+    found: Ranges = {}
+    for part in ranges:
+        for key, (low, high) in part.items():
+            least, most = found.get(key, (low, high))
+            found[key] = min(least, low), max(most, high)
+    return found
+
+
+def ranges_of(lowest: Tensor, highest: Tensor, batch: Batch) -> Ranges:
+    """Returns the ranges of a batch's values, of which each image has a lowest and a highest one, `[B]` each."""
+    pairs = zip(batch.keys, lowest.tolist(), highest.tolist(), strict=True)
+    return merged([{key: (low, high)} for key, low, high in pairs])
+
+
+def scaled(values: Tensor, batch: Batch, ranges: Ranges) -> Tensor:
+    """Returns values `[B]` scaled to [0, 1] over the range of their category, or to 0 where that has none.
+
+    Args:
+        values: One per image.
+        batch: The images.
+        ranges: Over all test images.
+
+    Raises:
+        DatasetError: A category has no range.
+    """
+    for sample, key in zip(batch.samples, batch.keys, strict=True):
+        if key not in ranges:
+            raise DatasetError(
+                f"{sample.image_path}: no map of {'/'.join(key)} was measured. The image score is scaled over all test "
+                "images of a category: use Trainer.validate, test or predict with a data module that has them."
+            )
+    low, high = values.new_tensor([ranges[key] for key in batch.keys]).T
+    return (values - low) / (high - low).clamp(min=SMALLEST_RANGE)
