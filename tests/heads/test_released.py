@@ -43,18 +43,19 @@ FILES = {
     "FAPrompt": "faprompt.pth",
     "APRILGAN": "aprilgan.pth",
     "AdaCLIP": "adaclip.pth",
+    "AACLIP": "aaclip_image_adapter_20.pth",
 }
-ANOMALYCLIP, FAPROMPT, APRILGAN, ADACLIP = (RELEASED / name for name in FILES.values())
+ANOMALYCLIP, FAPROMPT, APRILGAN, ADACLIP, AACLIP = (RELEASED / name for name in FILES.values())
 
 
-def batch_of(pixels: Tensor, category: str = "golden") -> Batch:
+def batch_of(pixels: Tensor, category: str = KEY[1], dataset: str = KEY[0]) -> Batch:
     count, size = len(pixels), pixels.shape[-1]
     return Batch(
         image=pixels,
         mask=torch.zeros(count, size, size),
         label=torch.zeros(count, dtype=torch.long),
         mask_known=torch.zeros(count, dtype=torch.bool),
-        samples=[Sample(KEY[0], category, "test", Path("golden.png"), 0)] * count,
+        samples=[Sample(dataset, category, "test", Path("golden.png"), 0)] * count,
     )
 
 
@@ -164,6 +165,56 @@ def test_scores_of_baselines_are_those_of_the_official_code(
         check(prediction.anomaly_map[:, ::2, ::2], anomaly_map)
 
     compare(body, backbone, f"{path.stem}.npz")
+
+
+def test_scores_of_aaclip_are_those_of_the_official_code(tmp_path: Path) -> None:
+    config, weights = write_baseline(tmp_path, "L14")
+    inner = {"model": str(config), "weights": str(weights), "image_size": 70}
+    known = {**formats()["AACLIP"].backbone, **inner}
+    backbone = make_backbone(tmp_path, "L14")
+    options = {"image_score": "scaled", **{f"backbone.{name}": value for name, value in inner.items()}}
+    out = imported(AACLIP, tmp_path, options, {backbone_key(known): backbone})
+    assert read_head_file(out).card.epochs == 25
+
+    @torch.no_grad()
+    def body(backbone: ClipBackbone, check: Check) -> None:
+        method: Any = load_head(out, backbones={backbone_key(known): backbone})
+        batch = batch_of(torch.stack([image(i, 70) for i in range(3)]), "metal_nut", "mvtec")
+        check(method.measured(batch)[0][:, ::2, ::2], "test_map")
+        method.take_observed([method.measure([batch])])
+        check(method.score(method.extract(batch), batch).pred_score, "test_image_score_industrial")
+
+    compare(body, backbone, "aaclip.npz")
+
+
+def test_the_stages_of_aaclip_belong_together(tmp_path: Path) -> None:
+    text, visual = tmp_path / "text_adapter.pth", tmp_path / "image_adapter.pth"
+    visual.write_bytes(AACLIP.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"image_adapter\.pth: is one of two files, and .*text_adapter\.pth is not"
+    ):
+        read_released(visual)
+    text.write_bytes(AACLIP.with_name("aaclip_text_adapter.pth").read_bytes())
+    assert read_released(visual).converted.arguments["text_adapters"] == 3
+    with pytest.raises(CheckpointError, match=r"text_adapter\.pth: is one of two files: name image_adapter\.pth, or"):
+        read_released(text)
+    text.write_bytes(visual.read_bytes())
+    with pytest.raises(CheckpointError, match="has no text_adapter where the files of both stages should be"):
+        read_released(visual)
+
+
+def test_a_rectifier_behind_aaclips_projections_is_seen_by_their_names(tmp_path: Path) -> None:
+    content = load(AACLIP.name)
+    content["image_adapter"] = {
+        name.replace(".fc.weight", ".fc.0.weight"): tensor for name, tensor in content["image_adapter"].items()
+    }
+    torch.save(content, tmp_path / "image_adapter_20.pth")
+    (tmp_path / "text_adapter.pth").write_bytes(AACLIP.with_name("aaclip_text_adapter.pth").read_bytes())
+    assert read_released(tmp_path / "image_adapter_20.pth").converted.arguments["projection_relu"] is True
+    content["more"] = 1
+    torch.save(content, tmp_path / "image_adapter_20.pth")
+    with pytest.raises(CheckpointError, match="holds an entry that is not known here: more"):
+        read_released(tmp_path / "image_adapter_20.pth")
 
 
 @pytest.mark.parametrize("path", [ANOMALYCLIP, FAPROMPT], ids=lambda path: path.stem)
@@ -281,9 +332,7 @@ def test_a_file_of_another_method_or_of_none_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"faprompt\.pth: is a head of FAPrompt .*not of AnomalyCLIP.*--method FAP"
     ):
         read_released(FAPROMPT, "AnomalyCLIP")
-    with pytest.raises(
-        CheckpointError, match=r"There is no format of heads for WinCLIP; there are AdaCLIP, AFCLIP, Anom"
-    ):
+    with pytest.raises(CheckpointError, match=r"There is no format of heads for WinCLIP; there are .*AnomalyCLIP"):
         read_released(FAPROMPT, "WinCLIP")
     assert read_released(FAPROMPT, "fa-prompt").format.method == "FAPrompt"
     torch.save({"textual_learner": {}}, tmp_path / "other.pth")
