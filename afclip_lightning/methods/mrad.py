@@ -183,16 +183,17 @@ class MRAD(AnomalyMethod):
         ]
         found = []
         with torch.autocast(image.device.type, enabled=False):
-            for (query, normal, anomalous, share), (of_query, of_key) in zip(levels, self._maps(), strict=True):
+            for (query, normal, anomalous, share), maps in zip(levels, self._maps(), strict=True):
                 hidden = most_alike(query, torch.cat([normal, anomalous]), share) if hide and share else None
-                found.append(retrieve(of_query(query), of_key(normal), of_key(anomalous), hidden, self.neighbours))
+                # a product with a mapped key is that of the query, mapped back, with the key: keys stay as they are
+                mapped = query if maps is None else maps[0](query) @ maps[1].weight
+                found.append(retrieve(mapped, normal, anomalous, hidden, self.neighbours))
         return found[0], found[1].unflatten(0, patches.shape[:2])
 
-    def _maps(self) -> tuple[tuple[nn.Module, nn.Module], tuple[nn.Module, nn.Module]]:
-        """Returns what queries and keys go through, of images and of patches."""
+    def _maps(self) -> tuple[tuple[nn.Linear, nn.Linear] | None, ...]:
+        """Returns the linear maps of queries and keys, of images and of patches; `None` where there are none."""
         if self.variant == "TF":
-            same = nn.Identity()
-            return (same, same), (same, same)
+            return None, None
         return (self.image_query, self.image_key), (self.patch_query, self.patch_key)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
