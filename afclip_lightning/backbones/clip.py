@@ -166,7 +166,13 @@ class ClipBackbone(nn.Module):
     def description(self) -> str:
         """Returns one line that says which backbone this is."""
         parts = [Path(part).name if is_local_file(part) else part for part in self.weights.split("+")]
-        what = "RANDOM weights" if parts == ["random"] else "+".join(parts)
+        match parts:
+            case ["random"]:
+                what = "RANDOM weights"
+            case ["random", of_vision]:
+                what = f"{of_vision}, random text"
+            case _:
+                what = "+".join(parts)
         usual, resizing = ("squash", "bicubic"), (self.preprocess.rule, self.preprocess.interpolation)
         size = ", ".join([in_pixels(self.image_size), *(resizing if resizing != usual else ())])
         return f"{self.model} ({what}, {self.weights_hash}), {self.activation}, {size}, {self.pos_embed}"

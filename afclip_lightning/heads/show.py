@@ -204,7 +204,7 @@ def _percent(one: Measured, metric: str) -> str:
 
 def _thresholds(own: DefaultThresholds | None) -> Sequence[str]:
     if own is None:
-        return ["none of its own: calibrate"]
+        return ["none in this file: a calibration has them, which adapt and calibrate write beside it"]
     parts = {"image score": own.image, "map": own.pixel}
     values = [f"{what} {part.value:.4g}" for what, part in parts.items() if part is not None]
     return [", ".join(values), own.chosen, "They are a first guess for other products: calibrate on your own."]

@@ -56,6 +56,7 @@ ARCHITECTURES = {
     "EVA-02": Architecture("EVA02-L-14-336", 56),
     "EVA-02, E": Architecture("EVA02-E-14-plus", 56),
     "PE-Core": Architecture("PE-Core-L-14-336", 56, pools="map"),
+    "PE-Core, no class token": Architecture("PE-Core-bigG-14-448", 56, has_class_token=False, pools="map"),
     "ViTamin": Architecture("ViTamin-S", wide=True, has_class_token=False, pools="avg"),
     "MobileCLIP": Architecture("MobileCLIP2-B", wide=True),  # the tower of MobileCLIP-B too
     "MobileCLIP, L": Architecture("MobileCLIP2-L-14", 56),
