@@ -6,7 +6,7 @@ however unequal the parts are. All processes must call these functions equally o
 that depends on the part.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -64,3 +64,25 @@ def batch_mean(values: Tensor) -> Tensor:
     """
     count = total(torch.full((), values.numel(), device=values.device))
     return batch_sum(values) / count.clamp(min=1)
+
+
+class _SharedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return total(gradient)
+
+
+def shared_sum(values: Tensor) -> Tensor:
+    """Returns the sum of a tensor over the processes, the same on each, with a gradient.
+
+    What each process computes with the sum depends on what all of them put in: backwards, a process gets the gradients
+    of all the shares. The mean over the processes, which the strategy takes, is then that of the whole batch.
+    """
+    if processes() == 1:
+        return values
+    shared: Tensor = _SharedSum.apply(values)  # type: ignore[no-untyped-call]
+    return shared

@@ -224,6 +224,24 @@ class MemoryBank:
             ]
         return (1 - torch.stack(nearest)) / 2
 
+    def nearest(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
+        """Returns the normal patch that each patch is nearest to, `[B, N, C]`, L2-normalised.
+
+        Args:
+            keys: Category of each of the B images.
+            set_index: Which set the tokens belong to.
+            tokens: `[B, 1 + N, C]`.
+
+        Raises:
+            KeyError: A category whose bank was not fitted.
+        """
+        queries, found = _patches(tokens), []
+        with torch.autocast(tokens.device.type, enabled=False):
+            for key, query in zip(keys, queries, strict=True):  # image by image, as above
+                bank = self._bank(key, set_index, query.device)
+                found.append(bank[(query @ bank.T).argmax(dim=1)])
+        return torch.stack(found)
+
     def mean_distance(self, keys: Sequence[Key], feature_sets: Iterable[Tensor]) -> Tensor:
         """Returns the mean of `distance` over the feature sets, `[B, N]`, in [0, 1].
 

@@ -121,7 +121,7 @@ def _check_transfer(run: Run) -> None:
     """Checks that what is trained on is there, and is not what is tested on."""
     trained = trained_on(run.method, run.data)  # what is not there is said before a test of the untrained method
     tested = [(dataset, "test") for dataset in run.data.test_sets] if run.config.test_after_fit else []
-    if trained and trained == tested and run.data is run.data.training_set:
+    if trained and trained[:1] == tested and run.data is run.data.training_set:
         raise UserError(
             f"{run.data.training_set.name} would be trained on and tested on with the same images, which is not "
             "zero-shot. Train on one dataset and test on others with CrossDataset; or train on it alone with "

@@ -94,7 +94,7 @@ def check_space(
 
 
 def trained_on(method: AnomalyMethod, data: AnomalyData) -> list[tuple[AnomalyDataModule, Split]]:
-    """Returns the dataset and the split that training reads; nothing for a method that learns nothing.
+    """Returns the dataset and the splits that training reads; nothing for a method that learns nothing.
 
     Raises:
         DatasetError: The method learns, and no dataset is there for it.
@@ -102,7 +102,8 @@ def trained_on(method: AnomalyMethod, data: AnomalyData) -> list[tuple[AnomalyDa
     if not method.learnt_names():
         return []
     dataset = data.training_set
-    return [(dataset, dataset.train_split)]
+    splits: dict[Split, None] = {dataset.train_split: None} | ({"train": None} if method.trains_beside_normal else {})
+    return [(dataset, split) for split in splits]
 
 
 def run_loggers(given: Any, folder: Path, command: str, tags: Sequence[str]) -> list[Logger]:

@@ -62,6 +62,11 @@ class BatchMemory(MemoryBank):
         """See `SubspaceBank`."""
         return residual(patches, *self.bank)
 
+    def nearest(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
+        """See the base class."""
+        bank = self.bank[set_index]
+        return bank[(F.normalize(tokens[:, 1:].float(), dim=-1) @ bank.T).argmax(dim=-1)]
+
     def spread(self, key: Key) -> Tensor:
         """See the base class."""
         return self.memory.spread(self.key)

@@ -71,6 +71,7 @@ class AnomalyMethod(LightningModule, ABC):
         takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
         holds_head: Whether a zero-shot method may stand beside its memory: its arguments `head`, a name, and
             `head_arguments`.
+        trains_beside_normal: Whether training also reads the normal images of the `train` split.
         needs_references: Whether it compares each image with reference images, which the data module pairs it with.
         uses_test_set: When it scores an image in relation to all test images of its category.
         needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
@@ -92,6 +93,7 @@ class AnomalyMethod(LightningModule, ABC):
     rows_from_training: ClassVar[tuple[str, ...]] = ()
     takes_few_shot: ClassVar[bool] = False
     holds_head: ClassVar[bool] = False
+    trains_beside_normal: ClassVar[bool] = False
     needs_references: ClassVar[bool] = False
     uses_test_set: ClassVar[UsesTestSet] = "never"
     needs_pixels: ClassVar[bool] = False

@@ -35,6 +35,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.files import write_json
 from afclip_lightning.methods.aaclip import AACLIP
 from afclip_lightning.methods.adaclip import AdaCLIP
+from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.anovl import AnoVL
@@ -65,6 +66,7 @@ METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
     "AdaCLIP": lambda b: AdaCLIP(b, layers=quarters(b)),
     "AA-CLIP, text stage": lambda b: AACLIP(b, layers=quarters(b), vv_from=quarters(b)[0]),
     "AA-CLIP, visual stage": lambda b: AACLIP(b, layers=quarters(b), vv_from=quarters(b)[0], text_epochs=0),
+    "AdaptCLIP": lambda b: AdaptCLIP(b, layers=quarters(b), vv_from=quarters(b)[0]),
     "KAnoCLIP": lambda b: KAnoCLIP(b, layers=quarters(b), vv_from=quarters(b)[0]),
     "Dual-Image CLIP without adaptation": lambda b: DualImageCLIP(b, steps=0),
     "AnoVL without adaptation and views": lambda b: AnoVL(b, steps=0, augment=False),

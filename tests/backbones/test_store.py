@@ -21,6 +21,7 @@ from afclip_lightning.backbones.store import FeatureCache, FeatureStore, from_ro
 from afclip_lightning.backbones.store_files import checksum, feature_files, image_digest
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
+from afclip_lightning.engine.factory import methods
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
 from tests.support import REPOSITORY
@@ -289,7 +290,10 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     assert table(folder / "plain") == table(folder / "first") == table(folder / "second")
     weights = [torch.load(folder / run / "head.ckpt", weights_only=True)["state_dict"] for run in ("plain", "second")]
     for name, tensor in weights[0].items():
-        assert torch.equal(tensor, weights[1][name]), name
+        if methods()[method].trains_beside_normal:  # whose images pass the backbone in smaller batches, as they are new
+            torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(tensor, weights[1][name]), name
     assert list((folder / "second/pictures").iterdir())  # drawn from the files
     victim = next(feature_files(folder / "store"))
     victim.write_bytes(victim.read_bytes()[:100])

@@ -49,7 +49,9 @@ def run_onnx(path: Path, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores, maps
 
 
-@pytest.mark.parametrize(("name", "shots"), [("AFCLIP", 2), ("FAPrompt", 0), ("MRAD", 0), ("AnomalyDINO", 2)])
+@pytest.mark.parametrize(
+    ("name", "shots"), [("AFCLIP", 2), ("FAPrompt", 0), ("MRAD", 0), ("AnomalyDINO", 2), ("AdaptCLIP", 2)]
+)
 def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: int) -> None:
     model = load(write_head(tmp_path, name), device="cpu", few_shot=pictures(shots, seed=1))
     path = tmp_path / "out" / "model.onnx"
@@ -65,6 +67,7 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
         ("AACLIP", 0, {}),
         ("AFCLIP", 0, {}),
         ("AdaCLIP", 0, {}),
+        ("AdaptCLIP", 0, {}),
         ("AnomalyCLIP", 0, {}),
         ("GlocalCLIP", 0, {}),
         ("AnoVL", 0, {"steps": 0, "augment": False}),

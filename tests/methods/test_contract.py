@@ -13,6 +13,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.factory import methods
 from afclip_lightning.methods.aaclip import AACLIP
 from afclip_lightning.methods.adaclip import AdaCLIP
+from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.faprompt import FAPrompt
@@ -34,6 +35,7 @@ from tests.support.methods import (
     train_step,
     trainer_of,
     with_masks,
+    with_prompts,
 )
 
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
@@ -41,6 +43,7 @@ TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batc
     AdaCLIP: (0, 1, 0, 1),  # so do its prompts
     GlocalCLIP: (2, 0, 0, 2),  # a pair of prompts for the image, and one for the patches
     AACLIP: (2, 0, 0, 1),  # fixed after its text stage, which is all of this fit
+    AdaptCLIP: (2, 0, 1, 1),  # the learnt prompts, and fixed sentences
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
     MRAD: (0, 0, 0, 0),  # likewise
@@ -69,7 +72,7 @@ def test_a_case_says_whether_the_method_trains(tmp_path: Path, name: str) -> Non
 def model(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMethod:
     torch.manual_seed(0)
     method, arguments = VARIANTS[request.param]
-    return method(tiny, **arguments)
+    return with_prompts(method(tiny, **arguments))
 
 
 @pytest.fixture(params=TRAINED)
@@ -144,7 +147,7 @@ def test_batches_of_one_image_or_one_kind_train(model: AnomalyMethod, rows: list
 @pytest.mark.slow
 def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> None:
     batch = batch_of()
-    features = model.extract(batch)
+    features = model.eval().extract(batch)  # the statistics of a batch are of all its images
     every = model.loss(features, batch)
     none = model.loss(features, with_masks(batch, [False] * 4))
     pixel_terms = {name for name, value in none.items() if value == 0 and every[name] != 0} - {"total"}

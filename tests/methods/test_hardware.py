@@ -9,7 +9,7 @@ from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from tests.support.cases import variants
-from tests.support.methods import batch_of, data_of, score, trainer_of
+from tests.support.methods import batch_of, data_of, score, trainer_of, with_prompts
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ WEIGHTS = os.environ.get("AFCLIP_WEIGHTS", "")
 def test_gpu_gives_the_numbers_of_the_cpu(name: str) -> None:
     method, arguments = VARIANTS[name]
     backbone = ClipBackbone("tiny-8-112", "embedded", image_size=None)
-    model, batch = method(backbone, **arguments), batch_of()
+    model, batch = with_prompts(method(backbone, **arguments)), batch_of()
     cpu = score(model, batch)
     losses = model.loss(model.extract(batch), batch)
     device = torch.device("cuda")

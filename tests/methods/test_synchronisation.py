@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.loss_watch import LossWatch
 from afclip_lightning.engine.factory import methods
+from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.prompts.ensemble import CategoryText
@@ -47,6 +48,8 @@ def bring(model: AnomalyMethod) -> AnomalyMethod:
     """Returns the method on the device, with what it keeps from step to step."""
     for text in (part for part in vars(model).values() if isinstance(part, CategoryText)):
         text.kept = {category: kept.to(META) for category, kept in text.kept.items()}
+    if isinstance(model, AdaptCLIP) and model.fixed_texts is not None:
+        model.fixed_texts = model.fixed_texts.to(META)
     if isinstance(model, KAnoCLIP):
         kept = model.prompts.kept
         kept |= {(name, META): (ids.to(META), end.to(META), last) for (name, _), (ids, end, last) in kept.items()}

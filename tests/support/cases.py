@@ -39,6 +39,7 @@ ANOMALYCLIP: Arguments = {"vv_from": 3, "prompt_depth": 4, "layers": (8,)}
 FAPROMPT: Arguments = {"vv_from": 3, "prompt_depth": 4, "layer": 8}
 AACLIP: Arguments = {"layers": (2, 4, 6, 8), "text_epochs": 0, "image_adapters": 3, "vv_from": 3}
 ADACLIP: Arguments = {"layers": (2, 4, 6, 8)}
+ADAPTCLIP: Arguments = {"layers": (3, 5, 6, 8), "vv_from": 3, "width": 16}
 KANOCLIP: Arguments = {"layers": (3, 5, 6, 8), "vv_from": 3, "knowledge": KNOWLEDGE}
 CASES = {
     "AFCLIP": Case(
@@ -120,6 +121,15 @@ CASES = {
         run={},
         head={"layers": [1, 2], "text_epochs": 1, "text_adapters": 1, "image_adapters": 1, "vv_from": 1},
         bounded=False,  # the map is of logits
+    ),
+    "AdaptCLIP": Case(
+        small={"layers": [2, 3], "vv_from": 2, "width": 8},
+        tiny={
+            "AdaptCLIP": ADAPTCLIP,
+            "AdaptCLIP without context": {**ADAPTCLIP, "context": False},
+        },
+        run={"prompt_tokens": 4},
+        head={"layers": [1, 2], "vv_from": 1, "width": 4},
     ),
     "KAnoCLIP": Case(
         small={"layers": [2, 3], "vv_from": 2, "knowledge": KNOWLEDGE},

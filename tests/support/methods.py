@@ -1,14 +1,18 @@
 """What the tests of all trained methods share: images, a forward pass, a training step, a short run."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from lightning import Trainer
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, ImageSize, Sample, height_and_width
 from tests.support.layouts.mvtec import write_mvtec
@@ -53,7 +57,7 @@ def score(model: AnomalyMethod, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
 
 
 def train_step(model: AnomalyMethod, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, torch.Tensor]:
-    losses = model.train().loss(model.extract(batch), batch)
+    losses = with_prompts(model).train().loss(model.extract(batch), batch)
     optimizer.zero_grad()
     losses["total"].backward()
     optimizer.step()
@@ -96,6 +100,33 @@ class TextCalls:
 
     def __call__(self, *args: object) -> None:
         self.count += 1
+
+
+class NoisePrompts:
+    """What a method that trains beside normal images is given: noise for each image, the same in any batch.
+
+    Args:
+        size: Of the images.
+    """
+
+    def __init__(self, size: ImageSize) -> None:
+        self.size = size
+
+    def __call__(
+        self, samples: Sequence[Sample], epoch: int, store: FeatureStore | None
+    ) -> tuple[list[Batch], list[int]]:
+        """See `PromptImages.read`."""
+        seeds = [crc32(str(sample.image_path).encode()) for sample in samples]
+        batch = batch_of(len(samples), self.size)
+        noise = torch.cat([batch_of(1, self.size, seed).image for seed in seeds])
+        return [replace(batch, image=noise)], list(range(len(samples)))
+
+
+def with_prompts(model: AnomalyMethod) -> AnomalyMethod:
+    """Returns the method, with normal images if it trains beside them."""
+    if isinstance(model, AdaptCLIP):
+        model.prompts = NoisePrompts(model.backbone.image_size)
+    return model
 
 
 def fit_noise(model: Any, shots: int = 2) -> None:

@@ -1,0 +1,107 @@
+"""Normal images that training images are compared with: drawn anew each epoch, and read with a step."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from zlib import crc32
+
+import numpy as np
+
+from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.components.memory import Key
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.collate import Collate
+from afclip_lightning.data.dataset import AnomalyDataset
+from afclip_lightning.data.loading_options import Loading
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import Batch, Sample
+
+THREADS = 8  # that decode the images of a step
+
+
+class PromptImages:
+    """A normal image of its own category for each training image.
+
+    Which one follows from the seed, the epoch and the image, and neither from batches nor from processes, so that a run
+    that was stopped goes on with the prompts that it would have had. No image is its own prompt, unless its category
+    has no other normal one.
+
+    Args:
+        trained: The images that are trained on.
+        normal: Normal images that are not trained on. Where a category has none, those that are trained on serve.
+        preprocess: Of the backbone.
+        loading: How images are read.
+        seed: Of the draw.
+
+    Raises:
+        DatasetError: A category has no normal image.
+    """
+
+    def __init__(
+        self, trained: Sequence[Sample], normal: Sequence[Sample], preprocess: Preprocess, loading: Loading, seed: int
+    ) -> None:
+        self.preprocess = preprocess
+        self.loading = Loading(draft=loading.draft)
+        self.seed = seed
+        self.normal: dict[Key, list[Sample]] = {}
+        for sample in normal:
+            self.normal.setdefault((sample.dataset, sample.category), []).append(sample)
+        lacking = {(sample.dataset, sample.category) for sample in trained} - self.normal.keys()
+        for sample in trained:
+            key = sample.dataset, sample.category
+            if key in lacking and sample.label == 0:
+                self.normal.setdefault(key, []).append(sample)
+        if none := sorted("/".join(key) for key in lacking - self.normal.keys()):
+            raise DatasetError(
+                f"There is no normal image to compare the training images of {', '.join(none)} with. Add normal images "
+                "(to the `train` split, or to what is trained on), or leave the category out (--data.categories)."
+            )
+
+    @classmethod
+    def of(cls, data: AnomalyDataModule, preprocess: Preprocess, seed: int) -> "PromptImages":
+        """Returns those of a dataset: the normal images of its `train` split.
+
+        Raises:
+            DatasetError: A category has no normal image.
+        """
+        categories = data.selected_categories()
+        found = [one for category in categories for one in data.find_samples(category, "train") if one.label == 0]
+        return cls(data.samples(data.train_split), data.with_white(found), preprocess, data.loading, seed)
+
+    def draw(self, sample: Sample, epoch: int) -> Sample:
+        """Returns the prompt of a training image."""
+        normal = self.normal[sample.dataset, sample.category]
+        others = [one for one in normal if one.image_path != sample.image_path] or normal
+        own = crc32("/".join((sample.category, *sample.image_path.parts[-2:])).encode(errors="surrogateescape"))
+        return others[np.random.default_rng([self.seed, epoch, own]).integers(len(others))]
+
+    def read(self, samples: Sequence[Sample], epoch: int, store: FeatureStore | None) -> tuple[list[Batch], list[int]]:
+        """Returns the prompts of training images, each different one once, and which of them each image has.
+
+        Threads of this process read them, and the step waits for it.
+
+        Args:
+            samples: The training images.
+            epoch: From 0.
+            store: Where features may lie.
+
+        Returns:
+            Batches on the CPU, one of what is kept as features and one of the rest, where there are such; and for each
+            training image the row of its prompt, counted through the batches.
+
+        Raises:
+            DatasetError: A file cannot be read.
+        """
+        drawn = [self.draw(sample, epoch) for sample in samples]
+        each = list({sample.image_path: sample for sample in drawn}.values())
+        dataset = AnomalyDataset(each, self.preprocess, self.loading, store=store)
+        with ThreadPoolExecutor(min(THREADS, len(each))) as threads:
+            items = list(threads.map(dataset.read, range(len(each))))
+        parts = [[item for item in items if (item.features is None) == new] for new in (False, True)]
+        collate, batches = Collate(self.preprocess, store=store), []
+        for part in filter(None, parts):
+            batch, _ = collate(part)
+            assert isinstance(batch, Batch)  # no loader's process is at work here
+            batches.append(batch)
+        rows = {item.sample.image_path: row for row, item in enumerate(parts[0] + parts[1])}
+        return batches, [rows[sample.image_path] for sample in drawn]
