@@ -67,7 +67,8 @@ def walk_to_ends(
     """
     if shared <= max((tokens.shape[-2] for tokens in deep_tokens), default=0):
         shared = 0  # where prompts part, deep tokens stand on both sides
-    sizes = (len(prompts),) if sizes is None or not shared else sizes
+    # a shape, and not a length: `len` would fix the batch size of an exported graph
+    sizes = (prompts.shape[0],) if sizes is None or not shared else sizes
     pack = PromptPack(sizes, shared, prompts.shape[1] - shared)
     starts = [0, *accumulate(sizes)][:-1]
     tokens = pack.pack(prompts[starts, :shared], prompts[:, shared:])
@@ -84,7 +85,7 @@ def _with_deep_tokens(tokens: Tensor, deep: Tensor, pack: PromptPack) -> Tensor:
     """Returns a row with deep tokens `[n, C]` or `[K, n, C]` in the positions 1 to n of every prompt."""
     first, rest = pack.unpack(tokens)
     into = first if pack.beginning else rest
-    deep = deep.to(tokens).expand(len(into), -1, -1)
+    deep = deep.to(tokens).expand(into.shape[0], -1, -1)
     into = torch.cat([into[:, :1], deep, into[:, 1 + deep.shape[1] :]], dim=1)
     return pack.pack(into, rest) if pack.beginning else pack.pack(first, into)
 
@@ -115,7 +116,7 @@ def _last_block(block: Any, tokens: Tensor, pack: PromptPack, end: Tensor) -> Te
 
 def _at(prompts: Tensor, position: Tensor) -> Tensor:
     """Returns of each prompt `[K, T, C]` the token at its position, `[K, C]`."""
-    return prompts[torch.arange(len(prompts), device=prompts.device), position]
+    return prompts[torch.arange(prompts.shape[0], device=prompts.device), position]
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.preprocess import Preprocess
@@ -22,7 +22,8 @@ from afclip_lightning.data.references import Pairing
 from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.distributed import gathered
 from afclip_lightning.errors import CheckpointError
-from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_lightning.prompts.ensemble import CategoryText
+from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 UsesTestSet = Literal["never", "with few-shot images", "without few-shot images", "with image_score: scaled", "always"]
@@ -31,6 +32,11 @@ UsesTestSet = Literal["never", "with few-shot images", "without few-shot images"
 def adam(parameters: Iterable[Tensor]) -> Adam:
     """Returns the optimiser of AnomalyCLIP's, FAPrompt's and APRIL-GAN's codes. A named function for run folders."""
     return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
+
+
+def sgd(parameters: Iterable[Tensor]) -> SGD:
+    """Returns the optimiser of CoOp's and CoCoOp's codes. A named function for run folders."""
+    return SGD(parameters, lr=2e-3, momentum=0.9, weight_decay=5e-4)
 
 
 def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: FeatureStore | None) -> ClipFeatures:
@@ -376,6 +382,37 @@ class PromptMethod(AnomalyMethod):
         """Embeds the text once for the pass."""
         super().on_evaluation_start()
         self.pass_text = self.embed_text()
+
+    def on_evaluation_end(self) -> None:
+        """Drops the text of the pass."""
+        super().on_evaluation_end()
+        self.pass_text = None
+
+
+class CategoryPromptMethod(AnomalyMethod):
+    """A method with text embeddings of the category: embedded once a step, and once per category in a whole pass.
+
+    A subclass implements `embed_text` and asks for `text_embeddings`.
+    """
+
+    needs_class_name: ClassVar[bool] = True
+    pass_text: CategoryText | None = None
+
+    @abstractmethod
+    def embed_text(self, samples: Sequence[Sample]) -> Tensor:
+        """Returns the text embeddings of each sample's category as the parameters now give them, `[B, 2, D]`.
+
+        They are L2-normalised, row 0 normal and row 1 abnormal.
+        """
+
+    def text_embeddings(self, samples: Sequence[Sample]) -> Tensor:
+        """Returns the text embeddings `[B, 2, D]`: inside validate, test or predict, those of the whole pass."""
+        return self.embed_text(samples) if self.pass_text is None else self.pass_text(samples)
+
+    def on_evaluation_start(self) -> None:
+        """Lets the text of a category be embedded once in the pass."""
+        super().on_evaluation_start()
+        self.pass_text = CategoryText(lambda sample: self.embed_text([sample])[0])
 
     def on_evaluation_end(self) -> None:
         """Drops the text of the pass."""

@@ -2,12 +2,10 @@
 
 from typing import ClassVar, Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
+from afclip_lightning.components.plain_clip import last_patches, prediction_of, state_logits
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
 from afclip_lightning.prompts.own import is_file, read_prompts
@@ -73,7 +71,7 @@ class CLIP(AnomalyMethod):
             )
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        super().__init__(backbone, backbone.spec([backbone.vision.depth], image_embedding=True), optimizer=None)
+        super().__init__(backbone, last_patches(backbone, None), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         own = read_prompts(prompts) if is_file(prompts) else None
         self.prompts = (own.normal, own.abnormal, own.templates) if own else PROMPTS[prompts]
@@ -96,10 +94,5 @@ class CLIP(AnomalyMethod):
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the probability of the abnormal state: of the image embedding, and of the patches, upsampled."""
-        assert features.image_embedding is not None
-        image = F.normalize(features.image_embedding, dim=-1)[:, None]
-        patches = self.backbone.embed_tokens(features.tokens[0][:, 1:])
-        logits = similarity_logits(torch.cat([image, patches], dim=1), self.text(batch.samples), self.temperature)
-        probability = anomaly_probability(logits)  # [B, 1 + N]
-        patch_map = probability[:, 1:].unflatten(1, features.grid)
-        return AnomalyPrediction(probability[:, 0], upsample(patch_map, self.spec.image_size))
+        logits = state_logits(self.backbone, features, self.text(batch.samples), self.temperature)
+        return prediction_of(logits, features.grid, self.spec.image_size)

@@ -1,7 +1,7 @@
 """KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,16 @@ from afclip_lightning.components.losses import binary_focal_loss, knowledge_loss
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample, upsample_and_smooth
 from afclip_lightning.knowledge.base import knowledge_digest
 from afclip_lightning.knowledge.targets import Knowledge
-from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
+from afclip_lightning.methods.base import CategoryPromptMethod, OptimizerFactory, adam
+from afclip_lightning.prompts.category import CategoryPrompts
 from afclip_lightning.prompts.ensemble import CategoryText, embed_states
-from afclip_lightning.prompts.learner import CategoryPrompts
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 ConvAdapterKind = Literal["spatial", "global"]
 FIXED_OPENING = "a photo of a"
 
 
-class KAnoCLIP(AnomalyMethod):
+class KAnoCLIP(CategoryPromptMethod):
     """KAnoCLIP: prompts drawn to what is known of anomalies, and patches and text that look at each other.
 
     Normal and abnormal prompts with learnable tokens name the category (KnPL). Patches of the V-V path of four layers
@@ -85,7 +85,6 @@ class KAnoCLIP(AnomalyMethod):
     Reference: KAnoCLIP (Li et al., 2025), Eq. (1) to (15).
     """
 
-    needs_class_name: ClassVar[bool] = True
     fixed_by_training = (
         "learnable_prompts",
         "normal_words",
@@ -165,7 +164,6 @@ class KAnoCLIP(AnomalyMethod):
         )
         self.knowledge = Knowledge(knowledge) if learnable_prompts and knowledge_weight else None
         self.fixed_text = CategoryText(self._embed_fixed)
-        self.pass_text: CategoryText | None = None
 
     def setup(self, stage: str) -> None:
         """Reads what is known of the categories that are trained on, before any training.
@@ -200,15 +198,9 @@ class KAnoCLIP(AnomalyMethod):
         if self.knowledge is not None:
             self.knowledge.reset()
 
-    def on_evaluation_start(self) -> None:
-        """Lets the text of a category be embedded once in the pass."""
-        super().on_evaluation_start()
-        self.pass_text = CategoryText(lambda sample: self.embed_text([sample])[0])
-
     def on_evaluation_end(self) -> None:
-        """Drops the text of the pass."""
+        """Drops the texts of the pass."""
         super().on_evaluation_end()
-        self.pass_text = None
         self.fixed_text.reset()
 
     def _embed_fixed(self, sample: Sample) -> Tensor:
@@ -226,13 +218,7 @@ class KAnoCLIP(AnomalyMethod):
         """
         if self.prompts is None:
             return self.fixed_text(samples)
-        class_names = list(dict.fromkeys(sample.class_name for sample in samples))
-        text = F.normalize(self.prompts(self.backbone, class_names).float(), dim=-1)
-        return torch.stack([text[class_names.index(sample.class_name)] for sample in samples])
-
-    def text_embeddings(self, samples: Sequence[Sample]) -> Tensor:
-        """Returns the text embeddings `[B, 2, D]`: inside validate, test or predict, those of the whole pass."""
-        return self.embed_text(samples) if self.pass_text is None else self.pass_text(samples)
+        return self.prompts.of_samples(self.backbone, samples)
 
     def evaluate(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image embedding's probability `[B]`, and the abnormal map `[B, H, W]` before it is smoothed.

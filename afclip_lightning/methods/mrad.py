@@ -15,6 +15,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.arguments import require_not_negative
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.retrieval import most_alike, neighbourhood_mean, region_means, retrieve, sampled
+from afclip_lightning.components.schedule import cosine, set_rates
 from afclip_lightning.components.scoring import upsample, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean, gathered
 from afclip_lightning.errors import DatasetError
@@ -293,12 +294,6 @@ class MRAD(AnomalyMethod):
         if self.variant == "TF":
             return -1
         steps, made = self.trainer.estimated_stepping_batches, self.trainer.global_step
-        for group in (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups):
-            first = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = cosine(first, min(first, self.final_lr), made / steps)
+        last, done = self.final_lr, made / steps
+        set_rates(self.trainer.optimizers, lambda first: cosine(first, min(first, last), done))
         return None
-
-
-def cosine(first: float, last: float, done: float) -> float:
-    """Returns a value on a half cosine from the first to the last, of the share `done` in [0, 1]."""
-    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2

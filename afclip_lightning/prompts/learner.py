@@ -300,54 +300,6 @@ class SentenceIds:
         return self.kept[key]
 
 
-class CategoryPrompts(WordTokens):
-    """Learnable tokens of either state, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
-
-    Args:
-        backbone: Its text tower is used and not kept.
-        normal: What may stand before the category in a normal prompt.
-        abnormal: Likewise in an abnormal prompt.
-        n_tokens: K, learnable tokens of a state.
-        init_std: Standard deviation of their initial values.
-
-    Reference: KAnoCLIP, Eq. (1).
-    """
-
-    word_tokens = ("tokens",)
-
-    def __init__(
-        self, backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], n_tokens: int, init_std: float
-    ) -> None:
-        super().__init__()
-        self.adjectives = (tuple(normal), tuple(abnormal))
-        self.tokens = nn.Parameter(init_std * torch.randn(2, n_tokens, backbone.text.width))
-        self.ids = SentenceIds(self._texts, n_tokens)
-
-    def _texts(self, class_name: str) -> list[str]:
-        return [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
-
-    def forward(self, backbone: ClipBackbone, class_names: Sequence[str]) -> Tensor:
-        """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
-
-        Args:
-            backbone: The one that the prompts were built for.
-            class_names: What the M categories are called.
-
-        Raises:
-            ValueError: A prompt does not fit into the text tower's context.
-        """
-        # state by state, so that prompts of the same tokens stand together
-        ids, ends = self.ids(backbone, class_names)  # [M, adjectives, T] and [M, adjectives]
-        counts = [len(adjectives) for adjectives in self.adjectives]
-        end = torch.cat([of_state.flatten() for of_state in ends.split(counts, dim=1)])
-        by_state = torch.cat([of_state.flatten(0, 1) for of_state in ids.split(counts, dim=1)])
-        sizes = [len(class_names) * count for count in counts]
-        tokens = torch.cat([one.expand(size, -1, -1) for one, size in zip(self.tokens, sizes, strict=True)])
-        prompts = fill_gap(backbone.text.token_embedding(by_state), tokens)
-        states = backbone.text(prompts, end, shared=1 + self.tokens.shape[1], sizes=sizes).split(sizes)
-        return torch.stack([state.unflatten(0, (len(class_names), -1)).mean(dim=1) for state in states], dim=1)
-
-
 def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:
     """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
     words = words.expand(tokens.shape[0], -1, -1)

@@ -42,6 +42,8 @@ from afclip_lightning.methods.anovl import AnoVL
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.clip import CLIP
+from afclip_lightning.methods.cocoop import CoCoOp
+from afclip_lightning.methods.coop import CoOp
 from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.glocalclip import GlocalCLIP
@@ -62,6 +64,8 @@ METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
     "AnomalyCLIP": lambda b: AnomalyCLIP(b, layers=[b.vision.depth], vv_from=quarters(b)[0]),
     "GlocalCLIP": lambda b: GlocalCLIP(b, layers=[b.vision.depth], vv_from=quarters(b)[0]),
     "FAPrompt": lambda b: FAPrompt(b, layer=b.vision.depth, vv_from=quarters(b)[0]),
+    "CoOp": CoOp,
+    "CoCoOp": CoCoOp,
     "APRIL-GAN": lambda b: APRILGAN(b, layers=quarters(b)),
     "AdaCLIP": lambda b: AdaCLIP(b, layers=quarters(b)),
     "AA-CLIP, text stage": lambda b: AACLIP(b, layers=quarters(b), vv_from=quarters(b)[0]),

@@ -73,6 +73,8 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
         ("AnoVL", 0, {"steps": 0, "augment": False}),
         ("APRILGAN", 0, {}),
         ("CLIP", 0, {}),
+        ("CoCoOp", 0, {}),
+        ("CoOp", 0, {}),
         ("FAPrompt", 0, {}),
         ("KAnoCLIP", 0, {}),
         ("AnomalyDINO", 2, {"masked": ["*"], "mask_threshold": 4.0, "neighbours": 3}),
@@ -96,7 +98,9 @@ def test_a_torch_program_gives_the_numbers_of_the_model(
     scores, maps = program.module()(torch.from_numpy(as_input(pictures(5))))
     assert_equal(model, (scores.detach().numpy(), maps.detach().numpy()), 5)
     text_tower = [name for name in program.state_dict if ".backbone.text_tower." in name]
-    assert bool(text_tower) == (name in {"FAPrompt", "AdaCLIP"})  # whose prompts depend on the image; else it stays out
+    assert bool(text_tower) == (
+        name in {"FAPrompt", "AdaCLIP", "CoCoOp"}
+    )  # whose prompts depend on the image; else it stays out
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:

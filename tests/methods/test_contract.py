@@ -16,6 +16,8 @@ from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.methods.cocoop import CoCoOp
+from afclip_lightning.methods.coop import CoOp
 from afclip_lightning.methods.faprompt import FAPrompt
 from afclip_lightning.methods.glocalclip import GlocalCLIP
 from afclip_lightning.methods.kanoclip import KAnoCLIP
@@ -44,6 +46,8 @@ TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batc
     GlocalCLIP: (2, 0, 0, 2),  # a pair of prompts for the image, and one for the patches
     AACLIP: (2, 0, 0, 1),  # fixed after its text stage, which is all of this fit
     AdaptCLIP: (2, 0, 1, 1),  # the learnt prompts, and fixed sentences
+    CoOp: (2, 0, 0, 1),  # category by category
+    CoCoOp: (0, 1, 0, 1),  # the shift needs the image
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
     MRAD: (0, 0, 0, 0),  # likewise
@@ -151,7 +155,7 @@ def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> Non
     every = model.loss(features, batch)
     none = model.loss(features, with_masks(batch, [False] * 4))
     pixel_terms = {name for name, value in none.items() if value == 0 and every[name] != 0} - {"total"}
-    assert any("focal" in name for name in pixel_terms)
+    assert any("focal" in name for name in pixel_terms) == CASES[type(model).__name__].map_terms
     assert not any("image" in name for name in pixel_terms)
     assert none["total"].isfinite()
     some = model.loss(features, with_masks(batch, [True, True, False, False]))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.schedule import cosine
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.methods.mrad import MEMORY, MRAD, cosine
+from afclip_lightning.methods.mrad import MEMORY, MRAD
 from afclip_lightning.types import Batch, Sample
 from tests.support.recipe import GOLDEN, images, value
 from tests.support.rounding import Check, compare

@@ -23,6 +23,7 @@ class Case:
         run: Beside those of `small`, in runs over several processes; `None` where no such run is made.
         trains: Whether it has something to train. If so the tests of `small` and `run` are made with it.
         bounded: Whether scores and maps are in [0, 1], as probabilities and distances are.
+        map_terms: Whether its loss looks at the map, where it trains.
         at_once: Whether a test step only queues work on the device, and waits for no value.
     """
 
@@ -32,6 +33,7 @@ class Case:
     run: Arguments | None = None
     trains: bool = True
     bounded: bool = True
+    map_terms: bool = True
     at_once: bool = True
 
 
@@ -83,6 +85,20 @@ CASES = {
         },
         run={"n_prior_patches": 3, "n_abnormal_prompts": 2, "image_ce_weight": 1.0},
         head={"layer": 2, "vv_from": 1, "prompt_depth": 2, "n_prior_patches": 2},
+    ),
+    "CoOp": Case(
+        small={"prompt_tokens": 4},
+        tiny={"CoOp": {}, "CoOp, V-V path": {"vv_from": 3, "map_sigma": 4.0}},
+        run={"warmup_lr": 1e-3},
+        head={},
+        map_terms=False,
+    ),
+    "CoCoOp": Case(
+        small={"start": ""},
+        tiny={"CoCoOp": {}, "CoCoOp, random start": {"start": "", "prompt_tokens": 3, "vv_from": 3}},
+        run={"warmup_lr": 1e-3},
+        head={},
+        map_terms=False,
     ),
     "APRILGAN": Case(
         small={"layers": [1, 3]},

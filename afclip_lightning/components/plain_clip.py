@@ -1,0 +1,55 @@
+"""CLIP as it is: its image embedding, and patches beside it, against the texts of two states."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
+from afclip_lightning.types import AnomalyPrediction, ClipFeatures, ImageSize
+
+
+def last_patches(backbone: ClipBackbone, vv_from: int | None) -> FeatureSpec:
+    """Returns the spec of the image embedding and of the last block's patches.
+
+    Args:
+        backbone: Whose features they are.
+        vv_from: First block of the V-V path, whose patches it then is; `None` for the original path.
+    """
+    last = [backbone.vision.depth]
+    if vv_from is None:
+        return backbone.spec(last, image_embedding=True)
+    return backbone.spec(vv_layers=last, vv_from=vv_from, image_embedding=True)
+
+
+def state_logits(backbone: ClipBackbone, features: ClipFeatures, text: Tensor, temperature: float) -> Tensor:
+    """Returns the logits of the two states, of the image embedding and then of the patches, `[B, 1 + N, 2]`, float32.
+
+    Args:
+        backbone: Projects the patches.
+        features: Of the backbone, with the image embedding and one tapped block, of either path.
+        text: `[2, D]`, or others for each image `[B, 2, D]`, L2-normalised; row 0 is normal and row 1 abnormal.
+        temperature: Divides the cosines.
+
+    Reference: the baselines of WinCLIP, AnomalyCLIP and FAPrompt.
+    """
+    assert features.image_embedding is not None  # the spec asks for it
+    image = F.normalize(features.image_embedding.float(), dim=-1)[:, None]
+    (tokens,) = features.vv_tokens or features.tokens
+    patches = backbone.embed_tokens(tokens[:, 1:])
+    return similarity_logits(torch.cat([image, patches], dim=1), text, temperature)
+
+
+def prediction_of(logits: Tensor, grid: tuple[int, int], size: ImageSize, sigma: float = 0.0) -> AnomalyPrediction:
+    """Returns the image's probability of the abnormal state, and the patches' as a map.
+
+    Args:
+        logits: From `state_logits`.
+        grid: Patch grid.
+        size: Of the map, in pixels.
+        sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+    """
+    probability = anomaly_probability(logits)  # [B, 1 + N]
+    patch_map = probability[:, 1:].unflatten(1, grid)
+    return AnomalyPrediction(probability[:, 0], upsample_and_smooth(patch_map, size, sigma))

@@ -1,0 +1,33 @@
+"""Learning rates in the course of training."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from torch.optim import Optimizer
+
+
+def cosine(first: float, last: float, done: float) -> float:
+    """Returns a value on a half cosine from the first to the last, of the share `done` in [0, 1]."""
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+
+def warmed_cosine(first: float, warmup: float, epoch: int, epochs: int) -> float:
+    """Returns the learning rate of an epoch: `warmup` in the first of several, then a half cosine towards 0.
+
+    Args:
+        first: Learning rate after the warm-up.
+        warmup: Learning rate of the first epoch.
+        epoch: Counted from 0.
+        epochs: Of the whole training; below 1 it has no known end, and the rate stays as it is.
+
+    Reference: CoOp, Sec. 4.1, and the official code, whose cosine begins after the warm-up.
+    """
+    if epoch == 0 and epochs != 1:
+        return warmup
+    return cosine(first, 0.0, max(epoch - 1, 0) / epochs) if epochs > 0 else first
+
+
+def set_rates(optimizers: Iterable[Optimizer], rate: Callable[[float], float]) -> None:
+    """Sets the learning rates to what `rate` makes of those that the optimisers were built with."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate(group.setdefault("initial_lr", group["lr"]))

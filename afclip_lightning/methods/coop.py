@@ -1,0 +1,98 @@
+"""CoOp as AnomalyCLIP and FAPrompt have it for a baseline: learnable prompts of two states that name the category."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_not_negative
+from afclip_lightning.components.plain_clip import last_patches, prediction_of, state_logits
+from afclip_lightning.components.schedule import set_rates, warmed_cosine
+from afclip_lightning.distributed import batch_mean
+from afclip_lightning.methods.base import CategoryPromptMethod, OptimizerFactory, sgd
+from afclip_lightning.prompts.category import CategoryPrompts
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+
+
+class CoOp(CategoryPromptMethod):
+    """CoOp: `[V1] … [V16] normal bottle.` and `[V1] … [V16] anomalous bottle.`, whose tokens V are learnt.
+
+    Both states and all categories share the tokens. The cross entropy of the image embedding alone trains them: no mask
+    is looked at. The map is of CLIP's last patches, far below chance as CLIP's own is, in the published tables too;
+    `vv_from` takes those of the V-V path.
+
+    No code of those rows was found, and the appendices that describe them were not at hand. The two words are those of
+    the `CLIP` baseline here; tokens, start, optimiser and schedule are the official code's (KaiyangZhou/CoOp).
+
+    Differs: that code crops and mirrors training images at random; here they are as a test sees them.
+
+    Args:
+        backbone: The frozen CLIP.
+        optimizer: Makes the optimiser of the prompts.
+        vv_from: First block of the V-V path, whose last patches the map is then of; `None` for CLIP's own patches.
+        normal_word: What stands before the category in the normal prompt.
+        abnormal_word: Likewise in the abnormal prompt.
+        prompt_tokens: Learnable tokens.
+        prompt_init_std: Standard deviation of their initial values.
+        temperature: Divides cosine similarities; that of CLIP's own training.
+        warmup_lr: Learning rate of the first of several epochs. From the second on it falls from the optimiser's to 0,
+            epoch by epoch, on a half cosine.
+        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: CoOp (Zhou et al., 2022, arXiv 2109.01134), Eq. (2); the baselines of AnomalyCLIP and FAPrompt.
+    """
+
+    fixed_by_training: ClassVar[tuple[str, ...]] = ("normal_word", "abnormal_word", "temperature")
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        optimizer: OptimizerFactory = sgd,
+        vv_from: int | None = None,
+        normal_word: str = "normal",
+        abnormal_word: str = "anomalous",
+        prompt_tokens: int = 16,
+        prompt_init_std: float = 0.02,
+        temperature: float = 0.01,
+        warmup_lr: float = 1e-5,
+        map_sigma: float = 0.0,
+    ) -> None:
+        require_not_negative(warmup_lr=warmup_lr, map_sigma=map_sigma)
+        if temperature <= 0 or prompt_tokens < 1:
+            raise ValueError(f"temperature and prompt_tokens must be positive, got {temperature}, {prompt_tokens}")
+        super().__init__(backbone, last_patches(backbone, vv_from), optimizer)
+        self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
+        self.temperature = temperature
+        self.warmup_lr = warmup_lr
+        self.map_sigma = map_sigma
+        self.prompts = CategoryPrompts(
+            backbone, [normal_word], [abnormal_word], prompt_tokens, prompt_init_std, unified=True
+        )
+
+    def embed_text(self, samples: Sequence[Sample]) -> Tensor:
+        """Returns the text embeddings of each sample's category as the parameters now give them, `[B, 2, D]`."""
+        return self.prompts.of_samples(self.backbone, samples)
+
+    def logits(self, features: ClipFeatures, batch: Batch) -> Tensor:
+        """Returns the logits of the image and of its patches, `[B, 1 + N, 2]`."""
+        return state_logits(self.backbone, features, self.text_embeddings(batch.samples), self.temperature)
+
+    def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
+        """Returns the cross entropy of the image, which is the `total`."""
+        image = self.logits(features, batch)[batch.labelled, 0]
+        image_ce = batch_mean(F.cross_entropy(image, batch.label[batch.labelled], reduction="none"))
+        return {"total": image_ce, "image_ce": image_ce}
+
+    def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
+        """Returns the probability of the abnormal state: of the image embedding, and of the patches, upsampled."""
+        return prediction_of(self.logits(features, batch), features.grid, self.spec.image_size, self.map_sigma)
+
+    def on_train_epoch_start(self) -> None:
+        """Sets the learning rate of the epoch."""
+        epoch, epochs = self.current_epoch, self.trainer.max_epochs or 0
+        set_rates(self.trainer.optimizers, lambda first: warmed_cosine(first, self.warmup_lr, epoch, epochs))
