@@ -114,7 +114,7 @@ def test_no_file_is_long() -> None:
 
 def test_methods_are_found_not_listed() -> None:
     """Who adds a method edits no other file."""
-    shared = {f"{NAME}.methods", f"{NAME}.methods.base"}
+    shared = {f"{NAME}.methods", f"{NAME}.methods.base", f"{NAME}.methods.beside"}
     named = {
         f"{source} imports {target}"
         for source, target in EDGES

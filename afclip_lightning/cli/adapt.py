@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from afclip_lightning.cli.model_options import (
     add_model_options,
     named_model,
     no_model,
+    progress,
     split_model_arguments,
     tiling_of,
     white_of,
@@ -65,7 +66,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     recipe = recipe_of(named, arguments)
     fit_seed = options.seed if options.fit_head else None
     with only_writer(options.out):
-        made = adapt(recipe, normal, options.out, seen, options.fpr, options.pixel_fpr, _progress, fit_seed)
+        made = adapt(recipe, normal, options.out, seen, options.fpr, options.pixel_fpr, progress, fit_seed)
     if made.is_toy:
         print(f"warning: {TOY}", file=sys.stderr)
     median = sorted(made.scores)[len(made.scores) // 2]
@@ -109,12 +110,6 @@ def _normal_images(folder: Path) -> list[Path]:
             file=sys.stderr,
         )
     return normal
-
-
-def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, unit=" images", disable=None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.model_options import split_model_arguments
+from afclip_lightning.cli.model_options import progress, split_model_arguments
 from afclip_lightning.cli.parser import CommandParser, command
 from afclip_lightning.errors import PROGRAM, UserError, shown
 
@@ -30,6 +31,16 @@ import: writes a head that another project's code trained as a head file, and sa
 docs/heads.md lists the projects; a file is known by its tensors, and nothing in it is run. No file says on which
 backbone it was trained: that of the paper's code is assumed, --model.KEY VALUE names another, or another argument.
 What comes of it is tested as any head: afclip test --config configs/METHOD_visa.yaml --checkpoint HEAD.safetensors
+
+fuse: makes one head of several on one backbone: the mean of what they say, each in standard deviations from what it
+says of normal images. These lie in the folders of --normal, a product or a category each: of your own product, or of
+the dataset that the heads were trained on; never images that you test on. What is written needs none of their files:
+
+  afclip head fuse a/head.ckpt b/head.ckpt rarity.yaml CLIP --normal normal/bolts --out fusion.safetensors
+  afclip inspect --checkpoint fusion.safetensors IMAGES
+
+A config describes a method that trains nothing; one that is named alone, as CLIP, is built on the first backbone.
+--model.backbone.KEY VALUE goes to all of them; --model.weights '[2, 1, 1]' of the commands that take it weighs them.
 """
 
 
@@ -38,8 +49,8 @@ def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 2 a mistake that the message explains."""
     args, arguments = split_model_arguments(args)
     options = _parser().parse_args(args)
-    if arguments and options.run is not _import:
-        raise UserError(f"--model.{next(iter(arguments))} is an option of head import alone.")
+    if arguments and options.run not in (_import, _fuse):
+        raise UserError(f"--model.{next(iter(arguments))} is an option of head import and head fuse alone.")
     options.arguments = arguments
     return int(options.run(options))
 
@@ -75,6 +86,25 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fuse(options: argparse.Namespace) -> int:
+    from afclip_lightning.data.images import survey
+    from afclip_lightning.inspection.fuse import fuse
+
+    normal = []
+    for folder in options.normal:
+        found = survey(folder)
+        for sentence in found.problems.values():
+            print(f"note: {sentence}", file=sys.stderr)
+        if not found.images:
+            raise UserError(f"{shown(folder)}, a folder of normal images, has no image.")
+        normal.append(found.images)
+    fuse(options.heads, normal, options.out, progress, options.arguments, options.category, options.device)
+    size, count = options.out.stat().st_size / 2**20, sum(map(len, normal))
+    print(f"{shown(options.out)}: {len(options.heads)} heads, scales of {count} normal images, {size:.2f} MB.")
+    print(f"Type: {PROGRAM} inspect --checkpoint {shown(options.out)} IMAGES")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} head", description=DESCRIPTION)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
@@ -96,4 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--card", type=Path, metavar="YAML", help="what you know of it: what it was trained on")
     imported.add_argument("--model.KEY", metavar="VALUE", help="another argument than that code's, as in fit and test")
     imported.set_defaults(run=_import)
+    fused = verbs.add_parser("fuse", help="several heads on one backbone as one")
+    fused.add_argument("heads", nargs="+", metavar="FILE|NAME", help="heads, folders of runs, ready models, methods")
+    fused.add_argument("--normal", type=Path, nargs="+", required=True, metavar="DIR", help="normal images, by product")
+    fused.add_argument("--out", type=Path, required=True, metavar="FILE", help="the head file, .safetensors")
+    fused.add_argument("--category", default="object", metavar="NAME", help="what prompts call the product (object)")
+    fused.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …, or auto: a GPU if there is one")
+    fused.add_argument("--model.KEY", metavar="VALUE", help="an argument of all heads, as in inspect")
+    fused.set_defaults(run=_fuse)
     return parser

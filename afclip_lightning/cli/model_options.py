@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -168,6 +168,13 @@ def tiling_of(options: argparse.Namespace) -> Tiling:
         return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
     except ValueError as error:
         raise UserError(f"{error}.") from error
+
+
+def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Returns what a loop over images goes over, and shows on a terminal how far it is."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, unit=" images", disable=None)
 
 
 def few_shot_images(folder: Path | None) -> list[Path]:

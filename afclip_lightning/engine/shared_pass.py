@@ -1,7 +1,6 @@
 """Several heads in one pass over the images: the backbone, which they share, sees each image once."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from lightning import LightningModule
 from torch.nn import ModuleDict
@@ -77,11 +76,7 @@ class SharedPass(LightningModule):
 
     def _predictions(self, batch: Batch) -> dict[str, AnomalyPrediction]:
         wide = self.features_of(batch)
-        predictions = {}
-        for name, head in self.heads.items():
-            own = replace(batch, features=head.spec.select(wide, self.spec))
-            predictions[name] = head.score(head.extract(own), own)
-        return predictions
+        return {name: head.predict_from(wide, self.spec, batch) for name, head in self.heads.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
         """See `test_step`."""

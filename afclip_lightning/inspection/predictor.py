@@ -339,20 +339,21 @@ class Predictor:
                 "(--few_shot_dir DIR; in Python, `fit_few_shot`)."
             )
 
-    @torch.inference_mode()
-    def _score(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scores `[B]` and maps `[B, H, W]` of views `[H, W, 3]`, float32."""
-        count, preprocess = len(views), self.method.preprocess
-        batch = Batch(
+    def batch_of(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> Batch:
+        """Returns views `[H, W, 3]`, uint8, of nothing known, as a batch on the device."""
+        count, name, preprocess = len(views), self.category, self.method.preprocess
+        return Batch(
             image=preprocess.to_tensors(views),
             mask=torch.zeros(count, *preprocess.shape, dtype=torch.uint8),
             label=torch.full((count,), UNKNOWN),
             mask_known=torch.zeros(count, dtype=torch.bool),
-            samples=[
-                Sample(DATASET, self.category, "test", name, UNKNOWN, mask_known=False, class_name=self.category)
-                for name in names
-            ],
+            samples=[Sample(DATASET, name, "test", n, UNKNOWN, mask_known=False, class_name=name) for n in names],
         ).to(self.device)
+
+    @torch.inference_mode()
+    def _score(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores `[B]` and maps `[B, H, W]` of views `[H, W, 3]`, float32."""
+        batch, count = self.batch_of(views, names), len(views)
         if self.references is not None:
             batch.reference = self.references
             batch.reference_rows = (count + torch.arange(len(self.references))).expand(count, -1).to(self.device)

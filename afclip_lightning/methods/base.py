@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule
@@ -185,6 +186,11 @@ class AnomalyMethod(LightningModule, ABC):
     def extract(self, batch: Batch) -> ClipFeatures:
         """Returns what `score` and `loss` take of a batch: the backbone's features."""
         return self.features_of(batch)
+
+    def predict_from(self, wide: ClipFeatures, given: FeatureSpec, batch: Batch) -> AnomalyPrediction:
+        """Returns the prediction from the features of a wider spec, `given`, which several heads share."""
+        own = replace(batch, features=self.spec.select(wide, given))
+        return self.score(self.extract(own), own)
 
     def features_of(self, batch: Batch) -> ClipFeatures:
         """Returns the backbone's features of a batch; see the function of this name."""

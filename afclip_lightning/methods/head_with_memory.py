@@ -1,8 +1,6 @@
 """A memory of a few normal images, beside a zero-shot head or alone, both on the scale of these images."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +13,8 @@ from afclip_lightning.backbones.spec import union
 from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import upsample, upsample_and_smooth
-from afclip_lightning.discovery import descendants, import_submodules
-from afclip_lightning.discovery.sections import prepare
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.methods.beside import zero_shot
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
 
 SMALLEST = 1e-3  # standard deviation that counts: copies of one image are at no distance from each other
@@ -75,22 +72,22 @@ class HeadWithMemory(AnomalyMethod):
         require_not_negative(head_weight=head_weight, smoothing=smoothing)
         if k_shot < 1 or bank_size < 2:
             raise ValueError(f"k_shot must be at least 1 and bank_size 2, got {k_shot} and {bank_size}")
-        zero_shot = _zero_shot(head, backbone, head_arguments or {}) if head else None
+        beside = zero_shot(head, backbone, head_arguments or {}, "a memory") if head else None
         tapped = backbone.spec(layers)
-        super().__init__(backbone, tapped if zero_shot is None else union([tapped, zero_shot.spec]), optimizer=None)
+        super().__init__(backbone, tapped if beside is None else union([tapped, beside.spec]), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.tapped = tapped
-        self.head = zero_shot
+        self.head = beside
         self.head_weight = head_weight
         self.smoothing = smoothing
         self.k_shot = k_shot
         self.shot_seed = shot_seed
         self.memory = MemoryBank(bank_size)
-        if zero_shot is not None:
+        if beside is not None:
             self.needs_class_name, self.needs_pixels, self.changes_blocks = (  # type: ignore[misc]  # those of the head
-                zero_shot.needs_class_name,
-                zero_shot.needs_pixels,
-                zero_shot.changes_blocks,
+                beside.needs_class_name,
+                beside.needs_pixels,
+                beside.changes_blocks,
             )
 
     def on_evaluation_start(self) -> None:
@@ -122,8 +119,7 @@ class HeadWithMemory(AnomalyMethod):
         """Returns the head's map over the patches, `[B, N]`; nothing without a head."""
         if self.head is None:
             return []
-        own = replace(batch, features=self.head.spec.select(features, self.spec))
-        pixels = self.head.score(self.head.extract(own), own).anomaly_map
+        pixels = self.head.predict_from(features, self.spec, batch).anomaly_map
         (height, width), (h, w) = pixels.shape[1:], features.grid
         return [F.avg_pool2d(pixels[:, None], (height // h, width // w)).flatten(1)]
 
@@ -147,22 +143,3 @@ class HeadWithMemory(AnomalyMethod):
         patches = (standard * standard.new_tensor(weights)[:, None]).sum(dim=1).unflatten(1, features.grid)
         smooth = upsample_and_smooth(patches, features.grid, self.smoothing)
         return AnomalyPrediction(smooth.amax(dim=(1, 2)), upsample(smooth, self.spec.image_size))
-
-
-def _zero_shot(name: str, backbone: ClipBackbone, arguments: dict[str, Any]) -> AnomalyMethod:
-    """Returns a head that judges an image alone.
-
-    Raises:
-        ValueError: There is none of this name, or it needs more.
-        UserError: It refuses an argument.
-    """
-    package = sys.modules[__name__.rpartition(".")[0]]
-    import_submodules(package)
-    ours = (cls for cls in descendants(AnomalyMethod) if cls.__module__.startswith(package.__name__))
-    known = {cls.__name__: cls for cls in ours if not cls.__abstractmethods__ and cls is not HeadWithMemory}
-    if name not in known:
-        raise ValueError(f"there is no head {name!r}; there are {', '.join(sorted(known))}")
-    head: AnomalyMethod = prepare(known[name], arguments, later=["backbone"])(backbone=backbone)
-    if head.needs_references or head.needs_test_set or head.k_shot > 0 or head.adapts:
-        raise ValueError(f"{name} as it is set judges no image alone, so that it cannot stand beside a memory")
-    return head

@@ -238,6 +238,12 @@ CASES = {
         trains=False,
         at_once=False,
     ),
+    "Fusion": Case(  # of heads that train nothing; its statistics are kept, which its own tests look at
+        small={"heads": [{"method": "PatchRarity", "arguments": {"layers": [n]}} for n in (1, 3)]},
+        head={"heads": [{"method": "PatchRarity", "arguments": {"layers": [n]}} for n in (1, 2)]},
+        bounded=False,
+        trains=False,
+    ),
     "PatchRarity": Case(
         small={"layers": [1, 3]},
         tiny={"Patch rarity": {"layers": (2, 4, 6, 8)}},

@@ -1,0 +1,35 @@
+"""Methods of this package by name, for those that other methods hold."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.discovery import descendants, import_submodules
+from afclip_lightning.discovery.sections import prepare
+from afclip_lightning.methods.base import AnomalyMethod
+
+
+def zero_shot(name: str, backbone: ClipBackbone, arguments: Mapping[str, Any], beside: str) -> AnomalyMethod:
+    """Returns a method of this package that judges an image alone, to stand beside something else.
+
+    Args:
+        name: Of its class.
+        backbone: The frozen CLIP.
+        arguments: Of its constructor.
+        beside: What it stands beside, for messages.
+
+    Raises:
+        ValueError: There is none of this name, or it needs more than an image.
+        UserError: It refuses an argument.
+    """
+    package = sys.modules[__name__.rpartition(".")[0]]
+    import_submodules(package)
+    ours = (cls for cls in descendants(AnomalyMethod) if cls.__module__.startswith(package.__name__))
+    known = {cls.__name__: cls for cls in ours if not cls.__abstractmethods__ and not cls.holds_head}
+    if name not in known:
+        raise ValueError(f"there is no head {name!r}; there are {', '.join(sorted(known))}")
+    head: AnomalyMethod = prepare(known[name], arguments, later=["backbone"])(backbone=backbone)
+    if head.needs_references or head.needs_test_set or head.k_shot > 0 or head.adapts:
+        raise ValueError(f"{name} as it is set judges no image alone, so that it cannot stand beside {beside}")
+    return head
