@@ -198,7 +198,7 @@ def build(
     try:
         if key not in known:
             with refusals(f"{cls.__name__}: "):
-                known[key] = ClipBackbone(**json.loads(key))
+                known[key] = ClipBackbone(**backbone_arguments(key))
         method = make(backbone=known[key])
     except (MemoryError, RuntimeError) as error:  # torch's words for sizes that no memory holds
         raise UserError(f"{cls.__name__} cannot be built with these arguments: {reason(error)}.") from error
@@ -217,6 +217,12 @@ def backbone_key(arguments: Mapping[str, Any], where: str = "backbone") -> str:
         UserError: One is unknown or wrong.
     """
     return json.dumps(all_arguments(ClipBackbone, arguments, where), sort_keys=True)
+
+
+def backbone_arguments(key: str) -> dict[str, Any]:
+    """Returns all arguments of a backbone, as `backbone_key` put them down."""
+    arguments: dict[str, Any] = json.loads(key)
+    return arguments
 
 
 def method_class(name: str) -> type[AnomalyMethod]:

@@ -1,6 +1,5 @@
 """Several heads as one head file: their tensors, and the scales that normal images give them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,16 @@ def fuse(
     heads = []
     for name in names:
         found = find_model(name)
-        first = json.loads(next(iter(backbones), "{}")) if isinstance(found, str) else {}
+        first = factory.backbone_arguments(next(iter(backbones), "{}")) if isinstance(found, str) else {}
         shared = {f"backbone.{key}": value for key, value in first.items()}
         heads.append(build_model(found, {**shared, **(arguments or {})}, backbones))
     _check_backbones(names, heads)
     model = {
         "class_path": FUSION,
         "init_args": {
-            "backbone": next(json.loads(key) for key, known in backbones.items() if known is heads[0].backbone),
+            "backbone": next(
+                factory.backbone_arguments(key) for key, known in backbones.items() if known is heads[0].backbone
+            ),
             "heads": [{"method": type(head).__name__, "arguments": _plain(head.hparams)} for head in heads],
         },
     }
