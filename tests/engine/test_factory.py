@@ -105,7 +105,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path, run: Path) -> None:
         with pytest.raises(UserError, match=said) as caught:
             load_head(run / "head.ckpt", given)
         assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(UserError, match=r"there is no method 'Foo'; ours are .*AFCLIP, "):
+    with pytest.raises(UserError, match="there is no method 'Foo'; ours are AACLIP, AFCLIP, "):
         method_class("Foo")
     with pytest.raises(UserError, match=r"there is no method 'os\.path'"):
         method_class("os.path")

@@ -153,7 +153,8 @@ def test_few_shot_images_have_a_limit_and_are_not_for_all_methods(model: Predict
         assert answer.status_code == 422
         assert "which is the limit" in answer.json()["detail"]
     reasons = {
-        "CLIP": "CLIP takes no few-shot images. AFCLIP, ",  # and the others that do
+        "CLIP": "CLIP takes no few-shot images. AFCLIP, AdaptCLIP, AnomalyDINO, DualImageCLIP, HeadWithMemory, MuSc2, "
+        "NearestNeighbours, PatchLogit, SubspaceAD, UniADet and WinCLIP take them.",
         "APRILGAN": "APRILGAN with few-shot images scores an image in relation to all test images of its category",
     }
     for name, reason in reasons.items():
