@@ -1,0 +1,49 @@
+"""README's table of what a method costs, from `cost.csv`, which `benchmark.py` writes.
+
+python -m experiments.methods.table    # writes it into the page
+"""
+
+from pathlib import Path
+
+from afclip_lightning.files import write_text
+from afclip_lightning.files.tables import read_rows
+
+COSTS = Path(__file__).with_name("cost.csv")
+PAGE = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- costs: written by experiments/methods/table.py -->\n", "<!-- end of costs -->\n"
+COLUMNS = {
+    "trainable_parameters": "trainable parameters",
+    "gflops": "GFLOP a test image",
+    "test_1": "test, batch 1",
+    "step_1": "step, batch 1",
+    "test_8": "test, batch 8",
+    "step_8": "step, batch 8",
+    "over_singles": "8 over singles",
+}
+
+
+def read() -> dict[str, dict[str, str]]:
+    """Returns the rows by method; times are ratios to the backbone's pass, and what is not known is empty."""
+    return {row["method"]: row for _, row in read_rows(COSTS)}
+
+
+def render() -> str:
+    """Returns the table as Markdown, and below it what rows need to have said."""
+    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * len(COLUMNS)]
+    rows = read()
+    for method, row in rows.items():
+        cells = [row[column] for column in COLUMNS]
+        cells[0] = f"{int(cells[0]):,}"
+        lines.append("".join(f"| {cell} " if cell else "| " for cell in [method, *cells]) + "|")
+    notes = [f"- {method}: {row['note']}." for method, row in rows.items() if row["note"]]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def in_page(page: str) -> str:
+    """Returns the page with the table in its place."""
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + render() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    write_text(PAGE, in_page(PAGE.read_text(encoding="utf-8")))
