@@ -106,6 +106,16 @@ def two_class_focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0
         return batch_mean(-((1 - correct) ** gamma) * correct.log())
 
 
+def image_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Returns the mean cross entropy of images, a scalar.
+
+    Args:
+        logits: `[B, 2]`, of the normal and the abnormal state.
+        label: `[B]`, int64, 1 = anomalous.
+    """
+    return batch_mean(F.cross_entropy(logits.float(), label, reduction="none"))
+
+
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """Returns one less the Dice coefficient of each image, averaged over the batch, a scalar in [0, 1].
 

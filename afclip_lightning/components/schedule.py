@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 
+from lightning import Trainer
 from torch.optim import Optimizer
 
 
@@ -31,3 +32,9 @@ def set_rates(optimizers: Iterable[Optimizer], rate: Callable[[float], float]) -
     """Sets the learning rates to what `rate` makes of those that the optimisers were built with."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate(group.setdefault("initial_lr", group["lr"]))
+
+
+def follow_warmed_cosine(trainer: Trainer, warmup: float) -> None:
+    """Sets the learning rates of the epoch that begins; see `warmed_cosine`."""
+    epoch, epochs = trainer.current_epoch, trainer.max_epochs or 0
+    set_rates(trainer.optimizers, lambda first: warmed_cosine(first, warmup, epoch, epochs))

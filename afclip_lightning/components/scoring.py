@@ -44,6 +44,18 @@ def prototypes(text_embeddings: Tensor) -> Tensor:
     return F.normalize(torch.stack([normal, abnormal], dim=-2), dim=-1)
 
 
+def mean_of_highest(values: Tensor, count: int) -> Tensor:
+    """Returns the mean of the `count` highest values, at least one and at most all, `[..., N]` to `[...]`."""
+    count = min(max(count, 1), values.shape[-1])
+    return values.topk(count, dim=-1, sorted=False).values.mean(dim=-1)
+
+
+def mean_of_highest_pixels(maps: Tensor, share: float) -> Tensor:
+    """Returns the mean of this share of the pixels, the highest, at least one, `[B, H, W]` to `[B]`."""
+    pixels = maps.flatten(1)
+    return mean_of_highest(pixels, int(share * pixels.shape[1]))
+
+
 def upsample(maps: Tensor, size: ImageSize, align_corners: bool = False) -> Tensor:
     """Returns patch-level maps `[B, h, w]` at pixel level, `[B, H, W]`, bilinear, differentiable, float32.
 

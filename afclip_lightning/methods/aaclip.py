@@ -1,7 +1,7 @@
 """AA-CLIP: residual adapters, first in the text tower and then in the vision tower: two stages of one fit."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ from torch.optim import Adam, Optimizer
 from afclip_lightning.backbones.attention import run_block, value_block
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.adapters import ResidualAdapter, unbiased_projection
-from afclip_lightning.components.arguments import require_layers, require_not_negative
-from afclip_lightning.components.losses import map_losses
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_one_of, require_weights
+from afclip_lightning.components.losses import image_cross_entropy, map_losses
 from afclip_lightning.components.ranges import Ranges, merged, ranges_of, scaled
 from afclip_lightning.components.scoring import anomaly_probability, blur, similarity_logits, upsample
 from afclip_lightning.components.text_anchors import TextAnchors
@@ -132,14 +132,10 @@ class AACLIP(AnomalyMethod):
         require_layers(layers)
         require_not_negative(text_epochs=text_epochs, disentangle_weight=disentangle_weight)
         super().__init__(backbone, backbone.spec(layers), optimizer)
-        for name, value, known in (
-            ("text_stage", text_stage, Rule),
-            ("map_fusion", map_fusion, MapFusion),
-            ("image_score", image_score, ImageScore),
-            ("names", names, Names),
-        ):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        require_one_of(Rule, text_stage=text_stage)
+        require_one_of(MapFusion, map_fusion=map_fusion)
+        require_one_of(ImageScore, image_score=image_score)
+        require_one_of(Names, names=names)
         if temperature <= 0 or text_lr <= 0 or blur_sigma <= 0 or blur_window < 1 or blur_window % 2 == 0:
             raise ValueError(
                 "temperature, text_lr and blur_sigma must be positive and blur_window odd, got "
@@ -151,9 +147,7 @@ class AACLIP(AnomalyMethod):
         ):
             if not 0 <= count <= depth:
                 raise ValueError(f"{name} must be within 0 to {depth}, the tower's blocks, got {count}")
-        for name, weight in (("text_weight", text_weight), ("image_weight", image_weight)):
-            if not 0 <= weight <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {weight}")
+        require_weights(text_weight=text_weight, image_weight=image_weight)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         backbone.spec(vv_layers=[backbone.vision.depth], vv_from=1)  # refuses a tower that V-V attention cannot run on
         self.text_epochs = text_epochs
@@ -286,7 +280,7 @@ class AACLIP(AnomalyMethod):
 
     def _image_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         labelled = batch.labelled
-        return batch_mean(F.cross_entropy(logits[labelled], batch.label[labelled], reduction="none"))
+        return image_cross_entropy(logits[labelled], batch.label[labelled])
 
     def patch_maps(self, patches: Sequence[Tensor], text: Tensor) -> Tensor:
         """Returns by how much each patch's abnormal logit is above its normal one, `[maps, B, h, w]`.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import (
+    require_layers,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+    require_weights,
+)
 from afclip_lightning.components.clustering import cluster_means, k_means, memberships
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.scoring import (
@@ -139,13 +145,10 @@ class AdaCLIP(AnomalyMethod):
         require_layers(layers)
         require_not_negative(map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(image_embedding=True), optimizer)
-        for name, value, known in (("names", names, Names), ("fusion", fusion, Fusion)):
-            if value not in get_args(known):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
-        if temperature <= 0 or not 0 <= fusion_weight <= 1:
-            raise ValueError(
-                f"temperature must be positive and fusion_weight in [0, 1], got {temperature}, {fusion_weight}"
-            )
+        require_one_of(Names, names=names)
+        require_one_of(Fusion, fusion=fusion)
+        require_positive(temperature=temperature)
+        require_weights(fusion_weight=fusion_weight)
         deepest = min(backbone.vision.depth, backbone.text.depth)
         if not 1 <= prompt_depth <= deepest:
             raise ValueError(

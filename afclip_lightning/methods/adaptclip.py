@@ -11,18 +11,18 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.components.arguments import require_layers, require_not_negative
 from afclip_lightning.components.batch_norm import SharedBatchNorm
-from afclip_lightning.components.losses import map_losses
+from afclip_lightning.components.losses import image_cross_entropy, map_losses
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.prompt_images import PromptImages
 from afclip_lightning.components.scoring import (
     anomaly_probability,
+    mean_of_highest,
     prototypes,
     similarity_logits,
     upsample,
     upsample_and_smooth,
 )
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.ensemble import embed_states
 from afclip_lightning.prompts.learner import ObjectPrompts
@@ -120,8 +120,8 @@ class PromptQueryAdapter(nn.Module):
         compared = patches + difference if self.context else difference
         tokens = self.norms[layer](compared.mT)  # [B, D, N]
         places = anomaly_probability(self.local(tokens.unflatten(2, grid)).movedim(1, -1))
-        top = tokens.topk(min(TOP_TOKENS, tokens.shape[2]), dim=2).values.mean(dim=2)
-        return Said(self.overall((tokens.mean(dim=2) + top) / 2).float(), places)
+        mean = (tokens.mean(dim=2) + mean_of_highest(tokens, TOP_TOKENS)) / 2
+        return Said(self.overall(mean).float(), places)
 
 
 class AdaptCLIP(PromptMethod):
@@ -329,7 +329,7 @@ class AdaptCLIP(PromptMethod):
         mask = batch.mask[rows][known]
         terms: dict[str, Tensor] = {}
         for said in self.adapters(features, batch):
-            each = {"image_ce": batch_mean(F.cross_entropy(said.image.float(), label, reduction="none"))}
+            each = {"image_ce": image_cross_entropy(said.image, label)}
             each |= map_losses(upsample(said.places[known], self.spec.image_size), mask)
             terms = {name: terms.get(name, 0) + term for name, term in each.items()}
         return {"total": sum(terms.values(), torch.zeros((), device=mask.device)), **terms}

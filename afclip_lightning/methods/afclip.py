@@ -18,7 +18,7 @@ from afclip_lightning.components.adapters import (
     aggregate_neighbours,
     aggregate_patches,
 )
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_positive
 from afclip_lightning.components.losses import (
     alignment_of_sums,
     binary_focal_loss,
@@ -110,10 +110,7 @@ class AFCLIP(PromptMethod):
         super().__init__(backbone, backbone.spec(layers), optimizer)
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
             raise ValueError(f"scales must be odd and positive, got {list(scales)}")
-        if temperature <= 0 or aggregation_sigma <= 0:
-            raise ValueError(
-                f"temperature and aggregation_sigma must be positive, got {temperature}, {aggregation_sigma}"
-            )
+        require_positive(temperature=temperature, aggregation_sigma=aggregation_sigma)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.scales = tuple(scales)
         self.aggregation_sigma = aggregation_sigma

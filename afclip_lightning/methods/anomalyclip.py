@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_positive
 from afclip_lightning.components.dual_path import image_logits, patch_probabilities, summed_map_losses
-from afclip_lightning.components.losses import orthogonality_loss
+from afclip_lightning.components.losses import image_cross_entropy, orthogonality_loss
 from afclip_lightning.components.scoring import anomaly_probability, prototypes, upsample_and_smooth
-from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -86,8 +84,7 @@ class AnomalyCLIP(PromptMethod):
         require_layers(layers)
         require_not_negative(map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(vv_layers=layers, vv_from=vv_from, image_embedding=True), optimizer)
-        if ensemble < 1 or temperature <= 0:
-            raise ValueError(f"ensemble must be at least 1 and temperature positive, got {ensemble}, {temperature}")
+        require_positive(ensemble=ensemble, temperature=temperature)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.orthogonal_weight = orthogonal_weight
         self.temperature = temperature
@@ -133,7 +130,7 @@ class AnomalyCLIP(PromptMethod):
         known, labelled = batch.known, batch.labelled
         label = batch.label[labelled].repeat(members)
         logits = logits[:, labelled].flatten(0, 1)
-        terms = {"image_ce": batch_mean(F.cross_entropy(logits, label, reduction="none"))}
+        terms = {"image_ce": image_cross_entropy(logits, label)}
         of_known, mask = maps[:, :, known].flatten(1, 2), batch.mask[known].repeat(members, 1, 1)
         terms |= summed_map_losses(of_known, mask, self.spec.image_size)
         of_map = terms["focal"] + terms["dice_abnormal"] + terms["dice_normal"]

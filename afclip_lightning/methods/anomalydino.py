@@ -1,19 +1,19 @@
 """AnomalyDINO: distance to the nearest patches of a few normal images, where an image shows the product."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_not_negative
+from afclip_lightning.components.arguments import require_not_negative, require_one_of, require_shares
 from afclip_lightning.components.foreground import Morphology, first_component, foreground
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.retrieval import nearest
 from afclip_lightning.components.rotation import rotated
-from afclip_lightning.components.scoring import upsample_and_smooth
+from afclip_lightning.components.scoring import mean_of_highest, upsample_and_smooth
 from afclip_lightning.data.whole_test_set import CategoryImages, WholeTestSet, share
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, UsesTestSet
@@ -96,14 +96,10 @@ class AnomalyDINO(AnomalyMethod):
         map_sigma: float = 4.0,
     ) -> None:
         require_not_negative(k_shot=k_shot, mask_threshold=mask_threshold, map_sigma=map_sigma)
-        if morphology not in get_args(Morphology):
-            raise ValueError(f"morphology must be one of {', '.join(get_args(Morphology))}, got {morphology!r}")
+        require_one_of(Morphology, morphology=morphology)
         if rotations < 1 or neighbours < 1:
             raise ValueError(f"rotations and neighbours must be at least 1, got {rotations} and {neighbours}")
-        if not 0 < neighbour_share <= 1 or not 0 < top_patches <= 1:
-            raise ValueError(
-                f"neighbour_share and top_patches must be in (0, 1], got {neighbour_share} and {top_patches}"
-            )
+        require_shares(neighbour_share=neighbour_share, top_patches=top_patches)
         super().__init__(backbone, backbone.spec([layer or backbone.vision.depth]), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.k_shot = k_shot
@@ -169,9 +165,8 @@ class AnomalyDINO(AnomalyMethod):
             distances = torch.stack([self._known(sample) for sample in batch.samples]).to(self.device)
         count = distances.shape[1]
         highest = int(self.top_patches * count) if count >= FEWEST_FOR_A_SHARE else 1
-        scores = distances.topk(max(1, highest), dim=1, sorted=False).values.mean(dim=1)
         anomaly_map = upsample_and_smooth(distances.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
-        return AnomalyPrediction(scores, anomaly_map)
+        return AnomalyPrediction(mean_of_highest(distances, highest), anomaly_map)
 
     def _known(self, sample: Sample) -> Tensor:
         if (place := _place(sample)) not in self.known:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_not_negative
+from afclip_lightning.components.arguments import require_not_negative, require_one_of, require_positive
 from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample, similarity_logits
 from afclip_lightning.components.synthesis import generator_of
 from afclip_lightning.components.test_time import BatchAdapters, TestTimeAdapter
@@ -120,10 +120,8 @@ class AnoVL(AnomalyMethod):
     ) -> None:
         spec = backbone.spec(image_embedding=True, vv_layers=(backbone.vision.depth,), vv_from=vv_from)
         super().__init__(backbone, spec, optimizer=None)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if adapter not in get_args(Adapter):
-            raise ValueError(f"adapter must be one of {', '.join(get_args(Adapter))}, got {adapter!r}")
+        require_positive(temperature=temperature)
+        require_one_of(Adapter, adapter=adapter)
         require_not_negative(noise_std=noise_std)
         self.view_spec = backbone.spec(image_embedding=True)
         self.textures = frozenset(textures)

@@ -1,14 +1,19 @@
 """APRIL-GAN, also called VAND: a linear layer per stage between patches and text; with `k_shot`, a memory bank."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers
+from afclip_lightning.components.arguments import (
+    require_layers,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.components.ranges import Ranges, merged, ranges_of, scaled
@@ -69,10 +74,9 @@ class APRILGAN(AnomalyMethod):
     ) -> None:
         require_layers(layers)
         super().__init__(backbone, backbone.spec(layers, image_embedding=True), optimizer)
-        if names not in get_args(Names):
-            raise ValueError(f"names must be one of {', '.join(get_args(Names))}, got {names!r}")
-        if temperature <= 0 or k_shot < 0:
-            raise ValueError(f"temperature must be positive and k_shot not negative, got {temperature}, {k_shot}")
+        require_one_of(Names, names=names)
+        require_positive(temperature=temperature)
+        require_not_negative(k_shot=k_shot)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.names: Names = names
         self.temperature = temperature

@@ -178,6 +178,15 @@ class AnomalyMethod(LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, AnomalyData) else None
 
+    def training_batches(self) -> Iterable[Batch]:
+        """Returns the training set of the run in batches, once and in order; the trainer's loader if that is all."""
+        if self.data is None:
+            loader: Iterable[Batch] | None = self.trainer.train_dataloader
+            assert loader is not None  # there is one to train with
+            return loader
+        dataset = self.data.training_set
+        return dataset.ordered_loader(dataset.train_split, training=True)
+
     @property
     def preprocess(self) -> Preprocess:
         """Returns the preprocessing that a data module must use for this method's backbone."""

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_positive
 from afclip_lightning.components.plain_clip import last_patches, prediction_of, state_logits
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.prompts.ensemble import CategoryText, Names, embed_states, name_of
@@ -69,8 +70,7 @@ class CLIP(AnomalyMethod):
                 f"prompts must be one of {', '.join(get_args(Prompts))} or a YAML file, and names one of "
                 f"{', '.join(get_args(Names))}, got {prompts!r} and {names!r}"
             )
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        require_positive(temperature=temperature)
         super().__init__(backbone, last_patches(backbone, None), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         own = read_prompts(prompts) if is_file(prompts) else None

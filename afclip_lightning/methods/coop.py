@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_not_negative
+from afclip_lightning.components.arguments import require_not_negative, require_positive
+from afclip_lightning.components.losses import image_cross_entropy
 from afclip_lightning.components.plain_clip import last_patches, prediction_of, state_logits
-from afclip_lightning.components.schedule import set_rates, warmed_cosine
-from afclip_lightning.distributed import batch_mean
+from afclip_lightning.components.schedule import follow_warmed_cosine
 from afclip_lightning.methods.base import CategoryPromptMethod, OptimizerFactory, sgd
 from afclip_lightning.prompts.category import CategoryPrompts
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
@@ -63,8 +62,7 @@ class CoOp(CategoryPromptMethod):
         map_sigma: float = 0.0,
     ) -> None:
         require_not_negative(warmup_lr=warmup_lr, map_sigma=map_sigma)
-        if temperature <= 0 or prompt_tokens < 1:
-            raise ValueError(f"temperature and prompt_tokens must be positive, got {temperature}, {prompt_tokens}")
+        require_positive(temperature=temperature, prompt_tokens=prompt_tokens)
         super().__init__(backbone, last_patches(backbone, vv_from), optimizer)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.temperature = temperature
@@ -84,8 +82,8 @@ class CoOp(CategoryPromptMethod):
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross entropy of the image, which is the `total`."""
-        image = self.logits(features, batch)[batch.labelled, 0]
-        image_ce = batch_mean(F.cross_entropy(image, batch.label[batch.labelled], reduction="none"))
+        labelled = batch.labelled
+        image_ce = image_cross_entropy(self.logits(features, batch)[labelled, 0], batch.label[labelled])
         return {"total": image_ce, "image_ce": image_ce}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
@@ -94,5 +92,4 @@ class CoOp(CategoryPromptMethod):
 
     def on_train_epoch_start(self) -> None:
         """Sets the learning rate of the epoch."""
-        epoch, epochs = self.current_epoch, self.trainer.max_epochs or 0
-        set_rates(self.trainer.optimizers, lambda first: warmed_cosine(first, self.warmup_lr, epoch, epochs))
+        follow_warmed_cosine(self.trainer, self.warmup_lr)

@@ -1,13 +1,14 @@
 """Dual-Image Enhanced CLIP: test images are each other's reference, with test-time adaptation."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.components.arguments import require_one_of, require_positive
 from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample, similarity_logits
 from afclip_lightning.components.synthesis import DraemSynthesis, generator_of
 from afclip_lightning.components.test_time import BatchAdapters, Start, TestTimeAdapter
@@ -110,14 +111,9 @@ class DualImageCLIP(AnomalyMethod):
             raise ValueError(f"n_references must be at least 1, got {n_references}")
         if not (0 <= alpha <= 1 and 0 <= beta <= 1):
             raise ValueError(f"alpha and beta must be 0 to 1, got {alpha} and {beta}")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if mask_loss not in get_args(MaskLoss):
-            raise ValueError(f"mask_loss must be one of {', '.join(get_args(MaskLoss))}, got {mask_loss!r}")
-        if similarity_loss not in get_args(SimilarityLoss):
-            raise ValueError(
-                f"similarity_loss must be one of {', '.join(get_args(SimilarityLoss))}, got {similarity_loss!r}"
-            )
+        require_positive(temperature=temperature)
+        require_one_of(MaskLoss, mask_loss=mask_loss)
+        require_one_of(SimilarityLoss, similarity_loss=similarity_loss)
         self.pairing = Pairing(n_references, seed)
         self.alpha = alpha
         self.beta = beta

@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_not_negative
-from afclip_lightning.components.losses import binary_focal_loss, map_losses, orthogonality_loss, prior_loss
+from afclip_lightning.components.arguments import require_not_negative, require_positive, require_weights
+from afclip_lightning.components.losses import (
+    binary_focal_loss,
+    image_cross_entropy,
+    map_losses,
+    orthogonality_loss,
+    prior_loss,
+)
 from afclip_lightning.components.scoring import (
     anomaly_probability,
     prototypes,
@@ -17,7 +23,6 @@ from afclip_lightning.components.scoring import (
     upsample,
     upsample_and_smooth,
 )
-from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -146,11 +151,8 @@ class FAPrompt(PromptMethod):
     ) -> None:
         require_not_negative(map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(vv_layers=[layer], vv_from=vv_from, image_embedding=True), optimizer)
-        if temperature <= 0 or not 0 <= free_maximum_weight <= 1:
-            raise ValueError(
-                "temperature must be positive and free_maximum_weight in [0, 1], "
-                f"got {temperature}, {free_maximum_weight}"
-            )
+        require_positive(temperature=temperature)
+        require_weights(free_maximum_weight=free_maximum_weight)
         patches = backbone.grid[0] * backbone.grid[1]
         if prior_patches != "image_token" and not 1 <= n_prior_patches <= patches:
             raise ValueError(
@@ -282,7 +284,7 @@ class FAPrompt(PromptMethod):
         terms = {"image_focal": binary_focal_loss(score[labelled], label, gamma=2.0)}
         total = terms["image_focal"]
         if self.image_ce_weight:
-            terms["image_ce"] = batch_mean(F.cross_entropy(scores.image_logits[labelled], label, reduction="none"))
+            terms["image_ce"] = image_cross_entropy(scores.image_logits[labelled], label)
             total = total + self.image_ce_weight * terms["image_ce"]
         for kind, patch_map, weight in (
             ("free", scores.free_map, 1.0),

@@ -158,13 +158,8 @@ class Fusion(AnomalyMethod):
                 "of its checkpoint with the command `head fuse`."
             )
         if self.trainer.ckpt_path is None:
-            loader: Iterable[Batch] | None = self.trainer.train_dataloader
-            if self.data is not None:
-                dataset = self.data.training_set
-                loader = dataset.ordered_loader(dataset.train_split, training=True)
-            assert loader is not None  # there is one to train with
             found: dict[Key, list[tuple[str, Tensor]]] = defaultdict(list)
-            for part in gathered(self._read(loader)):
+            for part in gathered(self._read(self.training_batches())):
                 for key, path, said in part:
                     found[key].append((path, said))
             ordered = [sorted(group, key=lambda one: one[0]) for _, group in sorted(found.items())]

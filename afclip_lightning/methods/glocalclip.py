@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_positive
 from afclip_lightning.components.dual_path import image_logits, patch_probabilities, summed_map_losses
-from afclip_lightning.components.losses import glocal_contrastive_loss
+from afclip_lightning.components.losses import glocal_contrastive_loss, image_cross_entropy
 from afclip_lightning.components.scoring import anomaly_probability, prototypes, upsample_and_smooth
-from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import OptimizerFactory, PromptMethod, adam
-from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts
+from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts, embed_together
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
@@ -82,8 +80,7 @@ class GlocalCLIP(PromptMethod):
     ) -> None:
         require_layers(layers)
         require_not_negative(contrastive_margin=contrastive_margin, map_sigma=map_sigma)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        require_positive(temperature=temperature)
         super().__init__(backbone, backbone.spec(vv_layers=layers, vv_from=vv_from, image_embedding=True), optimizer)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
         self.temperature = temperature
@@ -108,7 +105,7 @@ class GlocalCLIP(PromptMethod):
 
     def embed_text(self) -> Tensor:
         """Returns the embeddings of the image's pair, then of the patches', `[2, 2, D]`, not normalised."""
-        return torch.stack([prompts(self.backbone) for prompts in (self.image_prompts, self.patch_prompts)])
+        return embed_together(self.backbone, [self.image_prompts, self.patch_prompts])
 
     def probabilities(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image logits `[B, 2]` and the patches' probabilities `[L, B, h, w]`.
@@ -128,7 +125,7 @@ class GlocalCLIP(PromptMethod):
         text = self.text_embeddings()
         logits, maps = self.probabilities(features, text)
         known, labelled = batch.known, batch.labelled
-        image_ce = batch_mean(F.cross_entropy(logits[labelled], batch.label[labelled], reduction="none"))
+        image_ce = image_cross_entropy(logits[labelled], batch.label[labelled])
         of_map = summed_map_losses(maps[:, known], batch.mask[known], self.spec.image_size)
         of_image, of_patches = prototypes(text.float())
         contrastive = glocal_contrastive_loss(of_image, of_patches, self.contrastive_margin)

@@ -1,7 +1,7 @@
 """KAnoCLIP: knowledge-driven prompts, bidirectional cross-modal interaction and an adapter of the image embedding."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,12 @@ from torch.optim import Optimizer
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.adapters import ConvAdapter
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import (
+    require_layers,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
 from afclip_lightning.components.cross_attention import BiCrossAttention
 from afclip_lightning.components.losses import binary_focal_loss, knowledge_loss, map_losses
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample, upsample_and_smooth
@@ -129,18 +134,12 @@ class KAnoCLIP(CategoryPromptMethod):
         require_layers(layers)
         taps: dict[str, Any] = {"layers": layers} if vv_from is None else {"vv_layers": layers, "vv_from": vv_from}
         super().__init__(backbone, backbone.spec(**taps, image_embedding=True), optimizer)
-        if conv_adapter not in (None, *get_args(ConvAdapterKind)):
-            raise ValueError(
-                f"conv_adapter must be one of {', '.join(get_args(ConvAdapterKind))}, got {conv_adapter!r}"
-            )
+        if conv_adapter is not None:
+            require_one_of(ConvAdapterKind, conv_adapter=conv_adapter)
         for name, value in (("normal_words", normal_words), ("abnormal_words", abnormal_words)):
             if isinstance(value, str) or not value:
                 raise ValueError(f"{name} must be a list of words, got {value!r}")
-        if temperature <= 0 or prompt_tokens < 1 or adapter_bottleneck < 1:
-            raise ValueError(
-                "temperature, prompt_tokens and adapter_bottleneck must be positive, "
-                f"got {temperature}, {prompt_tokens}, {adapter_bottleneck}"
-            )
+        require_positive(temperature=temperature, prompt_tokens=prompt_tokens, adapter_bottleneck=adapter_bottleneck)
         require_not_negative(global_weight=global_weight, local_weight=local_weight, map_sigma=map_sigma)
         require_not_negative(knowledge_weight=knowledge_weight, knowledge_margin=knowledge_margin)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)

@@ -1,9 +1,8 @@
 """MRAD: labelled keys of an auxiliary dataset, and what they say of images like them; no text."""
 
-import math
 from collections.abc import Iterable
 from itertools import chain
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_not_negative
+from afclip_lightning.components.arguments import require_not_negative, require_one_of, require_positive
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.retrieval import most_alike, neighbourhood_mean, region_means, retrieve, sampled
 from afclip_lightning.components.schedule import cosine, set_rates
-from afclip_lightning.components.scoring import upsample, upsample_and_smooth
+from afclip_lightning.components.scoring import mean_of_highest_pixels, upsample, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean, gathered
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
@@ -117,8 +116,7 @@ class MRAD(AnomalyMethod):
         top_pixels: float = 0.01,
         map_sigma: float = 4.0,
     ) -> None:
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
+        require_one_of(Variant, variant=variant)
         if (memory_size is not None and memory_size < 2) or (neighbours is not None and neighbours < 1):
             raise ValueError(
                 f"memory_size must be at least 2 and neighbours at least 1, got {memory_size}, {neighbours}"
@@ -127,8 +125,7 @@ class MRAD(AnomalyMethod):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, got {value}")
         require_not_negative(final_lr=final_lr, map_sigma=map_sigma)
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        require_positive(temperature=temperature)
         if not 0 <= image_weight <= 1 or not 0 < top_pixels <= 1:
             raise ValueError(
                 f"image_weight must be in [0, 1] and top_pixels in (0, 1], got {image_weight}, {top_pixels}"
@@ -224,8 +221,7 @@ class MRAD(AnomalyMethod):
         """
         image, patches = self.probabilities(self.queries(features))
         anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
-        count = max(1, int(self.top_pixels * math.prod(anomaly_map.shape[1:])))
-        highest = anomaly_map.flatten(1).topk(count, dim=1, sorted=False).values.mean(dim=1)
+        highest = mean_of_highest_pixels(anomaly_map, self.top_pixels)
         return AnomalyPrediction(self.image_weight * image + (1 - self.image_weight) * highest, anomaly_map)
 
     def on_train_start(self) -> None:
@@ -235,12 +231,7 @@ class MRAD(AnomalyMethod):
             DatasetError: The training set has no normal or no anomalous image.
         """
         if self.trainer.ckpt_path is None:
-            loader: Iterable[Batch] | None = self.trainer.train_dataloader
-            if self.data is not None:
-                dataset = self.data.training_set
-                loader = dataset.ordered_loader(dataset.train_split, training=True)
-            assert loader is not None  # there is one to train with
-            self.keep_keys(chain.from_iterable(gathered(list(self._read(loader)))))
+            self.keep_keys(chain.from_iterable(gathered(list(self._read(self.training_batches())))))
 
     def _read(self, loader: Iterable[Batch]) -> Iterable[ImageKeys]:
         for batch in loader:

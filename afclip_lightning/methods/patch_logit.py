@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_positive
 from afclip_lightning.components.losses import patch_targets
 from afclip_lightning.components.memory import MemoryBank
-from afclip_lightning.components.scoring import upsample_and_smooth
+from afclip_lightning.components.scoring import mean_of_highest, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean, batch_sum, total
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -60,8 +60,7 @@ class PatchLogit(AnomalyMethod):
         memory_weight: float = 1.0,
     ) -> None:
         require_layers(layers)
-        if top_patches < 1:
-            raise ValueError(f"top_patches must be positive, got {top_patches}")
+        require_positive(top_patches=top_patches)
         require_not_negative(image_weight=image_weight, focal_gamma=focal_gamma, map_sigma=map_sigma)
         require_not_negative(k_shot=k_shot, memory_weight=memory_weight)
         super().__init__(backbone, backbone.spec(layers), optimizer)
@@ -91,7 +90,7 @@ class PatchLogit(AnomalyMethod):
 
     def image_logit(self, patches: Tensor) -> Tensor:
         """Returns the mean of the highest patch logits, `[B, N]` to `[B]`."""
-        return patches.topk(min(self.top_patches, patches.shape[1]), dim=1).values.mean(dim=1)
+        return mean_of_highest(patches, self.top_patches)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal loss of patches, the cross entropy of images, and `total`, their weighted sum.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_shares
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -63,8 +63,7 @@ class PatchRarity(AnomalyMethod):
     ) -> None:
         require_layers(layers)
         require_not_negative(map_sigma=map_sigma)
-        if not 0 < share <= 1:
-            raise ValueError(f"share must be in (0, 1], got {share}")
+        require_shares(share=share)
         if backbone.grid == (1, 1):
             raise ValueError(f"an image of {backbone.image_size} pixels has one patch: there are no others to compare")
         super().__init__(backbone, backbone.spec(layers), optimizer=None)

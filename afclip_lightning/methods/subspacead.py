@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import require_layers, require_not_negative, require_shares
 from afclip_lightning.components.memory import Key
 from afclip_lightning.components.rotation import rotated
-from afclip_lightning.components.scoring import upsample
+from afclip_lightning.components.scoring import mean_of_highest_pixels, upsample
 from afclip_lightning.components.subspace import Moments, SubspaceBank
 from afclip_lightning.data.whole_test_set import WholeTestSet, share
 from afclip_lightning.errors import DatasetError
@@ -76,10 +76,7 @@ class SubspaceAD(AnomalyMethod):
     ) -> None:
         require_layers(layers)
         require_not_negative(k_shot=k_shot, rotations=rotations)
-        if not 0 < explained_variance <= 1 or not 0 < top_pixels <= 1:
-            raise ValueError(
-                f"explained_variance and top_pixels must be in (0, 1], got {explained_variance} and {top_pixels}"
-            )
+        require_shares(explained_variance=explained_variance, top_pixels=top_pixels)
         super().__init__(backbone, backbone.spec(layers), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
         self.k_shot = k_shot
@@ -160,8 +157,7 @@ class SubspaceAD(AnomalyMethod):
         anomaly_map = upsample(patches, self.spec.image_size)
         if self.blur:
             anomaly_map = small_blur(anomaly_map)
-        count = max(1, int(self.top_pixels * math.prod(anomaly_map.shape[1:])))
-        highest = anomaly_map.flatten(1).topk(count, dim=1, sorted=False).values.mean(dim=1)
+        highest = mean_of_highest_pixels(anomaly_map, self.top_pixels)
         return AnomalyPrediction(highest, anomaly_map)
 
 

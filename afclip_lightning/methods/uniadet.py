@@ -2,17 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.components.arguments import require_layers, require_not_negative
+from afclip_lightning.components.arguments import (
+    require_layers,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
 from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.memory import MemoryBank
-from afclip_lightning.components.scoring import similarity_logits, upsample, upsample_and_smooth
+from afclip_lightning.components.scoring import mean_of_highest, similarity_logits, upsample, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory, adam
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
@@ -70,10 +75,8 @@ class UniADet(AnomalyMethod):
         memory_weight: float = 1.0,
     ) -> None:
         require_layers(layers)
-        if image_score not in get_args(ImageScore):
-            raise ValueError(f"image_score must be one of {', '.join(get_args(ImageScore))}, got {image_score!r}")
-        if temperature <= 0 or top_patches < 1:
-            raise ValueError(f"temperature and top_patches must be positive, got {temperature}, {top_patches}")
+        require_one_of(ImageScore, image_score=image_score)
+        require_positive(temperature=temperature, top_patches=top_patches)
         require_not_negative(k_shot=k_shot, memory_weight=memory_weight, map_sigma=map_sigma)
         super().__init__(backbone, backbone.spec(layers), optimizer)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
@@ -108,7 +111,7 @@ class UniADet(AnomalyMethod):
 
     def top_logit(self, patches: Tensor) -> Tensor:
         """Returns the mean logit of the most anomalous patches, `[..., N]` to `[...]`."""
-        return patches.topk(min(self.top_patches, patches.shape[-1]), dim=-1).values.mean(dim=-1)
+        return mean_of_highest(patches, self.top_patches)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns cross entropy of the images, focal and Dice loss of the pixels, sums over the layers, and `total`.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, window_index
+from afclip_lightning.components.arguments import require_one_of
 from afclip_lightning.components.memory import Key, MemoryBank
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
 from afclip_lightning.methods.base import AnomalyMethod
@@ -110,14 +111,11 @@ class WinCLIP(AnomalyMethod):
         patch_memory: PatchMemory = "penultimate",
         map_fusion: MapFusion = "mean",
     ) -> None:
-        for name, value, known in (
-            ("templates", templates, (templates,) if is_file(templates) else get_args(Templates)),
-            ("names", names, get_args(Names)),
-            ("patch_memory", patch_memory, get_args(PatchMemory)),
-            ("map_fusion", map_fusion, get_args(MapFusion)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if not is_file(templates):
+            require_one_of(Templates, templates=templates)
+        require_one_of(Names, names=names)
+        require_one_of(PatchMemory, patch_memory=patch_memory)
+        require_one_of(MapFusion, map_fusion=map_fusion)
         if k_shot < 0 or temperature <= 0:
             raise ValueError(f"k_shot must not be negative and temperature be positive, got {k_shot}, {temperature}")
         if not window_sizes or len(set(window_sizes)) < len(window_sizes):

@@ -201,11 +201,14 @@ class ObjectPrompts(WordTokens):
 
     def forward(self, backbone: ClipBackbone) -> Tensor:
         """Returns the text embeddings `[1 + K, D]`, the normal one first, not normalised: one pass."""
+        return embed_together(backbone, [self])[0]
+
+    def prompts(self) -> Tensor:
+        """Returns the prompts `[1 + K, T, width]`, the normal one first."""
         normal = fill_gap(self.normal_words, self.normal_tokens)
         abnormal = self._abnormal(self.abnormal_tokens)
         length = max(normal.shape[1], abnormal.shape[1])
-        padded = [F.pad(prompts, (0, 0, 0, length - prompts.shape[1])) for prompts in (normal, abnormal)]
-        return self._embed(backbone, torch.cat(padded), self.end)
+        return torch.cat([F.pad(prompts, (0, 0, 0, length - prompts.shape[1])) for prompts in (normal, abnormal)])
 
     def normal(self, backbone: ClipBackbone, copies: int) -> Tensor:
         """Returns the normal prompt's embedding `[copies, 1, D]`, each embedded by itself: one pass.
@@ -213,7 +216,7 @@ class ObjectPrompts(WordTokens):
         In training with rounded deep tokens, each copy's part of their gradient is rounded.
         """
         prompts = fill_gap(self.normal_words, self.normal_tokens).expand(copies, -1, -1)
-        return self._embed(backbone, prompts, self.end[:1].expand(copies))[:, None]
+        return self.embed(backbone, prompts, self.end[:1].expand(copies))[:, None]
 
     def adapted(self, backbone: ClipBackbone, prior: Tensor) -> Tensor:
         """Returns the abnormal prompts' embeddings `[B, K, D]` with a prior added to every abnormal token: one pass.
@@ -225,15 +228,23 @@ class ObjectPrompts(WordTokens):
         Reference: FAPrompt, Eq. (4).
         """
         tokens = (self.abnormal_tokens + prior[:, None, None]).flatten(0, 1)  # [B * K, m, width]
-        embedded = self._embed(backbone, self._abnormal(tokens), self.end[1:].repeat(prior.shape[0]))
+        embedded = self.embed(backbone, self._abnormal(tokens), self.end[1:].repeat(prior.shape[0]))
         return embedded.unflatten(0, (-1, self.abnormal_tokens.shape[0]))
 
-    def _embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor) -> Tensor:
+    def embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Returns the embeddings `[M, D]` of prompts `[M, T, width]` with these deep tokens, not normalised: one pass.
+
+        Args:
+            backbone: The one that the prompts were built for.
+            prompts: With or without what is learnt.
+            end: `[M]`, where each ends.
+            sizes: How many, one after the other, begin with the same tokens; `None` is all.
+        """
         deep = () if self.deep is None else self.deep(prompts.shape[0])
         shared = 1 + (self.normal_tokens.shape[1] if self.compound else 0)  # the start token, and V
         if any(tokens.dim() == 3 for tokens in deep):
             shared = 0
-        embedded: Tensor = backbone.text(prompts, end, deep, shared)
+        embedded: Tensor = backbone.text(prompts, end, deep, shared, sizes)
         return embedded
 
     def _abnormal(self, tokens: Tensor) -> Tensor:
@@ -241,6 +252,19 @@ class ObjectPrompts(WordTokens):
         if self.compound:
             tokens = torch.cat([self.normal_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return fill_gap(self.abnormal_words, tokens)
+
+
+def embed_together(backbone: ClipBackbone, sets: Sequence[ObjectPrompts]) -> Tensor:
+    """Returns the text embeddings of S sets of prompts, `[S, 1 + K, D]`, the normal one first: one pass.
+
+    Args:
+        backbone: The one that the prompts were built for.
+        sets: Of the same words and numbers of tokens; they share their deep tokens.
+    """
+    prompts = torch.stack([one.prompts() for one in sets])  # [S, 1 + K, T, width]
+    count, size = prompts.shape[:2]
+    ends = torch.cat([one.end for one in sets])
+    return sets[0].embed(backbone, prompts.flatten(0, 1), ends, [size] * count).unflatten(0, (count, size))
 
 
 class SentenceIds:

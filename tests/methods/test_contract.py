@@ -19,7 +19,6 @@ from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.cocoop import CoCoOp
 from afclip_lightning.methods.coop import CoOp
 from afclip_lightning.methods.faprompt import FAPrompt
-from afclip_lightning.methods.glocalclip import GlocalCLIP
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.methods.mrad import MRAD
 from afclip_lightning.methods.patch_logit import PatchLogit
@@ -43,7 +42,6 @@ from tests.support.methods import (
 TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batch of it, in a fit, in each step of it
     FAPrompt: (1, 1, 0, 2),  # the prior needs the image
     AdaCLIP: (0, 1, 0, 1),  # so do its prompts
-    GlocalCLIP: (2, 0, 0, 2),  # a pair of prompts for the image, and one for the patches
     AACLIP: (2, 0, 0, 1),  # fixed after its text stage, which is all of this fit
     AdaptCLIP: (2, 0, 1, 1),  # the learnt prompts, and fixed sentences
     CoOp: (2, 0, 0, 1),  # category by category
