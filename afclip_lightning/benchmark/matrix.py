@@ -295,8 +295,7 @@ class _Builder:
         head = (f"--ckpt_path={CELL}/fit/{HEAD_FILE}",) if self.train else ()
         for test in tests:
             for shots in self.method.shots:
-                few = (f"--model.k_shot={shots}", f"--model.shot_seed={self.seed}") if shots else ()
-                yield self._step("test", f"{_slug(test)}-{shots}", test, test, (*few, *head), fitted, shots)
+                yield self._step("test", f"{_slug(test)}-{shots}", test, test, head, fitted, shots)
 
     def _step(
         self, command: str, name: str, read: str, test: str, more: Sequence[str], fitted: str, shots: int = 0
@@ -312,6 +311,8 @@ class _Builder:
         cls = find_method(self.method_name, list(configs.values()))
         if shots and not cls.takes_few_shot:
             raise UserError(f"methods.{self.method_name}.shots: {cls.__name__} takes no images of the tested category.")
+        if test and cls.takes_few_shot:  # 0 too: a config may have another number
+            more = (f"--model.k_shot={shots}", f"--model.shot_seed={self.seed}", *more)
         if self.matrix.store and not cls.needs_pixels:
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
         configs[self.folder / f"data-{_slug(read)}.yaml"] = {"data": self.sections[read]}

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from afclip_lightning.benchmark.matrix import CELL, Plan, load_matrix, plan
+from afclip_lightning.engine.factory import methods
 from afclip_lightning.errors import UserError
 from tests.support import REPOSITORY
 from tests.support.layouts.mvtec import write_mvtec
@@ -196,7 +197,7 @@ def test_mistakes_are_named(old: str, new: str, told: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["benchmark", "benchmark_papers", "ablation"])
+@pytest.mark.parametrize("name", ["benchmark", "benchmark_papers", "ablation", "comparison/demo", "comparison/real"])
 def test_the_matrices_of_the_project_name_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     matrix = load_matrix([Path(f"experiments/{name}.yaml")])
@@ -207,6 +208,35 @@ def test_the_matrices_of_the_project_name_what_there_is(name: str, monkeypatch: 
             for transfer in matrix.transfers:
                 for test in tests if method.tests is None else method.tests:
                     assert Path(template.format(train=transfer.train, test=test)).is_file()
+
+
+NOT_IN_THE_PAPERS_MATRIX = {
+    "PatchLogit": "ours, and made for a DINOv2 (the ready model `real`); experiments/comparison has it",
+}
+
+
+@pytest.mark.slow
+def test_every_method_is_at_the_papers_size_or_has_a_reason_not_to_be() -> None:
+    matrix = load_matrix([REPOSITORY / "experiments/benchmark_papers.yaml"])
+    configs = {c.format(train="mvtec", test="mvtec") for method in matrix.methods.values() for c in method.configs}
+    run = {yaml.safe_load((REPOSITORY / config).read_text())["model"]["class_path"] for config in configs}
+    assert run | NOT_IN_THE_PAPERS_MATRIX.keys() == methods().keys()
+    assert not run & NOT_IN_THE_PAPERS_MATRIX.keys()
+
+
+@pytest.mark.slow
+def test_every_method_is_on_the_demo() -> None:
+    matrix = load_matrix([REPOSITORY / "experiments/comparison/demo.yaml"])
+    configs = {config for method in matrix.methods.values() for config in method.configs}
+    run = {yaml.safe_load((REPOSITORY / config).read_text())["model"]["class_path"] for config in configs}
+    assert run == methods().keys()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_test_without_few_shot_images_says_so_whatever_the_config_has() -> None:
+    text = MATRIX.replace("configs/dual_image_demo.yaml", "configs/anomalydino_demo.yaml")  # k_shot: 4
+    cell = next(cell for cell in planned(text).cells if cell.method == "Dual-Image")
+    assert all("--model.k_shot=0" in step.arguments for step in cell.steps)
 
 
 def test_every_ablation_is_run() -> None:
