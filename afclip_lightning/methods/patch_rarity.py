@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.arguments import require_layers, require_not_negative, require_shares
@@ -26,11 +27,14 @@ def patch_rarity(tokens: Tensor, share: float) -> Tensor:
         patches = F.normalize(tokens[:, 1:].float(), dim=-1)
         count = patches.shape[1]
         nearest = max(1, round(share * (count - 1)))
-        # image by image: the similarities of a whole batch would be the largest tensor of all
+        itself = torch.eye(count, dtype=torch.bool, device=patches.device)
+        # image by image: the similarities of a whole batch would be the largest tensor of all; a graph has no such loop
+        images = [patches] if is_exporting() else patches.split(1)
         similarity = [
-            (image @ image.T).fill_diagonal_(-torch.inf).topk(nearest, dim=1).values.mean(dim=1) for image in patches
+            (image @ image.mT).masked_fill_(itself, -torch.inf).topk(nearest, dim=-1).values.mean(dim=-1)
+            for image in images
         ]
-    return (1 - torch.stack(similarity)) / 2
+    return (1 - torch.cat(similarity)) / 2
 
 
 class PatchRarity(AnomalyMethod):

@@ -81,6 +81,12 @@ def test_onnx_gives_the_numbers_of_the_model(tmp_path: Path, name: str, shots: i
         ("SubspaceAD", 2, {}),
         ("MRAD", 0, {"variant": "TF", "neighbours": 5}),
         ("WinCLIP", 2, {}),
+        ("PatchRarity", 0, {}),
+        ("Fusion", 0, {}),
+        ("NearestNeighbours", 2, {}),
+        ("HeadWithMemory", 2, {}),
+        ("PatchLogit", 2, {}),
+        ("UniADet", 2, {}),
     ],
 )
 def test_a_torch_program_gives_the_numbers_of_the_model(
