@@ -1,0 +1,169 @@
+"""The tables of docs/comparison.md, from what the benchmark measured and what `experiments/methods` says of the cost.
+
+python -m experiments.comparison.tables runs/demo/results.csv runs/real/results.csv    # keeps what the tables need
+python -m experiments.comparison.tables                                                # writes the page's tables
+
+What is kept of a benchmark is the means over the categories: `demo.csv` and `real.csv`, beside the matrices.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, get_args
+
+from afclip_lightning.benchmark.files import read_yaml
+from afclip_lightning.benchmark.matrix import Method, load_matrix
+from afclip_lightning.benchmark.probe import find_method
+from afclip_lightning.benchmark.render import TITLE, spread
+from afclip_lightning.files import write_text
+from afclip_lightning.files.tables import csv_text, read_rows
+from afclip_lightning.results import MEAN, METRICS
+from experiments.methods import table as cost_table
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "comparison.md"
+KEPT = ("method", "dataset", "shots", "seed", *METRICS)
+Setting = Literal["demo", "real"]
+SHOWN: dict[Setting, dict[str, tuple[str, ...]]] = {  # metrics by dataset
+    "demo": {"synthetic": ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")},
+    "real": {
+        "leather": ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro"),
+        "hazelnut": ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro"),
+        "brain": ("image_auroc",),
+    },
+}
+COST = {
+    "trainable_parameters": "parameters",
+    "gflops": "GFLOP",
+    "test_8": "test",
+    "step_8": "step",
+}
+# What a method is called in `cost.csv`, where it is called otherwise or is measured in a part.
+COST_NAMES = {
+    "AA-CLIP": "AA-CLIP, visual stage",
+    "AnomalyDINO": "AnomalyDINO, 1 shot",
+    "Dual-Image": "Dual-Image CLIP without adaptation",
+    "Nearest neighbours": "Nearest neighbours, 1 shot",
+    "PatchLogit": "Patch logit",
+    "SubspaceAD": "SubspaceAD, 1 shot",
+}
+GROUPS = ("Zero-shot, each image by itself", "With few-shot images", "Zero-shot, all test images at once")
+FEW_SHOT = " few-shot"  # ends the name of a method that a matrix lists again, for the sets with few-shot images
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table.
+
+    Attributes:
+        group: Its place in `GROUPS`.
+        method: Its name.
+        shots: Normal images per category.
+        trains: Whether it is fitted on the training set.
+        values: In percent, one per seed, by dataset and metric.
+    """
+
+    group: int
+    method: str
+    shots: int
+    trains: bool
+    values: Mapping[tuple[str, str], Sequence[float]]
+
+
+def keep(source: Path, setting: Setting) -> None:
+    """Writes what the tables need of a benchmark's results.csv beside its matrix."""
+    kept: dict[tuple[str, ...], dict[str, str]] = {}
+    for _, row in read_rows(source):
+        if row["category"] == MEAN:
+            kept.setdefault(tuple(row[column] for column in KEPT[:4]), {})[row["metric"]] = f"{float(row['value']):.7f}"
+    lines = [[*key, *(metrics.get(metric, "") for metric in METRICS)] for key, metrics in sorted(kept.items())]
+    write_text(HERE / f"{setting}.csv", csv_text(KEPT, lines))
+
+
+def group_of(name: str, method: Method, shots: int) -> int:
+    """Returns which group a method belongs to, with so many few-shot images."""
+    cls = find_method(name, [read_yaml(HERE.parents[1] / config) for config in method.configs])
+    with_others = {"always": True, "with few-shot images": shots > 0, "without few-shot images": shots == 0}
+    if cls.needs_references or with_others.get(str(cls.uses_test_set), False):
+        return 2
+    return 1 if shots else 0
+
+
+def lines_of(setting: Setting) -> list[Line]:
+    """Returns the lines of a setting's table, group by group, in the order of its matrix."""
+    matrix = load_matrix([HERE / f"{setting}.yaml"])
+    found: dict[tuple[str, int], dict[tuple[str, str], list[float]]] = {}
+    for _, row in read_rows(HERE / f"{setting}.csv"):
+        values = found.setdefault((row["method"], int(row["shots"])), {})
+        for dataset, metrics in SHOWN[setting].items():
+            for metric in metrics if row["dataset"] == dataset else ():
+                values.setdefault((dataset, metric), []).extend([100 * float(row[metric])] if row[metric] else [])
+    lines = [
+        Line(group_of(name, method, shots), name.removesuffix(FEW_SHOT), shots, method.trains, found[name, shots])
+        for name, method in matrix.methods.items()
+        for shots in method.shots
+        if (name, shots) in found
+    ]
+    return sorted(lines, key=lambda line: line.group)  # stable
+
+
+def cost_of(method: str, costs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Returns the cells on cost: empty where nothing was measured."""
+    row = costs.get(COST_NAMES.get(method, method), {})
+    parameters, *others = (row.get(column, "") for column in COST)
+    return [f"{int(parameters):,}" if parameters else "", *others]
+
+
+def render(setting: Setting) -> str:
+    """Returns a setting's table as Markdown."""
+    costs = cost_table.read()
+    columns = [(dataset, metric) for dataset, metrics in SHOWN[setting].items() for metric in metrics]
+    several = len(SHOWN[setting]) > 1
+    titles = [f"{dataset}: {TITLE[metric]}" if several else TITLE[metric] for dataset, metric in columns]
+    head = ["few-shot images", "seeds", *titles, *COST.values()]
+    text = [f"| | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
+    lines = lines_of(setting)
+    for group, members in groupby(lines, key=lambda line: line.group):
+        text.append(_row([f"**{GROUPS[group]}**", *[""] * len(head)]))
+        for line in members:
+            cells = [spread(line.values.get(column, [])) for column in columns]
+            seeds = max(map(len, line.values.values()))
+            name = f"{line.method} †" if line.trains else line.method
+            text.append(_row([name, str(line.shots), str(seeds), *cells, *cost_of(line.method, costs)]))
+    known = {line.method for line in lines}
+    names = dict.fromkeys(name.removesuffix(FEW_SHOT) for name in load_matrix([HERE / f"{setting}.yaml"]).methods)
+    missing = [name for name in names if name not in known]
+    if missing:
+        text += ["", f"In the matrix and not measured yet: {', '.join(missing)}."]
+    return "\n".join(text) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|"
+
+
+def in_page(page: str) -> str:
+    """Returns the page with the tables in their places."""
+    for setting in get_args(Setting):
+        begin, end = (
+            f"<!-- {setting}: written by experiments/comparison/tables.py -->\n",
+            f"<!-- end of {setting} -->\n",
+        )
+        before, _, rest = page.partition(begin)
+        page = before + begin + render(setting) + end + rest.partition(end)[2]
+    return page
+
+
+def main() -> None:
+    """Keeps what the results named on the command line say, and writes the page's tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="*", help="results.csv of the demo, and of the real sets")
+    for setting, source in zip(get_args(Setting), parser.parse_args().results, strict=False):
+        keep(source, setting)
+    write_text(PAGE, in_page(PAGE.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The tables of the comparison are those of the measured rows, in the groups that the methods themselves name."""
+
+from pathlib import Path
+
+import pytest
+
+from afclip_lightning.benchmark.matrix import load_matrix
+from experiments.comparison import tables
+
+
+def test_the_page_has_the_tables_of_the_measured_rows() -> None:
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.in_page(page) == page, "run python -m experiments.comparison.tables"
+
+
+@pytest.mark.parametrize(
+    ("method", "shots", "group"),
+    [
+        ("Patch rarity", 0, 0),
+        ("SubspaceAD", 1, 1),
+        ("SubspaceAD batched", 0, 2),
+        ("APRIL-GAN", 0, 0),
+        ("APRIL-GAN", 4, 2),  # scales its scores over the test images then
+        ("Dual-Image", 0, 2),
+        ("MuSc", 0, 2),
+    ],
+)
+def test_a_method_stands_in_the_group_of_what_it_looks_at(method: str, shots: int, group: int) -> None:
+    matrix = load_matrix([tables.HERE / "demo.yaml"])
+    assert tables.group_of(method, matrix.methods[method], shots) == group
+
+
+def test_means_of_a_benchmark_are_kept_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    rows = ["metal,image_auroc,0.5", "mean,image_auroc,0.25", "mean,pixel_pro,0.125"]
+    lines = [
+        f"CLIP,synthetic,{category},0,3,{metric},{value}" for category, metric, value in (r.split(",") for r in rows)
+    ]
+    source = tmp_path / "results.csv"
+    source.write_text("\n".join(["method,dataset,category,shots,seed,metric,value", *lines, ""]))
+    tables.keep(source, "demo")
+    kept = (tmp_path / "demo.csv").read_text().splitlines()
+    assert kept == [
+        "method,dataset,shots,seed,image_auroc,image_ap,image_f1_max,pixel_auroc,pixel_ap,pixel_f1_max,pixel_pro",
+        "CLIP,synthetic,0,3,0.2500000,,,,,,0.1250000",
+    ]
