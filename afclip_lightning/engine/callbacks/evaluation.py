@@ -284,8 +284,8 @@ def _check_tiled(method: Any) -> None:
 
 def _methods(pl_module: Any) -> Mapping[str, Any]:
     """Returns the methods of a pass by name: the module itself, unless several share it."""
-    heads: Mapping[str, Any] = pl_module.heads if hasattr(pl_module, "heads") else {MAIN_HEAD: pl_module}
-    return heads
+    heads = getattr(pl_module, "heads", None)
+    return heads if isinstance(heads, Mapping) else {MAIN_HEAD: pl_module}  # a fusion's heads are parts of one method
 
 
 def _fingerprint(path: Path) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lightning import LightningModule, Trainer
 from PIL import Image
+from torch import nn
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.views import score_views
@@ -250,6 +251,12 @@ def test_several_heads_have_the_tables_that_each_has_alone(root: Path, tmp_path:
     assert evaluation.heads["other"].title == "Beside · checkpoint other.ckpt (None)"
     metric = f"images/{evaluation.main.rows[0].category}/image_auroc"
     assert {f"test/{metric}", f"test/other/{metric}"} <= together.callback_metrics.keys()
+
+
+def test_a_method_that_is_made_of_heads_is_one_method(root: Path, tmp_path: Path) -> None:
+    model = Brightness()
+    model.heads = nn.ModuleList([nn.Identity()])  # as a fusion has them
+    assert list(evaluated(root, tmp_path, model).heads) == ["main"]
 
 
 def test_a_pass_that_fails_leaves_nothing_for_the_next(root: Path, tmp_path: Path) -> None:
