@@ -6,10 +6,11 @@
 
 Each method and batch size runs in a process of its own, which tells its memory, on random weights and images. Every
 call comes right after a pass of the backbone alone (the class token's embedding, nothing tapped); reported is the
-median of the ratios. A test is taken apart: `forward` is the backbone's pass with what the method taps and encodes
-beside, `head` what it makes of it, `maps` its upsampling and smoothing, `metrics` what the scores cost then. A training
-step is the head's, without the backbone's pass: losses, backward pass and optimiser. Text that does not depend on the
-image is embedded before. `over batch 1` is the test of a batch over those of as many single images, in turns.
+median of the ratios, on a CPU of seconds of the processor, so that other work counts less: set OMP_NUM_THREADS to 1. A
+test is taken apart: `forward` is the backbone's pass with what the method taps and encodes beside, `head` what it makes
+of it, `maps` its upsampling and smoothing, `metrics` what the scores cost then. A training step is the head's, without
+the backbone's pass: losses, backward pass and optimiser. Text that does not depend on the image is embedded before.
+`over batch 1` is the test of a batch over those of as many single images, in turns.
 
 Operations are counted for one image's test, a multiplication and an addition being two. On a GPU the rate of the pass
 is also given as a share of what the device reaches in a plain product of large matrices of the same type.
@@ -38,6 +39,7 @@ from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
+from afclip_lightning.methods.anomalydino import AnomalyDINO
 from afclip_lightning.methods.anovl import AnoVL
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.methods.base import AnomalyMethod
@@ -46,16 +48,43 @@ from afclip_lightning.methods.cocoop import CoCoOp
 from afclip_lightning.methods.coop import CoOp
 from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_lightning.methods.fusion import Fusion
 from afclip_lightning.methods.glocalclip import GlocalCLIP
+from afclip_lightning.methods.head_with_memory import HeadWithMemory
 from afclip_lightning.methods.kanoclip import KAnoCLIP
+from afclip_lightning.methods.mrad import MEMORY, MRAD, Variant
+from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
+from afclip_lightning.methods.patch_logit import PatchLogit
+from afclip_lightning.methods.patch_rarity import PatchRarity
+from afclip_lightning.methods.subspacead import SubspaceAD
+from afclip_lightning.methods.uniadet import UniADet
 from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.types import Batch, Sample
+from experiments.methods import table as cost_table
 
 
 def quarters(backbone: ClipBackbone) -> list[int]:
     """Returns the blocks at the quarters of the depth, which stand for 6, 12, 18 and 24 of ViT-L/14."""
     return [backbone.vision.depth * i // 4 for i in (1, 2, 3, 4)]
+
+
+KEYS_OF_VISA = (962, 1200, 2162, 1200)  # of MRAD's memory, by their kind: no image of VisA lacks a mask
+
+
+def mrad(backbone: ClipBackbone, variant: Variant) -> MRAD:
+    """Returns MRAD with a memory as large as that of VisA's test split, of random keys."""
+    method = MRAD(backbone, variant=variant, layer=backbone.vision.depth)
+    for name, rows in zip(MEMORY, KEYS_OF_VISA, strict=True):
+        keys = getattr(method, name)
+        setattr(method, name, torch.nn.functional.normalize(torch.randn(rows, keys.shape[1]), dim=-1))
+    return method
+
+
+def fusion(backbone: ClipBackbone) -> Fusion:
+    """Returns the fusion of AF-CLIP and patch rarity on the same blocks."""
+    arguments = {"layers": quarters(backbone)}
+    return Fusion(backbone, [{"method": name, "arguments": arguments} for name in ("AFCLIP", "PatchRarity")])
 
 
 METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
@@ -75,6 +104,20 @@ METHODS: dict[str, Callable[[ClipBackbone], AnomalyMethod]] = {
     "Dual-Image CLIP without adaptation": lambda b: DualImageCLIP(b, steps=0),
     "AnoVL without adaptation and views": lambda b: AnoVL(b, steps=0, augment=False),
     "WinCLIP": WinCLIP,
+    "UniADet": lambda b: UniADet(b, layers=quarters(b)),
+    "MRAD-TF": lambda b: mrad(b, "TF"),
+    "MRAD-FT": lambda b: mrad(b, "FT"),
+    "Patch logit": lambda b: PatchLogit(b, layers=quarters(b)),
+    "Patch rarity": lambda b: PatchRarity(b, layers=quarters(b)),
+    "Nearest neighbours, 1 shot": lambda b: NearestNeighbours(b, layers=quarters(b), k_shot=1),
+    "AnomalyDINO, 1 shot": lambda b: AnomalyDINO(b, k_shot=1),
+    "SubspaceAD, 1 shot": lambda b: SubspaceAD(b, layers=quarters(b), k_shot=1),
+    "Head with memory, 1 shot": lambda b: HeadWithMemory(b, layers=quarters(b), k_shot=1),
+    "Fusion of AF-CLIP and patch rarity": fusion,
+}
+WITHOUT_COST = {  # by their classes
+    "MuSc": "an image has no cost of its own: it is compared with all test images of its category",
+    "MuSc2": "an image has no cost of its own: it is compared with all test images of its category",
 }
 
 
@@ -102,12 +145,13 @@ UPSAMPLING = ("upsample_and_smooth", "pool_and_upsample", "upsample")
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
-    """Returns how long a call takes, with the device's work."""
-    start = time.perf_counter()
+    """Returns how long a call takes: in the processor's own seconds, or with the GPU's work."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def operations(call: Callable[[], Any]) -> int:
@@ -180,6 +224,9 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
         return {**taken, "test": forward + score}
 
     with torch.no_grad(), autocast():
+        if method.k_shot:  # what few-shot images cost is paid once, and not by a test image
+            for key in set(batch.keys):
+                method.fit_memory(key, images(method.k_shot, backbone.image_size, "cpu").image)
         method.on_evaluation_start()
         test()
         with torch.enable_grad():  # the counter follows gradients of what has any
@@ -229,7 +276,8 @@ def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, preci
             ratios["step"].append(seconds(step, device) / before)
         result["step_mb"] = peak_mb(device)
     result |= {name: statistics.median(values) for name, values in ratios.items()}
-    result["parameters"] = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    trained = method.parameters() if optimizer is not None else []
+    result["parameters"] = sum(p.numel() for p in trained if p.requires_grad)
     return result
 
 
@@ -271,6 +319,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
     parser.add_argument("--json", type=Path, help="write the numbers there too")
+    parser.add_argument(
+        "--csv", action="store_true", help="put the rows into cost.csv, which README's table is made of"
+    )
     parser.add_argument("--one", action="store_true", help="the first method and batch size, here; prints JSON")
     options = parser.parse_args()
     if options.one:
@@ -291,6 +342,8 @@ def main() -> None:
             )
             results.setdefault(str(count), {})[name] = json.loads(done.stdout.splitlines()[-1])
             print(name, count, results[str(count)][name], file=sys.stderr, flush=True)
+    if options.csv:
+        cost_table.update(results)
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{options.model}, {options.image_size or 'its own'} px, {options.precision}, {where}; times over the pass")
     for count, rows in results.items():

@@ -3,6 +3,9 @@
 python -m experiments.methods.table    # writes it into the page
 """
 
+import csv
+import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from afclip_lightning.files import write_text
@@ -25,6 +28,24 @@ COLUMNS = {
 def read() -> dict[str, dict[str, str]]:
     """Returns the rows by method; times are ratios to the backbone's pass, and what is not known is empty."""
     return {row["method"]: row for _, row in read_rows(COSTS)}
+
+
+def update(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Puts what `benchmark.py` measured into the file, by batch size and method; rows of other methods stay."""
+    rows = read()
+    for batch, of_batch in measured.items():
+        for method, values in of_batch.items():
+            row = rows.setdefault(method, dict.fromkeys(["method", *COLUMNS, "note"], ""))
+            row |= {"method": method, "trainable_parameters": str(int(values["parameters"]))}
+            row |= {"gflops": f"{values['gflops']:.1f}"}
+            row |= {f"{what}_{batch}": f"{values[what]:.2f}" for what in ("test", "step") if what in values}
+            if "over_single" in values:
+                row["over_singles"] = f"{values['over_single']:.2f}"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["method", *COLUMNS, "note"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
+    write_text(COSTS, text.getvalue())
 
 
 def render() -> str:
