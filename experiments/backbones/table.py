@@ -9,9 +9,9 @@ from pathlib import Path
 from afclip_lightning.backbones.presets import PRESETS, Preset
 from afclip_lightning.files import write_text
 from experiments.backbones.cost import read
+from experiments.pages import with_part
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
-BEGIN, END = "<!-- presets: written by experiments/backbones/table.py -->\n", "<!-- end of presets -->\n"
 HEAD = "| preset | model, weights | text | licence | download | native | input | taps | GFLOPs | cost |"
 RULE = "|---|---|---|---|---:|---:|---:|---|---:|---:|"
 
@@ -47,8 +47,7 @@ def render() -> str:
 
 def in_page(page: str) -> str:
     """Returns the page with the table in its place."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + render() + END + rest.partition(END)[2]
+    return with_part(page, "presets", "experiments/backbones/table.py", render())
 
 
 if __name__ == "__main__":

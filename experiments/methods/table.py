@@ -3,17 +3,15 @@
 python -m experiments.methods.table    # writes it into the page
 """
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from afclip_lightning.files import write_text
-from afclip_lightning.files.tables import read_rows
+from afclip_lightning.files.tables import csv_text, read_rows
+from experiments.pages import table_row, with_part
 
 COSTS = Path(__file__).with_name("cost.csv")
 PAGE = Path(__file__).parents[2] / "README.md"
-BEGIN, END = "<!-- costs: written by experiments/methods/table.py -->\n", "<!-- end of costs -->\n"
 COLUMNS = {
     "trainable_parameters": "trainable parameters",
     "gflops": "GFLOP a test image",
@@ -23,6 +21,7 @@ COLUMNS = {
     "step_8": "step, batch 8",
     "over_singles": "8 over singles",
 }
+KEPT = ("method", *COLUMNS, "note")
 
 
 def read() -> dict[str, dict[str, str]]:
@@ -35,17 +34,13 @@ def update(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     rows = read()
     for batch, of_batch in measured.items():
         for method, values in of_batch.items():
-            row = rows.setdefault(method, dict.fromkeys(["method", *COLUMNS, "note"], ""))
+            row = rows.setdefault(method, dict.fromkeys(KEPT, ""))
             row |= {"method": method, "trainable_parameters": str(int(values["parameters"]))}
             row |= {"gflops": f"{values['gflops']:.1f}"}
             row |= {f"{what}_{batch}": f"{values[what]:.2f}" for what in ("test", "step") if what in values}
             if "over_single" in values:
                 row["over_singles"] = f"{values['over_single']:.2f}"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["method", *COLUMNS, "note"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows.values())
-    write_text(COSTS, text.getvalue())
+    write_text(COSTS, csv_text(KEPT, ([row[column] for column in KEPT] for row in rows.values())))
 
 
 def render() -> str:
@@ -55,15 +50,14 @@ def render() -> str:
     for method, row in rows.items():
         cells = [row[column] for column in COLUMNS]
         cells[0] = f"{int(cells[0]):,}"
-        lines.append("".join(f"| {cell} " if cell else "| " for cell in [method, *cells]) + "|")
+        lines.append(table_row([method, *cells]))
     notes = [f"- {method}: {row['note']}." for method, row in rows.items() if row["note"]]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def in_page(page: str) -> str:
     """Returns the page with the table in its place."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + render() + END + rest.partition(END)[2]
+    return with_part(page, "costs", "experiments/methods/table.py", render())
 
 
 if __name__ == "__main__":
