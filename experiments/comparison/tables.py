@@ -7,7 +7,7 @@ What is kept of a benchmark is the means over the categories: `demo.csv` and `re
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +21,7 @@ from afclip_lightning.files import write_text
 from afclip_lightning.files.tables import csv_text, read_rows
 from afclip_lightning.results import MEAN, METRICS
 from experiments.methods import table as cost_table
+from experiments.pages import table_row, with_part
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "comparison.md"
@@ -40,14 +41,11 @@ COST = {
     "test_8": "test",
     "step_8": "step",
 }
-# What a method is called in `cost.csv`, where it is called otherwise or is measured in a part.
+# What a method without few-shot images is called in `cost.csv`, where it is called otherwise or is measured in a part.
 COST_NAMES = {
     "AA-CLIP": "AA-CLIP, visual stage",
-    "AnomalyDINO": "AnomalyDINO, 1 shot",
     "Dual-Image": "Dual-Image CLIP without adaptation",
-    "Nearest neighbours": "Nearest neighbours, 1 shot",
     "PatchLogit": "Patch logit",
-    "SubspaceAD": "SubspaceAD, 1 shot",
 }
 GROUPS = ("Zero-shot, each image by itself", "With few-shot images", "Zero-shot, all test images at once")
 FEW_SHOT = " few-shot"  # ends the name of a method that a matrix lists again, for the sets with few-shot images
@@ -109,10 +107,10 @@ def lines_of(setting: Setting) -> list[Line]:
     return sorted(lines, key=lambda line: line.group)  # stable
 
 
-def cost_of(method: str, costs: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Returns the cells on cost: empty where nothing was measured."""
-    row = costs.get(COST_NAMES.get(method, method), {})
-    parameters, *others = (row.get(column, "") for column in COST)
+def cost_of(method: str, shots: int, costs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Returns the cells on cost: empty where nothing was measured, with so many few-shot images."""
+    cost = costs.get(f"{method}, {shots} shot" if shots else COST_NAMES.get(method, method), {})
+    parameters, *others = (cost.get(column, "") for column in COST)
     return [f"{int(parameters):,}" if parameters else "", *others]
 
 
@@ -126,12 +124,14 @@ def render(setting: Setting) -> str:
     text = [f"| | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
     lines = lines_of(setting)
     for group, members in groupby(lines, key=lambda line: line.group):
-        text.append(_row([f"**{GROUPS[group]}**", *[""] * len(head)]))
+        text.append(table_row([f"**{GROUPS[group]}**", *[""] * len(head)]))
         for line in members:
             cells = [spread(line.values.get(column, [])) for column in columns]
             seeds = max(map(len, line.values.values()))
             name = f"{line.method} †" if line.trains else line.method
-            text.append(_row([name, str(line.shots), str(seeds), *cells, *cost_of(line.method, costs)]))
+            text.append(
+                table_row([name, str(line.shots), str(seeds), *cells, *cost_of(line.method, line.shots, costs)])
+            )
     known = {line.method for line in lines}
     names = dict.fromkeys(name.removesuffix(FEW_SHOT) for name in load_matrix([HERE / f"{setting}.yaml"]).methods)
     missing = [name for name in names if name not in known]
@@ -140,19 +140,10 @@ def render(setting: Setting) -> str:
     return "\n".join(text) + "\n"
 
 
-def _row(cells: Iterable[str]) -> str:
-    return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|"
-
-
 def in_page(page: str) -> str:
     """Returns the page with the tables in their places."""
     for setting in get_args(Setting):
-        begin, end = (
-            f"<!-- {setting}: written by experiments/comparison/tables.py -->\n",
-            f"<!-- end of {setting} -->\n",
-        )
-        before, _, rest = page.partition(begin)
-        page = before + begin + render(setting) + end + rest.partition(end)[2]
+        page = with_part(page, setting, "experiments/comparison/tables.py", render(setting))
     return page
 
 

@@ -30,6 +30,16 @@ def test_a_method_stands_in_the_group_of_what_it_looks_at(method: str, shots: in
     assert tables.group_of(method, matrix.methods[method], shots) == group
 
 
+@pytest.mark.parametrize(("shots", "measured"), [(0, "1.17"), (1, ""), (4, "")])
+def test_what_few_shot_images_cost_is_not_taken_from_other_numbers_of_them(shots: int, measured: str) -> None:
+    costs = {
+        "AdaptCLIP": {"trainable_parameters": "1099458", "test_8": "1.17"},
+        "SubspaceAD, 1 shot": {"test_8": "1.00"},
+    }
+    assert tables.cost_of("AdaptCLIP", shots, costs)[2:3] == [measured]
+    assert tables.cost_of("SubspaceAD", shots, costs)[2:3] == ["1.00" if shots == 1 else ""]
+
+
 def test_means_of_a_benchmark_are_kept_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "HERE", tmp_path)
     rows = ["metal,image_auroc,0.5", "mean,image_auroc,0.25", "mean,pixel_pro,0.125"]
