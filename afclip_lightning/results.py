@@ -45,7 +45,8 @@ def is_anomalous(score: "float | np.ndarray", threshold: float) -> "bool | np.nd
         score: Of an image or a pixel, or any array of them.
         threshold: In the same unit.
     """
-    return score > threshold
+    # NumPy would round the threshold to an array's float32, beyond the score just above or below it.
+    return (score if isinstance(score, float) else score.astype(float)) > threshold
 
 
 class ImageScore(NamedTuple):

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +14,21 @@ def import_submodules(package: ModuleType) -> None:
 
 
 def descendants(cls: type) -> list[type[Any]]:
-    """Returns all classes that inherit from one and were imported, each once, parents first."""
-    classes: list[type[Any]] = cls.__subclasses__()
+    """Returns all classes that inherit from one and were imported, each once, parents first.
+
+    A class that only bears the name of another is left out: `torch.export` derives one from the class of the module
+    that it traces, under the same module and name, and it lives until the garbage collector comes by.
+    """
+    classes = _children(cls)
     for found in classes:  # grows while it is walked
-        classes += [inner for inner in found.__subclasses__() if inner not in classes]
+        classes += [inner for inner in _children(found) if inner not in classes]
     return classes
+
+
+def _children(cls: type[Any]) -> list[type[Any]]:
+    return [inner for inner in cls.__subclasses__() if _own_name(inner)]
+
+
+def _own_name(cls: type) -> bool:
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, cls.__qualname__, cls) is cls

@@ -22,7 +22,7 @@ from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.medical import SUBSETS as MEDICAL
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic
-from afclip_lightning.discovery import import_submodules
+from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
 
@@ -124,9 +124,7 @@ def test_the_table_of_the_readme_names_the_same_folders() -> None:
 
 
 def test_every_published_set_has_a_config() -> None:
-    classes = AnomalyDataModule.__subclasses__()
-    for cls in classes:
-        classes += cls.__subclasses__()
+    classes = descendants(AnomalyDataModule)
     folder = Path(afclip_lightning.datasets.__path__[0])
     shipped = [cls for cls in classes if Path(inspect.getfile(cls)).parent == folder and cls is not Synthetic]
     published = {cls.name for cls in shipped if getattr(cls, "name", "")}

@@ -20,6 +20,7 @@ from afclip_lightning.metrics import (
     threshold_at_fpr,
     threshold_at_sensitivity,
 )
+from afclip_lightning.results import is_anomalous
 from tests.reference import metrics_naive as naive
 
 # Few distinct values: ties are the hard part. Some are apart by less than a bin of 10 bits, some are huge or negative.
@@ -138,8 +139,16 @@ def test_threshold_at_a_sensitivity():
 def test_thresholds_of_binned_scores_keep_their_promise(pairs, rate):
     scores, labels = np.array([s for s, _ in pairs], np.float32), np.array([label for _, label in pairs])
     counts = binned(scores, labels, 2**10)
-    assert (scores[labels == 0] > threshold_at_fpr(counts, rate)).mean() <= rate
-    assert (scores[labels == 1] > threshold_at_sensitivity(counts, rate)).mean() >= rate
+    assert is_anomalous(scores[labels == 0], threshold_at_fpr(counts, rate)).mean() <= rate
+    assert is_anomalous(scores[labels == 1], threshold_at_sensitivity(counts, rate)).mean() >= rate
+
+
+def test_a_threshold_between_two_numbers_of_float32_keeps_its_promise():
+    """NumPy would round it to float32 beside an array of that type; so small scores are told apart in float64 only."""
+    scores, labels = np.float32([1e-40, 1e-40]), np.array([0, 1])
+    threshold = threshold_at_sensitivity(binned(scores, labels, 2**10), 1)
+    assert is_anomalous(scores, threshold).all()
+    assert is_anomalous(float(scores[1]), threshold)
 
 
 def test_scores_known_to_be_tied_add_nothing_to_the_bounds():
