@@ -16,8 +16,8 @@ def import_submodules(package: ModuleType) -> None:
 def descendants(cls: type) -> list[type[Any]]:
     """Returns all classes that inherit from one and were imported, each once, parents first.
 
-    A class that only bears the name of another is left out: `torch.export` derives one from the class of the module
-    that it traces, under the same module and name, and it lives until the garbage collector comes by.
+    A class that only bears the name of another is left out: `torch.export` derives such classes from that of a module
+    which occurs twice in what it traces, and they live until the garbage collector comes by.
     """
     classes = _children(cls)
     for found in classes:  # grows while it is walked
