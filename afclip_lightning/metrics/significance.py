@@ -1,0 +1,193 @@
+"""Whether a method is better than another or was lucky: tests on the same images, and over categories or datasets."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+"""Confidence of intervals; a difference is called significant if its p-value is at most `1 - LEVEL`."""
+
+
+class Difference(NamedTuple):
+    """By how much one method is above another, and whether chance explains it.
+
+    Attributes:
+        value: The difference as measured, in the metric's unit.
+        low: Lower end of its interval at `LEVEL`.
+        high: Upper end.
+        p_value: Two-sided, in [0, 1]: how likely a difference at least as large is if there is none.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+class Ranking(NamedTuple):
+    """How k methods rank over n categories or datasets.
+
+    Attributes:
+        ranks: `[k]`, mean rank of each, in [1, k]; 1 is the best. Equal values share the mean of their ranks.
+        p_value: Of Friedman's test: how likely mean ranks at least as far apart are if the methods are alike.
+        critical_difference: Mean ranks that differ by at least this are significantly different (Nemenyi).
+    """
+
+    ranks: np.ndarray
+    p_value: float
+    critical_difference: float
+
+
+def delong(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the AUROCs of methods that scored the same images, and the covariance of their errors.
+
+    Mid-ranks give the structural components in O(n log n) per method instead of O(n²).
+
+    Args:
+        scores: `[k, n]`, by method.
+        labels: `[n]`, 1 = anomalous, 0 = normal.
+
+    Returns:
+        `[k]` in [0, 1] and `[k, k]`.
+
+    Raises:
+        ValueError: There are fewer than two normal or two anomalous images, of which no variance is known.
+
+    Reference: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), equations of section 2; Sun and Xu, IEEE Signal
+        Processing Letters 21 (2014), algorithm 2.
+    """
+    is_anomalous = np.asarray(labels) == 1
+    m, n = int(is_anomalous.sum()), int((~is_anomalous).sum())
+    if min(m, n) < 2:
+        raise ValueError(f"DeLong's test needs two normal and two anomalous images, got {n} and {m}")
+    anomalous, normal = scores[:, is_anomalous], scores[:, ~is_anomalous]
+    both = stats.rankdata(np.concatenate([anomalous, normal], axis=1), axis=1)
+    above = (both[:, :m] - stats.rankdata(anomalous, axis=1)) / n  # share of normal images below each anomalous one
+    below = 1 - (both[:, m:] - stats.rankdata(normal, axis=1)) / m  # share of anomalous images above each normal one
+    return above.mean(axis=1), np.atleast_2d(np.cov(above)) / m + np.atleast_2d(np.cov(below)) / n
+
+
+def delong_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> Difference:
+    """Returns by how much the AUROC of the first method is above that of the second, by DeLong's test.
+
+    Where no image says anything of the variance (both separate the images perfectly, or rank them alike), a difference
+    of 0 has the p-value 1, and another one NaN, as have the ends of its interval.
+
+    Args:
+        first: `[n]`, image scores.
+        second: `[n]`, those of the other method, of the same images.
+        labels: `[n]`, 1 = anomalous, 0 = normal.
+
+    Raises:
+        ValueError: See `delong`.
+    """
+    areas, covariance = delong(np.stack([first, second]), labels)
+    value = float(areas[0] - areas[1])
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if variance <= 1e-15 * float(covariance.trace()) or variance == 0:  # what rounding leaves of equal components
+        return Difference(0.0, 0.0, 0.0, 1.0) if abs(value) < 1e-12 else Difference(value, np.nan, np.nan, np.nan)
+    deviation = variance**0.5
+    reach = float(stats.norm.ppf((1 + LEVEL) / 2)) * deviation
+    return Difference(value, value - reach, value + reach, 2 * float(stats.norm.sf(abs(value) / deviation)))
+
+
+def bootstrap_difference(value: float, samples: np.ndarray) -> Difference:
+    """Returns a difference with the percentile interval and the two-sided p-value of its bootstrap samples.
+
+    The p-value is twice the smaller of the shares of samples at or below 0 and at or above 0, each counted with one
+    more, so that it is never 0. The interval is made of the samples themselves: it leaves 0 out exactly if the p-value
+    is at most `1 - LEVEL`.
+
+    Args:
+        value: The difference as measured.
+        samples: `[r]`, the difference in each sample of the images, the same sample for both methods.
+
+    Raises:
+        ValueError: There are too few samples for an interval at `LEVEL`.
+
+    Reference: Davison and Hinkley, Bootstrap Methods and their Application (1997), sections 4.2 and 5.3.1.
+    """
+    count = len(samples)
+    outside = int((1 - LEVEL) / 2 * (count + 1) + 1e-9)
+    if outside < 1:
+        raise ValueError(f"an interval at {LEVEL:.0%} needs {fewest_samples()} samples, got {count}")
+    ordered = np.sort(samples)
+    tail = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    p_value = min(2 * (1 + tail) / (count + 1), 1.0)
+    return Difference(value, float(ordered[outside - 1]), float(ordered[count - outside]), p_value)
+
+
+def fewest_samples() -> int:
+    """Returns how many bootstrap samples an interval at `LEVEL` needs."""
+    return round(2 / (1 - LEVEL)) - 1
+
+
+def wilcoxon(differences: np.ndarray) -> float:
+    """Returns the two-sided p-value of the signed-rank test.
+
+    It is exact for few differences, and else by the normal distribution. The ranks of differences that are 0 are split
+    between both signs, as Demšar does.
+
+    Args:
+        differences: `[n]`, of two methods, one per category or dataset.
+
+    Reference: Wilcoxon, Biometrics Bulletin 1 (1945); Demšar, JMLR 7 (2006), section 3.1.3.
+    """
+    if not np.any(differences):
+        return 1.0
+    return float(stats.wilcoxon(differences, zero_method="zsplit").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Returns p-values corrected for their number, so that one error among all of them is as unlikely as it says.
+
+    SciPy has no such correction; statsmodels has, and would bring pandas for these lines.
+
+    Args:
+        p_values: `[n]`, of tests that are looked at together.
+
+    Reference: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    values = np.asarray(p_values, float)
+    order = np.argsort(values)
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = steps.clip(max=1.0)
+    return corrected
+
+
+def ranking(values: np.ndarray) -> Ranking:
+    """Returns how methods rank over categories or datasets.
+
+    Args:
+        values: `[n, k]`, higher is better; n at least 2, k at least 3.
+
+    Reference: Friedman, JASA 32 (1937); Nemenyi (1963) as in Demšar, JMLR 7 (2006), section 3.2.2.
+    """
+    n, k = values.shape
+    ranks = stats.rankdata(-values, axis=1).mean(axis=0)
+    alike = not np.ptp(values, axis=1).any()
+    p_value = 1.0 if alike else float(stats.friedmanchisquare(*values.T).pvalue)
+    reach = float(stats.studentized_range.ppf(LEVEL, k, np.inf)) / 2**0.5
+    return Ranking(ranks, p_value, reach * (k * (k + 1) / (6 * n)) ** 0.5)
+
+
+def cliques(ranks: np.ndarray, critical_difference: float) -> list[list[int]]:
+    """Returns the largest groups of methods that do not differ significantly, the best ranks first.
+
+    Args:
+        ranks: `[k]`, mean ranks.
+        critical_difference: See `Ranking`.
+
+    Returns:
+        Positions in `ranks`, at least two per group.
+    """
+    order = [int(i) for i in np.argsort(ranks, kind="stable")]
+    groups: list[list[int]] = []
+    for start, first in enumerate(order):
+        group = [other for other in order[start:] if ranks[other] - ranks[first] < critical_difference]
+        if len(group) > 1 and not (groups and group[-1] == groups[-1][-1]):
+            groups.append(group)
+    return groups
