@@ -20,8 +20,24 @@ Count = Annotated[int, Meta(ge=0)]
 ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
 Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
 
-METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
-TITLES = ("I-AUROC", "I-AP", "I-F1", "P-AUROC", "P-AP", "P-F1", "P-PRO")
+TITLE = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1_max": "I-F1",
+    "pixel_ap": "P-AP",
+    "pixel_auroc": "P-AUROC",
+    "pixel_f1_max": "P-F1",
+    "pixel_pro": "P-PRO",
+    "pixel_pro_05": "P-PRO@5%",
+    "pixel_aupimo": "P-AUPIMO",
+}
+"""Every metric and the head of its column, in the order of all tables."""
+
+METRICS = tuple(TITLE)
+
+SHOWN = METRICS[:7]
+"""What a terminal has room for, and every table has; the others stand in files and pages, where there are any."""
+
 MEAN = "mean"
 """What stands for the category in a row that is the mean of a dataset's categories."""
 
@@ -164,20 +180,25 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def render(rows: Sequence[Row], tolerance: float = TOLERANCE) -> str:
-    """Returns an aligned Markdown table in percent; `n/a` where a metric is not defined.
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Returns the metrics that a page of these rows has columns for: those of every table, and what else a row has."""
+    return [metric for metric in METRICS if metric in SHOWN or any(metric in row.metrics for row in rows)]
+
+
+def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[str] = SHOWN) -> str:
+    """Returns an aligned Markdown table of some metrics in percent; `n/a` where one is not defined.
 
     A mean says over how many categories it is, `mean of 6`, and where a metric leaves some out, over how many that one
     is: `91.2 (5)`. Below the table stands what resizing did to the masks, and what binning may have moved by more than
     the tolerance.
     """
-    header = ["dataset", "category", "normal", "anomalous", *TITLES]
+    header = ["dataset", "category", "normal", "anomalous", *(TITLE[metric] for metric in columns)]
     lines = [header]
     for row in rows:
         total = sum(r.dataset == row.dataset and r.category != MEAN for r in rows)
         category = f"{MEAN} of {total}" if row.category == MEAN else _cell(row.category)
         cells = [_cell(row.dataset), category, str(row.normal), str(row.anomalous)]
-        for metric in METRICS:
+        for metric in columns:
             value, over = row.metrics.get(metric), row.categories.get(metric, total)
             cell = "n/a" if value is None else f"{100 * value:.1f}"
             cells.append(f"{cell} ({over})" if value is not None and row.category == MEAN and over < total else cell)
@@ -224,7 +245,7 @@ def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
     found = [
         f"- {_of(row)}: {title} by up to {100 * row.error_bounds[metric]:.2g}"
         for row in rows
-        for metric, title in zip(METRICS, TITLES, strict=True)
+        for metric, title in TITLE.items()
         if row.error_bounds.get(metric, 0) > tolerance
     ]
     if not found:
@@ -289,7 +310,7 @@ def write(
     """
     write_text(folder / f"{name}.csv", to_csv(rows))
     write_json(folder / f"{name}.json", to_json(rows, title, conditions))
-    write_text(folder / f"{name}.md", f"{title}\n\n{render(rows, tolerance)}\n")
+    write_text(folder / f"{name}.md", f"{title}\n\n{render(rows, tolerance, columns_of(rows))}\n")
 
 
 def write_scores(scores: Sequence[ImageScore], path: Path) -> None:

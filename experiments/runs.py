@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afclip_lightning.engine.app import main as afclip
 
-METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")
+METRICS = ("image_auroc", "image_ap", "pixel_ap", "pixel_auroc", "pixel_pro")
 
 
 def run(command: str, folder: Path, arguments: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def mean_rows(path: Path) -> dict[str, dict[str, float]]:
 def table(lines: Iterable[tuple[str, Sequence[Path]]]) -> dict[str, str]:
     """Returns a Markdown table a dataset: a line a title, mean ± standard deviation over the results files."""
     rows: dict[str, list[str]] = defaultdict(
-        lambda: ["| | I-AUROC | I-AP | P-AUROC | P-AP | PRO |", "|---|---:|---:|---:|---:|---:|"]
+        lambda: ["| | I-AUROC | I-AP | P-AP | P-AUROC | PRO |", "|---|---:|---:|---:|---:|---:|"]
     )
     for title, paths in lines:
         runs = [mean_rows(path) for path in paths]

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from afclip_lightning.files import read_json
 from afclip_lightning.metrics import Result
-from afclip_lightning.results import MaskCounts, Row, aggregate, render, to_csv, to_json, with_means, write
+from afclip_lightning.results import MaskCounts, Row, aggregate, columns_of, render, to_csv, to_json, with_means, write
 
 A = Result(
     {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_ap": 0.25}, {"pixel_ap": 3e-4}, {"pixel_f1_max": 0.125}, 2, 3
@@ -23,15 +23,27 @@ def cells(line: str) -> list[str]:
 def test_what_is_absent_is_neither_zero_nor_in_the_mean() -> None:
     lines = render(ROWS, tolerance=1.0).splitlines()
     assert len(lines) == 2 + 5
-    assert cells(lines[3]) == ["visa", "capsules", "0", "4", "n/a", "n/a", "n/a", "100.0", "75.0", "n/a", "n/a"]
-    assert cells(lines[4]) == ["visa", "mean of 2", "2", "7", "75.0 (1)", "n/a", "n/a", "75.0", "50.0", "n/a", "n/a"]
+    assert cells(lines[3]) == ["visa", "capsules", "0", "4", "n/a", "n/a", "n/a", "75.0", "100.0", "n/a", "n/a"]
+    assert cells(lines[4]) == ["visa", "mean of 2", "2", "7", "75.0 (1)", "n/a", "n/a", "50.0", "75.0", "n/a", "n/a"]
     assert cells(lines[6])[1] == "mean of 1"
-    assert to_csv(ROWS).splitlines()[2:4] == ["visa,capsules,0,4,,,,1.0,0.75,,", "visa,mean,2,7,0.75,,,0.75,0.5,,"]
+    assert to_csv(ROWS).splitlines()[2:4] == [
+        "visa,capsules,0,4,,,,0.75,1.0,,,,",
+        "visa,mean,2,7,0.75,,,0.5,0.75,,,,",
+    ]
     rows = to_json(ROWS, "title")["rows"]
     assert rows[2]["metrics"] == {"image_auroc": 0.75, "pixel_auroc": 0.75, "pixel_ap": 0.5}
     assert rows[2]["categories"] == {"image_auroc": 1, "pixel_auroc": 2, "pixel_ap": 2}
     assert rows[0]["error_bounds"] == {"pixel_ap": 3e-4}
     assert rows[0]["thresholds"] == {"pixel_f1_max": 0.125}
+
+
+def test_a_file_has_the_columns_that_a_terminal_has_no_room_for(tmp_path: Path) -> None:
+    row = replace(ROWS[0], metrics={"pixel_pro": 0.5, "pixel_pro_05": 0.25})
+    write([row], tmp_path, "results", "Title")
+    header, _, line = (tmp_path / "results.md").read_text().splitlines()[2:5]
+    assert (cells(header)[-2:], cells(line)[-2:]) == (["P-PRO", "P-PRO@5%"], ["50.0", "25.0"])
+    assert cells(render([row]).splitlines()[0])[-1] == "P-PRO"
+    assert columns_of([row]) == [*columns_of(ROWS), "pixel_pro_05"]
 
 
 def test_a_bound_over_the_tolerance_stands_below_the_table(tmp_path: Path) -> None:

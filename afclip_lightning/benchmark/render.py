@@ -8,10 +8,9 @@ from statistics import mean, stdev
 from afclip_lightning.benchmark.matrix import Matrix
 from afclip_lightning.benchmark.published import Published, architecture, comparable, members
 from afclip_lightning.benchmark.table import Measurement
-from afclip_lightning.results import MEAN, METRICS, TITLES
+from afclip_lightning.results import MEAN, METRICS, SHOWN, TITLE
 
 NONE = "–"
-TITLE = dict(zip(METRICS, TITLES, strict=True))
 # These list datasets downwards and methods across, and print the metrics of a level together; the others list methods
 # downwards.
 BY_DATASET = {
@@ -111,13 +110,14 @@ def own_tables(rows: Sequence[Measurement], matrix: Matrix) -> list[Grid]:
         if row.category == MEAN:
             line = groups[row.dataset].setdefault((row.method, row.train, row.shots, row.backbone), defaultdict(dict))
             line[row.metric][row.seed] = 100 * row.value
-    header = ("method", "trained on", "shots", "seeds", *TITLES, "backbone")
     grids = []
     for dataset, lines in groups.items():
+        columns = [metric for metric in METRICS if metric in SHOWN or any(metric in found for found in lines.values())]
+        header = ("method", "trained on", "shots", "seeds", *(TITLE[metric] for metric in columns), "backbone")
         body = []
         for (method, train, shots, backbone), metrics in lines.items():
             seeds = len({seed for values in metrics.values() for seed in values})
-            cells = [spread(list(metrics.get(metric, {}).values())) for metric in METRICS]
+            cells = [spread(list(metrics.get(metric, {}).values())) for metric in columns]
             body.append((method, train or NONE, str(shots), str(seeds), *cells, backbone.partition(" (")[0] or NONE))
         grids.append(Grid(f"Measured on {dataset}", header, tuple(body), 2))
     return grids

@@ -15,7 +15,7 @@ from afclip_lightning.heads import ready
 from afclip_lightning.heads.card import Card, DefaultThresholds, Measured
 from afclip_lightning.heads.file import Head
 from afclip_lightning.heads.pack import read_head
-from afclip_lightning.results import MEAN, METRICS, TITLES
+from afclip_lightning.results import MEAN, TITLE
 from afclip_lightning.types import in_pixels
 
 WIDTH = 100  # of the text, in characters
@@ -180,7 +180,7 @@ def _table(results: Sequence[Measured]) -> Sequence[str]:
     """Returns results as a table in percent, with the standard deviation over seeds where it is known."""
     if not results:
         return [UNKNOWN]
-    used = [(m, title) for m, title in zip(METRICS, TITLES, strict=True) if any(m in r.metrics for r in results)]
+    used = [(m, title) for m, title in TITLE.items() if any(m in r.metrics for r in results)]
     rows = [["dataset", "images", "shots", *(title for _, title in used)]]
     for one in results:
         name = one.dataset + (f" ({', '.join(one.categories)})" if one.categories else "")

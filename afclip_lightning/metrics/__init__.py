@@ -1,6 +1,6 @@
 """Evaluation of anomaly scores and maps: streaming, exact sums, one state per category."""
 
-from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics, NotFiniteError, Result
+from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics, NotFiniteError
 from afclip_lightning.metrics.curves import (
     Curve,
     UndefinedMetricError,
@@ -17,6 +17,7 @@ from afclip_lightning.metrics.curves import (
 )
 from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
 from afclip_lightning.metrics.pro import ProDefinition, count_regions, pro, pro_curve, pro_error_bound, region_areas
+from afclip_lightning.metrics.result import Result
 
 __all__ = [
     "AnomalyMetrics",

@@ -1,8 +1,6 @@
 """The metrics of one category as a torchmetrics state."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,19 +10,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from afclip_lightning.metrics import curves
-from afclip_lightning.metrics.curves import Curve
 from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts, wide_range
-from afclip_lightning.metrics.pro import (
-    DEFINITIONS,
-    ProDefinition,
-    pro,
-    pro_curve,
-    pro_error_bound,
-    region_areas,
-    to_limit,
-)
-from afclip_lightning.results import TOLERANCE, MaskCounts, Row
+from afclip_lightning.metrics.pro import DEFINITIONS, ProDefinition, region_areas
+from afclip_lightning.metrics.result import Result, result_of
+from afclip_lightning.results import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,43 +35,6 @@ class NotFiniteError(ValueError):
     """A score or a map holds NaN or infinity."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """Everything that is known of a category. A metric that is not defined is absent everywhere.
-
-    Attributes:
-        metrics: `image_auroc`, `image_ap`, `image_f1_max`, `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, each
-            in [0, 1].
-        error_bounds: How far binning, and rounding of whole numbers beyond 2^53, can have moved each metric; empty if
-            there was neither.
-        thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest that reaches it; what is above is anomalous.
-        normal: Number of normal images.
-        anomalous: Number of anomalous images.
-        curves: `image_roc`, `image_pr`, `pixel_roc`, `pixel_pr` and, up to its limit and by the exact definition,
-            `pixel_pro`: each where its metrics are defined.
-    """
-
-    metrics: dict[str, float]
-    error_bounds: dict[str, float]
-    thresholds: dict[str, float]
-    normal: int
-    anomalous: int
-    curves: dict[str, Curve] = field(default_factory=dict)
-
-    def row(self, dataset: str, category: str, masks: MaskCounts | None = None) -> Row:
-        """Returns the category's row of the results table; see `Row`."""
-        return Row(
-            dataset,
-            category,
-            self.normal,
-            self.anomalous,
-            self.metrics,
-            error_bounds=self.error_bounds,
-            thresholds=self.thresholds,
-            masks=masks,
-        )
-
-
 class AnomalyMetrics(Metric):
     """Image and pixel metrics of one category, streamed: memory does not grow with the number of pixels.
 
@@ -98,7 +50,7 @@ class AnomalyMetrics(Metric):
     Args:
         bins: How many scores are told apart, 2^10 to 2^22; a state takes up to `48 * bins` bytes.
         exact: Keep all pixel scores and sort them instead: O(pixels) memory, no error.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1]; that of `pixel_pro_05` is 0.05.
         pro_definition: Which `pixel_pro`: `exact` or, with `exact=True` only, one of the others that `pro` knows.
         tolerance: Largest error bound that is passed over in silence.
 
@@ -237,8 +189,8 @@ class AnomalyMetrics(Metric):
 
         Returns:
             `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
-            scores. `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`: over the pixels of all images; absent unless
-            there are normal and anomalous pixels and the mask of every anomalous image is known.
+            scores. `pixel_ap`, `pixel_auroc`, `pixel_f1_max`, `pixel_pro`, `pixel_pro_05`: over the pixels of all
+            images; absent unless there are normal and anomalous pixels and the mask of every anomalous image is known.
         """
         result = self.result()
         over = [f"{key} by up to {b:.1e}" for key, b in result.error_bounds.items() if b > self.tolerance]
@@ -254,27 +206,16 @@ class AnomalyMetrics(Metric):
 
         Like `image_counts` and `pixel_counts`, of this process only unless inside `with metrics.sync_context():`.
         """
-        values: dict[str, float] = {}
-        thresholds: dict[str, float] = {}
-        bounds: dict[str, float] = {}
-        drawn: dict[str, Curve] = {}
-        images, pixels = self.image_counts(), self.pixel_counts()
-        if self.unscored == 0 and _has_both(images):
-            values, thresholds = _ranking("image", images)
-            drawn = _curves("image", images)
-            if self._rounded:
-                bounds = _bounds("image", images)
-        if self.unmasked == 0 and _has_both(pixels):
-            pixel_values, pixel_thresholds = _ranking("pixel", pixels)
-            values, thresholds = values | pixel_values, thresholds | pixel_thresholds
-            drawn |= _curves("pixel", pixels)
-            up_to_limit = to_limit(*pro_curve(pixels), self.fpr_limit)
-            drawn["pixel_pro"] = Curve.of(*up_to_limit, width=self.fpr_limit)
-            with suppress(curves.UndefinedMetricError):  # by a legacy definition
-                values["pixel_pro"] = pro(pixels, self.fpr_limit, self.pro_definition)
-            if not self.exact or self._rounded:
-                bounds |= {**_bounds("pixel", pixels), "pixel_pro": pro_error_bound(pixels, self.fpr_limit)}
-        return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()), drawn)
+        return result_of(
+            self.image_counts(),
+            self.pixel_counts(),
+            scored=int(self.unscored) == 0,
+            masked=int(self.unmasked) == 0,
+            image_bounds=self._rounded,
+            pixel_bounds=not self.exact or self._rounded,
+            fpr_limit=self.fpr_limit,
+            definition=self.pro_definition,
+        )
 
     def image_counts(self) -> ScoreCounts:
         """Returns the counts of image scores, for the functions in `curves` (thresholds, for one)."""
@@ -378,34 +319,6 @@ def _ranked(values: Tensor) -> tuple[Tensor, int]:
         return wide, ROUNDED
     narrow = wide.float()
     return (narrow, FLOAT32) if bool((narrow == wide).all()) else (wide, FLOAT64)
-
-
-def _has_both(counts: ScoreCounts) -> bool:
-    return bool(counts.normal.any() and counts.anomalous.any())
-
-
-def _bounds(level: str, counts: ScoreCounts) -> dict[str, float]:
-    """Returns the error bounds of AUROC, AP and F1-max of the images or the pixels."""
-    return {
-        f"{level}_auroc": curves.auroc_error_bound(counts),
-        f"{level}_ap": curves.average_precision_error_bound(counts),
-        f"{level}_f1_max": curves.f1_max_error_bound(counts),
-    }
-
-
-def _ranking(level: str, counts: ScoreCounts) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns AUROC, AP and F1-max of the images or the pixels, and the threshold of F1-max."""
-    f1_max, threshold = curves.f1_max(counts)
-    values = {"auroc": curves.auroc(counts), "ap": curves.average_precision(counts), "f1_max": f1_max}
-    return {f"{level}_{key}": value for key, value in values.items()}, {f"{level}_f1_max": threshold}
-
-
-def _curves(level: str, counts: ScoreCounts) -> dict[str, Curve]:
-    """Returns the ROC and the precision-recall curve of the images or the pixels."""
-    return {
-        f"{level}_roc": Curve.of(*curves.roc_curve(counts)),
-        f"{level}_pr": Curve.of(*curves.precision_recall_curve(counts)),
-    }
 
 
 def _label_regions(masks: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from typing import Literal, get_args
 from afclip_lightning.benchmark.files import read_yaml
 from afclip_lightning.benchmark.matrix import Method, load_matrix
 from afclip_lightning.benchmark.probe import find_method
-from afclip_lightning.benchmark.render import TITLE, spread
+from afclip_lightning.benchmark.render import spread
 from afclip_lightning.files import write_text
 from afclip_lightning.files.tables import csv_text, read_rows
-from afclip_lightning.results import MEAN, METRICS
+from afclip_lightning.results import MEAN, METRICS, TITLE
 from experiments.methods import table as cost_table
 from experiments.pages import table_row, with_part
 
@@ -28,10 +28,10 @@ PAGE = HERE.parents[1] / "docs" / "comparison.md"
 KEPT = ("method", "dataset", "shots", "seed", *METRICS)
 Setting = Literal["demo", "real"]
 SHOWN: dict[Setting, dict[str, tuple[str, ...]]] = {  # metrics by dataset
-    "demo": {"synthetic": ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro")},
+    "demo": {"synthetic": ("image_auroc", "image_ap", "pixel_ap", "pixel_auroc", "pixel_pro")},
     "real": {
-        "leather": ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro"),
-        "hazelnut": ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro"),
+        "leather": ("image_auroc", "pixel_ap", "pixel_auroc", "pixel_pro"),
+        "hazelnut": ("image_auroc", "pixel_ap", "pixel_auroc", "pixel_pro"),
         "brain": ("image_auroc",),
     },
 }

@@ -65,13 +65,13 @@ def test_the_table_of_two_categories(tmp_path: Path, capsys: pytest.CaptureFixtu
         for key, value in metrics.compute().items():
             assert float(rows[category][key]) == value
         assert rows[category]["anomalous"] == "3"
-    header = "dataset category normal anomalous I-AUROC I-AP I-F1 P-AUROC P-AP P-F1 P-PRO"
+    header = "dataset category normal anomalous I-AUROC I-AP I-F1 P-AP P-AUROC P-F1 P-PRO"
     assert output.splitlines()[0].replace("|", " ").split() == header.split(" ")
     assert "mean of 2" in output
     assert f"{100 * float(rows['cable']['pixel_pro']):.1f}" in output
     entries = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert entries[0]["thresholds"].keys() == {"image_f1_max", "pixel_f1_max"}
-    assert entries[0]["error_bounds"].keys() == {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro"}
+    assert entries[0]["error_bounds"].keys() == {f"pixel_{key}" for key in ("ap", "auroc", "f1_max", "pro", "pro_05")}
 
 
 def test_the_same_numbers_from_other_layouts_and_exact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

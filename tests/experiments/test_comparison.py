@@ -51,6 +51,7 @@ def test_means_of_a_benchmark_are_kept_and_nothing_else(tmp_path: Path, monkeypa
     tables.keep(source, "demo")
     kept = (tmp_path / "demo.csv").read_text().splitlines()
     assert kept == [
-        "method,dataset,shots,seed,image_auroc,image_ap,image_f1_max,pixel_auroc,pixel_ap,pixel_f1_max,pixel_pro",
-        "CLIP,synthetic,0,3,0.2500000,,,,,,0.1250000",
+        "method,dataset,shots,seed,image_auroc,image_ap,image_f1_max,pixel_ap,pixel_auroc,pixel_f1_max,pixel_pro,"
+        "pixel_pro_05,pixel_aupimo",
+        "CLIP,synthetic,0,3,0.2500000,,,,,,0.1250000,,",
     ]

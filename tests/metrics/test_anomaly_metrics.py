@@ -13,7 +13,7 @@ from tests.support.metric_stream import stream
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 IMAGE_KEYS = {"image_auroc", "image_ap", "image_f1_max"}
-PIXEL_KEYS = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro"}
+PIXEL_KEYS = {"pixel_ap", "pixel_auroc", "pixel_f1_max", "pixel_pro", "pixel_pro_05"}
 
 
 def computed(data, batches, **arguments):
@@ -32,10 +32,11 @@ def test_recorded_values(kind, exact):
     values, bounds = metrics.compute(), metrics.result().error_bounds
     assert set(values) == IMAGE_KEYS | PIXEL_KEYS
     assert set(bounds) == (set() if exact else PIXEL_KEYS)
+    recorded = {key: f"{kind}.{key.replace('_', '.', 1).replace('_', '')}" for key in values} | {
+        "pixel_pro": f"{kind}.pro_exact"
+    }
     for key, value in values.items():
-        expected = GOLDEN[
-            f"{kind}.pro_exact" if key == "pixel_pro" else f"{kind}.{key.replace('_', '.', 1).replace('_', '')}"
-        ]
+        expected = naive.pro(maps, masks, 0.05) if key == "pixel_pro_05" else GOLDEN[recorded[key]]
         assert abs(value - expected) <= max(bounds.get(key, 0), 1e-9)
     if kind == "continuous":  # from the bins alone, true ties cannot be told from those that binning makes
         assert all(bound < 2e-3 for bound in bounds.values())
@@ -55,6 +56,7 @@ def expected_of(maps, masks):
         pixels = maps.ravel().tolist(), masks.ravel().tolist()
         expected |= {"pixel_auroc": naive.auroc(*pixels), "pixel_ap": naive.average_precision(*pixels)}
         expected |= {"pixel_f1_max": naive.f1_max(*pixels), "pixel_pro": naive.pro(maps, masks, 0.3)}
+        expected |= {"pixel_pro_05": naive.pro(maps, masks, 0.05)}
     return expected
 
 
@@ -362,7 +364,7 @@ def test_pro_by_name():
         value = computed((maps, masks), [slice(0, 2), slice(2, 6)], exact=True, pro_definition=definition)["pixel_pro"]
         assert value == pytest.approx(GOLDEN[f"continuous.{key}"], abs=1e-5)
     constant = computed((maps * 0, masks), [slice(None)], exact=True, pro_definition="legacy_cflow")
-    assert set(constant) == PIXEL_KEYS - {"pixel_pro"}  # 200 thresholds between equal scores
+    assert set(constant) == PIXEL_KEYS - {"pixel_pro", "pixel_pro_05"}  # 200 thresholds between equal scores
 
 
 def _with(index, value):

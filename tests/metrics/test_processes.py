@@ -97,7 +97,8 @@ def values(tmp_path_factory) -> dict[tuple[int, int], list]:
 def test_the_metric_gives_the_same_bits(values):
     expected = values[1, 0][:-1]
     assert expected[0].keys() == {f"{a}_{b}" for a in ("image", "pixel") for b in ("auroc", "ap", "f1_max")} | {
-        "pixel_pro"
+        "pixel_pro",
+        "pixel_pro_05",
     }
     for key, found in values.items():
         assert found[:-1] == expected, key

@@ -1,0 +1,124 @@
+"""What is known of a category once its scores are counted: metrics, their bounds, thresholds and curves."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from afclip_lightning.metrics import curves
+from afclip_lightning.metrics.curves import Curve
+from afclip_lightning.metrics.histogram import ScoreCounts
+from afclip_lightning.metrics.pro import ProDefinition, pro, pro_curve, pro_error_bound, to_limit
+from afclip_lightning.results import MaskCounts, Row
+
+SMALL_LIMIT = 0.05
+"""Limit of integration of `pixel_pro_05`, that of MVTec AD 2 (arXiv 2503.21622): few false alarms are allowed there."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that is known of a category. A metric that is not defined is absent everywhere.
+
+    Attributes:
+        metrics: `image_auroc`, `image_ap`, `image_f1_max`, `pixel_ap`, `pixel_auroc`, `pixel_f1_max`, `pixel_pro`,
+            `pixel_pro_05`, each in [0, 1].
+        error_bounds: How far binning, and rounding of whole numbers beyond 2^53, can have moved each metric; empty if
+            there was neither.
+        thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest that reaches it; what is above is anomalous.
+        normal: Number of normal images.
+        anomalous: Number of anomalous images.
+        curves: `image_roc`, `image_pr`, `pixel_roc`, `pixel_pr` and, up to its limit and by the exact definition,
+            `pixel_pro`: each where its metrics are defined.
+    """
+
+    metrics: dict[str, float]
+    error_bounds: dict[str, float]
+    thresholds: dict[str, float]
+    normal: int
+    anomalous: int
+    curves: dict[str, Curve] = field(default_factory=dict)
+
+    def row(self, dataset: str, category: str, masks: MaskCounts | None = None) -> Row:
+        """Returns the category's row of the results table; see `Row`."""
+        return Row(
+            dataset,
+            category,
+            self.normal,
+            self.anomalous,
+            self.metrics,
+            error_bounds=self.error_bounds,
+            thresholds=self.thresholds,
+            masks=masks,
+        )
+
+
+def result_of(
+    images: ScoreCounts,
+    pixels: ScoreCounts,
+    *,
+    scored: bool = True,
+    masked: bool = True,
+    image_bounds: bool = False,
+    pixel_bounds: bool = True,
+    fpr_limit: float = 0.3,
+    definition: ProDefinition = "exact",
+) -> Result:
+    """Returns what the counts of a category say.
+
+    Args:
+        images: Counts of image scores.
+        pixels: Counts of pixel scores.
+        scored: Whether all images have scores; there are no image metrics otherwise.
+        masked: Whether the masks of all anomalous images are known; there are no pixel metrics otherwise.
+        image_bounds: Whether scores of images may have been moved, so that their metrics have error bounds.
+        pixel_bounds: The same of pixels.
+        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        definition: See `pro`.
+    """
+    values: dict[str, float] = {}
+    thresholds: dict[str, float] = {}
+    bounds: dict[str, float] = {}
+    drawn: dict[str, Curve] = {}
+    if scored and _has_both(images):
+        values, thresholds = _ranking("image", images)
+        drawn = _curves("image", images)
+        if image_bounds:
+            bounds = _bounds("image", images)
+    if masked and _has_both(pixels):
+        pixel_values, pixel_thresholds = _ranking("pixel", pixels)
+        values, thresholds = values | pixel_values, thresholds | pixel_thresholds
+        drawn |= _curves("pixel", pixels)
+        drawn["pixel_pro"] = Curve.of(*to_limit(*pro_curve(pixels), fpr_limit), width=fpr_limit)
+        bounds |= _bounds("pixel", pixels) if pixel_bounds else {}
+        for key, limit in (("pixel_pro", fpr_limit), ("pixel_pro_05", SMALL_LIMIT)):
+            with suppress(curves.UndefinedMetricError):  # by a legacy definition
+                values[key] = pro(pixels, limit, definition)
+            if pixel_bounds:
+                bounds[key] = pro_error_bound(pixels, limit)
+    return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()), drawn)
+
+
+def _has_both(counts: ScoreCounts) -> bool:
+    return bool(counts.normal.any() and counts.anomalous.any())
+
+
+def _bounds(level: str, counts: ScoreCounts) -> dict[str, float]:
+    """Returns the error bounds of AUROC, AP and F1-max of the images or the pixels."""
+    return {
+        f"{level}_auroc": curves.auroc_error_bound(counts),
+        f"{level}_ap": curves.average_precision_error_bound(counts),
+        f"{level}_f1_max": curves.f1_max_error_bound(counts),
+    }
+
+
+def _ranking(level: str, counts: ScoreCounts) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns AUROC, AP and F1-max of the images or the pixels, and the threshold of F1-max."""
+    f1_max, threshold = curves.f1_max(counts)
+    values = {"auroc": curves.auroc(counts), "ap": curves.average_precision(counts), "f1_max": f1_max}
+    return {f"{level}_{key}": value for key, value in values.items()}, {f"{level}_f1_max": threshold}
+
+
+def _curves(level: str, counts: ScoreCounts) -> dict[str, Curve]:
+    """Returns the ROC and the precision-recall curve of the images or the pixels."""
+    return {
+        f"{level}_roc": Curve.of(*curves.roc_curve(counts)),
+        f"{level}_pr": Curve.of(*curves.precision_recall_curve(counts)),
+    }
