@@ -97,6 +97,17 @@ class LoaderHooks(LightningDataModule, ABC):
             of_category = self.reference_record.setdefault((self.name, sample.category), {**record, "references": {}})
             of_category["references"][path] = [paths[position] for position in others]
 
+    def threshold_samples(self, category: str) -> list[Sample]:
+        """Returns the normal images of a category that thresholds without labels may come from, sorted by path.
+
+        These are the normal training images, or those of a set's own validation part. A method that was given some of
+        them as few-shot images scores these lower than others.
+
+        Raises:
+            DatasetError: A category in use has no such image.
+        """
+        return [sample for sample in self.samples("train") if sample.category == category and sample.label == 0]
+
     def train_dataloader(self) -> "DataLoader[Batch]":
         """Returns the shuffled loader of `train_split`: see `SharedShuffle`.
 

@@ -24,6 +24,7 @@ from afclip_lightning.datasets.magnetic_tile import MagneticTile
 from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.datasets.mpdd import MPDD
 from afclip_lightning.datasets.mvtec import MVTecAD
+from afclip_lightning.datasets.mvtec_ad_2 import MVTecAD2
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.discovery import import_submodules
@@ -34,6 +35,7 @@ from tests.support.layouts.btad import write_btad
 from tests.support.layouts.dagm import write_dagm
 from tests.support.layouts.medical import LABELLED, SEGMENTED, write_medical
 from tests.support.layouts.mvtec import write_magnetic_tile, write_mvtec
+from tests.support.layouts.mvtec_ad_2 import write_mvtec_ad_2
 from tests.support.layouts.visa import write_visa, write_visa_converted
 
 Make = Callable[[Path], AnomalyDataModule]
@@ -52,6 +54,7 @@ WRITTEN: dict[str, tuple[Make, int, tuple[int, int, int]]] = {
     "visa_here": (lambda root: VisA(write_visa_converted(root, VisA.published), num_workers=0), 12, (1, 1, 2)),
     "visa_1cls": (visa_in_1cls, 12, (1, 1, 2)),
     "btad": (lambda root: BTAD(write_btad(root), num_workers=0), 3, (1, 1, 2)),
+    "mvtec_ad_2": (lambda root: MVTecAD2(write_mvtec_ad_2(root), num_workers=0), 8, (2, 1, 2)),
     "mpdd": (lambda root: MPDD(write_mvtec(root, MPDD.published), num_workers=0), 6, (2, 1, 3)),
     "dtd": (lambda root: DTDSynthetic(write_mvtec(root, DTDSynthetic.published), num_workers=0), 12, (2, 1, 3)),
     "magnetic_tile": (lambda root: MagneticTile(write_magnetic_tile(root), num_workers=0), 1, (2, 1, 3)),

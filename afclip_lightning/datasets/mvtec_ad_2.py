@@ -1,0 +1,132 @@
+"""MVTec AD 2: eight scenes of industrial inspection, with parts whose labels only a server knows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.images import pair_masks, walk_images
+from afclip_lightning.data.names import ClassNames, Names
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.types import UNKNOWN, Sample, Split
+
+Part = Literal["test_public", "test_private", "test_private_mixed", "validation"]
+PRIVATE: tuple[Part, ...] = ("test_private", "test_private_mixed")
+PRIVATE_IMAGES = 4090
+"""Images of both private parts of all categories, as the server counts them."""
+
+
+class MVTecAD2(AnomalyDataModule):
+    """MVTec AD 2: 8 categories, of which the public part has labels and masks.
+
+    A part without labels is only predicted (`predict --data.part test_private`), and `submit` writes what the server
+    scores. Few-shot images come from `train/good`; normal images for thresholds from `validation/good`.
+
+    Args:
+        root: Folder of the dataset.
+        part: What the test split is. `test_public` has labels; of `test_private` and `test_private_mixed` (other
+            lighting) the server alone has them; `validation` is normal images only.
+        categories: Categories to use; all by default.
+        train_split: Split that training reads.
+        batch_size: Images per batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+        class_names: What prompts call categories; replaces or extends the dataset's own.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: Heckler-Kram et al., The MVTec AD 2 dataset, arXiv 2503.21622.
+    """
+
+    name = "mvtec_ad_2"
+    published: ClassVar[tuple[str, ...]] = (
+        "can",
+        "fabric",
+        "fruit_jelly",
+        "rice",
+        "sheet_metal",
+        "vial",
+        "wallplugs",
+        "walnuts",
+    )
+    class_names: Mapping[str, str] = {"wallplugs": "wall plugs"}
+    layout = """
+<category>/train/good/*.png                  normal images (for few-shot)
+<category>/validation/good/*.png             normal images (for thresholds)
+<category>/test_public/good/*.png            normal images
+<category>/test_public/bad/*.png             anomalous images
+<category>/test_public/ground_truth/bad/<image>_mask.png
+<category>/test_private/*.png                images whose labels the server has
+<category>/test_private_mixed/*.png          alike, in other lighting
+"""
+    source = "MVTec AD 2 from mvtec.com (research, datasets), unpacked into this folder."
+    licence = "CC BY-NC-SA 4.0"
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        part: Part = "test_public",
+        categories: Names = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+        class_names: ClassNames = None,
+    ) -> None:
+        super().__init__(root, categories, train_split, batch_size, num_workers, class_names)
+        if part not in get_args(Part):
+            raise ValueError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
+        self.part: Part = part
+
+    def find_categories(self) -> list[str]:
+        """Returns the published categories."""
+        return list(self.published)
+
+    def missing(self) -> list[Path]:
+        """Returns the folders of the part that are not there."""
+        inner = {"test_public": ("good", "bad", "ground_truth/bad"), "validation": ("good",)}.get(self.part, ("",))
+        folders = [self.root / category / self.part / name for category in self.selected_categories() for name in inner]
+        return [folder for folder in folders if not folder.is_dir()]
+
+    def check(self, stage: str = "fit") -> None:
+        """Checks that the part is on disk, and that images without labels are only predicted; reads no image.
+
+        Raises:
+            DatasetError: A folder is not there, or labels are needed and the server alone has them.
+        """
+        super().check(stage)
+        if self.part in PRIVATE and stage != "predict":
+            raise DatasetError(
+                f"{self.name}: the labels of {self.part} are not published, so it can be predicted and not used to "
+                f"{stage}. Test on part test_public; what the server scores, the command submit writes."
+            )
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A mask has no image or an anomalous image no mask.
+        """
+        folder = self.root / category
+        if split == "train":
+            return self.make_samples(category, split, walk_images(folder / "train/good"), [], None)
+        part = folder / self.part
+        if self.part in PRIVATE:
+            return [Sample(self.name, category, split, p, UNKNOWN, mask_known=False) for p in walk_images(part)]
+        masks, anomalous = part / "ground_truth/bad", walk_images(part / "bad")
+        paired = pair_masks(anomalous, walk_images(masks), ("", "_mask"), (part / "bad", masks))
+        return self.make_samples(category, split, walk_images(part / "good"), anomalous, paired)
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folder of the split."""
+        return [self.root / category / ("train" if split == "train" else self.part)]
+
+    def threshold_samples(self, category: str) -> list[Sample]:
+        """Returns the normal images of `validation/good`, sorted by path.
+
+        Raises:
+            DatasetError: There is none.
+        """
+        folder = self.root / category / "validation/good"
+        if not (images := walk_images(folder)):
+            raise DatasetError(f"{folder} has no image, so no threshold comes from it. Unpack the whole dataset.")
+        return self.with_white(self.make_samples(category, "test", images, [], None))
