@@ -1,0 +1,257 @@
+"""What each image adds to the metrics of its category, small enough to be kept: what resampling images needs.
+
+An image's pixels are counted in bins of its own range, so that what is kept of it does not depend on the other images,
+their order or their process. The images of a category are then brought to common groups of bins, in which the counts of
+any sample of them, images drawn twice included, are a weighted sum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA, Bins, ScoreCounts, ScoreHistogram, wide_keys
+from afclip_lightning.metrics.histogram import REGION as IMAGE_REGION
+
+IMAGE_BINS = 2**13
+"""Resolution of one image's counts: of at most 2^14 bins, 6 bytes are kept per bin used and 14 more per bin of
+anomalous pixels: at most 328 kB per image, and some 50 kB of one of 518 x 518 pixels with large defects."""
+
+ANOMALOUS_GROUPS, REGION_GROUPS, NORMAL_GROUPS = 1536, 384, 384
+"""A group of bins holds at most one part in so many of a category's anomalous pixels, region weight and normal pixels,
+unless a single bin holds more. Average precision loses most by grouping, and by that of the anomalous pixels."""
+
+TAIL = (1e-7, 1e-1)
+TAIL_GROUPS = 32
+"""Groups per factor of ten in the false-positive rate of the pixels of normal images, within `TAIL`: where few false
+alarms are allowed, equal shares would be too coarse."""
+
+REGION = 2**36
+"""Weight of one whole region in common groups: sums of up to 2^17 regions are exact in float64."""
+
+
+class ImageCounts(NamedTuple):
+    """The pixels of one image, counted in the bins of its own range that are used.
+
+    Attributes:
+        lowest: Lowest key of its scores.
+        highest: Highest key of its scores.
+        wide: Whether keys are those of float64 scores.
+        bins: `[n]`, uint16, ascending numbers of the bins used.
+        pixels: `[n]`, uint32, pixels in each.
+        marked: `[m]`, uint16, ascending, the bins that hold anomalous pixels.
+        anomalous: `[m]`, uint32, how many.
+        region_weight: `[m]`, int64, see `ScoreCounts`.
+    """
+
+    lowest: int
+    highest: int
+    wide: bool
+    bins: np.ndarray
+    pixels: np.ndarray
+    marked: np.ndarray
+    anomalous: np.ndarray
+    region_weight: np.ndarray
+
+    @classmethod
+    def of(cls, anomaly_map: Tensor, region_area: Tensor) -> "ImageCounts":
+        """Returns the counts of an image.
+
+        Args:
+            anomaly_map: Any shape, float32 or float64, finite, at least one pixel.
+            region_area: Same shape, int32: area in pixels of the anomalous region of each pixel, 0 = normal.
+        """
+        histogram = ScoreHistogram.empty(IMAGE_BINS, anomaly_map.device)
+        histogram.add(anomaly_map, region_area)
+        normal, anomalous, weight = histogram.counts.cpu().numpy()
+        pixels = normal + anomalous
+        used, marked = pixels.nonzero()[0], anomalous.nonzero()[0]
+        return cls(
+            histogram.lowest,
+            histogram.highest,
+            histogram.wide,
+            used.astype(np.uint16),
+            pixels[used].astype(np.uint32),
+            marked.astype(np.uint16),
+            anomalous[marked].astype(np.uint32),
+            weight[marked],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes that are kept of the image."""
+        return sum(part.nbytes for part in (self.bins, self.pixels, self.marked, self.anomalous, self.region_weight))
+
+    @property
+    def partition(self) -> Bins:
+        """Returns the bins that the numbers are of."""
+        return Bins.between(self.lowest, self.highest, IMAGE_BINS, WIDE_MANTISSA if self.wide else MANTISSA)
+
+    def histogram(self) -> ScoreHistogram:
+        """Returns the counts as a histogram, which can be widened and merged."""
+        counts = np.zeros((3, self.partition.size), np.int64)
+        counts[0, self.bins] = self.pixels
+        counts[0, self.marked] -= self.anomalous
+        counts[1, self.marked], counts[2, self.marked] = self.anomalous, self.region_weight
+        return ScoreHistogram(self.lowest, self.highest, torch.from_numpy(counts), IMAGE_BINS, self.wide)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What is kept of one image.
+
+    Attributes:
+        name: What tells it from the others of its category: its path.
+        label: 1 = anomalous, 0 = normal.
+        score: Its image score, finite; `None` where it has none.
+        counts: Its pixels; `None` where their labels are not known.
+    """
+
+    name: str
+    label: int
+    score: float | None
+    counts: ImageCounts | None
+
+
+@dataclass(frozen=True)
+class CategoryCounts:
+    """The images of one category in common groups of bins, highest scores first.
+
+    Attributes:
+        names: What tells the n images apart, ascending.
+        labels: `[n]`, int64, 1 = anomalous, 0 = normal.
+        scores: `[n]`, float64, image scores; NaN where an image has none.
+        masked: `[n]`, bool, whether the labels of the pixels are known.
+        lowest: `[g]`, lowest score of each group, descending.
+        normal: `[n, g]`, float64 whole numbers: normal pixels of each image in each group.
+        anomalous: `[n, g]`, likewise, anomalous pixels.
+        region_weight: `[n, g]`, likewise, sums of `REGION / area`, where `area` is that of the pixel's region.
+        tied: `[g]`, bool, whether all scores of a group are known to be equal.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    scores: np.ndarray
+    masked: np.ndarray
+    lowest: np.ndarray
+    normal: np.ndarray = field(repr=False)
+    anomalous: np.ndarray = field(repr=False)
+    region_weight: np.ndarray = field(repr=False)
+    tied: np.ndarray = field(repr=False)
+
+    @classmethod
+    def of(cls, records: Sequence[ImageRecord]) -> "CategoryCounts":
+        """Returns the images of a category; in which order and parts they came makes no difference.
+
+        Args:
+            records: At least one, of different names.
+
+        Raises:
+            ValueError: Two images have one name.
+        """
+        records = sorted(records, key=lambda record: record.name)
+        names = tuple(record.name for record in records)
+        if len(set(names)) < len(names):
+            twice = next(a for a, b in pairwise(names) if a == b)
+            raise ValueError(f"{twice}: two images of a category have this name")
+        whole = ScoreHistogram.empty(IMAGE_BINS)
+        for record in records:
+            if record.counts is not None:
+                whole.merge(record.counts.histogram())
+        seen = whole.score_counts()
+        used = whole.counts[:2].any(0).nonzero().squeeze(1).numpy()  # as `score_counts` lists them
+        moved = [None if r.counts is None else _moved(r.counts, whole) for r in records]
+        of_normal_images = np.zeros(whole.counts.shape[1])
+        for record, at in zip(records, moved, strict=True):
+            if record.label == 0 and record.counts is not None and at is not None:
+                np.add.at(of_normal_images, at[0], record.counts.pixels)
+        group = _groups(seen, of_normal_images[used])
+        size = int(group[-1]) + 1 if len(group) else 0
+        of_bin = np.zeros(whole.counts.shape[1], np.int64)
+        of_bin[used] = group
+        counts = np.zeros((3, len(records), size))
+        for i, (record, at) in enumerate(zip(records, moved, strict=True)):
+            if record.counts is not None and at is not None:
+                counts[:, i] = _grouped(record.counts, of_bin[at[0]], of_bin[at[1]], size)
+        normal, anomalous, weight = np.ascontiguousarray(counts[:, :, ::-1])
+        first = np.searchsorted(group, np.arange(size))
+        alone = np.bincount(group, minlength=size) == 1
+        return cls(
+            names,
+            np.array([record.label for record in records], np.int64),
+            np.array([np.nan if record.score is None else record.score for record in records], np.float64),
+            np.array([record.counts is not None for record in records], bool),
+            seen.lowest[first][::-1],
+            normal,
+            anomalous,
+            weight,
+            (seen.tied[first] & alone)[::-1],
+        )
+
+    def pixel_counts(self, weights: np.ndarray | None = None) -> ScoreCounts:
+        """Returns the counts of a sample of the images, for the functions in `curves` and `pro` and their error bounds.
+
+        A whole region weighs less here than in `ScoreCounts`, and its weights are rounded once more: the part of
+        `pro_error_bound` that is due to rounding grows by 1/64.
+
+        Args:
+            weights: `[n]`, how often each image is in the sample; once each by default.
+        """
+        times = np.ones(len(self.names)) if weights is None else weights
+        normal, anomalous, weight = (
+            (times @ part)[::-1].astype(np.int64) for part in (self.normal, self.anomalous, self.region_weight)
+        )
+        return ScoreCounts(self.lowest[::-1], normal, anomalous, weight, self.tied[::-1])
+
+
+def _moved(counts: ImageCounts, whole: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which bins of the category hold the image's bins, `[n]`, and its bins of anomalous pixels, `[m]`."""
+    numbers = torch.from_numpy(np.concatenate([counts.bins, counts.marked]).astype(np.int64))
+    keys = counts.partition.keys(numbers)
+    if whole.wide and not counts.wide:
+        keys = wide_keys(keys)
+    at: np.ndarray = whole.bins.index(keys).numpy()
+    return at[: len(counts.bins)], at[len(counts.bins) :]
+
+
+def _grouped(counts: ImageCounts, group: np.ndarray, marked: np.ndarray, size: int) -> np.ndarray:
+    """Returns normal and anomalous pixels and region weight of an image by group, `[3, size]`, ascending scores.
+
+    Args:
+        counts: The image.
+        group: `[n]`, group of each bin used.
+        marked: `[m]`, group of each bin that holds anomalous pixels.
+        size: Number of groups.
+    """
+    anomalous = np.bincount(marked, counts.anomalous, size)
+    weight = np.bincount(marked, np.rint(counts.region_weight * (REGION / IMAGE_REGION)), size)
+    return np.stack([np.bincount(group, counts.pixels, size) - anomalous, anomalous, weight])
+
+
+def _groups(counts: ScoreCounts, of_normal_images: np.ndarray) -> np.ndarray:
+    """Returns the group of each used bin, `[k]`, ascending from 0.
+
+    A group ends where the share of what lies above it passes the next of equal steps; for the pixels of normal images,
+    where its logarithm does.
+
+    Args:
+        counts: The k used bins of all images.
+        of_normal_images: `[k]`, pixels of normal images in each.
+    """
+    steps = []
+    for part, groups in (
+        (counts.anomalous, ANOMALOUS_GROUPS),
+        (counts.region_weight, REGION_GROUPS),
+        (counts.normal, NORMAL_GROUPS),
+    ):
+        above = part[::-1].cumsum(dtype=np.float64)[::-1] - part
+        steps.append(np.floor(above / max(float(part.sum()), 1.0) * groups))
+    if total := of_normal_images.sum():
+        rate = (of_normal_images[::-1].cumsum()[::-1] - of_normal_images) / total
+        steps.append(np.floor(np.log10(rate.clip(*TAIL)) * TAIL_GROUPS))
+    changes = np.any([np.diff(step) != 0 for step in steps], axis=0)
+    return np.append(0, changes.cumsum())[: len(counts.lowest)]

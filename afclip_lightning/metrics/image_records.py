@@ -1,0 +1,174 @@
+"""What is kept of each image, as a file: what comparisons of runs, and intervals found later, are made of.
+
+A NumPy archive (`.npz`) of plain arrays, nothing pickled. The images stand one behind the other, and their bins too;
+`bins_of` and `marked_of` say how many belong to each.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afclip_lightning.errors import UserError, shown
+from afclip_lightning.files import TABLE_LIMIT, atomic_path, open_regular, parse_json
+from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA
+from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
+from afclip_lightning.results import Key
+
+RECORDS_FILE = "image_counts.npz"
+FORMAT = 1
+
+_WHOLE = ("lowest", "highest", "bins_of", "marked_of")  # numbers of each image
+_Types = dict[str, type[np.generic]]
+_OF_IMAGES: _Types = {"label": np.int8, "score": np.float64, "masked": np.bool_, "wide": np.bool_}
+_OF_IMAGES |= dict.fromkeys(_WHOLE, np.int64)
+_OF_BINS: _Types = {"bins": np.uint16, "pixels": np.uint32}
+_OF_MARKED: _Types = {"marked": np.uint16, "anomalous": np.uint32, "region_weight": np.int64}
+_TYPES: _Types = {**_OF_IMAGES, **_OF_BINS, **_OF_MARKED}
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is no number.
+
+    Attributes:
+        format: Version of the file.
+        images: Dataset, category, and the names of its images, in the order of the arrays.
+    """
+
+    format: int
+    images: list[tuple[str, str, list[str]]]
+
+
+def write_records(path: Path, records: Mapping[Key, Sequence[ImageRecord]]) -> None:
+    """Writes the images of all categories in one step, sorted by name within each: equal records give equal bytes.
+
+    Args:
+        path: The file.
+        records: By dataset and category.
+
+    Raises:
+        UserError: The disk is full or not writable.
+    """
+    ordered = {key: sorted(part, key=lambda record: record.name) for key, part in records.items()}
+    images = [record for part in ordered.values() for record in part]
+    head = _Head(FORMAT, [(*key, [record.name for record in part]) for key, part in ordered.items()])
+    arrays: dict[str, np.ndarray] = {"head": np.frombuffer(json.dumps(asdict(head)).encode(), np.uint8)}
+    nothing = ImageCounts(0, 0, False, *(np.zeros(0, _TYPES[name]) for name in (*_OF_BINS, *_OF_MARKED)))
+    counts = [nothing if record.counts is None else record.counts for record in images]
+    values: dict[str, list[Any]] = {
+        "label": [record.label for record in images],
+        "score": [np.nan if record.score is None else record.score for record in images],
+        "masked": [record.counts is not None for record in images],
+        "wide": [part.wide for part in counts],
+        "lowest": [part.lowest for part in counts],
+        "highest": [part.highest for part in counts],
+        "bins_of": [len(part.bins) for part in counts],
+        "marked_of": [len(part.marked) for part in counts],
+    }
+    arrays |= {name: np.array(values[name], number) for name, number in _OF_IMAGES.items()}
+    for name in (*_OF_BINS, *_OF_MARKED):
+        arrays[name] = np.concatenate([getattr(nothing, name), *(getattr(part, name) for part in counts)])
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_records(path: Path) -> dict[Key, list[ImageRecord]]:
+    """Returns what `write_records` wrote.
+
+    Raises:
+        UserError: The file is absent, damaged, or of another kind; the message names it.
+    """
+    try:
+        arrays = _read_arrays(path)
+        head = parse_json(arrays["head"].tobytes(), _Head, shown(path))
+        _check(head, arrays)
+        ends = {name: arrays[name].cumsum() for name in ("bins_of", "marked_of")}
+        at = count()
+        return {
+            (dataset, category): [_record(name, next(at), arrays, ends) for name in names]
+            for dataset, category, names in head.images
+        }
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(
+            f"{shown(path)} holds no counts of images, or is damaged ({error}). Test again to write it anew."
+        ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays by name, `head` among them.
+
+    Raises:
+        UserError: The file cannot be opened.
+        ValueError: It is no such archive.
+    """
+    types = {"head": np.uint8, **_TYPES}
+    with open_regular(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            if (size := sum(part.file_size for part in archive.infolist())) > TABLE_LIMIT:
+                raise ValueError(f"{size:,} bytes unpacked; at most {TABLE_LIMIT:,} are read")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in types}
+    for name, number in types.items():
+        if arrays[name].dtype != number or arrays[name].ndim != 1:
+            raise ValueError(f"{name} is {arrays[name].dtype} {[*arrays[name].shape]}")
+    return arrays
+
+
+def _check(head: _Head, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a `ValueError` unless the names and the arrays fit each other."""
+    if head.format != FORMAT:
+        raise ValueError(f"its format is {head.format}, this version reads {FORMAT}")
+    if len({(dataset, category) for dataset, category, _ in head.images}) < len(head.images):
+        raise ValueError("a category stands there twice")
+    images = sum(len(names) for *_, names in head.images)
+    fits = all(len(arrays[name]) == images for name in _OF_IMAGES)
+    for number, parts in (("bins_of", _OF_BINS), ("marked_of", _OF_MARKED)):
+        lengths = arrays[number]
+        fits = fits and bool((lengths >= 0).all()) and all(len(arrays[name]) == lengths.sum() for name in parts)
+    if not fits or not np.isin(arrays["label"], (0, 1)).all() or np.isinf(arrays["score"]).any():
+        raise ValueError("its parts do not fit each other")
+
+
+def _record(name: str, i: int, arrays: Mapping[str, np.ndarray], ends: Mapping[str, np.ndarray]) -> ImageRecord:
+    """Returns the image at this place.
+
+    Raises:
+        ValueError: Its bins are not those of its range.
+    """
+
+    def part(of: str, number: str) -> np.ndarray:
+        end = int(ends[number][i])
+        return arrays[of][end - int(arrays[number][i]) : end]
+
+    score, counts = float(arrays["score"][i]), None
+    if arrays["masked"][i]:
+        counts = ImageCounts(
+            int(arrays["lowest"][i]),
+            int(arrays["highest"][i]),
+            bool(arrays["wide"][i]),
+            *(part(of, "bins_of") for of in _OF_BINS),
+            *(part(of, "marked_of") for of in _OF_MARKED),
+        )
+        infinite = 0x7FF << WIDE_MANTISSA if counts.wide else 0xFF << MANTISSA  # its key
+        if not -infinite < counts.lowest <= counts.highest < infinite or not _holds(counts):
+            raise ValueError(f"{name}: its bins are not those of its scores")
+    return ImageRecord(name, int(arrays["label"][i]), None if np.isnan(score) else score, counts)
+
+
+def _holds(counts: ImageCounts) -> bool:
+    """Returns whether the bins ascend within the partition, and each that holds anomalous pixels holds as many."""
+    at = np.searchsorted(counts.bins, counts.marked).clip(max=len(counts.bins) - 1)
+    return (
+        0 < len(counts.bins) <= int(counts.bins[-1]) + 1 <= counts.partition.size
+        and bool((np.diff(counts.bins.astype(int)) > 0).all() and (np.diff(counts.marked.astype(int)) > 0).all())
+        and bool((counts.bins[at] == counts.marked).all() and (counts.anomalous <= counts.pixels[at]).all())
+        and bool((counts.region_weight > 0).all())
+    )
