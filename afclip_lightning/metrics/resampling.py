@@ -1,0 +1,129 @@
+"""Metrics of many samples of a category's images at once: what intervals and paired comparisons are made of.
+
+A sample draws as many normal and as many anomalous images as there are, with replacement, so that the share of
+anomalous images stays. Its counts are a weighted sum of those of the images. These sums are of whole numbers that
+float64 holds: the same images and draws give the same counts in whatever order they are added.
+
+Image metrics are exact. Pixel metrics are those of the common groups of bins (`CategoryCounts`): of sample `w` they are
+within the bounds that `auroc_error_bound` and its like prove of `images.pixel_counts(w)`.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from afclip_lightning.metrics.image_counts import CategoryCounts
+from afclip_lightning.metrics.result import SMALL_LIMIT
+
+BLOCK = 2**18
+"""Values of one array that are worked on at a time: 2 MiB, which a processor's cache holds."""
+
+
+def draws(labels: np.ndarray, replicates: int, seed: Sequence[int | str] = (0,)) -> np.ndarray:
+    """Returns how often each image is in each sample, `[replicates, n]`, float64; the same for the same arguments.
+
+    Args:
+        labels: `[n]`, 1 = anomalous, 0 = normal. Either kind is drawn by itself, as often as it is there.
+        replicates: Number of samples, at least 1.
+        seed: Numbers and names, such as a seed, the dataset and the category.
+    """
+    numbers = [zlib.crc32(part.encode("utf-8", "surrogateescape")) if isinstance(part, str) else part for part in seed]
+    rng = np.random.default_rng(numbers)
+    weights = np.zeros((replicates, len(labels)))
+    for label in (0, 1):
+        at = np.flatnonzero(labels == label)
+        if len(at):
+            weights[:, at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), replicates)
+    return weights
+
+
+def without_each(count: int) -> np.ndarray:
+    """Returns the samples that leave out one image each, `[count, count]`, as `draws` gives them."""
+    return 1 - np.eye(count)
+
+
+def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0.3) -> dict[str, np.ndarray]:
+    """Returns each metric that the images have, of each sample.
+
+    Args:
+        images: The n images.
+        weights: `[r, n]`, how often each is in each sample.
+        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+
+    Returns:
+        `[r]`, float64, in [0, 1], each; NaN of a sample in which all images, or all pixels, are of one kind.
+        `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
+        scores. `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, `pixel_pro_05`: absent unless there are normal
+        and anomalous pixels and the mask of every anomalous image is known.
+    """
+    values: dict[str, np.ndarray] = {}
+    if images.labels.any() and not images.labels.all() and not np.isnan(images.scores).any():
+        values |= _in_blocks(lambda part: _image_metrics(images, part), weights, len(images.labels))
+    if images.masked.all() and images.anomalous.any() and images.normal.any():
+        values |= _in_blocks(lambda part: _pixel_metrics(images, part, fpr_limit), weights, len(images.lowest))
+    return values
+
+
+def _in_blocks(
+    metrics: Callable[[np.ndarray], dict[str, np.ndarray]], weights: np.ndarray, width: int
+) -> dict[str, np.ndarray]:
+    """Returns the metrics of all samples, from those of a few at a time."""
+    rows = max(BLOCK // max(width, 1), 1)
+    parts = [metrics(weights[start : start + rows]) for start in range(0, len(weights), rows)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _image_metrics(images: CategoryCounts, weights: np.ndarray) -> dict[str, np.ndarray]:
+    order = np.argsort(-images.scores, kind="stable")
+    first = np.flatnonzero(np.append(True, np.diff(images.scores[order]) != 0))  # of equal scores
+    drawn = weights[:, order]
+    anomalous = np.add.reduceat(drawn * images.labels[order], first, axis=1)
+    normal = np.add.reduceat(drawn, first, axis=1) - anomalous
+    return {f"image_{key}": value for key, value in _ranking(normal, anomalous)[0].items()}
+
+
+def _pixel_metrics(images: CategoryCounts, weights: np.ndarray, fpr_limit: float) -> dict[str, np.ndarray]:
+    values, fpr = _ranking(weights @ images.normal, weights @ images.anomalous)
+    overlap = (weights @ images.region_weight).cumsum(axis=1)
+    overlap = _share(overlap, overlap[:, -1:])
+    for key, limit in (("pro", fpr_limit), ("pro_05", SMALL_LIMIT)):
+        values[key] = _area_to_limit(fpr, overlap, limit)
+    return {f"pixel_{key}": value for key, value in values.items()}
+
+
+def _ranking(normal: np.ndarray, anomalous: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns AUROC, AP and F1-max, `[r]` each, and the false-positive rates `[r, g]`; see `curves` for the formulas.
+
+    Args:
+        normal: `[r, g]`, normal images or pixels of each sample by descending score.
+        anomalous: `[r, g]`, anomalous ones.
+    """
+    fp, tp = normal.cumsum(axis=1), anomalous.cumsum(axis=1)
+    negatives, positives = fp[:, -1:], tp[:, -1:]
+    above = tp + fp
+    precision = np.divide(tp, above, out=np.zeros_like(tp), where=above > 0)
+    values = {
+        "auroc": _share((normal * (tp - anomalous / 2)).sum(axis=1), (negatives * positives)[:, 0]),
+        "ap": _share((anomalous * precision).sum(axis=1), positives[:, 0]),
+        "f1_max": _share(2 * tp, above + positives).max(axis=1),
+    }
+    undefined = (negatives * positives)[:, 0] == 0
+    for value in values.values():
+        value[undefined] = np.nan
+    return values, _share(fp, negatives)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns `part / whole`, NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def _area_to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> np.ndarray:
+    """Returns the normalised area under ascending curves `[r, g]` that begin at (0, 0), up to the limit; see `pro`."""
+    end = int((fpr < limit).sum(axis=1).max()) + 1  # the first point at or beyond the limit, in every sample
+    fpr, overlap = (np.pad(part[:, :end], ((0, 0), (1, 0))) for part in (fpr, overlap))
+    width, rise = np.diff(fpr), np.diff(overlap)
+    inside = np.diff(fpr.clip(max=limit))
+    part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
+    return (inside * (overlap[:, :-1] + rise * part / 2)).sum(axis=1) / limit

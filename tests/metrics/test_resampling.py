@@ -1,0 +1,137 @@
+"""Metrics of weighted counts are those of images that were drawn by hand, by scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from afclip_lightning.metrics import (
+    auroc_error_bound,
+    average_precision_error_bound,
+    exact_counts,
+    f1_max_error_bound,
+    pro,
+    pro_error_bound,
+    resampling,
+)
+from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
+from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
+from afclip_lightning.metrics.result import SMALL_LIMIT
+from tests.support.image_records import categories, records_of, regions
+
+IMAGE = {"image_auroc", "image_ap", "image_f1_max"}
+PIXEL = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro", "pixel_pro_05"}
+
+
+def best_f1(labels, scores):
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return float((2 * precision * recall / np.maximum(precision + recall, 1e-300)).max())
+
+
+def by_hand(maps, masks, labels, scores, times):
+    """Returns the metrics of the images, each as often as it was drawn, from all scores."""
+    at = np.repeat(np.arange(len(maps)), times.astype(int))
+    marked, values = masks[at].ravel(), maps[at].ravel()
+    areas = np.stack([regions(mask).numpy() for mask in masks])[at].ravel()
+    counts = exact_counts(values[marked == 0], values[marked == 1], areas[marked == 1])
+    return {
+        "image_auroc": roc_auc_score(labels[at], scores[at]),
+        "image_ap": average_precision_score(labels[at], scores[at]),
+        "image_f1_max": best_f1(labels[at], scores[at]),
+        "pixel_auroc": roc_auc_score(marked, values),
+        "pixel_ap": average_precision_score(marked, values),
+        "pixel_f1_max": best_f1(marked, values),
+        "pixel_pro": pro(counts, 0.2),
+        "pixel_pro_05": pro(counts, SMALL_LIMIT),
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_samples_are_images_drawn_by_hand_within_the_proven_bound(seed):
+    maps, masks, labels, scores = categories(images=18, seed=seed)
+    images = CategoryCounts.of(records_of(maps, masks, labels, scores))
+    weights = draws(labels, 12, (seed, "mvtec", "bottle"))
+    found = metrics_of(images, weights, 0.2)
+    assert found.keys() == IMAGE | PIXEL
+    for r, times in enumerate(weights):
+        expected = by_hand(maps, masks, labels, scores, times)
+        counts = images.pixel_counts(times)
+        bounds = dict.fromkeys(IMAGE, 0.0) | {
+            "pixel_auroc": auroc_error_bound(counts),
+            "pixel_ap": average_precision_error_bound(counts),
+            "pixel_f1_max": f1_max_error_bound(counts),
+            "pixel_pro": pro_error_bound(counts, 0.2) * 65 / 64,
+            "pixel_pro_05": pro_error_bound(counts, SMALL_LIMIT) * 65 / 64,
+        }
+        for key, bound in bounds.items():
+            assert abs(found[key][r] - expected[key]) <= bound + 1e-12, key
+            assert bound < 0.02
+
+
+def test_a_sample_does_not_depend_on_those_beside_it(monkeypatch):
+    maps, masks, labels, scores = categories()
+    images = CategoryCounts.of(records_of(maps, masks, labels, scores))
+    weights = draws(labels, 9)
+    whole = metrics_of(images, weights)
+    monkeypatch.setattr(resampling, "BLOCK", 1)
+    for key, values in metrics_of(images, weights).items():
+        np.testing.assert_allclose(values, whole[key], rtol=1e-13)  # sums of other lengths round otherwise
+
+
+def test_each_kind_is_drawn_as_often_as_it_is_there():
+    labels = np.array([0, 1, 1, 0, 1])
+    weights = draws(labels, 4000, (3,))
+    assert weights.shape == (4000, 5)
+    assert (weights[:, labels == 0].sum(axis=1) == 2).all()
+    assert (weights[:, labels == 1].sum(axis=1) == 3).all()
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.06)  # five standard errors
+    np.testing.assert_allclose(weights.var(axis=0), [1 / 2, 2 / 3, 2 / 3, 1 / 2, 2 / 3], atol=0.08)
+
+
+def test_draws_depend_on_seed_and_names_alone():
+    labels = np.array([0, 1, 1, 0, 1] * 4)
+    one = draws(labels, 50, (7, "mvtec", "bottle"))
+    np.testing.assert_array_equal(one, draws(labels, 50, (7, "mvtec", "bottle")))
+    np.testing.assert_array_equal(one[:20, labels == 0], draws(labels, 20, (7, "mvtec", "bottle"))[:, labels == 0])
+    for other in ((8, "mvtec", "bottle"), (7, "mvtec", "cable"), (7, "visa", "bottle")):
+        assert (one != draws(labels, 50, other)).any()
+    draws(labels, 1, (0, "\udcff"))  # a folder's name need not be UTF-8
+
+
+def test_samples_that_leave_one_out():
+    np.testing.assert_array_equal(without_each(3), [[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+
+
+def test_what_the_images_do_not_have_is_absent():
+    maps, masks, labels, scores = categories()
+    records = records_of(maps, masks, labels, scores)
+    weights = np.ones((2, 12))
+    of_anomalous = [record for record in records if record.label]
+    assert metrics_of(CategoryCounts.of(of_anomalous), np.ones((2, 8))).keys() == PIXEL
+    assert not metrics_of(CategoryCounts.of([r for r in records if not r.label]), np.ones((2, 4)))
+    records[1] = ImageRecord("01", 1, None, records[1].counts)
+    assert metrics_of(CategoryCounts.of(records), weights).keys() == PIXEL
+    records[1] = ImageRecord("01", 1, 0.5, None)
+    assert metrics_of(CategoryCounts.of(records), weights).keys() == IMAGE
+
+
+def test_a_sample_of_one_kind_has_no_value():
+    maps, masks, labels, scores = categories()
+    masks[labels.nonzero()[0][1:]] = 0  # lost by resizing: only one image has anomalous pixels
+    images = CategoryCounts.of(records_of(maps, masks, labels, scores))
+    weights = np.ones((3, 12))
+    weights[1, labels.nonzero()[0][0]] = 0
+    weights[2, labels == 0] = 0
+    values = metrics_of(images, weights)
+    assert all(np.isfinite(value[0]) for value in values.values())
+    assert all(np.isnan(values[key]).tolist() == [False, True, False] for key in PIXEL)
+    assert all(np.isnan(values[key]).tolist() == [False, False, True] for key in IMAGE)
+
+
+def test_all_scores_equal():
+    _, masks, labels, _ = categories()
+    images = CategoryCounts.of(records_of(np.full(masks.shape, 0.5, np.float32), masks, labels, np.zeros(12)))
+    values = metrics_of(images, draws(labels, 5))
+    np.testing.assert_array_equal(values["image_auroc"], 0.5)
+    np.testing.assert_array_equal(values["pixel_auroc"], 0.5)
+    np.testing.assert_allclose(values["image_ap"], 8 / 12)
+    np.testing.assert_allclose(values["pixel_pro"], 0.15)
