@@ -20,10 +20,12 @@ from afclip_lightning.benchmark.render import spread
 from afclip_lightning.files import write_text
 from afclip_lightning.files.tables import csv_text, read_rows
 from afclip_lightning.results import MEAN, METRICS, TITLE
+from experiments.comparison import fusion
 from experiments.methods import table as cost_table
 from experiments.pages import table_row, with_part
 
 HERE = Path(__file__).parent
+SCRIPT = "experiments/comparison/tables.py"
 PAGE = HERE.parents[1] / "docs" / "comparison.md"
 KEPT = ("method", "dataset", "shots", "seed", *METRICS)
 Setting = Literal["demo", "real"]
@@ -91,7 +93,7 @@ def group_of(name: str, method: Method, shots: int) -> int:
 
 def lines_of(setting: Setting) -> list[Line]:
     """Returns the lines of a setting's table, group by group, in the order of its matrix."""
-    matrix = load_matrix([HERE / f"{setting}.yaml"])
+    methods = {**load_matrix([HERE / f"{setting}.yaml"]).methods, fusion.NAME: Method(configs=[fusion.CONFIG])}
     found: dict[tuple[str, int], dict[tuple[str, str], list[float]]] = {}
     for _, row in read_rows(HERE / f"{setting}.csv"):
         values = found.setdefault((row["method"], int(row["shots"])), {})
@@ -100,7 +102,7 @@ def lines_of(setting: Setting) -> list[Line]:
                 values.setdefault((dataset, metric), []).extend([100 * float(row[metric])] if row[metric] else [])
     lines = [
         Line(group_of(name, method, shots), name.removesuffix(FEW_SHOT), shots, method.trains, found[name, shots])
-        for name, method in matrix.methods.items()
+        for name, method in methods.items()
         for shots in method.shots
         if (name, shots) in found
     ]
@@ -140,10 +142,18 @@ def render(setting: Setting) -> str:
     return "\n".join(text) + "\n"
 
 
+def render_fusion(setting: Setting) -> str:
+    """Returns how far the fusion of a setting is above its best member, as Markdown."""
+    values = {line.method: line.values for line in lines_of(setting) if line.shots == 0}
+    columns = [(dataset, metric) for dataset, metrics in SHOWN[setting].items() for metric in metrics]
+    return fusion.render(values, columns) or "Not measured yet.\n"
+
+
 def in_page(page: str) -> str:
     """Returns the page with the tables in their places."""
     for setting in get_args(Setting):
-        page = with_part(page, setting, "experiments/comparison/tables.py", render(setting))
+        page = with_part(page, setting, SCRIPT, render(setting))
+        page = with_part(page, f"fusion, {setting}", SCRIPT, render_fusion(setting))
     return page
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.benchmark.matrix import load_matrix
-from experiments.comparison import tables
+from experiments.comparison import fusion, tables
 
 
 def test_the_page_has_the_tables_of_the_measured_rows() -> None:
@@ -55,3 +55,20 @@ def test_means_of_a_benchmark_are_kept_and_nothing_else(tmp_path: Path, monkeypa
         "pixel_pro_05,pixel_aupimo",
         "CLIP,synthetic,0,3,0.2500000,,,,,,0.1250000,,",
     ]
+
+
+def test_a_fusion_stands_beside_the_member_with_the_highest_mean() -> None:
+    column = ("set", "image_auroc")
+    values = {"UniADet": [50.0, 52.0, 54.0], "PatchLogit": [10.0, 20.0, 99.0], "Patch rarity": [51.0]}
+    rows = {name: {column: numbers} for name, numbers in {**values, fusion.NAME: [54.0, 55.0, 59.0]}.items()}
+    assert fusion.render(rows, [column]).splitlines()[2:] == [
+        "| set: I-AUROC | 52.0 | 43.0 | 51.0 | 56.0 | UniADet | +4.0 [1.5, 6.5] |"
+    ]
+
+
+def test_a_member_that_has_no_seed_is_the_same_for_all_seeds() -> None:
+    column = ("set", "image_auroc")
+    values = {"UniADet": [50.0, 52.0], "PatchLogit": [10.0, 20.0], "Patch rarity": [60.0], fusion.NAME: [59.0, 61.0]}
+    text = fusion.render({name: {column: numbers} for name, numbers in values.items()}, [column])
+    assert text.endswith("| Patch rarity | +0.0 [-12.7, 12.7] |\n")
+    assert not fusion.render({name: {column: [1.0]} for name in fusion.MEMBERS}, [column])
