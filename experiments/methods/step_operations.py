@@ -1,4 +1,4 @@
-"""The multiplications of AF-CLIP's training step, part by part, beside those of the backbone's pass.
+"""The multiplications of AF-CLIP's training step, part by part, beside the backbone's pass and two smaller heads' steps.
 
     python -m experiments.methods.step_operations                        # ViT-B/16 at 224 px, 8 images
 
@@ -14,8 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.methods.afclip import AFCLIP
-from afclip_lightning.types import ClipFeatures
-from experiments.methods.benchmark import images, operations, quarters
+from afclip_lightning.methods.base import AnomalyMethod
+from afclip_lightning.types import Batch, ClipFeatures
+from experiments.methods.benchmark import METHODS, images, operations, quarters
+
+SMALLER = ("UniADet", "MRAD-FT")  # which train on kept features in an epoch or few
 
 
 def by_operator(call: Callable[[], Any]) -> dict[str, float]:
@@ -27,6 +30,13 @@ def by_operator(call: Callable[[], Any]) -> dict[str, float]:
         kind = next((kind for kind in ("attention", "convolution") if kind in str(operator)), "products")
         counts[kind] += count / 2e9
     return counts
+
+
+def of_a_step(method: AnomalyMethod, batch: Batch) -> float:
+    """Returns the multiplications of a method's step on kept features, in 1e9."""
+    with torch.no_grad():
+        features = method.extract(batch)
+    return operations(lambda: method.loss(features, batch)["total"].backward()) / 2e9
 
 
 def main() -> None:
@@ -54,7 +64,9 @@ def main() -> None:
         "behind it, and the losses": step["products"] - projections - text["products"],
         "prompts": sum(text.values()),
     }
-    for name, count in {**parts, "the step": sum(step.values()), "the backbone's pass": one_pass}.items():
+    whole = {"the step": sum(step.values()), "the backbone's pass": one_pass}
+    others = {f"a step of {name}": of_a_step(METHODS[name](backbone), batch) for name in SMALLER}
+    for name, count in {**parts, **whole, **others}.items():
         print(f"{name:28} {count:6.1f}")
 
 
