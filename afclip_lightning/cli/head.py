@@ -39,7 +39,8 @@ the dataset that the heads were trained on; never images that you test on. What 
   afclip head fuse a/head.ckpt b/head.ckpt rarity.yaml CLIP --normal normal/bolts --out fusion.safetensors
   afclip inspect --checkpoint fusion.safetensors IMAGES
 
-A config describes a method that trains nothing; one that is named alone, as CLIP, is built on the first backbone.
+A config describes a method that trains nothing; one that is named alone, as CLIP, is built on the first backbone, with
+the paper's layers at the same depth.
 --model.backbone.KEY VALUE goes to all of them; --model.weights '[2, 1, 1]' of the commands that take it weighs them.
 """
 

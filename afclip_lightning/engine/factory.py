@@ -57,19 +57,41 @@ def load_head(
         method = load_released(checkpoint, arguments, backbones)
         note_assumed(method, checkpoint)
         return method
-    if not checkpoint.get("model"):
-        raise CheckpointError(
-            f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
-            "again, or build the method in Python and load the checkpoint's `state_dict`."
-        )
+    model = _model_in(checkpoint, path)
     try:
-        method = build(_own(checkpoint["model"]), arguments, backbones)
+        method = build(model, arguments, backbones)
     except WeightsError:
         raise
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
     restore(method, checkpoint)
     return method
+
+
+def model_of(path: Path) -> dict[str, Any]:
+    """Returns how the method of a head is built, as the `model` section of a config says it, without an optimiser.
+
+    Args:
+        path: A checkpoint, a head file, or another project's head.
+
+    Raises:
+        CheckpointError: The file is absent or damaged, or does not say it.
+    """
+    checkpoint = read_any(path)
+    return checkpoint.model if isinstance(checkpoint, Released) else _model_in(checkpoint, path)
+
+
+def _model_in(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the `model` entry of a checkpoint of ours; see `model_of`."""
+    if not checkpoint.get("model"):
+        raise CheckpointError(
+            f"{path} does not say how its method is built: `fit` of this version did not write it. Train the head "
+            "again, or build the method in Python and load the checkpoint's `state_dict`."
+        )
+    try:
+        return _own(checkpoint["model"])
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def checkpoint_of(path: Path) -> str | None:

@@ -114,7 +114,7 @@ def predict(run: Run) -> None:
     run.read_for(run.method)
     run.trainer.predict(run.method, datamodule=run.data, return_predictions=False)
     if run.trainer.is_global_zero:
-        print(f"{heading}:\n" + "\n".join(f"  {path}" for path in sorted(run.folder.glob("predictions*.csv"))))
+        print("\n".join(f"Table: {path}" for path in sorted(run.folder.glob("predictions*.csv"))))
 
 
 def _check_transfer(run: Run) -> None:

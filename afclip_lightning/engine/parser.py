@@ -23,6 +23,7 @@ from afclip_lightning.discovery.messages import one_line
 from afclip_lightning.engine.arguments import check_files, unclosed, with_sections, without_leftovers
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
+from afclip_lightning.engine.head_model import with_model_of_head
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.engine.presets import NAME, with_presets, without_preset
 from afclip_lightning.errors import PROGRAM, UserError
@@ -44,7 +45,8 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--checkpoint",
         type=str | None,
         default=None,
-        help="Trained head: a checkpoint or the folder of a run. With fit, what training goes on from.",
+        help="Trained head: a checkpoint or the folder of a run; it says how its method is built where no config and "
+        "no --model does. With fit, what training goes on from.",
     )
     parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
     parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
@@ -72,10 +74,10 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespa
     """Returns the options of a command, and a sentence on each set of which something was left out.
 
     Raises:
-        UserError: A config cannot be read.
+        UserError: A config or a checkpoint cannot be read.
     """
     check_files(args)
-    kept, notes = without_leftovers(with_presets(args))
+    kept, notes = without_leftovers(with_presets(with_model_of_head(args)))
     return parser.parse_args(with_sections(kept)), notes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from afclip_lightning.backbones.presets import Preset, preset
+from afclip_lightning.backbones.presets import preset
 from afclip_lightning.discovery import descendants
 from afclip_lightning.engine.arguments import CONFIG, option_at, read_config
 from afclip_lightning.engine.interpolation import resolve
@@ -23,24 +23,26 @@ MODEL = "--model."
 PAPERS_DEPTH = 24  # blocks of ViT-L, which the defaults of `layer` and `vv_from` count
 
 
-def tap_arguments(method: type, chosen: Preset) -> dict[str, Any]:
-    """Returns the arguments of a method that count blocks of the vision tower, for the tower of a preset.
+def tap_arguments(method: type, depth: int, layers: Sequence[int] | None = None) -> dict[str, Any]:
+    """Returns the arguments of a method that count blocks of the vision tower, for a tower of another depth.
 
-    Several `layers` become the preset's. A single one, `layer` and `vv_from` keep their place in the depth; a V-V path
-    that begins at the first block does so in every tower.
+    Several `layers` become those of a preset, if there is one. All others, `layer` and `vv_from` keep their place in
+    the depth; a V-V path that begins at the first block does so in every tower.
 
     Args:
         method: The class.
-        chosen: The preset.
+        depth: Blocks of the tower.
+        layers: Of the tower's preset.
     """
     found: dict[str, Any] = {}
     for name in ("layers", "layer", "vv_from"):
         parameter = inspect.signature(method).parameters.get(name)
         default = None if parameter is None else parameter.default
         if isinstance(default, Sequence):
-            found[name] = list(chosen.layers) if len(default) > 1 else [_scaled(default[0], chosen.depth)]
+            chosen = layers if layers and len(default) > 1 else [_scaled(block, depth) for block in default]
+            found[name] = list(chosen)
         elif isinstance(default, int) and default > 1:
-            found[name] = _scaled(default, chosen.depth)
+            found[name] = _scaled(default, depth)
     return found
 
 
@@ -64,7 +66,7 @@ def fill_in(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]
         return given
     chosen = preset(resolve({NAME: given.pop(BACKBONE + NAME)})[NAME])
     backbone = {BACKBONE + name: value for name, value in chosen.arguments.items()}
-    return backbone | (tap_arguments(method, chosen) if method else {}) | given
+    return backbone | (tap_arguments(method, chosen.depth, chosen.layers) if method else {}) | given
 
 
 def fill_in_section(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def _method(options: Sequence[tuple[str, str]]) -> type | None:
     for option, value in options:
         model = read_config(value).get("model") if option in CONFIG else None
         if option == "--model":
-            name = value
+            name = str(read_config(value).get("class_path", "")) if value.startswith("{") else value
         elif isinstance(model, Mapping) and model.get("class_path"):
             name = str(model["class_path"])
     found = {cls.__name__: cls for cls in descendants(AnomalyMethod)}

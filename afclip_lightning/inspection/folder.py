@@ -58,7 +58,7 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
         overlay = Image.fromarray(outcome.overlay())
         kind, suffix = ("JPEG", ".jpg") if max(overlay.size) <= JPEG_LIMIT else ("PNG", ".png")
         with atomic_path(folder / "overlays" / f"{name}{suffix}") as temporary:
-            overlay.save(temporary, kind, quality=90)
+            overlay.save(temporary, kind, quality=90, comment="".join(outcome.captions[:1]))  # if none fits on it
 
 
 def inspect(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.engine import factory
+from afclip_lightning.engine.presets import tap_arguments
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.file import Head, write_head_file
@@ -35,7 +36,7 @@ def fuse(
     Args:
         names: Of each head a checkpoint, a head file, the folder of one, another project's head, a config of a method
             that trains nothing, or the name of a ready model or of a method, which is built on the backbone of the
-            first head.
+            first head and taps it as deep as its paper's.
         normal: Normal images, by what they show: what differs from one group to the next counts as no noise.
         out: The head file.
         progress: Is given what the loop over the images goes over and its length, and shows how far it is.
@@ -48,11 +49,10 @@ def fuse(
             are too few images, or the file cannot be written.
     """
     backbones: factory.Backbones = {}
-    heads = []
+    heads: list[AnomalyMethod] = []
     for name in names:
         found = find_model(name)
-        first = factory.backbone_arguments(next(iter(backbones), "{}")) if isinstance(found, str) else {}
-        shared = {f"backbone.{key}": value for key, value in first.items()}
+        shared = _like_the_first(found, heads[0], backbones) if isinstance(found, str) and heads else {}
         heads.append(build_model(found, {**shared, **(arguments or {})}, backbones))
     _check_backbones(names, heads)
     model = {
@@ -85,6 +85,13 @@ def fuse(
         ),
     )
     return out
+
+
+def _like_the_first(method: str, head: AnomalyMethod, backbones: factory.Backbones) -> dict[str, Any]:
+    """Returns arguments that build a method, named alone, on the backbone of the first head, its taps as deep in it."""
+    backbone = factory.backbone_arguments(next(iter(backbones)))
+    taps = tap_arguments(factory.method_class(method), head.backbone.vision.depth)
+    return {f"backbone.{key}": value for key, value in backbone.items()} | taps
 
 
 def _check_backbones(names: Sequence[str], heads: Sequence[AnomalyMethod]) -> None:

@@ -144,11 +144,21 @@ class Inspection:
         low, high = float(self.anomaly_map.min()), float(self.anomaly_map.max())
         return (self.anomaly_map - np.float32(low)) / np.float32(max(high - low, 1e-12))
 
+    @property
+    def captions(self) -> Sequence[str]:
+        """Returns what its picture says of its colours and its threshold, shorter and shorter; nothing if calibrated.
+
+        That is where the colours run from this image's lowest to its highest value, for want of a threshold, and where
+        the threshold is the head's own.
+        """
+        if self.pixel_threshold_from == "default":
+            return BY_DEFAULT if self.shares_scale else OWN_SCALE_BY_DEFAULT
+        return () if self.shares_scale else CAPTIONS
+
     def overlay(self) -> np.ndarray:
         """Returns the image under its map in colours, with the contours of the mask, `[H, W, 3]`, uint8, RGB.
 
-        A caption says where the colours run from this image's lowest to its highest value, for want of a threshold, and
-        where the threshold is the head's own.
+        The first of `captions` that fits stands at its foot; on an image of few pixels none does.
 
         Raises:
             ValueError: The image was not kept.
@@ -162,9 +172,7 @@ class Inspection:
         if self.mask is not None:
             contours, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
             cv2.drawContours(drawn, contours, -1, CONTOUR, max(1, round(max(drawn.shape) / 400)))
-        if self.pixel_threshold_from == "default":
-            return _with_caption(drawn, BY_DEFAULT if self.shares_scale else OWN_SCALE_BY_DEFAULT)
-        return drawn if self.shares_scale else _with_caption(drawn, CAPTIONS)
+        return _with_caption(drawn, self.captions)
 
 
 def _with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:

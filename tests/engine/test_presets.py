@@ -103,7 +103,7 @@ def test_a_method_is_built_from_a_config_or_an_argument_with_a_preset(tmp_path: 
     ],
 )
 def test_blocks_are_counted_for_the_tower_of_the_preset(name: str, preset: str, expected: dict[str, Any]) -> None:
-    assert tap_arguments(method_class(name), PRESETS[preset]) == expected
+    assert tap_arguments(method_class(name), PRESETS[preset].depth, PRESETS[preset].layers) == expected
 
 
 def test_on_the_papers_tower_a_preset_changes_no_tap() -> None:

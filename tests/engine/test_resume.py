@@ -72,9 +72,34 @@ def test_a_runs_folder_is_a_checkpoint(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
+def test_the_checkpoint_says_how_its_method_is_built(folder: Path) -> None:
+    config = yaml.safe_load((folder / "base.yaml").read_text())
+    del config["model"]
+    (folder / "data.yaml").write_text(yaml.safe_dump(config))
+    for command in ("test", "validate"):
+        assert run(command, "--ckpt_path=one", f"--out={command}", "--model.map_sigma=1") == 0
+        alone = ["--ckpt_path=one", f"--out={command}-alone", "--model.map_sigma=1"]
+        assert run(command, *alone, config="data.yaml") == 0
+        tables = [(folder / name / "results.csv").read_text() for name in (command, f"{command}-alone")]
+        assert tables[0] == tables[1]
+
+
+def test_without_model_and_checkpoint_the_model_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "data.yaml").write_text("data: {class_path: MVTecLayout, init_args: {root: tested}}")
+    assert run("test", config="data.yaml") == 2
+    assert "model" in capsys.readouterr().err
+    assert run("test", "--checkpoint=absent.ckpt", config="data.yaml") == 2
+    assert "error: Checkpoint absent.ckpt does not exist." in capsys.readouterr().err
+    assert run("fit", "--checkpoint=one", config="data.yaml") == 2  # no head says how it is trained
+
+
+@pytest.mark.slow
 def test_what_an_untrained_head_gives_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "--out=p") == 0
-    assert capsys.readouterr().out.startswith("Predictions of an UNTRAINED head (no --checkpoint)")
+    output = capsys.readouterr().out
+    assert output.startswith("Predictions of an UNTRAINED head (no --checkpoint)")
+    assert output.count("Predictions") == 1
+    assert output.splitlines()[-1] == "Table: p/predictions.csv"
     assert run("validate", "--out=v") == 0
     assert "Validation of an UNTRAINED head" in capsys.readouterr().out
     assert run("predict", "--out=t", "--ckpt_path=one") == 0

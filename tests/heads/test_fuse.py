@@ -106,6 +106,8 @@ def test_methods_that_train_nothing_are_named(folder: Path, tmp_path: Path) -> N
     out = tmp_path / "fusion.safetensors"
     assert fuse(folder, out, str(folder / "a"), "CLIP") == 0
     assert load(out, device="cpu", arguments={"weights": [1.0, 3.0]}).method.hparams["weights"] == [1.0, 3.0]
+    assert fuse(folder, out, str(folder / "a"), "PatchRarity") == 0  # whose layers are those of 24 blocks, not of 8
+    assert read_head_file(out).model["init_args"]["heads"][1]["arguments"]["layers"] == [2, 4, 6, 8]
 
 
 def test_another_backbone_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

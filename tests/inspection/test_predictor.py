@@ -21,6 +21,7 @@ from afclip_lightning.engine.factory import Backbones, load_head
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.inspection import views
 from afclip_lightning.inspection.calibration import Calibration, Threshold
+from afclip_lightning.inspection.folder import save_pictures
 from afclip_lightning.inspection.predictor import Predictor, calibration_path
 from afclip_lightning.inspection.verdict import Inspection
 from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
@@ -113,7 +114,7 @@ def test_lists_and_other_things_are_told(head: Path) -> None:
         model_of(head, device="meta")
 
 
-def test_overlays_without_calibration_say_so() -> None:
+def test_overlays_without_calibration_say_so(tmp_path: Path) -> None:
     image, anomaly_map = picture(300, 400), np.linspace(0, 1, 120000, dtype=np.float32).reshape(300, 400)
     own, shared = Inspection(1.0, anomaly_map, image=image), Inspection(1.0, anomaly_map, 0.5, 0.5, 0.2, 0.2, image)
     assert (own.shares_scale, shared.shares_scale) == (False, True)
@@ -124,6 +125,10 @@ def test_overlays_without_calibration_say_so() -> None:
     assert own.overlay().shape == image.shape
     tiny = Inspection(1.0, anomaly_map[:8, :8], image=image[:8, :8])
     assert tiny.overlay().shape == (8, 8, 3)  # no letter is readable there
+    save_pictures(tiny, tmp_path, "tiny", ["overlay"])  # and the file says it
+    assert Image.open(tmp_path / "overlays/tiny.jpg").info["comment"] == own.captions[0].encode()
+    save_pictures(shared, tmp_path, "shared", ["overlay"])
+    assert "comment" not in Image.open(tmp_path / "overlays/shared.jpg").info
 
 
 @pytest.mark.slow

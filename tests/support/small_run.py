@@ -33,12 +33,12 @@ def write_small_run(folder: Path) -> None:
     (folder / "base.yaml").write_text(BASE)
 
 
-def run(command: str, *args: str) -> int:
+def run(command: str, *args: str, config: str = "base.yaml") -> int:
     """Runs a command in the working folder, as a process of its own would, and returns its exit code."""
     import os
 
     os.environ.pop(RUN_FOLDER_VARIABLE, None)
     try:
-        return main([command, "--config=base.yaml", *args])
+        return main([command, f"--config={config}", *args])
     except SystemExit as stop:
         return int(stop.code or 0)
