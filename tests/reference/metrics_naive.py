@@ -1,5 +1,6 @@
 """Loop-only twins of the metrics, from their definitions. Slow on purpose. Every distinct score is a threshold."""
 
+import math
 import struct
 from itertools import pairwise
 
@@ -88,6 +89,27 @@ def pro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float) -> float:
         area += (x1 - x0) * (y0 + y1) / 2
         x0, y0 = x1, y1
     return area / fpr_limit
+
+
+def aupimo(maps: list[np.ndarray], masks: list[np.ndarray], low: float = 1e-5, high: float = 1e-4) -> dict[int, float]:
+    """Returns, of each anomalous image, its recall averaged over the logarithm of the shared false-positive rate.
+
+    Every score of a normal image is a threshold, from the highest down; recall just above it and at it count one half.
+    """
+    normal = [m for m, mask in zip(maps, masks, strict=True) if not mask.any()]
+    result = {i: 0.0 for i, mask in enumerate(masks) if mask.any()}
+    before = low
+    for threshold in sorted({float(s) for m in normal for s in m.ravel()}, reverse=True):
+        rate = sum(float((m >= threshold).mean()) for m in normal) / len(normal)
+        rate = min(max(rate, low), high)
+        for i in result:
+            inside = maps[i][masks[i] > 0]
+            recall = ((inside > threshold).mean() + (inside >= threshold).mean()) / 2
+            result[i] += float(recall) * math.log(rate / before) / math.log(high / low)
+        before = rate
+        if rate == high:
+            break
+    return result
 
 
 def pro_200_thresholds(maps: np.ndarray, masks: np.ndarray, normalisation: str, fpr_limit: float = 0.3) -> float:
