@@ -57,6 +57,7 @@ class Sample:
         class_name: What a prompt calls the category (`metal nut`); loaders fill it in.
         white: The value that becomes 255 where an image has more than 8 bits; `None` for the largest that its bits
             hold. Loaders fill it in.
+        defect_type: What is wrong with an anomalous image (`scratch`), as the set calls it; empty where it does not.
     """
 
     dataset: str
@@ -69,6 +70,7 @@ class Sample:
     mask_threshold: int | None = None
     class_name: str = ""
     white: int | None = None
+    defect_type: str = ""
 
 
 @dataclass

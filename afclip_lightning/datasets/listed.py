@@ -2,17 +2,18 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.defect_types import with_defect_types
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import NAMED, LeftOut, directly_in, short, unread
 from afclip_lightning.data.names import ClassNames, Names, find, normal_form
 from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.files import read_text
-from afclip_lightning.types import Split
+from afclip_lightning.types import Sample, Split
 
 LISTED_SPLITS: tuple[Split, ...] = ("train", "test")
 OTHER_SPLIT = "of a split that is neither train nor test"
@@ -28,6 +29,7 @@ class Entry(NamedTuple):
         image: Its path, as the file gives it.
         label: 1 = anomalous, 0 = normal.
         mask: Path of its mask; empty if there is none.
+        defect_type: What is wrong with an anomalous image; empty where the file does not say.
     """
 
     where: str
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
     image: str
     label: int
     mask: str
+    defect_type: str = ""
 
 
 class ListedData(AnomalyDataModule):
@@ -123,6 +126,11 @@ class ListedData(AnomalyDataModule):
                     f"{entry.where}: the image is normal, and a mask is named for it: {entry.mask[:80]!r}. A normal "
                     "image has none: leave it out, or give the image the label of an anomalous one."
                 )
+            if entry.defect_type and not entry.label:
+                raise DatasetError(
+                    f"{entry.where}: the image is normal, and has a defect type: {entry.defect_type[:80]!r}. Leave the "
+                    "type out, or give the image the label of an anomalous one."
+                )
 
         for entry in entries:
             if entry.mask and normal_form(os.path.normpath(self.root / entry.mask)) in seen:
@@ -135,6 +143,10 @@ class ListedData(AnomalyDataModule):
                 f"{entry.where}: {path} is already in an earlier {self.entry}, with another label: here {entry.label}, "
                 f"there {other.label} ({other.where}). Remove one."
             )
+
+    def with_types(self, samples: Sequence[Sample], images: Mapping[Path, Entry]) -> list[Sample]:
+        """Returns the samples of a category with the defect types that the file gives its images."""
+        return with_defect_types(samples, {image: entry.defect_type for image, entry in images.items()})
 
     def images(self, category: str, split: Split) -> dict[Path, Entry]:
         """Returns the images of one category and split, and their places in the file.

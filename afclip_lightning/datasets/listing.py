@@ -21,7 +21,8 @@ class Listing(ListedData):
     A file `.json` is read as AnomalyCLIP's scripts write it: `{"train": {category: [...]}, "test": {...}}` with
     `img_path`, `mask_path` and `anomaly` of each image; `Train` and `Test`, as one of the scripts writes, mean the
     same. A file `.jsonl` is read as AA-CLIP's: one line per image with `image_path`, `label`, `class_name` and, where
-    there is one, `mask_path`; a line without `split` is of the test split.
+    there is one, `mask_path`; a line without `split` is of the test split. The defect type of an anomalous image is its
+    `specie_name`, as AnomalyCLIP's scripts write it, or its `defect_type`.
 
     An anomalous image whose mask path is empty, or a folder, has no mask: its pixel metrics are absent. The scripts
     pair masks with images by their position in sorted folders, which goes wrong from the first missing file on: an
@@ -92,7 +93,7 @@ class Listing(ListedData):
             mask = self._mask(entry, image, images) if entry.label else None
             known = not entry.label or mask is not None
             samples.append(Sample(self.name, category, split, image, entry.label, mask, known))
-        return sorted(samples, key=lambda sample: sample.image_path.as_posix())
+        return self.with_types(sorted(samples, key=lambda sample: sample.image_path.as_posix()), images)
 
     def _mask(self, entry: Entry, image: Path, images: Collection[Path]) -> Path | None:
         if not entry.mask or os.path.isdir(find(self.root, entry.mask)):
@@ -120,7 +121,7 @@ class Listing(ListedData):
             where = f"{self.file}, line {number}"
             category, image, label, mask = _values(item, where, "class_name", "image_path", "label", "mask_path")
             split: str = _text(item, "split", where) or "test"  # of an object, as `_values` says
-            yield Entry(where, normal_form(category), split.lower(), image, label, mask)
+            yield Entry(where, normal_form(category), split.lower(), image, label, mask, _type(item, label, where))
 
     def _from_meta(self) -> Iterator[Entry]:
         splits = read_json(self.file, Any, remedy="Write it again.", error=DatasetError)  # type: ignore[arg-type]
@@ -129,7 +130,8 @@ class Listing(ListedData):
                 for number, item in enumerate(items if isinstance(items, list) else [items], 1):
                     where = f"{self.file}, {split}, {category}, entry {number}"
                     _, image, label, mask = _values(item, where, None, "img_path", "anomaly", "mask_path")
-                    yield Entry(where, normal_form(category), split.lower(), image, label, mask)
+                    defect_type = _type(item, label, where)
+                    yield Entry(where, normal_form(category), split.lower(), image, label, mask, defect_type)
 
 
 def _mask_suffix(mask: Path, images: Collection[Path]) -> str:
@@ -160,6 +162,11 @@ def _values(
     if empty := [key for key, text in zip((category, image), texts, strict=False) if key and not text]:
         raise DatasetError(f"{where}: {empty[0]} is empty. Mend the entry.")
     return texts[0], texts[1], int(item[label]), texts[2]
+
+
+def _type(item: Any, label: int, where: str) -> str:
+    """Returns the defect type of an entry; the scripts call that of a normal image `good`."""
+    return (_text(item, "defect_type", where) or _text(item, "specie_name", where)) if label else ""
 
 
 def _text(item: Any, key: str, where: str) -> str:

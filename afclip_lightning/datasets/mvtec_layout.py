@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.defect_types import with_defect_types
 from afclip_lightning.data.images import list_folders, pair_masks, walk_images
 from afclip_lightning.data.left_out import LeftOut, directly_in, unread, unread_folders
 from afclip_lightning.data.names import (
@@ -26,6 +27,7 @@ OTHER_FOLDER = "folders of a category that are not read"
 class MVTecLayout(AnomalyDataModule):
     """A dataset in MVTec AD's layout: `<category>/{train,test}/<normal>`, `test/<defect>`, `ground_truth/<defect>`.
 
+    The name of a folder `test/<defect>` is the defect type of its images, where there are several such folders.
     Images in subfolders of these, such as `test/good/camera_2/`, are read too, with their masks in equal subfolders;
     those in a subfolder that is named as one of masks, labels or depths are not. A category without a `ground_truth`
     folder is taken as one without masks: its pixel metrics are absent. A published dataset in this layout is a subclass
@@ -116,7 +118,8 @@ class MVTecLayout(AnomalyDataModule):
                 masks = pair_masks(anomalous, self._defects(mask_root), self.mask_suffixes, roots)
             except UnpairedError as error:
                 raise UnpairedError(error.problems, self._hint(folder)) from error
-        return self.make_samples(category, split, normal, anomalous, masks)
+        samples = self.make_samples(category, split, normal, anomalous, masks)
+        return with_defect_types(samples, {image: image.relative_to(folder / split).parts[0] for image in anomalous})
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
         """Returns the folders of the split, and of the masks; but not of those of normal images, which need none."""
