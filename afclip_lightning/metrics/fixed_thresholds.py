@@ -1,12 +1,14 @@
 """Thresholds that are fixed without labels: rules on the scores of normal images, or on those of their pixels."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from afclip_lightning.errors import UserError
+from afclip_lightning.metrics.histogram import ScoreCounts
 
 FACTOR = 3.0
 """Standard deviations above the mean, as MVTec AD 2 suggests."""
@@ -101,3 +103,60 @@ def mean_plus_sd(normal: Moments, factor: float = FACTOR) -> float:
             f"{normal.count}. Give normal images that are neither trained on nor tested."
         )
     return normal.mean + factor * normal.sd
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a threshold comes from the scores of normal images.
+
+    Attributes:
+        text: As it was written: `mean+3sd` or `q0.99`.
+        factor: Standard deviations above the mean; `None` for a quantile.
+        fpr: Share of the normal scores that may lie above the threshold; `None` for mean and standard deviation.
+    """
+
+    text: str
+    factor: float | None = None
+    fpr: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> "Rule":
+        """Returns the rule that a text names.
+
+        Raises:
+            ValueError: It names none.
+        """
+        if found := re.fullmatch(r"mean\+(\d+(?:\.\d+)?)sd", text):
+            return cls(text, factor=float(found[1]))
+        if found := re.fullmatch(r"q(0?\.\d+)", text):
+            return cls(text, fpr=1 - float(found[1]))
+        raise ValueError(f"a rule is mean+3sd or q0.99 (any factor, any quantile below 1), got {text!r}")
+
+    def threshold(self, moments: Moments, counts: ScoreCounts) -> float:
+        """Returns the threshold of normal scores; what is above it is anomalous.
+
+        A quantile is the lowest of these scores that at most its share of them lies above; of binned scores, the upper
+        end of its bin, or the lower one of the highest bin.
+
+        Args:
+            moments: Of the scores.
+            counts: Of the same scores, all of them normal.
+
+        Raises:
+            UserError: There are too few scores for the rule: less than 2, or for a quantile so few that not one may lie
+                above it.
+        """
+        if self.factor is not None:
+            return mean_plus_sd(moments, self.factor)
+        assert self.fpr is not None
+        needed = math.ceil(1 / self.fpr - 1e-9)
+        if moments.count < needed:
+            raise UserError(
+                f"the rule {self.text} needs {needed} scores of normal images, and there are {moments.count}. Give "
+                "more normal images, or a lower quantile, or the rule mean+3sd."
+            )
+        reached = counts.normal[::-1].cumsum()[::-1]
+        at = int(np.flatnonzero(reached > self.fpr * reached[0] + 1e-9)[-1])
+        if counts.tied[at] or at == len(reached) - 1:
+            return float(counts.lowest[at])
+        return float(counts.thresholds[at + 1])

@@ -3,11 +3,13 @@ from math import isqrt
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afclip_lightning.errors import UserError
-from afclip_lightning.metrics.fixed_thresholds import Moments, mean_plus_sd
+from afclip_lightning.metrics.fixed_thresholds import Moments, Rule, mean_plus_sd
+from afclip_lightning.metrics.histogram import ScoreHistogram, exact_counts
 
 
 def exact(values):
@@ -74,3 +76,45 @@ def test_scores_that_are_not_finite(value):
 def test_factor_that_is_not_finite():
     with pytest.raises(ValueError, match="factor must be finite"):
         mean_plus_sd(Moments.of(np.arange(3)), float("nan"))
+
+
+def normal_counts(scores):
+    return exact_counts(scores, np.zeros(0, scores.dtype))
+
+
+@pytest.mark.parametrize(("quantile", "expected"), [("q0.99", 99), ("q.9", 90), ("q0.5", 50), ("q0.985", 99)])
+def test_a_quantile_lets_at_most_its_share_through(quantile, expected):
+    scores = np.random.default_rng(0).permutation(100).astype(np.float32) + 1
+    value = Rule.of(quantile).threshold(Moments.of(scores), normal_counts(scores))
+    assert value == expected
+    assert (scores > value).mean() <= 1 - float(quantile[1:]) + 1e-12
+
+
+def test_a_quantile_of_ties_and_of_bins():
+    saturated = np.array([0.5] * 7 + [1.0] * 3, np.float32)
+    assert Rule.of("q0.9").threshold(Moments.of(saturated), normal_counts(saturated)) == 1  # nothing is above
+    scores = np.random.default_rng(1).random(5000, np.float32)
+    histogram = ScoreHistogram.empty(2**10)
+    histogram.add(torch.from_numpy(scores), torch.zeros(5000, dtype=torch.int32))
+    value = Rule.of("q0.95").threshold(Moments.of(scores), histogram.score_counts())
+    exact = Rule.of("q0.95").threshold(Moments.of(scores), normal_counts(scores))
+    assert exact <= value <= exact * 1.03
+    assert (scores > value).mean() <= 0.05
+
+
+def test_a_rule_is_read_from_its_text():
+    scores = np.arange(10.0)
+    assert Rule.of("mean+2.5sd").threshold(Moments.of(scores), normal_counts(scores)) == pytest.approx(
+        4.5 + 2.5 * scores.std()
+    )
+    for text in ("q1", "q1.5", "q0", "mean", "mean+3", "mean-3sd", "3sd", ""):
+        with pytest.raises(ValueError, match=r"a rule is mean\+3sd or q0\.99"):
+            Rule.of(text)
+
+
+def test_a_quantile_needs_as_many_scores_as_it_says():
+    scores = np.arange(99.0)
+    with pytest.raises(UserError, match=r"q0\.99 needs 100 scores of normal images, and there are 99"):
+        Rule.of("q0.99").threshold(Moments.of(scores), normal_counts(scores))
+    with pytest.raises(UserError, match="needs the scores of normal images, and there are 0"):
+        Rule.of("mean+3sd").threshold(Moments(), normal_counts(scores[:0]))
