@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, overload
@@ -19,6 +19,7 @@ Key = tuple[str, str]  # dataset, category
 Count = Annotated[int, Meta(ge=0)]
 ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
 Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
+Interval = tuple[float, float]  # lower and upper end
 
 TITLE = {
     "image_auroc": "I-AUROC",
@@ -40,6 +41,9 @@ SHOWN = METRICS[:7]
 
 MEAN = "mean"
 """What stands for the category in a row that is the mean of a dataset's categories."""
+
+LEVEL = 0.95
+"""Confidence of intervals; a difference is called significant if its p-value is at most `1 - LEVEL`."""
 
 TOLERANCE = 1e-4
 """How far binning may move a metric before that is said."""
@@ -124,6 +128,7 @@ class Row:
         error_bounds: How far binning can have moved each pixel metric.
         thresholds: Above which an image or a pixel is anomalous for the best F1; see `is_anomalous`.
         masks: What became of the masks; `None` if it is not known.
+        intervals: Ends of each metric's interval at `LEVEL`, in [0, 1]; absent of a metric that has none.
     """
 
     dataset: str
@@ -135,6 +140,7 @@ class Row:
     error_bounds: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     masks: MaskCounts | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
@@ -180,6 +186,16 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
+def with_intervals(rows: Sequence[Row], intervals: Mapping[Key, Mapping[str, Interval]]) -> list[Row]:
+    """Returns the rows with the intervals of their metrics.
+
+    Args:
+        rows: The table.
+        intervals: By dataset and category, or `mean`.
+    """
+    return [replace(row, intervals=intervals.get((row.dataset, row.category), {})) for row in rows]
+
+
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Returns the metrics that a page of these rows has columns for: those of every table, and what else a row has."""
     return [metric for metric in METRICS if metric in SHOWN or any(metric in row.metrics for row in rows)]
@@ -189,8 +205,8 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[
     """Returns an aligned Markdown table of some metrics in percent; `n/a` where one is not defined.
 
     A mean says over how many categories it is, `mean of 6`, and where a metric leaves some out, over how many that one
-    is: `91.2 (5)`. Below the table stands what resizing did to the masks, and what binning may have moved by more than
-    the tolerance.
+    is: `91.2 (5)`. Below the table stand the intervals, if there are any, what resizing did to the masks, and what
+    binning may have moved by more than the tolerance.
     """
     header = ["dataset", "category", "normal", "anomalous", *(TITLE[metric] for metric in columns)]
     lines = [header]
@@ -203,15 +219,19 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[
             cell = "n/a" if value is None else f"{100 * value:.1f}"
             cells.append(f"{cell} ({over})" if value is not None and row.category == MEAN and over < total else cell)
         lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join([*_table(lines), *_uncertain(rows, columns), *_resized(rows), *_imprecise(rows, tolerance)])
+
+
+def _table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of an aligned Markdown table, of which the first is the header and two columns are names."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
     def text(cells: Sequence[str]) -> str:
         padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "| " + " | ".join(padded) + " |"
 
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
-    table = [text(lines[0]), rule, *(text(line) for line in lines[1:])]
-    return "\n".join([*table, *_resized(rows), *_imprecise(rows, tolerance)])
+    return [text(lines[0]), rule, *(text(line) for line in lines[1:])]
 
 
 def _cell(name: str) -> str:
@@ -221,6 +241,21 @@ def _cell(name: str) -> str:
 
 def _of(row: Row) -> str:
     return shown(f"{row.dataset}/{row.category}")
+
+
+def interval_text(ends: Interval | None) -> str:
+    """Returns an interval in percent, `88.1 to 93.9`; a dash where there is none."""
+    return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def _uncertain(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Returns the lines below the table on intervals."""
+    if not any(row.intervals for row in rows):
+        return []
+    lines = [["dataset", "category", *(TITLE[metric] for metric in columns)]]
+    for row in rows:
+        lines.append([_cell(row.dataset), _cell(row.category), *(interval_text(row.intervals.get(m)) for m in columns)])
+    return ["", f"{100 * LEVEL:g} % intervals, by resampling the images:", "", *_table(lines)]
 
 
 def _resized(rows: Sequence[Row]) -> list[str]:
@@ -254,13 +289,28 @@ def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
     return ["", f"Binning may have moved these by more than {100 * tolerance:g} ({remedy}):", "", *found]
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Returns the table as CSV, values in [0, 1]; what is not defined is left empty."""
-    lines = (
-        [row.dataset, row.category, row.normal, row.anomalous, *(row.metrics.get(metric) for metric in METRICS)]
+def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | None]]]:
+    """Returns columns and lines of the table, values in [0, 1], `None` where one is not defined.
+
+    Where a metric has intervals, two more columns hold their ends: `image_auroc_low`, `image_auroc_high`.
+    """
+    uncertain = [metric for metric in METRICS if any(metric in row.intervals for row in rows)]
+    columns = ["dataset", "category", "normal", "anomalous", *METRICS]
+    columns += [f"{metric}_{end}" for metric in uncertain for end in ("low", "high")]
+    lines: list[list[str | int | float | None]] = [
+        [
+            *(row.dataset, row.category, row.normal, row.anomalous),
+            *(row.metrics.get(metric) for metric in METRICS),
+            *(end for metric in uncertain for end in row.intervals.get(metric, (None, None))),
+        ]
         for row in rows
-    )
-    return csv_text(["dataset", "category", "normal", "anomalous", *METRICS], lines)
+    ]
+    return columns, lines
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Returns the table as CSV; what is not defined is left empty. See `flat`."""
+    return csv_text(*flat(rows))
 
 
 def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -284,6 +334,7 @@ def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | Non
                 else {"error_bounds": dict(row.error_bounds), "thresholds": dict(row.thresholds)}
             ),
             **({} if row.masks is None else {"masks": asdict(row.masks)}),
+            **({"intervals": {key: [*ends] for key, ends in row.intervals.items()}} if row.intervals else {}),
         }
         for row in rows
     ]

@@ -7,13 +7,29 @@ from pathlib import Path
 
 from afclip_lightning.files import read_json
 from afclip_lightning.metrics import Result
-from afclip_lightning.results import MaskCounts, Row, aggregate, columns_of, render, to_csv, to_json, with_means, write
+from afclip_lightning.results import (
+    MaskCounts,
+    Row,
+    aggregate,
+    columns_of,
+    render,
+    to_csv,
+    to_json,
+    with_intervals,
+    with_means,
+    write,
+)
 
 A = Result(
     {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_ap": 0.25}, {"pixel_ap": 3e-4}, {"pixel_f1_max": 0.125}, 2, 3
 )
 B = Result({"pixel_auroc": 1.0, "pixel_ap": 0.75}, {"pixel_ap": 2e-5}, {}, 0, 4)
 ROWS = with_means([A.row("visa", "candle"), B.row("visa", "capsules"), B.row("btad", "01")])
+
+INTERVALS = {
+    ("visa", "candle"): {"image_auroc": (0.512, 0.875), "pixel_f1_max": (0.125, 0.875)},
+    ("visa", "mean"): {"image_auroc": (0.6, 0.8)},
+}
 
 
 def cells(line: str) -> list[str]:
@@ -92,6 +108,28 @@ def test_aggregate_says_over_how_many() -> None:
     assert aggregate({}) == ({}, {})
 
 
+def test_intervals_stand_below_the_table_and_in_columns_of_their_own() -> None:
+    rows = with_intervals(ROWS, INTERVALS)
+    assert [row.intervals for row in rows] == [INTERVALS["visa", "candle"], {}, INTERVALS["visa", "mean"], {}, {}]
+    assert render(rows, 1.0).splitlines()[:7] == render(ROWS, 1.0).splitlines()
+    title, _, header, _, candle, capsules, mean, _, of_btad = render(rows, 1.0).splitlines()[8:]
+    assert title == "95 % intervals, by resampling the images:"
+    assert cells(header) == [*cells(render(ROWS).splitlines()[0])[:2], *cells(render(ROWS).splitlines()[0])[4:]]
+    assert cells(candle) == ["visa", "candle", "51.2 to 87.5", *["–"] * 4, "12.5 to 87.5", "–"]
+    assert cells(mean)[:3] == ["visa", "mean", "60.0 to 80.0"]
+    assert cells(capsules)[2:] == cells(of_btad)[2:] == ["–"] * 7
+    lines = to_csv(rows).splitlines()
+    assert (
+        lines[0]
+        == f"{to_csv(ROWS).splitlines()[0]},image_auroc_low,image_auroc_high,pixel_f1_max_low,pixel_f1_max_high"
+    )
+    assert lines[1] == f"{to_csv(ROWS).splitlines()[1]},0.512,0.875,0.125,0.875"
+    assert lines[2] == f"{to_csv(ROWS).splitlines()[2]},,,,"
+    entries = to_json(rows, "title")["rows"]
+    assert entries[2]["intervals"] == {"image_auroc": [0.6, 0.8]}
+    assert "intervals" not in entries[1]
+
+
 @dataclass
 class Table:
     title: str
@@ -102,6 +140,8 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = with_means([A.row("visa", "candle", MaskCounts(4, 1, 100, 96, 2)), B.row("visa", "capsules")])
     write(rows, tmp_path, "results", "Title")
     assert read_json(tmp_path / "results.json", Table) == Table("Title", rows)
+    write(with_intervals(rows, INTERVALS), tmp_path, "results", "Title")
+    assert read_json(tmp_path / "results.json", Table) == Table("Title", with_intervals(rows, INTERVALS))
 
 
 def test_whoever_reads_a_table_needs_no_torch() -> None:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-"""Confidence of intervals; a difference is called significant if its p-value is at most `1 - LEVEL`."""
+from afclip_lightning.results import LEVEL as LEVEL
 
 
 class Difference(NamedTuple):

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from afclip_lightning.errors import shown
 from afclip_lightning.report import charts
+from afclip_lightning.results import interval_text
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_printable,
     )
-    environment.filters |= {"percent": percent, "score": score_text, "shell": shlex.join}
+    environment.filters |= {"percent": percent, "score": score_text, "interval": interval_text, "shell": shlex.join}
     environment.globals["plot"] = (charts.WIDTH, charts.HEIGHT)
     script = (Path(__file__).parents[1] / "web" / "report.js").read_text(encoding="utf-8")
     # of all scripts, the browser runs this one: no name from a file can smuggle in another

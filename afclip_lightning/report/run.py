@@ -11,7 +11,7 @@ from afclip_lightning.report.charts import Chart, Histogram, Line
 from afclip_lightning.report.page import Card, Group, percent
 from afclip_lightning.report.page import render as render_page
 from afclip_lightning.report.run_files import Case, Run
-from afclip_lightning.results import MEAN, TITLE, Row, columns_of, is_anomalous
+from afclip_lightning.results import LEVEL, MEAN, TITLE, Row, columns_of, is_anomalous
 
 FACTS = (
     ("method", "Method"),
@@ -117,6 +117,8 @@ def render(run: Run, threshold: Threshold | None = None) -> str:
         facts=FACTS,
         means=[row for row in run.rows if row.category == MEAN],
         columns=[(metric, TITLE[metric]) for metric in columns_of(run.rows)],
+        intervals=any(row.intervals for row in run.rows),
+        level=f"{100 * LEVEL:g}",
     )
 
 

@@ -134,6 +134,19 @@ def test_what_a_run_did_not_keep_is_said_to_be_unknown(tmp_path: Path, missing: 
     assert "drawn" in page
 
 
+def test_intervals_stand_below_their_values(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"a": 1.0}, images=9)
+    assert 'class="interval"' not in render(read_run(folder))
+    table = json.loads((folder / "results.json").read_text())
+    for row, ends in zip(table["rows"], ([0.25, 0.5], [0.75, 1.0]), strict=True):
+        row["intervals"] = {"image_auroc": ends}
+    (folder / "results.json").write_text(json.dumps(table))
+    page = render(read_run(folder))
+    # the mean stands at the top too
+    assert re.findall(r'class="interval">([^<]*)<', page) == ["75.0 to 100.0", "25.0 to 50.0", "75.0 to 100.0"]
+    assert "Below a value stands its 95 % interval" in page
+
+
 def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", {"a": 1.0, "only_anomalous": 1.0}, images=9)
     table = json.loads((folder / "results.json").read_text())

@@ -14,7 +14,7 @@ from afclip_lightning.engine.loggers import wandb_runs
 from afclip_lightning.files import shown, write_text
 from afclip_lightning.metrics import Curve
 from afclip_lightning.prompts.learner import NearestWord, nearest_words
-from afclip_lightning.results import METRICS
+from afclip_lightning.results import flat
 
 MAX_PICTURES = 24
 
@@ -47,11 +47,7 @@ class Tracking(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the table of results, the curves and the pictures."""
-        columns = ["dataset", "category", "normal", "anomalous", *METRICS]
-        rows = [
-            [row.dataset, row.category, row.normal, row.anomalous, *(row.metrics.get(metric) for metric in METRICS)]
-            for row in self.evaluation.main.rows
-        ]
+        columns, rows = flat(self.evaluation.main.rows)
         self._log_table(trainer, self.evaluation.main.name, columns, rows)
         for run in wandb_runs(trainer):
             run.log({**self._charts(), **self._sheets()})

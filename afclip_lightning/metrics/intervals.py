@@ -1,0 +1,221 @@
+"""How sure a metric is: bootstrap intervals over the images of a category, and of the mean over categories.
+
+The images that were tested are a sample of those that could have been. A metric of images drawn anew from them, many
+times, spreads about as the metric of other samples would. Normal and anomalous images are drawn apart, since a test set
+has a number of each by choice, and every category is drawn by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
+from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
+from afclip_lightning.results import LEVEL, MEAN, TITLE, Interval, Key
+
+Kind = Literal["bca", "percentile"]
+
+FEWEST = 5
+"""Images of either kind that an interval needs. Of n images, a sample is n times the same one with chance `n^(1 - n)`:
+0.2 % of 5 images, but 1.6 % of 4, which is most of the 2.5 % at either end of a 95 % interval."""
+
+FEWEST_SAMPLES = 100
+"""Samples that an interval needs: the outermost 2.5 % are then two or three of them."""
+
+
+class Resampled(NamedTuple):
+    """A metric of one category, or of a mean, with what other samples of the images would give.
+
+    Attributes:
+        value: The metric of the images themselves.
+        samples: `[r]`, of samples drawn from them.
+        without: By group of images that are drawn together, `[n]` each: the metric without each of the n images.
+    """
+
+    value: float
+    samples: np.ndarray
+    without: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How intervals are found.
+
+    Attributes:
+        replicates: Number of samples.
+        kind: See `interval`.
+        seed: Of the draws. Runs on the same images have the same draws.
+
+    Raises:
+        ValueError: One of them is out of range.
+    """
+
+    replicates: int = 1000
+    kind: Kind = "bca"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.replicates < FEWEST_SAMPLES:
+            raise ValueError(f"intervals must be 0 or at least {FEWEST_SAMPLES} samples, got {self.replicates}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"the kind of intervals must be in {{{', '.join(get_args(Kind))}}}, got {self.kind!r}")
+        if self.seed < 0:
+            raise ValueError(f"the seed of intervals must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The intervals of a run.
+
+    Attributes:
+        by_row: By dataset and category, `mean` among them: the interval of each metric that has one.
+        notes: Why there are none where there are none, a sentence each.
+    """
+
+    by_row: dict[Key, dict[str, Interval]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def intervals_of(records: Mapping[Key, Sequence[ImageRecord]], settings: Settings, fpr_limit: float = 0.3) -> Intervals:
+    """Returns the intervals of each category, and of each dataset's mean over its categories.
+
+    Args:
+        records: The images by dataset and category, in any order.
+        settings: How intervals are found.
+        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+    """
+    result = Intervals()
+    for dataset in dict.fromkeys(dataset for dataset, _ in records):
+        of_dataset: list[Mapping[str, Resampled | None]] = []
+        for category in (name for other, name in records if other == dataset and records[other, name]):
+            images = CategoryCounts.of(records[dataset, category])
+            found = resampled(images, settings.replicates, (settings.seed, dataset, category), fpr_limit)
+            of_dataset.append(found)
+            result.by_row[dataset, category] = _ends(found, settings)
+            if reason := _why_none(images, found):
+                result.notes.append(f"No interval of {dataset}/{category}: {reason}.")
+        keys = dict.fromkeys(key for found in of_dataset for key in found)
+        means = {key: mean_of([found[key] for found in of_dataset if key in found]) for key in keys}
+        result.by_row[dataset, MEAN] = _ends(means, settings)
+        if absent := [TITLE[key] for key, value in means.items() if value is None]:
+            result.notes.append(
+                f"No interval of the mean of {dataset}, where a category has none: {', '.join(absent)}."
+            )
+    return result
+
+
+def _ends(metrics: Mapping[str, Resampled | None], settings: Settings) -> dict[str, Interval]:
+    return {key: interval(one, settings.kind) for key, one in metrics.items() if one is not None}
+
+
+def resampled(
+    images: CategoryCounts, replicates: int, seed: Sequence[int | str] = (0,), fpr_limit: float = 0.3
+) -> dict[str, Resampled | None]:
+    """Returns the metrics of a category; `None` of one that has no interval.
+
+    There is none of fewer than `FEWEST` normal or anomalous images, nor where a sample has no value because all
+    anomalous pixels lie in a few images.
+
+    Args:
+        images: The category.
+        replicates: Number of samples.
+        seed: See `draws`.
+        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+    """
+    count = len(images.labels)
+    if _fewest(images) < FEWEST:
+        return dict.fromkeys(metrics_of(images, np.ones((1, count)), fpr_limit))
+    weights = np.concatenate([np.ones((1, count)), without_each(count), draws(images.labels, replicates, seed)])
+    return {
+        key: Resampled(
+            float(values[0]),
+            values[1 + count :],
+            tuple(values[1 : 1 + count][images.labels == label] for label in (0, 1)),
+        )
+        if np.isfinite(values).all()
+        else None
+        for key, values in metrics_of(images, weights, fpr_limit).items()
+    }
+
+
+def _fewest(images: CategoryCounts) -> int:
+    anomalous = int(images.labels.sum())
+    return min(anomalous, len(images.labels) - anomalous)
+
+
+def _why_none(images: CategoryCounts, metrics: Mapping[str, Resampled | None]) -> str | None:
+    """Returns why metrics of a category have no interval, in words; `None` if all have one."""
+    if _fewest(images) < FEWEST:
+        anomalous = int(images.labels.sum())
+        normal = len(images.labels) - anomalous
+        return f"it has {normal} normal and {anomalous} anomalous images, and an interval needs {FEWEST} of each"
+    absent = [TITLE[key] for key, value in metrics.items() if value is None]
+    return f"too few images have anomalous pixels ({', '.join(absent)})" if absent else None
+
+
+def mean_of(parts: Sequence[Resampled | None]) -> Resampled | None:
+    """Returns the mean of a metric over categories; `None` if one of them has no interval.
+
+    Args:
+        parts: The metric of each category, at least one, with equally many samples.
+    """
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    value = sum(part.value for part in known) / len(known)
+    samples = np.sum([part.samples for part in known], axis=0) / len(known)
+    # without one image, the mean moves by its share of what the metric of its category moves
+    without = tuple(value + (group - part.value) / len(known) for part in known for group in part.without)
+    return Resampled(value, samples, without)
+
+
+def interval(metric: Resampled, kind: Kind = "bca", level: float = LEVEL) -> Interval:
+    """Returns the interval of a metric.
+
+    - `percentile`: between the quantiles of the samples, `(1 - level) / 2` at either end.
+    - `bca`: bias-corrected and accelerated; the quantiles are moved by how many samples are below the metric itself
+      (those equal to it count one half), and by how much its spread changes with its value, from the metric without
+      each image. It is second-order accurate. Where no quantile is left to take, because all samples are on one side of
+      the metric or one image outweighs all others, it is the percentile interval.
+
+    Args:
+        metric: See `resampled` and `mean_of`.
+        kind: One of the above.
+        level: Confidence, in (0, 1).
+
+    Reference: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987), Eq. 2.3 and 6.6; for groups that are drawn
+        apart, Davison and Hinkley, Bootstrap Methods and their Application (1997), Eq. 5.26.
+    """
+    ends = np.array([(1 - level) / 2, (1 + level) / 2])
+    if kind == "bca":
+        ends = _moved(ends, metric)
+    low, high = np.quantile(metric.samples, ends)
+    return float(low), float(high)
+
+
+def _moved(ends: np.ndarray, metric: Resampled) -> np.ndarray:
+    """Returns the quantiles that BCa takes in place of others, `[2]`."""
+    below = ((metric.samples < metric.value).mean() + (metric.samples <= metric.value).mean()) / 2
+    if not 0 < below < 1:
+        return ends
+    bias, normal = ndtri(below), ndtri(ends)
+    shift = bias + normal
+    scale = 1 - _acceleration(metric.without) * shift
+    return np.asarray(ndtr(bias + shift / scale)) if (scale > 0).all() else ends
+
+
+def _acceleration(without: Sequence[np.ndarray]) -> float:
+    """Returns how fast the standard error changes with the metric: the skewness of what each image adds, over 6.
+
+    Args:
+        without: See `Resampled`.
+    """
+    third, second = 0.0, 0.0
+    for group in without:
+        influence = (len(group) - 1) * (group.mean() - group)
+        third += float((influence**3).sum()) / len(group) ** 3
+        second += float((influence**2).sum()) / len(group) ** 2
+    return third / (6 * second**1.5) if second > 0 else 0.0

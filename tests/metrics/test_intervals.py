@@ -1,0 +1,161 @@
+"""Bootstrap intervals are those of SciPy, of a statistic that it can find, and absent where images are too few."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.stats import rankdata
+
+from afclip_lightning.metrics import intervals
+from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
+from afclip_lightning.metrics.intervals import Resampled, Settings, interval, intervals_of, mean_of, resampled
+from afclip_lightning.results import MEAN
+from tests.support.image_records import categories, records_of
+
+
+def auroc(normal, anomalous, axis=-1):
+    """Returns the area by the ranks of the anomalous scores."""
+    ranks = rankdata(np.concatenate([normal, anomalous], axis=axis), axis=axis)
+    n, p = normal.shape[axis], anomalous.shape[axis]
+    return (ranks[..., n:].sum(axis=axis) - p * (p + 1) / 2) / (n * p)
+
+
+def images_of(normal, anomalous, category="a"):
+    """Returns images with scores and without pixels."""
+    scores = [(0, score) for score in normal] + [(1, score) for score in anomalous]
+    return [ImageRecord(f"{category}{i:03}", label, float(score), None) for i, (label, score) in enumerate(scores)]
+
+
+def scores(seed, normal=25, anomalous=40):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=normal).round(1), rng.normal(1.2, 1.5, size=anomalous).round(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["bca", "percentile"])
+def test_intervals_are_those_of_scipy_on_the_same_samples(kind, seed):
+    data = scores(seed)
+    metric = resampled(CategoryCounts.of(images_of(*data)), 500, (seed,))["image_auroc"]
+    assert metric.value == pytest.approx(auroc(*data))
+    drawn = SimpleNamespace(bootstrap_distribution=metric.samples)
+    method = {"bca": "BCa", "percentile": "percentile"}[kind]
+    result = stats.bootstrap(data, auroc, n_resamples=0, method=method, bootstrap_result=drawn, vectorized=True)
+    np.testing.assert_allclose(interval(metric, kind), result.confidence_interval, rtol=1e-9)
+
+
+def test_samples_spread_as_those_of_scipy():
+    data = scores(5)
+    metric = resampled(CategoryCounts.of(images_of(*data)), 4000, (5,))["image_auroc"]
+    other = stats.bootstrap(data, auroc, n_resamples=4000, method="BCa", vectorized=True, random_state=0)
+    # ends of two sets of 4000 samples differ by their Monte Carlo error, some 3 % of the interval's length each
+    length = np.diff(other.confidence_interval)[0]
+    np.testing.assert_allclose(interval(metric), other.confidence_interval, atol=0.1 * length)
+    assert metric.samples.std() == pytest.approx(other.standard_error, rel=0.06)
+
+
+def test_the_mean_of_categories_is_that_of_scipy():
+    first, second = scores(1), scores(2, normal=12, anomalous=9)
+    parts = [
+        resampled(CategoryCounts.of(images_of(*data)), 500, (i,))["image_auroc"]
+        for i, data in enumerate((first, second))
+    ]
+    metric = mean_of(parts)
+    assert metric.value == pytest.approx((auroc(*first) + auroc(*second)) / 2)
+    np.testing.assert_allclose(metric.samples, (parts[0].samples + parts[1].samples) / 2)
+
+    def both(a, b, c, d, axis=-1):
+        return (auroc(a, b, axis) + auroc(c, d, axis)) / 2
+
+    drawn = SimpleNamespace(bootstrap_distribution=metric.samples)
+    result = stats.bootstrap(
+        (*first, *second), both, n_resamples=0, method="BCa", bootstrap_result=drawn, vectorized=True
+    )
+    np.testing.assert_allclose(interval(metric), result.confidence_interval, rtol=1e-9)
+
+
+def test_of_all_metrics_of_categories_and_their_mean():
+    records = {("x", name): records_of(*categories(images=18, seed=seed)) for seed, name in enumerate("ab")}
+    found = intervals_of(records, Settings(200))
+    assert not found.notes
+    assert list(found.by_row) == [("x", "a"), ("x", "b"), ("x", MEAN)]
+    for ends in found.by_row.values():
+        assert len(ends) == 8
+        assert all(0 <= low < high <= 1 for low, high in ends.values())
+    for key, (low, high) in found.by_row["x", MEAN].items():
+        lengths = [np.diff(found.by_row["x", name][key])[0] for name in "ab"]
+        assert 0.4 * max(lengths) < high - low < max(lengths)  # two halves, drawn apart
+    again = intervals_of({key: part[::-1] for key, part in records.items()}, Settings(200))
+    assert again == found
+    assert intervals_of(records, Settings(200, seed=1)).by_row != found.by_row
+
+
+def test_a_category_has_its_interval_whatever_lies_beside_it():
+    records = {("x", name): records_of(*categories(images=18, seed=seed)) for seed, name in enumerate("ab")}
+    both, alone = intervals_of(records, Settings(200)), intervals_of({("x", "b"): records["x", "b"]}, Settings(200))
+    assert alone.by_row["x", "b"] == alone.by_row["x", MEAN] == both.by_row["x", "b"]
+
+
+def test_too_few_images_have_no_interval_and_it_is_said_once():
+    few = images_of(*scores(0, normal=4))
+    enough = images_of(*scores(1, normal=5, anomalous=5))
+    found = intervals_of({("x", "few"): few, ("x", "enough"): enough, ("y", "none"): []}, Settings(100))
+    assert found.by_row["x", "few"] == {}
+    assert found.by_row["x", MEAN] == {}
+    assert found.by_row["x", "enough"].keys() == {"image_auroc", "image_ap", "image_f1_max"}
+    assert found.notes == [
+        "No interval of x/few: it has 4 normal and 40 anomalous images, and an interval needs 5 of each.",
+        "No interval of the mean of x, where a category has none: I-AUROC, I-AP, I-F1.",
+    ]
+
+
+def test_images_of_one_kind_have_no_metric_and_do_not_keep_the_mean_from_an_interval():
+    found = intervals_of({("x", "a"): images_of(*scores(0)), ("x", "b"): images_of(scores(1)[0], [])}, Settings(100))
+    assert found.by_row["x", MEAN] == found.by_row["x", "a"] != {}
+    assert [note.partition(":")[0] for note in found.notes] == ["No interval of x/b"]
+
+
+def test_anomalous_pixels_in_one_image_have_no_interval():
+    maps, masks, labels, of_images = categories(images=18)
+    masks[labels.nonzero()[0][1:]] = 0
+    found = intervals_of({("x", "a"): records_of(maps, masks, labels, of_images)}, Settings(100))
+    assert found.by_row["x", "a"].keys() == {"image_auroc", "image_ap", "image_f1_max"}
+    assert found.notes[0] == (
+        "No interval of x/a: too few images have anomalous pixels (P-AUROC, P-AP, P-F1, P-PRO, P-PRO@5%)."
+    )
+
+
+def test_what_every_sample_agrees_on_is_a_point():
+    perfect = images_of(np.zeros(8), np.ones(8))
+    assert set(intervals_of({("x", "a"): perfect}, Settings(100)).by_row["x", "a"].values()) == {(1.0, 1.0)}
+    ties = images_of(np.zeros(8), np.zeros(8))
+    assert intervals_of({("x", "a"): ties}, Settings(100)).by_row["x", "a"]["image_auroc"] == (0.5, 0.5)
+
+
+def test_where_bca_has_no_quantile_to_take_it_is_the_percentile_interval():
+    one_sided = Resampled(0.0, np.arange(1.0, 101), (np.arange(5.0),))
+    assert interval(one_sided) == interval(one_sided, "percentile") == pytest.approx((3.475, 97.525))
+    influence = np.zeros(400)
+    influence[0] = -1
+    outweighed = Resampled(99_999.5, np.arange(1.0, 100_001), (influence,))  # all samples but one are below
+    assert intervals._acceleration(outweighed.without) == pytest.approx(1 / 6, rel=0.01)  # it is at most that
+    assert interval(outweighed) == interval(outweighed, "percentile")
+
+
+def test_the_level_moves_the_ends():
+    metric = Resampled(50.5, np.arange(1.0, 101), (np.array([1.0, 2.0, 3.0]),))
+    assert interval(metric, "percentile", 0.5) == (25.75, 75.25)
+    assert interval(metric, "bca", 0.5) == pytest.approx((25.75, 75.25))  # neither biased nor skewed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"replicates": 99}, "0 or at least 100 samples, got 99"),
+        ({"kind": "normal"}, "bca, percentile"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
