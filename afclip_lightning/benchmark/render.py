@@ -1,13 +1,16 @@
 """A benchmark's table for people: what was measured, and in the shape of the papers' tables beside what they print."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from afclip_lightning.benchmark.matrix import Matrix
 from afclip_lightning.benchmark.published import Published, architecture, comparable, members
 from afclip_lightning.benchmark.table import Measurement
+from afclip_lightning.benchmark.uncertainty import OVER, Line, Uncertainty, line_of
+from afclip_lightning.errors import shown
+from afclip_lightning.metrics.significance import LEVEL
 from afclip_lightning.results import MEAN, METRICS, SHOWN, TITLE
 
 NONE = "–"
@@ -33,6 +36,8 @@ class Grid:
         rows: Texts, as many a row as there are columns.
         left: How many columns are names, on the left.
         notes: What must be known to read it, a sentence each; below the title.
+        below: What explains it, a sentence each; below the table.
+        bold: Rows and columns of the cells that are printed in bold.
     """
 
     title: str
@@ -40,6 +45,20 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
     left: int
     notes: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+    bold: frozenset[tuple[int, int]] = frozenset()
+
+    def lines(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        """Returns the header and the rows as texts of a format.
+
+        Args:
+            escape: Makes a text one of the format.
+            bold: What a text in bold is there, with `{}` for the text.
+        """
+        cells = [[escape(cell) for cell in row] for row in (self.header, *self.rows)]
+        for row, column in self.bold:
+            cells[row + 1][column] = bold.format(cells[row + 1][column])
+        return cells
 
 
 @dataclass(frozen=True)
@@ -102,25 +121,72 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{deviation}"
 
 
-def own_tables(rows: Sequence[Measurement], matrix: Matrix) -> list[Grid]:
-    """Returns one table per test set of all that was measured on it, mean ± standard deviation over seeds."""
-    groups: dict[str, dict[tuple[str, str, int, str], dict[str, dict[int, float]]]] = defaultdict(dict)
+def own_tables(
+    rows: Sequence[Measurement], matrix: Matrix, uncertain: Mapping[str, Uncertainty] | None = None
+) -> list[Grid]:
+    """Returns one table per test set of all that was measured on it, mean ± standard deviation over seeds.
+
+    Args:
+        rows: The benchmark's table.
+        matrix: Its matrix.
+        uncertain: By test set, what its numbers may be by chance: what may be the best is bold then, and a table of
+            intervals follows.
+    """
+    groups: dict[str, dict[Line, dict[str, dict[int, float]]]] = defaultdict(dict)
     methods, datasets = list(matrix.methods), list(matrix.datasets)
     for row in sorted(rows, key=lambda row: (datasets.index(row.dataset), methods.index(row.method), row.shots)):
         if row.category == MEAN:
-            line = groups[row.dataset].setdefault((row.method, row.train, row.shots, row.backbone), defaultdict(dict))
-            line[row.metric][row.seed] = 100 * row.value
+            found = groups[row.dataset].setdefault(line_of(row), defaultdict(dict))
+            found[row.metric][row.seed] = 100 * row.value
     grids = []
     for dataset, lines in groups.items():
-        columns = [metric for metric in METRICS if metric in SHOWN or any(metric in found for found in lines.values())]
+        columns = [
+            metric for metric in METRICS if metric in SHOWN or any(metric in values for values in lines.values())
+        ]
         header = ("method", "trained on", "shots", "seeds", *(TITLE[metric] for metric in columns), "backbone")
         body = []
-        for (method, train, shots, backbone), metrics in lines.items():
+        for line, metrics in lines.items():
             seeds = len({seed for values in metrics.values() for seed in values})
             cells = [spread(list(metrics.get(metric, {}).values())) for metric in columns]
-            body.append((method, train or NONE, str(shots), str(seeds), *cells, backbone.partition(" (")[0] or NONE))
-        grids.append(Grid(f"Measured on {dataset}", header, tuple(body), 2))
+            body.append(_line(line, str(seeds), cells))
+        grid = Grid(f"Measured on {dataset}", header, tuple(body), 2)
+        known = (uncertain or {}).get(dataset)
+        grids += [grid] if known is None else _with_intervals(grid, dataset, list(lines), columns, known)
     return grids
+
+
+def _line(line: Line, seeds: str, cells: Sequence[str]) -> tuple[str, ...]:
+    method, train, shots, backbone = line
+    return method, train or NONE, str(shots), seeds, *cells, backbone.partition(" (")[0] or NONE
+
+
+def _with_intervals(
+    grid: Grid, dataset: str, lines: Sequence[Line], columns: Sequence[str], known: Uncertainty
+) -> list[Grid]:
+    """Returns a table with what may be the best in bold, and one of intervals behind it."""
+    if known.note:
+        return [replace(grid, below=(known.note,))]
+    bold = frozenset(
+        (i, 4 + j) for i, line in enumerate(lines) for j, metric in enumerate(columns) if (line, metric) in known.best
+    )
+    level = f"{100 * LEVEL:g} %"
+    said = (
+        f"Bold: what may be the best. With {level} confidence the truly best of a column is among them: comparisons "
+        "with the best (Hsu), over samples of the images that all methods share. A column has none if its highest "
+        "number is of a run that did not keep its images.",
+    )
+    body = []
+    for line in lines:
+        runs = known.runs.get(line, 0)
+        found = [known.intervals.get((line, metric)) for metric in columns]
+        cells = [NONE if one is None else f"[{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in found]
+        body.append((*_line(line, str(runs), cells), OVER[runs > 1] if runs else NONE))
+    about = (
+        f"{level} intervals of the means over categories, over samples of the images; of several seeds they hold both "
+        "sources of variation, images and seeds.",
+    )
+    intervals = Grid(f"Intervals on {dataset}", (*grid.header, "over"), tuple(body), 2, below=about)
+    return [replace(grid, bold=bold, below=said if bold else ()), intervals]
 
 
 def paper_tables(results: Sequence[Measured], published: list[Published]) -> list[Grid]:
@@ -196,14 +262,27 @@ def _sets(group: str, published: list[Published]) -> set[str]:
     return {name for metric in METRICS for name in members(published, group, metric)}
 
 
-def markdown(grid: Grid) -> str:
-    """Returns a table as Markdown under its title."""
-    rule = "|" + "|".join("---" if i < grid.left else "---:" for i in range(len(grid.header))) + "|"
+def markdown(grid: Grid, aligned: bool = False) -> str:
+    """Returns a table as Markdown under its title.
+
+    Args:
+        grid: The table.
+        aligned: Whether its columns stand below each other in plain text too.
+    """
+    cells = grid.lines(lambda text: shown(text).replace("|", "\\|"), "**{}**")
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*cells, strict=True)]
+    rule = "|".join("-" * max(w + 2, 3) if i < grid.left else "-" * max(w + 1, 3) + ":" for i, w in enumerate(widths))
     lines = [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (grid.header, *grid.rows)
+        "| "
+        + " | ".join(
+            f"{c:{'<' if i < grid.left else '>'}{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in cells
     ]
     notes = [text for note in grid.notes for text in (f"**{note}**", "")]
-    return "\n".join([f"## {grid.title}", "", *notes, lines[0], rule, *lines[1:]])
+    below = [text for note in grid.below for text in ("", note)]
+    return "\n".join([f"## {grid.title}", "", *notes, lines[0], f"|{rule}|", *lines[1:], *below])
 
 
 def latex(grids: Iterable[Grid]) -> str:
@@ -216,7 +295,7 @@ def latex(grids: Iterable[Grid]) -> str:
     ]
     for grid in grids:
         columns = "l" * grid.left + "r" * (len(grid.header) - grid.left)
-        lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (grid.header, *grid.rows)]
+        lines = [" & ".join(cells) + r" \\" for cells in grid.lines(_escape, r"\textbf{{{}}}")]
         parts += [
             r"\begin{table}[p]",
             r"\centering",
@@ -225,7 +304,12 @@ def latex(grids: Iterable[Grid]) -> str:
             r"\resizebox{\linewidth}{!}{%",
         ]
         parts += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-        parts += [r"\end{tabular}}", r"\end{table}", r"\clearpage"]
+        parts += [
+            r"\end{tabular}}",
+            *(rf"\\[1ex]\emph{{{_escape(note)}}}" for note in grid.below),
+            r"\end{table}",
+            r"\clearpage",
+        ]
     return "\n".join([*parts, r"\end{document}", ""])
 
 

@@ -127,10 +127,13 @@ def _render(
     rows: Sequence[Measurement], matrix: Matrix, published: list[Published], out: Path, state: Sequence[str]
 ) -> list[str]:
     """Writes the tables and plots, and returns as Markdown what was measured."""
-    from afclip_lightning.benchmark import render
+    from afclip_lightning.benchmark import render, uncertainty
 
     results = render.measured(rows, matrix)
-    own, papers = render.own_tables(rows, matrix), render.paper_tables(results, published)
+    uncertain = uncertainty.uncertainties(rows, out / "cells")
+    if uncertain:
+        write_text(out / "intervals.csv", uncertainty.to_csv(uncertain))
+    own, papers = render.own_tables(rows, matrix, uncertain), render.paper_tables(results, published)
     texts = [render.markdown(grid) for grid in own]
     lines = ["# Benchmark", "", *(f"- {line}" for line in state)]
     backbones = dict.fromkeys((row.method, row.backbone) for row in rows)

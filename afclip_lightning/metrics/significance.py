@@ -101,13 +101,15 @@ def bootstrap_difference(value: float, samples: np.ndarray) -> Difference:
 
     Args:
         value: The difference as measured.
-        samples: `[r]`, the difference in each sample of the images, the same sample for both methods.
+        samples: `[r]`, the difference in each sample of the images, the same sample for both methods; NaN, which is
+            passed over, where it is not defined.
 
     Raises:
         ValueError: There are too few samples for an interval at `LEVEL`.
 
     Reference: Davison and Hinkley, Bootstrap Methods and their Application (1997), sections 4.2 and 5.3.1.
     """
+    samples = samples[~np.isnan(samples)]
     count = len(samples)
     outside = int((1 - LEVEL) / 2 * (count + 1) + 1e-9)
     if outside < 1:
@@ -116,6 +118,37 @@ def bootstrap_difference(value: float, samples: np.ndarray) -> Difference:
     tail = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
     p_value = min(2 * (1 + tail) / (count + 1), 1.0)
     return Difference(value, float(ordered[outside - 1]), float(ordered[count - outside]), p_value)
+
+
+def may_be_best(values: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Returns which methods may be the best: the one that truly is, is among them with a confidence of `LEVEL`.
+
+    A method is left out if another is further above it, in standard deviations of their difference, than the furthest
+    of all is above it by chance in all but `1 - LEVEL` of the samples. That holds for all methods together.
+
+    Args:
+        values: `[k]`, as measured; higher is better.
+        samples: `[k, r]`, in the same samples of the images; NaN, which is passed over, where they are not defined.
+
+    Returns:
+        `[k]`, bool; the highest value is always among them.
+
+    Reference: Hsu, Annals of Statistics 12 (1984), comparisons with the best, with the distribution of the bootstrap.
+    """
+    samples = samples[:, ~np.isnan(samples).any(axis=0)]
+    kept = np.ones(len(values), bool)
+    for i in range(len(values)):
+        above = samples - samples[i]  # [k, r]
+        spread = above.std(axis=1)
+        varies = spread > 0  # not the method itself, nor one that says the same
+        if ((values > values[i]) & ~varies).any():
+            kept[i] = False
+        elif varies.any():
+            chance = ((above - above.mean(axis=1, keepdims=True))[varies] / spread[varies, None]).max(axis=0)
+            furthest = ((values - values[i])[varies] / spread[varies]).max()
+            kept[i] = (1 + (chance >= furthest).sum()) / (1 + len(chance)) > 1 - LEVEL
+    kept[values.argmax()] = True
+    return kept
 
 
 def fewest_samples() -> int:

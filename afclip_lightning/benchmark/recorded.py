@@ -1,0 +1,192 @@
+"""Runs with what they said of each image, read from their folders, and made sure to be of the same images."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import read_csv, read_json
+from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics.image_records import read_records
+from afclip_lightning.results import MEAN, Key
+
+NAMED = 3  # images that a message names
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run, with what it said of each image.
+
+    Attributes:
+        path: Its folder, or its table.
+        records: By dataset and category, its images.
+        metrics: By dataset and category, the metrics of its table, in [0, 1].
+        pro_limit: False-positive rate up to which its PRO is integrated.
+        size: At which size its pixels were evaluated, in words.
+    """
+
+    path: Path
+    records: Mapping[Key, Sequence[ImageRecord]]
+    metrics: Mapping[Key, Mapping[str, float]]
+    pro_limit: float
+    size: str
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the pixels of its images were counted."""
+        return any(record.counts is not None for records in self.records.values() for record in records)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method, which differ by their seed alone.
+
+    Attributes:
+        name: What tables call the method.
+        runs: At least one.
+    """
+
+    name: str
+    runs: tuple[Recorded, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    dataset: str
+    category: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Table:
+    rows: list[_Row]
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Curves:
+    pro_limit: Annotated[float, Meta(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class _Score:
+    dataset: str
+    category: str
+    image: str
+    label: Annotated[int, Meta(ge=0, le=1)]
+    score: float
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Returns a test run; where its pixels were not counted, the image scores alone.
+
+    Args:
+        path: Its folder, or one of its tables, `results_x.json`.
+
+    Raises:
+        UserError: It is no test run, or a file of it is absent or damaged; the message names it.
+    """
+    table = path if path.is_file() else path / "results.json"
+    folder, suffix = table.parent, table.stem.removeprefix("results")
+    if not table.is_file():
+        raise UserError(
+            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
+            "printed, runs/<config>/<time>."
+        )
+    results = read_json(table, _Table, finite=False)  # a threshold may be infinite
+    source = folder / f"image_counts{suffix}.npz"
+    if source.exists():
+        records = read_records(source)
+    else:
+        source = folder / f"scores{suffix}.csv"
+        records = _scores(source)
+    metrics = {(row.dataset, row.category): row.metrics for row in results.rows if row.category != MEAN}
+    if absent := metrics.keys() ^ records.keys():
+        raise UserError(
+            f"{table} and {source.name} beside it are not of the same test: only one of them has "
+            f"{'/'.join(min(absent))}. Test again."
+        )
+    size = results.conditions.get("resolution") or "backbone"
+    seen = results.conditions.get("image_size")
+    return Recorded(
+        path,
+        records,
+        metrics,
+        read_json(folder / f"curves{suffix}.json", _Curves).pro_limit,
+        "each image's own size" if size == "image" else f"{seen} pixels" if seen else "the backbone's size",
+    )
+
+
+def _scores(path: Path) -> dict[Key, list[ImageRecord]]:
+    records: dict[Key, list[ImageRecord]] = {}
+    for line in read_csv(path, _Score):
+        record = ImageRecord(line.image, line.label, line.score, None)
+        records.setdefault((line.dataset, line.category), []).append(record)
+    return records
+
+
+def on_the_same_images(groups: Sequence[Group]) -> list[Group]:
+    """Returns the runs with images named as the first run names them, wherever their datasets lay.
+
+    Raises:
+        UserError: A run is named twice, or two are not of the same images with the same labels; the message says which
+            images differ.
+    """
+    runs = [run for group in groups for run in group.runs]
+    places = [run.path.resolve() for run in runs]
+    if twice := next((run.path for run, place in zip(runs, places, strict=True) if places.count(place) > 1), None):
+        raise UserError(f"{twice} is named twice. Name each run once.")
+    moved = [replace(group, runs=tuple(_moved(run, runs[0]) for run in group.runs)) for group in groups]
+    for run in (run for group in moved for run in group.runs):
+        _check_same(runs[0], run)
+    return moved
+
+
+def _moved(run: Recorded, to: Recorded) -> Recorded:
+    """Returns a run as if its datasets lay where another run found them: on another machine they have other paths."""
+    records = dict(run.records)
+    for dataset in {key[0] for key in records} & {key[0] for key in to.records}:
+        mine, theirs = _paths(run, dataset), _paths(to, dataset)
+        if set(mine) & set(theirs):
+            continue
+        root, new = (os.path.commonpath([os.path.dirname(path) for path in paths]) for paths in (mine, theirs))
+        for key in [key for key in records if key[0] == dataset]:
+            renamed = [replace(r, name=os.path.join(new, os.path.relpath(r.name, root))) for r in records[key]]
+            records[key] = renamed
+    return replace(run, records=records)
+
+
+def _paths(run: Recorded, dataset: str) -> list[str]:
+    return [record.name for key, records in run.records.items() if key[0] == dataset for record in records]
+
+
+def _check_same(first: Recorded, second: Recorded) -> None:
+    problem = f"{first.path} and {second.path} are not of the same images"
+    remedy = "Compare runs of the same test set."
+    mine, theirs = (
+        {(*key, record.name): record.label for key, records in run.records.items() for record in records}
+        for run in (first, second)
+    )
+    for one, images, other in ((first, mine, theirs), (second, theirs, mine)):
+        if alone := sorted(images.keys() - other.keys()):
+            kinds = Counter("/".join(image[:2]) for image in alone)
+            raise UserError(
+                f"{problem}: {len(alone)} of {len(images)} are in {one.path} alone, "
+                f"{_some(image[2] for image in alone)} (of {_some(kinds)}). {remedy}"
+            )
+    if other_label := sorted(image for image in mine if mine[image] != theirs[image]):
+        raise UserError(
+            f"{first.path} and {second.path} do not agree on what is normal: {len(other_label)} images have another "
+            f"label, {_some(image[2] for image in other_label)}. {remedy}"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    """Returns the first names of many."""
+    listed = list(names)
+    return ", ".join(listed[:NAMED]) + (", …" if len(listed) > NAMED else "")

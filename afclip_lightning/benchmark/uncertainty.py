@@ -1,0 +1,112 @@
+"""What a benchmark's numbers may be by chance: intervals, and which methods may be the best of a column.
+
+They are found from what runs keep of each image, with `--evaluation.intervals`; without it there are none.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from afclip_lightning.benchmark.table import Measurement
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import csv_text
+from afclip_lightning.metrics.significance import Difference, may_be_best
+from afclip_lightning.results import MEAN
+
+REPLICATES = 1000
+RECORDS = "image_counts.npz"
+OVER = {False: "images", True: "images and seeds"}
+COLUMNS = (
+    *("dataset", "method", "train", "shots", "backbone", "metric", "runs"),
+    *("value", "low", "high", "over", "may_be_best"),
+)
+
+Line = tuple[str, str, int, str]  # method, training set, shots, backbone
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Of the means over the categories of one test set.
+
+    Attributes:
+        runs: How many runs, by seed, the lines have that kept their images.
+        intervals: Value and interval in [0, 1], by line and metric: over images, and seeds where there are several.
+        best: Lines and metrics of which, with 95 % confidence, one per metric is the best.
+        note: Why there is nothing; empty if there is.
+    """
+
+    runs: Mapping[Line, int]
+    intervals: Mapping[tuple[Line, str], Difference]
+    best: frozenset[tuple[Line, str]]
+    note: str = ""
+
+
+def line_of(row: Measurement) -> Line:
+    """Returns the line of a table that a measurement belongs to; its other ones are of other seeds."""
+    return row.method, row.train, row.shots, row.backbone
+
+
+def uncertainties(rows: Sequence[Measurement], cells: Path) -> dict[str, Uncertainty]:
+    """Returns what is known of each test set; those of which no run kept its images are not among them.
+
+    Args:
+        rows: The benchmark's table.
+        cells: Folder of its cells.
+    """
+    found = {}
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        part = [row for row in rows if row.dataset == dataset and row.category == MEAN]
+        folders: dict[Line, dict[Path, None]] = {}
+        for row in part:
+            folders.setdefault(line_of(row), {})[cells / row.cell] = None
+        kept = {line: list(of) for line, of in folders.items() if all((folder / RECORDS).is_file() for folder in of)}
+        if kept:
+            try:
+                found[dataset] = _of_dataset(part, kept)
+            except UserError as error:
+                found[dataset] = Uncertainty({}, {}, frozenset(), f"No intervals: {error}")
+    return found
+
+
+def _of_dataset(rows: Sequence[Measurement], folders: Mapping[Line, Sequence[Path]]) -> Uncertainty:
+    from afclip_lightning.benchmark.comparison import sampled
+    from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_recorded
+
+    groups = [Group("\n".join(map(str, line)), tuple(map(read_recorded, of))) for line, of in folders.items()]
+    methods, _ = sampled(on_the_same_images(groups), REPLICATES)
+    intervals: dict[tuple[Line, str], Difference] = {}
+    best: set[tuple[Line, str]] = set()
+    for place in [place for place in methods[0].samples if place[1] == MEAN]:
+        metric = place[2]
+        for line, method in zip(folders, methods, strict=True):
+            intervals[line, metric] = method.interval(place)
+        values = np.array([mean(method.values[place]) for method in methods])
+        if values.max() >= _highest(rows, metric) - 1e-9:  # else the best kept no images
+            kept = may_be_best(values, np.stack([method.samples[place] for method in methods]))
+            best |= {(line, metric) for line, may in zip(folders, kept, strict=True) if may}
+    return Uncertainty({line: len(of) for line, of in folders.items()}, intervals, frozenset(best))
+
+
+def _highest(rows: Sequence[Measurement], metric: str) -> float:
+    """Returns the highest mean over seeds that any line has in a metric."""
+    values: dict[Line, list[float]] = {}
+    for row in rows:
+        if row.metric == metric:
+            values.setdefault(line_of(row), []).append(row.value)
+    return max(map(mean, values.values()))
+
+
+def to_csv(found: Mapping[str, Uncertainty]) -> str:
+    """Returns all intervals as CSV, values in [0, 1]."""
+
+    def lines() -> Iterator[list[object]]:
+        for dataset, known in found.items():
+            for (line, metric), interval in known.intervals.items():
+                runs = known.runs[line]
+                rest = [*interval[:3], OVER[runs > 1], int((line, metric) in known.best)]
+                yield [dataset, *line, metric, runs, *rest]
+
+    return csv_text(COLUMNS, lines())
