@@ -22,19 +22,21 @@ TOY = (
 DEFAULT = "the head's default thresholds, which know nothing of your product: calibrate on normal images of it"
 
 
-def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True) -> None:
+def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True, category: bool = True) -> None:
     """Adds the options that say which model it is, and how it sees images.
 
     Args:
         parser: Of the command.
         few_shot: Whether the command takes few-shot images as such.
+        category: Whether it is for one product.
     """
     model = parser.add_argument_group("model")
     add_model_names(model)
     model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
-    model.add_argument(
-        "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
-    )
+    if category:
+        model.add_argument(
+            "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
+        )
     if few_shot:
         model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")

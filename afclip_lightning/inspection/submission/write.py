@@ -1,0 +1,241 @@
+"""Writes a submission: thresholds from validation images, then maps and masks, each file in one step."""
+
+import gzip
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from afclip_lightning.data.reader import read_shape
+from afclip_lightning.errors import UserError, shown
+from afclip_lightning.files import atomic_path, read_json, write_json
+from afclip_lightning.inspection.submission.encoding import Encoding, resized
+from afclip_lightning.inspection.submission.layout import ARCHIVE, RECORD, Item
+from afclip_lightning.inspection.submission.sources import MapSource
+from afclip_lightning.metrics.fixed_thresholds import FACTOR, Moments, mean_plus_sd
+from afclip_lightning.results import is_anomalous
+
+Progress = Callable[[Any, int, str], Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a submission is made.
+
+    Attributes:
+        factor: Standard deviations of the pixels of validation images that the threshold lies above their mean.
+        threshold: The threshold by hand, in the unit of the maps, for all categories; `None` to take it from these.
+        masks: Whether masks are written.
+        longest: Longest side of a stored map in pixels; `None` for the size of its image. Masks have that always.
+    """
+
+    factor: float = FACTOR
+    threshold: float | None = None
+    masks: bool = True
+    longest: int | None = None
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What is fixed of a category before a test image is seen.
+
+    Attributes:
+        threshold: Pixels above it are anomalous, in the unit of the method's maps.
+        factor: Of the encoding: stored = (score - threshold) * factor.
+        mean: Mean of the pixels that it comes from.
+        sd: Their standard deviation.
+        images: How many images these are of.
+        of_validation: Whether they are validation images; else those of the private parts, which then scale the maps
+            and fix no threshold.
+        facts: What the maps depend on.
+        beyond: Pixels of the maps so far that float16 had no room for.
+    """
+
+    threshold: float
+    factor: float
+    mean: float
+    sd: float
+    images: int
+    of_validation: bool
+    facts: Any
+    beyond: int = 0
+
+    @property
+    def encoding(self) -> Encoding:
+        """Returns how scores become float16."""
+        return Encoding(self.threshold, self.factor)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a folder says of how it was made."""
+
+    rules: Rules
+    categories: dict[str, Fixed]
+
+
+def fix(
+    source: MapSource,
+    category: str,
+    validation: Sequence[Item],
+    items: Sequence[Item],
+    rules: Rules,
+    progress: Progress,
+) -> Fixed:
+    """Returns threshold and encoding of a category, from one pass over the maps of its validation images.
+
+    Args:
+        source: Of the maps.
+        category: The category.
+        validation: Its validation images.
+        items: The images of the submission; their maps scale the encoding where validation images have none.
+        rules: How the submission is made.
+        progress: Is given what a loop over maps goes over, its length and its name.
+
+    Raises:
+        UserError: Masks are wanted, and there is neither a threshold nor a map of a validation image.
+    """
+    normal = source.known(validation)
+    if not normal and rules.masks and rules.threshold is None:
+        raise UserError(
+            f"{category}: a threshold of mean and standard deviation needs maps of normal images, and there is none of "
+            f"{category}/validation/good. Add them (<name> as in the dataset), give --threshold X, or leave masks out "
+            "(--no_masks)."
+        )
+    basis = normal or list(items)
+    moments, lowest, highest = Moments(), np.inf, -np.inf
+    for item, anomaly_map in progress(source.stream(basis), len(basis), f"{category}, {basis[0].part}"):
+        try:
+            moments += Moments.of(anomaly_map)
+        except UserError as error:
+            raise UserError(f"{item.image}: {error}") from error
+        lowest, highest = min(lowest, float(anomaly_map.min())), max(highest, float(anomaly_map.max()))
+    threshold = mean_plus_sd(moments, rules.factor) if rules.threshold is None else rules.threshold
+    factor = Encoding.around(threshold, lowest, highest).factor
+    return Fixed(threshold, factor, moments.mean, moments.sd, len(basis), bool(normal), source.facts(category))
+
+
+def write(
+    source: MapSource,
+    plan: Mapping[str, tuple[Sequence[Item], Sequence[Item]]],
+    folder: Path,
+    rules: Rules,
+    progress: Progress,
+) -> dict[str, Fixed]:
+    """Writes what is not there yet, and returns what was fixed of each category.
+
+    Args:
+        source: Of the maps.
+        plan: By category, its validation images and the images of the submission.
+        folder: Of the submission.
+        rules: How it is made.
+        progress: See `fix`.
+
+    Raises:
+        UserError: The folder holds a submission that was made otherwise; a map cannot be had or a file not written; a
+            threshold has no normal images.
+    """
+    record = folder / RECORD
+    known = _record_of(folder, rules) if record.exists() else {}
+    source.check([item for _, items in plan.values() for item in items])
+    for category, (validation, items) in plan.items():
+        todo = [item for item in items if not _is_there(item, folder, rules)]
+        if (before := known.get(category)) is not None:
+            facts = json.loads(json.dumps(source.facts(category)))
+            if before.facts != facts:
+                changed = sorted(
+                    key for key in before.facts.keys() | facts.keys() if before.facts.get(key) != facts.get(key)
+                )
+                raise UserError(
+                    f"{folder}: {category} was begun with another {', '.join(changed)} ({record}), and one submission "
+                    "must not mix them. Choose another --out, or remove the folder."
+                )
+            fixed = before
+        else:
+            if len(todo) < len(items):
+                raise UserError(
+                    f"{folder} holds maps of {category} that {record} knows nothing of. Choose another --out."
+                )
+            fixed = known[category] = fix(source, category, validation, items, rules, progress)
+            _keep(record, rules, known)
+        for part in dict.fromkeys(item.part for item in todo):
+            inner = [item for item in todo if item.part == part]
+            for item, anomaly_map in progress(source.stream(inner), len(inner), f"{category}, {part}"):
+                beyond = _save(item, anomaly_map, folder, fixed.encoding, rules)
+                if beyond:
+                    fixed = known[category] = replace(fixed, beyond=fixed.beyond + beyond)
+                    _keep(record, rules, known)
+    return {category: known[category] for category in plan}
+
+
+def _save(item: Item, anomaly_map: np.ndarray, folder: Path, encoding: Encoding, rules: Rules) -> int:
+    """Writes mask and map of an image, the map last. Returns how many pixels float16 had no room for."""
+    height, width = read_shape(item.image)[0]
+    if rules.masks:
+        above = is_anomalous(resized(anomaly_map, height, width), encoding.threshold)
+        with atomic_path(folder / item.mask_name) as temporary:
+            Image.fromarray(above.view(np.uint8) * np.uint8(255)).save(temporary, "PNG", compress_level=1)
+    stored = anomaly_map
+    longest = max(anomaly_map.shape) if rules.longest is None else rules.longest
+    if max(anomaly_map.shape) > longest:
+        share = longest / max(anomaly_map.shape)
+        stored = resized(anomaly_map, *(max(round(side * share), 1) for side in anomaly_map.shape))
+    values, beyond = encoding.encode(stored)
+    with atomic_path(folder / item.map_name) as temporary:
+        tifffile.imwrite(temporary, values, photometric="minisblack")
+    return beyond
+
+
+def _is_there(item: Item, folder: Path, rules: Rules) -> bool:
+    return (folder / item.map_name).exists() and (not rules.masks or (folder / item.mask_name).exists())
+
+
+def _record_of(folder: Path, rules: Rules) -> dict[str, Fixed]:
+    """Returns what a folder says of how it was made.
+
+    Raises:
+        UserError: It was made by other rules.
+    """
+    kept = read_json(folder / RECORD, _Record, remedy="Choose another --out.")
+    if kept.rules != rules:
+        changed = [f"{name}: {value}" for name, value in asdict(kept.rules).items() if value != asdict(rules)[name]]
+        raise UserError(
+            f"{folder} was begun by other rules ({'; '.join(changed)}; {folder / RECORD}), and one submission must "
+            "not mix them. Give the same options, choose another --out, or remove the folder."
+        )
+    return kept.categories
+
+
+def _keep(record: Path, rules: Rules, known: dict[str, Fixed]) -> None:
+    write_json(record, asdict(_Record(rules, known)))
+
+
+def pack(folder: Path, items: Sequence[Item], masks: bool, progress: Progress) -> Path:
+    """Packs maps and masks as the server takes them, and returns the file; equal files make an equal one.
+
+    Raises:
+        UserError: A file is not there, or the archive cannot be written.
+    """
+    names = [item.map_name for item in items] + [item.mask_name for item in items if masks]
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(f"{folder}: {shown(absent[0])} is not there. Write the submission again.")
+    out = folder / ARCHIVE
+    with (
+        atomic_path(out) as temporary,
+        temporary.open("wb") as file,
+        # the name and the time of an archive would make equal ones differ
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
+        for name in progress(sorted(names), len(names), "packing"):
+            member = tarfile.TarInfo(name)
+            member.size = (folder / name).stat().st_size
+            with (folder / name).open("rb") as content:
+                archive.addfile(member, content)
+    return out
