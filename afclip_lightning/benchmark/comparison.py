@@ -2,15 +2,17 @@
 
 import itertools
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 
 from afclip_lightning.benchmark.recorded import Group, Recorded
 from afclip_lightning.metrics.image_counts import CategoryCounts
-from afclip_lightning.metrics.resampling import draws, metrics_of
+from afclip_lightning.metrics.intervals import FEWEST as FEWEST_IMAGES
+from afclip_lightning.metrics.intervals import Resampled, mean_of, resampled
 from afclip_lightning.metrics.significance import (
     Difference,
     Ranking,
@@ -37,18 +39,18 @@ class Sampled:
 
     Attributes:
         name: The method.
-        values: The metric of each run, in [0, 1].
-        samples: `[r]` each: the mean over the runs in each sample of the images, which all methods share. Of several
-            runs, a sample draws these too, one fewer than there are: so many give their mean its variance, unbiased.
+        values: The metric of each run, in [0, 1], as its table has it.
+        resampled: The mean over the runs in the same samples of the images for all methods. Of several runs, a sample
+            draws these too, one fewer than there are: so many give their mean its variance, unbiased.
     """
 
     name: str
-    values: Mapping[Place, Sequence[float]] = field(default_factory=dict)
-    samples: Mapping[Place, np.ndarray] = field(default_factory=dict)
+    values: Mapping[Place, Sequence[float]]
+    resampled: Mapping[Place, Resampled]
 
-    def interval(self, place: Place) -> Difference:
-        """Returns the mean over the runs with its interval."""
-        return bootstrap_difference(mean(self.values[place]), self.samples[place])
+    def value(self, place: Place) -> float:
+        """Returns the mean over the runs."""
+        return mean(self.values[place])
 
 
 @dataclass(frozen=True)
@@ -162,105 +164,128 @@ def compare(groups: Sequence[Group], replicates: int, seed: int = 0) -> Comparis
 def sampled(groups: Sequence[Group], replicates: int, seed: int = 0) -> tuple[list[Sampled], list[str]]:
     """Returns the metrics of methods in the same samples of the images, and what was left out, a sentence each.
 
-    The metrics of pixels are among them if every run counted its pixels.
+    The metrics of pixels are among them if every run counted its pixels. What has no interval in some run is left out.
 
     Args:
         groups: See `compare`.
         replicates: How many samples.
         seed: Of the samples.
     """
-    runs = [run for group in groups for run in group.runs]
-    left_out = _left_out(runs)
-    picks = [_picks(group, replicates, seed) for group in groups]
-    values: list[dict[Place, list[float]]] = [{} for _ in groups]
-    samples: list[dict[Place, np.ndarray]] = [{} for _ in groups]
-    for key in runs[0].metrics:
-        records = runs[0].records[key]
-        labels = np.array([record.label for record in sorted(records, key=lambda record: record.name)])
-        drawn = draws(labels, replicates, (seed, *key))
-        weights = np.concatenate([np.ones((1, len(labels))), drawn])  # the first sample is of all images
-        for number, group in enumerate(groups):
-            found = [metrics_of(CategoryCounts.of(run.records[key]), weights, run.pro_limit) for run in group.runs]
-            for metric in METRICS:
-                known = [run.metrics[key][metric] for run in group.runs if metric in run.metrics[key]]
-                of_runs = [part[metric] for part in found if metric in part]
-                if len(known) == len(of_runs) == len(group.runs):
-                    _check_table(left_out, metric, known, [float(part[0]) for part in of_runs], group, key)
-                    place = (*key, metric)
-                    values[number][place] = known
-                    drawn_runs = np.stack(of_runs)[picks[number], np.arange(1, replicates + 1)]
-                    samples[number][place] = drawn_runs.mean(axis=0)
-    common = [place for place in samples[0] if all(place in part for part in samples) and place[2] not in left_out]
-    methods = [
-        _with_means(Sampled(group.name, {p: v[p] for p in common}, {p: s[p] for p in common}))
-        for group, v, s in zip(groups, values, samples, strict=True)
+    runs = [[_run(run, replicates, seed) for run in group.runs] for group in groups]
+    flat = [found for of_group in runs for found in of_group]
+    left_out = _left_out([run for group in groups for run in group.runs], flat)
+    common = [
+        place
+        for place in flat[0].values
+        if place[2] not in left_out and all(found.resampled.get(place) is not None for found in flat)
     ]
-    return methods, list(left_out.values())
+    methods = []
+    for group, of_group in zip(groups, runs, strict=True):
+        picks = _picks(group, replicates, seed)
+        methods.append(
+            Sampled(
+                group.name,
+                {place: [found.values[place] for found in of_group] for place in common},
+                {place: _over_runs([found.resampled[place] for found in of_group], picks) for place in common},
+            )
+        )
+    return methods, [*left_out.values(), *_too_few(flat, left_out)]
+
+
+class _Run(NamedTuple):
+    """The metrics of one run: of its table, and in samples of its images; `None` where too few images have them."""
+
+    values: dict[Place, float]
+    resampled: dict[Place, Resampled | None]
+
+
+def _run(run: Recorded, replicates: int, seed: int) -> _Run:
+    values: dict[Place, float] = {}
+    found: dict[Place, Resampled | None] = {}
+    for key, metrics in run.metrics.items():
+        again = resampled(CategoryCounts.of(run.records[key]), replicates, (seed, *key), run.pro_limit)
+        for metric in METRICS:
+            if metric in metrics and metric in again:
+                place = (*key, metric)
+                values[place], found[place] = metrics[metric], again[metric]
+    parts: dict[Place, list[Place]] = {}
+    for place in values:
+        parts.setdefault((place[0], MEAN, place[2]), []).append(place)
+    for place, of in parts.items():
+        values[place], found[place] = mean(values[p] for p in of), mean_of([found[p] for p in of])
+    return _Run(values, found)
 
 
 def _picks(group: Group, replicates: int, seed: int) -> np.ndarray:
     """Returns which runs of a method each sample is of, `[draws, r]`: all categories are of the same ones."""
     count = len(group.runs)
-    rng = np.random.default_rng([seed, zlib.crc32(group.name.encode())])
+    rng = np.random.default_rng([seed, zlib.crc32(group.name.encode("utf-8", "surrogateescape"))])
     return rng.integers(0, count, (max(count - 1, 1), replicates))
 
 
-def _left_out(runs: Sequence[Recorded]) -> dict[str, str]:
+def _over_runs(parts: Sequence[Resampled | None], picks: np.ndarray) -> Resampled:
+    """Returns the mean of a metric over runs on the same images."""
+    known = [part for part in parts if part is not None]
+    values = np.array([part.value for part in known])
+    samples = np.stack([part.samples for part in known])[picks, np.arange(picks.shape[1])].mean(axis=0)
+    without = tuple(np.mean(group, axis=0) for group in zip(*(part.without for part in known), strict=True))
+    if len(known) > 1:  # the runs are one more group of what is drawn together
+        without += ((values.sum() - values) / (len(values) - 1),)
+    return Resampled(float(values.mean()), samples, without)
+
+
+def _left_out(runs: Sequence[Recorded], found: Sequence[_Run]) -> dict[str, str]:
     """Returns the metrics that the runs cannot be compared in, with the reason."""
+    left_out = {}
     limits = sorted({run.pro_limit for run in runs})
-    if len(limits) == 1:
-        return {}
-    between = " and ".join(f"{limit:g}" for limit in limits)
-    return {"pixel_pro": f"{TITLE['pixel_pro']} is left out: the runs integrate it up to {between}."}
+    if len(limits) > 1:
+        between = " and ".join(f"{limit:g}" for limit in limits)
+        left_out["pixel_pro"] = f"{TITLE['pixel_pro']} is left out: the runs integrate it up to {between}."
+    for run, metrics in zip(runs, found, strict=True):
+        for place, value in metrics.values.items():
+            again = metrics.resampled[place]
+            if place[1] != MEAN and again is not None and abs(value - again.value) > APART:
+                reason = (
+                    f"{TITLE[place[2]]} is left out: for {'/'.join(place[:2])} it is {100 * value:.1f} in the table of "
+                    f"{run.path}, and {100 * again.value:.1f} by what is kept of its images. Its definition is another "
+                    "there, or the files are of two tests."
+                )
+                left_out.setdefault(place[2], reason)
+    return left_out
 
 
-def _check_table(
-    left_out: dict[str, str], metric: str, known: Sequence[float], recorded: Sequence[float], group: Group, key: Key
-) -> None:
-    """Leaves a metric out that the images of a run do not give as its table has it."""
-    for run, value, again in zip(group.runs, known, recorded, strict=True):
-        if abs(value - again) > APART:
-            reason = (
-                f"{TITLE[metric]} is left out: for {'/'.join(key)} it is {100 * value:.1f} in the table of {run.path}, "
-                f"and {100 * again:.1f} by what is kept of its images. Its definition is another there, or the files "
-                "are of two tests."
-            )
-            left_out.setdefault(metric, reason)
-
-
-def _with_means(method: Sampled) -> Sampled:
-    """Returns a method with, for each dataset, the means over its categories."""
-    parts: dict[Place, list[Place]] = {}
-    for dataset, category, metric in method.samples:
-        parts.setdefault((dataset, MEAN, metric), []).append((dataset, category, metric))
-    values = {
-        place: [mean(of_run) for of_run in zip(*(method.values[p] for p in part), strict=True)]
-        for place, part in parts.items()
-    }
-    samples = {place: np.mean([method.samples[p] for p in part], axis=0) for place, part in parts.items()}
-    return Sampled(method.name, {**method.values, **values}, {**method.samples, **samples})
+def _too_few(found: Sequence[_Run], left_out: Container[str]) -> list[str]:
+    """Returns a sentence per category that has too few images for metrics that its table has."""
+    absent: dict[str, dict[str, None]] = {}
+    for run in found:
+        for (dataset, category, metric), again in run.resampled.items():
+            if again is None and category != MEAN and metric not in left_out:
+                absent.setdefault(f"{dataset}/{category}", {})[TITLE[metric]] = None
+    return [
+        f"{name} is left out, and so is its dataset's mean, in {', '.join(titles)}: its images are too few. An "
+        f"interval needs {FEWEST_IMAGES} normal and {FEWEST_IMAGES} anomalous ones."
+        for name, titles in absent.items()
+    ]
 
 
 def _compared(first: Group, a: Sampled, second: Group, b: Sampled) -> list[Compared]:
     result = []
-    for place, samples in a.samples.items():
+    single = len(first.runs) == len(second.runs) == 1
+    for place in a.resampled:
         dataset, category, metric = place
-        value = mean(b.values[place]) - mean(a.values[place])
-        single = len(first.runs) == len(second.runs) == 1
         by_delong = None
         if metric == "image_auroc" and category != MEAN and single:
             by_delong = _delong(first.runs[0], second.runs[0], (dataset, category))
-        difference = bootstrap_difference(value, b.samples[place] - samples)
+        samples = b.resampled[place].samples - a.resampled[place].samples
+        difference = bootstrap_difference(b.value(place) - a.value(place), samples)
         result.append(Compared(dataset, category, metric, first.name, second.name, difference, by_delong))
     return result
 
 
-def _delong(first: Recorded, second: Recorded, key: Key) -> Difference | None:
-    """Returns DeLong's test of the image scores; `None` where a kind has a single image."""
+def _delong(first: Recorded, second: Recorded, key: Key) -> Difference:
+    """Returns DeLong's test of the image scores."""
     ours, theirs = (sorted(run.records[key], key=lambda record: record.name) for run in (first, second))
     labels = np.array([record.label for record in ours])
-    if min(labels.sum(), (1 - labels).sum()) < 2:
-        return None
     a, b = (np.array([record.score for record in records], float) for records in (ours, theirs))
     return delong_difference(b, a, labels)
 
@@ -271,12 +296,12 @@ def _over_units(methods: Sequence[Sampled]) -> tuple[list[Signed], list[Ranked]]
     ranked: list[Ranked] = []
     names = tuple(method.name for method in methods)
     for metric in METRICS:
-        places = [place for place in methods[0].samples if place[2] == metric]
+        places = [place for place in methods[0].values if place[2] == metric]
         for over in ("categories", "datasets"):
             units = [place for place in places if (place[1] == MEAN) == (over == "datasets")]
             if len(units) < FEWEST:
                 continue
-            table = np.array([[mean(method.values[place]) for method in methods] for place in units])
+            table = np.array([[method.value(place) for method in methods] for place in units])
             pairs = list(itertools.combinations(range(len(methods)), 2))
             p_values = [wilcoxon(table[:, j] - table[:, i]) for i, j in pairs]
             for (i, j), p_value, corrected in zip(pairs, p_values, holm(p_values), strict=True):

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
 from afclip_lightning.benchmark.comparison import FEWEST, Compared, Comparison, Sampled, Signed
-from afclip_lightning.benchmark.render import NONE, Grid
+from afclip_lightning.benchmark.render import NONE, Grid, spread
 from afclip_lightning.files import csv_text
+from afclip_lightning.metrics.intervals import interval
 from afclip_lightning.metrics.significance import LEVEL, Difference, holm, may_be_best
 from afclip_lightning.results import MEAN, METRICS, TITLE
 
@@ -22,7 +22,7 @@ COLUMNS = (
 
 def tables(found: Comparison) -> list[Grid]:
     """Returns the comparison as tables, in percent: means over categories, tests over categories, then each metric."""
-    metrics = [metric for metric in METRICS if any(place[2] == metric for place in found.methods[0].samples)]
+    metrics = [metric for metric in METRICS if any(place[2] == metric for place in found.methods[0].values)]
     means = [_means(found, metrics), _mean_differences(found, metrics)]
     over = [_signed(found)] if found.signed else []
     return [*means, *over, *(_per_category(found, metric) for metric in metrics)]
@@ -34,8 +34,8 @@ def explained(found: Comparison) -> list[str]:
     over = "images, and of the runs of a method" if several else "images"
     lines = [
         f"In percent, on {found.images} images. In brackets is the {100 * LEVEL:g} % interval over "
-        f"{found.replicates} samples of the {over}, which all methods share; normal and anomalous images are drawn by "
-        "themselves.",
+        f"{found.replicates} samples of the {over}, which all methods share: of values BCa, of differences between the "
+        "percentiles.",
         "p is that of the paired bootstrap: twice the share of samples in which the difference is 0 or of the other "
         "sign. It is not corrected for the number of rows.",
     ]
@@ -50,7 +50,7 @@ def explained(found: Comparison) -> list[str]:
         lines.append(
             "Wilcoxon is the p-value of the signed-rank test over categories or datasets, of which each counts once."
         )
-    elif units := {place[:2] for place in found.methods[0].samples if place[1] != MEAN}:
+    elif units := {place[:2] for place in found.methods[0].values if place[1] != MEAN}:
         lines.append(f"The signed-rank test over categories needs {FEWEST} of them; here are {len(units)}.")
     if len(found.methods) > 2:
         lines.append("Holm is the p-value to its left, corrected for all pairs of methods in this metric.")
@@ -62,7 +62,7 @@ def to_csv(found: Comparison) -> str:
     methods = {method.name: method for method in found.methods}
 
     def line(row: Compared) -> list[Any]:
-        values = [mean(methods[name].values[row.dataset, row.category, row.metric]) for name in (row.first, row.second)]
+        values = [methods[name].value((row.dataset, row.category, row.metric)) for name in (row.first, row.second)]
         delong = ["", "", ""] if row.delong is None else [*map(_known, row.delong[1:])]
         return [row.metric, row.dataset, row.category, row.first, row.second, *values, *row.difference, *delong]
 
@@ -82,8 +82,7 @@ def to_json(found: Comparison) -> dict[str, Any]:
                 {
                     **dict(zip(("dataset", "category", "metric"), place, strict=True)),
                     "values": list(values),
-                    "low": method.interval(place).low,
-                    "high": method.interval(place).high,
+                    **dict(zip(("low", "high"), interval(method.resampled[place]), strict=True)),
                 }
                 for place, values in method.values.items()
             ],
@@ -123,9 +122,9 @@ def _means(found: Comparison, metrics: Sequence[str]) -> Grid:
     rows: list[tuple[str, ...]] = []
     bold: set[tuple[int, int]] = set()
     for metric in metrics:
-        for place in [place for place in found.methods[0].samples if place[1:] == (MEAN, metric)]:
-            values = np.array([mean(method.values[place]) for method in found.methods])
-            best = may_be_best(values, np.stack([method.samples[place] for method in found.methods]))
+        for place in [place for place in found.methods[0].values if place[1:] == (MEAN, metric)]:
+            values = np.array([method.value(place) for method in found.methods])
+            best = may_be_best(values, np.stack([method.resampled[place].samples for method in found.methods]))
             bold |= {(len(rows), 2 + number) for number in np.flatnonzero(best).tolist()}
             rows.append((TITLE[metric], place[0], *(value_text(method, place) for method in found.methods)))
     names = tuple(method.name for method in found.methods)
@@ -172,7 +171,7 @@ def _per_category(found: Comparison, metric: str) -> Grid:
     by_place = {(row.dataset, row.category, row.second): row for row in rows_of}
     tested = {row.second for row in rows_of if row.delong}
     rows = []
-    for place in (place for place in found.methods[0].samples if place[1] != MEAN and place[2] == metric):
+    for place in (place for place in found.methods[0].values if place[1] != MEAN and place[2] == metric):
         cells = [value_text(method, place) for method in found.methods]
         for other in found.methods[1:]:
             row = by_place[place[0], place[1], other.name]
@@ -187,9 +186,8 @@ def _per_category(found: Comparison, metric: str) -> Grid:
 
 def value_text(method: Sampled, place: tuple[str, str, str]) -> str:
     """Returns a method's metric in percent with its interval; of several runs, mean ± standard deviation."""
-    values, interval = [100 * value for value in method.values[place]], method.interval(place)
-    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{deviation} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    values, (low, high) = [100 * value for value in method.values[place]], interval(method.resampled[place])
+    return f"{spread(values)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def difference_text(difference: Difference) -> str:

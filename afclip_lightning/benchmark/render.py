@@ -10,8 +10,7 @@ from afclip_lightning.benchmark.published import Published, architecture, compar
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.benchmark.uncertainty import OVER, Line, Uncertainty, line_of
 from afclip_lightning.errors import shown
-from afclip_lightning.metrics.significance import LEVEL
-from afclip_lightning.results import MEAN, METRICS, SHOWN, TITLE
+from afclip_lightning.results import LEVEL, MEAN, METRICS, SHOWN, TITLE
 
 NONE = "–"
 # These list datasets downwards and methods across, and print the metrics of a level together; the others list methods
@@ -179,11 +178,11 @@ def _with_intervals(
     for line in lines:
         runs = known.runs.get(line, 0)
         found = [known.intervals.get((line, metric)) for metric in columns]
-        cells = [NONE if one is None else f"[{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in found]
+        cells = [NONE if one is None else f"[{100 * one[0]:.1f}, {100 * one[1]:.1f}]" for one in found]
         body.append((*_line(line, str(runs), cells), OVER[runs > 1] if runs else NONE))
     about = (
-        f"{level} intervals of the means over categories, over samples of the images; of several seeds they hold both "
-        "sources of variation, images and seeds.",
+        f"{level} BCa intervals of the means over categories, over samples of the images; of several seeds they hold "
+        "both sources of variation, images and seeds.",
     )
     intervals = Grid(f"Intervals on {dataset}", (*grid.header, "over"), tuple(body), 2, below=about)
     return [replace(grid, bold=bold, below=said if bold else ()), intervals]

@@ -13,15 +13,15 @@ import numpy as np
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import csv_text
-from afclip_lightning.metrics.significance import Difference, may_be_best
-from afclip_lightning.results import MEAN
+from afclip_lightning.metrics.significance import may_be_best
+from afclip_lightning.results import MEAN, Interval
 
 REPLICATES = 1000
 RECORDS = "image_counts.npz"
 OVER = {False: "images", True: "images and seeds"}
 COLUMNS = (
     *("dataset", "method", "train", "shots", "backbone", "metric", "runs"),
-    *("value", "low", "high", "over", "may_be_best"),
+    *("low", "high", "over", "may_be_best"),
 )
 
 Line = tuple[str, str, int, str]  # method, training set, shots, backbone
@@ -33,13 +33,13 @@ class Uncertainty:
 
     Attributes:
         runs: How many runs, by seed, the lines have that kept their images.
-        intervals: Value and interval in [0, 1], by line and metric: over images, and seeds where there are several.
+        intervals: Their ends, in [0, 1], by line and metric: over images, and seeds where there are several.
         best: Lines and metrics of which, with 95 % confidence, one per metric is the best.
         note: Why there is nothing; empty if there is.
     """
 
     runs: Mapping[Line, int]
-    intervals: Mapping[tuple[Line, str], Difference]
+    intervals: Mapping[tuple[Line, str], Interval]
     best: frozenset[tuple[Line, str]]
     note: str = ""
 
@@ -74,18 +74,19 @@ def uncertainties(rows: Sequence[Measurement], cells: Path) -> dict[str, Uncerta
 def _of_dataset(rows: Sequence[Measurement], folders: Mapping[Line, Sequence[Path]]) -> Uncertainty:
     from afclip_lightning.benchmark.comparison import sampled
     from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_recorded
+    from afclip_lightning.metrics.intervals import interval
 
     groups = [Group("\n".join(map(str, line)), tuple(map(read_recorded, of))) for line, of in folders.items()]
     methods, _ = sampled(on_the_same_images(groups), REPLICATES)
-    intervals: dict[tuple[Line, str], Difference] = {}
+    intervals: dict[tuple[Line, str], Interval] = {}
     best: set[tuple[Line, str]] = set()
-    for place in [place for place in methods[0].samples if place[1] == MEAN]:
+    for place in [place for place in methods[0].values if place[1] == MEAN]:
         metric = place[2]
         for line, method in zip(folders, methods, strict=True):
-            intervals[line, metric] = method.interval(place)
-        values = np.array([mean(method.values[place]) for method in methods])
+            intervals[line, metric] = interval(method.resampled[place])
+        values = np.array([method.value(place) for method in methods])
         if values.max() >= _highest(rows, metric) - 1e-9:  # else the best kept no images
-            kept = may_be_best(values, np.stack([method.samples[place] for method in methods]))
+            kept = may_be_best(values, np.stack([method.resampled[place].samples for method in methods]))
             best |= {(line, metric) for line, may in zip(folders, kept, strict=True) if may}
     return Uncertainty({line: len(of) for line, of in folders.items()}, intervals, frozenset(best))
 
@@ -104,9 +105,9 @@ def to_csv(found: Mapping[str, Uncertainty]) -> str:
 
     def lines() -> Iterator[list[object]]:
         for dataset, known in found.items():
-            for (line, metric), interval in known.intervals.items():
+            for (line, metric), ends in known.intervals.items():
                 runs = known.runs[line]
-                rest = [*interval[:3], OVER[runs > 1], int((line, metric) in known.best)]
+                rest = [*ends, OVER[runs > 1], int((line, metric) in known.best)]
                 yield [dataset, *line, metric, runs, *rest]
 
     return csv_text(COLUMNS, lines())

@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     groups = [Group(name, tuple(map(read_recorded, paths))) for name, paths in _unique(named)]
     groups = on_the_same_images(groups)
     found = comparison.compare(groups, options.replicates, options.seed)
-    if not found.methods[0].samples:
+    if not found.methods[0].values:
         reason = " ".join(found.notes) or "No category has both normal and anomalous images."
         raise UserError(f"There is nothing to compare. {reason}")
     grids = comparison_tables.tables(found)

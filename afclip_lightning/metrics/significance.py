@@ -101,15 +101,13 @@ def bootstrap_difference(value: float, samples: np.ndarray) -> Difference:
 
     Args:
         value: The difference as measured.
-        samples: `[r]`, the difference in each sample of the images, the same sample for both methods; NaN, which is
-            passed over, where it is not defined.
+        samples: `[r]`, the difference in each sample of the images, the same sample for both methods.
 
     Raises:
         ValueError: There are too few samples for an interval at `LEVEL`.
 
     Reference: Davison and Hinkley, Bootstrap Methods and their Application (1997), sections 4.2 and 5.3.1.
     """
-    samples = samples[~np.isnan(samples)]
     count = len(samples)
     outside = int((1 - LEVEL) / 2 * (count + 1) + 1e-9)
     if outside < 1:
@@ -128,14 +126,13 @@ def may_be_best(values: np.ndarray, samples: np.ndarray) -> np.ndarray:
 
     Args:
         values: `[k]`, as measured; higher is better.
-        samples: `[k, r]`, in the same samples of the images; NaN, which is passed over, where they are not defined.
+        samples: `[k, r]`, in the same samples of the images.
 
     Returns:
         `[k]`, bool; the highest value is always among them.
 
     Reference: Hsu, Annals of Statistics 12 (1984), comparisons with the best, with the distribution of the bootstrap.
     """
-    samples = samples[:, ~np.isnan(samples).any(axis=0)]
     kept = np.ones(len(values), bool)
     for i in range(len(values)):
         above = samples - samples[i]  # [k, r]

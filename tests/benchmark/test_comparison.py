@@ -13,6 +13,7 @@ from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_
 from afclip_lightning.benchmark.render import NONE, latex, markdown, own_tables
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.benchmark.uncertainty import to_csv, uncertainties
+from afclip_lightning.metrics.intervals import Settings, interval, intervals_of
 from afclip_lightning.metrics.resampling import draws
 from afclip_lightning.results import MEAN
 from tests.support.recorded_runs import write_recorded
@@ -38,15 +39,29 @@ def test_samples_are_those_of_images_drawn_by_hand(tmp_path: Path) -> None:
             for number, weights in enumerate(draws(labels, 100, (3, "drawn", category))[:5]):
                 at = np.repeat(np.arange(len(labels)), weights.astype(int))
                 assert sorted(labels[at]) == sorted(labels)
-                auroc = method.samples["drawn", category, "image_auroc"][number]
+                auroc = method.resampled["drawn", category, "image_auroc"].samples[number]
                 assert auroc == pytest.approx(roc_auc_score(labels[at], scores[at]), abs=1e-12)
-                ap = method.samples["drawn", category, "image_ap"][number]
+                ap = method.resampled["drawn", category, "image_ap"].samples[number]
                 assert ap == pytest.approx(average_precision_score(labels[at], scores[at]), abs=1e-12)
-        assert method.samples[PLACE] == pytest.approx(
-            (method.samples["drawn", "a", "image_auroc"] + method.samples["drawn", "b", "image_auroc"]) / 2
+        assert method.resampled[PLACE].samples == pytest.approx(
+            (
+                method.resampled["drawn", "a", "image_auroc"].samples
+                + method.resampled["drawn", "b", "image_auroc"].samples
+            )
+            / 2
         )
     again, _ = sampled(groups(second, first), 100, seed=3)
-    assert (again[1].samples[PLACE] == methods[0].samples[PLACE]).all()  # whichever comes first
+    assert (again[1].resampled[PLACE].samples == methods[0].resampled[PLACE].samples).all()  # whichever comes first
+
+
+def test_the_interval_of_a_value_is_that_of_the_runs_own_table(tmp_path: Path) -> None:
+    of = groups(*(write_recorded(tmp_path / name, 1.0, seed=i, pixels=True) for i, name in enumerate("ab")))
+    methods, _ = sampled(of, 200)
+    for group, method in zip(of, methods, strict=True):
+        own = intervals_of(group.runs[0].records, Settings(200)).by_row
+        found = {place: interval(one) for place, one in method.resampled.items()}
+        assert {place[2] for place in found} > {"image_auroc", "pixel_ap", "pixel_pro"}
+        assert found == {place: own[place[:2]][place[2]] for place in found}
 
 
 def test_samples_of_several_runs_have_the_variance_of_their_mean(tmp_path: Path) -> None:
@@ -55,8 +70,8 @@ def test_samples_of_several_runs_have_the_variance_of_their_mean(tmp_path: Path)
     [many, _], _ = sampled(groups(runs, write_recorded(tmp_path / "other", 1.0)), 4000)
     values = many.values[PLACE]
     assert sorted(values) == [0, 0, 1, 1]
-    assert many.samples[PLACE].mean() == pytest.approx(0.5, abs=0.02)
-    assert many.samples[PLACE].var() == pytest.approx(np.var(values, ddof=1) / 4, rel=0.1)
+    assert many.resampled[PLACE].samples.mean() == pytest.approx(0.5, abs=0.02)
+    assert many.resampled[PLACE].samples.var() == pytest.approx(np.var(values, ddof=1) / 4, rel=0.1)
 
 
 def test_methods_are_ranked_over_categories(tmp_path: Path) -> None:

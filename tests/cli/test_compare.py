@@ -180,8 +180,12 @@ def test_mistakes_are_one_message(
     assert refused(capsys, a, "nowhere").startswith("nowhere: no results.json, so it is not the folder of a test run.")
     normal = [write_recorded(Path(name), 1.0, categories={"a": (9, 0)}) for name in ("n", "m")]
     assert refused(capsys, *normal).startswith("There is nothing to compare. No category has both")
-    single = [write_recorded(Path(name), 1.0, seed=i, categories={"a": (9, 1)}) for i, name in enumerate(("p", "q"))]
-    assert cells(said(capsys, *single), "I-AUROC", "drawn", "a")[-1] != "DeLong"
+    single = [write_recorded(Path(n), 1.0, seed=i, categories={"a": (9, 4)}) for i, n in enumerate(("p", "q"))]
+    message = refused(capsys, *single)
+    assert message.startswith(
+        "There is nothing to compare. drawn/a is left out, and so is its dataset's mean, in I-AUROC"
+    )
+    assert message.endswith("An interval needs 5 normal and 5 anomalous ones.")
     (b / "scores.csv").write_text((b / "scores.csv").read_text()[:400])
     assert "scores.csv" in refused(capsys, a, b)
     with pytest.raises(SystemExit, match="2"):
