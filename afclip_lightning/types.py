@@ -21,6 +21,7 @@ Fit = Literal["squash", "pad", "tiles"]
 ViewScore = Literal["highest", "mean"]
 Split = Literal["train", "test"]
 ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]  # see `metrics.pro`
+IntervalKind = Literal["bca", "percentile"]  # see `metrics.intervals`
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
 MOSTLY_MARKED = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
 MAIN_HEAD = "main"  # name of the run's own method where others are tested in the same pass

@@ -11,11 +11,12 @@ from afclip_lightning import results
 from afclip_lightning.cli.parser import CommandParser, command
 from afclip_lightning.errors import PROGRAM, UserError, shown
 from afclip_lightning.files import write_json, write_text
-from afclip_lightning.types import ProDefinition
+from afclip_lightning.types import IntervalKind, ProDefinition
 
 PLACE = 31
 TABLES = (".csv", ".json")
 PRO = get_args(ProDefinition)
+KINDS = get_args(IntervalKind)
 DESCRIPTION = """\
 Scores saved anomaly maps (.npy, .tiff, .png; higher = more anomalous) against masks (any value above 0 is anomalous;
 of lossy files, above half) of the same size, and prints a table. The score of an image is the maximum of its map.
@@ -37,12 +38,16 @@ def main(args: Sequence[str]) -> int:
     options = _parser().parse_args(args)
     if (options.mask_threshold or 0) < 0:
         raise UserError(f"--mask_threshold must not be negative, got {options.mask_threshold}.")
+    if options.intervals and options.pro_definition != "exact":
+        raise UserError(f"--intervals are of the exact PRO: leave out --pro_definition {options.pro_definition}.")
     for out in options.out:
         if out.suffix not in TABLES:
             raise UserError(f"--out {out}: the name of a table ends in {' or '.join(TABLES)}.")
 
     from afclip_lightning.inspection.saved_maps import Rules, score  # with torch, which `--help` has no use for
     from afclip_lightning.metrics import AnomalyMetrics
+    from afclip_lightning.metrics.image_counts import ImageRecord
+    from afclip_lightning.metrics.intervals import Settings, intervals_of
 
     rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold)
     new_metrics = partial(
@@ -52,11 +57,17 @@ def main(args: Sequence[str]) -> int:
         pro_definition=options.pro_definition,
         tolerance=options.tolerance,
     )
+    records: dict[results.Key, list[ImageRecord]] = {}
     try:
-        rows, notes = score(options.maps, options.masks, rules, new_metrics)
+        settings = Settings(options.intervals, options.interval_kind) if options.intervals else None
+        rows, notes = score(options.maps, options.masks, rules, new_metrics, records if settings else None)
     except ValueError as error:  # an option that the metrics refuse
         raise UserError(f"{error}.") from error
     rows = results.with_means(rows)
+    if settings:
+        found = intervals_of(records, settings, options.fpr_limit)
+        rows = results.with_intervals(rows, found.by_row)
+        notes.lines += found.notes
     print(results.render(rows, options.tolerance))
     for line in notes.lines:
         print(f"note: {shown(line)}", file=sys.stderr)
@@ -99,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
         choices=PRO,
         default="exact",
         help="which PRO (%(default)s); others need --exact",
+    )
+    parser.add_argument(
+        "--intervals",
+        type=int,
+        default=0,
+        metavar="N",
+        help="95 %% intervals of all metrics from N samples of the images, 1000 say (none by default)",
+    )
+    parser.add_argument(
+        "--interval_kind",
+        choices=KINDS,
+        default="bca",
+        help="bias-corrected and accelerated, or plain quantiles of the samples (%(default)s)",
     )
     parser.add_argument(
         "--tolerance",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from afclip_lightning import results
 from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
@@ -16,7 +17,8 @@ from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.picture import say
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.metrics import AnomalyMetrics
+from afclip_lightning.metrics import AnomalyMetrics, region_areas
+from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.types import MOSTLY_MARKED
 
 NORMAL_FOLDER = "good"
@@ -171,6 +173,7 @@ def evaluate(
     metrics: AnomalyMetrics,
     empty_masks: EmptyMasks = "refuse",
     mask_threshold: int | None = None,
+    records: list[ImageRecord] | None = None,
 ) -> tuple[list[Path], Counter[str]]:
     """Feeds maps and masks to the metrics, one at a time.
 
@@ -183,6 +186,7 @@ def evaluate(
         empty_masks: What a mask that marks nothing makes of an image outside of the normal folder: a mistake, as in
             `test`, or a normal image.
         mask_threshold: Highest value of a mask that is still normal; by default the reader's rule.
+        records: Takes what is kept of each image, if anything is.
 
     Raises:
         DatasetError: A file cannot be read, a map and its mask differ in size, a map is not finite, an image in a
@@ -216,15 +220,24 @@ def evaluate(
             mostly.append(mask_path)
         try:
             score = anomaly_map.reshape(-1).max(keepdims=True)
-            metrics.update(anomaly_map[None], mask[None], score, np.array([label]), names=[str(path)])
+            areas = torch.from_numpy(region_areas(mask))
+            metrics.update(
+                anomaly_map[None], mask[None], score, np.array([label]), region_area=areas[None], names=[str(path)]
+            )
         except ValueError as error:
             named = "" if str(path) in str(error) else f"{path}: "
             raise DatasetError(f"{named}{error}") from error
+        if records is not None:
+            records.append(ImageRecord.of(str(path), int(label), float(score[0]), anomaly_map, areas))
     return mostly, remarks
 
 
 def score(
-    maps: Path, masks: Path, rules: Rules, new_metrics: Callable[[], AnomalyMetrics]
+    maps: Path,
+    masks: Path,
+    rules: Rules,
+    new_metrics: Callable[[], AnomalyMetrics],
+    records: dict[results.Key, list[ImageRecord]] | None = None,
 ) -> tuple[list[results.Row], Notes]:
     """Returns a row per category that has maps, and what else there is to say.
 
@@ -233,6 +246,7 @@ def score(
         masks: Folder of the masks.
         rules: How they are understood.
         new_metrics: Makes the metrics of a category.
+        records: Takes what is kept of each image by dataset and category, if anything is.
 
     Raises:
         DatasetError: A file cannot be read, maps and masks do not belong together, or there is no map.
@@ -271,12 +285,15 @@ def score(
                 "The mean is without them."
             )
     for category in with_maps:
-        metrics = new_metrics()
-        mostly, remarks = evaluate(pairs[category], category.maps, metrics, rules.empty_masks, rules.mask_threshold)
+        metrics, dataset = new_metrics(), maps.resolve().name or "maps"
+        of_category = None if records is None else records.setdefault((dataset, category.name), [])
+        mostly, remarks = evaluate(
+            pairs[category], category.maps, metrics, rules.empty_masks, rules.mask_threshold, of_category
+        )
         notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))
-        rows.append(metrics.result().row(maps.resolve().name or "maps", category.name))
+        rows.append(metrics.result().row(dataset, category.name))
     return rows, notes
 
 

@@ -16,7 +16,15 @@ from afclip_lightning.metrics.curves import (
     threshold_at_sensitivity,
 )
 from afclip_lightning.metrics.histogram import ScoreCounts, ScoreHistogram, exact_counts
-from afclip_lightning.metrics.pro import ProDefinition, count_regions, pro, pro_curve, pro_error_bound, region_areas
+from afclip_lightning.metrics.pro import (
+    ProDefinition,
+    count_regions,
+    label_regions,
+    pro,
+    pro_curve,
+    pro_error_bound,
+    region_areas,
+)
 from afclip_lightning.metrics.result import Result
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "exact_counts",
     "f1_max",
     "f1_max_error_bound",
+    "label_regions",
     "precision_recall_curve",
     "pro",
     "pro_curve",

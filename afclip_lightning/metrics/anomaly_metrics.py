@@ -11,22 +11,14 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts, wide_range
-from afclip_lightning.metrics.pro import DEFINITIONS, ProDefinition, region_areas
+from afclip_lightning.metrics.pro import DEFINITIONS, ProDefinition, label_regions
 from afclip_lightning.metrics.result import Result, result_of
+from afclip_lightning.metrics.scores import FLOAT32, FLOAT64, ROUNDED, Array, ranked, to_tensor
 from afclip_lightning.results import TOLERANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Array = Tensor | np.ndarray
-
-FLOAT32, FLOAT64, ROUNDED = range(3)
-"""What scores are ranked in; the last is float64 that was rounded, which may have made some equal."""
-
-IN_FLOAT32 = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool})
-IN_FLOAT32 |= {torch.uint8, torch.int8, torch.int16, torch.uint16}
-"""Types of which float32 holds every number."""
 
 LISTS = ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", "anomalous_areas")
 
@@ -138,9 +130,9 @@ class AnomalyMetrics(Metric):
         """
         given = {"anomaly_map": anomaly_map, "mask": mask, "region_area": region_area}
         given |= {"pred_score": pred_score, "label": label, "mask_known": mask_known}
-        tensors = {key: _tensor(key, value) for key, value in given.items() if value is not None}
+        tensors = {key: to_tensor(key, value) for key, value in given.items() if value is not None}
         _check_shapes(tensors, names)
-        (maps, precision), masks = _ranked(tensors["anomaly_map"]), tensors["mask"]
+        (maps, precision), masks = ranked(tensors["anomaly_map"]), tensors["mask"]
         if maps.device != self.device:
             raise ValueError(f"the maps are on {maps.device} and this metric is on {self.device}: move one of them")
         marked = masks.flatten(1).any(1).cpu()
@@ -155,7 +147,7 @@ class AnomalyMetrics(Metric):
             _refuse(anomalous & known & ~marked, names, "its label is 1 (anomalous), but its mask is empty")
 
         if "pred_score" in tensors:
-            scores, of_scores = _ranked(tensors["pred_score"])
+            scores, of_scores = ranked(tensors["pred_score"])
             _refuse(~scores.isfinite(), names, "its image score is not finite", NotFiniteError)
             precision = max(precision, of_scores)
             scores, at = scores.to(self.device), anomalous.to(self.device)
@@ -166,7 +158,7 @@ class AnomalyMetrics(Metric):
         usable = known | ~anomalous
         self.unmasked = self.unmasked + int((~usable).sum())
 
-        areas = tensors["region_area"] if "region_area" in tensors else _label_regions(masks)
+        areas = tensors["region_area"] if "region_area" in tensors else label_regions(masks)
         areas = areas.to(maps.device)
         if not usable.all():
             maps, areas = maps[usable.to(maps.device)], areas[usable.to(maps.device)]
@@ -291,42 +283,6 @@ class AnomalyMetrics(Metric):
         self._set_histogram(histogram)
         merged = {"lowest": self.lowest, "highest": self.highest, "counts": torch.zeros_like(self.counts)}
         super()._reduce_states({**incoming_state, **merged})
-
-
-def _tensor(name: str, value: Array) -> Tensor:
-    """Returns an array, of any byte order and strides, read-only or not, as a tensor.
-
-    Raises:
-        ValueError: It does not hold numbers, or such of more than 64 bits.
-    """
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
-            raise ValueError(f"{name}: expected numbers of up to 64 bits, got {value.dtype}")
-        native = np.dtype(f"{value.dtype.kind}{value.dtype.itemsize}")  # NumPy has two of 64 bits, torch takes one
-        value = value.astype(native, order="C", copy=not value.flags.writeable).view(native)
-    return torch.as_tensor(value).detach()
-
-
-def _ranked(values: Tensor) -> tuple[Tensor, int]:
-    """Returns scores in float32, or in float64 where float32 does not hold all of them, and what that took.
-
-    Rounding keeps the order but for what it makes equal: `ROUNDED` says that there may be some.
-    """
-    if values.dtype in IN_FLOAT32:
-        return values.float(), FLOAT32
-    wide = values.double()
-    if not values.is_floating_point() and wide.abs().max() > 2**53:
-        return wide, ROUNDED
-    narrow = wide.float()
-    return (narrow, FLOAT32) if bool((narrow == wide).all()) else (wide, FLOAT64)
-
-
-def _label_regions(masks: Tensor) -> Tensor:
-    """Returns the area of the region of each pixel, `[B, H, W]`, int32, on the CPU."""
-    areas = torch.zeros(masks.shape, dtype=torch.int32)
-    for area, mask in zip(areas.numpy(), masks.cpu().numpy(), strict=True):
-        area[:] = region_areas(mask)
-    return areas
 
 
 def _concatenate(state: list[Tensor] | Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA, Bins, ScoreCounts, ScoreHistogram, wide_keys
 from afclip_lightning.metrics.histogram import REGION as IMAGE_REGION
+from afclip_lightning.metrics.scores import Array, ranked, to_tensor
 
 IMAGE_BINS = 2**13
 """Resolution of one image's counts: of at most 2^14 bins, 6 bytes are kept per bin used and 14 more per bin of
@@ -115,6 +116,24 @@ class ImageRecord:
     label: int
     score: float | None
     counts: ImageCounts | None
+
+    @classmethod
+    def of(
+        cls, name: str, label: int, score: float | None, anomaly_map: Array, region_area: Tensor | None
+    ) -> "ImageRecord":
+        """Returns what is kept of an image that `AnomalyMetrics.update` has taken.
+
+        Args:
+            name: Its path.
+            label: 1 = anomalous, 0 = normal.
+            score: Its image score, if it has one.
+            anomaly_map: `[H, W]`, any type of numbers, finite.
+            region_area: `[H, W]`, int32, `region_areas` of its mask; `None` where the mask is not known.
+        """
+        if region_area is None:
+            return cls(name, label, score, None)
+        scores, _ = ranked(to_tensor("anomaly_map", anomaly_map))
+        return cls(name, label, score, ImageCounts.of(scores, region_area.to(scores.device)))
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ has a number of each by choice, and every category is drawn by itself.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
-from afclip_lightning.results import LEVEL, MEAN, TITLE, Interval, Key
-
-Kind = Literal["bca", "percentile"]
+from afclip_lightning.results import LEVEL, MEAN, METRICS, TITLE, Interval, Key
+from afclip_lightning.types import IntervalKind
 
 FEWEST = 5
 """Images of either kind that an interval needs. Of n images, a sample is n times the same one with chance `n^(1 - n)`:
@@ -54,14 +53,16 @@ class Settings:
     """
 
     replicates: int = 1000
-    kind: Kind = "bca"
+    kind: IntervalKind = "bca"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.replicates < FEWEST_SAMPLES:
             raise ValueError(f"intervals must be 0 or at least {FEWEST_SAMPLES} samples, got {self.replicates}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"the kind of intervals must be in {{{', '.join(get_args(Kind))}}}, got {self.kind!r}")
+        if self.kind not in get_args(IntervalKind):
+            raise ValueError(
+                f"the kind of intervals must be in {{{', '.join(get_args(IntervalKind))}}}, got {self.kind!r}"
+            )
         if self.seed < 0:
             raise ValueError(f"the seed of intervals must not be negative, got {self.seed}")
 
@@ -91,19 +92,24 @@ def intervals_of(records: Mapping[Key, Sequence[ImageRecord]], settings: Setting
     for dataset in dict.fromkeys(dataset for dataset, _ in records):
         of_dataset: list[Mapping[str, Resampled | None]] = []
         for category in (name for other, name in records if other == dataset and records[other, name]):
-            images = CategoryCounts.of(records[dataset, category])
+            try:
+                images = CategoryCounts.of(records[dataset, category])
+            except ValueError as error:  # an image is there twice
+                result.notes.append(f"No interval of {dataset}/{category}: {error}.")
+                of_dataset.append(dict.fromkeys(METRICS))
+                continue
             found = resampled(images, settings.replicates, (settings.seed, dataset, category), fpr_limit)
             of_dataset.append(found)
             result.by_row[dataset, category] = _ends(found, settings)
             if reason := _why_none(images, found):
                 result.notes.append(f"No interval of {dataset}/{category}: {reason}.")
-        keys = dict.fromkeys(key for found in of_dataset for key in found)
-        means = {key: mean_of([found[key] for found in of_dataset if key in found]) for key in keys}
+        parts = {key: [found[key] for found in of_dataset if key in found] for key in METRICS}
+        means = {key: mean_of(of_metric) for key, of_metric in parts.items() if of_metric}
         result.by_row[dataset, MEAN] = _ends(means, settings)
-        if absent := [TITLE[key] for key, value in means.items() if value is None]:
-            result.notes.append(
-                f"No interval of the mean of {dataset}, where a category has none: {', '.join(absent)}."
-            )
+        absent = [TITLE[key] for key, value in means.items() if value is None and any(parts[key])]
+        if absent:
+            names = ", ".join(absent)
+            result.notes.append(f"No interval of the mean of {dataset}, where a category has none: {names}.")
     return result
 
 
@@ -172,7 +178,7 @@ def mean_of(parts: Sequence[Resampled | None]) -> Resampled | None:
     return Resampled(value, samples, without)
 
 
-def interval(metric: Resampled, kind: Kind = "bca", level: float = LEVEL) -> Interval:
+def interval(metric: Resampled, kind: IntervalKind = "bca", level: float = LEVEL) -> Interval:
     """Returns the interval of a metric.
 
     - `percentile`: between the quantiles of the samples, `(1 - level) / 2` at either end.

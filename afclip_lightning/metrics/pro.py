@@ -4,6 +4,8 @@ from typing import get_args
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from afclip_lightning.metrics.curves import UndefinedMetricError, descending
 from afclip_lightning.metrics.histogram import REGION, ScoreCounts
@@ -33,6 +35,14 @@ def region_areas(mask: np.ndarray) -> np.ndarray:
         areas[0] = 0  # the background
         result[box] = areas[labels]
     return result
+
+
+def label_regions(masks: Tensor) -> Tensor:
+    """Returns the area of the region of each pixel of masks `[B, H, W]`, of the same shape, int32, on the CPU."""
+    areas = torch.zeros(masks.shape, dtype=torch.int32)
+    for area, mask in zip(areas.numpy(), masks.cpu().numpy(), strict=True):
+        area[:] = region_areas(mask)
+    return areas
 
 
 def count_regions(mask: np.ndarray) -> int:

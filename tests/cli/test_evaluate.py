@@ -460,3 +460,35 @@ def test_the_command_does_without_lightning(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "mean of 2" in done.stdout
+
+
+def test_intervals_of_saved_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    table = str(tmp_path / "t.json")
+    assert run(tmp_path, "--intervals=100", "--out", table) == 0
+    assert "bottle: it has 2 normal and 3 anomalous images, and an interval needs 5 of each" in capsys.readouterr().err
+    assert "intervals" not in json.loads(Path(table).read_text())["rows"][0]
+    rng = np.random.default_rng(1)
+    for kind in ("good", "crack"):
+        for i in range(10, 18):
+            mask = np.zeros((12, 10), np.uint8)
+            mask[2:5, 3:8] = 255 * (kind == "crack")
+            save(tmp_path / f"maps/bottle/test/{kind}/{i:03}.npy", rng.random(mask.shape) + mask / 500)
+            if kind == "crack":
+                save(tmp_path / f"data/bottle/ground_truth/crack/{i:03}_mask.png", mask)
+    assert run(tmp_path, "--intervals=100", "--interval_kind=percentile", "--out", table) == 0
+    captured = capsys.readouterr()
+    assert "95 % intervals, by resampling the images:" in captured.out
+    assert "No interval of the mean of maps, where a category has none: I-AUROC" in captured.err
+    bottle, cable, mean = json.loads(Path(table).read_text())["rows"]
+    low, high = bottle["intervals"]["pixel_auroc"]
+    assert 0.5 < low < bottle["metrics"]["pixel_auroc"] < high < 1
+    assert "intervals" not in cable | mean
+
+
+def test_intervals_that_cannot_be_found_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    assert run(tmp_path, "--intervals=10") == 2
+    assert "0 or at least 100 samples, got 10" in capsys.readouterr().err
+    assert run(tmp_path, "--intervals=100", "--exact", "--pro_definition=mvtec") == 2
+    assert "leave out --pro_definition mvtec" in capsys.readouterr().err

@@ -13,7 +13,12 @@ from torch import distributed
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.datasets.folder import Folder
-from afclip_lightning.metrics import AnomalyMetrics
+from afclip_lightning.distributed import gathered
+from afclip_lightning.metrics import AnomalyMetrics, label_regions
+from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics.image_records import write_records
+from afclip_lightning.metrics.intervals import Settings, intervals_of
+from afclip_lightning.results import MEAN
 from tests.support.metric_stream import stream
 
 SHARES = {
@@ -68,6 +73,19 @@ def of_loader(root):
         return metrics.result()
 
 
+def of_images(batches):
+    """Returns intervals, and the file of what is kept, of the images of all processes."""
+    maps, masks, scores, labels = stream(count=24)
+    shown = [i for batch in batches for i in (2 * batch[0], *range(2 * batch[0] + 1, 2 * batch[-1] + 2))]
+    own = [
+        ImageRecord.of(f"{i:02}", int(labels[i]), float(scores[i]), maps[i], label_regions(masks[i : i + 1])[0])
+        for i in shown
+    ]
+    records = {("stream", "all"): [record for part in gathered(own) for record in part]}
+    assert len(records["stream", "all"]) == 24
+    return intervals_of(records, Settings(100)), records
+
+
 def process(rank, folder):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # compute() without update() is tested, and few pixels have large bounds
@@ -78,6 +96,9 @@ def process(rank, folder):
         values = [x for exact in (True, False) for x in of_shares(shares[rank], exact)]
         values += [x for exact in (True, False) for x in of_shares(shares[rank], exact, finer=(7, 10))]
         values.append(of_loader(folder / "images"))
+        intervals, records = of_images(shares[rank])
+        write_records(folder / f"{world}-{rank}.npz", records)
+        values.append((intervals.by_row, (folder / f"{world}-{rank}.npz").read_bytes()))
         torch.save(values, folder / f"{world}-{rank}.pt")
         distributed.destroy_process_group()
 
@@ -95,19 +116,27 @@ def values(tmp_path_factory) -> dict[tuple[int, int], list]:
 
 @pytest.mark.slow
 def test_the_metric_gives_the_same_bits(values):
-    expected = values[1, 0][:-1]
+    expected = values[1, 0][:-2]
     assert expected[0].keys() == {f"{a}_{b}" for a in ("image", "pixel") for b in ("auroc", "ap", "f1_max")} | {
         "pixel_pro",
         "pixel_pro_05",
     }
     for key, found in values.items():
-        assert found[:-1] == expected, key
+        assert found[:-2] == expected, key
 
 
 @pytest.mark.slow
 def test_the_loaders_repeat_nothing_and_leave_nothing_out(values):
-    expected = values[1, 0][-1]
+    expected = values[1, 0][-2]
     assert (expected.normal, expected.anomalous) == (3, IMAGES - 3)
     assert 0.3 < expected.metrics["pixel_pro"] < 1
     for key, found in values.items():
-        assert found[-1] == expected, key
+        assert found[-2] == expected, key
+
+
+@pytest.mark.slow
+def test_intervals_are_the_same_bits(values):
+    intervals, kept = values[1, 0][-1]
+    assert len(intervals["stream", MEAN]) == 8
+    for key, found in values.items():
+        assert found[-1] == (intervals, kept), key

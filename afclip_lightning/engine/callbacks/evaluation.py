@@ -1,7 +1,7 @@
 """Scores predictions against labels and masks, category by category, and writes the results."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,20 @@ from afclip_lightning.engine.checkpoint import HEAD_FILE
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import fingerprint
 from afclip_lightning.metrics import AnomalyMetrics, ProDefinition
+from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics.intervals import Settings
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
-from afclip_lightning.types import MAIN_HEAD, Batch, Fit, MaskFacts, Outputs, Tiling, ViewScore, prediction_of
+from afclip_lightning.types import (
+    MAIN_HEAD,
+    Batch,
+    Fit,
+    IntervalKind,
+    MaskFacts,
+    Outputs,
+    Tiling,
+    ViewScore,
+    prediction_of,
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,8 @@ class Evaluation(Callback):
 
     Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category; those of a head beside the main one as
     `<stage>/<head>/<dataset>/<category>/<metric>`. Beside the table stand the scores of all images and the curves:
-    `results.csv`, `.json`, `.md`, `scores.csv`, `curves.json`; where the pass's name is `results_x`, `results_x.csv` to
-    `curves_x.json`.
+    `results.csv`, `.json`, `.md`, `scores.csv`, `curves.json`, and with intervals `image_counts.npz`; where the pass's
+    name is `results_x`, `results_x.csv` to `curves_x.json`.
 
     Args:
         exact: Keep and sort all pixel scores instead of counting them in bins; memory grows with the images.
@@ -60,6 +72,9 @@ class Evaluation(Callback):
         tile_size: Side of the tiles in pixels of the image, in place of `tiles`.
         overlap: Share of a tile's side that it has in common with the next one, at least.
         view_score: Which score an image in tiles has: the `highest` of all of them, or their `mean`.
+        intervals: How many samples of the images the 95 % intervals of all metrics are found from, 1000 say; 0 for
+            none. What each image adds to the metrics is then kept, in `image_counts.npz`.
+        interval_kind: `bca`, bias-corrected and accelerated, or `percentile`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -81,6 +96,8 @@ class Evaluation(Callback):
         tile_size: int | None = None,
         overlap: float = 0.25,
         view_score: ViewScore = "highest",
+        intervals: int = 0,
+        interval_kind: IntervalKind = "bca",
     ) -> None:
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
@@ -92,6 +109,9 @@ class Evaluation(Callback):
         self.new_metric = partial(
             AnomalyMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
         )
+        if intervals and pro_definition != "exact":
+            raise ValueError(f"intervals are of the exact PRO: leave out pro_definition {pro_definition}, or intervals")
+        self.intervals = Settings(intervals, interval_kind) if intervals else None
         self.new_metric()  # refuses wrong arguments before anything else is built
         self.tolerance = tolerance
         self.fpr_limit = fpr_limit
@@ -130,7 +150,12 @@ class Evaluation(Callback):
         test_sets = trainer.datamodule.test_sets  # type: ignore[attr-defined]
         keys = [(part.name, category) for part in test_sets for category in part.selected_categories()]
         self.heads = {
-            name: HeadEvaluation(method, {key: self.new_metric().to(pl_module.device) for key in keys}, self.resolution)
+            name: HeadEvaluation(
+                method,
+                {key: self.new_metric().to(pl_module.device) for key in keys},
+                self.resolution,
+                keep_images=self.intervals is not None and trainer.state.fn != "fit",
+            )
             for name, method in _methods(pl_module).items()
         }
         self._facts = []
@@ -193,18 +218,31 @@ class Evaluation(Callback):
         if trainer.state.fn == "fit":
             return  # a validation while training is only logged
         own = {name: head.own_scores() for name, head in self.heads.items()}
-        parts = gathered((own, self._count_masks()))
+        records = {name: head.records for name, head in self.heads.items()}
+        parts = gathered((own, self._count_masks(), records))
         counts: dict[Key, MaskCounts] = {}
-        for _, of_process in parts:
+        for _, of_process, _ in parts:
             for key, found in of_process.items():
                 counts[key] = counts.get(key, MaskCounts()).plus(found)
         for name, head in self.heads.items():
-            head.scores = sorted(score for of_process, _ in parts for score in of_process[name])
+            head.scores = sorted(score for of_process, _, _ in parts for score in of_process[name])
+            head.records = _together([of_process[name] for _, _, of_process in parts])
             head.add_masks(counts)
             head.name = self.about.name if name == MAIN_HEAD else f"{self.about.name}_{name}"
             if trainer.is_global_zero:
                 self._describe(trainer, name, head)
+                if self.intervals:
+                    head.add_intervals(self.intervals, self.fpr_limit)
+                    self._log_intervals(pl_module, stage if name == MAIN_HEAD else f"{stage}/{name}", head)
                 head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
+
+    def _log_intervals(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
+        """Logs the intervals of the means, as `<metric>_low` and `<metric>_high`; the table has the others."""
+        for row in (row for row in head.rows if row.category == results.MEAN):
+            of_row = shown(f"{where}/{row.dataset}/{row.category}")
+            for metric, (low, high) in row.intervals.items():
+                ends = {f"{of_row}/{metric}_low": low, f"{of_row}/{metric}_high": high}
+                pl_module.log_dict(ends, rank_zero_only=True, sync_dist=False)
 
     def _count_masks(self) -> dict[Key, MaskCounts]:
         """Returns what became of this process's masks by category, and says which mark most of their picture."""
@@ -286,6 +324,17 @@ def _methods(pl_module: Any) -> Mapping[str, Any]:
     """Returns the methods of a pass by name: the module itself, unless several share it."""
     heads = getattr(pl_module, "heads", None)
     return heads if isinstance(heads, Mapping) else {MAIN_HEAD: pl_module}  # a fusion's heads are parts of one method
+
+
+def _together(parts: Sequence[Mapping[Key, list[ImageRecord]] | None]) -> dict[Key, list[ImageRecord]] | None:
+    """Returns what is kept of the images of all processes, by category; `None` where nothing is."""
+    if None in parts:
+        return None
+    together: dict[Key, list[ImageRecord]] = {}
+    for part in parts:
+        for key, records in (part or {}).items():
+            together.setdefault(key, []).extend(records)
+    return {key: records for key, records in together.items() if records}  # none of a run limited to a few batches
 
 
 def _fingerprint(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """What one head says of the images of a pass, scored against labels and masks."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,11 @@ from torch import Tensor
 from afclip_lightning import results
 from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.callbacks.predictions import not_finite
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError
+from afclip_lightning.errors import DatasetError, shown
+from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
+from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics.image_records import write_records
+from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import AnomalyPrediction, Batch, Sample
 
@@ -27,6 +30,7 @@ class HeadEvaluation:
         method: The head.
         metrics: Empty ones by dataset and category, the same on every process; they are gone once they are computed.
         resolution: See `Evaluation`.
+        keep_images: Whether what each image adds to the metrics is kept, for intervals.
 
     Attributes:
         name: Stem of its tables in the run folder.
@@ -37,9 +41,13 @@ class HeadEvaluation:
             `pixel_pr`, `pixel_pro`.
         scores: What was said of each image, from all processes, by dataset, category and path; not collected by a
             validation while training.
+        records: By dataset and category, what is kept of each image of this process, and from the end of the pass on of
+            all processes; `None` where nothing is kept.
     """
 
-    def __init__(self, method: Any, metrics: dict[Key, AnomalyMetrics], resolution: Resolution) -> None:
+    def __init__(
+        self, method: Any, metrics: dict[Key, AnomalyMetrics], resolution: Resolution, keep_images: bool = False
+    ) -> None:
         self.method = method
         self.metrics = metrics
         self.resolution = resolution
@@ -49,6 +57,7 @@ class HeadEvaluation:
         self.rows: list[Row] = []
         self.curves: dict[Key, Mapping[str, Curve]] = {}
         self.scores: list[ImageScore] = []
+        self.records: dict[Key, list[ImageRecord]] | None = {key: [] for key in metrics} if keep_images else None
         self._scored: list[Scored] = []
 
     def update(self, prediction: AnomalyPrediction, batch: Batch) -> None:
@@ -90,16 +99,19 @@ class HeadEvaluation:
                 maps = torch.from_numpy(resize_map(seen, *facts.shape))[None].to(device)
             areas = facts.region_area(maps.device)[None]
             masks = areas > 0
-        self.metrics[key].update(
-            maps,
-            masks,
-            prediction.pred_score[at],
-            batch.label[at],
-            batch.mask_known[at],
-            areas,
-            [str(batch.samples[i].image_path) for i in rows],
-            allow_empty_mask=True,  # the file is not empty, but resizing may have lost a small defect
-        )
+        if areas is None and self.records is not None:
+            areas = label_regions(masks).to(maps.device)
+        scores, labels, known = prediction.pred_score[at], batch.label[at], batch.mask_known[at]
+        names = [str(batch.samples[i].image_path) for i in rows]
+        # a mask's file is not empty, but resizing may have lost a small defect
+        self.metrics[key].update(maps, masks, scores, labels, known, areas, names, allow_empty_mask=True)
+        if self.records is not None and areas is not None:
+            self.records[key] += [
+                ImageRecord.of(name, label, score, maps[i], areas[i] if mask_known or not label else None)
+                for i, (name, label, score, mask_known) in enumerate(
+                    zip(names, labels.tolist(), scores.tolist(), known.tolist(), strict=True)
+                )
+            ]
 
     def compute(self) -> None:
         """Computes rows and curves over all processes, and lets go of the metrics."""
@@ -118,6 +130,14 @@ class HeadEvaluation:
         rows = [row for row in self.rows if row.category != results.MEAN]
         self.rows = results.with_means([replace(row, masks=counts.get((row.dataset, row.category))) for row in rows])
 
+    def add_intervals(self, settings: Settings, fpr_limit: float) -> None:
+        """Adds to the rows the intervals of their metrics, and says where there are none."""
+        found = intervals_of(self.records or {}, settings, fpr_limit)
+        self.rows = results.with_intervals(self.rows, found.by_row)
+        self.conditions["intervals"] = {**asdict(settings), "level": results.LEVEL}
+        for note in found.notes:
+            print(f"note: {shown(note)}")
+
     def own_scores(self) -> list[ImageScore]:
         """Returns what this process's images were given."""
         return [
@@ -127,8 +147,10 @@ class HeadEvaluation:
         ]
 
     def write(self, folder: Path, tolerance: float, fpr_limit: float) -> None:
-        """Writes the table, the scores and the curves."""
+        """Writes the table, the scores, the curves, and what is kept of each image."""
         suffix = self.name.removeprefix("results")
         results.write(self.rows, folder, self.name, self.title, tolerance, self.conditions)
         results.write_scores(self.scores, folder / f"scores{suffix}.csv")
         results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")
+        if self.records is not None:
+            write_records(folder / f"image_counts{suffix}.npz", self.records)

@@ -25,6 +25,10 @@ from afclip_lightning.engine.factory import load_head
 from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import load
 from afclip_lightning.metrics import AnomalyMetrics
+from afclip_lightning.metrics.image_counts import CategoryCounts
+from afclip_lightning.metrics.image_records import read_records
+from afclip_lightning.metrics.intervals import Settings, intervals_of
+from afclip_lightning.metrics.resampling import metrics_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, Tiling
 from tests.support.small_models import write_head
 
@@ -356,3 +360,51 @@ def test_tiles_are_refused_where_whole_images_are_needed(root: Path, tmp_path: P
 def test_an_unknown_resolution_is_refused() -> None:
     with pytest.raises(ValueError, match="resolution must be one of backbone, image"):
         Evaluation(resolution="full")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("resolution", ["backbone", "image"])
+def test_intervals_are_found_from_what_is_kept(root: Path, tmp_path: Path, resolution: str) -> None:
+    plain = evaluated(root, tmp_path / "plain", resolution=resolution)
+    assert not (tmp_path / "plain/image_counts.npz").exists()
+    assert plain.main.records is None
+    evaluation = evaluated(root, tmp_path, resolution=resolution, intervals=100)
+    rows = evaluation.main.rows
+    assert [replace(row, intervals={}) for row in rows] == plain.main.rows
+    records = read_records(tmp_path / "image_counts.npz")
+    category = rows[0].category
+    assert [Path(record.name).parent.name for record in records["images", category]] == ["bad"] * 5 + ["good"] * 5
+    found = intervals_of(records, Settings(100))
+    assert [row.intervals for row in rows] == [found.by_row["images", row.category] for row in rows]
+    for key, (low, high) in rows[0].intervals.items():
+        assert 0 <= low <= rows[0].metrics[key] + 0.01
+        assert high >= rows[0].metrics[key] - 0.01
+    assert rows[0].intervals["pixel_auroc"][0] < rows[0].intervals["pixel_auroc"][1]
+    counts = CategoryCounts.of(records["images", category])
+    for key, values in metrics_of(counts, np.ones((1, 10))).items():
+        assert values[0] == pytest.approx(rows[0].metrics[key], abs=0.02), key
+    table = json.loads((tmp_path / "results.json").read_text())
+    assert table["conditions"]["intervals"] == {"replicates": 100, "kind": "bca", "seed": 0, "level": 0.95}
+    assert table["rows"][0]["intervals"]["pixel_auroc"] == list(rows[0].intervals["pixel_auroc"])
+    assert "95 % intervals" in (tmp_path / "results.md").read_text()
+
+
+def test_means_log_their_intervals(root: Path, tmp_path: Path) -> None:
+    seen: dict[str, float] = {}
+
+    class Logged(Brightness):
+        def log_dict(self, dictionary: Any, **_: Any) -> None:
+            seen.update(dictionary)
+
+    evaluation = evaluated(root, tmp_path, Logged(), intervals=100, interval_kind="percentile")
+    low, high = evaluation.main.rows[-1].intervals["image_auroc"]
+    assert seen["test/images/mean/image_auroc_low"] == low
+    assert seen["test/images/mean/image_auroc_high"] == high
+
+
+def test_intervals_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 or at least 100 samples, got 50"):
+        Evaluation(intervals=50)
+    with pytest.raises(ValueError, match="bca, percentile"):
+        Evaluation(intervals=100, interval_kind="normal")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="intervals are of the exact PRO"):
+        Evaluation(intervals=100, exact=True, pro_definition="mvtec")
