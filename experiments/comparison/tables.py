@@ -62,6 +62,7 @@ class Line:
         method: Its name.
         shots: Normal images per category.
         trains: Whether it is fitted on the training set.
+        planned: How many seeds its matrix has for it.
         values: In percent, one per seed, by dataset and metric.
     """
 
@@ -69,7 +70,13 @@ class Line:
     method: str
     shots: int
     trains: bool
+    planned: int
     values: Mapping[tuple[str, str], Sequence[float]]
+
+    @property
+    def seeds(self) -> int:
+        """Returns with how many seeds it was measured."""
+        return max(map(len, self.values.values()))
 
 
 def keep(source: Path, setting: Setting) -> None:
@@ -93,7 +100,8 @@ def group_of(name: str, method: Method, shots: int) -> int:
 
 def lines_of(setting: Setting) -> list[Line]:
     """Returns the lines of a setting's table, group by group, in the order of its matrix."""
-    methods = {**load_matrix([HERE / f"{setting}.yaml"]).methods, fusion.NAME: Method(configs=[fusion.CONFIG])}
+    matrix = load_matrix([HERE / f"{setting}.yaml"])
+    methods = {**matrix.methods, fusion.NAME: Method(configs=[fusion.CONFIG])}
     found: dict[tuple[str, int], dict[tuple[str, str], list[float]]] = {}
     for _, row in read_rows(HERE / f"{setting}.csv"):
         values = found.setdefault((row["method"], int(row["shots"])), {})
@@ -101,7 +109,14 @@ def lines_of(setting: Setting) -> list[Line]:
             for metric in metrics if row["dataset"] == dataset else ():
                 values.setdefault((dataset, metric), []).extend([100 * float(row[metric])] if row[metric] else [])
     lines = [
-        Line(group_of(name, method, shots), name.removesuffix(FEW_SHOT), shots, method.trains, found[name, shots])
+        Line(
+            group_of(name, method, shots),
+            name.removesuffix(FEW_SHOT),
+            shots,
+            method.trains,
+            len(matrix.seeds if method.seeds is None else method.seeds),
+            found[name, shots],
+        )
         for name, method in methods.items()
         for shots in method.shots
         if (name, shots) in found
@@ -129,16 +144,19 @@ def render(setting: Setting) -> str:
         text.append(table_row([f"**{GROUPS[group]}**", *[""] * len(head)]))
         for line in members:
             cells = [spread(line.values.get(column, [])) for column in columns]
-            seeds = max(map(len, line.values.values()))
             name = f"{line.method} †" if line.trains else line.method
             text.append(
-                table_row([name, str(line.shots), str(seeds), *cells, *cost_of(line.method, line.shots, costs)])
+                table_row([name, str(line.shots), str(line.seeds), *cells, *cost_of(line.method, line.shots, costs)])
             )
     known = {line.method for line in lines}
     names = dict.fromkeys(name.removesuffix(FEW_SHOT) for name in load_matrix([HERE / f"{setting}.yaml"]).methods)
     missing = [name for name in names if name not in known]
     if missing:
         text += ["", f"In the matrix and not measured yet: {', '.join(missing)}."]
+    if fewer := list(
+        dict.fromkeys(f"{line.method} ({line.seeds} of {line.planned})" for line in lines if line.seeds < line.planned)
+    ):
+        text += ["", f"With fewer seeds than the matrix has for them: {', '.join(fewer)}."]
     return "\n".join(text) + "\n"
 
 

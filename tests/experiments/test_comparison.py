@@ -72,3 +72,10 @@ def test_a_member_that_has_no_seed_is_the_same_for_all_seeds() -> None:
     text = fusion.render({name: {column: numbers} for name, numbers in values.items()}, [column])
     assert text.endswith("| Patch rarity | +0.0 [-12.7, 12.7] |\n")
     assert not fusion.render({name: {column: [1.0]} for name in fusion.MEMBERS}, [column])
+
+
+def test_seeds_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {column: [50.0] for column in (("synthetic", metric) for metric in tables.SHOWN["demo"]["synthetic"])}
+    lines = [tables.Line(0, name, shots, True, planned, values) for name, shots, planned in [("A", 0, 1), ("B", 4, 3)]]
+    monkeypatch.setattr(tables, "lines_of", lambda setting: lines)
+    assert tables.render("demo").endswith("\nWith fewer seeds than the matrix has for them: B (1 of 3).\n")
