@@ -54,6 +54,14 @@ def explained(found: Comparison) -> list[str]:
         lines.append(f"The signed-rank test over categories needs {FEWEST} of them; here are {len(units)}.")
     if len(found.methods) > 2:
         lines.append("Holm is the p-value to its left, corrected for all pairs of methods in this metric.")
+        pairs = math.comb(len(found.methods), 2)
+        enough = math.ceil(2 * pairs / (1 - LEVEL) - 1e-9) - 1
+        if found.replicates < enough:
+            least = 2 * pairs / (found.replicates + 1)
+            lines.append(
+                f"Of {pairs} pairs and {found.replicates} samples Holm's p is never below {min(least, 1):.2g}: take "
+                f"--replicates {enough} or more."
+            )
     return [*lines, *found.notes]
 
 

@@ -124,6 +124,13 @@ def test_without_matplotlib_the_rest_is_written(
     assert not list((tmp_path / "out").glob("ranks*"))
 
 
+def test_too_few_samples_for_holms_correction_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_recorded(tmp_path / str(i), i / 3, seed=i) for i in range(4)]
+    text = said(capsys, *runs, "--replicates", "100")
+    assert "Of 6 pairs and 100 samples Holm's p is never below 0.12: take --replicates 239 or more." in text
+    assert "never below" not in said(capsys, *runs, "--replicates", "239")
+
+
 def test_several_seeds_are_a_method_with_both_sources_of_variation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
