@@ -5,7 +5,7 @@ Torch is imported where a loader is made, so that a look at a dataset's files do
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,10 @@ class LoaderHooks(LightningDataModule, ABC):
         """Returns the samples of all categories in use, category after category."""
 
     @abstractmethod
+    def selected_categories(self) -> list[str]:
+        """Returns the categories in use."""
+
+    @abstractmethod
     def class_name_of(self, category: str) -> str:
         """Returns what a prompt calls the category."""
 
@@ -107,6 +111,20 @@ class LoaderHooks(LightningDataModule, ABC):
             DatasetError: A category in use has no such image.
         """
         return [sample for sample in self.samples("train") if sample.category == category and sample.label == 0]
+
+    def threshold_batches(self, leave_out: Collection[Path] = ()) -> "Iterable[Batch]":
+        """Returns the images of `threshold_samples` in batches as a test sees them, this process's part of them.
+
+        Args:
+            leave_out: Images that are not among them.
+        """
+        from torch.utils.data import SequentialSampler
+
+        from afclip_lightning.distributed import processes, rank
+
+        samples = [s for category in self.selected_categories() for s in self.threshold_samples(category)]
+        own = [sample for sample in samples if sample.image_path not in leave_out][rank() :: processes()]
+        return self._loader(own, SequentialSampler) if own else ()
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         """Returns the shuffled loader of `train_split`: see `SharedShuffle`.

@@ -201,13 +201,23 @@ class AnomalyMetrics(Metric):
         return result_of(
             self.image_counts(),
             self.pixel_counts(),
-            scored=int(self.unscored) == 0,
-            masked=int(self.unmasked) == 0,
+            scored=self.all_scored,
+            masked=self.all_masked,
             image_bounds=self._rounded,
             pixel_bounds=not self.exact or self._rounded,
             fpr_limit=self.fpr_limit,
             definition=self.pro_definition,
         )
+
+    @property
+    def all_scored(self) -> bool:
+        """Returns whether all images so far have scores."""
+        return int(self.unscored) == 0
+
+    @property
+    def all_masked(self) -> bool:
+        """Returns whether the masks of all anomalous images so far are known."""
+        return int(self.unmasked) == 0
 
     def image_counts(self) -> ScoreCounts:
         """Returns the counts of image scores, for the functions in `curves` (thresholds, for one)."""

@@ -132,7 +132,12 @@ class Rule:
             return cls(text, fpr=1 - float(found[1]))
         raise ValueError(f"a rule is mean+3sd or q0.99 (any factor, any quantile below 1), got {text!r}")
 
-    def threshold(self, moments: Moments, counts: ScoreCounts) -> float:
+    @property
+    def fewest(self) -> int:
+        """Returns how many scores of normal images it needs."""
+        return 2 if self.fpr is None else math.ceil(1 / self.fpr - 1e-9)
+
+    def threshold(self, moments: Moments, counts: ScoreCounts, binned: bool = True) -> float:
         """Returns the threshold of normal scores; what is above it is anomalous.
 
         A quantile is the lowest of these scores that at most its share of them lies above; of binned scores, the upper
@@ -141,6 +146,7 @@ class Rule:
         Args:
             moments: Of the scores.
             counts: Of the same scores, all of them normal.
+            binned: Whether the counts are of bins; of distinct scores otherwise.
 
         Raises:
             UserError: There are too few scores for the rule: less than 2, or for a quantile so few that not one may lie
@@ -149,14 +155,13 @@ class Rule:
         if self.factor is not None:
             return mean_plus_sd(moments, self.factor)
         assert self.fpr is not None
-        needed = math.ceil(1 / self.fpr - 1e-9)
-        if moments.count < needed:
+        if moments.count < self.fewest:
             raise UserError(
-                f"the rule {self.text} needs {needed} scores of normal images, and there are {moments.count}. Give "
-                "more normal images, or a lower quantile, or the rule mean+3sd."
+                f"the rule {self.text} needs {self.fewest} scores of normal images, and there are {moments.count}. "
+                "Give more normal images, or a lower quantile, or the rule mean+3sd."
             )
         reached = counts.normal[::-1].cumsum()[::-1]
         at = int(np.flatnonzero(reached > self.fpr * reached[0] + 1e-9)[-1])
-        if counts.tied[at] or at == len(reached) - 1:
-            return float(counts.lowest[at])
-        return float(counts.thresholds[at + 1])
+        if binned and at < len(reached) - 1:
+            return float(counts.thresholds[at + 1])
+        return float(counts.lowest[at])

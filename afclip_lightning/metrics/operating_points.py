@@ -3,41 +3,14 @@
 The best threshold is chosen by the labels that it is then judged with; a product runs at one that was fixed before.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
+from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics
 from afclip_lightning.metrics.histogram import ScoreCounts
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """What a fixed threshold makes of a category's images, or of their pixels; all but the threshold in [0, 1].
-
-    What is not defined is `None`: `fpr` without normal scores, `tpr` without anomalous ones, the rest unless there are
-    both.
-
-    Attributes:
-        threshold: What is above it is anomalous.
-        rule: How it was fixed: `mean+3sd`, `q0.99`, or the name of a calibration.
-        fpr: False-positive rate: share of the normal scores above the threshold.
-        tpr: True-positive rate, or recall: share of the anomalous ones.
-        balanced_accuracy: Mean of `tpr` and `1 - fpr`.
-        f1: Harmonic mean of precision and recall; of pixels of a whole category it is called SegF1.
-        best_f1: F1 at the best threshold for these labels.
-        f1_gap: What the fixed threshold costs: `best_f1 - f1`.
-        f1_error: How far binning can have moved `f1`.
-    """
-
-    threshold: float
-    rule: str
-    fpr: float | None = None
-    tpr: float | None = None
-    balanced_accuracy: float | None = None
-    f1: float | None = None
-    best_f1: float | None = None
-    f1_gap: float | None = None
-    f1_error: float = 0.0
+from afclip_lightning.metrics.result import Result
+from afclip_lightning.results.operating import OperatingPoint
 
 
 def operating_point(counts: ScoreCounts, threshold: float, rule: str, best_f1: float | None = None) -> OperatingPoint:
@@ -61,13 +34,34 @@ def operating_point(counts: ScoreCounts, threshold: float, rule: str, best_f1: f
     fp, tp = float(counts.normal @ above), float(counts.anomalous @ above)
     fpr, tpr = fp / normal if normal else None, tp / anomalous if anomalous else None
     if fpr is None or tpr is None:
-        return OperatingPoint(threshold, rule, fpr, tpr)
+        return OperatingPoint(rule, threshold, fpr, tpr)
     open_ = above == 0.5
     half_fp, half_tp = float(counts.normal[open_].sum()) / 2, float(counts.anomalous[open_].sum()) / 2
     f1 = _f1(tp, fp, anomalous)
     error = max(_f1(tp + half_tp, fp - half_fp, anomalous) - f1, f1 - _f1(tp - half_tp, fp + half_fp, anomalous))
     gap = None if best_f1 is None else best_f1 - f1
-    return OperatingPoint(threshold, rule, fpr, tpr, (tpr + 1 - fpr) / 2, f1, best_f1, gap, error)
+    return OperatingPoint(rule, threshold, fpr, tpr, (tpr + 1 - fpr) / 2, f1, best_f1, gap, error)
+
+
+def operating_points(
+    metrics: AnomalyMetrics, result: Result, thresholds: Mapping[str, float], rule: str
+) -> dict[str, OperatingPoint]:
+    """Returns what thresholds make of a category's `image` scores and `pixel` scores, where these are known.
+
+    Args:
+        metrics: Of the category.
+        result: What it says.
+        thresholds: Of `image`, of `pixel`, or of both.
+        rule: How they were fixed.
+    """
+    points = {}
+    if "image" in thresholds and metrics.all_scored:
+        best = result.metrics.get("image_f1_max")
+        points["image"] = operating_point(metrics.image_counts(), thresholds["image"], rule, best)
+    if "pixel" in thresholds and metrics.all_masked:
+        best = result.metrics.get("pixel_f1_max")
+        points["pixel"] = operating_point(metrics.pixel_counts(), thresholds["pixel"], rule, best)
+    return points
 
 
 def _f1(tp: float, fp: float, anomalous: float) -> float:

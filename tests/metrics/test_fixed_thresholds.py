@@ -85,19 +85,21 @@ def normal_counts(scores):
 @pytest.mark.parametrize(("quantile", "expected"), [("q0.99", 99), ("q.9", 90), ("q0.5", 50), ("q0.985", 99)])
 def test_a_quantile_lets_at_most_its_share_through(quantile, expected):
     scores = np.random.default_rng(0).permutation(100).astype(np.float32) + 1
-    value = Rule.of(quantile).threshold(Moments.of(scores), normal_counts(scores))
+    value = Rule.of(quantile).threshold(Moments.of(scores), normal_counts(scores), binned=False)
     assert value == expected
     assert (scores > value).mean() <= 1 - float(quantile[1:]) + 1e-12
 
 
 def test_a_quantile_of_ties_and_of_bins():
     saturated = np.array([0.5] * 7 + [1.0] * 3, np.float32)
-    assert Rule.of("q0.9").threshold(Moments.of(saturated), normal_counts(saturated)) == 1  # nothing is above
+    assert (
+        Rule.of("q0.9").threshold(Moments.of(saturated), normal_counts(saturated), binned=False) == 1
+    )  # nothing is above
     scores = np.random.default_rng(1).random(5000, np.float32)
     histogram = ScoreHistogram.empty(2**10)
     histogram.add(torch.from_numpy(scores), torch.zeros(5000, dtype=torch.int32))
     value = Rule.of("q0.95").threshold(Moments.of(scores), histogram.score_counts())
-    exact = Rule.of("q0.95").threshold(Moments.of(scores), normal_counts(scores))
+    exact = Rule.of("q0.95").threshold(Moments.of(scores), normal_counts(scores), binned=False)
     assert exact <= value <= exact * 1.03
     assert (scores > value).mean() <= 0.05
 

@@ -12,11 +12,18 @@ from lightning import Callback, LightningModule, Trainer
 from afclip_lightning import results
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.distributed import gathered
+from afclip_lightning.engine.callbacks.fixed_thresholds import (
+    CalibrationFile,
+    check_apart,
+    check_normal_images,
+    fixed_by,
+)
 from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation, Resolution
 from afclip_lightning.engine.checkpoint import HEAD_FILE
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import fingerprint
 from afclip_lightning.metrics import AnomalyMetrics, ProDefinition
+from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.intervals import Settings
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
@@ -75,6 +82,8 @@ class Evaluation(Callback):
         intervals: How many samples of the images the 95 % intervals of all metrics are found from, 1000 say; 0 for
             none. What each image adds to the metrics is then kept, in `image_counts.npz`.
         interval_kind: `bca`, bias-corrected and accelerated, or `percentile`.
+        threshold: Fixed without labels, its rates are said beside those of the best one: a rule on the scores of normal
+            images that are not tested, `mean+3sd` or `q0.99` (any factor, any quantile), or the file of a calibration.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -98,6 +107,7 @@ class Evaluation(Callback):
         view_score: ViewScore = "highest",
         intervals: int = 0,
         interval_kind: IntervalKind = "bca",
+        threshold: str | None = None,
     ) -> None:
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
@@ -113,11 +123,14 @@ class Evaluation(Callback):
             raise ValueError(f"intervals are of the exact PRO: leave out pro_definition {pro_definition}, or intervals")
         self.intervals = Settings(intervals, interval_kind) if intervals else None
         self.new_metric()  # refuses wrong arguments before anything else is built
+        self.calibration = Path(threshold) if threshold and threshold.endswith(".json") else None
+        self.rule = Rule.of(threshold) if threshold and not self.calibration else None
         self.tolerance = tolerance
         self.fpr_limit = fpr_limit
         self.about = Pass()
         self.heads: dict[str, HeadEvaluation] = {}
         self._facts: list[tuple[Key, Path, MaskFacts]] = []
+        self._fixed: dict[str, float] = {}  # of a calibration
 
     @property
     def main(self) -> HeadEvaluation:
@@ -141,9 +154,15 @@ class Evaluation(Callback):
                 _check_tiled(method)
             if method.memory is not None:
                 method.memory.tiling = self.tiling
+            if self.rule:
+                check_apart(method)
         for part in () if data is None else data.test_sets:
             for category in part.selected_categories():
                 results.check_category(category, f"{part.name} under {part.root}: ")
+        if self.rule and data is not None and stage in ("test", "validate"):
+            check_normal_images(self.rule, data.test_sets, max(m.k_shot for m in _methods(pl_module).values()))
+        if self.calibration:
+            self._fixed = CalibrationFile.read(self.calibration, self.about.checkpoints.get(MAIN_HEAD)).thresholds()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes one metric per head and category, the same ones on every process."""
@@ -208,14 +227,16 @@ class Evaluation(Callback):
         self._finish(trainer, pl_module, "val")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        in_fit = trainer.state.fn == "fit"
+        fixed = {} if in_fit else self._fix_thresholds(trainer, pl_module)
         for name, head in self.heads.items():
-            head.compute()
+            head.compute(fixed.get(name, {}), self.rule.text if self.rule else str(self.calibration))
             where = stage if name == MAIN_HEAD else f"{stage}/{name}"
             for row in head.rows:
                 of_row = shown(f"{where}/{row.dataset}/{row.category}")  # loggers write UTF-8
                 keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
                 pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
-        if trainer.state.fn == "fit":
+        if in_fit:
             return  # a validation while training is only logged
         own = {name: head.own_scores() for name, head in self.heads.items()}
         records = {name: head.records for name, head in self.heads.items()}
@@ -243,6 +264,17 @@ class Evaluation(Callback):
             for metric, (low, high) in row.intervals.items():
                 ends = {f"{of_row}/{metric}_low": low, f"{of_row}/{metric}_high": high}
                 pl_module.log_dict(ends, rank_zero_only=True, sync_dist=False)
+
+    def _fix_thresholds(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> Mapping[str, Mapping[Key, Mapping[str, float]]]:
+        """Returns the thresholds that are fixed without labels, by head, category and level."""
+        if self.calibration:
+            return {name: dict.fromkeys(head.metrics, self._fixed) for name, head in self.heads.items()}
+        if not self.rule:
+            return {}
+        parts = trainer.datamodule.test_sets  # type: ignore[attr-defined]
+        return fixed_by(self.rule, trainer, pl_module, self.heads, parts)
 
     def _count_masks(self) -> dict[Key, MaskCounts]:
         """Returns what became of this process's masks by category, and says which mark most of their picture."""
@@ -278,6 +310,7 @@ class Evaluation(Callback):
             "resolution": self.resolution,
             "tiling": self.tiling.to_dict() if self.tiling else None,
             "image_size": method.preprocess.image_size,
+            "threshold": self.rule.text if self.rule else self.calibration and str(self.calibration),
         }
         images = "image" if k_shot == 1 else "images"
         source = f"(seed {method.shot_seed})" if by_hand is None else f"of {by_hand}"

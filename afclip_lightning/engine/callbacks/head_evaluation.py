@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, labe
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import write_records
 from afclip_lightning.metrics.intervals import Settings, intervals_of
+from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import AnomalyPrediction, Batch, Sample
 
@@ -84,28 +86,13 @@ class HeadEvaluation:
 
     def _add(self, key: Key, rows: list[int], prediction: AnomalyPrediction, batch: Batch) -> None:
         """Adds rows of a batch to the metric of their category: several at the backbone's size, or one at its own."""
+        maps, masks, areas = self.at_resolution(rows, prediction, batch)
         at = torch.tensor(rows, device=batch.label.device)
-        if self.resolution == "backbone":
-            maps, masks = prediction.anomaly_map[at], batch.mask[at]
-            areas = None if batch.region_area is None else batch.region_area[at]
-        else:
-            assert batch.masks is not None
-            row, device = rows[0], prediction.anomaly_map.device
-            facts = batch.masks[row]
-            if prediction.own_maps is not None:
-                maps = prediction.own_maps[row][None].to(device)
-            else:
-                seen = prediction.anomaly_map[row].float().cpu().numpy()
-                maps = torch.from_numpy(resize_map(seen, *facts.shape))[None].to(device)
-            areas = facts.region_area(maps.device)[None]
-            masks = areas > 0
-        if areas is None and self.records is not None:
-            areas = label_regions(masks).to(maps.device)
         scores, labels, known = prediction.pred_score[at], batch.label[at], batch.mask_known[at]
         names = [str(batch.samples[i].image_path) for i in rows]
         # a mask's file is not empty, but resizing may have lost a small defect
         self.metrics[key].update(maps, masks, scores, labels, known, areas, names, allow_empty_mask=True)
-        if self.records is not None and areas is not None:
+        if self.records is not None:
             self.records[key] += [
                 ImageRecord.of(name, label, score, maps[i], areas[i] if mask_known or not label else None)
                 for i, (name, label, score, mask_known) in enumerate(
@@ -113,14 +100,46 @@ class HeadEvaluation:
                 )
             ]
 
-    def compute(self) -> None:
-        """Computes rows and curves over all processes, and lets go of the metrics."""
+    def at_resolution(
+        self, rows: list[int], prediction: AnomalyPrediction, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns maps, masks and areas of regions, each `[R, H, W]`, of rows of a batch at the size evaluated.
+
+        Args:
+            rows: Several at the backbone's size, or one at its own.
+            prediction: Of the batch.
+            batch: As a test reads it.
+        """
+        if self.resolution == "backbone":
+            at = torch.tensor(rows, device=batch.label.device)
+            maps, masks = prediction.anomaly_map[at], batch.mask[at]
+            found = batch.region_area
+            return maps, masks, label_regions(masks).to(maps.device) if found is None else found[at]
+        assert batch.masks is not None
+        row, device = rows[0], prediction.anomaly_map.device
+        facts = batch.masks[row]
+        if prediction.own_maps is not None:
+            maps = prediction.own_maps[row][None].to(device)
+        else:
+            seen = prediction.anomaly_map[row].float().cpu().numpy()
+            maps = torch.from_numpy(resize_map(seen, *facts.shape))[None].to(device)
+        areas = facts.region_area(maps.device)[None]
+        return maps, areas > 0, areas
+
+    def compute(self, fixed: Mapping[Key, Mapping[str, float]] = MappingProxyType({}), rule: str = "") -> None:
+        """Computes rows and curves over all processes, and lets go of the metrics.
+
+        Args:
+            fixed: By category, thresholds of `image` and `pixel` that were fixed without labels.
+            rule: How.
+        """
         rows = []
         for (dataset, category), metric in self.metrics.items():
             with metric.sync_context():
                 result = metric.result()
+                points = operating_points(metric, result, fixed.get((dataset, category), {}), rule)
             if result.normal + result.anomalous:  # none where the run was limited to a few batches
-                rows.append(result.row(dataset, category))
+                rows.append(replace(result.row(dataset, category), operating_points=points))
                 self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
         self.metrics = {}

@@ -11,6 +11,8 @@ from msgspec import Meta
 
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import csv_text, write_json, write_text
+from afclip_lightning.results.operating import OperatingPoint, mean_points, points_as_json, points_flat, points_table
+from afclip_lightning.results.tables import aligned, name_cell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +131,7 @@ class Row:
         thresholds: Above which an image or a pixel is anomalous for the best F1; see `is_anomalous`.
         masks: What became of the masks; `None` if it is not known.
         intervals: Ends of each metric's interval at `LEVEL`, in [0, 1]; absent of a metric that has none.
+        operating_points: What thresholds that were fixed without labels make of the `image` scores and of each `pixel`.
     """
 
     dataset: str
@@ -141,6 +144,7 @@ class Row:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     masks: MaskCounts | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
+    operating_points: Mapping[str, OperatingPoint] = field(default_factory=dict)
 
 
 def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
@@ -182,7 +186,8 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
         normal, anomalous = sum(row.normal for row in part), sum(row.anomalous for row in part)
         known = [row.masks for row in part if row.masks is not None]
         masks = reduce(MaskCounts.plus, known) if known else None
-        result += [*part, Row(dataset, MEAN, normal, anomalous, mean, counts, masks=masks)]
+        points = mean_points([row.operating_points for row in part])
+        result += [*part, Row(dataset, MEAN, normal, anomalous, mean, counts, masks=masks, operating_points=points)]
     return result
 
 
@@ -205,38 +210,23 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[
     """Returns an aligned Markdown table of some metrics in percent; `n/a` where one is not defined.
 
     A mean says over how many categories it is, `mean of 6`, and where a metric leaves some out, over how many that one
-    is: `91.2 (5)`. Below the table stand the intervals, if there are any, what resizing did to the masks, and what
-    binning may have moved by more than the tolerance.
+    is: `91.2 (5)`. Below the table stand the intervals and operating points, if there are any, what resizing did to the
+    masks, and what binning may have moved by more than the tolerance.
     """
     header = ["dataset", "category", "normal", "anomalous", *(TITLE[metric] for metric in columns)]
     lines = [header]
     for row in rows:
         total = sum(r.dataset == row.dataset and r.category != MEAN for r in rows)
-        category = f"{MEAN} of {total}" if row.category == MEAN else _cell(row.category)
-        cells = [_cell(row.dataset), category, str(row.normal), str(row.anomalous)]
+        category = f"{MEAN} of {total}" if row.category == MEAN else name_cell(row.category)
+        cells = [name_cell(row.dataset), category, str(row.normal), str(row.anomalous)]
         for metric in columns:
             value, over = row.metrics.get(metric), row.categories.get(metric, total)
             cell = "n/a" if value is None else f"{100 * value:.1f}"
             cells.append(f"{cell} ({over})" if value is not None and row.category == MEAN and over < total else cell)
         lines.append(cells)
-    return "\n".join([*_table(lines), *_uncertain(rows, columns), *_resized(rows), *_imprecise(rows, tolerance)])
-
-
-def _table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of an aligned Markdown table, of which the first is the header and two columns are names."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-
-    def text(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
-    return [text(lines[0]), rule, *(text(line) for line in lines[1:])]
-
-
-def _cell(name: str) -> str:
-    """Returns a name as a table can hold it: printable, and no bar ends its cell."""
-    return shown(name).replace("|", "\\|")
+    return "\n".join(
+        [*aligned(lines), *_uncertain(rows, columns), *_fixed(rows), *_resized(rows), *_imprecise(rows, tolerance)]
+    )
 
 
 def _of(row: Row) -> str:
@@ -254,8 +244,15 @@ def _uncertain(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
         return []
     lines = [["dataset", "category", *(TITLE[metric] for metric in columns)]]
     for row in rows:
-        lines.append([_cell(row.dataset), _cell(row.category), *(interval_text(row.intervals.get(m)) for m in columns)])
-    return ["", f"{100 * LEVEL:g} % intervals, by resampling the images:", "", *_table(lines)]
+        lines.append(
+            [name_cell(row.dataset), name_cell(row.category), *(interval_text(row.intervals.get(m)) for m in columns)]
+        )
+    return ["", f"{100 * LEVEL:g} % intervals, by resampling the images:", "", *aligned(lines)]
+
+
+def _fixed(rows: Sequence[Row]) -> list[str]:
+    """Returns the lines below the table on thresholds that were fixed without labels."""
+    return points_table([(row.dataset, row.category, row.operating_points) for row in rows])
 
 
 def _resized(rows: Sequence[Row]) -> list[str]:
@@ -292,18 +289,22 @@ def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
 def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | None]]]:
     """Returns columns and lines of the table, values in [0, 1], `None` where one is not defined.
 
-    Where a metric has intervals, two more columns hold their ends: `image_auroc_low`, `image_auroc_high`.
+    Where a metric has intervals, two more columns hold their ends: `image_auroc_low`, `image_auroc_high`. Those of
+    operating points are at the end: see `points_flat`.
     """
+    point_columns, points = points_flat([row.operating_points for row in rows])
     uncertain = [metric for metric in METRICS if any(metric in row.intervals for row in rows)]
     columns = ["dataset", "category", "normal", "anomalous", *METRICS]
     columns += [f"{metric}_{end}" for metric in uncertain for end in ("low", "high")]
+    columns += point_columns
     lines: list[list[str | int | float | None]] = [
         [
             *(row.dataset, row.category, row.normal, row.anomalous),
             *(row.metrics.get(metric) for metric in METRICS),
             *(end for metric in uncertain for end in row.intervals.get(metric, (None, None))),
+            *of_row,
         ]
-        for row in rows
+        for row, of_row in zip(rows, points, strict=True)
     ]
     return columns, lines
 
@@ -334,6 +335,7 @@ def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | Non
                 else {"error_bounds": dict(row.error_bounds), "thresholds": dict(row.thresholds)}
             ),
             **({} if row.masks is None else {"masks": asdict(row.masks)}),
+            **({"operating_points": points_as_json(row.operating_points)} if row.operating_points else {}),
             **({"intervals": {key: [*ends] for key, ends in row.intervals.items()}} if row.intervals else {}),
         }
         for row in rows

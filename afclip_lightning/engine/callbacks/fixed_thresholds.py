@@ -1,0 +1,186 @@
+"""Thresholds that a test fixes without its labels: by a rule on normal images that are not tested, or a calibration."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.distributed import gathered
+from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation
+from afclip_lightning.errors import CheckpointError, DatasetError, UserError, shown
+from afclip_lightning.files import fingerprint, read_json
+from afclip_lightning.metrics import ScoreHistogram, exact_counts
+from afclip_lightning.metrics.fixed_thresholds import Moments, Rule
+from afclip_lightning.results import Key
+from afclip_lightning.types import prediction_of
+
+Level = str  # `image` or `pixel`
+
+
+@dataclass(frozen=True)
+class NormalScores:
+    """What is kept of the normal images of a category that thresholds come from.
+
+    Attributes:
+        images: By path, the image score and the moments of the map.
+        pixels: The values of all maps.
+    """
+
+    images: dict[str, tuple[float, Moments]] = field(default_factory=dict)
+    pixels: ScoreHistogram = field(default_factory=ScoreHistogram.empty)
+
+    def add(self, name: str, score: float, anomaly_map: Tensor) -> None:
+        """Adds an image, with its map `[H, W]` on any device."""
+        values = anomaly_map.float().cpu()
+        self.images[name] = score, Moments.of(values.numpy())
+        self.pixels.add(values, torch.zeros(values.shape, dtype=torch.int32))
+
+    def merge(self, other: "NormalScores") -> None:
+        """Adds those of another process."""
+        self.images.update(other.images)
+        self.pixels.merge(other.pixels)
+
+    def thresholds(self, rule: Rule) -> dict[Level, float]:
+        """Returns the thresholds of `image` and `pixel` that a rule gives.
+
+        Raises:
+            UserError: There are too few scores.
+        """
+        ordered = [self.images[name] for name in sorted(self.images)]  # floats are added in one order
+        scores = np.array([score for score, _ in ordered], np.float32)
+        pixels = Moments.merged(moments for _, moments in ordered)
+        return {
+            "image": rule.threshold(Moments.of(scores), exact_counts(scores, scores[:0]), binned=False),
+            "pixel": rule.threshold(pixels, self.pixels.score_counts()),
+        }
+
+
+@dataclass(frozen=True)
+class Value:
+    """A threshold in a calibration's file."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """What a test takes of a calibration's file.
+
+    Attributes:
+        image: Of image scores.
+        pixel: Of the values of maps, where there is one.
+        checkpoint: Fingerprint of the checkpoint that it is for.
+    """
+
+    image: Value
+    pixel: Value | None
+    checkpoint: str
+
+    @classmethod
+    def read(cls, path: Path, checkpoint: str | None) -> "CalibrationFile":
+        """Returns what a calibration says.
+
+        Args:
+            path: Its file.
+            checkpoint: File of the head that is tested; `None` if there is none.
+
+        Raises:
+            DatasetError: The file cannot be read, or is no calibration.
+            CheckpointError: It is for another checkpoint.
+        """
+        found = read_json(path, cls, remedy="Calibrate again.", error=DatasetError)
+        if checkpoint is not None and Path(checkpoint).is_file() and fingerprint(Path(checkpoint)) != found.checkpoint:
+            raise CheckpointError(
+                f"{shown(path)} is a calibration of another checkpoint than {shown(checkpoint)}: thresholds hold "
+                "for the scores that they were made from. Calibrate this one, or name a rule: mean+3sd."
+            )
+        return found
+
+    def thresholds(self) -> dict[Level, float]:
+        """Returns the thresholds that there are."""
+        return {"image": self.image.value} | ({} if self.pixel is None else {"pixel": self.pixel.value})
+
+
+def check_apart(method: Any) -> None:
+    """Checks that a method can score images that are not tested.
+
+    Raises:
+        UserError: It compares test images with each other.
+    """
+    if method.needs_test_set or method.needs_references:
+        raise UserError(
+            f"{type(method).__name__} compares test images with each other, so normal images that are not tested have "
+            "no scores from it, and no threshold comes from them. Leave out --evaluation.threshold."
+        )
+
+
+def check_normal_images(rule: Rule, parts: Iterable[AnomalyDataModule], k_shot: int) -> None:
+    """Checks, before anything is tested, that each category has normal images for a rule.
+
+    Args:
+        rule: The rule.
+        parts: The datasets that are tested.
+        k_shot: How many few-shot images are no longer there for thresholds.
+
+    Raises:
+        UserError: A category has too few.
+    """
+    for part in parts:
+        taken = k_shot if part.few_shot_dir is None else 0
+        for category in part.selected_categories():
+            there = max(len(part.threshold_samples(category)) - taken, 0)
+            if there < rule.fewest:
+                few_shot = f" beside {taken} few-shot images" if taken else ""
+                raise UserError(
+                    f"--evaluation.threshold {rule.text}: {part.name}/{category} has {there} normal training images"
+                    f"{few_shot}, and the rule needs {rule.fewest}. A threshold without labels comes from normal "
+                    "images that are not tested: add some, take another rule, or name the file of a calibration."
+                )
+
+
+def fixed_by(
+    rule: Rule,
+    trainer: Trainer,
+    pl_module: LightningModule,
+    heads: Mapping[str, HeadEvaluation],
+    parts: Iterable[AnomalyDataModule],
+) -> dict[str, dict[Key, dict[Level, float]]]:
+    """Returns the thresholds that a rule gives of normal images that are not tested, by head and category.
+
+    Few-shot images are left out: a method that has them in its memory scores them lower than others. It is called at
+    the end of a test, where methods still have what they prepared for it; the processes share the images.
+
+    Raises:
+        UserError: A category has too few images; the message names it.
+    """
+    own: dict[str, dict[Key, NormalScores]] = {name: {} for name in heads}
+    for part in parts:
+        few_shot = {Path(record["root"], path) for record in part.few_shot_record.values() for path in record["images"]}
+        for batch in part.threshold_batches(leave_out=few_shot):
+            on_device: Any = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.test_step_context():
+                outputs: Any = pl_module.test_step(on_device, 0)
+            for name, head in heads.items():
+                prediction = prediction_of(outputs, name)
+                for row, (key, score) in enumerate(zip(batch.keys, prediction.pred_score.tolist(), strict=True)):
+                    maps, *_ = head.at_resolution([row], prediction, on_device)
+                    of_key = own[name].setdefault(key, NormalScores())
+                    of_key.add(str(batch.samples[row].image_path), score, maps[0])
+    found: dict[str, dict[Key, dict[Level, float]]] = {name: {} for name in heads}
+    everywhere = gathered(own)
+    for name, head in heads.items():
+        for key in head.metrics:
+            scores = NormalScores()
+            for of_process in everywhere:
+                scores.merge(of_process[name].get(key, NormalScores()))
+            try:
+                found[name][key] = scores.thresholds(rule)
+            except UserError as error:
+                raise UserError(f"{shown('/'.join(key))}: {error}") from error
+    return found
