@@ -1,16 +1,22 @@
-"""Times pixel metrics side by side: this project, its peers, and the exact values, on one synthetic category.
+r"""Times pixel metrics side by side: this project, its peers, and the exact values, on one synthetic category.
 
     pip install -e . -r experiments/metrics/requirements.txt    # in an environment of its own
     python experiments/metrics/benchmark.py --json result.json
 
 Every method runs in processes of its own, in turns, so that all of them meet the same state of the machine; a round is
 one turn of each. Reported is the median of the rounds. Time is that of the method alone: imports, reading the data and
-a first call on a few small maps come before it. Memory is the peak of the process over what it held before the call,
-the data included.
+a first call on a few small maps come before it. Memory is the peak of the process over what it
+held before the call, the data included.
 
 83 maps of 518 × 518, float32, as a vision transformer with patches of 14 would give: noise on a 37 × 37 grid,
 upsampled, with fine noise added, through a logistic. 63 of them have one to three elliptical defects, where scores are
 higher. Binned AUROC, AP and PRO are compared with those of every distinct score, in float64.
+
+Intervals are found from 1,000 samples of the images. With scikit-learn two samples are measured, and their time is
+multiplied by 500:
+
+    python experiments/metrics/benchmark.py --threads 1 --processor_time \
+        --methods "this project" "this project, intervals" "scikit-learn, samples"
 """
 
 import argparse
@@ -33,6 +39,8 @@ import numpy as np
 BATCH = 8  # images a call, as an evaluation loop would give them
 FPR_LIMIT = 0.3
 SCALES = (1, 2, 5, 10)
+SAMPLES = 1000  # of the images, for intervals
+MEASURED = 2  # of these with scikit-learn; their time is multiplied
 Values = dict[str, float]  # some of auroc, ap, f1_max, pro
 Method = Callable[[np.ndarray, np.ndarray], Values]
 
@@ -67,6 +75,44 @@ def ours(maps: np.ndarray, masks: np.ndarray) -> Values:
     result = metrics.result()
     bounds = {f"{key.removeprefix('pixel_')}_bound": bound for key, bound in result.error_bounds.items()}
     return {key.removeprefix("pixel_"): value for key, value in result.metrics.items()} | bounds
+
+
+def ours_with_intervals(maps: np.ndarray, masks: np.ndarray) -> Values:
+    """The same, image metrics, and BCa intervals of all of them from `SAMPLES` samples of the images."""
+    import torch
+
+    from afclip_lightning.metrics import AnomalyMetrics, label_regions
+    from afclip_lightning.metrics.image_counts import ImageRecord
+    from afclip_lightning.metrics.intervals import Settings, intervals_of
+
+    metrics, records = AnomalyMetrics(fpr_limit=FPR_LIMIT), []
+    for start in range(0, len(maps), BATCH):
+        scored, marked = (torch.from_numpy(x[start : start + BATCH]) for x in (maps, masks))
+        areas, scores, labels = label_regions(marked), scored.amax((1, 2)), marked.flatten(1).any(1).int()
+        metrics.update(scored, marked, scores, labels, region_area=areas)
+        for i, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
+            records.append(ImageRecord.of(f"{start + i:04}", label, score, scored[i], areas[i]))
+    values = {key.removeprefix("pixel_"): value for key, value in metrics.result().metrics.items()}
+    found = intervals_of({("drawn", "all"): records}, Settings(SAMPLES), FPR_LIMIT).by_row["drawn", "all"]
+    for key, (low, high) in found.items():
+        values |= {f"{key.removeprefix('pixel_')}_low": low, f"{key.removeprefix('pixel_')}_high": high}
+    return values | {"bytes_per_image": sum(record.counts.nbytes for record in records) / len(records)}
+
+
+def scikit_learn_samples(maps: np.ndarray, masks: np.ndarray) -> Values:
+    """AUROC and average precision of images and pixels of `MEASURED` samples, drawn by hand, with scikit-learn."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    from afclip_lightning.metrics.resampling import draws
+
+    labels, scores = masks.any((1, 2)).astype(int), maps.max((1, 2))
+    found = []
+    for times in draws(labels, MEASURED, (0, "drawn", "all")):
+        at = np.repeat(np.arange(len(maps)), times.astype(int))
+        pixels, marked = maps[at].ravel(), masks[at].ravel()
+        for truth, values in ((labels[at], scores[at]), (marked, pixels)):
+            found += [roc_auc_score(truth, values), average_precision_score(truth, values)]
+    return {"auroc": float(found[2]), "ap": float(found[3])}
 
 
 def exact_sort(maps: np.ndarray, masks: np.ndarray) -> Values:
@@ -166,8 +212,10 @@ def loop_200(maps: np.ndarray, masks: np.ndarray) -> Values:
 
 METHODS: dict[str, tuple[str, Method]] = {
     "this project": ("AUROC, AP, F1-max, PRO, bounds", ours),
+    "this project, intervals": ("the same, image metrics, intervals of all", ours_with_intervals),
     "exact, one sort (NumPy)": ("AUROC, AP, F1-max, PRO", exact_sort),
     "scikit-learn": ("AUROC, AP", scikit_learn),
+    "scikit-learn, samples": ("AUROC, AP of samples of the images", scikit_learn_samples),
     "torchmetrics, exact": ("AUROC, AP", torchmetrics_of(None)),
     "torchmetrics, 200 thresholds": ("AUROC, AP", torchmetrics_of(200)),
     "torchmetrics, 1000 thresholds": ("AUROC, AP", torchmetrics_of(1000)),
@@ -183,24 +231,32 @@ def memory(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def measure(name: str, folder: Path, count: int) -> dict[str, object]:
-    """Returns seconds, bytes over the data, and values of one method on the first `count` maps; runs in its process."""
+def measure(name: str, folder: Path, count: int, clock: Callable[[], float]) -> dict[str, object]:
+    """Returns seconds, bytes over the data, and values; runs in a process of its own.
+
+    Args:
+        name: The method.
+        folder: Of the data.
+        count: How many maps.
+        clock: Returns the time.
+    """
     _, method = METHODS[name]
     method(*make_data(24, 40))  # imports, and what is built on the first call
     maps, masks = (np.load(folder / f"{x}.npy", mmap_mode="r")[:count].copy() for x in ("maps", "masks"))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
-    start = time.perf_counter()
+    start = clock()
     values = method(maps, masks)
-    seconds = time.perf_counter() - start
+    seconds = (clock() - start) * (SAMPLES / MEASURED if method is scikit_learn_samples else 1)
     return {"seconds": seconds, "memory": memory("VmHWM") - before, "values": values}
 
 
-def in_process(name: str, folder: Path, count: int, threads: int) -> dict[str, object]:
+def in_process(name: str, folder: Path, count: int, options: argparse.Namespace) -> dict[str, object]:
     """Runs `measure` in a new process."""
     command = [sys.executable, __file__, "--measure", name, "--folder", str(folder), "--count", str(count)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    command += ["--processor_time"] if options.processor_time else []
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONWARNINGS": "ignore"}
     environment["OMP_WAIT_POLICY"] = (
         "PASSIVE"  # spinning threads would make any other load on the machine count tenfold
     )
@@ -219,18 +275,18 @@ def combined(runs: list[dict]) -> dict:
 
 def tables(results: dict[str, dict], scaling: dict[int, dict], count: int) -> str:
     """Returns the tables in Markdown: times as multiples of ours, memory in MB, differences from the exact values."""
-    exact = results["exact, one sort (NumPy)"]["values"]
-    own = results["this project"]["seconds"]
+    exact = results.get("exact, one sort (NumPy)", {}).get("values", {})
+    own, drawn = results["this project"]["seconds"], METHODS["scikit-learn, samples"]
     lines = ["| method | computes | time | memory over the data | AUROC off by | AP | PRO |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|")
     for name, result in results.items():
-        errors = [
-            f"{abs(result['values'][key] - exact[key]):.0e}" if key in result["values"] else ""
-            for key in ("auroc", "ap", "pro")
-        ]
+        known = exact.keys() & result["values"] if METHODS[name] is not drawn else set()
+        errors = [f"{abs(result['values'][k] - exact[k]):.0e}" if k in known else "" for k in ("auroc", "ap", "pro")]
         errors = ["reference"] * 3 if result["values"] is exact else errors
         cells = [name, METHODS[name][0], f"{result['seconds'] / own:.1f}×", f"{result['memory'] / 1e6:.0f} MB", *errors]
         lines.append(f"| {' | '.join(cells)} |")
+    if not scaling:
+        return "\n".join(lines)
     lines += ["", "| maps | time a pixel, this project | memory over the data |", "|---:|---:|---:|"]
     first = scaling[SCALES[0]]["seconds"] / SCALES[0]
     for scale, result in scaling.items():
@@ -246,16 +302,20 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=518, help="pixels a side (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each method (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each process (%(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="these alone, without growing numbers of maps")
+    parser.add_argument("--processor_time", action="store_true", help="of all threads: for a machine that is not idle")
     parser.add_argument("--json", type=Path, help="write all measurements there")
     parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.folder, options.count)))
+        clock = time.process_time if options.processor_time else time.perf_counter
+        print(json.dumps(measure(options.measure, options.folder, options.count, clock)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        maps, masks = make_data(SCALES[-1] * options.count, options.side)
+        scales = () if options.methods else SCALES
+        maps, masks = make_data(max(scales, default=1) * options.count, options.side)
         np.save(folder / "maps.npy", maps)
         np.save(folder / "masks.npy", masks)
         first = maps[: options.count]
@@ -263,21 +323,23 @@ def main() -> None:
         load = os.getloadavg()[0]
         print(f"load of the machine before: {load:.2f}; times mean something on an idle one only", file=sys.stderr)
         del maps, masks, first
-        runs: dict[str, list[dict]] = {name: [] for name in METHODS}
-        growth: dict[int, list[dict]] = {scale: [] for scale in SCALES}
+        runs: dict[str, list[dict]] = {name: [] for name in options.methods or METHODS}
+        growth: dict[int, list[dict]] = {scale: [] for scale in scales}
         for number in range(options.rounds):
             for name, found in runs.items():
-                found.append(in_process(name, folder, options.count, options.threads))
+                found.append(in_process(name, folder, options.count, options))
                 print(f"round {number + 1}: {name}: {found[-1]}", file=sys.stderr)
             for scale, found in growth.items():
-                found.append(in_process("this project", folder, scale * options.count, options.threads))
+                found.append(in_process("this project", folder, scale * options.count, options))
                 print(f"round {number + 1}: {scale} times the maps: {found[-1]}", file=sys.stderr)
     results = {name: combined(found) for name, found in runs.items()}
     scaling = {scale: combined(found) for scale, found in growth.items()}
     print(tables(results, scaling, options.count))
     if options.json:
         record = {
-            "arguments": {key: getattr(options, key) for key in ("count", "side", "rounds", "threads")},
+            "arguments": {
+                key: getattr(options, key) for key in ("count", "side", "rounds", "threads", "processor_time")
+            },
             "platform": platform.platform(),
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),

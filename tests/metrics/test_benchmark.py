@@ -43,3 +43,13 @@ def test_the_table_holds_ratios():
     assert lines[3].endswith("| 10.0× | 900 MB | reference | reference | reference |")
     assert lines[4] == "| anomalib AUPRO | PRO | 4.0× | 400 MB |  |  | 5e-04 |"
     assert lines[-1] == "| 830 | 1.00× | 20 MB |"
+
+
+def test_intervals_are_of_the_same_metrics():
+    data = benchmark.make_data(30, 80)
+    plain, found = benchmark.ours(*data), benchmark.ours_with_intervals(*data)
+    assert plain.items() - found.items() == {item for item in plain.items() if item[0].endswith("_bound")}
+    for key in ("auroc", "ap", "pro", "image_auroc"):
+        assert found[f"{key}_low"] < found[key] < found[f"{key}_high"]
+    by_hand = benchmark.scikit_learn_samples(*data)
+    assert found["auroc_low"] - 0.1 < by_hand["auroc"] < found["auroc_high"] + 0.1
