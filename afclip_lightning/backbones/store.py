@@ -161,7 +161,7 @@ class FeatureStore:
                 path = self.path(digest, tap)
                 if not path.exists():
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
-                    with atomic_path(path) as temporary:
+                    with atomic_path(path, durable=False) as temporary:  # its checksum tells a torn file
                         try:
                             save_file(row, temporary, metadata=statement(path, row))
                         except SafetensorError as error:  # what it makes of a disk that takes no more

@@ -14,8 +14,14 @@ LOCK_FILE = ".lock"  # of the process that writes into a folder
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on success it takes the place of `path`, on failure it is removed.
+
+    Args:
+        path: The file.
+        durable: Whether it is on the disk when this returns, so that even a loss of power leaves the old file or the
+            new one. That costs milliseconds per file, and is not needed where a reader finds a torn file and makes it
+            again.
 
     Raises:
         UserError: The disk is full or not writable; what was there before is unchanged.
@@ -25,8 +31,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise UserError(
