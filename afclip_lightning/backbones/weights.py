@@ -43,6 +43,8 @@ from afclip_lightning.backbones.sources import (
 from afclip_lightning.errors import WeightsError
 from afclip_lightning.files import open_regular
 
+FINGERPRINT_PART = 2**22  # values that are added up at a time
+
 
 def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
     """Returns whether these weights were trained with QuickGELU.
@@ -223,11 +225,14 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     """Returns 16 hexadecimal digits that tell weights apart by content: names, shapes, sums and sampled values.
 
     Hashing every byte of a large CLIP would take seconds at each start. The sums are over the bit patterns, as
-    integers, so that they do not depend on the order of summation.
+    integers, so that they do not depend on the order of summation. They are taken part by part: torch makes all of a
+    tensor 64 bits wide before it adds up, and the words of a multilingual text tower are 1 to 4 GB.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        flat = tensor.detach().reshape(-1).to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}{flat.view(torch.int32).sum().item()}".encode())
-        digest.update(flat[:: max(1, flat.numel() // 64)].contiguous().numpy().tobytes())
+        flat = tensor.detach().reshape(-1)
+        parts = (part.to("cpu", torch.float32).view(torch.int32) for part in flat.split(FINGERPRINT_PART))
+        digest.update(f"{name}{tuple(tensor.shape)}{sum(int(part.sum()) for part in parts)}".encode())
+        samples = flat[:: max(1, flat.numel() // 64)].to("cpu", torch.float32)
+        digest.update(samples.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

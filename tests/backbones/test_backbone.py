@@ -18,7 +18,7 @@ from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from afclip_lightning.backbones.sources import normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec
-from afclip_lightning.backbones.weights import uses_quick_gelu
+from afclip_lightning.backbones.weights import fingerprint, uses_quick_gelu
 from afclip_lightning.errors import UserError, WeightsError
 from tests.support.clips import SMALL, TIMM, openai_archive, small_clip, small_config
 
@@ -273,6 +273,19 @@ def test_equal_weights_have_one_fingerprint_in_any_file(tmp_path: Path) -> None:
     torch.save(clip.state_dict(), tmp_path / "c.pt")
     c = ClipBackbone(config, str(tmp_path / "c.pt"), image_size=None)
     assert [line.split(":")[0] for line in a.spec((1,)).differences(c.spec((1,)).to_dict())] == ["weights_hash"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_fingerprint_does_not_depend_on_the_parts_that_are_summed(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {"matrix": torch.randn(37, 11, generator=generator).to(dtype), "scale": torch.tensor(2.0, dtype=dtype)}
+    whole = fingerprint(state)
+    monkeypatch.setattr("afclip_lightning.backbones.weights.FINGERPRINT_PART", 10)
+    assert fingerprint(state) == whole
+    state["matrix"][36, 10] += 1
+    assert fingerprint(state) != whole
 
 
 def test_spec_names_every_difference(tiny: ClipBackbone) -> None:
