@@ -188,20 +188,26 @@ def _model(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecA
     backbones: dict[str, Any] = {}
 
     def model(category: str) -> "Predictor":
-        chosen = data.few_shot(options.k_shot, options.shot_seed) if options.k_shot else {}
-        few_shot = [sample.image_path for sample in chosen.get((data.name, category), [])]
-        return load(
+        made = load(
             named,
             arguments=arguments,
             device=options.device,
             tiling=tiling,
             category=data.class_name_of(category),
-            few_shot=few_shot,
             calibration=None,
             white=white,
             batch_size=options.batch_size,
             backbones=backbones,
         )
+        memory = made.method.memory
+        k_shot = options.k_shot or (0 if memory and memory.is_kept else made.method.k_shot)
+        if made.method.needs_references and not k_shot:
+            raise UserError(f"{type(made.method).__name__} compares an image with few-shot images: give --k_shot K.")
+        if k_shot:
+            seed = made.method.shot_seed if options.shot_seed is None else options.shot_seed
+            chosen = data.few_shot(k_shot, seed)[data.name, category]
+            made.fit_few_shot([sample.image_path for sample in chosen])
+        return made
 
     return ModelMaps(model, options.num_workers)
 
@@ -256,8 +262,10 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--root", type=Path, metavar="DIR", help="of MVTec AD 2; mvtec_ad_2 in AFCLIP_DATA by default")
     data.add_argument("--categories", nargs="+", metavar="NAME", help="only these, which is not packed")
     data.add_argument("--public", action="store_true", help="write the public part too, and say what it scores")
-    data.add_argument("--k_shot", type=int, default=0, metavar="K", help="few-shot images of train/good (%(default)s)")
-    data.add_argument("--shot_seed", type=int, default=0, metavar="N", help="of their selection (%(default)s)")
+    data.add_argument(
+        "--k_shot", type=int, default=0, metavar="K", help="few-shot images of train/good; as many as the model says"
+    )
+    data.add_argument("--shot_seed", type=int, metavar="N", help="of their selection; that of the model by default")
     rules = parser.add_argument_group("maps and masks")
     rules.add_argument("--factor", type=finite, default=3.0, metavar="X", help="standard deviations (%(default)s)")
     rules.add_argument("--threshold", type=finite, metavar="X", help="by hand, in the unit of the maps")

@@ -147,6 +147,14 @@ def test_few_shot_images_come_from_training(root: Path, tmp_path: Path) -> None:
     shots = json.loads((OUT / "submission.json").read_text())["categories"]["can"]["facts"]["shots"]
     assert shots
     assert submit(root, *args, "--k_shot", "1") == 2  # other few-shot images
+    assert submit(root, *args, "--model.k_shot", "2", "--out", "as_the_model_says") == 1
+    record = json.loads(Path("as_the_model_says/submission.json").read_text())
+    assert record["categories"]["can"]["facts"]["shots"] == shots
+
+
+def test_a_method_that_needs_few_shot_images(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_head(tmp_path, "DualImageCLIP")
+    assert "give --k_shot K" in error_of(capsys, submit(root, "--checkpoint", str(model), "--categories", "can"))
 
 
 def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
