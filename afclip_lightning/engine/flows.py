@@ -216,6 +216,8 @@ def _report(run: Run) -> None:
     for head in run.evaluation.heads.values():
         print(f"\n{head.title}")
         print(results.render(head.rows, run.evaluation.tolerance))
+        if head.type_rows:
+            print("\n".join(results.render_types(head.type_rows)))
         print(f"Table: {run.folder / head.name}.csv")
     if run.pictures.paths:
         print("Pictures:\n" + "\n".join(f"  {shown(path)}" for path in run.pictures.paths))

@@ -119,6 +119,7 @@ def render(run: Run, threshold: Threshold | None = None) -> str:
         columns=[(metric, TITLE[metric]) for metric in columns_of(run.rows)],
         intervals=any(row.intervals for row in run.rows),
         level=f"{100 * LEVEL:g}",
+        points=[(row, level, point) for row in run.rows for level, point in row.operating_points.items()],
     )
 
 

@@ -41,6 +41,7 @@ class Run:
         folder: The run folder.
         title: What was tested.
         rows: The results table.
+        by_type: Its rows by defect type.
         record: `run.json`.
         scores: By category, the scores of its normal and of its anomalous images.
         curves: By category and name, x and y of the curves that are defined.
@@ -56,6 +57,7 @@ class Run:
     curves: dict[Key, dict[str, tuple[list[float], list[float]]]] | None
     pro_limit: float
     cases: dict[Key, list[Case]] | None
+    by_type: list[Row] = field(default_factory=list)
 
 
 def read_run(path: Path) -> Run:
@@ -85,6 +87,7 @@ def read_run(path: Path) -> Run:
         curves=kept and kept[1],
         pro_limit=kept[0] if kept else 1.0,
         cases=None if suffix else _optional(folder / "pictures" / "cases" / "cases.json", _cases),
+        by_type=results.by_type,
     )
 
 
@@ -92,6 +95,7 @@ def read_run(path: Path) -> Run:
 class _Table:
     title: str
     rows: list[Row]
+    by_type: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ class ImageScore(NamedTuple):
         score: Its image score.
         map_max: Highest value of its anomaly map.
         mask_known: Whether its pixel labels are known.
+        defect_type: What is wrong with it, as its set calls it; empty where that is not known.
+        aupimo: Its AUPIMO, in [0, 1]; `None` where it was not asked for or is not defined.
     """
 
     dataset: str
@@ -91,6 +93,8 @@ class ImageScore(NamedTuple):
     score: float
     map_max: float
     mask_known: bool
+    defect_type: str = ""
+    aupimo: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class Row:
         thresholds: Above which an image or a pixel is anomalous for the best F1; see `is_anomalous`.
         masks: What became of the masks; `None` if it is not known.
         intervals: Ends of each metric's interval at `LEVEL`, in [0, 1]; absent of a metric that has none.
+        defect_type: Where only the anomalous images of one type count, beside all normal ones: that type.
         operating_points: What thresholds that were fixed without labels make of the `image` scores and of each `pixel`.
     """
 
@@ -145,6 +150,7 @@ class Row:
     masks: MaskCounts | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     operating_points: Mapping[str, OperatingPoint] = field(default_factory=dict)
+    defect_type: str = ""
 
 
 def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
@@ -227,6 +233,19 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[
     return "\n".join(
         [*aligned(lines), *_uncertain(rows, columns), *_fixed(rows), *_resized(rows), *_imprecise(rows, tolerance)]
     )
+
+
+def render_types(rows: Sequence[Row], columns: Sequence[str] = SHOWN) -> list[str]:
+    """Returns the lines of a table by defect type, below a sentence on what it is; nothing without such rows."""
+    if not rows:
+        return []
+    lines = [["category", "defect type", "normal", "anomalous", *(TITLE[metric] for metric in columns)]]
+    for row in rows:
+        values = [row.metrics.get(metric) for metric in columns]
+        cells = ["n/a" if value is None else f"{100 * value:.1f}" for value in values]
+        names = [name_cell(f"{row.dataset}/{row.category}"), name_cell(row.defect_type)]
+        lines.append([*names, str(row.normal), str(row.anomalous), *cells])
+    return ["", "By defect type, all normal images against those of one type:", "", *aligned(lines)]
 
 
 def _of(row: Row) -> str:
@@ -335,6 +354,7 @@ def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | Non
                 else {"error_bounds": dict(row.error_bounds), "thresholds": dict(row.thresholds)}
             ),
             **({} if row.masks is None else {"masks": asdict(row.masks)}),
+            **({"defect_type": row.defect_type} if row.defect_type else {}),
             **({"operating_points": points_as_json(row.operating_points)} if row.operating_points else {}),
             **({"intervals": {key: [*ends] for key, ends in row.intervals.items()}} if row.intervals else {}),
         }
@@ -350,8 +370,9 @@ def write(
     title: str,
     tolerance: float = TOLERANCE,
     conditions: Mapping[str, Any] | None = None,
+    types: Sequence[Row] = (),
 ) -> None:
-    """Writes `<name>.csv`, `<name>.json` and `<name>.md`.
+    """Writes `<name>.csv`, `<name>.json` and `<name>.md`; with rows by defect type, `<name>_by_type.csv` too.
 
     Args:
         rows: The table.
@@ -360,15 +381,27 @@ def write(
         title: What was tested, with its backbone.
         tolerance: See `render`.
         conditions: See `to_json`.
+        types: Rows by defect type; they are no part of the means.
     """
     write_text(folder / f"{name}.csv", to_csv(rows))
-    write_json(folder / f"{name}.json", to_json(rows, title, conditions))
-    write_text(folder / f"{name}.md", f"{title}\n\n{render(rows, tolerance, columns_of(rows))}\n")
+    by_type = {"by_type": to_json(types, title)["rows"]} if types else {}
+    write_json(folder / f"{name}.json", {**to_json(rows, title, conditions), **by_type})
+    parts = [title, "", render(rows, tolerance, columns_of(rows)), *render_types(types, columns_of(types))]
+    write_text(folder / f"{name}.md", "\n".join(parts) + "\n")
+    if types:
+        columns, lines = flat(types)
+        named = ([*line[:2], row.defect_type, *line[2:]] for row, line in zip(types, lines, strict=True))
+        write_text(folder / f"{name}_by_type.csv", csv_text([*columns[:2], "defect_type", *columns[2:]], named))
 
 
 def write_scores(scores: Sequence[ImageScore], path: Path) -> None:
     """Writes the scores of all images as CSV; numbers in full, so that a threshold decides alike when they are read."""
-    write_text(path, csv_text(ImageScore._fields, ((*score[:-1], int(score.mask_known)) for score in scores)))
+    write_text(
+        path,
+        csv_text(
+            ImageScore._fields, ({**score._asdict(), "mask_known": int(score.mask_known)}.values() for score in scores)
+        ),
+    )
 
 
 def write_curves(curves: Mapping[Key, Mapping[str, Points]], pro_limit: float, path: Path) -> None:

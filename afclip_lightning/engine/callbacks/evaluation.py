@@ -82,6 +82,9 @@ class Evaluation(Callback):
         intervals: How many samples of the images the 95 % intervals of all metrics are found from, 1000 say; 0 for
             none. What each image adds to the metrics is then kept, in `image_counts.npz`.
         interval_kind: `bca`, bias-corrected and accelerated, or `percentile`.
+        aupimo: Whether AUPIMO is found too, of categories and of single images (`scores.csv`), as with intervals.
+        defect_types: Whether there are rows by defect type, where images have one: all normal images of the category
+            against those of one type (`results_by_type.csv`).
         threshold: Fixed without labels, its rates are said beside those of the best one: a rule on the scores of normal
             images that are not tested, `mean+3sd` or `q0.99` (any factor, any quantile), or the file of a calibration.
 
@@ -107,6 +110,8 @@ class Evaluation(Callback):
         view_score: ViewScore = "highest",
         intervals: int = 0,
         interval_kind: IntervalKind = "bca",
+        aupimo: bool = False,
+        defect_types: bool = False,
         threshold: str | None = None,
     ) -> None:
         if resolution not in get_args(Resolution):
@@ -123,6 +128,8 @@ class Evaluation(Callback):
             raise ValueError(f"intervals are of the exact PRO: leave out pro_definition {pro_definition}, or intervals")
         self.intervals = Settings(intervals, interval_kind) if intervals else None
         self.new_metric()  # refuses wrong arguments before anything else is built
+        self.defect_types = defect_types
+        self.keep_images = bool(self.intervals) or aupimo or defect_types
         self.calibration = Path(threshold) if threshold and threshold.endswith(".json") else None
         self.rule = Rule.of(threshold) if threshold and not self.calibration else None
         self.tolerance = tolerance
@@ -173,7 +180,7 @@ class Evaluation(Callback):
                 method,
                 {key: self.new_metric().to(pl_module.device) for key in keys},
                 self.resolution,
-                keep_images=self.intervals is not None and trainer.state.fn != "fit",
+                keep_images=self.keep_images and trainer.state.fn != "fit",
             )
             for name, method in _methods(pl_module).items()
         }
@@ -252,10 +259,20 @@ class Evaluation(Callback):
             head.name = self.about.name if name == MAIN_HEAD else f"{self.about.name}_{name}"
             if trainer.is_global_zero:
                 self._describe(trainer, name, head)
+                if self.keep_images:
+                    head.add_details(self.defect_types, self.fpr_limit)
+                    self._log_aupimo(pl_module, stage if name == MAIN_HEAD else f"{stage}/{name}", head)
                 if self.intervals:
                     head.add_intervals(self.intervals, self.fpr_limit)
                     self._log_intervals(pl_module, stage if name == MAIN_HEAD else f"{stage}/{name}", head)
                 head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
+
+    def _log_aupimo(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
+        """Logs the AUPIMO of categories, and its mean."""
+        for row in head.rows:
+            if (value := row.metrics.get("pixel_aupimo")) is not None:
+                name = shown(f"{where}/{row.dataset}/{row.category}/pixel_aupimo")
+                pl_module.log(name, value, rank_zero_only=True, sync_dist=False)
 
     def _log_intervals(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
         """Logs the intervals of the means, as `<metric>_low` and `<metric>_high`; the table has the others."""

@@ -1,6 +1,7 @@
 """What one head says of the images of a pass, scored against labels and masks."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,9 +14,11 @@ from afclip_lightning import results
 from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, shown
-from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
-from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, UndefinedMetricError, label_regions
+from afclip_lightning.metrics.aupimo import Aupimo, aupimo
+from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.image_records import write_records
+from afclip_lightning.metrics.image_results import results_by_type
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
@@ -32,13 +35,14 @@ class HeadEvaluation:
         method: The head.
         metrics: Empty ones by dataset and category, the same on every process; they are gone once they are computed.
         resolution: See `Evaluation`.
-        keep_images: Whether what each image adds to the metrics is kept, for intervals.
+        keep_images: Whether what each image adds to the metrics is kept: for intervals, AUPIMO and defect types.
 
     Attributes:
         name: Stem of its tables in the run folder.
         title: What was tested, as the files say it.
         conditions: By name: the method, its few-shot images and seeds, its checkpoint, the resolution.
         rows: The results; empty until the pass has ended.
+        type_rows: The results by defect type, where they were asked for and images have one.
         curves: By dataset and category, the curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
             `pixel_pr`, `pixel_pro`.
         scores: What was said of each image, from all processes, by dataset, category and path; not collected by a
@@ -57,6 +61,7 @@ class HeadEvaluation:
         self.title = ""
         self.conditions: dict[str, Any] = {}
         self.rows: list[Row] = []
+        self.type_rows: list[Row] = []
         self.curves: dict[Key, Mapping[str, Curve]] = {}
         self.scores: list[ImageScore] = []
         self.records: dict[Key, list[ImageRecord]] | None = {key: [] for key in metrics} if keep_images else None
@@ -157,10 +162,33 @@ class HeadEvaluation:
         for note in found.notes:
             print(f"note: {shown(note)}")
 
+    def add_details(self, types: bool, fpr_limit: float) -> None:
+        """Adds what takes the counts of each image: AUPIMO, of categories and images, and the rows by defect type.
+
+        Args:
+            types: Whether there are rows by defect type.
+            fpr_limit: Limit of integration of `pixel_pro`.
+        """
+        found: dict[Key, Aupimo] = {}
+        for key, records in (self.records or {}).items():
+            with suppress(UndefinedMetricError):
+                found[key] = aupimo(CategoryCounts.of(records))
+        rows = [row for row in self.rows if row.category != results.MEAN]
+        self.rows = results.with_means([_with_aupimo(row, found.get((row.dataset, row.category))) for row in rows])
+        of_image = {name: value for part in found.values() for name, value in part.images.items()}
+        self.scores = [score._replace(aupimo=of_image.get(score.image)) for score in self.scores]
+        if types:
+            names = {score.image: score.defect_type for score in self.scores}
+            self.type_rows = [
+                replace(result.row(dataset, category), defect_type=name)
+                for (dataset, category), records in (self.records or {}).items()
+                for name, result in results_by_type(records, names, fpr_limit).items()
+            ]
+
     def own_scores(self) -> list[ImageScore]:
         """Returns what this process's images were given."""
         return [
-            ImageScore(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known)
+            ImageScore(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known, s.defect_type)
             for samples, scores, maxima in self._scored
             for s, score, highest in zip(samples, scores.tolist(), maxima.tolist(), strict=True)
         ]
@@ -168,8 +196,18 @@ class HeadEvaluation:
     def write(self, folder: Path, tolerance: float, fpr_limit: float) -> None:
         """Writes the table, the scores, the curves, and what is kept of each image."""
         suffix = self.name.removeprefix("results")
-        results.write(self.rows, folder, self.name, self.title, tolerance, self.conditions)
+        results.write(self.rows, folder, self.name, self.title, tolerance, self.conditions, self.type_rows)
         results.write_scores(self.scores, folder / f"scores{suffix}.csv")
         results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")
         if self.records is not None:
             write_records(folder / f"image_counts{suffix}.npz", self.records)
+
+
+def _with_aupimo(row: Row, found: Aupimo | None) -> Row:
+    if found is None:
+        return row
+    return replace(
+        row,
+        metrics={**row.metrics, "pixel_aupimo": found.mean},
+        error_bounds={**row.error_bounds, "pixel_aupimo": found.error_bound},
+    )
