@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from afclip_lightning import results
 from afclip_lightning.data.base import AnomalyData
@@ -136,6 +137,9 @@ def _train(run: Run, path: str | Path | None) -> None:
         if run.trainer.is_global_zero:
             print(f"Training goes on from {path}.")
     run.read_for(run.method)
+    if isinstance(run.trainer.strategy, DDPStrategy) and not run.method.trainable_names():
+        # what is built from the data without a gradient; DDP, which reduces gradients, would refuse a model without
+        run.trainer.strategy.configure_ddp = _nothing  # type: ignore[method-assign]
     run.trainer.fit(run.method, datamodule=run.data, ckpt_path=path, weights_only=run.config.weights_only)
     if run.method.trainable_names() and run.trainer.global_step == 0:
         raise TrainingError("Nothing was trained: not one step was made. See --trainer.limit_train_batches.")
@@ -144,6 +148,10 @@ def _train(run: Run, path: str | Path | None) -> None:
     run.trainer.save_checkpoint(head, weights_only=True)
     if run.trainer.is_global_zero:
         print(f"Trained head: {head}")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _load_head(run: Run) -> bool:

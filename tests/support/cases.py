@@ -240,6 +240,7 @@ CASES = {
     ),
     "Fusion": Case(  # of heads that train nothing; its statistics are kept, which its own tests look at
         small={"heads": [{"method": "PatchRarity", "arguments": {"layers": [n]}} for n in (1, 3)]},
+        run={},
         head={"heads": [{"method": "PatchRarity", "arguments": {"layers": [n]}} for n in (1, 2)]},
         bounded=False,
         trains=False,
