@@ -163,8 +163,8 @@ def _with_intervals(
     grid: Grid, dataset: str, lines: Sequence[Line], columns: Sequence[str], known: Uncertainty
 ) -> list[Grid]:
     """Returns a table with what may be the best in bold, and one of intervals behind it."""
-    if known.note:
-        return [replace(grid, below=(known.note,))]
+    if not known.intervals:
+        return [replace(grid, below=known.notes)]
     bold = frozenset(
         (i, 4 + j) for i, line in enumerate(lines) for j, metric in enumerate(columns) if (line, metric) in known.best
     )
@@ -182,9 +182,9 @@ def _with_intervals(
         body.append((*_line(line, str(runs), cells), OVER[runs > 1] if runs else NONE))
     about = (
         f"{level} BCa intervals of the means over categories, over samples of the images; of several seeds they hold "
-        "both sources of variation, images and seeds.",
+        "both sources of variation, images and seeds."
     )
-    intervals = Grid(f"Intervals on {dataset}", (*grid.header, "over"), tuple(body), 2, below=about)
+    intervals = Grid(f"Intervals on {dataset}", (*grid.header, "over"), tuple(body), 2, below=(about, *known.notes))
     return [replace(grid, bold=bold, below=said if bold else ()), intervals]
 
 

@@ -35,13 +35,13 @@ class Uncertainty:
         runs: How many runs, by seed, the lines have that kept their images.
         intervals: Their ends, in [0, 1], by line and metric: over images, and seeds where there are several.
         best: Lines and metrics of which, with 95 % confidence, one per metric is the best.
-        note: Why there is nothing; empty if there is.
+        notes: What was left out and why, a sentence each.
     """
 
     runs: Mapping[Line, int]
     intervals: Mapping[tuple[Line, str], Interval]
     best: frozenset[tuple[Line, str]]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def line_of(row: Measurement) -> Line:
@@ -67,7 +67,7 @@ def uncertainties(rows: Sequence[Measurement], cells: Path) -> dict[str, Uncerta
             try:
                 found[dataset] = _of_dataset(part, kept)
             except UserError as error:
-                found[dataset] = Uncertainty({}, {}, frozenset(), f"No intervals: {error}")
+                found[dataset] = Uncertainty({}, {}, frozenset(), (f"No intervals: {error}",))
     return found
 
 
@@ -77,7 +77,7 @@ def _of_dataset(rows: Sequence[Measurement], folders: Mapping[Line, Sequence[Pat
     from afclip_lightning.metrics.intervals import interval
 
     groups = [Group("\n".join(map(str, line)), tuple(map(read_recorded, of))) for line, of in folders.items()]
-    methods, _ = sampled(on_the_same_images(groups), REPLICATES)
+    methods, left_out = sampled(on_the_same_images(groups), REPLICATES)
     intervals: dict[tuple[Line, str], Interval] = {}
     best: set[tuple[Line, str]] = set()
     for place in [place for place in methods[0].values if place[1] == MEAN]:
@@ -88,7 +88,8 @@ def _of_dataset(rows: Sequence[Measurement], folders: Mapping[Line, Sequence[Pat
         if values.max() >= _highest(rows, metric) - 1e-9:  # else the best kept no images
             kept = may_be_best(values, np.stack([method.resampled[place].samples for method in methods]))
             best |= {(line, metric) for line, may in zip(folders, kept, strict=True) if may}
-    return Uncertainty({line: len(of) for line, of in folders.items()}, intervals, frozenset(best))
+    runs = {line: len(of) for line, of in folders.items()}
+    return Uncertainty(runs, intervals, frozenset(best), tuple(left_out))
 
 
 def _highest(rows: Sequence[Measurement], metric: str) -> float:

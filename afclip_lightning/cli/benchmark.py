@@ -117,7 +117,7 @@ def _run(matrix: Matrix, published: list[Published], todo: Plan, out: Path, opti
         out,
         [*state, *(f"Not on disk: {place}" for place in todo.missing)],
     )
-    print("\n".join(["", *tables, "", *state, f"Tables: {out / 'tables.md'}, {out / TABLE}.csv"]))
+    print("\n".join(["", "\n\n".join(tables), "", *state, f"Tables: {out / 'tables.md'}, {out / TABLE}.csv"]))
     if stop is not None:
         return _code(stop)
     return 1 if failed or damaged else STOPPED if left else 0

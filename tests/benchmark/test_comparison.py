@@ -96,9 +96,17 @@ MATRIX = Matrix(
 )
 
 
-def cell(out: Path, method: str, skill: float, seed: int, pixels: bool = True) -> list[Measurement]:
+def cell(
+    out: Path,
+    method: str,
+    skill: float,
+    seed: int,
+    pixels: bool = True,
+    categories: dict[str, tuple[int, int]] | None = None,
+) -> list[Measurement]:
     name = f"{method}_{seed}/drawn-0"
-    run = read_recorded(write_recorded(out / "cells" / name, skill, seed=seed, pixels=pixels))
+    folder = write_recorded(out / "cells" / name, skill, seed=seed, pixels=pixels, categories=categories)
+    run = read_recorded(folder)
     metrics = run.metrics["drawn", "a"].keys()
     return [
         Measurement(
@@ -152,3 +160,11 @@ def test_runs_of_other_images_have_no_intervals_and_that_is_said(tmp_path: Path)
     [table] = own_tables(rows, MATRIX, uncertainties(rows, tmp_path / "cells"))
     assert "No intervals: " in table.below[0]
     assert "are not of the same images" in markdown(table)
+
+
+def test_too_few_images_have_no_intervals_and_that_is_said(tmp_path: Path) -> None:
+    few = {"a": (4, 9), "b": (9, 9)}
+    rows = [row for i, name in enumerate(("weak", "strong")) for row in cell(tmp_path, name, 1.0, i, categories=few)]
+    [table] = own_tables(rows, MATRIX, uncertainties(rows, tmp_path / "cells"))
+    assert not table.bold
+    assert table.below[0].startswith("drawn/a is left out, and so is its dataset's mean, in I-AUROC")
