@@ -88,6 +88,13 @@ def named_model(options: argparse.Namespace) -> str | None:
         raise UserError("--model names a ready model and --checkpoint a head of your own: give one of them.")
     from afclip_lightning.heads import ready
 
+    if options.model not in ready.names():
+        from afclip_lightning.engine.factory import methods
+
+        if options.model in methods():
+            raise UserError(
+                f"--model names a ready model, and {options.model} is a method: --checkpoint {options.model} names it."
+            )
     return str(ready.path_of(options.model))
 
 
