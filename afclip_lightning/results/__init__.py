@@ -295,6 +295,7 @@ def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
     """Returns the lines below the table on error bounds over the tolerance."""
     found = [
         f"- {_of(row)}: {title} by up to {100 * row.error_bounds[metric]:.2g}"
+        f"{' (it is always from bins)' if metric == 'pixel_aupimo' else ''}"
         for row in rows
         for metric, title in TITLE.items()
         if row.error_bounds.get(metric, 0) > tolerance
