@@ -186,7 +186,7 @@ def sampled(groups: Sequence[Group], replicates: int, seed: int = 0) -> tuple[li
             Sampled(
                 group.name,
                 {place: [found.values[place] for found in of_group] for place in common},
-                {place: _over_runs([found.resampled[place] for found in of_group], picks) for place in common},
+                {place: over_runs([found.resampled[place] for found in of_group], picks) for place in common},
             )
         )
     return methods, [*left_out.values(), *_too_few(flat, left_out)]
@@ -223,8 +223,13 @@ def _picks(group: Group, replicates: int, seed: int) -> np.ndarray:
     return rng.integers(0, count, (max(count - 1, 1), replicates))
 
 
-def _over_runs(parts: Sequence[Resampled | None], picks: np.ndarray) -> Resampled:
-    """Returns the mean of a metric over runs on the same images."""
+def over_runs(parts: Sequence[Resampled | None], picks: np.ndarray) -> Resampled:
+    """Returns the mean of a metric over runs on the same images, in samples of both.
+
+    Args:
+        parts: The metric of each run, in the same samples of the images.
+        picks: `[draws, r]`, which runs each sample is of.
+    """
     known = [part for part in parts if part is not None]
     values = np.array([part.value for part in known])
     samples = np.stack([part.samples for part in known])[picks, np.arange(picks.shape[1])].mean(axis=0)

@@ -214,6 +214,17 @@ def test_of_a_run_the_name_is_its_folders(tmp_path: Path, capsys: pytest.Capture
     assert "# Comparison of run, x" in said(capsys, runs[0], f"x={runs[1]}")
 
 
+def test_tables_of_heads_that_shared_a_pass_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_recorded(tmp_path / "one", 1.0, pixels=True)
+    other = write_recorded(tmp_path / "other", 2.0, seed=1, pixels=True)
+    for name in ("results.json", "scores.csv", "curves.json", "image_counts.npz"):
+        stem, _, kind = name.partition(".")
+        shutil.copy(other / name, one / f"{stem}_second.{kind}")
+    text = said(capsys, one, one / "results_second.json")
+    assert "# Comparison of one, results_second.json" in text
+    assert cells(text, "Differences of the means", "P-AP", "drawn", "results_second.json − one")[0].startswith("+")
+
+
 def test_help_needs_no_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match="0"):
