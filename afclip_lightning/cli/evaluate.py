@@ -46,6 +46,7 @@ def main(args: Sequence[str]) -> int:
 
     from afclip_lightning.inspection.saved_maps import Rules, score  # with torch, which `--help` has no use for
     from afclip_lightning.metrics import AnomalyMetrics
+    from afclip_lightning.metrics.fixed_thresholds import Rule
     from afclip_lightning.metrics.image_counts import ImageRecord
     from afclip_lightning.metrics.intervals import Settings, intervals_of
 
@@ -57,10 +58,14 @@ def main(args: Sequence[str]) -> int:
         pro_definition=options.pro_definition,
         tolerance=options.tolerance,
     )
+    if bool(options.threshold) != bool(options.normal_maps):
+        raise UserError("--threshold RULE fixes thresholds on --normal_maps DIR: give both, or neither.")
     records: dict[results.Key, list[ImageRecord]] = {}
     try:
         settings = Settings(options.intervals, options.interval_kind) if options.intervals else None
-        rows, notes = score(options.maps, options.masks, rules, new_metrics, records if settings else None)
+        rule = Rule.of(options.threshold) if options.threshold else None
+        kept = records if settings else None
+        rows, notes = score(options.maps, options.masks, rules, new_metrics, kept, rule, options.normal_maps)
     except ValueError as error:  # an option that the metrics refuse
         raise UserError(f"{error}.") from error
     rows = results.with_means(rows)
@@ -102,6 +107,17 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="highest value of a mask that is still normal (by default 0, and half of the range in lossy files)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="RULE",
+        help="beside the best threshold, one that is fixed without labels, on --normal_maps: mean+3sd, q0.99",
+    )
+    parser.add_argument(
+        "--normal_maps",
+        type=Path,
+        metavar="DIR",
+        help="maps of other, normal images, for --threshold; those of each category in a folder of its name",
     )
     parser.add_argument("--exact", action="store_true", help="sort all pixels instead of counting them in bins")
     parser.add_argument("--fpr_limit", type=float, default=0.3, help="limit of integration of PRO (%(default)s)")

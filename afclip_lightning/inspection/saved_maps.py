@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,11 @@ from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.picture import say
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.inspection.normal_maps import thresholds_from
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
+from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.types import MOSTLY_MARKED
 
 NORMAL_FOLDER = "good"
@@ -238,6 +241,8 @@ def score(
     rules: Rules,
     new_metrics: Callable[[], AnomalyMetrics],
     records: dict[results.Key, list[ImageRecord]] | None = None,
+    rule: Rule | None = None,
+    normal_maps: Path | None = None,
 ) -> tuple[list[results.Row], Notes]:
     """Returns a row per category that has maps, and what else there is to say.
 
@@ -247,8 +252,11 @@ def score(
         rules: How they are understood.
         new_metrics: Makes the metrics of a category.
         records: Takes what is kept of each image by dataset and category, if anything is.
+        rule: How thresholds are fixed on `normal_maps`; see `thresholds_from`.
+        normal_maps: Folder of maps of other, normal images.
 
     Raises:
+        UserError: There are too few normal maps for the rule.
         DatasetError: A file cannot be read, maps and masks do not belong together, or there is no map.
     """
     notes, rows, pairs = Notes(), [], {}
@@ -293,7 +301,10 @@ def score(
         notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))
-        rows.append(metrics.result().row(dataset, category.name))
+        result = metrics.result()
+        fixed = thresholds_from(normal_maps, category.name, rule) if rule and normal_maps else {}
+        points = operating_points(metrics, result, fixed, rule.text if rule else "")
+        rows.append(replace(result.row(dataset, category.name), operating_points=points))
     return rows, notes
 
 

@@ -492,3 +492,36 @@ def test_intervals_that_cannot_be_found_are_refused(tmp_path: Path, capsys: pyte
     assert "0 or at least 100 samples, got 10" in capsys.readouterr().err
     assert run(tmp_path, "--intervals=100", "--exact", "--pro_definition=mvtec") == 2
     assert "leave out --pro_definition mvtec" in capsys.readouterr().err
+
+
+def test_thresholds_fixed_on_other_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = write_tree(tmp_path)
+    rng = np.random.default_rng(1)
+    normal = {
+        category: np.stack([save(tmp_path / f"normal/{category}/{i}.npy", rng.random((12, 10))) for i in range(3)])
+        for category in written
+    }
+    fixed = ("--threshold", "mean+1sd", "--normal_maps", str(tmp_path / "normal"), "--out", str(tmp_path / "t.json"))
+    assert run(tmp_path, *fixed) == 0
+    assert "At thresholds fixed without labels (mean+1sd)" in capsys.readouterr().out
+    for row in json.loads((tmp_path / "t.json").read_text())["rows"][:2]:
+        values = normal[row["category"]]
+        scores, point = values.max((1, 2)), row["operating_points"]
+        assert point["pixel"]["threshold"] == pytest.approx(values.mean() + values.std(), rel=1e-9)
+        assert point["image"]["threshold"] == pytest.approx(scores.mean() + scores.std(), rel=1e-9)
+        maps, masks = written[row["category"]]
+        above, marked = maps > point["pixel"]["threshold"], masks > 0
+        assert point["pixel"]["f1"] == pytest.approx(
+            2 * (above & marked).sum() / (above.sum() + marked.sum()), abs=point["pixel"]["f1_error"] + 1e-9
+        )
+
+
+def test_a_rule_without_normal_maps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    assert run(tmp_path, "--threshold", "mean+3sd") == 2
+    assert "--threshold RULE fixes thresholds on --normal_maps DIR: give both" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path, "--threshold", "mean+3sd", "--normal_maps", str(tmp_path / "empty")) == 2
+    assert "needs the scores of normal images, and there are 0" in capsys.readouterr().err
+    assert run(tmp_path, "--threshold", "best", "--normal_maps", str(tmp_path / "empty")) == 2
+    assert "a rule is mean+3sd or q0.99" in capsys.readouterr().err

@@ -1,64 +1,21 @@
 """Thresholds that a test fixes without its labels: by a rule on normal images that are not tested, or a calibration."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning import LightningModule, Trainer
-from torch import Tensor
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError, shown
 from afclip_lightning.files import fingerprint, read_json
-from afclip_lightning.metrics import ScoreHistogram, exact_counts
-from afclip_lightning.metrics.fixed_thresholds import Moments, Rule
+from afclip_lightning.metrics.fixed_thresholds import Rule
+from afclip_lightning.metrics.normal_scores import Level, NormalScores
 from afclip_lightning.results import Key
 from afclip_lightning.types import prediction_of
-
-Level = str  # `image` or `pixel`
-
-
-@dataclass(frozen=True)
-class NormalScores:
-    """What is kept of the normal images of a category that thresholds come from.
-
-    Attributes:
-        images: By path, the image score and the moments of the map.
-        pixels: The values of all maps.
-    """
-
-    images: dict[str, tuple[float, Moments]] = field(default_factory=dict)
-    pixels: ScoreHistogram = field(default_factory=ScoreHistogram.empty)
-
-    def add(self, name: str, score: float, anomaly_map: Tensor) -> None:
-        """Adds an image, with its map `[H, W]` on any device."""
-        values = anomaly_map.float().cpu()
-        self.images[name] = score, Moments.of(values.numpy())
-        self.pixels.add(values, torch.zeros(values.shape, dtype=torch.int32))
-
-    def merge(self, other: "NormalScores") -> None:
-        """Adds those of another process."""
-        self.images.update(other.images)
-        self.pixels.merge(other.pixels)
-
-    def thresholds(self, rule: Rule) -> dict[Level, float]:
-        """Returns the thresholds of `image` and `pixel` that a rule gives.
-
-        Raises:
-            UserError: There are too few scores.
-        """
-        ordered = [self.images[name] for name in sorted(self.images)]  # floats are added in one order
-        scores = np.array([score for score, _ in ordered], np.float32)
-        pixels = Moments.merged(moments for _, moments in ordered)
-        return {
-            "image": rule.threshold(Moments.of(scores), exact_counts(scores, scores[:0]), binned=False),
-            "pixel": rule.threshold(pixels, self.pixels.score_counts()),
-        }
 
 
 @dataclass(frozen=True)
