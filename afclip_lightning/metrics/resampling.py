@@ -10,9 +10,12 @@ within the bounds that `auroc_error_bound` and its like prove of `images.pixel_c
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
+from afclip_lightning.metrics.aupimo import check_defined, has_recall, tail_recall, tail_shares
+from afclip_lightning.metrics.curves import UndefinedMetricError
 from afclip_lightning.metrics.image_counts import CategoryCounts
 from afclip_lightning.metrics.result import SMALL_LIMIT
 
@@ -55,14 +58,36 @@ def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0
         `[r]`, float64, in [0, 1], each; NaN of a sample in which all images, or all pixels, are of one kind.
         `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
         scores. `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, `pixel_pro_05`: absent unless there are normal
-        and anomalous pixels and the mask of every anomalous image is known.
+        and anomalous pixels and the mask of every anomalous image is known. `pixel_aupimo`: where it is defined; see
+        `aupimo.check_defined`.
     """
     values: dict[str, np.ndarray] = {}
     if images.labels.any() and not images.labels.all() and not np.isnan(images.scores).any():
         values |= _in_blocks(lambda part: _image_metrics(images, part), weights, len(images.labels))
     if images.masked.all() and images.anomalous.any() and images.normal.any():
         values |= _in_blocks(lambda part: _pixel_metrics(images, part, fpr_limit), weights, len(images.lowest))
+    with suppress(UndefinedMetricError):
+        check_defined(images)
+        at, (recall, _) = has_recall(images), tail_recall(images)
+        values |= _in_blocks(lambda part: _aupimo(images, part, at, recall), weights, len(images.lowest))
     return values
+
+
+def _aupimo(images: CategoryCounts, weights: np.ndarray, at: np.ndarray, recall: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the mean AUPIMO over the anomalous images of each sample; NaN without normal or anomalous images.
+
+    Args:
+        images: The n images.
+        weights: `[r, n]`.
+        at: `[n]`, bool, which images have anomalous pixels.
+        recall: `[a, g]`, of these; see `tail_recall`.
+    """
+    drawn = weights[:, at]
+    both = drawn.any(axis=1) & weights[:, images.labels == 0].any(axis=1)
+    values = np.full(len(weights), np.nan)
+    shares = tail_shares(images, weights[both])
+    values[both] = ((drawn[both] @ recall) * shares).sum(axis=1) / drawn[both].sum(axis=1)
+    return {"pixel_aupimo": values}
 
 
 def _in_blocks(

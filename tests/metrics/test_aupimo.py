@@ -9,6 +9,7 @@ import pytest
 from afclip_lightning.metrics import UndefinedMetricError
 from afclip_lightning.metrics.aupimo import aupimo, tail_shares
 from afclip_lightning.metrics.image_counts import CategoryCounts
+from afclip_lightning.metrics.resampling import metrics_of
 from tests.reference.metrics_naive import aupimo as naive
 from tests.support.image_records import records_of
 
@@ -110,3 +111,17 @@ def test_a_mask_that_is_not_known_leaves_it_undefined() -> None:
     first, *others = records_of(maps, masks, masks.any((1, 2)), maps.max((1, 2)))
     with pytest.raises(UndefinedMetricError, match="undefined unless all masks are known"):
         aupimo(CategoryCounts.of([replace(first, counts=None), *others]))
+
+
+def test_samples_have_the_aupimo_of_their_images() -> None:
+    maps, masks = (np.stack(part) for part in drawn(2))
+    images = counted(maps, masks)
+    weights = np.ones((4, 12))
+    weights[1, 1::4], weights[2, ::2], weights[3, 1::2] = 3, 0, 0
+    found = metrics_of(images, weights)["pixel_aupimo"]
+    result = aupimo(images)
+    assert found[0] == pytest.approx(result.mean, abs=1e-12)
+    assert found[1] == pytest.approx(np.average(list(result.images.values()), weights=[3, 1] * 3), abs=1e-12)
+    assert np.isnan(found[2:]).all()
+    few = counted(maps[:6], masks[:6])
+    assert "pixel_aupimo" not in metrics_of(few, np.ones((1, 6)))
