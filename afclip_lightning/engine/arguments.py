@@ -4,20 +4,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import parse_yaml, read_yaml
 
+T = TypeVar("T")
+
 CONFIG = ("--config", "-c")
-OF_ONE_DATASET = (
-    "root",
-    "name",
-    "categories",
-    "class_names",
-)  # arguments that mean nothing to another
+OF_ONE_DATASET = ("root", "name", "categories", "class_names")  # arguments that mean nothing to another
 REMEDY = "Mend it, or leave it out."
 
 
@@ -39,7 +36,7 @@ def unclosed(args: Sequence[str]) -> str:
         option, value = option_at(args, place)
         if option and value.startswith(("{", "[")):
             try:
-                parse_yaml(value, object, f"{option} {value}", remedy="Close each bracket and quote.")
+                read_value(option, value, object)
             except UserError as error:
                 return str(error)
     return ""
@@ -181,6 +178,20 @@ def option_at(args: Sequence[str], place: int) -> tuple[str, str]:
     if not equals and place + 1 < len(args):
         value = args[place + 1]
     return name, value
+
+
+def read_value(option: str, value: str, kind: type[T]) -> T:
+    """Returns a list or mapping that an option is given.
+
+    Args:
+        option: The option, for messages.
+        value: Its value, as YAML.
+        kind: What it must be.
+
+    Raises:
+        UserError: It is no YAML, or of another kind.
+    """
+    return parse_yaml(value, kind, f"{option} {value}", remedy="Close each bracket and quote.")
 
 
 def read_config(value: str) -> dict[str, Any]:

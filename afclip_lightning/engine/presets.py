@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from afclip_lightning.backbones.presets import preset
 from afclip_lightning.discovery import descendants
-from afclip_lightning.engine.arguments import CONFIG, option_at, read_config
+from afclip_lightning.engine.arguments import CONFIG, option_at, read_config, read_value
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.methods.base import AnomalyMethod
 
@@ -141,7 +141,8 @@ def _method(options: Sequence[tuple[str, str]]) -> type | None:
     for option, value in options:
         model = read_config(value).get("model") if option in CONFIG else None
         if option == "--model":
-            name = str(read_config(value).get("class_path", "")) if value.startswith("{") else value
+            mapping = read_value(option, value, dict[str, Any]) if value.startswith("{") else {"class_path": value}
+            name = str(mapping.get("class_path", ""))
         elif isinstance(model, Mapping) and model.get("class_path"):
             name = str(model["class_path"])
     found = {cls.__name__: cls for cls in descendants(AnomalyMethod)}
