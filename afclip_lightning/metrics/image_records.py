@@ -23,6 +23,8 @@ from afclip_lightning.results import Key
 
 RECORDS_FILE = "image_counts.npz"
 FORMAT = 1
+PACKING = 50
+"""How many times its size a file beyond `TABLE_LIMIT` may unpack to; counts of images unpack to some five times."""
 
 _WHOLE = ("lowest", "highest", "bins_of", "marked_of")  # numbers of each image
 _Types = dict[str, type[np.generic]]
@@ -111,8 +113,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     types = {"head": np.uint8, **_TYPES}
     with open_regular(path) as file:
         with zipfile.ZipFile(file) as archive:
-            if (size := sum(part.file_size for part in archive.infolist())) > TABLE_LIMIT:
-                raise ValueError(f"{size:,} bytes unpacked; at most {TABLE_LIMIT:,} are read")
+            size = sum(part.file_size for part in archive.infolist())
+            limit = max(TABLE_LIMIT, PACKING * sum(part.compress_size for part in archive.infolist()))
+            if size > limit:
+                raise ValueError(f"{size:,} bytes unpacked; at most {limit:,} are read")
         file.seek(0)
         with np.load(file, allow_pickle=False) as loaded:
             arrays = {name: loaded[name] for name in types}
