@@ -48,6 +48,7 @@ def main(args: Sequence[str]) -> int:
     from afclip_lightning.metrics import AnomalyMetrics
     from afclip_lightning.metrics.fixed_thresholds import Rule
     from afclip_lightning.metrics.image_counts import ImageRecord
+    from afclip_lightning.metrics.image_results import aupimo_by_category, with_aupimo
     from afclip_lightning.metrics.intervals import Settings, intervals_of
 
     rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold)
@@ -64,16 +65,20 @@ def main(args: Sequence[str]) -> int:
     try:
         settings = Settings(options.intervals, options.interval_kind) if options.intervals else None
         rule = Rule.of(options.threshold) if options.threshold else None
-        kept = records if settings else None
+        kept = records if settings or options.aupimo else None
         rows, notes = score(options.maps, options.masks, rules, new_metrics, kept, rule, options.normal_maps)
     except ValueError as error:  # an option that the metrics refuse
         raise UserError(f"{error}.") from error
+    if kept is not None:
+        of_categories, why_none = aupimo_by_category(records)
+        rows = with_aupimo(rows, of_categories)
+        notes.lines += why_none if options.aupimo else []
     rows = results.with_means(rows)
     if settings:
         found = intervals_of(records, settings, options.fpr_limit)
         rows = results.with_intervals(rows, found.by_row)
         notes.lines += found.notes
-    print(results.render(rows, options.tolerance))
+    print(results.render(rows, options.tolerance, results.shown_columns(rows)))
     for line in notes.lines:
         print(f"note: {shown(line)}", file=sys.stderr)
     for out in options.out:
@@ -126,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=PRO,
         default="exact",
         help="which PRO (%(default)s); others need --exact",
+    )
+    parser.add_argument(
+        "--aupimo",
+        action="store_true",
+        help="find AUPIMO too, as with --intervals: recall of each image where almost no normal pixel is a false alarm",
     )
     parser.add_argument(
         "--intervals",

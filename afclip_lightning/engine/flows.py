@@ -223,7 +223,7 @@ def _report(run: Run) -> None:
         return
     for head in run.evaluation.heads.values():
         print(f"\n{head.title}")
-        print(results.render(head.rows, run.evaluation.tolerance))
+        print(results.render(head.rows, run.evaluation.tolerance, results.shown_columns(head.rows)))
         if head.type_rows:
             print("\n".join(results.render_types(head.type_rows)))
         print(f"Table: {run.folder / head.name}.csv")

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from afclip_lightning.metrics.aupimo import aupimo
+from afclip_lightning.metrics.aupimo import Aupimo, aupimo
 from afclip_lightning.metrics.curves import UndefinedMetricError
 from afclip_lightning.metrics.histogram import exact_counts
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.result import Result, result_of
+from afclip_lightning.results import Key, Row
 
 
 def result_of_images(records: Sequence[ImageRecord], fpr_limit: float = 0.3) -> Result:
@@ -34,6 +35,41 @@ def result_of_images(records: Sequence[ImageRecord], fpr_limit: float = 0.3) -> 
             error_bounds=result.error_bounds | {"pixel_aupimo": found.error_bound},
         )
     return result
+
+
+def aupimo_by_category(records: Mapping[Key, Sequence[ImageRecord]]) -> tuple[dict[Key, Aupimo], list[str]]:
+    """Returns the AUPIMO of each category that has one, and why the others have none, a sentence each.
+
+    Args:
+        records: The images by dataset and category.
+    """
+    found: dict[Key, Aupimo] = {}
+    notes = []
+    for (dataset, category), images in records.items():
+        try:
+            found[dataset, category] = aupimo(CategoryCounts.of(images))
+        except UndefinedMetricError as error:
+            notes.append(f"No AUPIMO of {dataset}/{category}: {error}.")
+    return found, notes
+
+
+def with_aupimo(rows: Sequence[Row], found: Mapping[Key, Aupimo]) -> list[Row]:
+    """Returns the rows of categories with their AUPIMO and its error bound.
+
+    Args:
+        rows: Without means.
+        found: By dataset and category.
+    """
+    return [
+        replace(
+            row,
+            metrics={**row.metrics, "pixel_aupimo": found[key].mean},
+            error_bounds={**row.error_bounds, "pixel_aupimo": found[key].error_bound},
+        )
+        if (key := (row.dataset, row.category)) in found
+        else row
+        for row in rows
+    ]
 
 
 def results_by_type(

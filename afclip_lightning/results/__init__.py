@@ -212,6 +212,11 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
     return [metric for metric in METRICS if metric in SHOWN or any(metric in row.metrics for row in rows)]
 
 
+def shown_columns(rows: Sequence[Row]) -> list[str]:
+    """Returns the metrics that a terminal has columns for: AUPIMO only where it was found."""
+    return [*SHOWN, *(["pixel_aupimo"] if any("pixel_aupimo" in row.metrics for row in rows) else [])]
+
+
 def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[str] = SHOWN) -> str:
     """Returns an aligned Markdown table of some metrics in percent; `n/a` where one is not defined.
 

@@ -494,6 +494,26 @@ def test_intervals_that_cannot_be_found_are_refused(tmp_path: Path, capsys: pyte
     assert "leave out --pro_definition mvtec" in capsys.readouterr().err
 
 
+def test_aupimo_of_saved_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    maps, masks = write_tree(tmp_path)["bottle"]
+    assert run(tmp_path, "--aupimo") == 0
+    captured = capsys.readouterr()
+    assert "No AUPIMO of maps/bottle: undefined with 240 pixels of normal images" in captured.err
+    assert "AUPIMO" not in captured.out
+    mask = np.zeros((400, 400), np.uint8)
+    mask[:20, :30] = 255
+    found = np.zeros(mask.shape)
+    found[:20, :22] = 2
+    save(tmp_path / "maps/bottle/test/good/010.npy", np.linspace(0, 1, mask.size).reshape(mask.shape))
+    save(tmp_path / "maps/bottle/test/crack/010.npy", found)
+    save(tmp_path / "data/bottle/ground_truth/crack/010_mask.png", mask)
+    assert run(tmp_path, "--aupimo", "--out", str(tmp_path / "t.json")) == 0
+    assert "P-AUPIMO" in capsys.readouterr().out
+    of_images = [22 / 30, *((values > 1)[mask > 0].mean() for values, mask in zip(maps[2:], masks[2:], strict=True))]
+    bottle = json.loads((tmp_path / "t.json").read_text())["rows"][0]
+    assert bottle["metrics"]["pixel_aupimo"] == pytest.approx(np.mean(of_images), abs=1e-3)  # nothing normal is above 1
+
+
 def test_thresholds_fixed_on_other_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written = write_tree(tmp_path)
     rng = np.random.default_rng(1)

@@ -128,7 +128,7 @@ class Evaluation(Callback):
             raise ValueError(f"intervals are of the exact PRO: leave out pro_definition {pro_definition}, or intervals")
         self.intervals = Settings(intervals, interval_kind) if intervals else None
         self.new_metric()  # refuses wrong arguments before anything else is built
-        self.defect_types = defect_types
+        self.aupimo, self.defect_types = aupimo, defect_types
         self.keep_images = bool(self.intervals) or aupimo or defect_types
         self.calibration = Path(threshold) if threshold and threshold.endswith(".json") else None
         self.rule = Rule.of(threshold) if threshold and not self.calibration else None
@@ -260,7 +260,9 @@ class Evaluation(Callback):
             if trainer.is_global_zero:
                 self._describe(trainer, name, head)
                 if self.keep_images:
-                    head.add_details(self.defect_types, self.fpr_limit)
+                    notes = head.add_details(self.defect_types, self.fpr_limit)
+                    for note in notes if self.aupimo else ():
+                        print(f"note: {shown(note)}")
                     self._log_aupimo(pl_module, stage if name == MAIN_HEAD else f"{stage}/{name}", head)
                 if self.intervals:
                     head.add_intervals(self.intervals, self.fpr_limit)

@@ -1,7 +1,6 @@
 """What one head says of the images of a pass, scored against labels and masks."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,11 +13,10 @@ from afclip_lightning import results
 from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, shown
-from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, UndefinedMetricError, label_regions
-from afclip_lightning.metrics.aupimo import Aupimo, aupimo
-from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
+from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
+from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import write_records
-from afclip_lightning.metrics.image_results import results_by_type
+from afclip_lightning.metrics.image_results import aupimo_by_category, results_by_type, with_aupimo
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
@@ -162,19 +160,18 @@ class HeadEvaluation:
         for note in found.notes:
             print(f"note: {shown(note)}")
 
-    def add_details(self, types: bool, fpr_limit: float) -> None:
+    def add_details(self, types: bool, fpr_limit: float) -> list[str]:
         """Adds what takes the counts of each image: AUPIMO, of categories and images, and the rows by defect type.
+
+        Returns why categories have no AUPIMO, a sentence each.
 
         Args:
             types: Whether there are rows by defect type.
             fpr_limit: Limit of integration of `pixel_pro`.
         """
-        found: dict[Key, Aupimo] = {}
-        for key, records in (self.records or {}).items():
-            with suppress(UndefinedMetricError):
-                found[key] = aupimo(CategoryCounts.of(records))
+        found, notes = aupimo_by_category(self.records or {})
         rows = [row for row in self.rows if row.category != results.MEAN]
-        self.rows = results.with_means([_with_aupimo(row, found.get((row.dataset, row.category))) for row in rows])
+        self.rows = results.with_means(with_aupimo(rows, found))
         of_image = {name: value for part in found.values() for name, value in part.images.items()}
         self.scores = [score._replace(aupimo=of_image.get(score.image)) for score in self.scores]
         if types:
@@ -184,6 +181,7 @@ class HeadEvaluation:
                 for (dataset, category), records in (self.records or {}).items()
                 for name, result in results_by_type(records, names, fpr_limit).items()
             ]
+        return notes
 
     def own_scores(self) -> list[ImageScore]:
         """Returns what this process's images were given."""
@@ -201,13 +199,3 @@ class HeadEvaluation:
         results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")
         if self.records is not None:
             write_records(folder / f"image_counts{suffix}.npz", self.records)
-
-
-def _with_aupimo(row: Row, found: Aupimo | None) -> Row:
-    if found is None:
-        return row
-    return replace(
-        row,
-        metrics={**row.metrics, "pixel_aupimo": found.mean},
-        error_bounds={**row.error_bounds, "pixel_aupimo": found.error_bound},
-    )
