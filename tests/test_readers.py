@@ -45,11 +45,13 @@ from afclip_lightning.inspection.labelled import read_labelled
 from afclip_lightning.inspection.table import Table as Inspections
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import AnswerCache
+from afclip_lightning.metrics.image_records import RECORDS_FILE, read_records, write_records
 from afclip_lightning.report import inspections
 from afclip_lightning.report import run as run_report
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.sweep.space import read_sweep
 from tests.support.clips import small_clip, small_config
+from tests.support.image_records import categories, records_of
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.listing import write_json_lines, write_meta
 from tests.support.layouts.visa import write_visa
@@ -156,6 +158,11 @@ def write_table(name: str) -> Callable[[Path], Path]:
 def write_map_file(folder: Path) -> Path:
     np.save(folder / "map.npy", np.zeros((8, 8), np.float32))
     return folder / "map.npy"
+
+
+def write_counts(folder: Path) -> Path:
+    write_records(folder / RECORDS_FILE, {("set", "bolt"): records_of(*categories(images=3))})
+    return folder / RECORDS_FILE
 
 
 def write_drawn(folder: Path) -> Path:
@@ -272,6 +279,7 @@ READERS = [
         lambda path: VisA(path.parents[1], categories=["candle"]).samples("test"),
     ),
     Reader("map", write_map_file, read_map),
+    Reader("counts of images", write_counts, read_records),
 ]
 BY_NAME = pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -379,7 +387,8 @@ def dump(path: Path, value: Any) -> bytes:
     return json.dumps(value).encode()  # which is YAML too
 
 
-STRUCTURED = [r for r in READERS if r.name not in ("features", "weights.safetensors", "map", "pickled module")]
+BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images")  # tested by themselves
+STRUCTURED = [reader for reader in READERS if reader.name not in BINARY]
 
 
 @BY_NAME

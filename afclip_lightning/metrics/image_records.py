@@ -5,8 +5,6 @@ A NumPy archive (`.npz`) of plain arrays, nothing pickled. The images stand one 
 """
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -16,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import TABLE_LIMIT, atomic_path, open_regular, parse_json
+from afclip_lightning.files import atomic_path, parse_json
+from afclip_lightning.files.arrays import read_arrays
 from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA
 from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
 from afclip_lightning.results import Key
 
 RECORDS_FILE = "image_counts.npz"
 FORMAT = 1
-PACKING = 50
-"""How many times its size a file beyond `TABLE_LIMIT` may unpack to; counts of images unpack to some five times."""
 
 _WHOLE = ("lowest", "highest", "bins_of", "marked_of")  # numbers of each image
 _Types = dict[str, type[np.generic]]
@@ -88,7 +85,7 @@ def read_records(path: Path) -> dict[Key, list[ImageRecord]]:
         UserError: The file is absent, damaged, or of another kind; the message names it.
     """
     try:
-        arrays = _read_arrays(path)
+        arrays = read_arrays(path, {"head": np.uint8, **_TYPES})
         head = parse_json(arrays["head"].tobytes(), _Head, shown(path))
         _check(head, arrays)
         ends = {name: arrays[name].cumsum() for name in ("bins_of", "marked_of")}
@@ -97,33 +94,10 @@ def read_records(path: Path) -> dict[Key, list[ImageRecord]]:
             (dataset, category): [_record(name, next(at), arrays, ends) for name in names]
             for dataset, category, names in head.images
         }
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except ValueError as error:
         raise UserError(
             f"{shown(path)} holds no counts of images, or is damaged ({error}). Test again to write it anew."
         ) from error
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays by name, `head` among them.
-
-    Raises:
-        UserError: The file cannot be opened.
-        ValueError: It is no such archive.
-    """
-    types = {"head": np.uint8, **_TYPES}
-    with open_regular(path) as file:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(part.file_size for part in archive.infolist())
-            limit = max(TABLE_LIMIT, PACKING * sum(part.compress_size for part in archive.infolist()))
-            if size > limit:
-                raise ValueError(f"{size:,} bytes unpacked; at most {limit:,} are read")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in types}
-    for name, number in types.items():
-        if arrays[name].dtype != number or arrays[name].ndim != 1:
-            raise ValueError(f"{name} is {arrays[name].dtype} {[*arrays[name].shape]}")
-    return arrays
 
 
 def _check(head: _Head, arrays: Mapping[str, np.ndarray]) -> None:

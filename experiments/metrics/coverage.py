@@ -17,6 +17,7 @@ import torch
 from scipy.stats import norm
 
 from afclip_lightning.metrics import label_regions
+from afclip_lightning.metrics.aupimo import FPR_BOUNDS
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.intervals import interval, resampled
 from afclip_lightning.results import TITLE
@@ -67,6 +68,8 @@ def true_values(level: str, anomalous: float, spread: float = 1.0) -> dict[str, 
         for key, limit in (("pro", 0.3), ("pro_05", 0.05)):
             rates = np.linspace(1e-9, limit, 100_001)
             values[key] = float(norm.cdf(norm.ppf(rates) + DISTANCE / spread).mean())
+        rates = np.geomspace(*FPR_BOUNDS, 10_001)  # shared: that of all normal images, of which there are endless ones
+        values["aupimo"] = float(norm.cdf(norm.ppf(rates) + DISTANCE / spread).mean())
     return {f"{level}_{key}": value for key, value in values.items()}
 
 
@@ -127,6 +130,7 @@ def coverage(
             {kind: float(np.mean(length[key, kind])) for kind in KINDS},
         )
         for key in truth
+        if values[key]  # AUPIMO takes more pixels than these sets have
     }
 
 

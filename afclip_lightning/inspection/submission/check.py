@@ -1,12 +1,14 @@
 """What the server would refuse of a submission, or score otherwise than meant."""
 
+import gzip
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from afclip_lightning.inspection.submission.layout import MAPS, MASKS, PUBLIC, I
 
 MOST_BYTES = 2**28
 """Of one map; the largest image of the set takes 9 MB in float16."""
+
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, OSError)
+"""What reading an archive raises that is no `.tar.gz`, or is cut off."""
 
 File = tuple[str, int, Callable[[], bytes]]
 """Path with `/`, size in bytes, and what reads it."""
@@ -112,15 +117,29 @@ def _files(place: Path) -> Iterator[File]:
     if not place.is_file():
         raise UserError(f"{place} does not exist. Name the folder of a submission, or its tar.gz.")
     try:
-        with tarfile.open(place, "r|gz") as archive:
+        with gzip.open(place) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
             for member in archive:
                 if member.isdir():
                     continue
                 name = member.name.removeprefix("./")
                 file = archive.extractfile(member) if member.isfile() else None
-                yield name, member.size, (lambda f=file: f.read() if f else b"")  # type: ignore[misc]
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{place}: cannot be read as a tar.gz ({error}). Pack it again with submit.") from error
+                yield name, member.size, partial(_member, place, file)
+            while packed.read(2**20):  # to its end, which says whether all of it is there
+                pass
+    except DAMAGED as error:
+        raise _unreadable(place, error) from error
+
+
+def _member(place: Path, file: IO[bytes] | None) -> bytes:
+    """Returns what a file of an archive holds; nothing of what is no file."""
+    try:
+        return file.read() if file else b""
+    except DAMAGED as error:
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: Path, error: Exception) -> UserError:
+    return UserError(f"{place}: cannot be read as a tar.gz ({error}). Pack it again with submit.")
 
 
 def _map_problem(content: Callable[[], bytes]) -> tuple[str, tuple[int, int] | None]:

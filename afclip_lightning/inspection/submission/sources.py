@@ -31,7 +31,7 @@ class MapSource(ABC):
     """Gives the anomaly map of an image."""
 
     @abstractmethod
-    def facts(self, category: str) -> Any:
+    def facts(self, category: str) -> dict[str, Any]:
         """Returns what the maps of a category depend on, as plain values."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class ModelMaps(MapSource):
             self._loaded = category, self.load(category)
         return self._loaded[1]
 
-    def facts(self, category: str) -> Any:
+    def facts(self, category: str) -> dict[str, Any]:
         """Returns what the model's scores depend on."""
         model = self._model(category)
         return {"checkpoint": model.checkpoint, **model.settings}
@@ -114,7 +114,7 @@ class FileMaps(MapSource):
             for table in sorted(folder.glob(PREDICTIONS)):
                 self._predicted.update(_predicted(table))
 
-    def facts(self, category: str) -> Any:
+    def facts(self, category: str) -> dict[str, Any]:
         """Returns the folders."""
         return {"maps": [str(folder.resolve()) for folder in self.folders]}
 

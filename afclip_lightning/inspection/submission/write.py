@@ -63,7 +63,7 @@ class Fixed:
     sd: float
     images: int
     of_validation: bool
-    facts: Any
+    facts: dict[str, Any]
     beyond: int = 0
 
     @property
@@ -147,11 +147,7 @@ def write(
     for category, (validation, items) in plan.items():
         todo = [item for item in items if not _is_there(item, folder, rules)]
         if (before := known.get(category)) is not None:
-            facts = json.loads(json.dumps(source.facts(category)))
-            if before.facts != facts:
-                changed = sorted(
-                    key for key in before.facts.keys() | facts.keys() if before.facts.get(key) != facts.get(key)
-                )
+            if changed := _changed(before.facts, source.facts(category)):
                 raise UserError(
                     f"{folder}: {category} was begun with another {', '.join(changed)} ({record}), and one submission "
                     "must not mix them. Choose another --out, or remove the folder."
@@ -172,6 +168,12 @@ def write(
                     fixed = known[category] = replace(fixed, beyond=fixed.beyond + beyond)
                     _keep(record, rules, known)
     return {category: known[category] for category in plan}
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the facts that differ, by name, of what was read from JSON and what would be written to it."""
+    old, new = ({key: json.dumps(value, sort_keys=True) for key, value in facts.items()} for facts in (before, now))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
 def _save(item: Item, anomaly_map: np.ndarray, folder: Path, encoding: Encoding, rules: Rules) -> int:
