@@ -13,7 +13,7 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_csv, read_json
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import read_records
-from afclip_lightning.results import MEAN, Key
+from afclip_lightning.results import MEAN, Key, find_table
 
 NAMED = 3  # images that a message names
 
@@ -91,13 +91,8 @@ def read_recorded(path: Path) -> Recorded:
     Raises:
         UserError: It is no test run, or a file of it is absent or damaged; the message names it.
     """
-    table = path if path.is_file() else path / "results.json"
-    folder, suffix = table.parent, table.stem.removeprefix("results")
-    if not table.is_file():
-        raise UserError(
-            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
-            "printed, runs/<config>/<time>."
-        )
+    table, suffix = find_table(path)
+    folder = table.parent
     results = read_json(table, _Table, finite=False)  # a threshold may be infinite
     source = folder / f"image_counts{suffix}.npz"
     if source.exists():

@@ -36,11 +36,8 @@ def main(args: Sequence[str]) -> int:
     if len(named) < 2:
         raise UserError(f"{options.runs[0]} alone cannot be compared. Name two runs or more.")
 
-    from afclip_lightning.benchmark import (
-        comparison,
-        comparison_tables,
-        render,
-    )  # with torch, which --help does without
+    # with torch, which --help does without
+    from afclip_lightning.benchmark import comparison, comparison_tables, render
     from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_recorded
 
     groups = [Group(name, tuple(map(read_recorded, paths))) for name, paths in _unique(named)]

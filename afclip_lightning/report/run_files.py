@@ -10,7 +10,7 @@ from msgspec import Meta
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_bytes, read_csv, read_json
 from afclip_lightning.report.page import Card, data_uri, inside
-from afclip_lightning.results import Key, Row
+from afclip_lightning.results import Key, Row, find_table
 
 T = TypeVar("T")
 Label = Annotated[int, Meta(ge=0, le=1)]
@@ -69,13 +69,8 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: There is no table, or a file is damaged.
     """
-    table = path if path.is_file() else path / "results.json"
-    folder, suffix = table.parent, table.stem.removeprefix("results")
-    if not table.is_file():
-        raise UserError(
-            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
-            "printed, runs/<config>/<time>."
-        )
+    table, suffix = find_table(path)
+    folder = table.parent
     results = read_json(table, _Table)
     kept = _optional(folder / f"curves{suffix}.json", _curves)
     return Run(

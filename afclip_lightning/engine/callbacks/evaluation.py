@@ -238,7 +238,7 @@ class Evaluation(Callback):
         fixed = {} if in_fit else self._fix_thresholds(trainer, pl_module)
         for name, head in self.heads.items():
             head.compute(fixed.get(name, {}), self.rule.text if self.rule else str(self.calibration))
-            where = stage if name == MAIN_HEAD else f"{stage}/{name}"
+            where = _place(stage, name)
             for row in head.rows:
                 of_row = shown(f"{where}/{row.dataset}/{row.category}")  # loggers write UTF-8
                 keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
@@ -263,10 +263,10 @@ class Evaluation(Callback):
                     notes = head.add_details(self.defect_types, self.fpr_limit)
                     for note in notes if self.aupimo else ():
                         print(f"note: {shown(note)}")
-                    self._log_aupimo(pl_module, stage if name == MAIN_HEAD else f"{stage}/{name}", head)
+                    self._log_aupimo(pl_module, _place(stage, name), head)
                 if self.intervals:
                     head.add_intervals(self.intervals, self.fpr_limit)
-                    self._log_intervals(pl_module, stage if name == MAIN_HEAD else f"{stage}/{name}", head)
+                    self._log_intervals(pl_module, _place(stage, name), head)
                 head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
 
     def _log_aupimo(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
@@ -376,6 +376,11 @@ def _methods(pl_module: Any) -> Mapping[str, Any]:
     """Returns the methods of a pass by name: the module itself, unless several share it."""
     heads = getattr(pl_module, "heads", None)
     return heads if isinstance(heads, Mapping) else {MAIN_HEAD: pl_module}  # a fusion's heads are parts of one method
+
+
+def _place(stage: str, head: str) -> str:
+    """Returns what the names of a head's logged metrics begin with."""
+    return stage if head == MAIN_HEAD else f"{stage}/{head}"
 
 
 def _together(parts: Sequence[Mapping[Key, list[ImageRecord]] | None]) -> dict[Key, list[ImageRecord]] | None:
