@@ -6,8 +6,9 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import FeatureSpec
+from afclip_lightning.components.losses import image_cross_entropy
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import AnomalyPrediction, ClipFeatures, ImageSize
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, ImageSize
 
 
 def last_patches(backbone: ClipBackbone, vv_from: int | None) -> FeatureSpec:
@@ -53,3 +54,15 @@ def prediction_of(logits: Tensor, grid: tuple[int, int], size: ImageSize, sigma:
     probability = anomaly_probability(logits)  # [B, 1 + N]
     patch_map = probability[:, 1:].unflatten(1, grid)
     return AnomalyPrediction(probability[:, 0], upsample_and_smooth(patch_map, size, sigma))
+
+
+def image_loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Returns the cross entropy of the images whose label is known, which is the `total`; no mask is looked at.
+
+    Args:
+        logits: From `state_logits`.
+        batch: The images.
+    """
+    labelled = batch.labelled
+    image_ce = image_cross_entropy(logits[labelled, 0], batch.label[labelled])
+    return {"total": image_ce, "image_ce": image_ce}

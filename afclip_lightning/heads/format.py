@@ -199,6 +199,24 @@ class Tensors:
         ids = self.take_ids(f"tokenized_prompts_{state}", 1, copies, length)[0]
         return [StoredPrompt(words, ids[i], learnable, torch.cat([start[i], rest[i]])) for i in range(copies)]
 
+    def take_deep(self, width: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Returns the deep tokens of the same codes, one row per block, and what of the arguments they tell.
+
+        The first is empty where there are none. Their projections are no part of it: nothing uses them.
+
+        Args:
+            width: Of the text tower.
+
+        Raises:
+            ValueError: Blocks have different numbers of them, or see `take_all`.
+        """
+        blocks = self.take_all("compound_prompts_text.{}", None, width)
+        if not blocks:
+            return {}, {"prompt_depth": 1}
+        if any(len(tokens) != len(blocks[0]) for tokens in blocks):
+            raise ValueError("has other numbers of deep tokens in some blocks than in others")
+        return {"deep.tokens": torch.stack(blocks)}, {"prompt_depth": 1 + len(blocks), "deep_tokens": len(blocks[0])}
+
     def leave(self, start: str) -> list[str]:
         """Returns the names that begin so, of tensors that nothing uses."""
         names = [name for name in self.left if name.startswith(start)]

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.arguments import require_not_negative, require_positive
-from afclip_lightning.components.losses import image_cross_entropy
-from afclip_lightning.components.plain_clip import last_patches, prediction_of, state_logits
+from afclip_lightning.components.plain_clip import image_loss, last_patches, prediction_of, state_logits
 from afclip_lightning.components.schedule import follow_warmed_cosine
 from afclip_lightning.methods.base import CategoryPromptMethod, OptimizerFactory, sgd
 from afclip_lightning.prompts.category import CategoryPrompts
@@ -82,9 +81,7 @@ class CoOp(CategoryPromptMethod):
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross entropy of the image, which is the `total`."""
-        labelled = batch.labelled
-        image_ce = image_cross_entropy(self.logits(features, batch)[labelled, 0], batch.label[labelled])
-        return {"total": image_ce, "image_ce": image_ce}
+        return image_loss(self.logits(features, batch), batch)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
         """Returns the probability of the abnormal state: of the image embedding, and of the patches, upsampled."""

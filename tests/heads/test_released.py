@@ -294,6 +294,7 @@ def test_deep_tokens_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
             "tokenized_prompts_pos holds no whole num",
         ),
         ("anomalyclip.pth", {"compound_prompts_text.1": None}, "has no compound_prompts_text.1"),
+        ("faprompt.pth", {"compound_prompts_text.1": torch.ones(3, 64)}, "has other numbers of deep tokens in some"),
         (
             "anomalyclip.pth",
             {"ctx_pos": torch.ones(1).expand(1, 1, 10**6, 64)},

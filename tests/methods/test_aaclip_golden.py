@@ -1,7 +1,6 @@
 """AA-CLIP against numbers recorded from the official code (see `golden/README.md`)."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ from afclip_lightning.prompts.templates import (
     AACLIP_TEMPLATES,
     sentences,
 )
-from afclip_lightning.types import Batch, Sample
 from tests.support.recipe import GOLDEN
-from tests.support.recipe_baselines import image, make_backbone, mask, value
+from tests.support.recipe_baselines import batch_of, make_backbone, value
 from tests.support.rounding import Check, compare
 
 pytestmark = pytest.mark.slow
@@ -32,20 +30,8 @@ STORED = np.load(GOLDEN / FILE)
 SIZE = int(STORED["image_size"])
 
 
-def batch_of(*categories: str) -> Batch:
-    """Returns the first inputs, one a category."""
-    masks = torch.stack([mask(i, SIZE) for i in range(len(categories))])
-    return Batch(
-        image=torch.stack([image(i, SIZE) for i in range(len(categories))]),
-        mask=masks,
-        label=masks.amax((1, 2)).long(),
-        mask_known=torch.ones(len(categories), dtype=torch.bool),
-        samples=[Sample("mvtec", name, "test", Path(f"{i}.png"), 0) for i, name in enumerate(categories)],
-    )
-
-
-TEST = batch_of("metal_nut", "metal_nut", "metal_nut")
-TRAIN = batch_of("metal_nut", "bottle")
+TEST = batch_of(["metal_nut"] * 3, SIZE, "mvtec")
+TRAIN = batch_of(["metal_nut", "bottle"], SIZE, "mvtec")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +100,7 @@ def maps_and_scores(backbone: ClipBackbone, check: Check) -> None:
     check(maps.mean((1, 2)), "test_map_mean")
     check(torch.stack([maps.min(), maps.max()]), "test_map_minmax")
     check((logits[:, 1] + 1) / 2, "test_image_score_raw")
-    model.take_observed([model.measure([batch_of("metal_nut")]), model.measure([TEST])])
+    model.take_observed([model.measure([batch_of(["metal_nut"], SIZE, "mvtec")]), model.measure([TEST])])
     check(model.score(model.extract(TEST), TEST).pred_score, "test_image_score_industrial")
     highest = aaclip(backbone, image_score="map").score(model.extract(TEST), TEST).pred_score
     check((highest - maps.min()) / (maps.max() - maps.min()), "test_image_score_medical")

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -17,9 +16,8 @@ from afclip_lightning.components.scoring import anomaly_probability, upsample
 from afclip_lightning.methods import adaclip
 from afclip_lightning.methods.adaclip import AdaCLIP, Fusion
 from afclip_lightning.prompts.templates import ADACLIP_ABNORMAL, ADACLIP_NORMAL, ADACLIP_TEMPLATES, sentences
-from afclip_lightning.types import Batch, Sample
 from tests.support.recipe import GOLDEN
-from tests.support.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value
+from tests.support.recipe_baselines import NETWORKS, WIDTH, batch_of, make_backbone, value
 from tests.support.rounding import Check, compare
 
 pytestmark = pytest.mark.slow
@@ -29,19 +27,7 @@ STORED = np.load(GOLDEN / FILE)
 SIZE = int(STORED["image_size"])
 
 
-def batch_of(count: int) -> Batch:
-    """Returns the first inputs."""
-    masks = torch.stack([mask(i, SIZE) for i in range(count)])
-    return Batch(
-        image=torch.stack([image(i, SIZE) for i in range(count)]),
-        mask=masks,
-        label=masks.amax((1, 2)).long(),
-        mask_known=torch.ones(count, dtype=torch.bool),
-        samples=[Sample("golden", "metal_nut", "test", Path(f"{i}.png"), 0) for i in range(count)],
-    )
-
-
-TEST = batch_of(3)
+TEST = batch_of(["metal_nut"] * 3, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +153,7 @@ def test_a_training_step(backbone: ClipBackbone) -> None:
 
 
 def a_training_step(backbone: ClipBackbone, check: Check) -> None:
-    model, batch = adaclip_model(backbone), batch_of(1)
+    model, batch = adaclip_model(backbone), batch_of(["metal_nut"], SIZE)
     features = model.extract(batch)
     losses = model.loss(features, batch)
     tokens = model.tokens(features, batch)

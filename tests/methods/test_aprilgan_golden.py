@@ -1,7 +1,6 @@
 """APRIL-GAN against numbers recorded from the official code (see `golden/README.md`)."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from afclip_lightning.components.losses import dice_loss, two_class_focal_loss
 from afclip_lightning.components.scoring import upsample
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.prompts.templates import APRILGAN_ABNORMAL, APRILGAN_NORMAL, APRILGAN_TEMPLATES, sentences
-from afclip_lightning.types import Batch, Sample
 from tests.support.recipe import GOLDEN
-from tests.support.recipe_baselines import NETWORKS, WIDTH, image, make_backbone, mask, value
+from tests.support.recipe_baselines import NETWORKS, WIDTH, batch_of, image, make_backbone, value
 from tests.support.rounding import Check, compare
 
 pytestmark = pytest.mark.slow
@@ -24,18 +22,6 @@ FILE = "aprilgan.npz"
 STORED = np.load(GOLDEN / FILE)
 SIZE = int(STORED["image_size"])
 KEY = ("golden", "metal_nut")
-
-
-def batch_of(*categories: str) -> Batch:
-    """Returns the first inputs, one a category."""
-    masks = torch.stack([mask(i, SIZE) for i in range(len(categories))])
-    return Batch(
-        image=torch.stack([image(i, SIZE) for i in range(len(categories))]),
-        mask=masks,
-        label=masks.amax((1, 2)).long(),
-        mask_known=torch.ones(len(categories), dtype=torch.bool),
-        samples=[Sample("golden", name, "test", Path(f"{i}.png"), 0) for i, name in enumerate(categories)],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +38,7 @@ def aprilgan(backbone: ClipBackbone, k_shot: int = 0) -> APRILGAN:
     return model
 
 
-TEST = batch_of("metal_nut", "metal_nut", "metal_nut")
+TEST = batch_of(["metal_nut"] * 3, SIZE)
 
 
 def test_sentences() -> None:
@@ -82,7 +68,7 @@ def test_text_and_features(backbone: ClipBackbone) -> None:
 def text_and_features(backbone: ClipBackbone, check: Check) -> None:
     model = aprilgan(backbone)
     features = model.extract(TEST)
-    nut, carpet = model.text(batch_of("metal_nut", "carpet").samples)
+    nut, carpet = model.text(batch_of(["metal_nut", "carpet"], SIZE).samples)
     check(nut, "text_features_metal_nut")
     check(carpet, "text_features_carpet")
     check(features.image_embedding, "pooled")
@@ -133,7 +119,7 @@ def test_a_training_step(backbone: ClipBackbone) -> None:
 
 
 def a_training_step(backbone: ClipBackbone, check: Check) -> None:
-    model, batch = aprilgan(backbone), batch_of("metal_nut", "carpet")
+    model, batch = aprilgan(backbone), batch_of(["metal_nut", "carpet"], SIZE)
     assert len(batch.samples) == STORED["train_n"]
     features = model.extract(batch)
     maps = list(model.maps(features, model.text(batch.samples)))

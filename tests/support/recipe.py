@@ -67,6 +67,21 @@ def images(
     return torch.from_numpy(array.astype(np.float32))
 
 
+def block_shapes(block: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a transformer block's tensors by their names in open_clip."""
+    return {
+        f"{block}.attn.in_proj_weight": (3 * width, width),
+        f"{block}.attn.in_proj_bias": (3 * width,),
+        f"{block}.attn.out_proj.weight": (width, width),
+        f"{block}.attn.out_proj.bias": (width,),
+        f"{block}.mlp.c_fc.weight": (4 * width, width),
+        f"{block}.mlp.c_fc.bias": (4 * width,),
+        f"{block}.mlp.c_proj.weight": (width, 4 * width),
+        f"{block}.mlp.c_proj.bias": (width,),
+        **{f"{block}.{norm}.{leaf}": (width,) for norm in ("ln_1", "ln_2") for leaf in ("weight", "bias")},
+    }
+
+
 def write_clip(folder: Path, width: int) -> tuple[Path, Path]:
     """Writes an open_clip config and the weights of a tiny CLIP, and returns the two paths.
 
@@ -93,18 +108,7 @@ def write_clip(folder: Path, width: int) -> tuple[Path, Path]:
     for tower, depth in (("visual.transformer", 24), ("transformer", 12)):
         for index in range(depth):
             block = f"{tower}.resblocks.{index}"
-            shapes |= {
-                f"{block}.attn.in_proj_weight": (3 * width, width),
-                f"{block}.attn.in_proj_bias": (3 * width,),
-                f"{block}.attn.out_proj.weight": (width, width),
-                f"{block}.attn.out_proj.bias": (width,),
-                f"{block}.mlp.c_fc.weight": (4 * width, width),
-                f"{block}.mlp.c_fc.bias": (4 * width,),
-                f"{block}.mlp.c_proj.weight": (width, 4 * width),
-                f"{block}.mlp.c_proj.bias": (width,),
-            }
-            for norm in ("ln_1", "ln_2"):
-                shapes |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
+            shapes |= block_shapes(block, width)
     config_path, weights_path = folder / f"golden-{width}.json", folder / f"golden-{width}.safetensors"
     config_path.write_text(json.dumps(config))
     save_file({name: value(name, shape) for name, shape in shapes.items()}, weights_path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import PosEmbedResize
-from tests.support.recipe import normal
+from afclip_lightning.types import Batch, Sample
+from tests.support.recipe import block_shapes, normal
 
 Network = Literal["B16", "L14", "L14-A"]
 WIDTH = 64
@@ -69,17 +71,7 @@ def write_clip(folder: Path, network: Network) -> tuple[Path, Path]:
     for tower, blocks, width in (("visual.transformer", depth, WIDTH), ("transformer", 4, text_width)):
         for index in range(blocks):
             block = f"{tower}.resblocks.{index}"
-            norms |= {f"{block}.ln_1": width, f"{block}.ln_2": width}
-            shapes |= {
-                f"{block}.attn.in_proj_weight": (3 * width, width),
-                f"{block}.attn.in_proj_bias": (3 * width,),
-                f"{block}.attn.out_proj.weight": (width, width),
-                f"{block}.attn.out_proj.bias": (width,),
-                f"{block}.mlp.c_fc.weight": (4 * width, width),
-                f"{block}.mlp.c_fc.bias": (4 * width,),
-                f"{block}.mlp.c_proj.weight": (width, 4 * width),
-                f"{block}.mlp.c_proj.bias": (width,),
-            }
+            shapes |= block_shapes(block, width)
     for norm, width in norms.items():
         shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
     config_path, weights_path = folder / f"baseline-{network}.json", folder / f"baseline-{network}.safetensors"
@@ -109,3 +101,15 @@ def mask(index: int, size: int) -> torch.Tensor:
         top, bottom, left, right = (round(size * fraction) for fraction in rows)
         drawn[top:bottom, left:right] = 1
     return drawn
+
+
+def batch_of(categories: Sequence[str], size: int, dataset: str = "golden") -> Batch:
+    """Returns the first inputs with their masks, one per category that is named."""
+    masks = torch.stack([mask(i, size) for i in range(len(categories))])
+    return Batch(
+        image=torch.stack([image(i, size) for i in range(len(categories))]),
+        mask=masks,
+        label=masks.amax((1, 2)).long(),
+        mask_known=torch.ones(len(categories), dtype=torch.bool),
+        samples=[Sample(dataset, name, "test", Path(f"{i}.png"), 0) for i, name in enumerate(categories)],
+    )

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from afclip_lightning.heads.format import Converted, Format, Tensors, only, papers_backbone
 
 NORMAL, ABNORMAL = "object.", "damaged object."
@@ -23,17 +21,14 @@ def convert(contents: Sequence[Any]) -> Converted:
     normal = tensors.take("ctx_pos", 1, 1, None, None)[0]  # [1, n, width]
     count, width = normal.shape[1:]
     abnormal = tensors.take("ctx_neg", 1, None, count, width)[0]  # [K, n, width]
-    deep = tensors.take_all("compound_prompts_text.{}", None, width)
+    deep, sizes = tensors.take_deep(width)
     prompts = tensors.take_prompts("pos", NORMAL, 1, count, width)
     prompts += tensors.take_prompts("neg", ABNORMAL, len(abnormal), count, width)
     left_out = tensors.leave("compound_prompt_projections.")
     tensors.end()
-    found = {"members.0.normal_tokens": normal, "members.0.abnormal_tokens": abnormal}
-    arguments = {"prompt_tokens": count, "n_abnormal_prompts": len(abnormal), "prompt_depth": 1 + len(deep)}
-    if deep:
-        found["members.0.deep.tokens"] = torch.stack(deep)
-        arguments["deep_tokens"] = deep[0].shape[0]
-    return Converted(found, arguments, prompts, left_out)
+    found = {"normal_tokens": normal, "abnormal_tokens": abnormal, **deep}
+    arguments = {"prompt_tokens": count, "n_abnormal_prompts": len(abnormal), **sizes}
+    return Converted({f"members.0.{name}": tensor for name, tensor in found.items()}, arguments, prompts, left_out)
 
 
 FORMAT = Format(

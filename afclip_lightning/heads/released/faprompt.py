@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from afclip_lightning.heads.format import Converted, Format, Tensors, only, papers_backbone
 
 NORMAL, ABNORMAL = "object.", "damaged object."
@@ -24,7 +22,7 @@ def convert(contents: Sequence[Any]) -> Converted:
     n_normal, width = normal.shape[1:]
     abnormal = tensors.take("ctx_neg", 1, None, None, width)[0]  # [K, m, width]
     n_prompts, n_abnormal = abnormal.shape[:2]
-    deep = tensors.take_all("compound_prompts_text.{}", None, width)
+    deep, sizes = tensors.take_deep(width)
     hidden = tensors.take("patch_meta_net.linear1.weight", None, None)  # its inputs are the patches of the prior
     found = {
         "prompts.normal_tokens": normal,
@@ -33,6 +31,7 @@ def convert(contents: Sequence[Any]) -> Converted:
         "prior_network.0.bias": tensors.take("patch_meta_net.linear1.bias", len(hidden)),
         "prior_network.2.weight": tensors.take("patch_meta_net.linear2.weight", width, len(hidden)),
         "prior_network.2.bias": tensors.take("patch_meta_net.linear2.bias", width),
+        **{f"prompts.{name}": tokens for name, tokens in deep.items()},
     }
     prompts = tensors.take_prompts("pos", NORMAL, 1, n_normal, width)
     prompts += tensors.take_prompts("neg", ABNORMAL, n_prompts, n_normal + n_abnormal, width)
@@ -42,11 +41,8 @@ def convert(contents: Sequence[Any]) -> Converted:
         "n_normal_tokens": n_normal,
         "n_abnormal_tokens": n_abnormal,
         "n_abnormal_prompts": n_prompts,
-        "prompt_depth": 1 + len(deep),
+        **sizes,
     }
-    if deep:
-        found["prompts.deep.tokens"] = torch.stack(deep)
-        arguments["deep_tokens"] = deep[0].shape[0]
     return Converted(found, arguments, prompts, left_out)
 
 
