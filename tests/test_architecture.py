@@ -17,10 +17,10 @@ FLOORS = [  # the lowest first: a file imports from its own floor and from those
     {"metrics", "results"},
     {"backbones"},
     {"data", "prompts"},
-    {"datasets", "knowledge", "components"},
+    {"datasets", "annotations", "knowledge", "components"},
     {"methods"},
     {"engine", "heads"},
-    {"report", "inspection", "benchmark", "sweep"},
+    {"report", "inspection", "benchmark", "sweep", "importers"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

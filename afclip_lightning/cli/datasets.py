@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning datasets`: list, check and unpack datasets."""
+"""`python -m afclip_lightning datasets`: list, check, unpack and import datasets."""
 
 import argparse
 import json
@@ -21,6 +21,7 @@ check     compares a dataset on disk with what is published: images per category
           training and in test; exit code 0 if nothing is wrong, 1 if there is something to look at, 2 for an error
 prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it; overwrites nothing, and goes on where
           an interrupted one stopped
+import    writes your own data as a set that is read here, from what an annotation tool exported; see import --help
 
 NAME is a name from the list, or a class: datasets check Folder --root DIR --normal_dir good --abnormal_dir bad
 Nothing here uses the network.
@@ -51,6 +52,10 @@ def _shown(count: int | None) -> str:
 @command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 something is off, 2 a mistake that the message explains."""
+    if args and args[0] == "import":
+        from afclip_lightning.importers import command as importing
+
+        return importing.run(args[1:], CommandParser)
     options, rest = _parser().parse_known_args(args)
     from afclip_lightning.data import lightning_base  # these imports take time, for which `--help` has no use
 
@@ -88,10 +93,11 @@ def main(args: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} datasets", description=DESCRIPTION)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,prepare}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,prepare,import}")
     listing = verbs.add_parser("list")
     check = verbs.add_parser("check")
     prepare = verbs.add_parser("prepare")
+    verbs.add_parser("import", add_help=False)  # answered by `main`: its options depend on what is imported
     for verb in (check, prepare):
         verb.add_argument("name", metavar="NAME", help="a dataset of the list, or a class, whose arguments are options")
         verb.add_argument(

@@ -1,0 +1,1 @@
+"""Shapes as annotation tools draw them: what pixels they mark, how they are read and written."""

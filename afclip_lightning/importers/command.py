@@ -1,0 +1,75 @@
+"""The command `datasets import`: one's own data, from what another program wrote, as a set that is read here.
+
+A kind of export is a module of this folder with two functions, found by its file and named in no other place:
+
+- `add_options(parser)` adds the options of the kind, beside `FILE`, `--from` and `--out`.
+- `convert(options)` does the work and returns the exit code.
+
+Its line in the help is the first line of its docstring, after the colon.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import afclip_lightning.importers
+from afclip_lightning.errors import PROGRAM
+
+
+def kinds() -> dict[str, str]:
+    """Returns what each kind of export is, by name. Their modules are read, and not imported."""
+    found = ((module.name, _line(module.name)) for module in pkgutil.iter_modules(afclip_lightning.importers.__path__))
+    return {name: line for name, line in found if line}
+
+
+def _line(name: str) -> str:
+    """Returns what a module says of its kind; empty if it is none."""
+    spec = importlib.util.find_spec(f"{afclip_lightning.importers.__name__}.{name}")
+    source = spec and spec.loader and spec.loader.get_source(spec.name)  # type: ignore[attr-defined]
+    tree = ast.parse(source or "")
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "convert" for node in tree.body):
+        return ""
+    return (ast.get_docstring(tree) or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+
+
+def run(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> int:
+    """Runs the command and returns its exit code.
+
+    Args:
+        args: What follows `datasets import`.
+        make_parser: The parser of commands.
+
+    Raises:
+        UserError: An export, an image or the place of the output is not as it must be.
+    """
+    options = parser(args, make_parser).parse_args(args)
+    code: int = importlib.import_module(f"{afclip_lightning.importers.__name__}.{options.kind}").convert(options)
+    return code
+
+
+def parser(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Returns the parser, with the options of the kind that the arguments name."""
+    known = kinds()
+    width = max(map(len, known), default=0)
+    table = "\n".join(f"  {name:{width}}  {line}" for name, line in known.items())
+    description = f"""\
+Writes what another program exported as a set that is read here: --data Listing --data.root SET.
+Nothing that is there is overwritten, and a run that was stopped goes on where it was.
+
+Kinds of --from; --from KIND --help lists the options of each:
+{table}
+"""
+    outer = make_parser(f"{PROGRAM} datasets import", description=description)
+    outer.add_argument("file", type=Path, metavar="FILE", help="the export: a file or a folder")
+    outer.add_argument("--from", dest="kind", required=True, choices=known, metavar="KIND", help="what it is")
+    outer.add_argument("--out", type=Path, required=True, metavar="SET", help="folder of the set that is written")
+    kind = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    kind.add_argument("--from", dest="kind", nargs="?")
+    named = kind.parse_known_args(args)[0].kind
+    if named in known:
+        importlib.import_module(f"{afclip_lightning.importers.__name__}.{named}").add_options(outer)
+    return outer
