@@ -22,7 +22,8 @@ from afclip_lightning.metrics.significance import (
     ranking,
     wilcoxon,
 )
-from afclip_lightning.results import MEAN, METRICS, TITLE, Key
+from afclip_lightning.results import MEAN, TITLE_OF_ALL, Key
+from afclip_lightning.results.titles import RANKED
 
 FEWEST = 6
 """Categories or datasets that the signed-rank test needs: of 5, all of one sign have the p-value 0.06."""
@@ -60,7 +61,7 @@ class Compared:
     Attributes:
         dataset: Name of the dataset.
         category: Its category, or `mean`.
-        metric: As in `results.METRICS`.
+        metric: As in `results.TITLE_OF_ALL`.
         first: Name of the first method.
         second: Name of the second.
         difference: By the paired bootstrap.
@@ -81,7 +82,7 @@ class Signed:
     """The signed-rank test of two methods over categories or datasets.
 
     Attributes:
-        metric: As in `results.METRICS`.
+        metric: As in `results.TITLE_OF_ALL`.
         over: `categories` or `datasets`.
         count: How many.
         first: Name of the first method.
@@ -108,7 +109,7 @@ class Ranked:
     """How methods rank over categories or datasets in one metric.
 
     Attributes:
-        metric: As in `results.METRICS`.
+        metric: As in `results.TITLE_OF_ALL`.
         over: `categories` or `datasets`.
         count: How many.
         names: The methods.
@@ -203,8 +204,9 @@ def _run(run: Recorded, replicates: int, seed: int) -> _Run:
     values: dict[Place, float] = {}
     found: dict[Place, Resampled | None] = {}
     for key, metrics in run.metrics.items():
-        again = resampled(CategoryCounts.of(run.records[key]), replicates, (seed, *key), run.pro_limit)
-        for metric in METRICS:
+        images = CategoryCounts.of(run.records[key], run.thresholds[key])
+        again = resampled(images, replicates, (seed, *key), run.pro_limit)
+        for metric in TITLE_OF_ALL:
             if metric in metrics and metric in again:
                 place = (*key, metric)
                 values[place], found[place] = metrics[metric], again[metric]
@@ -245,15 +247,15 @@ def _left_out(runs: Sequence[Recorded], found: Sequence[_Run]) -> dict[str, str]
     limits = sorted({run.pro_limit for run in runs})
     if len(limits) > 1:
         between = " and ".join(f"{limit:g}" for limit in limits)
-        left_out["pixel_pro"] = f"{TITLE['pixel_pro']} is left out: the runs integrate it up to {between}."
+        left_out["pixel_pro"] = f"{TITLE_OF_ALL['pixel_pro']} is left out: the runs integrate it up to {between}."
     for run, metrics in zip(runs, found, strict=True):
         for place, value in metrics.values.items():
             again = metrics.resampled[place]
             if place[1] != MEAN and again is not None and abs(value - again.value) > APART:
                 reason = (
-                    f"{TITLE[place[2]]} is left out: for {'/'.join(place[:2])} it is {100 * value:.1f} in the table of "
-                    f"{run.path}, and {100 * again.value:.1f} by what is kept of its images. Its definition is another "
-                    "there, or the files are of two tests."
+                    f"{TITLE_OF_ALL[place[2]]} is left out: for {'/'.join(place[:2])} it is {100 * value:.1f} in the "
+                    f"table of {run.path}, and {100 * again.value:.1f} by what is kept of its images. Its definition "
+                    "is another there, or the files are of two tests."
                 )
                 left_out.setdefault(place[2], reason)
     return left_out
@@ -265,7 +267,7 @@ def _too_few(found: Sequence[_Run], left_out: Container[str]) -> list[str]:
     for run in found:
         for (dataset, category, metric), again in run.resampled.items():
             if again is None and category != MEAN and metric not in left_out:
-                absent.setdefault(f"{dataset}/{category}", {})[TITLE[metric]] = None
+                absent.setdefault(f"{dataset}/{category}", {})[TITLE_OF_ALL[metric]] = None
     return [
         f"{name} is left out, and so is its dataset's mean, in {', '.join(titles)}: its images are too few. An "
         f"interval needs {FEWEST_IMAGES} normal and {FEWEST_IMAGES} anomalous ones."
@@ -300,7 +302,7 @@ def _over_units(methods: Sequence[Sampled]) -> tuple[list[Signed], list[Ranked]]
     signed: list[Signed] = []
     ranked: list[Ranked] = []
     names = tuple(method.name for method in methods)
-    for metric in METRICS:
+    for metric in RANKED:
         places = [place for place in methods[0].values if place[2] == metric]
         for over in ("categories", "datasets"):
             units = [place for place in places if (place[1] == MEAN) == (over == "datasets")]

@@ -12,7 +12,8 @@ from afclip_lightning.benchmark.render import NONE, Grid, spread
 from afclip_lightning.files import csv_text
 from afclip_lightning.metrics.intervals import interval
 from afclip_lightning.metrics.significance import LEVEL, Difference, holm, may_be_best
-from afclip_lightning.results import MEAN, METRICS, TITLE
+from afclip_lightning.results import MEAN, TITLE_OF_ALL
+from afclip_lightning.results.titles import RANKED
 
 COLUMNS = (
     *("metric", "dataset", "category", "first", "second", "first_value", "second_value"),
@@ -22,7 +23,7 @@ COLUMNS = (
 
 def tables(found: Comparison) -> list[Grid]:
     """Returns the comparison as tables, in percent: means over categories, tests over categories, then each metric."""
-    metrics = [metric for metric in METRICS if any(place[2] == metric for place in found.methods[0].values)]
+    metrics = [metric for metric in TITLE_OF_ALL if any(place[2] == metric for place in found.methods[0].values)]
     means = [_means(found, metrics), _mean_differences(found, metrics)]
     over = [_signed(found)] if found.signed else []
     return [*means, *over, *(_per_category(found, metric) for metric in metrics)]
@@ -132,9 +133,10 @@ def _means(found: Comparison, metrics: Sequence[str]) -> Grid:
     for metric in metrics:
         for place in [place for place in found.methods[0].values if place[1:] == (MEAN, metric)]:
             values = np.array([method.value(place) for method in found.methods])
-            best = may_be_best(values, np.stack([method.resampled[place].samples for method in found.methods]))
-            bold |= {(len(rows), 2 + number) for number in np.flatnonzero(best).tolist()}
-            rows.append((TITLE[metric], place[0], *(value_text(method, place) for method in found.methods)))
+            if metric in RANKED:
+                best = may_be_best(values, np.stack([method.resampled[place].samples for method in found.methods]))
+                bold |= {(len(rows), 2 + number) for number in np.flatnonzero(best).tolist()}
+            rows.append((TITLE_OF_ALL[metric], place[0], *(value_text(method, place) for method in found.methods)))
     names = tuple(method.name for method in found.methods)
     below = f"Bold: with {100 * LEVEL:g} % confidence the truly best of a row is among them (Hsu)."
     return Grid(
@@ -150,7 +152,7 @@ def _mean_differences(found: Comparison, metrics: Sequence[str]) -> Grid:
             part = [row for row in found.compared if (row.metric, row.dataset, row.category) == (metric, dataset, MEAN)]
             for row, corrected in zip(part, holm([row.difference.p_value for row in part]), strict=True):
                 cells = [p_text(row.difference.p_value), *([p_text(float(corrected))] if many else [])]
-                rows.append((TITLE[metric], dataset, _pair(row), difference_text(row.difference), *cells))
+                rows.append((TITLE_OF_ALL[metric], dataset, _pair(row), difference_text(row.difference), *cells))
     header = ("metric", "dataset", "methods", "difference", "p", *(("Holm",) if many else ()))
     return Grid("Differences of the means", header, tuple(rows), 3)
 
@@ -159,7 +161,7 @@ def _signed(found: Comparison) -> Grid:
     many = len(found.methods) > 2
     rows = [
         (
-            TITLE[row.metric],
+            TITLE_OF_ALL[row.metric],
             f"{row.count} {row.over}",
             _pair(row),
             f"{row.wins} : {row.losses}",
@@ -189,7 +191,7 @@ def _per_category(found: Comparison, metric: str) -> Grid:
     header = ["dataset", "category", *(method.name for method in found.methods)]
     for other in found.methods[1:]:
         header += [f"{other.name} − {first}", "p", *(["DeLong"] if other.name in tested else [])]
-    return Grid(TITLE[metric], tuple(header), tuple(rows), 2)
+    return Grid(TITLE_OF_ALL[metric], tuple(header), tuple(rows), 2)
 
 
 def value_text(method: Sampled, place: tuple[str, str, str]) -> str:

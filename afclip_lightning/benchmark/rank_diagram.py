@@ -11,7 +11,7 @@ from afclip_lightning.benchmark.comparison import Ranked
 from afclip_lightning.errors import shown
 from afclip_lightning.files import atomic_path
 from afclip_lightning.metrics.significance import cliques
-from afclip_lightning.results import TITLE
+from afclip_lightning.results import TITLE_OF_ALL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def draw(ranked: Ranked) -> Figure:
     for x in (1, end):
         line([x, x], [0.38, 0.46])
     beyond = "" if reach <= count - 1 else ", longer than the axis"
-    title = f"{TITLE[ranked.metric]}, {ranked.count} {ranked.over}: critical difference {reach:.2f}{beyond}"
+    title = f"{TITLE_OF_ALL[ranked.metric]}, {ranked.count} {ranked.over}: critical difference {reach:.2f}{beyond}"
     write_at(1, 0.5, f"{title}, Friedman p = {ranked.ranking.p_value:.2g}", "left", "bottom", 9)
     for number, bar in enumerate(bars, 1):
         line([ranks[bar[0]] - 0.02, ranks[bar[-1]] + 0.02], [-GAP * number, -GAP * number], 3.5)

@@ -14,6 +14,7 @@ from afclip_lightning.files import read_csv, read_json
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import read_records
 from afclip_lightning.results import MEAN, Key, find_table
+from afclip_lightning.results.operating import OperatingPoint, points_as_metrics, thresholds_of
 
 NAMED = 3  # images that a message names
 
@@ -25,9 +26,10 @@ class Recorded:
     Attributes:
         path: Its folder, or its table.
         records: By dataset and category, its images.
-        metrics: By dataset and category, the metrics of its table, in [0, 1].
+        metrics: By dataset and category, the metrics of its table, in [0, 1], and what its fixed thresholds give.
         pro_limit: False-positive rate up to which its PRO is integrated.
         size: At which size its pixels were evaluated, in words.
+        thresholds: By dataset and category and by level, those that were fixed without labels.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Recorded:
     metrics: Mapping[Key, Mapping[str, float]]
     pro_limit: float
     size: str
+    thresholds: Mapping[Key, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def has_pixels(self) -> bool:
@@ -60,6 +63,7 @@ class _Row:
     dataset: str
     category: str
     metrics: dict[str, float]
+    operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def read_recorded(path: Path) -> Recorded:
     else:
         source = folder / f"scores{suffix}.csv"
         records = _scores(source)
-    metrics = {(row.dataset, row.category): row.metrics for row in results.rows if row.category != MEAN}
+    rows = {(row.dataset, row.category): row for row in results.rows if row.category != MEAN}
+    metrics = {key: row.metrics | points_as_metrics(row.operating_points) for key, row in rows.items()}
     if absent := metrics.keys() ^ records.keys():
         raise UserError(
             f"{table} and {source.name} beside it are not of the same test: only one of them has "
@@ -114,6 +119,7 @@ def read_recorded(path: Path) -> Recorded:
         metrics,
         read_json(folder / f"curves{suffix}.json", _Curves).pro_limit,
         "each image's own size" if size == "image" else f"{seen} pixels" if seen else "the backbone's size",
+        {key: thresholds_of(row.operating_points) for key, row in rows.items()},
     )
 
 

@@ -10,7 +10,7 @@ from afclip_lightning.benchmark.published import Published, architecture, compar
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.benchmark.uncertainty import OVER, Line, Uncertainty, line_of
 from afclip_lightning.errors import shown
-from afclip_lightning.results import LEVEL, MEAN, METRICS, SHOWN, TITLE
+from afclip_lightning.results import FIXED, LEVEL, MEAN, METRICS, SHOWN, TITLE, TITLE_OF_ALL
 
 NONE = "–"
 # These list datasets downwards and methods across, and print the metrics of a level together; the others list methods
@@ -139,19 +139,41 @@ def own_tables(
             found[row.metric][row.seed] = 100 * row.value
     grids = []
     for dataset, lines in groups.items():
-        columns = [
-            metric for metric in METRICS if metric in SHOWN or any(metric in values for values in lines.values())
-        ]
-        header = ("method", "trained on", "shots", "seeds", *(TITLE[metric] for metric in columns), "backbone")
-        body = []
-        for line, metrics in lines.items():
-            seeds = len({seed for values in metrics.values() for seed in values})
-            cells = [spread(list(metrics.get(metric, {}).values())) for metric in columns]
-            body.append(_line(line, str(seeds), cells))
-        grid = Grid(f"Measured on {dataset}", header, tuple(body), 2)
+        measured = {metric for values in lines.values() for metric in values}
+        columns = [metric for metric in METRICS if metric in SHOWN or metric in measured]
+        at_fixed = [metric for metric in FIXED if metric in measured]
         known = (uncertain or {}).get(dataset)
-        grids += [grid] if known is None else _with_intervals(grid, dataset, list(lines), columns, known)
+        grids += _grids(f"Measured on {dataset}", f"Intervals on {dataset}", lines, columns, known)
+        if at_fixed:
+            title = f"At thresholds fixed without labels on {dataset}"
+            grids += _grids(title, f"Intervals at these thresholds on {dataset}", lines, at_fixed, known)
     return grids
+
+
+def _grids(
+    title: str,
+    title_of_intervals: str,
+    lines: Mapping[Line, Mapping[str, Mapping[int, float]]],
+    columns: Sequence[str],
+    known: Uncertainty | None,
+) -> list[Grid]:
+    """Returns the table of some metrics on a test set, and that of their intervals where they are known.
+
+    Args:
+        title: Of the first.
+        title_of_intervals: Of the second.
+        lines: By line, metric and seed, values in percent.
+        columns: The metrics.
+        known: What the numbers may be by chance.
+    """
+    header = ("method", "trained on", "shots", "seeds", *(TITLE_OF_ALL[metric] for metric in columns), "backbone")
+    body = []
+    for line, metrics in lines.items():
+        seeds = len({seed for values in metrics.values() for seed in values})
+        cells = [spread(list(metrics.get(metric, {}).values())) for metric in columns]
+        body.append(_line(line, str(seeds), cells))
+    grid = Grid(title, header, tuple(body), 2)
+    return [grid] if known is None else _with_intervals(grid, title_of_intervals, list(lines), columns, known)
 
 
 def _line(line: Line, seeds: str, cells: Sequence[str]) -> tuple[str, ...]:
@@ -160,7 +182,7 @@ def _line(line: Line, seeds: str, cells: Sequence[str]) -> tuple[str, ...]:
 
 
 def _with_intervals(
-    grid: Grid, dataset: str, lines: Sequence[Line], columns: Sequence[str], known: Uncertainty
+    grid: Grid, title: str, lines: Sequence[Line], columns: Sequence[str], known: Uncertainty
 ) -> list[Grid]:
     """Returns a table with what may be the best in bold, and one of intervals behind it."""
     if not known.intervals:
@@ -184,7 +206,7 @@ def _with_intervals(
         f"{level} BCa intervals of the means over categories, over samples of the images; of several seeds they hold "
         "both sources of variation, images and seeds."
     )
-    intervals = Grid(f"Intervals on {dataset}", (*grid.header, "over"), tuple(body), 2, below=(about, *known.notes))
+    intervals = Grid(title, (*grid.header, "over"), tuple(body), 2, below=(about, *known.notes))
     return [replace(grid, bold=bold, below=said if bold else ()), intervals]
 
 

@@ -1,7 +1,7 @@
 """The one table: one measurement per line, put together from what each run left in its folder."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from filelock import FileLock
 from afclip_lightning.benchmark.matrix import Cell, Step
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, csv_text, read_json, shown, write_text
+from afclip_lightning.results.operating import OperatingPoint, points_as_metrics
 
 DONE, TABLE = "done.json", "results"
 REMEDY = "--retry makes it again."
@@ -71,6 +72,7 @@ class Done:
 class _ResultsRow:
     category: str
     metrics: dict[str, float]
+    operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def read_results(folder: Path) -> list[tuple[str, str, float]]:
     """
     path = folder / "results.json"
     rows = read_json(path, _Results, finite=False, remedy=REMEDY).rows  # a threshold may be infinite
-    found = [(row.category, metric, value) for row in rows for metric, value in row.metrics.items()]
+    found = [
+        (row.category, metric, value)
+        for row in rows
+        for metric, value in (row.metrics | points_as_metrics(row.operating_points)).items()
+    ]
     if not found:
         raise UserError(f"{shown(path)}: has no results.")
     for category, metric, value in found:

@@ -15,6 +15,7 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import csv_text
 from afclip_lightning.metrics.significance import may_be_best
 from afclip_lightning.results import MEAN, Interval
+from afclip_lightning.results.titles import RANKED
 
 REPLICATES = 1000
 RECORDS = "image_counts.npz"
@@ -85,7 +86,7 @@ def _of_dataset(rows: Sequence[Measurement], folders: Mapping[Line, Sequence[Pat
         for line, method in zip(folders, methods, strict=True):
             intervals[line, metric] = interval(method.resampled[place])
         values = np.array([method.value(place) for method in methods])
-        if values.max() >= _highest(rows, metric) - 1e-9:  # else the best kept no images
+        if metric in RANKED and values.max() >= _highest(rows, metric) - 1e-9:  # else the best kept no images
             kept = may_be_best(values, np.stack([method.resampled[place].samples for method in methods]))
             best |= {(line, metric) for line, may in zip(folders, kept, strict=True) if may}
     runs = {line: len(of) for line, of in folders.items()}

@@ -75,7 +75,7 @@ def main(args: Sequence[str]) -> int:
         notes.lines += why_none if options.aupimo else []
     rows = results.with_means(rows)
     if settings:
-        found = intervals_of(records, settings, options.fpr_limit)
+        found = intervals_of(records, settings, options.fpr_limit, results.fixed_thresholds(rows))
         rows = results.with_intervals(rows, found.by_row)
         notes.lines += found.notes
     print(results.render(rows, options.tolerance, results.shown_columns(rows)))

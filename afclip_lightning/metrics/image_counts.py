@@ -5,18 +5,28 @@ their order or their process. The images of a category are then brought to commo
 any sample of them, images drawn twice included, are a weighted sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA, Bins, ScoreCounts, ScoreHistogram, wide_keys
+from afclip_lightning.metrics.histogram import (
+    MANTISSA,
+    WIDE_MANTISSA,
+    Bins,
+    ScoreCounts,
+    ScoreHistogram,
+    score_keys,
+    wide_keys,
+)
 from afclip_lightning.metrics.histogram import REGION as IMAGE_REGION
 from afclip_lightning.metrics.scores import Array, ranked, to_tensor
+from afclip_lightning.results import is_anomalous
 
 IMAGE_BINS = 2**13
 """Resolution of one image's counts: of at most 2^14 bins, 6 bytes are kept per bin used and 14 more per bin of
@@ -100,6 +110,37 @@ class ImageCounts(NamedTuple):
         counts[1, self.marked], counts[2, self.marked] = self.anomalous, self.region_weight
         return ScoreHistogram(self.lowest, self.highest, torch.from_numpy(counts), IMAGE_BINS, self.wide)
 
+    def above(self, threshold: float) -> np.ndarray:
+        """Returns the normal and the anomalous pixels above a threshold, and how far each can be off, `[4]`, float64.
+
+        Only of the pixels in the bin that the threshold falls into it is not known, unless that bin holds one score:
+        half of them count as above, so that half of them is what it can be off by.
+        """
+        first, inside = self._first_above(threshold)
+        normal = self.pixels.astype(np.float64)
+        normal[np.searchsorted(self.bins, self.marked)] -= self.anomalous
+        parts = (self.bins, normal), (self.marked, self.anomalous.astype(np.float64))
+        half = [float(count[at == inside].sum()) / 2 for at, count in parts]
+        over = [float(count[at >= first].sum()) for at, count in parts]
+        return np.array([over[0] + half[0], over[1] + half[1], *half])
+
+    def _first_above(self, threshold: float) -> tuple[int, int]:
+        """Returns the first bin whose scores are above a threshold, and the bin that it falls into; -1 for none."""
+        number = np.float64 if self.wide else np.float32
+        limits = np.finfo(number)
+        if threshold < limits.min:
+            return 0, -1
+        near = np.array([min(threshold, float(limits.max))], number)
+        if float(near[0]) > threshold:  # scores are above the threshold if they are above the number just below it
+            near = np.nextafter(near, number(-np.inf))
+        key = int(score_keys(torch.from_numpy(near)))
+        if key < self.lowest:
+            return 0, -1
+        if key >= self.highest:
+            return self.partition.size, -1
+        at = int(self.partition.index(torch.tensor([key])))
+        return at + 1, at if at % 2 else -1  # the scores of even bins are equal
+
 
 @dataclass(frozen=True)
 class ImageRecord:
@@ -150,6 +191,8 @@ class CategoryCounts:
         anomalous: `[n, g]`, likewise, anomalous pixels.
         region_weight: `[n, g]`, likewise, sums of `REGION / area`, where `area` is that of the pixel's region.
         tied: `[g]`, bool, whether all scores of a group are known to be equal.
+        above: Where thresholds are fixed, by level (`image`, `pixel`), `[4, n]`: normal and anomalous scores of each
+            image above them, and how far each of these can be off; absent of a level that not all images have.
     """
 
     names: tuple[str, ...]
@@ -161,13 +204,17 @@ class CategoryCounts:
     anomalous: np.ndarray = field(repr=False)
     region_weight: np.ndarray = field(repr=False)
     tied: np.ndarray = field(repr=False)
+    above: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, records: Sequence[ImageRecord]) -> "CategoryCounts":
+    def of(
+        cls, records: Sequence[ImageRecord], thresholds: Mapping[str, float] = MappingProxyType({})
+    ) -> "CategoryCounts":
         """Returns the images of a category; in which order and parts they came makes no difference.
 
         Args:
             records: At least one, of different names.
+            thresholds: By level, those that were fixed; see `above`.
 
         Raises:
             ValueError: Two images have one name.
@@ -209,6 +256,7 @@ class CategoryCounts:
             anomalous,
             weight,
             (seen.tied[first] & alone)[::-1],
+            _above(records, thresholds),
         )
 
     def pixel_counts(self, weights: np.ndarray | None = None) -> ScoreCounts:
@@ -225,6 +273,19 @@ class CategoryCounts:
             (times @ part)[::-1].astype(np.int64) for part in (self.normal, self.anomalous, self.region_weight)
         )
         return ScoreCounts(self.lowest[::-1], normal, anomalous, weight, self.tied[::-1])
+
+
+def _above(records: Sequence[ImageRecord], thresholds: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Returns how many scores of each image are above thresholds; see `CategoryCounts.above`."""
+    found = {}
+    scores, counts = [record.score for record in records], [record.counts for record in records]
+    if "image" in thresholds and None not in scores:
+        labels = np.array([record.label for record in records])
+        over = is_anomalous(np.array(scores, np.float64), thresholds["image"])
+        found["image"] = np.stack([over & (labels == 0), over & (labels == 1), *np.zeros((2, len(over)))])
+    if "pixel" in thresholds and None not in counts:
+        found["pixel"] = np.stack([part.above(thresholds["pixel"]) for part in counts if part is not None], axis=1)
+    return found
 
 
 def _moved(counts: ImageCounts, whole: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:

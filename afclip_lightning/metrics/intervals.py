@@ -7,6 +7,7 @@ has a number of each by choice, and every category is drawn by itself.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.special import ndtr, ndtri
 
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
-from afclip_lightning.results import LEVEL, MEAN, METRICS, TITLE, Interval, Key
+from afclip_lightning.results import LEVEL, MEAN, TITLE_OF_ALL, Interval, Key
 from afclip_lightning.types import IntervalKind
 
 FEWEST = 5
@@ -80,33 +81,40 @@ class Intervals:
     notes: list[str] = field(default_factory=list)
 
 
-def intervals_of(records: Mapping[Key, Sequence[ImageRecord]], settings: Settings, fpr_limit: float = 0.3) -> Intervals:
+def intervals_of(
+    records: Mapping[Key, Sequence[ImageRecord]],
+    settings: Settings,
+    fpr_limit: float = 0.3,
+    thresholds: Mapping[Key, Mapping[str, float]] = MappingProxyType({}),
+) -> Intervals:
     """Returns the intervals of each category, and of each dataset's mean over its categories.
 
     Args:
         records: The images by dataset and category, in any order.
         settings: How intervals are found.
         fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        thresholds: By dataset and category and by level, those that were fixed without labels. They stay as they are in
+            every sample: what other normal images would have made of them is not in the intervals.
     """
     result = Intervals()
     for dataset in dict.fromkeys(dataset for dataset, _ in records):
         of_dataset: list[Mapping[str, Resampled | None]] = []
         for category in (name for other, name in records if other == dataset and records[other, name]):
             try:
-                images = CategoryCounts.of(records[dataset, category])
+                images = CategoryCounts.of(records[dataset, category], thresholds.get((dataset, category), {}))
             except ValueError as error:  # an image is there twice
                 result.notes.append(f"No interval of {dataset}/{category}: {error}.")
-                of_dataset.append(dict.fromkeys(METRICS))
+                of_dataset.append(dict.fromkeys(TITLE_OF_ALL))
                 continue
             found = resampled(images, settings.replicates, (settings.seed, dataset, category), fpr_limit)
             of_dataset.append(found)
             result.by_row[dataset, category] = _ends(found, settings)
             if reason := _why_none(images, found):
                 result.notes.append(f"No interval of {dataset}/{category}: {reason}.")
-        parts = {key: [found[key] for found in of_dataset if key in found] for key in METRICS}
+        parts = {key: [found[key] for found in of_dataset if key in found] for key in TITLE_OF_ALL}
         means = {key: mean_of(of_metric) for key, of_metric in parts.items() if of_metric}
         result.by_row[dataset, MEAN] = _ends(means, settings)
-        absent = [TITLE[key] for key, value in means.items() if value is None and any(parts[key])]
+        absent = [TITLE_OF_ALL[key] for key, value in means.items() if value is None and any(parts[key])]
         if absent:
             names = ", ".join(absent)
             result.notes.append(f"No interval of the mean of {dataset}, where a category has none: {names}.")
@@ -158,7 +166,7 @@ def _why_none(images: CategoryCounts, metrics: Mapping[str, Resampled | None]) -
         anomalous = int(images.labels.sum())
         normal = len(images.labels) - anomalous
         return f"it has {normal} normal and {anomalous} anomalous images, and an interval needs {FEWEST} of each"
-    absent = [TITLE[key] for key, value in metrics.items() if value is None]
+    absent = [TITLE_OF_ALL[key] for key, value in metrics.items() if value is None]
     return f"too few images have anomalous pixels ({', '.join(absent)})" if absent else None
 
 

@@ -13,7 +13,9 @@ from afclip_lightning.metrics.result import Result
 from afclip_lightning.results.operating import OperatingPoint
 
 
-def operating_point(counts: ScoreCounts, threshold: float, rule: str, best_f1: float | None = None) -> OperatingPoint:
+def operating_point(
+    counts: ScoreCounts, threshold: float, rule: str, best_f1: float | None = None, binned: bool = False
+) -> OperatingPoint:
     """Returns what a threshold makes of scores.
 
     Where the threshold falls into a bin whose scores differ, half of them count as above it: `f1` lies between its
@@ -24,21 +26,27 @@ def operating_point(counts: ScoreCounts, threshold: float, rule: str, best_f1: f
         threshold: What is above it is anomalous.
         rule: How it was fixed.
         best_f1: At the best threshold.
+        binned: Whether a score that is alone in its bin may lie anywhere in it.
     """
     lowest = counts.lowest.astype(np.float64)  # else NumPy rounds the threshold to float32
     above = np.where(lowest > threshold, 1.0, 0.0)
-    last = int(np.searchsorted(lowest, threshold, side="right")) - 1  # the bin that the threshold lies in
-    if last >= 0 and not counts.tied[last]:
-        above[last] = 0.5
+    last = int(np.searchsorted(lowest, threshold, side="right")) - 1  # the bin that the threshold lies in, or beyond
+    open_normal = open_anomalous = 0.0
+    if last >= 0:
+        open_normal, open_anomalous = float(counts.normal[last]), float(counts.anomalous[last])
+        if not counts.tied[last]:
+            above[last] = 0.5
+        elif not binned or open_normal + open_anomalous > 1:  # equal scores, which are known
+            open_normal = open_anomalous = 0.0
     normal, anomalous = float(counts.normal.sum()), float(counts.anomalous.sum())
     fp, tp = float(counts.normal @ above), float(counts.anomalous @ above)
     fpr, tpr = fp / normal if normal else None, tp / anomalous if anomalous else None
     if fpr is None or tpr is None:
         return OperatingPoint(rule, threshold, fpr, tpr)
-    open_ = above == 0.5
-    half_fp, half_tp = float(counts.normal[open_].sum()) / 2, float(counts.anomalous[open_].sum()) / 2
-    f1 = _f1(tp, fp, anomalous)
-    error = max(_f1(tp + half_tp, fp - half_fp, anomalous) - f1, f1 - _f1(tp - half_tp, fp + half_fp, anomalous))
+    f1, part = _f1(tp, fp, anomalous), above[last]
+    highest = _f1(tp + (1 - part) * open_anomalous, fp - part * open_normal, anomalous)
+    lowest_f1 = _f1(tp - part * open_anomalous, fp + (1 - part) * open_normal, anomalous)
+    error = max(highest - f1, f1 - lowest_f1)
     gap = None if best_f1 is None else best_f1 - f1
     return OperatingPoint(rule, threshold, fpr, tpr, (tpr + 1 - fpr) / 2, f1, best_f1, gap, error)
 
@@ -60,7 +68,8 @@ def operating_points(
         points["image"] = operating_point(metrics.image_counts(), thresholds["image"], rule, best)
     if "pixel" in thresholds and metrics.all_masked:
         best = result.metrics.get("pixel_f1_max")
-        points["pixel"] = operating_point(metrics.pixel_counts(), thresholds["pixel"], rule, best)
+        pixels, binned = metrics.pixel_counts(), not metrics.exact
+        points["pixel"] = operating_point(pixels, thresholds["pixel"], rule, best, binned)
     return points
 
 

@@ -59,9 +59,10 @@ def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0
         `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
         scores. `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, `pixel_pro_05`: absent unless there are normal
         and anomalous pixels and the mask of every anomalous image is known. `pixel_aupimo`: where it is defined; see
-        `aupimo.check_defined`.
+        `aupimo.check_defined`. Where thresholds are fixed, `image_fixed_fpr`, `image_fixed_tpr`,
+        `image_fixed_balanced_accuracy`, `image_fixed_f1`, and the same of pixels: what `operating_point` finds.
     """
-    values: dict[str, np.ndarray] = {}
+    values = _fixed(images, weights)
     if images.labels.any() and not images.labels.all() and not np.isnan(images.scores).any():
         values |= _in_blocks(lambda part: _image_metrics(images, part), weights, len(images.labels))
     if images.masked.all() and images.anomalous.any() and images.normal.any():
@@ -70,6 +71,25 @@ def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0
         check_defined(images)
         at, (recall, _) = has_recall(images), tail_recall(images)
         values |= _in_blocks(lambda part: _aupimo(images, part, at, recall), weights, len(images.lowest))
+    return values
+
+
+def _fixed(images: CategoryCounts, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what fixed thresholds make of each sample, of what is defined for the images themselves."""
+    values = {}
+    for level, (fp, tp) in ((level, counts[:2]) for level, counts in images.above.items()):
+        if level == "image":
+            all_normal, all_anomalous = images.labels == 0, images.labels == 1
+        else:
+            all_normal, all_anomalous = images.normal.sum(axis=1), images.anomalous.sum(axis=1)
+        negatives, positives = weights @ all_normal, weights @ all_anomalous
+        fpr, tpr = _share(weights @ fp, negatives), _share(weights @ tp, positives)
+        f1 = np.where(np.isnan(fpr + tpr), np.nan, _share(2 * (weights @ tp), weights @ (tp + fp) + positives))
+        rates = {"fpr": fpr, "tpr": tpr, "balanced_accuracy": (tpr + 1 - fpr) / 2, "f1": f1}
+        defined = {"fpr": all_normal.any(), "tpr": all_anomalous.any()}
+        for key, rate in rates.items():
+            if defined.get(key, all(defined.values())):
+                values[f"{level}_fixed_{key}"] = rate
     return values
 
 

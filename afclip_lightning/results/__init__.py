@@ -11,8 +11,16 @@ from msgspec import Meta
 
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import csv_text, write_json, write_text
-from afclip_lightning.results.operating import OperatingPoint, mean_points, points_as_json, points_flat, points_table
+from afclip_lightning.results.operating import (
+    OperatingPoint,
+    mean_points,
+    points_as_json,
+    points_flat,
+    points_table,
+    thresholds_of,
+)
 from afclip_lightning.results.tables import aligned, name_cell
+from afclip_lightning.results.titles import FIXED, METRICS, SHOWN, TITLE, TITLE_OF_ALL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,24 +30,6 @@ Count = Annotated[int, Meta(ge=0)]
 ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
 Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
 Interval = tuple[float, float]  # lower and upper end
-
-TITLE = {
-    "image_auroc": "I-AUROC",
-    "image_ap": "I-AP",
-    "image_f1_max": "I-F1",
-    "pixel_ap": "P-AP",
-    "pixel_auroc": "P-AUROC",
-    "pixel_f1_max": "P-F1",
-    "pixel_pro": "P-PRO",
-    "pixel_pro_05": "P-PRO@5%",
-    "pixel_aupimo": "P-AUPIMO",
-}
-"""Every metric and the head of its column, in the order of all tables."""
-
-METRICS = tuple(TITLE)
-
-SHOWN = METRICS[:7]
-"""What a terminal has room for, and every table has; the others stand in files and pages, where there are any."""
 
 MEAN = "mean"
 """What stands for the category in a row that is the mean of a dataset's categories."""
@@ -134,7 +124,8 @@ class Row:
         error_bounds: How far binning can have moved each pixel metric.
         thresholds: Above which an image or a pixel is anomalous for the best F1; see `is_anomalous`.
         masks: What became of the masks; `None` if it is not known.
-        intervals: Ends of each metric's interval at `LEVEL`, in [0, 1]; absent of a metric that has none.
+        intervals: Ends of the interval at `LEVEL`, in [0, 1], of each metric and, as `image_fixed_fpr`, of what fixed
+            thresholds give; absent of what has none.
         defect_type: Where only the anomalous images of one type count, beside all normal ones: that type.
         operating_points: What thresholds that were fixed without labels make of the `image` scores and of each `pixel`.
     """
@@ -197,6 +188,11 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
     return result
 
 
+def fixed_thresholds(rows: Sequence[Row]) -> dict[Key, dict[str, float]]:
+    """Returns the thresholds that were fixed without labels, by dataset and category and by level."""
+    return {(row.dataset, row.category): thresholds_of(row.operating_points) for row in rows}
+
+
 def with_intervals(rows: Sequence[Row], intervals: Mapping[Key, Mapping[str, Interval]]) -> list[Row]:
     """Returns the rows with the intervals of their metrics.
 
@@ -236,7 +232,7 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[
             cells.append(f"{cell} ({over})" if value is not None and row.category == MEAN and over < total else cell)
         lines.append(cells)
     return "\n".join(
-        [*aligned(lines), *_uncertain(rows, columns), *_fixed(rows), *_resized(rows), *_imprecise(rows, tolerance)]
+        [*aligned(lines), *_uncertain(rows, columns, ""), *_fixed(rows), *_resized(rows), *_imprecise(rows, tolerance)]
     )
 
 
@@ -262,21 +258,23 @@ def interval_text(ends: Interval | None) -> str:
     return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
-def _uncertain(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    """Returns the lines below the table on intervals."""
-    if not any(row.intervals for row in rows):
+def _uncertain(rows: Sequence[Row], columns: Sequence[str], said: str) -> list[str]:
+    """Returns the lines below a table on its intervals."""
+    if not any(metric in row.intervals for row in rows for metric in columns):
         return []
-    lines = [["dataset", "category", *(TITLE[metric] for metric in columns)]]
+    lines = [["dataset", "category", *(TITLE_OF_ALL[metric] for metric in columns)]]
     for row in rows:
         lines.append(
             [name_cell(row.dataset), name_cell(row.category), *(interval_text(row.intervals.get(m)) for m in columns)]
         )
-    return ["", f"{100 * LEVEL:g} % intervals, by resampling the images:", "", *aligned(lines)]
+    return ["", f"{100 * LEVEL:g} % intervals{said}, by resampling the images:", "", *aligned(lines)]
 
 
 def _fixed(rows: Sequence[Row]) -> list[str]:
     """Returns the lines below the table on thresholds that were fixed without labels."""
-    return points_table([(row.dataset, row.category, row.operating_points) for row in rows])
+    table = points_table([(row.dataset, row.category, row.operating_points) for row in rows])
+    columns = [metric for metric in FIXED if any(metric in row.intervals for row in rows)]
+    return table + _uncertain(rows, columns, " at these thresholds, as if they had been given")
 
 
 def _resized(rows: Sequence[Row]) -> list[str]:
@@ -318,7 +316,7 @@ def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | 
     operating points are at the end: see `points_flat`.
     """
     point_columns, points = points_flat([row.operating_points for row in rows])
-    uncertain = [metric for metric in METRICS if any(metric in row.intervals for row in rows)]
+    uncertain = [metric for metric in TITLE_OF_ALL if any(metric in row.intervals for row in rows)]
     columns = ["dataset", "category", "normal", "anomalous", *METRICS]
     columns += [f"{metric}_{end}" for metric in uncertain for end in ("low", "high")]
     columns += point_columns

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from afclip_lightning.results.tables import aligned, name_cell
+from afclip_lightning.results.titles import FIXED
 
 SHOWN = {
     "image": {"fpr": "I-FPR", "tpr": "I-TPR", "balanced_accuracy": "I-BA", "f1": "I-F1", "f1_gap": "to best"},
@@ -61,6 +62,17 @@ def mean_points(parts: Sequence[Mapping[str, OperatingPoint]]) -> dict[str, Oper
         means = {key: sum(of_key) / len(of_key) for key, of_key in values.items()}
         found[level] = OperatingPoint(points[0].rule, **means)
     return found
+
+
+def thresholds_of(points: Mapping[str, OperatingPoint]) -> dict[str, float]:
+    """Returns the thresholds of operating points, by level; those of a mean have none."""
+    return {level: point.threshold for level, point in points.items() if point.threshold is not None}
+
+
+def points_as_metrics(points: Mapping[str, OperatingPoint]) -> dict[str, float]:
+    """Returns what is defined of `FIXED`, by its name: `image_fixed_fpr`."""
+    rates = {f"{level}_fixed_{key}": value for level, point in points.items() for key, value in point.rates.items()}
+    return {key: rates[key] for key in FIXED if key in rates}
 
 
 def points_as_json(points: Mapping[str, OperatingPoint]) -> dict[str, dict[str, Any]]:

@@ -8,14 +8,15 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from afclip_lightning.benchmark.comparison import FEWEST, compare, sampled
+from afclip_lightning.benchmark.comparison_tables import tables
 from afclip_lightning.benchmark.matrix import Matrix, Method, Transfer
 from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_recorded
 from afclip_lightning.benchmark.render import NONE, latex, markdown, own_tables
-from afclip_lightning.benchmark.table import Measurement
+from afclip_lightning.benchmark.table import Measurement, read_results
 from afclip_lightning.benchmark.uncertainty import to_csv, uncertainties
 from afclip_lightning.metrics.intervals import Settings, interval, intervals_of
 from afclip_lightning.metrics.resampling import draws
-from afclip_lightning.results import MEAN
+from afclip_lightning.results import FIXED, MEAN
 from tests.support.recorded_runs import write_recorded
 
 PLACE = ("drawn", MEAN, "image_auroc")
@@ -149,6 +150,52 @@ def test_without_kept_images_a_benchmarks_tables_are_as_they_were(tmp_path: Path
     assert not table.bold  # the highest number is of a run that kept nothing
     assert intervals.rows[1][4:] == (NONE,) * (len(intervals.header) - 6) + ("CLIP", NONE)
     assert intervals.rows[2][4].startswith("[")
+
+
+def test_what_fixed_thresholds_give_has_tables_of_its_own(tmp_path: Path) -> None:
+    rows = []
+    for seed, (name, skill) in enumerate({"weak": 0.2, "strong": 2.5}.items()):
+        folder = write_recorded(tmp_path / f"cells/{name}/drawn-0", skill, seed=seed, pixels=True, threshold=0.8)
+        found = read_results(folder)
+        assert {metric for category, metric, _ in found if category == MEAN} > set(FIXED)
+        of_run = [(metric, value) for category, metric, value in found if category == MEAN]
+        rows += [
+            Measurement(f"{name}/drawn-0", name, "", "drawn", MEAN, 0, seed, metric, value, "CLIP")
+            for metric, value in of_run
+        ]
+    table, _, fixed, intervals = own_tables(rows, MATRIX, uncertainties(rows, tmp_path / "cells"))
+    assert not {"I-FPR", "P-F1 fixed"} & set(table.header)
+    assert fixed.title == "At thresholds fixed without labels on drawn"
+    assert fixed.header[4:-1] == tuple(FIXED.values())
+    columns = {fixed.header[column] for _, column in fixed.bold}
+    assert columns == {"I-BA", "I-F1 fixed", "P-BA", "P-F1 fixed"}  # of the rates one buys the other
+    low, high = map(float, intervals.rows[1][fixed.header.index("P-F1 fixed")].strip("[]").split(","))
+    assert low < float(fixed.rows[1][fixed.header.index("P-F1 fixed")]) < high
+    assert own_tables(rows, MATRIX)[1].title == fixed.title
+
+
+def test_comparisons_have_what_fixed_thresholds_give(tmp_path: Path) -> None:
+    many = {f"c{i}": (8, 8) for i in range(FEWEST)}
+    of = [
+        write_recorded(tmp_path / name, skill, categories=many, pixels=True, threshold=0.8)
+        for name, skill in (("weak", 0.5), ("strong", 2.5), ("same", 2.5))
+    ]
+    found = compare(groups(*of), 100)
+    place = ("drawn", "c0", "pixel_fixed_f1")
+    run, strong = read_recorded(of[1]), found.methods[1]
+    again = intervals_of(run.records, Settings(100), thresholds=run.thresholds).by_row["drawn", "c0"]
+    assert interval(strong.resampled[place]) == again["pixel_fixed_f1"]
+    assert strong.value(place) == run.metrics["drawn", "c0"]["pixel_fixed_f1"]
+    assert {row.metric for row in found.compared} > set(FIXED)
+    assert (
+        {"image_fixed_f1"}
+        < {row.metric for row in found.ranked} & set(FIXED)
+        == {name for name in FIXED if not name.endswith(("_fpr", "_tpr"))}
+    )
+    means, *_ = tables(found)
+    assert {means.rows[row][0] for row, _ in means.bold}.isdisjoint({"I-FPR", "P-FPR", "I-TPR", "P-TPR"})
+    none = write_recorded(tmp_path / "none", 2.0, categories=many, pixels=True)
+    assert not {row.metric for row in compare(groups(of[0], none), 100).compared} & set(FIXED)
 
 
 def test_runs_of_other_images_have_no_intervals_and_that_is_said(tmp_path: Path) -> None:

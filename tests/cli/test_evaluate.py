@@ -484,6 +484,16 @@ def test_intervals_of_saved_maps(tmp_path: Path, capsys: pytest.CaptureFixture[s
     low, high = bottle["intervals"]["pixel_auroc"]
     assert 0.5 < low < bottle["metrics"]["pixel_auroc"] < high < 1
     assert "intervals" not in cable | mean
+    for category in ("bottle", "cable"):
+        for i in range(3):
+            save(tmp_path / f"normal/{category}/{i}.npy", rng.random((12, 10)))
+    fixed = ("--threshold=mean+1sd", "--normal_maps", str(tmp_path / "normal"))
+    assert run(tmp_path, "--intervals=100", *fixed, "--out", table) == 0
+    assert "95 % intervals at these thresholds" in capsys.readouterr().out
+    bottle, cable, mean = json.loads(Path(table).read_text())["rows"]
+    low, high = bottle["intervals"]["pixel_fixed_f1"]
+    assert 0 < low < bottle["operating_points"]["pixel"]["f1"] < high < 1
+    assert "intervals" not in cable | mean
 
 
 def test_intervals_that_cannot_be_found_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,26 @@ def test_an_image_is_counted_as_a_histogram_counts_it(wide):
     assert counts.nbytes == 6 * len(counts.bins) + 14 * len(counts.marked)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("shift", [0.0, -0.4, -2.0])  # scores of both signs, and of one
+def test_pixels_above_a_threshold_are_those_of_the_map_up_to_half_a_bin(wide, shift):
+    maps, masks, _, _ = categories(images=6, side=48)
+    maps = maps.astype(float) * (1 + 1e-12) + shift if wide else maps + np.float32(shift)
+    rng, off = np.random.default_rng(0), 0
+    for scores, mask in zip(maps, masks, strict=True):
+        counts = ImageCounts.of(torch.from_numpy(scores), regions(mask))
+        of_map = *rng.choice(scores.ravel(), 20).astype(float), scores.max(), scores.min()
+        for threshold in (*of_map, *rng.uniform(shift - 0.1, shift + 1.1, 20), 0.0, -0.0, np.inf, -np.inf):
+            normal, anomalous, *open_ = counts.above(float(threshold))
+            expected = [(scores[mask == label].astype(float) > threshold).sum() for label in (0, 1)]
+            assert abs(normal - expected[0]) <= open_[0]
+            assert abs(anomalous - expected[1]) <= open_[1]
+            off = max(off, *open_)
+        assert counts.above(float(scores.max())).tolist() == [0, 0, 0, 0]
+        assert counts.above(float(scores.min()) - 1e-6).tolist() == [(mask == 0).sum(), (mask == 1).sum(), 0, 0]
+    assert 0 < off <= 12  # of 2,304 pixels; equal values of two decimals share a bin with others
+
+
 def test_an_image_takes_no_more_than_is_said():
     generator = torch.Generator().manual_seed(0)
     maps, areas = torch.rand(518, 518, generator=generator), torch.zeros(518, 518, dtype=torch.int32)

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from afclip_lightning.metrics import intervals
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.intervals import Resampled, Settings, interval, intervals_of, mean_of, resampled
-from afclip_lightning.results import MEAN
+from afclip_lightning.results import FIXED, MEAN
 from tests.support.image_records import categories, records_of
 
 
@@ -159,3 +159,22 @@ def test_the_level_moves_the_ends():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Settings(**settings)
+
+
+def test_at_fixed_thresholds_images_are_drawn_and_thresholds_stay():
+    records = {("x", name): records_of(*categories(images=18, seed=seed)) for seed, name in enumerate("ab")}
+    thresholds = {("x", "a"): {"image": 0.95, "pixel": 0.8}, ("x", "b"): {"image": 0.9, "pixel": 0.7}}
+    found, plain = intervals_of(records, Settings(200), thresholds=thresholds), intervals_of(records, Settings(200))
+    for key, ends in found.by_row.items():
+        assert {name: ends[name] for name in plain.by_row[key]} == plain.by_row[key]
+        assert ends.keys() - plain.by_row[key].keys() == set(FIXED)
+        assert all(0 <= low <= high <= 1 for low, high in ends.values())
+    low, high = found.by_row["x", MEAN]["pixel_fixed_f1"]
+    lengths = [np.diff(found.by_row["x", name]["pixel_fixed_f1"])[0] for name in "ab"]
+    assert 0 < high - low < max(lengths)
+    few = {("x", "few"): images_of(*scores(0, normal=4)), ("x", "enough"): images_of(*scores(1))}
+    found = intervals_of(few, Settings(100), thresholds={key: {"image": 0.5} for key in few})
+    assert found.by_row["x", "few"] == {}
+    assert found.by_row["x", MEAN] == {}
+    assert "image_fixed_fpr" in found.by_row["x", "enough"]
+    assert found.notes[1].endswith("I-AUROC, I-AP, I-F1, I-FPR, I-TPR, I-BA, I-F1 fixed.")

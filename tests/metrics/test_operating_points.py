@@ -50,6 +50,18 @@ def test_in_bins_it_is_within_its_error(threshold: float) -> None:
     assert point.f1_gap is None
 
 
+def test_a_score_alone_in_its_bin_may_be_on_either_side() -> None:
+    histogram = ScoreHistogram.empty(2**8)
+    scores = torch.tensor([0.1, 0.5004, 0.9, 0.95])
+    histogram.add(scores, torch.tensor([0, 0, 1, 1], dtype=torch.int32))
+    counts = histogram.score_counts()
+    point = operating_point(counts, 0.5003, "q0.99", binned=True)
+    assert counts.lowest[1] < 0.5003 < scores[1]
+    assert counts.tied.all()
+    assert point.f1 is not None
+    assert abs(point.f1 - 4 / 5) <= point.f1_error + 1e-12
+
+
 def test_what_is_undefined_is_none() -> None:
     normal, anomalous = drawn(0)
     alone = operating_point(exact_counts(normal, anomalous[:0]), 0.5, "")

@@ -2,7 +2,14 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_curve,
+    recall_score,
+    roc_auc_score,
+)
 
 from afclip_lightning.metrics import (
     auroc_error_bound,
@@ -16,9 +23,11 @@ from afclip_lightning.metrics import (
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
 from afclip_lightning.metrics.result import SMALL_LIMIT
+from afclip_lightning.results import FIXED as TITLES
 from tests.support.image_records import categories, records_of, regions
 
 IMAGE = {"image_auroc", "image_ap", "image_f1_max"}
+FIXED = set(TITLES)
 PIXEL = {"pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro", "pixel_pro_05"}
 
 
@@ -65,6 +74,64 @@ def test_samples_are_images_drawn_by_hand_within_the_proven_bound(seed):
         for key, bound in bounds.items():
             assert abs(found[key][r] - expected[key]) <= bound + 1e-12, key
             assert bound < 0.02
+
+
+def fixed_by_hand(labels, scores, threshold):
+    """Returns what scikit-learn says of a threshold."""
+    above = scores.astype(float) > threshold
+    return {
+        "fpr": 1 - recall_score(labels, above, pos_label=0),
+        "tpr": recall_score(labels, above),
+        "balanced_accuracy": balanced_accuracy_score(labels, above),
+        "f1": f1_score(labels, above),
+    }
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.83, 0.9])
+def test_at_fixed_thresholds_samples_are_images_drawn_by_hand_within_half_a_bin(threshold):
+    maps, masks, labels, scores = categories(images=18, seed=1)
+    images = CategoryCounts.of(records_of(maps, masks, labels, scores), {"image": threshold + 0.09, "pixel": threshold})
+    weights = draws(labels, 12, (1, "mvtec", "bottle"))
+    found = metrics_of(images, weights)
+    assert found.keys() == IMAGE | PIXEL | FIXED
+    for r, times in enumerate(weights):
+        at = np.repeat(np.arange(len(maps)), times.astype(int))
+        for key, value in fixed_by_hand(labels[at], scores[at], threshold + 0.09).items():
+            assert found[f"image_fixed_{key}"][r] == pytest.approx(value, abs=1e-12)
+        expected = fixed_by_hand(masks[at].ravel(), maps[at].ravel(), threshold)
+        fp, tp, open_fp, open_tp = images.above["pixel"] @ times
+        normal, anomalous = (masks[at] == 0).sum(), (masks[at] == 1).sum()
+        ends = [
+            {
+                "fpr": (fp + sign * open_fp) / normal,
+                "tpr": (tp - sign * open_tp) / anomalous,
+                "f1": 2 * (tp - sign * open_tp) / (tp - sign * open_tp + fp + sign * open_fp + anomalous),
+            }
+            for sign in (1, -1)
+        ]
+        assert 0 < open_fp + open_tp < 60  # of 18,432 pixels, a quarter of which have two decimals
+        for key in ("fpr", "tpr", "f1"):
+            low, high = sorted(end[key] for end in ends)
+            assert low - 1e-12 <= found[f"pixel_fixed_{key}"][r] <= high + 1e-12
+            assert low - 1e-12 <= expected[key] <= high + 1e-12
+        rates = found["pixel_fixed_tpr"][r] + 1 - found["pixel_fixed_fpr"][r]
+        assert found["pixel_fixed_balanced_accuracy"][r] == pytest.approx(rates / 2)
+
+
+def test_what_a_fixed_threshold_has_no_images_for_is_absent():
+    maps, masks, labels, scores = categories()
+    records, both = records_of(maps, masks, labels, scores), {"image": 0.5, "pixel": 0.5}
+    normal = [record for record in records if not record.label]
+    found = metrics_of(CategoryCounts.of(normal, both), np.ones((2, len(normal))))
+    assert found.keys() == {"image_fixed_fpr", "pixel_fixed_fpr"}
+    records[1] = ImageRecord("01", 1, None, None)
+    assert not FIXED & metrics_of(CategoryCounts.of(records, both), np.ones((2, 12))).keys()
+    weights = np.ones((2, 12))
+    weights[1, labels == 0] = 0  # a sample without normal images
+    rest = records_of(maps, masks, labels, scores)
+    found = metrics_of(CategoryCounts.of(rest, {"image": 0.5}), weights)
+    undefined = {key for key in FIXED & found.keys() if np.isnan(found[key]).tolist() == [False, True]}
+    assert undefined == {"image_fixed_fpr", "image_fixed_balanced_accuracy", "image_fixed_f1"}
 
 
 def test_a_sample_does_not_depend_on_those_beside_it(monkeypatch):

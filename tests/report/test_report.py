@@ -145,6 +145,13 @@ def test_intervals_stand_below_their_values(tmp_path: Path) -> None:
     # the mean stands at the top too
     assert re.findall(r'class="interval">([^<]*)<', page) == ["75.0 to 100.0", "25.0 to 50.0", "75.0 to 100.0"]
     assert "Below a value stands its 95 % interval" in page
+    table["rows"][0]["operating_points"] = {"image": {"rule": "mean+3sd", "threshold": 1.5, "fpr": 0.5}}
+    table["rows"][0]["intervals"]["image_fixed_fpr"] = [0.125, 0.875]
+    (folder / "results.json").write_text(json.dumps(table))
+    page = render(read_run(folder))
+    fixed = page.partition('id="fixed"')[2].partition("</section>")[0]
+    assert re.findall(r'class="interval">([^<]*)<', fixed) == ["12.5 to 87.5"]
+    assert "Intervals hold for these thresholds, as if they had been given." in fixed
 
 
 def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:

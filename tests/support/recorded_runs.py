@@ -1,6 +1,7 @@
 """Test runs with what they said of each image, made without a run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from afclip_lightning import results
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
 from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
 from afclip_lightning.metrics.image_records import RECORDS_FILE, write_records
+from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.results import ImageScore
 
 
@@ -23,6 +25,7 @@ def write_recorded(
     dataset: str = "drawn",
     pro_limit: float = 0.3,
     pixels: bool = False,
+    threshold: float | None = None,
 ) -> Path:
     """Writes a run folder and returns it.
 
@@ -35,6 +38,7 @@ def write_recorded(
         dataset: Its name.
         pro_limit: That of the run.
         pixels: Whether its pixels were counted.
+        threshold: That of images and of pixels, if any was fixed without labels.
     """
     common, own = np.random.default_rng(5), np.random.default_rng(seed)
     rows, scores = [], []
@@ -47,7 +51,9 @@ def write_recorded(
         maps = np.float32(common.normal(0, 1, masks.shape) + 0.3 * own.normal(0, 1, masks.shape) + skill * masks)
         metrics = AnomalyMetrics(fpr_limit=pro_limit)
         metrics.update(maps, masks, np.float32(score), label)
-        rows.append(metrics.result().row(dataset, category))
+        result, fixed = metrics.result(), {} if threshold is None else {"image": threshold, "pixel": threshold}
+        points = operating_points(metrics, result, fixed, "mean+3sd")
+        rows.append(replace(result.row(dataset, category), operating_points=points))
         for i, (kind, value) in enumerate(zip(label, np.float32(score), strict=True)):
             image = f"{root}/{category}/test/{'bad' if kind else 'good'}/{i:03}.png"
             scores.append(ImageScore(dataset, category, image, int(kind), float(value), 1.0, True))

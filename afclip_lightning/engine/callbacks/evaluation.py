@@ -27,6 +27,7 @@ from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.intervals import Settings
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
+from afclip_lightning.results.operating import points_as_metrics
 from afclip_lightning.types import (
     MAIN_HEAD,
     Batch,
@@ -241,7 +242,8 @@ class Evaluation(Callback):
             where = _place(stage, name)
             for row in head.rows:
                 of_row = shown(f"{where}/{row.dataset}/{row.category}")  # loggers write UTF-8
-                keys = {f"{of_row}/{metric}": value for metric, value in row.metrics.items()}
+                values = {**row.metrics, **points_as_metrics(row.operating_points)}
+                keys = {f"{of_row}/{metric}": value for metric, value in values.items()}
                 pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if in_fit:
             return  # a validation while training is only logged

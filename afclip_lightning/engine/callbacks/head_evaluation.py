@@ -154,7 +154,7 @@ class HeadEvaluation:
 
     def add_intervals(self, settings: Settings, fpr_limit: float) -> None:
         """Adds to the rows the intervals of their metrics, and says where there are none."""
-        found = intervals_of(self.records or {}, settings, fpr_limit)
+        found = intervals_of(self.records or {}, settings, fpr_limit, results.fixed_thresholds(self.rows))
         self.rows = results.with_intervals(self.rows, found.by_row)
         self.conditions["intervals"] = {**asdict(settings), "level": results.LEVEL}
         for note in found.notes:

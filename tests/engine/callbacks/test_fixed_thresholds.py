@@ -19,7 +19,11 @@ from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.errors import CheckpointError, DatasetError, UserError
+from afclip_lightning.metrics.image_records import read_records
+from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.report.run_files import read_run
+from afclip_lightning.results import FIXED
+from afclip_lightning.results.operating import points_as_metrics, thresholds_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
 
 SIZE = 16
@@ -140,6 +144,47 @@ def test_it_stands_in_all_files(root: Path, tmp_path: Path) -> None:
     text = results.render(evaluation.main.rows)
     assert "At thresholds fixed without labels (mean+3sd), and how far F1 is below the best:" in text
     assert text.partition("At thresholds")[2] in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("resolution", ["backbone", "image"])
+def test_it_has_intervals_in_all_files(root: Path, tmp_path: Path, resolution: str) -> None:
+    seen: dict[str, float] = {}
+
+    class Logged(Brightness):
+        def log_dict(self, dictionary: Any, **_: Any) -> None:
+            seen.update(dictionary)
+
+    (tmp_path / "set").mkdir()
+    for kind in ("train", "bad", "masks"):
+        (tmp_path / "set" / kind).symlink_to(root / kind)
+    (tmp_path / "set/good").mkdir()
+    for i, path in enumerate([*(root / "good").iterdir(), *(root / "train").iterdir()]):  # 4 are too few
+        (tmp_path / f"set/good/{i}.png").symlink_to(path)
+    evaluation = evaluated(tmp_path / "set", tmp_path, "mean+1sd", Logged(), resolution=resolution, intervals=100)
+    row, mean = evaluation.main.rows
+    thresholds = {(row.dataset, row.category): thresholds_of(row.operating_points)}
+    assert thresholds[row.dataset, row.category].keys() == {"image", "pixel"}
+    records = read_records(tmp_path / "image_counts.npz")
+    found = intervals_of(records, Settings(100), thresholds=thresholds).by_row
+    assert row.intervals == found[row.dataset, row.category]
+    assert mean.intervals == found[row.dataset, "mean"]
+    kept = json.loads((tmp_path / "results.json").read_text())["rows"][0]
+    values, ends = points_as_metrics(row.operating_points), row.intervals
+    assert values.keys() == FIXED.keys() == ends.keys() - row.metrics.keys()
+    for name, value in values.items():
+        low, high = ends[name]
+        assert low - 0.01 <= value <= high + 0.01
+        assert kept["intervals"][name] == [low, high]
+        assert seen[f"test/{row.dataset}/{row.category}/{name}"] == value
+        assert seen[f"test/{row.dataset}/mean/{name}_low"] == mean.intervals[name][0]
+    assert ends["pixel_fixed_f1"][0] < ends["pixel_fixed_f1"][1]
+    assert read_run(tmp_path).rows == evaluation.main.rows
+    with (tmp_path / "results.csv").open() as file:
+        line = next(csv.DictReader(file))
+    assert float(line["pixel_fixed_f1_low"]) == ends["pixel_fixed_f1"][0]
+    text = (tmp_path / "results.md").read_text()
+    assert "95 % intervals at these thresholds, as if they had been given, by resampling the images:" in text
+    assert results.interval_text(ends["image_fixed_fpr"]) in text.partition("at these thresholds, as if")[2]
 
 
 def test_without_normal_images_there_is_one_clear_error(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Every metric, what its column is called, and where it is shown."""
+
+TITLE = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1_max": "I-F1",
+    "pixel_ap": "P-AP",
+    "pixel_auroc": "P-AUROC",
+    "pixel_f1_max": "P-F1",
+    "pixel_pro": "P-PRO",
+    "pixel_pro_05": "P-PRO@5%",
+    "pixel_aupimo": "P-AUPIMO",
+}
+"""Every metric and the head of its column, in the order of all tables."""
+
+METRICS = tuple(TITLE)
+
+SHOWN = METRICS[:7]
+"""What a terminal has room for, and every table has; the others stand in files and pages, where there are any."""
+
+FIXED = {
+    "image_fixed_fpr": "I-FPR",
+    "image_fixed_tpr": "I-TPR",
+    "image_fixed_balanced_accuracy": "I-BA",
+    "image_fixed_f1": "I-F1 fixed",
+    "pixel_fixed_fpr": "P-FPR",
+    "pixel_fixed_tpr": "P-TPR",
+    "pixel_fixed_balanced_accuracy": "P-BA",
+    "pixel_fixed_f1": "P-F1 fixed",
+}
+"""What a threshold gives that was fixed without labels, as files and loggers call it, and its head beside metrics."""
+
+TITLE_OF_ALL = TITLE | FIXED
+"""Everything that has intervals and is compared."""
+
+RANKED = (*METRICS, *(name for name in FIXED if not name.endswith(("_fpr", "_tpr"))))
+"""Of these, what says by itself which method is better: of a false- and a true-positive rate one buys the other."""
