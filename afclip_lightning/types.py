@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a look at a dataset's files does without torch
 ImageSize = int | tuple[int, int]  # in pixels: the side of a square, or height and width
 Fit = Literal["squash", "pad", "tiles"]
 ViewScore = Literal["highest", "mean"]
+GroupScore = Literal["highest", "mean"]  # of the images of one object; see `Sample.group`
 Split = Literal["train", "test"]
 ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]  # see `metrics.pro`
 IntervalKind = Literal["bca", "percentile"]  # see `metrics.intervals`
@@ -59,6 +60,8 @@ class Sample:
         white: The value that becomes 255 where an image has more than 8 bits; `None` for the largest that its bits
             hold. Loaders fill it in.
         defect_type: What is wrong with an anomalous image (`scratch`), as the set calls it; empty where it does not.
+        group: Name of what the image is a part of, unique inside the category: images of one name are judged together
+            too (the views of one object, the slices of one volume). Empty: the image is judged alone.
     """
 
     dataset: str
@@ -72,6 +75,7 @@ class Sample:
     class_name: str = ""
     white: int | None = None
     defect_type: str = ""
+    group: str = ""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -30,6 +31,7 @@ class Entry(NamedTuple):
         label: 1 = anomalous, 0 = normal.
         mask: Path of its mask; empty if there is none.
         defect_type: What is wrong with an anomalous image; empty where the file does not say.
+        group: Name of what it is a part of, as an object of several views; empty where the file does not say.
     """
 
     where: str
@@ -39,6 +41,7 @@ class Entry(NamedTuple):
     label: int
     mask: str
     defect_type: str = ""
+    group: str = ""
 
 
 class ListedData(AnomalyDataModule):
@@ -145,8 +148,9 @@ class ListedData(AnomalyDataModule):
             )
 
     def with_types(self, samples: Sequence[Sample], images: Mapping[Path, Entry]) -> list[Sample]:
-        """Returns the samples of a category with the defect types that the file gives its images."""
-        return with_defect_types(samples, {image: entry.defect_type for image, entry in images.items()})
+        """Returns the samples of a category with the defect types and the groups that the file gives its images."""
+        grouped = [replace(sample, group=normal_form(images[sample.image_path].group)) for sample in samples]
+        return with_defect_types(grouped, {image: entry.defect_type for image, entry in images.items()})
 
     def images(self, category: str, split: Split) -> dict[Path, Entry]:
         """Returns the images of one category and split, and their places in the file.

@@ -22,7 +22,8 @@ class Listing(ListedData):
     `img_path`, `mask_path` and `anomaly` of each image; `Train` and `Test`, as one of the scripts writes, mean the
     same. A file `.jsonl` is read as AA-CLIP's: one line per image with `image_path`, `label`, `class_name` and, where
     there is one, `mask_path`; a line without `split` is of the test split. The defect type of an anomalous image is its
-    `specie_name`, as AnomalyCLIP's scripts write it, or its `defect_type`.
+    `specie_name`, as AnomalyCLIP's scripts write it, or its `defect_type`. Images of one `group` are views of one
+    object.
 
     An anomalous image whose mask path is empty, or a folder, has no mask: its pixel metrics are absent. The scripts
     pair masks with images by their position in sorted folders, which goes wrong from the first missing file on: an
@@ -121,7 +122,7 @@ class Listing(ListedData):
             where = f"{self.file}, line {number}"
             category, image, label, mask = _values(item, where, "class_name", "image_path", "label", "mask_path")
             split: str = _text(item, "split", where) or "test"  # of an object, as `_values` says
-            yield Entry(where, normal_form(category), split.lower(), image, label, mask, _type(item, label, where))
+            yield Entry(where, normal_form(category), split.lower(), image, label, mask, *_facts(item, label, where))
 
     def _from_meta(self) -> Iterator[Entry]:
         splits = read_json(self.file, Any, remedy="Write it again.", error=DatasetError)  # type: ignore[arg-type]
@@ -130,8 +131,8 @@ class Listing(ListedData):
                 for number, item in enumerate(items if isinstance(items, list) else [items], 1):
                     where = f"{self.file}, {split}, {category}, entry {number}"
                     _, image, label, mask = _values(item, where, None, "img_path", "anomaly", "mask_path")
-                    defect_type = _type(item, label, where)
-                    yield Entry(where, normal_form(category), split.lower(), image, label, mask, defect_type)
+                    facts = _facts(item, label, where)
+                    yield Entry(where, normal_form(category), split.lower(), image, label, mask, *facts)
 
 
 def _mask_suffix(mask: Path, images: Collection[Path]) -> str:
@@ -164,9 +165,10 @@ def _values(
     return texts[0], texts[1], int(item[label]), texts[2]
 
 
-def _type(item: Any, label: int, where: str) -> str:
-    """Returns the defect type of an entry; the scripts call that of a normal image `good`."""
-    return (_text(item, "defect_type", where) or _text(item, "specie_name", where)) if label else ""
+def _facts(item: Any, label: int, where: str) -> tuple[str, str]:
+    """Returns defect type and group of an entry; the scripts call the type of a normal image `good`."""
+    kind = (_text(item, "defect_type", where) or _text(item, "specie_name", where)) if label else ""
+    return kind, _text(item, "group", where)
 
 
 def _text(item: Any, key: str, where: str) -> str:

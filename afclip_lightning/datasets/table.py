@@ -14,7 +14,7 @@ from afclip_lightning.types import Sample, Split
 
 REQUIRED = ("image", "label")
 OPTIONAL = ("category", "split")  # in every row, or in none
-COLUMNS = (*REQUIRED, "mask", "defect_type", *OPTIONAL)
+COLUMNS = (*REQUIRED, "mask", "defect_type", "group", *OPTIONAL)
 LABELS = {"0": 0, "normal": 0, "good": 0, "1": 1, "anomalous": 1, "anomaly": 1}
 MEND = "Mend the file."
 
@@ -30,6 +30,8 @@ class Table(ListedData):
       metrics; one with some must have all.
     - `category`: the category; all images are of one, named as the dataset, if there is no such column.
     - `defect_type`: what is wrong with an anomalous image, where it is known; a normal image has none.
+    - `group`: name of the object of which the image is one of several views, unique inside its category; an image
+      without one is judged alone.
     - `split`: `test` or `train`; all are `test` if there is no such column.
 
     `image` and `label` must be there. Other columns are not used. The table is read strictly: each row has a cell for
@@ -65,7 +67,9 @@ class Table(ListedData):
         class_names: ClassNames = None,
     ) -> None:
         super().__init__(root, table, name, categories, train_split, batch_size, num_workers, class_names)
-        self.layout = f"{self.file.name}   columns image, label; mask, category, split, defect_type where there are any"
+        self.layout = (
+            f"{self.file.name}   columns image, label; mask, category, split, defect_type, group where there are any"
+        )
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
@@ -114,21 +118,21 @@ class Table(ListedData):
                 raise DatasetError(f"{where}: there is no {' and no '.join(absent)}. Each image needs both.")
             if absent := [column for column in sorted(given) if not row.get(column)]:
                 raise DatasetError(f"{where}: there is no {absent[0]}, which other lines have. Fill it in.")
-            row = {"mask": "", "defect_type": "", "category": self.name, "split": "test", **row}
+            row = {"mask": "", "defect_type": "", "group": "", "category": self.name, "split": "test", **row}
             row |= {column: row[column].lower() for column in ("label", "split")}
             for column, allowed in (("label", LABELS), ("split", LISTED_SPLITS)):
                 if row[column] not in allowed:
                     raise DatasetError(f"{where}: {column} must be one of {', '.join(allowed)}; got {row[column]!r}.")
             category = normal_form(row["category"])
-            label, mask, defect_type = LABELS[row["label"]], row["mask"], row["defect_type"]
-            yield Entry(where, category, row["split"], row["image"], label, mask, defect_type)
+            label, facts = LABELS[row["label"]], (row["mask"], row["defect_type"], row["group"])
+            yield Entry(where, category, row["split"], row["image"], label, *facts)
 
     def _csv(self) -> Iterator[tuple[str, dict[str, str]]]:
         for number, cells in read_rows(self.file, remedy=MEND, error=DatasetError):
             if absent := [column for column in REQUIRED if column not in cells]:
                 raise DatasetError(
                     f"{self.file}: has no column {', '.join(absent)}. Its first line must name the columns: image and "
-                    "label, and mask, category, split and defect_type where there are any."
+                    "label, and mask, category, split, defect_type and group where there are any."
                 )
             yield f"{self.file}, line {number}", {c: v.strip() for c, v in cells.items() if c in COLUMNS and v.strip()}
 
@@ -140,7 +144,7 @@ class Table(ListedData):
             row = {column: fields[column] for column in COLUMNS if fields.get(column) not in (None, "")}
             for column, value in row.items():
                 if not isinstance(value, str) and not (
-                    column in ("label", "category", "defect_type") and type(value) is int
+                    column in ("label", "category", "defect_type", "group") and type(value) is int
                 ):
                     raise DatasetError(f"{where}: {column} must be text, got {str(value)[:60]!r}. Mend the line.")
             yield where, {column: str(value).strip() for column, value in row.items()}

@@ -86,6 +86,7 @@ def intervals_of(
     settings: Settings,
     fpr_limit: float = 0.3,
     thresholds: Mapping[Key, Mapping[str, float]] = MappingProxyType({}),
+    groups: Mapping[Key, Sequence[ImageRecord]] = MappingProxyType({}),
 ) -> Intervals:
     """Returns the intervals of each category, and of each dataset's mean over its categories.
 
@@ -95,6 +96,8 @@ def intervals_of(
         fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
         thresholds: By dataset and category and by level, those that were fixed without labels. They stay as they are in
             every sample: what other normal images would have made of them is not in the intervals.
+        groups: What several images show, likewise (see `groups.records_of`). Whole groups are drawn for their metrics;
+            those of images and pixels draw image by image even so.
     """
     result = Intervals()
     for dataset in dict.fromkeys(dataset for dataset, _ in records):
@@ -106,11 +109,17 @@ def intervals_of(
                 result.notes.append(f"No interval of {dataset}/{category}: {error}.")
                 of_dataset.append(dict.fromkeys(TITLE_OF_ALL))
                 continue
-            found = resampled(images, settings.replicates, (settings.seed, dataset, category), fpr_limit)
-            of_dataset.append(found)
-            result.by_row[dataset, category] = _ends(found, settings)
+            seed = (settings.seed, dataset, category)
+            found = resampled(images, settings.replicates, seed, fpr_limit)
             if reason := _why_none(images, found):
                 result.notes.append(f"No interval of {dataset}/{category}: {reason}.")
+            if of_groups := groups.get((dataset, category)):
+                whole = CategoryCounts.of(of_groups)
+                found |= (judged := resampled_groups(whole, settings.replicates, seed))
+                if reason := _why_none(whole, judged, "groups of images"):
+                    result.notes.append(f"No interval of the groups of {dataset}/{category}: {reason}.")
+            of_dataset.append(found)
+            result.by_row[dataset, category] = _ends(found, settings)
         parts = {key: [found[key] for found in of_dataset if key in found] for key in TITLE_OF_ALL}
         means = {key: mean_of(of_metric) for key, of_metric in parts.items() if of_metric}
         result.by_row[dataset, MEAN] = _ends(means, settings)
@@ -155,17 +164,25 @@ def resampled(
     }
 
 
+def resampled_groups(
+    groups: CategoryCounts, replicates: int, seed: Sequence[int | str] = (0,)
+) -> dict[str, Resampled | None]:
+    """Returns `group_auroc`, `group_ap` and `group_f1_max` of a category, as `resampled` does those of images."""
+    found = resampled(groups, replicates, (*seed, "groups"))
+    return {f"group_{key.removeprefix('image_')}": value for key, value in found.items()}
+
+
 def _fewest(images: CategoryCounts) -> int:
     anomalous = int(images.labels.sum())
     return min(anomalous, len(images.labels) - anomalous)
 
 
-def _why_none(images: CategoryCounts, metrics: Mapping[str, Resampled | None]) -> str | None:
+def _why_none(images: CategoryCounts, metrics: Mapping[str, Resampled | None], noun: str = "images") -> str | None:
     """Returns why metrics of a category have no interval, in words; `None` if all have one."""
     if _fewest(images) < FEWEST:
         anomalous = int(images.labels.sum())
         normal = len(images.labels) - anomalous
-        return f"it has {normal} normal and {anomalous} anomalous images, and an interval needs {FEWEST} of each"
+        return f"it has {normal} normal and {anomalous} anomalous {noun}, and an interval needs {FEWEST} of each"
     absent = [TITLE_OF_ALL[key] for key, value in metrics.items() if value is None]
     return f"too few images have anomalous pixels ({', '.join(absent)})" if absent else None
 

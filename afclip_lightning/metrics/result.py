@@ -96,6 +96,15 @@ def result_of(
     return Result(values, bounds, thresholds, int(images.normal.sum()), int(images.anomalous.sum()), drawn)
 
 
+def group_metrics(groups: ScoreCounts) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns `group_auroc`, `group_ap`, `group_f1_max` and the threshold of the last; nothing if all are of one kind.
+
+    Args:
+        groups: Counts of the scores of groups of images.
+    """
+    return _ranking("group", groups) if _has_both(groups) else ({}, {})
+
+
 def _has_both(counts: ScoreCounts) -> bool:
     return bool(counts.normal.any() and counts.anomalous.any())
 

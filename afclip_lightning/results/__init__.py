@@ -20,7 +20,7 @@ from afclip_lightning.results.operating import (
     thresholds_of,
 )
 from afclip_lightning.results.tables import aligned, name_cell
-from afclip_lightning.results.titles import FIXED, METRICS, SHOWN, TITLE, TITLE_OF_ALL
+from afclip_lightning.results.titles import ALSO_SHOWN, FIXED, IN_FILES, METRICS, SHOWN, TITLE, TITLE_OF_ALL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,7 @@ class ImageScore(NamedTuple):
         mask_known: Whether its pixel labels are known.
         defect_type: What is wrong with it, as its set calls it; empty where that is not known.
         aupimo: Its AUPIMO, in [0, 1]; `None` where it was not asked for or is not defined.
+        group: Name of what it is a part of, as an object of several views; empty where it is judged alone.
     """
 
     dataset: str
@@ -85,6 +86,7 @@ class ImageScore(NamedTuple):
     mask_known: bool
     defect_type: str = ""
     aupimo: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,8 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 
 def shown_columns(rows: Sequence[Row]) -> list[str]:
-    """Returns the metrics that a terminal has columns for: AUPIMO only where it was found."""
-    return [*SHOWN, *(["pixel_aupimo"] if any("pixel_aupimo" in row.metrics for row in rows) else [])]
+    """Returns the metrics that a terminal has columns for: some of them only where they were found."""
+    return [*SHOWN, *(metric for metric in ALSO_SHOWN if any(metric in row.metrics for row in rows))]
 
 
 def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[str] = SHOWN) -> str:
@@ -316,14 +318,15 @@ def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | 
     operating points are at the end: see `points_flat`.
     """
     point_columns, points = points_flat([row.operating_points for row in rows])
+    metrics = [metric for metric in METRICS if metric in IN_FILES or any(metric in row.metrics for row in rows)]
     uncertain = [metric for metric in TITLE_OF_ALL if any(metric in row.intervals for row in rows)]
-    columns = ["dataset", "category", "normal", "anomalous", *METRICS]
+    columns = ["dataset", "category", "normal", "anomalous", *metrics]
     columns += [f"{metric}_{end}" for metric in uncertain for end in ("low", "high")]
     columns += point_columns
     lines: list[list[str | int | float | None]] = [
         [
             *(row.dataset, row.category, row.normal, row.anomalous),
-            *(row.metrics.get(metric) for metric in METRICS),
+            *(row.metrics.get(metric) for metric in metrics),
             *(end for metric in uncertain for end in row.intervals.get(metric, (None, None))),
             *of_row,
         ]

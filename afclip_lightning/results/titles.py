@@ -10,6 +10,9 @@ TITLE = {
     "pixel_pro": "P-PRO",
     "pixel_pro_05": "P-PRO@5%",
     "pixel_aupimo": "P-AUPIMO",
+    "group_auroc": "G-AUROC",
+    "group_ap": "G-AP",
+    "group_f1_max": "G-F1",
 }
 """Every metric and the head of its column, in the order of all tables."""
 
@@ -17,6 +20,12 @@ METRICS = tuple(TITLE)
 
 SHOWN = METRICS[:7]
 """What a terminal has room for, and every table has; the others stand in files and pages, where there are any."""
+
+IN_FILES = METRICS[:9]
+"""Columns of every `results.csv`; others, which few sets have, follow where a row has one."""
+
+ALSO_SHOWN = ("pixel_aupimo", "group_auroc")
+"""What a terminal shows beside that, where a run has it."""
 
 FIXED = {
     "image_fixed_fpr": "I-FPR",

@@ -239,3 +239,12 @@ def test_categories_of_a_jsonl_may_be_numbers(root: Path) -> None:
     lines = [{"image": f"photos/{i}.jpg", "label": 0, "category": i} for i in (1, 2)]
     (root / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert Table(root, "list.jsonl", categories=["2", "1"]).selected_categories() == ["2", "1"]
+
+
+def test_views_of_one_object(root: Path) -> None:
+    groups = {"photos/1.jpg": "a", "photos/2.jpg": "a"}
+    write_csv(root, [{**line, "group": groups.get(line["image"], "")} for line in LINES])
+    assert [s.group for s in Table(root).samples("test")] == ["a", "a", ""]
+    lines = [{**line, "group": 7, "mask": line["mask"] or None} for line in LINES]
+    (root / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [s.group for s in Table(root, "list.jsonl").samples("test")] == ["7", "7", "7"]

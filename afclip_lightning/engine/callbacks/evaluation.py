@@ -32,6 +32,7 @@ from afclip_lightning.types import (
     MAIN_HEAD,
     Batch,
     Fit,
+    GroupScore,
     IntervalKind,
     MaskFacts,
     Outputs,
@@ -39,6 +40,9 @@ from afclip_lightning.types import (
     ViewScore,
     prediction_of,
 )
+
+LATE = ("pixel_aupimo", "group_auroc", "group_ap", "group_f1_max")
+"""Metrics that are found from what all processes say of single images."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Evaluation(Callback):
         aupimo: Whether AUPIMO is found too, of categories and of single images (`scores.csv`), as with intervals.
         defect_types: Whether there are rows by defect type, where images have one: all normal images of the category
             against those of one type (`results_by_type.csv`).
+        group_score: Which score a group of images has where the set names some, as the views of one object: the
+            `highest` of them, or their `mean`.
         threshold: Fixed without labels, its rates are said beside those of the best one: a rule on the scores of normal
             images that are not tested, `mean+3sd` or `q0.99` (any factor, any quantile), or the file of a calibration.
 
@@ -114,9 +120,13 @@ class Evaluation(Callback):
         aupimo: bool = False,
         defect_types: bool = False,
         threshold: str | None = None,
+        group_score: GroupScore = "highest",
     ) -> None:
         if resolution not in get_args(Resolution):
             raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
+        if group_score not in get_args(GroupScore):
+            raise ValueError(f"group_score must be one of {', '.join(get_args(GroupScore))}, got {group_score!r}")
+        self.group_score: GroupScore = group_score
         tiling = Tiling(fit, tiles, tile_size, overlap, view_score)
         self.tiling = tiling if fit != "squash" or tiles > 1 or tile_size is not None else None
         if self.tiling and resolution != "image":
@@ -261,22 +271,23 @@ class Evaluation(Callback):
             head.name = self.about.name if name == MAIN_HEAD else f"{self.about.name}_{name}"
             if trainer.is_global_zero:
                 self._describe(trainer, name, head)
+                head.add_groups(self.group_score)
                 if self.keep_images:
                     notes = head.add_details(self.defect_types, self.fpr_limit)
                     for note in notes if self.aupimo else ():
                         print(f"note: {shown(note)}")
-                    self._log_aupimo(pl_module, _place(stage, name), head)
+                self._log_late(pl_module, _place(stage, name), head)
                 if self.intervals:
                     head.add_intervals(self.intervals, self.fpr_limit)
                     self._log_intervals(pl_module, _place(stage, name), head)
                 head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
 
-    def _log_aupimo(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
-        """Logs the AUPIMO of categories, and its mean."""
+    def _log_late(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
+        """Logs what takes the images of all processes: AUPIMO, and the metrics of groups."""
         for row in head.rows:
-            if (value := row.metrics.get("pixel_aupimo")) is not None:
-                name = shown(f"{where}/{row.dataset}/{row.category}/pixel_aupimo")
-                pl_module.log(name, value, rank_zero_only=True, sync_dist=False)
+            for metric in (metric for metric in LATE if metric in row.metrics):
+                name = shown(f"{where}/{row.dataset}/{row.category}/{metric}")
+                pl_module.log(name, row.metrics[metric], rank_zero_only=True, sync_dist=False)
 
     def _log_intervals(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
         """Logs the intervals of the means, as `<metric>_low` and `<metric>_high`; the table has the others."""

@@ -14,13 +14,14 @@ from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
+from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import write_records
 from afclip_lightning.metrics.image_results import aupimo_by_category, results_by_type, with_aupimo
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
-from afclip_lightning.types import AnomalyPrediction, Batch, Sample
+from afclip_lightning.types import AnomalyPrediction, Batch, GroupScore, Sample
 
 Resolution = Literal["backbone", "image"]
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
@@ -45,6 +46,7 @@ class HeadEvaluation:
             `pixel_pr`, `pixel_pro`.
         scores: What was said of each image, from all processes, by dataset, category and path; not collected by a
             validation while training.
+        groups: By dataset and category, what several images show, where the set says so; see `add_groups`.
         records: By dataset and category, what is kept of each image of this process, and from the end of the pass on of
             all processes; `None` where nothing is kept.
     """
@@ -62,6 +64,7 @@ class HeadEvaluation:
         self.type_rows: list[Row] = []
         self.curves: dict[Key, Mapping[str, Curve]] = {}
         self.scores: list[ImageScore] = []
+        self.groups: dict[Key, list[Group]] = {}
         self.records: dict[Key, list[ImageRecord]] | None = {key: [] for key in metrics} if keep_images else None
         self._scored: list[Scored] = []
 
@@ -152,9 +155,18 @@ class HeadEvaluation:
         rows = [row for row in self.rows if row.category != results.MEAN]
         self.rows = results.with_means([replace(row, masks=counts.get((row.dataset, row.category))) for row in rows])
 
+    def add_groups(self, rule: GroupScore) -> None:
+        """Adds to the rows the metrics of groups of images, where a category has any; see `groups_of`."""
+        self.groups = groups_of(self.scores, rule)
+        if self.groups:
+            self.conditions["group_score"] = rule
+            rows = [row for row in self.rows if row.category != results.MEAN]
+            self.rows = results.with_means(with_groups(rows, self.groups))
+
     def add_intervals(self, settings: Settings, fpr_limit: float) -> None:
         """Adds to the rows the intervals of their metrics, and says where there are none."""
-        found = intervals_of(self.records or {}, settings, fpr_limit, results.fixed_thresholds(self.rows))
+        thresholds = results.fixed_thresholds(self.rows)
+        found = intervals_of(self.records or {}, settings, fpr_limit, thresholds, records_of(self.groups))
         self.rows = results.with_intervals(self.rows, found.by_row)
         self.conditions["intervals"] = {**asdict(settings), "level": results.LEVEL}
         for note in found.notes:
@@ -186,7 +198,10 @@ class HeadEvaluation:
     def own_scores(self) -> list[ImageScore]:
         """Returns what this process's images were given."""
         return [
-            ImageScore(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known, s.defect_type)
+            ImageScore(
+                *(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known, s.defect_type),
+                group=s.group,
+            )
             for samples, scores, maxima in self._scored
             for s, score, highest in zip(samples, scores.tolist(), maxima.tolist(), strict=True)
         ]

@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def evaluated(root: Path, out: Path, **arguments: bool) -> Evaluation:
+def evaluated(root: Path, out: Path, **arguments: Any) -> Evaluation:
     data = Table(root, batch_size=4, num_workers=0)
     data.connect(Preprocess(SIZE))
     evaluation = Evaluation(**arguments)
@@ -121,3 +123,43 @@ def test_nothing_is_kept_unless_it_is_asked_for(root: Path, tmp_path: Path) -> N
     assert "pixel_aupimo" not in evaluation.main.rows[0].metrics
     assert evaluation.main.records is None
     assert "By defect type" not in render(read_run(tmp_path))
+
+
+GROUPS = ["a", "b", "a", "c", "c", "", "d"]  # of which b has one view, and one image is alone
+
+
+@pytest.mark.parametrize(("rule", "auroc"), [("highest", 1.0), ("mean", 1.0)])
+def test_views_of_one_object_are_judged_together(root: Path, tmp_path: Path, rule: str, auroc: float) -> None:
+    views = tmp_path / "parts"
+    shutil.copytree(root, views)
+    lines = (views / "images.csv").read_text().splitlines()
+    (views / "images.csv").write_text(
+        "\n".join(f"{line},{cell}" for line, cell in zip(lines, ["group", *GROUPS], strict=True))
+    )
+    evaluation = evaluated(views, tmp_path / "out", group_score=rule)
+    row, mean = evaluation.main.rows
+    judged = {group.name: group for group in evaluation.main.groups["parts", "parts"]}
+    assert {name: group.label for name, group in judged.items()} == {"a": 1, "b": 0, "c": 1, "d": 1} | {
+        str(views / "5.png"): 1
+    }
+    scores = {Path(score.image).stem: score.score for score in evaluation.main.scores}
+    assert judged["c"].score == (scores["4"] if rule == "highest" else (scores["3"] + scores["4"]) / 2)
+    assert row.metrics["group_auroc"] == mean.metrics["group_auroc"] == auroc
+    kept = json.loads((tmp_path / "out/results.json").read_text())
+    assert kept["conditions"]["group_score"] == rule
+    assert kept["rows"][0]["metrics"]["group_f1_max"] == row.metrics["group_f1_max"] == 1.0
+    assert "G-AUROC" in (tmp_path / "out/results.md").read_text()
+    with (tmp_path / "out/scores.csv").open() as file:
+        assert [line["group"] for line in csv.DictReader(file)] == GROUPS
+    with (tmp_path / "out/results.csv").open() as file:
+        assert [float(line["group_auroc"]) for line in csv.DictReader(file)] == [auroc, auroc]
+    assert "G-AUROC" in render(read_run(tmp_path / "out"))
+
+
+def test_without_groups_there_is_no_metric_of_them(root: Path, tmp_path: Path) -> None:
+    evaluation = evaluated(root, tmp_path)
+    assert "group_auroc" not in evaluation.main.rows[0].metrics
+    assert "group_auroc" not in (tmp_path / "results.csv").read_text()
+    assert "group_score" not in evaluation.main.conditions
+    with pytest.raises(ValueError, match="group_score must be one of highest, mean, got 'median'"):
+        Evaluation(group_score="median")  # type: ignore[arg-type]
