@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
     from afclip_lightning.metrics import AnomalyMetrics
     from afclip_lightning.metrics.fixed_thresholds import Rule
     from afclip_lightning.metrics.image_counts import ImageRecord
-    from afclip_lightning.metrics.image_results import aupimo_by_category, with_aupimo
+    from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
     from afclip_lightning.metrics.intervals import Settings, intervals_of
 
     rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold)
@@ -62,11 +62,12 @@ def main(args: Sequence[str]) -> int:
     if bool(options.threshold) != bool(options.normal_maps):
         raise UserError("--threshold RULE fixes thresholds on --normal_maps DIR: give both, or neither.")
     records: dict[results.Key, list[ImageRecord]] = {}
+    types: dict[str, str] | None = {} if options.defect_types else None
     try:
         settings = Settings(options.intervals, options.interval_kind) if options.intervals else None
         rule = Rule.of(options.threshold) if options.threshold else None
-        kept = records if settings or options.aupimo else None
-        rows, notes = score(options.maps, options.masks, rules, new_metrics, kept, rule, options.normal_maps)
+        kept = records if settings or options.aupimo or options.defect_types else None
+        rows, notes = score(options.maps, options.masks, rules, new_metrics, kept, rule, options.normal_maps, types)
     except ValueError as error:  # an option that the metrics refuse
         raise UserError(f"{error}.") from error
     if kept is not None:
@@ -78,15 +79,21 @@ def main(args: Sequence[str]) -> int:
         found = intervals_of(records, settings, options.fpr_limit, results.fixed_thresholds(rows))
         rows = results.with_intervals(rows, found.by_row)
         notes.lines += found.notes
+    by_type = type_rows(records, types or {}, options.fpr_limit)
     print(results.render(rows, options.tolerance, results.shown_columns(rows)))
+    if by_type:
+        print("\n".join(results.render_types(by_type)))
     for line in notes.lines:
         print(f"note: {shown(line)}", file=sys.stderr)
     for out in options.out:
         if out.suffix == ".csv":
             write_text(out, results.to_csv(rows))
+            if by_type:
+                write_text(out.with_name(f"{out.stem}_by_type.csv"), results.to_csv(by_type))
         else:
             title = f"Maps of {shown(options.maps)} against {shown(options.masks)}"
-            write_json(out, {**results.to_json(rows, title), "notes": notes.lines})
+            of_types = {"by_type": results.to_json(by_type, title)["rows"]} if by_type else {}
+            write_json(out, {**results.to_json(rows, title), **of_types, "notes": notes.lines})
     return 1 if notes.left_out else 0
 
 
@@ -138,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
         help="find AUPIMO too, as with --intervals: recall of each image where almost no normal pixel is a false alarm",
     )
     parser.add_argument(
+        "--defect_types",
+        action="store_true",
+        help="rows by defect type too, the folder that a map lies in: all normal images against those of one type",
+    )
+    parser.add_argument(
         "--intervals",
         type=int,
         default=0,
@@ -162,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="write the table there too: FILE.csv, or FILE.json, which has thresholds, error bounds and notes as well; "
-        "may be given again",
+        help="write the table there too: FILE.csv (and FILE_by_type.csv with --defect_types), or FILE.json, which has "
+        "thresholds, error bounds and notes as well; may be given again",
     )
     return parser

@@ -14,6 +14,7 @@ from afclip_lightning import results
 from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
 from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
 from afclip_lightning.data.masks import say_mostly
+from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.picture import say
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
@@ -170,6 +171,21 @@ def _is_normal(path: Path, maps: Path) -> bool:
     return NORMAL_FOLDER in (path.parent.name, *path.relative_to(maps).parts[:-1])
 
 
+def defect_types(pairs: dict[Path, Path | None], maps: Path) -> dict[str, str]:
+    """Returns what is wrong with each anomalous image, by the path of its map: the folder that it lies in.
+
+    Where there is one folder only (`bad`) it tells nothing, and there are no types.
+
+    Args:
+        pairs: See `pair_maps`.
+        maps: Folder of the category's maps.
+    """
+    inner = _inner(maps, "test")
+    anomalous = [path for path, mask in pairs.items() if mask is not None and not _is_normal(path, maps)]
+    types = {str(path): normal_form(path.relative_to(inner).parts[0]) for path in anomalous if path.parent != inner}
+    return types if len(set(types.values())) > 1 else {}
+
+
 def evaluate(
     pairs: dict[Path, Path | None],
     maps: Path,
@@ -243,6 +259,7 @@ def score(
     records: dict[results.Key, list[ImageRecord]] | None = None,
     rule: Rule | None = None,
     normal_maps: Path | None = None,
+    types: dict[str, str] | None = None,
 ) -> tuple[list[results.Row], Notes]:
     """Returns a row per category that has maps, and what else there is to say.
 
@@ -254,6 +271,7 @@ def score(
         records: Takes what is kept of each image by dataset and category, if anything is.
         rule: How thresholds are fixed on `normal_maps`; see `thresholds_from`.
         normal_maps: Folder of maps of other, normal images.
+        types: Takes the defect types, if they are asked for; see `defect_types`.
 
     Raises:
         UserError: There are too few normal maps for the rule.
@@ -298,6 +316,10 @@ def score(
         mostly, remarks = evaluate(
             pairs[category], category.maps, metrics, rules.empty_masks, rules.mask_threshold, of_category
         )
+        if types is not None and not (found := defect_types(pairs[category], category.maps)):
+            notes.lines.append(f"{category.name}: no rows by defect type, its anomalous maps do not lie in folders.")
+        elif types is not None:
+            types |= found
         notes.lines += [f"{category.name}: {sentence}" for sentence in say(remarks, "mask")]
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))

@@ -72,6 +72,17 @@ def with_aupimo(rows: Sequence[Row], found: Mapping[Key, Aupimo]) -> list[Row]:
     ]
 
 
+def type_rows(
+    records: Mapping[Key, Sequence[ImageRecord]], types: Mapping[str, str], fpr_limit: float = 0.3
+) -> list[Row]:
+    """Returns the rows by defect type of all categories; see `results_by_type`."""
+    return [
+        replace(result.row(dataset, category), defect_type=name)
+        for (dataset, category), images in records.items()
+        for name, result in results_by_type(images, types, fpr_limit).items()
+    ]
+
+
 def results_by_type(
     records: Sequence[ImageRecord], types: Mapping[str, str], fpr_limit: float = 0.3
 ) -> dict[str, Result]:

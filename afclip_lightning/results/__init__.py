@@ -336,8 +336,13 @@ def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | 
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Returns the table as CSV; what is not defined is left empty. See `flat`."""
-    return csv_text(*flat(rows))
+    """Returns the table as CSV; what is not defined is left empty. Rows by defect type have it behind the category."""
+    columns, lines = flat(rows)
+    if any(row.defect_type for row in rows):
+        columns.insert(2, "defect_type")
+        for row, line in zip(rows, lines, strict=True):
+            line.insert(2, row.defect_type)
+    return csv_text(columns, lines)
 
 
 def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -414,9 +419,7 @@ def write(
     parts = [title, "", render(rows, tolerance, columns_of(rows)), *render_types(types, columns_of(types))]
     write_text(folder / f"{name}.md", "\n".join(parts) + "\n")
     if types:
-        columns, lines = flat(types)
-        named = ([*line[:2], row.defect_type, *line[2:]] for row, line in zip(types, lines, strict=True))
-        write_text(folder / f"{name}_by_type.csv", csv_text([*columns[:2], "defect_type", *columns[2:]], named))
+        write_text(folder / f"{name}_by_type.csv", to_csv(types))
 
 
 def write_scores(scores: Sequence[ImageScore], path: Path) -> None:

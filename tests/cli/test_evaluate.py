@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -522,6 +523,37 @@ def test_aupimo_of_saved_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     of_images = [22 / 30, *((values > 1)[mask > 0].mean() for values, mask in zip(maps[2:], masks[2:], strict=True))]
     bottle = json.loads((tmp_path / "t.json").read_text())["rows"][0]
     assert bottle["metrics"]["pixel_aupimo"] == pytest.approx(np.mean(of_images), abs=1e-3)  # nothing normal is above 1
+
+
+def test_rows_by_defect_type_of_saved_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path)
+    assert run(tmp_path, "--defect_types") == 0
+    captured = capsys.readouterr()
+    assert "By defect type" not in captured.out
+    assert "note: bottle: no rows by defect type, its anomalous maps do not lie in folders" in captured.err
+    for name, truth in (("maps/bottle/test", ".npy"), ("data/bottle/ground_truth", "_mask.png")):
+        for kind, i in (("stain", 3), ("stain/deep", 4)):
+            (tmp_path / name / kind).mkdir()
+            (tmp_path / name / f"crack/{i:03}{truth}").rename(tmp_path / name / kind / f"{i:03}{truth}")
+    assert run(tmp_path, "--defect_types", *(f"--out={tmp_path / name}" for name in ("t.csv", "t.json"))) == 0
+    captured = capsys.readouterr()
+    assert "By defect type, all normal images against those of one type:" in captured.out
+    assert "cable: no rows by defect type" in captured.err
+    kept = json.loads((tmp_path / "t.json").read_text())
+    assert [(row["category"], row["defect_type"], row["normal"], row["anomalous"]) for row in kept["by_type"]] == [
+        ("bottle", "crack", 2, 1),
+        ("bottle", "stain", 2, 2),
+    ]
+    shutil.rmtree(tmp_path / "maps/cable")
+    shutil.rmtree(tmp_path / "maps/bottle/test/crack")
+    shutil.rmtree(tmp_path / "data/bottle/ground_truth/crack")
+    assert run(tmp_path, f"--out={tmp_path / 'stain.json'}") == 0
+    alone = json.loads((tmp_path / "stain.json").read_text())["rows"][0]["metrics"]
+    of_type = kept["by_type"][1]["metrics"]
+    assert {key: of_type[key] for key in alone} == pytest.approx(alone, abs=1e-3)
+    with (tmp_path / "t_by_type.csv").open() as file:
+        line = list(csv.DictReader(file))[1]
+    assert (line["defect_type"], float(line["pixel_ap"])) == ("stain", of_type["pixel_ap"])
 
 
 def test_thresholds_fixed_on_other_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

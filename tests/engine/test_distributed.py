@@ -3,7 +3,6 @@
 import csv
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,18 +22,12 @@ from afclip_lightning.components.losses import patch_alignment_loss
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from afclip_lightning.methods.afclip import AFCLIP
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, free_port
 from tests.support.cases import IN_RUNS, TRAINED
 from tests.support.clips import small_config
 from tests.support.table_runs import options, write_set
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def run_all(rank: int, folder: Path, port: str) -> None:

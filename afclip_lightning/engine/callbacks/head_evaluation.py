@@ -17,7 +17,7 @@ from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, labe
 from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import write_records
-from afclip_lightning.metrics.image_results import aupimo_by_category, results_by_type, with_aupimo
+from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
@@ -188,11 +188,7 @@ class HeadEvaluation:
         self.scores = [score._replace(aupimo=of_image.get(score.image)) for score in self.scores]
         if types:
             names = {score.image: score.defect_type for score in self.scores}
-            self.type_rows = [
-                replace(result.row(dataset, category), defect_type=name)
-                for (dataset, category), records in (self.records or {}).items()
-                for name, result in results_by_type(records, names, fpr_limit).items()
-            ]
+            self.type_rows = type_rows(self.records or {}, names, fpr_limit)
         return notes
 
     def own_scores(self) -> list[ImageScore]:
