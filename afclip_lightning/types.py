@@ -21,6 +21,7 @@ Fit = Literal["squash", "pad", "tiles"]
 ViewScore = Literal["highest", "mean"]
 GroupScore = Literal["highest", "mean"]  # of the images of one object; see `Sample.group`
 Split = Literal["train", "test"]
+TrainSampling = Literal["by_size", "evenly"]  # of several training sets; see `data.sampling`
 ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]  # see `metrics.pro`
 IntervalKind = Literal["bca", "percentile"]  # see `metrics.intervals`
 UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss

@@ -58,15 +58,18 @@ class PromptImages:
             )
 
     @classmethod
-    def of(cls, data: AnomalyDataModule, preprocess: Preprocess, seed: int) -> "PromptImages":
-        """Returns those of a dataset: the normal images of its `train` split.
+    def of(cls, sets: Sequence[AnomalyDataModule], preprocess: Preprocess, seed: int) -> "PromptImages":
+        """Returns those of the datasets that are trained on: the normal images of their `train` splits.
 
         Raises:
             DatasetError: A category has no normal image.
         """
-        categories = data.selected_categories()
-        found = [one for category in categories for one in data.find_samples(category, "train") if one.label == 0]
-        return cls(data.samples(data.train_split), data.with_white(found), preprocess, data.loading, seed)
+        trained = [one for part in sets for one in part.samples(part.train_split)]
+        found: list[Sample] = []
+        for part in sets:
+            listed = (one for name in part.selected_categories() for one in part.find_samples(name, "train"))
+            found += part.with_white([one for one in listed if one.label == 0])
+        return cls(trained, found, preprocess, sets[0].loading, seed)
 
     def draw(self, sample: Sample, epoch: int) -> Sample:
         """Returns the prompt of a training image."""

@@ -29,9 +29,11 @@ from afclip_lightning.data.references import Pairing
 from afclip_lightning.data.white import White, white_value
 from afclip_lightning.discovery import descendants
 from afclip_lightning.errors import DatasetError, DatasetNotFoundError, indented
-from afclip_lightning.types import Sample, Split, Tiling
+from afclip_lightning.types import Batch, Sample, Split, Tiling, TrainSampling
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from afclip_lightning.backbones.preprocess import Preprocess
     from afclip_lightning.backbones.store import FeatureStore
 
@@ -39,12 +41,14 @@ Data = TypeVar("Data", bound="AnomalyData")
 
 
 class AnomalyData(LightningDataModule, ABC):
-    """What a run takes as its data: one dataset, or several of which one is trained on and the others tested on."""
+    """What a run takes as its data: one dataset, or several of which some are trained on and others tested on."""
+
+    train_sampling: TrainSampling = "by_size"  # how often training sees an image of each of several datasets
 
     @property
     @abstractmethod
-    def training_set(self) -> "AnomalyDataModule":
-        """Returns the dataset that is trained on."""
+    def training_sets(self) -> list["AnomalyDataModule"]:
+        """Returns the datasets that are trained on, each by its `train_split`; that there is none is an error."""
 
     @property
     @abstractmethod
@@ -63,16 +67,13 @@ class AnomalyData(LightningDataModule, ABC):
         store: "FeatureStore | None" = None,
         few_shot_dir: Path | None = None,
     ) -> Data:
-        """Says to all the datasets how images are read, and for which backbone; loaders can be asked for then.
+        """Says to all the datasets how images are read and for which backbone; returns this, which has loaders then.
 
         Args:
             preprocess: Turns images and masks into tensors: that of the backbone, `model.preprocess`.
             loading: How images are read.
             store: Where the features of images may lie.
             few_shot_dir: Folder of few-shot images chosen by hand; without it they are selected at random.
-
-        Returns:
-            This.
         """
         for part in self.parts:
             part.preprocess, part.loading = preprocess, loading or Loading()
@@ -88,6 +89,12 @@ class AnomalyData(LightningDataModule, ABC):
         """
         for part in self.parts:
             part.own_size, part.tiling = own_size, tiling
+
+    def train_dataloader(self) -> "DataLoader[Batch]":
+        """Returns the shuffled loader of the training datasets; see `training_loader`."""
+        from afclip_lightning.data.training import training_loader
+
+        return training_loader(self.training_sets, self.train_sampling)
 
     @abstractmethod
     def check(self, stage: str = "fit") -> None:
@@ -192,19 +199,11 @@ class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
         """
 
     @property
-    def test_sets(self) -> list["AnomalyDataModule"]:
-        """Returns this dataset alone."""
-        return [self]
-
-    @property
     def parts(self) -> list["AnomalyDataModule"]:
         """Returns this dataset alone."""
         return [self]
 
-    @property
-    def training_set(self) -> "AnomalyDataModule":
-        """Returns this dataset."""
-        return self
+    training_sets = test_sets = parts
 
     def is_absent(self) -> bool:
         """Returns whether nothing at all lies at `root`: no such folder, or an empty one."""

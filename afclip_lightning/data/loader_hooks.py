@@ -15,7 +15,7 @@ from afclip_lightning.data.lightning_base import LightningDataModule
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.references import Pairing, draw_references
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import UNKNOWN, Batch, Sample, Split, Tiling
+from afclip_lightning.types import Batch, Sample, Split, Tiling
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Sampler
@@ -126,23 +126,6 @@ class LoaderHooks(LightningDataModule, ABC):
         own = [sample for sample in samples if sample.image_path not in leave_out][rank() :: processes()]
         return self._loader(own, SequentialSampler) if own else ()
 
-    def train_dataloader(self) -> "DataLoader[Batch]":
-        """Returns the shuffled loader of `train_split`: see `SharedShuffle`.
-
-        Where several processes cannot share the images evenly, some of which nothing is said fill up the last step;
-        they take part in no loss.
-
-        Raises:
-            DatasetError: There are fewer images than processes.
-        """
-        from afclip_lightning.data.sampling import SharedShuffle
-        from afclip_lightning.distributed import processes
-
-        samples = self._samples_for_all(self.train_split)
-        fillers = samples[: -len(samples) % processes()]
-        samples += [replace(s, label=UNKNOWN, mask_path=None, mask_known=False) for s in fillers]
-        return self._loader(samples, partial(SharedShuffle, fillers=len(fillers)), training=True)
-
     def val_dataloader(self) -> "DataLoader[Batch]":
         """Returns the loader of the test split."""
         return self.test_dataloader()
@@ -171,6 +154,20 @@ class LoaderHooks(LightningDataModule, ABC):
         references = draw_references(samples, self.pairing) if self.pairing and not training else None
         return self._loader(samples, partial(ordered_sampler, references=references), references, training)
 
+    def named(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Returns samples with what prompts call their categories."""
+        return [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
+
+    def connected(self) -> "Preprocess":
+        """Returns what turns images into tensors.
+
+        Raises:
+            RuntimeError: Nothing was said of it yet.
+        """
+        if self.preprocess is None:
+            raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")
+        return self.preprocess
+
     def _samples_for_all(self, split: Split) -> list[Sample]:
         from afclip_lightning.distributed import processes
 
@@ -189,12 +186,9 @@ class LoaderHooks(LightningDataModule, ABC):
         from afclip_lightning.data.dataloader import make_loader
         from afclip_lightning.data.dataset import AnomalyDataset
 
-        if self.preprocess is None:
-            raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")
-        named = [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
         facts: MaskDetail = "none" if training else "regions" if self.own_size else "counts"
         tiling = None if training else self.tiling
         dataset = AnomalyDataset(
-            named, self.preprocess, self.loading, references, self.store, facts, tiling, self.skipped
+            self.named(samples), self.connected(), self.loading, references, self.store, facts, tiling, self.skipped
         )
         return make_loader(dataset, self.batch_size, self.num_workers, sampler(dataset), training)

@@ -22,11 +22,16 @@ class SharedShuffle(DistributedSampler[Any]):
     Args:
         dataset: The images, as many as can be dealt out evenly.
         fillers: How many of them, at the end, only fill up the last step.
+        even: Sizes of sets that follow each other in `dataset` and are to be seen equally often; without any, an epoch
+            is each image once. An epoch is as long either way. Of each set the epochs then take the next images of an
+            endless order, which has all of them once before one comes again: of a small set some come several times in
+            an epoch, and a large one takes several epochs.
     """
 
-    def __init__(self, dataset: Dataset[Any], fillers: int) -> None:
+    def __init__(self, dataset: Dataset[Any], fillers: int, even: Sequence[int] = ()) -> None:
         super().__init__(dataset, processes(), rank(), seed=agreed(torch.initial_seed()))
         self.fillers = fillers
+        self.even = even
 
     def __iter__(self) -> Iterator[int]:
         """Returns the indices of this process.
@@ -37,8 +42,21 @@ class SharedShuffle(DistributedSampler[Any]):
         if processes() != self.num_replicas:
             raise RuntimeError("the loader was made before the processes: give the trainer the datamodule instead")
         count = self.total_size - self.fillers
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(count).tolist()
-        return iter([*order, *range(count, self.total_size)][self.rank :: self.num_replicas])
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(count)
+        if self.even:
+            order = self._even(count)[order]
+        return iter([*order.tolist(), *range(count, self.total_size)][self.rank :: self.num_replicas])
+
+    def _even(self, count: int) -> np.ndarray:
+        """Returns the indices of an epoch's images, `[count]`: the sets take turns, and go on so in the next epoch."""
+        chosen, sets = [], len(self.even)
+        for number, (size, first) in enumerate(zip(self.even, np.cumsum([0, *self.even]), strict=False)):
+            # how many of the set's images the epochs before took, and those with this one
+            start, end = ((epoch * count + sets - 1 - number) // sets for epoch in (self.epoch, self.epoch + 1))
+            rounds = range(start // size, -(-end // size))
+            drawn = [np.random.default_rng([self.seed, one, number + 1]).permutation(size) for one in rounds]
+            chosen.append(first + np.concatenate(drawn)[start - rounds.start * size : end - rounds.start * size])
+        return np.concatenate(chosen)
 
 
 class GroupedSampler(DistributedSampler[int]):

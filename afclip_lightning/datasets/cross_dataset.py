@@ -1,4 +1,4 @@
-"""Train on one dataset, test on others: the protocol of zero-shot anomaly detection."""
+"""Train on one dataset or several, test on others: the protocol of zero-shot anomaly detection."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -8,50 +8,57 @@ from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.lightning_base import rank_zero_warn
 from afclip_lightning.data.references import Pairing
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import Batch, Sample
+from afclip_lightning.types import Batch, Sample, TrainSampling
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
 class CrossDataset(AnomalyData):
-    """One dataset to train on and others to test on, one test loader each.
+    """Datasets to train on, together, and others to test on, one test loader each.
 
     Args:
-        train: The dataset to train on; none for a method that trains nothing. Testing a checkpoint does not read it.
+        train: The datasets to train on; none for a method that trains nothing. Testing a checkpoint reads none. Each
+            keeps its own class names, masks and levels of white; a batch has images of any of them.
         test: The datasets to test on, in the order of the loaders.
         skip_missing: Leaves out the test datasets that are not on disk, with a warning that names them. One must
             remain, and a dataset that is there but incomplete is still an error.
-        seen_if_alone: Where `skip_missing` leaves no test dataset, tests on the training dataset under the name
+        seen_if_alone: Where `skip_missing` leaves no test dataset, tests on the training datasets under the names
             `<name>_seen`, with a warning: that is not zero-shot, and says only that the head has learnt.
         allow_train_test_overlap: Allows a category to be trained on and tested on, which is no longer zero-shot.
+        train_sampling: How often an epoch shows an image of each training dataset: `by_size` shows every image once,
+            as if the datasets were one; `evenly` shows as many images in all, equally many of each dataset. What an
+            epoch leaves of a large dataset comes in the next; a small one is repeated.
 
     Raises:
-        ValueError: No test dataset is given, a category is tested on twice, or it is trained on and tested on.
+        ValueError: No test dataset is given; a category is trained on twice, tested on twice, or trained on and tested
+            on; or training datasets have batches of different sizes.
     """
 
     def __init__(
         self,
-        train: AnomalyDataModule | None = None,
+        train: AnomalyDataModule | list[AnomalyDataModule] | None = None,
         test: list[AnomalyDataModule] | AnomalyDataModule | None = None,
         skip_missing: bool = False,
         seen_if_alone: bool = False,
         allow_train_test_overlap: bool = False,
+        train_sampling: TrainSampling = "by_size",
     ) -> None:
         super().__init__()
-        self.train_set = train
-        self.all_test_sets = list(test) if isinstance(test, (list, tuple)) else [test] if test else []
+        self.train_sets = _listed(train)
+        self.all_test_sets = _listed(test)
         self.skip_missing = skip_missing
         self.seen_if_alone = seen_if_alone
         self.allow_train_test_overlap = allow_train_test_overlap
+        self.train_sampling = train_sampling
         if not self.all_test_sets:
             raise ValueError("test must name at least one dataset")
-        tested: set[tuple[str, str]] = set()
-        for dataset in self.all_test_sets:
-            if twice := tested & _claims(dataset):
-                raise ValueError(f"tested on twice: {_names(twice)}. Give the datasets other names or categories.")
-            tested |= _claims(dataset)
-        if train and not allow_train_test_overlap and (both := tested & _claims(train)):
+        sizes = {dataset.batch_size: dataset.name for dataset in self.train_sets}
+        if len(sizes) > 1:
+            found = ", ".join(f"{size} of {name}" for size, name in sizes.items())
+            raise ValueError(f"batch_size must be the same for all that is trained on, got {found}")
+        trained, tested = _claims(self.train_sets, "trained"), _claims(self.all_test_sets, "tested")
+        if not allow_train_test_overlap and (both := tested & trained):
             raise ValueError(
                 f"trained on and tested on: {_names(both)}. Zero-shot results come from other datasets than the one "
                 "trained on; to do this all the same, set allow_train_test_overlap: true."
@@ -66,10 +73,8 @@ class CrossDataset(AnomalyData):
         """
         absent = self._absent()
         if len(absent) == len(self.all_test_sets):
-            if self.seen_if_alone and self.train_set:
-                seen = copy.copy(self.train_set)
-                seen.name = f"{seen.name}_seen"
-                return [seen]
+            if self.seen_if_alone and self.train_sets:
+                return [_seen(dataset) for dataset in self.train_sets]
             raise DatasetError(
                 f"None of the test datasets is there: {_places(absent)}.\ndata/README.md says how to get them. To see "
                 "the project work without any dataset: make demo."
@@ -78,26 +83,22 @@ class CrossDataset(AnomalyData):
 
     @property
     def parts(self) -> list[AnomalyDataModule]:
-        """Returns the training dataset and all the test datasets, whether or not they are on disk."""
-        return [*self._trained, *self.all_test_sets]
+        """Returns the training datasets and all the test datasets, whether or not they are on disk."""
+        return [*self.train_sets, *self.all_test_sets]
 
     @property
-    def training_set(self) -> AnomalyDataModule:
-        """Returns the training dataset.
+    def training_sets(self) -> list[AnomalyDataModule]:
+        """Returns the training datasets.
 
         Raises:
             DatasetError: There is none.
         """
-        if self.train_set is None:
+        if not self.train_sets:
             raise DatasetError("There is no dataset to train on: name one as `train` of CrossDataset.")
-        return self.train_set
-
-    @property
-    def _trained(self) -> list[AnomalyDataModule]:
-        return [] if self.train_set is None else [self.train_set]
+        return self.train_sets
 
     def check(self, stage: str = "fit") -> None:
-        """Checks the training dataset, for `fit` only, and the test datasets in use; cheap, reads no image.
+        """Checks the training datasets, for `fit` only, and the test datasets in use; cheap, reads no image.
 
         Raises:
             DatasetError: Says which folder was looked for, what it should contain and how to get it.
@@ -119,45 +120,45 @@ class CrossDataset(AnomalyData):
         Raises:
             DatasetError: A category has too few images.
         """
-        for dataset in self._trained:
-            dataset.pairing = pairing  # for `seen_if_alone`, which tests on a copy of it
+        for dataset in self.train_sets:
+            dataset.pairing = pairing  # for `seen_if_alone`, which tests on copies of them
         for dataset in self.test_sets:
             dataset.pair(pairing)
 
     def prepare_data(self) -> None:
         """Lets every dataset that is read make what it makes on disk."""
         trains = self.trainer is None or self.trainer.state.fn == "fit"
-        for dataset in (*(self._trained if trains else []), *self.all_test_sets):
+        for dataset in (*(self.train_sets if trains else []), *self.all_test_sets):
             dataset.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Checks what the stage reads: the training dataset for `fit` only, the test datasets in use always.
+        """Checks what the stage reads: the training datasets for `fit` only, the test datasets in use always.
 
         Raises:
             DatasetError: A dataset is not as it must be, or an image is trained on and tested on under two names; or
                 there is none to train on.
         """
-        trained = self.training_set if stage == "fit" else None
+        trained = self.training_sets if stage == "fit" else []
         for dataset in self._read_by(stage):
             dataset.setup(stage)
         if trained and not self.allow_train_test_overlap:
-            self._refuse_shared_images(trained)
+            self._refuse_shared_images()
 
-    def _refuse_shared_images(self, train: AnomalyDataModule) -> None:
+    def _refuse_shared_images(self) -> None:
         """The names of datasets and categories are compared before; this finds one folder under two names."""
-        trained = {sample.image_path.resolve() for sample in train.samples(train.train_split)}
+        trained = {
+            sample.image_path.resolve(): dataset.name
+            for dataset in self.train_sets
+            for sample in dataset.samples(dataset.train_split)
+        }
         absent = self._absent()
         for dataset in (dataset for dataset in self.all_test_sets if dataset not in absent):
             for sample in dataset.samples("test"):
-                if sample.image_path.resolve() in trained:
+                if name := trained.get(sample.image_path.resolve()):
                     raise DatasetError(
-                        f"{sample.image_path}: is trained on, as of {train.name}, and tested on, as of "
+                        f"{sample.image_path}: is trained on, as of {name}, and tested on, as of "
                         f"{dataset.name}. Train on another dataset, or set allow_train_test_overlap: true."
                     )
-
-    def train_dataloader(self) -> "DataLoader[Batch]":
-        """Returns the shuffled loader of the training dataset."""
-        return self.training_set.train_dataloader()
 
     def val_dataloader(self) -> "list[DataLoader[Batch]]":
         """Returns one loader per test dataset in use."""
@@ -175,19 +176,40 @@ class CrossDataset(AnomalyData):
         return [dataset for dataset in self.all_test_sets if dataset.is_absent()] if self.skip_missing else []
 
     def _read_by(self, stage: str) -> Iterator[AnomalyDataModule]:
-        """Yields what the stage reads, the training dataset first, and warns of the test datasets that are left out."""
+        """Yields what the stage reads, training datasets first, and warns of the test datasets that are left out."""
         if stage == "fit":
-            yield from self._trained
+            yield from self.train_sets
         yield from self.test_sets
         if absent := self._absent():
             rank_zero_warn(f"Not on disk and left out, since skip_missing is set: {_places(absent)}.")
             if len(absent) == len(self.all_test_sets):
-                rank_zero_warn("No other dataset is there: testing on the training dataset, which is NOT zero-shot.")
+                rank_zero_warn("No other dataset is there: testing on the training datasets, which is NOT zero-shot.")
 
 
-def _claims(dataset: AnomalyDataModule) -> set[tuple[str, str]]:
-    # The chosen names as they stand: whether the dataset has such categories is for its check to say.
-    return {(dataset.name, category) for category in dataset.categories or dataset.find_categories()}
+def _listed(sets: list[AnomalyDataModule] | AnomalyDataModule | None) -> list[AnomalyDataModule]:
+    return list(sets) if isinstance(sets, (list, tuple)) else [sets] if sets else []
+
+
+def _seen(dataset: AnomalyDataModule) -> AnomalyDataModule:
+    seen = copy.copy(dataset)
+    seen.name = f"{seen.name}_seen"
+    return seen
+
+
+def _claims(sets: list[AnomalyDataModule], used: str) -> set[tuple[str, str]]:
+    """Returns the categories of datasets by the datasets' names.
+
+    Raises:
+        ValueError: Two datasets have one in common.
+    """
+    claimed: set[tuple[str, str]] = set()
+    for dataset in sets:
+        # The chosen names as they stand: whether the dataset has such categories is for its check to say.
+        own = {(dataset.name, category) for category in dataset.categories or dataset.find_categories()}
+        if twice := claimed & own:
+            raise ValueError(f"{used} on twice: {_names(twice)}. Give the datasets other names or categories.")
+        claimed |= own
+    return claimed
 
 
 def _places(datasets: Iterable[AnomalyDataModule]) -> str:

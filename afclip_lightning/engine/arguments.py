@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,6 +109,8 @@ def _data(option: str, value: str) -> dict[str, Any]:
         section = read_config(value).get("data")
     elif option == "--data":
         section = parse_yaml(value, object, option, remedy=REMEDY) if value.startswith("{") else read_config(value)
+    elif value.startswith("[") and (name := re.fullmatch(r"--data\.(?:init_args\.)?(\w+)", option)):
+        section = {name[1]: parse_yaml(value, object, option, remedy=REMEDY)}  # several datasets
     else:
         return {}
     return _plain(section) if isinstance(section, Mapping) else {}
@@ -148,7 +151,9 @@ def _leftovers(old: Any, new: Any, notes: list[str]) -> Any:
             notes.append(f"Left out: {_listed(dropped)} of {was}, which mean nothing to {now}.")
     else:
         found = {name: _leftovers(before[name], after[name], notes) for name in after if name in before}
-        cleared = {name: part for name, part in found.items() if part}
+        # of one dataset the parser would give its arguments to each of several that take its place
+        several = [name for name in found if isinstance(before[name], Mapping) and isinstance(after[name], list)]
+        cleared = {name: part for name, part in found.items() if part} | dict.fromkeys(several)
     return {"class_path": old["class_path"], "init_args": cleared} if cleared else None
 
 

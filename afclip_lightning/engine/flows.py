@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from afclip_lightning import results
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.training import names_of
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
@@ -122,9 +123,9 @@ def _check_transfer(run: Run) -> None:
     """Checks that what is trained on is there, and is not what is tested on."""
     trained = trained_on(run.method, run.data)  # what is not there is said before a test of the untrained method
     tested = [(dataset, "test") for dataset in run.data.test_sets] if run.config.test_after_fit else []
-    if trained and trained[:1] == tested and run.data is run.data.training_set:
+    if trained and trained[:1] == tested and run.data.training_sets == [run.data]:
         raise UserError(
-            f"{run.data.training_set.name} would be trained on and tested on with the same images, which is not "
+            f"{names_of(run.data.training_sets)} would be trained on and tested on with the same images, which is not "
             "zero-shot. Train on one dataset and test on others with CrossDataset; or train on it alone with "
             "--test_after_fit false; or, to see whether the head learns at all, use CrossDataset with seen_if_alone."
         )

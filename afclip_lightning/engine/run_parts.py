@@ -94,16 +94,15 @@ def check_space(
 
 
 def trained_on(method: AnomalyMethod, data: AnomalyData) -> list[tuple[AnomalyDataModule, Split]]:
-    """Returns the dataset and the splits that training reads; nothing for a method that learns nothing.
+    """Returns the datasets and the splits that training reads; nothing for a method that learns nothing.
 
     Raises:
         DatasetError: The method learns, and no dataset is there for it.
     """
     if not method.learnt_names():
         return []
-    dataset = data.training_set
-    splits: dict[Split, None] = {dataset.train_split: None} | ({"train": None} if method.trains_beside_normal else {})
-    return [(dataset, split) for split in splits]
+    beside: tuple[Split, ...] = ("train",) if method.trains_beside_normal else ()
+    return [(part, split) for part in data.training_sets for split in dict.fromkeys((part.train_split, *beside))]
 
 
 def run_loggers(given: Any, folder: Path, command: str, tags: Sequence[str]) -> list[Logger]:

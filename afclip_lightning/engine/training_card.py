@@ -3,6 +3,7 @@
 import os
 
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.training import names_of
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.pack import dated
 from afclip_lightning.methods.base import AnomalyMethod
@@ -18,10 +19,12 @@ def training_card(method: AnomalyMethod, data: AnomalyData, epochs: int) -> Card
         data: Has what it was trained on.
         epochs: That are completed; 0 where training ended within the first.
     """
-    dataset, seed = data.training_set, os.environ.get("PL_GLOBAL_SEED")
-    images = len(list(dataset.samples(dataset.train_split)))
-    trained_on = TrainedOn(dataset.name, tuple(dataset.selected_categories()), images, dataset.licence)
-    title = f"{type(method).__name__} trained on {dataset.name}"
+    sets, seed = data.training_sets, os.environ.get("PL_GLOBAL_SEED")
+    trained_on = tuple(
+        TrainedOn(part.name, tuple(part.selected_categories()), len(part.samples(part.train_split)), part.licence)
+        for part in sets
+    )
+    title = f"{type(method).__name__} trained on {names_of(sets)}"
     return dated(
-        Card(title=title, trained_on=(trained_on,), seeds=() if seed is None else (int(seed),), epochs=epochs or None)
+        Card(title=title, trained_on=trained_on, seeds=() if seed is None else (int(seed),), epochs=epochs or None)
     )

@@ -233,7 +233,7 @@ class AdaptCLIP(PromptMethod):
         """
         super().setup(stage)
         if stage == "fit" and self.data is not None:
-            self.prompts = PromptImages.of(self.data.training_set, self.preprocess, self.prompt_seed).read
+            self.prompts = PromptImages.of(self.data.training_sets, self.preprocess, self.prompt_seed).read
 
     def on_train_start(self) -> None:
         """Where the trainer was given loaders, has the normal images among those of its loader serve as prompts."""

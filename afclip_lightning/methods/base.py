@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 from lightning import LightningModule
@@ -179,13 +180,13 @@ class AnomalyMethod(LightningModule, ABC):
         return data if isinstance(data, AnomalyData) else None
 
     def training_batches(self) -> Iterable[Batch]:
-        """Returns the training set of the run in batches, once and in order; the trainer's loader if that is all."""
+        """Returns the training sets of the run in batches, once and in order; the trainer's loader if that is all."""
         if self.data is None:
             loader: Iterable[Batch] | None = self.trainer.train_dataloader
             assert loader is not None  # there is one to train with
             return loader
-        dataset = self.data.training_set
-        return dataset.ordered_loader(dataset.train_split, training=True)
+        sets = self.data.training_sets
+        return chain.from_iterable(part.ordered_loader(part.train_split, training=True) for part in sets)
 
     @property
     def preprocess(self) -> Preprocess:

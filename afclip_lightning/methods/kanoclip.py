@@ -172,7 +172,7 @@ class KAnoCLIP(CategoryPromptMethod):
         """
         super().setup(stage)
         if stage == "fit" and self.knowledge is not None and self.data is not None:
-            self.knowledge.read(self.data.training_set.selected_categories())
+            self.knowledge.read([name for part in self.data.training_sets for name in part.selected_categories()])
 
     def configure_optimizers(self) -> Optimizer | None:
         """Returns the optimiser, with two groups: the prompts, and the rest with `head_lr`."""

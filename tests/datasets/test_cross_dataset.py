@@ -1,6 +1,7 @@
 """Train on one dataset, test on others: the rules, the loaders, and a run through Lightning."""
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning import LightningModule, Trainer
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData
+from afclip_lightning.data.references import Pairing
 from afclip_lightning.datasets.btad import BTAD
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.medical import Medical
@@ -192,13 +194,21 @@ def test_configuration(root: Path) -> None:
         return parser.instantiate_classes(parser.parse_object({"data": data})).data
 
     own = {"class_path": f"{module}.folder.Folder", "init_args": {"root": str(root), "normal_dir": "x", "name": "own"}}
-    isic = {"class_path": f"{module}.medical.Medical", "init_args": {"root": "data/isic", "subset": "isic"}}
+    isic: dict[str, Any] = {
+        "class_path": f"{module}.medical.Medical",
+        "init_args": {"root": "data/isic", "subset": "isic"},
+    }
     train = {"class_path": f"{module}.mvtec.MVTecAD", "init_args": {"categories": ["bottle"], "batch_size": 4}}
     cross = f"{module}.cross_dataset.CrossDataset"
     data = made({"class_path": cross, "init_args": {"train": train, "test": [own, isic]}})
     assert isinstance(data, CrossDataset)
-    assert (data.train_set.name, data.train_set.batch_size) == ("mvtec", 4)
+    assert [(part.name, part.batch_size) for part in data.train_sets] == [("mvtec", 4)]
     assert [dataset.name for dataset in data.test_sets] == ["own", "isic"]
+    second = {**isic, "init_args": {**isic["init_args"], "batch_size": 4}}
+    several = {"train": [train, second], "test": own, "train_sampling": "evenly"}
+    data = made({"class_path": cross, "init_args": several})
+    assert [part.name for part in data.train_sets] == ["mvtec", "isic"]
+    assert data.train_sampling == "evenly"
     alone = made({"class_path": cross, "init_args": {"train": train, "test": isic}})
     assert [dataset.name for dataset in alone.test_sets] == ["isic"]
     assert made(isic).name == "isic"
@@ -230,3 +240,42 @@ def test_no_dataset_to_train_on(root: Path) -> None:
         absent.check()
     with pytest.raises(ValueError, match="at least one dataset"):
         CrossDataset(train=parts(root))
+
+
+def test_several_training_sets(root: Path) -> None:
+    data = CrossDataset([parts(root, "nut"), btad(root)], Medical("isic", root / "isic", num_workers=0))
+    data.connect(Preprocess(14))
+    assert [part.name for part in data.training_sets] == ["parts", "btad"]
+    assert [part.name for part in data.parts] == ["parts", "btad", "isic"]
+    data.check()
+    data.setup("fit")
+    seen = Counter(s.dataset for batch in data.train_dataloader() for s in batch.samples)
+    assert seen == {"parts": 4, "btad": len(btad(root).samples("test"))}
+    data.train_sampling = "evenly"
+    evenly = Counter(s.dataset for batch in data.train_dataloader() for s in batch.samples)
+    assert evenly.total() == seen.total()
+    assert evenly["parts"] - evenly["btad"] in (0, 1)
+
+
+def test_several_training_sets_keep_the_rules_of_one(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"trained on twice: parts/nut\. Give the datasets other names"):
+        CrossDataset([parts(root, "nut"), parts(root)], btad(root))
+    with pytest.raises(ValueError, match=r"trained on and tested on: btad/02\."):
+        CrossDataset([parts(root), btad(root, "02")], btad(root, "01", "02"))
+    CrossDataset([parts(root), btad(root, "02")], btad(root, "01")).setup("fit")
+    other = MVTecLayout(root / "parts", batch_size=3)
+    with pytest.raises(ValueError, match="batch_size must be the same for all that is trained on, got 8 of btad, 3 of"):
+        CrossDataset([btad(root), other], Medical("isic", root / "isic"))
+    with pytest.raises(DatasetError, match="nowhere does not exist"):
+        CrossDataset([parts(root), MVTecLayout(root / "nowhere")], btad(root)).setup("fit")
+    with pytest.raises(DatasetError, match="There is no dataset to train on"):
+        CrossDataset([], btad(root)).setup("fit")
+
+
+@pytest.mark.filterwarnings("ignore:Not on disk", "ignore:No other dataset")
+def test_alone_all_the_training_sets_are_tested_as_seen(root: Path) -> None:
+    data = CrossDataset([parts(root), btad(root)], BTAD(root / "no", name="b"), skip_missing=True, seen_if_alone=True)
+    data.check()
+    assert [part.name for part in data.test_sets] == ["parts_seen", "btad_seen"]
+    data.pair(Pairing(1, 0))
+    assert all(part.pairing for part in data.test_sets)

@@ -80,7 +80,7 @@ def test_fit_takes_the_scales_from_normal_images_and_trains_nothing(tmp_path: Pa
         write_image(tmp_path / f"set/nut/test/good/{number:03}.png")
     trainer.fit(model, data)
     assert trainer.global_step == 0
-    dataset = data.training_set
+    (dataset,) = data.training_sets
     groups: dict[Any, list[torch.Tensor]] = {}
     model.eval()
     for batch in dataset.ordered_loader(dataset.train_split, training=True):
