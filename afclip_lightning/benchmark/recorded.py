@@ -13,7 +13,8 @@ from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_csv, read_json
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import read_records
-from afclip_lightning.results import MEAN, Key, find_table
+from afclip_lightning.results import MEAN, Key
+from afclip_lightning.results.finding import find_table
 from afclip_lightning.results.operating import OperatingPoint, points_as_metrics, thresholds_of
 
 NAMED = 3  # images that a message names

@@ -10,7 +10,8 @@ from msgspec import Meta
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_bytes, read_csv, read_json
 from afclip_lightning.report.page import Card, data_uri, inside
-from afclip_lightning.results import Key, Row, find_table
+from afclip_lightning.results import Key, Row
+from afclip_lightning.results.finding import find_table
 
 T = TypeVar("T")
 Label = Annotated[int, Meta(ge=0, le=1)]

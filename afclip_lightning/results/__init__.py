@@ -375,24 +375,6 @@ def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | Non
     return {"title": title, **({"conditions": dict(conditions)} if conditions else {}), "rows": entries}
 
 
-def find_table(path: Path) -> tuple[Path, str]:
-    """Returns the table of a test run, and what follows `results`, `scores` or `curves` in the names of its files.
-
-    Args:
-        path: The run folder, or one of its tables, `results_x.json`.
-
-    Raises:
-        UserError: There is no table.
-    """
-    table = path if path.is_file() else path / "results.json"
-    if not table.is_file():
-        raise UserError(
-            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
-            "printed, runs/<config>/<time>."
-        )
-    return table, table.stem.removeprefix("results")
-
-
 def write(
     rows: Sequence[Row],
     folder: Path,

@@ -1,0 +1,23 @@
+"""Where the table of a test run lies."""
+
+from pathlib import Path
+
+from afclip_lightning.errors import UserError
+
+
+def find_table(path: Path) -> tuple[Path, str]:
+    """Returns the table of a test run, and what follows `results`, `scores` or `curves` in the names of its files.
+
+    Args:
+        path: The run folder, or one of its tables, `results_x.json`.
+
+    Raises:
+        UserError: There is no table.
+    """
+    table = path if path.is_file() else path / "results.json"
+    if not table.is_file():
+        raise UserError(
+            f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "
+            "printed, runs/<config>/<time>."
+        )
+    return table, table.stem.removeprefix("results")
