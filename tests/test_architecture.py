@@ -17,7 +17,7 @@ FLOORS = [  # the lowest first: a file imports from its own floor and from those
     {"metrics", "results"},
     {"backbones"},
     {"data", "prompts"},
-    {"datasets", "annotations", "knowledge", "components"},
+    {"datasets", "annotations", "knowledge", "components", "volumes"},
     {"methods"},
     {"engine", "heads"},
     {"report", "inspection", "benchmark", "sweep", "importers"},

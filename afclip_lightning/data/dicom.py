@@ -104,7 +104,7 @@ def _shown(values: np.ndarray, data: "Dataset", white_is_low: bool) -> np.ndarra
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     shown_by = _lifted(data)
-    padding = _padding(values, data)
+    padding = padding_of(values, data)
     numbers = apply_modality_lut(values, shown_by).astype(np.float64)
     bits, table = int(data.BitsStored), _first_table(data)
     if table is not None:
@@ -187,7 +187,7 @@ def _through_window(values: np.ndarray, center: float, width: float, function: s
     return (values - center) / width + 0.5
 
 
-def _padding(values: np.ndarray, data: "Dataset") -> np.ndarray | None:
+def padding_of(values: np.ndarray, data: "Dataset") -> np.ndarray | None:
     """Returns which stored values are padding, `[H, W]`, bool; `None` if the file names none."""
     if data.get("PixelPaddingValue") is None:
         return None

@@ -22,6 +22,7 @@ from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.medical import SUBSETS as MEDICAL
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic
+from afclip_lightning.datasets.volumes import Volumes
 from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.engine.app import main
 from afclip_lightning.errors import DatasetError
@@ -30,7 +31,7 @@ import_submodules(afclip_lightning.datasets)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETS = sorted((CONFIGS / "data").glob("*.yaml"))
-OWN = {"json_lines": "my_set", "meta_json": "my_set"}  # named after their folder
+OWN = {"json_lines": "my_set", "meta_json": "my_set", "volumes": "my_set"}  # named after their folder
 
 
 def merged(override: Path, folder: Path, experiment: str = "") -> CrossDataset:
@@ -110,7 +111,7 @@ def test_configs_look_for_a_set_in_its_own_folder(path: Path, monkeypatch: pytes
     assert found
     for cls, arguments in found:
         drawn = cls is Synthetic and arguments.get("root", "").endswith("synthetic_train")  # the half to train on
-        assert ("root" in arguments) == (drawn or cls in (Listing, MVTecLayout))  # which are one's own
+        assert ("root" in arguments) == (drawn or cls in (Listing, MVTecLayout, Volumes))  # which are one's own
         if "raw" in arguments:
             assert Path(arguments["raw"]) == cls().root.with_name(cls.raw_folder)
 

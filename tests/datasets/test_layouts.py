@@ -27,6 +27,7 @@ from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_ad_2 import MVTecAD2
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.visa import VisA
+from afclip_lightning.datasets.volumes import Volumes
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.errors import DatasetError
 from tests.support.layouts import write_image, write_mask
@@ -37,6 +38,7 @@ from tests.support.layouts.medical import LABELLED, SEGMENTED, write_medical
 from tests.support.layouts.mvtec import write_magnetic_tile, write_mvtec
 from tests.support.layouts.mvtec_ad_2 import write_mvtec_ad_2
 from tests.support.layouts.visa import write_visa, write_visa_converted
+from tests.support.layouts.volumes import write_volumes
 
 Make = Callable[[Path], AnomalyDataModule]
 
@@ -61,6 +63,7 @@ WRITTEN: dict[str, tuple[Make, int, tuple[int, int, int]]] = {
     "dagm": (lambda root: DAGM(write_dagm(root, CLASSES), num_workers=0), 10, (2, 2, 3)),
     "bmad": (lambda root: BMAD("liver", write_bmad(root), num_workers=0), 1, (2, 1, 3)),
     "bmad_readme": (lambda root: BMAD("resc", write_bmad(root, "anomaly_mask"), num_workers=0), 1, (2, 1, 3)),
+    "volumes": (lambda root: Volumes(write_volumes(root), num_workers=0), 1, (3, 2, 1)),
     **{
         subset: (
             lambda root, subset=subset: Medical(subset, write_medical(root, subset), num_workers=0),

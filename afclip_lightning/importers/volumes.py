@@ -1,0 +1,172 @@
+"""Volumes: NIfTI, NRRD, MetaImage and DICOM series, cut into slices, with masks paired by their geometry."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.files import only_writer
+from afclip_lightning.volumes.cutting import Cutting, VolumeRecord
+from afclip_lightning.volumes.find import Source, Sources, find_volumes
+from afclip_lightning.volumes.grid import AXES
+from afclip_lightning.volumes.importing import (
+    NAMES,
+    SLICES,
+    check_same,
+    cut_all,
+    settings_of,
+    splits,
+    write_names,
+    write_slices,
+)
+from afclip_lightning.volumes.volume import Reading
+from afclip_lightning.volumes.windows import PRESETS, check_window
+
+LISTED = 10  # lines of one kind
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this kind."""
+    add = parser.add_argument
+    add("--masks", type=Path, metavar="DIR", help="folder of masks; by default beside the volumes (_seg, _mask …)")
+    add("--axis", choices=AXES, default="axial", help="anatomical axis that slices follow one another on (%(default)s)")
+    add(
+        "--window",
+        default="auto",
+        metavar="RULE",
+        help=f"{', '.join(PRESETS)}, CENTRE,WIDTH, percentile, percentile:LOW,HIGH, or auto: soft_tissue for CT, else "
+        "percentile (%(default)s)",
+    )
+    add("--bits", type=int, choices=(8, 16), default=8, help="of a slice's pixel (%(default)s)")
+    add("--pixels", choices=("square", "stored"), default="square", help="square, or as the voxels are (%(default)s)")
+    add(
+        "--anomalous",
+        metavar="VALUES",
+        help="values of masks, or numbers of DICOM segments, that mean anomalous, as 2 or 1,4; by default all but 0",
+    )
+    add("--unmasked_are_normal", action="store_true", help="take volumes without a mask for normal ones")
+    add(
+        "--min_content",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="leave out normal slices with less that is not black",
+    )
+    add("--train_share", type=float, default=0.0, metavar="SHARE", help="of the patients in training (%(default)s)")
+    add("--seed", type=int, default=0, help="chooses them (%(default)s)")
+    add("--patients", type=Path, metavar="CSV", help="table with the columns volume and patient")
+    add("--category", default="", help="what the set's one category is called; by default as the set")
+    add("--sequence", default="", metavar="NAME", help="which images of BraTS: flair, t1, t1ce, t2 (flair)")
+    add("--channel", type=int, metavar="N", help="which volume of a file with four axes, from 0")
+    add("--form", choices=("sform", "qform"), default="", help="which geometry of NIfTI files whose two disagree")
+    add("--codes", default="", metavar="RAS", help="how the axes of files lie that do not say it")
+    add("--on_error", choices=("raise", "skip"), default="raise", help="skip: go on after a volume that is not read")
+    add("--keep_names", action="store_true", help=f"write {NAMES}, which says what file each volume is")
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Cuts the volumes of a folder into a set of slices and returns the exit code: 1 if some were not read.
+
+    Raises:
+        UserError: An option is wrong, a volume cannot be read, or a mask does not belong to its volume.
+    """
+    check_window(options.window)
+    for name, high in (("train_share", 1), ("min_content", 1)):
+        if not 0 <= getattr(options, name) < high:
+            raise UserError(f"--{name} must be from 0 to below {high}, got {getattr(options, name)}.")
+    if options.channel is not None and options.channel < 0:
+        raise UserError(f"--channel counts from 0, got {options.channel}.")
+    found = find_volumes(options.file, options.masks, [options.out], options.patients, options.sequence)
+    _check_masked(found.volumes, options)
+    cutting = _cutting(options, found)
+    with only_writer(options.out):
+        check_same(options.out, settings_of(cutting))
+        done = cut_all(found.volumes, options.out, lambda source: cutting, options.on_error == "skip", _progress)
+        split_of = splits((record.patient for record in done.records), options.train_share, options.seed)
+        category = options.category or options.out.resolve().name
+        write_slices(options.out, done.records, split_of, category)
+        if options.keep_names:
+            write_names(options.out, found.volumes)
+    _say(options, found, done.records, done.new, done.failed, list(split_of.values()))
+    return 1 if done.failed else 0
+
+
+def _progress(numbers: Iterable[int]) -> Iterable[int]:
+    from tqdm import tqdm
+
+    return tqdm(numbers, unit=" volumes", disable=None)
+
+
+def _check_masked(volumes: Sequence[Source], options: argparse.Namespace) -> None:
+    bare = [source for source in volumes if not source.masks and not source.segmentations]
+    if bare and not options.unmasked_are_normal:
+        raise UserError(
+            f"{bare[0].name}: {len(bare)} of {len(volumes)} volumes have no mask, so that nothing says which of their "
+            "slices are anomalous. Give --masks DIR, or, if all of them are normal, --unmasked_are_normal."
+        )
+
+
+def _cutting(options: argparse.Namespace, found: Sources) -> Cutting:
+    anomalous = found.tree.anomalous if found.tree else None
+    if options.anomalous is not None:
+        try:
+            anomalous = tuple(sorted({int(value) for value in options.anomalous.split(",")}))
+        except ValueError as error:
+            raise UserError(
+                f"--anomalous {options.anomalous}: whole numbers are needed, with commas between."
+            ) from error
+    reading = Reading(options.channel, options.form, options.codes)
+    cutting = Cutting(
+        options.axis,
+        options.window,
+        options.bits,
+        options.pixels == "square",
+        anomalous,
+        options.min_content,
+        reading,
+    )
+    by_tree = options.window == "auto" and found.tree
+    return replace(cutting, window=found.tree.window) if by_tree and found.tree else cutting
+
+
+def _say(
+    options: argparse.Namespace,
+    found: Sources,
+    records: Sequence[VolumeRecord],
+    new: int,
+    failed: Sequence[str],
+    split_of: Sequence[str],
+) -> None:
+    labels = Counter(label for record in records for label in record.labels)
+    if found.tree:
+        print(f"The folder is laid out as {found.tree.name} is.")
+    print(f"{len(records)} volumes of {len(split_of)} patients, told apart {found.told_by}; {new} of them are new.")
+    print(
+        f"{labels[0]} normal and {labels[1]} anomalous slices, {options.axis}; split by patients: {_counts(split_of)}."
+    )
+    for rule, count in Counter(record.rule for record in records).items():
+        print(f"black and white by {rule}: {count} volumes")
+    values = sorted({value for record in records for value in record.mask_values})
+    if values:
+        cutting = _cutting(options, found)
+        marked = [
+            value for value in values if (value != 0 if cutting.anomalous is None else value in cutting.anomalous)
+        ]
+        print(f"values of masks: {_list(values)}; anomalous are {_list(marked) or 'none of them'}")
+    for lines in ([note for record in records for note in record.notes()], failed):
+        for line in lines[:LISTED]:
+            print(f"note: {line}", file=sys.stderr)
+        if len(lines) > LISTED:
+            print(f"note: and {len(lines) - LISTED} more of this kind.", file=sys.stderr)
+    print(f"Next: {PROGRAM} datasets check Volumes --root {options.out}   ({options.out / SLICES})")
+
+
+def _counts(values: Iterable[str]) -> str:
+    return ", ".join(f"{count} {value}" for value, count in sorted(Counter(values).items()))
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:20])) + (" …" if len(values) > 20 else "")

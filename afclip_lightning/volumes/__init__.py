@@ -1,0 +1,1 @@
+"""Medical volumes: NIfTI, NRRD, MetaImage and DICOM, cut into slices, and maps of slices put back."""

@@ -1,0 +1,243 @@
+"""One volume, cut into PNG files."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from afclip_lightning.data.limits import check_size
+from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.files import atomic_path
+from afclip_lightning.volumes.find import Source
+from afclip_lightning.volumes.grid import Axis, Cut, Grid
+from afclip_lightning.volumes.opening import open_masks, open_volume
+from afclip_lightning.volumes.volume import Reading, Slices, Volume
+from afclip_lightning.volumes.windows import LIKE_CT, Facts, facts_of, window_of
+
+SCRATCH = ".scratch"
+AS_IT_IS = Reading()
+MOST_VALUES = 64  # of masks that are listed
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How volumes are cut.
+
+    Attributes:
+        axis: Which slices follow one another along.
+        window: See `windows.window_of`.
+        bits: Of the slices: 8 or 16.
+        square: Whether pixels are made square, or left as the voxels are.
+        anomalous: Values of masks that mean anomalous; `None` for all but 0.
+        min_content: Slices of which a smaller share is not black are left out, unless they are anomalous.
+        reading: How files are read that could be read in several ways.
+    """
+
+    axis: Axis = "axial"
+    window: str = "auto"
+    bits: int = 8
+    square: bool = True
+    anomalous: tuple[int, ...] | None = None
+    min_content: float = 0.0
+    reading: Reading = AS_IT_IS
+
+
+class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the manifest says of a volume, from `volumes.jsonl`.
+
+    Attributes:
+        volume: Its pseudonym.
+        patient: That of its patient.
+        state: A digest of the sizes and times of its files: whether they are still the same.
+        axis: Which slices follow one another along.
+        shape: Voxels along the stored axes.
+        codes: Sides that these run to.
+        spacing: Distances of voxels along them, in mm.
+        affine: From voxel indices to RAS, in mm, `[4, 4]`.
+        space_code: What the geometry is of, as NIfTI counts.
+        obliquity: Largest angle of a stored axis to an anatomical one, in degrees.
+        modality: `CT`, `MR` …; empty if it is not known.
+        low: Value that is black.
+        high: Value that is white.
+        rule: Where these come from.
+        slice_size: Height and width of the slices, in pixels.
+        pixel_spacing: Distance of neighbouring rows and columns, in mm.
+        not_finite: Voxels without a finite value, which are black.
+        mask_values: Values that its masks hold, some at most; empty without masks.
+        has_mask: Whether there are masks.
+        indices: Of the slices that were written.
+        labels: Of these: 1 anomalous, 0 normal.
+    """
+
+    volume: str
+    patient: str
+    state: str
+    axis: Axis
+    shape: tuple[int, int, int]
+    codes: str
+    spacing: tuple[float, float, float]
+    affine: list[list[float]]
+    space_code: int
+    obliquity: float
+    modality: str
+    low: float
+    high: float
+    rule: str
+    slice_size: tuple[int, int]
+    pixel_spacing: tuple[float, float]
+    not_finite: int
+    mask_values: list[int]
+    has_mask: bool
+    indices: list[int]
+    labels: list[int]
+
+    @property
+    def cut(self) -> Cut:
+        """Returns how its slices are taken from its voxels."""
+        return Cut(Grid(self.shape, np.array(self.affine)), self.axis)
+
+    def image(self, index: int) -> str:
+        """Returns the path of a slice, from the folder of the set."""
+        return f"images/{self.volume}/{self.axis}-{index:04d}.png"
+
+    def mask(self, index: int) -> str:
+        """Returns the path of a slice's mask."""
+        return f"masks/{self.volume}/{self.axis}-{index:04d}.png"
+
+    def notes(self) -> list[str]:
+        """Returns what is worth a line."""
+        found = []
+        if self.not_finite:
+            found.append(f"{self.not_finite} voxels are NaN, infinite or padding: they are black")
+        if self.has_mask and not any(self.labels):
+            found.append("its mask marks nothing: all slices count as normal")
+        if self.obliquity > 1:
+            found.append(f"its axes lie {self.obliquity:.1f}° off the patient's: slices follow its own axes")
+        if not self.modality and self.rule.startswith("percentiles") and self.low < LIKE_CT:
+            found.append("its values look like CT: a window such as --window soft_tissue may be meant")
+        return [f"{self.volume}: {note}" for note in found]
+
+
+def cut_volume(source: Source, names: tuple[str, str], state: str, out: Path, cutting: Cutting) -> VolumeRecord:
+    """Cuts a volume into slices and returns what there is to say of it.
+
+    Args:
+        source: The volume.
+        names: Its pseudonym, and that of its patient.
+        state: See `VolumeRecord`.
+        out: Folder of the set.
+        cutting: How it is cut.
+
+    Raises:
+        UserError: The volume or a mask cannot be read, they do not lie in one place, or the disk is full.
+    """
+    scratch = out / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    try:
+        volume = open_volume(source, scratch / "volume", cutting.reading)
+        masks = open_masks(source, volume.grid, cutting.anomalous, scratch, cutting.reading)
+        try:
+            facts = facts_of(volume.blocks())
+        except UserError as error:
+            raise DatasetError(f"{source.name}: {error}") from error
+        slices = Slices(volume, cutting.axis, scratch / "planes")
+        marks = [
+            (Slices(mask, cutting.axis, scratch / f"marks-{number}"), known)
+            for number, (mask, known) in enumerate(masks)
+        ]
+        return _write(source, volume, facts, slices, marks, names, state, out, cutting)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(
+    source: Source,
+    volume: Volume,
+    facts: Facts,
+    slices: Slices,
+    marks: Sequence[tuple[Slices, bool]],
+    names: tuple[str, str],
+    state: str,
+    out: Path,
+    cutting: Cutting,
+) -> VolumeRecord:
+    cut, grid = slices.cut, volume.grid
+    modality = volume.modality or source.modality
+    window = window_of(cutting.window, modality, facts, volume.blocks)
+    size = cut.square if cutting.square else cut.shape
+    check_size(source.name, size[1], size[0])
+    values: set[int] = set()
+    record = VolumeRecord(
+        volume=names[0],
+        patient=names[1],
+        state=state,
+        axis=cutting.axis,
+        shape=grid.shape,
+        codes=grid.codes,
+        spacing=grid.spacing,
+        affine=grid.affine.tolist(),
+        space_code=volume.code,
+        obliquity=round(grid.obliquity, 3),
+        modality=modality,
+        low=window.low,
+        high=window.high,
+        rule=window.rule,
+        slice_size=size,
+        pixel_spacing=(cut.spacing[0] * cut.shape[0] / size[0], cut.spacing[1] * cut.shape[1] / size[1]),
+        not_finite=facts.not_finite,
+        mask_values=[],
+        has_mask=bool(marks),
+        indices=[],
+        labels=[],
+    )
+    for index, picture in enumerate(slices):
+        grey = window.grey(picture, cutting.bits)
+        mask = np.zeros(grey.shape, bool)
+        for drawn, known in marks:
+            mask |= _marked(drawn[index], None if known else cutting.anomalous, values)
+        if not mask.any() and np.count_nonzero(grey) < cutting.min_content * grey.size:
+            continue
+        record.indices.append(index)
+        record.labels.append(int(mask.any()))
+        save_png(out / record.image(index), resized(grey, size))
+        if mask.any():
+            save_png(out / record.mask(index), resized(mask.view(np.uint8) * np.uint8(255), size, nearest=True))
+    return msgspec.structs.replace(record, mask_values=sorted(values)[:MOST_VALUES])
+
+
+def _marked(drawn: np.ndarray, anomalous: tuple[int, ...] | None, values: set[int]) -> np.ndarray:
+    """Returns which pixels of a mask's slice are anomalous, and adds the values that it holds to those seen."""
+    whole = np.rint(np.nan_to_num(drawn, posinf=0, neginf=0)).astype(np.int64)
+    values.update(np.unique(whole).tolist() if len(values) < MOST_VALUES else ())
+    return whole != 0 if anomalous is None else np.isin(whole, anomalous)
+
+
+def resized(picture: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
+    """Returns a slice `[h, w]` at another size: linear between pixels, as masks by the nearest, and smaller by means.
+
+    Args:
+        picture: The slice.
+        size: Height and width.
+        nearest: Whether values are kept as they are.
+    """
+    if picture.shape == size:
+        return picture
+    import cv2
+
+    smaller = size[0] <= picture.shape[0] and size[1] <= picture.shape[1]
+    way = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=way))
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes a grey image without loss in one step, with nothing beside its pixels.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with atomic_path(path, durable=False) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)

@@ -1,0 +1,367 @@
+"""Which volumes lie in a folder, which masks are theirs, and whose they are; opens headers of DICOM files only."""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, first_bytes
+from afclip_lightning.data.names import normal_form
+from afclip_lightning.data.reader import DICOM_SUFFIXES, is_dicom
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_rows
+from afclip_lightning.volumes.dicom_series import Header, read_header
+
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+MASK_ENDS = re.compile(r"[_.-](?:seg|segmentation|mask|masks|label|labels|gt)$", re.IGNORECASE)
+FIRST_CHANNEL = "_0000"  # what nnU-Net puts behind the name of a volume, and not of its mask
+BIDS = re.compile(r"sub-[A-Za-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A layout that is recognised by the names of its files.
+
+    Attributes:
+        name: What it is called.
+        volume: What the names of volumes are, without suffix; `key` is what a mask has in common with its volume.
+        mask: What the names of masks are.
+        modality: Of its volumes.
+        window: In place of `auto`.
+        anomalous: Values of masks that mean anomalous; `None` for all but 0.
+        sequence: Which of several images of one scan is read, as the files call it; empty where there is one.
+        patient: What of a key is the patient's; the rest are visits.
+    """
+
+    name: str
+    volume: re.Pattern[str]
+    mask: re.Pattern[str]
+    modality: str
+    window: str
+    anomalous: tuple[int, ...] | None = None
+    sequence: str = ""
+    patient: re.Pattern[str] = re.compile(".*")
+
+
+TREES = (
+    Tree(
+        "BraTS",
+        re.compile(r"(?P<key>brats.*?)[_-](?P<sequence>flair|t1ce|t1gd|t1c|t1n|t1|t2f|t2w|t2)"),
+        re.compile(r"(?P<key>brats.*?)[_-]seg"),
+        "MR",
+        "percentile",
+        sequence="flair",
+        patient=re.compile(r"brats-[a-z]+-\d+(?=-\d+$)|.*"),
+    ),
+    Tree("LiTS", re.compile(r"volume-(?P<key>\d+)"), re.compile(r"segmentation-(?P<key>\d+)"), "CT", "liver", (2,)),
+)
+ALIKE = {"flair": ("flair", "t2f"), "t1": ("t1", "t1n"), "t1ce": ("t1ce", "t1gd", "t1c"), "t2": ("t2", "t2w")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume on disk.
+
+    Attributes:
+        files: Its file, or the files of its series.
+        patient: What tells its patient from others; never written.
+        masks: Files of its masks.
+        is_dicom: Whether it is a DICOM series or object.
+        segmentations: DICOM segmentations of it.
+        modality: What its layout says; empty if nothing does.
+        series: Of DICOM files, what tells their series from others; never written.
+        frame: Likewise, the space that they lie in.
+    """
+
+    files: tuple[Path, ...]
+    patient: str = ""
+    masks: tuple[Path, ...] = ()
+    is_dicom: bool = False
+    segmentations: tuple[Path, ...] = ()
+    modality: str = ""
+    series: str = ""
+    frame: str = ""
+
+    @property
+    def name(self) -> str:
+        """Returns what messages call it."""
+        return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What lies in a folder.
+
+    Attributes:
+        volumes: The volumes, sorted by path.
+        tree: The layout that was recognised, or `None`.
+        told_by: How patients were told apart, in words.
+        notes: What else is worth a line.
+    """
+
+    volumes: list[Source]
+    tree: Tree | None
+    told_by: str
+    notes: list[str] = field(default_factory=list)
+
+
+def stem(path: Path) -> str:
+    """Returns the name of a volume's file without its suffix, in composed form."""
+    name = path.name
+    cut = next((suffix for suffix in (".nii.gz", *SUFFIXES) if name.lower().endswith(suffix)), path.suffix)
+    return normal_form(name[: len(name) - len(cut)])
+
+
+def is_volume_file(path: Path) -> bool:
+    """Returns whether a file has the suffix of one that holds a volume."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def find_volumes(
+    folder: Path,
+    masks: Path | None = None,
+    leave_out: Collection[Path] = (),
+    patients: Path | None = None,
+    sequence: str = "",
+) -> Sources:
+    """Returns the volumes of a folder, or of a file, with their masks.
+
+    Args:
+        folder: Where they lie.
+        masks: Where masks lie; by default beside the volumes, with `_seg`, `_mask`, `_label` … behind their names.
+        leave_out: Folders that are not stepped into.
+        patients: A table with the columns `volume` (a path from `folder`) and `patient`.
+        sequence: Which images of BraTS are read; FLAIR by default.
+
+    Raises:
+        DatasetError: There is no volume, a mask has no volume or a volume two masks of one name, or a file cannot be
+            read.
+    """
+    found = _files(folder, [*leave_out, *([masks] if masks and masks.resolve() != folder.resolve() else [])])
+    apart = _files(masks, leave_out) if masks and masks.resolve() != folder.resolve() else []
+    files = [path for path in found if is_volume_file(path)]
+    mask_files = [path for path in apart if is_volume_file(path)]
+    tree = next((tree for tree in TREES if _is(tree, files, mask_files)), None)
+    series, segmentations = _dicom([path for path in (*found, *apart) if not is_volume_file(path)])
+    if tree:
+        volumes, rest = _of_tree(tree, files, mask_files, sequence)
+    else:
+        rest = [*mask_files, *(path for path in files if MASK_ENDS.search(stem(path)))]
+        volumes = [Source((path,)) for path in files if path not in set(rest)]
+        volumes = _with_masks([*volumes, *series], rest, folder, masks or folder)
+    volumes = _with_segmentations(sorted(volumes, key=lambda source: source.files[0]), segmentations)
+    if not volumes:
+        kinds = ", ".join(SUFFIXES)
+        raise DatasetError(f"{folder}: there is no volume in it: no {kinds} and no DICOM series.")
+    return _with_patients(Sources(volumes, tree, ""), folder, patients)
+
+
+def _files(place: Path, leave_out: Collection[Path]) -> list[Path]:
+    """Returns the files below a folder that hold volumes or DICOM, sorted by path; hidden ones are left out.
+
+    Raises:
+        DatasetError: A folder cannot be listed.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise DatasetError(f"{place} does not exist. Name a folder of volumes.")
+    out = {os.path.abspath(folder) for folder in leave_out}
+    found = []
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"{error.filename}: cannot be listed ({error.strerror}). Allow it to be read.") from error
+
+    for where, folders, names in os.walk(place, onerror=refuse):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.abspath(Path(where, name)) not in out
+        )
+        found += [
+            Path(where, name) for name in sorted(names) if not name.startswith(".") and _is_read(Path(where, name))
+        ]
+    return sorted(found)
+
+
+def _is_read(path: Path) -> bool:
+    if is_volume_file(path) or path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    unnamed = not path.suffix or path.suffix[1:].isdigit() or path.suffix.lower() in DICOM_BY_CONTENT
+    return unnamed and path.name.lower() not in OTHER_NAMES and is_dicom(first_bytes(path))
+
+
+def _is(tree: Tree, files: Sequence[Path], masks: Sequence[Path]) -> bool:
+    """Returns whether all files have names of a layout, and some of them those of volumes."""
+    names = [stem(path).lower() for path in (*files, *masks)]
+    volumes = [name for name in names if tree.volume.fullmatch(name)]
+    return bool(volumes) and all(tree.volume.fullmatch(name) or tree.mask.fullmatch(name) for name in names)
+
+
+def _of_tree(
+    tree: Tree, files: Iterable[Path], apart: Iterable[Path], sequence: str
+) -> tuple[list[Source], list[Path]]:
+    """Returns the volumes of a layout, with their masks, and the masks that are left.
+
+    Raises:
+        DatasetError: Two have one name, or there is no image of the sequence.
+    """
+    wanted = ALIKE.get(sequence or tree.sequence, (sequence or tree.sequence,))
+    volumes: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    for path in (*files, *apart):
+        name = stem(path).lower()
+        if match := tree.mask.fullmatch(name):
+            place = masks
+        elif (match := tree.volume.fullmatch(name)) and match.groupdict().get("sequence", "") in wanted:
+            place = volumes
+        else:
+            continue
+        twin = place.setdefault(match["key"], path)
+        if twin is not path:
+            raise DatasetError(f"{path}: {twin} is of the same scan. Keep one of them.")
+    if not volumes:
+        raise DatasetError(f"there is no {wanted[0]} image among the {tree.name} files. Say which is read: --sequence.")
+    sources = []
+    for key, path in volumes.items():
+        patient = tree.patient.match(key)
+        assert patient is not None  # it takes anything
+        mask = masks.pop(key, None)
+        sources.append(Source((path,), patient[0], (mask,) if mask else (), modality=tree.modality))
+    if masks:
+        raise DatasetError(
+            f"{next(iter(masks.values()))}: no volume is of the same scan. Restore it, or remove the mask."
+        )
+    return sources, []
+
+
+def _with_masks(volumes: Sequence[Source], masks: Sequence[Path], root: Path, mask_root: Path) -> list[Source]:
+    """Returns volumes with the masks of their names: in an equal folder, or else anywhere, if the name is the only one.
+
+    Raises:
+        DatasetError: A mask has no volume, or several.
+    """
+    given: dict[int, list[Path]] = {}
+    names = [_name(source) for source in volumes]
+    for mask in masks:
+        own = stem(mask)
+        wanted = {own, MASK_ENDS.sub("", own)}
+        fitting = [number for number, name in enumerate(names) if name in wanted]
+        if len(fitting) > 1:
+            folder = _folder(mask, mask_root)
+            fitting = [number for number in fitting if _folder(volumes[number].files[0], root) == folder]
+        if len(fitting) != 1:
+            what = "several volumes have" if fitting else "no volume has"
+            raise DatasetError(f"{mask}: {what} the name of this mask ({own}). Name it as its one volume.")
+        given.setdefault(fitting[0], []).append(mask)
+    return [replace(source, masks=tuple(given.get(number, ()))) for number, source in enumerate(volumes)]
+
+
+def _name(source: Source) -> str:
+    if len(source.files) > 1:
+        return normal_form(source.files[0].parent.name)
+    return stem(source.files[0]).removesuffix(FIRST_CHANNEL)
+
+
+def _folder(path: Path, root: Path) -> str:
+    return os.path.relpath(path.parent, root)
+
+
+def _dicom(paths: Iterable[Path]) -> tuple[list[Source], list[Header]]:
+    """Returns DICOM images as series, and the segmentations; what is neither is left out.
+
+    Raises:
+        DatasetError: A header cannot be read.
+    """
+    series: dict[str, list[Header]] = {}
+    segmentations = []
+    for path in paths:
+        header = read_header(path)
+        if header.is_segmentation:
+            segmentations.append(header)
+        elif header.is_image:
+            series.setdefault(header.series, []).append(header)
+    sources = []
+    for uid, files in series.items():
+        paths_of = tuple(header.path for header in files)
+        sources.append(Source(paths_of, files[0].patient, (), True, series=uid, frame=files[0].frame))
+    return sources, segmentations
+
+
+def _with_segmentations(volumes: Sequence[Source], found: Iterable[Header]) -> list[Source]:
+    """Returns volumes with the segmentations that were drawn on them: by their series, or else by their space.
+
+    Raises:
+        DatasetError: A segmentation is of none of the volumes, or of several.
+    """
+    given: dict[int, list[Path]] = {}
+    for header in found:
+        fitting = [number for number, source in enumerate(volumes) if source.series in header.drawn_on]
+        if not fitting and header.frame:
+            fitting = [number for number, source in enumerate(volumes) if source.frame == header.frame]
+        if len(fitting) != 1:
+            what = "several series share its space" if fitting else "the series that it was drawn on is not there"
+            raise DatasetError(
+                f"{header.path}: a DICOM segmentation, and {what}. Add that series, or leave the file out."
+            )
+        given.setdefault(fitting[0], []).append(header.path)
+    return [replace(source, segmentations=tuple(given.get(number, ()))) for number, source in enumerate(volumes)]
+
+
+def _with_patients(found: Sources, root: Path, table: Path | None) -> Sources:
+    """Returns sources that know whose they are.
+
+    That is what the table says; or else the ID of DICOM files, `sub-…` of BIDS, the layout's; or else the first folder
+    that volumes do not share, and where they all lie in one, each is taken for a patient of its own.
+
+    Raises:
+        DatasetError: The table does not name each volume, or one twice.
+    """
+    if table is not None:
+        owners = _owners(table)
+        owned = []
+        for source in found.volumes:
+            names = {os.path.relpath(path, root if root.is_dir() else root.parent) for path in _names_of(source)}
+            named = [owners[name] for name in sorted(names | {Path(name).name for name in names}) if name in owners]
+            if not named:
+                raise DatasetError(f"{table}: has no row for {source.name}. Name each volume by its path from {root}.")
+            owned.append(replace(source, patient=named[0]))
+        return Sources(owned, found.tree, f"by {table.name}", found.notes)
+    parents = [source.files[0].parent for source in found.volumes]
+    common = len(Path(os.path.commonpath(parents)).parts)
+    volumes: list[Source] = []
+    ways: dict[str, None] = {}
+    for source in found.volumes:
+        parts = source.files[0].parent.parts[common:]
+        bids = BIDS.search("/".join((*source.files[0].parts[len(root.parts) :],)))
+        patient, way = (
+            (source.patient, "by the patient ID of DICOM files" if source.is_dicom else f"as {_tree(found)} names them")
+            if source.patient
+            else (bids[0], "by sub-… in their names")
+            if bids
+            else (parts[0], "by the folders that volumes lie in")
+            if parts
+            else (stem(source.files[0]), "each volume as one patient's, for want of anything else (--patients says it)")
+        )
+        ways[way] = None
+        volumes.append(replace(source, patient=patient))
+    return Sources(volumes, found.tree, "; ".join(ways), found.notes)
+
+
+def _tree(found: Sources) -> str:
+    return found.tree.name if found.tree else ""
+
+
+def _names_of(source: Source) -> tuple[Path, ...]:
+    return (source.files[0], source.files[0].parent) if source.is_dicom else source.files
+
+
+def _owners(table: Path) -> Mapping[str, str]:
+    owners: dict[str, str] = {}
+    for number, row in read_rows(table, remedy="Mend the table.", error=DatasetError):
+        volume, patient = (row.get(column, "").strip() for column in ("volume", "patient"))
+        if not volume or not patient:
+            raise DatasetError(f"{table}, line {number}: the columns volume and patient are needed, both filled in.")
+        volume = os.path.normpath(volume)
+        if owners.setdefault(volume, patient) != patient:
+            raise DatasetError(f"{table}, line {number}: {volume} has two patients. Mend the table.")
+    return owners

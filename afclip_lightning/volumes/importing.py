@@ -1,0 +1,209 @@
+"""Many volumes into a set of slices: pseudonyms, splits by patients, the manifest; interrupted, it goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import csv_text, parse_json, read_json, read_json_lines, write_json, write_text
+from afclip_lightning.types import Split
+from afclip_lightning.volumes.cutting import Cutting, VolumeRecord, cut_volume
+from afclip_lightning.volumes.find import Source
+
+VOLUMES = "volumes.jsonl"  # a line per volume, as each is done
+SLICES = "slices.jsonl"  # a line per slice, which `Volumes` and `Table` read
+SETTINGS = "import.json"
+NAMES = "names.csv"  # who is who; only if it was asked for
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an import did.
+
+    Attributes:
+        records: All volumes of the set.
+        new: How many this run cut.
+        failed: A sentence on each that could not be read.
+    """
+
+    records: list[VolumeRecord]
+    new: int
+    failed: list[str]
+
+
+def pseudonyms(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """Returns what each volume and its patient are called: numbers, in the order of the volumes."""
+    patients: dict[str, str] = {}
+    for source in sources:
+        patients.setdefault(source.patient, f"patient-{len(patients) + 1:04d}")
+    return [(f"volume-{number:04d}", patients[source.patient]) for number, source in enumerate(sources, 1)]
+
+
+def state_of(source: Source) -> str:
+    """Returns a digest of the sizes and times of a volume's files: nothing of their names.
+
+    Raises:
+        UserError: A file is gone.
+    """
+    digest = hashlib.sha256()
+    for path in (*source.files, *source.masks, *source.segmentations):
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}). Restore the file.") from error
+        digest.update(f"{facts.st_size} {facts.st_mtime_ns};".encode())
+    return digest.hexdigest()[:16]
+
+
+def settings_of(cutting: Cutting) -> dict[str, Any]:
+    """Returns how volumes are cut, as plain values."""
+    values = parse_json(json.dumps(asdict(cutting)), dict[str, Any], "settings")
+    return {**values, **values.pop("reading")}
+
+
+def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes how volumes are cut, and refuses a folder in which some were cut otherwise.
+
+    Raises:
+        UserError: It was, or cannot be written.
+    """
+    path = folder / SETTINGS
+    if (folder / VOLUMES).exists() and path.exists():
+        before = read_json(path, dict[str, Any], remedy="Choose another --out.")
+        if before != settings:
+            names = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
+            raise UserError(
+                f"{folder}: volumes there were cut with another {', '.join(names)}. Choose another --out, or remove it."
+            )
+    write_json(path, settings)
+
+
+def cut_all(
+    sources: Sequence[Source],
+    out: Path,
+    cutting: Callable[[Source], Cutting],
+    skip: bool,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> Done:
+    """Cuts volumes that are not cut yet. After each, the manifest has it, so that a run that was stopped goes on.
+
+    Args:
+        sources: The volumes.
+        out: Folder of the set.
+        cutting: How a volume is cut.
+        skip: Whether a volume that cannot be read costs a sentence, and not the run.
+        progress: Is given the numbers of the volumes, and shows how far it is.
+
+    Raises:
+        UserError: A volume cannot be read, or is another one than in an earlier run, or the disk is full.
+    """
+    path = out / VOLUMES
+    before = {record.volume: record for record in read_volumes(path)} if path.exists() else {}
+    names, failed, new = pseudonyms(sources), [], 0
+    records: list[VolumeRecord] = []
+    for number in progress(range(len(sources))):
+        source, (volume, patient) = sources[number], names[number]
+        state = state_of(source)
+        if earlier := before.get(volume):
+            if (earlier.state, earlier.patient) != (state, patient):
+                raise UserError(
+                    f"{out}: {volume} was cut from another file than {source.name}, or has another patient: volumes "
+                    "were added, removed or changed since. Choose another --out."
+                )
+            records.append(earlier)
+            continue
+        try:
+            records.append(cut_volume(source, (volume, patient), state, out, cutting(source)))
+        except UserError as error:
+            if not skip:
+                raise
+            failed.append(str(error))
+            continue
+        new += 1
+        write_text(path, "".join(map(_line, [*before.values(), *(r for r in records if r.volume not in before)])))
+    return Done(records, new, failed)
+
+
+def read_volumes(path: Path) -> list[VolumeRecord]:
+    """Returns the volumes of a set.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    return [record for _, record in read_json_lines(path, VolumeRecord, remedy="Import the volumes again.")]
+
+
+def _line(record: VolumeRecord) -> str:
+    return json.dumps(msgspec.to_builtins(record)) + "\n"
+
+
+def splits(patients: Iterable[str], train_share: float, seed: int) -> dict[str, Split]:
+    """Returns the split of each patient; all volumes and slices of one are in it.
+
+    Args:
+        patients: Their pseudonyms.
+        train_share: Share of the patients that go to `train`, at least one and not all, unless it is 0.
+        seed: Chooses which. The choice is the same on every machine.
+
+    Raises:
+        UserError: One patient cannot be split.
+    """
+    known = sorted(set(patients))
+    if train_share and len(known) < 2:
+        raise UserError("--train_share: there is one patient, who cannot be in both splits. Leave it out.")
+    order = sorted(known, key=lambda patient: hashlib.sha256(f"{seed} {patient}".encode()).hexdigest())
+    count = min(max(1, round(train_share * len(known))), len(known) - 1) if train_share else 0
+    return {patient: "train" if place < count else "test" for place, patient in enumerate(order)}
+
+
+def write_slices(out: Path, records: Sequence[VolumeRecord], split_of: Mapping[str, Split], category: str) -> None:
+    """Writes the manifest of slices: a line per slice, sorted by volume and index.
+
+    Args:
+        out: Folder of the set.
+        records: The volumes.
+        split_of: The split of each patient.
+        category: Of all of them.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    lines = []
+    for record in records:
+        cut = record.cut
+        for index, label in zip(record.indices, record.labels, strict=True):
+            row = {
+                "image": record.image(index),
+                "label": "anomalous" if label else "normal",
+                **({"mask": record.mask(index)} if label else {}),
+                "category": category,
+                "split": split_of[record.patient],
+                "group": record.volume,
+                "patient": record.patient,
+                "axis": record.axis,
+                "index": index,
+                "voxel_axis": cut.stored,
+                "voxel_index": cut.voxel(index),
+                "pixel_spacing": record.pixel_spacing,
+            }
+            lines.append(json.dumps(row) + "\n")
+    write_text(out / SLICES, "".join(lines))
+
+
+def write_names(out: Path, sources: Sequence[Source]) -> None:
+    """Writes which file each volume was cut from, for those who may know it, readable by the owner alone.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    rows = [[*names, source.name] for names, source in zip(pseudonyms(sources), sources, strict=True)]
+    path = out / NAMES
+    write_text(path, csv_text(("volume", "patient", "path"), rows))
+    with suppress(OSError):
+        path.chmod(0o600)

@@ -1,0 +1,165 @@
+"""NIfTI files, 1 and 2, compressed or not; and maps written as such."""
+
+import gzip
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import atomic_path, open_regular
+from afclip_lightning.volumes.grid import INSTALL, Grid
+from afclip_lightning.volumes.raw import Raw, free_space, unpack
+from afclip_lightning.volumes.volume import NO_CODES, Reading, Volume, grid_from_codes
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
+GZIP_MARK = b"\x1f\x8b"
+APART = 0.5  # of a voxel's shortest side: two geometries of a file that lie farther apart disagree
+
+
+def open_nifti(path: Path, scratch: Path, reading: Reading) -> Volume:
+    """Returns the volume of a NIfTI file.
+
+    A scale of 0 or NaN means none, as the standard has it. Where the file has two geometries (sform and qform) that lie
+    less than half a voxel apart, the sform counts.
+
+    Args:
+        path: The file.
+        scratch: A folder for what a compressed file holds.
+        reading: How it is read where there are several ways.
+
+    Raises:
+        UserError: It cannot be read, is cut off, has several volumes, colours or complex numbers, or nothing says how
+            its axes lie.
+    """
+    with open_regular(path, error=DatasetError) as file:
+        packed = file.read(2) == GZIP_MARK
+        file.seek(0)
+        header = _header(path, gzip.GzipFile(fileobj=file) if packed else file)
+        dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+        if header["magic"].item()[:2] not in (b"n+",):
+            raise DatasetError(f"{path}: its voxels lie in a second file (.img). Save both as one .nii file.")
+        if dtype.kind not in "iuf" or dtype.itemsize > 8:
+            raise DatasetError(
+                f"{path}: holds colours or complex numbers ({dtype}), and no grey values. Save it as grey."
+            )
+        shape, skipped = _one_of(path, header, reading)
+        grid, code = _grid(path, header, shape, reading)
+        raw = Raw(path, offset, dtype, (shape[2], shape[1], shape[0]))
+        if packed:
+            free_space(scratch, offset + (1 + skipped) * raw.nbytes, path)
+            raw = Raw(scratch / "unpacked", offset, dtype, raw.shape)
+            file.seek(0)
+            unpack(file, "gzip", raw.path, path, offset + (1 + skipped) * raw.nbytes)
+    slope, intercept = header.get_slope_inter()
+    raw = Raw(raw.path, offset + skipped * raw.nbytes, dtype, raw.shape).check(path)
+    slope, intercept = (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+    return Volume(raw, grid, slope, intercept, code=code)
+
+
+def _header(path: Path, file: Any) -> "Nifti1Header":
+    try:
+        from nibabel.nifti1 import Nifti1Header
+        from nibabel.nifti2 import Nifti2Header
+    except ImportError as error:
+        raise DatasetError(f"{path}: NIfTI files need nibabel. Install it: {INSTALL}.") from error
+    try:
+        size = file.read(4)
+        file.seek(0)
+        kinds = {348: Nifti1Header, 540: Nifti2Header}
+        kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
+        if kind is None:
+            raise DatasetError(f"{path}: is no NIfTI file: it does not begin as one. Export it anew.")
+        header: Nifti1Header = kind.from_fileobj(file, check=False)
+        header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
+        return header
+    except DatasetError:
+        raise
+    except Exception as error:  # of many classes; their texts quote the header, which may name a person
+        raise DatasetError(
+            f"{path}: its NIfTI header cannot be read ({type(error).__name__}). Export it anew."
+        ) from None
+
+
+def _one_of(path: Path, header: "Nifti1Header", reading: Reading) -> tuple[tuple[int, int, int], int]:
+    """Returns the shape of the one volume that is read, and how many lie before it."""
+    whole = [int(size) for size in header.get_data_shape()]
+    while len(whole) > 3 and whole[-1] == 1:
+        whole.pop()
+    if len(whole) < 3 or min(whole) < 1:
+        raise DatasetError(
+            f"{path}: has {len(whole)} axes of {whole} voxels, and a volume has 3. Inspect it as an image."
+        )
+    if len(whole) > 4:
+        raise DatasetError(f"{path}: has {len(whole)} axes ({whole}). Save the volumes as files of 3 or 4 axes.")
+    shape, several = (whole[0], whole[1], whole[2]), whole[3] if len(whole) == 4 else 1
+    if several == 1 and not reading.channel:
+        return shape, 0
+    if reading.channel is None or reading.channel >= several:
+        raise DatasetError(
+            f"{path}: holds {several} volumes along its fourth axis (times, or kinds of images). Say which is read: "
+            f"--channel 0 … {several - 1}."
+        )
+    return shape, reading.channel
+
+
+def _grid(path: Path, header: "Nifti1Header", shape: tuple[int, int, int], reading: Reading) -> tuple[Grid, int]:
+    """Returns the geometry that counts, and what it is of, as NIfTI counts."""
+    try:
+        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+        found = {"sform": sform, "qform": qform}
+        known = {name: Grid(shape, np.asarray(affine, float)) for name, affine in found.items() if affine is not None}
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    except Exception as error:  # a quaternion that is none
+        raise DatasetError(
+            f"{path}: its orientation (qform) is damaged ({type(error).__name__}). Write its header anew."
+        ) from None
+    spacing = tuple(float(size) for size in header.get_zooms()[:3])
+    if not known:
+        if not reading.codes:
+            raise DatasetError(f"{path}: sform and qform are both 0: {NO_CODES}")
+        return grid_from_codes(reading.codes, shape, spacing), 1
+    if len(known) == 2 and not reading.form:
+        apart = known["sform"].apart(known["qform"])
+        if apart > APART * min(known["sform"].spacing):
+            raise DatasetError(
+                f"{path}: its two geometries disagree: sform ({known['sform'].codes}) and qform "
+                f"({known['qform'].codes}) lie up to {apart:.3g} mm apart. Say which is right: --form sform, or qform."
+            )
+    name = reading.form if reading.form in known else next(iter(known))
+    return known[name], int(header[f"{name}_code"])
+
+
+def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:
+    """Writes voxels as a compressed NIfTI file in one step, a plane at a time; its header holds their geometry only.
+
+    Args:
+        path: The file, `.nii.gz`.
+        raw: The voxels `[k, j, i]` of the stored axes i, j, k, float32 or uint8.
+        grid: Where they lie.
+        code: What the geometry is of, as NIfTI counts: 1 the scanner, 2 another file, 4 an atlas.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    from nibabel.nifti1 import Nifti1Header
+
+    header = Nifti1Header()
+    header.set_data_dtype(raw.dtype)
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(grid.affine, code, strip_shears=True)
+    header.set_sform(grid.affine, code)
+    header["vox_offset"] = header.single_vox_offset
+    header.set_slope_inter(1, 0)
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream,  # no name of a file in it
+    ):
+        stream.write(header.binaryblock + b"\0" * (header.single_vox_offset - len(header.binaryblock)))
+        for _, block in raw.blocks():
+            stream.write(np.ascontiguousarray(block).tobytes())

@@ -1,0 +1,111 @@
+"""One volume, opened: its voxels, its grid, and what they mean."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.volumes.grid import Axis, Cut, Grid
+from afclip_lightning.volumes.raw import Raw
+
+CODES = "RL", "AP", "SI"
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume whose header was read.
+
+    Attributes:
+        raw: Its voxels, `[k, j, i]` of the stored axes i, j, k.
+        grid: Where they lie.
+        slope: A stored value times this, plus `intercept`, is the value.
+        intercept: See `slope`.
+        modality: `CT`, `MR` … where the file says it; else empty.
+        code: What its geometry is of, as NIfTI counts: 1 the scanner.
+    """
+
+    raw: Raw
+    grid: Grid
+    slope: float = 1.0
+    intercept: float = 0.0
+    modality: str = ""
+    code: int = 1
+
+    def values(self, stored: np.ndarray) -> np.ndarray:
+        """Returns stored values as values, float32."""
+        return (stored.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields all values, some at a time."""
+        for _, block in self.raw.blocks():
+            yield self.values(block)
+
+
+class Slices(Sequence[np.ndarray]):
+    """The slices of a volume along an anatomical axis, upright, `[H, W]`, float32; read as they are asked for.
+
+    Args:
+        volume: The volume.
+        axis: The axis.
+        place: A file for the voxels in another order, where that is needed.
+
+    Attributes:
+        cut: How they are taken.
+
+    Raises:
+        UserError: The disk is full.
+    """
+
+    def __init__(self, volume: Volume, axis: Axis, place: Path) -> None:
+        self.volume, self.cut = volume, Cut(volume.grid, axis)
+        self.planes = volume.raw.brought_first(2 - self.cut.stored, place)
+
+    def __len__(self) -> int:
+        return self.cut.count
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = self.cut.voxel(index)
+        plane = self.planes.read(number, number + 1)[0]
+        return np.ascontiguousarray(self.cut.upright(self.volume.values(plane)))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read that could be read in several ways.
+
+    Attributes:
+        channel: Which volume of a file with four axes is read, from 0; `None` where there must be one only.
+        form: Which of a NIfTI file's two geometries is taken where they disagree: `sform` or `qform`.
+        codes: Axis codes of files that do not say how their axes lie.
+    """
+
+    channel: int | None = None
+    form: str = ""
+    codes: str = ""
+
+
+def grid_from_codes(codes: str, shape: tuple[int, int, int], spacing: tuple[float, ...]) -> Grid:
+    """Returns a grid whose stored axes run as the codes say, its middle at the origin.
+
+    Raises:
+        DatasetError: They are no axis codes.
+    """
+    axes = [next((axis for axis, letters in enumerate(CODES) if letter in letters), -1) for letter in codes.upper()]
+    if sorted(axes) != [0, 1, 2]:
+        raise DatasetError(f"--codes {codes}: three letters are needed, one each of R or L, A or P, S or I.")
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for stored, (axis, letter) in enumerate(zip(axes, codes.upper(), strict=True)):
+        affine[axis, stored] = spacing[stored] * (1 if letter == CODES[axis][0] else -1)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return Grid(shape, affine)
+
+
+NO_CODES = (
+    "its header does not say how its axes lie in the patient. Say it: --codes RAS (of which side each stored axis runs "
+    "to), or write the header anew."
+)
