@@ -52,14 +52,15 @@ def _shown(count: int | None) -> str:
 @command()
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 done, 1 something is off, 2 a mistake that the message explains."""
+    from afclip_lightning.data import lightning_base
+
     if args and args[0] == "import":
         from afclip_lightning.importers import command as importing
 
+        lightning_base.look_at_files_only()
         return importing.run(args[1:], CommandParser)
     options, rest = _parser().parse_known_args(args)
-    from afclip_lightning.data import lightning_base  # these imports take time, for which `--help` has no use
-
-    lightning_base.look_at_files_only()
+    lightning_base.look_at_files_only()  # these imports take time, for which `--help` has no use
     from afclip_lightning.datasets.catalogue import check, find_dataset, list_datasets
 
     try:

@@ -1,0 +1,44 @@
+"""What readers of exports share."""
+
+from pathlib import Path
+
+from afclip_lightning.errors import DatasetError, UserError
+
+EXPORT_LIMIT = 2**30  # bytes of an export: masks of thousands of images are text in it
+
+
+def export_file(path: Path, suffix: str) -> Path:
+    """Returns the file of an export.
+
+    Raises:
+        UserError: It is a folder, or packed.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name the export's {suffix} file.")
+    if path.suffix.lower() in (".zip", ".tar", ".gz"):
+        raise UserError(f"{path} is packed. Unpack it, and name the {suffix} file in it.")
+    return path
+
+
+def json_files(folder: Path) -> list[Path]:
+    """Returns the JSON files below a folder but hidden ones, sorted by path.
+
+    Raises:
+        UserError: There is none, or the folder cannot be listed.
+    """
+    try:
+        found = sorted(
+            path
+            for path in folder.rglob("*.json")
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}). Allow it to be read.") from error
+    if not found:
+        raise UserError(f"{folder}: holds no .json file. Name the export.")
+    return found
+
+
+def refusing(what: str, remedy: str) -> DatasetError:
+    """Returns the error of an export that is not as it must be."""
+    return DatasetError(f"{what}. {remedy}")

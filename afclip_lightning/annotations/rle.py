@@ -1,0 +1,249 @@
+"""Masks as run lengths, in the three forms that annotation tools write, and as PNG inside JSON.
+
+Each decoder returns `[H, W]`, bool, and raises `ValueError` for what is no mask of that size; none allocates more than
+the size that it is asked for.
+"""
+
+import base64
+import binascii
+import zlib
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from afclip_lightning.data.limits import check_size
+from afclip_lightning.errors import DatasetError
+
+RUN_SIZES = (3, 4, 8, 16)  # bits of a run's length that Label Studio's own writer uses
+MOST_PACKED = 2**28  # bytes that a compressed picture inside JSON may unpack to
+
+
+def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int, by_columns: bool) -> np.ndarray:
+    """Returns the mask of run lengths, the first of what is not marked.
+
+    Args:
+        counts: Lengths of runs, not marked and marked in turns.
+        height: Of the mask.
+        width: Of the mask.
+        by_columns: Whether runs go down the columns, as COCO's do, or along the rows, as CVAT's.
+
+    Raises:
+        ValueError: The lengths are no whole numbers from 0 on, or do not add up to the size.
+    """
+    check_size("the mask", width, height)
+    lengths = np.asarray(counts)
+    if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
+        raise ValueError("its run lengths are no whole numbers")
+    lengths = lengths.astype(np.int64)
+    total = sum(lengths.tolist())
+    if (lengths < 0).any() or total != height * width:
+        raise ValueError(f"its run lengths add up to {total:,} pixels, and {width}×{height} are {height * width:,}")
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return flat.reshape(width, height).T if by_columns else flat.reshape(height, width)
+
+
+def mask_to_runs(mask: np.ndarray, by_columns: bool) -> list[int]:
+    """Returns the run lengths of a mask `[H, W]`, bool; see `runs_to_mask`."""
+    flat = (mask.T if by_columns else mask).reshape(-1)
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    edges = np.concatenate([[0], changes, [flat.size]])
+    lengths = np.diff(edges).tolist()
+    return [0, *lengths] if flat.size and flat[0] else lengths
+
+
+def coco_to_mask(value: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the mask of COCO's run lengths, compressed to text or not.
+
+    Args:
+        value: `{"size": [height, width], "counts": text or a list}`.
+        shape: Height and width of the image, which must be the mask's.
+
+    Raises:
+        ValueError: It is no such mask.
+    """
+    size, counts = (value.get("size"), value.get("counts")) if isinstance(value, dict) else (None, None)
+    if not isinstance(size, list) or [type(side) for side in size] != [int, int] or not counts:
+        raise ValueError("its run lengths have no size, or no counts")
+    if tuple(size) != shape:
+        raise ValueError(f"its run lengths are of {size[1]}×{size[0]} pixels, and the image is {shape[1]}×{shape[0]}")
+    lengths = _from_text(counts) if isinstance(counts, str) else counts
+    return runs_to_mask(lengths, *shape, by_columns=True)
+
+
+def mask_to_coco(mask: np.ndarray) -> dict[str, Any]:
+    """Returns a mask `[H, W]`, bool, as COCO's compressed run lengths."""
+    return {"size": list(mask.shape), "counts": _to_text(mask_to_runs(mask, by_columns=True))}
+
+
+# Own lines, as pycocotools 2.0.11 fills a mask whose text is too short with whatever is in the memory. Five bits per
+# character, the lowest first, with a sixth that says whether more follow; numbers from the fourth on are differences to
+# the one before the last.
+
+
+def _from_text(text: str) -> list[int]:
+    lengths: list[int] = []
+    value = shift = 0
+    for code in text.encode("ascii", "replace"):
+        digit = code - 48
+        if not 0 <= digit < 64 or shift > 60:
+            raise ValueError("its run lengths are no text of COCO's")
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (digit & 16) << (shift - 4)  # a negative one
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths are cut off")
+    return lengths
+
+
+def _to_text(lengths: Sequence[int]) -> str:
+    codes = bytearray()
+    for number, length in enumerate(lengths):
+        value = length - (lengths[number - 2] if number > 2 else 0)
+        more = True
+        while more:
+            digit = value & 31
+            value >>= 5
+            more = value != (-1 if digit & 16 else 0)
+            codes.append(48 + digit + 32 * more)
+    return codes.decode("ascii")
+
+
+def brush_to_mask(numbers: Any, height: int, width: int) -> np.ndarray:
+    """Returns the mask of Label Studio's brush: a stream of bits that holds red, green, blue and alpha of each pixel.
+
+    A pixel is marked if its alpha is not 0. The stream, of the library `rle-pack`: 32 bits, how many values; 5 bits,
+    bits of a value less 1; four times 4 bits, bits of a length less 1. Then packets: 1 bit, whether one value is
+    repeated; 2 bits, which of the four; a length less 1; the value, or as many values.
+
+    Args:
+        numbers: The bytes, as a list of numbers.
+        height: Of the image.
+        width: Of the image.
+
+    Raises:
+        ValueError: It is no such stream, is cut off, or is of another size.
+    """
+    check_size("the mask", width, height)
+    try:
+        content = bytes(numbers)
+    except (TypeError, ValueError) as error:
+        raise ValueError("its run lengths are no list of bytes") from error
+    place = 0
+
+    def take(bits: int) -> int:
+        nonlocal place
+        if place + bits > 8 * len(content):
+            raise ValueError("its run lengths are cut off")
+        window = int.from_bytes(content[place >> 3 : (place + bits + 7) >> 3], "big")
+        place += bits
+        return (window >> (-place % 8)) & ((1 << bits) - 1)
+
+    count, word = take(32), take(5) + 1
+    sizes = [take(4) + 1 for _ in range(4)]
+    if count != 4 * height * width or word > 8:
+        raise ValueError(f"its run lengths are of {count // 4:,} pixels, and {width}×{height} are {height * width:,}")
+    values = np.zeros(count, np.uint8)
+    done = 0
+    while done < count:
+        repeated, size = take(1), sizes[take(2)]
+        length = take(size) + 1
+        if done + length > count:
+            raise ValueError("its run lengths are more than its pixels")
+        if repeated:
+            values[done : done + length] = take(word)
+        else:
+            values[done : done + length] = [take(word) for _ in range(length)]
+        done += length
+    return values.reshape(height, width, 4)[..., 3] > 0
+
+
+def mask_to_brush(mask: np.ndarray) -> list[int]:
+    """Returns a mask `[H, W]`, bool, as Label Studio's brush; see `brush_to_mask`."""
+    longest = 1 << RUN_SIZES[-1]
+    packets = [f"{4 * mask.size:032b}", f"{8 - 1:05b}", *(f"{bits - 1:04b}" for bits in RUN_SIZES)]
+    for number, run in enumerate(mask_to_runs(mask, by_columns=False)):
+        value = f"{255 * (number % 2):08b}"
+        left = 4 * run
+        while left:
+            length = min(left, longest)
+            which = next(i for i, bits in enumerate(RUN_SIZES) if length <= 1 << bits)
+            packets.append(f"1{which:02b}{length - 1:0{RUN_SIZES[which]}b}{value}")
+            left -= length
+    bits = "".join(packets)
+    bits += "0" * (-len(bits) % 8)
+    return list(int(bits, 2).to_bytes(len(bits) // 8, "big"))
+
+
+def png_to_mask(text: Any, packed: bool = False) -> np.ndarray:
+    """Returns the mask of a picture in base64: where it is not transparent, or, without transparency, not black.
+
+    Args:
+        text: The picture, or a `data:` URL of one.
+        packed: Whether it may be packed by zlib once more, as Supervisely does.
+
+    Raises:
+        ValueError: It is no picture, or a large one.
+    """
+    if not isinstance(text, str):
+        raise ValueError("its picture is no text")
+    try:
+        content = base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"its picture is no base64 ({error})") from error
+    if packed and not content.startswith(b"\x89PNG"):
+        content = _unpack(content)
+    import cv2
+
+    from afclip_lightning.data.reader import read_shape
+
+    try:
+        read_shape(content)  # its size is checked before it is decoded
+    except DatasetError as error:
+        raise ValueError(f"its picture: {error}") from error
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ValueError("its picture cannot be decoded")
+    if values.ndim == 3:
+        values = values[..., 3] if values.shape[2] == 4 else values.max(axis=2)
+    return values > 0
+
+
+def mask_to_png(mask: np.ndarray) -> bytes:
+    """Returns a mask `[H, W]`, bool, as a PNG file of 0 and 255."""
+    import cv2
+
+    written, content = cv2.imencode(".png", mask.astype(np.uint8) * np.uint8(255), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if not written:
+        raise ValueError("the mask cannot be written as PNG")
+    return bytes(content)
+
+
+def _unpack(content: bytes) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        unpacked = unpacker.decompress(content, MOST_PACKED)
+    except zlib.error as error:
+        raise ValueError(f"its picture cannot be unpacked ({error})") from error
+    if unpacker.unconsumed_tail or not unpacker.eof:
+        raise ValueError("its picture is cut off, or unpacks to more than is read")
+    return unpacked
+
+
+def whole_numbers(text: str, separators: str = ",") -> list[int]:
+    """Returns the numbers of a text such as `3, 4, 5`.
+
+    Raises:
+        ValueError: Something in it is no whole number of at most 18 digits.
+    """
+    parts: Iterable[str] = [text]
+    for separator in separators:
+        parts = chain.from_iterable(part.split(separator) for part in parts)
+    stripped = [part.strip() for part in parts if part.strip()]
+    if bad := next((part for part in stripped if not part.isascii() or not part.isdigit() or len(part) > 18), ""):
+        raise ValueError(f"{bad[:30]!r} is no whole number")
+    return [int(part) for part in stripped]

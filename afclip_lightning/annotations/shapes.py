@@ -1,0 +1,165 @@
+"""What annotation tools draw, in one form: the areas of shapes, shapes with labels, images with shapes.
+
+Coordinates are pixels of the image, x to the right and y down; the pixel in column c and row r covers x from c to c + 1
+and y from r to r + 1, so its centre is (c + 0.5, r + 0.5). Readers of tools that count otherwise convert to that.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+Points: TypeAlias = np.ndarray
+"""`[n, 2]`, float64, x and y."""
+
+
+@dataclass(frozen=True, eq=False)
+class Polygon:
+    """Closed outlines.
+
+    Attributes:
+        parts: Outlines, which need not be closed by their first point again. Within each, what it surrounds an even
+            number of times is outside; together they mark what any of them marks.
+        holes: Outlines of what is taken away.
+    """
+
+    parts: tuple[Points, ...]
+    holes: tuple[Points, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """An ellipse.
+
+    Attributes:
+        centre: x and y.
+        radii: Half of the width and half of the height, before it is turned.
+        angle: By how much it is turned, in degrees, clockwise as one sees the image.
+    """
+
+    centre: tuple[float, float]
+    radii: tuple[float, float]
+    angle: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """An open line with round ends, through points.
+
+    Attributes:
+        points: `[n, 2]`, n of at least 1.
+        width: In pixels, at least 1; `None` for the width that the user gives.
+    """
+
+    points: Points
+    width: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Bitmap:
+    """Pixels.
+
+    Attributes:
+        decode: Returns them, `[h, w]`, bool; raises `ValueError` where they cannot be decoded.
+        left: Column of the image that the first column lies on.
+        top: Row of the image that the first row lies on.
+    """
+
+    decode: Callable[[], np.ndarray]
+    left: int = 0
+    top: int = 0
+
+
+Area: TypeAlias = Polygon | Ellipse | Line | Bitmap
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """Something that somebody drew on an image.
+
+    Attributes:
+        kind: What the tool calls it, for counts and messages (`polygon`).
+        labels: What it is labelled as; none where the tool has none.
+        area: What it marks; `None` of a kind that has no area.
+    """
+
+    kind: str
+    labels: tuple[str, ...] = ()
+    area: Area | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Annotated:
+    """An image as an export describes it.
+
+    Attributes:
+        where: Place in the export, as a message begins.
+        names: Paths of the image as the export has them, the likeliest first.
+        size: Width and height that the shapes were drawn on, in pixels; `None` where the export does not say.
+        shapes: What was drawn.
+        tags: Labels of the whole image.
+        finished: Whether somebody looked at it and was done; `None` where the tool does not say.
+        project: What the tool keeps it in (a project, a task, a dataset), where it says.
+        subset: Its split in the tool, where there is one.
+    """
+
+    where: str
+    names: tuple[str, ...]
+    size: tuple[int, int] | None = None
+    shapes: tuple[Shape, ...] = ()
+    tags: tuple[str, ...] = ()
+    finished: bool | None = None
+    project: str = ""
+    subset: str = ""
+
+
+@dataclass
+class Export:
+    """What a tool exported.
+
+    Attributes:
+        images: Its images.
+        remarks: Sentences on what was left out of it, for the user.
+        unlisted: Whether images that it does not name are ones without a shape, as of a tool that writes a file per
+            image; else they are no part of it.
+        nothing: Kinds of things that say nothing of defects, with their numbers: texts, ratings, relations.
+    """
+
+    images: list[Annotated] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    unlisted: bool = False
+    nothing: dict[str, int] = field(default_factory=dict)
+
+
+def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:
+    """Returns points `[n, 2]` of pairs, or of numbers that are x and y in turns.
+
+    Raises:
+        ValueError: There is none, a coordinate has no partner, or one is not finite.
+    """
+    try:
+        flat = np.asarray(numbers, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("its points are no pairs of numbers") from error
+    if not flat.size or flat.size % 2:
+        raise ValueError(f"its points are {flat.size} numbers, and must be pairs")
+    if not np.isfinite(flat).all():
+        raise ValueError("its points are not finite")
+    return flat.reshape(-1, 2)
+
+
+def rectangle(box: Sequence[float], angle: float = 0.0, pivot: Literal["centre", "corner"] = "centre") -> Polygon:
+    """Returns a rectangle as a polygon.
+
+    Args:
+        box: Left side, upper side, width and height in pixels, before it is turned.
+        angle: By how much it is turned, in degrees, clockwise as one sees the image.
+        pivot: What it is turned about: its `centre`, or its first `corner`, the upper left one.
+    """
+    x, y, width, height = box
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+    about = np.array([width / 2, height / 2]) if pivot == "centre" else np.zeros(2)
+    turn = np.deg2rad(angle)
+    matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return Polygon((points_of((corners - about) @ matrix + about + (x, y)),))

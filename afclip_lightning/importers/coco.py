@@ -1,0 +1,127 @@
+"""coco: COCO's instances as JSON: polygons of several parts, run lengths, crowds, boxes."""
+
+import argparse
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.reading import EXPORT_LIMIT, export_file, refusing
+from afclip_lightning.annotations.shapes import Annotated, Area, Bitmap, Export, Polygon, Shape, points_of, rectangle
+
+REMEDY = "Export it again as COCO."
+
+
+class Category(msgspec.Struct):
+    """A label, by its number."""
+
+    id: int
+    name: str
+
+
+class Image(msgspec.Struct):
+    """An image; its size is needed by no shape."""
+
+    id: int | str
+    file_name: str
+    width: int | None = None
+    height: int | None = None
+
+
+class Annotation(msgspec.Struct):
+    """A shape of an image. A box of CVAT may be turned: `attributes.rotation`, in degrees, about its centre."""
+
+    image_id: int | str
+    category_id: int | None = None
+    segmentation: Any = None
+    bbox: list[float] | None = None
+    keypoints: list[Any] | None = None
+    attributes: dict[str, Any] = {}
+
+
+class Instances(msgspec.Struct):
+    """What of COCO's format is read."""
+
+    images: list[Image]
+    annotations: list[Annotation] = []
+    categories: list[Category] = []
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Makes a set of the export, and returns the exit code."""
+    from afclip_lightning.annotations.importing import convert as make
+
+    return make(options, lambda options: read(options.file))
+
+
+def read(path: Path) -> Export:
+    """Returns what a file of COCO's instances holds. COCO does not say whether an image without a shape was looked at.
+
+    Raises:
+        UserError: It is no such file, or a shape is none.
+    """
+    from afclip_lightning.files import read_json
+
+    content = read_json(export_file(path, ".json"), Instances, remedy=REMEDY, limit=EXPORT_LIMIT)
+    names = {category.id: category.name for category in content.categories}
+    by_image: dict[int | str, list[Shape]] = {image.id: [] for image in content.images}
+    if len(by_image) < len(content.images):
+        twice = next(i for i, count in Counter(image.id for image in content.images).items() if count > 1)
+        raise refusing(f"{path}: two images have the number {twice!r}", REMEDY)
+    sizes = {image.id: (image.height, image.width) for image in content.images}
+    for number, annotation in enumerate(content.annotations, 1):
+        where = f"{path}, annotation {number}"
+        if annotation.image_id not in by_image:
+            raise refusing(f"{where}: there is no image {annotation.image_id!r}", REMEDY)
+        if annotation.category_id is not None and annotation.category_id not in names:
+            raise refusing(f"{where}: there is no category {annotation.category_id}", REMEDY)
+        labels = () if annotation.category_id is None else (names[annotation.category_id],)
+        try:
+            kind, area = _area(annotation, sizes[annotation.image_id])
+        except ValueError as error:
+            raise refusing(f"{where}: {error}", REMEDY) from error
+        by_image[annotation.image_id].append(Shape(kind, labels, area))
+    images = [
+        Annotated(
+            f"{path}, image {image.file_name}",
+            (image.file_name,),
+            (image.width, image.height) if image.width and image.height else None,
+            tuple(by_image[image.id]),
+        )
+        for image in content.images
+    ]
+    used = {annotation.category_id for annotation in content.annotations}
+    unused = [name for number, name in names.items() if number not in used]
+    remarks = [f"No shape is of the category {', '.join(unused)}."] if unused else []
+    return Export(images, remarks)
+
+
+def _area(annotation: Annotation, size: tuple[int | None, int | None]) -> tuple[str, Area | None]:
+    """Returns what kind of shape an annotation is, and its area.
+
+    Raises:
+        ValueError: It is none.
+    """
+    drawn = annotation.segmentation
+    if isinstance(drawn, list) and drawn:
+        parts = drawn if isinstance(drawn[0], list) else [drawn]
+        return "polygon", Polygon(tuple(points_of(part) for part in parts))
+    if isinstance(drawn, dict):
+        height, width = size
+        if not height or not width:
+            raise ValueError("it has run lengths, and its image has no size")
+        kind = "run lengths" if isinstance(drawn.get("counts"), str) else "uncompressed run lengths"
+        from afclip_lightning.annotations.rle import coco_to_mask
+
+        return kind, Bitmap(partial(coco_to_mask, drawn, (height, width)))
+    if drawn not in (None, [], {}):
+        raise ValueError(f"its segmentation is neither polygons nor run lengths: {str(drawn)[:60]!r}")
+    if annotation.bbox:
+        if len(annotation.bbox) != 4 or min(annotation.bbox[2:]) < 0:
+            raise ValueError(f"its bbox is no x, y, width, height: {annotation.bbox}")
+        angle = annotation.attributes.get("rotation", 0.0)
+        return "box", rectangle(annotation.bbox, angle if isinstance(angle, (int, float)) else 0.0)
+    return ("keypoints" if annotation.keypoints else "annotation without a shape"), None

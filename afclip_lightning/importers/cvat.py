@@ -1,0 +1,165 @@
+"""cvat: CVAT for images 1.1: annotations.xml, or the .zip that holds it."""
+
+import argparse
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.reading import EXPORT_LIMIT, refusing
+from afclip_lightning.annotations.shapes import (
+    Annotated,
+    Area,
+    Bitmap,
+    Ellipse,
+    Export,
+    Line,
+    Polygon,
+    Shape,
+    points_of,
+    rectangle,
+)
+from afclip_lightning.errors import DatasetError, UserError
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+REMEDY = "Export it again as CVAT for images 1.1."
+IN_ZIP = "annotations.xml"
+MOST_SIDE = 10**6
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Makes a set of the export, and returns the exit code."""
+    from afclip_lightning.annotations.importing import convert as make
+
+    return make(options, lambda options: read(options.file))
+
+
+def read(path: Path) -> Export:
+    """Returns what an export of CVAT for images holds. It does not say whether an image without a shape was looked at.
+
+    Occluded shapes count; what is `outside` of its frame is hidden there, and does not. The order in depth (`z_order`)
+    says nothing of defects: what any shape marks is marked.
+
+    Raises:
+        UserError: It is no such export, or a shape is none.
+    """
+    root = _root(path)
+    if root.tag != "annotations":
+        raise refusing(f"{path}: its root is {root.tag[:40]!r}, not annotations", REMEDY)
+    tracks, images = root.findall("track"), root.findall("image")
+    if not images:
+        what = f"{len(tracks)} tracks (it is CVAT for video)" if tracks else "no image"
+        raise refusing(f"{path}: holds {what}", REMEDY)
+    tasks = {task.findtext("id", ""): task.findtext("name", "") for task in root.iter("task")}
+    only = next(iter(tasks.values())) if len(tasks) == 1 else ""
+    nothing: Counter[str] = Counter({"track of a video": len(tracks)} if tracks else {})
+    found = [_image(path, image, tasks.get(image.get("task_id", ""), only), nothing) for image in images]
+    return Export(found, nothing=dict(nothing))
+
+
+def _root(path: Path) -> "Element":
+    from afclip_lightning.files.xml import parse_xml, read_xml
+
+    if path.suffix.lower() != ".zip":
+        return read_xml(path, remedy=REMEDY, limit=EXPORT_LIMIT, error=DatasetError)
+    from afclip_lightning.files import open_regular
+
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                member = archive.getinfo(IN_ZIP)
+                if member.file_size > EXPORT_LIMIT:
+                    raise refusing(f"{path}: its {IN_ZIP} has {member.file_size:,} bytes", REMEDY)
+                with archive.open(member) as inside:
+                    content = inside.read(EXPORT_LIMIT)
+        except KeyError as error:
+            raise refusing(f"{path}: holds no {IN_ZIP}", REMEDY) from error
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise refusing(f"{path}: cannot be unpacked ({error})", REMEDY) from error
+    return parse_xml(content, f"{path}, {IN_ZIP}", remedy=REMEDY, error=DatasetError)
+
+
+def _image(path: Path, image: "Element", project: str, nothing: Counter[str]) -> Annotated:
+    name = image.get("name", "")
+    where = f"{path}, image {name or image.get('id')}"
+    if not name:
+        raise refusing(f"{where}: has no name", REMEDY)
+    shapes, tags = [], []
+    for element in image:
+        label = element.get("label", "")
+        if element.tag == "tag":
+            tags.append(label)
+        elif element.get("outside") == "1":
+            nothing[f"{element.tag} outside of its frame"] += 1
+        else:
+            try:
+                reader = AREAS.get(element.tag)
+                area = reader(element) if reader else None
+            except (ValueError, UserError) as error:
+                raise refusing(f"{where}, {element.tag} {label!r}: {str(error).rstrip('.')}", REMEDY) from error
+            kind = f"turned {element.tag}" if float(element.get("rotation") or 0) else element.tag
+            shapes.append(Shape(kind, (label,) if label else (), area))
+    try:
+        size = (int(image.get("width", 0)), int(image.get("height", 0)))
+    except ValueError as error:
+        raise refusing(f"{where}: its width or height is no number", REMEDY) from error
+    known = size if min(size) > 0 else None
+    return Annotated(where, (name,), known, tuple(shapes), tuple(tags), None, project, image.get("subset", ""))
+
+
+def _number(element: "Element", name: str, default: str | None = None) -> float:
+    text = element.get(name, default)
+    if text is None:
+        raise ValueError(f"has no {name}")
+    try:
+        [[value, _]] = points_of([float(text), 0.0]).tolist()
+    except ValueError as error:
+        raise ValueError(f"its {name} is no number: {text[:40]!r}") from error
+    return float(value)
+
+
+def _points(element: "Element") -> list[float]:
+    text = element.get("points", "")
+    try:
+        return [float(part) for pair in text.split(";") for part in pair.split(",")]
+    except ValueError as error:
+        raise ValueError(f"its points are no numbers: {text[:40]!r}") from error
+
+
+def _box(element: "Element") -> Polygon:
+    left, top, right, bottom = (_number(element, name) for name in ("xtl", "ytl", "xbr", "ybr"))
+    return rectangle((left, top, right - left, bottom - top), _number(element, "rotation", "0"))
+
+
+def _ellipse(element: "Element") -> Ellipse:
+    x, y, a, b = (_number(element, name) for name in ("cx", "cy", "rx", "ry"))
+    return Ellipse((x, y), (abs(a), abs(b)), _number(element, "rotation", "0"))
+
+
+def _mask(element: "Element") -> Bitmap:
+    from afclip_lightning.annotations.rle import runs_to_mask, whole_numbers
+
+    left, top, width, height = (_number(element, name) for name in ("left", "top", "width", "height"))
+    if not (0 < width <= MOST_SIDE and 0 < height <= MOST_SIDE):
+        raise ValueError(f"its size is {width:g}×{height:g}")
+    runs = element.get("rle", "")
+
+    def decode() -> "object":
+        return runs_to_mask(whole_numbers(runs), int(height), int(width), by_columns=False)
+
+    return Bitmap(decode, int(left), int(top))  # type: ignore[arg-type]
+
+
+AREAS: dict[str, Callable[["Element"], Area]] = {
+    "box": _box,
+    "polygon": lambda element: Polygon((points_of(_points(element)),)),
+    "polyline": lambda element: Line(points_of(_points(element))),
+    "ellipse": _ellipse,
+    "mask": _mask,
+}
+"""What is made of elements; others (points, cuboid, skeleton) have no area."""

@@ -1,0 +1,150 @@
+"""labelme: LabelMe's .json files, one or a folder of them: polygons, circles, turned rectangles, lines, masks."""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.reading import EXPORT_LIMIT, json_files, refusing
+from afclip_lightning.annotations.shapes import (
+    Annotated,
+    Area,
+    Bitmap,
+    Ellipse,
+    Export,
+    Line,
+    Polygon,
+    Shape,
+    points_of,
+)
+
+REMEDY = "Save it in LabelMe again."
+
+
+class Drawn(msgspec.Struct):
+    """A shape; `mask` is a picture in base64."""
+
+    label: str
+    points: list[list[float]]
+    shape_type: str | None = "polygon"
+    mask: str | None = None
+
+
+class LabelFile(msgspec.Struct):
+    """What of a file is read; the picture that it may hold, `imageData`, is not."""
+
+    shapes: list[Drawn]
+    image_path: str = msgspec.field(name="imagePath")
+    flags: dict[str, Any] | None = None
+    image_height: int | None = msgspec.field(name="imageHeight", default=None)
+    image_width: int | None = msgspec.field(name="imageWidth", default=None)
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Makes a set of the files, and returns the exit code."""
+    from afclip_lightning.annotations.importing import convert as make
+
+    return make(options, lambda options: read(options.file, options.images))
+
+
+def read(path: Path, images: Path) -> Export:
+    """Returns what LabelMe's files say. Somebody looked at an image that has a file; one without a file may be either.
+
+    Args:
+        path: A file, or a folder that is searched with all below it.
+        images: Folder of the images. A file names its image by the path from itself, or by one that was true elsewhere.
+
+    Raises:
+        UserError: A file cannot be read, or a shape is none.
+    """
+    found = [_file(file, images) for file in (json_files(path) if path.is_dir() else [path])]
+    return Export(found, unlisted=True)
+
+
+def _file(path: Path, images: Path) -> Annotated:
+    from afclip_lightning.files import read_json
+
+    content = read_json(path, LabelFile, remedy=REMEDY, limit=EXPORT_LIMIT)
+    shapes = []
+    for number, drawn in enumerate(content.shapes, 1):
+        try:
+            area = _area(drawn)
+        except ValueError as error:
+            raise refusing(f"{path}, shape {number} ({drawn.label}): {error}", REMEDY) from error
+        shapes.append(Shape(drawn.shape_type or "polygon", (drawn.label,), area))
+    size = (content.image_width, content.image_height) if content.image_width and content.image_height else None
+    tags = tuple(name for name, value in (content.flags or {}).items() if value is True)
+    return Annotated(str(path), _names(path, content.image_path, images), size, tuple(shapes), tags, finished=True)
+
+
+def _names(path: Path, named: str, images: Path) -> tuple[str, ...]:
+    """Returns how the image may be called in the folder of images.
+
+    Raises:
+        UserError: Its path leads out of that folder.
+    """
+    named = named.replace("\\", "/")
+    place = os.path.abspath(path.parent / named)
+    root = os.path.abspath(images)
+    if os.path.isabs(named) or ":" in named.partition("/")[0]:
+        return (named,)  # of the machine that it was drawn on: only its end counts
+    if place.startswith(root + os.sep):
+        return (os.path.relpath(place, root),)
+    if ".." not in named.split("/"):
+        return (named,)
+    raise refusing(f"{path}: its image {named[:200]!r} lies outside of {images}; refused", "Give --images its folder.")
+
+
+def _area(drawn: Drawn) -> Area | None:
+    """Returns the area of a shape; `None` of one that has none.
+
+    Raises:
+        ValueError: Its points are not as they must be.
+    """
+    kind = drawn.shape_type or "polygon"
+    if kind not in CORNERS:
+        return None
+    points = points_of([number for point in drawn.points for number in point])
+    if any(len(point) != 2 for point in drawn.points):
+        raise ValueError("its points are no pairs")
+    least = CORNERS[kind]
+    if len(points) < least:
+        raise ValueError(f"it has {len(points)} points, and needs {least}")
+    if kind == "polygon" or kind == "oriented_rectangle":
+        return Polygon((points,))
+    if kind in ("line", "linestrip"):
+        return Line(points)
+    (left, top), (right, bottom) = points[0], points[1]
+    if kind == "circle":
+        radius = float(np.hypot(right - left, bottom - top))
+        return Ellipse((left, top), (radius, radius))
+    if kind == "rectangle":
+        return Polygon((np.array([[left, top], [right, top], [right, bottom], [left, bottom]]),))
+    from afclip_lightning.annotations.rle import png_to_mask
+
+    return Bitmap(partial(_mask, png_to_mask, drawn.mask, points), int(left), int(top))
+
+
+def _mask(decode: Any, text: str | None, points: np.ndarray) -> np.ndarray:
+    mask: np.ndarray = decode(text)
+    (left, top), (right, bottom) = points[:2].astype(int)
+    if mask.shape != (bottom - top + 1, right - left + 1):
+        raise ValueError(f"its mask is {mask.shape[1]}×{mask.shape[0]} pixels, and its box is another")
+    return mask
+
+
+CORNERS = {
+    "polygon": 1,
+    "rectangle": 2,
+    "oriented_rectangle": 4,
+    "circle": 2,
+    "line": 2,
+    "linestrip": 1,
+    "mask": 2,
+}
+"""How many points a shape has at least; others (point, points) have no area."""
