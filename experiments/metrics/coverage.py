@@ -20,12 +20,13 @@ from afclip_lightning.metrics import label_regions
 from afclip_lightning.metrics.aupimo import FPR_BOUNDS
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.intervals import interval, resampled
-from afclip_lightning.results import TITLE
+from afclip_lightning.results import TITLE_OF_ALL
 from afclip_lightning.types import IntervalKind
 
 SIDE, REGION = 24, 6  # pixels; the region is a square
 SHARED = 0.5  # standard deviation of what an image's pixels share; that of a pixel's own is 1
 DISTANCE = 1.5  # of the means of anomalous and normal scores
+THRESHOLDS = {"image": 1.0, "pixel": 1.5}  # fixed beforehand: 16 % of normal images and 9 % of normal pixels are above
 SIZES = ((5, 5), (10, 10), (20, 20), (50, 50), (20, 80), (100, 100))
 KINDS: tuple[IntervalKind, ...] = ("percentile", "bca")
 
@@ -64,6 +65,10 @@ def true_values(level: str, anomalous: float, spread: float = 1.0) -> dict[str, 
         "ap": float((np.diff(tpr) * (precision[1:] + precision[:-1])).sum() / 2),
         "f1_max": float((2 * found / (found + alarms + anomalous)).max()),
     }
+    fpr, tpr = (float(norm.sf((THRESHOLDS[level] - mean) / spread)) for mean in (0, DISTANCE))
+    found, alarms = anomalous * tpr, (1 - anomalous) * fpr
+    values |= {"fixed_fpr": fpr, "fixed_tpr": tpr, "fixed_balanced_accuracy": (tpr + 1 - fpr) / 2}
+    values["fixed_f1"] = 2 * found / (found + alarms + anomalous)
     if level == "pixel":  # every anomalous image has one region of the same size, whose mean overlap is the recall
         for key, limit in (("pro", 0.3), ("pro_05", 0.05)):
             rates = np.linspace(1e-9, limit, 100_001)
@@ -80,16 +85,16 @@ def draw(rng: np.random.Generator, normal: int, anomalous: int, pixels: bool) ->
     names = [f"{i:04}" for i in range(len(labels))]
     if not pixels:
         images = zip(names, labels, scores, strict=True)
-        return CategoryCounts.of([ImageRecord(name, int(label), float(score), None) for name, label, score in images])
+        records = [ImageRecord(name, int(label), float(score), None) for name, label, score in images]
+        return CategoryCounts.of(records, THRESHOLDS)
     masks = np.zeros((len(labels), SIDE, SIDE), np.uint8)
     masks[labels == 1, :REGION, :REGION] = 1
     shared = SHARED * rng.normal(size=(len(labels), 1, 1))
     maps = (rng.normal(size=masks.shape) + shared + DISTANCE * masks).astype(np.float32)
     areas = label_regions(torch.from_numpy(masks))
     images = zip(names, labels, scores, maps, areas, strict=True)
-    return CategoryCounts.of(
-        [ImageRecord.of(name, int(label), float(score), scored, area) for name, label, score, scored, area in images]
-    )
+    records = [ImageRecord.of(name, int(label), float(score), *of_map) for name, label, score, *of_map in images]
+    return CategoryCounts.of(records, THRESHOLDS)
 
 
 def coverage(
@@ -136,8 +141,9 @@ def coverage(
 
 def table(found: Mapping[tuple[int, int], Mapping[str, Share]]) -> str:
     """Returns in Markdown, in percent: coverage of BCa and, in brackets, of percentile intervals."""
-    keys: Sequence[str] = list(next(iter(found.values())))
-    lines = ["| normal + anomalous | " + " | ".join(TITLE[key] for key in keys) + " |"]
+    measured = next(iter(found.values()))
+    keys: Sequence[str] = [key for key in TITLE_OF_ALL if key in measured]
+    lines = ["| normal + anomalous | " + " | ".join(TITLE_OF_ALL[key] for key in keys) + " |"]
     lines.append("|---|" + "---:|" * len(keys))
     for (normal, anomalous), shares in found.items():
         cells = [f"{100 * shares[key].held['bca']:.1f} ({100 * shares[key].held['percentile']:.1f})" for key in keys]

@@ -1,8 +1,10 @@
 """The command submit: what it writes, what it does on the second run, what its check finds, what it refuses."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +85,67 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(root: Path, maps: str) -
     assert submit(root, "--maps", maps) == 0
     assert (OUT / "submission.tar.gz").read_bytes() == packed
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("at", ["map", "mask", "packing"])
+def test_after_ctrl_c_nothing_is_half_written_and_the_run_goes_on(
+    root: Path, maps: str, at: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(root, "--maps", maps, "--out", "whole") == 0
+    writes: dict[str, tuple[Any, str]] = {
+        "map": (tifffile, "imwrite"),
+        "mask": (Image.Image, "save"),
+        "packing": (tarfile.TarFile, "addfile"),
+    }
+    place, name = writes[at]
+    write, calls = getattr(place, name), iter(range(1000))
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        write(*args, **options)  # the file is there, beside its place
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, interrupted)
+        assert submit(root, "--maps", maps) == 130
+    assert "Stopped. The same command goes on from here." in capsys.readouterr().err
+    written = {path.relative_to(OUT) for path in OUT.rglob("*") if path.is_file()}
+    assert not [path for path in written if path.name.startswith(".") or path.suffix == ".gz"]
+    assert sum(path.suffix == ".tiff" for path in written) == (24 if at == "packing" else 5)
+    for path in written - {Path("submission.json")}:
+        assert (OUT / path).read_bytes() == ("whole" / path).read_bytes()
+    assert submit(root, "--maps", maps) == 0
+    for path in Path("whole").rglob("*.*"):
+        assert (OUT / path.relative_to("whole")).read_bytes() == path.read_bytes()
+
+
+def test_maps_that_were_replaced_are_written_again(root: Path, maps: str) -> None:
+    assert submit(root, "--maps", maps, "--public") == 0
+    kept = OUT / "anomaly_images/vial/test_private/000_regular.tiff"
+    before = kept.stat().st_mtime_ns
+    for part in ("test_private", "test_public/bad"):
+        path = next(Path(maps, "vial", part).glob("001_*.npy" if part == "test_private" else "*.npy"))
+        np.save(path, np.load(path)[::-1])
+    assert submit(root, "--maps", maps) == 0
+    stored = tifffile.imread(OUT / "anomaly_images/vial/test_private/001_regular.tiff")
+    assert submit(root, "--maps", maps, "--public", "--out", "anew") == 0
+    assert np.array_equal(stored, tifffile.imread("anew/anomaly_images/vial/test_private/001_regular.tiff"))
+    assert (OUT / "submission.tar.gz").read_bytes() == Path("anew/submission.tar.gz").read_bytes()
+    assert kept.stat().st_mtime_ns == before
+    assert submit(root, "--maps", maps, "--public") == 0
+    for path in Path("anew").rglob("*.tiff"):
+        assert (OUT / path.relative_to("anew")).read_bytes() == path.read_bytes()
+
+
+def test_a_threshold_is_that_of_the_validation_maps_of_today(
+    root: Path, maps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(root, "--maps", maps) == 0
+    path = next(Path(maps, "vial/validation/good").iterdir())
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert submit(root, "--maps", maps) == 2
+    assert "vial was begun with another validation maps" in capsys.readouterr().err
 
 
 def test_a_folder_does_not_mix_two_submissions(root: Path, maps: str, capsys: pytest.CaptureFixture[str]) -> None:

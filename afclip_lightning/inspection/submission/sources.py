@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,17 @@ class MapSource(ABC):
     """Gives the anomaly map of an image."""
 
     @abstractmethod
-    def facts(self, category: str) -> dict[str, Any]:
-        """Returns what the maps of a category depend on, as plain values."""
+    def facts(self, category: str, validation: Sequence[Item]) -> dict[str, Any]:
+        """Returns what the maps of a category, and its threshold, depend on, as plain values.
+
+        Args:
+            category: The category.
+            validation: Its validation images.
+        """
+
+    def files(self, items: Sequence[Item]) -> dict[str, str]:
+        """Returns, by key, what the files of maps are known by; nothing of maps that are in no file."""
+        return {}
 
     @abstractmethod
     def known(self, items: Sequence[Item]) -> list[Item]:
@@ -72,7 +82,7 @@ class ModelMaps(MapSource):
             self._loaded = category, self.load(category)
         return self._loaded[1]
 
-    def facts(self, category: str) -> dict[str, Any]:
+    def facts(self, category: str, validation: Sequence[Item]) -> dict[str, Any]:
         """Returns what the model's scores depend on."""
         model = self._model(category)
         return {"checkpoint": model.checkpoint, **model.settings}
@@ -114,13 +124,20 @@ class FileMaps(MapSource):
             for table in sorted(folder.glob(PREDICTIONS)):
                 self._predicted.update(_predicted(table))
 
-    def facts(self, category: str) -> dict[str, Any]:
-        """Returns the folders."""
-        return {"maps": [str(folder.resolve()) for folder in self.folders]}
+    def facts(self, category: str, validation: Sequence[Item]) -> dict[str, Any]:
+        """Returns the folders, and a digest of what the files of validation images are known by."""
+        known_by = sha256(repr(sorted(self.files(validation).items())).encode()).hexdigest()[:16]
+        return {"maps": [str(folder.resolve()) for folder in self.folders], "validation maps": known_by}
+
+    def files(self, items: Sequence[Item]) -> dict[str, str]:
+        """Returns, by key, size and time of each file, which tell it from one that took its place."""
+        found = ((item.key, self._file(item)) for item in items)
+        stats = ((key, path.stat()) for key, path in found if path is not None)
+        return {key: f"{facts.st_size} {facts.st_mtime_ns}" for key, facts in stats}
 
     def known(self, items: Sequence[Item]) -> list[Item]:
         """Returns those that have a map."""
-        return [item for item in items if item.image.resolve() in self._predicted or self._path(item)]
+        return [item for item in items if self._file(item)]
 
     def stream(self, items: Sequence[Item]) -> Iterator[tuple[Item, np.ndarray]]:
         """See `MapSource`."""
@@ -137,6 +154,10 @@ class FileMaps(MapSource):
                 f"{len(lost)} of {len(items)} images have no map in {', '.join(map(str, self.folders))}. The first: "
                 f"{lost[0].key} with {', '.join(sorted(MAP_SUFFIXES))}. Name the folder of the categories."
             )
+
+    def _file(self, item: Item) -> Path | None:
+        """Returns the file of a map, of `predict` or of another program."""
+        return self._predicted.get(item.image.resolve()) or self._path(item)
 
     def _path(self, item: Item) -> Path | None:
         for folder in self.folders:

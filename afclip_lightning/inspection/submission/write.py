@@ -4,7 +4,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Fixed:
             and fix no threshold.
         facts: What the maps depend on.
         beyond: Pixels of the maps so far that float16 had no room for.
+        files: By key of an image that was written, what the file of its map was known by, where it was in a file.
     """
 
     threshold: float
@@ -65,6 +66,7 @@ class Fixed:
     of_validation: bool
     facts: dict[str, Any]
     beyond: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def encoding(self) -> Encoding:
@@ -118,7 +120,8 @@ def fix(
         lowest, highest = min(lowest, float(anomaly_map.min())), max(highest, float(anomaly_map.max()))
     threshold = mean_plus_sd(moments, rules.factor) if rules.threshold is None else rules.threshold
     factor = Encoding.around(threshold, lowest, highest).factor
-    return Fixed(threshold, factor, moments.mean, moments.sd, len(basis), bool(normal), source.facts(category))
+    facts = source.facts(category, validation)
+    return Fixed(threshold, factor, moments.mean, moments.sd, len(basis), bool(normal), facts)
 
 
 def write(
@@ -128,7 +131,7 @@ def write(
     rules: Rules,
     progress: Progress,
 ) -> dict[str, Fixed]:
-    """Writes what is not there yet, and returns what was fixed of each category.
+    """Writes what is not there yet, or is of a map that was replaced since; returns what was fixed of each category.
 
     Args:
         source: Of the maps.
@@ -145,28 +148,34 @@ def write(
     known = _record_of(folder, rules) if record.exists() else {}
     source.check([item for _, items in plan.values() for item in items])
     for category, (validation, items) in plan.items():
-        todo = [item for item in items if not _is_there(item, folder, rules)]
+        files, there = source.files(items), [item for item in items if _is_there(item, folder, rules)]
         if (before := known.get(category)) is not None:
-            if changed := _changed(before.facts, source.facts(category)):
+            if changed := _changed(before.facts, source.facts(category, validation)):
                 raise UserError(
                     f"{folder}: {category} was begun with another {', '.join(changed)} ({record}), and one submission "
                     "must not mix them. Choose another --out, or remove the folder."
                 )
             fixed = before
         else:
-            if len(todo) < len(items):
+            if there:
                 raise UserError(
                     f"{folder} holds maps of {category} that {record} knows nothing of. Choose another --out."
                 )
             fixed = known[category] = fix(source, category, validation, items, rules, progress)
             _keep(record, rules, known)
-        for part in dict.fromkeys(item.part for item in todo):
-            inner = [item for item in todo if item.part == part]
-            for item, anomaly_map in progress(source.stream(inner), len(inner), f"{category}, {part}"):
-                beyond = _save(item, anomaly_map, folder, fixed.encoding, rules)
-                if beyond:
-                    fixed = known[category] = replace(fixed, beyond=fixed.beyond + beyond)
-                    _keep(record, rules, known)
+        same = {item.key for item in there if fixed.files.get(item.key) == files.get(item.key)}
+        todo = [item for item in items if item.key not in same]
+        try:
+            for part in dict.fromkeys(item.part for item in todo):
+                inner = [item for item in todo if item.part == part]
+                for item, anomaly_map in progress(source.stream(inner), len(inner), f"{category}, {part}"):
+                    beyond = fixed.beyond + _save(item, anomaly_map, folder, fixed.encoding, rules)
+                    of_item = {item.key: files[item.key]} if item.key in files else {}
+                    fixed = replace(fixed, beyond=beyond, files=fixed.files | of_item)
+        finally:  # what is written and not noted, because the process was killed, is written again
+            if fixed is not known[category]:
+                known[category] = fixed
+                _keep(record, rules, known)
     return {category: known[category] for category in plan}
 
 
