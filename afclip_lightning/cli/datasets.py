@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning datasets`: list, check, unpack and import datasets."""
+"""`python -m afclip_lightning datasets`: list, check, show, unpack and import datasets."""
 
 import argparse
 import json
@@ -7,18 +7,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.errors import PROGRAM, UserError, shown
+from afclip_lightning.files import only_writer
+
+if TYPE_CHECKING:  # `--help` does without
+    from afclip_lightning.data.base import AnomalyDataModule
 
 PLACE = 10
 THREADS = numeric(int, lambda count: 1 <= count <= 1024, "from 1 to 1024")
+PER_TYPE = numeric(int, lambda count: 1 <= count <= 100, "from 1 to 100")
+SEED = numeric(int, lambda seed: seed >= 0, "0 or more")
+SHOWN = Path("shown")
 DESCRIPTION = """\
 list      every dataset with its size, its licence and where to obtain it
 check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
           or are left out, masks that are empty, not binary, of another size or without an image, pictures that are in
           training and in test; exit code 0 if nothing is wrong, 1 if there is something to look at, 2 for an error
+show      one HTML page and one image of what is in it: pictures of every defect type with their masks outlined, images
+          per category, sizes, depths, areas of defects; exit code 1 if something could not be read, as the page says
 prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it; overwrites nothing, and goes on where
           an interrupted one stopped
 import    writes your own data as a set that is read here, from what an annotation tool exported; see import --help
@@ -81,6 +90,8 @@ def main(args: Sequence[str]) -> int:
             check(dataset, "predict")
             print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
             return 0
+        if options.verb == "show":
+            return _show(dataset, options)
         from afclip_lightning.data import doctor
 
         report = doctor.examine(dataset, options.threads, sys.stderr.isatty(), check)
@@ -92,14 +103,35 @@ def main(args: Sequence[str]) -> int:
         raise UserError(error) from error
 
 
+def _show(dataset: "AnomalyDataModule", options: argparse.Namespace) -> int:
+    from afclip_lightning.data.overview import look_over
+    from afclip_lightning.datasets.catalogue import check
+    from afclip_lightning.report import dataset_page
+
+    name = Path(dataset.name.replace("/", "_")).name or "dataset"
+    out = options.out or SHOWN / name
+    if out.resolve().is_relative_to(dataset.root.resolve()):
+        raise UserError(f"{out} lies in the dataset, which would read the sheet as an image. Name another --out.")
+    with only_writer(out):
+        overview = look_over(
+            dataset, options.per_type, options.seed, options.threads, progress=sys.stderr.isatty(), check=check
+        )
+        page, sheet = dataset_page.write(out, overview)
+    print(f"Page:  {shown(page)}\nSheet: {shown(sheet)}")
+    if overview.problems:
+        print(f"Not read: {len(overview.problems)}, which the page names; `datasets check` looks at every file.")
+    return 1 if overview.problems else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} datasets", description=DESCRIPTION)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,prepare,import}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{list,check,show,prepare,import}")
     listing = verbs.add_parser("list")
     check = verbs.add_parser("check")
+    show = verbs.add_parser("show")
     prepare = verbs.add_parser("prepare")
     verbs.add_parser("import", add_help=False)  # answered by `main`: its options depend on what is imported
-    for verb in (check, prepare):
+    for verb in (check, show, prepare):
         verb.add_argument("name", metavar="NAME", help="a dataset of the list, or a class, whose arguments are options")
         verb.add_argument(
             "--root",
@@ -109,8 +141,20 @@ def _parser() -> argparse.ArgumentParser:
         )
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")
-    check.add_argument(
-        "--threads", type=THREADS, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
+    for verb in (check, show):
+        verb.add_argument(
+            "--threads", type=THREADS, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
+        )
+    show.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the output ({SHOWN}/NAME)")
+    show.add_argument(
+        "--per_type",
+        type=PER_TYPE,
+        default=6,
+        metavar="N",
+        help="pictures per defect type, and of the normal images of a category and split (%(default)s)",
+    )
+    show.add_argument(
+        "--seed", type=SEED, default=0, metavar="N", help="of the pictures, spread over all images (%(default)s)"
     )
     prepare.add_argument(
         "--from", dest="archives", type=Path, nargs="+", required=True, metavar="ARCHIVE", help="what you downloaded"

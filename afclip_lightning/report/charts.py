@@ -1,12 +1,16 @@
 """Curves and histograms as SVG paths, for pages that need no script and no library to draw them."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 WIDTH, HEIGHT = 216, 150
 """Size of the plot area; x to the right, y downwards from its upper left corner."""
 BINS = 32
+STRIP_WIDTH, STRIP_HEIGHT = 240, 18
+"""Size of a line of dots; x to the right, y downwards."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,23 @@ class Histogram:
     threshold: float | None
 
 
+@dataclass(frozen=True)
+class Bars:
+    """How often values occur.
+
+    Attributes:
+        path: SVG path of the bars, in the plot area.
+        low: Value at the left end.
+        high: Value at the right end.
+        peak: Count of the highest bar.
+    """
+
+    path: str
+    low: float
+    high: float
+    peak: int
+
+
 def place(x: float, y: float, x_max: float = 1.0) -> tuple[float, float]:
     """Returns where a point is in the plot area, for x in [0, x_max] and y in [0, 1]."""
     return round(WIDTH * x / x_max, 1), round(HEIGHT * (1 - y), 1)
@@ -110,3 +131,41 @@ def histogram(normal: Sequence[float], anomalous: Sequence[float], threshold: fl
 
     at = None if threshold is None else round(WIDTH * (threshold - low) / (BINS * width), 1)
     return Histogram(bars(counts[1], -1), bars(counts[0], 1), low, low + BINS * width, peak, at)
+
+
+def bars(counts: Mapping[float, int]) -> Bars:
+    """Returns how often values occur, in `BINS` bins of one width.
+
+    Args:
+        counts: How often, by value; there is at least one.
+    """
+    low, high = min(counts), max(counts)
+    width = (high - low) / BINS or 1.0
+    heights = [0] * BINS
+    for value, count in counts.items():
+        heights[min(int((value - low) / width), BINS - 1)] += count
+    peak, bar = max(heights), WIDTH / BINS
+    # a bar of few beside one of thousands is still seen
+    sizes = [(i, max(count / peak * HEIGHT, 1.0)) for i, count in enumerate(heights) if count]
+    path = "".join(f"M{i * bar:.1f} {HEIGHT}v{-size:.1f}h{bar - 1:.1f}v{size:.1f}z" for i, size in sizes)
+    return Bars(path, low, low + BINS * width, peak)
+
+
+def strip_place(share: float, decades: int) -> float:
+    """Returns where a share in [0, 1] is on a logarithmic axis that ends at 1; what is too small, at its beginning."""
+    if share <= 10.0**-decades:
+        return 0.0
+    return round(STRIP_WIDTH * (1 + math.log10(share) / decades), 1)
+
+
+def strip_path(shares: Sequence[float], decades: int) -> str:
+    """Returns shares as dots on that axis, an SVG path to be stroked with round ends; equal ones lie over each other.
+
+    Args:
+        shares: In [0, 1].
+        decades: Of the axis.
+    """
+    places = Counter(strip_place(share, decades) for share in shares)
+    rows = (0.5, 0.25, 0.75)  # one dot above another where they would hide each other
+    dots = [(x, rows[i % len(rows)] * STRIP_HEIGHT) for i, x in enumerate(sorted(places))]
+    return "".join(f"M{x:g} {y:g}h0" for x, y in dots)

@@ -11,7 +11,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     return text === "" || Number.isNaN(number) ? text : number;
   };
   headings.forEach((heading, column) => {
-    heading.querySelector("button").addEventListener("click", () => {
+    heading.querySelector("button")?.addEventListener("click", () => {
       const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       headings.forEach((other) => other.removeAttribute("aria-sort"));
       heading.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
@@ -32,7 +32,7 @@ if (tools) {
   const opacity = document.getElementById("opacity");
   const outlines = document.getElementById("outlines");
   tools.hidden = !document.querySelector(".picture");
-  opacity.addEventListener("input", () => {
+  opacity?.addEventListener("input", () => {
     document.documentElement.style.setProperty("--map", opacity.value / 100);
   });
   outlines.addEventListener("change", () => document.body.classList.toggle("plain", !outlines.checked));
