@@ -51,7 +51,7 @@ def known(verb: str, flag: str, args: list[str]) -> bool:
     verb = "fit" if verb == "features" and args[:1] == ["build"] else verb
     section, dot, _ = flag.removeprefix("--").partition(".")
     of_a_class = dot and section in {"model", "data"} and (section == "model" or verb in RUNS)
-    if of_a_class or (verb == "datasets" and "check" in args):
+    if of_a_class or (verb == "datasets" and {"check", "show"} & set(args)):
         return flag in flags_of(verb) or flag.removeprefix("--").rpartition(".")[2] in _argument_names()
     return flag in flags_of(verb) or (verb in RUNS and section == "heads")
 

@@ -160,7 +160,7 @@ def _draw_tile(sheet: Image.Image, pen: ImageDraw.ImageDraw, look: Look, x: int,
         size, corner = _fit(look.close_up, tile, tile // 2 - 2)
         sheet.paste(Image.fromarray(_resized(look.close_up, *size)), (x + corner[0], y + tile + 2))
         y += tile // 2
-    pen.text((x, y + tile + 2), _cut(shown(name), 12, tile), LOUD if look.problem else SOFT, _font(12))
+    pen.text((x, y + tile + 2), _cut(name, 12, tile), LOUD if look.problem else SOFT, _font(12))
 
 
 def _fit(picture: np.ndarray, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -188,7 +188,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _cut(text: str, size: int, width: int) -> str:
     """Returns a text that is no wider: where it is, its middle is left out, as beginning and end tell names apart."""
-    font = _font(size)
+    font, text = _font(size), shown(text)
     if font.getlength(text) <= width:
         return text
     keep = len(text)
@@ -199,7 +199,7 @@ def _cut(text: str, size: int, width: int) -> str:
 
 def _wrapped(text: str, size: int, width: int, most: int) -> list[str]:
     """Returns a text in lines of a width, as many as there may be."""
-    lines = list(_lines(shown(text), size, width))
+    lines = list(_lines(text, size, width))
     return [*lines[: most - 1], _cut(" ".join(lines[most - 1 :]), size, width)] if len(lines) > most else lines
 
 
