@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.model_options import (
     add_calibration_options,
@@ -20,8 +20,12 @@ from afclip_lightning.cli.model_options import (
 )
 from afclip_lightning.cli.parser import CommandParser, command, finite
 from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.volumes.options import add_cut_options
 
-SAVES = ("map", "npy", "mask", "overlay")
+if TYPE_CHECKING:
+    from afclip_lightning.inspection.volumes import CutInputs
+
+SAVES = ("map", "npy", "mask", "overlay", "nifti")
 
 PLACE = 41
 DESCRIPTION = """\
@@ -36,6 +40,9 @@ The output folder gets, as it goes, one line per image:
   npy/NAME.npy              --save npy: the map as float32
   masks/NAME.png            --save mask: 255 above the pixel threshold
   overlays/NAME.jpg         --save overlay: image, map and contours
+With --axis, volumes (NIfTI, NRRD, MetaImage, DICOM series) are cut into slices, below volumes/, which are images; and
+  volumes.csv, .jsonl       one line per volume: score (--volume_score), verdict, slices above the threshold, map
+  nifti/VOLUME.nii.gz       --save nifti: its map as float32, of the volume's own shape, affine and order of axes
 All are of the image's own size. An overlay without calibration says that its colours have no common scale.
 A run that was stopped goes on where it was, tries again what failed, and judges a file again that was replaced (its
 size or time has changed). One process writes into an output folder at a time.
@@ -72,13 +79,24 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if len(named) > 1 and (options.calibration or any(value is not None for value in by_hand.values())):
         raise UserError("a threshold or a calibration is of one model, and several are named.")
 
+    if "nifti" in saves and not options.axis:
+        raise UserError("--save nifti is of volumes: say along which axis they are cut, --axis axial.")
+
     from afclip_lightning.data.picture import say
     from afclip_lightning.files import only_writer
     from afclip_lightning.inspection.folder import check_settings, inspect
     from afclip_lightning.inspection.inputs import count_left_out, find_inputs
     from afclip_lightning.inspection.stream import difference
+    from afclip_lightning.inspection.volumes import check_rule, judge
+    from afclip_lightning.volumes.windows import check_window
 
-    inputs = find_inputs(filter(None, _patterns(options.paths)), options.out, options.ignore)
+    check_window(options.window)
+    check_rule(options.volume_score)
+
+    patterns = list(filter(None, _patterns(options.paths)))
+    cut = _cut(patterns, options) if options.axis else None
+    inputs = find_inputs(patterns, options.out, options.ignore, cut.taken if cut else ())
+    inputs += cut.inputs if cut else []
     if not inputs:
         raise UserError("there is nothing to inspect: the list of paths is empty.")
     calibration = None if options.no_calibration else options.calibration or "auto"
@@ -93,20 +111,38 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     with only_writer(options.out):
         check_settings(options.out, {"model": facts, "save": sorted(saves)})
         done = inspect(models, inputs, options.out, saves, options.num_workers)
+        verdicts = judge(done.rows, cut, options.out, options.volume_score, saves) if cut else []
     left_out = sum(item.left_out for item in inputs)
     judged, before = done.new - done.failed - left_out * len(models), len(inputs) * len(models) - done.new
     print(
         f"{judged} inspected, {done.failed} failed, {before} done before, {count_left_out(inputs)}: "
         f"{options.out / 'inspections.csv'}"
     )
+    if cut and verdicts:
+        print(f"{len(verdicts)} verdicts on {len(cut.paths)} volumes: {options.out / 'volumes.csv'}")
     if done.replaced:
         print(f"{done.replaced} of these had been inspected before and were replaced since.")
+    for note in cut.notes if cut else ():
+        print(f"note: {note}", file=sys.stderr)
     for sentence in say(sum((model.remarks for model in models.values()), Counter[str]())):
         print(f"note: {sentence}", file=sys.stderr)
     for name, model in models.items():
         if model.calibration and (said := difference(model.calibration.good, done.scores[name])):
             print(f"note: {name}: {said}", file=sys.stderr)
     return 1 if done.failed or left_out else 0
+
+
+def _cut(patterns: Sequence[str], options: argparse.Namespace) -> "CutInputs":
+    """Returns what became of the volumes among the inputs."""
+    from tqdm import tqdm
+
+    from afclip_lightning.inspection.volumes import cut_inputs
+    from afclip_lightning.volumes.cutting import Cutting
+    from afclip_lightning.volumes.volume import Reading
+
+    reading = Reading(options.channel, options.form, options.codes)
+    cutting = Cutting(options.axis, options.window, reading=reading)
+    return cut_inputs(patterns, options.out, cutting, lambda n: tqdm(n, unit=" volumes", disable=None))
 
 
 def _patterns(paths: Sequence[str]) -> Iterator[str]:
@@ -137,6 +173,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--methods", default="", metavar="NAMES", help="methods that train nothing, by name or config, commas between"
+    )
+    volumes = parser.add_argument_group("volumes")
+    add_cut_options(volumes.add_argument, None)
+    volumes.add_argument(
+        "--volume_score",
+        default="highest",
+        metavar="RULE",
+        help="score of a volume from those of its slices: highest, mean, or mean_top_N of the N highest (%(default)s)",
     )
     thresholds = parser.add_argument_group("thresholds")
     add_calibration_options(thresholds)

@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = (
     | DICOM_SUFFIXES
 )
 DICOM_BY_CONTENT = frozenset({".ima"})  # and files without a suffix
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")  # whose slices are images
 # What lies beside images and is none, in files that need no word.
 OTHER_SUFFIXES = (
     frozenset({".txt", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".tex"})
@@ -181,6 +182,8 @@ def _sort(folder: Path) -> _Entries:
         elif not _is(entry.is_file):
             if not suffix and _leads_nowhere(path):
                 found.lost.append(path)
+        elif entry.name.lower().endswith(VOLUME_SUFFIXES):
+            found.others.append(path)
         elif suffix not in OTHER_SUFFIXES and entry.name.lower() not in OTHER_NAMES:
             unnamed = not suffix or suffix[1:].isdigit()
             start = first_bytes(path) if unnamed or suffix in DICOM_BY_CONTENT else b""

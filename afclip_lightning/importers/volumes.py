@@ -7,23 +7,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from afclip_lightning.data.images import VOLUME_SUFFIXES
 from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.files import only_writer
 from afclip_lightning.volumes.cutting import Cutting, VolumeRecord
 from afclip_lightning.volumes.find import Source, Sources, find_volumes
-from afclip_lightning.volumes.grid import AXES
 from afclip_lightning.volumes.importing import (
     NAMES,
     SLICES,
     check_same,
     cut_all,
+    pseudonyms,
     settings_of,
     splits,
     write_names,
     write_slices,
 )
+from afclip_lightning.volumes.options import add_cut_options
 from afclip_lightning.volumes.volume import Reading
-from afclip_lightning.volumes.windows import PRESETS, check_window
+from afclip_lightning.volumes.windows import check_window
 
 LISTED = 10  # lines of one kind
 
@@ -32,14 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this kind."""
     add = parser.add_argument
     add("--masks", type=Path, metavar="DIR", help="folder of masks; by default beside the volumes (_seg, _mask …)")
-    add("--axis", choices=AXES, default="axial", help="anatomical axis that slices follow one another on (%(default)s)")
-    add(
-        "--window",
-        default="auto",
-        metavar="RULE",
-        help=f"{', '.join(PRESETS)}, CENTRE,WIDTH, percentile, percentile:LOW,HIGH, or auto: soft_tissue for CT, else "
-        "percentile (%(default)s)",
-    )
+    add_cut_options(add, "axial")
     add("--bits", type=int, choices=(8, 16), default=8, help="of a slice's pixel (%(default)s)")
     add("--pixels", choices=("square", "stored"), default="square", help="square, or as the voxels are (%(default)s)")
     add(
@@ -60,9 +55,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--patients", type=Path, metavar="CSV", help="table with the columns volume and patient")
     add("--category", default="", help="what the set's one category is called; by default as the set")
     add("--sequence", default="", metavar="NAME", help="which images of BraTS: flair, t1, t1ce, t2 (flair)")
-    add("--channel", type=int, metavar="N", help="which volume of a file with four axes, from 0")
-    add("--form", choices=("sform", "qform"), default="", help="which geometry of NIfTI files whose two disagree")
-    add("--codes", default="", metavar="RAS", help="how the axes of files lie that do not say it")
     add("--on_error", choices=("raise", "skip"), default="raise", help="skip: go on after a volume that is not read")
     add("--keep_names", action="store_true", help=f"write {NAMES}, which says what file each volume is")
 
@@ -77,20 +69,22 @@ def convert(options: argparse.Namespace) -> int:
     for name, high in (("train_share", 1), ("min_content", 1)):
         if not 0 <= getattr(options, name) < high:
             raise UserError(f"--{name} must be from 0 to below {high}, got {getattr(options, name)}.")
-    if options.channel is not None and options.channel < 0:
-        raise UserError(f"--channel counts from 0, got {options.channel}.")
     found = find_volumes(options.file, options.masks, [options.out], options.patients, options.sequence)
+    if not found.volumes:
+        kinds = ", ".join(VOLUME_SUFFIXES)
+        raise UserError(f"{options.file}: there is no volume in it: no {kinds} and no DICOM series.")
     _check_masked(found.volumes, options)
     cutting = _cutting(options, found)
     with only_writer(options.out):
         check_same(options.out, settings_of(cutting))
-        done = cut_all(found.volumes, options.out, lambda source: cutting, options.on_error == "skip", _progress)
+        names, skip = pseudonyms(found.volumes), options.on_error == "skip"
+        done = cut_all(found.volumes, names, options.out, lambda source: cutting, skip, _progress)
         split_of = splits((record.patient for record in done.records), options.train_share, options.seed)
         category = options.category or options.out.resolve().name
         write_slices(options.out, done.records, split_of, category)
         if options.keep_names:
             write_names(options.out, found.volumes)
-    _say(options, found, done.records, done.new, done.failed, list(split_of.values()))
+    _say(options, found, done.records, done.new, list(done.failed.values()), list(split_of.values()))
     return 1 if done.failed else 0
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, read_json, write_json
 from afclip_lightning.inspection.inputs import Input
-from afclip_lightning.inspection.table import Table, record_of
+from afclip_lightning.inspection.table import Record, Table, record_of
+from afclip_lightning.volumes.maps import HELD_MAPS, NIFTI, map_path
 
 if TYPE_CHECKING:
     from afclip_lightning.inspection.predictor import Predictor
@@ -27,12 +28,14 @@ class Done:
         failed: How many of them gave an error, without what was left out.
         replaced: Rows of an earlier run whose file was replaced since; they are among the new ones.
         scores: By model, the scores of all its rows, earlier ones among them.
+        rows: All rows, by method and key of the image.
     """
 
     new: int
     failed: int
     replaced: int
     scores: Mapping[str, list[float]]
+    rows: Mapping[tuple[str | None, str], Record]
 
 
 def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequence[str]) -> None:
@@ -59,6 +62,21 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
         kind, suffix = ("JPEG", ".jpg") if max(overlay.size) <= JPEG_LIMIT else ("PNG", ".png")
         with atomic_path(folder / "overlays" / f"{name}{suffix}") as temporary:
             overlay.save(temporary, kind, quality=90, comment="".join(outcome.captions[:1]))  # if none fits on it
+
+
+def keep_for_volume(outcome: "Inspection", folder: Path, item: Input, saves: Sequence[str]) -> None:
+    """Keeps the map of a slice until its volume is complete, if that is to be saved.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    if NIFTI not in saves or item.slice is None:
+        return
+    import numpy as np
+
+    path = map_path(folder / NIFTI / HELD_MAPS / item.volume, item.slice)
+    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
+        np.save(file, outcome.anomaly_map)
 
 
 def inspect(
@@ -99,6 +117,7 @@ def inspect(
                     else:
                         name = table.free_name(item)
                         save_pictures(outcome, place, name, saves)
+                        keep_for_volume(outcome, place, item, saves)
                     table.add(record_of(item, column, name, outcome))
                     bar.update()
         named = {method if several else None: method for method in models}
@@ -106,7 +125,7 @@ def inspect(
         for row in table.rows.values():
             if row.score is not None and row.method in named:
                 scores[named[row.method]].append(row.score)
-        return Done(new, failed, table.replaced, scores)
+        return Done(new, failed, table.replaced, scores, table.rows)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

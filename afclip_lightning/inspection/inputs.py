@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class Input:
         left_out: Whether it is a file of a folder that is of no kind that is read.
         size: In bytes; `None` if there is no such file.
         mtime_ns: When it was last changed, in nanoseconds; with the size it tells a file from one that replaced it.
+        volume: Name of the volume that it is a slice of; empty if it is none.
+        slice: Its number among the slices.
     """
 
     path: Path
@@ -29,6 +31,8 @@ class Input:
     left_out: bool = False
     size: int | None = None
     mtime_ns: int | None = None
+    volume: str = ""
+    slice: int | None = None
 
     @property
     def key(self) -> str:
@@ -36,7 +40,9 @@ class Input:
         return os.path.abspath(self.path)
 
 
-def find_inputs(patterns: Iterable[str], leave_out: Path, ignore: Sequence[str] = ()) -> list[Input]:
+def find_inputs(
+    patterns: Iterable[str], leave_out: Path, ignore: Sequence[str] = (), taken: Collection[str] = ()
+) -> list[Input]:
     """Returns the files of files, folders and patterns, each once, in the order in which they are named.
 
     What is not there, a folder that cannot be read or has no image, and a file of a folder that is no image are inputs
@@ -46,6 +52,7 @@ def find_inputs(patterns: Iterable[str], leave_out: Path, ignore: Sequence[str] 
         patterns: Files, folders, patterns.
         leave_out: Folder whose files are no inputs: that of the output.
         ignore: Patterns of file names that are left out of folders in silence.
+        taken: Absolute paths of files that are no inputs: those of volumes.
     """
     out = os.path.abspath(leave_out)
     found: dict[Path, tuple[str, bool]] = {}
@@ -62,6 +69,8 @@ def find_inputs(patterns: Iterable[str], leave_out: Path, ignore: Sequence[str] 
     inputs: dict[str, Input] = {}
     for path, (error, left_out) in found.items():
         whole = os.path.abspath(path)
+        if whole in taken or (path.is_dir() and any(Path(whole) in Path(file).parents for file in taken)):
+            continue
         name = Path(os.path.relpath(whole, root)).with_suffix("").as_posix()
         inputs.setdefault(whole, Input(path, name, error, left_out, *_state(path)))
     return list(inputs.values())
@@ -83,7 +92,7 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
         out: A folder that is not stepped into.
         ignore: Patterns of file names that are left out in silence.
     """
-    from afclip_lightning.data.images import survey
+    from afclip_lightning.data.images import VOLUME_SUFFIXES, survey
 
     found = survey(folder, [folder / os.path.relpath(out, os.path.abspath(folder))])
     files = dict.fromkeys(found.images, ("", False))
@@ -91,7 +100,9 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
     for path in found.others:
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignore):
             kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
-            advice = "Save it as PNG, TIFF or JPEG, or --ignore it"
+            is_volume = path.name.lower().endswith(VOLUME_SUFFIXES)
+            way = "It is a volume: cut it with --axis axial" if is_volume else "Save it as PNG, TIFF or JPEG"
+            advice = f"{way}, or --ignore it"
             files[path] = (f"{path}: left out, as a file {kind} is not read here. {advice}.", True)
     if not found.images:
         files.setdefault(folder, (f"{folder}: the folder has no image.", False))

@@ -3,7 +3,7 @@
 import json
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ COLUMNS = (
     "error",
     "name",
 )
+OF_VOLUMES = ("volume", "slice")  # columns where volumes are among the inputs
 LONGEST = 240  # bytes of a file's name without suffix; file systems take 255
 LONGEST_PATH = 1000  # bytes of a whole name with its folders; systems take 4096, of which the output's folder is a part
 
@@ -61,6 +62,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         name: Of the image's files.
         size: Of the file, in bytes; `None` in tables of earlier versions.
         mtime_ns: When the file was last changed, in nanoseconds; likewise.
+        volume: Name of the volume that it is a slice of; `None` if it is none.
+        slice: Its number among the slices; likewise.
     """
 
     path: str
@@ -76,6 +79,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size: int | None = None
     mtime_ns: int | None = None
+    volume: str | None = None
+    slice: int | None = None
 
     @property
     def key(self) -> tuple[str | None, str]:
@@ -102,8 +107,9 @@ class Table:
         UserError: The folder cannot be written to, or the table cannot be read.
     """
 
-    def __init__(self, folder: Path, several: bool, inputs: Iterable[Input] = ()) -> None:
-        self.columns = [column for column in COLUMNS if several or column != "method"]
+    def __init__(self, folder: Path, several: bool, inputs: Sequence[Input] = ()) -> None:
+        volumes = OF_VOLUMES if any(item.volume for item in inputs) else ()
+        self.columns = [column for column in (*COLUMNS, *volumes) if several or column != "method"]
         self.json_path, self.csv_path = folder / "inspections.jsonl", folder / "inspections.csv"
         now = {item.key: item for item in inputs}
         before = {row.key: row for row in self._before() if not row.error}
@@ -178,6 +184,8 @@ def record_of(item: Input, method: str | None, name: str, outcome: "Inspection |
         "name": name,
         "size": item.size,
         "mtime_ns": item.mtime_ns,
+        "volume": item.volume or None,
+        "slice": item.slice,
     }
     if isinstance(outcome, UserError):
         return Record(**facts, error=str(outcome))
@@ -230,5 +238,5 @@ def _short(value: float | None) -> float | None:
 
 
 def _json_line(row: Record) -> str:
-    absent = {name for name in ("method", "size", "mtime_ns") if getattr(row, name) is None}
+    absent = {name for name in ("method", "size", "mtime_ns", *OF_VOLUMES) if getattr(row, name) is None}
     return json.dumps({name: value for name, value in msgspec.to_builtins(row).items() if name not in absent}) + "\n"

@@ -19,6 +19,7 @@ from afclip_lightning.report.page import render as render_page
 from afclip_lightning.results import ThresholdFrom
 
 TABLE = "inspections.jsonl"
+VOLUMES = "volumes.jsonl"  # verdicts on volumes, where there are any among the images
 SHOWN = 12  # images in a gallery
 LISTED = 1000  # images in a table
 SIDE = 320  # pixels of a picture's longer side
@@ -44,6 +45,23 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Volume:
+    """What the page shows of a volume: a line of the table of volumes. What is not known is `None`."""
+
+    volume: str
+    path: str
+    rule: str
+    slices: int = 0
+    score: Score | None = None
+    verdict: Literal["anomalous", "normal"] | None = None
+    anomalous_slices: int | None = None
+    highest_slice: int | None = None
+    map: str = ""
+    error: str = ""
+    method: str | None = None
+
+
+@dataclass(frozen=True)
 class Section:
     """What the page shows of one method.
 
@@ -55,6 +73,7 @@ class Section:
         groups: The most and the least anomalous.
         rows: Lines of the table, highest score first.
         by_default: Whether a verdict is by the head's default threshold.
+        volumes: Verdicts on volumes, highest score first; empty where there are none.
     """
 
     method: str
@@ -64,6 +83,7 @@ class Section:
     groups: list[Group]
     rows: list[Line]
     by_default: bool
+    volumes: list[Volume]
 
 
 def render(folder: Path, originals: bool = False) -> str:
@@ -77,6 +97,8 @@ def render(folder: Path, originals: bool = False) -> str:
         UserError: Its table is damaged.
     """
     lines = [line for _, line in read_json_lines(folder / TABLE, Line, cut_end=True)]
+    path = folder / VOLUMES
+    volumes = [volume for _, volume in read_json_lines(path, Volume)] if path.exists() else []
     scored: dict[str, list[Line]] = {}
     for line in lines:
         if line.score is not None:
@@ -84,13 +106,13 @@ def render(folder: Path, originals: bool = False) -> str:
     return render_page(
         "inspections.html",
         folder=folder.resolve().name,
-        sections=[_section(folder, method, part, originals) for method, part in scored.items()],
+        sections=[_section(folder, method, part, volumes, originals) for method, part in scored.items()],
         failed=[line for line in lines if line.error],
         listed=LISTED,
     )
 
 
-def _section(folder: Path, method: str, lines: list[Line], originals: bool) -> Section:
+def _section(folder: Path, method: str, lines: list[Line], volumes: list[Volume], originals: bool) -> Section:
     lines = sorted(lines, key=lambda line: -(line.score or 0.0))
     verdicts = [line.verdict for line in lines]
     up = [line.score for line in lines if line.score is not None and line.verdict != "normal"]
@@ -108,6 +130,7 @@ def _section(folder: Path, method: str, lines: list[Line], originals: bool) -> S
         [group for group in groups if group.cards],
         lines[:LISTED],
         any(line.threshold_from == "default" for line in lines),
+        sorted((v for v in volumes if (v.method or "") == method), key=lambda v: -(v.score or 0.0)),
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROUNDED = 0.01  # share of a step between slices, and mm per mm, that headers are rounded to
 KNOWN_BY = (
     "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality", "Rows", "Columns",
-    "ReferencedSeriesSequence",
+    "NumberOfFrames", "ReferencedSeriesSequence",
 )  # fmt: skip
 """What is read of all headers. Names, dates and institutions are not among it."""
 TAGS = (
@@ -69,6 +69,7 @@ class Header:
         patient: What tells patients apart; where the ID was removed, the study.
         is_image: Whether it has pixels of an image.
         is_segmentation: Whether it holds segments.
+        frames: How many it holds.
         drawn_on: Of a segmentation, the series that it says that it was drawn on.
     """
 
@@ -78,6 +79,7 @@ class Header:
     patient: str
     is_image: bool
     is_segmentation: bool
+    frames: int
     drawn_on: frozenset[str]
 
 
@@ -154,6 +156,7 @@ def read_header(path: Path) -> Header:
             file.get("PatientID") or file.get("StudyInstanceUID") or file.get("SeriesInstanceUID"),
             "Rows" in file.data and "Columns" in file.data and not is_segmentation,
             is_segmentation,
+            int(file.data.get("NumberOfFrames") or 1),
             frozenset(str(uid) for uid in references if uid),
         )
 

@@ -6,14 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, first_bytes
+from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUFFIXES, first_bytes
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.reader import DICOM_SUFFIXES, is_dicom
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_rows
 from afclip_lightning.volumes.dicom_series import Header, read_header
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 MASK_ENDS = re.compile(r"[_.-](?:seg|segmentation|mask|masks|label|labels|gt)$", re.IGNORECASE)
 FIRST_CHANNEL = "_0000"  # what nnU-Net puts behind the name of a volume, and not of its mask
 BIDS = re.compile(r"sub-[A-Za-z0-9]+")
@@ -72,6 +71,7 @@ class Source:
         modality: What its layout says; empty if nothing does.
         series: Of DICOM files, what tells their series from others; never written.
         frame: Likewise, the space that they lie in.
+        frames: Of DICOM files, how many there are in all.
     """
 
     files: tuple[Path, ...]
@@ -82,6 +82,7 @@ class Source:
     modality: str = ""
     series: str = ""
     frame: str = ""
+    frames: int = 0
 
     @property
     def name(self) -> str:
@@ -109,13 +110,13 @@ class Sources:
 def stem(path: Path) -> str:
     """Returns the name of a volume's file without its suffix, in composed form."""
     name = path.name
-    cut = next((suffix for suffix in (".nii.gz", *SUFFIXES) if name.lower().endswith(suffix)), path.suffix)
+    cut = next((suffix for suffix in (".nii.gz", *VOLUME_SUFFIXES) if name.lower().endswith(suffix)), path.suffix)
     return normal_form(name[: len(name) - len(cut)])
 
 
 def is_volume_file(path: Path) -> bool:
     """Returns whether a file has the suffix of one that holds a volume."""
-    return path.name.lower().endswith(SUFFIXES)
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def find_volumes(
@@ -135,7 +136,7 @@ def find_volumes(
         sequence: Which images of BraTS are read; FLAIR by default.
 
     Raises:
-        DatasetError: There is no volume, a mask has no volume or a volume two masks of one name, or a file cannot be
+        DatasetError: A mask has no volume or a volume two masks of one name, or a file cannot be
             read.
     """
     found = _files(folder, [*leave_out, *([masks] if masks and masks.resolve() != folder.resolve() else [])])
@@ -151,9 +152,6 @@ def find_volumes(
         volumes = [Source((path,)) for path in files if path not in set(rest)]
         volumes = _with_masks([*volumes, *series], rest, folder, masks or folder)
     volumes = _with_segmentations(sorted(volumes, key=lambda source: source.files[0]), segmentations)
-    if not volumes:
-        kinds = ", ".join(SUFFIXES)
-        raise DatasetError(f"{folder}: there is no volume in it: no {kinds} and no DICOM series.")
     return _with_patients(Sources(volumes, tree, ""), folder, patients)
 
 
@@ -283,7 +281,8 @@ def _dicom(paths: Iterable[Path]) -> tuple[list[Source], list[Header]]:
     sources = []
     for uid, files in series.items():
         paths_of = tuple(header.path for header in files)
-        sources.append(Source(paths_of, files[0].patient, (), True, series=uid, frame=files[0].frame))
+        frames = sum(header.frames for header in files)
+        sources.append(Source(paths_of, files[0].patient, (), True, series=uid, frame=files[0].frame, frames=frames))
     return sources, segmentations
 
 
@@ -326,6 +325,8 @@ def _with_patients(found: Sources, root: Path, table: Path | None) -> Sources:
                 raise DatasetError(f"{table}: has no row for {source.name}. Name each volume by its path from {root}.")
             owned.append(replace(source, patient=named[0]))
         return Sources(owned, found.tree, f"by {table.name}", found.notes)
+    if not found.volumes:
+        return found
     parents = [source.files[0].parent for source in found.volumes]
     common = len(Path(os.path.commonpath(parents)).parts)
     volumes: list[Source] = []

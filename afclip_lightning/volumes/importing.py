@@ -29,12 +29,12 @@ class Done:
     Attributes:
         records: All volumes of the set.
         new: How many this run cut.
-        failed: A sentence on each that could not be read.
+        failed: A sentence on each that could not be read, by its name.
     """
 
     records: list[VolumeRecord]
     new: int
-    failed: list[str]
+    failed: dict[str, str]
 
 
 def pseudonyms(sources: Sequence[Source]) -> list[tuple[str, str]]:
@@ -86,6 +86,7 @@ def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def cut_all(
     sources: Sequence[Source],
+    names: Sequence[tuple[str, str]],
     out: Path,
     cutting: Callable[[Source], Cutting],
     skip: bool,
@@ -95,6 +96,7 @@ def cut_all(
 
     Args:
         sources: The volumes.
+        names: What each and its patient are called.
         out: Folder of the set.
         cutting: How a volume is cut.
         skip: Whether a volume that cannot be read costs a sentence, and not the run.
@@ -105,7 +107,8 @@ def cut_all(
     """
     path = out / VOLUMES
     before = {record.volume: record for record in read_volumes(path)} if path.exists() else {}
-    names, failed, new = pseudonyms(sources), [], 0
+    failed: dict[str, str] = {}
+    new = 0
     records: list[VolumeRecord] = []
     for number in progress(range(len(sources))):
         source, (volume, patient) = sources[number], names[number]
@@ -123,7 +126,7 @@ def cut_all(
         except UserError as error:
             if not skip:
                 raise
-            failed.append(str(error))
+            failed[volume] = str(error)
             continue
         new += 1
         write_text(path, "".join(map(_line, [*before.values(), *(r for r in records if r.volume not in before)])))

@@ -97,7 +97,7 @@ def _one_of(path: Path, header: "Nifti1Header", reading: Reading) -> tuple[tuple
     shape, several = (whole[0], whole[1], whole[2]), whole[3] if len(whole) == 4 else 1
     if several == 1 and not reading.channel:
         return shape, 0
-    if reading.channel is None or reading.channel >= several:
+    if reading.channel is None or not 0 <= reading.channel < several:
         raise DatasetError(
             f"{path}: holds {several} volumes along its fourth axis (times, or kinds of images). Say which is read: "
             f"--channel 0 … {several - 1}."

@@ -1,0 +1,228 @@
+"""Volumes among what is inspected: cut into slices, judged as a whole, and their maps put back into their own frame."""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from afclip_lightning.errors import UserError
+from afclip_lightning.files import csv_text, only_writer, read_rows, write_text
+from afclip_lightning.inspection.inputs import Input
+from afclip_lightning.inspection.table import Record
+from afclip_lightning.results import is_anomalous
+from afclip_lightning.volumes.cutting import Cutting, VolumeRecord
+from afclip_lightning.volumes.find import Source, find_volumes
+from afclip_lightning.volumes.importing import NAMES, check_same, cut_all, settings_of
+from afclip_lightning.volumes.maps import HELD_MAPS, NIFTI, put_back
+
+FOLDER = "volumes"  # of the slices, below that of the output
+RULE = re.compile(r"highest|mean|mean_top_[1-9]\d*")
+
+
+@dataclass(frozen=True)
+class CutInputs:
+    """What became of the volumes among the inputs.
+
+    Attributes:
+        inputs: Their slices; and an input with an error per volume that cannot be read.
+        taken: Absolute paths of their files and masks, which are no images of their own.
+        records: How each was cut, by its name.
+        paths: Where each lies, by its name.
+        notes: A sentence each on what is worth one.
+    """
+
+    inputs: list[Input]
+    taken: set[str]
+    records: dict[str, VolumeRecord]
+    paths: dict[str, str]
+    notes: list[str]
+
+
+class VolumeVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tables say of a volume.
+
+    Attributes:
+        volume: Its name in this folder.
+        path: As it was given.
+        method: Name of the method, where several share the table.
+        axis: Which slices follow one another along.
+        slices: How many were judged.
+        rule: How the score comes from those of the slices.
+        score: Of the volume.
+        threshold: That of the slices.
+        verdict: `None` without a threshold.
+        anomalous_slices: How many slices lie above the threshold; `None` without one.
+        highest_slice: Number of the slice with the highest score.
+        map: The map as a NIfTI file, from this folder; empty if it was not saved.
+        error: Why there is no score, or none of some slices; else empty.
+    """
+
+    volume: str
+    path: str
+    method: str | None = None
+    axis: str
+    slices: int
+    rule: str
+    score: float | None = None
+    threshold: float | None = None
+    verdict: Literal["anomalous", "normal"] | None = None
+    anomalous_slices: int | None = None
+    highest_slice: int | None = None
+    map: str = ""
+    error: str = ""
+
+
+def check_rule(rule: str) -> str:
+    """Returns how a volume's score comes from its slices: `highest`, `mean`, or `mean_top_N`, of the N highest.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    if not RULE.fullmatch(rule):
+        raise UserError(f"--volume_score {rule}: give highest, mean or mean_top_N, as mean_top_5.")
+    return rule
+
+
+def score_of(scores: Sequence[float], rule: str) -> float:
+    """Returns the score of a volume from those of its slices, of which there is one at least."""
+    ordered = sorted(scores, reverse=True)
+    count = 1 if rule == "highest" else len(ordered) if rule == "mean" else int(rule.rpartition("_")[2])
+    best = ordered[:count]
+    return sum(best) / len(best)
+
+
+def cut_inputs(
+    patterns: Iterable[str], out: Path, cutting: Cutting, progress: Callable[[Iterable[int]], Iterable[int]]
+) -> CutInputs:
+    """Cuts the volumes that files, folders and patterns name into slices below the output's folder.
+
+    DICOM files of one slice stay images. A volume keeps its number where others are added.
+
+    Args:
+        patterns: Files, folders, patterns.
+        out: Folder of the output.
+        cutting: How they are cut.
+        progress: See `cut_all`.
+
+    Raises:
+        UserError: A folder or a DICOM header cannot be read, or a volume was exchanged since an earlier run.
+    """
+    sources, taken = _sources(patterns, out)
+    place = out / FOLDER
+    with only_writer(place):
+        check_same(place, settings_of(cutting))
+        names = _numbered(place, sources)
+        done = cut_all(sources, [(name, "") for name in names], place, lambda source: cutting, True, progress)
+    records = {record.volume: record for record in done.records}
+    inputs = []
+    for source, name in zip(sources, names, strict=True):
+        if record := records.get(name):
+            inputs += [_slice(place, record, index) for index in record.indices]
+        else:
+            inputs.append(Input(source.files[0], name, done.failed[name], volume=name))
+    notes = [note for record in records.values() for note in record.notes()]
+    paths = {name: source.name for name, source in zip(names, sources, strict=True)}
+    return CutInputs(inputs, taken, records, paths, notes)
+
+
+def _slice(place: Path, record: VolumeRecord, index: int) -> Input:
+    path = place / record.image(index)
+    facts = path.stat()
+    name = f"{record.volume}/{record.axis}-{index:04d}"
+    return Input(path, name, "", False, facts.st_size, facts.st_mtime_ns, record.volume, index)
+
+
+def _sources(patterns: Iterable[str], out: Path) -> tuple[list[Source], set[str]]:
+    """Returns the volumes, without their masks, and the absolute paths of all their files."""
+    found: dict[str, Source] = {}
+    taken: set[str] = set()
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern, recursive=True)) if not os.path.lexists(pattern) else [pattern]
+        for match in matches:
+            for source in find_volumes(Path(match), leave_out=[out]).volumes:
+                if source.frames == 1:
+                    continue
+                taken |= {os.path.abspath(path) for path in (*source.files, *source.masks, *source.segmentations)}
+                found.setdefault(os.path.abspath(source.files[0]), replace(source, masks=(), segmentations=()))
+    return list(found.values()), taken
+
+
+def _numbered(place: Path, sources: Sequence[Source]) -> list[str]:
+    """Returns the name of each volume, that of an earlier run where there was one, and writes which is which."""
+    path = place / NAMES
+    known = {row["path"]: row["volume"] for _, row in read_rows(path)} if path.exists() else {}
+    for source in sources:
+        known.setdefault(os.path.abspath(source.files[0]), f"volume-{len(known) + 1:04d}")
+    write_text(path, csv_text(("volume", "path"), [[name, where] for where, name in known.items()]))
+    return [known[os.path.abspath(source.files[0])] for source in sources]
+
+
+def judge(
+    rows: Mapping[tuple[str | None, str], Record], cut: CutInputs, out: Path, rule: str, saves: Sequence[str]
+) -> list[VolumeVerdict]:
+    """Writes `volumes.jsonl` and `volumes.csv`, a line per volume and method, and the maps that are complete.
+
+    The threshold is that of the slices. With `highest` a volume is anomalous if any of its slices is, so that the more
+    slices there are, the more normal volumes are called anomalous.
+
+    Args:
+        rows: What the table of images holds.
+        cut: The volumes.
+        out: Folder of the output.
+        rule: See `check_rule`.
+        saves: What is saved.
+
+    Returns:
+        The lines.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    by_volume: dict[tuple[str | None, str], list[Record]] = {}
+    for (method, _), row in rows.items():
+        if row.volume in cut.paths:
+            by_volume.setdefault((method, row.volume), []).append(row)
+    verdicts = []
+    for (method, volume), slices in by_volume.items():
+        record, judged = cut.records.get(volume), [row for row in slices if row.score is not None]
+        verdict = VolumeVerdict(
+            volume=volume,
+            path=cut.paths[volume],
+            method=method,
+            axis=record.axis if record else "",
+            slices=len(judged),
+            rule=rule,
+            error=next((row.error for row in slices if row.error), ""),
+        )
+        if judged:
+            verdict = _judged(verdict, judged)
+        if record and NIFTI in saves and not verdict.error:
+            place = Path(method or "") / NIFTI / f"{volume}.nii.gz"
+            put_back(record, out / (method or "") / NIFTI / HELD_MAPS / volume, out / place, out / FOLDER)
+            verdict = msgspec.structs.replace(verdict, map=place.as_posix())
+        verdicts.append(verdict)
+    lines = [msgspec.to_builtins(verdict) for verdict in verdicts]
+    columns = list(VolumeVerdict.__struct_fields__)
+    write_text(out / "volumes.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(out / "volumes.csv", csv_text(columns, [[line[column] for column in columns] for line in lines]))
+    return verdicts
+
+
+def _judged(verdict: VolumeVerdict, slices: Sequence[Record]) -> VolumeVerdict:
+    scores = {row.slice: row.score for row in slices if row.score is not None}
+    score, threshold = score_of(list(scores.values()), verdict.rule), slices[0].threshold
+    above = None if threshold is None else [index for index, value in scores.items() if is_anomalous(value, threshold)]
+    return msgspec.structs.replace(
+        verdict,
+        score=float(f"{score:.9g}"),
+        threshold=threshold,
+        verdict=None if threshold is None else "anomalous" if is_anomalous(score, threshold) else "normal",
+        anomalous_slices=None if above is None else len(above),
+        highest_slice=max(scores, key=lambda index: scores[index]),
+    )

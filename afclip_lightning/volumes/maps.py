@@ -1,0 +1,59 @@
+"""Maps of slices, put back into the frame of their volume."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from afclip_lightning.data.maps import read_map
+from afclip_lightning.errors import UserError
+from afclip_lightning.volumes.cutting import SCRATCH, VolumeRecord, resized
+from afclip_lightning.volumes.nifti import write_nifti
+from afclip_lightning.volumes.raw import Raw, free_space, written
+
+DTYPE = np.dtype("<f4")
+NIFTI = "nifti"  # folder of the maps
+HELD_MAPS = ".slices"  # in it, of the maps of slices, until their volume is complete
+
+
+def map_path(folder: Path, index: int) -> Path:
+    """Returns where the map of a slice is kept until its volume is complete."""
+    return folder / f"{index:04d}.npy"
+
+
+def put_back(record: VolumeRecord, folder: Path, path: Path, work: Path) -> None:
+    """Writes the maps of a volume's slices as one NIfTI file: of its shape, affine and order of axes, float32.
+
+    A slice whose pixels were made square gets back to its voxels by the mean of the pixels of each; any other value for
+    value. The maps of the slices are removed then; where they are gone already, and the file is there, nothing is done.
+
+    Args:
+        record: How the volume was cut.
+        folder: Of the maps of its slices, see `map_path`.
+        path: The file, `.nii.gz`.
+        work: A folder for what is between.
+
+    Raises:
+        UserError: A map is missing, or the disk is full.
+    """
+    if path.exists() and not folder.exists():
+        return
+    cut = record.cut
+    shape = [cut.grid.shape[stored] for stored in (2, 1, 0) if stored != cut.stored]
+    raw = Raw(work / SCRATCH / "map", 0, DTYPE, (cut.count, shape[0], shape[1]))
+    try:
+        free_space(raw.path.parent, 2 * raw.nbytes, path)
+        with written(raw.path) as file:
+            for number in range(cut.count):
+                place = map_path(folder, cut.voxel(number))
+                if not place.exists():
+                    raise UserError(f"{path}: the map of slice {cut.voxel(number)} is missing. Choose another --out.")
+                values = resized(np.asarray(read_map(place), DTYPE), cut.shape)
+                file.write(np.ascontiguousarray(cut.lying(values)).tobytes())
+        write_nifti(path, raw.brought_back(2 - cut.stored, work / SCRATCH / "back"), cut.grid, record.space_code)
+    finally:
+        shutil.rmtree(raw.path.parent, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # other volumes' maps are there
+        folder.parent.rmdir()
