@@ -25,6 +25,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import afclip_lightning
+from afclip_lightning.annotations.importing import Settings, interpret
+from afclip_lightning.annotations.labels import Labels
+from afclip_lightning.annotations.matching import ImageFolder
+from afclip_lightning.annotations.shapes import Export
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.backbones.store_files import StoreFacts
 from afclip_lightning.backbones.weights import load_weights
@@ -39,6 +43,7 @@ from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.engine.factory import load_head, read_model
 from afclip_lightning.errors import UserError
 from afclip_lightning.heads.foreign import read_released
+from afclip_lightning.importers import coco, cvat, datumaro, labelme, labelstudio, supervisely
 from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.inspection.folder import check_settings
 from afclip_lightning.inspection.labelled import read_labelled
@@ -50,6 +55,7 @@ from afclip_lightning.report import inspections
 from afclip_lightning.report import run as run_report
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.sweep.space import read_sweep
+from tests.support import imports
 from tests.support.clips import small_clip, small_config
 from tests.support.image_records import categories, records_of
 from tests.support.layouts import write_image, write_mask
@@ -216,6 +222,23 @@ def write_published(folder: Path) -> Path:
     return folder / "afclip.csv"
 
 
+LATEST = labelstudio.Choice(predictions=True)
+
+
+def write_export(tool: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        imports.write_images(folder, "a.png")
+        return imports.write_export(tool, folder)
+
+    return write
+
+
+def drawn(path: Path, export: Export) -> object:
+    """Returns what is made of an export: its shapes become pixels."""
+    folder = path.parents[1] if path.parent.name == "ann" else path.parent
+    return interpret(export, ImageFolder(folder), Settings(Labels(), "nut", empty="normal"))
+
+
 READERS = [
     Reader("results.json", in_run("results.json"), report_of(0)),
     Reader("scores.csv", in_run("scores.csv"), report_of(0)),
@@ -280,6 +303,12 @@ READERS = [
     ),
     Reader("map", write_map_file, read_map),
     Reader("counts of images", write_counts, read_records),
+    Reader("coco", write_export("coco"), lambda path: drawn(path, coco.read(path))),
+    Reader("cvat", write_export("cvat"), lambda path: drawn(path, cvat.read(path))),
+    Reader("datumaro", write_export("datumaro"), lambda path: drawn(path, datumaro.read(path))),
+    Reader("labelme", write_export("labelme"), lambda path: drawn(path, labelme.read(path, path.parent))),
+    Reader("supervisely", write_export("supervisely"), lambda path: drawn(path, supervisely.read(path.parent))),
+    Reader("labelstudio", write_export("labelstudio"), lambda path: drawn(path, labelstudio.read(path, LATEST))),
 ]
 BY_NAME = pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -387,7 +416,8 @@ def dump(path: Path, value: Any) -> bytes:
     return json.dumps(value).encode()  # which is YAML too
 
 
-BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images")  # tested by themselves
+# tested by themselves; CVAT's is XML
+BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images", "cvat")
 STRUCTURED = [reader for reader in READERS if reader.name not in BINARY]
 
 

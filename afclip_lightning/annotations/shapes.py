@@ -138,6 +138,8 @@ def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:
     Raises:
         ValueError: There is none, a coordinate has no partner, or one is not finite.
     """
+    if not isinstance(numbers, (list, tuple, np.ndarray)):
+        raise ValueError("its points are no pairs of numbers")
     try:
         flat = np.asarray(numbers, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:

@@ -148,19 +148,21 @@ def _area(thing: Thing) -> Area | None:
     return rectangle((left, top, right + 1 - left, bottom + 1 - top))
 
 
-def _pixels(points: Any) -> Points:
+def _pixels(points: list[list[float]]) -> Points:
     if any(len(point) != 2 for point in points):
         raise ValueError("its points are no pairs")
     return points_of([number for point in points for number in point]) + 0.5
 
 
 def _corners(points: Any) -> list[list[float]]:
-    if not isinstance(points, list) or len(points) != 2:
-        raise ValueError("it needs two points")
-    pairs = points_of([number for point in points for number in point])
+    """Returns the least and the most column and row of two pixels."""
+    try:
+        pairs = msgspec.convert(points, list[tuple[float, float]])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its points are not as they must be ({error})") from error
     if len(pairs) != 2:
         raise ValueError("it needs two points")
-    ordered: list[list[float]] = np.sort(pairs, axis=0).tolist()
+    ordered: list[list[float]] = np.sort(points_of(pairs), axis=0).tolist()
     return ordered
 
 

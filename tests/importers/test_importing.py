@@ -1,0 +1,262 @@
+"""What is made of any export: the set on disk, empty images, sizes, orientation, faults, and a second run."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afclip_lightning.cli.datasets import main
+from tests.support.imports import HEIGHT, WIDTH, box, import_set, mask_of, samples_of, write_images, write_json_file
+
+BOX = {"bbox": [2, 3, 5, 4]}
+
+
+def export(path: Path, names: list[str], drawn: dict[int, dict[str, Any]], size: tuple[int, int] | None = None) -> Path:
+    """Writes a COCO file; `drawn` has the annotation of an image by its place."""
+    width, height = size or (WIDTH, HEIGHT)
+    images = [{"id": i, "file_name": name, "width": width, "height": height} for i, name in enumerate(names)]
+    shapes = [{"image_id": image, "category_id": 1, **shape} for image, shape in drawn.items()]
+    names_of = [{"id": i, "name": name} for i, name in enumerate(("good", "crack", "hole", "outline"))]
+    return write_json_file(path, {"images": images, "annotations": shapes, "categories": names_of})
+
+
+def test_the_set_is_one_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "x/a.png", "y/a.png", "y/a.jpg", "b.png", "unlisted.png")
+    path = export(
+        tmp_path / "c.json", ["x/a.png", "y/a.png", "y/a.jpg", "b.png"], {0: BOX, 2: {**BOX, "category_id": 2}}
+    )
+    code, out = import_set("coco", path, images, "--empty", "normal")
+    assert code == 0
+    found = samples_of(out)
+    assert {name: (s.label, s.defect_type) for name, s in found.items()} == {
+        "x/a.png": (1, "crack"),
+        "y/a.png": (0, ""),
+        "y/a.jpg": (1, "hole"),
+        "b.png": (0, ""),
+    }
+    assert found["y/a.jpg"].mask_path == out / "masks/y/a.jpg.png"
+    assert {sample.category for sample in found.values()} == {"set"}
+    told = capsys.readouterr().out
+    assert "set: 2 normal, 2 anomalous (2 with a mask)" in told
+    assert f"1 images were left out, as the export does not name them: {images / 'unlisted.png'}" in told
+    assert "Defect types: crack, hole" in told
+    assert not list(out.rglob(".*"))
+    listing = json.loads((out / "meta.json").read_text())
+    assert listing["test"]["set"][0] == {
+        "img_path": "images/b.png",
+        "mask_path": "",
+        "cls_name": "set",
+        "specie_name": "good",
+        "anomaly": 0,
+    }
+    assert main(["check", "Listing", "--root", str(out)]) == 0
+
+
+def test_an_image_without_a_shape_is_never_normal_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    path = export(tmp_path / "c.json", ["a.png", "b.png"], {0: BOX})
+    assert import_set("coco", path, images)[0] == 2
+    error = capsys.readouterr().err
+    assert "image b.png: has no shape and no label" in error
+    assert "--empty normal, or --empty skip" in error
+    assert not (tmp_path / "set").exists()
+    assert import_set("coco", path, images, "--empty", "skip")[0] == 0
+    assert list(samples_of(tmp_path / "set")) == ["a.png"]
+
+
+def test_images_are_links_or_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    path = export(tmp_path / "c.json", ["a.png"], {0: BOX})
+    _, out = import_set("coco", path, images)
+    assert os.path.samefile(out / "images/a.png", images / "a.png")
+    for number, options in enumerate((["--place", "copy"], [])):
+        other = write_images(tmp_path / str(number) / "images", "a.png")
+        if not options:
+            monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another file system")))
+        _, out = import_set("coco", path, other, *options)
+        assert not os.path.samefile(out / "images/a.png", other / "a.png")
+        assert (out / "images/a.png").read_bytes() == (other / "a.png").read_bytes()
+        assert "1 images were copied" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_and_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    path = export(tmp_path / "c.json", ["a.png", "b.png"], {0: BOX, 1: BOX})
+    _, out = import_set("coco", path, images)
+    (out / "meta.json").unlink()
+    (out / "masks/b.png.png").unlink()
+    before = (out / "masks/a.png.png").stat()
+    assert import_set("coco", path, images)[0] == 0
+    assert (out / "masks/a.png.png").stat() == before
+    assert sorted(samples_of(out)) == ["a.png", "b.png"]
+    for name, content in (("meta.json", b"{}"), ("masks/a.png.png", b"other"), ("images/b.png", b"other")):
+        kept = (out / name).read_bytes()
+        (out / name).unlink()
+        (out / name).write_bytes(content)
+        capsys.readouterr()
+        assert import_set("coco", path, images)[0] == 2
+        assert f"error: {out / name}: is there already, with another content" in capsys.readouterr().err
+        assert (out / name).read_bytes() == content
+        (out / name).write_bytes(kept)
+
+
+def test_the_set_may_lie_in_the_folder_of_the_images(tmp_path: Path) -> None:
+    images = write_images(tmp_path, "a.png")
+    path = export(tmp_path / "c.json", ["a.png"], {0: BOX})
+    out = tmp_path / "set"
+    for _ in range(2):
+        assert main(["import", str(path), "--from", "coco", "--images", str(images), "--out", str(out)]) == 0
+    assert list(samples_of(out)) == ["a.png"]
+
+
+def rotated(path: Path, orientation: int) -> None:
+    """Writes an image whose pixels lie as EXIF's orientation says; upright it is WIDTH × HEIGHT."""
+    size = (HEIGHT, WIDTH) if orientation >= 5 else (WIDTH, HEIGHT)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (9, 9, 9)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_shapes_lie_on_the_upright_image(tmp_path: Path, orientation: int) -> None:
+    """As browsers and the tools show it."""
+    rotated(tmp_path / "images/a.jpg", orientation)
+    path = export(tmp_path / "c.json", ["a.jpg"], {0: BOX})
+    code, out = import_set("coco", path, tmp_path / "images")
+    assert code == 0
+    assert np.array_equal(mask_of(out, "a.jpg"), box(2, 3, 7, 7))
+
+
+@pytest.mark.parametrize(("orientation", "wanted"), [
+    (5, box(3, 2, 7, 7)),  # x and y exchanged
+    (6, box(WIDTH - 7, 2, WIDTH - 3, 7)),  # the image is turned clockwise to be seen
+    (7, box(WIDTH - 7, HEIGHT - 7, WIDTH - 3, HEIGHT - 2)),
+    (8, box(3, HEIGHT - 7, 7, HEIGHT - 2)),
+])  # fmt: skip
+def test_shapes_on_the_image_as_it_lies_in_the_file(tmp_path: Path, orientation: int, wanted: np.ndarray) -> None:
+    """The size in the export says that its tool did not turn the image."""
+    rotated(tmp_path / "images/a.jpg", orientation)
+    path = export(tmp_path / "c.json", ["a.jpg"], {0: BOX}, size=(HEIGHT, WIDTH))
+    code, out = import_set("coco", path, tmp_path / "images")
+    assert code == 0
+    assert np.array_equal(mask_of(out, "a.jpg"), wanted)
+
+
+def test_an_image_of_another_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    path = export(tmp_path / "c.json", ["a.png", "b.png"], {0: BOX, 1: BOX}, size=(80, 60))
+    write_images(images, "b.png", size=(80, 60))
+    assert import_set("coco", path, images)[0] == 2
+    error = capsys.readouterr().err
+    assert "image a.png: the export says that the image is 80×60 pixels, and it is 40×30." in error
+    assert "Nothing was written" in error
+    code, out = import_set("coco", path, images, "--on_error", "skip")
+    assert code == 1
+    assert list(samples_of(out)) == ["b.png"]
+    told = capsys.readouterr()
+    assert "left out: " in told.err
+    assert "2 box: 1 of images left out, 1 in masks" in told.out
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["gone.png"], "there is no image 'gone.png'"),
+        (["a.png", "/x/a.png"], "is meant by"),
+        (["b.png"], "may be"),
+        (["../images/a.png"], "leads out of"),
+        (["bad.png"], "cannot be read as an image"),
+    ],
+)
+def test_images_that_are_not_as_they_should_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str], said: str
+) -> None:
+    images = write_images(tmp_path / "images", "a.png", "one/b.png", "two/b.png")
+    (images / "bad.png").write_bytes(b"no image")
+    path = export(tmp_path / "c.json", names, dict.fromkeys(range(len(names)), BOX))
+    assert import_set("coco", path, images)[0] == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 2
+    assert import_set("coco", path, images, "--on_error", "skip")[0] == (1 if len(names) > 1 else 2)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.pgm").write_bytes(b"P5 131072 131072 255\n")
+    path = export(tmp_path / "c.json", ["a.pgm"], {0: BOX}, size=(2**17, 2**17))
+    assert import_set("coco", path, tmp_path / "images")[0] == 2
+    assert "has more than" in capsys.readouterr().err
+
+
+def test_many_faults_are_told_shortly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    path = export(tmp_path / "c.json", [f"{i}.png" for i in range(30)], {})
+    assert import_set("coco", path, images)[0] == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[-2] == "and 22 more."
+
+
+def test_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "nut/a.png", "pin/b.png")
+    path = export(tmp_path / "c.json", ["nut/a.png", "pin/b.png"], {0: BOX, 1: BOX})
+    code, out = import_set("coco", path, images, "--category_by", "folder")
+    assert code == 0
+    assert [sample.category for sample in samples_of(out).values()] == ["nut", "pin"]
+    again = write_images(tmp_path / "2/images", "nut/a.png", "pin/b.png")
+    assert import_set("coco", path, again, "--category", "metal nut", "--split", "train")[0] == 0
+    assert {s.category for s in samples_of(tmp_path / "2/set", "train").values()} == {"metal nut"}
+    assert import_set("coco", path, images, "--category_by", "project")[0] == 2
+    assert "the export names no project" in capsys.readouterr().err
+    flat = write_images(tmp_path / "3/images", "a.png")
+    single = export(tmp_path / "d.json", ["a.png"], {0: BOX})
+    assert import_set("coco", single, flat, "--category_by", "folder")[0] == 2
+    assert "lies in no folder" in capsys.readouterr().err
+
+
+def test_labels_that_mean_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png", "c.png")
+    shapes = {0: {**BOX, "category_id": 0}, 1: {**BOX, "category_id": 3}, 2: BOX}
+    path = export(tmp_path / "c.json", ["a.png", "b.png", "c.png"], shapes)
+    code, out = import_set("coco", path, images, "--ignore_label", "outline", "--empty", "normal")
+    assert code == 0
+    assert [s.label for s in samples_of(out).values()] == [0, 0, 1]
+    told = capsys.readouterr().out
+    assert "3 box: 1 mean normal, 1 ignored, 1 in masks" in told
+    again = write_images(tmp_path / "2/images", "a.png", "b.png", "c.png")
+    assert import_set("coco", path, again, "--normal_label", "outline")[0] == 0
+    assert {n: s.defect_type for n, s in samples_of(tmp_path / "2/set").items() if s.label} == {
+        "a.png": "good",
+        "c.png": "crack",
+    }
+
+
+def test_shapes_that_reach_beyond_are_cut_off_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    path = export(tmp_path / "c.json", ["a.png"], {0: {"bbox": [-4, -4, 10, 10]}})
+    _, out = import_set("coco", path, images)
+    assert np.array_equal(mask_of(out, "a.png"), box(0, 0, 6, 6))
+    assert "1 shapes reach beyond their image and were cut off there." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", ["0.5", "x", "nan", "9999"])
+def test_widths_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], width: str) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    with pytest.raises(SystemExit):
+        import_set("coco", tmp_path / "c.json", images, "--line_width", width)
+    assert "must be from 1 to 1000 pixels" in capsys.readouterr().err
+
+
+def test_packed_exports_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    (tmp_path / "c.zip").touch()
+    assert import_set("coco", tmp_path / "c.zip", images)[0] == 2
+    assert "is packed. Unpack it" in capsys.readouterr().err
+    assert import_set("coco", tmp_path / "no.json", images)[0] == 2
+    assert "does not exist" in capsys.readouterr().err
