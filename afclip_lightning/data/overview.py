@@ -116,6 +116,7 @@ class Overview:
         depths: Bits and colours, by how many of the images that were decoded.
         endings: Endings of the files' names, by how many.
         masks: How many images have a mask.
+        together: How many groups of images there are that are judged together, as views of one object; see `Sample`.
         problems: What could not be listed or read, one sentence each.
         notes: What is worth knowing of files.
         seed: Of the selection.
@@ -131,6 +132,7 @@ class Overview:
     depths: Counter[str]
     endings: Counter[str]
     masks: int
+    together: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seed: int = 0
@@ -242,6 +244,7 @@ def look_over(
         Counter(one.depth for one in looks.values() if one.depth),
         Counter(sample.image_path.suffix.lower() or "none" for sample in everything),
         masks,
+        len({(sample.category, sample.split, sample.group) for sample in everything if sample.group}),
         problems,
         say(Counter(remark for one in looks.values() for remark in one.remarks)),
         seed,

@@ -13,6 +13,7 @@ from afclip_lightning.data.overview import SIDE, Overview, look_over, outline_of
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic
+from afclip_lightning.datasets.table import Table
 from afclip_lightning.errors import DatasetError
 
 
@@ -229,3 +230,11 @@ def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="Dataset 'parts' was not found"):
         look_over(Parts(tmp_path / "empty"))
+
+
+def test_groups_that_are_judged_together_are_counted(tmp_path: Path) -> None:
+    lines = ["image,label,group", "0.png,0,a", "1.png,0,a", "2.png,0,b", "3.png,0,"]
+    for i in range(4):
+        save(tmp_path / f"{i}.png", grey())
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    assert look_over(Table(tmp_path)).together == 2

@@ -15,6 +15,7 @@ import afclip_lightning.datasets
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.doctor import examine
+from afclip_lightning.data.overview import look_over
 from afclip_lightning.datasets.bmad import BMAD
 from afclip_lightning.datasets.btad import BTAD
 from afclip_lightning.datasets.catalogue import find_dataset, list_datasets
@@ -94,6 +95,11 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
         assert all(s.label == 0 for s in reference) or key == "dagm"  # its training images are mixed
         assert re.fullmatch("[A-Za-z -]+", dataset.class_name_of(category))
     assert all(len(drawn) == 1 for drawn in dataset.few_shot(1, 0).values()) if train else True
+
+    overview = look_over(dataset, per_type=1)
+    assert not overview.problems
+    assert overview.images == categories * (train + normal + anomalous)
+    assert all(look.picture is not None for group in overview.groups for look in group.shown)
 
     masks = key not in LABELLED
     dataset.connect(Preprocess(28))

@@ -21,7 +21,7 @@ from afclip_lightning.report.contact_sheet import GAP, LABEL, LINE, TILE, share
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-HOSTILE = '<script>alert(1)</script> & "x"\u202e'
+HOSTILE = '<script>alert(1)</script> & "x"\u202e\udcff'
 
 
 class Parts(MVTecLayout):
