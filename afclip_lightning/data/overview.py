@@ -19,7 +19,7 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import read_mask_of
 from afclip_lightning.data.picture import Picture, say
 from afclip_lightning.data.reader import read, read_shape
-from afclip_lightning.errors import DatasetError, UnpairedError
+from afclip_lightning.errors import DatasetError, DatasetNotFoundError, UnpairedError
 from afclip_lightning.types import Sample, Split
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -202,16 +202,19 @@ def look_over(
         DatasetError: There is no image.
     """
     problems: list[str] = []
+    absent: DatasetError | None = None
     try:
         dataset.prepare_data()
         check(dataset, "predict")
+    except DatasetNotFoundError as error:
+        absent = error
+        problems.append(f"Not all of {dataset.name} is in {dataset.root}: {error.problem}.")
     except DatasetError as error:
-        if not dataset.root.is_dir():
-            raise
+        absent = error
         problems.append(str(error))
-    found = _grouped(dataset, problems)
+    found = _grouped(dataset, problems) if dataset.root.is_dir() else {}
     if not found:
-        raise DatasetError("\n".join(problems) or f"{dataset.root}: there is no image of {dataset.name}.")
+        raise absent or DatasetError("\n".join(problems) or f"{dataset.root}: there is no image of {dataset.name}.")
     everything = [sample for part in found.values() for sample in part]
     chosen = spread(list(found), PICTURES // max(per_type, 1) or 1, seed)
     shown = {key: spread(found[key], per_type, seed) for key in chosen}

@@ -1,5 +1,6 @@
 """What `datasets show` finds in a set: counts, sizes, depths, areas, pictures; and how much of a large one it reads."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -222,6 +223,14 @@ def test_without_labels_without_masks_and_with_one_image(tmp_path: Path) -> None
 def test_a_set_that_is_drawn_is_drawn_first(tmp_path: Path) -> None:
     drawn = Synthetic(tmp_path / "drawn", ["gear"], image_size=64, train_normal=1, test_normal=1, test_anomalous=2)
     assert look_over(drawn).images == 4
+
+
+def test_a_set_of_which_a_part_is_there_is_shown(root: Path) -> None:
+    shutil.rmtree(root / "bolt")
+    found = look_over(Parts(root))
+    assert found.images == 10
+    (said,) = found.problems
+    assert said.startswith(f"Not all of parts is in {root}: not there: {root / 'bolt/test'}")
 
 
 def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:
