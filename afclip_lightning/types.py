@@ -43,6 +43,34 @@ def in_pixels(size: ImageSize) -> str:
 
 
 @dataclass(frozen=True)
+class Saturation:
+    """How much of a defect has to be found for it to count as found whole: what sPRO is made of.
+
+    Attributes:
+        value: Value of the defect's pixels in its mask file.
+        threshold: Pixels, in images of the set's own size, or a share of the defect's area.
+        relative: Whether it is a share.
+    """
+
+    value: int
+    threshold: float
+    relative: bool
+
+
+@dataclass(frozen=True)
+class Saturations:
+    """The saturation of each kind of defect of a category.
+
+    Attributes:
+        file: Where they are from, for messages.
+        kinds: Each of another value.
+    """
+
+    file: Path
+    kinds: tuple[Saturation, ...]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image on disk and what is known about it.
 
@@ -52,7 +80,8 @@ class Sample:
         split: Split of the dataset that the image belongs to.
         image_path: The image.
         label: 1 = anomalous, 0 = normal; `UNKNOWN` in prediction only.
-        mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`.
+        mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`. Where it is
+            a folder, each image in it marks one defect, and the mask is their union.
         mask_known: Whether the pixel labels are known. A normal image needs no mask file: its mask is empty. `False`
             only for anomalous images of sets that come without masks, and where the label is not known.
         mask_threshold: Highest value of the mask file that is still normal; by default 0, and half of the range in
@@ -63,6 +92,7 @@ class Sample:
         defect_type: What is wrong with an anomalous image (`scratch`), as the set calls it; empty where it does not.
         group: Name of what the image is a part of, unique inside the category: images of one name are judged together
             too (the views of one object, the slices of one volume). Empty: the image is judged alone.
+        saturations: How much of each defect has to be found, where the set says so; the mask is a folder then.
     """
 
     dataset: str
@@ -77,6 +107,7 @@ class Sample:
     white: int | None = None
     defect_type: str = ""
     group: str = ""
+    saturations: Saturations | None = None
 
 
 @dataclass
@@ -145,6 +176,21 @@ class MaskFacts:
             (top, left), (height, width) = self.corner, self.areas.shape
             areas[top : top + height, left : left + width] = self.areas.to(areas.device)
         return areas
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One defect of an image, whatever number of parts it has.
+
+    Attributes:
+        region: `[h, w]`, uint8 in {0, 1}, of the part of the image from `corner` on that holds the defect.
+        corner: First row and column of that part.
+        saturation: Share of the defect's area that has to be found for it to count as found whole, in (0, 1].
+    """
+
+    region: Tensor
+    corner: tuple[int, int]
+    saturation: float
 
 
 @dataclass(frozen=True)
@@ -237,6 +283,8 @@ class Batch:
         features: The images' features, as they were kept; `None` where they are still to be computed.
         masks: What is known of each image's mask at the image's own size; `None` in training.
         views: The images in tiles, for an evaluation that sees them so; `None` otherwise.
+        defects: The defects of each image at the size that is evaluated, of sets that say when one is found whole;
+            `None` in training and elsewhere.
     """
 
     image: Tensor
@@ -251,6 +299,7 @@ class Batch:
     features: ClipFeatures | None = None
     masks: list[MaskFacts] | None = None
     views: Views | None = None
+    defects: list[tuple[Defect, ...]] | None = None
 
     @property
     def keys(self) -> list[tuple[str, str]]:
@@ -281,7 +330,7 @@ class Batch:
         others = (self.region_area, self.reference, self.reference_rows)
         area, reference, rows = (None if tensor is None else change(tensor) for tensor in others)
         features = None if self.features is None else self.features.map(change)
-        kept = self.digests, features, self.masks, self.views
+        kept = self.digests, features, self.masks, self.views, self.defects
         return Batch(image, mask, label, known, self.samples, area, reference, rows, *kept)
 
 

@@ -13,7 +13,7 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore, from_rows
 from afclip_lightning.data.dataset import Item, Unread
 from afclip_lightning.metrics import count_regions, region_areas
-from afclip_lightning.types import Batch, ClipFeatures, MaskFacts, Sample, Tiling, Views
+from afclip_lightning.types import Batch, ClipFeatures, Defect, MaskFacts, Sample, Tiling, Views
 
 PIXELS = ("images", "masks", "areas", "references")  # of a parcel: what is sent in shared memory
 
@@ -38,6 +38,7 @@ class Parcel:
         features: Those that were kept, in place of `images`.
         facts: What is known of each sample's mask at its own size; `None` in training.
         views: The samples in tiles, where they are to be seen so.
+        defects: Of each sample, where their sets say when a defect is found whole; `None` elsewhere.
     """
 
     preprocess: Preprocess
@@ -51,6 +52,7 @@ class Parcel:
     features: ClipFeatures | None = None
     facts: list[MaskFacts] | None = None
     views: Views | None = None
+    defects: list[tuple[Defect, ...]] | None = None
 
     def open(self) -> Batch:
         """Returns the batch."""
@@ -66,6 +68,7 @@ class Parcel:
             features=self.features,
             masks=self.facts,
             views=self.views,
+            defects=self.defects,
         )
         if self.areas is not None:
             batch.region_area = torch.zeros(batch.mask.shape, dtype=torch.int32)
@@ -157,4 +160,5 @@ class Collate:
             from_rows(rows, self.store.spec, self.store.grid) if rows and self.store else None,
             facts if len(facts) == len(items) else None,
             Views(views, self.tiling, self.at_once) if self.tiling else None,
+            [item.defects for item in items] if any(item.sample.saturations for item in items) else None,
         )

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.backbones.store_files import image_digest
+from afclip_lightning.data.defects import read_defects, resized
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.picture import Picture, upright
@@ -22,7 +23,7 @@ from afclip_lightning.data.reader import read
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import count_regions, region_areas
-from afclip_lightning.types import Batch, MaskFacts, Sample, Tiling
+from afclip_lightning.types import Batch, Defect, MaskFacts, Sample, Tiling
 
 MaskDetail = Literal["none", "counts", "regions"]
 Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [H, W, 3] and mask [H, W], uint8; None = no mask
@@ -42,6 +43,7 @@ class Item(NamedTuple):
         reference_only: Whether it is there as a reference of others only.
         facts: What is known of its mask at the image's own size; `None` in training.
         views: `[V, H, W, 3]`, uint8: the image in tiles, where it is to be seen so.
+        defects: Its defects at the size that is evaluated, where its set says when one is found whole.
     """
 
     position: int
@@ -54,6 +56,7 @@ class Item(NamedTuple):
     reference_only: bool = False
     facts: MaskFacts | None = None
     views: Tensor | None = None
+    defects: tuple[Defect, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,10 +212,12 @@ class AnomalyDataset(Dataset[Any]):
         if features is not None:
             own = self._mask(sample, sample.image_path)[0] if sample.mask_path else None
             mask = None if own is None else self.preprocess.resize_mask(own)
-            return Item(index, None, mask, sample, references, digest, features, facts=self._facts(sample, own))
+            facts, defects = self._facts(sample, own), self._defects(sample, mask)
+            return Item(index, None, mask, sample, references, digest, features, facts=facts, defects=defects)
         image, mask, facts, views = self._resized(index)
         mask = mask if sample.mask_path else None
-        return Item(index, image, mask, sample, references, digest, facts=facts, views=views)
+        defects = self._defects(sample, mask)
+        return Item(index, image, mask, sample, references, digest, facts=facts, views=views, defects=defects)
 
     def _digest(self, sample: Sample) -> str:
         return image_digest(sample.image_path, sample.white)
@@ -260,6 +265,21 @@ class AnomalyDataset(Dataset[Any]):
             shape = upright_shape(sample.image_path)
         return MaskFacts((shape[0], shape[1]) if shape else (0, 0))
 
+    def _defects(self, sample: Sample, mask: np.ndarray | None) -> tuple[Defect, ...]:
+        """Returns the defects of a sample at the size that is evaluated; none in training.
+
+        Args:
+            sample: Whose defects they are.
+            mask: `[H, W]`, at the backbone's size.
+        """
+        if self.facts == "none" or sample.saturations is None or mask is None:
+            return ()
+        found = read_defects(sample, sample.image_path)
+        if self.facts == "counts":
+            found = resized(found, self.preprocess.resize_mask, mask)
+        parts = ((*_cropped(region), share) for region, share in found)
+        return tuple(Defect(torch.from_numpy(part), corner, share) for part, corner, share in parts)
+
     def _decode(self, sample: Sample) -> tuple[Picture, np.ndarray | None, int]:
         """Returns the image, its mask `[H, W]`, uint8, and how that was turned; see `read`."""
         picture = read(sample.image_path, draft=self.draft)
@@ -289,13 +309,17 @@ def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
     if not areas:
         return MaskFacts((height, width), int(np.count_nonzero(mask)), count_regions(mask))
     found = region_areas(mask)
-    rows, columns = found.any(1).nonzero()[0], found.any(0).nonzero()[0]
-    if not len(rows):
+    if not found.any():
         return MaskFacts((height, width))
-    part = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    corner = int(rows[0]), int(columns[0])
-    kept = torch.from_numpy(np.ascontiguousarray(part))
-    return MaskFacts((height, width), int(np.count_nonzero(part)), count_regions(mask), kept, corner)
+    part, corner = _cropped(found)
+    return MaskFacts((height, width), int(np.count_nonzero(part)), count_regions(mask), torch.from_numpy(part), corner)
+
+
+def _cropped(region: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the part of an array `[H, W]` that holds all that is not 0, and its first row and column."""
+    rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
+    part = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.ascontiguousarray(part), (int(rows[0]), int(columns[0]))
 
 
 def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:

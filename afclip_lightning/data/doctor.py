@@ -11,10 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import turn_of
+from afclip_lightning.data.defects import read_defects
+from afclip_lightning.data.images import mask_files, turn_of
 from afclip_lightning.data.left_out import LeftOut, sentences, short
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.data.picture import say, upright
+from afclip_lightning.data.picture import Picture, say, upright
 from afclip_lightning.data.published import Counts
 from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError, UnpairedError, shown
@@ -198,7 +199,7 @@ def _wrong_counts(dataset: AnomalyDataModule, rows: list[CategoryReport]) -> Ite
 
 def _look(sample: Sample) -> _Seen:
     """Returns what the files of a sample hold."""
-    seen = _Seen(sample)
+    seen, picture = _Seen(sample), None
     try:
         picture = read(sample.image_path)
         image = picture.rgb(sample.white)
@@ -211,29 +212,44 @@ def _look(sample: Sample) -> _Seen:
     if sample.mask_path is None:
         return seen
     try:
-        mask = read(sample.mask_path, stored=True)
+        regions = [_look_at_mask(file, seen, picture) for file in mask_files(sample.mask_path)]
+        if sample.saturations and not seen.problems:
+            read_defects(sample, sample.image_path)
     except DatasetError as error:
         seen.problems.append(str(error))
         return seen
+    seen.marked = float(np.any([region for region in regions if region.shape == regions[0].shape], axis=0).mean())
+    return seen
+
+
+def _look_at_mask(file: Path, seen: _Seen, picture: Picture | None) -> np.ndarray:
+    """Returns what a mask file marks, `[H, W]`, bool, and notes what is wrong with it.
+
+    Args:
+        file: The mask, or one of several of the image.
+        seen: What is noted of the sample.
+        picture: The image, if it could be read.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    mask = read(file, stored=True)
     seen.mask_notes = mask.notes
-    values, cut = mask.grey(), mask.cut(sample.mask_threshold)
-    if seen.size:
+    values, cut = mask.grey(), mask.cut(seen.sample.mask_threshold)
+    if seen.size and picture:
         values = upright(values, turn_of(mask, picture.shape, picture.orientation))
     mask_size = values.shape[1], values.shape[0]
     if seen.size and mask_size != seen.size:
         sizes = "{}×{} pixels and its image {}×{}".format(*mask_size, *seen.size)
-        seen.problems.append(f"{sample.mask_path}: the mask is {sizes}.")
-    seen.marked = float((values > cut).mean())
+        seen.problems.append(f"{file}: the mask is {sizes}.")
     seen.cut = cut if mask.lossy else None
     marked = np.unique(values[values > cut])
     if not len(marked):
-        seen.problems.append(f"{sample.mask_path}: the mask is empty, but its image is anomalous.")
+        seen.problems.append(f"{file}: the mask is empty, but its image is anomalous.")
     # Several low values are class numbers, as VisA's. Where a threshold cuts, smooth edges are expected.
     elif not cut and len(marked) > 1 and marked[-1] > 127:
-        seen.problems.append(
-            f"{sample.mask_path}: the mask is not binary: {len(marked)} values above 0 count as anomalous."
-        )
-    return seen
+        seen.problems.append(f"{file}: the mask is not binary: {len(marked)} values above 0 count as anomalous.")
+    return np.asarray(values > cut)
 
 
 def _mask_of(seen: _Seen) -> Path:

@@ -310,19 +310,40 @@ def read_image(source: Source, draft: int | None = None, white: int | None = Non
     return read(source, draft=draft).rgb(white)
 
 
+def mask_files(path: Path) -> list[Path]:
+    """Returns the files of a mask: itself, or, of a folder of masks, its images by name.
+
+    Raises:
+        DatasetError: The folder has no image, or cannot be listed.
+    """
+    if not path.is_dir():
+        return [path]
+    if files := list_images(path):
+        return files
+    raise DatasetError(f"{path}: this folder of masks has no image. Restore its masks.")
+
+
+def _union(parts: Sequence[np.ndarray], folder: Path) -> np.ndarray:
+    if len({part.shape for part in parts}) > 1:
+        raise DatasetError(f"{folder}: its masks are not of one size. Replace those of another size than their image.")
+    return np.asarray(np.maximum.reduce(parts))
+
+
 def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
     """Returns the mask as `[H, W]`, uint8 in {0, 1}, upright: any value above `threshold` in any colour is anomalous.
 
     A palette counts by its colours, so black is normal whatever its index; an alpha channel says nothing of the region.
 
     Args:
-        source: A file, the bytes of one, or a Pillow image.
+        source: A file, the bytes of one, or a Pillow image; or a folder of masks, of which this is the union.
         threshold: Highest value of the file that is still normal. By default 0, and half of the range in files of lossy
             formats, which blur the edges of masks.
 
     Raises:
         DatasetError: It cannot be read or decoded to its end.
     """
+    if isinstance(source, Path) and source.is_dir():
+        return _union([read_mask(file, threshold) for file in mask_files(source)], source)
     return read(source, stored=True).region(threshold)
 
 
@@ -334,12 +355,17 @@ def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None =
 
     Args:
         image: The image, or its file, of which the header is read.
-        mask_path: The mask.
+        mask_path: The mask, or a folder of masks, of which this is the union.
         threshold: See `read_mask`.
 
     Raises:
         DatasetError: One of them cannot be read, or they are not of one size.
     """
+    if mask_path.is_dir():
+        parts = [read_mask_of(image, file, threshold) for file in mask_files(mask_path)]
+        if len({turn for _, turn in parts}) > 1:
+            raise DatasetError(f"{mask_path}: its masks do not all lie as one another. Save them upright.")
+        return _union([region for region, _ in parts], mask_path), parts[0][1]
     mask = read(mask_path, stored=True)
     if isinstance(image, Picture):
         name, shape, orientation = image.name, image.shape, image.orientation

@@ -18,6 +18,7 @@ class Published:
         licence: Licence of the dataset, or what is known of it.
         size: Rough size of the download; empty where it is not known.
         published_counts: Images per category as published; empty where there is nothing to compare with.
+        saturates: Whether it says how much of each defect has to be found, so that sPRO is measured on it.
         published_total: Images of all the categories together, for sets that are not published category by category.
     """
 
@@ -28,6 +29,7 @@ class Published:
     size: str = ""
     published_counts: Mapping[str, Counts] = MappingProxyType({})
     published_total: Counts = (None, None, None)
+    saturates: bool = False
 
 
 def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:

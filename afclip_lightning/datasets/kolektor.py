@@ -1,13 +1,16 @@
-"""KolektorSDD: electrical commutators, in the two splits that papers use."""
+"""KolektorSDD: electrical commutators, in the two splits of papers; KolektorSDD2: surfaces of production items."""
 
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import list_folders, list_images, pair_masks, read_mask
+from afclip_lightning.data.names import ClassNames
 from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.tiled_layout import Tile, TiledLayout
+from afclip_lightning.types import Sample, Split
 
 LICENCE = "CC BY-NC-SA 4.0"
 CLASS_NAME = "electrical commutator"
@@ -70,6 +73,83 @@ class KolektorSDDThirds(TiledLayout):
             for image, label in pair_masks(images, labels, suffixes=("_label",)).items():
                 tiles += _thirds(image, label)
         return sorted(tiles, key=lambda tile: (tile.image, tile.box))
+
+
+class KolektorSDD2(AnomalyDataModule):
+    """KolektorSDD2: 894 normal and 110 anomalous test images of surfaces, with masks.
+
+    The mask of an image is `NAME_GT.png` beside it. All images have one, so that an image is anomalous if its mask
+    marks anything; all masks are opened once to see that. Training has 2085 normal and 246 anomalous images. The layout
+    is that of public loaders; it was not compared with the archive itself.
+
+    Args:
+        root: Folder of the dataset.
+        train_split: Split that training reads.
+        batch_size: Images per batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+        class_names: What prompts call the category.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Reference: Bozic et al., Mixed supervision for surface-defect detection, Computers in Industry 129 (2021).
+    """
+
+    name = "sdd2"
+    published_counts: Mapping[str, Counts] = {"surface": (2085, 894, 110)}
+    class_names: Mapping[str, str] = {"surface": "production item surface"}
+    layout = """
+train/10000.png, train/10000_GT.png    images and their masks; an empty mask is of a normal image
+test/20000.png, test/20000_GT.png      alike
+"""
+    source = "KolektorSDD2 from vicos.si, unpacked into this folder."
+    licence = LICENCE
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+        class_names: ClassNames = None,
+    ) -> None:
+        super().__init__(root, None, train_split, batch_size, num_workers, class_names)
+        self._marks: dict[tuple[Path, int, int], bool] = {}
+
+    def find_categories(self) -> list[str]:
+        """Returns the one category."""
+        return list(self.published_counts)
+
+    def missing(self) -> list[Path]:
+        """Returns the folder of test images if it is not there."""
+        return [folder for folder in (self.root / "test",) if not folder.is_dir()]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one split, sorted by path.
+
+        Raises:
+            DatasetError: An image has no mask or a mask no image, or a mask cannot be read.
+        """
+        files = list_images(self.root / split)
+        labels = [path for path in files if path.stem.endswith("_GT")]
+        pairs = pair_masks([path for path in files if path not in set(labels)], labels, suffixes=("_GT",))
+        marked = {image: mask for image, mask in pairs.items() if self._is_marked(mask)}
+        return self.make_samples(category, split, [i for i in pairs if i not in marked], list(marked), marked)
+
+    def _is_marked(self, mask: Path) -> bool:
+        status = mask.stat()
+        key = mask, status.st_mtime_ns, status.st_size
+        if key not in self._marks:
+            self._marks[key] = bool(read_mask(mask).any())
+        return self._marks[key]
+
+    def folders_of(self, category: str, split: Split) -> list[Path]:
+        """Returns the folder of the split."""
+        return [self.root / split]
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images and masks of a split; the empty masks of normal images were read too."""
+        return set(list_images(self.root / split))
 
 
 def _thirds(image: Path, label: Path) -> list[Tile]:

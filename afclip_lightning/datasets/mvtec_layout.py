@@ -16,7 +16,7 @@ from afclip_lightning.data.names import (
     normal_form,
     refuse_twins,
 )
-from afclip_lightning.errors import UnpairedError, shown
+from afclip_lightning.errors import DatasetError, UnpairedError, shown
 from afclip_lightning.types import Sample, Split
 
 IN_NO_KIND = "in no folder of a kind (normal, or a defect)"
@@ -48,6 +48,8 @@ class MVTecLayout(AnomalyDataModule):
         mask_suffixes: What may follow an image's stem in the stem of its mask.
         flat: Whether the root is itself the folder of the only category.
         required: Folders that each category must have.
+        validation: Folder of a category with normal images for thresholds; empty where there is none, and those of
+            `train` are taken.
 
     Raises:
         ValueError: There is no root, or an argument is out of its range.
@@ -58,6 +60,7 @@ class MVTecLayout(AnomalyDataModule):
     mask_suffixes: ClassVar[tuple[str, ...]] = ("", "_mask")
     flat: ClassVar[bool] = False
     required: ClassVar[tuple[str, ...]] = ("test",)
+    validation: ClassVar[str] = ""
     layout = """
 <category>/train/good/*.png          normal images (for few-shot)
 <category>/test/good/*.png           normal images
@@ -115,11 +118,28 @@ class MVTecLayout(AnomalyDataModule):
         if split == "test" and mask_root.is_dir():
             roots = (folder / split, mask_root)
             try:
-                masks = pair_masks(anomalous, self._defects(mask_root), self.mask_suffixes, roots)
+                masks = pair_masks(anomalous, self.mask_paths(mask_root), self.mask_suffixes, roots)
             except UnpairedError as error:
                 raise UnpairedError(error.problems, self._hint(folder)) from error
         samples = self.make_samples(category, split, normal, anomalous, masks)
         return with_defect_types(samples, {image: image.relative_to(folder / split).parts[0] for image in anomalous})
+
+    def mask_paths(self, mask_root: Path) -> list[Path]:
+        """Returns what marks the anomalous images of a category, in subfolders of `ground_truth` as the images lie."""
+        return self._defects(mask_root)
+
+    def threshold_samples(self, category: str) -> list[Sample]:
+        """Returns the normal images of the validation folder, sorted by path; of a set without one, those of `train`.
+
+        Raises:
+            DatasetError: There is none.
+        """
+        if not self.validation:
+            return super().threshold_samples(category)
+        folder = self.category_folder(category) / self.validation
+        if not (images := _images(folder)):
+            raise DatasetError(f"{folder} has no image, so no threshold comes from it. Unpack the whole dataset.")
+        return self.with_white(self.make_samples(category, "test", images, [], None))
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
         """Returns the folders of the split, and of the masks; but not of those of normal images, which need none."""
@@ -136,11 +156,12 @@ class MVTecLayout(AnomalyDataModule):
             folder = self.category_folder(category)
             for inner in (folder, folder / "ground_truth"):
                 found += unread(directly_in(inner), (), IN_NO_KIND)
-            found += unread_folders(folder, ("train", "test", "ground_truth"), OTHER_FOLDER)
+            known = ("train", "test", "ground_truth", *Path(self.validation).parts[:1])
+            found += unread_folders(folder, known, OTHER_FOLDER)
         if not self.flat:
-            known = {find(self.root, category).name for category in self.find_categories()}
+            categories = {find(self.root, category).name for category in self.find_categories()}
             found += unread(directly_in(self.root), (), IN_NO_KIND)
-            found += unread_folders(self.root, known, NO_CATEGORY)
+            found += unread_folders(self.root, categories, NO_CATEGORY)
         return found
 
     def doubts(self, split: Split) -> list[str]:

@@ -2,17 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import LeftOut
+from afclip_lightning.data.names import ClassNames, Names
 from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_rows
 from afclip_lightning.types import Sample, Split
 
+Table = Literal["1cls", "2cls_highshot", "2cls_fewshot"]
 COLUMNS = ("object", "split", "label", "image", "mask")
+ANOMALOUS_OF: Mapping[str, int] = {"2cls_highshot": 40, "2cls_fewshot": 80}
+"""Anomalous test images per category of the two-class splits."""
 
 
 class VisA(MVTecLayout):
@@ -20,6 +25,23 @@ class VisA(MVTecLayout):
 
     Where `split_csv/1cls.csv` is there it says which image belongs where; otherwise the folders of the converted layout
     do. The masks hold small class numbers and look black: any non-zero value is anomalous.
+
+    The two-class splits have anomalous images among those for training too: of the 100 of a category 60
+    (`2cls_highshot`) or 20 (`2cls_fewshot`); the others are tested on. Half of what `2cls_fewshot` tests on is for
+    training in `2cls_highshot`: what was trained on one split is tested on that split alone.
+
+    Args:
+        root: Folder of the dataset.
+        split: Which table of `split_csv`: `1cls`, whose training images are normal, `2cls_highshot` or `2cls_fewshot`.
+        name: Name in metric keys and tables.
+        categories: Categories to use; all by default.
+        train_split: Split that training reads.
+        batch_size: Images per batch, in training and in testing.
+        num_workers: Loader processes; 0 loads in the main process.
+        class_names: What prompts call categories; replaces or extends the dataset's own.
+
+    Raises:
+        ValueError: An argument is out of its range.
 
     Reference: Zou et al., SPot-the-Difference Self-Supervised Pre-training, ECCV 2022.
     """
@@ -39,7 +61,7 @@ class VisA(MVTecLayout):
         "pcb4": (904, 101, 100),
         "pipe_fryum": (450, 50, 100),
     }
-    published_total = (8659, 962, 1200)
+    published_total: Counts = (8659, 962, 1200)
     published = tuple(published_counts)
     class_names: Mapping[str, str] = {
         "chewinggum": "chewing gum",
@@ -63,21 +85,40 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
 """
     licence = "CC BY 4.0"
 
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        split: Table = "1cls",
+        name: str | None = None,
+        categories: Names = None,
+        train_split: Split = "test",
+        batch_size: int = 8,
+        num_workers: int = 2,
+        class_names: ClassNames = None,
+    ) -> None:
+        super().__init__(root, name, categories, train_split, batch_size, num_workers, class_names)
+        if split not in get_args(Table):
+            raise ValueError(f"split must be one of {', '.join(get_args(Table))}; got {split!r}")
+        self.split: Table = split
+        if split in ANOMALOUS_OF:
+            self.published_counts = dict.fromkeys(self.published, (None, None, ANOMALOUS_OF[split]))
+            self.published_total = (None, None, None)
+
     @property
     def table(self) -> Path:
         """Returns where the table of the original layout lies, whether or not it is there."""
-        return self.root / "split_csv" / "1cls.csv"
+        return self.root / "split_csv" / f"{self.split}.csv"
 
     def category_folder(self, category: str) -> Path:
         """Returns the category's folder in the converted layout."""
-        converted = self.root / "1cls"
+        converted = self.root / self.split
         return (converted if converted.is_dir() else self.root) / category
 
     def missing(self) -> list[Path]:
         """Returns what the layout in use lacks; where neither layout is to be seen, the table of the original one."""
         if self.table.is_file():
             return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
-        converted = any((self.category_folder(c) / "test").is_dir() for c in self.published)
+        converted = self.split == "1cls" and any((self.category_folder(c) / "test").is_dir() for c in self.published)
         return super().missing() if converted else [self.table]
 
     def folders_of(self, category: str, split: Split) -> list[Path]:

@@ -11,6 +11,7 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from afclip_lightning.metrics.histogram import BINS, ScoreCounts, ScoreHistogram, exact_counts, wide_range
+from afclip_lightning.metrics.histogram import region_weight as weight_of
 from afclip_lightning.metrics.pro import DEFINITIONS, ProDefinition, label_regions
 from afclip_lightning.metrics.result import Result, result_of
 from afclip_lightning.metrics.scores import FLOAT32, FLOAT64, ROUNDED, Array, ranked, to_tensor
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LISTS = ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", "anomalous_areas")
+WEIGHTS = "anomalous_weights"  # float64 whatever the scores are: whole numbers up to 2^53
+LISTS = ("normal_images", "anomalous_images", "normal_pixels", "anomalous_pixels", WEIGHTS)
 
 
 class NotFiniteError(ValueError):
@@ -64,7 +66,7 @@ class AnomalyMetrics(Metric):
     anomalous_images: list[Tensor]
     normal_pixels: list[Tensor]
     anomalous_pixels: list[Tensor]
-    anomalous_areas: list[Tensor]
+    anomalous_weights: list[Tensor]
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class AnomalyMetrics(Metric):
         region_area: Array | None = None,
         names: Sequence[str] | None = None,
         allow_empty_mask: bool = False,
+        region_weight: Tensor | None = None,
     ) -> None:
         """Adds a batch; a batch that is refused leaves the state as it was.
 
@@ -123,6 +126,8 @@ class AnomalyMetrics(Metric):
             names: What the B images are called in error messages.
             allow_empty_mask: Accept an anomalous image whose known mask is empty, because resizing the mask lost all of
                 it, say.
+            region_weight: `[B, H, W]`, int64, weight of each anomalous pixel in PRO, in units of `histogram.REGION`, on
+                the device of the maps; `REGION / area` by default. See `spro`.
 
         Raises:
             ValueError: If shapes do not fit, a score is not finite, a label is neither 0 nor 1 or disagrees with its
@@ -159,9 +164,10 @@ class AnomalyMetrics(Metric):
         self.unmasked = self.unmasked + int((~usable).sum())
 
         areas = tensors["region_area"] if "region_area" in tensors else label_regions(masks)
-        areas = areas.to(maps.device)
+        areas, weights = areas.to(maps.device), region_weight
         if not usable.all():
-            maps, areas = maps[usable.to(maps.device)], areas[usable.to(maps.device)]
+            at = usable.to(maps.device)
+            maps, areas, weights = maps[at], areas[at], None if weights is None else weights[at]
         histogram = self._histogram()
         if precision > FLOAT32:
             histogram.to_float64()
@@ -169,9 +175,10 @@ class AnomalyMetrics(Metric):
             inside = areas > 0
             self.normal_pixels.append(maps[~inside])
             self.anomalous_pixels.append(maps[inside])
-            self.anomalous_areas.append(areas[inside].float())  # whole numbers up to 2^24
+            weight = weight_of(areas[inside]) if weights is None else weights[inside]
+            self.anomalous_weights.append(weight.double())
         else:
-            histogram.add(maps, areas)
+            histogram.add(maps, areas, weights)
         self._set_histogram(histogram)
         if precision == ROUNDED:
             self.precision = torch.tensor(ROUNDED, device=self.device)
@@ -204,7 +211,7 @@ class AnomalyMetrics(Metric):
             scored=self.all_scored,
             masked=self.all_masked,
             image_bounds=self._rounded,
-            pixel_bounds=not self.exact or self._rounded,
+            pixel_bounds=self.has_bounds,
             fpr_limit=self.fpr_limit,
             definition=self.pro_definition,
         )
@@ -213,6 +220,11 @@ class AnomalyMetrics(Metric):
     def all_scored(self) -> bool:
         """Returns whether all images so far have scores."""
         return int(self.unscored) == 0
+
+    @property
+    def has_bounds(self) -> bool:
+        """Returns whether binning, or rounding, may have moved scores of pixels."""
+        return not self.exact or self._rounded
 
     @property
     def all_masked(self) -> bool:
@@ -227,7 +239,7 @@ class AnomalyMetrics(Metric):
         """Returns the counts of pixel scores of the images with known pixel labels."""
         if self.exact:
             pixels = _concatenate(self.normal_pixels), _concatenate(self.anomalous_pixels)
-            return self._untied(exact_counts(*pixels, _concatenate(self.anomalous_areas)))
+            return self._untied(exact_counts(*pixels, weights=_concatenate(self.anomalous_weights)))
         return self._untied(self._histogram().score_counts())
 
     @property
@@ -280,8 +292,9 @@ class AnomalyMetrics(Metric):
         histogram.widen(min(lowest for lowest, _ in ranges), max(highest for _, highest in ranges))
         self._set_histogram(histogram)
         for name in LISTS:  # flat and of one type, also from a process that has none
-            parts = [part.flatten().to(number) for part in getattr(self, name)]
-            setattr(self, name, [torch.cat([torch.empty(0, dtype=number, device=self.device), *parts])])
+            kind = torch.float64 if name == WEIGHTS else number
+            parts = [part.flatten().to(kind) for part in getattr(self, name)]
+            setattr(self, name, [torch.cat([torch.empty(0, dtype=kind, device=self.device), *parts])])
         super()._sync_dist(dist_sync_fn, process_group)
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:

@@ -197,12 +197,14 @@ class ScoreHistogram:
         """Returns the bins of the counts, of which there is at least one."""
         return Bins.between(self.lowest, self.highest, self.limit, WIDE_MANTISSA if self.wide else MANTISSA)
 
-    def add(self, scores: Tensor, areas: Tensor) -> None:
+    def add(self, scores: Tensor, areas: Tensor, weights: Tensor | None = None) -> None:
         """Adds pixels, counted on the device of `counts`, which they must be on.
 
         Args:
             scores: Any shape, float32 or float64, finite. Float64 is kept apart in float64.
             areas: Same shape, int32: area in pixels of the anomalous region of the pixel, 0 = normal.
+            weights: Same shape, int64: weight of each anomalous pixel, where a whole region weighs `REGION`; by default
+                `REGION / area`.
         """
         if not scores.numel():
             return
@@ -217,7 +219,10 @@ class ScoreHistogram:
         self.widen(lowest, highest)
         number = torch.float64 if self.wide else torch.float32
         bins = self.bins
-        for part, part_areas in zip(scores.flatten().split(CHUNK), areas.flatten().split(CHUNK), strict=True):
+        areas = areas.flatten()
+        for number_of_part, part in enumerate(scores.flatten().split(CHUNK)):
+            at = slice(number_of_part * CHUNK, number_of_part * CHUNK + len(part))
+            part_areas = areas[at]
             index = bins.index(score_keys(part.to(number)))
             self.counts[0] += torch.bincount(index, minlength=bins.size)
             anomalous = part_areas.nonzero().squeeze(1)
@@ -226,7 +231,8 @@ class ScoreHistogram:
             self.counts[0].index_add_(0, index, ones, alpha=-1)
             self.counts[1].index_add_(0, index, ones)
             # Not bincount(weights=...), which sums in float64 and is not deterministic on CUDA.
-            self.counts[2].index_add_(0, index, region_weight(part_areas[anomalous]))
+            of_region = region_weight(part_areas[anomalous]) if weights is None else weights.flatten()[at][anomalous]
+            self.counts[2].index_add_(0, index, of_region)
 
     def _tiny(self, lowest: int, highest: int) -> bool:
         """Returns whether with the float32 keys `lowest` to `highest` all scores so far are below 2^-96."""
@@ -284,13 +290,16 @@ class ScoreHistogram:
         return ScoreCounts(key_scores(self.bins.keys(used).numpy(), self.wide), normal, anomalous, weight, tied)
 
 
-def exact_counts(normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | None = None) -> ScoreCounts:
+def exact_counts(
+    normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | None = None, weights: np.ndarray | None = None
+) -> ScoreCounts:
     """Returns counts by distinct score, from all the scores: O(n log n) time, for verification and for small n.
 
     Args:
         normal: `[n]`, float32 or float64, scores of the normal pixels or images.
         anomalous: `[p]`, likewise, scores of the anomalous ones.
         areas: `[p]`, area of the region of each anomalous pixel; 1 by default.
+        weights: `[p]`, whole numbers, in place of areas: weight of each anomalous pixel, in units of `REGION`.
     """
     normal_values, normal_counts = np.unique(normal, return_counts=True)
     values, inverse, value_counts = np.unique(anomalous, return_inverse=True, return_counts=True)
@@ -299,6 +308,7 @@ def exact_counts(normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | 
     at = np.searchsorted(lowest, values)
     n[np.searchsorted(lowest, normal_values)] = normal_counts
     p[at] = value_counts
-    weights = region_weight(torch.from_numpy(np.ones(len(anomalous)) if areas is None else areas)).numpy()
-    np.add.at(weight, at[inverse], weights)
+    if weights is None:
+        weights = region_weight(torch.from_numpy(np.ones(len(anomalous)) if areas is None else areas)).numpy()
+    np.add.at(weight, at[inverse], weights.astype(np.int64))
     return ScoreCounts(lowest, n, p, weight, tied=np.ones(len(lowest), bool))

@@ -57,6 +57,7 @@ class ImageCounts(NamedTuple):
         marked: `[m]`, uint16, ascending, the bins that hold anomalous pixels.
         anomalous: `[m]`, uint32, how many.
         region_weight: `[m]`, int64, see `ScoreCounts`.
+        saturated_weight: `[m]`, int64, the same of sPRO; `None` where it is not asked for. See `spro`.
     """
 
     lowest: int
@@ -67,20 +68,27 @@ class ImageCounts(NamedTuple):
     marked: np.ndarray
     anomalous: np.ndarray
     region_weight: np.ndarray
+    saturated_weight: np.ndarray | None = None
 
     @classmethod
-    def of(cls, anomaly_map: Tensor, region_area: Tensor) -> "ImageCounts":
+    def of(cls, anomaly_map: Tensor, region_area: Tensor, saturated_weight: Tensor | None = None) -> "ImageCounts":
         """Returns the counts of an image.
 
         Args:
             anomaly_map: Any shape, float32 or float64, finite, at least one pixel.
             region_area: Same shape, int32: area in pixels of the anomalous region of each pixel, 0 = normal.
+            saturated_weight: Same shape, int64, see `spro.saturated_weight`.
         """
         histogram = ScoreHistogram.empty(IMAGE_BINS, anomaly_map.device)
         histogram.add(anomaly_map, region_area)
         normal, anomalous, weight = histogram.counts.cpu().numpy()
         pixels = normal + anomalous
         used, marked = pixels.nonzero()[0], anomalous.nonzero()[0]
+        saturated = None
+        if saturated_weight is not None:
+            other = ScoreHistogram.empty(IMAGE_BINS, anomaly_map.device)  # of the same scores, so of the same bins
+            other.add(anomaly_map, region_area, saturated_weight)
+            saturated = other.counts[2].cpu().numpy()[marked]
         return cls(
             histogram.lowest,
             histogram.highest,
@@ -90,6 +98,7 @@ class ImageCounts(NamedTuple):
             marked.astype(np.uint16),
             anomalous[marked].astype(np.uint32),
             weight[marked],
+            saturated,
         )
 
     @property
@@ -160,7 +169,13 @@ class ImageRecord:
 
     @classmethod
     def of(
-        cls, name: str, label: int, score: float | None, anomaly_map: Array, region_area: Tensor | None
+        cls,
+        name: str,
+        label: int,
+        score: float | None,
+        anomaly_map: Array,
+        region_area: Tensor | None,
+        saturated_weight: Tensor | None = None,
     ) -> "ImageRecord":
         """Returns what is kept of an image that `AnomalyMetrics.update` has taken.
 
@@ -170,11 +185,12 @@ class ImageRecord:
             score: Its image score, if it has one.
             anomaly_map: `[H, W]`, any type of numbers, finite.
             region_area: `[H, W]`, int32, `region_areas` of its mask; `None` where the mask is not known.
+            saturated_weight: `[H, W]`, int64, of sPRO; see `spro.saturated_weight`.
         """
         if region_area is None:
             return cls(name, label, score, None)
         scores, _ = ranked(to_tensor("anomaly_map", anomaly_map))
-        return cls(name, label, score, ImageCounts.of(scores, region_area.to(scores.device)))
+        return cls(name, label, score, ImageCounts.of(scores, region_area.to(scores.device), saturated_weight))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from afclip_lightning.metrics.curves import UndefinedMetricError
 from afclip_lightning.metrics.histogram import exact_counts
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.result import Result, result_of
+from afclip_lightning.metrics.spro import saturated, with_spro
 from afclip_lightning.results import Key, Row
 
 
@@ -27,6 +28,8 @@ def result_of_images(records: Sequence[ImageRecord], fpr_limit: float = 0.3) -> 
     result = result_of(
         exact_counts(normal, anomalous), images.pixel_counts(), scored=scored, masked=masked, fpr_limit=fpr_limit
     )
+    if masked and (of_defects := saturated(records)) is not None:
+        result = with_spro(result, of_defects.pixel_counts(), fpr_limit)
     with suppress(UndefinedMetricError):
         found = aupimo(images)
         result = replace(

@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
+from afclip_lightning.metrics.spro import OF_PRO, saturated
 from afclip_lightning.results import LEVEL, MEAN, TITLE_OF_ALL, Interval, Key
 from afclip_lightning.types import IntervalKind
 
@@ -113,6 +114,8 @@ def intervals_of(
             found = resampled(images, settings.replicates, seed, fpr_limit)
             if reason := _why_none(images, found):
                 result.notes.append(f"No interval of {dataset}/{category}: {reason}.")
+            if (of_defects := saturated(records[dataset, category])) is not None:
+                found |= resampled_spro(of_defects, settings.replicates, seed, fpr_limit)
             if of_groups := groups.get((dataset, category)):
                 whole = CategoryCounts.of(of_groups)
                 found |= (judged := resampled_groups(whole, settings.replicates, seed))
@@ -162,6 +165,14 @@ def resampled(
         else None
         for key, values in metrics_of(images, weights, fpr_limit).items()
     }
+
+
+def resampled_spro(
+    images: CategoryCounts, replicates: int, seed: Sequence[int | str] = (0,), fpr_limit: float = 0.3
+) -> dict[str, Resampled | None]:
+    """Returns `pixel_spro` and `pixel_spro_05` of a category with saturated weights, as `resampled` does PRO."""
+    found = resampled(images, replicates, seed, fpr_limit)
+    return {OF_PRO[key]: value for key, value in found.items() if key in OF_PRO}
 
 
 def resampled_groups(

@@ -10,6 +10,8 @@ TITLE = {
     "pixel_pro": "P-PRO",
     "pixel_pro_05": "P-PRO@5%",
     "pixel_aupimo": "P-AUPIMO",
+    "pixel_spro": "P-sPRO",
+    "pixel_spro_05": "P-sPRO@5%",
     "group_auroc": "G-AUROC",
     "group_ap": "G-AP",
     "group_f1_max": "G-F1",
@@ -24,7 +26,7 @@ SHOWN = METRICS[:7]
 IN_FILES = METRICS[:9]
 """Columns of every `results.csv`; others, which few sets have, follow where a row has one."""
 
-ALSO_SHOWN = ("pixel_aupimo", "group_auroc")
+ALSO_SHOWN = ("pixel_spro_05", "pixel_aupimo", "group_auroc")
 """What a terminal shows beside that, where a run has it."""
 
 FIXED = {

@@ -186,12 +186,14 @@ class Evaluation(Callback):
         """Makes one metric per head and category, the same ones on every process."""
         test_sets = trainer.datamodule.test_sets  # type: ignore[attr-defined]
         keys = [(part.name, category) for part in test_sets for category in part.selected_categories()]
+        saturated = [(part.name, c) for part in test_sets if part.saturates for c in part.selected_categories()]
         self.heads = {
             name: HeadEvaluation(
                 method,
                 {key: self.new_metric().to(pl_module.device) for key in keys},
                 self.resolution,
                 keep_images=self.keep_images and trainer.state.fn != "fit",
+                saturated={key: self.new_metric(pro_definition="exact").to(pl_module.device) for key in saturated},
             )
             for name, method in _methods(pl_module).items()
         }

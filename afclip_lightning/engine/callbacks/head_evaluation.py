@@ -20,6 +20,7 @@ from afclip_lightning.metrics.image_records import write_records
 from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.operating_points import operating_points
+from afclip_lightning.metrics.spro import saturated_weight, spro_result
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import AnomalyPrediction, Batch, GroupScore, Sample
 
@@ -35,6 +36,7 @@ class HeadEvaluation:
         metrics: Empty ones by dataset and category, the same on every process; they are gone once they are computed.
         resolution: See `Evaluation`.
         keep_images: Whether what each image adds to the metrics is kept: for intervals, AUPIMO and defect types.
+        saturated: Empty metrics of the categories whose sets say when a defect is found whole: of sPRO.
 
     Attributes:
         name: Stem of its tables in the run folder.
@@ -52,10 +54,16 @@ class HeadEvaluation:
     """
 
     def __init__(
-        self, method: Any, metrics: dict[Key, AnomalyMetrics], resolution: Resolution, keep_images: bool = False
+        self,
+        method: Any,
+        metrics: dict[Key, AnomalyMetrics],
+        resolution: Resolution,
+        keep_images: bool = False,
+        saturated: Mapping[Key, AnomalyMetrics] = MappingProxyType({}),
     ) -> None:
         self.method = method
         self.metrics = metrics
+        self.saturated = saturated
         self.resolution = resolution
         self.name = ""
         self.title = ""
@@ -98,9 +106,18 @@ class HeadEvaluation:
         names = [str(batch.samples[i].image_path) for i in rows]
         # a mask's file is not empty, but resizing may have lost a small defect
         self.metrics[key].update(maps, masks, scores, labels, known, areas, names, allow_empty_mask=True)
+        weights: Tensor | None = None
+        if key in self.saturated and batch.defects is not None:
+            weights = torch.stack([saturated_weight(maps[i], batch.defects[row]) for i, row in enumerate(rows)])
+            self.saturated[key].update(
+                maps, masks, None, labels, known, areas, names, allow_empty_mask=True, region_weight=weights
+            )
         if self.records is not None:
             self.records[key] += [
-                ImageRecord.of(name, label, score, maps[i], areas[i] if mask_known or not label else None)
+                ImageRecord.of(
+                    *(name, label, score, maps[i], areas[i] if mask_known or not label else None),
+                    None if weights is None else weights[i],
+                )
                 for i, (name, label, score, mask_known) in enumerate(
                     zip(names, labels.tolist(), scores.tolist(), known.tolist(), strict=True)
                 )
@@ -144,11 +161,14 @@ class HeadEvaluation:
             with metric.sync_context():
                 result = metric.result()
                 points = operating_points(metric, result, fixed.get((dataset, category), {}), rule)
+            if (of_defects := self.saturated.get((dataset, category))) is not None:
+                with of_defects.sync_context():
+                    result = spro_result(result, of_defects)
             if result.normal + result.anomalous:  # none where the run was limited to a few batches
                 rows.append(replace(result.row(dataset, category), operating_points=points))
                 self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
-        self.metrics = {}
+        self.metrics, self.saturated = {}, {}
 
     def add_masks(self, counts: Mapping[Key, MaskCounts]) -> None:
         """Adds to the rows what became of the masks of their categories, over all processes."""

@@ -34,3 +34,12 @@ def write_kolektor_split(root: Path) -> Path:
         write_image(folder / f"test/defect/kos03_Part{i}.jpg")
         write_mask(folder / f"ground_truth/defect/kos03_Part{i}_label.bmp")
     return root
+
+
+def write_kolektor_2(root: Path) -> Path:
+    """Writes 2 + 1 training and 1 + 2 test images, normal + anomalous, each with a mask, and returns the root."""
+    for split, first, kinds in (("train", 10000, "..x"), ("test", 20000, ".xx")):
+        for number, kind in enumerate(kinds, first):
+            write_image(root / split / f"{number}.png")
+            write_mask(root / split / f"{number}_GT.png", value=255 if kind == "x" else 0)
+    return root

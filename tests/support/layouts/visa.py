@@ -31,3 +31,12 @@ def write_visa_converted(root: Path, categories: Iterable[str]) -> Path:
             write_image(folder / f"test/bad/{i:03}.JPG")
             write_mask(folder / f"ground_truth/bad/{i:03}.png", value=i + 1)
     return root
+
+
+def write_two_classes(root: Path, category: str, table: str) -> Path:
+    """Writes the original layout with a table of a two-class split, and returns the root."""
+    write_visa(root, [category])
+    lines = (root / "split_csv/1cls.csv").read_text().splitlines()
+    moved = [line.replace(",test,", ",train,") if "Anomaly/001" in line else line for line in lines]
+    (root / f"split_csv/{table}.csv").write_text("\n".join(moved) + "\n")
+    return root

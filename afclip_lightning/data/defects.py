@@ -1,0 +1,118 @@
+"""Defects one by one, for sets that say how much of each has to be found: their files, and when one is found whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from afclip_lightning.data.images import mask_files, turn_of
+from afclip_lightning.data.picture import Picture, upright
+from afclip_lightning.data.reader import read, read_shape
+from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import read_json
+from afclip_lightning.types import Sample, Saturation, Saturations
+
+RESTORE = "Restore the file from the dataset's archive."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An entry of `defects_config.json`, as MVTec LOCO AD has it; its name is for people."""
+
+    pixel_value: int
+    saturation_threshold: float
+    relative_saturation: bool
+    defect_name: str = ""
+
+
+def read_saturations(path: Path) -> Saturations:
+    """Returns the saturation of each kind of defect of a category, from its `defects_config.json`.
+
+    A list of objects with `defect_name`, `pixel_value` (1 to 65535, each once), `saturation_threshold` (above 0; a
+    share is at most 1) and `relative_saturation`.
+
+    Raises:
+        DatasetError: The file is absent, or is not so; the message names the entry.
+    """
+    kinds: dict[int, Saturation] = {}
+    for number, entry in enumerate(read_json(path, list[_Kind], remedy=RESTORE, error=DatasetError), 1):
+        where, value, threshold = f"{path}, entry {number}", entry.pixel_value, entry.saturation_threshold
+        if not 1 <= value <= 65535 or value in kinds:
+            said = "is already that of an earlier entry" if value in kinds else "is not in 1 to 65535"
+            raise DatasetError(f"{where}: pixel_value {value} {said}. {RESTORE}")
+        if threshold <= 0 or (entry.relative_saturation and threshold > 1):
+            bounds = "in (0, 1], a share of the defect's area" if entry.relative_saturation else "above 0, in pixels"
+            raise DatasetError(f"{where}: saturation_threshold must be {bounds}; got {threshold:g}. {RESTORE}")
+        kinds[value] = Saturation(value, threshold, entry.relative_saturation)
+    return Saturations(path, tuple(kinds.values()))
+
+
+def read_defects(sample: Sample, image: Picture | Path) -> list[tuple[np.ndarray, float]]:
+    """Returns each defect of an image, `[H, W]`, uint8 in {0, 1}, upright, and its saturation, a share in (0, 1].
+
+    A file of the mask folder is one defect, whatever number of parts it has. The value of its pixels says of which kind
+    it is; see `saturation_share`.
+
+    Args:
+        sample: With saturations, and a mask that `read_mask_of` has read and found to be of the image's size.
+        image: The image, or its file.
+
+    Raises:
+        DatasetError: A file cannot be read, marks nothing or has several values, or is of a kind that is not known.
+    """
+    assert sample.saturations is not None
+    assert sample.mask_path is not None
+    shape, orientation = (image.shape, image.orientation) if isinstance(image, Picture) else read_shape(image)
+    kinds = {kind.value: kind for kind in sample.saturations.kinds}
+    found = []
+    for file in mask_files(sample.mask_path):
+        mask = read(file, stored=True)
+        values = mask.grey()
+        marks = np.unique(values[values > 0])
+        if len(marks) != 1:
+            said = "nothing" if not len(marks) else f"pixels with {len(marks)} values, {marks[0]} and {marks[1]} first"
+            raise DatasetError(
+                f"{file}: marks {said}. Each file here is one defect, all of whose pixels have the value of its kind "
+                f"in {sample.saturations.file.name}. Restore it."
+            )
+        if (kind := kinds.get(int(marks[0]))) is None:
+            known = ", ".join(map(str, sorted(kinds)))
+            raise DatasetError(
+                f"{file}: its pixels are {marks[0]}, a kind of defect that {sample.saturations.file} does not have "
+                f"(it has {known or 'none'}). Restore one of them."
+            )
+        region = upright((values > 0).astype(np.uint8), turn_of(mask, shape, orientation))
+        found.append((region, saturation_share(kind, int(np.count_nonzero(region)))))
+    return found
+
+
+def saturation_share(kind: Saturation, area: int) -> float:
+    """Returns the share of a defect that has to be found for it to count as found whole, in (0, 1].
+
+    Of an absolute threshold, in pixels: `min(threshold, area) / area`. Of a relative one: `floor(threshold area) /
+    area`, at least one pixel. As a share it holds at any size that the mask is resized to.
+
+    Args:
+        kind: Of the defect.
+        area: Of the defect at the image's own size, in pixels, at least 1.
+
+    Reference: Bergmann et al., Beyond Dents and Scratches, IJCV 130 (2022); the rounding is that of the evaluation
+        code that MVTec publishes with the set.
+    """
+    pixels = max(int(kind.threshold * area), 1) if kind.relative else min(kind.threshold, area)
+    return pixels / area
+
+
+def resized(
+    defects: list[tuple[np.ndarray, float]], resize: Callable[[np.ndarray], np.ndarray], mask: np.ndarray
+) -> list[tuple[np.ndarray, float]]:
+    """Returns defects at another size, each within the resized mask; one that resizing loses is left out.
+
+    Args:
+        defects: See `read_defects`.
+        resize: Resizes a mask, `[H, W]` to `[h, w]`.
+        mask: `[h, w]`, their union, resized.
+    """
+    regions = ((resize(region) & (mask != 0), share) for region, share in defects)
+    return [(region.astype(np.uint8), share) for region, share in regions if region.any()]

@@ -1,0 +1,70 @@
+"""MVTec LOCO AD's layout: a folder of masks per image, one file per defect, and how much of each has to be found."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from afclip_lightning.data.defects import read_saturations
+from afclip_lightning.data.images import list_folders, mask_files
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.types import Sample, Split
+
+CONFIG = "defects_config.json"
+
+
+class SaturatedLayout(MVTecLayout):
+    """A dataset in MVTec LOCO AD's layout: as MVTec AD's, with `ground_truth/<defect>/<image>/000.png, 001.png …`.
+
+    Each file of such a folder marks one defect, whatever number of parts it has; their union is the mask. The value of
+    its pixels says of which kind it is, and `<category>/defects_config.json` how much of a defect of that kind has to
+    be found for it to count as found whole. So a test has sPRO beside PRO (`metrics/spro.py`). Arguments as those of
+    `MVTecLayout`; usable as it is for a set of one's own in that layout.
+
+    Raises:
+        ValueError: There is no root, or an argument is out of its range.
+
+    Reference: Bergmann et al., Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly Detection and
+        Localization, IJCV 130 (2022).
+    """
+
+    saturates = True
+    mask_suffixes = ("",)
+    required = ("test", "ground_truth")
+    layout = """
+<category>/train/good/*.png          normal images (for few-shot)
+<category>/test/good/*.png           normal images
+<category>/test/<defect>/000.png     anomalous images
+<category>/ground_truth/<defect>/000/000.png, 001.png …   one mask per defect of the image
+<category>/defects_config.json       how much of each kind of defect has to be found
+"""
+
+    def missing(self) -> list[Path]:
+        """Returns the required folders, and the saturation files, of the categories in use that are not there."""
+        configs = [self.category_folder(category) / CONFIG for category in self.selected_categories()]
+        return [*super().missing(), *(path for path in configs if not path.is_file())]
+
+    def mask_paths(self, mask_root: Path) -> list[Path]:
+        """Returns the folder of the masks of each anomalous image."""
+        kinds = (kind for kind in list_folders(mask_root) if kind.name != self.normal_folder)
+        return [folder for kind in kinds for folder in list_folders(kind)]
+
+    def find_samples(self, category: str, split: Split) -> list[Sample]:
+        """Returns the samples of one category and split, sorted by path.
+
+        Raises:
+            DatasetError: A mask has no image or an anomalous image no masks, or the saturation file is absent or not as
+                it must be.
+        """
+        samples = super().find_samples(category, split)
+        if not any(sample.mask_path for sample in samples):
+            return samples
+        saturations = read_saturations(self.category_folder(category) / CONFIG)
+        return [replace(sample, saturations=saturations) if sample.label else sample for sample in samples]
+
+    def files_of(self, category: str, split: Split) -> set[Path]:
+        """Returns the images, and the files of the masks, that are read.
+
+        Raises:
+            DatasetError: They cannot be listed.
+        """
+        paths = super().files_of(category, split)
+        return {file for path in paths for file in (mask_files(path) if path.is_dir() else (path,))}
