@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afclip_lightning.annotations.shapes import Area, Bitmap, Ellipse, Line, Points, Polygon
+from afclip_lightning.annotations.shapes import FURTHEST, Area, Bitmap, Ellipse, Line, Points, Polygon
 
 STEP = 1e-6  # of a pixel: what coordinates count to, so that rounding moves no point off a centre
-FURTHEST = 1e9  # pixels from the image: no shape is drawn that far off
 MOST_CROSSINGS = 2**26  # of outlines with rows of centres: some gigabytes of memory above that
 SMALLEST_RADIUS = 1e-3
 
@@ -53,8 +52,9 @@ def mark(area: Area, shape: tuple[int, int], line_width: float = 1.0) -> Marked:
     mask = np.zeros(shape, bool)
     if isinstance(area, Bitmap):
         return Marked(mask, _place(mask, area))
-    low, high = _bounds(area, line_width)
-    if max(abs(low).max(), abs(high).max()) > FURTHEST:
+    with np.errstate(all="ignore"):  # of numbers that are refused
+        low, high = _bounds(area, line_width)
+    if not max(abs(low).max(), abs(high).max()) <= FURTHEST:  # nor not a number
         raise ValueError("it lies more than a billion pixels off")
     if isinstance(area, Polygon):
         for part in area.parts:

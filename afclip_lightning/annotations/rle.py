@@ -8,6 +8,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -44,13 +45,40 @@ def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int, by
     return flat.reshape(width, height).T if by_columns else flat.reshape(height, width)
 
 
-def mask_to_runs(mask: np.ndarray, by_columns: bool) -> list[int]:
-    """Returns the run lengths of a mask `[H, W]`, bool; see `runs_to_mask`."""
-    flat = (mask.T if by_columns else mask).reshape(-1)
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    lengths = np.diff(edges).tolist()
-    return [0, *lengths] if flat.size and flat[0] else lengths
+@dataclass(frozen=True)
+class Place:
+    """Where a part of an image lies.
+
+    Attributes:
+        left: Its first column.
+        top: Its first row.
+        shape: Height and width of the image.
+    """
+
+    left: int
+    top: int
+    shape: tuple[int, int]
+
+
+def mask_to_runs(mask: np.ndarray, by_columns: bool, place: Place | None = None) -> list[int]:
+    """Returns the run lengths of a mask, the first of what is not marked; see `runs_to_mask`.
+
+    Args:
+        mask: `[h, w]`, bool.
+        by_columns: Whether runs go down the columns.
+        place: Where it lies, if it is a part of an image; nothing is marked around it then.
+    """
+    whole = place or Place(0, 0, (mask.shape[0], mask.shape[1]))
+    (height, width), left, top = whole.shape, whole.left, whole.top
+    if by_columns:
+        mask, height, width, left, top = mask.T, width, height, top, left
+    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, ends = ((top + row) * width + left + column for row, column in (np.nonzero(steps == s) for s in (1, -1)))
+    joined = ends[:-1] == starts[1:]  # the end of a line and the start of the next
+    starts, ends = starts[np.append(True, ~joined)[: len(starts)]], ends[np.append(~joined, True)[: len(ends)]]
+    edges = np.concatenate([[0], np.stack([starts, ends], axis=1).reshape(-1), [height * width]])
+    lengths: list[int] = np.diff(edges).tolist()
+    return lengths[:-1] if len(lengths) > 1 and not lengths[-1] else lengths
 
 
 def coco_to_mask(value: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -72,9 +100,10 @@ def coco_to_mask(value: Any, shape: tuple[int, int]) -> np.ndarray:
     return runs_to_mask(lengths, *shape, by_columns=True)
 
 
-def mask_to_coco(mask: np.ndarray) -> dict[str, Any]:
-    """Returns a mask `[H, W]`, bool, as COCO's compressed run lengths."""
-    return {"size": list(mask.shape), "counts": _to_text(mask_to_runs(mask, by_columns=True))}
+def mask_to_coco(mask: np.ndarray, place: Place | None = None) -> dict[str, Any]:
+    """Returns a mask as COCO's compressed run lengths; see `mask_to_runs`."""
+    size = place.shape if place else mask.shape
+    return {"size": list(size), "counts": _to_text(mask_to_runs(mask, by_columns=True, place=place))}
 
 
 # Own lines, as pycocotools 2.0.11 fills a mask whose text is too short with whatever is in the memory. Five bits per
@@ -130,7 +159,7 @@ def brush_to_mask(numbers: Any, height: int, width: int) -> np.ndarray:
     """
     check_size("the mask", width, height)
     try:
-        content = bytes(numbers)
+        content = bytes(numbers if isinstance(numbers, list) else [-1])
     except (TypeError, ValueError) as error:
         raise ValueError("its run lengths are no list of bytes") from error
     place = 0
@@ -162,11 +191,12 @@ def brush_to_mask(numbers: Any, height: int, width: int) -> np.ndarray:
     return values.reshape(height, width, 4)[..., 3] > 0
 
 
-def mask_to_brush(mask: np.ndarray) -> list[int]:
-    """Returns a mask `[H, W]`, bool, as Label Studio's brush; see `brush_to_mask`."""
+def mask_to_brush(mask: np.ndarray, place: Place | None = None) -> list[int]:
+    """Returns a mask as Label Studio's brush; see `brush_to_mask` and `mask_to_runs`."""
     longest = 1 << RUN_SIZES[-1]
-    packets = [f"{4 * mask.size:032b}", f"{8 - 1:05b}", *(f"{bits - 1:04b}" for bits in RUN_SIZES)]
-    for number, run in enumerate(mask_to_runs(mask, by_columns=False)):
+    runs = mask_to_runs(mask, by_columns=False, place=place)
+    packets = [f"{4 * sum(runs):032b}", f"{8 - 1:05b}", *(f"{bits - 1:04b}" for bits in RUN_SIZES)]
+    for number, run in enumerate(runs):
         value = f"{255 * (number % 2):08b}"
         left = 4 * run
         while left:

@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+FURTHEST = 1e9  # pixels from the image: no shape is drawn that far off
+
 Points: TypeAlias = np.ndarray
 """`[n, 2]`, float64, x and y."""
 
@@ -148,6 +150,8 @@ def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:
         raise ValueError(f"its points are {flat.size} numbers, and must be pairs")
     if not np.isfinite(flat).all():
         raise ValueError("its points are not finite")
+    if abs(flat).max() > FURTHEST:
+        raise ValueError("its points lie more than a billion pixels off")
     return flat.reshape(-1, 2)
 
 
@@ -158,10 +162,15 @@ def rectangle(box: Sequence[float], angle: float = 0.0, pivot: Literal["centre",
         box: Left side, upper side, width and height in pixels, before it is turned.
         angle: By how much it is turned, in degrees, clockwise as one sees the image.
         pivot: What it is turned about: its `centre`, or its first `corner`, the upper left one.
+
+    Raises:
+        ValueError: A number is not finite, or far too large.
     """
     x, y, width, height = box
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     about = np.array([width / 2, height / 2]) if pivot == "centre" else np.zeros(2)
-    turn = np.deg2rad(angle)
+    if not abs(angle) <= FURTHEST:  # nor not a number
+        raise ValueError(f"it is turned by {angle} degrees")
+    turn = np.deg2rad(angle % 360)
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     return Polygon((points_of((corners - about) @ matrix + about + (x, y)),))

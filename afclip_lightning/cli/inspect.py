@@ -25,7 +25,8 @@ from afclip_lightning.volumes.options import add_cut_options
 if TYPE_CHECKING:
     from afclip_lightning.inspection.volumes import CutInputs
 
-SAVES = ("map", "npy", "mask", "overlay", "nifti")
+SAVES = ("map", "npy", "mask", "overlay", "nifti", "labelstudio", "coco")
+OF_THRESHOLD = ("mask", "labelstudio", "coco")  # what there is none of without a pixel threshold
 
 PLACE = 41
 DESCRIPTION = """\
@@ -42,6 +43,9 @@ The output folder gets, as it goes, one line per image:
   overlays/NAME.jpg         --save overlay: image, map and contours
 With --axis, volumes (NIfTI, NRRD, MetaImage, DICOM series) are cut into slices, below volumes/, which are images; and
   volumes.csv, .jsonl       one line per volume: score (--volume_score), verdict, slices above the threshold, map
+  labelstudio.json          --save labelstudio: tasks with what is above the pixel threshold as predictions, a brush per
+                            region with its score; labelstudio.xml is the labelling interface for them
+  coco.json                 --save coco: the same as COCO's instances, masks as run lengths; datasets import reads both
   nifti/VOLUME.nii.gz       --save nifti: its map as float32, of the volume's own shape, affine and order of axes
 All are of the image's own size. An overlay without calibration says that its colours have no common scale.
 A run that was stopped goes on where it was, tries again what failed, and judges a file again that was replaced (its
@@ -79,6 +83,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if len(named) > 1 and (options.calibration or any(value is not None for value in by_hand.values())):
         raise UserError("a threshold or a calibration is of one model, and several are named.")
 
+    if options.axis and {"labelstudio", "coco"} & set(saves):
+        raise UserError("--save labelstudio and coco are of images, not of the slices of volumes (--axis).")
     if "nifti" in saves and not options.axis:
         raise UserError("--save nifti is of volumes: say along which axis they are cut, --axis axial.")
 
@@ -86,6 +92,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.files import only_writer
     from afclip_lightning.inspection.folder import check_settings, inspect
     from afclip_lightning.inspection.inputs import count_left_out, find_inputs
+    from afclip_lightning.inspection.preannotations import write_preannotations
     from afclip_lightning.inspection.stream import difference
     from afclip_lightning.inspection.volumes import check_rule, judge
     from afclip_lightning.volumes.windows import check_window
@@ -105,12 +112,15 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         model.threshold, model.pixel_threshold = by_hand["threshold"], by_hand["pixel_threshold"]
     for name, model in models.items():
         print(f"{name}: {thresholds_of(model)}", file=sys.stderr)
-    if "mask" in saves and any(m.thresholds[1] is None for m in models.values()):
-        raise UserError("--save mask needs a pixel threshold: calibrate first, or give --pixel_threshold.")
+    needing = [what for what in saves if what in OF_THRESHOLD]
+    if needing and any(m.thresholds[1] is None for m in models.values()):
+        raise UserError(f"--save {needing[0]} needs a pixel threshold: calibrate first, or give --pixel_threshold.")
     facts = {name: [m.checkpoint, m.settings, *m.thresholds] for name, m in models.items()}
     with only_writer(options.out):
         check_settings(options.out, {"model": facts, "save": sorted(saves)})
         done = inspect(models, inputs, options.out, saves, options.num_workers)
+        for path in write_preannotations(done.rows.values(), options.out, saves, options.image_url):
+            print(f"for the annotation tool: {path}", file=sys.stderr)
         verdicts = judge(done.rows, cut, options.out, options.volume_score, saves) if cut else []
     left_out = sum(item.left_out for item in inputs)
     judged, before = done.new - done.failed - left_out * len(models), len(inputs) * len(models) - done.new
@@ -167,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATTERN",
         help="names of files that are left out of folders without a line, as '*.heic'; may be given again",
+    )
+    parser.add_argument(
+        "--image_url",
+        default="/data/local-files/?d=",
+        metavar="PREFIX",
+        help="what stands before the path of an image in labelstudio.json (%(default)s: Label Studio's local files)",
     )
     parser.add_argument(
         "--save", default="", metavar="WHAT", help=f"pictures to write, of {', '.join(SAVES)}, with commas between"

@@ -1,6 +1,7 @@
 """supervisely: a Supervisely project, or one dataset of it: bitmaps, polygons with holes, turned boxes, lines."""
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def _area(thing: Thing) -> Area | None:
         return Polygon(tuple(_pixels(part.exterior) for part in thing.parts), holes)
     if thing.kind == "oriented_bbox":
         (left, top), (right, bottom) = _corners(thing.points)
-        return rectangle((left, top, right + 1 - left, bottom + 1 - top), float(np.rad2deg(thing.angle)))
+        return rectangle((left, top, right + 1 - left, bottom + 1 - top), math.degrees(thing.angle % math.tau))
     if thing.kind not in ("rectangle", "polygon", "line"):
         return None
     try:

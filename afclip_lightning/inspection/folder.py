@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, read_json, write_json
 from afclip_lightning.inspection.inputs import Input
+from afclip_lightning.inspection.preannotations import keep_regions
 from afclip_lightning.inspection.table import Record, Table, record_of
 from afclip_lightning.volumes.maps import HELD_MAPS, NIFTI, map_path
 
@@ -118,6 +119,7 @@ def inspect(
                         name = table.free_name(item)
                         save_pictures(outcome, place, name, saves)
                         keep_for_volume(outcome, place, item, saves)
+                        keep_regions(outcome, place, item, name, saves)
                     table.add(record_of(item, column, name, outcome))
                     bar.update()
         named = {method if several else None: method for method in models}

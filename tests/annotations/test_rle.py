@@ -37,6 +37,18 @@ def test_coco_is_as_pycocotools_writes_it(mask: np.ndarray) -> None:
     assert rle.mask_to_coco(mask) == {"size": list(mask.shape), "counts": wanted["counts"].decode()}
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (3, 0), (0, 2), (4, 5)])
+def test_a_part_of_an_image_is_written_in_its_place(mask: np.ndarray, left: int, top: int) -> None:
+    for right, bottom in ((0, 0), (6, 7)):
+        whole = np.pad(mask, ((top, bottom), (left, right)))
+        place = rle.Place(left, top, whole.shape)
+        for by_columns in (False, True):
+            assert rle.mask_to_runs(mask, by_columns, place) == rle.mask_to_runs(whole, by_columns)
+        assert rle.mask_to_coco(mask, place) == rle.mask_to_coco(whole)
+        assert rle.mask_to_brush(mask, place) == rle.mask_to_brush(whole)
+
+
 def test_a_brush_of_single_values() -> None:
     """The tool's own writer mixes runs with lists of values, and other sizes of lengths."""
     mask = np.array([[True, False, True]])

@@ -420,7 +420,7 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     (folder / "labels.csv").write_text("path,label\nimages/000.png,good\n")
     for args, message in {
         ("images", "--save", "mask"): "needs a pixel threshold",
-        ("images", "--save", "picture"): "--save takes map, npy, mask, overlay, nifti, got picture",
+        ("images", "--save", "picture"): "--save takes map, npy, mask, overlay, nifti, labelstudio, coco, got picture",
         ("images", "--methods", "CLIP", "--threshold", "1"): "of one model, and several are named",
         ("images", "--model.k_shots", "1"): "k_shots",
         ("images", "--model.k_shot"): "--model.k_shot needs a value",

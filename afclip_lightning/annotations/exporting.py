@@ -1,0 +1,149 @@
+"""What a model marks on images, as annotation tools take it: there it is corrected, and imported again as a set.
+
+All is exact to the pixel: Label Studio gets brushes, COCO's format run lengths. Polygons would have to be rounded, and
+have no holes in these formats.
+"""
+
+from collections.abc import Iterator, Sequence
+from urllib.parse import quote
+
+import cv2
+import msgspec
+import numpy as np
+
+from afclip_lightning.annotations.rle import Place, coco_to_mask, mask_to_brush, mask_to_coco
+
+LABEL = "anomaly"
+LOCAL_FILES = "/data/local-files/?d="  # the address of Label Studio's local storage
+CONTROL, OBJECT = "defect", "image"  # names in the interface that `CONFIG` makes
+CONFIG = f"""\
+<View>
+  <Image name="{OBJECT}" value="$image" zoom="true"/>
+  <BrushLabels name="{CONTROL}" toName="{OBJECT}">
+    <Label value="{LABEL}" background="#d22"/>
+  </BrushLabels>
+  <Choices name="verdict" toName="{OBJECT}" choice="single">
+    <Choice value="good"/>
+  </Choices>
+</View>
+"""
+"""Label Studio's labelling interface for what is written here; the choice says that an image is normal."""
+
+
+class MarkedRegion(msgspec.Struct):
+    """Pixels that touch each other.
+
+    Attributes:
+        left: First column.
+        top: First row.
+        size: Height and width of the box around it.
+        counts: Which pixels of the box, as COCO's compressed run lengths.
+        area: In pixels.
+        score: Highest value of the map in it.
+    """
+
+    left: int
+    top: int
+    size: list[int]
+    counts: str
+    area: int
+    score: float
+
+    def mask(self) -> np.ndarray:
+        """Returns its pixels within its box, `[h, w]`, bool."""
+        return coco_to_mask({"size": self.size, "counts": self.counts}, (self.size[0], self.size[1]))
+
+
+class MarkedImage(msgspec.Struct):
+    """An image with what is marked on it.
+
+    Attributes:
+        file: Its path from the folder of all images, with `/`.
+        size: Height and width in pixels, upright.
+        score: Of the image.
+        regions: The one with the highest score first.
+    """
+
+    file: str
+    size: list[int]
+    score: float
+    regions: list[MarkedRegion]
+
+
+def marked_image(file: str, score: float, mask: np.ndarray, anomaly_map: np.ndarray) -> MarkedImage:
+    """Returns an image with its regions, 8-connected.
+
+    Args:
+        file: Its path from the folder of all images.
+        score: Of the image.
+        mask: `[H, W]`, bool: what is marked.
+        anomaly_map: `[H, W]`.
+    """
+    count, numbers, facts, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    regions = []
+    for number in range(1, count):
+        left, top, width, height, area = facts[number].tolist()
+        box = (slice(top, top + height), slice(left, left + width))
+        own = numbers[box] == number
+        runs = mask_to_coco(own)
+        score_of = float(anomaly_map[box][own].max())
+        regions.append(MarkedRegion(left, top, runs["size"], runs["counts"], area, score_of))
+    regions.sort(key=lambda region: -region.score)
+    return MarkedImage(file, [int(side) for side in mask.shape], score, regions)
+
+
+def labelstudio_task(image: MarkedImage, address: str, version: str) -> dict[str, object]:
+    """Returns a task of Label Studio with a prediction: a brush per region, with its score.
+
+    Args:
+        image: The image.
+        address: What stands before its path in the tool.
+        version: What the tool calls the model.
+    """
+    height, width = image.size
+    results = [
+        {
+            "id": f"region{number}",
+            "from_name": CONTROL,
+            "to_name": OBJECT,
+            "type": "brushlabels",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "score": region.score,
+            "value": {
+                "format": "rle",
+                "rle": mask_to_brush(region.mask(), Place(region.left, region.top, (height, width))),
+                "brushlabels": [LABEL],
+            },
+        }
+        for number, region in enumerate(image.regions, 1)
+    ]
+    prediction = {"model_version": version, "score": image.score, "result": results}
+    name = quote(image.file.encode("utf-8", "surrogateescape"))
+    return {"data": {OBJECT: address + name}, "predictions": [prediction]}
+
+
+def coco_instances(images: Sequence[MarkedImage]) -> dict[str, object]:
+    """Returns COCO's instances: an annotation per region, its mask as run lengths, with its score."""
+    pictures = [
+        {"id": number, "file_name": image.file, "width": image.size[1], "height": image.size[0], "score": image.score}
+        for number, image in enumerate(images, 1)
+    ]
+    annotations = [{"id": number, **annotation} for number, annotation in enumerate(_coco_annotations(images), 1)]
+    return {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": LABEL}]}
+
+
+def _coco_annotations(images: Sequence[MarkedImage]) -> Iterator[dict[str, object]]:
+    for number, image in enumerate(images, 1):
+        height, width = image.size
+        for region in image.regions:
+            yield {
+                "image_id": number,
+                "category_id": 1,
+                "segmentation": mask_to_coco(region.mask(), Place(region.left, region.top, (height, width))),
+                "bbox": [region.left, region.top, region.size[1], region.size[0]],
+                "area": region.area,
+                "iscrowd": 0,
+                "score": region.score,
+            }

@@ -1,0 +1,71 @@
+"""`inspect --save labelstudio,coco`: what models mark, in files that annotation tools import.
+
+What is marked on an image is kept in a file of its own as it goes, so that a run that was stopped goes on; at the end
+of each run, the files for the tools are made of all of them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from afclip_lightning.annotations.exporting import CONFIG, MarkedImage, coco_instances, labelstudio_task, marked_image
+from afclip_lightning.files import atomic_path, read_json, write_json, write_text
+from afclip_lightning.inspection.inputs import Input
+from afclip_lightning.inspection.table import Record
+
+if TYPE_CHECKING:
+    from afclip_lightning.inspection.verdict import Inspection
+
+TOOLS = ("labelstudio", "coco")
+PARTS = "regions"  # folder of a file per image
+REMEDY = "Remove the output folder, and inspect again."
+
+
+def keep_regions(outcome: "Inspection", folder: Path, item: Input, name: str, saves: Sequence[str]) -> None:
+    """Keeps what is marked on an image, if a tool is to have it.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    if outcome.mask is None or not set(TOOLS) & set(saves):
+        return
+    image = marked_image(item.name + item.path.suffix, outcome.score, outcome.mask, outcome.anomaly_map)
+    write_json(folder / PARTS / f"{name}.json", msgspec.to_builtins(image))
+
+
+def write_preannotations(rows: Iterable[Record], folder: Path, saves: Sequence[str], address: str) -> list[Path]:
+    """Writes the files for the tools, and returns them.
+
+    Args:
+        rows: Of all images, of all methods.
+        folder: Of the output.
+        saves: Which tools there are.
+        address: What stands before the path of an image in Label Studio.
+
+    Raises:
+        UserError: What was kept of an image cannot be read, or a file not be written.
+    """
+    by_method: dict[str | None, list[Record]] = {}
+    for row in rows:
+        if not row.error:
+            by_method.setdefault(row.method, []).append(row)
+    written = []
+    for method, own in by_method.items():
+        place = folder / method if method else folder
+        parts = [place / PARTS / f"{row.name}.json" for row in own]
+        if "coco" in saves:
+            images = [read_json(part, MarkedImage, remedy=REMEDY) for part in parts]
+            write_json(place / "coco.json", coco_instances(images))
+            written.append(place / "coco.json")
+        if "labelstudio" in saves:
+            with atomic_path(place / "labelstudio.json") as temporary, temporary.open("w", encoding="ascii") as file:
+                for number, part in enumerate(parts):
+                    task = labelstudio_task(read_json(part, MarkedImage, remedy=REMEDY), address, method or "afclip")
+                    file.write(("[\n" if not number else ",\n") + json.dumps(task))
+                file.write("\n]\n")
+            write_text(place / "labelstudio.xml", CONFIG)
+            written.append(place / "labelstudio.json")
+    return written
