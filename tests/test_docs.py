@@ -13,9 +13,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import afclip_lightning.methods
 from afclip_lightning.cli import verbs
+from afclip_lightning.cli.parser import CommandParser
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.engine.parser import _argument_names, add_run_arguments
+from afclip_lightning.importers import command as importing
 from tests.support import REPOSITORY
 from tests.support.options import options_of
 
@@ -46,8 +48,15 @@ def flags_of(verb: str) -> set[str]:
     return {*options_of(parser), "--config", "--seed_everything", "--model", "--data"}
 
 
+@cache
+def flags_of_import() -> set[str]:
+    return set().union(*(options_of(importing.parser(["--from", kind], CommandParser)) for kind in importing.kinds()))
+
+
 def known(verb: str, flag: str, args: list[str]) -> bool:
     """Returns whether a verb takes a flag; that of a method's or a dataset's argument is one of any class."""
+    if verb == "datasets" and args[:1] == ["import"]:
+        return flag in flags_of_import()
     verb = "fit" if verb == "features" and args[:1] == ["build"] else verb
     section, dot, _ = flag.removeprefix("--").partition(".")
     of_a_class = dot and section in {"model", "data"} and (section == "model" or verb in RUNS)
