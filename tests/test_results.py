@@ -147,3 +147,11 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_whoever_reads_a_table_needs_no_torch() -> None:
     code = "import sys, afclip_lightning.results, afclip_lightning.cli.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_interval_without_length_is_no_certainty() -> None:
+    said = "of n images without an error, up to 3 in n of others may have one"
+    assert said not in render(with_intervals(ROWS, INTERVALS))
+    point = {("visa", "candle"): {"image_auroc": (1.0, 1.0)}}
+    assert render(with_intervals(ROWS, point), 1.0).splitlines()[-1].endswith(f"{said}.")
+    assert said not in render(with_intervals(ROWS, {("visa", "candle"): {"pixel_aupimo": (0.0, 0.0)}}))  # not shown

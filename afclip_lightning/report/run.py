@@ -11,7 +11,18 @@ from afclip_lightning.report.charts import Chart, Histogram, Line
 from afclip_lightning.report.page import Card, Group, percent
 from afclip_lightning.report.page import render as render_page
 from afclip_lightning.report.run_files import Case, Run
-from afclip_lightning.results import LEVEL, MEAN, TITLE, Row, columns_of, is_anomalous
+from afclip_lightning.results import (
+    FIXED,
+    LEVEL,
+    MEAN,
+    METRICS,
+    RULE_OF_THREE,
+    TITLE,
+    Row,
+    any_point,
+    columns_of,
+    is_anomalous,
+)
 
 FACTS = (
     ("method", "Method"),
@@ -23,6 +34,10 @@ FACTS = (
     ("platform", "Platform"),
 )
 """What the page says of a run: key in `run.json`, title."""
+
+
+PARTS = {"results": METRICS, "fixed": tuple(FIXED)}
+"""Tables of the page that have intervals: what they are of."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,7 @@ def render(run: Run, threshold: Threshold | None = None) -> str:
         columns=[(metric, TITLE[metric]) for metric in columns_of(run.rows)],
         intervals=any(row.intervals for row in run.rows),
         level=f"{100 * LEVEL:g}",
+        agree={part: RULE_OF_THREE if any_point(run.rows, names) else "" for part, names in PARTS.items()},
         points=[(row, level, point) for row in run.rows for level, point in row.operating_points.items()],
     )
 

@@ -1,7 +1,7 @@
 """Results as rows: the table a person reads, CSV and JSON. Whoever reads a table needs no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -36,6 +36,12 @@ MEAN = "mean"
 
 LEVEL = 0.95
 """Confidence of intervals; a difference is called significant if its p-value is at most `1 - LEVEL`."""
+
+RULE_OF_THREE = (
+    "Where both ends are equal every sample of these images agrees, and others may not: of n images without an error, "
+    "up to 3 in n of others may have one."
+)
+"""What is said where an interval is a point."""
 
 TOLERANCE = 1e-4
 """How far binning may move a metric before that is said."""
@@ -269,7 +275,14 @@ def _uncertain(rows: Sequence[Row], columns: Sequence[str], said: str) -> list[s
         lines.append(
             [name_cell(row.dataset), name_cell(row.category), *(interval_text(row.intervals.get(m)) for m in columns)]
         )
-    return ["", f"{100 * LEVEL:g} % intervals{said}, by resampling the images:", "", *aligned(lines)]
+    below = ["", RULE_OF_THREE] if any_point(rows, columns) else []
+    return ["", f"{100 * LEVEL:g} % intervals{said}, by resampling the images:", "", *aligned(lines), *below]
+
+
+def any_point(rows: Sequence[Row], metrics: Iterable[str]) -> bool:
+    """Returns whether an interval of some metrics has no length; see `RULE_OF_THREE`."""
+    ends = (row.intervals[metric] for row in rows for metric in metrics if metric in row.intervals)
+    return any(low == high for low, high in ends)
 
 
 def _fixed(rows: Sequence[Row]) -> list[str]:

@@ -1,12 +1,14 @@
 """How far metrics move when maps are stored in float16: as they are, and as `submit` stores them.
 
     python -m experiments.submission.float16 --data data/synthetic
+    python -m experiments.submission.float16 --longest 112 56     # and as `submit --longest` does, upsampled again
 
 Methods that train nothing, on the demo's six test categories; the threshold of SegF1 is the mean plus 3 standard
 deviations of the pixels of the normal training images, without the few-shot images. Printed is a Markdown table: the
 largest difference over the categories to the same metric of the float32 maps, in points of percent. Metrics are exact:
 all pixels are sorted. `values` is how many of 1,000 distinct scores are still distinct. Squeezed maps are the same as
-0.5 + score / 100, as a head gives them whose probabilities hardly leave 0.5.
+0.5 + score / 100, as a head gives them whose probabilities hardly leave 0.5. The demo's images have 224 pixels a side.
+The masks of a submission, and so its SegF1, do not depend on `--longest`.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import numpy as np
 
 from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, Synthetic
 from afclip_lightning.inspection.predictor import Predictor, load
-from afclip_lightning.inspection.submission.encoding import Encoding
+from afclip_lightning.inspection.submission.encoding import Encoding, resized
 from afclip_lightning.inspection.submission.score import seg_f1
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.metrics.fixed_thresholds import Moments, mean_plus_sd
@@ -51,7 +53,14 @@ def scores_of(maps: np.ndarray, masks: np.ndarray, threshold: float) -> Scores:
     return {**found, "seg_f1": 100 * (f1 or 0.0)}
 
 
-def compare(data: Synthetic, category: str, model: Predictor, few_shot: bool, squeezes: Sequence[float]) -> list[Found]:
+def compare(
+    data: Synthetic,
+    category: str,
+    model: Predictor,
+    few_shot: bool,
+    squeezes: Sequence[float],
+    longest: Sequence[int] = (),
+) -> list[Found]:
     """Returns the scores of a category by how its maps are stored, and which share of distinct values is left.
 
     Args:
@@ -60,6 +69,7 @@ def compare(data: Synthetic, category: str, model: Predictor, few_shot: bool, sq
         model: Whose maps they are.
         few_shot: Whether it is given few-shot images.
         squeezes: What the distance of a score to 0.5 is divided by; 1 leaves it. A result for each.
+        longest: Sides of smaller maps.
     """
     normal = [sample.image_path for sample in data.find_samples(category, "train")]
     if few_shot:
@@ -67,20 +77,30 @@ def compare(data: Synthetic, category: str, model: Predictor, few_shot: bool, sq
     tested = data.find_samples(category, "test")
     seen = maps_of(model, normal[SHOTS:]), maps_of(model, [sample.image_path for sample in tested])
     masks = np.stack([_mask(sample.mask_path, seen[1].shape[1:]) for sample in tested])
-    return [stored(*(maps if by == 1 else 0.5 + maps / np.float32(by) for maps in seen), masks) for by in squeezes]
+    return [
+        stored(*(maps if by == 1 else 0.5 + maps / np.float32(by) for maps in seen), masks, longest) for by in squeezes
+    ]
 
 
-def stored(validation: np.ndarray, maps: np.ndarray, masks: np.ndarray) -> Found:
+def stored(validation: np.ndarray, maps: np.ndarray, masks: np.ndarray, longest: Sequence[int] = ()) -> Found:
     """Returns scores and share of distinct values, by how maps `[N, H, W]` are stored."""
     threshold = mean_plus_sd(Moments.merged(map(Moments.of, validation)))
-    encoded, beyond = Encoding.around(threshold, float(validation.min()), float(validation.max())).encode(maps)
+    encoding = Encoding.around(threshold, float(validation.min()), float(validation.max()))
+    encoded, beyond = encoding.encode(maps)
     assert not beyond
     forms = {"float32": (maps, threshold), "float16": (maps.astype(np.float16), threshold), "submit": (encoded, 0.0)}
+    for side in longest:
+        small = encoding.encode(np.stack([resized(one, side, side) for one in maps]))[0].astype(np.float32)
+        forms[_smaller(side)] = np.stack([resized(one, *maps.shape[1:]) for one in small]), 0.0
     distinct = len(np.unique(maps))
     return {
         name: (scores_of(values, masks, limit), len(np.unique(values)) / distinct)
         for name, (values, limit) in forms.items()
     }
+
+
+def _smaller(side: int) -> str:
+    return f"submit --longest {side}"
 
 
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -94,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/synthetic"), help="where the demo is drawn")
     parser.add_argument("--methods", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--longest", nargs="+", type=int, default=[], metavar="PX", help="sides of smaller maps too")
     options = parser.parse_args()
     data = Synthetic(options.data, categories=list(SYNTHETIC_TEST))
     data.prepare_data()
@@ -106,10 +127,11 @@ def main() -> None:
         for category in SYNTHETIC_TEST:
             config = Path(f"configs/{CONFIGS[name]}_demo.yaml")
             model = load(config, category=data.class_name_of(category), calibration=None)
-            found.append(compare(data, category, model, name == "NearestNeighbours", squeezes))
+            few_shot = name == "NearestNeighbours"
+            found.append(compare(data, category, model, few_shot, squeezes, options.longest))
         for number, by in enumerate(squeezes):
             title = name if by == 1 else f"{name}, squeezed"
-            for form in FORMS:
+            for form in (*FORMS, *map(_smaller, options.longest)):
                 print(row(title, form, [category[number] for category in found]), flush=True)
 
 
@@ -119,8 +141,10 @@ def row(title: str, form: str, found: Sequence[Found]) -> str:
     for key in (*METRICS, "seg_f1"):
         moved = [abs(category[form][0][key] - category["float32"][0][key]) for category in found]
         cells.append(f"{max(moved):.4f}")
-    share = float(np.mean([category[form][1] for category in found]))
-    return " | ".join([f"| {title}", form, *cells, f"{1000 * share:.0f} |"])
+    share = f"{1000 * float(np.mean([category[form][1] for category in found])):.0f}"
+    if form not in FORMS:  # masks are made before, and upsampled values are others
+        cells[-1] = share = "–"
+    return " | ".join([f"| {title}", form, *cells, f"{share} |"])
 
 
 if __name__ == "__main__":

@@ -152,6 +152,10 @@ def test_intervals_stand_below_their_values(tmp_path: Path) -> None:
     fixed = page.partition('id="fixed"')[2].partition("</section>")[0]
     assert re.findall(r'class="interval">([^<]*)<', fixed) == ["12.5 to 87.5"]
     assert "Intervals hold for these thresholds, as if they had been given." in fixed
+    assert "up to 3 in n" not in page
+    table["rows"][0]["intervals"]["image_fixed_fpr"] = [0.0, 0.0]
+    (folder / "results.json").write_text(json.dumps(table))
+    assert render(read_run(folder)).count("of n images without an error, up to 3 in n of others may have one") == 1
 
 
 def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:
