@@ -82,7 +82,7 @@ def main(args: Sequence[str]) -> int:
     by_type = type_rows(records, types or {}, options.fpr_limit)
     print(results.render(rows, options.tolerance, results.shown_columns(rows)))
     if by_type:
-        print("\n".join(results.render_types(by_type)))
+        print("\n".join(results.render_types(by_type, results.shown_columns(by_type))))
     for line in notes.lines:
         print(f"note: {shown(line)}", file=sys.stderr)
     for out in options.out:

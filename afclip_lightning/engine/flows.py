@@ -226,7 +226,7 @@ def _report(run: Run) -> None:
         print(f"\n{head.title}")
         print(results.render(head.rows, run.evaluation.tolerance, results.shown_columns(head.rows)))
         if head.type_rows:
-            print("\n".join(results.render_types(head.type_rows)))
+            print("\n".join(results.render_types(head.type_rows, results.shown_columns(head.type_rows))))
         print(f"Table: {run.folder / head.name}.csv")
     if run.pictures.paths:
         print("Pictures:\n" + "\n".join(f"  {shown(path)}" for path in run.pictures.paths))

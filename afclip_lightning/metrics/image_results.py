@@ -12,7 +12,7 @@ from afclip_lightning.metrics.histogram import exact_counts
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.result import Result, result_of
 from afclip_lightning.metrics.spro import saturated, with_spro
-from afclip_lightning.results import Key, Row
+from afclip_lightning.results import MEAN, Key, Row, aggregate
 
 
 def result_of_images(records: Sequence[ImageRecord], fpr_limit: float = 0.3) -> Result:
@@ -78,12 +78,43 @@ def with_aupimo(rows: Sequence[Row], found: Mapping[Key, Aupimo]) -> list[Row]:
 def type_rows(
     records: Mapping[Key, Sequence[ImageRecord]], types: Mapping[str, str], fpr_limit: float = 0.3
 ) -> list[Row]:
-    """Returns the rows by defect type of all categories; see `results_by_type`."""
-    return [
+    """Returns the rows by defect type of all categories, see `results_by_type`, and their means, see `type_means`."""
+    rows = [
         replace(result.row(dataset, category), defect_type=name)
         for (dataset, category), images in records.items()
         for name, result in results_by_type(images, types, fpr_limit).items()
     ]
+    return [*rows, *type_means(rows)]
+
+
+def type_means(rows: Sequence[Row]) -> list[Row]:
+    """Returns, for each dataset of which all categories have the same types, two or more, the mean rows.
+
+    These are the mean of each type over the categories, and the mean of these means: what is printed of MVTec LOCO AD,
+    whose types are logical and structural anomalies.
+
+    Args:
+        rows: By defect type, without means.
+    """
+    means = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        by_category: dict[str, list[Row]] = {}
+        for row in (row for row in rows if row.dataset == dataset):
+            by_category.setdefault(row.category, []).append(row)
+        shared = {tuple(row.defect_type for row in part) for part in by_category.values()}
+        if len(by_category) < 2 or len(shared) > 1 or len(types := shared.pop()) < 2:
+            continue
+        of_types = [
+            _mean(dataset, [row for row in rows if row.dataset == dataset and row.defect_type == t], t) for t in types
+        ]
+        means += [*of_types, replace(_mean(dataset, of_types, MEAN), normal=of_types[0].normal)]
+    return means
+
+
+def _mean(dataset: str, rows: Sequence[Row], name: str) -> Row:
+    metrics, counts = aggregate({f"{row.category}/{row.defect_type}": row.metrics for row in rows})
+    normal, anomalous = sum(row.normal for row in rows), sum(row.anomalous for row in rows)
+    return Row(dataset, MEAN, normal, anomalous, metrics, counts, defect_type=name)
 
 
 def results_by_type(

@@ -18,6 +18,8 @@ from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.saturated_layout import SaturatedLayout
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
+from afclip_lightning.report.run import render as render_page
+from afclip_lightning.report.run_files import read_run
 from afclip_lightning.results import render, shown_columns
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
 from tests.reference import spro_naive
@@ -134,3 +136,23 @@ def test_other_sets_have_none(tmp_path: Path) -> None:
     evaluation = evaluated(data, tmp_path / "out")
     assert "pixel_spro" not in evaluation.main.rows[0].metrics
     assert "pixel_spro" not in (tmp_path / "out/results.csv").read_text()
+
+
+def test_what_is_printed_of_the_set_is_the_mean_of_the_types(root: Path, tmp_path: Path) -> None:
+    rows = evaluated(SaturatedLayout(root, num_workers=0), tmp_path, defect_types=True).main.type_rows
+    assert [(row.category, row.defect_type) for row in rows[-3:]] == [("mean", kind) for kind in (*KINDS, "mean")]
+    of_type = [[row.metrics for row in rows[:-3] if row.defect_type == kind] for kind in KINDS]
+    for key in ("image_auroc", "pixel_spro_05"):
+        expected = np.mean([np.mean([metrics[key] for metrics in part]) for part in of_type])
+        assert rows[-1].metrics[key] == pytest.approx(expected)
+    assert [(row.normal, row.anomalous) for row in rows[-3:]] == [(2, 4), (2, 2), (2, 6)]
+    assert "| scenes/mean " in (tmp_path / "results.md").read_text()
+    assert read_run(tmp_path).by_type == rows
+    assert '<th scope="row">mean</th>' in render_page(read_run(tmp_path))
+
+
+def test_sets_whose_categories_have_other_types_have_no_such_mean(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "set", ["nut"])
+    write_mvtec(tmp_path / "set", ["bolt"], defects=("dent", "stain"))
+    rows = evaluated(MVTecLayout(tmp_path / "set", num_workers=0), tmp_path / "out", defect_types=True).main.type_rows
+    assert {row.category for row in rows} == {"nut", "bolt"}
