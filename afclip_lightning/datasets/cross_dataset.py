@@ -37,7 +37,8 @@ class CrossDataset(AnomalyData):
 
     def __init__(
         self,
-        train: AnomalyDataModule | list[AnomalyDataModule] | None = None,
+        # both in one order: unions of the same members are equal, and the parser's messages are those of the first
+        train: list[AnomalyDataModule] | AnomalyDataModule | None = None,
         test: list[AnomalyDataModule] | AnomalyDataModule | None = None,
         skip_missing: bool = False,
         seen_if_alone: bool = False,

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.data.defect_types import with_defect_types
 from afclip_lightning.data.images import pair_masks, survey, walk_images
 from afclip_lightning.data.left_out import LeftOut, unread
 from afclip_lightning.data.names import find
@@ -15,9 +16,9 @@ class Folder(AnomalyDataModule):
     """One category of one's own: a folder of normal images, a folder of anomalous images, both, or unlabelled images.
 
     With neither `normal_dir` nor `abnormal_dir`, all images of `root` are of unknown label, and only `predict` takes
-    them. Each folder is searched with its subfolders (kinds of defects), but not with those that another argument
-    names. Masks are paired with the images of `abnormal_dir` by relative path and stem: `bad/crack/7.jpg` with
-    `masks/crack/7.png` or `masks/crack/7_mask.png`.
+    them. Each folder is searched with its subfolders, but not with those that another argument names. Those of
+    `abnormal_dir` are defect types, where there are several. Masks are paired with the images of `abnormal_dir` by
+    relative path and stem: `bad/crack/7.jpg` with `masks/crack/7.png` or `masks/crack/7_mask.png`.
 
     Args:
         root: Folder that the others are relative to.
@@ -108,7 +109,9 @@ class Folder(AnomalyDataModule):
         if "mask" in self.folders:
             roots = (self.folders["anomalous"], self.folders["mask"])
             masks = pair_masks(anomalous, self._images("mask"), roots=roots)
-        return self.make_samples(category, split, self._images("normal"), anomalous, masks)
+        samples = self.make_samples(category, split, self._images("normal"), anomalous, masks)
+        places = {image: image.relative_to(self.folders["anomalous"]).parts for image in anomalous}
+        return with_defect_types(samples, {image: parts[0] for image, parts in places.items() if len(parts) > 1})
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
         """Returns the folders of the roles that make up a split."""

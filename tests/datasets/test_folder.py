@@ -43,6 +43,23 @@ def test_everything(root: Path) -> None:
     assert [s.image_path.name for s in dataset.few_shot(1, seed=0)["bolts", "bolts"]] == ["a.png"]
 
 
+def test_subfolders_of_anomalous_images_are_defect_types_where_there_are_several(root: Path) -> None:
+    folder = Folder(root, "fine", "bad")
+    assert {sample.defect_type for sample in folder.samples("test")} == {""}  # one tells nothing
+    write_image(root / "bad/dent/9.png")
+    write_image(root / "fine/crack/2.png")
+    types = {s.image_path.relative_to(root).as_posix(): s.defect_type for s in folder.samples("test")}
+    assert types == {
+        "bad/7.jpg": "",
+        "bad/crack/7.png": "crack",
+        "bad/crack/deep/8.png": "crack",
+        "bad/dent/9.png": "dent",
+        "fine/0.png": "",
+        "fine/1.JPG": "",
+        "fine/crack/2.png": "",
+    }
+
+
 def test_name_is_that_of_the_category_too(root: Path) -> None:
     samples = Folder(root, normal_dir="fine", name="M4 bolt").samples("test")
     assert {(s.dataset, s.category) for s in samples} == {("M4 bolt", "M4 bolt")}
