@@ -1,8 +1,6 @@
 """DICOM series, and objects with several frames, as volumes: frames in the order of their positions, never of files."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from afclip_lightning.data.dicom import padding_of
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import open_regular
 from afclip_lightning.volumes.grid import INSTALL, LPS, Grid
 from afclip_lightning.volumes.raw import Raw, free_space, written
+from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+DICOM = "DICOM"
 ROUNDED = 0.01  # share of a step between slices, and mm per mm, that headers are rounded to
 KNOWN_BY = (
     "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality", "Rows", "Columns",
@@ -102,28 +102,6 @@ class DicomFile:
         return str(self.data.get(name) or "").strip()
 
 
-@contextmanager
-def silenced(path: object) -> Iterator[None]:
-    """Makes one error without a quotation of whatever pydicom runs into, and keeps its warnings from being printed.
-
-    Both quote values of the header, which may name the patient.
-
-    Raises:
-        DatasetError: Names the file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            raise DatasetError(
-                f"{path}: cannot be read as DICOM ({type(error).__name__}): it is damaged, or of a kind that is not "
-                "read here. Export it anew."
-            ) from None
-
-
 def open_file(path: Path, tags: Sequence[str] = TAGS) -> DicomFile:
     """Returns a DICOM file with its header.
 
@@ -134,7 +112,7 @@ def open_file(path: Path, tags: Sequence[str] = TAGS) -> DicomFile:
         from pydicom import dcmread
     except ImportError as error:
         raise DatasetError(f"{path}: DICOM files need pydicom. Install it: {INSTALL}.") from error
-    with open_regular(path, error=DatasetError) as file, silenced(path):
+    with open_regular(path, error=DatasetError) as file, silenced(path, DICOM):
         data = dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
         return DicomFile(path, data, data.file_meta.TransferSyntaxUID)
 
@@ -146,7 +124,7 @@ def read_header(path: Path) -> Header:
         DatasetError: It cannot be read, or pydicom is not installed.
     """
     file = open_file(path, KNOWN_BY)
-    with silenced(path):
+    with silenced(path, DICOM):
         references = (item.get("SeriesInstanceUID") for item in file.data.get("ReferencedSeriesSequence") or ())
         is_segmentation = file.get("Modality") == "SEG"
         return Header(
@@ -170,7 +148,7 @@ def frames_of(file: DicomFile) -> list[Frame]:
     data, path = file.data, file.path
     if data.get("EncryptedAttributesSequence") and "ImagePositionPatient" not in data and not _groups(data):
         raise DatasetError(f"{path}: its header is encrypted. Ask whoever exported it for a de-identified copy.")
-    with silenced(path):
+    with silenced(path, DICOM):
         shape, count = (int(data.Rows), int(data.Columns)), int(data.get("NumberOfFrames") or 1)
         groups = _groups(data)
         if count > 1 and len(groups) != count:
@@ -248,7 +226,7 @@ def open_series(files: Sequence[DicomFile], scratch: Path) -> Volume:
     with written(raw.path) as out:
         for file in files:
             mine = sorted((f for f in frames if f.path == file.path), key=lambda frame: frame.number)
-            with silenced(file.path):
+            with silenced(file.path, DICOM):
                 for frame, values in zip(mine, pixels(file), strict=True):
                     out.seek(places[frame.path, frame.number] * rows * columns * 4)
                     out.write(_rescaled(values, frame, file.data).tobytes())
@@ -324,7 +302,7 @@ def check_readable(file: DicomFile) -> None:
         raise DatasetError(
             f"{file.path}: holds colours, or grey with white as 0, and no values of a scan. Leave it out."
         )
-    with silenced(file.path):
+    with silenced(file.path, DICOM):
         if file.syntax.is_compressed and not file.syntax.is_deflated and not get_decoder(file.syntax).is_available:
             raise DatasetError(
                 f"{file.path}: its pixels are compressed ({file.syntax.name}), and what decompresses them is not "
@@ -340,6 +318,14 @@ def pixels(file: DicomFile) -> Iterator[np.ndarray]:
     from pydicom import dcmread
     from pydicom.pixels import iter_pixels
 
+    if file.data.BitsAllocated == 1 and not file.syntax.is_encapsulated:
+        # pydicom 3.0 cuts such frames off where one does not end with a byte
+        rows, columns, count = int(file.data.Rows), int(file.data.Columns), int(file.data.get("NumberOfFrames") or 1)
+        bits = np.frombuffer(dcmread(file.path).PixelData, np.uint8)
+        for start in range(0, count * rows * columns, rows * columns):
+            part = bits[start // 8 : -(-(start + rows * columns) // 8)]
+            yield np.unpackbits(part, bitorder="little")[start % 8 :][: rows * columns].reshape(rows, columns)
+        return
     yield from iter_pixels(dcmread(file.path) if file.syntax.is_deflated else file.path, raw=True)
 
 

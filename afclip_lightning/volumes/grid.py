@@ -99,6 +99,18 @@ class Grid:
         return float(np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0).max())
 
 
+def named_grid(path: object, shape: tuple[int, int, int], affine: np.ndarray) -> Grid:
+    """Returns the grid of a file.
+
+    Raises:
+        DatasetError: It is none; names the file.
+    """
+    try:
+        return Grid(shape, affine)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
 def _by(values: tuple[float, ...]) -> str:
     return " × ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
 

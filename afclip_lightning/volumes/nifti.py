@@ -8,8 +8,9 @@ import numpy as np
 
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import atomic_path, open_regular
-from afclip_lightning.volumes.grid import INSTALL, Grid
+from afclip_lightning.volumes.grid import INSTALL, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw, free_space, unpack
+from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import NO_CODES, Reading, Volume, grid_from_codes
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def open_nifti(path: Path, scratch: Path, reading: Reading) -> Volume:
         dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
         if header["magic"].item()[:2] not in (b"n+",):
             raise DatasetError(f"{path}: its voxels lie in a second file (.img). Save both as one .nii file.")
+        if offset < header.single_vox_offset:
+            raise DatasetError(f"{path}: its voxels begin inside of its header (vox_offset {offset}). Export it anew.")
         if dtype.kind not in "iuf" or dtype.itemsize > 8:
             raise DatasetError(
                 f"{path}: holds colours or complex numbers ({dtype}), and no grey values. Save it as grey."
@@ -65,7 +68,7 @@ def _header(path: Path, file: Any) -> "Nifti1Header":
         from nibabel.nifti2 import Nifti2Header
     except ImportError as error:
         raise DatasetError(f"{path}: NIfTI files need nibabel. Install it: {INSTALL}.") from error
-    try:
+    with silenced(path, "NIfTI"):
         size = file.read(4)
         file.seek(0)
         kinds = {348: Nifti1Header, 540: Nifti2Header}
@@ -75,12 +78,6 @@ def _header(path: Path, file: Any) -> "Nifti1Header":
         header: Nifti1Header = kind.from_fileobj(file, check=False)
         header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
         return header
-    except DatasetError:
-        raise
-    except Exception as error:  # of many classes; their texts quote the header, which may name a person
-        raise DatasetError(
-            f"{path}: its NIfTI header cannot be read ({type(error).__name__}). Export it anew."
-        ) from None
 
 
 def _one_of(path: Path, header: "Nifti1Header", reading: Reading) -> tuple[tuple[int, int, int], int]:
@@ -107,30 +104,25 @@ def _one_of(path: Path, header: "Nifti1Header", reading: Reading) -> tuple[tuple
 
 def _grid(path: Path, header: "Nifti1Header", shape: tuple[int, int, int], reading: Reading) -> tuple[Grid, int]:
     """Returns the geometry that counts, and what it is of, as NIfTI counts."""
-    try:
+    with silenced(path, "NIfTI"):
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
         found = {"sform": sform, "qform": qform}
-        known = {name: Grid(shape, np.asarray(affine, float)) for name, affine in found.items() if affine is not None}
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
-    except Exception as error:  # a quaternion that is none
-        raise DatasetError(
-            f"{path}: its orientation (qform) is damaged ({type(error).__name__}). Write its header anew."
-        ) from None
+        known = {name: np.asarray(affine, float) for name, affine in found.items() if affine is not None}
+    grids = {name: named_grid(path, shape, affine) for name, affine in known.items()}
     spacing = tuple(float(size) for size in header.get_zooms()[:3])
-    if not known:
+    if not grids:
         if not reading.codes:
             raise DatasetError(f"{path}: sform and qform are both 0: {NO_CODES}")
-        return grid_from_codes(reading.codes, shape, spacing), 1
-    if len(known) == 2 and not reading.form:
-        apart = known["sform"].apart(known["qform"])
-        if apart > APART * min(known["sform"].spacing):
+        return grid_from_codes(path, reading.codes, shape, spacing), 1
+    if len(grids) == 2 and not reading.form:
+        apart = grids["sform"].apart(grids["qform"])
+        if apart > APART * min(grids["sform"].spacing):
             raise DatasetError(
-                f"{path}: its two geometries disagree: sform ({known['sform'].codes}) and qform "
-                f"({known['qform'].codes}) lie up to {apart:.3g} mm apart. Say which is right: --form sform, or qform."
+                f"{path}: its two geometries disagree: sform ({grids['sform'].codes}) and qform "
+                f"({grids['qform'].codes}) lie up to {apart:.3g} mm apart. Say which is right: --form sform, or qform."
             )
-    name = reading.form if reading.form in known else next(iter(known))
-    return known[name], int(header[f"{name}_code"])
+    name = reading.form if reading.form in grids else next(iter(grids))
+    return grids[name], int(header[f"{name}_code"])
 
 
 def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:

@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.volumes.dicom_series import DicomFile, Frame, check_readable, frames_of, pixels, silenced
+from afclip_lightning.volumes.dicom_series import DICOM, DicomFile, Frame, check_readable, frames_of, pixels
 from afclip_lightning.volumes.grid import LPS, SAME, Grid
 from afclip_lightning.volumes.raw import Raw, free_space
+from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import Volume
 
 HALF = 0.5  # share of the largest value from which a fractional segmentation marks a pixel
 
 
 def segments_of(file: DicomFile) -> list[int]:
-    """Returns the numbers of the segments."""
-    return [int(item.SegmentNumber) for item in file.data.get("SegmentSequence") or ()]
+    """Returns the numbers of the segments; without 0, which is the background of label maps."""
+    numbers = [int(item.SegmentNumber) for item in file.data.get("SegmentSequence") or ()]
+    return [number for number in numbers if number]
 
 
 def open_segmentation(
@@ -46,7 +48,7 @@ def open_segmentation(
         most = float(file.data.get("MaximumFractionalValue") or 255)
         wanted = set(numbers if anomalous is None else anomalous)
         frames = frames_of(file)
-        with silenced(file.path):
+        with silenced(file.path, DICOM):
             for frame, values in zip(frames, pixels(file), strict=True):
                 if labelled:
                     on = np.isin(values, list(wanted))

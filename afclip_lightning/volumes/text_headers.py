@@ -11,8 +11,9 @@ import numpy as np
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import open_regular
-from afclip_lightning.volumes.grid import INSTALL, LPS, Grid
+from afclip_lightning.volumes.grid import INSTALL, LPS, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw, free_space, unpack
+from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import NO_CODES, Reading, Volume, grid_from_codes
 
 HEADER_LIMIT = 2**20  # bytes
@@ -48,13 +49,11 @@ def open_nrrd(path: Path, scratch: Path, reading: Reading) -> Volume:
     except ImportError as error:
         raise DatasetError(f"{path}: NRRD files need pynrrd. Install it: {INSTALL}.") from error
     with open_regular(path, error=DatasetError) as file:
-        try:
+        with silenced(path, "NRRD"):
             header: Mapping[str, Any] = nrrd.read_header(file)
             kind = next(kind for kind, names in NRRD_TYPES.items() if str(header["type"]).lower() in names)
             dtype = np.dtype((">" if header.get("endian") == "big" else "<") + kind)
             sizes = [int(size) for size in header["sizes"]]
-        except Exception as error:  # their texts quote the header, which may name a person
-            raise _unread(path, "NRRD", error) from None
         offset = file.tell()
     shape = _three(path, sizes)
     grid = _nrrd_grid(path, header, shape, reading)
@@ -75,20 +74,16 @@ def _nrrd_grid(path: Path, header: Mapping[str, Any], shape: tuple[int, int, int
     """
     space = str(header.get("space", "")).lower()
     sides = space.split("-") if "-" in space else [SHORT.get(letter.upper(), "") for letter in space]
-    try:
+    with silenced(path, "NRRD"):
         if len(sides) == 3 and all(side in SPACES for side in sides) and "space directions" in header:
             affine = np.eye(4)
             affine[:3, :3] = np.asarray(header["space directions"], float).T  # a row per stored axis
             affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), float)
-            return Grid(shape, np.diag([*(SPACES[side] for side in sides), 1]) @ affine)
+            return named_grid(path, shape, np.diag([*(SPACES[side] for side in sides), 1]) @ affine)
         spacing = tuple(float(size) for size in header.get("spacings", ()))
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
-    except (TypeError, ValueError):
-        raise DatasetError(f"{path}: its geometry is damaged. Write its header anew.") from None
     if not reading.codes:
         raise DatasetError(f"{path}: {NO_CODES}")
-    return grid_from_codes(reading.codes, shape, spacing if len(spacing) == 3 else (1.0, 1.0, 1.0))
+    return grid_from_codes(path, reading.codes, shape, spacing if len(spacing) == 3 else (1.0, 1.0, 1.0))
 
 
 def open_metaimage(path: Path, scratch: Path, reading: Reading) -> Volume:
@@ -102,7 +97,7 @@ def open_metaimage(path: Path, scratch: Path, reading: Reading) -> Volume:
     with open_regular(path, error=DatasetError) as file:
         header = _meta_header(path, file)
         offset = file.tell()
-    try:
+    with silenced(path, "MetaImage"):
         shape = _three(path, [int(size) for size in header["DimSize"].split()])
         swapped = any(
             header.get(key, "").lower() == "true" for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
@@ -119,12 +114,8 @@ def open_metaimage(path: Path, scratch: Path, reading: Reading) -> Volume:
         affine = np.eye(4)
         affine[:3, :3] = numbers["turn"].reshape(3, 3).T * numbers["spacing"]  # a row per stored axis
         affine[:3, 3] = numbers["origin"]
-        grid = Grid(shape, LPS @ affine)
+        grid = named_grid(path, shape, LPS @ affine)
         skip = int(header.get("HeaderSize", "0"))
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    except (KeyError, ValueError) as error:
-        raise _unread(path, "MetaImage", error) from None
     if header.get("ElementNumberOfChannels", "1") != "1" or header.get("BinaryData", "True").lower() != "true":
         raise DatasetError(f"{path}: holds colours, vectors or texts, and no grey values. Save it as grey, binary.")
     raw = Raw(path, offset, dtype, (shape[2], shape[1], shape[0]))
@@ -170,7 +161,3 @@ def _placed(raw: Raw, beside: str | None, kind: str, skip: int, scratch: Path) -
         file.seek(offset)
         unpack(file, kind, scratch / "unpacked", path, raw.nbytes)
     return Raw(scratch / "unpacked", 0, raw.dtype, raw.shape).check(path)
-
-
-def _unread(path: Path, kind: str, error: Exception) -> DatasetError:
-    return DatasetError(f"{path}: its {kind} header cannot be read ({type(error).__name__}). Export it anew.")

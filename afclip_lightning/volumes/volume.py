@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.volumes.grid import Axis, Cut, Grid
+from afclip_lightning.volumes.grid import Axis, Cut, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw
 
 CODES = "RL", "AP", "SI"
@@ -88,11 +88,11 @@ class Reading:
     codes: str = ""
 
 
-def grid_from_codes(codes: str, shape: tuple[int, int, int], spacing: tuple[float, ...]) -> Grid:
+def grid_from_codes(path: Path, codes: str, shape: tuple[int, int, int], spacing: tuple[float, ...]) -> Grid:
     """Returns a grid whose stored axes run as the codes say, its middle at the origin.
 
     Raises:
-        DatasetError: They are no axis codes.
+        DatasetError: They are no axis codes, or a spacing is none.
     """
     axes = [next((axis for axis, letters in enumerate(CODES) if letter in letters), -1) for letter in codes.upper()]
     if sorted(axes) != [0, 1, 2]:
@@ -102,7 +102,7 @@ def grid_from_codes(codes: str, shape: tuple[int, int, int], spacing: tuple[floa
     for stored, (axis, letter) in enumerate(zip(axes, codes.upper(), strict=True)):
         affine[axis, stored] = spacing[stored] * (1 if letter == CODES[axis][0] else -1)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Grid(shape, affine)
+    return named_grid(path, shape, affine)
 
 
 NO_CODES = (
