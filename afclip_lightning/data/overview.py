@@ -19,6 +19,7 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import read_mask_of
 from afclip_lightning.data.picture import Picture, say
 from afclip_lightning.data.reader import read, read_shape
+from afclip_lightning.data.thumbnails import SIDE, close_up, outline_of, within
 from afclip_lightning.errors import DatasetError, DatasetNotFoundError, UnpairedError
 from afclip_lightning.types import Sample, Split
 
@@ -27,10 +28,6 @@ HEADERS = 20_000  # files whose header is read, at most
 MASKS = 2_000  # masks that are measured
 DECODED = 200  # images that are decoded beside those that are shown
 PICTURES = 1_000  # pictures that are kept
-SIDE = 240  # pixels of a picture's longer side
-CLOSE = (240, 120)  # width and height of a close-up, in pixels
-SMALL, THIN = 0.25, 0.01  # a defect is shown close up whose longer side, or area, is below this share of the image's
-LINES = 300  # outlines of a picture, the longest of them
 T = TypeVar("T")
 Kind = Literal["normal", "anomalous", "not labelled"]
 KINDS: dict[int, Kind] = {0: "normal", 1: "anomalous"}
@@ -47,7 +44,7 @@ class Look:
         depth: Bits and colours, as `8 bits, grey`; empty where it was not decoded.
         marked: Share of the image that its mask marks; `None` where that was not read.
         picture: The image at `SIDE` pixels, `[h, w, 3]`, uint8, RGB; `None` where it is not shown.
-        close_up: The largest region of the mask and what is round it, likewise, at most `CLOSE` pixels; `None` where it
+        close_up: The largest region of the mask and what is round it, likewise; `None` where it
             is not small.
         outline: Closed lines round what is marked, a little outside of it so that a thin crack stays visible; points
             `[n, 2]`, x and y in pixels of the picture.
@@ -161,25 +158,6 @@ def spread(items: Sequence[T], count: int, seed: int) -> list[T]:
     return [items[draw.randrange(i * total // count, (i + 1) * total // count)] for i in range(count)]
 
 
-def outline_of(mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """Returns closed lines round what a mask marks, as they lie in a picture of it; see `Look.outline`.
-
-    Args:
-        mask: `[H, W]`, uint8 in {0, 1}.
-        height: Of the picture, in pixels.
-        width: Likewise.
-    """
-    import cv2  # what only lists has no use for it
-
-    # at twice the size; a pixel there is marked if any of those that it stands for is: no crack is too thin
-    shape = 2 * width, 2 * height
-    fine = cv2.resize(mask * np.float32(1), shape, interpolation=cv2.INTER_AREA) > 0
-    wide = cv2.dilate(fine.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13)))
-    found, _ = cv2.findContours(wide, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    longest = sorted(found, key=len, reverse=True)[:LINES]
-    return tuple((cv2.approxPolyDP(line, 0.6, closed=True)[:, 0] + 0.5) / 2 for line in longest)
-
-
 def look_over(
     dataset: AnomalyDataModule,
     per_type: int = 6,
@@ -192,7 +170,8 @@ def look_over(
 
     Args:
         dataset: The dataset.
-        per_type: Pictures of each defect type of each category and split, at most, and of the normal images.
+        per_type: Pictures of each defect type of each category and split, at most, and of the normal images; fewer
+            where there would be more than `PICTURES`.
         seed: Of the selection.
         threads: Files that are read at a time.
         progress: Show a bar on the error stream.
@@ -215,46 +194,71 @@ def look_over(
     found = _grouped(dataset, problems) if dataset.root.is_dir() else {}
     if not found:
         raise absent or DatasetError("\n".join(problems) or f"{dataset.root}: there is no image of {dataset.name}.")
-    everything = [sample for part in found.values() for sample in part]
-    chosen = spread(list(found), PICTURES // max(per_type, 1) or 1, seed)
-    shown = {key: spread(found[key], per_type, seed) for key in chosen}
-    masked = {key: [sample for sample in part if sample.mask_path] for key, part in found.items()}
-    masks = sum(map(len, masked.values()))
-    pictured = {id(sample) for part in shown.values() for sample in part}
-    measured = {id(s) for part in masked.values() for s in spread(part, ceil(MASKS * len(part) / max(masks, 1)), seed)}
-    decoded = pictured | {id(sample) for sample in spread(everything, DECODED, seed)}
-    looked_at = {id(sample) for sample in spread(everything, HEADERS, seed)} | decoded | measured
-    rest = [sample for sample in everything if id(sample) in looked_at]
-
-    def look(sample: Sample) -> Look:
-        return _look(sample, id(sample) in decoded, id(sample) in pictured, id(sample) in measured)
-
+    plan = _plan(found, per_type, seed)
     with ThreadPoolExecutor(threads) as pool:
-        bar = tqdm(pool.map(look, rest), total=len(rest), unit="image", disable=not progress)
+        bar = tqdm(pool.map(plan.look, plan.looked_at), total=len(plan.looked_at), unit="image", disable=not progress)
         looks = {id(one.sample): one for one in bar}
     problems += [one.problem for one in looks.values() if one.problem]
     counts: dict[str, Counter[tuple[Split, Kind]]] = defaultdict(Counter)
     for (category, split, kind, _), part in found.items():
         counts[category][split, kind] += len(part)
+    everything = [sample for part in found.values() for sample in part]
     return Overview(
-        dataset.name,
-        str(dataset.root),
-        dataset.licence,
-        [_group(key, found[key], len(masked[key]), shown[key], looks) for key in chosen],
-        len(found),
-        dict(counts),
-        Counter(one.size for one in looks.values() if one.size),
-        Counter(one.depth for one in looks.values() if one.depth),
-        Counter(sample.image_path.suffix.lower() or "none" for sample in everything),
-        masks,
-        len({(sample.category, sample.split, sample.group) for sample in everything if sample.group}),
-        problems,
-        say(Counter(remark for one in looks.values() for remark in one.remarks)),
-        seed,
+        name=dataset.name,
+        root=str(dataset.root),
+        licence=dataset.licence,
+        groups=[_group(key, found[key], shown, looks) for key, shown in plan.shown.items()],
+        groups_there=len(found),
+        counts=dict(counts),
+        sizes=Counter(one.size for one in looks.values() if one.size),
+        depths=Counter(one.depth for one in looks.values() if one.depth),
+        endings=Counter(sample.image_path.suffix.lower() or "none" for sample in everything),
+        masks=sum(sample.mask_path is not None for sample in everything),
+        together=len({(sample.category, sample.split, sample.group) for sample in everything if sample.group}),
+        problems=problems,
+        notes=say(Counter(remark for one in looks.values() for remark in one.remarks)),
+        seed=seed,
     )
 
 
-_Key = tuple[str, Split, Kind, str]
+_Key = tuple[str, Split, Kind, str]  # category, split, kind and defect type
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What of which samples is read; samples by their `id`.
+
+    Attributes:
+        shown: Samples of which pictures are kept, by their group.
+        looked_at: All of which anything is read.
+        pictured: Those of which pictures are kept.
+        decoded: Those that are decoded.
+        measured: Those whose mask is read.
+    """
+
+    shown: dict[_Key, list[Sample]]
+    looked_at: list[Sample]
+    pictured: set[int]
+    decoded: set[int]
+    measured: set[int]
+
+    def look(self, sample: Sample) -> Look:
+        """Returns what the files of a sample hold."""
+        this = id(sample)
+        return _look(sample, this in self.decoded, this in self.pictured, this in self.measured)
+
+
+def _plan(found: Mapping[_Key, Sequence[Sample]], per_type: int, seed: int) -> _Plan:
+    everything = [sample for part in found.values() for sample in part]
+    chosen = spread(list(found), PICTURES, seed)
+    shown = {key: spread(found[key], min(per_type, PICTURES // len(chosen)), seed) for key in chosen}
+    masked = [[sample for sample in part if sample.mask_path] for part in found.values()]
+    share = min(1.0, MASKS / max(sum(map(len, masked)), 1))
+    pictured = {id(sample) for part in shown.values() for sample in part}
+    measured = {id(sample) for part in masked for sample in spread(part, ceil(share * len(part)), seed)}
+    decoded = pictured | {id(sample) for sample in spread(everything, DECODED, seed)}
+    any_of = {id(sample) for sample in spread(everything, HEADERS, seed)} | decoded | measured
+    return _Plan(shown, [sample for sample in everything if id(sample) in any_of], pictured, decoded, measured)
 
 
 def _grouped(dataset: AnomalyDataModule, problems: list[str]) -> dict[_Key, list[Sample]]:
@@ -283,11 +287,10 @@ def _place(key: _Key) -> tuple[int, int, str]:
     return KINDS_IN_ORDER.index(kind), SPLITS.index(split), defect_type
 
 
-def _group(
-    key: _Key, samples: Sequence[Sample], masks: int, shown: Sequence[Sample], looks: Mapping[int, Look]
-) -> Group:
+def _group(key: _Key, samples: Sequence[Sample], shown: Sequence[Sample], looks: Mapping[int, Look]) -> Group:
     seen = [looks[id(sample)] for sample in samples if id(sample) in looks]
     marked = sorted(one.marked for one in seen if one.marked is not None)
+    masks = sum(sample.mask_path is not None for sample in samples)
     return Group(*key, len(samples), masks, tuple(looks[id(sample)] for sample in shown), tuple(marked))
 
 
@@ -306,13 +309,13 @@ def _look(sample: Sample, decode: bool, keep: bool, measure: bool) -> Look:
             look = replace(look, size=(width, height))
         if picture is not None and keep:
             image = picture.rgb(sample.white)
-            look = replace(look, picture=_within(image, SIDE, SIDE))
+            look = replace(look, picture=within(image, SIDE, SIDE))
         if sample.mask_path is not None and (measure or keep):
             mask, _ = read_mask_of(picture or sample.image_path, sample.mask_path, sample.mask_threshold)
             look = replace(look, marked=float(mask.mean()))
             if look.picture is not None and image is not None:
                 lines = outline_of(mask, *look.picture.shape[:2])
-                look = replace(look, outline=lines, close_up=_close_up(image, mask))
+                look = replace(look, outline=lines, close_up=close_up(image, mask))
     except DatasetError as error:
         look = replace(look, problem=str(error))
     return look
@@ -325,41 +328,3 @@ def _depth(picture: Picture) -> str:
         return f"{bits}, grey"
     alike = np.array_equal(values[..., 0], values[..., 1]) and np.array_equal(values[..., 0], values[..., 2])
     return f"{bits}, grey in three channels" if alike else f"{bits}, colour"
-
-
-def _within(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Returns an image made small enough; one that is so keeps its pixels."""
-    import cv2
-
-    scale = min(width / image.shape[1], height / image.shape[0])
-    if scale >= 1:
-        return image
-    size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def _close_up(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """Returns the largest region of a mask, 8-connected, and what is round it; of a long and thin one a part.
-
-    `None` where there is none, or it is large enough to be seen in the whole image.
-    """
-    import cv2
-
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    if count < 2:
-        return None
-    label = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    left, top, width, height, area = stats[label].tolist()
-    x, y, longest = left + width // 2, top + height // 2, SMALL * max(image.shape)
-    if max(width, height) >= longest:
-        if area >= THIN * mask.size:
-            return None
-        rows, columns = np.nonzero(labels == label)
-        nearest = int(np.hypot(rows - y, columns - x).argmin())
-        x, y, width, height = int(columns[nearest]), int(rows[nearest]), 0, round(longest / 2)
-    tall = max(round(1.6 * height), round(0.8 * width), 32)
-    x, y = (
-        max(min(middle - cut // 2, whole - cut), 0)
-        for middle, cut, whole in ((x, 2 * tall, image.shape[1]), (y, tall, image.shape[0]))
-    )
-    return _within(image[y : y + tall, x : x + 2 * tall], *CLOSE).copy()  # the image itself goes

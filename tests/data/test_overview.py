@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.data import overview
-from afclip_lightning.data.overview import SIDE, Overview, look_over, outline_of, spread
+from afclip_lightning.data.overview import Overview, look_over, spread
+from afclip_lightning.data.thumbnails import SIDE, close_up, outline_of
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic
@@ -102,12 +103,19 @@ def test_a_large_set_is_read_in_part(root: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(overview, name, counted)
     for name, limit in (("HEADERS", 6), ("MASKS", 1), ("DECODED", 2), ("PICTURES", 3)):
         monkeypatch.setattr(overview, name, limit)
-    found = look_over(Parts(root), per_type=1)
-    assert (len(found.groups), found.groups_there) == (3, 8)
+    found = look_over(Parts(root), per_type=2)
+    assert [len(group.shown) for group in found.groups] == [1, 1, 1]
+    assert found.groups_there == 8
     assert calls["read"] <= 3 + 2
     assert calls["read_shape"] <= 6
     assert calls["read_mask_of"] <= 4
     assert found.images == 20  # all are counted
+
+
+def test_of_many_groups_fewer_pictures_are_shown_of_each(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "PICTURES", 17)
+    assert {len(group.shown) for group in look_over(Parts(root), per_type=3).groups} == {1, 2}
+    assert len(look_over(Parts(root), per_type=3).groups) == 8
 
 
 def test_pictures_are_small_and_the_mask_is_measured_at_full_size(tmp_path: Path) -> None:
@@ -142,17 +150,17 @@ def test_the_outline_runs_round_the_thinnest_crack(thickness: int) -> None:
 def test_a_close_up_is_of_a_defect_that_is_small_or_of_a_part_of_a_thin_one() -> None:
     image = np.arange(1000 * 1000, dtype=np.uint32).reshape(1000, 1000, 1).repeat(3, axis=2).astype(np.uint8)
     mask = np.zeros((1000, 1000), np.uint8)
-    assert overview._close_up(image, mask) is None
+    assert close_up(image, mask) is None
     mask[0:10, 990:1000] = 1  # in a corner
-    near = overview._close_up(image, mask)
+    near = close_up(image, mask)
     assert near is not None
     assert np.array_equal(near, image[:32, -64:])
     mask[:] = 0
     mask[400:900, 200:700] = 1
-    assert overview._close_up(image, mask) is None
+    assert close_up(image, mask) is None
     mask[:] = 0
     cv2.ellipse(mask, (500, 500), (400, 400), 0, 0, 180, 1, 2)  # a bow, whose middle is not on it
-    part = overview._close_up(mask[..., None].repeat(3, axis=2) * np.uint8(255), mask)
+    part = close_up(mask[..., None].repeat(3, axis=2) * np.uint8(255), mask)
     assert part is not None
     assert part.max() > 0
 
