@@ -209,6 +209,8 @@ class HeadEvaluation:
         if types:
             names = {score.image: score.defect_type for score in self.scores}
             self.type_rows = type_rows(self.records or {}, names, fpr_limit)
+            if not self.type_rows:
+                print("note: No rows by defect type: the set names none, or one only.")
         return notes
 
     def own_scores(self) -> list[ImageScore]:

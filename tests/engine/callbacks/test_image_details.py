@@ -118,6 +118,17 @@ def test_rows_by_defect_type(root: Path, tmp_path: Path) -> None:
     assert '<th scope="row">scratch</th>' in render(run)
 
 
+def test_a_set_without_types_says_so(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(root, tmp_path / "parts")
+    lines = (root / "images.csv").read_text().splitlines()
+    (tmp_path / "parts/images.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    evaluation = evaluated(tmp_path / "parts", tmp_path / "out", defect_types=True)
+    assert not evaluation.main.type_rows
+    assert "note: No rows by defect type: the set names none, or one only." in capsys.readouterr().out
+    evaluated(root, tmp_path / "typed", defect_types=True)
+    assert "No rows" not in capsys.readouterr().out
+
+
 def test_nothing_is_kept_unless_it_is_asked_for(root: Path, tmp_path: Path) -> None:
     evaluation = evaluated(root, tmp_path)
     assert "pixel_aupimo" not in evaluation.main.rows[0].metrics
