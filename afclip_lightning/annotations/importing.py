@@ -178,6 +178,7 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
     print(f"Next: {PROGRAM} datasets check Listing --root {options.out}")
+    print(f"Look: {PROGRAM} datasets show Listing --root {options.out}")
     return 1 if found.problems else 0
 
 

@@ -1,6 +1,6 @@
 """Lightning's class of data and its warnings, or stand-ins where a process only looks at files.
 
-`datasets list` and `datasets check` read folders and pictures and never train, and Lightning would take most of their
+`datasets list`, `check` and `show` read folders and pictures and never train, and Lightning would take most of their
 time. So a process that will do nothing else says so before a dataset is imported, and gets stand-ins that lack all
 that a trainer needs. Everybody else gets Lightning's own: a dataset in Python is a real `LightningDataModule`.
 """

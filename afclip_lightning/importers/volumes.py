@@ -156,6 +156,7 @@ def _say(
         if len(lines) > LISTED:
             print(f"note: and {len(lines) - LISTED} more of this kind.", file=sys.stderr)
     print(f"Next: {PROGRAM} datasets check Volumes --root {options.out}   ({options.out / SLICES})")
+    print(f"Look: {PROGRAM} datasets show Volumes --root {options.out}")
 
 
 def _counts(values: Iterable[str]) -> str:
