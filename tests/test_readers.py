@@ -37,6 +37,8 @@ from afclip_lightning.benchmark.published import load_published
 from afclip_lightning.benchmark.table import read_done, read_results
 from afclip_lightning.data.maps import read_map
 from afclip_lightning.datasets.listing import Listing
+from afclip_lightning.datasets.real_iad import RealIAD
+from afclip_lightning.datasets.saturated_layout import SaturatedLayout
 from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
@@ -60,6 +62,8 @@ from tests.support.clips import small_clip, small_config
 from tests.support.image_records import categories, records_of
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.listing import write_json_lines, write_meta
+from tests.support.layouts.loco import write_loco
+from tests.support.layouts.real_iad import write_real_iad
 from tests.support.layouts.visa import write_visa
 from tests.support.released import changed as write_released
 from tests.support.released import write_afclip
@@ -300,6 +304,16 @@ READERS = [
         "VisA's table",
         lambda folder: write_visa(folder / "visa", ["candle"]) / "split_csv/1cls.csv",
         lambda path: VisA(path.parents[1], categories=["candle"]).samples("test"),
+    ),
+    Reader(
+        "Real-IAD's lists",
+        lambda folder: write_real_iad(folder / "real_iad", ["toy"]) / "realiad_jsons/toy.json",
+        lambda path: RealIAD(path.parents[1], categories=["toy"]).samples("test"),
+    ),
+    Reader(
+        "saturations",
+        lambda folder: write_loco(folder / "loco", ["box"]) / "box/defects_config.json",
+        lambda path: SaturatedLayout(path.parents[1]).samples("test"),
     ),
     Reader("map", write_map_file, read_map),
     Reader("counts of images", write_counts, read_records),

@@ -342,8 +342,8 @@ def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
     Raises:
         DatasetError: It cannot be read or decoded to its end.
     """
-    if isinstance(source, Path) and source.is_dir():
-        return _union([read_mask(file, threshold) for file in mask_files(source)], source)
+    if isinstance(source, Path) and source.is_dir() and (files := list_images(source)):
+        return _union([read_mask(file, threshold) for file in files], source)
     return read(source, stored=True).region(threshold)
 
 

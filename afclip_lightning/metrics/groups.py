@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import fsum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from afclip_lightning.files import csv_text, write_text
 from afclip_lightning.metrics.histogram import exact_counts
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.result import group_metrics
@@ -21,11 +23,13 @@ class Group(NamedTuple):
         name: As their samples have it; of an image that is judged alone, its path.
         label: 1 = at least one of them is anomalous, 0 = all are normal.
         score: By the rule of `groups_of`.
+        images: How many they are.
     """
 
     name: str
     label: int
     score: float
+    images: int
 
 
 def groups_of(scores: Sequence[ImageScore], rule: GroupScore = "highest") -> dict[Key, list[Group]]:
@@ -46,7 +50,7 @@ def groups_of(scores: Sequence[ImageScore], rule: GroupScore = "highest") -> dic
         members.setdefault((image.dataset, image.category), {}).setdefault(name, []).append(image)
     return {
         key: sorted(
-            Group(name, max(image.label for image in images), _score([image.score for image in images], rule))
+            Group(name, max(i.label for i in images), _score([i.score for i in images], rule), len(images))
             for (_, name), images in groups.items()
         )
         for key, groups in members.items()
@@ -72,6 +76,17 @@ def with_groups(rows: Sequence[Row], groups: Mapping[Key, Sequence[Group]]) -> l
         values, thresholds = group_metrics(exact_counts(normal, anomalous))
         result.append(replace(row, metrics={**row.metrics, **values}, thresholds={**row.thresholds, **thresholds}))
     return result
+
+
+def write_groups(groups: Mapping[Key, Sequence[Group]], path: Path) -> None:
+    """Writes what was said of each group as CSV, by dataset, category and name; scores in full.
+
+    Args:
+        groups: By dataset and category.
+        path: The file.
+    """
+    lines = [(*key, *group) for key, part in groups.items() for group in part]
+    write_text(path, csv_text(["dataset", "category", "group", "label", "score", "images"], lines))
 
 
 def records_of(groups: Mapping[Key, Sequence[Group]]) -> dict[Key, list[ImageRecord]]:

@@ -151,9 +151,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("method", "resolution", "data"), CASES)
 def test_the_files_of_two_processes_are_those_of_one(folder: Path, method: str, resolution: str, data: str) -> None:
     one, two = (folder / place / f"{method}-{resolution}-{data}" for place in ("one", "two"))
-    names = {path.name for path in one.iterdir() if path.name.startswith(("results", "scores", "curves", "image_"))}
+    names = {
+        path.name for path in one.iterdir() if path.name.startswith(("results", "scores", "groups", "curves", "image_"))
+    }
     assert {"results.json", "image_counts.npz"} < names
     assert ("results_by_type.csv" in names) == (data != "views")
+    assert ("groups.csv" in names) == (data == "views")
     for name in names:
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
     rows = json.loads((one / "results.json").read_text())["rows"]

@@ -68,16 +68,16 @@ def test_metrics_are_those_of_a_loop(rule, views):
 def test_an_object_is_anomalous_where_one_view_is():
     views = [("a", 0, 0.9), ("a", 1, 0.1), ("b", 0, 0.3), ("", 0, 0.2), ("", 1, 0.4)]
     assert groups_of(images(views))[KEY] == [
-        Group("03.png", 0, 0.2),
-        Group("04.png", 1, 0.4),
-        Group("a", 1, 0.9),
-        Group("b", 0, 0.3),
+        Group("03.png", 0, 0.2, 1),
+        Group("04.png", 1, 0.4, 1),
+        Group("a", 1, 0.9, 2),
+        Group("b", 0, 0.3, 1),
     ]
 
 
 def test_a_group_that_is_called_as_an_image_is_not_that_image():
     views = [("01.png", 0, 0.3), ("", 1, 0.5), ("01.png", 0, 0.2)]
-    assert sorted(groups_of(images(views))[KEY]) == [Group("01.png", 0, 0.3), Group("01.png", 1, 0.5)]
+    assert sorted(groups_of(images(views))[KEY]) == [Group("01.png", 0, 0.3, 2), Group("01.png", 1, 0.5, 1)]
 
 
 def test_groups_are_of_one_category_and_the_order_of_images_is_nothing():
@@ -102,7 +102,7 @@ def test_intervals_draw_whole_groups():
     rng = np.random.default_rng(0)
     views = [(f"{i // 3:02}", int(i >= 30), score) for i, score in enumerate(rng.normal(np.arange(60) >= 30))]
     groups = groups_of(images(views))
-    records = records_of({KEY: [Group(image.image, image.label, image.score) for image in images(views)]})
+    records = records_of({KEY: [Group(image.image, image.label, image.score, 1) for image in images(views)]})
     found = intervals_of(records, Settings(200), groups=records_of(groups)).by_row
     (whole,) = with_groups([row(*KEY)], groups)
     alone = resampled(CategoryCounts.of(records_of(groups)[KEY]), 200, (0, *KEY, "groups"))["image_auroc"]
@@ -117,7 +117,7 @@ def test_intervals_draw_whole_groups():
 def test_few_groups_have_no_interval():
     views = [(name, int(name > "b"), float(score)) for score, name in enumerate("aabbccdd" * 2)]
     found = intervals_of(
-        records_of({KEY: [Group(i.image, i.label, i.score) for i in images(views)]}),
+        records_of({KEY: [Group(i.image, i.label, i.score, 1) for i in images(views)]}),
         Settings(100),
         groups=records_of(groups_of(images(views))),
     )

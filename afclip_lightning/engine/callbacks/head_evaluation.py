@@ -14,7 +14,7 @@ from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
-from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups
+from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups, write_groups
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import write_records
 from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
@@ -225,10 +225,12 @@ class HeadEvaluation:
         ]
 
     def write(self, folder: Path, tolerance: float, fpr_limit: float) -> None:
-        """Writes the table, the scores, the curves, and what is kept of each image."""
+        """Writes the table, the scores of images and groups, the curves, and what is kept of each image."""
         suffix = self.name.removeprefix("results")
         results.write(self.rows, folder, self.name, self.title, tolerance, self.conditions, self.type_rows)
         results.write_scores(self.scores, folder / f"scores{suffix}.csv")
+        if self.groups:
+            write_groups(self.groups, folder / f"groups{suffix}.csv")
         results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")
         if self.records is not None:
             write_records(folder / f"image_counts{suffix}.npz", self.records)

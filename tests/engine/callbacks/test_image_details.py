@@ -162,6 +162,10 @@ def test_views_of_one_object_are_judged_together(root: Path, tmp_path: Path, rul
     assert "G-AUROC" in (tmp_path / "out/results.md").read_text()
     with (tmp_path / "out/scores.csv").open() as file:
         assert [line["group"] for line in csv.DictReader(file)] == GROUPS
+    with (tmp_path / "out/groups.csv").open() as file:
+        lines = {line["group"]: line for line in csv.DictReader(file)}
+    assert lines.keys() == judged.keys()
+    assert (float(lines["a"]["score"]), lines["a"]["label"], lines["a"]["images"]) == (judged["a"].score, "1", "2")
     with (tmp_path / "out/results.csv").open() as file:
         assert [float(line["group_auroc"]) for line in csv.DictReader(file)] == [auroc, auroc]
     assert "G-AUROC" in render(read_run(tmp_path / "out"))
@@ -171,6 +175,7 @@ def test_without_groups_there_is_no_metric_of_them(root: Path, tmp_path: Path) -
     evaluation = evaluated(root, tmp_path)
     assert "group_auroc" not in evaluation.main.rows[0].metrics
     assert "group_auroc" not in (tmp_path / "results.csv").read_text()
+    assert not (tmp_path / "groups.csv").exists()
     assert "group_score" not in evaluation.main.conditions
     with pytest.raises(ValueError, match="group_score must be one of highest, mean, got 'median'"):
         Evaluation(group_score="median")  # type: ignore[arg-type]
