@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -174,7 +175,7 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
     with only_writer(options.out):
         copied = write(options.out, found, options.place)
     for line in summary(export, found, copied):
-        print(line)
+        print(shown(line))
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
     print(f"Next: {PROGRAM} datasets check Listing --root {options.out}")
@@ -186,9 +187,16 @@ def interpret(export: Export, folder: ImageFolder, settings: Settings) -> Found:
     """Returns what an export makes of the images of a folder; writes nothing."""
     found = Found()
     seen: dict[Path, str] = {}
+    left_out: set[Path] = set()
     for image in export.images:
-        _add(found, image, folder, settings, seen)
-    rest = [image for image in folder.images if image not in seen]
+        if image.finished is False:
+            found.left_out.setdefault(NOT_FINISHED, []).append(image.names[0])
+            _count_left_out(found, image)
+            with suppress(UserError):  # an image that is not used need not be there
+                left_out.add(folder.find(image.names))
+        else:
+            _add(found, image, folder, settings, seen)
+    rest = [image for image in folder.images if image not in seen and image not in left_out]
     if export.unlisted:
         for path in rest:
             bare = Annotated(f"{path} (without a file of the tool)", (str(folder.relative(path)),))
@@ -206,6 +214,8 @@ def _add(found: Found, image: Annotated, folder: ImageFolder, settings: Settings
         if path in seen:
             raise DatasetError(f"{path} is meant by {seen[path]} too. Remove one of the entries")
         seen[path] = image.where
+        if image.problem:
+            raise DatasetError(image.problem)
         item, mask = _item(image, judged, path, folder, settings, found)
     except _LeftOutError as reason:
         found.left_out.setdefault(str(reason), []).append(image.names[0])
@@ -219,6 +229,10 @@ def _add(found: Found, image: Annotated, folder: ImageFolder, settings: Settings
         fate = "in masks" if mask is not None else f"in no mask, as others of their image {NO_AREA}"
         _count(found, image, settings.labels, fate)
         return
+    _count_left_out(found, image)
+
+
+def _count_left_out(found: Found, image: Annotated) -> None:
     found.shapes.update((shape.kind, "of images left out") for shape in image.shapes)
     found.shapes.update(("tag", "of images left out") for _ in image.tags)
 
@@ -238,8 +252,6 @@ def _item(
     image: Annotated, judged: Judged, path: Path, folder: ImageFolder, settings: Settings, found: Found
 ) -> tuple[Item, np.ndarray | None]:
     """Returns an image of the set and its mask, if it has one."""
-    if image.finished is False:
-        raise _LeftOutError(NOT_FINISHED)
     split = SPLITS.get(image.subset.lower(), "") if settings.split == "subset" else settings.split
     if not split:
         raise _LeftOutError(f"their subset {image.subset!r} is neither train nor test")

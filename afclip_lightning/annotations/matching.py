@@ -42,7 +42,8 @@ class ImageFolder:
         """Returns the image that one of the paths of an export means, the first that means any.
 
         A path means the file at that very path in the folder; else the only file whose path in the folder ends with it,
-        or ends it. No file outside of the folder is ever looked at.
+        or ends it; else the one that it would mean without the prefix of an upload to Label Studio. No file outside of
+        the folder is ever looked at.
 
         Args:
             names: Paths in the export, the likeliest first.
@@ -50,7 +51,7 @@ class ImageFolder:
         Raises:
             UserError: A path leads out of the folder, it means several files, or there is none.
         """
-        for name in names:
+        for name in (*names, *_without_prefix(names)):
             parts = tuple(part for part in PurePosixPath(normal_form(name).replace("\\", "/")).parts if part != "/")
             if ".." in parts or not parts:
                 raise DatasetError(f"{name[:200]!r} leads out of {self.root}, or names nothing: refused")
@@ -73,6 +74,12 @@ class ImageFolder:
 
     def _parts(self, image: Path) -> tuple[str, ...]:
         return tuple(normal_form(part) for part in image.relative_to(self.root).parts)
+
+
+def _without_prefix(names: Sequence[str]) -> list[str]:
+    """Returns the paths of files that were uploaded to Label Studio as they were called before."""
+    split = [name.rpartition("/") for name in names]
+    return [folder + slash + UPLOAD.sub("", name, count=1) for folder, slash, name in split if UPLOAD.match(name)]
 
 
 def is_image_name(text: object) -> bool:

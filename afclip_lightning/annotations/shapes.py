@@ -104,6 +104,7 @@ class Annotated:
         finished: Whether somebody looked at it and was done; `None` where the tool does not say.
         project: What the tool keeps it in (a project, a task, a dataset), where it says.
         subset: Its split in the tool, where there is one.
+        problem: What is wrong with a shape of it; empty if nothing is.
     """
 
     where: str
@@ -114,6 +115,7 @@ class Annotated:
     finished: bool | None = None
     project: str = ""
     subset: str = ""
+    problem: str = ""
 
 
 @dataclass

@@ -72,6 +72,7 @@ def read(path: Path) -> Export:
         twice = next(i for i, count in Counter(image.id for image in content.images).items() if count > 1)
         raise refusing(f"{path}: two images have the number {twice!r}", REMEDY)
     sizes = {image.id: (image.height, image.width) for image in content.images}
+    problems: dict[int | str, str] = {}
     for number, annotation in enumerate(content.annotations, 1):
         where = f"{path}, annotation {number}"
         if annotation.image_id not in by_image:
@@ -82,7 +83,8 @@ def read(path: Path) -> Export:
         try:
             kind, area = _area(annotation, sizes[annotation.image_id])
         except ValueError as error:
-            raise refusing(f"{where}: {error}", REMEDY) from error
+            problems.setdefault(annotation.image_id, f"annotation {number}: {error}. {REMEDY}")
+            continue
         by_image[annotation.image_id].append(Shape(kind, labels, area))
     images = [
         Annotated(
@@ -90,6 +92,7 @@ def read(path: Path) -> Export:
             (image.file_name,),
             (image.width, image.height) if image.width and image.height else None,
             tuple(by_image[image.id]),
+            problem=problems.get(image.id, ""),
         )
         for image in content.images
     ]

@@ -22,7 +22,7 @@ from afclip_lightning.annotations.shapes import (
     points_of,
     rectangle,
 )
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_lightning.errors import DatasetError
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -89,7 +89,7 @@ def _image(path: Path, image: "Element", project: str, nothing: Counter[str]) ->
     where = f"{path}, image {name or image.get('id')}"
     if not name:
         raise refusing(f"{where}: has no name", REMEDY)
-    shapes, tags = [], []
+    shapes, tags, problem = [], [], ""
     for element in image:
         label = element.get("label", "")
         if element.tag == "tag":
@@ -100,16 +100,17 @@ def _image(path: Path, image: "Element", project: str, nothing: Counter[str]) ->
             try:
                 reader = AREAS.get(element.tag)
                 area = reader(element) if reader else None
-            except (ValueError, UserError) as error:
-                raise refusing(f"{where}, {element.tag} {label!r}: {str(error).rstrip('.')}", REMEDY) from error
-            kind = f"turned {element.tag}" if float(element.get("rotation") or 0) else element.tag
+                kind = f"turned {element.tag}" if _number(element, "rotation", "0") else element.tag
+            except ValueError as error:
+                problem = problem or f"{element.tag} {label!r}: {error}. {REMEDY}"
+                continue
             shapes.append(Shape(kind, (label,) if label else (), area))
     try:
         size = (int(image.get("width", 0)), int(image.get("height", 0)))
     except ValueError as error:
         raise refusing(f"{where}: its width or height is no number", REMEDY) from error
     known = size if min(size) > 0 else None
-    return Annotated(where, (name,), known, tuple(shapes), tuple(tags), None, project, image.get("subset", ""))
+    return Annotated(where, (name,), known, tuple(shapes), tuple(tags), None, project, image.get("subset", ""), problem)
 
 
 def _number(element: "Element", name: str, default: str | None = None) -> float:

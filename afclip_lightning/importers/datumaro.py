@@ -114,6 +114,7 @@ def _read_subset(path: Path, export: Export) -> None:
             raise refusing(f"{where}: its size is no height and width: {size}", REMEDY)
         shapes: list[Shape] = []
         tags: list[str] = []
+        problem = ""
         for number, drawn in enumerate(item.annotations, 1):
             if drawn.label_id is not None and not 0 <= drawn.label_id < len(names):
                 raise refusing(f"{where}, annotation {number}: there is no label {drawn.label_id}", REMEDY)
@@ -127,11 +128,14 @@ def _read_subset(path: Path, export: Export) -> None:
             try:
                 area = _area(drawn, size)
             except ValueError as error:
-                raise refusing(f"{where}, annotation {number} ({drawn.type}): {error}", REMEDY) from error
+                problem = problem or f"annotation {number} ({drawn.type}): {error}. {REMEDY}"
+                continue
             shapes.append(Shape(drawn.type, labels, area))
         named = item.image.path or f"{item.id}.jpg"  # as Datumaro takes it
         frame = (size[1], size[0]) if size else None
-        export.images.append(Annotated(where, (named,), frame, tuple(shapes), tuple(tags), subset=path.stem))
+        export.images.append(
+            Annotated(where, (named,), frame, tuple(shapes), tuple(tags), subset=path.stem, problem=problem)
+        )
 
 
 def _area(drawn: Drawn, size: list[int] | None) -> Area | None:

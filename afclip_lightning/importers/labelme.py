@@ -70,16 +70,18 @@ def _file(path: Path, images: Path) -> Annotated:
     from afclip_lightning.files import read_json
 
     content = read_json(path, LabelFile, remedy=REMEDY, limit=EXPORT_LIMIT)
-    shapes = []
+    shapes, problem = [], ""
     for number, drawn in enumerate(content.shapes, 1):
         try:
             area = _area(drawn)
         except ValueError as error:
-            raise refusing(f"{path}, shape {number} ({drawn.label}): {error}", REMEDY) from error
+            problem = problem or f"shape {number} ({drawn.label}): {error}. {REMEDY}"
+            continue
         shapes.append(Shape(drawn.shape_type or "polygon", (drawn.label,), area))
     size = (content.image_width, content.image_height) if content.image_width and content.image_height else None
     tags = tuple(name for name, value in (content.flags or {}).items() if value is True)
-    return Annotated(str(path), _names(path, content.image_path, images), size, tuple(shapes), tags, finished=True)
+    names = _names(path, content.image_path, images)
+    return Annotated(str(path), names, size, tuple(shapes), tags, finished=True, problem=problem)
 
 
 def _names(path: Path, named: str, images: Path) -> tuple[str, ...]:

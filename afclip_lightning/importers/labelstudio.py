@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from afclip_lightning.annotations.importing import add_options as add_common_options
-from afclip_lightning.annotations.matching import UPLOAD, is_image_name
+from afclip_lightning.annotations.matching import is_image_name
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, export_file, refusing
 from afclip_lightning.annotations.shapes import Annotated, Area, Bitmap, Ellipse, Export, Polygon, Shape, rectangle
 
@@ -135,9 +135,7 @@ def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str
     elif guessed:
         remarks["predictions are not read; --predictions takes them where there is no annotation"] += len(guessed)
     results = [result for one in done for result in _listed(one, "result")]
-    size, shapes, tags = _results(results, nothing)
-    project = str(task.get("project") or "")
-    return Annotated(where, names, size, tuple(shapes), tuple(dict.fromkeys(tags)), finished, project)
+    return _annotated(where, names, results, [], finished, nothing, str(task.get("project") or ""))
 
 
 def _minimal(task: dict[str, Any], where: str, choice: Choice, nothing: Counter[str]) -> Annotated:
@@ -158,8 +156,24 @@ def _minimal(task: dict[str, Any], where: str, choice: Choice, nothing: Counter[
             tags += [one for one in values if isinstance(one, str)]
         elif isinstance(value, str) and name not in MIN_FIELDS and not is_image_name(_path(value)):
             finished = None if finished and not choice.choice_keys else finished
-    size, shapes, more = _results(results, nothing)
-    return Annotated(where, names, size, tuple(shapes), tuple(dict.fromkeys(tags + more)), finished)
+    return _annotated(where, names, results, tags, finished, nothing)
+
+
+def _annotated(
+    where: str,
+    names: tuple[str, ...],
+    results: list[dict[str, Any]],
+    tags: list[str],
+    finished: bool | None,
+    nothing: Counter[str],
+    project: str = "",
+) -> Annotated:
+    """Returns an image with its results, or with what is wrong with one of them."""
+    try:
+        size, shapes, more = _results(results, nothing)
+    except ValueError as error:
+        return Annotated(where, names, finished=finished, project=project, problem=f"{error}. {REMEDY}")
+    return Annotated(where, names, size, tuple(shapes), tuple(dict.fromkeys(tags + more)), finished, project)
 
 
 def _sizes(value: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +196,7 @@ def _listed(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def image_names(data: Any, key: str) -> tuple[str, ...]:
-    """Returns how the image of a task may be called in a folder, the likeliest first.
+    """Returns the path of the image of a task, the only one.
 
     Raises:
         ValueError: The task names none, or several.
@@ -198,9 +212,7 @@ def image_names(data: Any, key: str) -> tuple[str, ...]:
     if len(found) != 1:
         what = "no image" if not found else f"several images ({', '.join(found[:3])})"
         raise ValueError(f"its data names {what}. Say which field does: --image_key KEY")
-    folder, slash, name = found[0].rpartition("/")
-    bare = UPLOAD.sub("", name, count=1)
-    return (found[0],) if bare == name else (found[0], folder + slash + bare)
+    return (found[0],)
 
 
 def _path(url: str) -> str:

@@ -102,12 +102,13 @@ def _file(path: Path, root: Path) -> Annotated:
     from afclip_lightning.files import read_json
 
     content = read_json(path, Annotation, remedy=REMEDY, limit=EXPORT_LIMIT)
-    shapes = []
+    shapes, problem = [], ""
     for number, thing in enumerate(content.objects, 1):
         try:
             area = _area(thing)
         except ValueError as error:
-            raise refusing(f"{path}, object {number} ({thing.class_title}): {error}", REMEDY) from error
+            problem = problem or f"object {number} ({thing.class_title}): {error}. {REMEDY}"
+            continue
         shapes.append(Shape(thing.kind, (thing.class_title,), area))
     parts = path.relative_to(root.parent if root.name == ANNOTATIONS else root).parts
     at = len(parts) - 1 - parts[::-1].index(ANNOTATIONS)
@@ -116,7 +117,8 @@ def _file(path: Path, root: Path) -> Annotated:
     names = ("/".join((*dataset, IMAGES, name)), "/".join((*dataset, name)))
     project = "/".join(part for part in dataset if part != DATASETS) or root.resolve().name
     tags = tuple(tag.name if tag.value is None else f"{tag.name}={tag.value}" for tag in content.tags)
-    return Annotated(str(path), names, (content.size.width, content.size.height), tuple(shapes), tags, None, project)
+    size = (content.size.width, content.size.height)
+    return Annotated(str(path), names, size, tuple(shapes), tags, None, project, problem=problem)
 
 
 def _area(thing: Thing) -> Area | None:

@@ -52,7 +52,15 @@ def test_what_is_not_sure_is_refused(folder: ImageFolder, name: str, said: str) 
 
 def test_the_second_name_counts_where_the_first_is_none(tmp_path: Path) -> None:
     folder = ImageFolder(write_images(tmp_path / "i", "a.png"))
-    assert folder.find(["0a1b2c3d-a.png", "a.png"]).name == "a.png"
+    assert folder.find(["b.png", "a.png"]).name == "a.png"
+
+
+def test_the_prefix_of_an_upload_is_known(tmp_path: Path) -> None:
+    folder = ImageFolder(write_images(tmp_path / "i", "a.png", "0a1b2c3d-b.png", "b.png"))
+    assert folder.find(["/data/upload/3/0a1b2c3d-a.png"]).name == "a.png"
+    assert folder.find(["0a1b2c3d-b.png"]).name == "0a1b2c3d-b.png"  # what is called so comes first
+    with pytest.raises(DatasetError, match="there is no image"):
+        folder.find(["0a1b2c3d-c.png"])
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

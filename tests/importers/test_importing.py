@@ -10,7 +10,17 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.cli.datasets import main
-from tests.support.imports import HEIGHT, WIDTH, box, import_set, mask_of, samples_of, write_images, write_json_file
+from tests.support.imports import (
+    HEIGHT,
+    WIDTH,
+    box,
+    import_set,
+    mask_of,
+    samples_of,
+    write_export,
+    write_images,
+    write_json_file,
+)
 
 BOX = {"bbox": [2, 3, 5, 4]}
 
@@ -260,3 +270,67 @@ def test_packed_exports_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is packed. Unpack it" in capsys.readouterr().err
     assert import_set("coco", tmp_path / "no.json", images)[0] == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["labelstudio", "cvat", "coco", "labelme", "supervisely", "datumaro"])
+def test_a_shape_that_is_none_costs_its_image_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tool: str
+) -> None:
+    images = write_images(tmp_path / "x", "a.png", "b.png")
+    path = write_export(tool, tmp_path / "x")
+    text = path.read_text()
+    harm = {
+        "labelstudio": ("[[1, 1], [50, 1], [50, 50]]", "3"),
+        "cvat": ("1,1;9,1;9,6", "1,1;9"),
+        "coco": ("[[1, 1, 9, 1, 9, 5]]", "[[1, 1, 9]]"),
+        "labelme": ("[[1, 1], [9, 1], [9, 5]]", "[]"),
+        "supervisely": ('"origin": [1, 2]', '"origin": [1]'),
+        "datumaro": ("[1, 1, 9, 1, 9, 5]", "[1]"),
+    }[tool]
+    assert harm[0] in text
+    path.write_text(text.replace(*harm))
+    export = path.parent if tool == "supervisely" else path
+    assert import_set(tool, export, images, "--empty", "normal")[0] == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert "again" in error
+    assert len(error.splitlines()) == 2
+    if tool == "coco":
+        path.write_text(path.read_text().replace('"images": [', '"images": [{"id": 7, "file_name": "b.png"}, '))
+    elif tool != "labelme":
+        return
+    code, out = import_set(tool, export, images, "--empty", "normal", "--on_error", "skip")
+    assert code == 1
+    assert list(samples_of(out)) == ["b.png"]  # the other image is not normal because its shape cannot be read
+
+
+def test_what_nobody_finished_need_not_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    tasks: list[dict[str, Any]] = [
+        {"data": {"image": "gone.png"}, "annotations": []},
+        {"data": {"image": "a.png"}, "annotations": []},  # the same image again, with an annotation below
+        {"data": {"image": "a.png"}, "annotations": [{"result": []}]},
+        {"data": {"image": "b.png"}, "annotations": []},
+    ]
+    code, out = import_set("labelstudio", write_json_file(tmp_path / "t.json", tasks), images)
+    assert code == 0
+    assert list(samples_of(out)) == ["a.png"]
+    told = capsys.readouterr().out
+    assert "3 images were left out, as nobody has finished annotating them: gone.png, a.png, b.png" in told
+    assert "does not name" not in told
+
+
+def test_labels_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    path = write_json_file(
+        tmp_path / "c.json",
+        {
+            "images": [{"id": 0, "file_name": "a.png"}],
+            "annotations": [{"image_id": 0, "category_id": 1, **BOX}],
+            "categories": [{"id": 1, "name": "crack\x1b[31m"}, {"id": 2, "name": "\x1b[0m"}],
+        },
+    )
+    assert import_set("coco", path, images)[0] == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "crack\\x1b[31m" in told
