@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST, head_in
 from afclip_lightning.engine.options import quiet_trainer
 from afclip_lightning.errors import CheckpointError, message_of
+from afclip_lightning.heads import ready
 from afclip_lightning.methods.base import AnomalyMethod
 
 
@@ -19,7 +20,8 @@ def find_checkpoint(given: str, command: str) -> Path:
     """Returns the file that `--checkpoint` names.
 
     Args:
-        given: A file, or the folder of a run: its trained head, and for `fit` its last checkpoint.
+        given: A file, or the folder of a run: its trained head, and for `fit` its last checkpoint; for the others the
+            name of a ready model too.
         command: `fit`, `validate`, `test` or `predict`.
 
     Raises:
@@ -32,9 +34,11 @@ def find_checkpoint(given: str, command: str) -> Path:
     if "://" in given:
         raise CheckpointError(f"--checkpoint {given}: only files of this machine are read. Copy the checkpoint first.")
     path = Path(given)
+    if not path.exists():
+        if command != "fit" and given in ready.names():
+            return ready.path_of(given)
+        raise CheckpointError(f"Checkpoint {path} does not exist.")
     if not path.is_dir():
-        if not path.exists():
-            raise CheckpointError(f"Checkpoint {path} does not exist.")
         return path
     found = path / LAST if command == "fit" else head_in(path)
     if found.is_file():

@@ -11,9 +11,10 @@ import torch
 import yaml
 
 from afclip_lightning.engine import run_folder
-from afclip_lightning.engine.resume import check_resumable
+from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.errors import CheckpointError
 from afclip_lightning.files import only_writer
+from afclip_lightning.heads import ready
 from tests.support.small_run import run, write_small_run
 
 
@@ -82,6 +83,14 @@ def test_the_checkpoint_says_how_its_method_is_built(folder: Path) -> None:
         assert run(command, *alone, config="data.yaml") == 0
         tables = [(folder / name / "results.csv").read_text() for name in (command, f"{command}-alone")]
         assert tables[0] == tables[1]
+
+
+def test_a_ready_model_is_named_as_files_are(folder: Path) -> None:
+    assert find_checkpoint("real", "test") == ready.path_of("real")
+    with pytest.raises(CheckpointError, match="Checkpoint real does not exist"):
+        find_checkpoint("real", "fit")  # it has no optimiser state to go on from
+    shutil.copy(folder / "one/head.ckpt", folder / "real")
+    assert find_checkpoint("real", "test") == Path("real")  # what lies on disk goes before the names
 
 
 def test_without_model_and_checkpoint_the_model_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
