@@ -45,8 +45,8 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--checkpoint",
         type=str | None,
         default=None,
-        help="Trained head: a checkpoint, the folder of a run or a ready model (real); it says how its method is built where "
-        "no config and no --model does. With fit, what training goes on from.",
+        help="Trained head: a checkpoint, the folder of a run or a ready model (real); it says how its method is built "
+        "where no config and no --model does. With fit, what training goes on from.",
     )
     parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
     parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
