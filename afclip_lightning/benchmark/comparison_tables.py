@@ -13,7 +13,7 @@ from afclip_lightning.files import csv_text
 from afclip_lightning.metrics.intervals import interval
 from afclip_lightning.metrics.significance import LEVEL, Difference, holm, may_be_best
 from afclip_lightning.results import MEAN, TITLE_OF_ALL
-from afclip_lightning.results.titles import RANKED
+from afclip_lightning.results.titles import FIXED, RANKED
 
 COLUMNS = (
     *("metric", "dataset", "category", "first", "second", "first_value", "second_value"),
@@ -44,6 +44,11 @@ def explained(found: Comparison) -> list[str]:
         lines.append(
             "A method of several runs is their mean ± standard deviation; its interval holds both sources of "
             "variation, images and seeds."
+        )
+    if any(row.metric in FIXED for row in found.compared):
+        lines.append(
+            f"{', '.join(FIXED.values())} are at the thresholds that each run fixed without labels; every sample is "
+            "judged at the same ones."
         )
     if any(row.delong for row in found.compared):
         lines.append("DeLong is the p-value of DeLong's test of two correlated AUROCs.")

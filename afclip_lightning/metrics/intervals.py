@@ -23,6 +23,9 @@ FEWEST = 5
 """Images of either kind that an interval needs. Of n images, a sample is n times the same one with chance `n^(1 - n)`:
 0.2 % of 5 images, but 1.6 % of 4, which is most of the 2.5 % at either end of a 95 % interval."""
 
+ONE_KIND = {"image_fixed_fpr": 0, "image_fixed_tpr": 1}
+"""What takes images of one kind alone: of this label."""
+
 FEWEST_SAMPLES = 100
 """Samples that an interval needs: the outermost 2.5 % are then two or three of them."""
 
@@ -142,8 +145,8 @@ def resampled(
 ) -> dict[str, Resampled | None]:
     """Returns the metrics of a category; `None` of one that has no interval.
 
-    There is none of fewer than `FEWEST` normal or anomalous images, nor where a sample has no value because all
-    anomalous pixels lie in a few images.
+    There is none of fewer than `FEWEST` normal or anomalous images, unless it is of `ONE_KIND`, nor where a sample has
+    no value because all anomalous pixels lie in a few images.
 
     Args:
         images: The category.
@@ -152,16 +155,17 @@ def resampled(
         fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
     """
     count = len(images.labels)
-    if _fewest(images) < FEWEST:
-        return dict.fromkeys(metrics_of(images, np.ones((1, count)), fpr_limit))
+    plain = metrics_of(images, np.ones((1, count)), fpr_limit)
+    if not any(_enough(images, key) for key in plain):
+        return dict.fromkeys(plain)
     weights = np.concatenate([np.ones((1, count)), without_each(count), draws(images.labels, replicates, seed)])
     return {
         key: Resampled(
             float(values[0]),
             values[1 + count :],
-            tuple(values[1 : 1 + count][images.labels == label] for label in (0, 1)),
+            tuple(values[1 : 1 + count][images.labels == label] for label in (0, 1) if label in images.labels),
         )
-        if np.isfinite(values).all()
+        if _enough(images, key) and np.isfinite(values).all()
         else None
         for key, values in metrics_of(images, weights, fpr_limit).items()
     }
@@ -183,17 +187,20 @@ def resampled_groups(
     return {f"group_{key.removeprefix('image_')}": value for key, value in found.items()}
 
 
-def _fewest(images: CategoryCounts) -> int:
-    anomalous = int(images.labels.sum())
-    return min(anomalous, len(images.labels) - anomalous)
+def _enough(images: CategoryCounts, metric: str = "") -> bool:
+    """Returns whether there are enough images for the interval of a metric, by default of one that takes both kinds."""
+    kinds = (ONE_KIND[metric],) if metric in ONE_KIND else (0, 1)
+    return all((images.labels == kind).sum() >= FEWEST for kind in kinds)
 
 
 def _why_none(images: CategoryCounts, metrics: Mapping[str, Resampled | None], noun: str = "images") -> str | None:
     """Returns why metrics of a category have no interval, in words; `None` if all have one."""
-    if _fewest(images) < FEWEST:
+    if not _enough(images):
         anomalous = int(images.labels.sum())
         normal = len(images.labels) - anomalous
-        return f"it has {normal} normal and {anomalous} anomalous {noun}, and an interval needs {FEWEST} of each"
+        others = " and ".join(TITLE_OF_ALL[key] for key, value in metrics.items() if value)
+        but = f", but for {others}" if others else ""
+        return f"it has {normal} normal and {anomalous} anomalous {noun}, and an interval needs {FEWEST} of each{but}"
     absent = [TITLE_OF_ALL[key] for key, value in metrics.items() if value is None]
     return f"too few images have anomalous pixels ({', '.join(absent)})" if absent else None
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from afclip_lightning.benchmark.comparison import FEWEST, compare, sampled
-from afclip_lightning.benchmark.comparison_tables import tables
+from afclip_lightning.benchmark.comparison_tables import explained, tables
 from afclip_lightning.benchmark.matrix import Matrix, Method, Transfer
 from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_recorded
 from afclip_lightning.benchmark.render import NONE, latex, markdown, own_tables
@@ -194,6 +194,8 @@ def test_comparisons_have_what_fixed_thresholds_give(tmp_path: Path) -> None:
     )
     means, *_ = tables(found)
     assert {means.rows[row][0] for row, _ in means.bold}.isdisjoint({"I-FPR", "P-FPR", "I-TPR", "P-TPR"})
+    said = "P-F1 fixed are at the thresholds that each run fixed without labels"
+    assert said in "\n".join(explained(found))
     none = write_recorded(tmp_path / "none", 2.0, categories=many, pixels=True)
     assert not {row.metric for row in compare(groups(of[0], none), 100).compared} & set(FIXED)
 

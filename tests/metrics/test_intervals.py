@@ -174,7 +174,23 @@ def test_at_fixed_thresholds_images_are_drawn_and_thresholds_stay():
     assert 0 < high - low < max(lengths)
     few = {("x", "few"): images_of(*scores(0, normal=4)), ("x", "enough"): images_of(*scores(1))}
     found = intervals_of(few, Settings(100), thresholds={key: {"image": 0.5} for key in few})
-    assert found.by_row["x", "few"] == {}
-    assert found.by_row["x", MEAN] == {}
+    assert found.by_row["x", "few"].keys() == found.by_row["x", MEAN].keys() == {"image_fixed_tpr"}
     assert "image_fixed_fpr" in found.by_row["x", "enough"]
-    assert found.notes[1].endswith("I-AUROC, I-AP, I-F1, I-FPR, I-TPR, I-BA, I-F1 fixed.")
+    assert found.notes[1].endswith("I-AUROC, I-AP, I-F1, I-FPR, I-BA, I-F1 fixed.")
+
+
+def test_false_alarms_among_normal_images_alone_have_an_interval():
+    normal, anomalous = scores(3)
+    [ends] = {
+        intervals_of({key: images}, Settings(400), thresholds={key: {"image": 0.5}}).by_row[key]["image_fixed_fpr"]
+        for key, images in ((("x", "a"), images_of(normal, anomalous[:n])) for n in (0, 3, 40))
+    }
+    above = SimpleNamespace(bootstrap_distribution=None)
+    metric = resampled(CategoryCounts.of(images_of(normal, []), {"image": 0.5}), 400, (0, "x", "a"))["image_fixed_fpr"]
+    above.bootstrap_distribution = metric.samples
+    result = stats.bootstrap((normal > 0.5,), np.mean, n_resamples=0, method="BCa", bootstrap_result=above)
+    assert ends == pytest.approx(tuple(result.confidence_interval))
+    found = intervals_of({("x", "a"): images_of(normal, [])}, Settings(400), thresholds={("x", "a"): {"image": 0.5}})
+    assert found.notes == [
+        "No interval of x/a: it has 25 normal and 0 anomalous images, and an interval needs 5 of each, but for I-FPR."
+    ]
