@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,7 @@ from afclip_lightning.datasets.saturated_layout import SaturatedLayout
 from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
+from afclip_lightning.datasets.volumes import Volumes
 from afclip_lightning.engine.factory import load_head, read_model
 from afclip_lightning.errors import UserError
 from afclip_lightning.heads.foreign import read_released
@@ -57,7 +59,11 @@ from afclip_lightning.report import inspections
 from afclip_lightning.report import run as run_report
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.sweep.space import read_sweep
+from afclip_lightning.volumes.cutting import Cutting
+from afclip_lightning.volumes.find import find_volumes
+from afclip_lightning.volumes.importing import check_same, read_volumes, settings_of
 from tests.support import imports
+from tests.support import volume_readers as volumes
 from tests.support.clips import small_clip, small_config
 from tests.support.image_records import categories, records_of
 from tests.support.layouts import write_image, write_mask
@@ -65,6 +71,7 @@ from tests.support.layouts.listing import write_json_lines, write_meta
 from tests.support.layouts.loco import write_loco
 from tests.support.layouts.real_iad import write_real_iad
 from tests.support.layouts.visa import write_visa
+from tests.support.layouts.volumes import write_volumes
 from tests.support.released import changed as write_released
 from tests.support.released import write_afclip
 from tests.support.run_folders import write_run
@@ -243,6 +250,23 @@ def drawn(path: Path, export: Export) -> object:
     return interpret(export, ImageFolder(folder), Settings(Labels(), "nut", empty="normal"))
 
 
+def inspections_of(folder: Path) -> None:
+    (folder / "inspections.jsonl").write_text("")
+
+
+def write_patients(folder: Path) -> Path:
+    volumes.write_nii(folder / "a.nii")
+    return text_file("patients.csv", "volume,patient\na.nii,x\n")(folder)
+
+
+def in_folder(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / "in").mkdir()
+        return volumes.write_itk(folder / "in" / name)
+
+    return write
+
+
 READERS = [
     Reader("results.json", in_run("results.json"), report_of(0)),
     Reader("scores.csv", in_run("scores.csv"), report_of(0)),
@@ -317,6 +341,23 @@ READERS = [
     ),
     Reader("map", write_map_file, read_map),
     Reader("counts of images", write_counts, read_records),
+    Reader("slices.jsonl", lambda f: write_volumes(f) / "slices.jsonl", lambda p: Volumes(p.parent).samples("test")),
+    Reader("volumes.jsonl", volumes.write_manifest, read_volumes),
+    Reader(
+        "import.json", text_file("import.json", settings_of(Cutting())), lambda p: check_same(p.parent, {"axis": 1})
+    ),
+    Reader(
+        "verdicts on volumes",
+        text_file("volumes.jsonl", json.dumps(msgspec.to_builtins(volumes.VERDICT)) + "\n"),
+        lambda path: (inspections_of(path.parent), inspections.render(path.parent)),
+    ),
+    Reader("patients", write_patients, lambda p: find_volumes(p.parent, patients=p)),
+    Reader("NIfTI", lambda folder: volumes.write_nii(folder / "in/a.nii"), volumes.cut),
+    Reader("NIfTI by gzip", lambda folder: volumes.write_nii(folder / "in/a.nii.gz"), volumes.cut),
+    Reader("NRRD", in_folder("a.nrrd"), volumes.cut),
+    Reader("MetaImage", in_folder("a.mha"), volumes.cut),
+    Reader("slice of a DICOM series", volumes.write_slice, volumes.cut),
+    Reader("DICOM segmentation", volumes.write_seg, volumes.cut),
     Reader("coco", write_export("coco"), lambda path: drawn(path, coco.read(path))),
     Reader("cvat", write_export("cvat"), lambda path: drawn(path, cvat.read(path))),
     Reader("datumaro", write_export("datumaro"), lambda path: drawn(path, datumaro.read(path))),
@@ -432,6 +473,7 @@ def dump(path: Path, value: Any) -> bytes:
 
 # tested by themselves; CVAT's is XML
 BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images", "cvat")
+BINARY += ("NIfTI", "NIfTI by gzip", "NRRD", "MetaImage", "slice of a DICOM series", "DICOM segmentation")
 STRUCTURED = [reader for reader in READERS if reader.name not in BINARY]
 
 

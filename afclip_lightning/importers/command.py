@@ -57,7 +57,8 @@ def parser(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> a
     width = max(map(len, known), default=0)
     table = "\n".join(f"  {name:{width}}  {line}" for name, line in known.items())
     description = f"""\
-Writes what another program exported as a set that is read here: --data Listing --data.root SET.
+Writes what another program exported as a set that is read here: --data Listing --data.root SET
+(of volumes: --data Volumes).
 Nothing that is there is overwritten, and a run that was stopped goes on where it was.
 
 Kinds of --from; --from KIND --help lists the options of each:

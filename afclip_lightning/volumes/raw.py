@@ -14,7 +14,7 @@ import numpy as np
 from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.files import open_regular
 
-HELD = 2**26  # bytes of voxels that are held at a time
+HELD = 2**22  # voxels that are held at a time
 PART = 2**20
 
 
@@ -41,8 +41,8 @@ class Raw:
 
     @property
     def per_block(self) -> int:
-        """Returns the planes that `HELD` bytes hold, one at least."""
-        return max(1, HELD // max(1, self.shape[1] * self.shape[2] * self.dtype.itemsize))
+        """Returns the planes that have `HELD` voxels, one at least."""
+        return max(1, HELD // max(1, self.shape[1] * self.shape[2]))
 
     def check(self, name: object) -> "Raw":
         """Returns this, if all of its voxels are in the file.

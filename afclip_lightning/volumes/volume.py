@@ -35,6 +35,8 @@ class Volume:
 
     def values(self, stored: np.ndarray) -> np.ndarray:
         """Returns stored values as values, float32."""
+        if (self.slope, self.intercept) == (1, 0):
+            return stored.astype(np.float32)
         return (stored.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
 
     def blocks(self) -> Iterator[np.ndarray]:

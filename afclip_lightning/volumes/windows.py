@@ -133,11 +133,13 @@ def window_of(text: str, modality: str, facts: Facts, blocks: Callable[[], Itera
         return Window(centre - width / 2, centre + width / 2, f"{name}: centre {centre:g}, width {width:g}")
     shares = _percentiles(text) or PERCENTILES
     background = facts.low >= 0
-    edges = np.linspace(facts.low, max(facts.high, facts.low + 1e-12), BINS + 1)
+    step = (facts.high - facts.low) / BINS or 1.0
+    edges = facts.low + step * np.arange(BINS + 1)
     counts = np.zeros(BINS, np.int64)
     for block in blocks():
         seen = block[np.isfinite(block) & (block > 0)] if background else block[np.isfinite(block)]
-        counts += np.histogram(seen, edges)[0]
+        bins = ((seen.astype(np.float64) - facts.low) / step).astype(np.int64)
+        counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
     total = np.cumsum(counts)
     low, high = (_at(total, edges, share / 100) for share in shares) if total[-1] else (facts.low, facts.high)
     which = "voxels above 0" if background else "voxels"
