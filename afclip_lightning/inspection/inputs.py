@@ -92,7 +92,7 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
         out: A folder that is not stepped into.
         ignore: Patterns of file names that are left out in silence.
     """
-    from afclip_lightning.data.images import VOLUME_SUFFIXES, survey
+    from afclip_lightning.data.images import survey
 
     found = survey(folder, [folder / os.path.relpath(out, os.path.abspath(folder))])
     files = dict.fromkeys(found.images, ("", False))
@@ -100,8 +100,7 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
     for path in found.others:
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignore):
             kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
-            is_volume = path.name.lower().endswith(VOLUME_SUFFIXES)
-            way = "It is a volume: cut it with --axis axial" if is_volume else "Save it as PNG, TIFF or JPEG"
+            way = "It is a volume: cut it with --axis axial" if _volume_suffix(path) else "Save it as PNG, TIFF or JPEG"
             advice = f"{way}, or --ignore it"
             files[path] = (f"{path}: left out, as a file {kind} is not read here. {advice}.", True)
     if not found.images:
@@ -109,11 +108,19 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
     return sorted(files.items())
 
 
+def _volume_suffix(path: Path) -> str:
+    """Returns the suffix of a volume's file, `.nii.gz` too; empty of another file."""
+    from afclip_lightning.data.images import VOLUME_SUFFIXES
+
+    return max((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
+
+
 def count_left_out(inputs: Iterable[Input]) -> str:
-    """Returns how many files were left out, by suffix, as `3 left out (.cr2 1, .heic 2)`."""
-    suffixes = Counter(item.path.suffix.lower() or "no suffix" for item in inputs if item.left_out)
+    """Returns how many files were left out, by suffix, as `3 left out (.cr2 1, .heic 2)`, and what volumes need."""
+    paths = [item.path for item in inputs if item.left_out]
+    suffixes = Counter(_volume_suffix(path) or path.suffix.lower() or "no suffix" for path in paths)
     if not suffixes:
         return "0 left out"
-    return (
-        f"{suffixes.total()} left out ({', '.join(f'{suffix} {count}' for suffix, count in sorted(suffixes.items()))})"
-    )
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.items()))
+    way = "; --axis axial cuts volumes into slices" if any(map(_volume_suffix, paths)) else ""
+    return f"{suffixes.total()} left out ({kinds}{way})"

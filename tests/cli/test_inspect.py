@@ -26,7 +26,7 @@ from afclip_lightning.engine.factory import Backbones
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import only_writer
 from afclip_lightning.inspection.calibration import Calibration
-from afclip_lightning.inspection.inputs import Input
+from afclip_lightning.inspection.inputs import Input, count_left_out, find_inputs
 from afclip_lightning.inspection.table import Table
 from tests.support.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 
@@ -212,6 +212,14 @@ def test_damaged_settings_are_refused(folder: Path, capsys: pytest.CaptureFixtur
         Path("out/inspect.json").write_bytes(content)
         assert inspect("in") == 2
         assert "inspect.json" in capsys.readouterr().err
+
+
+def test_of_volumes_that_are_left_out_their_option_is_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    for name in ("a.nii.gz", "b.NII.GZ", "c.mha"):
+        (tmp_path / name).write_bytes(b"\0")
+    said = count_left_out(find_inputs([str(tmp_path)], tmp_path / "out"))
+    assert said == "3 left out (.mha 1, .nii.gz 2; --axis axial cuts volumes into slices)"
 
 
 @pytest.mark.slow
