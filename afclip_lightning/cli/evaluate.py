@@ -25,7 +25,8 @@ Scores are ranked in the precision that they were saved in.
 A map and its mask have the same name, or the mask's ends in _mask, in equal folders below DIR. Each folder directly
 below --maps is a category, unless maps or a folder named good lie beside it: then all of --maps is one category
 (--layout decides). The folders test and ground_truth of MVTec's layout are stepped into. A map without a mask is of a
-normal image if it lies in a folder named good, or below one.
+normal image if it lies in a folder named good, or below one. Beside a file defects_config.json, as MVTec LOCO AD
+has it, each image has a folder of masks, and the table has sPRO.
 
 Exit codes: 0 done; 1 done, but files that look like maps or masks were left out (they are named); 2 a mistake that the
 message explains; 130 interrupted.

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.backbones.store_files import image_digest
-from afclip_lightning.data.defects import read_defects, resized
+from afclip_lightning.data.defects import as_defects, cropped, read_defects, resized
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.picture import Picture, upright
-from afclip_lightning.data.reader import read
+from afclip_lightning.data.reader import read, read_shape
 from afclip_lightning.data.tiles import Layout
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import count_regions, region_areas
@@ -274,11 +274,11 @@ class AnomalyDataset(Dataset[Any]):
         """
         if self.facts == "none" or sample.saturations is None or mask is None:
             return ()
-        found = read_defects(sample, sample.image_path)
+        assert sample.mask_path is not None
+        found = read_defects(sample.mask_path, sample.saturations, *read_shape(sample.image_path))
         if self.facts == "counts":
             found = resized(found, self.preprocess.resize_mask, mask)
-        parts = ((*_cropped(region), share) for region, share in found)
-        return tuple(Defect(torch.from_numpy(part), corner, share) for part, corner, share in parts)
+        return as_defects(found)
 
     def _decode(self, sample: Sample) -> tuple[Picture, np.ndarray | None, int]:
         """Returns the image, its mask `[H, W]`, uint8, and how that was turned; see `read`."""
@@ -311,15 +311,8 @@ def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
     found = region_areas(mask)
     if not found.any():
         return MaskFacts((height, width))
-    part, corner = _cropped(found)
+    part, corner = cropped(found)
     return MaskFacts((height, width), int(np.count_nonzero(part)), count_regions(mask), torch.from_numpy(part), corner)
-
-
-def _cropped(region: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns the part of an array `[H, W]` that holds all that is not 0, and its first row and column."""
-    rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
-    part = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.ascontiguousarray(part), (int(rows[0]), int(columns[0]))
 
 
 def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:

@@ -1,18 +1,19 @@
 """Defects one by one, for sets that say how much of each has to be found: their files, and when one is found whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.data.images import mask_files, turn_of
-from afclip_lightning.data.picture import Picture, upright
-from afclip_lightning.data.reader import read, read_shape
+from afclip_lightning.data.images import list_folders, mask_files, turn_of
+from afclip_lightning.data.picture import upright
+from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_json
-from afclip_lightning.types import Sample, Saturation, Saturations
+from afclip_lightning.types import Defect, Saturation, Saturations
 
+SATURATION_FILE = "defects_config.json"
 RESTORE = "Restore the file from the dataset's archive."
 
 
@@ -48,25 +49,37 @@ def read_saturations(path: Path) -> Saturations:
     return Saturations(path, tuple(kinds.values()))
 
 
-def read_defects(sample: Sample, image: Picture | Path) -> list[tuple[np.ndarray, float]]:
-    """Returns each defect of an image, `[H, W]`, uint8 in {0, 1}, upright, and its saturation, a share in (0, 1].
-
-    A file of the mask folder is one defect, whatever number of parts it has. The value of its pixels says of which kind
-    it is; see `saturation_share`.
+def mask_folders(mask_root: Path, normal_folder: str = "good") -> list[Path]:
+    """Returns the folder of the masks of each anomalous image: `<mask_root>/<kind>/<image>`.
 
     Args:
-        sample: With saturations, and a mask that `read_mask_of` has read and found to be of the image's size.
-        image: The image, or its file.
+        mask_root: The folder `ground_truth` of a category.
+        normal_folder: Name of the kind that is none.
+    """
+    kinds = (kind for kind in list_folders(mask_root) if kind.name != normal_folder)
+    return [folder for kind in kinds for folder in list_folders(kind)]
+
+
+def read_defects(
+    folder: Path, saturations: Saturations, shape: tuple[int, int], orientation: int = 1
+) -> list[tuple[np.ndarray, float]]:
+    """Returns each defect of an image, `[H, W]`, uint8 in {0, 1}, upright, and its saturation, a share in (0, 1].
+
+    A file of the folder is one defect, whatever number of parts it has. The value of its pixels says of which kind it
+    is; see `saturation_share`.
+
+    Args:
+        folder: Of the image's masks, of which `read_mask_of` is the union.
+        saturations: Of the image's category.
+        shape: Height and width of the upright image, in pixels.
+        orientation: How the image lies in its file, 1 to 8.
 
     Raises:
         DatasetError: A file cannot be read, marks nothing or has several values, or is of a kind that is not known.
     """
-    assert sample.saturations is not None
-    assert sample.mask_path is not None
-    shape, orientation = (image.shape, image.orientation) if isinstance(image, Picture) else read_shape(image)
-    kinds = {kind.value: kind for kind in sample.saturations.kinds}
+    kinds = {kind.value: kind for kind in saturations.kinds}
     found = []
-    for file in mask_files(sample.mask_path):
+    for file in mask_files(folder):
         mask = read(file, stored=True)
         values = mask.grey()
         marks = np.unique(values[values > 0])
@@ -74,12 +87,12 @@ def read_defects(sample: Sample, image: Picture | Path) -> list[tuple[np.ndarray
             said = "nothing" if not len(marks) else f"pixels with {len(marks)} values, {marks[0]} and {marks[1]} first"
             raise DatasetError(
                 f"{file}: marks {said}. Each file here is one defect, all of whose pixels have the value of its kind "
-                f"in {sample.saturations.file.name}. Restore it."
+                f"in {saturations.file.name}. Restore it."
             )
         if (kind := kinds.get(int(marks[0]))) is None:
             known = ", ".join(map(str, sorted(kinds)))
             raise DatasetError(
-                f"{file}: its pixels are {marks[0]}, a kind of defect that {sample.saturations.file} does not have "
+                f"{file}: its pixels are {marks[0]}, a kind of defect that {saturations.file} does not have "
                 f"(it has {known or 'none'}). Restore one of them."
             )
         region = upright((values > 0).astype(np.uint8), turn_of(mask, shape, orientation))
@@ -116,3 +129,18 @@ def resized(
     """
     regions = ((resize(region) & (mask != 0), share) for region, share in defects)
     return [(region.astype(np.uint8), share) for region, share in regions if region.any()]
+
+
+def as_defects(found: Sequence[tuple[np.ndarray, float]]) -> tuple[Defect, ...]:
+    """Returns defects as they are handed on; see `read_defects`."""
+    import torch  # which a look at a dataset's files does without
+
+    parts = ((*cropped(region), share) for region, share in found)
+    return tuple(Defect(torch.from_numpy(part), corner, share) for part, corner, share in parts)
+
+
+def cropped(region: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the part of an array `[H, W]` that holds all that is not 0, at least one value, and where it begins."""
+    rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
+    part = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.ascontiguousarray(part), (int(rows[0]), int(columns[0]))

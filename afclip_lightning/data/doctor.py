@@ -213,8 +213,8 @@ def _look(sample: Sample) -> _Seen:
         return seen
     try:
         regions = [_look_at_mask(file, seen, picture) for file in mask_files(sample.mask_path)]
-        if sample.saturations and not seen.problems:
-            read_defects(sample, sample.image_path)
+        if sample.saturations and picture and not seen.problems:
+            read_defects(sample.mask_path, sample.saturations, picture.shape, picture.orientation)
     except DatasetError as error:
         seen.problems.append(str(error))
         return seen

@@ -3,12 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from afclip_lightning.data.defects import read_saturations
-from afclip_lightning.data.images import list_folders, mask_files
+from afclip_lightning.data.defects import SATURATION_FILE, mask_folders, read_saturations
+from afclip_lightning.data.images import mask_files
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.types import Sample, Split
-
-CONFIG = "defects_config.json"
 
 
 class SaturatedLayout(MVTecLayout):
@@ -39,13 +37,12 @@ class SaturatedLayout(MVTecLayout):
 
     def missing(self) -> list[Path]:
         """Returns the required folders, and the saturation files, of the categories in use that are not there."""
-        configs = [self.category_folder(category) / CONFIG for category in self.selected_categories()]
+        configs = [self.category_folder(category) / SATURATION_FILE for category in self.selected_categories()]
         return [*super().missing(), *(path for path in configs if not path.is_file())]
 
     def mask_paths(self, mask_root: Path) -> list[Path]:
         """Returns the folder of the masks of each anomalous image."""
-        kinds = (kind for kind in list_folders(mask_root) if kind.name != self.normal_folder)
-        return [folder for kind in kinds for folder in list_folders(kind)]
+        return mask_folders(mask_root, self.normal_folder)
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.
@@ -57,7 +54,7 @@ class SaturatedLayout(MVTecLayout):
         samples = super().find_samples(category, split)
         if not any(sample.mask_path for sample in samples):
             return samples
-        saturations = read_saturations(self.category_folder(category) / CONFIG)
+        saturations = read_saturations(self.category_folder(category) / SATURATION_FILE)
         return [replace(sample, saturations=saturations) if sample.label else sample for sample in samples]
 
     def files_of(self, category: str, split: Split) -> set[Path]:

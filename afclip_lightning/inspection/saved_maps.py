@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,19 +12,21 @@ import numpy as np
 import torch
 
 from afclip_lightning import results
+from afclip_lightning.data.defects import SATURATION_FILE, mask_folders, read_saturations
 from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
 from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.picture import say
-from afclip_lightning.data.reader import read
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.inspection.normal_maps import thresholds_from
+from afclip_lightning.inspection.saved_masks import read_saved_mask, spro_weight
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
 from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.operating_points import operating_points
-from afclip_lightning.types import MOSTLY_MARKED
+from afclip_lightning.metrics.spro import spro_result
+from afclip_lightning.types import MOSTLY_MARKED, Saturations
 
 NORMAL_FOLDER = "good"
 ALONE = "all"
@@ -56,11 +59,18 @@ class Category:
         name: As the table has it.
         maps: Folder of its maps.
         masks: Folder of its masks.
+        saturations: Where a file among the masks says so; each image has a folder of masks then, as in MVTec LOCO AD.
     """
 
     name: str
     maps: Path
     masks: Path
+
+    @cached_property
+    def saturations(self) -> Saturations | None:
+        """Returns how much of each kind of defect has to be found; read when it is first asked for."""
+        file = self.masks / SATURATION_FILE
+        return read_saturations(file) if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -137,23 +147,25 @@ def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, 
 
     Args:
         maps: Folder of the category's maps.
-        masks: Folder of its masks.
+        masks: Folder of its masks; beside a saturation file each image has a folder of masks.
         unmasked_are_normal: Take every map without a mask for that of a normal image, wherever it lies.
 
     Raises:
         DatasetError: A map that is not known to be of a normal image has no mask, a mask no map, or two share a name.
     """
+    per_defect = (masks / SATURATION_FILE).is_file()
     maps, masks = _inner(maps, "test"), _inner(masks, "ground_truth")
     map_files = [path for folder in _folders(maps) for path in sorted(folder.iterdir()) if _is_map(path)]
     if not map_files:
         return {}
-    mask_files = [path for folder in _folders(masks) for path in list_images(folder)]
+    files = [path for folder in _folders(masks) for path in list_images(folder)]
+    files = mask_folders(masks, NORMAL_FOLDER) if per_defect else files
     twins: dict[Path, Path] = {}
     for path in map_files:
         twin = twins.setdefault(path.with_suffix(""), path)
         if twin is not path:
             raise DatasetError(f"{path}: {twin.name} beside it has the same name. Keep one map of each image.")
-    named = {(p.parent.relative_to(masks), stem) for p in mask_files for stem in (p.stem, p.stem.removesuffix("_mask"))}
+    named = {(p.parent.relative_to(masks), stem) for p in files for stem in (p.stem, p.stem.removesuffix("_mask"))}
     with_mask = [path for path in map_files if (path.parent.relative_to(maps), path.stem) in named]
     known = set(with_mask)
     for path in map_files:
@@ -162,7 +174,7 @@ def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, 
                 f"{path}: no mask of this name in {masks / path.parent.relative_to(maps)}. Restore it, or, if maps "
                 "without a mask are of normal images, add --unmasked_are_normal."
             )
-    paired = pair_masks(with_mask, mask_files, roots=(maps, masks))
+    paired = pair_masks(with_mask, files, roots=(maps, masks))
     return {path: paired.get(path) for path in map_files}
 
 
@@ -193,6 +205,8 @@ def evaluate(
     empty_masks: EmptyMasks = "refuse",
     mask_threshold: int | None = None,
     records: list[ImageRecord] | None = None,
+    saturations: Saturations | None = None,
+    saturated: AnomalyMetrics | None = None,
 ) -> tuple[list[Path], Counter[str]]:
     """Feeds maps and masks to the metrics, one at a time.
 
@@ -206,6 +220,8 @@ def evaluate(
             `test`, or a normal image.
         mask_threshold: Highest value of a mask that is still normal; by default the reader's rule.
         records: Takes what is kept of each image, if anything is.
+        saturations: How much of each kind of defect has to be found, where masks are folders.
+        saturated: Takes what sPRO is made of then.
 
     Raises:
         DatasetError: A file cannot be read, a map and its mask differ in size, a map is not finite, an image in a
@@ -215,12 +231,10 @@ def evaluate(
     remarks: Counter[str] = Counter()
     for path, mask_path in pairs.items():
         anomaly_map = read_map(path)
-        empty = np.zeros(anomaly_map.shape, np.uint8)
-        mask: np.ndarray = empty
+        mask: np.ndarray = np.zeros(anomaly_map.shape, np.uint8)
         if mask_path is not None:
-            found = read(mask_path, stored=True)
-            mask = found.region(mask_threshold)
-            remarks.update(found.notes)
+            mask, noted = read_saved_mask(mask_path, mask_threshold)
+            remarks.update(noted)
         if mask.shape != anomaly_map.shape:
             raise DatasetError(
                 f"{path}: the map is {anomaly_map.shape[1]}×{anomaly_map.shape[0]} pixels and its mask {mask_path} is "
@@ -240,14 +254,18 @@ def evaluate(
         try:
             score = anomaly_map.reshape(-1).max(keepdims=True)
             areas = torch.from_numpy(region_areas(mask))
-            metrics.update(
-                anomaly_map[None], mask[None], score, np.array([label]), region_area=areas[None], names=[str(path)]
-            )
+            given, names = (anomaly_map[None], mask[None]), [str(path)]
+            metrics.update(*given, score, np.array([label]), region_area=areas[None], names=names)
+            weight = spro_weight(anomaly_map, mask_path, saturations) if saturations else None
+            if saturated is not None and weight is not None:
+                saturated.update(
+                    *given, None, np.array([label]), region_area=areas[None], names=names, region_weight=weight[None]
+                )
         except ValueError as error:
             named = "" if str(path) in str(error) else f"{path}: "
             raise DatasetError(f"{named}{error}") from error
         if records is not None:
-            records.append(ImageRecord.of(str(path), int(label), float(score[0]), anomaly_map, areas))
+            records.append(ImageRecord.of(str(path), int(label), float(score[0]), anomaly_map, areas, weight))
     return mostly, remarks
 
 
@@ -313,8 +331,10 @@ def score(
     for category in with_maps:
         metrics, dataset = new_metrics(), maps.resolve().name or "maps"
         of_category = None if records is None else records.setdefault((dataset, category.name), [])
+        saturated = new_metrics() if category.saturations else None
         mostly, remarks = evaluate(
-            pairs[category], category.maps, metrics, rules.empty_masks, rules.mask_threshold, of_category
+            *(pairs[category], category.maps, metrics, rules.empty_masks, rules.mask_threshold, of_category),
+            *(category.saturations, saturated),
         )
         if types is not None and not (found := defect_types(pairs[category], category.maps)):
             notes.lines.append(f"{category.name}: no rows by defect type, its anomalous maps do not lie in folders.")
@@ -326,6 +346,7 @@ def score(
         result = metrics.result()
         fixed = thresholds_from(normal_maps, category.name, rule) if rule and normal_maps else {}
         points = operating_points(metrics, result, fixed, rule.text if rule else "")
+        result = spro_result(result, saturated) if saturated else result
         rows.append(replace(result.row(dataset, category.name), operating_points=points))
     return rows, notes
 
