@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import afclip_lightning
+from afclip_lightning.annotations.exporting import marked_image
 from afclip_lightning.annotations.importing import Settings, interpret
 from afclip_lightning.annotations.labels import Labels
 from afclip_lightning.annotations.matching import ImageFolder
@@ -51,6 +52,7 @@ from afclip_lightning.importers import coco, cvat, datumaro, labelme, labelstudi
 from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.inspection.folder import check_settings
 from afclip_lightning.inspection.labelled import read_labelled
+from afclip_lightning.inspection.preannotations import read_marked
 from afclip_lightning.inspection.table import Table as Inspections
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import AnswerCache
@@ -233,6 +235,12 @@ def write_published(folder: Path) -> Path:
     return folder / "afclip.csv"
 
 
+def write_marked(folder: Path) -> Path:
+    marks = np.eye(9, dtype=bool)
+    image = marked_image("a.png", 0.5, marks, marks.astype(np.float32))
+    return imports.write_json_file(folder / "a.json", msgspec.to_builtins(image))
+
+
 LATEST = labelstudio.Choice(predictions=True)
 
 
@@ -358,6 +366,7 @@ READERS = [
     Reader("MetaImage", in_folder("a.mha"), volumes.cut),
     Reader("slice of a DICOM series", volumes.write_slice, volumes.cut),
     Reader("DICOM segmentation", volumes.write_seg, volumes.cut),
+    Reader("marked image", write_marked, read_marked),
     Reader("coco", write_export("coco"), lambda path: drawn(path, coco.read(path))),
     Reader("cvat", write_export("cvat"), lambda path: drawn(path, cvat.read(path))),
     Reader("datumaro", write_export("datumaro"), lambda path: drawn(path, datumaro.read(path))),

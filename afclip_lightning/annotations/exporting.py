@@ -69,6 +69,19 @@ class MarkedImage(msgspec.Struct):
     score: float
     regions: list[MarkedRegion]
 
+    def check(self) -> None:
+        """Checks that its regions lie in it.
+
+        Raises:
+            ValueError: One does not, or its pixels are none.
+        """
+        for region in self.regions:
+            if len(self.size) != 2 or len(region.size) != 2 or min(region.left, region.top, *region.size) < 0:
+                raise ValueError("a region has no place")
+            if region.top + region.size[0] > self.size[0] or region.left + region.size[1] > self.size[1]:
+                raise ValueError("a region lies outside of its image")
+            region.mask()
+
 
 def marked_image(file: str, score: float, mask: np.ndarray, anomaly_map: np.ndarray) -> MarkedImage:
     """Returns an image with its regions, 8-connected.

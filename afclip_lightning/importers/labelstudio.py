@@ -113,7 +113,8 @@ def _chosen(same: list[Annotated], several: str) -> Annotated:
         return same[-1]
     shapes = tuple(shape for image in same for shape in image.shapes)
     tags = tuple(dict.fromkeys(tag for image in same for tag in image.tags))
-    return replace(same[-1], shapes=shapes, tags=tags)
+    problem = next((image.problem for image in same if image.problem), "")
+    return replace(same[-1], shapes=shapes, tags=tags, problem=problem)
 
 
 def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str], nothing: Counter[str]) -> Annotated:
@@ -134,7 +135,11 @@ def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str
         remarks["tasks without an annotation have their prediction"] += 1
     elif guessed:
         remarks["predictions are not read; --predictions takes them where there is no annotation"] += len(guessed)
-    results = [result for one in done for result in _listed(one, "result")]
+    results = [  # copies of an annotation have the numbers of its regions
+        {**result, "id": f"{number}/{result['id']}"} if "id" in result else result
+        for number, one in enumerate(done)
+        for result in _listed(one, "result")
+    ]
     return _annotated(where, names, results, [], finished, nothing, str(task.get("project") or ""))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from afclip_lightning.annotations.exporting import CONFIG, MarkedImage, coco_instances, labelstudio_task, marked_image
+from afclip_lightning.errors import UserError
 from afclip_lightning.files import atomic_path, read_json, write_json, write_text
 from afclip_lightning.inspection.inputs import Input
 from afclip_lightning.inspection.table import Record
@@ -36,6 +37,20 @@ def keep_regions(outcome: "Inspection", folder: Path, item: Input, name: str, sa
     write_json(folder / PARTS / f"{name}.json", msgspec.to_builtins(image))
 
 
+def read_marked(path: Path) -> MarkedImage:
+    """Returns what was kept of an image.
+
+    Raises:
+        UserError: It cannot be read, or is not as it must be.
+    """
+    image = read_json(path, MarkedImage, remedy=REMEDY)
+    try:
+        image.check()
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. {REMEDY}") from error
+    return image
+
+
 def write_preannotations(rows: Iterable[Record], folder: Path, saves: Sequence[str], address: str) -> list[Path]:
     """Writes the files for the tools, and returns them.
 
@@ -57,13 +72,13 @@ def write_preannotations(rows: Iterable[Record], folder: Path, saves: Sequence[s
         place = folder / method if method else folder
         parts = [place / PARTS / f"{row.name}.json" for row in own]
         if "coco" in saves:
-            images = [read_json(part, MarkedImage, remedy=REMEDY) for part in parts]
+            images = [read_marked(part) for part in parts]
             write_json(place / "coco.json", coco_instances(images))
             written.append(place / "coco.json")
         if "labelstudio" in saves:
             with atomic_path(place / "labelstudio.json") as temporary, temporary.open("w", encoding="ascii") as file:
                 for number, part in enumerate(parts):
-                    task = labelstudio_task(read_json(part, MarkedImage, remedy=REMEDY), address, method or "afclip")
+                    task = labelstudio_task(read_marked(part), address, method or "afclip")
                     file.write(("[\n" if not number else ",\n") + json.dumps(task))
                 file.write("\n]\n")
             write_text(place / "labelstudio.xml", CONFIG)

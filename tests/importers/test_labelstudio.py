@@ -192,6 +192,33 @@ def test_of_several_annotations_one_is_chosen(tmp_path: Path, several: str, want
     assert import_set("labelstudio", path, images, "--several", "error")[0] == 2
 
 
+def test_copies_of_an_annotation_keep_their_regions_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    entry = task("a.png")
+    entry["annotations"] = [{"result": [result("rectangle", rectangle(at, at, 1, 1), id="r1")]} for at in (2, 8)]
+    path = write_json_file(tmp_path / "p.json", [entry])
+    _, out = import_set("labelstudio", path, images, "--several", "union")
+    assert np.array_equal(mask_of(out, "a.png"), NEWER | OLDER)
+    assert "2 rectangle: 2 in masks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("minimal", [False, True])
+def test_a_bad_shape_in_one_of_several_annotations_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], minimal: bool
+) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    bad, good = result("polygon", {"points": 3}), result("rectangle", rectangle(2, 2, 1, 1))
+    entries: list[Json] = [{**task("a.png"), "annotations": [{"result": [bad]}, {"result": [good]}]}]
+    if minimal:
+        entries = [
+            {"image": "a.png", "annotation_id": i, "updated_at": str(i), "x": [{**r["value"], **SIZE}]}
+            for i, r in enumerate((bad, good))
+        ]
+    path = write_json_file(tmp_path / "p.json", entries)
+    assert import_set("labelstudio", path, images, "--several", "union")[0] == 2
+    assert "its points are no pairs" in capsys.readouterr().err
+
+
 def test_the_starred_annotation_comes_first(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", "a.png")
     entry = task("a.png")
