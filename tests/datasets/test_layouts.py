@@ -322,7 +322,7 @@ def test_class_names_are_overridden_and_a_stray_one_is_refused(tmp_path: Path) -
 
 
 def test_published_counts_add_up() -> None:
-    for dataset in (MVTecAD(), VisA(), BTAD(), MPDD()):
+    for dataset in (MVTecAD(), VisA(), BTAD(), MPDD(), MVTecLOCO(), AutoVI(), GoodsAD()):
         assert list(dataset.published_counts) == dataset.find_categories()
         for column, total in zip(
             zip(*dataset.published_counts.values(), strict=True), dataset.published_total, strict=True
