@@ -3,18 +3,19 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from afclip_lightning.data.images import VOLUME_SUFFIXES
 from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.files import only_writer
-from afclip_lightning.volumes.cutting import Cutting, VolumeRecord
+from afclip_lightning.volumes.cutting import Cutting
 from afclip_lightning.volumes.find import Source, Sources, find_volumes
 from afclip_lightning.volumes.importing import (
     NAMES,
     SLICES,
+    Done,
     check_same,
     cut_all,
     pseudonyms,
@@ -27,6 +28,7 @@ from afclip_lightning.volumes.options import add_cut_options
 from afclip_lightning.volumes.volume import Reading
 from afclip_lightning.volumes.windows import check_window
 
+DECATHLON = ("imagesTr", "labelsTr")  # of the Medical Segmentation Decathlon, and of nnU-Net
 LISTED = 10  # lines of one kind
 
 
@@ -48,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="leave out normal slices with less that is not black",
+        help="normal slices of which no larger share is not black are left out (%(default)s: those that are all black)",
     )
     add("--train_share", type=float, default=0.0, metavar="SHARE", help="of the patients in training (%(default)s)")
     add("--seed", type=int, default=0, help="chooses them (%(default)s)")
@@ -69,22 +71,25 @@ def convert(options: argparse.Namespace) -> int:
     for name, high in (("train_share", 1), ("min_content", 1)):
         if not 0 <= getattr(options, name) < high:
             raise UserError(f"--{name} must be from 0 to below {high}, got {getattr(options, name)}.")
-    found = find_volumes(options.file, options.masks, [options.out], options.patients, options.sequence)
+    folder, masks = options.file, options.masks
+    if masks is None and all((folder / name).is_dir() for name in DECATHLON):
+        folder, masks = (folder / name for name in DECATHLON)
+    found = find_volumes(folder, masks, [options.out], options.patients, options.sequence)
     if not found.volumes:
         kinds = ", ".join(VOLUME_SUFFIXES)
         raise UserError(f"{options.file}: there is no volume in it: no {kinds} and no DICOM series.")
     _check_masked(found.volumes, options)
     cutting = _cutting(options, found)
+    names, skip = pseudonyms(found.volumes), options.on_error == "skip"
+    split_of = splits((patient for _, patient in names), options.train_share, options.seed)
     with only_writer(options.out):
         check_same(options.out, settings_of(cutting))
-        names, skip = pseudonyms(found.volumes), options.on_error == "skip"
-        done = cut_all(found.volumes, names, options.out, lambda source: cutting, skip, _progress)
-        split_of = splits((record.patient for record in done.records), options.train_share, options.seed)
+        done = cut_all(found.volumes, names, options.out, cutting, skip, _progress)
         category = options.category or options.out.resolve().name
         write_slices(options.out, done.records, split_of, category)
         if options.keep_names:
             write_names(options.out, found.volumes)
-    _say(options, found, done.records, done.new, list(done.failed.values()), list(split_of.values()))
+    _say(options, cutting, found, done, split_of)
     return 1 if done.failed else 0
 
 
@@ -127,30 +132,30 @@ def _cutting(options: argparse.Namespace, found: Sources) -> Cutting:
 
 
 def _say(
-    options: argparse.Namespace,
-    found: Sources,
-    records: Sequence[VolumeRecord],
-    new: int,
-    failed: Sequence[str],
-    split_of: Sequence[str],
+    options: argparse.Namespace, cutting: Cutting, found: Sources, done: Done, split_of: Mapping[str, str]
 ) -> None:
+    records = done.records
+    patients = sorted({record.patient for record in records})
     labels = Counter(label for record in records for label in record.labels)
     if found.tree:
         print(f"The folder is laid out as {found.tree.name} is.")
-    print(f"{len(records)} volumes of {len(split_of)} patients, told apart {found.told_by}; {new} of them are new.")
     print(
-        f"{labels[0]} normal and {labels[1]} anomalous slices, {options.axis}; split by patients: {_counts(split_of)}."
+        f"{_count(len(records), 'volume')} of {_count(len(patients), 'patient')}, told apart {found.told_by}; "
+        f"{done.new} of them new."
     )
+    shares = ", ".join(f"{count} {split}" for split, count in sorted(Counter(map(split_of.get, patients)).items()))
+    print(f"{labels[0]} normal and {labels[1]} anomalous slices, {cutting.axis}; split by patients: {shares}.")
+    if left_out := sum(record.cut.count - len(record.indices) for record in records):
+        share = f"{options.min_content:g}"
+        print(f"{_count(left_out, 'normal slice')} left out: black, but for a share of {share} of the pixels at most.")
     for rule, count in Counter(record.rule for record in records).items():
-        print(f"black and white by {rule}: {count} volumes")
+        print(f"black and white by {rule}: {_count(count, 'volume')}")
     values = sorted({value for record in records for value in record.mask_values})
     if values:
-        cutting = _cutting(options, found)
-        marked = [
-            value for value in values if (value != 0 if cutting.anomalous is None else value in cutting.anomalous)
-        ]
+        chosen = cutting.anomalous
+        marked = [value for value in values if (value != 0 if chosen is None else value in chosen)]
         print(f"values of masks: {_list(values)}; anomalous are {_list(marked) or 'none of them'}")
-    for lines in ([note for record in records for note in record.notes()], failed):
+    for lines in ([note for record in records for note in record.notes()], list(done.failed.values())):
         for line in lines[:LISTED]:
             print(f"note: {line}", file=sys.stderr)
         if len(lines) > LISTED:
@@ -159,8 +164,8 @@ def _say(
     print(f"Look: {PROGRAM} datasets show Volumes --root {options.out}")
 
 
-def _counts(values: Iterable[str]) -> str:
-    return ", ".join(f"{count} {value}" for value, count in sorted(Counter(values).items()))
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _list(values: Sequence[int]) -> str:

@@ -118,7 +118,7 @@ def cut_inputs(
     with only_writer(place):
         check_same(place, settings_of(cutting))
         names = _numbered(place, sources)
-        done = cut_all(sources, [(name, "") for name in names], place, lambda source: cutting, True, progress)
+        done = cut_all(sources, [(name, "") for name in names], place, cutting, True, progress)
     records = {record.volume: record for record in done.records}
     inputs = []
     for source, name in zip(sources, names, strict=True):

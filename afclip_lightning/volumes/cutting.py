@@ -33,7 +33,8 @@ class Cutting:
         bits: Of the slices: 8 or 16.
         square: Whether pixels are made square, or left as the voxels are.
         anomalous: Values of masks that mean anomalous; `None` for all but 0.
-        min_content: Slices of which a smaller share is not black are left out, unless they are anomalous.
+        min_content: Slices of which no larger share is not black are left out, unless they are anomalous; `None` keeps
+            all.
         reading: How files are read that could be read in several ways.
     """
 
@@ -42,7 +43,7 @@ class Cutting:
     bits: int = 8
     square: bool = True
     anomalous: tuple[int, ...] | None = None
-    min_content: float = 0.0
+    min_content: float | None = None
     reading: Reading = AS_IT_IS
 
 
@@ -199,7 +200,8 @@ def _write(
         mask = np.zeros(grey.shape, bool)
         for drawn, known in marks:
             mask |= _marked(drawn[index], None if known else cutting.anomalous, values)
-        if not mask.any() and np.count_nonzero(grey) < cutting.min_content * grey.size:
+        content = np.count_nonzero(grey) / grey.size
+        if not mask.any() and cutting.min_content is not None and content <= cutting.min_content:
             continue
         record.indices.append(index)
         record.labels.append(int(mask.any()))

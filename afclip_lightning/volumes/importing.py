@@ -88,7 +88,7 @@ def cut_all(
     sources: Sequence[Source],
     names: Sequence[tuple[str, str]],
     out: Path,
-    cutting: Callable[[Source], Cutting],
+    cutting: Cutting,
     skip: bool,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> Done:
@@ -98,7 +98,7 @@ def cut_all(
         sources: The volumes.
         names: What each and its patient are called.
         out: Folder of the set.
-        cutting: How a volume is cut.
+        cutting: How they are cut.
         skip: Whether a volume that cannot be read costs a sentence, and not the run.
         progress: Is given the numbers of the volumes, and shows how far it is.
 
@@ -122,7 +122,7 @@ def cut_all(
             records.append(earlier)
             continue
         try:
-            records.append(cut_volume(source, (volume, patient), state, out, cutting(source)))
+            records.append(cut_volume(source, (volume, patient), state, out, cutting))
         except UserError as error:
             if not skip:
                 raise

@@ -40,7 +40,7 @@ def write_seg(folder: Path) -> Path:
 def write_manifest(folder: Path) -> Path:
     """Writes a set of one volume, and returns the file that lists its volumes."""
     source = Source((write_nii(folder / "a.nii"),))
-    cut_all([source], [NAMES], folder / "set", lambda _: Cutting(), False, iter)
+    cut_all([source], [NAMES], folder / "set", Cutting(), False, iter)
     return folder / "set" / VOLUMES
 
 

@@ -310,7 +310,7 @@ def test_faults_can_be_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "in/a.nii.gz").write_bytes(gzip.compress(b"nothing"))
     assert run(tmp_path, "--unmasked_are_normal", "--on_error", "skip") == 1
     said = capsys.readouterr()
-    assert "1 volumes of 1 patients" in said.out
+    assert "1 volume of 1 patient," in said.out
     assert "a.nii.gz" in said.err
     assert [path.name for path in (tmp_path / "set/images").iterdir()] == ["volume-0002"]
 

@@ -203,6 +203,19 @@ def test_an_import_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     assert "volume-0001 was cut from another file" in capsys.readouterr().err
 
 
+def test_black_slices_are_left_out_unless_they_are_anomalous(tmp_path: Path, capsys: Any) -> None:
+    values, mask = phantom() + 1, np.zeros(SHAPE, np.uint8)
+    values[:, :, :3] = 0
+    values[:2, :2, 2] = 7  # 4 of 99 pixels
+    mask[4, 4, 0] = 1
+    write_nifti(tmp_path / "in/a.nii.gz", values)
+    write_nifti(tmp_path / "in/a_seg.nii.gz", mask)
+    for name, options, left_out in (("set", (), [1]), ("more", ("--min_content", "0.05"), [1, 2])):
+        assert run(tmp_path / "in", tmp_path / name, "--window", "643,1286", *options) == 0
+        assert f"{len(left_out)} normal slice" in capsys.readouterr().out
+        assert [line["index"] for line in rows(tmp_path / name)] == [i for i in range(13) if i not in left_out]
+
+
 def test_names_are_kept_only_if_asked(tmp_path: Path) -> None:
     write_pair(tmp_path / "in", "Erika_Musterfrau")
     run(tmp_path / "in", tmp_path / "set")
@@ -226,8 +239,13 @@ def test_masks_in_a_folder_of_their_own(tmp_path: Path) -> None:
     for name in ("x", "y"):
         write_nifti(tmp_path / f"in/imagesTr/{name}_0000.nii.gz", phantom())
         write_nifti(tmp_path / f"in/labelsTr/{name}.nii.gz", lesion() if name == "x" else 0 * lesion())
-    assert run(tmp_path / "in", tmp_path / "set", "--masks", str(tmp_path / "in/labelsTr")) == 0
-    assert {line["group"] for line in rows(tmp_path / "set") if line["label"] == "anomalous"} == {"volume-0001"}
+    write_nifti(tmp_path / "in/imagesTs/z_0000.nii.gz", phantom())
+    assert run(tmp_path / "in", tmp_path / "set") == 0
+    (tmp_path / "in/labelsTr").rename(tmp_path / "labels")
+    assert run(tmp_path / "in/imagesTr", tmp_path / "other", "--masks", str(tmp_path / "labels")) == 0
+    for name in ("set", "other"):
+        assert {line["group"] for line in rows(tmp_path / name)} == {"volume-0001", "volume-0002"}
+        assert {line["group"] for line in rows(tmp_path / name) if line["label"] == "anomalous"} == {"volume-0001"}
 
 
 def test_a_channel_of_four_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from afclip_lightning.volumes.cutting import Cutting, cut_volume
 from afclip_lightning.volumes.find import Source
 from afclip_lightning.volumes.grid import AXES, Axis
 from afclip_lightning.volumes.maps import map_path, put_back
+from tests.support.dicom_volumes import write_series
 from tests.support.small_head import write_head, write_pictures
 from tests.support.volumes import affine, all_codes, lesion, phantom, stored, write_nifti
 
@@ -125,6 +126,16 @@ def test_volumes_and_images_have_verdicts(folder: Path, capsys: pytest.CaptureFi
         "volume-0004": "0.nii.gz",
     }
     assert not list(Path("out").rglob(".s*"))
+
+
+@pytest.mark.slow
+def test_dicom_files_are_a_volume_or_images(folder: Path) -> None:
+    write_series(folder / "in/scan", phantom(), order=[*range(12, -1, -1)])
+    write_series(folder / "in/alone", phantom()[:, :, :1])
+    assert inspect("in", "--axis", "axial") == 0
+    rows, (volume,) = lines("inspections.jsonl"), lines("volumes.jsonl")
+    assert (volume["slices"], Path(volume["path"]).name) == (13, "scan")
+    assert [Path(row["path"]).parent.name for row in rows if row.get("volume") is None] == ["alone"]
 
 
 @pytest.mark.slow
