@@ -55,10 +55,25 @@ class Method:
 
 @dataclass
 class Transfer:
-    """A training set, and the test sets that heads fitted on it are tested on."""
+    """What heads are fitted on, and the test sets that they are tested on.
 
-    train: str = MISSING
+    Attributes:
+        train: A training set, or a list of those that are trained on together.
+        test: Test sets.
+    """
+
+    train: Any = MISSING
     test: list[str] = MISSING
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Returns the training sets; none where a method is not fitted."""
+        return tuple(filter(None, [self.train] if isinstance(self.train, str) else self.train))
+
+    @property
+    def label(self) -> str:
+        """Returns what tables call the training sets: `visa + btad`."""
+        return " + ".join(self.sets)
 
 
 @dataclass
@@ -69,6 +84,8 @@ class Matrix:
         methods: By name.
         datasets: By the name that the table has: a `data` section with `class_path`, or a file of `configs/data/`.
         transfers: What is trained on and tested on.
+        leave_one_out: Sets of which each in turn is tested on, by heads that are fitted on all the others together.
+        several: Further arguments of `CrossDataset` where several sets are trained on: `{train_sampling: evenly}`.
         seeds: Each makes cells of its own; it also draws the few-shot images.
         options: Options of the command line for all cells.
         store: Whether methods that allow it read one backbone's features from one store.
@@ -77,11 +94,19 @@ class Matrix:
 
     methods: dict[str, Method] = MISSING
     datasets: dict[str, Any] = MISSING
-    transfers: list[Transfer] = MISSING
+    transfers: list[Transfer] = field(default_factory=list)
+    leave_one_out: list[str] = field(default_factory=list)
+    several: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     options: list[str] = field(default_factory=list)
     store: bool = True
     published: str = "experiments/published"
+
+    @property
+    def rows(self) -> list[Transfer]:
+        """Returns the transfers, those that leave one set out at the end."""
+        left_out = [Transfer([s for s in self.leave_one_out if s != held], [held]) for held in self.leave_one_out]
+        return [*self.transfers, *left_out]
 
 
 @dataclass(frozen=True)
@@ -110,7 +135,7 @@ class Cell:
     Attributes:
         name: Its folder's name.
         method: Name of the method.
-        train: Training set; empty for a method that is not fitted.
+        train: Training sets, as `Transfer.label`; empty for a method that is not fitted.
         seed: Seed.
         folder: Its folder.
         files: Contents of the config files that its commands read, by path.
@@ -170,7 +195,11 @@ def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
 def _check(matrix: Matrix) -> None:
     for kind, names in (("methods", matrix.methods), ("datasets", matrix.datasets)):
         _check_names(kind, list(names))
-    _check_list("transfers", matrix.transfers, twice=True)
+    _check_list("transfers", matrix.rows, twice=True)
+    if len(matrix.leave_one_out) == 1:
+        raise UserError("leave_one_out: names one dataset; heads are trained on the others, so name two or more.")
+    if repeated := _repeated(matrix.leave_one_out):
+        raise UserError(f"leave_one_out: {repeated[0]!r} stands twice; leave one out.")
     _check_numbers("seeds", matrix.seeds, 2**32 - 1)
     _check_options("options", matrix.options)
     for name, method in matrix.methods.items():
@@ -186,16 +215,22 @@ def _check(matrix: Matrix) -> None:
             _check_list(f"{where}.tests", method.tests)
             if unknown := [test for test in method.tests if test not in matrix.datasets]:
                 raise UserError(f"{where}.tests: {unknown[0]!r} is none of the datasets {', '.join(matrix.datasets)}.")
-    for number, transfer in enumerate(matrix.transfers):
-        _check_list(f"transfers[{number}].test", transfer.test)
-        for name in (transfer.train, *transfer.test):
+    for number, transfer in enumerate(matrix.rows):
+        where = f"transfers[{number}]" if number < len(matrix.transfers) else "leave_one_out"
+        if not isinstance(transfer.train, str):
+            files.to_type(transfer.train, list[str], f"{where}.train", remedy=REMEDY)
+        _check_list(f"{where}.train", transfer.sets)
+        _check_list(f"{where}.test", transfer.test)
+        for name in (*transfer.sets, *transfer.test):
             if name not in matrix.datasets:
-                raise UserError(f"transfers name the dataset {name!r}, which is none of {', '.join(matrix.datasets)}.")
-        if transfer.train in transfer.test:
-            raise UserError(f"{transfer.train} would be trained on and tested on, which is not zero-shot.")
-    trains = [transfer.train for transfer in matrix.transfers]
-    if twice := {name for name in trains if trains.count(name) > 1}:
-        raise UserError(f"transfers train twice on {', '.join(twice)}: list all their test sets in one.")
+                raise UserError(
+                    f"{where.partition('[')[0]} name the dataset {name!r}, which is none of "
+                    f"{', '.join(matrix.datasets)}."
+                )
+        if both := [name for name in transfer.sets if name in transfer.test]:
+            raise UserError(f"{both[0]} would be trained on and tested on, which is not zero-shot.")
+    if twice := _repeated(frozenset(transfer.sets) for transfer in matrix.rows):
+        raise UserError(f"transfers train twice on {', '.join(sorted(twice[0]))}: list all their test sets in one.")
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:
@@ -246,65 +281,99 @@ def plan(matrix: Matrix, out: Path) -> Plan:
     from afclip_lightning.benchmark.probe import absent, check_transfer, section
 
     sections = {name: section(name, value) for name, value in matrix.datasets.items()}
-    used = [name for t in matrix.transfers for name in (t.train, *t.test)]
+    used = [name for t in matrix.rows for name in (*t.sets, *t.test)]
     gone = {name: place for name in dict.fromkeys(used) if (place := absent(name, sections[name]))}
-    for transfer in matrix.transfers:
+    if lacking := [f"{name} ({gone[name]})" for name in matrix.leave_one_out if name in gone]:
+        raise UserError(
+            f"leave_one_out: not on disk: {', '.join(lacking)}. All heads but one would be trained on it: get it, or "
+            "take it from the list."
+        )
+    for transfer in matrix.rows:
         for test in transfer.test:
-            if not gone.keys() & {transfer.train, test}:
-                check_transfer(transfer.train, sections[transfer.train], test, sections[test])
+            if not gone.keys() & {*transfer.sets, test}:
+                trained = {name: sections[name] for name in transfer.sets}
+                check_transfer(trained, {test: sections[test]}, matrix.several if len(trained) > 1 else {})
     cells = []
     for name, method in matrix.methods.items():
-        rows = matrix.transfers
+        rows = matrix.rows
         if not method.trains:
-            rows = [Transfer("", list(dict.fromkeys(test for t in matrix.transfers for test in t.test)))]
+            rows = [Transfer("", list(dict.fromkeys(test for t in matrix.rows for test in t.test)))]
         for row in rows:
             tests = [t for t in row.test if t not in gone and (method.tests is None or t in method.tests)]
-            if row.train in gone or not tests:
+            if gone.keys() & set(row.sets) or not tests:
                 continue
             for seed in matrix.seeds if method.seeds is None else method.seeds:
-                cells.append(_Builder(matrix, name, row.train, seed, out, sections).cell(tests))
+                cells.append(_Builder(matrix, name, row, seed, out, sections).cell(tests))
     if same := _repeated(cell.name for cell in cells):
         raise UserError(f"two cells would share the folder {same[0]}: give their methods or datasets other names.")
     return Plan(tuple(cells), tuple(f"{name} ({place})" for name, place in gone.items()))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a step reads.
+
+    Attributes:
+        name: In the name of its file.
+        section: For its config.
+        facts: What of it the step's result depends on.
+    """
+
+    name: str
+    section: Mapping[str, Any]
+    facts: Mapping[str, Any]
 
 
 class _Builder:
     """Puts together the files and commands of one cell."""
 
     def __init__(
-        self, matrix: Matrix, method: str, train: str, seed: int, out: Path, sections: Mapping[str, Any]
+        self, matrix: Matrix, method: str, row: Transfer, seed: int, out: Path, sections: Mapping[str, Any]
     ) -> None:
         self.matrix, self.method, self.sections = matrix, matrix.methods[method], sections
-        self.method_name, self.train, self.seed = method, train, seed
-        self.name = "_".join([_slug(method), *([_slug(train)] if train else []), str(seed)])
+        self.method_name, self.row, self.seed = method, row, seed
+        self.name = "_".join([_slug(method), *([_folder_of(row.sets)] if row.sets else []), str(seed)])
         self.out, self.folder = out, out / "cells" / self.name
         self.files: dict[Path, str] = {}
 
     def cell(self, tests: Sequence[str]) -> Cell:
         steps = list(self._steps(tests))
-        return Cell(self.name, self.method_name, self.train, self.seed, self.folder, self.files, tuple(steps))
+        return Cell(self.name, self.method_name, self.row.label, self.seed, self.folder, self.files, tuple(steps))
 
     def _steps(self, tests: Sequence[str]) -> Iterator[Step]:
         from afclip_lightning.engine.checkpoint import HEAD_FILE
 
         fitted = ""
-        if self.train:
-            fit = self._step("fit", "fit", self.train, "", ("--test_before_fit=false", "--test_after_fit=false"), "")
+        if self.row.sets:
+            fit = self._step(
+                "fit", "fit", self._training(tests), "", ("--test_before_fit=false", "--test_after_fit=false")
+            )
             fitted = fit.digest
             yield fit
-        head = (f"--ckpt_path={CELL}/fit/{HEAD_FILE}",) if self.train else ()
+        head = (f"--ckpt_path={CELL}/fit/{HEAD_FILE}",) if self.row.sets else ()
         for test in tests:
             for shots in self.method.shots:
-                yield self._step("test", f"{_slug(test)}-{shots}", test, test, head, fitted, shots)
+                data = _Data(test, self.sections[test], self.sections[test])
+                yield self._step("test", f"{_slug(test)}-{shots}", data, test, head, fitted, shots)
+
+    def _training(self, tests: Sequence[str]) -> "_Data":
+        """Returns what is trained on; several sets with what is tested, of which none may hold a picture of theirs."""
+        if len(self.row.sets) == 1:
+            (name,) = self.row.sets
+            return _Data(name, self.sections[name], self.sections[name])
+        trained, tested = ([self.sections[name] for name in names] for names in (self.row.sets, tests))
+        arguments = {"train": trained, "test": tested, **self.matrix.several}
+        section = {"class_path": "CrossDataset", "init_args": arguments}
+        return _Data(_folder_of(self.row.sets), section, {**arguments, "test": None})  # a head depends on no test set
 
     def _step(
-        self, command: str, name: str, read: str, test: str, more: Sequence[str], fitted: str, shots: int = 0
+        self, command: str, name: str, data: "_Data", test: str, more: Sequence[str], fitted: str = "", shots: int = 0
     ) -> Step:
         from afclip_lightning.benchmark.probe import find_method
 
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
-            path = Path(template.replace("{train}", self.train).replace("{test}", test))
+            path = Path(template.replace("{train}", "_".join(self.row.sets)).replace("{test}", test))
             same_folder = path.parent == Path(template).parent  # else files of two folders may have one name
             configs[self.folder / f"{number}-{path.name if same_folder else _slug(str(path))}"] = _without_data(path)
         store: tuple[str, ...] = ()
@@ -315,10 +384,11 @@ class _Builder:
             more = (f"--model.k_shot={shots}", f"--model.shot_seed={self.seed}", *more)
         if self.matrix.store and not cls.needs_pixels:
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
-        configs[self.folder / f"data-{_slug(read)}.yaml"] = {"data": self.sections[read]}
+        facts: list[Any] = [[*configs.values(), {"data": data.facts}]]
+        configs[self.folder / f"data-{_slug(data.name)}.yaml"] = {"data": data.section}
         options = (*QUIET, *store, *self.matrix.options, *self.method.options, f"--seed_everything={self.seed}", *more)
         self.files |= {path: yaml.safe_dump(config, sort_keys=False) for path, config in configs.items()}
-        facts = [list(configs.values()), [o for o in options if o not in store], bool(store), fitted]
+        facts += [[o for o in options if o not in store], bool(store), fitted]
         digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
         files = [f"--config={path}" for path in configs]
         return Step(name, (command, *files, *options, f"--out={CELL}/{name}"), digest, test, shots)
@@ -326,6 +396,14 @@ class _Builder:
 
 def _without_data(path: Path) -> Any:
     return {key: value for key, value in read_yaml(path).items() if key != "data"}
+
+
+def _folder_of(sets: Sequence[str]) -> str:
+    """Returns training sets as a part of a folder's name; of many, of which the digest tells them apart."""
+    whole = "+".join(map(_slug, sets))
+    if len(whole) <= LONGEST_NAME:
+        return whole
+    return f"{len(sets)}-sets-{hashlib.blake2b(whole.encode(), digest_size=6).hexdigest()}"
 
 
 def _slug(name: str) -> str:

@@ -11,7 +11,7 @@ from afclip_lightning.benchmark.files import read_yaml
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
-from afclip_lightning.discovery.sections import instantiate
+from afclip_lightning.discovery.sections import instantiate, prepare
 from afclip_lightning.engine.factory import method_class
 from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
@@ -51,16 +51,23 @@ def absent(name: str, found: Mapping[str, Any]) -> str:
     return str(dataset.root) if dataset.is_absent() else ""
 
 
-def check_transfer(train: str, trained: Mapping[str, Any], test: str, tested: Mapping[str, Any]) -> None:
+def check_transfer(
+    trained: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]
+) -> None:
     """Checks that no category is trained on and tested on.
 
+    Args:
+        trained: Sections of the training sets, by their names.
+        tested: Sections of the test sets, likewise.
+        arguments: Further arguments of `CrossDataset`.
+
     Raises:
-        UserError: One is.
+        UserError: One is, or an argument is wrong.
     """
-    try:
-        CrossDataset(build(train, trained), build(test, tested))
-    except ValueError as error:
-        raise UserError(f"from {train} to {test}: {error}") from error
+    where = f"from {' + '.join(trained)} to {', '.join(tested)}"
+    make = prepare(CrossDataset, arguments, where, later=("train", "test"))
+    train, test = ([build(name, section) for name, section in part.items()] for part in (trained, tested))
+    make(train=train, test=test)
 
 
 def find_method(method: str, configs: Sequence[Mapping[str, Any]]) -> type[AnomalyMethod]:

@@ -98,9 +98,10 @@ class Measured:
 def measured(rows: Sequence[Measurement], matrix: Matrix) -> list[Measured]:
     """Returns what each method has reached, in the order of the matrix.
 
-    Where heads of several training sets were tested on one set, the first training set of the matrix counts.
+    Where heads of several transfers were tested on one set, the first transfer of the matrix counts; heads of
+    `leave_one_out`, which no paper has, count nowhere.
     """
-    trains = ["", *(transfer.train for transfer in matrix.transfers)]
+    trains = ["", *(transfer.label for transfer in matrix.transfers)]
     result = []
     for name, method in matrix.methods.items():
         values: dict[Key, dict[int, float]] = defaultdict(dict)

@@ -1,6 +1,7 @@
 """`python -m afclip_lightning benchmark`: methods × datasets × seeds, and their tables."""
 
 import argparse
+import json
 import math
 import signal
 import time
@@ -29,6 +30,9 @@ DESCRIPTION = """\
 Runs what a matrix lists and is not finished: each method fitted once per training set and seed, and tested on all test
 sets and shots. Writes one table, results.csv, and renders it as Markdown, LaTeX and plots beside the published numbers.
 
+A training set may be a list, whose images are trained on together. --leave_one_out A,B,C gives a table with a row per
+set that was left out, and their mean.
+
 A cell that fails is reported with its log and leaves the others alone; --retry runs it again. The command can be
 stopped and started again, and several may run at once on one folder: they share the work. It ends with 75 when cells
 are left, because a signal stopped it or another process has them. `commands.sh` in the folder of a cell makes it again.
@@ -42,7 +46,10 @@ def main(args: Sequence[str]) -> int:
     options = _parser().parse_args(args)
     try:
         with _interruptible():
-            matrix = load_matrix(options.config, options.changes)
+            changes = options.changes
+            if options.leave_one_out:
+                changes = [*changes, "transfers=[]", f"leave_one_out={json.dumps(options.leave_one_out)}"]
+            matrix = load_matrix(options.config, changes)
             published = load_published(Path(matrix.published))
             check_names(matrix, published)
             out: Path = options.out or Path("runs") / options.config[-1].stem
@@ -128,12 +135,14 @@ def _render(
 ) -> list[str]:
     """Writes the tables and plots, and returns as Markdown what was measured."""
     from afclip_lightning.benchmark import render, uncertainty
+    from afclip_lightning.benchmark.leave_one_out import leave_one_out_table
 
     results = render.measured(rows, matrix)
     uncertain = uncertainty.uncertainties(rows, out / "cells")
     if uncertain:
         write_text(out / "intervals.csv", uncertainty.to_csv(uncertain))
-    own, papers = render.own_tables(rows, matrix, uncertain), render.paper_tables(results, published)
+    own = [*leave_one_out_table(rows, matrix), *render.own_tables(rows, matrix, uncertain)]
+    papers = render.paper_tables(results, published)
     texts = [render.markdown(grid) for grid in own]
     lines = ["# Benchmark", "", *(f"- {line}" for line in state)]
     backbones = dict.fromkeys((row.method, row.backbone) for row in rows)
@@ -154,6 +163,13 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, action="append", required=True, metavar="FILE", help="the matrix; a later one over it"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the benchmark; runs/<config> by default")
+    parser.add_argument(
+        "--leave_one_out",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        metavar="A,B,C",
+        help="test on each of these datasets of the matrix in turn, with heads that are fitted on all the others "
+        "together, instead of its transfers",
+    )
     parser.add_argument("--retry", action="store_true", help="run again what failed before or is damaged")
     parser.add_argument("--jobs", type=JOBS, default=1, metavar="N", help="cells at a time; 1 by default")
     parser.add_argument("--time_limit", type=SECONDS, metavar="SECONDS", help="end a cell that takes longer")
