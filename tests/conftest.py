@@ -1,10 +1,15 @@
 """Fixtures: tiny networks of open_clip's own classes, with seeded or recipe weights."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # the tests of tracking turn it on
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["AFCLIP_CACHE"] = tempfile.mkdtemp(prefix="afclip-tests-")  # not the user's own
+atexit.register(shutil.rmtree, os.environ["AFCLIP_CACHE"], ignore_errors=True)
 # a shell starts background jobs deaf to Ctrl-C, and what they start would be so too: tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -15,17 +15,20 @@ from afclip_lightning.files import only_writer
 
 if TYPE_CHECKING:  # `--help` does without
     from afclip_lightning.data.base import AnomalyDataModule
+    from afclip_lightning.types import Split
 
 PLACE = 10
 THREADS = numeric(int, lambda count: 1 <= count <= 1024, "from 1 to 1024")
 PER_TYPE = numeric(int, lambda count: 1 <= count <= 100, "from 1 to 100")
 SEED = numeric(int, lambda seed: seed >= 0, "0 or more")
 SHOWN = Path("shown")
+SPLITS: tuple["Split", ...] = ("train", "test")
 DESCRIPTION = """\
 list      every dataset with its size, its licence and where to obtain it
 check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
           or are left out, masks that are empty, not binary, of another size or without an image, pictures that are in
           training and in test; exit code 0 if nothing is wrong, 1 if there is something to look at, 2 for an error
+          --against NAME lists the pictures that two datasets share instead, also those that were saved anew
 show      one HTML page and one image of what is in it: pictures of every defect type with their masks outlined, images
           per category, sizes, depths, areas of defects; exit code 1 if something could not be read, as the page says
 prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it; overwrites nothing, and goes on where
@@ -92,6 +95,8 @@ def main(args: Sequence[str]) -> int:
             return 0
         if options.verb == "show":
             return _show(dataset, options)
+        if options.against:
+            return _copies(dataset, find_dataset(options.against, [], options.against_root), options)
         from afclip_lightning.data import doctor
 
         report = doctor.examine(dataset, options.threads, sys.stderr.isatty(), check)
@@ -101,6 +106,29 @@ def main(args: Sequence[str]) -> int:
         raise  # the command line ends without a word
     except OSError as error:  # a folder that may not be read
         raise UserError(error) from error
+
+
+def _copies(dataset: "AnomalyDataModule", other: "AnomalyDataModule", options: argparse.Namespace) -> int:
+    from afclip_lightning.data.copies import near_copies, same_files, told
+    from afclip_lightning.datasets.catalogue import check
+
+    images = []
+    for part in (dataset, other):
+        check(part, "predict")
+        listed = (part.find_samples(category, split) for category in part.selected_categories() for split in SPLITS)
+        images.append(part.with_white([sample for samples in listed for sample in samples]))
+    first, second = images
+    copies = same_files(first, second)
+    known = {copy.second.image_path for copy in copies}
+    rest = [sample for sample in second if sample.image_path not in known]
+    copies += near_copies(first, rest, options.threads, progress=sys.stderr.isatty())
+    if options.json:
+        rows = [[str(copy.first.image_path), str(copy.second.image_path), copy.kind] for copy in copies]
+        print(json.dumps([dict(zip(("first", "second", "kind"), row, strict=True)) for row in rows], indent=2))
+    else:
+        counts = f"{len(second)} images of {other.name} and {len(first)} of {dataset.name}"
+        print("\n".join(filter(None, [told(copies, len(copies)), f"{counts}: {len(copies)} are shared."])))
+    return 1 if copies else 0
 
 
 def _show(dataset: "AnomalyDataModule", options: argparse.Namespace) -> int:
@@ -141,6 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument("--against", metavar="NAME", help="list the pictures that this dataset has too, and no more")
+    check.add_argument("--against_root", type=Path, metavar="DIR", help="folder of the dataset of --against")
     for verb in (check, show):
         verb.add_argument(
             "--threads", type=THREADS, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"

@@ -1,8 +1,9 @@
 """Train on one dataset or several, test on others: the protocol of zero-shot anomaly detection."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.lightning_base import rank_zero_warn
@@ -12,6 +13,8 @@ from afclip_lightning.types import Batch, Sample, TrainSampling
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
+
+NearCopies = Literal["refuse", "warn", "ignore"]
 
 
 class CrossDataset(AnomalyData):
@@ -26,6 +29,9 @@ class CrossDataset(AnomalyData):
         seen_if_alone: Where `skip_missing` leaves no test dataset, tests on the training datasets under the names
             `<name>_seen`, with a warning: that is not zero-shot, and says only that the head has learnt.
         allow_train_test_overlap: Allows a category to be trained on and tested on, which is no longer zero-shot.
+        near_copies: What `fit` does where a tested image shows a picture that is trained on: saved anew, smaller,
+            brighter or with a margin cut off (see `data.picture_hash`). `ignore` does not look; files that are the
+            same are refused all the same.
         train_sampling: How often an epoch shows an image of each training dataset: `by_size` shows every image once,
             as if the datasets were one; `evenly` shows as many images in all, equally many of each dataset. What an
             epoch leaves of a large dataset comes in the next; a small one is repeated.
@@ -37,13 +43,15 @@ class CrossDataset(AnomalyData):
 
     def __init__(
         self,
-        # both in one order: unions of the same members are equal, and the parser's messages are those of the first
-        train: list[AnomalyDataModule] | AnomalyDataModule | None = None,
+        # one dataset first, so that `--data.train.root` goes to it; no list, as unions of the same members are equal in
+        # any order, and the parser would take this one's for that of `test`
+        train: AnomalyDataModule | Sequence[AnomalyDataModule] | None = None,
         test: list[AnomalyDataModule] | AnomalyDataModule | None = None,
         skip_missing: bool = False,
         seen_if_alone: bool = False,
         allow_train_test_overlap: bool = False,
         train_sampling: TrainSampling = "by_size",
+        near_copies: NearCopies = "refuse",
     ) -> None:
         super().__init__()
         self.train_sets = _listed(train)
@@ -52,6 +60,7 @@ class CrossDataset(AnomalyData):
         self.seen_if_alone = seen_if_alone
         self.allow_train_test_overlap = allow_train_test_overlap
         self.train_sampling = train_sampling
+        self.near_copies: NearCopies = near_copies
         if not self.all_test_sets:
             raise ValueError("test must name at least one dataset")
         sizes = {dataset.batch_size: dataset.name for dataset in self.train_sets}
@@ -136,30 +145,41 @@ class CrossDataset(AnomalyData):
         """Checks what the stage reads: the training datasets for `fit` only, the test datasets in use always.
 
         Raises:
-            DatasetError: A dataset is not as it must be, or an image is trained on and tested on under two names; or
-                there is none to train on.
+            DatasetError: A dataset is not as it must be, or a picture is trained on and tested on; or there is no
+                dataset to train on.
         """
         trained = self.training_sets if stage == "fit" else []
         for dataset in self._read_by(stage):
             dataset.setup(stage)
         if trained and not self.allow_train_test_overlap:
-            self._refuse_shared_images()
+            self._refuse_copies()
 
-    def _refuse_shared_images(self) -> None:
-        """The names of datasets and categories are compared before; this finds one folder under two names."""
-        trained = {
-            sample.image_path.resolve(): dataset.name
-            for dataset in self.train_sets
-            for sample in dataset.samples(dataset.train_split)
-        }
+    def _refuse_copies(self) -> None:
+        """The names of datasets and categories are compared before; this finds one picture under two names."""
+        from afclip_lightning.data.copies import near_copies, same_files, told
+        from afclip_lightning.distributed import agreed, rank
+
         absent = self._absent()
-        for dataset in (dataset for dataset in self.all_test_sets if dataset not in absent):
-            for sample in dataset.samples("test"):
-                if name := trained.get(sample.image_path.resolve()):
-                    raise DatasetError(
-                        f"{sample.image_path}: is trained on, as of {name}, and tested on, as of "
-                        f"{dataset.name}. Train on another dataset, or set allow_train_test_overlap: true."
-                    )
+        trained = [sample for dataset in self.train_sets for sample in dataset.samples(dataset.train_split)]
+        tested = [s for dataset in self.all_test_sets if dataset not in absent for s in dataset.samples("test")]
+        if same := same_files(trained, tested):
+            raise DatasetError(
+                f"{_count(len(same))} trained on and tested on:\n{told(same)}\n"
+                "Train on another dataset, or set allow_train_test_overlap: true."
+            )
+        if self.near_copies == "ignore":
+            return
+        near = agreed(near_copies(trained, tested, progress=sys.stderr.isatty()) if rank() == 0 else [])
+        if not near:
+            return
+        said = f"{_count(len(near))} tested on and nearly the same as one that is trained on:\n{told(near)}"
+        if self.near_copies == "warn":
+            rank_zero_warn(said)
+            return
+        raise DatasetError(
+            f"{said}\nLook at these pairs. Test on another dataset or leave these images out; if they are other "
+            "pictures of one product, near_copies: warn goes on all the same (--data.near_copies warn)."
+        )
 
     def val_dataloader(self) -> "list[DataLoader[Batch]]":
         """Returns one loader per test dataset in use."""
@@ -187,8 +207,12 @@ class CrossDataset(AnomalyData):
                 rank_zero_warn("No other dataset is there: testing on the training datasets, which is NOT zero-shot.")
 
 
-def _listed(sets: list[AnomalyDataModule] | AnomalyDataModule | None) -> list[AnomalyDataModule]:
-    return list(sets) if isinstance(sets, (list, tuple)) else [sets] if sets else []
+def _count(images: int) -> str:
+    return "1 image is" if images == 1 else f"{images} images are"
+
+
+def _listed(sets: AnomalyDataModule | Sequence[AnomalyDataModule] | None) -> list[AnomalyDataModule]:
+    return [] if sets is None else [sets] if isinstance(sets, AnomalyDataModule) else list(sets)
 
 
 def _seen(dataset: AnomalyDataModule) -> AnomalyDataModule:

@@ -1,5 +1,6 @@
 """Train on one dataset, test on others: the rules, the loaders, and a run through Lightning."""
 
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
+from PIL import Image
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData
@@ -81,7 +83,7 @@ def test_one_folder_under_two_names(root: Path) -> None:
     (root / "link").symlink_to(root / "parts")
     mine = MVTecLayout(root / "link", name="mine", categories=["pin"], num_workers=0)
     with pytest.raises(
-        DatasetError, match=r"pin/test/\w+/000\.png: is trained on, as of parts, and tested on, as of mine"
+        DatasetError, match=r"link/pin/test/\w+/000\.png, of mine, is the same file as .*/000\.png, of parts\.\n"
     ):
         CrossDataset(parts(root), mine).setup("fit")
     CrossDataset(parts(root), mine).setup("test")  # nothing is trained on
@@ -279,3 +281,31 @@ def test_alone_all_the_training_sets_are_tested_as_seen(root: Path) -> None:
     assert [part.name for part in data.test_sets] == ["parts_seen", "btad_seen"]
     data.pair(Pairing(1, 0))
     assert all(part.pairing for part in data.test_sets)
+
+
+def test_a_picture_that_was_saved_anew_is_refused_unless_allowed(root: Path) -> None:
+    mine, other = MVTecLayout(root / "parts", categories=["nut", "pin"]), MVTecLayout(root / "other", num_workers=0)
+    write_mvtec(root / "other", ["disc"])
+    CrossDataset(mine, other).setup("fit")
+    image = root / "other/disc/test/good/000.png"
+    with Image.open(root / "parts/pin/test/good/000.png") as trained:
+        trained.resize((80, 56), Image.Resampling.BICUBIC).save(image)
+    with pytest.raises(
+        DatasetError, match=r"1 image is tested on and nearly the same as one that is trained on:\n.*/000"
+    ) as e:
+        CrossDataset(mine, other).setup("fit")
+    assert "near_copies: warn" in str(e.value)
+    with pytest.warns(UserWarning, match="nearly the same picture"):
+        CrossDataset(mine, other, near_copies="warn").setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CrossDataset(mine, other, near_copies="ignore").setup("fit")
+        CrossDataset(mine, other, allow_train_test_overlap=True).setup("fit")
+        CrossDataset(mine, other).setup("test")
+    shutil.copy(root / "parts/pin/test/good/000.png", image)
+    with pytest.raises(
+        DatasetError, match=r"1 image is trained on and tested on:\n.*byte for byte the same as .*parts\.\n"
+    ):
+        CrossDataset(mine, other, near_copies="ignore").setup("fit")
+    second = MVTecLayout(root / "parts", name="second", categories=["bolt"])
+    CrossDataset([second, btad(root)], MVTecLayout(root / "parts", categories=["nut"])).setup("fit")

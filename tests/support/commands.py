@@ -24,8 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with miniature MVTec AD and VisA trees under `data/`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFCLIP_DATA", raising=False)
-    write_mvtec(tmp_path / "data/mvtec", MVTEC)
-    write_visa(tmp_path / "data/visa", VISA)
+    write_mvtec(tmp_path / "data/mvtec", MVTEC, by_name=True)  # the recorded limits are of these pixels
+    write_visa(tmp_path / "data/visa", VISA, by_name=True)
     small_config(tmp_path)
     return tmp_path
 

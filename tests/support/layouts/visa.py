@@ -6,15 +6,15 @@ from pathlib import Path
 from tests.support.layouts import write_image, write_mask
 
 
-def write_visa(root: Path, categories: Iterable[str]) -> Path:
-    """Writes the original layout and returns the root."""
+def write_visa(root: Path, categories: Iterable[str], by_name: bool = False) -> Path:
+    """Writes the original layout and returns the root; see `write_image` for `by_name`."""
     lines = ["object,split,label,image,mask"]
     for c in categories:
         for i, split in enumerate(("train", "test")):
-            image = write_image(root / c / f"Data/Images/Normal/{i:04}.JPG")
+            image = write_image(root / c / f"Data/Images/Normal/{i:04}.JPG", by_name)
             lines.append(f"{c},{split},normal,{image.relative_to(root).as_posix()},")
         for i in (1, 0):
-            image = write_image(root / c / f"Data/Images/Anomaly/{i:03}.JPG")
+            image = write_image(root / c / f"Data/Images/Anomaly/{i:03}.JPG", by_name)
             mask = write_mask(root / c / f"Data/Masks/Anomaly/{i:03}.png", value=i + 1)
             lines.append(f"{c},test,anomaly,{image.relative_to(root).as_posix()},{mask.relative_to(root).as_posix()}")
     (root / "split_csv").mkdir()

@@ -1,0 +1,221 @@
+"""Images that two sets share: one file, equal files, and pictures that were saved anew."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from afclip_lightning.data.picture_hash import ALIKE, VIEWS, close_pairs, hashes_of, reduced, structure
+from afclip_lightning.data.reader import read
+from afclip_lightning.errors import DatasetError, UserError, shown
+from afclip_lightning.files import atomic_path, fingerprint, open_regular
+from afclip_lightning.files.arrays import read_arrays
+from afclip_lightning.types import Sample
+
+Kind = Literal["the same file", "byte for byte the same", "nearly the same picture"]
+RULE = 1
+"""Of hashes; another number makes those on disk void."""
+DRAFT = 320
+"""Least side that a JPEG is decoded at, in pixels: four times what is looked at."""
+
+
+class Copy(NamedTuple):
+    """An image of one set that another has too.
+
+    Attributes:
+        first: As of the one.
+        second: As of the other.
+        kind: What they have in common.
+    """
+
+    first: Sample
+    second: Sample
+    kind: Kind
+
+
+def same_files(first: Sequence[Sample], second: Sequence[Sample]) -> list[Copy]:
+    """Returns the images of `second` that are files of `first`, or equal to one byte for byte; in their order.
+
+    Only files of equal sizes are read, and of those to their ends only what begins alike.
+    """
+    by_place = {sample.image_path.resolve(): sample for sample in reversed(first)}
+    by_size: dict[int, list[Sample]] = defaultdict(list)
+    for sample in by_place.values():
+        by_size[_size(sample.image_path)].append(sample)
+    digests: dict[tuple[Path, bool], str] = {}
+
+    def digest(sample: Sample, whole: bool) -> str:
+        key = sample.image_path, whole
+        if key not in digests:
+            digests[key] = _digest(sample.image_path, whole)
+        return digests[key]
+
+    found = []
+    for sample in second:
+        if one := by_place.get(sample.image_path.resolve()):
+            found.append(Copy(one, sample, "the same file"))
+            continue
+        alike: Iterable[Sample] = by_size.get(_size(sample.image_path), ())
+        for whole in (False, True):
+            alike = [one for one in alike if digest(one, whole) == digest(sample, whole) != ""]
+        found += [Copy(one, sample, "byte for byte the same") for one in alike][:1]
+    return found
+
+
+def near_copies(
+    first: Sequence[Sample], second: Sequence[Sample], threads: int | None = None, progress: bool = False
+) -> list[Copy]:
+    """Returns the images of `second` that show a picture of `first`: saved anew, smaller, brighter, a margin cut off.
+
+    Each image is decoded once; its hashes are kept for the next time. Images that cannot be read are left out.
+
+    Args:
+        first: Images of one set, or of several.
+        second: Images of others.
+        threads: Files that are read at a time; by default as many as there are processors.
+        progress: Show a bar on the error stream.
+    """
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        known = _Hashes(_cache_path())
+        hashes = [known.of(samples, pool, progress) for samples in (first, second)]
+        known.save()
+        looks = _Looks(pool)
+        best: dict[int, tuple[float, int]] = {}  # by rows of `second`
+        for rows, others, view, other in _candidates(*hashes):
+            alike = looks.correlation([first[row] for row in rows], view, [second[row] for row in others], other)
+            for row, one, value in zip(others.tolist(), rows.tolist(), alike.tolist(), strict=True):
+                if value >= ALIKE:
+                    best[row] = max(best.get(row, (0.0, 0)), (value, -one))
+    return [Copy(first[-one], second[row], "nearly the same picture") for row, (_, one) in sorted(best.items())]
+
+
+def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
+    """Yields rows of both that have close hashes, with their views, of which one is the whole picture."""
+    views = len(VIEWS)
+    for one, other in ((range(1), range(views)), (range(1, views), range(1))):
+        for left, right in close_pairs(first[:, list(one)].ravel(), second[:, list(other)].ravel()):
+            rows, others = left // len(one), right // len(other)
+            view, opposite = left % len(one) + one.start, right % len(other)
+            readable = first[rows, 0].astype(bool) & second[others, 0].astype(bool)
+            for pair in np.unique(np.stack([view, opposite], 1), axis=0).tolist():
+                of = readable & (view == pair[0]) & (opposite == pair[1])
+                if of.any():
+                    yield rows[of], others[of], pair[0], pair[1]
+
+
+class _Looks:
+    """The structures of candidates, each read once.
+
+    Args:
+        pool: Threads that read.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool = pool
+        self.small: dict[Sample, np.ndarray | None] = {}
+
+    def correlation(self, first: list[Sample], view: int, second: list[Sample], other: int) -> np.ndarray:
+        """Returns the correlation of each pair's structures, `[N]`; 0 where one cannot be read."""
+        new = [sample for sample in dict.fromkeys([*first, *second]) if sample not in self.small]
+        self.small.update(zip(new, self.pool.map(_small, new), strict=True))
+        left, right = self._structures(first, view), self._structures(second, other)
+        return np.array([float(left[a] @ right[b]) for a, b in zip(first, second, strict=True)])
+
+    def _structures(self, samples: list[Sample], view: int) -> dict[Sample, np.ndarray]:
+        small = {sample: self.small[sample] for sample in samples}
+        return {s: np.zeros(1024, np.float32) if one is None else structure(one, view) for s, one in small.items()}
+
+
+class _Hashes:
+    """Hashes of images, kept on disk by path, size and time of change.
+
+    Args:
+        path: The file; one that cannot be read is begun anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[int, np.ndarray] = {}
+        with suppress(UserError, ValueError, OSError):
+            kept = read_arrays(path, {"keys": np.uint64, "hashes": np.uint64})
+            self.known = dict(zip(kept["keys"].tolist(), kept["hashes"].reshape(-1, len(VIEWS)), strict=True))
+        self.before = len(self.known)
+
+    def of(self, samples: Sequence[Sample], pool: ThreadPoolExecutor, progress: bool) -> np.ndarray:
+        """Returns the hashes of images, `[N, 6]`, uint64; all 0 where one cannot be read."""
+        keys = [_key(sample) for sample in samples]
+        new = [(key, sample) for key, sample in zip(keys, samples, strict=True) if key not in self.known]
+        found = pool.map(_small, [sample for _, sample in new])
+        bar = tqdm(found, desc="looking for copies", total=len(new), unit="image", disable=not progress or not new)
+        unread = np.zeros(len(VIEWS), np.uint64)
+        hashes = dict(self.known)
+        for (key, _), small in zip(new, bar, strict=True):
+            hashes[key] = unread if small is None else hashes_of(small)
+            if small is not None:
+                self.known[key] = hashes[key]
+        return np.array([hashes[key] for key in keys], np.uint64).reshape(-1, len(VIEWS))
+
+    def save(self) -> None:
+        """Writes what is new; where that cannot be written, the next time takes as long as this."""
+        if len(self.known) == self.before:
+            return
+        with suppress(UserError, OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.path, durable=False) as temporary, temporary.open("wb") as file:
+                hashes = np.array(list(self.known.values()), np.uint64)
+                np.savez(file, keys=np.array(list(self.known), np.uint64), hashes=hashes.ravel())
+
+
+def _cache_path() -> Path:
+    """Returns the file that keeps hashes, among what a user's programs may lose. No name of an image stands in it."""
+    folder = os.environ.get("AFCLIP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "afclip_lightning")
+    return Path(folder).expanduser() / "picture_hashes.npz"
+
+
+def _key(sample: Sample) -> int:
+    try:
+        state = sample.image_path.stat()
+    except OSError:
+        return 0
+    facts = RULE, str(sample.image_path.resolve()), state.st_size, state.st_mtime_ns, sample.white
+    return int.from_bytes(hashlib.blake2b(repr(facts).encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+
+
+def _small(sample: Sample) -> np.ndarray | None:
+    try:
+        return reduced(read(sample.image_path, draft=DRAFT).rgb(sample.white))
+    except DatasetError:
+        return None
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return -1
+
+
+def _digest(path: Path, whole: bool) -> str:
+    """Returns a digest of a file or of its beginning; an empty text where it cannot be read."""
+    with suppress(OSError, UserError):
+        if whole:
+            return fingerprint(path)
+        with open_regular(path) as file:
+            return hashlib.blake2b(file.read(2**14)).hexdigest()
+    return ""
+
+
+def told(copies: Sequence[Copy], most: int = 5) -> str:
+    """Returns copies as a sentence each, of more than `most` the number of the others at the end."""
+    lines = [
+        f"{shown(copy.second.image_path)}, of {shown(copy.second.dataset)}, is {copy.kind} as "
+        f"{shown(copy.first.image_path)}, of {shown(copy.first.dataset)}."
+        for copy in copies[:most]
+    ]
+    return "\n".join([*lines, *([f"And {len(copies) - most} more."] if len(copies) > most else [])])
