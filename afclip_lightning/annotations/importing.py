@@ -35,7 +35,7 @@ from afclip_lightning.errors import PROGRAM, DatasetError, UserError, shown
 
 NAMED = 8  # images that a message names
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-NO_AREA = "have no area"
+NO_AREA = "without an area"
 NOT_FINISHED = "nobody has finished annotating them"
 
 
@@ -226,7 +226,7 @@ def _add(found: Found, image: Annotated, folder: ImageFolder, settings: Settings
         found.items.append((item, path))
         if mask is not None:
             found.masks[item.image] = mask_to_png(mask)
-        fate = "in masks" if mask is not None else f"in no mask, as others of their image {NO_AREA}"
+        fate = "in masks" if mask is not None else f"in no mask, beside one {NO_AREA}"
         _count(found, image, settings.labels, fate)
         return
     _count_left_out(found, image)
@@ -240,11 +240,11 @@ def _count_left_out(found: Found, image: Annotated) -> None:
 def _count(found: Found, image: Annotated, labels: Labels, fate_of_areas: str) -> None:
     for shape in image.shapes:
         meaning = labels.meaning(shape.labels)
-        fate = "mean normal" if meaning == "normal" else "ignored"
+        fate = "for normal" if meaning == "normal" else "ignored"
         if meaning == "defect":
             fate = NO_AREA if shape.area is None else fate_of_areas
         found.shapes[shape.kind, fate] += 1
-    fates = {"defect": "name a defect", "normal": "mean normal", "ignored": "ignored"}
+    fates = {"defect": "for a defect", "normal": "for normal", "ignored": "ignored"}
     found.shapes.update(("tag", fates[labels.meaning([tag])]) for tag in image.tags)
 
 
@@ -362,19 +362,19 @@ def write(out: Path, found: Found, how: Any) -> int:
 def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
     """Yields lines on what became of the shapes and of the images."""
     total = sum(found.shapes.values())
-    yield f"{total} shapes and tags in the export:"
+    yield f"Shapes and tags in the export: {total}"
     for kind in sorted({kind for kind, _ in found.shapes}):
         fates = {fate: count for (name, fate), count in found.shapes.items() if name == kind}
-        yield f"  {sum(fates.values())} {kind}: " + ", ".join(f"{count} {fate}" for fate, count in fates.items())
+        yield f"  {kind}: {sum(fates.values())} (" + ", ".join(f"{count} {fate}" for fate, count in fates.items()) + ")"
     for kind, count in export.nothing.items():
-        yield f"  {count} {kind}: say nothing of defects"
+        yield f"  {kind}: {count} (not of defects)"
     if found.clipped:
-        yield f"{found.clipped} shapes reach beyond their image and were cut off there."
+        yield f"Shapes cut off at the border of their image: {found.clipped}"
     yield from export.remarks
     if found.unmasked:
         yield (
-            f"{len(found.unmasked)} anomalous images have no mask, as a shape of theirs has no area: "
-            f"{_some(found.unmasked)}. Draw it as an area to have one."
+            f"Anomalous images without a mask, as a shape of theirs has no area: {len(found.unmasked)} "
+            f"({_some(found.unmasked)}). Draw it as an area to have one."
         )
     yield from _left_out(found)
     labels = {item.defect_type for item, _ in found.items if item.label}
@@ -384,12 +384,12 @@ def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
         anomalous, masks = sum(item.label for item in of_it), sum(item.has_mask for item in of_it)
         yield f"{shown(category)}: {len(of_it) - anomalous} normal, {anomalous} anomalous ({masks} with a mask)"
     if copied:
-        yield f"{copied} images were copied, as the others are hard links or were there already."
+        yield f"Images copied, as they cannot be hard links or were to be copies: {copied}"
 
 
 def _left_out(found: Found) -> Iterator[str]:
     for reason, images in found.left_out.items():
-        yield f"{len(images)} images were left out, as {reason}: {_some(images)}"
+        yield f"Images left out, as {reason}: {len(images)} ({_some(images)})"
 
 
 def _some(names: Sequence[str]) -> str:

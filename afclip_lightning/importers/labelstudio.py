@@ -20,7 +20,7 @@ from afclip_lightning.annotations.shapes import Annotated, Area, Bitmap, Ellipse
 REMEDY = "Export it again as JSON."
 MIN_FIELDS = ("id", "annotation_id", "annotator", "lead_time", "created_at", "updated_at", "agreement")  # of JSON-MIN
 CHOOSE = "Choose with --several latest, or --several union."
-CHOSE = "annotations of images that have several do not count, as --several says"
+CHOSE = "Annotations that do not count beside others of their image, as --several says"
 TAGS = ("choices", "taxonomy")
 SEVERAL = ("latest", "union", "error")
 
@@ -99,7 +99,7 @@ def read(path: Path, choice: Choice) -> Export:
         remarks[CHOSE] += len(same) - 1
         export.images.append(_chosen([image for _, image in sorted(same, key=lambda one: one[0])], choice.several))
     export.nothing = dict(nothing)
-    export.remarks = [f"{count} {what}." for what, count in remarks.items() if count]
+    export.remarks = [f"{what}: {count}" for what, count in remarks.items() if count]
     return export
 
 
@@ -122,7 +122,7 @@ def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str
     names = image_names(task["data"], choice.image_key)
     made = _listed(task, "annotations") or _listed(task, "completions")  # as old versions called them
     done = [one for one in made if not one.get("was_cancelled") and not one.get("skipped")]
-    remarks["annotations were skipped (cancelled) in the tool and are not read"] += len(made) - len(done)
+    remarks["Annotations not read, as they were skipped (cancelled) in the tool"] += len(made) - len(done)
     if len(done) > 1 and choice.several == "error":
         raise ValueError(f"it has {len(done)} annotations. {CHOOSE}")
     if len(done) > 1 and choice.several == "latest":
@@ -132,9 +132,9 @@ def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str
     finished: bool | None = bool(done)
     if guessed and not made and choice.predictions:
         done, finished = guessed[-1:], None
-        remarks["tasks without an annotation have their prediction"] += 1
+        remarks["Tasks read by their prediction, as they have no annotation"] += 1
     elif guessed:
-        remarks["predictions are not read; --predictions takes them where there is no annotation"] += len(guessed)
+        remarks["Predictions not read (--predictions takes them where there is no annotation)"] += len(guessed)
     results = [  # copies of an annotation have the numbers of its regions
         {**result, "id": f"{number}/{result['id']}"} if "id" in result else result
         for number, one in enumerate(done)

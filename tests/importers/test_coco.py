@@ -35,8 +35,8 @@ def test_every_shape_of_coco(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     wanted = box(1, 1, 5, 4) | box(7, 1, 9, 3) | dots | block | box(10, 10, 14, 12) | box(23, 7, 25, 15)
     assert np.array_equal(mask_of(out, "a.png"), wanted)
     told = capsys.readouterr().out
-    assert "5 shapes and tags in the export" in told
-    for line in ("1 polygon: 1 in masks", "1 run lengths: 1 in", "1 uncompressed run lengths: 1 in", "2 box: 2 in"):
+    assert "Shapes and tags in the export: 5" in told
+    for line in ("polygon: 1 (1 in masks", "run lengths: 1 (1 in", "uncompressed run lengths: 1 (1 in", "box: 2 (2 in"):
         assert line in told
 
 
@@ -59,10 +59,10 @@ def test_what_has_no_area_is_named_and_its_image_stays_anomalous(
     assert [found[name].label for name in ("a.png", "b.png", "c.png")] == [1, 1, 1]
     assert not any(sample.mask_known for sample in found.values())  # not even where another shape has an area
     told = capsys.readouterr().out
-    assert "2 keypoints: 2 have no area" in told
-    assert "1 annotation without a shape: 1 have no area" in told
-    assert "1 box: 1 in no mask, as others of their image have no area" in told
-    assert "3 anomalous images have no mask" in told
+    assert "keypoints: 2 (2 without an area" in told
+    assert "annotation without a shape: 1 (1 without an area" in told
+    assert "box: 1 (1 in no mask, beside one without an area" in told
+    assert "Anomalous images without a mask, as a shape of theirs has no area: 3 " in told
 
 
 @pytest.mark.parametrize(

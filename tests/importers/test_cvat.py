@@ -87,16 +87,16 @@ def test_all_kinds_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [found[name].mask_known for name in ("a.png", "b.png", "c.png")] == [True, False, True]
     told = capsys.readouterr().out
     for line in (
-        "1 turned box: 1 in masks",
-        "1 turned ellipse: 1 in masks",
-        "1 polyline: 1 in masks",
-        "1 mask: 1 in masks",
-        "1 points: 1 have no area",
-        "1 cuboid: 1 have no area",
-        "1 skeleton: 1 have no area",
-        "1 tag: 1 mean normal",
-        "1 box outside of its frame: say nothing of defects",
-        "1 track of a video: say nothing of defects",
+        "turned box: 1 (1 in masks",
+        "turned ellipse: 1 (1 in masks",
+        "polyline: 1 (1 in masks",
+        "mask: 1 (1 in masks",
+        "points: 1 (1 without an area",
+        "cuboid: 1 (1 without an area",
+        "skeleton: 1 (1 without an area",
+        "tag: 1 (1 for normal",
+        "box outside of its frame: 1 (not of defects)",
+        "track of a video: 1 (not of defects)",
     ):
         assert line in told
 

@@ -43,7 +43,7 @@ def test_shapes_with_an_area(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     code, out = import_set("datumaro", write(tmp_path / "d.json", item("a", {"type": kind, **annotation})), images)
     assert code == 0
     assert np.array_equal(mask_of(out, "a.png"), wanted)
-    assert f"1 {kind}: 1 in masks" in capsys.readouterr().out
+    assert f"{kind}: 1 (1 in masks" in capsys.readouterr().out
 
 
 def test_a_dataset_of_two_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,11 +62,11 @@ def test_a_dataset_of_two_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert {name: s.label for name, s in samples_of(out).items()} == {"test/b.png": 1, "test/c.png": 1}
     told = capsys.readouterr().out
     for line in (
-        "1 tag: 1 mean normal",
-        "1 points: 1 have no area",
-        "1 cuboid_2d: 1 have no area",
-        "1 caption: say nothing",
-        "1 item that is no image: say nothing",
+        "tag: 1 (1 for normal",
+        "points: 1 (1 without an area",
+        "cuboid_2d: 1 (1 without an area",
+        "caption: 1 (not of defects)",
+        "item that is no image: 1 (not of defects)",
     ):
         assert line in told
 

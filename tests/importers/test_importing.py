@@ -52,7 +52,7 @@ def test_the_set_is_one_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {sample.category for sample in found.values()} == {"set"}
     told = capsys.readouterr().out
     assert "set: 2 normal, 2 anomalous (2 with a mask)" in told
-    assert f"1 images were left out, as the export does not name them: {images / 'unlisted.png'}" in told
+    assert f"Images left out, as the export does not name them: 1 ({images / 'unlisted.png'})" in told
     assert "Defect types: crack, hole" in told
     assert not list(out.rglob(".*"))
     listing = json.loads((out / "meta.json").read_text())
@@ -90,7 +90,7 @@ def test_images_are_links_or_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _, out = import_set("coco", path, other, *options)
         assert not os.path.samefile(out / "images/a.png", other / "a.png")
         assert (out / "images/a.png").read_bytes() == (other / "a.png").read_bytes()
-        assert "1 images were copied" in capsys.readouterr().out
+        assert "Images copied, as they cannot be hard links or were to be copies: 1" in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on_and_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_an_image_of_another_size_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert list(samples_of(out)) == ["b.png"]
     told = capsys.readouterr()
     assert "left out: " in told.err
-    assert "2 box: 1 of images left out, 1 in masks" in told.out
+    assert "box: 2 (1 of images left out, 1 in masks" in told.out
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_labels_that_mean_something_else(tmp_path: Path, capsys: pytest.CaptureF
     assert code == 0
     assert [s.label for s in samples_of(out).values()] == [0, 0, 1]
     told = capsys.readouterr().out
-    assert "3 box: 1 mean normal, 1 ignored, 1 in masks" in told
+    assert "box: 3 (1 for normal, 1 ignored, 1 in masks" in told
     again = write_images(tmp_path / "2/images", "a.png", "b.png", "c.png")
     assert import_set("coco", path, again, "--normal_label", "outline")[0] == 0
     assert {n: s.defect_type for n, s in samples_of(tmp_path / "2/set").items() if s.label} == {
@@ -252,7 +252,7 @@ def test_shapes_that_reach_beyond_are_cut_off_and_counted(tmp_path: Path, capsys
     path = export(tmp_path / "c.json", ["a.png"], {0: {"bbox": [-4, -4, 10, 10]}})
     _, out = import_set("coco", path, images)
     assert np.array_equal(mask_of(out, "a.png"), box(0, 0, 6, 6))
-    assert "1 shapes reach beyond their image and were cut off there." in capsys.readouterr().out
+    assert "Shapes cut off at the border of their image: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", ["0.5", "x", "nan", "9999"])
@@ -316,7 +316,7 @@ def test_what_nobody_finished_need_not_be_there(tmp_path: Path, capsys: pytest.C
     assert code == 0
     assert list(samples_of(out)) == ["a.png"]
     told = capsys.readouterr().out
-    assert "3 images were left out, as nobody has finished annotating them: gone.png, a.png, b.png" in told
+    assert "Images left out, as nobody has finished annotating them: 3 (gone.png, a.png, b.png)" in told
     assert "does not name" not in told
 
 

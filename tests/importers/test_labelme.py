@@ -52,7 +52,7 @@ def test_shapes_with_an_area(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     code, out = import_set("labelme", write(tmp_path / "images/a.json", {"shape_type": kind, **shape}), images)
     assert code == 0
     assert np.array_equal(mask_of(out, "a.png"), wanted)
-    assert f"1 {kind}: 1 in masks" in capsys.readouterr().out
+    assert f"{kind}: 1 (1 in masks" in capsys.readouterr().out
 
 
 def test_a_folder_of_files_with_flags_and_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_a_folder_of_files_with_flags_and_points(tmp_path: Path, capsys: pytest.
     code, out = import_set("labelme", images, images, "--empty", "skip")
     assert code == 0
     assert {n: s.label for n, s in samples_of(out).items()} == {"a.png": 1, "deep/b.png": 0, "deep/c.png": 0}
-    assert "1 point: 1 have no area" in capsys.readouterr().out
+    assert "point: 1 (1 without an area" in capsys.readouterr().out
 
 
 def test_paths_from_another_folder_and_another_machine(tmp_path: Path) -> None:

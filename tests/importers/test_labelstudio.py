@@ -88,7 +88,7 @@ def test_shapes_with_an_area(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     found = mask_of(out, "a.png")
     assert not (wanted & ~found).any()
     assert (found & ~wanted).sum() <= (2 if "ellipse" in name else 0)
-    assert f"1 {name}: 1 in masks" in capsys.readouterr().out
+    assert f"{name}: 1 (1 in masks" in capsys.readouterr().out
     assert samples_of(out)["a.png"].label == 1
 
 
@@ -111,9 +111,9 @@ def test_a_region_of_several_results_is_one_shape(tmp_path: Path, capsys: pytest
     ]
     _, out = import_set("labelstudio", write_json_file(tmp_path / "p.json", [task("a.png", *region)]), images)
     told = capsys.readouterr().out
-    assert "1 rectangle: 1 in masks" in told
-    assert "1 relation: say nothing of defects" in told
-    assert "1 textarea: say nothing of defects" in told
+    assert "rectangle: 1 (1 in masks" in told
+    assert "relation: 1 (not of defects)" in told
+    assert "textarea: 1 (not of defects)" in told
     assert "Defect types: crack+deep" in told
     assert np.array_equal(mask_of(out, "a.png"), box(2, 3, 7, 7))
 
@@ -131,7 +131,7 @@ def test_what_has_no_area_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 0
     told = capsys.readouterr().out
     for kind in ("keypoint", "vector", "timeline"):
-        assert f"1 {kind}: 1 have no area" in told
+        assert f"{kind}: 1 (1 without an area" in told
     assert [(s.label, s.mask_known) for s in samples_of(out).values()] == [(1, False)] * 3
 
 
@@ -159,14 +159,14 @@ def test_choices_and_finished_tasks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not found["bad.png"].mask_known
     told = capsys.readouterr().out
     assert "Defect types: scratch+wear / edge" in told
-    assert "1 annotations were skipped (cancelled)" in told
-    assert "1 predictions are not read" in told
-    assert "3 images were left out, as nobody has finished annotating them" in told
+    assert "Annotations not read, as they were skipped (cancelled) in the tool: 1" in told
+    assert "Predictions not read (--predictions takes them where there is no annotation): 1" in told
+    assert "Images left out, as nobody has finished annotating them: 3 " in told
 
     images = write_images(tmp_path / "more/images", *names)
     assert import_set("labelstudio", path, images, "--predictions")[0] == 0
     assert np.array_equal(mask_of(tmp_path / "more/set", "guess.png"), box(2, 3, 7, 7))
-    assert "1 tasks without an annotation have their prediction" in capsys.readouterr().out
+    assert "Tasks read by their prediction, as they have no annotation: 1" in capsys.readouterr().out
 
 
 NEWER, OLDER = box(8, 8, 9, 9), box(2, 2, 3, 3)
@@ -199,7 +199,7 @@ def test_copies_of_an_annotation_keep_their_regions_apart(tmp_path: Path, capsys
     path = write_json_file(tmp_path / "p.json", [entry])
     _, out = import_set("labelstudio", path, images, "--several", "union")
     assert np.array_equal(mask_of(out, "a.png"), NEWER | OLDER)
-    assert "2 rectangle: 2 in masks" in capsys.readouterr().out
+    assert "rectangle: 2 (2 in masks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("minimal", [False, True])

@@ -68,7 +68,7 @@ def test_shapes_with_an_area(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     code, out = import_set("supervisely", project, images)
     assert code == 0
     assert np.array_equal(mask_of(out, "ds/img/a.png"), wanted)
-    assert f"1 {kind}: 1 in masks" in capsys.readouterr().out
+    assert f"{kind}: 1 (1 in masks" in capsys.readouterr().out
 
 
 def test_a_bitmap_that_is_not_packed(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_project_of_two_datasets(tmp_path: Path, capsys: pytest.CaptureFixture
     told = capsys.readouterr().out
     assert "crack, verdict=NOK" in told
     for kind in ("cuboid_2d", "graph", "point"):
-        assert f"1 {kind}: 1 have no area" in told
+        assert f"{kind}: 1 (1 without an area" in told
 
 
 def test_one_dataset_and_its_folder_of_annotations(tmp_path: Path) -> None:
