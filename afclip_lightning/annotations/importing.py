@@ -70,6 +70,7 @@ class Found:
         problems: A sentence on each image that is wrong.
         left_out: Why images were left out, with the images.
         shapes: Number of shapes by kind and by what became of them.
+        normal: Labels that mean normal, with how often they stand.
         clipped: Shapes that reach beyond their image.
         unmasked: Images with a defect that has no area, so that their mask is not known.
     """
@@ -79,6 +80,7 @@ class Found:
     problems: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     shapes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    normal: Counter[str] = field(default_factory=Counter)
     clipped: int = 0
     unmasked: list[str] = field(default_factory=list)
 
@@ -244,6 +246,8 @@ def _count(found: Found, image: Annotated, labels: Labels, fate_of_areas: str) -
         if meaning == "defect":
             fate = NO_AREA if shape.area is None else fate_of_areas
         found.shapes[shape.kind, fate] += 1
+    named = [*image.tags, *(label for shape in image.shapes for label in shape.labels)]
+    found.normal.update(label for label in named if labels.of(label) == "normal")
     fates = {"defect": "for a defect", "normal": "for normal", "ignored": "ignored"}
     found.shapes.update(("tag", fates[labels.meaning([tag])]) for tag in image.tags)
 
@@ -379,6 +383,9 @@ def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
     yield from _left_out(found)
     labels = {item.defect_type for item, _ in found.items if item.label}
     yield f"Defect types: {', '.join(sorted(filter(None, labels))) or 'none that has a name'}"
+    if found.normal:
+        normal = ", ".join(f"{label} ({count})" for label, count in sorted(found.normal.items()))
+        yield f"Labels that mean normal (--normal_label): {normal}"
     for category in sorted({item.category for item, _ in found.items}):
         of_it = [item for item, _ in found.items if item.category == category]
         anomalous, masks = sum(item.label for item in of_it), sum(item.has_mask for item in of_it)

@@ -27,10 +27,11 @@ class Labels:
 
         What has no label at all is a defect: somebody drew it.
         """
-        told = {self._of(label) for label in labels} - {"ignored"} if labels else {"defect"}
+        told = {self.of(label) for label in labels} - {"ignored"} if labels else {"defect"}
         return "defect" if "defect" in told else "normal" if told else "ignored"
 
-    def _of(self, label: str) -> Meaning:
+    def of(self, label: str) -> Meaning:
+        """Returns what a single label means."""
         if normal_form(label) in self.ignored:
             return "ignored"
         says_normal = means_normal(label) if self.normal is None else normal_form(label) in self.normal
@@ -38,7 +39,7 @@ class Labels:
 
     def defect_types(self, labels: Collection[str]) -> list[str]:
         """Returns those of the labels that name a defect, sorted."""
-        return sorted({normal_form(label) for label in labels if self._of(label) == "defect"})
+        return sorted({normal_form(label) for label in labels if self.of(label) == "defect"})
 
 
 @dataclass(frozen=True)

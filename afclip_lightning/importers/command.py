@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import afclip_lightning.importers
-from afclip_lightning.errors import PROGRAM
+from afclip_lightning.errors import PROGRAM, UserError
 
 
 def kinds() -> dict[str, str]:
@@ -47,7 +47,12 @@ def run(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> int:
         UserError: An export, an image or the place of the output is not as it must be.
     """
     options = parser(args, make_parser).parse_args(args)
-    code: int = importlib.import_module(f"{afclip_lightning.importers.__name__}.{options.kind}").convert(options)
+    try:
+        code: int = importlib.import_module(f"{afclip_lightning.importers.__name__}.{options.kind}").convert(options)
+    except BrokenPipeError:
+        raise  # the command line ends without a word
+    except OSError as error:  # a file or folder that may not be read
+        raise UserError(error) from error
     return code
 
 

@@ -60,3 +60,18 @@ def test_help_names_all_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     for name, line in kinds().items():
         assert any(row.split() == [name, *line.split()] for row in listed.splitlines())
     assert "command" not in kinds()
+
+
+@pytest.mark.usefixtures("_drawn")
+def test_a_place_that_may_not_be_read_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: object) -> int:
+        raise PermissionError(13, "Permission denied", "a/b.png")
+
+    assert main(["import", "a.json", "--from", "drawn", "--out", "set"]) == 3  # which imports the kind
+    monkeypatch.setattr(sys.modules["afclip_lightning.importers.drawn"], "convert", closed)
+    capsys.readouterr()
+    assert main(["import", "a.json", "--from", "drawn", "--out", "set"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a/b.png" in line

@@ -238,7 +238,9 @@ def test_labels_that_mean_something_else(tmp_path: Path, capsys: pytest.CaptureF
     assert code == 0
     assert [s.label for s in samples_of(out).values()] == [0, 0, 1]
     told = capsys.readouterr().out
-    assert "box: 3 (1 for normal, 1 ignored, 1 in masks" in told
+    assert "box: 3 (1 for normal, 1 ignored, 1 in masks)" in told
+    assert "Labels that mean normal (--normal_label): good (1)\n" in told
+    assert "Defect types: crack\n" in told
     again = write_images(tmp_path / "2/images", "a.png", "b.png", "c.png")
     assert import_set("coco", path, again, "--normal_label", "outline")[0] == 0
     assert {n: s.defect_type for n, s in samples_of(tmp_path / "2/set").items() if s.label} == {
