@@ -14,7 +14,7 @@ from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_rows
 from afclip_lightning.types import Sample, Split
 
-Table = Literal["1cls", "2cls_highshot", "2cls_fewshot"]
+SplitFile = Literal["1cls", "2cls_highshot", "2cls_fewshot"]
 COLUMNS = ("object", "split", "label", "image", "mask")
 ANOMALOUS_OF: Mapping[str, int] = {"2cls_highshot": 40, "2cls_fewshot": 80}
 """Anomalous test images per category of the two-class splits."""
@@ -88,7 +88,7 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
     def __init__(
         self,
         root: str | Path | None = None,
-        split: Table = "1cls",
+        split: SplitFile = "1cls",
         name: str | None = None,
         categories: Names = None,
         train_split: Split = "test",
@@ -97,9 +97,9 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
         class_names: ClassNames = None,
     ) -> None:
         super().__init__(root, name, categories, train_split, batch_size, num_workers, class_names)
-        if split not in get_args(Table):
-            raise ValueError(f"split must be one of {', '.join(get_args(Table))}; got {split!r}")
-        self.split: Table = split
+        if split not in get_args(SplitFile):
+            raise ValueError(f"split must be one of {', '.join(get_args(SplitFile))}; got {split!r}")
+        self.split: SplitFile = split
         if split in ANOMALOUS_OF:
             self.published_counts = dict.fromkeys(self.published, (None, None, ANOMALOUS_OF[split]))
             self.published_total = (None, None, None)
