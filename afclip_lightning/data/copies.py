@@ -82,10 +82,15 @@ def near_copies(
         threads: Files that are read at a time; by default as many as there are processors.
         progress: Show a bar on the error stream.
     """
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    if not first or not second:
+        return []
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         known = _Hashes(_cache_path())
         hashes = [known.of(samples, pool, progress) for samples in (first, second)]
         known.save()
+        seen = [np.flatnonzero(one[:, 0]).tolist() for one in hashes]  # neither unread nor of one colour
+        first, second = ([part[row] for row in rows] for part, rows in zip((first, second), seen, strict=True))
+        hashes = [one[rows] for one, rows in zip(hashes, seen, strict=True)]
         looks = _Looks(pool)
         best: dict[int, tuple[float, int]] = {}  # by rows of `second`
         for rows, others, view, other in _candidates(*hashes):
@@ -103,11 +108,9 @@ def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndar
         for left, right in close_pairs(first[:, list(one)].ravel(), second[:, list(other)].ravel()):
             rows, others = left // len(one), right // len(other)
             view, opposite = left % len(one) + one.start, right % len(other)
-            readable = first[rows, 0].astype(bool) & second[others, 0].astype(bool)
             for pair in np.unique(np.stack([view, opposite], 1), axis=0).tolist():
-                of = readable & (view == pair[0]) & (opposite == pair[1])
-                if of.any():
-                    yield rows[of], others[of], pair[0], pair[1]
+                of = (view == pair[0]) & (opposite == pair[1])
+                yield rows[of], others[of], pair[0], pair[1]
 
 
 class _Looks:
