@@ -155,7 +155,7 @@ def _say(
         chosen = cutting.anomalous
         marked = [value for value in values if (value != 0 if chosen is None else value in chosen)]
         print(f"values of masks: {_list(values)}; anomalous are {_list(marked) or 'none of them'}")
-    for lines in ([note for record in records for note in record.notes()], list(done.failed.values())):
+    for lines in (found.notes, [note for record in records for note in record.notes()], list(done.failed.values())):
         for line in lines[:LISTED]:
             print(f"note: {line}", file=sys.stderr)
         if len(lines) > LISTED:

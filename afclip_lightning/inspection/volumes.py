@@ -113,7 +113,7 @@ def cut_inputs(
     Raises:
         UserError: A folder or a DICOM header cannot be read, or a volume was exchanged since an earlier run.
     """
-    sources, taken = _sources(patterns, out)
+    sources, taken, notes = _sources(patterns, out)
     place = out / FOLDER
     with only_writer(place):
         check_same(place, settings_of(cutting))
@@ -126,7 +126,7 @@ def cut_inputs(
             inputs += [_slice(place, record, index) for index in record.indices]
         else:
             inputs.append(Input(source.files[0], name, done.failed[name], volume=name))
-    notes = [note for record in records.values() for note in record.notes()]
+    notes += [note for record in records.values() for note in record.notes()]
     paths = {name: source.name for name, source in zip(names, sources, strict=True)}
     return CutInputs(inputs, taken, records, paths, notes)
 
@@ -138,19 +138,22 @@ def _slice(place: Path, record: VolumeRecord, index: int) -> Input:
     return Input(path, name, "", False, facts.st_size, facts.st_mtime_ns, record.volume, index)
 
 
-def _sources(patterns: Iterable[str], out: Path) -> tuple[list[Source], set[str]]:
-    """Returns the volumes, without their masks, and the absolute paths of all their files."""
+def _sources(patterns: Iterable[str], out: Path) -> tuple[list[Source], set[str], list[str]]:
+    """Returns the volumes, without their masks, the absolute paths of all their files, and what is worth a line."""
     found: dict[str, Source] = {}
     taken: set[str] = set()
+    notes: list[str] = []
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True)) if not os.path.lexists(pattern) else [pattern]
         for match in matches:
-            for source in find_volumes(Path(match), leave_out=[out]).volumes:
+            here = find_volumes(Path(match), leave_out=[out])
+            notes += here.notes
+            for source in here.volumes:
                 if source.frames == 1:
                     continue
                 taken |= {os.path.abspath(path) for path in (*source.files, *source.masks, *source.segmentations)}
                 found.setdefault(os.path.abspath(source.files[0]), replace(source, masks=(), segmentations=()))
-    return list(found.values()), taken
+    return list(found.values()), taken, notes
 
 
 def _numbered(place: Path, sources: Sequence[Source]) -> list[str]:

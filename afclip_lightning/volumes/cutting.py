@@ -137,7 +137,8 @@ def cut_volume(source: Source, names: tuple[str, str], state: str, out: Path, cu
         UserError: The volume or a mask cannot be read, they do not lie in one place, or the disk is full.
     """
     scratch = out / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    for place in (scratch, out / "images" / names[0], out / "masks" / names[0]):
+        shutil.rmtree(place, ignore_errors=True)  # what a run that was killed left
     try:
         volume = open_volume(source, scratch / "volume", cutting.reading)
         masks = open_masks(source, volume.grid, cutting.anomalous, scratch, cutting.reading)

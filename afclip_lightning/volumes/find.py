@@ -15,6 +15,10 @@ from afclip_lightning.volumes.dicom_series import Header, read_header
 
 MASK_ENDS = re.compile(r"[_.-](?:seg|segmentation|mask|masks|label|labels|gt)$", re.IGNORECASE)
 FIRST_CHANNEL = "_0000"  # what nnU-Net puts behind the name of a volume, and not of its mask
+OTHER_DICOM = (
+    "{count} DICOM files hold neither images nor segments, as RTSTRUCT and reports do, and are left out; the first is "
+    "{first}"
+)
 BIDS = re.compile(r"sub-[A-Za-z0-9]+")
 
 
@@ -144,15 +148,17 @@ def find_volumes(
     files = [path for path in found if is_volume_file(path)]
     mask_files = [path for path in apart if is_volume_file(path)]
     tree = next((tree for tree in TREES if _is(tree, files, mask_files)), None)
-    series, segmentations = _dicom([path for path in (*found, *apart) if not is_volume_file(path)])
+    series, segmentations, others = _dicom([path for path in (*found, *apart) if not is_volume_file(path)])
     if tree:
         volumes, rest = _of_tree(tree, files, mask_files, sequence)
     else:
-        rest = [*mask_files, *(path for path in files if MASK_ENDS.search(stem(path)))]
+        beside = files if folder.is_dir() else ()  # a file that is named alone is meant
+        rest = [*mask_files, *(path for path in beside if MASK_ENDS.search(stem(path)))]
         volumes = [Source((path,)) for path in files if path not in set(rest)]
         volumes = _with_masks([*volumes, *series], rest, folder, masks or folder)
     volumes = _with_segmentations(sorted(volumes, key=lambda source: source.files[0]), segmentations)
-    return _with_patients(Sources(volumes, tree, ""), folder, patients)
+    notes = [OTHER_DICOM.format(count=len(others), first=others[0])] if others else []
+    return _with_patients(Sources(volumes, tree, "", notes), folder, patients)
 
 
 def _files(place: Path, leave_out: Collection[Path]) -> list[Path]:
@@ -162,7 +168,7 @@ def _files(place: Path, leave_out: Collection[Path]) -> list[Path]:
         DatasetError: A folder cannot be listed.
     """
     if place.is_file():
-        return [place]
+        return [place] if _is_read(place) else []
     if not place.is_dir():
         raise DatasetError(f"{place} does not exist. Name a folder of volumes.")
     out = {os.path.abspath(folder) for folder in leave_out}
@@ -264,26 +270,28 @@ def _folder(path: Path, root: Path) -> str:
     return os.path.relpath(path.parent, root)
 
 
-def _dicom(paths: Iterable[Path]) -> tuple[list[Source], list[Header]]:
-    """Returns DICOM images as series, and the segmentations; what is neither is left out.
+def _dicom(paths: Iterable[Path]) -> tuple[list[Source], list[Header], list[Path]]:
+    """Returns DICOM images as series, the segmentations, and the files that are neither.
 
     Raises:
         DatasetError: A header cannot be read.
     """
     series: dict[str, list[Header]] = {}
-    segmentations = []
+    segmentations, others = [], []
     for path in paths:
         header = read_header(path)
         if header.is_segmentation:
             segmentations.append(header)
         elif header.is_image:
             series.setdefault(header.series, []).append(header)
+        else:
+            others.append(path)
     sources = []
     for uid, files in series.items():
         paths_of = tuple(header.path for header in files)
         frames = sum(header.frames for header in files)
         sources.append(Source(paths_of, files[0].patient, (), True, series=uid, frame=files[0].frame, frames=frames))
-    return sources, segmentations
+    return sources, segmentations, others
 
 
 def _with_segmentations(volumes: Sequence[Source], found: Iterable[Header]) -> list[Source]:

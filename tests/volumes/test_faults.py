@@ -242,6 +242,17 @@ def test_series_of_a_patient_stay_together(tmp_path: Path, capsys: pytest.Captur
     assert "3 volumes of 2 patients" in capsys.readouterr().out
 
 
+def test_dicom_files_without_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_series(tmp_path / "in", phantom())
+    item = dcmread(paths[0])
+    for name in ("Rows", "Columns", "PixelData"):
+        delattr(item, name)
+    item.Modality = "RTSTRUCT"
+    item.save_as(tmp_path / "in/struct.dcm")
+    assert run(tmp_path, "--unmasked_are_normal") == 0
+    assert "note: 1 DICOM files hold neither images nor segments" in capsys.readouterr().err
+
+
 def test_a_segmentation_of_another_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_series(tmp_path / "other", phantom(), own=affine((1, 1, 1), (0, 0, 0.5)))
     mask = (lesion() > 0).astype(np.uint8)[::-1, ::-1].transpose(2, 1, 0)[..., None]

@@ -192,7 +192,11 @@ def test_an_import_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(importing, "cut_volume", stopped)
     assert run(tmp_path / "in", tmp_path / "set") == 130
     assert not (tmp_path / "set/slices.jsonl").exists()
+    stray = tmp_path / "set/images/volume-0002/axial-0099.png"
+    stray.parent.mkdir(parents=True)
+    stray.touch()  # of the volume that the run was at
     assert run(tmp_path / "in", tmp_path / "set") == 0
+    assert not stray.exists()
     assert cut == ["volume-0001", "volume-0002", "volume-0002", "volume-0003"]
     assert "3 volumes of 3 patients" in capsys.readouterr().out
     assert not list((tmp_path / "set").glob(".*"))

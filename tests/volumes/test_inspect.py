@@ -132,10 +132,14 @@ def test_volumes_and_images_have_verdicts(folder: Path, capsys: pytest.CaptureFi
 def test_dicom_files_are_a_volume_or_images(folder: Path) -> None:
     write_series(folder / "in/scan", phantom(), order=[*range(12, -1, -1)])
     write_series(folder / "in/alone", phantom()[:, :, :1])
-    assert inspect("in", "--axis", "axial") == 0
+    write_pictures(folder / "photos", 1)
+    write_nifti(folder / "one_mask.nii", phantom())
+    assert inspect("in", "photos/000.png", "--axis", "axial") == 0
     rows, (volume,) = lines("inspections.jsonl"), lines("volumes.jsonl")
     assert (volume["slices"], Path(volume["path"]).name) == (13, "scan")
-    assert [Path(row["path"]).parent.name for row in rows if row.get("volume") is None] == ["alone"]
+    assert [Path(row["path"]).parent.name for row in rows if row.get("volume") is None] == ["alone", "photos"]
+    assert inspect("one_mask.nii", "--axis", "axial") == 0  # a file that is named alone is no mask
+    assert len(lines("inspections.jsonl")) == len(rows) + 13
 
 
 @pytest.mark.slow
