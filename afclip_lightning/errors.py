@@ -1,6 +1,7 @@
 """Errors that a user can mend: shown as one message without a traceback, with exit code 2."""
 
 import os
+import shlex
 import unicodedata
 from typing import Any
 
@@ -26,6 +27,15 @@ def escape(char: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def typed(*words: object) -> str:
+    """Returns a command of the program as it is typed into a shell: what holds spaces or signs is quoted.
+
+    Args:
+        words: Its arguments; capitals (`IMAGES`) stand for what the reader fills in.
+    """
+    return f"{PROGRAM} {shlex.join(map(shown, words))}"
 
 
 def indented(text: str) -> str:

@@ -26,12 +26,13 @@ from afclip_lightning.annotations.writing import (
     check_read_back,
     listing_of,
     place_image,
+    sets_below,
     write_new,
 )
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.picture import upright
 from afclip_lightning.data.reader import read_shape
-from afclip_lightning.errors import PROGRAM, DatasetError, UserError, shown
+from afclip_lightning.errors import DatasetError, UserError, shown, typed
 
 NAMED = 8  # images that a message names
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -166,22 +167,29 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
         options.split,
         options.line_width,
     )
-    export = read(options)
     inside = os.path.relpath(os.path.abspath(options.out), os.path.abspath(options.images))
-    folder = ImageFolder(options.images, [options.images / inside])
+    if inside == os.curdir:
+        raise UserError(f"--out {options.out} is the folder of the images. Name another one, which may lie in it.")
+    export = read(options)
+    sets = sets_below(options.images)
+    folder = ImageFolder(options.images, [options.images / inside, *sets])
     found = interpret(export, folder, settings)
     if found.problems and (options.on_error == "stop" or not found.items):
         raise DatasetError(_several(found.problems, options.on_error))
     if not found.items:
-        raise DatasetError(f"{options.file}: no image is left.\n" + "\n".join(_left_out(found)))
+        why = "no image is left" if export.images else "it names no image"
+        raise DatasetError(f"{options.file}: {why}.\n" + "\n".join(_left_out(found)))
     with only_writer(options.out):
         copied = write(options.out, found, options.place)
     for line in summary(export, found, copied):
         print(shown(line))
+    for place in sets:
+        if not os.path.samefile(place, options.out):
+            print(f"{shown(place)} holds a set that was written before: its images were not looked at.")
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    print(f"Next: {PROGRAM} datasets check Listing --root {options.out}")
-    print(f"Look: {PROGRAM} datasets show Listing --root {options.out}")
+    print(f"Next: {typed('datasets', 'check', 'Listing', '--root', options.out)}")
+    print(f"Look: {typed('datasets', 'show', 'Listing', '--root', options.out)}")
     return 1 if found.problems else 0
 
 

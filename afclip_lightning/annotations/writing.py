@@ -21,6 +21,7 @@ from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.files import atomic_path, read_bytes
 
 IMAGES, MASKS, LISTING = "images", "masks", "meta.json"
+BEGINNING = b'{\n  "train": {'  # of the listing, as it is written here
 MOST_BYTES = 2**31  # of a file that is compared
 
 Placing = Literal["link", "copy"]
@@ -50,6 +51,17 @@ class Item:
     def mask(self) -> str:
         """Returns the path of its mask below `masks/`."""
         return f"{self.image}.png"
+
+
+def sets_below(folder: Path) -> list[Path]:
+    """Returns the folders below a folder that hold a set of this program: its images and masks are nobody's photos.
+
+    Raises:
+        UserError: A listing cannot be read.
+    """
+    listings = (path for path in sorted(folder.rglob(LISTING)) if path.parent != folder)
+    found = (path for path in listings if path.is_file() and (path.parent / IMAGES).is_dir())
+    return [path.parent for path in found if read_bytes(path, limit=MOST_BYTES).startswith(BEGINNING)]
 
 
 def place_image(source: Path, target: Path, how: Placing) -> bool:

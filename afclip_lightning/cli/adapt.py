@@ -18,7 +18,7 @@ from afclip_lightning.cli.model_options import (
     white_of,
 )
 from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError, shown
+from afclip_lightning.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 40
 DESCRIPTION = """\
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     print("map:        ", said_of(made.pixel))
     print(promise(len(normal), options.fpr))
     print(f"{made.head.parent}: {len(normal)} normal images, {made.head.stat().st_size / 2**20:.1f} MB")
-    print(f"Type: {PROGRAM} inspect --checkpoint {options.out} IMAGES")
+    print(f"Type: {typed('inspect', '--checkpoint', options.out, 'IMAGES')}")
     return 0
 
 

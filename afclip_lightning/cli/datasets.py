@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError, shown
+from afclip_lightning.errors import PROGRAM, UserError, shown, typed
 from afclip_lightning.files import only_writer
 
 if TYPE_CHECKING:  # `--help` does without
@@ -91,7 +91,7 @@ def main(args: Sequence[str]) -> int:
                 f"{moved} files are new in {dataset.root}.\nLicence: {dataset.licence or 'not known, see its source'}"
             )
             check(dataset, "predict")
-            print(f"Next: python -m afclip_lightning datasets check {options.name} --root {dataset.root}")
+            print(f"Next: {typed('datasets', 'check', options.name, '--root', dataset.root)}")
             return 0
         if options.verb == "show":
             return _show(dataset, options)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afclip_lightning.cli.model_options import progress, split_model_arguments
 from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, UserError, shown
+from afclip_lightning.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 44
 DESCRIPTION = """\
@@ -70,7 +70,7 @@ def _pack(options: argparse.Namespace) -> int:
     card = None if options.card is None else read_card(options.card)
     pack(options.checkpoint, options.out, card)
     size = options.out.stat().st_size / 2**20
-    print(f"{options.out}: {size:.2f} MB. {PROGRAM} head show {options.out} says what it is.")
+    print(f"{options.out}: {size:.2f} MB. {typed('head', 'show', options.out)} says what it is.")
     return 0
 
 
@@ -83,7 +83,7 @@ def _import(options: argparse.Namespace) -> int:
     done = import_head(options.file, options.out, options.method, options.arguments, card)
     print(f"{shown(options.file)}:\n{in_lines(done.says)}")
     size = done.out.stat().st_size / 2**20
-    print(f"{shown(done.out)}: {size:.2f} MB. {PROGRAM} head show {shown(done.out)} says what it is.")
+    print(f"{shown(done.out)}: {size:.2f} MB. {typed('head', 'show', done.out)} says what it is.")
     return 0
 
 
@@ -102,7 +102,7 @@ def _fuse(options: argparse.Namespace) -> int:
     fuse(options.heads, normal, options.out, progress, options.arguments, options.category, options.device)
     size, count = options.out.stat().st_size / 2**20, sum(map(len, normal))
     print(f"{shown(options.out)}: {len(options.heads)} heads, scales of {count} normal images, {size:.2f} MB.")
-    print(f"Type: {PROGRAM} inspect --checkpoint {shown(options.out)} IMAGES")
+    print(f"Type: {typed('inspect', '--checkpoint', options.out, 'IMAGES')}")
     return 0
 
 

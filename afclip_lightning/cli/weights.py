@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, CheckpointError, UserError, WeightsError
+from afclip_lightning.errors import PROGRAM, CheckpointError, UserError, WeightsError, typed
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.inventory import Needed
@@ -81,7 +81,7 @@ def _get(options: argparse.Namespace) -> int:
         return 0
     path = _into_folder(model, weights, options.out)
     name = "vision_weights" if weights.startswith(TIMM) else "weights"
-    print(f"Weights: {path}\nUse: --model.backbone.{name} {path}\nWhat it is: {PROGRAM} weights check {path}")
+    print(f"Weights: {path}\nUse: --model.backbone.{name} {path}\nWhat it is: {typed('weights', 'check', path)}")
     return 0
 
 
@@ -116,7 +116,7 @@ def _check(options: argparse.Namespace) -> int:
     from afclip_lightning.backbones.recognise import recognise
 
     if _is_head(options.file):
-        raise UserError(f"{options.file} is a trained head, no weights: {PROGRAM} head show {options.file}")
+        raise UserError(f"{options.file} is a trained head, no weights: {typed('head', 'show', options.file)}")
     found = recognise(options.file)
     print(json.dumps(asdict(found), indent=2) if options.json else _described(found))
     return 0 if found.use else 1

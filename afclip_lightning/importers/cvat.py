@@ -48,6 +48,9 @@ def read(path: Path) -> Export:
     Raises:
         UserError: It is no such export, or a shape is none.
     """
+    path = path / IN_ZIP if (path / IN_ZIP).is_file() else path
+    if path.is_dir():
+        raise refusing(f"{path} is a folder without {IN_ZIP}", REMEDY)
     root = _root(path)
     if root.tag != "annotations":
         raise refusing(f"{path}: its root is {root.tag[:40]!r}, not annotations", REMEDY)

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from afclip_lightning.data.images import VOLUME_SUFFIXES
-from afclip_lightning.errors import PROGRAM, UserError
+from afclip_lightning.errors import UserError, typed
 from afclip_lightning.files import only_writer
 from afclip_lightning.volumes.cutting import Cutting
 from afclip_lightning.volumes.find import Source, Sources, find_volumes
 from afclip_lightning.volumes.importing import (
     NAMES,
-    SLICES,
     Done,
     check_same,
     cut_all,
@@ -57,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--patients", type=Path, metavar="CSV", help="table with the columns volume and patient")
     add("--category", default="", help="what the set's one category is called; by default as the set")
     add("--sequence", default="", metavar="NAME", help="which images of BraTS: flair, t1, t1ce, t2 (flair)")
-    add("--on_error", choices=("raise", "skip"), default="raise", help="skip: go on after a volume that is not read")
+    add("--on_error", choices=("stop", "skip"), default="stop", help="skip: go on after a volume that is not read")
     add("--keep_names", action="store_true", help=f"write {NAMES}, which says what file each volume is")
 
 
@@ -155,13 +154,16 @@ def _say(
         chosen = cutting.anomalous
         marked = [value for value in values if (value != 0 if chosen is None else value in chosen)]
         print(f"values of masks: {_list(values)}; anomalous are {_list(marked) or 'none of them'}")
+        if options.anomalous is not None and not marked and any(values):
+            sentence = f"no mask holds a value of --anomalous {options.anomalous}, so that all slices count as normal"
+            print(f"note: {sentence}. If others are meant, name them, and another --out.", file=sys.stderr)
     for lines in (found.notes, [note for record in records for note in record.notes()], list(done.failed.values())):
         for line in lines[:LISTED]:
             print(f"note: {line}", file=sys.stderr)
         if len(lines) > LISTED:
             print(f"note: and {len(lines) - LISTED} more of this kind.", file=sys.stderr)
-    print(f"Next: {PROGRAM} datasets check Volumes --root {options.out}   ({options.out / SLICES})")
-    print(f"Look: {PROGRAM} datasets show Volumes --root {options.out}")
+    print(f"Next: {typed('datasets', 'check', 'Volumes', '--root', options.out)}")
+    print(f"Look: {typed('datasets', 'show', 'Volumes', '--root', options.out)}")
 
 
 def _count(number: int, noun: str) -> str:

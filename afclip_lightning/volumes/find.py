@@ -349,7 +349,7 @@ def _with_patients(found: Sources, root: Path, table: Path | None) -> Sources:
             if bids
             else (parts[0], "by the folders that volumes lie in")
             if parts
-            else (stem(source.files[0]), "each volume as one patient's, for want of anything else (--patients says it)")
+            else (stem(source.files[0]), "by files alone, each as a patient (--patients says it better)")
         )
         ways[way] = None
         volumes.append(replace(source, patient=patient))

@@ -158,7 +158,7 @@ def unpack(file: BinaryIO, kind: str, place: Path, name: object, limit: int) -> 
                     left -= len(found)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DatasetError(
-                f"{name}: what it holds compressed is cut off or damaged. Copy it again, or unpack it with gzip -t."
+                f"{name}: what it holds compressed is cut off or damaged. Copy it again; gzip -t tests it."
             ) from error
 
 

@@ -120,6 +120,17 @@ def test_the_zip_is_read_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(mask_of(out, "a.png"), box(2, 3, 7, 5))
 
 
+def test_a_folder_stands_for_the_file_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, unpacked = write_images(tmp_path / "images", "a.png"), tmp_path / "task"
+    unpacked.mkdir()
+    assert import_set("cvat", unpacked, images)[0] == 2
+    assert f"{unpacked} is a folder without annotations.xml" in capsys.readouterr().err
+    write(unpacked / "annotations.xml", xml(image("a.png", next(iter(SHAPES)))))
+    code, out = import_set("cvat", unpacked, images)
+    assert code == 0
+    assert np.array_equal(mask_of(out, "a.png"), box(2, 3, 7, 5))
+
+
 def test_projects_and_subsets(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", "a.png", "b.png", "c.png")
     tasks = "<task><id>4</id><name>nut</name></task><task><id>5</id><name>pin</name></task>"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,24 @@ def rotated(path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (9, 9, 9)).save(path, exif=exif)
+
+
+def test_what_is_to_be_typed_next_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    path, out = export(tmp_path / "c.json", ["a.png"], {0: BOX}), tmp_path / "größe (2) $HOME"
+    assert main(["import", str(path), "--from", "coco", "--images", str(images), "--out", str(out)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Next: ", "Look: "))]
+    assert len(lines) == 2
+    assert all(shlex.split(line)[-2:] == ["--root", str(out)] for line in lines)
+    assert main(shlex.split(lines[0])[5:]) == 0
+
+
+def test_the_folder_of_the_images_is_no_place_for_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    path = export(tmp_path / "c.json", ["a.png"], {0: BOX})
+    assert main(["import", str(path), "--from", "coco", "--images", str(images), "--out", f"{images}/."]) == 2
+    assert "is the folder of the images" in capsys.readouterr().err
+    assert [file.name for file in images.iterdir()] == ["a.png"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from afclip_lightning.cli.datasets import main
 from tests.reference import rasterise as reference
 from tests.support.imports import HEIGHT, WIDTH, box, import_set, mask_of, png_text, samples_of, write_images
 
@@ -115,3 +116,13 @@ def test_what_is_no_file_of_labelme_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "shapes" in capsys.readouterr().err
     assert import_set("labelme", images, images)[0] == 2
     assert "holds no .json file" in capsys.readouterr().err
+
+
+def test_sets_among_the_photos_are_not_taken_for_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    write(images / "a.json", {"points": [[1, 1], [9, 1], [9, 6], [1, 6]]})
+    for out in ("first", "first", "second"):
+        options = ["--from", "labelme", "--images", str(images), "--out", str(images / out), "--empty", "normal"]
+        assert main(["import", str(images), *options]) == 0
+        assert {name: s.label for name, s in samples_of(images / out).items()} == {"a.png": 1, "b.png": 0}
+    assert f"{images / 'first'} holds a set that was written before" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """`datasets import --from volumes`: from NIfTI files to a set that is read."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,16 @@ def test_volumes_without_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--unmasked_are_normal" in capsys.readouterr().err
     assert run(tmp_path / "in", tmp_path / "set", "--unmasked_are_normal") == 0
     assert {line["label"] for line in rows(tmp_path / "set")} == {"normal"}
+
+
+def test_values_that_no_mask_holds_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pair(tmp_path / "in", "a")
+    out = tmp_path / "my set"
+    assert run(tmp_path / "in", out, "--anomalous", "9") == 0
+    said = capsys.readouterr()
+    assert "note: no mask holds a value of --anomalous 9" in said.err
+    next_line = next(line for line in said.out.splitlines() if line.startswith("Next: "))
+    assert main(shlex.split(next_line)[5:]) == 0
 
 
 def test_masks_in_a_folder_of_their_own(tmp_path: Path) -> None:
