@@ -14,7 +14,6 @@ import numpy as np
 from afclip_lightning.annotations.rle import Place, coco_to_mask, mask_to_brush, mask_to_coco
 
 LABEL = "anomaly"
-LOCAL_FILES = "/data/local-files/?d="  # the address of Label Studio's local storage
 CONTROL, OBJECT = "defect", "image"  # names in the interface that `CONFIG` makes
 CONFIG = f"""\
 <View>

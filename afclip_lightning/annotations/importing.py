@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from afclip_lightning.annotations.writing import (
     LISTING,
     MASKS,
     Item,
+    Placing,
     check_read_back,
     listing_of,
     place_image,
@@ -33,6 +33,7 @@ from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.picture import upright
 from afclip_lightning.data.reader import read_shape
 from afclip_lightning.errors import DatasetError, UserError, shown, typed
+from afclip_lightning.files import only_writer
 
 NAMED = 8  # images that a message names
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -156,8 +157,6 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
     Raises:
         UserError: The export or an image is wrong, or the set cannot be written; nothing is written then.
     """
-    from afclip_lightning.files import only_writer
-
     normal = None if options.normal_label is None else frozenset(map(normal_form, options.normal_label))
     settings = Settings(
         Labels(normal, frozenset(map(normal_form, options.ignore_label))),
@@ -354,7 +353,7 @@ def _mask(defects: Sequence[Shape], shape: tuple[int, int], line_width: float) -
     return mask, clipped
 
 
-def write(out: Path, found: Found, how: Any) -> int:
+def write(out: Path, found: Found, how: Placing) -> int:
     """Writes the set, the listing last, and returns how many images were copied.
 
     Raises:

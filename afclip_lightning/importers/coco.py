@@ -9,8 +9,11 @@ from typing import Any
 import msgspec
 
 from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, export_file, refusing
+from afclip_lightning.annotations.rle import coco_to_mask
 from afclip_lightning.annotations.shapes import Annotated, Area, Bitmap, Export, Polygon, Shape, points_of, rectangle
+from afclip_lightning.files import read_json
 
 REMEDY = "Export it again as COCO."
 
@@ -52,8 +55,6 @@ class Instances(msgspec.Struct):
 
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the export, and returns the exit code."""
-    from afclip_lightning.annotations.importing import convert as make
-
     return make(options, lambda options: read(options.file))
 
 
@@ -63,8 +64,6 @@ def read(path: Path) -> Export:
     Raises:
         UserError: It is no such file, or a shape is none.
     """
-    from afclip_lightning.files import read_json
-
     content = read_json(export_file(path, ".json"), Instances, remedy=REMEDY, limit=EXPORT_LIMIT)
     names = {category.id: category.name for category in content.categories}
     by_image: dict[int | str, list[Shape]] = {image.id: [] for image in content.images}
@@ -117,8 +116,6 @@ def _area(annotation: Annotation, size: tuple[int | None, int | None]) -> tuple[
         if not height or not width:
             raise ValueError("it has run lengths, and its image has no size")
         kind = "run lengths" if isinstance(drawn.get("counts"), str) else "uncompressed run lengths"
-        from afclip_lightning.annotations.rle import coco_to_mask
-
         return kind, Bitmap(partial(coco_to_mask, drawn, (height, width)))
     if drawn not in (None, [], {}):
         raise ValueError(f"its segmentation is neither polygons nor run lengths: {str(drawn)[:60]!r}")

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, refusing
+from afclip_lightning.annotations.rle import runs_to_mask, whole_numbers
 from afclip_lightning.annotations.shapes import (
     Annotated,
     Area,
@@ -23,6 +27,8 @@ from afclip_lightning.annotations.shapes import (
     rectangle,
 )
 from afclip_lightning.errors import DatasetError
+from afclip_lightning.files import open_regular
+from afclip_lightning.files.xml import parse_xml, read_xml
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -34,8 +40,6 @@ MOST_SIDE = 10**6
 
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the export, and returns the exit code."""
-    from afclip_lightning.annotations.importing import convert as make
-
     return make(options, lambda options: read(options.file))
 
 
@@ -66,12 +70,8 @@ def read(path: Path) -> Export:
 
 
 def _root(path: Path) -> "Element":
-    from afclip_lightning.files.xml import parse_xml, read_xml
-
     if path.suffix.lower() != ".zip":
         return read_xml(path, remedy=REMEDY, limit=EXPORT_LIMIT, error=DatasetError)
-    from afclip_lightning.files import open_regular
-
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -146,17 +146,15 @@ def _ellipse(element: "Element") -> Ellipse:
 
 
 def _mask(element: "Element") -> Bitmap:
-    from afclip_lightning.annotations.rle import runs_to_mask, whole_numbers
-
     left, top, width, height = (_number(element, name) for name in ("left", "top", "width", "height"))
     if not (0 < width <= MOST_SIDE and 0 < height <= MOST_SIDE):
         raise ValueError(f"its size is {width:g}×{height:g}")
     runs = element.get("rle", "")
 
-    def decode() -> "object":
+    def decode() -> np.ndarray:
         return runs_to_mask(whole_numbers(runs), int(height), int(width), by_columns=False)
 
-    return Bitmap(decode, int(left), int(top))  # type: ignore[arg-type]
+    return Bitmap(decode, int(left), int(top))
 
 
 AREAS: dict[str, Callable[["Element"], Area]] = {

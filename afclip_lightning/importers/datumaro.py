@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, json_files, refusing
+from afclip_lightning.annotations.rle import coco_to_mask
 from afclip_lightning.annotations.shapes import (
     Annotated,
     Area,
@@ -21,6 +23,7 @@ from afclip_lightning.annotations.shapes import (
     points_of,
     rectangle,
 )
+from afclip_lightning.files import read_json
 
 REMEDY = "Export it again as Datumaro."
 ANNOTATIONS = "annotations"  # the folder of the files
@@ -78,8 +81,6 @@ class Subset(msgspec.Struct):
 
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the dataset, and returns the exit code."""
-    from afclip_lightning.annotations.importing import convert as make
-
     return make(options, lambda options: read(options.file))
 
 
@@ -100,8 +101,6 @@ def read(path: Path) -> Export:
 
 
 def _read_subset(path: Path, export: Export) -> None:
-    from afclip_lightning.files import read_json
-
     content = read_json(path, Subset, remedy=REMEDY, limit=EXPORT_LIMIT)
     names = [label.name for label in content.categories.label.labels]
     for item in content.items:
@@ -149,8 +148,6 @@ def _area(drawn: Drawn, size: list[int] | None) -> Area | None:
             raise ValueError(f"its bbox is no x, y, width, height: {drawn.bbox}")
         return rectangle(drawn.bbox)
     if drawn.type == "mask":
-        from afclip_lightning.annotations.rle import coco_to_mask
-
         own = (drawn.rle or {}).get("size")
         shape = size or (own if isinstance(own, list) and len(own) == 2 else [0, 0])
         return Bitmap(partial(coco_to_mask, drawn.rle, (shape[0], shape[1])))

@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 
 from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, json_files, refusing
+from afclip_lightning.annotations.rle import png_to_mask
 from afclip_lightning.annotations.shapes import (
     Annotated,
     Area,
@@ -22,6 +24,7 @@ from afclip_lightning.annotations.shapes import (
     Shape,
     points_of,
 )
+from afclip_lightning.files import read_json
 
 REMEDY = "Save it in LabelMe again."
 
@@ -47,8 +50,6 @@ class LabelFile(msgspec.Struct):
 
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the files, and returns the exit code."""
-    from afclip_lightning.annotations.importing import convert as make
-
     return make(options, lambda options: read(options.file, options.images))
 
 
@@ -67,8 +68,6 @@ def read(path: Path, images: Path) -> Export:
 
 
 def _file(path: Path, images: Path) -> Annotated:
-    from afclip_lightning.files import read_json
-
     content = read_json(path, LabelFile, remedy=REMEDY, limit=EXPORT_LIMIT)
     shapes, problem = [], ""
     for number, drawn in enumerate(content.shapes, 1):
@@ -127,13 +126,11 @@ def _area(drawn: Drawn) -> Area | None:
         return Ellipse((left, top), (radius, radius))
     if kind == "rectangle":
         return Polygon((np.array([[left, top], [right, top], [right, bottom], [left, bottom]]),))
-    from afclip_lightning.annotations.rle import png_to_mask
-
-    return Bitmap(partial(_mask, png_to_mask, drawn.mask, points), int(left), int(top))
+    return Bitmap(partial(_mask, drawn.mask, points), int(left), int(top))
 
 
-def _mask(decode: Any, text: str | None, points: np.ndarray) -> np.ndarray:
-    mask: np.ndarray = decode(text)
+def _mask(text: str | None, points: np.ndarray) -> np.ndarray:
+    mask = png_to_mask(text)
     (left, top), (right, bottom) = points[:2].astype(int)
     if mask.shape != (bottom - top + 1, right - left + 1):
         raise ValueError(f"its mask is {mask.shape[1]}×{mask.shape[0]} pixels, and its box is another")

@@ -13,9 +13,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from afclip_lightning.annotations.importing import add_options as add_common_options
+from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.matching import is_image_name
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, export_file, refusing
+from afclip_lightning.annotations.rle import brush_to_mask, png_to_mask
 from afclip_lightning.annotations.shapes import Annotated, Area, Bitmap, Ellipse, Export, Polygon, Shape, rectangle
+from afclip_lightning.files import read_json
 
 REMEDY = "Export it again as JSON."
 MIN_FIELDS = ("id", "annotation_id", "annotator", "lead_time", "created_at", "updated_at", "agreement")  # of JSON-MIN
@@ -62,8 +65,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the export, and returns the exit code."""
-    from afclip_lightning.annotations.importing import convert as make
-
     choice = Choice(options.image_key, options.several, options.predictions, tuple(options.choice_key))
     return make(options, lambda options: read(options.file, choice))
 
@@ -77,8 +78,6 @@ def read(path: Path, choice: Choice) -> Export:
     Raises:
         UserError: It is no such export, or a shape is none.
     """
-    from afclip_lightning.files import read_json
-
     content: Any = read_json(export_file(path, ".json"), Any, remedy=REMEDY, limit=EXPORT_LIMIT)  # type: ignore[arg-type]
     export, remarks, nothing = Export(), Counter[str](), Counter[str]()
     entries: dict[str, list[tuple[str, Annotated]]] = {}
@@ -346,16 +345,12 @@ def _polygon(value: dict[str, Any], size: tuple[int, int]) -> Polygon:
 
 
 def _brush(value: dict[str, Any], size: tuple[int, int]) -> Bitmap:
-    from afclip_lightning.annotations.rle import brush_to_mask
-
     if value.get("format", "rle") != "rle":
         raise ValueError(f"its format is {str(value['format'])[:40]!r}, not rle")
     return Bitmap(partial(brush_to_mask, value.get("rle"), size[1], size[0]))
 
 
 def _bitmask(value: dict[str, Any], size: tuple[int, int]) -> Bitmap:
-    from afclip_lightning.annotations.rle import png_to_mask
-
     def decode() -> np.ndarray:
         mask = png_to_mask(value.get("imageDataURL"))
         if mask.shape != size[::-1]:

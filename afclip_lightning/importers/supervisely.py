@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 
 from afclip_lightning.annotations.importing import add_options as add_options
+from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, json_files, refusing
+from afclip_lightning.annotations.rle import png_to_mask
 from afclip_lightning.annotations.shapes import (
     Annotated,
     Area,
@@ -23,6 +25,7 @@ from afclip_lightning.annotations.shapes import (
     points_of,
     rectangle,
 )
+from afclip_lightning.files import read_json
 
 REMEDY = "Download the project again, with its annotations as JSON."
 ANNOTATIONS, IMAGES, DATASETS = "ann", "img", "datasets"  # names of folders
@@ -79,8 +82,6 @@ class Annotation(msgspec.Struct):
 
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the project, and returns the exit code."""
-    from afclip_lightning.annotations.importing import convert as make
-
     return make(options, lambda options: read(options.file))
 
 
@@ -99,8 +100,6 @@ def read(path: Path) -> Export:
 
 
 def _file(path: Path, root: Path) -> Annotated:
-    from afclip_lightning.files import read_json
-
     content = read_json(path, Annotation, remedy=REMEDY, limit=EXPORT_LIMIT)
     shapes, problem = [], ""
     for number, thing in enumerate(content.objects, 1):
@@ -170,8 +169,6 @@ def _corners(points: Any) -> list[list[float]]:
 
 
 def _bitmap(thing: Thing) -> Bitmap:
-    from afclip_lightning.annotations.rle import png_to_mask
-
     picture = thing.bitmap or thing.alpha_mask
     if picture is None or len(picture.origin) != 2:
         raise ValueError("it has no picture, or no origin")
