@@ -3,12 +3,12 @@
 import ast
 import difflib
 import importlib
-import importlib.util
 import pkgutil
 from dataclasses import dataclass
 
 import afclip_lightning.cli
 from afclip_lightning.cli.parser import Command
+from afclip_lightning.discovery.described import described
 from afclip_lightning.errors import PROGRAM
 
 LAST = 99  # the place of a command that names none
@@ -37,17 +37,13 @@ def verbs() -> list[Verb]:
 
 def _read(name: str) -> Verb | None:
     """Returns what a module says of its command; `None` if it is none."""
-    spec = importlib.util.find_spec(f"{afclip_lightning.cli.__name__}.{name}")
-    source = spec and spec.loader and spec.loader.get_source(spec.name)  # type: ignore[attr-defined]
-    if not source:
+    found = described(afclip_lightning.cli.__name__, name, "main")
+    if found is None:
         return None
-    tree = ast.parse(source)
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-        return None
+    tree, line = found
     constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
     place = ast.literal_eval(constants["PLACE"]) if "PLACE" in constants else LAST
-    line = (ast.get_docstring(tree) or "").partition("\n")[0].partition(": ")[2]
-    return Verb(place, name, line.rstrip("."))
+    return Verb(place, name, line)
 
 
 def find(name: str) -> Command | None:

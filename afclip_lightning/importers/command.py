@@ -9,31 +9,22 @@ Its line in the help is the first line of its docstring, after the colon.
 """
 
 import argparse
-import ast
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import afclip_lightning.importers
+from afclip_lightning.discovery.described import described
 from afclip_lightning.errors import PROGRAM, UserError
 
 
 def kinds() -> dict[str, str]:
     """Returns what each kind of export is, by name. Their modules are read, and not imported."""
-    found = ((module.name, _line(module.name)) for module in pkgutil.iter_modules(afclip_lightning.importers.__path__))
-    return {name: line for name, line in found if line}
-
-
-def _line(name: str) -> str:
-    """Returns what a module says of its kind; empty if it is none."""
-    spec = importlib.util.find_spec(f"{afclip_lightning.importers.__name__}.{name}")
-    source = spec and spec.loader and spec.loader.get_source(spec.name)  # type: ignore[attr-defined]
-    tree = ast.parse(source or "")
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "convert" for node in tree.body):
-        return ""
-    return (ast.get_docstring(tree) or "").partition("\n")[0].partition(": ")[2].rstrip(".")
+    package = afclip_lightning.importers
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    found = ((name, described(package.__name__, name, "convert")) for name in names)
+    return {name: of[1] for name, of in found if of}
 
 
 def run(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> int:
