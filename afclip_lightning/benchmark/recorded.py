@@ -12,7 +12,7 @@ from msgspec import Meta
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import read_csv, read_json
 from afclip_lightning.metrics.image_counts import ImageRecord
-from afclip_lightning.metrics.image_records import read_records
+from afclip_lightning.metrics.image_records import read_records, records_file
 from afclip_lightning.results import MEAN, Key
 from afclip_lightning.results.finding import find_table
 from afclip_lightning.results.operating import OperatingPoint, points_as_metrics, thresholds_of
@@ -99,7 +99,7 @@ def read_recorded(path: Path) -> Recorded:
     table, suffix = find_table(path)
     folder = table.parent
     results = read_json(table, _Table, finite=False)  # a threshold may be infinite
-    source = folder / f"image_counts{suffix}.npz"
+    source = folder / records_file(suffix)
     if source.exists():
         records = read_records(source)
     else:

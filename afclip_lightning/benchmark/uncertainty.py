@@ -13,12 +13,12 @@ import numpy as np
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.errors import UserError
 from afclip_lightning.files import csv_text
+from afclip_lightning.metrics.image_records import RECORDS_FILE
 from afclip_lightning.metrics.significance import may_be_best
 from afclip_lightning.results import MEAN, Interval
 from afclip_lightning.results.titles import RANKED
 
 REPLICATES = 1000
-RECORDS = "image_counts.npz"
 OVER = {False: "images", True: "images and seeds"}
 COLUMNS = (
     *("dataset", "method", "train", "shots", "backbone", "metric", "runs"),
@@ -63,7 +63,9 @@ def uncertainties(rows: Sequence[Measurement], cells: Path) -> dict[str, Uncerta
         folders: dict[Line, dict[Path, None]] = {}
         for row in part:
             folders.setdefault(line_of(row), {})[cells / row.cell] = None
-        kept = {line: list(of) for line, of in folders.items() if all((folder / RECORDS).is_file() for folder in of)}
+        kept = {
+            line: list(of) for line, of in folders.items() if all((folder / RECORDS_FILE).is_file() for folder in of)
+        }
         if kept:
             try:
                 found[dataset] = _of_dataset(part, kept)

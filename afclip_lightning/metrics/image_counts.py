@@ -30,7 +30,8 @@ from afclip_lightning.results import is_anomalous
 
 IMAGE_BINS = 2**13
 """Resolution of one image's counts: of at most 2^14 bins, 6 bytes are kept per bin used and 14 more per bin of
-anomalous pixels: at most 328 kB per image, and some 50 kB of one of 518 x 518 pixels with large defects."""
+anomalous pixels, 22 with sPRO: without it at most 328 kB per image, and some 50 kB of one of 518 x 518 pixels with
+large defects."""
 
 ANOMALOUS_GROUPS, REGION_GROUPS, NORMAL_GROUPS = 1536, 384, 384
 """A group of bins holds at most one part in so many of a category's anomalous pixels, region weight and normal pixels,
@@ -104,7 +105,8 @@ class ImageCounts(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Returns the bytes that are kept of the image."""
-        return sum(part.nbytes for part in (self.bins, self.pixels, self.marked, self.anomalous, self.region_weight))
+        parts = (self.bins, self.pixels, self.marked, self.anomalous, self.region_weight, self.saturated_weight)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def partition(self) -> Bins:

@@ -20,7 +20,6 @@ from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA
 from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
 from afclip_lightning.results import Key
 
-RECORDS_FILE = "image_counts.npz"
 FORMAT = 1
 
 _WHOLE = ("lowest", "highest", "bins_of", "marked_of")  # numbers of each image
@@ -43,6 +42,18 @@ class _Head:
 
     format: int
     images: list[tuple[str, str, list[str]]]
+
+
+def records_file(suffix: str = "") -> str:
+    """Returns the name of the file, in the folder of a run.
+
+    Args:
+        suffix: What follows `results` in the names of its tables; see `find_table`.
+    """
+    return f"image_counts{suffix}.npz"
+
+
+RECORDS_FILE = records_file()
 
 
 def write_records(path: Path, records: Mapping[Key, Sequence[ImageRecord]]) -> None:

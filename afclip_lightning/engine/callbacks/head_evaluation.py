@@ -16,7 +16,7 @@ from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
 from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups, write_groups
 from afclip_lightning.metrics.image_counts import ImageRecord
-from afclip_lightning.metrics.image_records import write_records
+from afclip_lightning.metrics.image_records import records_file, write_records
 from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.operating_points import operating_points
@@ -233,4 +233,4 @@ class HeadEvaluation:
             write_groups(self.groups, folder / f"groups{suffix}.csv")
         results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")
         if self.records is not None:
-            write_records(folder / f"image_counts{suffix}.npz", self.records)
+            write_records(folder / records_file(suffix), self.records)
