@@ -38,6 +38,17 @@ def typed(*words: object) -> str:
     return f"{PROGRAM} {shlex.join(map(shown, words))}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Returns a number of things, as `1 image` or `1,200 categories`.
+
+    Args:
+        number: How many.
+        noun: What one of them is called.
+        plural: What several are; by default the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def indented(text: str) -> str:
     """Returns a text with each line two spaces to the right."""
     return "\n".join("  " + line for line in text.strip("\n").splitlines())

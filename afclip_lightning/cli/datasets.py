@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError, shown, typed
+from afclip_lightning.errors import PROGRAM, UserError, counted, shown, typed
 from afclip_lightning.files import only_writer
 
 if TYPE_CHECKING:  # `--help` does without
@@ -44,17 +44,14 @@ def _render(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         counts = f"{_shown(row['test_normal'])} / {_shown(row['test_anomalous'])}"
-        lines.append(f"{row['name']} ({row['class']}): {_plural(row['categories'])}, {counts} test images")
+        categories = counted(row["categories"], "category", "categories")
+        lines.append(f"{row['name']} ({row['class']}): {categories}, {counts} test images")
         lines.append(f"    size     {row['size'] or 'not known'}")
         lines.append(f"    licence  {row['licence'] or 'not known'}")
         lines.append(f"    from     {row['source']}")
     return "\n".join(
         [*lines, "", "Test images are normal / anomalous, as published. Accept the terms where you get it."]
     )
-
-
-def _plural(categories: int) -> str:
-    return f"{categories} {'category' if categories == 1 else 'categories'}"
 
 
 def _shown(count: int | None) -> str:

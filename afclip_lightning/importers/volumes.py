@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from afclip_lightning.data.images import VOLUME_SUFFIXES
-from afclip_lightning.errors import UserError, typed
+from afclip_lightning.errors import UserError, counted, typed
 from afclip_lightning.files import only_writer
 from afclip_lightning.volumes.cutting import Cutting
 from afclip_lightning.volumes.find import Source, Sources, find_volumes
@@ -139,16 +139,16 @@ def _say(
     if found.tree:
         print(f"The folder is laid out as {found.tree.name} is.")
     print(
-        f"{_count(len(records), 'volume')} of {_count(len(patients), 'patient')}, told apart {found.told_by}; "
+        f"{counted(len(records), 'volume')} of {counted(len(patients), 'patient')}, told apart {found.told_by}; "
         f"{done.new} of them new."
     )
     shares = ", ".join(f"{count} {split}" for split, count in sorted(Counter(map(split_of.get, patients)).items()))
     print(f"{labels[0]} normal and {labels[1]} anomalous slices, {cutting.axis}; split by patients: {shares}.")
     if left_out := sum(record.cut.count - len(record.indices) for record in records):
         share = f"{options.min_content:g}"
-        print(f"{_count(left_out, 'normal slice')} left out: black, but for a share of {share} of the pixels at most.")
+        print(f"{counted(left_out, 'normal slice')} left out: black, but for a share of {share} of the pixels at most.")
     for rule, count in Counter(record.rule for record in records).items():
-        print(f"black and white by {rule}: {_count(count, 'volume')}")
+        print(f"black and white by {rule}: {counted(count, 'volume')}")
     values = sorted({value for record in records for value in record.mask_values})
     if values:
         chosen = cutting.anomalous
@@ -164,10 +164,6 @@ def _say(
             print(f"note: and {len(lines) - LISTED} more of this kind.", file=sys.stderr)
     print(f"Next: {typed('datasets', 'check', 'Volumes', '--root', options.out)}")
     print(f"Look: {typed('datasets', 'show', 'Volumes', '--root', options.out)}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _list(values: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.picture import say
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, counted
 from afclip_lightning.inspection.normal_maps import thresholds_from
 from afclip_lightning.inspection.saved_masks import read_saved_mask, spro_weight
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
@@ -319,13 +319,13 @@ def score(
             )
     empty = [category.name for category in categories if not pairs[category]]
     if empty:
-        notes.lines.append(f"{_count(len(empty), 'folder')} below --maps without a map: {_some(empty)}.")
+        notes.lines.append(f"{counted(len(empty), 'folder')} below --maps without a map: {_some(empty)}.")
     if categories[0].name != ALONE or categories[0].maps != maps:
         known = {category.name for category in categories}
         unscored = [f.name for f in list_folders(masks) if f.name not in known and _masks_of(f)]
         if unscored:
             notes.lines.append(
-                f"{_count(len(unscored), 'category', 'categories')} with masks and without maps: {_some(unscored)}. "
+                f"{counted(len(unscored), 'category', 'categories')} with masks and without maps: {_some(unscored)}. "
                 "The mean is without them."
             )
     for category in with_maps:
@@ -396,7 +396,7 @@ def _note(where: Path, left_out: Sequence[tuple[str, Path]], advice: str, notes:
         kinds = sorted(Counter(kind for kind, _ in left_out).items())
         notes.left_out += len(left_out)
         notes.lines.append(
-            f"{_count(len(left_out), 'file')} left out of {where}: "
+            f"{counted(len(left_out), 'file')} left out of {where}: "
             f"{', '.join(f'{count} {kind}' for kind, count in kinds)}; the first is {left_out[0][1]}. {advice}"
         )
 
@@ -411,10 +411,6 @@ def _masks_of(folder: Path) -> bool:
 
 def _and(notes: Notes) -> str:
     return "".join(f" {line}" for line in notes.lines)
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _some(names: Sequence[str]) -> str:

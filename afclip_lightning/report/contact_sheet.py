@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from afclip_lightning.data.overview import Group, Look, Overview
-from afclip_lightning.errors import shown
+from afclip_lightning.errors import counted, shown
 from afclip_lightning.files import atomic_path
 
 TILE, SMALL_TILE = 176, 128  # pixels of a picture's place; the small one where there are many rows
@@ -96,9 +96,8 @@ def write(path: Path, overview: Overview) -> None:
 def summary(overview: Overview) -> str:
     """Returns a line on how many images there are."""
     kinds = [(kind, overview.images_of(kind)) for kind in ("normal", "anomalous", "not labelled")]
-    categories = len(overview.counts)
     parts = [
-        f"{overview.images:,} images of {categories} {'category' if categories == 1 else 'categories'}",
+        f"{overview.images:,} images of {counted(len(overview.counts), 'category', 'categories')}",
         *(f"{count:,} {kind}" for kind, count in kinds if count),
         f"{overview.masks:,} with a mask" if overview.masks else "no masks",
     ]
@@ -107,7 +106,7 @@ def summary(overview: Overview) -> str:
 
 def how_many(group: Group) -> str:
     """Returns how many images of a group there are, and how many of them are shown."""
-    images = "1 image" if group.images == 1 else f"{group.images:,} images"
+    images = counted(group.images, "image")
     return f"{len(group.shown)} of {images}" if len(group.shown) < group.images else images
 
 
