@@ -29,6 +29,7 @@ from afclip_lightning.files.writing import (
     check_writable,
     only_writer,
     write_json,
+    write_json_lines,
     write_text,
 )
 
@@ -55,5 +56,6 @@ __all__ = [
     "shown",
     "to_type",
     "write_json",
+    "write_json_lines",
     "write_text",
 ]

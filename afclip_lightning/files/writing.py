@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step; what is left in it of names that are no UTF-8 is escaped."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes a file with one JSON text per line in one step; `read_json_lines` reads it."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,6 @@
 """Volumes among what is inspected: cut into slices, judged as a whole, and their maps put back into their own frame."""
 
 import glob
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import csv_text, only_writer, read_rows, write_text
+from afclip_lightning.files import csv_text, only_writer, read_rows, write_json_lines, write_text
 from afclip_lightning.inspection.inputs import Input
 from afclip_lightning.inspection.table import Record
 from afclip_lightning.results import is_anomalous
@@ -212,7 +211,7 @@ def judge(
         verdicts.append(verdict)
     lines = [msgspec.to_builtins(verdict) for verdict in verdicts]
     columns = list(VolumeVerdict.__struct_fields__)
-    write_text(out / "volumes.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_json_lines(out / "volumes.jsonl", lines)
     write_text(out / "volumes.csv", csv_text(columns, [[line[column] for column in columns] for line in lines]))
     return verdicts
 

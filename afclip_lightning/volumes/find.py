@@ -140,8 +140,7 @@ def find_volumes(
         sequence: Which images of BraTS are read; FLAIR by default.
 
     Raises:
-        DatasetError: A mask has no volume or a volume two masks of one name, or a file cannot be
-            read.
+        DatasetError: A mask has no volume, or several; two files are of one scan; or a file cannot be read.
     """
     found = _files(folder, [*leave_out, *([masks] if masks and masks.resolve() != folder.resolve() else [])])
     apart = _files(masks, leave_out) if masks and masks.resolve() != folder.resolve() else []
@@ -150,7 +149,7 @@ def find_volumes(
     tree = next((tree for tree in TREES if _is(tree, files, mask_files)), None)
     series, segmentations, others = _dicom([path for path in (*found, *apart) if not is_volume_file(path)])
     if tree:
-        volumes, rest = _of_tree(tree, files, mask_files, sequence)
+        volumes = _of_tree(tree, files, mask_files, sequence)
     else:
         beside = files if folder.is_dir() else ()  # a file that is named alone is meant
         rest = [*mask_files, *(path for path in beside if MASK_ENDS.search(stem(path)))]
@@ -201,13 +200,11 @@ def _is(tree: Tree, files: Sequence[Path], masks: Sequence[Path]) -> bool:
     return bool(volumes) and all(tree.volume.fullmatch(name) or tree.mask.fullmatch(name) for name in names)
 
 
-def _of_tree(
-    tree: Tree, files: Iterable[Path], apart: Iterable[Path], sequence: str
-) -> tuple[list[Source], list[Path]]:
-    """Returns the volumes of a layout, with their masks, and the masks that are left.
+def _of_tree(tree: Tree, files: Iterable[Path], apart: Iterable[Path], sequence: str) -> list[Source]:
+    """Returns the volumes of a layout, with their masks.
 
     Raises:
-        DatasetError: Two have one name, or there is no image of the sequence.
+        DatasetError: Two have one name, a mask has no volume, or there is no image of the sequence.
     """
     wanted = ALIKE.get(sequence or tree.sequence, (sequence or tree.sequence,))
     volumes: dict[str, Path] = {}
@@ -235,7 +232,7 @@ def _of_tree(
         raise DatasetError(
             f"{next(iter(masks.values()))}: no volume is of the same scan. Restore it, or remove the mask."
         )
-    return sources, []
+    return sources
 
 
 def _with_masks(volumes: Sequence[Source], masks: Sequence[Path], root: Path, mask_root: Path) -> list[Source]:

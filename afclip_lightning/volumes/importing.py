@@ -11,7 +11,15 @@ from typing import Any
 import msgspec
 
 from afclip_lightning.errors import UserError
-from afclip_lightning.files import csv_text, parse_json, read_json, read_json_lines, write_json, write_text
+from afclip_lightning.files import (
+    csv_text,
+    parse_json,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 from afclip_lightning.types import Split
 from afclip_lightning.volumes.cutting import Cutting, VolumeRecord, cut_volume
 from afclip_lightning.volumes.find import Source
@@ -129,7 +137,8 @@ def cut_all(
             failed[volume] = str(error)
             continue
         new += 1
-        write_text(path, "".join(map(_line, [*before.values(), *(r for r in records if r.volume not in before)])))
+        done = [*before.values(), *(record for record in records if record.volume not in before)]
+        write_json_lines(path, map(msgspec.to_builtins, done))
     return Done(records, new, failed)
 
 
@@ -140,10 +149,6 @@ def read_volumes(path: Path) -> list[VolumeRecord]:
         UserError: The file is damaged.
     """
     return [record for _, record in read_json_lines(path, VolumeRecord, remedy="Import the volumes again.")]
-
-
-def _line(record: VolumeRecord) -> str:
-    return json.dumps(msgspec.to_builtins(record)) + "\n"
 
 
 def splits(patients: Iterable[str], train_share: float, seed: int) -> dict[str, Split]:
@@ -177,7 +182,7 @@ def write_slices(out: Path, records: Sequence[VolumeRecord], split_of: Mapping[s
     Raises:
         UserError: It cannot be written.
     """
-    lines = []
+    rows = []
     for record in records:
         cut = record.cut
         for index, label in zip(record.indices, record.labels, strict=True):
@@ -195,8 +200,8 @@ def write_slices(out: Path, records: Sequence[VolumeRecord], split_of: Mapping[s
                 "voxel_index": cut.voxel(index),
                 "pixel_spacing": record.pixel_spacing,
             }
-            lines.append(json.dumps(row) + "\n")
-    write_text(out / SLICES, "".join(lines))
+            rows.append(row)
+    write_json_lines(out / SLICES, rows)
 
 
 def write_names(out: Path, sources: Sequence[Source]) -> None:

@@ -67,7 +67,7 @@ class Slices(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return self.cut.count
 
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]  # one at a time
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = self.cut.voxel(index)
