@@ -81,6 +81,17 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         assert not os.get_inheritable(file.fileno())
 
 
+def test_a_file_that_may_not_be_read_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "file", b"abc")
+
+    def refuse(*_: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # root may read any file
+    with pytest.raises(UserError, match=r"cannot be opened \(Permission denied: allow it to be read\)\."):
+        open_regular(path)
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "sparse.json"
     with path.open("wb") as file:

@@ -177,7 +177,7 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
         raise DatasetError(_several(found.problems, options.on_error))
     if not found.items:
         why = "no image is left" if export.images else "it names no image"
-        raise DatasetError(f"{options.file}: {why}.\n" + "\n".join(_left_out(found)))
+        raise DatasetError("\n".join([f"{options.file}: {why}.", *export.remarks, *_left_out(found)]))
     with only_writer(options.out):
         copied = write(options.out, found, options.place)
     for line in summary(export, found, copied):

@@ -35,7 +35,8 @@ def open_regular(path: str | Path, *, error: type[UserError] = UserError) -> Bin
         raise error(f"{shown(path)} does not exist.") from problem
     except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
-        raise error(f"{shown(path)}: cannot be opened ({reason}).") from problem
+        remedy = ": allow it to be read" if isinstance(problem, PermissionError) else ""
+        raise error(f"{shown(path)}: cannot be opened ({reason}{remedy}).") from problem
     return file
 
 

@@ -19,6 +19,10 @@ OTHER_DICOM = (
     "{count} DICOM files hold neither images nor segments, as RTSTRUCT and reports do, and are left out; the first is "
     "{first}"
 )
+NO_DICOM = (
+    "{count} files beside DICOM series do not begin as DICOM does, nor do slices that were cut off: they are left out; "
+    "the first is {first}"
+)
 BIDS = re.compile(r"sub-[A-Za-z0-9]+")
 
 
@@ -156,7 +160,9 @@ def find_volumes(
         volumes = [Source((path,)) for path in files if path not in set(rest)]
         volumes = _with_masks([*volumes, *series], rest, folder, masks or folder)
     volumes = _with_segmentations(sorted(volumes, key=lambda source: source.files[0]), segmentations)
+    strange = _no_dicom(series)
     notes = [OTHER_DICOM.format(count=len(others), first=others[0])] if others else []
+    notes += [NO_DICOM.format(count=len(strange), first=strange[0])] if strange else []
     return _with_patients(Sources(volumes, tree, "", notes), folder, patients)
 
 
@@ -187,10 +193,31 @@ def _files(place: Path, leave_out: Collection[Path]) -> list[Path]:
 
 
 def _is_read(path: Path) -> bool:
+    """Returns whether a file holds a volume or DICOM.
+
+    Raises:
+        DatasetError: Its name does not say so, and it cannot be read: a slice would be missing in silence.
+    """
     if is_volume_file(path) or path.suffix.lower() in DICOM_SUFFIXES:
         return True
+    if not _may_be_dicom(path):
+        return False
+    if not os.access(path, os.R_OK):
+        raise DatasetError(f"{path}: cannot be read. Allow it to be read, restore it, or remove it.")
+    return is_dicom(first_bytes(path))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Returns whether the name leaves open what a file is."""
     unnamed = not path.suffix or path.suffix[1:].isdigit() or path.suffix.lower() in DICOM_BY_CONTENT
-    return unnamed and path.name.lower() not in OTHER_NAMES and is_dicom(first_bytes(path))
+    return unnamed and path.name.lower() not in OTHER_NAMES
+
+
+def _no_dicom(series: Iterable[Source]) -> list[Path]:
+    """Returns the files beside those of series that may have been meant, and do not begin as DICOM does."""
+    beside = {path for source in series for folder in {f.parent for f in source.files} for path in folder.iterdir()}
+    meant = (path for path in beside if _may_be_dicom(path) and path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in meant if not is_dicom(first_bytes(path)))
 
 
 def _is(tree: Tree, files: Sequence[Path], masks: Sequence[Path]) -> bool:

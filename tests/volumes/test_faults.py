@@ -242,6 +242,20 @@ def test_series_of_a_patient_stay_together(tmp_path: Path, capsys: pytest.Captur
     assert "3 volumes of 2 patients" in capsys.readouterr().out
 
 
+def test_slices_without_a_suffix_are_not_lost_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [path.rename(path.with_suffix("")) for path in write_series(tmp_path / "in", phantom())]
+    whole = paths[-1].read_bytes()
+    paths[-1].write_bytes(whole[:90])  # the last one: no gap betrays it
+    assert run(tmp_path, "--unmasked_are_normal") == 0
+    assert "note: 1 files beside DICOM series do not begin as DICOM does" in capsys.readouterr().err
+    paths[-1].write_bytes(whole)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != paths[-1])  # root may read any file
+    assert run(tmp_path, "--unmasked_are_normal") == 2
+    assert f"error: {paths[-1]}: cannot be read. Allow it to be read" in capsys.readouterr().err
+
+
 def test_dicom_files_without_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_series(tmp_path / "in", phantom())
     item = dcmread(paths[0])
