@@ -38,6 +38,7 @@ from afclip_lightning.benchmark.matrix import load_matrix
 from afclip_lightning.benchmark.published import load_published
 from afclip_lightning.benchmark.table import read_done, read_results
 from afclip_lightning.data.maps import read_map
+from afclip_lightning.datasets.kaputt import Kaputt
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.real_iad import RealIAD
 from afclip_lightning.datasets.saturated_layout import SaturatedLayout
@@ -69,6 +70,7 @@ from tests.support import volume_readers as volumes
 from tests.support.clips import small_clip, small_config
 from tests.support.image_records import categories, records_of
 from tests.support.layouts import write_image, write_mask
+from tests.support.layouts.kaputt import write_kaputt
 from tests.support.layouts.listing import write_json_lines, write_meta
 from tests.support.layouts.loco import write_loco
 from tests.support.layouts.real_iad import write_real_iad
@@ -343,6 +345,11 @@ READERS = [
         lambda path: RealIAD(path.parents[1], categories=["toy"]).samples("test"),
     ),
     Reader(
+        "Kaputt's tables",
+        lambda folder: write_kaputt(folder / "kaputt") / "datasets/query-test.parquet",
+        lambda path: Kaputt(path.parents[1]).samples("test"),
+    ),
+    Reader(
         "saturations",
         lambda folder: write_loco(folder / "loco", ["box"]) / "box/defects_config.json",
         lambda path: SaturatedLayout(path.parents[1]).samples("test"),
@@ -481,7 +488,7 @@ def dump(path: Path, value: Any) -> bytes:
 
 
 # tested by themselves; CVAT's is XML
-BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images", "cvat")
+BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images", "cvat", "Kaputt's tables")
 BINARY += ("NIfTI", "NIfTI by gzip", "NRRD", "MetaImage", "slice of a DICOM series", "DICOM segmentation")
 STRUCTURED = [reader for reader in READERS if reader.name not in BINARY]
 

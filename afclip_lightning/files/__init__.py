@@ -2,7 +2,7 @@ r"""Files: how they are opened and read as typed values, and how they are writte
 
 Reading: only regular files are opened, sizes and nesting are bounded, and what a file holds is checked against a type
 (a dataclass, `dict[str, float]`, ...) before anyone sees it. Each refusal is one `UserError` that names the file, the
-field or line, and what to do. Nothing else in the package parses JSON, YAML or CSV.
+field or line, and what to do. Nothing else in the package parses JSON, YAML, CSV or Parquet.
 
 Writing: in one step, so that a crash or a full disk never leaves half of a file.
 
@@ -12,6 +12,7 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 """
 
 from afclip_lightning.errors import shown
+from afclip_lightning.files.parquet import read_parquet
 from afclip_lightning.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, fingerprint, open_regular, read_bytes, read_text
 from afclip_lightning.files.tables import csv_text, read_csv, read_rows
 from afclip_lightning.files.typed import (
@@ -50,6 +51,7 @@ __all__ = [
     "read_csv",
     "read_json",
     "read_json_lines",
+    "read_parquet",
     "read_rows",
     "read_text",
     "read_yaml",

@@ -23,6 +23,7 @@ from afclip_lightning.datasets.catalogue import find_dataset, list_datasets
 from afclip_lightning.datasets.dagm import CLASSES, DAGM
 from afclip_lightning.datasets.dtd_synthetic import DTDSynthetic
 from afclip_lightning.datasets.goods_ad import GoodsAD
+from afclip_lightning.datasets.kaputt import Kaputt
 from afclip_lightning.datasets.kolektor import KolektorSDD2
 from afclip_lightning.datasets.magnetic_tile import MagneticTile
 from afclip_lightning.datasets.medical import Medical
@@ -41,6 +42,7 @@ from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.bmad import write_bmad
 from tests.support.layouts.btad import write_btad
 from tests.support.layouts.dagm import write_dagm
+from tests.support.layouts.kaputt import write_kaputt
 from tests.support.layouts.kolektor import write_kolektor_2
 from tests.support.layouts.loco import write_loco
 from tests.support.layouts.medical import LABELLED, SEGMENTED, write_medical
@@ -77,6 +79,7 @@ WRITTEN: dict[str, tuple[Make, int, tuple[int, int, int]]] = {
     "goods_ad": (lambda root: GoodsAD(write_mvtec(root, GoodsAD.published), num_workers=0), 6, (2, 1, 3)),
     "mvtec_3d": (lambda root: MVTec3D(write_mvtec_3d(root, MVTec3D.published), num_workers=0), 10, (2, 1, 3)),
     "real_iad": (lambda root: RealIAD(write_real_iad(root, RealIAD.published), num_workers=0), 30, (5, 8, 2)),
+    "kaputt": (lambda root: Kaputt(write_kaputt(root), num_workers=0), 1, (3, 2, 4)),
     "sdd2": (lambda root: KolektorSDD2(write_kolektor_2(root), num_workers=0), 1, (3, 1, 2)),
     "mpdd": (lambda root: MPDD(write_mvtec(root, MPDD.published), num_workers=0), 6, (2, 1, 3)),
     "dtd": (lambda root: DTDSynthetic(write_mvtec(root, DTDSynthetic.published), num_workers=0), 12, (2, 1, 3)),
@@ -112,7 +115,11 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
         reference = dataset.find_samples(category, "train")
         assert len(reference) == train
         assert not {s.image_path for s in reference} & {s.image_path for s in samples}
-        assert all(s.label == 0 for s in reference) or key in ("dagm", "sdd2")  # their training images are mixed
+        assert all(s.label == 0 for s in reference) or key in (
+            "dagm",
+            "sdd2",
+            "kaputt",
+        )  # their training images are mixed
         assert re.fullmatch("[A-Za-z -]+", dataset.class_name_of(category))
     assert all(len(drawn) == 1 for drawn in dataset.few_shot(1, 0).values()) if train else True
 
@@ -121,7 +128,7 @@ def test_true_layout(key: str, tmp_path: Path) -> None:
     assert overview.images == categories * (train + normal + anomalous)
     assert all(look.picture is not None for group in overview.groups for look in group.shown)
 
-    masks = key not in LABELLED
+    masks = key not in (*LABELLED, "kaputt")
     dataset.connect(Preprocess(28))
     batches = list(dataset.test_dataloader())
     label = torch.cat([batch.label for batch in batches])
