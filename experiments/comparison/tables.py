@@ -19,7 +19,8 @@ from afclip_lightning.benchmark.probe import find_method
 from afclip_lightning.benchmark.render import spread
 from afclip_lightning.files import write_text
 from afclip_lightning.files.tables import csv_text, read_rows
-from afclip_lightning.results import MEAN, METRICS, TITLE
+from afclip_lightning.results import MEAN, TITLE
+from afclip_lightning.results.titles import IN_FILES
 from experiments.comparison import fusion
 from experiments.methods import table as cost_table
 from experiments.pages import table_row, with_part
@@ -27,7 +28,7 @@ from experiments.pages import table_row, with_part
 HERE = Path(__file__).parent
 SCRIPT = "experiments/comparison/tables.py"
 PAGE = HERE.parents[1] / "docs" / "comparison.md"
-KEPT = ("method", "dataset", "shots", "seed", *METRICS)
+KEPT = ("method", "dataset", "shots", "seed", *IN_FILES)
 Setting = Literal["demo", "real"]
 SHOWN: dict[Setting, dict[str, tuple[str, ...]]] = {  # metrics by dataset
     "demo": {"synthetic": ("image_auroc", "image_ap", "pixel_ap", "pixel_auroc", "pixel_pro")},
@@ -85,7 +86,7 @@ def keep(source: Path, setting: Setting) -> None:
     for _, row in read_rows(source):
         if row["category"] == MEAN:
             kept.setdefault(tuple(row[column] for column in KEPT[:4]), {})[row["metric"]] = f"{float(row['value']):.7f}"
-    lines = [[*key, *(metrics.get(metric, "") for metric in METRICS)] for key, metrics in sorted(kept.items())]
+    lines = [[*key, *(metrics.get(metric, "") for metric in IN_FILES)] for key, metrics in sorted(kept.items())]
     write_text(HERE / f"{setting}.csv", csv_text(KEPT, lines))
 
 
