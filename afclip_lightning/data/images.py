@@ -323,10 +323,22 @@ def mask_files(path: Path) -> list[Path]:
     raise DatasetError(f"{path}: this folder of masks has no image. Restore its masks.")
 
 
-def _union(parts: Sequence[np.ndarray], folder: Path) -> np.ndarray:
-    if len({part.shape for part in parts}) > 1:
-        raise DatasetError(f"{folder}: its masks are not of one size. Replace those of another size than their image.")
-    return np.asarray(np.maximum.reduce(parts))
+def union_of(regions: Sequence[np.ndarray], files: Sequence[Path]) -> np.ndarray:
+    """Returns what any of several masks marks, `[H, W]`.
+
+    Args:
+        regions: What each marks, at least one.
+        files: Where each is from, for the message.
+
+    Raises:
+        DatasetError: They are not of one size.
+    """
+    for file, region in zip(files, regions, strict=True):
+        if region.shape != regions[0].shape:
+            raise DatasetError(
+                f"{file}: the mask has another size than {files[0].name} beside it. Replace one of them."
+            )
+    return np.asarray(np.maximum.reduce(regions))
 
 
 def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
@@ -343,7 +355,7 @@ def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
         DatasetError: It cannot be read or decoded to its end.
     """
     if isinstance(source, Path) and source.is_dir() and (files := list_images(source)):
-        return _union([read_mask(file, threshold) for file in files], source)
+        return union_of([read_mask(file, threshold) for file in files], files)
     return read(source, stored=True).region(threshold)
 
 
@@ -362,10 +374,11 @@ def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None =
         DatasetError: One of them cannot be read, or they are not of one size.
     """
     if mask_path.is_dir():
-        parts = [read_mask_of(image, file, threshold) for file in mask_files(mask_path)]
+        files = mask_files(mask_path)
+        parts = [read_mask_of(image, file, threshold) for file in files]
         if len({turn for _, turn in parts}) > 1:
             raise DatasetError(f"{mask_path}: its masks do not all lie as one another. Save them upright.")
-        return _union([region for region, _ in parts], mask_path), parts[0][1]
+        return union_of([region for region, _ in parts], files), parts[0][1]
     mask = read(mask_path, stored=True)
     if isinstance(image, Picture):
         name, shape, orientation = image.name, image.shape, image.orientation

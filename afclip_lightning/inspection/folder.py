@@ -49,6 +49,7 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
     from PIL import Image
 
     from afclip_lightning.data.maps import write_map
+    from afclip_lightning.files.png import write_png
 
     if "map" in saves:
         write_map(folder / "maps" / f"{name}.png", outcome.anomaly_map)
@@ -56,8 +57,7 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
         with atomic_path(folder / "npy" / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, outcome.anomaly_map)
     if "mask" in saves and outcome.mask is not None:
-        with atomic_path(folder / "masks" / f"{name}.png") as temporary:
-            Image.fromarray(outcome.mask.view(np.uint8) * np.uint8(255)).save(temporary, "PNG", compress_level=1)
+        write_png(folder / "masks" / f"{name}.png", outcome.mask)
     if "overlay" in saves:
         overlay = Image.fromarray(outcome.overlay())
         kind, suffix = ("JPEG", ".jpg") if max(overlay.size) <= JPEG_LIMIT else ("PNG", ".png")

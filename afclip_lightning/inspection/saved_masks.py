@@ -6,9 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from afclip_lightning.data.defects import as_defects, read_defects
-from afclip_lightning.data.images import mask_files
+from afclip_lightning.data.images import mask_files, union_of
 from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics.scores import ranked, to_tensor
 from afclip_lightning.metrics.spro import saturated_weight
 from afclip_lightning.types import Saturations
@@ -27,12 +26,7 @@ def read_saved_mask(path: Path, threshold: int | None) -> tuple[np.ndarray, list
     files = mask_files(path)
     found = [read(file, stored=True) for file in files]
     regions = [mask.region(threshold) for mask in found]
-    for file, region in zip(files, regions, strict=True):
-        if region.shape != regions[0].shape:
-            raise DatasetError(
-                f"{file}: the mask has another size than {files[0].name} beside it. Replace one of them."
-            )
-    return np.asarray(np.maximum.reduce(regions)), [note for mask in found for note in mask.notes]
+    return union_of(regions, files), [note for mask in found for note in mask.notes]
 
 
 def spro_weight(anomaly_map: np.ndarray, folder: Path | None, saturations: Saturations) -> Tensor:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from afclip_lightning.data.limits import check_size
 from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import atomic_path
+from afclip_lightning.files.png import write_png
 from afclip_lightning.volumes.find import Source
 from afclip_lightning.volumes.grid import Axis, Cut, Grid
 from afclip_lightning.volumes.opening import open_masks, open_volume
@@ -206,9 +205,10 @@ def _write(
             continue
         record.indices.append(index)
         record.labels.append(int(mask.any()))
-        save_png(out / record.image(index), resized(grey, size))
+        write_png(out / record.image(index), resized(grey, size), durable=False)
         if mask.any():
-            save_png(out / record.mask(index), resized(mask.view(np.uint8) * np.uint8(255), size, nearest=True))
+            marked = resized(mask.view(np.uint8), size, nearest=True) > 0
+            write_png(out / record.mask(index), marked, durable=False)
     return msgspec.structs.replace(record, mask_values=sorted(values)[:MOST_VALUES])
 
 
@@ -234,13 +234,3 @@ def resized(picture: np.ndarray, size: tuple[int, int], nearest: bool = False) -
     smaller = size[0] <= picture.shape[0] and size[1] <= picture.shape[1]
     way = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=way))
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes a grey image without loss in one step, with nothing beside its pixels.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with atomic_path(path, durable=False) as temporary:
-        Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)

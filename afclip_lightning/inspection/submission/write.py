@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
 
 from afclip_lightning.data.reader import read_shape
 from afclip_lightning.errors import UserError, shown
 from afclip_lightning.files import atomic_path, read_json, write_json
+from afclip_lightning.files.png import write_png
 from afclip_lightning.inspection.submission.encoding import Encoding, resized
 from afclip_lightning.inspection.submission.layout import ARCHIVE, RECORD, Item
 from afclip_lightning.inspection.submission.sources import MapSource
@@ -190,8 +190,7 @@ def _save(item: Item, anomaly_map: np.ndarray, folder: Path, encoding: Encoding,
     height, width = read_shape(item.image)[0]
     if rules.masks:
         above = is_anomalous(resized(anomaly_map, height, width), encoding.threshold)
-        with atomic_path(folder / item.mask_name) as temporary:
-            Image.fromarray(above.view(np.uint8) * np.uint8(255)).save(temporary, "PNG", compress_level=1)
+        write_png(folder / item.mask_name, above)
     stored = anomaly_map
     longest = max(anomaly_map.shape) if rules.longest is None else rules.longest
     if max(anomaly_map.shape) > longest:
