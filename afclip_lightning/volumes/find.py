@@ -144,13 +144,19 @@ def find_volumes(
         sequence: Which images of BraTS are read; FLAIR by default.
 
     Raises:
-        DatasetError: A mask has no volume, or several; two files are of one scan; or a file cannot be read.
+        DatasetError: A mask has no volume, or several; two files are of one scan; a sequence is asked for where there
+            are none; or a file cannot be read.
     """
     found = _files(folder, [*leave_out, *([masks] if masks and masks.resolve() != folder.resolve() else [])])
     apart = _files(masks, leave_out) if masks and masks.resolve() != folder.resolve() else []
     files = [path for path in found if is_volume_file(path)]
     mask_files = [path for path in apart if is_volume_file(path)]
     tree = next((tree for tree in TREES if _is(tree, files, mask_files)), None)
+    if sequence and not (tree and tree.sequence):
+        raise DatasetError(
+            f"--sequence {sequence}: only BraTS's files, all of whose names are as BraTS has them, are of sequences. "
+            "Leave it out."
+        )
     series, segmentations, others = _dicom([path for path in (*found, *apart) if not is_volume_file(path)])
     if tree:
         volumes = _of_tree(tree, files, mask_files, sequence)

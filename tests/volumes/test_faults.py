@@ -345,3 +345,9 @@ def test_a_full_disk_is_said_before(tmp_path: Path, capsys: Any, monkeypatch: py
     usage = raw.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(raw.shutil, "disk_usage", lambda place: usage._replace(free=100))
     assert "GiB are free. Free some space" in refused(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "volume-0.nii.gz"])
+def test_a_sequence_of_what_has_none(name: str, tmp_path: Path, capsys: Any) -> None:
+    write_nifti(tmp_path / "in" / name, phantom())
+    assert "--sequence t1: only BraTS's files" in refused(tmp_path, capsys, "--sequence", "t1")
