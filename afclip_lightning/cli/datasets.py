@@ -93,7 +93,7 @@ def main(args: Sequence[str]) -> int:
         if options.verb == "show":
             return _show(dataset, options)
         if options.against:
-            return _copies(dataset, find_dataset(options.against, [], options.against_root), options)
+            return _copies(dataset, _other(options), options)
         from afclip_lightning.data import doctor
 
         report = doctor.examine(dataset, options.threads, sys.stderr.isatty(), check)
@@ -103,6 +103,21 @@ def main(args: Sequence[str]) -> int:
         raise  # the command line ends without a word
     except OSError as error:  # a folder that may not be read
         raise UserError(error) from error
+
+
+def _other(options: argparse.Namespace) -> "AnomalyDataModule":
+    """Returns the dataset of `--against`.
+
+    Raises:
+        UserError: There is no such dataset, or it needs a folder, and none is named.
+    """
+    from afclip_lightning.datasets.catalogue import find_dataset
+
+    try:
+        return find_dataset(options.against, [], options.against_root)
+    except UserError as error:
+        hint = "" if options.against_root else " (--against_root DIR names the folder of --against)"
+        raise UserError(f"{error}{hint}") from error
 
 
 def _copies(dataset: "AnomalyDataModule", other: "AnomalyDataModule", options: argparse.Namespace) -> int:

@@ -238,3 +238,5 @@ def test_two_sets_are_compared_on_the_command_line(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == "2 images of two and 3 of one: 0 are shared.\n"
     assert main([*args[:-1], f"--against_root={tmp_path}/gone"]) == 2
     assert "gone does not exist" in capsys.readouterr().err
+    assert main(args[:-1]) == 2
+    assert "--against_root DIR names the folder" in capsys.readouterr().err

@@ -142,7 +142,7 @@ class Evaluation(Callback):
         self.aupimo, self.defect_types = aupimo, defect_types
         self.keep_images = bool(self.intervals) or aupimo or defect_types
         self.calibration = Path(threshold) if threshold and threshold.endswith(".json") else None
-        self.rule = Rule.of(threshold) if threshold and not self.calibration else None
+        self.rule = _rule(threshold) if threshold and not self.calibration else None
         self.tolerance = tolerance
         self.fpr_limit = fpr_limit
         self.about = Pass()
@@ -415,3 +415,18 @@ def _fingerprint(path: Path) -> str | None:
         return fingerprint(path)
     except UserError:
         return None
+
+
+def _rule(text: str) -> Rule:
+    """Returns the rule that a text names.
+
+    Raises:
+        ValueError: It names none.
+    """
+    try:
+        return Rule.of(text)
+    except ValueError as error:
+        raise ValueError(
+            f"--evaluation.threshold: {error}. A number of your own goes by a calibration: name its .json file, which "
+            "`calibrate --threshold X` writes"
+        ) from error

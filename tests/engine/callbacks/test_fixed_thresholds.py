@@ -237,3 +237,5 @@ def test_a_calibration_of_another_head(tmp_path: Path) -> None:
 def test_a_rule_that_there_is_none_of() -> None:
     with pytest.raises(ValueError, match=r"a rule is mean\+3sd or q0\.99"):
         Evaluation(threshold="median")
+    with pytest.raises(ValueError, match=r"--evaluation\.threshold: .* got '0\.6'\. .*calibrate --threshold X"):
+        Evaluation(threshold="0.6")
