@@ -9,19 +9,16 @@ from pathlib import Path
 from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUFFIXES, first_bytes
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.reader import DICOM_SUFFIXES, is_dicom
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.errors import DatasetError, counted
 from afclip_lightning.files import read_rows
 from afclip_lightning.volumes.dicom_series import Header, read_header
 
 MASK_ENDS = re.compile(r"[_.-](?:seg|segmentation|mask|masks|label|labels|gt)$", re.IGNORECASE)
 FIRST_CHANNEL = "_0000"  # what nnU-Net puts behind the name of a volume, and not of its mask
-OTHER_DICOM = (
-    "{count} DICOM files hold neither images nor segments, as RTSTRUCT and reports do, and are left out; the first is "
-    "{first}"
-)
+OTHER_DICOM = "left out: {files} with neither images nor segments, as RTSTRUCT and reports are; the first is {first}"
 NO_DICOM = (
-    "{count} files beside DICOM series do not begin as DICOM does, nor do slices that were cut off: they are left out; "
-    "the first is {first}"
+    "left out: {files} beside DICOM series that begin neither as DICOM does nor as a slice that was cut off; the first "
+    "is {first}"
 )
 BIDS = re.compile(r"sub-[A-Za-z0-9]+")
 
@@ -167,8 +164,8 @@ def find_volumes(
         volumes = _with_masks([*volumes, *series], rest, folder, masks or folder)
     volumes = _with_segmentations(sorted(volumes, key=lambda source: source.files[0]), segmentations)
     strange = _no_dicom(series)
-    notes = [OTHER_DICOM.format(count=len(others), first=others[0])] if others else []
-    notes += [NO_DICOM.format(count=len(strange), first=strange[0])] if strange else []
+    notes = [OTHER_DICOM.format(files=counted(len(others), "DICOM file"), first=others[0])] if others else []
+    notes += [NO_DICOM.format(files=counted(len(strange), "file"), first=strange[0])] if strange else []
     return _with_patients(Sources(volumes, tree, "", notes), folder, patients)
 
 

@@ -249,7 +249,7 @@ def test_slices_without_a_suffix_are_not_lost_in_silence(
     whole = paths[-1].read_bytes()
     paths[-1].write_bytes(whole[:90])  # the last one: no gap betrays it
     assert run(tmp_path, "--unmasked_are_normal") == 0
-    assert "note: 1 files beside DICOM series do not begin as DICOM does" in capsys.readouterr().err
+    assert "note: left out: 1 file beside DICOM series that begin neither as DICOM does" in capsys.readouterr().err
     paths[-1].write_bytes(whole)
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != paths[-1])  # root may read any file
     assert run(tmp_path, "--unmasked_are_normal") == 2
@@ -264,7 +264,7 @@ def test_dicom_files_without_images_are_named(tmp_path: Path, capsys: pytest.Cap
     item.Modality = "RTSTRUCT"
     item.save_as(tmp_path / "in/struct.dcm")
     assert run(tmp_path, "--unmasked_are_normal") == 0
-    assert "note: 1 DICOM files hold neither images nor segments" in capsys.readouterr().err
+    assert "note: left out: 1 DICOM file with neither images nor segments" in capsys.readouterr().err
 
 
 def test_a_segmentation_of_another_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
