@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +58,30 @@ def list_folders(folder: Path) -> list[Path]:
     if entries.lost:
         raise DatasetError(_LOST.format(entries.lost[0]))
     return entries.folders
+
+
+def walk_folders(folder: Path, leave_out: Collection[Path] = ()) -> Iterator[Path]:
+    """Yields a folder and all below it but hidden ones, each before what lies in it; nothing if it does not exist.
+
+    Args:
+        folder: Where to begin.
+        leave_out: Folders that are not stepped into.
+
+    Raises:
+        DatasetError: A folder cannot be listed, or a symbolic link leads nowhere or back to a folder that it lies in.
+    """
+    out = {os.path.abspath(path) for path in leave_out}
+    return _walk(folder, out, ()) if folder.is_dir() else iter(())
+
+
+def _walk(folder: Path, leave_out: Collection[str], above: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        raise DatasetError(_BACK.format(folder, real))
+    yield folder
+    for inner in list_folders(folder):
+        if os.path.abspath(inner) not in leave_out:
+            yield from _walk(inner, leave_out, (*above, real))
 
 
 def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
@@ -128,13 +152,14 @@ def say_others(others: Sequence[Path]) -> str:
     )
 
 
+_BACK = "{}: this link leads back to {}, which it lies in. Remove the link."
 _LOST = "{}: this link leads nowhere or to itself. Restore what it names, or remove it."
 
 
 def _survey(folder: Path, leave_out: Collection[Path], above: tuple[str, ...], found: Found) -> None:
     real = os.path.realpath(folder)
     if real in above:
-        found.problems[folder] = f"{folder}: this link leads back to {real}, which it lies in. Remove the link."
+        found.problems[folder] = _BACK.format(folder, real)
         return
     try:
         entries = _sort(folder)

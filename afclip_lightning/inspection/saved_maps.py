@@ -1,8 +1,7 @@
 """Saved anomaly maps of any method: which mask belongs to each, and how well the maps find what the masks mark."""
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,14 @@ import torch
 
 from afclip_lightning import results
 from afclip_lightning.data.defects import SATURATION_FILE, mask_folders, read_saturations
-from afclip_lightning.data.images import IMAGE_SUFFIXES, list_folders, list_images, other_files, pair_masks
+from afclip_lightning.data.images import (
+    IMAGE_SUFFIXES,
+    list_folders,
+    list_images,
+    other_files,
+    pair_masks,
+    walk_folders,
+)
 from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.names import normal_form
@@ -155,10 +161,10 @@ def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, 
     """
     per_defect = (masks / SATURATION_FILE).is_file()
     maps, masks = _inner(maps, "test"), _inner(masks, "ground_truth")
-    map_files = [path for folder in _folders(maps) for path in sorted(folder.iterdir()) if _is_map(path)]
+    map_files = [path for folder in walk_folders(maps) for path in sorted(folder.iterdir()) if _is_map(path)]
     if not map_files:
         return {}
-    files = [path for folder in _folders(masks) for path in list_images(folder)]
+    files = [path for folder in walk_folders(masks) for path in list_images(folder)]
     files = mask_folders(masks, NORMAL_FOLDER) if per_defect else files
     twins: dict[Path, Path] = {}
     for path in map_files:
@@ -297,7 +303,7 @@ def score(
     """
     notes, rows, pairs = Notes(), [], {}
     categories = find_categories(maps, masks, rules.layout)
-    any_map = any(_is_map(path) for folder in _folders(maps) for path in folder.iterdir())
+    any_map = any(_is_map(path) for folder in walk_folders(maps) for path in folder.iterdir())
     if any_map and not masks.is_dir():
         raise DatasetError(f"{masks} is not a folder.")
     for category in categories:
@@ -372,7 +378,7 @@ def _note_left_out(category: Category, notes: Notes) -> None:
     maps, masks = category.maps, category.masks
     inner = _inner(maps, "test")
     left_out: list[tuple[str, Path]] = []
-    for folder in _folders(maps):
+    for folder in walk_folders(maps):
         inside = folder == inner or inner in folder.parents
         stems = {path.stem for path in folder.iterdir() if _is_map(path)} if inside else set()
         for path in _files(folder):
@@ -382,7 +388,7 @@ def _note_left_out(category: Category, notes: Notes) -> None:
                 left_out.append((suffix if inside else f"outside {inner.name}", path))
     _note(maps, left_out, f"Save maps as {', '.join(sorted(MAP_SUFFIXES))}.", notes)
     left_out = []
-    for folder in _folders(_inner(masks, "ground_truth")):
+    for folder in walk_folders(_inner(masks, "ground_truth")):
         if folder == maps or maps in folder.parents:
             continue  # masks may lie above their maps
         readable = {path.stem for path in list_images(folder)}
@@ -406,7 +412,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _masks_of(folder: Path) -> bool:
-    return any(list_images(inner) for inner in _folders(_inner(folder, "ground_truth")))
+    return any(list_images(inner) for inner in walk_folders(_inner(folder, "ground_truth")))
 
 
 def _and(notes: Notes) -> str:
@@ -419,21 +425,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _inner(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
-
-
-def _folders(root: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yields a folder and all below it but hidden ones; nothing if it does not exist.
-
-    Raises:
-        DatasetError: A link leads back to a folder that it lies in.
-    """
-    if root.is_dir():
-        real = os.path.realpath(root)
-        if real in above:
-            raise DatasetError(f"{root}: this link leads back to {real}, which it lies in. Remove the link.")
-        yield root
-        for folder in list_folders(root):
-            yield from _folders(folder, (*above, real))
 
 
 def _is_map(path: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUFFIXES, first_bytes
+from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUFFIXES, first_bytes, walk_folders
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.data.reader import DICOM_SUFFIXES, is_dicom
 from afclip_lightning.errors import DatasetError, counted
@@ -173,26 +173,14 @@ def _files(place: Path, leave_out: Collection[Path]) -> list[Path]:
     """Returns the files below a folder that hold volumes or DICOM, sorted by path; hidden ones are left out.
 
     Raises:
-        DatasetError: A folder cannot be listed.
+        DatasetError: See `walk_folders`; or a file cannot be read whose name does not say what it is.
     """
     if place.is_file():
         return [place] if _is_read(place) else []
     if not place.is_dir():
         raise DatasetError(f"{place} does not exist. Name a folder of volumes.")
-    out = {os.path.abspath(folder) for folder in leave_out}
-    found = []
-
-    def refuse(error: OSError) -> None:
-        raise DatasetError(f"{error.filename}: cannot be listed ({error.strerror}). Allow it to be read.") from error
-
-    for where, folders, names in os.walk(place, onerror=refuse):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.abspath(Path(where, name)) not in out
-        )
-        found += [
-            Path(where, name) for name in sorted(names) if not name.startswith(".") and _is_read(Path(where, name))
-        ]
-    return sorted(found)
+    inside = (path for folder in walk_folders(place, leave_out) for path in folder.iterdir() if not path.is_dir())
+    return sorted(path for path in inside if not path.name.startswith(".") and _is_read(path))
 
 
 def _is_read(path: Path) -> bool:

@@ -351,3 +351,14 @@ def test_a_full_disk_is_said_before(tmp_path: Path, capsys: Any, monkeypatch: py
 def test_a_sequence_of_what_has_none(name: str, tmp_path: Path, capsys: Any) -> None:
     write_nifti(tmp_path / "in" / name, phantom())
     assert "--sequence t1: only BraTS's files" in refused(tmp_path, capsys, "--sequence", "t1")
+
+
+def test_linked_folders_are_read_and_circles_refused(tmp_path: Path, capsys: Any) -> None:
+    write_nifti(tmp_path / "elsewhere/a.nii.gz", phantom())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/scans").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "in")
+    assert "this link leads back to" in refused(tmp_path, capsys)
+    (tmp_path / "elsewhere/again").unlink()
+    assert run(tmp_path, "--unmasked_are_normal") == 0
+    assert "1 volume of 1 patient," in capsys.readouterr().out
