@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from afclip_lightning.annotations.writing import sets_below
+from afclip_lightning.data.images import walk_folders
 from afclip_lightning.errors import DatasetError, UserError
 
 EXPORT_LIMIT = 2**30  # bytes of an export: masks of thousands of images are text in it
@@ -25,18 +26,10 @@ def json_files(folder: Path) -> list[Path]:
     """Returns the JSON files below a folder but hidden ones and those of sets that were written there, sorted by path.
 
     Raises:
-        UserError: There is none, or the folder cannot be listed.
+        UserError: There is none, a folder cannot be listed, or a link leads nowhere or back.
     """
-    try:
-        sets = sets_below(folder)
-        found = sorted(
-            path
-            for path in folder.rglob("*.json")
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            and not any(place in path.parents for place in sets)
-        )
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}). Allow it to be read.") from error
+    folders = walk_folders(folder, sets_below(folder))
+    found = sorted(path for inner in folders for path in inner.glob("*.json") if not path.name.startswith("."))
     if not found:
         raise UserError(f"{folder}: holds no .json file. Name the export.")
     return found

@@ -126,3 +126,17 @@ def test_sets_among_the_photos_are_not_taken_for_photos(tmp_path: Path, capsys: 
         assert main(["import", str(images), *options]) == 0
         assert {name: s.label for name, s in samples_of(images / out).items()} == {"a.png": 1, "b.png": 0}
     assert f"{images / 'first'} holds a set that was written before" in capsys.readouterr().out
+
+
+def test_linked_folders_of_files_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    write(tmp_path / "elsewhere/a.json", {"points": [[1, 1], [9, 1], [9, 6], [1, 6]]})
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "monday").symlink_to(tmp_path / "elsewhere")
+    code, out = import_set("labelme", labels, images)
+    assert code == 0
+    assert {name: sample.label for name, sample in samples_of(out).items()} == {"a.png": 1}
+    (labels / "back").symlink_to(labels)
+    assert import_set("labelme", labels, images)[0] == 2
+    assert f"{labels / 'back'}" in capsys.readouterr().err
