@@ -226,10 +226,9 @@ def open_series(files: Sequence[DicomFile], scratch: Path) -> Volume:
     with written(raw.path) as out:
         for file in files:
             mine = sorted((f for f in frames if f.path == file.path), key=lambda frame: frame.number)
-            with silenced(file.path, DICOM):
-                for frame, values in zip(mine, pixels(file), strict=True):
-                    out.seek(places[frame.path, frame.number] * rows * columns * 4)
-                    out.write(_rescaled(values, frame, file.data).tobytes())
+            for frame, values in zip(mine, pixels(file, len(mine)), strict=True):
+                out.seek(places[frame.path, frame.number] * rows * columns * 4)
+                out.write(_rescaled(values, frame, file.data).tobytes())
     return Volume(raw.check(name), grid, modality=files[0].get("Modality"))
 
 
@@ -310,11 +309,28 @@ def check_readable(file: DicomFile) -> None:
             )
 
 
-def pixels(file: DicomFile) -> Iterator[np.ndarray]:
+def pixels(file: DicomFile, count: int) -> Iterator[np.ndarray]:
     """Yields the stored values of a file's frames `[rows, columns]`, in the order of the file, one at a time.
 
-    To be walked within `silenced`.
+    Args:
+        file: The file.
+        count: How many frames it has.
+
+    Raises:
+        DatasetError: They cannot be decoded, or are not those that the header says.
     """
+    frames = _decoded(file)
+    for number in range(count + 1):
+        with silenced(file.path, DICOM):
+            values = next(frames, None)
+            shape = None if number == count else (file.data.Rows, file.data.Columns)
+            if shape != (None if values is None else values.shape):
+                raise ValueError("its header says other frames")
+        if values is not None:
+            yield values
+
+
+def _decoded(file: DicomFile) -> Iterator[np.ndarray]:
     from pydicom import dcmread
     from pydicom.pixels import iter_pixels
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from afclip_lightning.errors import DatasetError
-from afclip_lightning.volumes.dicom_series import DICOM, DicomFile, Frame, check_readable, frames_of, pixels
+from afclip_lightning.volumes.dicom_series import DicomFile, Frame, check_readable, frames_of, pixels
 from afclip_lightning.volumes.grid import LPS, SAME, Grid
 from afclip_lightning.volumes.raw import Raw, free_space
-from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import Volume
 
 HALF = 0.5  # share of the largest value from which a fractional segmentation marks a pixel
@@ -48,15 +47,14 @@ def open_segmentation(
         most = float(file.data.get("MaximumFractionalValue") or 255)
         wanted = set(numbers if anomalous is None else anomalous)
         frames = frames_of(file)
-        with silenced(file.path, DICOM):
-            for frame, values in zip(frames, pixels(file), strict=True):
-                if labelled:
-                    on = np.isin(values, list(wanted))
-                elif (frame.segment or 1) in wanted:
-                    on = values >= HALF * most if fractional else values > 0
-                else:
-                    continue
-                _paint(marked, frame, on, grid)
+        for frame, values in zip(frames, pixels(file, len(frames)), strict=True):
+            if labelled:
+                on = np.isin(values, list(wanted))
+            elif (frame.segment or 1) in wanted:
+                on = values >= HALF * most if fractional else values > 0
+            else:
+                continue
+            _paint(marked, frame, on, grid)
     marked.flush()
     return Volume(raw, grid)
 
