@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import MISSING, OmegaConf
@@ -16,6 +16,9 @@ from omegaconf import MISSING, OmegaConf
 from afclip_lightning import files
 from afclip_lightning.benchmark.files import load_yaml, read_yaml, reading
 from afclip_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from afclip_lightning.datasets.cross_dataset import CrossDataset
 
 REMEDY = "experiments/benchmark.yaml is an example of a matrix."
 OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path", "seed_everything")  # the benchmark says them
@@ -85,7 +88,8 @@ class Matrix:
         datasets: By the name that the table has: a `data` section with `class_path`, or a file of `configs/data/`.
         transfers: What is trained on and tested on.
         leave_one_out: Sets of which each in turn is tested on, by heads that are fitted on all the others together.
-        several: Further arguments of `CrossDataset` where several sets are trained on: `{train_sampling: evenly}`.
+        cross_dataset: Further arguments of `CrossDataset`, which holds what is trained on beside what is tested on:
+            `{train_sampling: evenly, near_copies: warn}`.
         seeds: Each makes cells of its own; it also draws the few-shot images.
         options: Options of the command line for all cells.
         store: Whether methods that allow it read one backbone's features from one store.
@@ -96,7 +100,7 @@ class Matrix:
     datasets: dict[str, Any] = MISSING
     transfers: list[Transfer] = field(default_factory=list)
     leave_one_out: list[str] = field(default_factory=list)
-    several: dict[str, Any] = field(default_factory=dict)
+    cross_dataset: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     options: list[str] = field(default_factory=list)
     store: bool = True
@@ -164,10 +168,22 @@ class Plan:
     Attributes:
         cells: What can be run.
         missing: What cannot, one sentence per dataset that is not on disk.
+        transfers: What is trained on with what is tested on, each test set by itself.
     """
 
     cells: tuple[Cell, ...]
     missing: tuple[str, ...]
+    transfers: "tuple[CrossDataset, ...]" = ()
+
+    def refuse_copies(self) -> None:
+        """Refuses sets that share a picture. Images are read for that, and sets that are drawn are drawn.
+
+        Raises:
+            UserError: Two share one; or a set is not as it must be.
+        """
+        for data in self.transfers:
+            data.prepare_data()
+            data.setup("fit")
 
 
 def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
@@ -278,7 +294,7 @@ def plan(matrix: Matrix, out: Path) -> Plan:
     Raises:
         UserError: A config or dataset cannot be read or built, or a category is trained on and tested on.
     """
-    from afclip_lightning.benchmark.probe import absent, check_transfer, section
+    from afclip_lightning.benchmark.probe import absent, section, transfer
 
     sections = {name: section(name, value) for name, value in matrix.datasets.items()}
     used = [name for t in matrix.rows for name in (*t.sets, *t.test)]
@@ -288,11 +304,12 @@ def plan(matrix: Matrix, out: Path) -> Plan:
             f"leave_one_out: not on disk: {', '.join(lacking)}. All heads but one would be trained on it: get it, or "
             "take it from the list."
         )
-    for transfer in matrix.rows:
-        for test in transfer.test:
-            if not gone.keys() & {*transfer.sets, test}:
-                trained = {name: sections[name] for name in transfer.sets}
-                check_transfer(trained, {test: sections[test]}, matrix.several if len(trained) > 1 else {})
+    transfers = [
+        transfer({name: sections[name] for name in row.sets}, {test: sections[test]}, matrix.cross_dataset)
+        for row in matrix.rows
+        for test in row.test
+        if not gone.keys() & {*row.sets, test}
+    ]
     cells = []
     for name, method in matrix.methods.items():
         rows = matrix.rows
@@ -306,7 +323,9 @@ def plan(matrix: Matrix, out: Path) -> Plan:
                 cells.append(_Builder(matrix, name, row, seed, out, sections).cell(tests))
     if same := _repeated(cell.name for cell in cells):
         raise UserError(f"two cells would share the folder {same[0]}: give their methods or datasets other names.")
-    return Plan(tuple(cells), tuple(f"{name} ({place})" for name, place in gone.items()))
+    missing = tuple(f"{name} ({place})" for name, place in gone.items())
+    trains = any(method.trains for method in matrix.methods.values())
+    return Plan(tuple(cells), missing, tuple(transfers) if trains else ())
 
 
 @dataclass(frozen=True)
@@ -357,12 +376,12 @@ class _Builder:
                 yield self._step("test", f"{_slug(test)}-{shots}", data, test, head, fitted, shots)
 
     def _training(self, tests: Sequence[str]) -> "_Data":
-        """Returns what is trained on; several sets with what is tested, of which none may hold a picture of theirs."""
+        """Returns what is trained on: one set alone, so that options of the data reach it; several as one."""
         if len(self.row.sets) == 1:
             (name,) = self.row.sets
             return _Data(name, self.sections[name], self.sections[name])
         trained, tested = ([self.sections[name] for name in names] for names in (self.row.sets, tests))
-        arguments = {"train": trained, "test": tested, **self.matrix.several}
+        arguments = {"train": trained, "test": tested, **self.matrix.cross_dataset}
         section = {"class_path": "CrossDataset", "init_args": arguments}
         return _Data(_folder_of(self.row.sets), section, {**arguments, "test": None})  # a head depends on no test set
 

@@ -51,10 +51,10 @@ def absent(name: str, found: Mapping[str, Any]) -> str:
     return str(dataset.root) if dataset.is_absent() else ""
 
 
-def check_transfer(
+def transfer(
     trained: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]
-) -> None:
-    """Checks that no category is trained on and tested on.
+) -> CrossDataset:
+    """Returns what is trained on and what is tested on.
 
     Args:
         trained: Sections of the training sets, by their names.
@@ -62,12 +62,12 @@ def check_transfer(
         arguments: Further arguments of `CrossDataset`.
 
     Raises:
-        UserError: One is, or an argument is wrong.
+        UserError: A category is trained on and tested on, or an argument is wrong.
     """
     where = f"from {' + '.join(trained)} to {', '.join(tested)}"
     make = prepare(CrossDataset, arguments, where, later=("train", "test"))
     train, test = ([build(name, section) for name, section in part.items()] for part in (trained, tested))
-    make(train=train, test=test)
+    return make(train=train, test=test)
 
 
 def find_method(method: str, configs: Sequence[Mapping[str, Any]]) -> type[AnomalyMethod]:

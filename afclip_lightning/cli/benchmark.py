@@ -89,6 +89,7 @@ def _run(matrix: Matrix, published: list[Published], todo: Plan, out: Path, opti
     print(f"{len(todo.cells)} cells in {out}", flush=True)
     if todo.missing:
         print(f"Not on disk and left out: {', '.join(todo.missing)}", flush=True)
+    todo.refuse_copies()
     outcomes: dict[str, Outcome] = {}
     start = time.monotonic()
 

@@ -70,13 +70,15 @@ def test_each_set_is_tested_by_heads_of_all_the_others() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_transfer_trains_on_a_list_and_says_how() -> None:
     changes = ["leave_one_out=[]", "transfers=[{train: [one, two], test: [three]}]"]
-    found = planned(*changes, "several={train_sampling: evenly}")
+    found = planned(*changes, "cross_dataset={train_sampling: evenly}")
     assert [cell.name for cell in found.cells] == ["AF-CLIP_one+two_0", "Patch-rarity_0"]
     assert data_of(found, 0, "fit")["init_args"]["train_sampling"] == "evenly"
     fit, _ = found.cells[0].steps
     assert planned(*changes).cells[0].steps[0].digest != fit.digest
     more = planned(
-        "leave_one_out=[]", "transfers=[{train: [one, two], test: [three, gone]}]", "several={train_sampling: evenly}"
+        "leave_one_out=[]",
+        "transfers=[{train: [one, two], test: [three, gone]}]",
+        "cross_dataset={train_sampling: evenly}",
     )
     assert more.missing == ("gone (data/btad)",)
     assert more.cells[0].steps[0].digest == fit.digest
@@ -121,8 +123,8 @@ def test_many_sets_have_a_short_folder() -> None:
     (["leave_one_out=[]", "transfers=[{train: 3, test: [two]}]"], "transfers[0].train"),
     (["leave_one_out=[]", "transfers=[{train: [one, two], test: [two]}]"], "two would be trained on and tested on"),
     (["transfers=[{train: [three, two], test: [one]}]"], "transfers train twice on three, two"),
-    (["several={train_sampling: odd}"], "'by_size', 'evenly'"),
-    (["several={sampling: evenly}"], "sampling"),
+    (["cross_dataset={train_sampling: odd}"], "'by_size', 'evenly'"),
+    (["cross_dataset={sampling: evenly}"], "sampling"),
     (["datasets.two.init_args.categories=[cloth]"], "trained on and tested on: synthetic/cloth"),
     (["datasets.two.init_args.batch_size=3"], "batch_size must be the same for all that is trained on"),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from afclip_lightning.cli import benchmark as command
 from afclip_lightning.engine.signals import STOPPED
 from tests.support import REPOSITORY
 from tests.support.fake_cells import run
+from tests.support.layouts.mvtec import write_mvtec
 
 DRAWN = "root: drawn, image_size: 112, train_normal: 2, test_normal: 2, test_anomalous: 2"
 MATRIX = f"""
@@ -121,6 +123,20 @@ def test_options_are_checked(option: str, told: str, capsys: pytest.CaptureFixtu
         command.main(["--config", "matrix.yaml", option])
     assert stop.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_picture_that_is_trained_on_and_tested_on_is_refused_before_anything_is_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mvtec(folder / "first", ["bolt"])
+    shutil.copytree(folder / "first/bolt", folder / "second/nut")
+    sets = [f"datasets.{name}={{class_path: MVTecLayout, init_args: {{root: {name}}}}}" for name in ("first", "second")]
+    changes = [*sets, "transfers=[{train: first, test: [second]}]"]
+    assert command.main(["--config", "matrix.yaml", "--out", "out", *changes]) == 2
+    said = capsys.readouterr().err
+    assert "first/bolt/test/good/000.png" in said
+    assert "second/nut/test/good/000.png" in said
+    assert not Path("out/cells").exists()
 
 
 @pytest.mark.parametrize(
