@@ -331,7 +331,7 @@ def test_batch_size_and_company_do_not_change_a_run(tmp_path: Path, make: Callab
     maps = []
     for size in (1, 3, 8):
         model = make()
-        data = data_of(tmp_path / str(size), model)
+        data = data_of(tmp_path, model)
         data.batch_size = size
         predicted = trainer_of(tmp_path, enable_checkpointing=False).predict(model, data)
         maps.append(torch.cat([prediction.anomaly_map for prediction in predicted]))
