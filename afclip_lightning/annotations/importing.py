@@ -177,7 +177,7 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
         raise DatasetError(_several(found.problems, options.on_error))
     if not found.items:
         why = "no image is left" if export.images else "it names no image"
-        raise DatasetError("\n".join([f"{options.file}: {why}.", *export.remarks, *_left_out(found)]))
+        raise DatasetError("\n".join([f"{options.file}: {why}.", *_remarks(export), *_left_out(found)]))
     with only_writer(options.out):
         copied = write(options.out, found, options.place)
     for line in summary(export, found, copied):
@@ -381,7 +381,7 @@ def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
         yield f"  {kind}: {count} (not of defects)"
     if found.clipped:
         yield f"Shapes cut off at the border of their image: {found.clipped}"
-    yield from export.remarks
+    yield from _remarks(export)
     if found.unmasked:
         yield (
             f"Anomalous images without a mask, as a shape of theirs has no area: {len(found.unmasked)} "
@@ -399,6 +399,14 @@ def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
         yield f"{shown(category)}: {len(of_it) - anomalous} normal, {anomalous} anomalous ({masks} with a mask)"
     if copied:
         yield f"Images copied, as they cannot be hard links or were to be copies: {copied}"
+
+
+def _remarks(export: Export) -> Iterator[str]:
+    yield from export.remarks
+    borne = {label for image in export.images for label in image.tags}
+    borne |= {label for image in export.images for shape in image.shapes for label in shape.labels}
+    if unused := [label for label in dict.fromkeys(export.labels) if label not in borne]:
+        yield f"Nothing is labelled {', '.join(map(repr, unused))}, which the tool offers."
 
 
 def _left_out(found: Found) -> Iterator[str]:

@@ -128,12 +128,14 @@ class Export:
         unlisted: Whether images that it does not name are ones without a shape, as of a tool that writes a file per
             image; else they are no part of it.
         nothing: Kinds of things that say nothing of defects, with their numbers: texts, ratings, relations.
+        labels: Labels that could be given, whether or not something bears them; none where the tool does not say.
     """
 
     images: list[Annotated] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     unlisted: bool = False
     nothing: dict[str, int] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
 
 
 def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:

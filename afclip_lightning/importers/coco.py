@@ -95,10 +95,7 @@ def read(path: Path) -> Export:
         )
         for image in content.images
     ]
-    used = {annotation.category_id for annotation in content.annotations}
-    unused = [name for number, name in names.items() if number not in used]
-    remarks = [f"No shape is of the category {', '.join(unused)}."] if unused else []
-    return Export(images, remarks)
+    return Export(images, labels=list(names.values()))
 
 
 def _area(annotation: Annotation, size: tuple[int | None, int | None]) -> tuple[str, Area | None]:

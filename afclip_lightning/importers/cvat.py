@@ -66,7 +66,8 @@ def read(path: Path) -> Export:
     only = next(iter(tasks.values())) if len(tasks) == 1 else ""
     nothing: Counter[str] = Counter({"track of a video": len(tracks)} if tracks else {})
     found = [_image(path, image, tasks.get(image.get("task_id", ""), only), nothing) for image in images]
-    return Export(found, nothing=dict(nothing))
+    labels = [name for label in root.iter("label") if (name := label.findtext("name", ""))]
+    return Export(found, nothing=dict(nothing), labels=labels)
 
 
 def _root(path: Path) -> "Element":

@@ -103,6 +103,7 @@ def read(path: Path) -> Export:
 def _read_subset(path: Path, export: Export) -> None:
     content = read_json(path, Subset, remedy=REMEDY, limit=EXPORT_LIMIT)
     names = [label.name for label in content.categories.label.labels]
+    export.labels += names
     for item in content.items:
         where = f"{path}, item {item.id}"
         if item.image is None:

@@ -29,6 +29,7 @@ from afclip_lightning.files import read_json
 
 REMEDY = "Download the project again, with its annotations as JSON."
 ANNOTATIONS, IMAGES, DATASETS = "ann", "img", "datasets"  # names of folders
+META = "meta.json"
 MASKS = ("bitmap", "alpha_mask")
 
 
@@ -80,6 +81,18 @@ class Annotation(msgspec.Struct):
     tags: list[Tag] = []
 
 
+class Kind(msgspec.Struct):
+    """A class of shapes that the project offers."""
+
+    title: str
+
+
+class Meta(msgspec.Struct):
+    """The file of a project."""
+
+    classes: list[Kind] = []
+
+
 def convert(options: argparse.Namespace) -> int:
     """Makes a set of the project, and returns the exit code."""
     return make(options, lambda options: read(options.file))
@@ -96,7 +109,9 @@ def read(path: Path) -> Export:
     files = [file for file in json_files(path) if ANNOTATIONS in (*file.relative_to(path).parts[:-1], path.name)]
     if not files:
         raise refusing(f"{path}: holds no folder {ANNOTATIONS!r} with annotations", REMEDY)
-    return Export([_file(file, path) for file in files])
+    meta = path / META
+    known = read_json(meta, Meta, remedy=REMEDY, limit=EXPORT_LIMIT).classes if meta.is_file() else []
+    return Export([_file(file, path) for file in files], labels=[one.title for one in known])
 
 
 def _file(path: Path, root: Path) -> Annotated:

@@ -125,4 +125,4 @@ def test_a_category_without_a_shape_is_told(tmp_path: Path, capsys: pytest.Captu
     images = write_images(tmp_path / "images", "a.png")
     path = export(tmp_path / "c.json", [{"bbox": [1, 1, 2, 2]}], categories=[ONE, {"id": 2, "name": "hole"}])
     assert import_set("coco", path, images)[0] == 0
-    assert "No shape is of the category hole." in capsys.readouterr().out
+    assert "Nothing is labelled 'hole', which the tool offers." in capsys.readouterr().out

@@ -193,3 +193,16 @@ def test_a_zip_without_annotations_is_refused(tmp_path: Path, capsys: pytest.Cap
     path.write_bytes(b"PK\3\4 no zip")
     assert import_set("cvat", path, images)[0] == 2
     assert "cannot be unpacked" in capsys.readouterr().err
+
+
+def test_a_label_that_nothing_bears_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in ("crack", "hole", "good"))
+    shape = next(iter(SHAPES))
+    text = xml(
+        image("a.png", shape),
+        image("b.png", '<tag label="good" source="manual"></tag>', number=1),
+        meta=f"<job><labels>{labels}</labels></job>",
+    )
+    assert import_set("cvat", write(tmp_path / "c.xml", text), images)[0] == 0
+    assert "Nothing is labelled 'hole', which the tool offers." in capsys.readouterr().out

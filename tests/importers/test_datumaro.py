@@ -102,3 +102,10 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     path = write(path, item("a", image={"path": "a.png", "size": [3]}))
     assert import_set("datumaro", path, images)[0] == 2
     assert "its size is no height and width" in capsys.readouterr().err
+
+
+def test_a_label_that_nothing_bears_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", "a.png")
+    annotation = {"type": "polygon", **SHAPES["polygon"][0]}
+    assert import_set("datumaro", write(tmp_path / "d.json", item("a", annotation)), images)[0] == 0
+    assert "Nothing is labelled 'good', which the tool offers." in capsys.readouterr().out

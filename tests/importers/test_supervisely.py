@@ -153,3 +153,15 @@ def test_what_is_no_project_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     write_json_file(tmp_path / "p/meta.json", {})
     assert import_set("supervisely", tmp_path / "p", images)[0] == 2
     assert "holds no folder 'ann'" in capsys.readouterr().err
+
+
+def test_a_class_that_no_shape_is_of_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = tmp_path / "project"
+    images = write_images(project, "ds/img/a.png")
+    write_json_file(project / "meta.json", {"classes": [{"title": "crack"}, {"title": "hole", "shape": "polygon"}]})
+    write(project / "ds/ann/a.png.json", {"geometryType": "rectangle", **SHAPES["rectangle"][0]})
+    assert import_set("supervisely", project, images)[0] == 0
+    assert "Nothing is labelled 'hole', which the tool offers." in capsys.readouterr().out
+    (project / "meta.json").write_text('{"classes": 3}')
+    assert import_set("supervisely", project, images)[0] == 2
+    assert "meta.json" in capsys.readouterr().err
