@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
@@ -145,14 +146,27 @@ class CrossDataset(AnomalyData):
         """Checks what the stage reads: the training datasets for `fit` only, the test datasets in use always.
 
         Raises:
-            DatasetError: A dataset is not as it must be, or a picture is trained on and tested on; or there is no
-                dataset to train on.
+            DatasetError: A dataset is not as it must be, a picture is trained on and tested on, or two training
+                datasets give one two labels; or there is no dataset to train on.
         """
         trained = self.training_sets if stage == "fit" else []
         for dataset in self._read_by(stage):
             dataset.setup(stage)
+        self._refuse_contrary_labels(trained)
         if trained and not self.allow_train_test_overlap:
             self._refuse_copies()
+
+    def _refuse_contrary_labels(self, sets: Sequence[AnomalyDataModule]) -> None:
+        """What two datasets share may be trained on twice, but not as normal and as anomalous."""
+        from afclip_lightning.data.copies import same_files, told
+
+        for one, other in combinations(sets, 2):
+            shared = same_files(one.samples(one.train_split), other.samples(other.train_split))
+            if contrary := [pair for pair in shared if {pair.first.label, pair.second.label} == {0, 1}]:
+                raise DatasetError(
+                    f"{_count(len(contrary))} normal in one training dataset and anomalous in another:\n"
+                    f"{told(contrary)}\nLeave one of the datasets out, or mend its labels."
+                )
 
     def _refuse_copies(self) -> None:
         """The names of datasets and categories are compared before; this finds one picture under two names."""

@@ -309,3 +309,16 @@ def test_a_picture_that_was_saved_anew_is_refused_unless_allowed(root: Path) -> 
         CrossDataset(mine, other, near_copies="ignore").setup("fit")
     second = MVTecLayout(root / "parts", name="second", categories=["bolt"])
     CrossDataset([second, btad(root)], MVTecLayout(root / "parts", categories=["nut"])).setup("fit")
+
+
+def test_a_picture_that_is_normal_in_one_training_set_and_anomalous_in_another_is_refused(root: Path) -> None:
+    mine, tested = MVTecLayout(root / "parts", categories=["nut"]), MVTecLayout(root / "parts", categories=["pin"])
+    write_mvtec(root / "other", ["disc"])
+    other = MVTecLayout(root / "other")
+    shutil.copy(root / "parts/nut/test/good/000.png", root / "other/disc/test/good/000.png")
+    CrossDataset([mine, other], tested).setup("fit")
+    shutil.copy(root / "parts/nut/test/good/000.png", root / "other/disc/test/crack/000.png")
+    data = CrossDataset([mine, other], tested, allow_train_test_overlap=True)
+    with pytest.raises(DatasetError, match=r"1 image is normal in one training dataset and anomalous in another:\n"):
+        data.setup("fit")
+    data.setup("test")
