@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from afclip_lightning.engine.checkpoint import head_in
-from afclip_lightning.errors import UserError, shown
+from afclip_lightning.errors import UserError, counted, shown
 from afclip_lightning.files import fingerprint, read_json
 from afclip_lightning.heads import ready
 from afclip_lightning.heads.card import Card, DefaultThresholds, Measured
@@ -164,15 +164,15 @@ def _trained_on(card: Card) -> Sequence[str]:
     for part in card.trained_on:
         said = [part.dataset]
         if part.categories:
-            said.append(f"{len(part.categories)} categories ({', '.join(part.categories)})")
+            said.append(f"{counted(len(part.categories), 'category', 'categories')} ({', '.join(part.categories)})")
         if part.images is not None:
-            said.append(f"{part.images:,} images")
+            said.append(counted(part.images, "image"))
         if part.licence:
             said.append(f"licence {part.licence}")
         lines.append(", ".join(said))
     seeds = ", ".join(map(str, card.seeds))
     about = [f"{'seed' if len(card.seeds) == 1 else 'seeds'} {seeds}"] if seeds else []
-    about += [] if card.epochs is None else [f"{card.epochs:g} epochs"]
+    about += [] if card.epochs is None else [f"{card.epochs:g} {'epoch' if card.epochs == 1 else 'epochs'}"]
     return [*lines, ", ".join(about)] if lines or about else [UNKNOWN]
 
 
