@@ -11,8 +11,7 @@ from afclip_lightning.datasets.table import Table
 from afclip_lightning.errors import DatasetError
 from afclip_lightning.files import read_json_lines
 from afclip_lightning.types import Split
-
-MANIFEST = "slices.jsonl"
+from afclip_lightning.volumes import SLICES
 
 
 class SliceLine(msgspec.Struct, frozen=True):
@@ -48,7 +47,7 @@ class Volumes(Table):
     def __init__(
         self,
         root: str | Path | None = None,
-        table: str | Path = MANIFEST,
+        table: str | Path = SLICES,
         name: str | None = None,
         categories: Names = None,
         train_split: Split = "test",

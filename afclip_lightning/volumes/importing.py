@@ -21,11 +21,11 @@ from afclip_lightning.files import (
     write_text,
 )
 from afclip_lightning.types import Split
+from afclip_lightning.volumes import SLICES
 from afclip_lightning.volumes.cutting import Cutting, VolumeRecord, cut_volume
 from afclip_lightning.volumes.find import Source
 
 VOLUMES = "volumes.jsonl"  # a line per volume, as each is done
-SLICES = "slices.jsonl"  # a line per slice, which `Volumes` and `Table` read
 SETTINGS = "import.json"
 NAMES = "names.csv"  # who is who; only if it was asked for
 

@@ -7,26 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from afclip_lightning.data import overview
 from afclip_lightning.data.overview import Overview, look_over, spread
 from afclip_lightning.data.thumbnails import SIDE, close_up, outline_of
 from afclip_lightning.datasets.folder import Folder
-from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.errors import DatasetError
-
-
-class Parts(MVTecLayout):
-    name = "parts"
-    published = ("bolt", "nut")
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+from tests.support.parts import Parts, save
 
 
 def grey(height: int = 60, width: int = 90, value: int = 128) -> np.ndarray:

@@ -13,25 +13,15 @@ from PIL import Image
 
 from afclip_lightning.cli.datasets import main
 from afclip_lightning.data.overview import Overview, look_over
-from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.report import contact_sheet, dataset_page
 from afclip_lightning.report.charts import HEIGHT, STRIP_WIDTH, bars, strip_path, strip_place
 from afclip_lightning.report.contact_sheet import GAP, LABEL, LINE, TILE, share
+from tests.support.parts import Parts, save
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 HOSTILE = '<script>alert(1)</script> & "x"\u202e\udcff'
-
-
-class Parts(MVTecLayout):
-    name = "parts"
-    published = ("bolt", "nut")
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
