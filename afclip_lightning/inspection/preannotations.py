@@ -70,15 +70,15 @@ def write_preannotations(rows: Iterable[Record], folder: Path, saves: Sequence[s
     written = []
     for method, own in by_method.items():
         place = folder / method if method else folder
-        parts = [place / PARTS / f"{row.name}.json" for row in own]
+        images: Iterable[MarkedImage] = (read_marked(place / PARTS / f"{row.name}.json") for row in own)
         if "coco" in saves:
-            images = [read_marked(part) for part in parts]
+            images = list(images)
             write_json(place / "coco.json", coco_instances(images))
             written.append(place / "coco.json")
         if "labelstudio" in saves:
             with atomic_path(place / "labelstudio.json") as temporary, temporary.open("w", encoding="ascii") as file:
-                for number, part in enumerate(parts):
-                    task = labelstudio_task(read_marked(part), address, method or "afclip")
+                for number, image in enumerate(images):
+                    task = labelstudio_task(image, address, method or "afclip")
                     file.write(("[\n" if not number else ",\n") + json.dumps(task))
                 file.write("\n]\n")
             write_text(place / "labelstudio.xml", CONFIG)
