@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from afclip_lightning.components.arguments import require_not_negative
+from afclip_lightning.components.arguments import require_not_negative, require_one_of
 
 Start = Literal["linear", "zero"]
 
@@ -86,8 +86,7 @@ class TestTimeAdapter(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if start not in get_args(Start):
-            raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
+        require_one_of(Start, start=start)
         if not 0 <= residual < 1:
             raise ValueError(f"residual must be at least 0 and below 1, got {residual}")
         require_not_negative(steps=steps, learning_rate=learning_rate, weight_decay=weight_decay)

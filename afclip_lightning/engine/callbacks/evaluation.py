@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning import results
+from afclip_lightning.components.arguments import require_one_of
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.callbacks.fixed_thresholds import (
@@ -122,10 +123,8 @@ class Evaluation(Callback):
         threshold: str | None = None,
         group_score: GroupScore = "highest",
     ) -> None:
-        if resolution not in get_args(Resolution):
-            raise ValueError(f"resolution must be one of {', '.join(get_args(Resolution))}, got {resolution!r}")
-        if group_score not in get_args(GroupScore):
-            raise ValueError(f"group_score must be one of {', '.join(get_args(GroupScore))}, got {group_score!r}")
+        require_one_of(Resolution, resolution=resolution)
+        require_one_of(GroupScore, group_score=group_score)
         self.group_score: GroupScore = group_score
         tiling = Tiling(fit, tiles, tile_size, overlap, view_score)
         self.tiling = tiling if fit != "squash" or tiles > 1 or tile_size is not None else None
