@@ -14,7 +14,6 @@ import numpy as np
 
 from afclip_lightning.annotations.labels import Judged, Labels, judge
 from afclip_lightning.annotations.matching import ImageFolder
-from afclip_lightning.annotations.rasterise import mark
 from afclip_lightning.annotations.rle import mask_to_png
 from afclip_lightning.annotations.shapes import Annotated, Export, Shape
 from afclip_lightning.annotations.writing import (
@@ -34,6 +33,7 @@ from afclip_lightning.data.picture import upright
 from afclip_lightning.data.reader import read_shape
 from afclip_lightning.errors import DatasetError, UserError, shown, typed
 from afclip_lightning.files import only_writer
+from afclip_runtime.images.rasterise import mark
 
 NAMED = 8  # images that a message names
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.annotations.rasterise import mark
 from afclip_lightning.annotations.shapes import Export
 from afclip_lightning.importers import coco, cvat, datumaro, labelme, labelstudio, supervisely
+from afclip_runtime.images.rasterise import mark
 
 
 def exports(folder: Path) -> dict[str, tuple[Export, Path]]:

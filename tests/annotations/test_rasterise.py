@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from afclip_lightning.annotations.rasterise import mark
-from afclip_lightning.annotations.shapes import Bitmap, Ellipse, Line, Polygon, points_of, rectangle
+from afclip_runtime.images.rasterise import mark
+from afclip_runtime.images.shapes import Bitmap, Ellipse, Line, Polygon, points_of, rectangle
 from tests.reference import rasterise as reference
 
 HEIGHT, WIDTH = 17, 23

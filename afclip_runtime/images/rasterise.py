@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afclip_lightning.annotations.shapes import FURTHEST, Area, Bitmap, Ellipse, Line, Points, Polygon
+from afclip_runtime.images.shapes import FURTHEST, Area, Bitmap, Ellipse, Line, Points, Polygon
 
 STEP = 1e-6  # of a pixel: what coordinates count to, so that rounding moves no point off a centre
 MOST_CROSSINGS = 2**26  # of outlines with rows of centres: some gigabytes of memory above that
