@@ -3,13 +3,14 @@
 import os
 from typing import TYPE_CHECKING, Any
 
+from afclip_runtime import __version__
+
 if TYPE_CHECKING:
     from afclip_lightning.inspection.predictor import load
 
 # albumentations would look for a newer version of itself on the network: nothing here goes there without being asked
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from afclip_lightning import __version__
 from afclip_lightning.cli import verbs
-from afclip_lightning.cli.parser import with_new_names
+from afclip_runtime.cli.parser import with_new_names
 
 # Before torch is loaded: threads that wait by spinning starve the loader processes, and themselves, wherever there are
 # more of them than cores; sleeping instead made a pass beside one busy process several times faster.

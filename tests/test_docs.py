@@ -13,11 +13,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import afclip_lightning.methods
 from afclip_lightning.cli import verbs
-from afclip_lightning.cli.parser import CommandParser
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.engine.parser import _argument_names, add_run_arguments
 from afclip_lightning.importers import command as importing
+from afclip_runtime.cli.parser import CommandParser
 from tests.support import REPOSITORY
 from tests.support.options import options_of
 
@@ -88,7 +88,8 @@ def test_the_walk_of_the_guide_names_what_there_is() -> None:
     for file, names in steps:
         if file == "methods/x":  # any method
             continue
-        module = importlib.import_module(f"afclip_lightning.{file.replace('/', '.')}")
+        whole = file if file.startswith("afclip_runtime/") else f"afclip_lightning/{file}"
+        module = importlib.import_module(whole.replace("/", "."))
         first, _, last = names.partition(".")
         places = [module, *(value for value in vars(module).values() if isinstance(value, type))]
         found = [getattr(place, first) for place in places if hasattr(place, first)]

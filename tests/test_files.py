@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import (
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import (
     LOCK_FILE,
     atomic_path,
     csv_text,
@@ -343,7 +343,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
 
 
 def test_a_killed_writer_leaves_its_folder_free(tmp_path: Path) -> None:
-    hold = "import sys, time, pathlib\nfrom afclip_lightning.files import only_writer\n"
+    hold = "import sys, time, pathlib\nfrom afclip_runtime.files import only_writer\n"
     hold += "with only_writer(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:

@@ -7,6 +7,7 @@ import argparse
 import ast
 import importlib
 import io
+import itertools
 import pkgutil
 from collections.abc import Callable, Iterator
 from operator import attrgetter
@@ -27,10 +28,11 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 import afclip_lightning
+import afclip_runtime
 from tests.support import REPOSITORY
 from tests.support.clips import SMALL, TIMM
 
-PACKAGE = REPOSITORY / "afclip_lightning"
+PACKAGES = ("afclip_lightning", "afclip_runtime")
 OF_METACLASSES = {"_abc_impl", "_backward_cls"}  # of abstract classes and of torch.autograd.Function, set by themselves
 NAMEDTUPLE = {"_asdict", "_fields", "_replace"}  # documented, with an underscore so that they are no field's name
 
@@ -40,8 +42,16 @@ class Private(NamedTuple):
 
     owner: Callable[[], Any]  # returns what has the names
     names: str
-    file: str  # of ours, that uses them
+    file: str  # of ours, that uses them; see `place_of`
     why: str
+
+
+def place_of(path: Path) -> str:
+    """Returns what the table calls a file: its path in afclip_lightning, or in afclip_runtime as `runtime/…`."""
+    return path.relative_to(REPOSITORY).as_posix().removeprefix("afclip_lightning/").removeprefix("afclip_")
+
+
+FILES = {place_of(path): path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))}
 
 
 def _tiff() -> Image.Image:
@@ -69,11 +79,36 @@ def _protocol() -> Any:
 
 
 UNDERSCORED = [
-    Private(lambda: argparse, "_ArgumentGroup", "cli/model_options.py", "the type of what add_argument_group returns"),
-    Private(lambda: argparse, "_SubParsersAction", "engine/parser.py", "tells the action that holds the subcommands"),
-    Private(argparse.ArgumentParser, "_actions", "engine/parser.py", "the names to suggest for a mistyped option"),
-    Private(lambda: argparse, "_SubParsersAction", "cli/parser.py", "tells the action that holds the subcommands"),
-    Private(argparse.ArgumentParser, "_actions", "cli/parser.py", "the names to suggest for a mistyped option"),
+    Private(
+        lambda: argparse,
+        "_ArgumentGroup",
+        "cli/model_options.py",
+        "the type of what add_argument_group returns",
+    ),
+    Private(
+        lambda: argparse,
+        "_SubParsersAction",
+        "engine/parser.py",
+        "tells the action that holds the subcommands",
+    ),
+    Private(
+        argparse.ArgumentParser,
+        "_actions",
+        "engine/parser.py",
+        "the names to suggest for a mistyped option",
+    ),
+    Private(
+        lambda: argparse,
+        "_SubParsersAction",
+        "runtime/cli/parser.py",
+        "tells the action that holds the subcommands",
+    ),
+    Private(
+        argparse.ArgumentParser,
+        "_actions",
+        "runtime/cli/parser.py",
+        "the names to suggest for a mistyped option",
+    ),
     Private(
         lambda: jsonargparse.ArgumentParser().add_argument("--x", type=int | None),
         "_typehint",
@@ -98,8 +133,18 @@ UNDERSCORED = [
         "engine/loggers.py",
         "the logger is built before the run folder is known",
     ),
-    Private(lambda: LightningCLI, "_parse_ckpt_path", "engine/app.py", "hyperparameters never override the user's"),
-    Private(lambda: LightningCLI, "_parser", "engine/app.py", "the config of a command as its parser writes it"),
+    Private(
+        lambda: LightningCLI,
+        "_parse_ckpt_path",
+        "engine/app.py",
+        "hyperparameters never override the user's",
+    ),
+    Private(
+        lambda: LightningCLI,
+        "_parser",
+        "engine/app.py",
+        "the config of a command as its parser writes it",
+    ),
     Private(
         lambda: DistributedDataParallel,
         "_set_params_and_buffers_to_ignore_for_model",
@@ -112,8 +157,18 @@ UNDERSCORED = [
         "metrics/anomaly_metrics.py",
         "histograms of different ranges are brought to the same bins before they are added",
     ),
-    Private(_tiff, "_fp", "data/reader.py", "where Pillow keeps the open file of an image of several frames"),
-    Private(lambda: _vision(SMALL), "_pool", "backbones/towers.py", "an image embedding of tokens that were changed"),
+    Private(
+        _tiff,
+        "_fp",
+        "runtime/images/reader.py",
+        "where Pillow keeps the open file of an image of several frames",
+    ),
+    Private(
+        lambda: _vision(SMALL),
+        "_pool",
+        "backbones/towers.py",
+        "an image embedding of tokens that were changed",
+    ),
     Private(_trunk, "_pos_embed", "backbones/towers.py", "what the first block of a tower of timm takes"),
     Private(
         lambda: optuna.trial.create_trial(value=0.0),
@@ -199,7 +254,12 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
         "backbones/tokenizers.py",
         "a tokenizer from a folder: get_tokenizer looks at the hub alone",
     ),
-    Private(lambda: open_clip, "tokenizer.SimpleTokenizer", "knowledge/base.py", "how long a sentence is in tokens"),
+    Private(
+        lambda: open_clip,
+        "tokenizer.SimpleTokenizer",
+        "knowledge/base.py",
+        "how long a sentence is in tokens",
+    ),
     Private(
         lambda: importlib.import_module("lightning.pytorch.overrides.distributed"),
         "UnrepeatedDistributedSampler",
@@ -215,7 +275,7 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
     Private(
         lambda: uvicorn.protocols.http.h11_impl.H11Protocol,
         "connection_made data_received connection_lost",
-        "inspection/connections.py",
+        "runtime/serving/connections.py",
         "connections that stay silent are closed",
     ),
 ]
@@ -228,15 +288,15 @@ def test_a_private_name_still_exists(used: Private) -> None:
         try:
             attrgetter(name)(owner)
         except AttributeError:
-            pytest.fail(f"{name} of {owner!r} is gone. afclip_lightning/{used.file} uses it: {used.why}.")
-    text = (PACKAGE / used.file).read_text(encoding="utf-8")
+            pytest.fail(f"{name} of {owner!r} is gone. {used.file} uses it: {used.why}.")
+    text = FILES[used.file].read_text(encoding="utf-8")
     missing = [name for name in used.names.split() if name.rpartition(".")[2] not in text]
-    assert not missing, f"afclip_lightning/{used.file} uses {missing} no more: take them out of the table"
+    assert not missing, f"{used.file} uses {missing} no more: take them out of the table"
 
 
 @pytest.mark.parametrize("name", ["connections", "conn", "cycle", "loop", "transport"])
 def test_a_connection_of_uvicorn_keeps_its_state(name: str) -> None:
-    """`inspection/connections.py` reads them; the constructor, which wants a running server, sets them."""
+    """`serving/connections.py` reads them; the constructor, which wants a running server, sets them."""
     assert name in _protocol().co_names
 
 
@@ -272,7 +332,7 @@ def uses(tree: ast.AST, ours: set[str], inherited: set[str]) -> Iterator[tuple[s
                 names = [name] if name not in ours else []
             case ast.Import(names=aliases):
                 names = [part for alias in aliases for part in alias.name.split(".")]
-            case ast.ImportFrom(module=str(module), names=aliases) if not module.startswith("afclip_lightning"):
+            case ast.ImportFrom(module=str(module), names=aliases) if not module.startswith(PACKAGES):
                 names = [*module.split("."), *(alias.name for alias in aliases)]
         yield from ((name, node.lineno) for name in names if is_private(name))
 
@@ -281,33 +341,37 @@ def imported(tree: ast.AST) -> Iterator[Path]:
     """Yields the files of ours that a file imports from."""
     for node in ast.walk(tree):
         match node:
-            case ast.ImportFrom(module=str(module)) if module.startswith("afclip_lightning"):
+            case ast.ImportFrom(module=str(module)) if module.startswith(PACKAGES):
                 yield REPOSITORY.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def overrides() -> Iterator[tuple[str, str]]:
     """Yields private methods of other packages' classes that ours replace, with the file of ours."""
-    for module in pkgutil.walk_packages(afclip_lightning.__path__, "afclip_lightning."):
+    ours = (
+        pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        for package in (afclip_lightning, afclip_runtime)
+    )
+    for module in itertools.chain.from_iterable(ours):
         if module.name.endswith("__main__"):
             continue
         for cls in vars(importlib.import_module(module.name)).values():
             if not isinstance(cls, type) or cls.__module__ != module.name:
                 continue
-            others = [base for base in cls.__mro__ if not base.__module__.startswith("afclip_lightning")]
+            others = [base for base in cls.__mro__ if not base.__module__.startswith(PACKAGES)]
             for name in vars(cls):
                 if is_private(name) and name not in OF_METACLASSES and any(name in vars(other) for other in others):
-                    yield name, str(Path(*module.name.split(".")[1:]).with_suffix(".py"))
+                    yield name, place_of(REPOSITORY.joinpath(*module.name.split(".")).with_suffix(".py"))
 
 
 @pytest.mark.slow
 def test_every_private_name_in_use_is_in_the_table() -> None:
     known = {(name, used.file) for used in UNDERSCORED for name in used.names.split()}
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES.values()}
     own = {path: own_names(tree) for path, tree in trees.items()}
     replaced = set(overrides())
     found, unknown = set(replaced), [f"{file} replaces {name}" for name, file in replaced - known]
     for path, tree in trees.items():
-        file, inherited = path.relative_to(PACKAGE).as_posix(), set[str]()
+        file, inherited = place_of(path), set[str]()
         for other in imported(tree):
             inherited |= own.get(other, set())
         for name, line in uses(tree, own[path], inherited):

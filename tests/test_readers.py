@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-import afclip_lightning
 from afclip_lightning.annotations.exporting import marked_image
 from afclip_lightning.annotations.importing import Settings, interpret
 from afclip_lightning.annotations.labels import Labels
@@ -37,7 +36,6 @@ from afclip_lightning.backbones.weights import load_weights
 from afclip_lightning.benchmark.matrix import load_matrix
 from afclip_lightning.benchmark.published import load_published
 from afclip_lightning.benchmark.table import read_done, read_results
-from afclip_lightning.data.maps import read_map
 from afclip_lightning.datasets.kaputt import Kaputt
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.real_iad import RealIAD
@@ -47,14 +45,10 @@ from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.datasets.volumes import Volumes
 from afclip_lightning.engine.factory import load_head, read_model
-from afclip_lightning.errors import UserError
 from afclip_lightning.heads.foreign import read_released
 from afclip_lightning.importers import coco, cvat, datumaro, labelme, labelstudio, supervisely
-from afclip_lightning.inspection.calibration import Calibration, fixed
-from afclip_lightning.inspection.folder import check_settings
 from afclip_lightning.inspection.labelled import read_labelled
 from afclip_lightning.inspection.preannotations import read_marked
-from afclip_lightning.inspection.table import Table as Inspections
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import AnswerCache
 from afclip_lightning.metrics.image_records import RECORDS_FILE, read_records, write_records
@@ -65,7 +59,12 @@ from afclip_lightning.sweep.space import read_sweep
 from afclip_lightning.volumes.cutting import Cutting
 from afclip_lightning.volumes.find import find_volumes
 from afclip_lightning.volumes.importing import check_same, read_volumes, settings_of
-from tests.support import imports
+from afclip_runtime.errors import UserError
+from afclip_runtime.images.maps import read_map
+from afclip_runtime.inspection.calibration import Calibration, fixed
+from afclip_runtime.inspection.folder import check_settings
+from afclip_runtime.inspection.table import Table as Inspections
+from tests.support import REPOSITORY, imports
 from tests.support import volume_readers as volumes
 from tests.support.clips import small_clip, small_config
 from tests.support.image_records import categories, records_of
@@ -81,7 +80,7 @@ from tests.support.released import write_afclip
 from tests.support.run_folders import write_run
 from tests.support.small_head import write_head
 
-PACKAGE = Path(afclip_lightning.__file__).parent
+PACKAGES = (REPOSITORY / "afclip_lightning", REPOSITORY / "afclip_runtime")
 CLIP = small_clip()  # to load weights into
 BACKBONES: dict[str, Any] = {}  # built once for all checkpoints
 
@@ -217,7 +216,7 @@ INSPECTIONS = [
     | {"regions": [], "error": "", "name": "a"},
     {"path": "b.png", "score": None, "error": "b.png is no image", "name": "b"},
 ]
-PUBLISHED = PACKAGE.parent / "experiments/published"
+PUBLISHED = REPOSITORY / "experiments/published"
 DONE = {"method": "A", "train": "one", "seed": 0, "dataset": "two", "shots": 0, "seconds": 1.5, "digest": "ab"}
 
 
@@ -585,22 +584,22 @@ PARSERS = {
     *("read_text", "read_bytes"),  # methods of a path
 }
 ALLOWED = {
-    "backbones/archives.py": {"torch.load"},
-    "backbones/recognise.py": {"safe_open"},
-    "backbones/weights.py": {"load_file", "safe_open"},
-    "backbones/store_files.py": {"safe_open"},
-    "data/reader.py": {"Image.open"},  # the reader of images
-    "data/tiff.py": {"Image.open"},
+    "afclip_lightning/backbones/archives.py": {"torch.load"},
+    "afclip_lightning/backbones/recognise.py": {"safe_open"},
+    "afclip_lightning/backbones/weights.py": {"load_file", "safe_open"},
+    "afclip_lightning/backbones/store_files.py": {"safe_open"},
+    "afclip_runtime/images/reader.py": {"Image.open"},  # the reader of images
+    "afclip_runtime/images/tiff.py": {"Image.open"},
     # what this process has written itself before, and files of the package
-    "engine/app.py": {"yaml.safe_load"},
-    "engine/factory.py": {"json.loads"},
-    "engine/parser.py": {"yaml.safe_load"},
-    "engine/run_folder.py": {"read_text"},
-    "inspection/calibration.py": {"json.loads"},
-    "inspection/folder.py": {"json.loads"},
-    "inspection/server.py": {"read_bytes"},
-    "report/page.py": {"read_text"},
-    "sweep/journal.py": {"json.loads"},  # of bytes that Optuna reads again
+    "afclip_lightning/engine/app.py": {"yaml.safe_load"},
+    "afclip_lightning/engine/factory.py": {"json.loads"},
+    "afclip_lightning/engine/parser.py": {"yaml.safe_load"},
+    "afclip_lightning/engine/run_folder.py": {"read_text"},
+    "afclip_runtime/inspection/calibration.py": {"json.loads"},
+    "afclip_runtime/inspection/folder.py": {"json.loads"},
+    "afclip_runtime/serving/server.py": {"read_bytes"},
+    "afclip_lightning/report/page.py": {"read_text"},
+    "afclip_lightning/sweep/journal.py": {"json.loads"},  # of bytes that Optuna reads again
 }
 
 
@@ -608,7 +607,7 @@ def parsers_in(source: str) -> set[str]:
     """Returns which of the parsers a module calls; methods of a path by their names alone."""
     called, imported = set(), set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "afclip_lightning.files":
+        if isinstance(node, ast.ImportFrom) and node.module == "afclip_runtime.files":
             imported |= {name.name for name in node.names}
         elif isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
             name = ast.unparse(node.func)
@@ -619,9 +618,9 @@ def parsers_in(source: str) -> set[str]:
 
 def test_files_are_read_in_one_place() -> None:
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        place = path.relative_to(PACKAGE).as_posix()
-        if not place.startswith("files/"):
+    for path in sorted(path for package in PACKAGES for path in package.rglob("*.py")):
+        place = path.relative_to(REPOSITORY).as_posix()
+        if not place.startswith("afclip_runtime/files/"):
             used = parsers_in(path.read_text()) - ALLOWED.get(place, set())
             found |= {place: used} if used else {}
-    assert found == {}, "use afclip_lightning.files"
+    assert found == {}, "use afclip_runtime.files"

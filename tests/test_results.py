@@ -5,7 +5,6 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from afclip_lightning.files import read_json
 from afclip_lightning.metrics import Result
 from afclip_lightning.results import (
     MaskCounts,
@@ -19,6 +18,7 @@ from afclip_lightning.results import (
     with_means,
     write,
 )
+from afclip_runtime.files import read_json
 
 A = Result(
     {"image_auroc": 0.75, "pixel_auroc": 0.5, "pixel_ap": 0.25}, {"pixel_ap": 3e-4}, {"pixel_f1_max": 0.125}, 2, 3

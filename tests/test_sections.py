@@ -12,7 +12,7 @@ from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.discovery.sections import all_arguments, instantiate, instantiate_subclass, prepare, refusals
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError
 
 
 class Taker:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import afclip_lightning
-from afclip_lightning.inspection.calibration import Calibration, PixelTail, fixed, from_labels, from_normals
-from afclip_lightning.inspection.server import _result
-from afclip_lightning.inspection.verdict import Inspection
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.report.run import Threshold, calibrated, sections
 from afclip_lightning.report.run_files import Run
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.inspection.calibration import Calibration, PixelTail, fixed, from_labels, from_normals
+from afclip_runtime.inspection.verdict import Inspection
+from afclip_runtime.serving.server import _result
+from afclip_runtime.thresholds import is_anomalous
 
 SCORES = np.float32([0.1, 0.2, 0.3, 0.7, 0.7, 0.9])
 LABELS = np.array([0, 0, 0, 0, 1, 1])

@@ -8,7 +8,7 @@ from tests.support import REPOSITORY
 
 TEXTS = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
-    *(path for kind in ("py", "html", "js") for path in (REPOSITORY / "afclip_lightning").rglob(f"*.{kind}")),
+    *(path for kind in ("py", "html", "js") for path in REPOSITORY.glob(f"afclip_*/**/*.{kind}")),
     *(REPOSITORY / "configs").rglob("*.yaml"),
 ]
 OTHER_NAMES = {  # and what the thing is called

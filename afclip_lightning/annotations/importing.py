@@ -29,11 +29,11 @@ from afclip_lightning.annotations.writing import (
     write_new,
 )
 from afclip_lightning.data.names import normal_form
-from afclip_lightning.data.picture import upright
-from afclip_lightning.data.reader import read_shape
-from afclip_lightning.errors import DatasetError, UserError, shown, typed
-from afclip_lightning.files import only_writer
+from afclip_runtime.errors import DatasetError, UserError, shown, typed
+from afclip_runtime.files import only_writer
+from afclip_runtime.images.picture import upright
 from afclip_runtime.images.rasterise import mark
+from afclip_runtime.images.reader import read_shape
 
 NAMED = 8  # images that a message names
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}

@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from afclip_lightning.data.images import IMAGE_SUFFIXES, walk_images
 from afclip_lightning.data.names import normal_form
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.images.find import IMAGE_SUFFIXES, walk_images
 
 UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio writes before the name of a file that is uploaded to it
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from afclip_lightning.annotations.writing import sets_below
-from afclip_lightning.data.images import walk_folders
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.images.find import walk_folders
 
 EXPORT_LIMIT = 2**30  # bytes of an export: masks of thousands of images are text in it
 

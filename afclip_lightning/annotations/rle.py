@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from afclip_lightning.data.limits import check_size
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.limits import check_size
 
 RUN_SIZES = (3, 4, 8, 16)  # bits of a run's length that Label Studio's own writer uses
 MOST_PACKED = 2**28  # bytes that a compressed picture inside JSON may unpack to
@@ -229,7 +229,7 @@ def png_to_mask(text: Any, packed: bool = False) -> np.ndarray:
         content = _unpack(content)
     import cv2
 
-    from afclip_lightning.data.reader import read_shape
+    from afclip_runtime.images.reader import read_shape
 
     try:
         read_shape(content)  # its size is checked before it is decoded

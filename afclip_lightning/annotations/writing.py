@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import atomic_path, read_bytes
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import atomic_path, read_bytes
 
 IMAGES, MASKS, LISTING = "images", "masks", "meta.json"
 BEGINNING = b'{\n  "train": {'  # of the listing, as it is written here

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import open_regular
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import open_regular
 
 
 def read_archive(path: str | Path, error: type[UserError]) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 
 from afclip_lightning.backbones.sources import RANDOM, TIMM, find_weights, is_local_file
 from afclip_lightning.backbones.weights import load_vision_weights, load_weights, uses_quick_gelu
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 
 Activation = Literal["auto", "quick_gelu", "gelu"]
 TextSource = Literal["own", "random"]

@@ -22,13 +22,15 @@ from afclip_lightning.backbones.building import (
 )
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.sources import PIP, TIMM, is_local_file, normalisation_of
-from afclip_lightning.backbones.spec import FeatureSpec, Interpolation, PosEmbedResize, Resize
+from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.backbones.text_tower import TextTower, check_text_tower
 from afclip_lightning.backbones.tokenizers import Tokenizer, load_tokenizer
 from afclip_lightning.backbones.towers import ClipVisionTower, Step, TimmVisionTower, VisionTower
 from afclip_lightning.backbones.weights import fingerprint, load_vision_weights
-from afclip_lightning.errors import UserError, WeightsError
-from afclip_lightning.types import ClipFeatures, ImageSize, height_and_width, in_pixels
+from afclip_lightning.types import ClipFeatures
+from afclip_runtime.errors import UserError, WeightsError
+from afclip_runtime.types import ImageSize, height_and_width, in_pixels
+from afclip_runtime.views.frame import Interpolation, Resize
 
 CompileMode = Literal["no", "default", "reduce-overhead"]
 CLIP_WORDS = "ViT-B-32"  # whose tokenizer a random text tower has, which no config names

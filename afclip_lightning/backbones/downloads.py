@@ -15,8 +15,8 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from afclip_lightning.backbones.sources import LOCAL_WAY, Repository, downloading
-from afclip_lightning.errors import WeightsError, shown
-from afclip_lightning.files import check_writable
+from afclip_runtime.errors import WeightsError, shown
+from afclip_runtime.files import check_writable
 
 PART = 2**20  # bytes that are read at a time
 TRIES = 5  # in a row without a single new byte

@@ -7,7 +7,7 @@ from pathlib import Path
 from afclip_lightning.backbones.packages import INSTALL, find_package
 from afclip_lightning.backbones.presets import PRESETS, Preset
 from afclip_lightning.backbones.sources import EMBEDDED, MODELS, PIP, RANDOM, TIMM, TOWER_FILES, repository_of
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 
 
 def parse_onnx(content: bytes, source: str) -> Any:

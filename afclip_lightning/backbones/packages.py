@@ -15,8 +15,8 @@ from torch import Tensor
 
 from afclip_lightning.backbones.layouts import dinov2
 from afclip_lightning.backbones.onnx_weights import parse_onnx, tensors_of
-from afclip_lightning.errors import WeightsError
-from afclip_lightning.files import read_bytes
+from afclip_runtime.errors import WeightsError
+from afclip_runtime.files import read_bytes
 
 Channels = tuple[float, float, float]
 INSTALL = "pip install 'afclip_lightning[real]'"

@@ -3,67 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import albumentations as A
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from afclip_lightning.backbones.spec import Interpolation, Resize
-from afclip_lightning.types import ImageSize, height_and_width
+from afclip_runtime.types import ImageSize, height_and_width
+from afclip_runtime.views.frame import Frame, Interpolation, Resize, into_frame, place
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-
-def place(rule: Resize | Literal["pad"], height: int, width: int, size: ImageSize) -> Box:
-    """Returns where an image lies once it is resized, in pixels of the backbone's frame; what lies outside is cut off.
-
-    Args:
-        rule: `squash` ignores the aspect ratio. `crop` and `trim` keep it, so that the shorter side fits, and cut off
-            the rest: on both ends, as CLIP's own transform does, or at the right and at the bottom, as AnomalyDINO's
-            code. `pad` keeps it so that the longer side fits.
-        height: Of the image, in pixels.
-        width: Likewise.
-        size: Of the frame.
-    """
-    tall, wide = height_and_width(size)
-    if rule == "squash":
-        return 0, 0, wide, tall
-    if rule == "pad":
-        scale = min(tall / height, wide / width)
-        high, long = max(1, round(height * scale)), max(1, round(width * scale))
-        left, top = (wide - long) // 2, (tall - high) // 2
-        return left, top, left + long, top + high
-    if tall * width >= wide * height:  # the height fits; torchvision's rule for the other side, rounded down
-        high, long = tall, max(wide, tall * width // height)
-    else:
-        high, long = max(tall, wide * height // width), wide
-    left, top = (round((wide - long) / 2), round((tall - high) / 2)) if rule == "crop" else (0, 0)
-    return left, top, left + long, top + high
-
-
-def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Interpolation) -> np.ndarray:
-    """Returns an image `[H, W]` or `[H, W, 3]`, uint8, resized to a place in the frame, and the frame cut out.
-
-    The filter is Pillow's, antialiased, as in the papers' codes; OpenCV's has no antialiasing and gives other pixels.
-    Where the frame is larger than the image, the pixels of its border are repeated.
-    """
-    left, top, right, bottom = box
-    height, width = height_and_width(size)
-    resized = np.array(Image.fromarray(image).resize((right - left, bottom - top), FILTERS[interpolation]))
-    if box == (0, 0, width, height):
-        return resized
-    part = resized[max(0, -top) : height - top, max(0, -left) : width - left]
-    around = max(0, top), max(0, height - bottom), max(0, left), max(0, width - right)
-    return cv2.copyMakeBorder(part, *around, cv2.BORDER_REPLICATE)
 
 
 @dataclass(frozen=True)
@@ -85,6 +36,11 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
     rule: Resize = "squash"
     interpolation: Interpolation = "bicubic"
+
+    @property
+    def frame(self) -> Frame:
+        """The frame that the backbone takes."""
+        return Frame(self.image_size, self.rule, self.interpolation)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 QUARTERS = "quarters of the depth, as in AF-CLIP and APRIL-GAN"

@@ -29,8 +29,8 @@ from afclip_lightning.backbones.layouts import converted, foreign_layout
 from afclip_lightning.backbones.packages import SHIPPED
 from afclip_lightning.backbones.presets import PRESETS
 from afclip_lightning.backbones.sources import TIMM
-from afclip_lightning.errors import WeightsError, shown
-from afclip_lightning.files import open_regular
+from afclip_runtime.errors import WeightsError, shown
+from afclip_runtime.files import open_regular
 
 Shapes = dict[str, tuple[int, ...]]
 NO_MATTER = ("logit_scale", "logit_bias")  # a number, or a list of one, or not there

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.packages import recipes_of
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
-from afclip_lightning.errors import WeightsError, shown
+from afclip_runtime.errors import WeightsError, shown
 
 Channels = tuple[float, float, float]
 RANDOM = "random"

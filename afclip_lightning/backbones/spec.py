@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
-from afclip_lightning.types import ImageSize
+from afclip_runtime.types import ImageSize
+from afclip_runtime.views.frame import Interpolation, Resize
 
 if TYPE_CHECKING:
     from afclip_lightning.types import ClipFeatures
 
 PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias", "bicubic_offset"]
-Resize = Literal["squash", "crop", "trim"]
-Interpolation = Literal["bicubic", "bilinear"]
 
 
 LATER_FIELDS: dict[str, Any] = {"resize": "squash", "interpolation": "bicubic"}  # what a spec without them is of

@@ -25,9 +25,9 @@ from afclip_lightning.backbones.store_files import (
     read_checked,
     statement,
 )
-from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import atomic_path, to_type, write_json
 from afclip_lightning.types import ClipFeatures
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import atomic_path, to_type, write_json
 
 
 @dataclass(frozen=True)

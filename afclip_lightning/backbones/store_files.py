@@ -14,10 +14,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from afclip_lightning.backbones.spec import Interpolation, PosEmbedResize, Resize
-from afclip_lightning.errors import DatasetError, UserError, shown
-from afclip_lightning.files import open_regular, read_json
-from afclip_lightning.types import ImageSize
+from afclip_lightning.backbones.spec import PosEmbedResize
+from afclip_runtime.errors import DatasetError, UserError, shown
+from afclip_runtime.files import open_regular, read_json
+from afclip_runtime.types import ImageSize
+from afclip_runtime.views.frame import Interpolation, Resize
 
 StorageType = Literal["float16", "float32"]
 SUFFIX = ".safetensors"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from afclip_lightning.backbones.causal_text import walk_to_ends
 from afclip_lightning.backbones.tokenizers import Pooling
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 
 
 def check_text_tower(model: str, config: Mapping[str, Any]) -> None:

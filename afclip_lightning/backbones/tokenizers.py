@@ -14,7 +14,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.archives import reason
 from afclip_lightning.backbones.sources import downloading
-from afclip_lightning.errors import UserError, WeightsError, shown
+from afclip_runtime.errors import UserError, WeightsError, shown
 
 Pooling = Literal["argmax", "eos", "last"]
 EXTRA = "pip install 'afclip_lightning[hub]'"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from afclip_lightning.backbones.attention import dual_block, has_dual_path, run_block
 from afclip_lightning.backbones.positional import resize_positional_embedding
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
-from afclip_lightning.errors import WeightsError
 from afclip_lightning.types import ClipFeatures
+from afclip_runtime.errors import WeightsError
 
 Rotations = Sequence[Tensor | None]
 Step = Callable[[int, nn.Module, Tensor, Tensor | None], Tensor]

@@ -40,8 +40,8 @@ from afclip_lightning.backbones.sources import (
     repository_of,
     timm_weights,
 )
-from afclip_lightning.errors import WeightsError
-from afclip_lightning.files import open_regular
+from afclip_runtime.errors import WeightsError
+from afclip_runtime.files import open_regular
 
 FINGERPRINT_PART = 2**22  # values that are added up at a time
 

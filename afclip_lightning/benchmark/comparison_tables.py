@@ -9,11 +9,11 @@ import numpy as np
 
 from afclip_lightning.benchmark.comparison import FEWEST, Compared, Comparison, Sampled, Signed
 from afclip_lightning.benchmark.render import NONE, Grid, spread
-from afclip_lightning.files import csv_text
 from afclip_lightning.metrics.intervals import interval
 from afclip_lightning.metrics.significance import LEVEL, Difference, holm, may_be_best
 from afclip_lightning.results import MEAN, TITLE_OF_ALL
 from afclip_lightning.results.titles import FIXED, RANKED
+from afclip_runtime.files import csv_text
 
 COLUMNS = (
     *("metric", "dataset", "category", "first", "second", "first_value", "second_value"),

@@ -9,8 +9,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from afclip_lightning import files
-from afclip_lightning.errors import UserError
+from afclip_runtime import files
+from afclip_runtime.errors import UserError
 
 
 def read_yaml(path: Path) -> Any:

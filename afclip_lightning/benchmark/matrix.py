@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from omegaconf import MISSING, OmegaConf
 
-from afclip_lightning import files
 from afclip_lightning.benchmark.files import load_yaml, read_yaml, reading
-from afclip_lightning.errors import UserError
+from afclip_runtime import files
+from afclip_runtime.errors import UserError
 
 if TYPE_CHECKING:
     from afclip_lightning.datasets.cross_dataset import CrossDataset

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from afclip_lightning.benchmark.published import Published
 from afclip_lightning.benchmark.render import TITLE, Measured
-from afclip_lightning.files import atomic_path
+from afclip_runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

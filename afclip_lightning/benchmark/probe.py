@@ -13,8 +13,8 @@ from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.discovery.sections import instantiate, prepare
 from afclip_lightning.engine.factory import method_class
-from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.errors import UserError
 
 
 def section(name: str, value: Any) -> Mapping[str, Any]:

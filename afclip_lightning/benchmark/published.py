@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afclip_lightning.benchmark.matrix import Matrix
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_rows
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_rows
 
 PAPERS = ("afclip", "faprompt", "dual_image", "kanoclip")
 ABLATIONS = "ablations"

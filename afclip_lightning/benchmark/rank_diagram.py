@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from afclip_lightning.benchmark.comparison import Ranked
-from afclip_lightning.errors import shown
-from afclip_lightning.files import atomic_path
 from afclip_lightning.metrics.significance import cliques
 from afclip_lightning.results import TITLE_OF_ALL
+from afclip_runtime.errors import shown
+from afclip_runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

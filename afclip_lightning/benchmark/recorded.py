@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_csv, read_json
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import read_records, records_file
 from afclip_lightning.results import MEAN, Key
 from afclip_lightning.results.finding import find_table
 from afclip_lightning.results.operating import OperatingPoint, points_as_metrics, thresholds_of
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_csv, read_json
 
 NAMED = 3  # images that a message names
 

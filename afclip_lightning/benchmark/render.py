@@ -9,8 +9,8 @@ from afclip_lightning.benchmark.matrix import Matrix
 from afclip_lightning.benchmark.published import Published, architecture, comparable, members
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.benchmark.uncertainty import OVER, Line, Uncertainty, line_of
-from afclip_lightning.errors import shown
 from afclip_lightning.results import FIXED, LEVEL, MEAN, METRICS, SHOWN, TITLE, TITLE_OF_ALL
+from afclip_runtime.errors import shown
 
 NONE = "–"
 # These list datasets downwards and methods across, and print the metrics of a level together; the others list methods

@@ -24,8 +24,8 @@ from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.table import DONE, REMEDY, Done, is_done, read_backbone, read_results
 from afclip_lightning.engine.output import output_to
 from afclip_lightning.engine.signals import STOPPED, StoppedError
-from afclip_lightning.errors import UserError, message_of
-from afclip_lightning.files import read_json, shown, write_json, write_text
+from afclip_runtime.errors import UserError, message_of
+from afclip_runtime.files import read_json, shown, write_json, write_text
 
 Run = Callable[[Sequence[str]], int]
 FAILED, LOG, LOCK, SCRIPT = "failed.json", "log.txt", "lock", "commands.sh"

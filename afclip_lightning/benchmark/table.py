@@ -8,9 +8,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from afclip_lightning.benchmark.matrix import Cell, Step
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import atomic_path, csv_text, read_json, shown, write_text
 from afclip_lightning.results.operating import OperatingPoint, points_as_metrics
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import atomic_path, csv_text, read_json, shown, write_text
 
 DONE, TABLE = "done.json", "results"
 REMEDY = "--retry makes it again."

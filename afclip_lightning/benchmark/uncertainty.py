@@ -11,12 +11,12 @@ from statistics import mean
 import numpy as np
 
 from afclip_lightning.benchmark.table import Measurement
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import csv_text
 from afclip_lightning.metrics.image_records import RECORDS_FILE
 from afclip_lightning.metrics.significance import may_be_best
 from afclip_lightning.results import MEAN, Interval
 from afclip_lightning.results.titles import RANKED
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import csv_text
 
 REPLICATES = 1000
 OVER = {False: "images", True: "images and seeds"}

@@ -17,8 +17,8 @@ from afclip_lightning.cli.model_options import (
     tiling_of,
     white_of,
 )
-from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError, shown, typed
+from afclip_runtime.cli.parser import CommandParser, command, numeric
+from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 40
 DESCRIPTION = """\
@@ -54,9 +54,9 @@ def main(args: Sequence[str]) -> int:
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if not (named := named_model(options)):
         raise no_model("adapt", "--normal DIR --out DIR", "; or a method that trains nothing")
-    from afclip_lightning.files import only_writer
     from afclip_lightning.inspection.adapt import Seen, adapt, recipe_of
     from afclip_lightning.inspection.few_normals import promise
+    from afclip_runtime.files import only_writer
 
     normal = _normal_images(options.normal)
     white = white_of(options, normal)
@@ -90,8 +90,9 @@ def _normal_images(folder: Path) -> list[Path]:
     Raises:
         UserError: There is none, or one cannot be read.
     """
-    from afclip_lightning.data.images import say_others, survey, upright_shape
+    from afclip_lightning.data.images import upright_shape
     from afclip_lightning.inspection.labelled import without_copies
+    from afclip_runtime.images.find import say_others, survey
 
     found = survey(folder)
     for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:

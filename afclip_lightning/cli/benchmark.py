@@ -16,10 +16,10 @@ from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, p
 from afclip_lightning.benchmark.published import Published, check_names, load_published
 from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
 from afclip_lightning.benchmark.table import TABLE, Measurement, assemble
-from afclip_lightning.cli.parser import CommandParser, command, numeric
 from afclip_lightning.engine.signals import STOPPED
-from afclip_lightning.errors import PROGRAM, shown
-from afclip_lightning.files import write_text
+from afclip_runtime.cli.parser import CommandParser, command, numeric
+from afclip_runtime.errors import PROGRAM, shown
+from afclip_runtime.files import write_text
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 

@@ -13,16 +13,16 @@ from afclip_lightning.cli.model_options import (
     no_model,
     split_model_arguments,
 )
-from afclip_lightning.cli.parser import CommandParser, command, finite
-from afclip_lightning.errors import PROGRAM, UserError
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.thresholds import is_anomalous
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from afclip_lightning.inspection.calibration import Threshold
     from afclip_lightning.inspection.labelled import Labelled
     from afclip_lightning.inspection.predictor import Predictor
+    from afclip_runtime.inspection.calibration import Threshold
 
 PLACE = 40
 DESCRIPTION = """\
@@ -51,10 +51,10 @@ def main(args: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
-    from afclip_lightning.data.images import say_others, survey
-    from afclip_lightning.inspection.calibration import Calibration, origin
     from afclip_lightning.inspection.labelled import read_labelled, without_copies
-    from afclip_lightning.inspection.stream import keep
+    from afclip_runtime.images.find import say_others, survey
+    from afclip_runtime.inspection.calibration import Calibration, origin
+    from afclip_runtime.inspection.stream import keep
 
     if not (named := named_model(options)):
         raise no_model("calibrate", "--normal DIR")
@@ -95,9 +95,9 @@ def _place(options: argparse.Namespace, named: str) -> Path:
     Raises:
         UserError: Another one lies there, or nothing can be written there.
     """
-    from afclip_lightning.files import check_writable
-    from afclip_lightning.inspection.calibration import Calibration, place_of
     from afclip_lightning.inspection.named_model import calibration_path
+    from afclip_runtime.files import check_writable
+    from afclip_runtime.inspection.calibration import Calibration, place_of
 
     place: Path | None = options.out
     if place is None:
@@ -121,7 +121,7 @@ def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
     Raises:
         UserError: There are.
     """
-    from afclip_lightning.inspection.calibration import require
+    from afclip_runtime.inspection.calibration import require
 
     normal = len(labels) - sum(labels)
     needs_normal = (options.criterion == "fpr" and options.threshold is None) or (
@@ -144,8 +144,8 @@ def _thresholds(
     import numpy as np
     from tqdm import tqdm
 
-    from afclip_lightning.data.picture import say
-    from afclip_lightning.inspection.calibration import PixelTail, fixed, from_labels, from_normals
+    from afclip_runtime.images.picture import say
+    from afclip_runtime.inspection.calibration import PixelTail, fixed, from_labels, from_normals
 
     anomalous = np.array([label for _, label in labelled], dtype=bool)
     scores = np.zeros(len(labelled))

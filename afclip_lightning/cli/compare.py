@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError, shown
-from afclip_lightning.files import write_json, write_text
+from afclip_runtime.cli.parser import CommandParser, command, numeric
+from afclip_runtime.errors import PROGRAM, UserError, shown
+from afclip_runtime.files import write_json, write_text
 
 if TYPE_CHECKING:
     from afclip_lightning.benchmark.recorded import Group

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError, counted, shown, typed
-from afclip_lightning.files import only_writer
+from afclip_runtime.cli.parser import CommandParser, command, numeric
+from afclip_runtime.errors import PROGRAM, UserError, counted, shown, typed
+from afclip_runtime.files import only_writer
 
 if TYPE_CHECKING:  # `--help` does without
     from afclip_lightning.data.base import AnomalyDataModule

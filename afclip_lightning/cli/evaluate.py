@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import get_args
 
 from afclip_lightning import results
-from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, UserError, shown
-from afclip_lightning.files import write_json, write_text
 from afclip_lightning.types import IntervalKind, ProDefinition
+from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.errors import PROGRAM, UserError, shown
+from afclip_runtime.files import write_json, write_text
 
 PLACE = 31
 TABLES = (".csv", ".json")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.cli.model_options import add_model_names, few_shot_images, named_model, no_model
-from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM
+from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.errors import PROGRAM
 
 PLACE = 43
 DESCRIPTION = """\

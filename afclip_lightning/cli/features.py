@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from afclip_lightning.backbones.store_files import feature_files, info, prune, verify
-from afclip_lightning.cli.parser import CommandParser, command, numeric
-from afclip_lightning.errors import PROGRAM, UserError
-from afclip_lightning.types import in_pixels
+from afclip_runtime.cli.parser import CommandParser, command, numeric
+from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.types import in_pixels
 
 PLACE = 12
 DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # every file is older than -1 days, and would go

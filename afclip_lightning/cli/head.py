@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.cli.model_options import progress, split_model_arguments
-from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, UserError, shown, typed
+from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 44
 DESCRIPTION = """\
@@ -88,8 +88,8 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _fuse(options: argparse.Namespace) -> int:
-    from afclip_lightning.data.images import survey
     from afclip_lightning.inspection.fuse import fuse
+    from afclip_runtime.images.find import survey
 
     normal = []
     for folder in options.normal:

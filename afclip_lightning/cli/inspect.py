@@ -18,9 +18,9 @@ from afclip_lightning.cli.model_options import (
     split_model_arguments,
     thresholds_of,
 )
-from afclip_lightning.cli.parser import CommandParser, command, finite
-from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.volumes.options import add_cut_options
+from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.errors import PROGRAM, UserError
 
 if TYPE_CHECKING:
     from afclip_lightning.inspection.volumes import CutInputs
@@ -88,14 +88,15 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if "nifti" in saves and not options.axis:
         raise UserError("--save nifti is of volumes: say along which axis they are cut, --axis axial.")
 
-    from afclip_lightning.data.picture import say
-    from afclip_lightning.files import only_writer
-    from afclip_lightning.inspection.folder import check_settings, inspect
-    from afclip_lightning.inspection.inputs import count_left_out, find_inputs
-    from afclip_lightning.inspection.preannotations import write_preannotations
-    from afclip_lightning.inspection.stream import difference
-    from afclip_lightning.inspection.volumes import check_rule, judge
+    from afclip_lightning.inspection.preannotations import TOOLS, keep_regions, write_preannotations
+    from afclip_lightning.inspection.volumes import check_rule, judge, keep_for_volume
+    from afclip_lightning.volumes.maps import NIFTI
     from afclip_lightning.volumes.windows import check_window
+    from afclip_runtime.files import only_writer
+    from afclip_runtime.images.picture import say
+    from afclip_runtime.inspection.folder import check_settings, inspect
+    from afclip_runtime.inspection.inputs import count_left_out, find_inputs
+    from afclip_runtime.inspection.stream import difference
 
     check_window(options.window)
     check_rule(options.volume_score)
@@ -116,9 +117,11 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if needing and any(m.thresholds[1] is None for m in models.values()):
         raise UserError(f"--save {needing[0]} needs a pixel threshold: calibrate first, or give --pixel_threshold.")
     facts = {name: [m.checkpoint, m.settings, *m.thresholds] for name, m in models.items()}
+    keeps = [keep_for_volume] if NIFTI in saves else []
+    keeps += [keep_regions] if set(TOOLS) & set(saves) else []
     with only_writer(options.out):
         check_settings(options.out, {"model": facts, "save": sorted(saves)})
-        done = inspect(models, inputs, options.out, saves, options.num_workers)
+        done = inspect(models, inputs, options.out, saves, options.num_workers, keeps)
         for path in write_preannotations(done.rows.values(), options.out, saves, options.image_url):
             print(f"for the annotation tool: {path}", file=sys.stderr)
         verdicts = judge(done.rows, cut, options.out, options.volume_score, saves) if cut else []

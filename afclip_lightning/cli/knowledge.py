@@ -7,10 +7,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, UserError, message_of, shown
-from afclip_lightning.files import write_text
 from afclip_lightning.knowledge import base
+from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.errors import PROGRAM, UserError, message_of, shown
+from afclip_runtime.files import write_text
 
 if TYPE_CHECKING:
     from afclip_lightning.data.base import AnomalyDataModule

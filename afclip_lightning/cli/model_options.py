@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from afclip_lightning.errors import PROGRAM, UserError
-from afclip_lightning.files import parse_yaml
-from afclip_lightning.types import Fit, Tiling
+from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.files import parse_yaml
+from afclip_runtime.types import Fit, Tiling
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.clip import ClipBackbone
@@ -41,7 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True, ca
         model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
     model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
-    model.add_argument("--num_workers", type=int, default=2, metavar="N", help="processes that decode (%(default)s)")
+    model.add_argument("--num_workers", type=int, default=2, metavar="N", help="threads that decode (%(default)s)")
     view = parser.add_argument_group("how images are seen")
     view.add_argument(
         "--fit",
@@ -124,7 +124,7 @@ def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Lite
     """
     if options.white is None:
         return None
-    from afclip_lightning.data.white import white_from_text, white_value
+    from afclip_runtime.images.white import white_from_text, white_value
 
     try:
         level = white_from_text(options.white)
@@ -194,7 +194,7 @@ def few_shot_images(folder: Path | None) -> list[Path]:
     """
     if folder is None:
         return []
-    from afclip_lightning.data.images import walk_images
+    from afclip_runtime.images.find import walk_images
 
     if not (found := walk_images(folder)):
         raise UserError(f"{folder}, the folder of few-shot images, has no image.")
@@ -220,8 +220,8 @@ def load_models(
     Raises:
         UserError: A model cannot be loaded, or an option is out of its range.
     """
-    from afclip_lightning.inspection.calibration import ANY_PRODUCT
     from afclip_lightning.inspection.predictor import load
+    from afclip_runtime.inspection.calibration import ANY_PRODUCT
 
     if options.batch_size < 1 or options.num_workers < 0:
         raise UserError(

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.parser import CommandParser, command, finite
-from afclip_lightning.errors import PROGRAM, UserError
-from afclip_lightning.files import shown, write_text
 from afclip_lightning.report import inspections, run
 from afclip_lightning.report.run import Threshold, calibrated
 from afclip_lightning.report.run_files import read_run
+from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.files import shown, write_text
 
 PLACE = 30
 DESCRIPTION = """\

@@ -16,8 +16,8 @@ from afclip_lightning.cli.model_options import (
     split_model_arguments,
     thresholds_of,
 )
-from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, UserError
+from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.errors import PROGRAM, UserError
 
 PLACE = 42
 DESCRIPTION = """\
@@ -64,8 +64,8 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[serve]'.") from error
     from afclip_lightning.heads import ready
-    from afclip_lightning.inspection.connections import PatientProtocol
-    from afclip_lightning.inspection.server import Limits, create_app
+    from afclip_runtime.serving.connections import PatientProtocol
+    from afclip_runtime.serving.server import Limits, create_app
 
     limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_few_shot)
     named = named_model(options)

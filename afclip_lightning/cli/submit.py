@@ -14,8 +14,8 @@ from afclip_lightning.cli.model_options import (
     tiling_of,
     white_of,
 )
-from afclip_lightning.cli.parser import CommandParser, command, finite
-from afclip_lightning.errors import PROGRAM, UserError, shown
+from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.errors import PROGRAM, UserError, shown
 
 if TYPE_CHECKING:
     from afclip_lightning.datasets.mvtec_ad_2 import MVTecAD2
@@ -89,12 +89,12 @@ def _check(options: argparse.Namespace, data: "MVTecAD2") -> int:
 
 
 def _write(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecAD2") -> int:
-    from afclip_lightning.files import only_writer
     from afclip_lightning.inspection.submission.check import check
     from afclip_lightning.inspection.submission.layout import PUBLIC, VALIDATION, items_of
     from afclip_lightning.inspection.submission.score import score
     from afclip_lightning.inspection.submission.sources import FileMaps
     from afclip_lightning.inspection.submission.write import Rules, pack, write
+    from afclip_runtime.files import only_writer
 
     rules = Rules(options.factor, options.threshold, not options.no_masks, options.longest)
     if options.longest is not None and options.longest < 1:

@@ -7,9 +7,9 @@ import pkgutil
 from dataclasses import dataclass
 
 import afclip_lightning.cli
-from afclip_lightning.cli.parser import Command
 from afclip_lightning.discovery.described import described
-from afclip_lightning.errors import PROGRAM
+from afclip_runtime.cli.parser import Command
+from afclip_runtime.errors import PROGRAM
 
 LAST = 99  # the place of a command that names none
 

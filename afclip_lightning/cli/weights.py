@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_lightning.cli.parser import CommandParser, command
-from afclip_lightning.errors import PROGRAM, CheckpointError, UserError, WeightsError, typed
+from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.errors import PROGRAM, CheckpointError, UserError, WeightsError, typed
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.inventory import Needed

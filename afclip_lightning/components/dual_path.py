@@ -6,7 +6,8 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.losses import map_losses
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample
-from afclip_lightning.types import ClipFeatures, ImageSize
+from afclip_lightning.types import ClipFeatures
+from afclip_runtime.types import ImageSize
 
 
 def image_logits(backbone: ClipBackbone, features: ClipFeatures, pairs: Tensor, temperature: float) -> Tensor:

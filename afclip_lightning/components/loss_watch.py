@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from afclip_lightning.errors import TrainingError
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import TrainingError
 
 
 class _Step(NamedTuple):

@@ -9,8 +9,9 @@ from torch import Tensor
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.errors import CheckpointError, DatasetError
-from afclip_lightning.types import Sample, Tiling
+from afclip_lightning.types import Sample
+from afclip_runtime.errors import CheckpointError, DatasetError
+from afclip_runtime.types import Tiling
 
 Key = tuple[str, str]  # dataset, category
 KEPT: Key = ("", "")  # of the bank that came with a head: every category is compared with it

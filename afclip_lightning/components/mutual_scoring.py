@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.types import ImageSize
+from afclip_runtime.types import ImageSize
 
 NEAR = 1e-2  # squared distances below are computed again from differences: 2 - 2ab loses what small ones consist of
 

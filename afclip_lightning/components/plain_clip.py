@@ -8,7 +8,8 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.components.losses import image_cross_entropy
 from afclip_lightning.components.scoring import anomaly_probability, similarity_logits, upsample_and_smooth
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, ImageSize
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_runtime.types import ImageSize
 
 
 def last_patches(backbone: ClipBackbone, vv_from: int | None) -> FeatureSpec:

@@ -13,8 +13,8 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.collate import Collate
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.errors import DatasetError
 
 THREADS = 8  # that decode the images of a step
 

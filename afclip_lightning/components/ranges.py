@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from afclip_lightning.components.memory import Key
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import DatasetError
 
 Ranges = dict[Key, tuple[float, float]]
 """Lowest and highest value, by `(dataset, category)`."""

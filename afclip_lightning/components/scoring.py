@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.types import ImageSize, height_and_width
+from afclip_runtime.errors import UserError
+from afclip_runtime.types import ImageSize, height_and_width
 
 WIDEST_SIGMA = 8192  # pixels: the largest side of an image that a backbone takes
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.components.memory import Key, MemoryBank
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 
 @dataclass(frozen=True)

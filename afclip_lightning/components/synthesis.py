@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data.images import read_image, walk_images
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.data.images import read_image
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import walk_images
 
 Array = NDArray[Any]  # numpy's stubs lose the type at every turn
 Shape = tuple[int, int]  # height and width in pixels

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data.tiles import Layout, resize_map
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
+from afclip_runtime.views.tiles import Layout, resize_map
 
 Predictions = Mapping[str, AnomalyPrediction]  # by head
 
@@ -34,7 +34,7 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
         return score(batch)
     assert batch.masks is not None
     shapes = [facts.shape for facts in batch.masks]
-    layouts = [Layout(*shape, batch.views.tiling, preprocess) for shape in shapes]
+    layouts = [Layout(*shape, batch.views.tiling, preprocess.frame) for shape in shapes]
     owners = [(image, view) for image, layout in enumerate(layouts) for view in range(len(layout))]
     maps: dict[str, list[np.ndarray]] = {}
     scores: dict[str, list[list[torch.Tensor]]] = {}

@@ -16,9 +16,9 @@ from tarfile import EmptyHeaderError, InvalidHeaderError, ReadError, TruncatedHe
 from typing import IO
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_folders
-from afclip_lightning.errors import DatasetError, shown
-from afclip_lightning.files import atomic_path
+from afclip_runtime.errors import DatasetError, shown
+from afclip_runtime.files import atomic_path
+from afclip_runtime.images.find import list_folders
 
 STAGE = ".unpacked"  # inside the root, so that moving is renaming; hidden, so that no dataset reads it
 DEPTH = 3  # folders that an archive may wrap around a dataset

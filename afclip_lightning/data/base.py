@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from afclip_lightning.data.few_shot import given_few_shot, record_of, select_few_shot
-from afclip_lightning.data.images import survey
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.lightning_base import LightningDataModule, rank_zero_warn
 from afclip_lightning.data.loader_hooks import LoaderHooks
@@ -26,10 +25,12 @@ from afclip_lightning.data.names import (
 )
 from afclip_lightning.data.published import Published
 from afclip_lightning.data.references import Pairing
-from afclip_lightning.data.white import White, white_value
 from afclip_lightning.discovery import descendants
-from afclip_lightning.errors import DatasetError, DatasetNotFoundError, indented
-from afclip_lightning.types import Batch, Sample, Split, Tiling, TrainSampling
+from afclip_lightning.types import Batch, Sample, Split, TrainSampling
+from afclip_runtime.errors import DatasetError, DatasetNotFoundError, indented
+from afclip_runtime.images.find import survey
+from afclip_runtime.images.white import White, white_value
+from afclip_runtime.types import Tiling
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

@@ -13,7 +13,8 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store import FeatureStore, from_rows
 from afclip_lightning.data.dataset import Item, Unread
 from afclip_lightning.metrics import count_regions, region_areas
-from afclip_lightning.types import Batch, ClipFeatures, Defect, MaskFacts, Sample, Tiling, Views
+from afclip_lightning.types import Batch, ClipFeatures, Defect, MaskFacts, Sample, Views
+from afclip_runtime.types import Tiling
 
 PIXELS = ("images", "masks", "areas", "references")  # of a parcel: what is sent in shared memory
 

@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.picture_hash import ALIKE, VIEWS, close_pairs, hashes_of, reduced, structure
-from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError, UserError, shown
-from afclip_lightning.files import atomic_path, fingerprint, open_regular
-from afclip_lightning.files.arrays import read_arrays
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError, UserError, shown
+from afclip_runtime.files import atomic_path, fingerprint, open_regular
+from afclip_runtime.files.arrays import read_arrays
+from afclip_runtime.images.reader import read
 
 Kind = Literal["the same file", "byte for byte the same", "nearly the same picture"]
 RULE = 1

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from afclip_lightning.data.collate import Collate
 from afclip_lightning.data.dataset import AnomalyDataset, Unread
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import DatasetError
 
 
 class AnomalyLoader(DataLoader[Any]):

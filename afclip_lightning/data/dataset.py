@@ -18,12 +18,13 @@ from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.data.defects import as_defects, cropped, read_defects, resized
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.picture import Picture, upright
-from afclip_lightning.data.reader import read, read_shape
-from afclip_lightning.data.tiles import Layout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import count_regions, region_areas
-from afclip_lightning.types import Batch, Defect, MaskFacts, Sample, Tiling
+from afclip_lightning.types import Batch, Defect, MaskFacts, Sample
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.picture import Picture, upright
+from afclip_runtime.images.reader import read, read_shape
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.tiles import Layout
 
 MaskDetail = Literal["none", "counts", "regions"]
 Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [H, W, 3] and mask [H, W], uint8; None = no mask
@@ -246,7 +247,7 @@ class AnomalyDataset(Dataset[Any]):
         """
         assert self.tiling is not None
         height, width = image.shape[:2]
-        layout = Layout(height, width, self.tiling, self.preprocess)
+        layout = Layout(height, width, self.tiling, self.preprocess.frame)
         return torch.from_numpy(np.stack([layout.cut(image, view) for view in range(len(layout))]))
 
     def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:

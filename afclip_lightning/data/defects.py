@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.data.images import list_folders, mask_files, turn_of
-from afclip_lightning.data.picture import upright
-from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_json
+from afclip_lightning.data.images import mask_files, turn_of
 from afclip_lightning.types import Defect, Saturation, Saturations
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_json
+from afclip_runtime.images.find import list_folders
+from afclip_runtime.images.picture import upright
+from afclip_runtime.images.reader import read
 
 SATURATION_FILE = "defects_config.json"
 RESTORE = "Restore the file from the dataset's archive."

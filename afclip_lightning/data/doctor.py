@@ -15,11 +15,11 @@ from afclip_lightning.data.defects import read_defects
 from afclip_lightning.data.images import mask_files, turn_of
 from afclip_lightning.data.left_out import LeftOut, sentences, short
 from afclip_lightning.data.masks import say_mostly
-from afclip_lightning.data.picture import Picture, say, upright
 from afclip_lightning.data.published import Counts
-from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError, UnpairedError, shown
 from afclip_lightning.types import MOSTLY_MARKED, UNKNOWN, Sample, Split
+from afclip_runtime.errors import DatasetError, UnpairedError, shown
+from afclip_runtime.images.picture import Picture, say, upright
+from afclip_runtime.images.reader import read
 
 COUNTED = ("normal training", "normal test", "anomalous test")
 SPLITS: tuple[Split, ...] = ("train", "test")

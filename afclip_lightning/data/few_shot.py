@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from afclip_lightning.data.images import list_images, survey
 from afclip_lightning.data.left_out import sentences, unread
 from afclip_lightning.data.names import find
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_images, survey
 
 
 def select_few_shot(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from afclip_lightning.data.images import Found, list_folders, list_images, other_files
 from afclip_lightning.data.names import holds_no_pictures
-from afclip_lightning.errors import shown
+from afclip_runtime.errors import shown
+from afclip_runtime.images.find import Found, list_folders, list_images, other_files
 
 UNKNOWN_KIND = "of no kind that is read as an image"
 MISPLACED = "where no image is looked for"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from afclip_lightning.data.lightning_base import LightningDataModule
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.data.references import Pairing, draw_references
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.types import Batch, Sample, Split, Tiling
+from afclip_lightning.types import Batch, Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.types import Tiling
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Sampler

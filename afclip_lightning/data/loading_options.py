@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from afclip_lightning.data.white import White, check_white
+from afclip_runtime.images.white import White, check_white
 
 
 @dataclass(frozen=True)

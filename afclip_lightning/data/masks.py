@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from afclip_lightning.errors import shown
+from afclip_runtime.errors import shown
 
 
 def say_mostly(where: str, count: int, first: Path) -> str:

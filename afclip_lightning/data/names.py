@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.results import MEAN
+from afclip_runtime.errors import DatasetError, shown
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import read_mask_of
-from afclip_lightning.data.picture import Picture, say
-from afclip_lightning.data.reader import read, read_shape
 from afclip_lightning.data.thumbnails import SIDE, close_up, outline_of, within
-from afclip_lightning.errors import DatasetError, DatasetNotFoundError, UnpairedError
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError, DatasetNotFoundError, UnpairedError
+from afclip_runtime.images.picture import Picture, say
+from afclip_runtime.images.reader import read, read_shape
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 HEADERS = 20_000  # files whose header is read, at most

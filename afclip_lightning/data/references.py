@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
 
 
 class Pairing(NamedTuple):

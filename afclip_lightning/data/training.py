@@ -9,8 +9,8 @@ from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.loader_hooks import LoaderHooks
 from afclip_lightning.data.sampling import SharedShuffle
 from afclip_lightning.distributed import processes
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, TrainSampling
+from afclip_runtime.errors import DatasetError
 
 
 def training_loader(sets: Sequence[LoaderHooks], sampling: TrainSampling = "by_size") -> AnomalyLoader:

@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from afclip_lightning.data.images import image_size, list_folders, list_images
+from afclip_lightning.data.images import image_size
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.datasets.tiled_layout import Tile, TiledLayout, union_of_masks
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_folders, list_images
 
 
 class AITEX(TiledLayout):

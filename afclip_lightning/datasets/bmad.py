@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_images, pair_masks
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.names import ClassNames
 from afclip_lightning.data.published import Counts, facts_of
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.images.find import list_images
 
 Subset = Literal["brain", "liver", "resc"]
 MASK_FOLDERS = ("label", "anomaly_mask")

@@ -9,9 +9,9 @@ from typing import Any
 
 import afclip_lightning.datasets
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
-from afclip_lightning.data.images import list_folders
 from afclip_lightning.discovery import descendants, import_submodules
-from afclip_lightning.errors import DatasetNotFoundError, UserError
+from afclip_runtime.errors import DatasetNotFoundError, UserError
+from afclip_runtime.images.find import list_folders
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:

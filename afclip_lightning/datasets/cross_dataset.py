@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
 from afclip_lightning.data.lightning_base import rank_zero_warn
 from afclip_lightning.data.references import Pairing
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample, TrainSampling
+from afclip_runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

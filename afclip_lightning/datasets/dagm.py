@@ -4,9 +4,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_images, pair_masks
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.names import normal_form
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.images.find import list_images
 
 CLASSES = tuple(f"Class{i}" for i in range(1, 11))
 

@@ -7,8 +7,8 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.datasets.listed import read_lines
 from afclip_lightning.datasets.tiled_layout import hold_out
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
 
 CATEGORY = "solar_cell"
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.defect_types import with_defect_types
-from afclip_lightning.data.images import pair_masks, survey, walk_images
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.left_out import LeftOut, unread
 from afclip_lightning.data.names import find
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import survey, walk_images
 
 
 class Folder(AnomalyDataModule):

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_images
 from afclip_lightning.data.names import ClassNames
 from afclip_lightning.datasets.listed import read_lines
 from afclip_lightning.datasets.tiled_layout import hold_out
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_images
 
 CATEGORY = "brain"
 

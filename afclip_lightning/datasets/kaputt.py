@@ -10,9 +10,9 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.defect_types import with_defect_types
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.names import ClassNames, Names, normal_form
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_parquet
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_parquet
 
 Severity = Literal["any", "major"]
 View = Literal["crop", "image"]

@@ -5,12 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import list_folders, list_images, pair_masks, read_mask
+from afclip_lightning.data.images import pair_masks, read_mask
 from afclip_lightning.data.names import ClassNames
 from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.tiled_layout import Tile, TiledLayout
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.images.find import list_folders, list_images
 
 LICENCE = "CC BY-NC-SA 4.0"
 CLASS_NAME = "electrical commutator"

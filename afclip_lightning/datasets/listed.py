@@ -12,9 +12,9 @@ from afclip_lightning.data.defect_types import with_defect_types
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import NAMED, LeftOut, directly_in, short, unread
 from afclip_lightning.data.names import ClassNames, Names, find, normal_form
-from afclip_lightning.errors import DatasetError, shown
-from afclip_lightning.files import read_text
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError, shown
+from afclip_runtime.files import read_text
 
 LISTED_SPLITS: tuple[Split, ...] = ("train", "test")
 OTHER_SPLIT = "of a split that is neither train nor test"

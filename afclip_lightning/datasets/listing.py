@@ -8,9 +8,9 @@ from typing import Any
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.names import ClassNames, Names, find, normal_form
 from afclip_lightning.datasets.listed import Entry, ListedData
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_json, read_json_lines
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_json, read_json_lines
 
 MASK_SUFFIXES = ("_mask", "_label", "_Segmentation")  # of the sets that these files are written for
 

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.defect_types import with_defect_types
-from afclip_lightning.data.images import list_folders, pair_masks, walk_images
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_folders, walk_images
 
 NORMAL = "good"
 COLOUR, MASK = "rgb", "gt"

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import pair_masks, walk_images
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.names import ClassNames, Names
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN, Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import walk_images
 
 Part = Literal["test_public", "test_private", "test_private_mixed", "validation"]
 PRIVATE: tuple[Part, ...] = ("test_private", "test_private_mixed")

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.defect_types import with_defect_types
-from afclip_lightning.data.images import list_folders, pair_masks, walk_images
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.left_out import LeftOut, directly_in, unread, unread_folders
 from afclip_lightning.data.names import (
     ClassNames,
@@ -16,8 +16,9 @@ from afclip_lightning.data.names import (
     normal_form,
     refuse_twins,
 )
-from afclip_lightning.errors import DatasetError, UnpairedError, shown
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError, UnpairedError, shown
+from afclip_runtime.images.find import list_folders, walk_images
 
 IN_NO_KIND = "in no folder of a kind (normal, or a defect)"
 NO_CATEGORY = "folders that are no category, having no folder `test`"

@@ -13,9 +13,9 @@ from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.left_out import short
 from afclip_lightning.data.names import ClassNames, Names
 from afclip_lightning.data.published import Counts
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_json
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_json
 
 Lists = Literal["multi_view", "single_view"]
 Pixels = Literal["256", "512", "1024", "raw"]

@@ -16,9 +16,9 @@ from afclip_lightning.data.names import ClassNames, Names
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.procedural import CATEGORIES, VERSION, picture
 from afclip_lightning.datasets.tiled_layout import complete_folder, save_png
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import read_json
 from afclip_lightning.types import Split
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import read_json
 
 SYNTHETIC_TRAIN = ("cloth", "wood", "terrazzo", "gear", "biscuit", "circuit_board")
 SYNTHETIC_TEST = ("metal", "mesh", "leather", "capsule", "bottle", "toothbrush")

@@ -8,9 +8,9 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.images import file_inside
 from afclip_lightning.data.names import ClassNames, Names, normal_form
 from afclip_lightning.datasets.listed import LISTED_SPLITS, Entry, ListedData
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_json_lines, read_rows
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_json_lines, read_rows
 
 REQUIRED = ("image", "label")
 OPTIONAL = ("category", "split")  # in every row, or in none

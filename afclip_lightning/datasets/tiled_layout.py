@@ -18,12 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from afclip_lightning.data.base import AnomalyDataModule
-from afclip_lightning.data.images import read_image, read_mask, survey
+from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.left_out import sentences, unread
 from afclip_lightning.data.names import ClassNames
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import survey
 
 Item = TypeVar("Item")
 NO_TILE = "of which no tile is cut"

@@ -10,9 +10,9 @@ from afclip_lightning.data.left_out import LeftOut
 from afclip_lightning.data.names import ClassNames, Names
 from afclip_lightning.data.published import Counts
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_rows
 from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_rows
 
 SplitFile = Literal["1cls", "2cls_highshot", "2cls_fewshot"]
 COLUMNS = ("object", "split", "label", "image", "mask")

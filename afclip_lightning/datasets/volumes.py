@@ -8,10 +8,10 @@ import msgspec
 from afclip_lightning.data.names import ClassNames, Names
 from afclip_lightning.datasets.listed import Entry
 from afclip_lightning.datasets.table import Table
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_json_lines
 from afclip_lightning.types import Split
 from afclip_lightning.volumes import SLICES
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_json_lines
 
 
 class SliceLine(msgspec.Struct, frozen=True):

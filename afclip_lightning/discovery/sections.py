@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from afclip_lightning.discovery.messages import one_line
-from afclip_lightning.errors import UserError, message_of
+from afclip_runtime.errors import UserError, message_of
 
 T = TypeVar("T")
 Given = Mapping[str, Any] | Sequence[str]  # arguments by name, or options as on the command line

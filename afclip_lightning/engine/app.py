@@ -46,9 +46,9 @@ from afclip_lightning.engine.run_parts import (
 )
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue
-from afclip_lightning.errors import PROGRAM, UserError, message_of
-from afclip_lightning.files import only_writer
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.errors import PROGRAM, UserError, message_of
+from afclip_runtime.files import only_writer
 
 
 class AnomalyCLI(LightningCLI):

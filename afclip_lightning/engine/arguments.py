@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import parse_yaml, read_yaml
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import parse_yaml, read_yaml
 
 T = TypeVar("T")
 

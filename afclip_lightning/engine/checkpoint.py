@@ -11,10 +11,10 @@ from torch import Tensor
 
 from afclip_lightning.backbones.archives import is_finite, read_archive
 from afclip_lightning.backbones.spec import FeatureSpec
-from afclip_lightning.errors import CheckpointError, shown
-from afclip_lightning.files import atomic_path, to_type
 from afclip_lightning.heads.card import Card
 from afclip_lightning.heads.file import SUFFIX, is_head_file, read_head_file
+from afclip_runtime.errors import CheckpointError, shown
+from afclip_runtime.files import atomic_path, to_type
 
 HEAD_FILE = "head.ckpt"  # of a run's folder: what was trained, for everything but going on with training
 PACKED = "head" + SUFFIX  # the same as a head file, where there is one in its place

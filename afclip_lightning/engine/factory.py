@@ -20,11 +20,11 @@ from afclip_lightning.discovery.sections import all_arguments, prepare, refusals
 from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in, read_checkpoint
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.engine.presets import fill_in, fill_in_section
-from afclip_lightning.errors import CheckpointError, UserError, WeightsError, shown
-from afclip_lightning.files import read_yaml
 from afclip_lightning.heads.foreign import Released, find_released, in_lines
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
+from afclip_runtime.errors import CheckpointError, UserError, WeightsError, shown
+from afclip_runtime.files import read_yaml
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
 Backbones = dict[str, ClipBackbone]  # by their arguments, see `backbone_key`

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 
 def resolve(config: Mapping[str, Any], part: str | None = None) -> dict[str, Any]:

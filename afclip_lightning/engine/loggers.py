@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import parse_yaml, read_text, write_text
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import parse_yaml, read_text, write_text
 
 
 @rank_zero_only

@@ -15,8 +15,8 @@ from lightning import Trainer
 from torch import nn
 
 from afclip_lightning.discovery.sections import check_nulls
-from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.types import MAIN_HEAD
+from afclip_runtime.errors import UserError, message_of
 
 LARGEST_SEED = np.iinfo(np.uint32).max
 PRECISIONS = ("16-true", "bf16-true", "64-true", "64")  # those that the methods are not made for

@@ -26,8 +26,8 @@ from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.head_model import with_model_of_head
 from afclip_lightning.engine.interpolation import resolve
 from afclip_lightning.engine.presets import NAME, with_presets, without_preset
-from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.errors import PROGRAM, UserError
 
 FORMER = {"words": "class_names", "run_dir": "out"}
 """Names that options had before, and have now."""

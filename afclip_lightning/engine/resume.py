@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST, head_in
 from afclip_lightning.engine.options import quiet_trainer
-from afclip_lightning.errors import CheckpointError, message_of
 from afclip_lightning.heads import ready
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.errors import CheckpointError, message_of
 
 
 def find_checkpoint(given: str, command: str) -> Path:

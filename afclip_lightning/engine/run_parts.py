@@ -19,9 +19,9 @@ from afclip_lightning.engine.callbacks.predictions import Predictions
 from afclip_lightning.engine.callbacks.preemption import Preemption
 from afclip_lightning.engine.callbacks.tracking import Tracking
 from afclip_lightning.engine.checkpoint import LAST
-from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD, Split
+from afclip_runtime.errors import UserError
 
 
 def check_few_shot(heads: Mapping[str, AnomalyMethod], few_shot_dir: Path | None) -> None:

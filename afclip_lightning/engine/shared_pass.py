@@ -8,9 +8,9 @@ from torch.nn import ModuleDict
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.components.views import score_all_views
-from afclip_lightning.errors import UserError
 from afclip_lightning.methods.base import AnomalyMethod, features_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, ClipFeatures
+from afclip_runtime.errors import UserError
 
 
 class SharedPass(LightningModule):

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_yaml, to_type
 from afclip_lightning.results import METRICS
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_yaml, to_type
+from afclip_runtime.thresholds import DefaultThresholds
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -59,34 +60,6 @@ class Measured(_Strict, frozen=True):
     def __post_init__(self) -> None:
         if unknown := (self.metrics.keys() | self.spread.keys()) - set(METRICS):
             raise ValueError(f"there is no metric {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}")
-
-
-class DefaultThreshold(_Strict, frozen=True):
-    """A threshold that comes with a head.
-
-    Attributes:
-        value: What lies above it is anomalous, and what equals it is not; see `results.is_anomalous`.
-        scale: Unit of `probability`: the distance to a typical normal value over log 9; `None` where it is not known.
-    """
-
-    value: float
-    scale: Positive | None = None
-
-
-class DefaultThresholds(_Strict, frozen=True):
-    """The thresholds that come with a head: for products that it was not calibrated on, and so a first guess.
-
-    They hold for zero-shot scores of whole images.
-
-    Attributes:
-        chosen: How and on what they were chosen, in a sentence.
-        image: Of image scores; `None` for none.
-        pixel: Of the values of maps; `None` for none.
-    """
-
-    chosen: str
-    image: DefaultThreshold | None = None
-    pixel: DefaultThreshold | None = None
 
 
 class Card(_Strict, frozen=True, kw_only=True):

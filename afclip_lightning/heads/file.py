@@ -15,9 +15,9 @@ from torch import Tensor
 
 from afclip_lightning.backbones.archives import is_finite, reason
 from afclip_lightning.backbones.spec import FeatureSpec
-from afclip_lightning.errors import CheckpointError, shown
-from afclip_lightning.files import atomic_path, open_regular, parse_json, read_bytes, to_type
 from afclip_lightning.heads.card import Card, card_from
+from afclip_runtime.errors import CheckpointError, shown
+from afclip_runtime.files import atomic_path, open_regular, parse_json, read_bytes, to_type
 
 SUFFIX = ".safetensors"
 ENTRY = "afclip_lightning"  # of the metadata: one, as the order of several would be another with each write

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from afclip_lightning.backbones.archives import read_modules
-from afclip_lightning.errors import CheckpointError, shown
 from afclip_lightning.heads import released
 from afclip_lightning.heads.format import Converted, Format
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.errors import CheckpointError, shown
 
 TAPS = ("layers", "layer", "vv_from")  # arguments of methods that say which features they take
 UNKNOWN = "on which backbone and which images it was trained"

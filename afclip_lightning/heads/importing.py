@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from afclip_lightning.engine import factory
-from afclip_lightning.errors import UserError, shown
 from afclip_lightning.heads.card import Card, card_from
 from afclip_lightning.heads.file import SUFFIX, Head, write_head_file
 from afclip_lightning.heads.foreign import Released, read_released
 from afclip_lightning.heads.pack import dated
+from afclip_runtime.errors import UserError, shown
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import msgspec
 import afclip_lightning
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.engine.checkpoint import read_checkpoint
-from afclip_lightning.errors import CheckpointError, shown
-from afclip_lightning.files import to_type
 from afclip_lightning.heads.card import Card, card_from
 from afclip_lightning.heads.file import Head, write_head_file
 from afclip_lightning.heads.foreign import find_released
+from afclip_runtime.errors import CheckpointError, shown
+from afclip_runtime.files import to_type
 
 
 def read_head(path: str | Path) -> Head:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from afclip_lightning.errors import PROGRAM, UserError
 from afclip_lightning.heads.file import SUFFIX, read_head_card
+from afclip_runtime.errors import PROGRAM, UserError
 
 FIRST = "real"  # what `serve` starts with where no model is named
 MODELS = Path(__file__).parent / "models"

@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 
 from afclip_lightning.engine.checkpoint import head_in
-from afclip_lightning.errors import UserError, counted, shown
-from afclip_lightning.files import fingerprint, read_json
 from afclip_lightning.heads import ready
-from afclip_lightning.heads.card import Card, DefaultThresholds, Measured
+from afclip_lightning.heads.card import Card, Measured
 from afclip_lightning.heads.file import Head
 from afclip_lightning.heads.pack import read_head
 from afclip_lightning.results import MEAN, TITLE
-from afclip_lightning.types import in_pixels
+from afclip_runtime.errors import UserError, counted, shown
+from afclip_runtime.files import fingerprint, read_json
+from afclip_runtime.thresholds import DefaultThresholds
+from afclip_runtime.types import in_pixels
 
 WIDTH = 100  # of the text, in characters
 UNKNOWN = "not known"

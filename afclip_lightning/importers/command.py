@@ -16,7 +16,7 @@ from pathlib import Path
 
 import afclip_lightning.importers
 from afclip_lightning.discovery.described import described
-from afclip_lightning.errors import PROGRAM, UserError
+from afclip_runtime.errors import PROGRAM, UserError
 
 
 def kinds() -> dict[str, str]:

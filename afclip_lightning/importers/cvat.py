@@ -15,9 +15,9 @@ from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, refusing
 from afclip_lightning.annotations.rle import runs_to_mask, whole_numbers
 from afclip_lightning.annotations.shapes import Annotated, Export, Shape
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import open_regular
-from afclip_lightning.files.xml import parse_xml, read_xml
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import open_regular
+from afclip_runtime.files.xml import parse_xml, read_xml
 from afclip_runtime.images.shapes import Area, Bitmap, Ellipse, Line, Polygon, points_of, rectangle
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, json_files, refusing
 from afclip_lightning.annotations.rle import coco_to_mask
 from afclip_lightning.annotations.shapes import Annotated, Export, Shape
-from afclip_lightning.files import read_json
+from afclip_runtime.files import read_json
 from afclip_runtime.images.shapes import Area, Bitmap, Ellipse, Line, Polygon, points_of, rectangle
 
 REMEDY = "Export it again as Datumaro."

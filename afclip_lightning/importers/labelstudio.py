@@ -18,7 +18,7 @@ from afclip_lightning.annotations.matching import is_image_name
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, export_file, refusing
 from afclip_lightning.annotations.rle import brush_to_mask, png_to_mask
 from afclip_lightning.annotations.shapes import Annotated, Export, Shape
-from afclip_lightning.files import read_json
+from afclip_runtime.files import read_json
 from afclip_runtime.images.shapes import Area, Bitmap, Ellipse, Polygon, rectangle
 
 REMEDY = "Export it again as JSON."

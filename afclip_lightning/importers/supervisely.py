@@ -14,7 +14,7 @@ from afclip_lightning.annotations.importing import convert as make
 from afclip_lightning.annotations.reading import EXPORT_LIMIT, json_files, refusing
 from afclip_lightning.annotations.rle import png_to_mask
 from afclip_lightning.annotations.shapes import Annotated, Export, Shape
-from afclip_lightning.files import read_json
+from afclip_runtime.files import read_json
 from afclip_runtime.images.shapes import Area, Bitmap, Line, Points, Polygon, points_of, rectangle
 
 REMEDY = "Download the project again, with its annotations as JSON."

@@ -7,9 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from afclip_lightning.data.images import VOLUME_SUFFIXES
-from afclip_lightning.errors import UserError, counted, typed
-from afclip_lightning.files import only_writer
 from afclip_lightning.volumes.cutting import Cutting
 from afclip_lightning.volumes.find import Source, Sources, find_volumes
 from afclip_lightning.volumes.importing import (
@@ -26,6 +23,9 @@ from afclip_lightning.volumes.importing import (
 from afclip_lightning.volumes.options import add_cut_options
 from afclip_lightning.volumes.volume import Reading
 from afclip_lightning.volumes.windows import check_window
+from afclip_runtime.errors import UserError, counted, typed
+from afclip_runtime.files import only_writer
+from afclip_runtime.images.find import VOLUME_SUFFIXES
 
 DECATHLON = ("imagesTr", "labelsTr")  # of the Medical Segmentation Decathlon, and of nnU-Net
 LISTED = 10  # lines of one kind

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from afclip_lightning.engine import factory
 from afclip_lightning.engine.checkpoint import HEAD_FILE, PACKED, read_checkpoint
-from afclip_lightning.errors import UserError
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.file import Head, write_head_file
 from afclip_lightning.heads.pack import dated, read_head
-from afclip_lightning.inspection.calibration import Calibration, Threshold, origin
 from afclip_lightning.inspection.few_normals import FEWEST_HELD_OUT, from_held_out, pixel_tail, unlike_the_rest
 from afclip_lightning.inspection.fit_head import Drawn, check, draw, fit
 from afclip_lightning.inspection.named_model import calibration_path, find_model
 from afclip_lightning.inspection.predictor import DATASET, Predictor, Progress, load
-from afclip_lightning.inspection.stream import keep
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.types import Tiling
+from afclip_runtime.errors import UserError
+from afclip_runtime.inspection.calibration import Calibration, Threshold, origin
+from afclip_runtime.inspection.stream import keep
+from afclip_runtime.types import Tiling
 
 FOLDS = 8  # parts that normal images are held out in
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 
 def device_of(name: str) -> torch.device:

@@ -18,14 +18,14 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 import afclip_lightning
-from afclip_lightning.backbones.spec import Resize
 from afclip_lightning.components.memory import Key, MemoryBank, most_alike
 from afclip_lightning.components.subspace import residual
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.inspection.predictor import DATASET, Predictor
-from afclip_lightning.inspection.views import NAMELESS
 from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import atomic_path, write_json
+from afclip_runtime.views.decoding import NAMELESS
+from afclip_runtime.views.frame import Resize
 
 Target = Literal["onnx", "torch_export"]
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # from pixels to scores and maps

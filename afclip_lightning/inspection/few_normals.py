@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from afclip_lightning.inspection.calibration import (
+from afclip_runtime.inspection.calibration import (
     CONFIDENCE,
     ENOUGH,
     FEWEST,

@@ -11,10 +11,10 @@ from torch import Tensor
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import from_rows, named
 from afclip_lightning.components.synthesis import DraemSynthesis, ReferenceTextures, generator_of
-from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import DATASET, Progress
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.errors import UserError
 
 DRAWN = 8  # pseudo-anomalies per view of an image, where there is room
 MOST = 384  # pictures, drawn on or not, whose features are kept: a gigabyte of a ViT-B at 518 px

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from afclip_lightning.engine import factory
 from afclip_lightning.engine.presets import tap_arguments
-from afclip_lightning.errors import UserError, shown
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.file import Head, write_head_file
 from afclip_lightning.heads.pack import dated
 from afclip_lightning.inspection.named_model import build_model, card_of, find_model
 from afclip_lightning.inspection.predictor import Predictor, Progress
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.types import Tiling
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.types import Tiling
 
 FUSION = "Fusion"
 
@@ -70,7 +70,7 @@ def fuse(
     every = [(group, path) for group, images in zip(groups, normal, strict=True) for path in images]
     with torch.inference_mode():
         for group, path in progress(every, len(every)):
-            batch = predictor.batch_of(predictor.views(path), [path])
+            batch = predictor.engine.batch_of(predictor.views(path))
             group.append(fusion.said_of(fusion.extract(batch), batch).cpu())
     fusion.take_normal([torch.cat(group) for group in groups if group])
     write_head_file(

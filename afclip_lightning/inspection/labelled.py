@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 from afclip_lightning.backbones.store_files import image_digest
-from afclip_lightning.data.images import file_inside, walk_images
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import read_rows
+from afclip_lightning.data.images import file_inside
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import read_rows
+from afclip_runtime.images.find import walk_images
 
 NORMAL_FOLDER = "good"
 Labelled = list[tuple[Path, bool]]

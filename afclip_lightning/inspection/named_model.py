@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning import files
 from afclip_lightning.engine import factory
 from afclip_lightning.engine.checkpoint import HEAD_FILE, head_in
-from afclip_lightning.errors import UserError, shown
 from afclip_lightning.heads import ready
 from afclip_lightning.heads.card import Card
 from afclip_lightning.heads.file import is_head_file, read_head_card
-from afclip_lightning.inspection.calibration import SUFFIX, fingerprint
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime import files
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.inspection.calibration import SUFFIX, fingerprint
 
 WHERE = ("backbone.weights", "backbone.vision_weights")  # where they lie; their hash says what they are
 

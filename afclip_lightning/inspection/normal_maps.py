@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
-from afclip_lightning.errors import DatasetError, UserError, shown
 from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.normal_scores import NormalScores
+from afclip_runtime.errors import DatasetError, UserError, shown
+from afclip_runtime.images.maps import MAP_SUFFIXES, read_map
 
 
 def thresholds_from(folder: Path, category: str, rule: Rule) -> dict[str, float]:

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from afclip_lightning.annotations.exporting import CONFIG, MarkedImage, coco_instances, labelstudio_task, marked_image
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import atomic_path, read_json, write_json, write_text
-from afclip_lightning.inspection.inputs import Input
-from afclip_lightning.inspection.table import Record
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import atomic_path, read_json, write_json, write_text
+from afclip_runtime.inspection.inputs import Input
+from afclip_runtime.inspection.table import Record
 
 if TYPE_CHECKING:
-    from afclip_lightning.inspection.verdict import Inspection
+    from afclip_runtime.inspection.verdict import Inspection
 
 TOOLS = ("labelstudio", "coco")
 PARTS = "regions"  # folder of a file per image
 REMEDY = "Remove the output folder, and inspect again."
 
 
-def keep_regions(outcome: "Inspection", folder: Path, item: Input, name: str, saves: Sequence[str]) -> None:
-    """Keeps what is marked on an image, if a tool is to have it.
+def keep_regions(outcome: "Inspection", folder: Path, item: Input, name: str) -> None:
+    """Keeps what is marked on an image for the annotation tools.
 
     Raises:
         UserError: The file cannot be written.
     """
-    if outcome.mask is None or not set(TOOLS) & set(saves):
+    if outcome.mask is None:
         return
     image = marked_image(item.name + item.path.suffix, outcome.score, outcome.mask, outcome.anomaly_map)
     write_json(folder / PARTS / f"{name}.json", msgspec.to_builtins(image))

@@ -2,24 +2,15 @@
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from afclip_lightning.backbones.sources import EMBEDDED
-from afclip_lightning.data.dataloader import keep_memory, killed_loader
-from afclip_lightning.data.tiles import Layout
-from afclip_lightning.data.white import White, white_value
 from afclip_lightning.engine import factory
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.heads.card import Card, DefaultThreshold, DefaultThresholds
-from afclip_lightning.inspection.calibration import Calibration, Threshold, find
+from afclip_lightning.heads.card import Card
 from afclip_lightning.inspection.device import device_of
 from afclip_lightning.inspection.named_model import (
     WHERE,
@@ -29,27 +20,21 @@ from afclip_lightning.inspection.named_model import (
     find_model,
     known_by,
 )
-from afclip_lightning.inspection.verdict import Inspection, Region
-from afclip_lightning.inspection.views import (
-    Begun,
-    Failure,
-    Source,
-    View,
-    Views,
-    check_sources,
-    collate,
-    name_of,
-    read_pixels,
-)
+from afclip_lightning.inspection.torch_engine import DATASET, TorchEngine
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.results import ThresholdFrom
-from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
+from afclip_runtime.errors import UserError
+from afclip_runtime.images.white import White, white_value
+from afclip_runtime.inspection.calibration import Calibration, find
+from afclip_runtime.inspection.inspector import Inspector
+from afclip_runtime.inspection.verdict import Inspection, Region
+from afclip_runtime.thresholds import DefaultThresholds
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.decoding import Source, check_sources, read_pixels
 
-__all__ = ["Inspection", "Predictor", "Region", "load"]
+__all__ = ["DATASET", "Inspection", "Predictor", "Region", "load"]
 
 Build = Callable[[Mapping[str, Any]], AnomalyMethod]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-DATASET = "inspection"
 
 
 def load(
@@ -98,6 +83,8 @@ def load(
         lambda more: build_model(named, {**given, **more}, known), tiling or Tiling(), category, device, batch_size
     )
     model.checkpoint, model.arguments, model.card = known_by(named, given), given, card_of(named)
+    if model.card:
+        model.title, model.head_thresholds = model.card.title, model.card.thresholds
     for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
@@ -120,10 +107,8 @@ def load(
     return model
 
 
-class Predictor:
-    """A model for one's own images. `load` makes one.
-
-    What it says of an image depends on neither the batch that it is in nor on other images.
+class Predictor(Inspector):
+    """A model for one's own images that torch runs. `load` makes one.
 
     Args:
         build: Makes the method, with these constructor arguments in place of its own.
@@ -133,115 +118,31 @@ class Predictor:
         batch_size: Views per batch.
 
     Attributes:
-        method: The method, in eval mode on its device.
-        calibration: Where thresholds come from, or `None`.
-        calibrated_by: The file that it was read from, if any.
-        card: What the head says of itself, or `None`; its thresholds are used as `defaults` says.
-        threshold: Of image scores, in place of the calibration's or the head's own.
-        pixel_threshold: Of the values of maps, likewise.
-        checkpoint: What the checkpoint is known by in a calibration.
+        card: What the head says of itself, or `None`.
         arguments: Constructor arguments that were given in place of the file's.
-        white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
-        remarks: What was worth a word of the images so far, and of how many.
 
     Raises:
         UserError: The method compares all images of a test set, or the device is not there.
     """
 
+    engine: TorchEngine
+
     def __init__(self, build: Build, tiling: Tiling, category: str, device: str, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.build = build
-        self.tiling = tiling
-        self.category = category
-        self.batch_size = batch_size
-        self.device = device_of(device)
-        self.calibration: Calibration | None = None
-        self.calibrated_by: Path | None = None
         self.card: Card | None = None
-        self.threshold: float | None = None
-        self.pixel_threshold: float | None = None
-        self.checkpoint = ""
         self.arguments: dict[str, Any] = {}
-        self.white: int | None = None
-        self.remarks: Counter[str] = Counter()
-        self.few_shot: str | None = None  # digest of the few-shot images
-        self.references: Tensor | None = None
-        self.method = self._prepared(build({}))
+        self.device = device_of(device)
+        super().__init__(self._engine(build({}), category), tiling, category, batch_size)
 
-    def predict(self, image: Source) -> Inspection:
-        """Returns what the model says of an image.
+    @property
+    def method(self) -> AnomalyMethod:
+        """The method, in eval mode on its device."""
+        return self.engine.anomaly_method
 
-        Args:
-            image: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
-
-        Raises:
-            UserError: The image cannot be read, its score is not finite, or the method needs few-shot images first.
-            TypeError: It is something else.
-        """
-        if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
-            raise TypeError("predict takes one image, and got several: predict_many takes them")
-        return self.predict_many([image])[0]
-
-    def predict_many(self, images: Sequence[Source]) -> list[Inspection]:
-        """Returns what the model says of images, in their order; the same as of each by itself, up to rounding.
-
-        Args:
-            images: See `predict`.
-
-        Raises:
-            UserError: An image cannot be read, a score is not finite, or the method needs few-shot images first.
-            TypeError: One is no image.
-        """
-        check_sources(images)
-        found: dict[int, Inspection] = {}
-        for index, outcome in self.stream(images):
-            if isinstance(outcome, UserError):
-                raise outcome
-            found[index] = outcome
-        return [found[index] for index in range(len(images))]
-
-    def stream(
-        self, images: Sequence[Source], num_workers: int = 0, keep_images: bool = True
-    ) -> Iterator[tuple[int, Inspection | UserError]]:
-        """Yields the position of each image with what the model says of it, or with why it cannot be read.
-
-        Images of one view come in their order; of several, as their last view is scored.
-
-        Memory holds the images that the loader processes decode, a batch of views, and one map at the size of each
-        image that is not complete.
-
-        Args:
-            images: See `predict`.
-            num_workers: Processes that decode; 0 decodes in this one.
-            keep_images: Whether the results hold the images, for `overlay`.
-
-        Raises:
-            UserError: The method needs few-shot images first.
-        """
-        self._check_ready()
-        preprocess = self.method.preprocess
-        views = Views(images, self.tiling, preprocess, self.batch_size, keep_images, self.white)
-        loader = DataLoader(
-            views, self.batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=keep_memory
-        )
-        begun: dict[int, Begun] = {}
-        for items, pixels in _batches(loader):
-            seen = [item for item in items if isinstance(item, View)]
-            names = [name_of(images[item.index]) for item in seen]
-            scored = iter(zip(*self._score(list(pixels.numpy()), names), strict=True) if seen else ())
-            for item in items:
-                if isinstance(item, Failure):
-                    yield item.index, DatasetError(item.reason)
-                    continue
-                score, anomaly_map = next(scored)
-                if item.view == 0:
-                    begun[item.index] = Begun(item, self.tiling, preprocess)
-                    self.remarks.update(item.remarks)
-                current = begun[item.index]
-                if current.add(item.view, float(score), anomaly_map):
-                    del begun[item.index]
-                    yield item.index, self._judge(current, name_of(images[item.index]))
+    @property
+    def few_shot(self) -> str | None:
+        """Digest of the few-shot images; `None` without."""
+        return self.engine.few_shot
 
     def fit_few_shot(self, images: Sequence[Source], progress: Progress | None = None) -> None:
         """Fits the memory bank of a few-shot method on few-shot images, in place of those before.
@@ -267,147 +168,43 @@ class Predictor:
             pixels = read_pixels(image, self.white)
             digest.update(np.ascontiguousarray(pixels).tobytes())
             pictures.append(self.views(pixels))
+        known = digest.hexdigest()[:16]
         if self.method.needs_references:
-            self.references = self.method.preprocess.to_tensors([views[0] for views in pictures]).to(self.device)
+            self.engine = self.engine.with_references([views[0] for views in pictures], known)
         else:
-            self.method = self._prepared(self.build({"k_shot": len(images)}))
-            self._fill(progress(pictures, len(pictures)) if progress else pictures)
-        self.few_shot = digest.hexdigest()[:16]
+            engine = self._engine(self.build({"k_shot": len(images)}), self.category)
+            engine.fill(progress(pictures, len(pictures)) if progress else pictures, self.batch_size, known)
+            self.engine = engine
         self.calibration = None
 
-    def views(self, image: Source) -> list[np.ndarray]:
-        """Returns the views of an image as the backbone sees them, `[h, w, 3]`, uint8 each; the first is the whole.
-
-        Raises:
-            UserError: The image cannot be read.
-        """
-        pixels = read_pixels(image, self.white)
-        height, width, _ = pixels.shape
-        layout = Layout(height, width, self.tiling, self.method.preprocess)
-        return [layout.cut(pixels, view) for view in range(len(layout))]
-
     @property
-    def takes_few_shot(self) -> bool:
-        """Returns whether the method judges an image beside few-shot images: see `fit_few_shot`."""
+    def takes_few_shot(self) -> bool:  # type: ignore[override]
+        """Whether the method judges an image beside few-shot images: see `fit_few_shot`."""
         return _takes_few_shot(type(self.method))
 
     @property
-    def is_toy(self) -> bool:
-        """Returns whether the backbone is the tiny one of this package, which has seen drawn pictures only."""
+    def is_toy(self) -> bool:  # type: ignore[override]
+        """Whether the backbone is the tiny one of this package, which has seen drawn pictures only."""
         return self.method.spec.weights == EMBEDDED
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Returns what scores depend on beside the checkpoint, as plain values."""
-        features = self.method.spec.to_dict()
-        return {
-            "tiling": self.tiling.to_dict(),
-            "category": self.category,
-            "shots": self.few_shot,
-            **({} if self.white is None else {"white": self.white}),
-            "features": {name: value for name, value in features.items() if name != "weights"},  # their hash is there
-            "arguments": self.arguments,
-        }
-
-    def _prepared(self, method: AnomalyMethod) -> AnomalyMethod:
-        if method.needs_test_set:
-            raise _needs_test_set(type(method))
-        method.to(self.device)
-        with torch.inference_mode():
-            method.on_evaluation_start()
-        return method
-
-    def _fill(self, pictures: Iterable[Sequence[np.ndarray]]) -> None:
-        """Fills the memory from the views of images, a batch at a time."""
-        memory, preprocess = self.method.memory, self.method.preprocess
-        assert memory is not None  # a method that takes few-shot images has one
-        size = self.batch_size
-        images = (
-            (preprocess.to_tensors(views[start : start + size]) for start in range(0, len(views), size))
-            for views in pictures
-        )
-        memory.clear()
-        with torch.inference_mode():
-            memory.fit_parts((DATASET, self.category), images, self.method.fit_memory)
-
-    def _check_ready(self) -> None:
-        memory = self.method.memory
-        has_none = self.few_shot is None and not (memory and memory.is_kept)
-        if has_none and (self.method.needs_references or self.method.k_shot > 0):
-            raise UserError(
-                f"{type(self.method).__name__} compares an image with few-shot images, and has none: give some "
-                "(--few_shot_dir DIR; in Python, `fit_few_shot`)."
-            )
-
-    def batch_of(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> Batch:
-        """Returns views `[H, W, 3]`, uint8, of nothing known, as a batch on the device."""
-        count, name, preprocess = len(views), self.category, self.method.preprocess
-        return Batch(
-            image=preprocess.to_tensors(views),
-            mask=torch.zeros(count, *preprocess.shape, dtype=torch.uint8),
-            label=torch.full((count,), UNKNOWN),
-            mask_known=torch.zeros(count, dtype=torch.bool),
-            samples=[Sample(DATASET, name, "test", n, UNKNOWN, mask_known=False, class_name=name) for n in names],
-        ).to(self.device)
-
-    @torch.inference_mode()
-    def _score(self, views: Sequence[np.ndarray], names: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns scores `[B]` and maps `[B, H, W]` of views `[H, W, 3]`, float32."""
-        batch, count = self.batch_of(views, names), len(views)
-        if self.references is not None:
-            batch.reference = self.references
-            batch.reference_rows = (count + torch.arange(len(self.references))).expand(count, -1).to(self.device)
-        prediction = self.method.score(self.method.extract(batch), batch)
-        return prediction.pred_score.cpu().numpy(), prediction.anomaly_map.cpu().numpy()
+        """What scores depend on beside the checkpoint, as plain values."""
+        return {**super().settings, "arguments": self.arguments}
 
     @property
     def defaults(self) -> DefaultThresholds | None:
-        """Returns the head's own thresholds where they are in use; they know nothing of the product at hand.
+        """The head's own thresholds where they are in use; see the base class.
 
-        They hold where there is no calibration and images are seen as they were chosen for: whole, without few-shot
-        images, by the head as it is.
+        They do not hold with few-shot images, nor of a head with other arguments than its own.
         """
-        if self.card is None or self.calibration is not None or self.few_shot is not None:
-            return None
-        return self.card.thresholds if self.tiling == Tiling() and not self.arguments.keys() - set(WHERE) else None
+        as_it_was = self.few_shot is None and not self.arguments.keys() - set(WHERE)
+        return super().defaults if as_it_was else None
 
-    @property
-    def in_use(self) -> tuple[Threshold | DefaultThreshold | None, Threshold | DefaultThreshold | None]:
-        """Returns the threshold of image scores and that of maps, with their scales; those by hand aside."""
-        chosen = self.calibration or self.defaults
-        return (chosen.image, chosen.pixel) if chosen else (None, None)
-
-    @property
-    def thresholds(self) -> tuple[float | None, float | None]:
-        """Returns the threshold of image scores and that of the values of maps; `None` where there is none."""
-        image, pixel = self.in_use
-        return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
-
-    @property
-    def thresholds_from(self) -> tuple[ThresholdFrom | None, ThresholdFrom | None]:
-        """Returns where the two thresholds come from; `None` where there is none."""
-        by_hand = self.threshold, self.pixel_threshold
-        source: ThresholdFrom = "default" if self.calibration is None else "calibration"
-        image, pixel = (
-            "hand" if value is not None else None if chosen is None else source
-            for value, chosen in zip(by_hand, self.in_use, strict=True)
-        )
-        return image, pixel
-
-    @property
-    def scales(self) -> tuple[float | None, float | None]:
-        """Returns the units of `probability`, of image scores and of the values of maps; `None` where there is none."""
-        image, pixel = self.in_use
-        return None if image is None else image.scale, None if pixel is None else pixel.scale
-
-    def _judge(self, done: "Begun", name: Path) -> Inspection | UserError:
-        if not done.finite:
-            return UserError(
-                f"{name}: {type(self.method).__name__} gives a score or a map that is not finite (NaN or infinity). "
-                "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
-            )
-        chosen, sources = (*self.thresholds, *self.scales), self.thresholds_from
-        return Inspection(done.score, done.anomaly_map, *chosen, done.image, *sources)
+    def _engine(self, method: AnomalyMethod, category: str) -> TorchEngine:
+        if method.needs_test_set:
+            raise _needs_test_set(type(method))
+        return TorchEngine(method, self.device, category)
 
 
 def _takes_few_shot(method: type[AnomalyMethod]) -> bool:
@@ -429,21 +226,3 @@ def _needs_test_set(method: type[AnomalyMethod]) -> UserError:
         f"{method.__name__}{when} scores an image in relation to all test images of its category, so it has no verdict "
         "on one alone. Use `python -m afclip_lightning predict --config …` with the data Folder."
     )
-
-
-def _value(chosen: Threshold | DefaultThreshold | None, given: float | None) -> float | None:
-    return given if given is not None or chosen is None else chosen.value
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yields what a loader gives.
-
-    Raises:
-        UserError: One of its processes was killed.
-    """
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if message := killed_loader(error):
-            raise UserError(message) from error
-        raise

@@ -12,19 +12,9 @@ import torch
 
 from afclip_lightning import results
 from afclip_lightning.data.defects import SATURATION_FILE, mask_folders, read_saturations
-from afclip_lightning.data.images import (
-    IMAGE_SUFFIXES,
-    list_folders,
-    list_images,
-    other_files,
-    pair_masks,
-    walk_folders,
-)
-from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.names import normal_form
-from afclip_lightning.data.picture import say
-from afclip_lightning.errors import DatasetError, counted
 from afclip_lightning.inspection.normal_maps import thresholds_from
 from afclip_lightning.inspection.saved_masks import read_saved_mask, spro_weight
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
@@ -33,6 +23,10 @@ from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.metrics.spro import spro_result
 from afclip_lightning.types import MOSTLY_MARKED, Saturations
+from afclip_runtime.errors import DatasetError, counted
+from afclip_runtime.images.find import IMAGE_SUFFIXES, list_folders, list_images, other_files, walk_folders
+from afclip_runtime.images.maps import MAP_SUFFIXES, read_map
+from afclip_runtime.images.picture import say
 
 NORMAL_FOLDER = "good"
 ALONE = "all"

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from afclip_lightning.data.defects import as_defects, read_defects
 from afclip_lightning.data.images import mask_files, union_of
-from afclip_lightning.data.reader import read
 from afclip_lightning.metrics.scores import ranked, to_tensor
 from afclip_lightning.metrics.spro import saturated_weight
 from afclip_lightning.types import Saturations
+from afclip_runtime.images.reader import read
 
 
 def read_saved_mask(path: Path, threshold: int | None) -> tuple[np.ndarray, list[str]]:

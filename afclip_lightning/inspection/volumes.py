@@ -6,19 +6,22 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import csv_text, only_writer, read_rows, write_json_lines, write_text
-from afclip_lightning.inspection.inputs import Input
-from afclip_lightning.inspection.table import Record
-from afclip_lightning.results import is_anomalous
 from afclip_lightning.volumes.cutting import Cutting, VolumeRecord
 from afclip_lightning.volumes.find import Source, find_volumes
 from afclip_lightning.volumes.importing import NAMES, check_same, cut_all, settings_of
-from afclip_lightning.volumes.maps import HELD_MAPS, NIFTI, put_back
+from afclip_lightning.volumes.maps import HELD_MAPS, NIFTI, map_path, put_back
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import atomic_path, csv_text, only_writer, read_rows, write_json_lines, write_text
+from afclip_runtime.inspection.inputs import Input
+from afclip_runtime.inspection.table import Record
+from afclip_runtime.thresholds import is_anomalous
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.verdict import Inspection
 
 FOLDER = "volumes"  # of the slices, below that of the output
 RULE = re.compile(r"highest|mean|mean_top_[1-9]\d*")
@@ -41,6 +44,27 @@ class CutInputs:
     records: dict[str, VolumeRecord]
     paths: dict[str, str]
     notes: list[str]
+
+
+def keep_for_volume(outcome: "Inspection", folder: Path, item: Input, name: str) -> None:
+    """Keeps the map of a slice until its volume is complete; of what is no slice, nothing.
+
+    Args:
+        outcome: What the model says of the slice.
+        folder: Of the output.
+        item: The slice.
+        name: Of its files.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    if item.slice is None:
+        return
+    import numpy as np
+
+    path = map_path(folder / NIFTI / HELD_MAPS / item.volume, item.slice)
+    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
+        np.save(file, outcome.anomaly_map)
 
 
 class VolumeVerdict(msgspec.Struct, frozen=True, kw_only=True):

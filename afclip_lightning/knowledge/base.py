@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_yaml
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_yaml
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer

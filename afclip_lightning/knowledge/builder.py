@@ -21,10 +21,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from afclip_lightning.data.images import read_image
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import TABLE_LIMIT, parse_json, read_bytes
 from afclip_lightning.knowledge.base import MAX_TOKENS, count_tokens
 from afclip_lightning.knowledge.chat import ChatServer, TransientError
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import TABLE_LIMIT, parse_json, read_bytes
 
 ATTEMPTS = 5  # a question
 LONGEST_WAIT = 120.0  # seconds that a server may ask for; a run does not sleep through an hour

@@ -15,8 +15,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import parse_json
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import parse_json
 
 LARGEST_ANSWER = 2**22  # bytes
 SHORTEST_SECRET = 8  # letters; shorter keys are the stand-ins (`none`, `x`) that local servers are given

@@ -15,9 +15,9 @@ from afclip_lightning.components.retrieval import nearest
 from afclip_lightning.components.rotation import rotated
 from afclip_lightning.components.scoring import mean_of_highest, upsample_and_smooth
 from afclip_lightning.data.whole_test_set import CategoryImages, WholeTestSet, share
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, UsesTestSet
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+from afclip_runtime.errors import DatasetError
 
 EVERY = "*"  # in a list of categories
 MASKED = (

@@ -23,9 +23,9 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.references import Pairing
 from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.distributed import gathered
-from afclip_lightning.errors import CheckpointError
 from afclip_lightning.prompts.ensemble import CategoryText
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
+from afclip_runtime.errors import CheckpointError
 
 OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 UsesTestSet = Literal["never", "with few-shot images", "without few-shot images", "with image_score: scaled", "always"]

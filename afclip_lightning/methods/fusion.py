@@ -12,10 +12,10 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.components.memory import Key
 from afclip_lightning.distributed import gathered
-from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.beside import zero_shot
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_runtime.errors import DatasetError, UserError
 
 NO_SPREAD = 1e-6  # of the location: less is rounding
 

@@ -17,9 +17,9 @@ from afclip_lightning.components.retrieval import most_alike, neighbourhood_mean
 from afclip_lightning.components.schedule import cosine, set_rates
 from afclip_lightning.components.scoring import mean_of_highest_pixels, upsample, upsample_and_smooth
 from afclip_lightning.distributed import batch_mean, gathered
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, OptimizerFactory
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures
+from afclip_runtime.errors import DatasetError
 
 Variant = Literal["TF", "FT"]
 MEMORY = ("normal_images", "anomalous_images", "normal_patches", "anomalous_patches")

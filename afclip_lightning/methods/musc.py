@@ -16,9 +16,9 @@ from tqdm import tqdm
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.mutual_scoring import MutualScoring, nearest_distances, normalise_planes, similarities
 from afclip_lightning.data.whole_test_set import CategoryImages, WholeTestSet, share
-from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.base import AnomalyMethod, UsesTestSet
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
+from afclip_runtime.errors import DatasetError, UserError
 
 Key = tuple[str, str, Path]  # dataset, category, image
 Encoded = tuple[list[Sample], ClipFeatures]  # a batch

@@ -15,9 +15,9 @@ from afclip_lightning.components.rotation import rotated
 from afclip_lightning.components.scoring import mean_of_highest_pixels, upsample
 from afclip_lightning.components.subspace import Moments, SubspaceBank
 from afclip_lightning.data.whole_test_set import WholeTestSet, share
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod, UsesTestSet
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_runtime.errors import DatasetError
 
 WHOLE_TURN = 345.0  # degrees that angles are drawn up to
 BLUR_SIGMA = 4.0  # of a filter of 3 x 3 pixels, which is nearly their mean

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afclip_lightning.errors import UserError
 from afclip_lightning.metrics.histogram import ScoreCounts
+from afclip_runtime.errors import UserError
 
 FACTOR = 3.0
 """Standard deviations above the mean, as MVTec AD 2 suggests."""

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afclip_lightning.files import csv_text, write_text
 from afclip_lightning.metrics.histogram import exact_counts
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.result import group_metrics
 from afclip_lightning.results import ImageScore, Key, Row
 from afclip_lightning.types import GroupScore
+from afclip_runtime.files import csv_text, write_text
 
 
 class Group(NamedTuple):

@@ -26,7 +26,7 @@ from afclip_lightning.metrics.histogram import (
 )
 from afclip_lightning.metrics.histogram import REGION as IMAGE_REGION
 from afclip_lightning.metrics.scores import Array, ranked, to_tensor
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.thresholds import is_anomalous
 
 IMAGE_BINS = 2**13
 """Resolution of one image's counts: of at most 2^14 bins, 6 bytes are kept per bin used and 14 more per bin of

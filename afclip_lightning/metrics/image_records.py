@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import atomic_path, parse_json
-from afclip_lightning.files.arrays import read_arrays
 from afclip_lightning.metrics.histogram import MANTISSA, WIDE_MANTISSA
 from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
 from afclip_lightning.results import Key
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import atomic_path, parse_json
+from afclip_runtime.files.arrays import read_arrays
 
 FORMAT = 1
 

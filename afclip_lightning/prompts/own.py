@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_yaml
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 REMEDY = "It must hold `normal`, `abnormal` and `templates`, a list of texts each: mend the file."

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from afclip_lightning.data.overview import Group, Look, Overview
-from afclip_lightning.errors import counted, shown
-from afclip_lightning.files import atomic_path
+from afclip_runtime.errors import counted, shown
+from afclip_runtime.files import atomic_path
 
 TILE, SMALL_TILE = 176, 128  # pixels of a picture's place; the small one where there are many rows
 MANY_ROWS = 30

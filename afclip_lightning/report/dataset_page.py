@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from afclip_lightning.data.overview import KINDS_IN_ORDER, SPLITS, Group, Kind, Look, Overview
-from afclip_lightning.files import write_text
 from afclip_lightning.report import contact_sheet
 from afclip_lightning.report.charts import Bars, bars, strip_path, strip_place
 from afclip_lightning.report.contact_sheet import how_many, share, summary
 from afclip_lightning.report.page import data_uri
 from afclip_lightning.report.page import render as render_page
 from afclip_lightning.types import Split
+from afclip_runtime.files import write_text
 
 PAGE, SHEET = "dataset.html", "contact_sheet.png"
 LISTED = 40  # problems on the page

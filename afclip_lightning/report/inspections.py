@@ -10,13 +10,13 @@ from msgspec import Meta
 from PIL import Image
 
 from afclip_lightning.data.images import read_image
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import read_json_lines
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Histogram
 from afclip_lightning.report.page import Card, Group, data_uri, inside
 from afclip_lightning.report.page import render as render_page
-from afclip_lightning.results import ThresholdFrom
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import read_json_lines
+from afclip_runtime.thresholds import ThresholdFrom
 
 TABLE = "inspections.jsonl"
 VOLUMES = "volumes.jsonl"  # verdicts on volumes, where there are any among the images

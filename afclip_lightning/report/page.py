@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from afclip_lightning.errors import shown
 from afclip_lightning.report import charts
 from afclip_lightning.results import interval_text
+from afclip_runtime.errors import shown
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afclip_lightning.files import shown
-from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.report import charts
 from afclip_lightning.report.charts import Chart, Histogram, Line
 from afclip_lightning.report.page import Card, Group, percent
 from afclip_lightning.report.page import render as render_page
 from afclip_lightning.report.run_files import Case, Run
-from afclip_lightning.results import (
-    FIXED,
-    LEVEL,
-    MEAN,
-    METRICS,
-    RULE_OF_THREE,
-    TITLE,
-    Row,
-    any_point,
-    columns_of,
-    is_anomalous,
-)
+from afclip_lightning.results import FIXED, LEVEL, MEAN, METRICS, RULE_OF_THREE, TITLE, Row, any_point, columns_of
+from afclip_runtime.files import shown
+from afclip_runtime.inspection.calibration import Calibration
+from afclip_runtime.thresholds import is_anomalous
 
 FACTS = (
     ("method", "Method"),

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Meta
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_bytes, read_csv, read_json
 from afclip_lightning.report.page import Card, data_uri, inside
 from afclip_lightning.results import Key, Row
 from afclip_lightning.results.finding import find_table
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_bytes, read_csv, read_json
 
 T = TypeVar("T")
 Label = Annotated[int, Meta(ge=0, le=1)]

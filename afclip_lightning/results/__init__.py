@@ -5,12 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, overload
+from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta
 
-from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import csv_text, write_json, write_text
 from afclip_lightning.results.operating import (
     OperatingPoint,
     mean_points,
@@ -21,13 +19,11 @@ from afclip_lightning.results.operating import (
 )
 from afclip_lightning.results.tables import aligned, name_cell
 from afclip_lightning.results.titles import ALSO_SHOWN, FIXED, IN_FILES, METRICS, SHOWN, TITLE, TITLE_OF_ALL
-
-if TYPE_CHECKING:
-    import numpy as np
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import csv_text, write_json, write_text
 
 Key = tuple[str, str]  # dataset, category
 Count = Annotated[int, Meta(ge=0)]
-ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
 Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
 Interval = tuple[float, float]  # lower and upper end
 
@@ -47,24 +43,6 @@ TOLERANCE = 1e-4
 """How far binning may move a metric before that is said."""
 
 REGIONS_CHANGED = 0.05  # share by which the number of regions may change before it is said
-
-
-@overload
-def is_anomalous(score: float, threshold: float) -> bool: ...
-@overload
-def is_anomalous(score: "np.ndarray", threshold: float) -> "np.ndarray": ...
-def is_anomalous(score: "float | np.ndarray", threshold: float) -> "bool | np.ndarray":
-    """Returns whether a score, or each value of an array, is anomalous: above the threshold. One that equals it is not.
-
-    This is the one rule of the package. A calibrated threshold may be the score of a normal image, which is no alarm
-    then. The threshold of the best F1 is the number just below the lowest score that it calls anomalous.
-
-    Args:
-        score: Of an image or a pixel, or any array of them.
-        threshold: In the same unit.
-    """
-    # NumPy would round the threshold to an array's float32, beyond the score just above or below it.
-    return (score if isinstance(score, float) else score.astype(float)) > threshold
 
 
 class ImageScore(NamedTuple):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 
 def find_table(path: Path) -> tuple[Path, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from afclip_lightning.errors import shown
+from afclip_runtime.errors import shown
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

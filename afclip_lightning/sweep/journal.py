@@ -6,8 +6,8 @@ from pathlib import Path
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import open_regular
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import open_regular
 
 
 def open_journal(path: Path) -> JournalFileBackend:

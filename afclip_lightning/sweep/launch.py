@@ -18,8 +18,8 @@ from multiprocessing.process import BaseProcess
 
 from afclip_lightning.engine import signals
 from afclip_lightning.engine.signals import STOPPED
-from afclip_lightning.errors import UserError, message_of
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial
+from afclip_runtime.errors import UserError, message_of
 
 GRACE = 60  # seconds that workers have between two steps before they are killed
 STOPS = (signal.SIGINT, *signals.SIGNALS)

@@ -13,8 +13,8 @@ import optuna
 from msgspec import Meta
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_yaml
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_yaml
 
 REMEDY = (
     "A sweep file needs method, metric, parameters, and a command with ${program} and ${args}; see experiments/sweeps/."

@@ -7,7 +7,7 @@ import optuna
 from lightning import Callback, LightningModule, Trainer
 
 from afclip_lightning.engine.app import AnomalyCLI
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 
 class TrialReport(Callback):

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from afclip_lightning.data.limits import check_size
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files.png import write_png
 from afclip_lightning.volumes.find import Source
 from afclip_lightning.volumes.grid import Axis, Cut, Grid
 from afclip_lightning.volumes.opening import open_masks, open_volume
 from afclip_lightning.volumes.volume import Reading, Slices, Volume
 from afclip_lightning.volumes.windows import LIKE_CT, Facts, facts_of, window_of
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files.png import write_png
+from afclip_runtime.images.limits import check_size
 
 SCRATCH = ".scratch"
 AS_IT_IS = Reading()

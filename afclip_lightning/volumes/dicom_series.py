@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afclip_lightning.data.dicom import padding_of
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import open_regular
 from afclip_lightning.volumes.grid import INSTALL, LPS, Grid
 from afclip_lightning.volumes.raw import Raw, free_space, written
 from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import Volume
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import open_regular
+from afclip_runtime.images.dicom import padding_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from afclip_lightning.data.images import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUFFIXES, first_bytes, walk_folders
 from afclip_lightning.data.names import normal_form
-from afclip_lightning.data.reader import DICOM_SUFFIXES, is_dicom
-from afclip_lightning.errors import DatasetError, counted
-from afclip_lightning.files import read_rows
 from afclip_lightning.volumes.dicom_series import Header, read_header
+from afclip_runtime.errors import DatasetError, counted
+from afclip_runtime.files import read_rows
+from afclip_runtime.images.find import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUFFIXES, first_bytes, walk_folders
+from afclip_runtime.images.reader import DICOM_SUFFIXES, is_dicom
 
 MASK_ENDS = re.compile(r"[_.-](?:seg|segmentation|mask|masks|label|labels|gt)$", re.IGNORECASE)
 FIRST_CHANNEL = "_0000"  # what nnU-Net puts behind the name of a volume, and not of its mask

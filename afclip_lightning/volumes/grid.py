@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 
 Axis = Literal["axial", "coronal", "sagittal"]
 AXES: tuple[Axis, ...] = get_args(Axis)

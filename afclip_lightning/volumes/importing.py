@@ -10,8 +10,12 @@ from typing import Any
 
 import msgspec
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import (
+from afclip_lightning.types import Split
+from afclip_lightning.volumes import SLICES
+from afclip_lightning.volumes.cutting import Cutting, VolumeRecord, cut_volume
+from afclip_lightning.volumes.find import Source
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import (
     csv_text,
     parse_json,
     read_json,
@@ -20,10 +24,6 @@ from afclip_lightning.files import (
     write_json_lines,
     write_text,
 )
-from afclip_lightning.types import Split
-from afclip_lightning.volumes import SLICES
-from afclip_lightning.volumes.cutting import Cutting, VolumeRecord, cut_volume
-from afclip_lightning.volumes.find import Source
 
 VOLUMES = "volumes.jsonl"  # a line per volume, as each is done
 SETTINGS = "import.json"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.data.maps import read_map
-from afclip_lightning.errors import UserError
 from afclip_lightning.volumes.cutting import SCRATCH, VolumeRecord, resized
 from afclip_lightning.volumes.nifti import write_nifti
 from afclip_lightning.volumes.raw import Raw, free_space, written
+from afclip_runtime.errors import UserError
+from afclip_runtime.images.maps import read_map
 
 DTYPE = np.dtype("<f4")
 NIFTI = "nifti"  # folder of the maps

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import atomic_path, open_regular
 from afclip_lightning.volumes.grid import INSTALL, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw, free_space, unpack
 from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import NO_CODES, Reading, Volume, grid_from_codes
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import atomic_path, open_regular
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.volumes.dicom_series import open_file, open_series
 from afclip_lightning.volumes.find import Source
 from afclip_lightning.volumes.grid import Grid
@@ -11,6 +10,7 @@ from afclip_lightning.volumes.nifti import open_nifti
 from afclip_lightning.volumes.segmentation import open_segmentation
 from afclip_lightning.volumes.text_headers import open_metaimage, open_nrrd
 from afclip_lightning.volumes.volume import Reading, Volume
+from afclip_runtime.errors import DatasetError
 
 READERS = {"nii": open_nifti, "gz": open_nifti, "nrrd": open_nrrd, "nhdr": open_nrrd}
 READERS |= {"mha": open_metaimage, "mhd": open_metaimage}

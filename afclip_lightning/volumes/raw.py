@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import open_regular
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import open_regular
 
 HELD = 2**22  # voxels that are held at a time
 PART = 2**20

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.volumes.dicom_series import DicomFile, Frame, check_readable, frames_of, pixels
 from afclip_lightning.volumes.grid import LPS, SAME, Grid
 from afclip_lightning.volumes.raw import Raw, free_space
 from afclip_lightning.volumes.volume import Volume
+from afclip_runtime.errors import DatasetError
 
 HALF = 0.5  # share of the largest value from which a fractional segmentation marks a pixel
 

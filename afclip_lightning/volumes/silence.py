@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError
 
 LOGGERS = ("pydicom", "nibabel.global")  # which repeat what they warn of
 

@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from afclip_lightning.data.images import file_inside
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import open_regular
 from afclip_lightning.volumes.grid import INSTALL, LPS, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw, free_space, unpack
 from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import NO_CODES, Reading, Volume, grid_from_codes
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import open_regular
 
 HEADER_LIMIT = 2**20  # bytes
 SPACES = {"right": 1, "left": -1, "anterior": 1, "posterior": -1, "superior": 1, "inferior": -1}

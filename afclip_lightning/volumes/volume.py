@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.volumes.grid import Axis, Cut, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw
+from afclip_runtime.errors import DatasetError
 
 CODES = "RL", "AP", "SI"
 

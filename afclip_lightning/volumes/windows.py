@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 PRESETS = {  # centre and width in HU: Radiopaedia, Windowing (CT), rID 52108; what it gives as a range by its middle
     "brain": (40.0, 80.0),

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.synthesis import DraemSynthesis, ReferenceTextures
-from afclip_lightning.data.images import walk_images
-from afclip_lightning.data.reader import read
+from afclip_runtime.images.find import walk_images
+from afclip_runtime.images.reader import read
 from experiments.real_head.extract import LAYERS, tower
 
 POOL = 40  # normal images of a set that draws are made from

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from afclip_lightning.backbones.presets import PRESETS, Preset
 from afclip_lightning.backbones.sources import MODELS
 from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, VisionTower
-from afclip_lightning.files import write_text
+from afclip_runtime.files import write_text
 
 open_clip.add_model_config(MODELS)
 

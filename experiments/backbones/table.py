@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from afclip_lightning.backbones.presets import PRESETS, Preset
-from afclip_lightning.files import write_text
+from afclip_runtime.files import write_text
 from experiments.backbones.cost import read
 from experiments.pages import with_part
 

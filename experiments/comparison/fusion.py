@@ -21,11 +21,11 @@ from afclip_lightning.benchmark.matrix import QUIET, load_matrix, plan
 from afclip_lightning.benchmark.probe import section
 from afclip_lightning.benchmark.runner import command_line
 from afclip_lightning.benchmark.table import DONE, Done, assemble
-from afclip_lightning.data.images import walk_images
 from afclip_lightning.engine.checkpoint import read_checkpoint
-from afclip_lightning.files import write_json, write_text
 from afclip_lightning.inspection.fuse import fuse as write_fusion
 from afclip_lightning.results import TITLE
+from afclip_runtime.files import write_json, write_text
+from afclip_runtime.images.find import walk_images
 from experiments.pages import table_row
 
 HERE = Path(__file__).parent

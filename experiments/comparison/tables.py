@@ -17,10 +17,10 @@ from afclip_lightning.benchmark.files import read_yaml
 from afclip_lightning.benchmark.matrix import Method, load_matrix
 from afclip_lightning.benchmark.probe import find_method
 from afclip_lightning.benchmark.render import spread
-from afclip_lightning.files import write_text
-from afclip_lightning.files.tables import csv_text, read_rows
 from afclip_lightning.results import MEAN, TITLE
 from afclip_lightning.results.titles import IN_FILES
+from afclip_runtime.files import write_text
+from afclip_runtime.files.tables import csv_text, read_rows
 from experiments.comparison import fusion
 from experiments.methods import table as cost_table
 from experiments.pages import table_row, with_part

@@ -33,8 +33,8 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.datasets.synthetic import Synthetic
-from afclip_lightning.files import write_json
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.files import write_json
 from experiments.methods.benchmark import METHODS
 
 

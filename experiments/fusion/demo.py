@@ -19,9 +19,9 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 
-from afclip_lightning.data.images import walk_images
 from afclip_lightning.inspection.fuse import fuse
 from afclip_lightning.inspection.predictor import load
+from afclip_runtime.images.find import walk_images
 from experiments.adapt.compare import _area, auroc
 from experiments.adapt.extract import rows_of
 from experiments.fusion.compare import RESAMPLES, counts_of

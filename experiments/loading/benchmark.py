@@ -31,10 +31,10 @@ from torch.utils.data import SequentialSampler
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from afclip_lightning.data.dataloader import make_loader
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.data.images import walk_images
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.files import write_json
 from afclip_lightning.types import Sample
+from afclip_runtime.files import write_json
+from afclip_runtime.images.find import walk_images
 
 FORMATS = {"jpg": ("jpg",), "png": ("png",), "mixed": ("png", "jpg")}
 Pass = Callable[[], int]  # walks all images once and returns how many there were

@@ -21,7 +21,7 @@ import yaml
 from afclip_lightning.benchmark.matrix import CELL, Cell, Plan, Step, load_matrix, plan
 from afclip_lightning.benchmark.runner import run_cells
 from afclip_lightning.benchmark.table import assemble
-from afclip_lightning.files import write_text
+from afclip_runtime.files import write_text
 
 CELLS = 200
 CHANGES = Path(__file__).with_name("saving.yaml")

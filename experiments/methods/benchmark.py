@@ -33,7 +33,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.files import write_json
 from afclip_lightning.methods.aaclip import AACLIP
 from afclip_lightning.methods.adaclip import AdaCLIP
 from afclip_lightning.methods.adaptclip import AdaptCLIP
@@ -61,6 +60,7 @@ from afclip_lightning.methods.uniadet import UniADet
 from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.files import write_json
 from experiments.methods import table as cost_table
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.files import write_json
 from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.files import write_json
 
 Step = Callable[[], object]
 

@@ -6,8 +6,8 @@ python -m experiments.methods.table    # writes it into the page
 from collections.abc import Mapping
 from pathlib import Path
 
-from afclip_lightning.files import write_text
-from afclip_lightning.files.tables import csv_text, read_rows
+from afclip_runtime.files import write_text
+from afclip_runtime.files.tables import csv_text, read_rows
 from experiments.pages import table_row, with_part
 
 COSTS = Path(__file__).with_name("cost.csv")

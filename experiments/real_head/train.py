@@ -26,10 +26,10 @@ from torch import Tensor
 from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.engine.factory import build
 from afclip_lightning.engine.interpolation import resolve
-from afclip_lightning.files import read_yaml
 from afclip_lightning.methods.patch_logit import PatchLogit, patch_loss
 from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics
 from afclip_lightning.types import ClipFeatures
+from afclip_runtime.files import read_yaml
 from experiments.real_head.extract import CHUNK
 from experiments.real_head.pictures import ANOMALOUS, UNCLEAR
 

@@ -23,7 +23,7 @@ from afclip_lightning.inspection.submission.encoding import Encoding, resized
 from afclip_lightning.inspection.submission.score import seg_f1
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.metrics.fixed_thresholds import Moments, mean_plus_sd
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.thresholds import is_anomalous
 
 CONFIGS = {
     "PatchRarity": "patch_rarity",
@@ -104,7 +104,7 @@ def _smaller(side: int) -> str:
 
 
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:
-    from afclip_lightning.data.reader import read
+    from afclip_runtime.images.reader import read
 
     return np.zeros(shape, np.uint8) if path is None else read(path, stored=True).region(None).astype(np.uint8)
 

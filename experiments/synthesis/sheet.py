@@ -18,10 +18,11 @@ from PIL import Image
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.synthesis import DraemSynthesis, FolderTextures, ProceduralTextures, ReferenceTextures
-from afclip_lightning.data.images import read_image, walk_images
+from afclip_lightning.data.images import read_image
 from afclip_lightning.datasets.procedural import CATEGORIES, picture
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files import atomic_path
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files import atomic_path
+from afclip_runtime.images.find import walk_images
 
 Pair = tuple[np.ndarray, np.ndarray]  # an image and its reference
 GAP = 4  # pixels between the pictures

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.annotations.matching import ImageFolder
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError
 from tests.support.imports import write_images
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from afclip_lightning.annotations import rle
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 
 MASKS = [
     np.zeros((5, 7), bool),

@@ -14,9 +14,9 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, window_index
 from afclip_lightning.engine.factory import methods
-from afclip_lightning.errors import UserError, WeightsError
 from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
 from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_runtime.errors import UserError, WeightsError
 from tests.reference import dual_path_naive as naive
 from tests.support.architectures import ARCHITECTURES, DEPTH, build_tiny, is_of_timm, is_vision_only, smaller_trunks
 from tests.support.cases import CASES

@@ -14,7 +14,7 @@ from torch import Tensor
 from afclip_lightning.backbones.archives import is_finite, read_torchscript
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.weights import load_vision_weights
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 from tests.support.clips import openai_archive, small_clip, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

@@ -19,7 +19,7 @@ from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from afclip_lightning.backbones.sources import normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.weights import fingerprint, uses_quick_gelu
-from afclip_lightning.errors import UserError, WeightsError
+from afclip_runtime.errors import UserError, WeightsError
 from tests.support.clips import SMALL, TIMM, openai_archive, small_clip, small_config
 
 

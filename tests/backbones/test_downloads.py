@@ -9,7 +9,7 @@ import pytest
 from afclip_lightning.backbones import downloads
 from afclip_lightning.backbones.downloads import download, remote_of
 from afclip_lightning.backbones.sources import Repository
-from afclip_lightning.errors import UserError, WeightsError
+from afclip_runtime.errors import UserError, WeightsError
 from tests.support.hub import Hub, serving
 
 CONTENT = bytes(range(256)) * 400

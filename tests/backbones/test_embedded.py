@@ -13,8 +13,8 @@ from afclip_lightning.backbones.weights import expand_vocabulary
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
-from afclip_lightning.errors import WeightsError
 from afclip_lightning.methods.afclip import AFCLIP
+from afclip_runtime.errors import WeightsError
 
 LAYERS = (2, 4, 6, 8)
 FILE = MODELS / "tiny-8-112.safetensors"

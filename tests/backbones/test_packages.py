@@ -19,7 +19,7 @@ from afclip_lightning.backbones import packages
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.packages import SHIPPED, read_package
 from afclip_lightning.backbones.weights import load_vision_weights
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 from tests.support import REPOSITORY
 
 WIDTH, BLOCKS, SIDE, PATCH = 8, 2, 4, 2

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torchvision import transforms as tv
 
-from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, place
-from afclip_lightning.backbones.spec import Interpolation, Resize
-from afclip_lightning.types import ImageSize, height_and_width
+from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from afclip_runtime.types import ImageSize, height_and_width
+from afclip_runtime.views.frame import Interpolation, Resize, place
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (28, 28), (301, 517)])

@@ -7,7 +7,7 @@ import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
 from afclip_lightning.backbones.presets import COUNTED_MB, PRESETS, Preset, preset
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 TIMM = "timm:"
 VISION_TOWERS = {  # the same weights as timm lists them, with a licence

@@ -15,7 +15,7 @@ from afclip_lightning.backbones.layouts import converted
 from afclip_lightning.backbones.recognise import recognise
 from afclip_lightning.backbones.sources import MODELS
 from afclip_lightning.backbones.weights import load_vision_weights, load_weights
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 from tests.support.clips import openai_archive, small_clip, small_config
 
 State = dict[str, Tensor]

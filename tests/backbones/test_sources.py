@@ -13,7 +13,7 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from afclip_lightning.backbones.sources import Repository, find_hub_file, normalisation_of, repository_of
 from afclip_lightning.backbones.weights import load_vision_weights, uses_quick_gelu
-from afclip_lightning.errors import WeightsError
+from afclip_runtime.errors import WeightsError
 from tests.support.clips import TIMM, small_clip, small_config
 from tests.support.hub import Hub, serving
 

@@ -22,8 +22,8 @@ from afclip_lightning.backbones.store_files import checksum, feature_files, imag
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import methods
-from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.types import ClipFeatures
+from afclip_runtime.errors import DatasetError, UserError
 from tests.support import REPOSITORY
 from tests.support.cases import KEPT, command_line
 from tests.support.clips import small_config

@@ -10,9 +10,9 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.tokenizers import NEEDED, Tokenizer, load_tokenizer
-from afclip_lightning.errors import UserError, WeightsError
 from afclip_lightning.prompts.category import CategoryPrompts
 from afclip_lightning.prompts.learner import DeepTokens, ObjectPrompts, StatePrompts, nearest_words
+from afclip_runtime.errors import UserError, WeightsError
 from tests.support.clips import small_config
 from tests.support.tokenizers import SIZE, tokenizer_folder
 

@@ -11,7 +11,7 @@ from afclip_lightning.benchmark.matrix import Matrix, Method, Plan, Transfer, lo
 from afclip_lightning.benchmark.render import NONE, measured
 from afclip_lightning.benchmark.table import Measurement
 from afclip_lightning.cli import benchmark
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 from tests.support import REPOSITORY
 
 MATRIX = """

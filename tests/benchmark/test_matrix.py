@@ -13,7 +13,7 @@ import yaml
 
 from afclip_lightning.benchmark.matrix import CELL, Plan, load_matrix, plan
 from afclip_lightning.engine.factory import methods
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 from tests.support import REPOSITORY
 from tests.support.layouts.mvtec import write_mvtec
 

@@ -21,7 +21,7 @@ from afclip_lightning.benchmark.render import (
     paper_tables,
 )
 from afclip_lightning.benchmark.table import Measurement
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "experiments/published"
 PUBLISHED = load_published(FOLDER)

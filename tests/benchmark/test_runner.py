@@ -18,7 +18,7 @@ from filelock import FileLock
 from afclip_lightning.benchmark import runner, table
 from afclip_lightning.benchmark.runner import run_cells
 from afclip_lightning.benchmark.table import assemble
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 from tests.support import REPOSITORY
 from tests.support.fake_cells import cell, run
 

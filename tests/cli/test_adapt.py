@@ -17,10 +17,10 @@ from afclip_lightning.cli.inspect import main as inspect
 from afclip_lightning.heads.file import read_head_file
 from afclip_lightning.inspection import adapt as inspection_adapt
 from afclip_lightning.inspection import fit_head
-from afclip_lightning.inspection.calibration import Calibration
 from afclip_lightning.inspection.export import export
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.inspection.calibration import Calibration
 from tests.support.small_head import BACKBONE, MODEL_OPTIONS, picture, write_head, write_pictures
 
 NEIGHBOURS = ["--checkpoint", "NearestNeighbours", *MODEL_OPTIONS, "--model.layers=[2,4]"]

@@ -14,9 +14,9 @@ import tifffile
 from PIL import Image
 
 from afclip_lightning.cli.evaluate import main
-from afclip_lightning.data.maps import read_map
 from afclip_lightning.inspection.saved_maps import pair_maps
 from afclip_lightning.metrics import AnomalyMetrics
+from afclip_runtime.images.maps import read_map
 
 
 def save(path: Path, values: np.ndarray) -> np.ndarray:

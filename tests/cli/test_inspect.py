@@ -21,13 +21,13 @@ from afclip_lightning import __version__, load
 from afclip_lightning.cli import calibrate, evaluate
 from afclip_lightning.cli import inspect as command
 from afclip_lightning.cli.model_options import split_model_arguments
-from afclip_lightning.data.maps import read_map
 from afclip_lightning.engine.factory import Backbones
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import only_writer
-from afclip_lightning.inspection.calibration import Calibration
-from afclip_lightning.inspection.inputs import Input, count_left_out, find_inputs
-from afclip_lightning.inspection.table import Table
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import only_writer
+from afclip_runtime.images.maps import read_map
+from afclip_runtime.inspection.calibration import Calibration
+from afclip_runtime.inspection.inputs import Input, count_left_out, find_inputs
+from afclip_runtime.inspection.table import Table
 from tests.support.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 
 Row = dict[str, Any]

@@ -15,8 +15,8 @@ import afclip_lightning.cli
 from afclip_lightning import __main__
 from afclip_lightning.backbones.store_files import SPEC_FILE, statement
 from afclip_lightning.cli import evaluate, verbs
-from afclip_lightning.cli.parser import RENAMED, with_new_names
 from afclip_lightning.metrics.pro import DEFINITIONS
+from afclip_runtime.cli.parser import RENAMED, with_new_names
 from tests.support.layouts.mvtec import write_mvtec
 from tests.support.options import options_of
 from tests.support.run_folders import write_run

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning.components.memory import KEPT, MemoryBank
-from afclip_lightning.errors import CheckpointError
+from afclip_runtime.errors import CheckpointError
 from tests.reference.neighbours_naive import half_cosine_distance
 
 KEY = ("d", "a")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from afclip_lightning.components.scoring import similarity_logits, upsample_and_smooth
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 from tests.support.rounding import UNIT
 
 

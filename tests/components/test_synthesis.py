@@ -23,8 +23,8 @@ from afclip_lightning.components.synthesis import (
     generator_of,
     perlin_noise,
 )
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
 from tests.support import REPOSITORY
 
 SIZES = [((240, 240), 16), ((518, 518), 14), ((70, 82), 14)]

@@ -14,8 +14,8 @@ from afclip_lightning.data.dataloader import make_loader
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import HEIGHT, WIDTH, write_image, write_mask
 from tests.support.layouts.mvtec import write_mvtec
 

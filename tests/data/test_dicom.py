@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afclip_lightning.data.images import list_images, read_image, read_mask
-from afclip_lightning.data.reader import read, read_shape
-from afclip_lightning.errors import DatasetError
+from afclip_lightning.data.images import read_image, read_mask
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_images
+from afclip_runtime.images.reader import read, read_shape
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -10,11 +10,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from afclip_lightning.data.images import image_size, list_images, read_image, read_mask, upright_shape
-from afclip_lightning.data.limits import MAX_PIXELS
+from afclip_lightning.data.images import image_size, read_image, read_mask, upright_shape
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_images
+from afclip_runtime.images.limits import MAX_PIXELS
 from tests.support.layouts import HEIGHT, WIDTH, write_image
 from tests.support.layouts.mvtec import write_mvtec
 

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.metrics import region_areas
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image
 from tests.support.layouts.mvtec import write_mvtec
 

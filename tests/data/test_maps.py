@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from afclip_lightning.data.maps import read_map, write_map
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.maps import read_map, write_map
 
 MAP = np.random.default_rng(0).random((6, 9))
 

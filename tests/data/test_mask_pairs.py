@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.images import list_folders, list_images, pair_masks
+from afclip_lightning.data.images import pair_masks
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_folders, list_images
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.mvtec import write_mvtec
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from afclip_lightning.data.images import read_mask, read_mask_of
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.files.png import write_png
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.files.png import write_png
 
 
 def test_a_folder_of_masks_marks_what_any_marks(tmp_path: Path) -> None:

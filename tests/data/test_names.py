@@ -20,7 +20,7 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.engine.app import main as run
-from afclip_lightning.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.listing import write_meta
 from tests.support.layouts.mvtec import write_mvtec

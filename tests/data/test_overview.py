@@ -14,7 +14,7 @@ from afclip_lightning.data.thumbnails import SIDE, close_up, outline_of
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.datasets.table import Table
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.parts import Parts, save
 
 

@@ -13,7 +13,7 @@ from afclip_lightning.data import archive
 from afclip_lightning.datasets.btad import BTAD
 from afclip_lightning.datasets.kolektor import KolektorSDDThirds
 from afclip_lightning.datasets.medical import Medical
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.btad import write_btad
 from tests.support.layouts.kolektor import write_kolektor
 from tests.support.layouts.medical import write_medical

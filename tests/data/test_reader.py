@@ -14,15 +14,15 @@ import tifffile
 from PIL import Image, ImageDraw
 
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.data import reader
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.images import image_size, read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.picture import NEARLY_BLACK, upright
-from afclip_lightning.data.reader import SEVERAL_FRAMES, read
-from afclip_lightning.data.tiff import SEVERAL
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images import reader
+from afclip_runtime.images.picture import NEARLY_BLACK, upright
+from afclip_runtime.images.reader import SEVERAL_FRAMES, read
+from afclip_runtime.images.tiff import SEVERAL
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(48, 0)
 BYTES = (RAMP >> 8).astype(np.uint8)

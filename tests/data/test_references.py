@@ -18,8 +18,8 @@ from afclip_lightning.data.sampling import GroupedSampler
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.callbacks.data_record import DataRecord
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image
 from tests.support.layouts.mvtec import write_mvtec
 

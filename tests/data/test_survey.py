@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.data.images import list_images, other_files, say_others, survey, walk_images
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import list_images, other_files, say_others, survey, walk_images
 from tests.support.layouts import write_image
 
 DICOM = bytes(128) + b"DICM"

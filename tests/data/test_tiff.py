@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from afclip_lightning.data.images import read_image
-from afclip_lightning.data.picture import upright
-from afclip_lightning.data.reader import read, read_shape
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.picture import upright
+from afclip_runtime.images.reader import read, read_shape
 
 ANY = settings(max_examples=60, deadline=None, derandomize=True)
 COMPRESSIONS = st.sampled_from([None, "zlib", "lzw", "packbits", "zstd"])

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from afclip_lightning.backbones.preprocess import Preprocess, place
-from afclip_lightning.backbones.spec import Resize
+from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.data.tiles import MAX_VIEWS, Axis, Layout, resize_map
-from afclip_lightning.errors import UserError
-from afclip_lightning.types import Fit, ImageSize, Tiling, height_and_width
+from afclip_runtime.errors import UserError
+from afclip_runtime.types import Fit, ImageSize, Tiling, height_and_width
+from afclip_runtime.views.frame import Resize, place
+from afclip_runtime.views.tiles import MAX_VIEWS, Axis, Layout, resize_map
 
 SIZE = 32
 TILINGS = [
@@ -48,7 +48,7 @@ def merged(layout: Layout, maps: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("tiling", "rule"), SEEN, ids=str)
 def test_every_pixel_counts_once(tiling: Tiling, shape: tuple[int, int], frame: ImageSize, rule: Resize) -> None:
-    layout = Layout(*shape, tiling, Preprocess(frame, rule=rule))
+    layout = Layout(*shape, tiling, Preprocess(frame, rule=rule).frame)
     views = [layout.cut(picture(*shape), view) for view in range(len(layout))]
     assert {(view.shape, view.dtype) for view in views} == {((*height_and_width(frame), 3), np.dtype(np.uint8))}
     anomaly_map = merged(layout, [np.full(height_and_width(frame), 0.7, np.float32)] * len(layout))
@@ -62,7 +62,7 @@ def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, 
     """A backbone whose map is the picture itself gives the picture again."""
     ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1]))
     image = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2)
-    layout = Layout(*shape, tiling, Preprocess(frame))
+    layout = Layout(*shape, tiling, Preprocess(frame).frame)
     seen = [layout.cut(image, view)[..., 0].astype(np.float32) for view in range(len(layout))]
     assert np.abs(merged(layout, seen) - ramp).max() < 8  # pixels are rounded, and the ends of a resized ramp flat
 
@@ -75,7 +75,7 @@ def test_a_spot_is_found_where_it_is(
 ) -> None:
     """What a tower of patches says of a bright spot has its centre within half a patch of the spot's."""
     patch, preprocess = 7, Preprocess(frame, rule=rule)
-    layout = Layout(*shape, tiling, preprocess)
+    layout = Layout(*shape, tiling, preprocess.frame)
     seen_as = "pad" if tiling.fit == "pad" else rule
     left, top, right, bottom = place(seen_as, *shape, frame)
     across, down = (right - left) / shape[1], (bottom - top) / shape[0]  # pixels of the frame per pixel of the image

@@ -14,7 +14,7 @@ from afclip_lightning.data.dataset import AnomalyDataset, PixelCache
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.clips import small_config
 from tests.support.commands import arguments
 from tests.support.layouts import write_image, write_mask

@@ -18,8 +18,8 @@ from afclip_lightning.data.training import training_loader
 from afclip_lightning.datasets.btad import BTAD
 from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.btad import write_btad
 from tests.support.layouts.medical import write_medical
 from tests.support.layouts.mvtec import write_mvtec

@@ -12,9 +12,9 @@ from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.cli.model_options import white_of
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.white import LOOKED_AT, white_from_text, white_value
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
+from afclip_runtime.images.white import LOOKED_AT, white_from_text, white_value
 from tests.support.layouts.mvtec import write_mvtec
 
 
@@ -50,7 +50,7 @@ def test_auto_is_the_bits_that_a_set_uses(highest: int, value: int, tmp_path: Pa
 
 
 def test_auto_looks_at_a_bounded_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from afclip_lightning.data import white
+    from afclip_runtime.images import white
 
     seen: list[Path] = []
     real = white.read

@@ -10,7 +10,7 @@ from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.visa import VisA
-from afclip_lightning.errors import DatasetError, DatasetNotFoundError
+from afclip_runtime.errors import DatasetError, DatasetNotFoundError
 from tests.support.layouts import write_image
 from tests.support.layouts.btad import write_btad
 from tests.support.layouts.medical import write_medical

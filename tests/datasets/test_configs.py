@@ -25,7 +25,7 @@ from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.datasets.volumes import Volumes
 from afclip_lightning.discovery import descendants, import_submodules
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 
 import_submodules(afclip_lightning.datasets)
 

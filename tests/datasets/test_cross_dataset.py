@@ -20,8 +20,8 @@ from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.medical import Medical
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.btad import write_btad
 from tests.support.layouts.medical import write_medical
 from tests.support.layouts.mvtec import write_mvtec

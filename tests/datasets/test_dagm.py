@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.datasets.dagm import DAGM
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.dagm import write_dagm
 
 

@@ -12,7 +12,7 @@ from afclip_lightning.datasets.mvtec_ad_2 import MVTecAD2
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image
 from tests.support.layouts.listing import entries, write_meta
 from tests.support.layouts.mvtec import write_mvtec

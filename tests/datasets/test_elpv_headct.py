@@ -7,7 +7,7 @@ import pytest
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.datasets.elpv import ELPV
 from afclip_lightning.datasets.headct import HeadCT
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image
 from tests.support.layouts.tables import write_elpv, write_headct
 

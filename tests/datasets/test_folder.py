@@ -6,8 +6,8 @@ import pytest
 
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN
+from afclip_runtime.errors import DatasetError
 from tests.support.clips import small_config
 from tests.support.commands import arguments
 from tests.support.layouts import write_image, write_mask

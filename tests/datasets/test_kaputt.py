@@ -8,7 +8,7 @@ import pytest
 
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.kaputt import Kaputt
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image
 from tests.support.layouts.kaputt import ROWS, Row, write_kaputt, write_table
 

@@ -37,7 +37,7 @@ from afclip_lightning.datasets.real_iad import RealIAD
 from afclip_lightning.datasets.visa import VisA
 from afclip_lightning.datasets.volumes import Volumes
 from afclip_lightning.discovery import import_submodules
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.bmad import write_bmad
 from tests.support.layouts.btad import write_btad

@@ -8,7 +8,7 @@ import pytest
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.datasets.listing import Listing
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.listing import entries, write_json_lines, write_meta
 

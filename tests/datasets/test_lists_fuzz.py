@@ -13,7 +13,7 @@ from afclip_lightning.datasets.headct import HeadCT
 from afclip_lightning.datasets.listing import Listing
 from afclip_lightning.datasets.table import Table
 from afclip_lightning.datasets.visa import VisA
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image
 from tests.support.layouts.listing import write_json_lines, write_meta
 from tests.support.layouts.tables import write_elpv, write_headct

@@ -8,7 +8,7 @@ from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.kolektor import KolektorSDD2
 from afclip_lightning.datasets.mvtec_3d import MVTec3D
 from afclip_lightning.datasets.visa import VisA
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image, write_mask
 from tests.support.layouts.kolektor import write_kolektor_2
 from tests.support.layouts.mvtec_3d import write_mvtec_3d

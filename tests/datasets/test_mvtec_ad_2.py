@@ -8,8 +8,8 @@ from afclip_lightning.datasets.catalogue import check
 from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.mvtec_ad_2 import MVTecAD2
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import UNKNOWN
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.mvtec import write_mvtec
 from tests.support.layouts.mvtec_ad_2 import write_mvtec_ad_2
 

@@ -8,7 +8,7 @@ import pytest
 
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.real_iad import RealIAD
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.real_iad import write_real_iad
 
 

@@ -15,8 +15,8 @@ from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.images import read_mask
 from afclip_lightning.datasets.mvtec_loco import MVTecLOCO
 from afclip_lightning.datasets.saturated_layout import SaturatedLayout
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import HEIGHT, WIDTH, write_image
 from tests.support.layouts.loco import CONFIG, KINDS, write_defect, write_loco
 

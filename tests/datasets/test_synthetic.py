@@ -24,7 +24,7 @@ from afclip_lightning.datasets.procedural import (
     render,
 )
 from afclip_lightning.datasets.synthetic import SYNTHETIC_TEST, SYNTHETIC_TRAIN, Synthetic
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 
 SMALL: dict[str, Any] = {"image_size": 64, "train_normal": 2, "test_normal": 2, "test_anomalous": 7, "num_workers": 0}
 PAIRS = [(category, kind) for category, product in CATEGORIES.items() for kind in product.defects]

@@ -7,7 +7,7 @@ import pytest
 
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.table import Table
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts import write_image, write_mask
 
 LINES = [

@@ -12,7 +12,7 @@ from afclip_lightning.data.images import read_mask
 from afclip_lightning.datasets.aitex import AITEX
 from afclip_lightning.datasets.kolektor import KolektorSDD, KolektorSDDThirds
 from afclip_lightning.datasets.tiled_layout import TiledLayout, complete_folder, hold_out
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
 from tests.support.layouts.aitex import write_aitex
 from tests.support.layouts.kolektor import DEFECT, HEIGHT, write_kolektor, write_kolektor_split
 

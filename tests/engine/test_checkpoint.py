@@ -16,7 +16,7 @@ import torch
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.checkpoint import read_checkpoint
 from afclip_lightning.engine.factory import load_head
-from afclip_lightning.errors import CheckpointError, UserError
+from afclip_runtime.errors import CheckpointError, UserError
 from tests.support.small_head import write_head
 
 

@@ -9,9 +9,9 @@ from lightning import seed_everything
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import backbone_key, build, load_head, method_class, methods
-from afclip_lightning.errors import CheckpointError, UserError
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.errors import CheckpointError, UserError
 from tests.support.commands import arguments
 
 BACKBONE = {"model": "tiny-8-112", "weights": "embedded", "image_size": 112}

@@ -11,7 +11,7 @@ import yaml
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import load_head
 from afclip_lightning.engine.interpolation import resolve
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 CONFIG = """
 model: {class_path: AFCLIP, init_args: {temperature: 0.3, map_sigma: "${model.init_args.temperature}"}}

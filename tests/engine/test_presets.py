@@ -11,7 +11,7 @@ from afclip_lightning.backbones.presets import PRESETS, Preset
 from afclip_lightning.engine import app
 from afclip_lightning.engine.factory import load_head, method_class
 from afclip_lightning.engine.presets import fill_in, tap_arguments, with_presets
-from afclip_lightning.errors import UserError
+from afclip_runtime.errors import UserError
 
 TINY = Preset("tiny", "tiny-8-112", "embedded", 112, 112, 8, (2, 4, 6, 8), "mit", None, layers_from="")
 OTHER = {"model": "ViT-L-14-336", "weights": "openai", "image_size": 518, "vision_weights": "old.safetensors"}

@@ -12,9 +12,9 @@ import yaml
 
 from afclip_lightning.engine import run_folder
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
-from afclip_lightning.errors import CheckpointError
-from afclip_lightning.files import only_writer
 from afclip_lightning.heads import ready
+from afclip_runtime.errors import CheckpointError
+from afclip_runtime.files import only_writer
 from tests.support.small_run import run, write_small_run
 
 

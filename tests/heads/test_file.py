@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.checkpoint import head_in, read_checkpoint
 from afclip_lightning.engine.factory import load_head
-from afclip_lightning.errors import CheckpointError, UserError
-from afclip_lightning.heads.card import Card, DefaultThreshold, DefaultThresholds, Measured, TrainedOn, read_card
+from afclip_lightning.heads.card import Card, Measured, TrainedOn, read_card
 from afclip_lightning.heads.file import ENTRY, is_head_file, read_head_card, read_head_file, write_head_file
 from afclip_lightning.heads.pack import pack, read_head
+from afclip_runtime.errors import CheckpointError, UserError
+from afclip_runtime.thresholds import DefaultThreshold, DefaultThresholds
 from tests.support.small_head import write_head
 
 CARD = Card(

@@ -9,12 +9,12 @@ import pytest
 from afclip_lightning import load
 from afclip_lightning.cli import calibrate, export, head, serve
 from afclip_lightning.cli import inspect as inspect_command
-from afclip_lightning.cli.parser import Command
 from afclip_lightning.engine.factory import Backbones
-from afclip_lightning.errors import UserError
 from afclip_lightning.heads import ready
 from afclip_lightning.inspection.predictor import Predictor
-from afclip_lightning.types import Tiling
+from afclip_runtime.cli.parser import Command
+from afclip_runtime.errors import UserError
+from afclip_runtime.types import Tiling
 from tests.support.ready_model import NAME, PIXEL_THRESHOLD, THRESHOLD, use, write_ready
 from tests.support.small_head import picture, write_pictures
 

@@ -20,8 +20,6 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.cli import head
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import Backbones, backbone_key, load_head, method_class
-from afclip_lightning.errors import CheckpointError, UserError
-from afclip_lightning.files import read_yaml
 from afclip_lightning.heads.card import Card, TrainedOn
 from afclip_lightning.heads.file import read_head_file
 from afclip_lightning.heads.foreign import TAPS, find_released, formats, read_released
@@ -29,6 +27,8 @@ from afclip_lightning.heads.importing import import_head
 from afclip_lightning.heads.pack import read_head
 from afclip_lightning.heads.released import afclip
 from afclip_lightning.types import Batch, Sample
+from afclip_runtime.errors import CheckpointError, UserError
+from afclip_runtime.files import read_yaml
 from tests.support import REPOSITORY
 from tests.support.commands import arguments, table
 from tests.support.golden_case import KEY

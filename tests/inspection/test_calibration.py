@@ -9,8 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from afclip_lightning.errors import CheckpointError, DatasetError, UserError
-from afclip_lightning.inspection.calibration import (
+from afclip_runtime.errors import CheckpointError, DatasetError, UserError
+from afclip_runtime.inspection.calibration import (
     Calibration,
     PixelTail,
     Threshold,
@@ -23,7 +23,7 @@ from afclip_lightning.inspection.calibration import (
     place_of,
     probability,
 )
-from afclip_lightning.inspection.stream import keep
+from afclip_runtime.inspection.stream import keep
 
 
 def drawn(n: int, seed: int = 0) -> np.ndarray:

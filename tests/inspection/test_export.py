@@ -14,9 +14,9 @@ from PIL import Image
 
 from afclip_lightning import load
 from afclip_lightning.cli.export import main
-from afclip_lightning.errors import UserError
 from afclip_lightning.inspection import export as graph
 from afclip_lightning.inspection.predictor import Predictor
+from afclip_runtime.errors import UserError
 from tests.support.small_models import SIZE, write_head
 
 pytestmark = pytest.mark.slow

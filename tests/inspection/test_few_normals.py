@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from afclip_lightning.errors import DatasetError
-from afclip_lightning.inspection.calibration import from_normals
 from afclip_lightning.inspection.few_normals import from_held_out, promise, unlike_the_rest
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.inspection.calibration import from_normals
 
 
 @pytest.mark.parametrize("count", [2, 4, 7])

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.errors import UserError
 from afclip_lightning.inspection import fit_head
 from afclip_lightning.inspection.fit_head import Drawn, check, draw, fit
 from afclip_lightning.methods.patch_logit import PatchLogit
 from afclip_lightning.methods.winclip import WinCLIP
+from afclip_runtime.errors import UserError
 from tests.support.small_head import picture
 
 

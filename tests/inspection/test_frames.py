@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from afclip_lightning import load
-from afclip_lightning.backbones.spec import Resize
 from afclip_lightning.cli import inspect
 from afclip_lightning.components.scoring import upsample
 from afclip_lightning.inspection.export import export
-from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Tiling
+from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.frame import Resize
 from tests.support.small_models import write_head
 from tests.support.small_run import run, write_small_run
 

@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import HTTPException
 
 from afclip_lightning import load
-from afclip_lightning.inspection import connections, intake
-from afclip_lightning.inspection.intake import file_of_form
-from afclip_lightning.inspection.server import Limits, create_app
+from afclip_runtime.serving import connections, intake
+from afclip_runtime.serving.intake import file_of_form
+from afclip_runtime.serving.server import Limits, create_app
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
 

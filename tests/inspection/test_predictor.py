@@ -1,7 +1,5 @@
 """Models for one's own images: the numbers of the test loop, in the image's own frame, whatever the batch."""
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +13,17 @@ from torch.testing import assert_close
 from afclip_lightning import load
 from afclip_lightning.data.collate import Collate
 from afclip_lightning.data.dataset import AnomalyDataset
-from afclip_lightning.data.picture import NEARLY_BLACK
-from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.factory import Backbones, load_head
-from afclip_lightning.errors import CheckpointError, DatasetError, UserError
-from afclip_lightning.inspection import views
-from afclip_lightning.inspection.calibration import Calibration, Threshold
-from afclip_lightning.inspection.folder import save_pictures
 from afclip_lightning.inspection.predictor import Predictor, calibration_path
-from afclip_lightning.inspection.verdict import Inspection
-from afclip_lightning.types import UNKNOWN, Batch, Sample, Tiling
+from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_runtime.errors import CheckpointError, DatasetError, UserError
+from afclip_runtime.images.picture import NEARLY_BLACK
+from afclip_runtime.inspection.calibration import Calibration, Threshold
+from afclip_runtime.inspection.folder import save_pictures
+from afclip_runtime.inspection.verdict import Inspection
+from afclip_runtime.types import Tiling
+from afclip_runtime.views import decoding
+from afclip_runtime.views.tiles import resize_map
 from tests.support.small_head import ARGUMENTS, picture, write_head, write_pictures
 
 BACKBONES: Backbones = {}
@@ -131,11 +130,14 @@ def test_overlays_without_calibration_say_so(tmp_path: Path) -> None:
     assert "comment" not in Image.open(tmp_path / "overlays/shared.jpg").info
 
 
-@pytest.mark.slow
-def test_a_killed_loader_process_is_told(head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "pixels_and_remarks", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(UserError, match="a loader process was killed"):
-        list(model_of(head).stream([picture(8, 8)], num_workers=1))
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_a_decoder_runs_into_comes_through(head: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "pixels_and_remarks", full)
+    with pytest.raises(MemoryError):
+        list(model_of(head).stream([picture(8, 8)] * 9, num_workers))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 20000)])

@@ -26,9 +26,9 @@ from fastapi.testclient import TestClient
 
 from afclip_lightning import load
 from afclip_lightning.cli.serve import main
-from afclip_lightning.inspection.calibration import Calibration, Threshold, from_normals
 from afclip_lightning.inspection.predictor import Predictor
-from afclip_lightning.inspection.server import Limits, Service, create_app
+from afclip_runtime.inspection.calibration import Calibration, Threshold, from_normals
+from afclip_runtime.serving.server import Limits, Service, create_app
 from tests.support.ready_model import CARD, PIXEL_THRESHOLD, THRESHOLD, write_ready
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
@@ -174,7 +174,8 @@ def test_twenty_at_once_lose_nothing_and_more_than_the_queue_are_told(
     with client_of(model) as client, ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda body: client.post("/api/inspect", content=body), images))
     assert [answer.status_code for answer in answers] == [200] * 20
-    assert [answer.json()["score"] for answer in answers] == pytest.approx(wanted)
+    scores = [answer.json()["score"] for answer in answers]
+    assert scores == pytest.approx(wanted, rel=1e-5)  # alone and in batches: float32, 1.2e-6 seen on a Zen 4
 
     release, inspect = threading.Event(), Service.inspect
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afclip_lightning.inspection.stream import FEWEST, difference, keep
+from afclip_runtime.inspection.stream import FEWEST, difference, keep
 
 
 def drawn(n: int, seed: int, shift: float = 0.0) -> np.ndarray:

@@ -14,11 +14,11 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from afclip_lightning.datasets.mvtec_ad_2 import PRIVATE, MVTecAD2
-from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.submission.check import check
 from afclip_lightning.inspection.submission.encoding import LARGEST, Encoding, resized
 from afclip_lightning.inspection.submission.layout import Item, items_of
 from afclip_lightning.inspection.submission.score import seg_f1
+from afclip_runtime.errors import UserError
 from tests.support.layouts import HEIGHT, WIDTH
 from tests.support.layouts.mvtec_ad_2 import write_mvtec_ad_2
 

@@ -8,7 +8,6 @@ import pytest
 from afclip_lightning.datasets.mvtec import MVTecAD
 from afclip_lightning.datasets.synthetic import Synthetic
 from afclip_lightning.datasets.visa import VisA
-from afclip_lightning.errors import UserError
 from afclip_lightning.knowledge.base import (
     MAX_TOKENS,
     bases,
@@ -20,6 +19,7 @@ from afclip_lightning.knowledge.base import (
     load_provenance,
     render_base,
 )
+from afclip_runtime.errors import UserError
 
 DATASETS = {"mvtec": MVTecAD, "synthetic": Synthetic, "visa": VisA}
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from afclip_lightning.__main__ import main as command_line
 from afclip_lightning.cli.knowledge import main
-from afclip_lightning.errors import UserError
 from afclip_lightning.knowledge import builder, chat
 from afclip_lightning.knowledge.base import load_image_sentences, load_knowledge, load_provenance
 from afclip_lightning.knowledge.builder import ATTEMPTS, parse_list, parse_sentence
 from afclip_lightning.knowledge.chat import ChatServer
+from afclip_runtime.errors import UserError
 
 KEY = "sk-secret/0123456789"
 Reply = Callable[[BaseHTTPRequestHandler], None]

@@ -17,10 +17,10 @@ from afclip_lightning.backbones.attention import value_block
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.adapters import ResidualAdapter
 from afclip_lightning.components.scoring import blur
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.aaclip import AACLIP
 from afclip_lightning.prompts.templates import AACLIP_ABNORMAL, AACLIP_TEMPLATES
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import DatasetError
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, score, take, trainer_of
 from tests.support.rounding import float64

@@ -12,9 +12,9 @@ import torch
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.clustering import ROUNDS, k_means
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import CheckpointError
 from afclip_lightning.methods.adaclip import AdaCLIP, Fusion
 from afclip_lightning.prompts.hybrid import HybridTokens, PromptedBlocks
+from afclip_runtime.errors import CheckpointError
 from tests.reference import adaclip_naive as naive
 from tests.support.architectures import build_tiny
 from tests.support.clips import small_config

@@ -17,9 +17,9 @@ from afclip_lightning.components.batch_norm import SharedBatchNorm
 from afclip_lightning.components.memory import MemoryBank
 from afclip_lightning.components.prompt_images import PromptImages
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.adaptclip import AdaptCLIP, harmonic_mean
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, fit_noise, score, take, train_step, trainer_of, with_prompts
 

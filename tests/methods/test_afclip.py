@@ -14,9 +14,9 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.unit_tokens import JoinedEnding, JoinedTokens
 from afclip_lightning.data.dataloader import AnomalyLoader
-from afclip_lightning.errors import CheckpointError, DatasetError, TrainingError
 from afclip_lightning.methods.afclip import AFCLIP
 from afclip_lightning.types import Batch, ClipFeatures
+from afclip_runtime.errors import CheckpointError, DatasetError, TrainingError
 from tests.support.clips import SMALL, small_config
 from tests.support.methods import TextCalls, batch_of, data_of, saved, score, train_step, trainer_of
 from tests.support.rounding import float64

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.foreground import first_component, foreground
 from afclip_lightning.components.retrieval import nearest
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.anomalydino import AnomalyDINO, batched_distances
 from afclip_lightning.types import AnomalyPrediction
+from afclip_runtime.errors import DatasetError
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, fit_noise, score, trainer_of
 

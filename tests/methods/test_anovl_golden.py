@@ -14,9 +14,10 @@ from torch import Tensor
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import anomaly_probability, pool_and_upsample
 from afclip_lightning.components.test_time import BatchAdapters
-from afclip_lightning.data.tiles import Layout
 from afclip_lightning.methods.anovl import AnoVL, augmented_views
-from afclip_lightning.types import Batch, Sample, Tiling
+from afclip_lightning.types import Batch, Sample
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.tiles import Layout
 from tests.support.recipe import GOLDEN
 from tests.support.recipe_baselines import image, make_backbone, value
 from tests.support.rounding import Check, compare

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.errors import CheckpointError, DatasetError
 from afclip_lightning.methods.aprilgan import APRILGAN
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import CheckpointError, DatasetError
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, saved, score, take, train_step, trainer_of, with_masks
 

@@ -15,9 +15,9 @@ from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import pool_and_upsample
 from afclip_lightning.components.synthesis import DraemSynthesis, ReferenceTextures
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.dual_image import DualImageCLIP
 from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_runtime.errors import DatasetError
 from tests.reference import dual_image_naive as naive
 from tests.support.clips import SMALL, small_config
 from tests.support.layouts import write_image

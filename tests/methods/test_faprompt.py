@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.errors import CheckpointError
 from afclip_lightning.methods.anomalyclip import AnomalyCLIP
 from afclip_lightning.methods.faprompt import FAPrompt
+from afclip_runtime.errors import CheckpointError
 from tests.reference import faprompt_naive as naive
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, saved, score, take

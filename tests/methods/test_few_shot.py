@@ -8,8 +8,8 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine.factory import methods
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.base import AnomalyMethod
+from afclip_runtime.errors import DatasetError
 from tests.support.cases import CASES
 from tests.support.methods import batch_of, fit_noise, score
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.fusion import Fusion
 from afclip_lightning.methods.head_with_memory import HeadWithMemory
+from afclip_runtime.errors import DatasetError, UserError
 from tests.support.layouts import write_image
 from tests.support.methods import batch_of, data_of, fit_noise, score, take, trainer_of
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.errors import UserError
 from afclip_lightning.methods.head_with_memory import HeadWithMemory
 from afclip_lightning.methods.patch_rarity import PatchRarity
+from afclip_runtime.errors import UserError
 from tests.support.methods import batch_of, fit_noise, score, take
 
 LAYERS = (2, 5)

@@ -21,11 +21,11 @@ from afclip_lightning.components.scoring import upsample_and_smooth
 from afclip_lightning.data.dataloader import AnomalyLoader
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.errors import CheckpointError, UserError
 from afclip_lightning.knowledge.base import knowledge_digest, load_knowledge
 from afclip_lightning.knowledge.describe import describe_anomaly
 from afclip_lightning.methods.kanoclip import KAnoCLIP
 from afclip_lightning.types import Batch
+from afclip_runtime.errors import CheckpointError, UserError
 from tests.reference import kanoclip_naive as naive
 from tests.support.cases import KNOWLEDGE
 from tests.support.clips import small_config

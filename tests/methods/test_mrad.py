@@ -15,9 +15,9 @@ from afclip_lightning.components import retrieval
 from afclip_lightning.components.retrieval import most_alike, nearest, region_means, retrieve, sampled
 from afclip_lightning.components.schedule import cosine
 from afclip_lightning.engine.factory import load_head
-from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.methods.head_with_memory import HeadWithMemory
 from afclip_lightning.methods.mrad import MEMORY, MRAD
+from afclip_runtime.errors import CheckpointError, DatasetError, UserError
 from tests.reference import mrad_naive as naive
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, saved, score, trainer_of

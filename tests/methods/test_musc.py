@@ -26,10 +26,10 @@ from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
-from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.musc import MuSc, Scored, constrain
 from afclip_lightning.methods.musc2 import MuSc2
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
+from afclip_runtime.errors import DatasetError, UserError
 from tests.reference import musc_naive as naive
 from tests.support import REPOSITORY
 from tests.support.clips import small_config

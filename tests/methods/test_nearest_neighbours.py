@@ -8,8 +8,8 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.scoring import upsample
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.nearest_neighbours import NearestNeighbours
+from afclip_runtime.errors import DatasetError
 from tests.reference import neighbours_naive as naive
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, fit_noise, score, take, trainer_of

@@ -8,9 +8,9 @@ import torch
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.components.subspace import Moments, SubspaceBank, residual
-from afclip_lightning.errors import DatasetError, UserError
 from afclip_lightning.methods.subspacead import SubspaceAD, small_blur
 from afclip_lightning.types import AnomalyPrediction
+from afclip_runtime.errors import DatasetError, UserError
 from tests.support.clips import small_config
 from tests.support.methods import batch_of, data_of, fit_noise, score, trainer_of
 

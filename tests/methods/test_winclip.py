@@ -15,8 +15,8 @@ from afclip_lightning.backbones import windows
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.windows import encode_windows, window_index
 from afclip_lightning.engine.app import main
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.methods.winclip import WinCLIP, harmonic_aggregation
+from afclip_runtime.errors import DatasetError
 from tests.reference import winclip_naive as naive
 from tests.support.clips import TIMM, small_config
 from tests.support.layouts.mvtec import write_mvtec

@@ -20,7 +20,7 @@ from afclip_lightning.metrics import (
     threshold_at_fpr,
     threshold_at_sensitivity,
 )
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.thresholds import is_anomalous
 from tests.reference import metrics_naive as naive
 
 # Few distinct values: ties are the hard part. Some are apart by less than a bin of 10 bits, some are huge or negative.

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afclip_lightning.errors import UserError
 from afclip_lightning.metrics.fixed_thresholds import Moments, Rule, mean_plus_sd
 from afclip_lightning.metrics.histogram import ScoreHistogram, exact_counts
+from afclip_runtime.errors import UserError
 
 
 def exact(values):

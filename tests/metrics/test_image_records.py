@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from afclip_lightning.errors import UserError
 from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
 from afclip_lightning.metrics.image_records import RECORDS_FILE, read_records, write_records
+from afclip_runtime.errors import UserError
 from tests.support.image_records import categories, records_of, regions
 
 
@@ -131,7 +131,7 @@ def _written(path):
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     path = _written(tmp_path / RECORDS_FILE)
     size = sum(part.file_size for part in zipfile.ZipFile(path).infolist())
-    monkeypatch.setattr("afclip_lightning.files.arrays.TABLE_LIMIT", size - 1)
+    monkeypatch.setattr("afclip_runtime.files.arrays.TABLE_LIMIT", size - 1)
     assert read_records(path)  # what many images need is read, however much it is
-    monkeypatch.setattr("afclip_lightning.files.arrays.PACKING", 1)
+    monkeypatch.setattr("afclip_runtime.files.arrays.PACKING", 1)
     refused(path, "bytes unpacked")

@@ -7,7 +7,7 @@ import torch
 from afclip_lightning.metrics import f1_max
 from afclip_lightning.metrics.histogram import ScoreHistogram, exact_counts
 from afclip_lightning.metrics.operating_points import operating_point
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.thresholds import is_anomalous
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:

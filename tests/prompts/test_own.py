@@ -10,13 +10,13 @@ import yaml
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.engine import app
 from afclip_lightning.engine.factory import load_head
-from afclip_lightning.errors import UserError
 from afclip_lightning.knowledge.base import load_knowledge
 from afclip_lightning.methods.clip import CLIP
 from afclip_lightning.methods.winclip import WinCLIP
 from afclip_lightning.prompts.own import read_prompts
 from afclip_lightning.prompts.templates import sentences
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import UserError
 from tests.support import REPOSITORY
 from tests.support.clips import small_config
 from tests.support.layouts.mvtec import write_mvtec

@@ -15,13 +15,13 @@ from PIL import Image
 
 from afclip_lightning.cli.report import main
 from afclip_lightning.engine.app import main as run_command
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import read_csv
-from afclip_lightning.inspection.calibration import Calibration, fixed
 from afclip_lightning.metrics import auroc, exact_counts
 from afclip_lightning.report.charts import HEIGHT, WIDTH, histogram, line_path
 from afclip_lightning.report.run import Threshold, calibrated, render, sections
 from afclip_lightning.report.run_files import read_run
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import read_csv
+from afclip_runtime.inspection.calibration import Calibration, fixed
 from tests.support.clips import small_config
 from tests.support.commands import arguments
 from tests.support.layouts import write_image, write_mask

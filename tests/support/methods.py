@@ -14,7 +14,8 @@ from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.methods.adaptclip import AdaptCLIP
 from afclip_lightning.methods.base import AnomalyMethod
-from afclip_lightning.types import Batch, ImageSize, Sample, height_and_width
+from afclip_lightning.types import Batch, Sample
+from afclip_runtime.types import ImageSize, height_and_width
 from tests.support.layouts.mvtec import write_mvtec
 
 

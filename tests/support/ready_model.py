@@ -6,8 +6,9 @@ import pytest
 
 from afclip_lightning.engine.factory import Backbones
 from afclip_lightning.heads import ready
-from afclip_lightning.heads.card import Card, DefaultThreshold, DefaultThresholds
+from afclip_lightning.heads.card import Card
 from afclip_lightning.heads.pack import pack
+from afclip_runtime.thresholds import DefaultThreshold, DefaultThresholds
 from tests.support.small_head import write_head
 
 NAME = "toy"

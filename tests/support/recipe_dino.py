@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import PosEmbedResize
-from afclip_lightning.types import ImageSize
+from afclip_runtime.types import ImageSize
 from tests.support.recipe import normal
 
 WIDTH = 32

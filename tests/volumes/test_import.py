@@ -14,8 +14,8 @@ from afclip_lightning.cli.datasets import main
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.datasets.catalogue import check
 from afclip_lightning.datasets.volumes import Volumes
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.volumes.importing import splits
+from afclip_runtime.errors import DatasetError
 from tests.support.volumes import SHAPE, affine, all_codes, lesion, phantom, seen, write_nifti
 
 

@@ -6,12 +6,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.volumes.find import Source
 from afclip_lightning.volumes.grid import AXES, Axis, Grid
 from afclip_lightning.volumes.opening import open_volume
 from afclip_lightning.volumes.raw import Raw
 from afclip_lightning.volumes.volume import Reading, Slices, Volume
+from afclip_runtime.errors import DatasetError
 from tests.support.volumes import affine, all_codes, phantom, seen, stored, write_nifti
 
 

@@ -17,8 +17,8 @@ from pydicom.dataelem import DataElement
 
 from afclip_lightning.cli import inspect as command
 from afclip_lightning.cli.datasets import main
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.volumes.silence import silenced
+from afclip_runtime.errors import DatasetError
 from tests.support.dicom_volumes import write_enhanced, write_segmentation, write_series
 from tests.support.small_head import write_head
 from tests.support.volumes import affine, lesion, phantom, write_nifti
@@ -216,7 +216,7 @@ def test_nothing_of_a_header_is_in_an_inspection(tmp_path: Path, said: Callable[
 
 
 def test_an_image_without_its_volume_says_nothing_either(tmp_path: Path, said: Callable[[], str]) -> None:
-    from afclip_lightning.data.reader import read
+    from afclip_runtime.images.reader import read
 
     (path, *_) = write_series(tmp_path / "in", phantom(), "LPS", own=affine())
     marked(path)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from afclip_lightning.errors import UserError
 from afclip_lightning.volumes.windows import PRESETS, Window, check_window, facts_of, window_of
+from afclip_runtime.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 MR = np.where(RANDOM.random((20, 30, 40)) < 0.6, 0, RANDOM.gamma(4, 100, (20, 30, 40))).astype(np.float32)

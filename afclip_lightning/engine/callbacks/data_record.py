@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from afclip_lightning.files import write_json
+from afclip_runtime.files import write_json
 
 
 class DataRecord(Callback):

@@ -21,26 +21,16 @@ from afclip_lightning.engine.callbacks.fixed_thresholds import (
 )
 from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation, Resolution
 from afclip_lightning.engine.checkpoint import HEAD_FILE
-from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import fingerprint
 from afclip_lightning.metrics import AnomalyMetrics, ProDefinition
 from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.intervals import Settings
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
 from afclip_lightning.results.operating import points_as_metrics
-from afclip_lightning.types import (
-    MAIN_HEAD,
-    Batch,
-    Fit,
-    GroupScore,
-    IntervalKind,
-    MaskFacts,
-    Outputs,
-    Tiling,
-    ViewScore,
-    prediction_of,
-)
+from afclip_lightning.types import MAIN_HEAD, Batch, GroupScore, IntervalKind, MaskFacts, Outputs, prediction_of
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import fingerprint
+from afclip_runtime.types import Fit, Tiling, ViewScore
 
 LATE = ("pixel_aupimo", "group_auroc", "group_ap", "group_f1_max")
 """Metrics that are found from what all processes say of single images."""

@@ -10,12 +10,12 @@ from lightning import LightningModule, Trainer
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation
-from afclip_lightning.errors import CheckpointError, DatasetError, UserError, shown
-from afclip_lightning.files import fingerprint, read_json
 from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.normal_scores import Level, NormalScores
 from afclip_lightning.results import Key
 from afclip_lightning.types import prediction_of
+from afclip_runtime.errors import CheckpointError, DatasetError, UserError, shown
+from afclip_runtime.files import fingerprint, read_json
 
 
 @dataclass(frozen=True)

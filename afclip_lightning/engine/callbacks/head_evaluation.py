@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning import results
-from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.engine.callbacks.predictions import not_finite
-from afclip_lightning.errors import DatasetError, shown
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
 from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups, write_groups
 from afclip_lightning.metrics.image_counts import ImageRecord
@@ -23,6 +21,8 @@ from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.metrics.spro import saturated_weight, spro_result
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import AnomalyPrediction, Batch, GroupScore, Sample
+from afclip_runtime.errors import DatasetError, shown
+from afclip_runtime.views.tiles import resize_map
 
 Resolution = Literal["backbone", "image"]
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from afclip_lightning.data.dataset import pixels_of
 from afclip_lightning.distributed import gathered
-from afclip_lightning.errors import shown
-from afclip_lightning.files import atomic_path, write_json
 from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
+from afclip_runtime.errors import shown
+from afclip_runtime.files import atomic_path, write_json
 
 Key = tuple[str, str]  # dataset, category
 

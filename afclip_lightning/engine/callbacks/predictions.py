@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from afclip_lightning.errors import UserError
-from afclip_lightning.files import atomic_path, csv_text, write_text
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import atomic_path, csv_text, write_text
 
 COLUMNS = ("image", "dataset", "category", "label", "score", "map")
 

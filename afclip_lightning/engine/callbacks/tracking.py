@@ -11,10 +11,10 @@ from lightning import Callback, LightningModule, Trainer
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.loggers import wandb_runs
-from afclip_lightning.files import shown, write_text
 from afclip_lightning.metrics import Curve
 from afclip_lightning.prompts.learner import NearestWord, nearest_words
 from afclip_lightning.results import flat
+from afclip_runtime.files import shown, write_text
 
 MAX_PICTURES = 24
 

@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from afclip_lightning.data.reader import read, read_shape
 from afclip_lightning.datasets.mvtec_ad_2 import PRIVATE, PRIVATE_IMAGES, MVTecAD2
-from afclip_lightning.errors import DatasetError, UserError, shown
-from afclip_lightning.files import read_bytes
 from afclip_lightning.inspection.submission.layout import MAPS, MASKS, PUBLIC, Item
+from afclip_runtime.errors import DatasetError, UserError, shown
+from afclip_runtime.files import read_bytes
+from afclip_runtime.images.reader import read, read_shape
 
 MOST_BYTES = 2**28
 """Of one map; the largest image of the set takes 9 MB in float16."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afclip_lightning.data.images import walk_images
 from afclip_lightning.datasets.mvtec_ad_2 import PRIVATE, MVTecAD2, Part
-from afclip_lightning.errors import DatasetError
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.find import walk_images
 
 MAPS = "anomaly_images"
 MASKS = "anomaly_images_thresholded"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.data.reader import read
-from afclip_lightning.errors import DatasetError
 from afclip_lightning.inspection.submission.encoding import resized
 from afclip_lightning.inspection.submission.layout import Item
 from afclip_lightning.inspection.submission.write import Progress
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.types import Sample
+from afclip_runtime.errors import DatasetError
+from afclip_runtime.images.reader import read
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from afclip_lightning.data.maps import MAP_SUFFIXES, read_map
-from afclip_lightning.data.reader import read_shape
-from afclip_lightning.errors import DatasetError, UserError
-from afclip_lightning.files import read_csv
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.inspection.submission.encoding import resized
 from afclip_lightning.inspection.submission.layout import MAPS, Item
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import read_csv
+from afclip_runtime.images.maps import MAP_SUFFIXES, read_map
+from afclip_runtime.images.reader import read_shape
 
 PREDICTIONS = "predictions*.csv"
 

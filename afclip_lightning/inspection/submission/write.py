@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from afclip_lightning.data.reader import read_shape
-from afclip_lightning.errors import UserError, shown
-from afclip_lightning.files import atomic_path, read_json, write_json
-from afclip_lightning.files.png import write_png
 from afclip_lightning.inspection.submission.encoding import Encoding, resized
 from afclip_lightning.inspection.submission.layout import ARCHIVE, RECORD, Item
 from afclip_lightning.inspection.submission.sources import MapSource
 from afclip_lightning.metrics.fixed_thresholds import FACTOR, Moments, mean_plus_sd
-from afclip_lightning.results import is_anomalous
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import atomic_path, read_json, write_json
+from afclip_runtime.files.png import write_png
+from afclip_runtime.images.reader import read_shape
+from afclip_runtime.thresholds import is_anomalous
 
 Progress = Callable[[Any, int, str], Any]
 

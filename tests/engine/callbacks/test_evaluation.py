@@ -17,19 +17,20 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.views import score_views
 from afclip_lightning.data.images import read_image, read_mask
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.tiles import Layout, resize_map
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
 from afclip_lightning.engine.callbacks.predictions import Predictions
 from afclip_lightning.engine.factory import load_head
-from afclip_lightning.errors import UserError
 from afclip_lightning.inspection.predictor import load
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.metrics.image_counts import CategoryCounts
 from afclip_lightning.metrics.image_records import read_records
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.metrics.resampling import metrics_of
-from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch, Tiling
+from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
+from afclip_runtime.errors import UserError
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.tiles import Layout, resize_map
 from tests.support.small_models import write_head
 
 SIZE = 16
@@ -305,7 +306,7 @@ def test_images_in_tiles_are_put_together(root: Path, tmp_path: Path, arguments:
             image = read_image(path)
             height, width = image.shape[:2]
             mask = read_mask(root / "masks" / path.name) if kind == "bad" else np.zeros((height, width), np.uint8)
-            layout, scores = Layout(height, width, tiling, preprocess), []
+            layout, scores = Layout(height, width, tiling, preprocess.frame), []
             merged = np.zeros((height, width), np.float32)
             for view in range(len(layout)):
                 seen = preprocess.to_tensors([layout.cut(image, view)])[0, 0].numpy()

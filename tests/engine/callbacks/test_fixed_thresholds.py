@@ -15,16 +15,16 @@ from afclip_lightning import results
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.views import score_views
 from afclip_lightning.data.images import read_image, read_mask
-from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.datasets.folder import Folder
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
-from afclip_lightning.errors import CheckpointError, DatasetError, UserError
 from afclip_lightning.metrics.image_records import read_records
 from afclip_lightning.metrics.intervals import Settings, intervals_of
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.results import FIXED
 from afclip_lightning.results.operating import points_as_metrics, thresholds_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
+from afclip_runtime.errors import CheckpointError, DatasetError, UserError
+from afclip_runtime.views.tiles import resize_map
 
 SIZE = 16
 

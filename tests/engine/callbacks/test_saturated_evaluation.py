@@ -14,7 +14,6 @@ from PIL import Image
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.data.loading_options import Loading
-from afclip_lightning.data.tiles import resize_map
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.datasets.saturated_layout import SaturatedLayout
 from afclip_lightning.engine.callbacks.evaluation import Evaluation, Pass
@@ -22,6 +21,7 @@ from afclip_lightning.report.run import render as render_page
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.results import render, shown_columns
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
+from afclip_runtime.views.tiles import resize_map
 from tests.reference import spro_naive
 from tests.support.layouts.loco import KINDS, write_loco
 from tests.support.layouts.mvtec import write_mvtec

@@ -1,0 +1,131 @@
+"""What all commands have in common: their parser, the exit codes of mistakes, and flags that had another name."""
+
+import argparse
+import difflib
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from afclip_runtime.errors import UserError, message_of
+
+Command = Callable[[Sequence[str]], int]
+Number = TypeVar("Number", int, float)
+
+_MODEL = {"--shots": "--few_shot_dir", "--ckpt_path": "--checkpoint"}  # what Lightning and our runs call it
+_RUN = {"--run_dir": "--out"}
+RENAMED: dict[str, dict[str, str]] = {
+    "calibrate": {"--output": "--out", **_MODEL},
+    "evaluate": {"--csv": "--out", "--json": "--out"},
+    "export": _MODEL,
+    "features": _RUN,
+    "fit": _RUN,
+    "inspect": {"--output": "--out", **_MODEL},
+    "knowledge": {"--dry-run": "--dry_run", "--key-variable": "--key_variable", "--vision-model": "--vision_model"},
+    "predict": _RUN,
+    "serve": {"--max_examples": "--max_few_shot", **_MODEL},
+    "sweep": {"--folder": "--out"},
+    "test": _RUN,
+    "validate": _RUN,
+}
+"""Flags that had another name, by command: the old name is still understood."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command: keeps the description's lines, takes no half names, and says what is wrong in a line.
+
+    Args:
+        prog: How the command is called.
+        options: As `argparse.ArgumentParser` takes them.
+    """
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message, the nearest name of a mistyped flag, and where all flags are; ends with exit code 2."""
+        near: list[str] = []
+        if message.startswith("unrecognized arguments: "):
+            names = self._flags()
+            unknown = [arg.partition("=")[0] for arg in message.split() if arg.startswith("--")]
+            near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
+        hint = f". Did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+        print(f"error: {message}{hint}\nAll options: {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+    def _flags(self) -> list[str]:
+        """Returns the flags of this parser and of those of its verbs."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for parser in action.choices.values() for flag in parser._flags()]
+        return flags
+
+
+def numeric(kind: Callable[[str], Number], holds: Callable[[Number], bool], wanted: str) -> Callable[[str], Number]:
+    """Returns the type of an option that is a number; the parser says of any other text that it must be `wanted`.
+
+    Args:
+        kind: `int` or `float`.
+        holds: Whether a number is allowed.
+        wanted: What is allowed, in words.
+    """
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        return value
+
+    return read
+
+
+finite = numeric(float, math.isfinite, "a finite number")
+
+
+def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
+    """Returns a decorator of a command's `main`: 2 and a line for a mistake that the message explains, 130 for Ctrl-C.
+
+    Args:
+        interrupted: What is said after Ctrl-C.
+    """
+
+    def decorate(run: Command) -> Command:
+        @functools.wraps(run)
+        def main(args: Sequence[str]) -> int:
+            try:
+                return run(args)
+            except UserError as error:
+                print(f"error: {message_of(error)}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(interrupted, file=sys.stderr)
+                return 130
+
+        return main
+
+    return decorate
+
+
+def with_new_names(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments of a command with the names that its flags have today, and a sentence per renamed flag.
+
+    Args:
+        verb: The command.
+        args: What follows it. What follows `--` is for other commands, and stays.
+    """
+    new = RENAMED.get(verb, {})
+    end = list(args).index("--") if "--" in args else len(args)
+    renamed: list[str] = []
+    notes: dict[str, None] = {}
+    for arg in args[:end]:
+        name, equals, value = arg.partition("=")
+        if name in new:
+            notes[f"note: {name} is called {new[name]} now."] = None
+        renamed.append(new.get(name, name) + equals + value)
+    return [*renamed, *args[end:]], list(notes)

@@ -1,0 +1,112 @@
+"""Opening files: regular ones only, and no more of them than is expected."""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from afclip_runtime.errors import UserError, shown
+
+DOCUMENT_LIMIT = 2**26  # bytes of a JSON or YAML file
+TABLE_LIMIT = 2**31  # bytes of a file of lines: a million images take some 300 MB
+
+
+def open_regular(path: str | Path, *, error: type[UserError] = UserError) -> BinaryIO:
+    """Returns a regular file, open for reading; never waits, as opening a named pipe does.
+
+    Args:
+        path: The file; links are followed.
+        error: Class of the error.
+
+    Raises:
+        UserError: It is absent, may not be read, or is a folder, a named pipe, a device or a socket.
+    """
+    try:
+        _check_regular(os.stat(path), path, error)  # before opening: that alone can set a device off
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(path, flags), "rb")
+        try:
+            _check_regular(os.fstat(file.fileno()), path, error)  # it may have been exchanged in between
+        except UserError:
+            file.close()
+            raise
+    except FileNotFoundError as problem:
+        raise error(f"{shown(path)} does not exist.") from problem
+    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
+        remedy = ": allow it to be read" if isinstance(problem, PermissionError) else ""
+        raise error(f"{shown(path)}: cannot be opened ({reason}{remedy}).") from problem
+    return file
+
+
+def _check_regular(status: os.stat_result, path: str | Path, error: type[UserError]) -> None:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for test, name in kinds.items() if test(status.st_mode)), "a device")
+        raise error(f"{shown(path)} is {kind}, not a file. Name a file, or move it away from there.")
+
+
+def read_bytes(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> bytes:
+    """Returns the content of a regular file.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be opened or read, or is larger.
+    """
+    try:
+        with open_regular(path, error=error) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(limit + 1) if size <= limit else b""
+    except OSError as problem:
+        raise error(f"{shown(path)}: cannot be read ({problem.strerror or problem}).") from problem
+    if max(size, len(content)) > limit:
+        raise error(f"{shown(path)} has {size:,} bytes; at most {limit:,} are read. Is it the right file?")
+    return content
+
+
+def fingerprint(path: str | Path, *, error: type[UserError] = UserError) -> str:
+    """Returns what a file's content is known by: the first 16 hexadecimal digits of its SHA-256.
+
+    Args:
+        path: The file, of any size.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be opened or read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path, error=error) as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as problem:
+        raise error(f"{shown(path)}: cannot be read ({problem.strerror or problem}).") from problem
+    return digest.hexdigest()[:16]
+
+
+def read_text(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> str:
+    r"""Returns the content of a text file in UTF-8, line breaks as `\n`, a byte order mark left out.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be read, is larger, or holds what no text in UTF-8 does; the message names the line.
+    """
+    content = read_bytes(path, limit=limit, error=error)
+    at, what = content.find(b"\0"), "NUL"
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        at, what = problem.start, f"the byte 0x{content[problem.start]:02x}"
+    if at >= 0:
+        line = content.count(b"\n", 0, at) + 1
+        raise error(f"{shown(path)}, line {line}: holds {what}, so it is no text in UTF-8. Save it as UTF-8.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

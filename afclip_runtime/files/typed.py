@@ -1,0 +1,312 @@
+"""JSON and YAML as typed values; whatever is wrong with a file, there is one error that says where and what to do."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, read_text
+
+T = TypeVar("T")
+
+REMEDY = "Restore it, or run the command that wrote it again."
+DEPTH_LIMIT = 64  # lists and mappings within each other
+YAML_LIMIT = 2**20  # values of a YAML file, aliases written out
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value comes from, for messages: a name, what to do about a mistake there, the class of errors."""
+
+    name: str
+    remedy: str
+    error: type[UserError]
+
+    def refuse(self, what: str) -> UserError:
+        """Returns the error that says what is wrong there."""
+        return self.error(f"{self.name}: {what}. {self.remedy}".rstrip())
+
+    def line(self, number: int) -> "Source":
+        """Returns one line of the source."""
+        return replace(self, name=f"{self.name}, line {number}")
+
+
+def to_type(value: Any, kind: type[T], source: str, *, remedy: str = REMEDY, error: type[UserError] = UserError) -> T:
+    """Returns plain values (from JSON, YAML, a checkpoint) as a type: strictly, so that no text becomes a number.
+
+    Args:
+        value: Lists, mappings, text, numbers.
+        kind: A dataclass, `msgspec.Struct`, `dict[str, float]`, ...; `Annotated[float, msgspec.Meta(gt=0)]` for limits.
+        source: Where the value is from, as a message begins.
+        remedy: What to do about a mistake, as a message ends.
+        error: Class of the error.
+
+    Raises:
+        UserError: Names the field and what is expected there.
+    """
+    return typed(value, kind, Source(source, remedy, error))
+
+
+def parse_json(
+    text: str | bytes,
+    kind: type[T],
+    source: str,
+    *,
+    finite: bool = True,
+    remedy: str = REMEDY,
+    error: type[UserError] = UserError,
+) -> T:
+    """Returns a JSON text as a type.
+
+    Args:
+        text: The text.
+        kind: See `to_type`.
+        source: See `to_type`.
+        finite: Whether every number must be finite.
+        remedy: See `to_type`.
+        error: Class of the error.
+
+    Raises:
+        UserError: It is no JSON, is nested too deep, has a key twice, or is of another type.
+    """
+    return _json(text, kind, Source(source, remedy, error), finite)
+
+
+def read_json(
+    path: str | Path,
+    kind: type[T],
+    *,
+    finite: bool = True,
+    remedy: str = REMEDY,
+    limit: int = DOCUMENT_LIMIT,
+    error: type[UserError] = UserError,
+) -> T:
+    """Returns the content of a JSON file as a type.
+
+    Args:
+        path: The file.
+        kind: See `to_type`.
+        finite: See `parse_json`.
+        remedy: See `to_type`.
+        limit: Most bytes that it may have.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be read, or see `parse_json`.
+    """
+    return _json(read_text(path, limit=limit, error=error), kind, Source(shown(path), remedy, error), finite)
+
+
+def read_json_lines(
+    path: str | Path,
+    kind: type[T],
+    *,
+    finite: bool = True,
+    cut_end: bool = False,
+    remedy: str = REMEDY,
+    limit: int = TABLE_LIMIT,
+    error: type[UserError] = UserError,
+) -> list[tuple[int, T]]:
+    """Returns the values of a file with one JSON text per line, each with the number of its line.
+
+    Args:
+        path: The file; blank lines are passed over.
+        kind: Type of a line; see `to_type`.
+        finite: See `parse_json`.
+        cut_end: Whether a last line without a line break is left out: a kill has cut it off.
+        remedy: See `to_type`.
+        limit: Most bytes that the file may have.
+        error: Class of the error.
+
+    Raises:
+        UserError: Names the line; see `read_json`.
+    """
+    source = Source(shown(path), remedy, error)
+    lines = read_text(path, limit=limit, error=error).split("\n")
+    if cut_end:
+        del lines[-1]
+    return [
+        (number, _json(line, kind, source.line(number), finite)) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+
+
+def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, error: type[UserError] = UserError) -> T:
+    """Returns a YAML text as a type: plain values only, keys once, aliases within bounds.
+
+    Args:
+        text: The text.
+        kind: See `to_type`.
+        source: See `to_type`.
+        remedy: See `to_type`.
+        error: Class of the error.
+
+    Raises:
+        UserError: It is no YAML of this kind, or is of another type.
+    """
+    where = Source(source, remedy, error)
+    loader = None
+    try:
+        loader = _Loader(text)
+        value = loader.get_single_data()
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        what = " ".join(str(getattr(problem, "problem", None) or problem).split())
+        raise (where.line(mark.line + 1) if mark else where).refuse(
+            f"is no YAML that is read here ({what})"
+        ) from problem
+    except RecursionError as problem:
+        raise where.refuse("is nested too deep") from problem
+    except Exception as problem:  # what becomes of `2026-13-45` or `!!int x`: errors of many classes
+        raise where.refuse(f"is no YAML that is read here ({problem})") from problem
+    finally:
+        if loader is not None:
+            loader.dispose()
+    check_values(value, where, finite=False)
+    return typed(value, kind, where)
+
+
+def read_yaml(
+    path: str | Path,
+    kind: type[T],
+    *,
+    remedy: str = REMEDY,
+    limit: int = DOCUMENT_LIMIT,
+    error: type[UserError] = UserError,
+) -> T:
+    """Returns the content of a YAML file as a type.
+
+    Args:
+        path: The file.
+        kind: See `to_type`.
+        remedy: See `to_type`.
+        limit: Most bytes that it may have.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be read, or see `parse_yaml`.
+    """
+    return parse_yaml(read_text(path, limit=limit, error=error), kind, shown(path), remedy=remedy, error=error)
+
+
+def _json(text: str | bytes, kind: type[T], source: Source, finite: bool) -> T:
+    try:
+        value = json.loads(text, object_pairs_hook=_once)
+    except RecursionError as problem:
+        raise source.refuse("is nested too deep") from problem
+    except json.JSONDecodeError as problem:
+        if not text.strip():
+            raise source.refuse("is empty") from problem
+        where = source.line(problem.lineno) if problem.lineno > 1 else source
+        raise where.refuse(f"is no JSON ({problem.msg} at column {problem.colno})") from problem
+    except ValueError as problem:  # a key twice, bytes that are no text, a number of thousands of digits
+        raise source.refuse(f"is no JSON that is read here ({problem})") from problem
+    check_values(value, source, finite)
+    return typed(value, kind, source)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON, refusing a key that stands twice, of which the last would be kept."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return result
+
+
+def check_values(value: Any, source: Source, finite: bool) -> None:
+    """Refuses deep nesting and, if so asked, numbers that are not finite."""
+    level = [("", value)]
+    for _ in range(DEPTH_LIMIT):
+        below: list[tuple[str, Any]] = []
+        for name, part in level:
+            if isinstance(part, dict):
+                below += [(f"{name}.{key}" if name else str(key), child) for key, child in part.items()]
+            elif isinstance(part, list):
+                below += [(name, child) for child in part]
+            elif finite and isinstance(part, float) and not math.isfinite(part):
+                raise source.refuse(f"{name}: expected a finite number, got {part}".removeprefix(": "))
+        if not below:
+            return
+        level = below
+    raise source.refuse(f"is nested more than {DEPTH_LIMIT} deep")
+
+
+_WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+    "Tensor": "a tensor",
+    "dict": "a mapping",
+    "list": "a list",
+    "NoneType": "nothing",
+}
+"""What msgspec calls the types, in words."""
+
+
+def typed(value: Any, kind: type[T], source: Source, strict: bool = True) -> T:
+    """Returns a value as a type; unless strict, text may become a number."""
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as problem:
+        what, _, place = str(problem).partition(" - at ")
+        field = place.replace("`", "").replace("key in ", "a key of ").replace("$.", "").replace("$", "").strip()
+        what = what.replace("Object contains unknown field", "there is an unknown field")
+        what = what.replace("Object missing required field", "there is no")
+        what = re.sub("`([^`]*)`", lambda match: " or ".join(_WORDS.get(w, w) for w in match[1].split(" | ")), what)
+        what = what[0].lower() + what[1:]
+        raise source.refuse(f"{shown(field)}: {what}" if field else what) from problem
+    except (UnicodeError, OverflowError, RecursionError) as problem:
+        raise source.refuse(f"holds what is not read here ({problem})") from problem
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as plain values, within bounds: a short text may stand for a huge value."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = 0
+        self.sizes: dict[yaml.Node, int] = {}  # values below each finished node, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark
+        self.depth += 1
+        if self.depth > DEPTH_LIMIT:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEPTH_LIMIT} deep", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if not is_alias:
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            flat = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+            self.sizes[node] = 1 + sum(self.sizes[part] for part in flat)
+        elif node not in self.sizes:
+            raise yaml.composer.ComposerError(None, None, "a value contains itself", mark)
+        if self.sizes[node] > YAML_LIMIT:
+            raise yaml.composer.ComposerError(None, None, f"more than {YAML_LIMIT:,} values", mark)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key.start_mark)
+            if (key.tag, key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 for text; YAML 1.2, and whoever writes it, for a number
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)

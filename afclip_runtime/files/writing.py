@@ -1,0 +1,114 @@
+"""Writing files so that a crash or a full disk never leaves half of one."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from afclip_runtime.errors import UserError, shown
+
+LOCK_FILE = ".lock"  # of the process that writes into a folder
+
+
+@contextmanager
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; on success it takes the place of `path`, on failure it is removed.
+
+    Args:
+        path: The file.
+        durable: Whether it is on the disk when this returns, so that even a loss of power leaves the old file or the
+            new one. That costs milliseconds per file, and is not needed where a reader finds a torn file and makes it
+            again.
+
+    Raises:
+        UserError: The disk is full or not writable; what was there before is unchanged.
+    """
+    # two nodes may have equal process ids; a name may be as long as the disk allows already
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
+            "folder; what was there before is unchanged."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file, and refuses early what could not be written there after minutes of work.
+
+    Raises:
+        UserError: It cannot be written, or is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{shown(path)} is a folder. Name a file.")
+    probe = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)}: cannot be written ({error.strerror or error}). Choose another place."
+        ) from error
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keeps a folder to this process while the body runs. A process that is killed leaves the folder free.
+
+    The folder is made, and those above it; they go again if nothing was written there.
+
+    Raises:
+        UserError: Another process writes there, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    path = folder / LOCK_FILE
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process is writing there. Wait until it has ended, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}). Choose another folder.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: whoever waits for it then looks whether the file is still there
+        lock.release()
+        with suppress(OSError):
+            for part in made:
+                part.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step; what is left in it of names that are no UTF-8 is escaped."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes a file with one JSON text per line in one step; `read_json_lines` reads it."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one step."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

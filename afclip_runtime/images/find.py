@@ -1,0 +1,247 @@
+"""Images on disk: finding them in folders, and telling what else lies there."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import open_regular
+from afclip_runtime.images.reader import DICOM_MARK, DICOM_SUFFIXES, is_dicom
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+
+
+IMAGE_SUFFIXES = (
+    frozenset({".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif", ".tga", ".pcx", ".qoi"})
+    | frozenset({".jp2", ".j2k", ".jpx", ".jpf", ".pbm", ".pgm", ".ppm", ".pnm", ".sgi", ".ras"})
+    | JPEG_SUFFIXES
+    | DICOM_SUFFIXES
+)
+
+
+DICOM_BY_CONTENT = frozenset({".ima"})  # and files without a suffix
+
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")  # whose slices are images
+
+
+# What lies beside images and is none, in files that need no word.
+OTHER_SUFFIXES = (
+    frozenset({".txt", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".tex"})
+    | frozenset({".json", ".jsonl", ".yaml", ".yml", ".xml", ".toml", ".ini", ".cfg", ".csv", ".tsv", ".xls", ".xlsx"})
+    | frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".md5", ".sha1", ".sha256", ".bib"})
+    | frozenset({".py", ".ipynb", ".sh", ".bat", ".m", ".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".lock"})
+    | frozenset({".npy", ".npz", ".mat", ".db", ".lnk", ".url", ".tmp", ".part", ".bak"})
+)
+
+
+OTHER_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns the image files directly in `folder` but hidden ones, sorted by name; an absent folder has none.
+
+    What an image file is, its suffix says. DICOM files are told by their content where they have no suffix, a number
+    (part of a UID) or `.IMA` in its place. A link that leads nowhere, or to itself, counts as an image, and so does
+    what has an image's name and is no file (a FIFO, a device): left out in silence it would change the counts.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
+    """
+    return _sort(folder).images
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Returns the folders directly in `folder` but hidden ones, sorted by name; an absent folder has none.
+
+    Raises:
+        DatasetError: The folder cannot be listed, or a link that could be meant as a folder leads nowhere or to itself.
+    """
+    entries = _sort(folder)
+    if entries.lost:
+        raise DatasetError(_LOST.format(entries.lost[0]))
+    return entries.folders
+
+
+def walk_folders(folder: Path, leave_out: Collection[Path] = ()) -> Iterator[Path]:
+    """Yields a folder and all below it but hidden ones, each before what lies in it; nothing if it does not exist.
+
+    Args:
+        folder: Where to begin.
+        leave_out: Folders that are not stepped into.
+
+    Raises:
+        DatasetError: A folder cannot be listed, or a symbolic link leads nowhere or back to a folder that it lies in.
+    """
+    out = {os.path.abspath(path) for path in leave_out}
+    return _walk(folder, out, ()) if folder.is_dir() else iter(())
+
+
+def _walk(folder: Path, leave_out: Collection[str], above: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        raise DatasetError(_BACK.format(folder, real))
+    yield folder
+    for inner in list_folders(folder):
+        if os.path.abspath(inner) not in leave_out:
+            yield from _walk(inner, leave_out, (*above, real))
+
+
+def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
+    """Returns the images in `folder` and all folders below it, sorted by path.
+
+    Args:
+        folder: Where to begin.
+        leave_out: Folders that are not stepped into.
+
+    Raises:
+        DatasetError: A folder cannot be listed, or a symbolic link leads nowhere or back to a folder that it lies in.
+    """
+    found = survey(folder, leave_out)
+    if found.problems:
+        raise DatasetError(next(iter(found.problems.values())))
+    return found.images
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder and all folders below it.
+
+    Attributes:
+        images: The images, sorted by path.
+        others: Files that are not read and look as if they were meant, sorted by path: of an unknown suffix
+            (`.heic`, `.cr2`), or binary without one. Texts, tables, archives and hidden files are not among them.
+        problems: By path, a sentence each: a folder that cannot be listed, a link that leads nowhere or back.
+    """
+
+    images: list[Path]
+    others: list[Path]
+    problems: dict[Path, str]
+
+
+def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
+    """Returns the images in `folder` and all folders below it, and what else lies there; it goes on after a problem.
+
+    Args:
+        folder: Where to begin; an absent folder has nothing.
+        leave_out: Folders that are not stepped into.
+    """
+    found = Found([], [], {})
+    _survey(folder, leave_out, (), found)
+    found.images.sort()
+    found.others.sort()
+    return found
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Returns the `others` of `Found` that lie directly in `folder`, sorted by name.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
+    """
+    return _sort(folder).others
+
+
+def say_others(others: Sequence[Path]) -> str:
+    """Returns a sentence that names files that are not read, with their number; empty for none."""
+    if not others:
+        return ""
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
+    named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+    return (
+        f"{files} of no kind that is read here, and left out: {named}. The first: {others[0]}. Save what is an image "
+        "as PNG, TIFF or JPEG."
+    )
+
+
+_BACK = "{}: this link leads back to {}, which it lies in. Remove the link."
+
+
+_LOST = "{}: this link leads nowhere or to itself. Restore what it names, or remove it."
+
+
+def _survey(folder: Path, leave_out: Collection[Path], above: tuple[str, ...], found: Found) -> None:
+    real = os.path.realpath(folder)
+    if real in above:
+        found.problems[folder] = _BACK.format(folder, real)
+        return
+    try:
+        entries = _sort(folder)
+    except DatasetError as error:
+        found.problems[folder] = str(error)
+        return
+    found.images.extend(entries.images)
+    found.others.extend(entries.others)
+    found.problems.update({link: _LOST.format(link) for link in entries.lost})
+    for inner in entries.folders:
+        if inner not in leave_out:
+            _survey(inner, leave_out, (*above, real), found)
+
+
+class _Entries(NamedTuple):
+    """What lies directly in a folder, each sorted by name; `lost` are links that could be meant as folders."""
+
+    images: list[Path]
+    folders: list[Path]
+    others: list[Path]
+    lost: list[Path]
+
+
+def _sort(folder: Path) -> _Entries:
+    """Returns what lies directly in a folder but hidden entries.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror}). Allow it to be read.") from error
+    found = _Entries([], [], [], [])
+    for entry in entries:
+        path = folder / entry.name
+        suffix = path.suffix.lower()
+        if _is(entry.is_dir):
+            found.folders.append(path)
+        elif suffix in IMAGE_SUFFIXES:
+            found.images.append(path)
+        elif not _is(entry.is_file):
+            if not suffix and _leads_nowhere(path):
+                found.lost.append(path)
+        elif entry.name.lower().endswith(VOLUME_SUFFIXES):
+            found.others.append(path)
+        elif suffix not in OTHER_SUFFIXES and entry.name.lower() not in OTHER_NAMES:
+            unnamed = not suffix or suffix[1:].isdigit()
+            start = first_bytes(path) if unnamed or suffix in DICOM_BY_CONTENT else b""
+            if is_dicom(start):
+                found.images.append(path)
+            elif not unnamed or b"\0" in start:  # a text has no zero byte
+                found.others.append(path)
+    return found
+
+
+def _is(what: Callable[[], bool]) -> bool:
+    try:
+        return what()
+    except OSError:  # a link to itself, a closed folder
+        return False
+
+
+def first_bytes(path: Path) -> bytes:
+    """Returns as much of a file's beginning as tells DICOM; nothing of a file that cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(DICOM_MARK.stop)
+    except (OSError, UserError):
+        return b""
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()

@@ -1,0 +1,30 @@
+"""How large an image may be; checked before its pixels are decoded."""
+
+from afclip_runtime.errors import DatasetError
+
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, in each loader process
+
+
+def check_size(name: object, width: int, height: int) -> None:
+    """Checks an image's size before its pixels are decoded.
+
+    Args:
+        name: The file, or what messages call the image.
+        width: Of the image, in pixels.
+        height: Likewise.
+
+    Raises:
+        DatasetError: It has more than `MAX_PIXELS` pixels, or none.
+    """
+    if width * height > MAX_PIXELS:
+        raise too_large(name)
+    if width < 1 or height < 1:
+        raise DatasetError(f"{name}: has {width}×{height} pixels. Replace the file.")
+
+
+def too_large(name: object) -> DatasetError:
+    """Returns the error of an image above the limit."""
+    return DatasetError(
+        f"{name}: has more than {MAX_PIXELS:,} pixels, the limit of one image (MAX_PIXELS). Make it smaller or cut it "
+        "into tiles: a backbone sees a few hundred pixels a side."
+    )

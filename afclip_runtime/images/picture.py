@@ -1,0 +1,156 @@
+"""A decoded image: the file's own values, upright, larger = brighter, and what they become."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from afclip_runtime.errors import DatasetError
+
+DEEPEST = 65535  # largest value that an image may hold
+SMALL_SHARE = 8  # an image whose values stay below this part of its range is nearly black
+NEARLY_BLACK = (
+    "uses less than an eighth of its range, as 12 bits in a 16-bit file do, and is seen nearly black: say what is "
+    "white (auto, or the number of bits)"
+)
+
+# What brings values upright that lie as EXIF's orientation says: transpose first, then flip the rows, the columns.
+_TURNS = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as its file has it.
+
+    Attributes:
+        name: What messages call it.
+        values: `[H, W]`, or `[H, W, 3]` in RGB, in the file's own precision; upright, larger = brighter, without alpha.
+        bits: Bits of a value by what the file declares, where they are unsigned whole numbers; else 0.
+        shape: Height and width of the upright image in the file, which a draft does not change.
+        orientation: How it lay in the file, as EXIF counts: 1 to 8.
+        lossy: Whether the compression changed values; `None` if the file does not say.
+        notes: What is worth a word, each as it ends a sentence that begins with a number of images.
+        texts: Texts of a PNG file, by name.
+    """
+
+    name: str
+    values: np.ndarray
+    bits: int
+    shape: tuple[int, int]
+    orientation: int = 1
+    lossy: bool | None = False
+    notes: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def rgb(self, white: int | None = None) -> np.ndarray:
+        """Returns the image as the backbones take it: `[H, W, 3]`, uint8, RGB.
+
+        Whole numbers of more than 16 bits, or with a sign, are read as 16 bits where none lies outside of those.
+
+        Args:
+            white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits
+                hold.
+
+        Raises:
+            DatasetError: It holds fractions, or values outside of 0 to 65535.
+        """
+        values = self.values
+        if values.dtype != np.uint8:
+            values = np.take(_eight_bits(white or 2 ** self._depth() - 1), values.astype(np.uint16, copy=False))
+        if values.ndim == 3:
+            return values
+        import cv2  # what reads no image has no use for it
+
+        return cv2.merge((values, values, values))
+
+    def _depth(self) -> int:
+        if self.values.dtype.kind == "f":
+            raise DatasetError(
+                f"{self.name}: holds {self.values.dtype} values, and nothing says which of them is white. Scale them "
+                "to 0 … 65535 and save it with 16 bits, or to 0 … 255 with 8."
+            )
+        if self.values.min() < 0 or self.values.max() > DEEPEST:
+            raise DatasetError(
+                f"{self.name}: holds {self.values.dtype} values outside of 0 … 65535. Scale them to that range and "
+                "save it with 16 bits, or to 0 … 255 with 8."
+            )
+        return self.bits if 0 < self.bits <= 16 else 16
+
+    @property
+    def highest(self) -> int:
+        """Returns the largest value of an image of more than 8 bits; 0 for any other."""
+        return int(self.values.max()) if self.bits > 8 else 0
+
+    def nearly_black(self, white: int | None = None) -> bool:
+        """Returns whether an image of more than 8 bits uses less than an eighth of its range."""
+        return 8 < self.bits <= 16 and self.highest < (white or 2**self.bits - 1) / SMALL_SHARE
+
+    def remarks(self, white: int | None = None) -> tuple[str, ...]:
+        """Returns its notes, and whether it is nearly black."""
+        return (*self.notes, NEARLY_BLACK) if self.nearly_black(white) else self.notes
+
+    def region(self, threshold: int | None = None) -> np.ndarray:
+        """Returns what a mask marks: `[H, W]`, uint8 in {0, 1}.
+
+        Args:
+            threshold: Highest value that is still normal, in the file's own values. By default 0, and half of the
+                range where the compression blurred the mask's edges.
+        """
+        values = self.grey()
+        return (values > self.cut(threshold)).astype(np.uint8)
+
+    def cut(self, threshold: int | None = None) -> int:
+        """Returns the highest value of a mask that is still normal; see `region`."""
+        if threshold is not None:
+            return threshold
+        half = (2**self.bits - 1) // 2
+        if self.lossy is None:  # lossless where it may be lossy: a small value is one of its labels then
+            return half if self.values.max() > half else 0
+        return half if self.lossy else 0
+
+    def grey(self) -> np.ndarray:
+        """Returns the highest of the colours, `[H, W]`: what counts of a mask."""
+        return self.values if self.values.ndim == 2 else self.values.max(axis=-1)
+
+
+def say(notes: Mapping[str, int], noun: str = "image") -> list[str]:
+    """Returns a sentence for each note that images, or masks, had, with their number."""
+    return [f"1 {noun} {note}." if count == 1 else f"{count} {noun}s: each {note}." for note, count in notes.items()]
+
+
+def upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns values `[H, W, …]` turned upright, from how EXIF says that they lie; of an unknown number as they are."""
+    transposed, rows, columns = _TURNS.get(orientation, _TURNS[1])
+    if transposed:
+        values = values.swapaxes(0, 1)
+    return np.ascontiguousarray(values[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def inverted(values: np.ndarray, bits: int) -> np.ndarray:
+    """Returns values of which 0 is white, turned round: larger = brighter."""
+    if values.dtype.kind == "f":
+        return -values
+    return ~values if values.dtype.kind == "i" else (2**bits - 1 - values).astype(values.dtype)
+
+
+def widened(values: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
+    """Returns unsigned values of less than 8 bits scaled to 8, as bilevel images are shown, and their bits."""
+    if not 0 < bits < 8:
+        return values, bits
+    return np.rint(values.astype(np.float32) * (255 / (2**bits - 1))).astype(np.uint8), 8
+
+
+@lru_cache
+def _eight_bits(white: int) -> np.ndarray:
+    """Returns what the values 0 to 65535 become in 8 bits."""
+    return np.minimum(np.rint(np.arange(DEEPEST + 1) / (white / 255)), 255).astype(np.uint8)

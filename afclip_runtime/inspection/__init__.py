@@ -1,0 +1,1 @@
+"""Verdicts on images: scores, maps, thresholds, tables."""

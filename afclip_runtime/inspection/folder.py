@@ -1,0 +1,141 @@
+"""Inspecting many images into one output folder: the tables, and the pictures beside them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import atomic_path, read_json, write_json
+from afclip_runtime.inspection.inputs import Input
+from afclip_runtime.inspection.table import Record, Table, record_of
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.inspector import Inspector
+    from afclip_runtime.inspection.verdict import Inspection
+
+    Keep = Callable[[Inspection, Path, Input, str], None]
+
+JPEG_LIMIT = 65500  # longest side that the format can have
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run did.
+
+    Attributes:
+        new: Inspections that this run began.
+        failed: How many of them gave an error, without what was left out.
+        replaced: Rows of an earlier run whose file was replaced since; they are among the new ones.
+        scores: By model, the scores of all its rows, earlier ones among them.
+        rows: All rows, by method and key of the image.
+    """
+
+    new: int
+    failed: int
+    replaced: int
+    scores: Mapping[str, list[float]]
+    rows: Mapping[tuple[str | None, str], Record]
+
+
+def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequence[str]) -> None:
+    """Writes what of an inspection is to be saved, each file in one step.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from afclip_runtime.files.png import write_png
+    from afclip_runtime.images.maps import write_map
+
+    if "map" in saves:
+        write_map(folder / "maps" / f"{name}.png", outcome.anomaly_map)
+    if "npy" in saves:
+        with atomic_path(folder / "npy" / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, outcome.anomaly_map)
+    if "mask" in saves and outcome.mask is not None:
+        write_png(folder / "masks" / f"{name}.png", outcome.mask)
+    if "overlay" in saves:
+        overlay = Image.fromarray(outcome.overlay())
+        kind, suffix = ("JPEG", ".jpg") if max(overlay.size) <= JPEG_LIMIT else ("PNG", ".png")
+        with atomic_path(folder / "overlays" / f"{name}{suffix}") as temporary:
+            overlay.save(temporary, kind, quality=90, comment="".join(outcome.captions[:1]))  # if none fits on it
+
+
+def inspect(
+    models: "Mapping[str, Inspector]",
+    inputs: Sequence[Input],
+    folder: Path,
+    saves: Sequence[str],
+    num_workers: int,
+    keeps: "Sequence[Keep]" = (),
+) -> Done:
+    """Inspects what is not done yet, and what was replaced since, and returns what was done.
+
+    Args:
+        models: By name.
+        inputs: The files.
+        folder: Of the output.
+        saves: Which pictures to write.
+        num_workers: Threads that decode.
+        keeps: Each is given an inspection, the folder of its model, the input and the name of its files, before the
+            row is written.
+
+    Raises:
+        UserError: A file cannot be written, or a model needs few-shot images first.
+    """
+    from tqdm import tqdm
+
+    several = len(models) > 1
+    new = failed = 0
+    with Table(folder, several, inputs) as table:
+        for method, model in models.items():
+            column = method if several else None
+            place = folder / method if several else folder
+            todo = [item for item in inputs if (column, item.key) not in table.rows]
+            images = [item for item in todo if not item.error]
+            new += len(todo)
+            with tqdm(total=len(todo), unit=" images", desc=method, disable=None) as bar:
+                for item in (item for item in todo if item.error):
+                    table.add(record_of(item, column, item.name, UserError(item.error)))
+                    failed += not item.left_out
+                    bar.update()
+                for index, outcome in model.stream([i.path for i in images], num_workers, "overlay" in saves):
+                    item, name = images[index], images[index].name
+                    if isinstance(outcome, UserError):
+                        failed += 1
+                    else:
+                        name = table.free_name(item)
+                        save_pictures(outcome, place, name, saves)
+                        for keep in keeps:
+                            keep(outcome, place, item, name)
+                    table.add(record_of(item, column, name, outcome))
+                    bar.update()
+        named = {method if several else None: method for method in models}
+        scores: dict[str, list[float]] = {method: [] for method in models}
+        for row in table.rows.values():
+            if row.score is not None and row.method in named:
+                scores[named[row.method]].append(row.score)
+        return Done(new, failed, table.replaced, scores, table.rows)
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder whose images were inspected otherwise; a new folder gets the settings.
+
+    Raises:
+        UserError: The folder has other settings, or cannot be written to.
+    """
+    path = folder / "inspect.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        before = read_json(path, dict[str, Any], remedy="Choose another --out.")
+        if before != settings:
+            names = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
+            raise UserError(
+                f"{folder} holds inspections with another {', '.join(names)} ({path}): one table must not mix them. "
+                "Choose another --out, or remove the folder."
+            )
+    write_json(path, settings)

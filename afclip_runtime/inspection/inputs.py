@@ -1,0 +1,126 @@
+"""What `inspect` is given: files, folders with all below them, patterns; and what of it is no image."""
+
+import fnmatch
+import glob
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to be inspected.
+
+    Attributes:
+        path: As it was given.
+        name: Its path from the folder that holds all that was given, without suffix: what its files are called. Of
+            `shop/bolts` all names begin with `bolts`.
+        error: Why it is no image; empty if it may be one.
+        left_out: Whether it is a file of a folder that is of no kind that is read.
+        size: In bytes; `None` if there is no such file.
+        mtime_ns: When it was last changed, in nanoseconds; with the size it tells a file from one that replaced it.
+        volume: Name of the volume that it is a slice of; empty if it is none.
+        slice: Its number among the slices.
+    """
+
+    path: Path
+    name: str
+    error: str = ""
+    left_out: bool = False
+    size: int | None = None
+    mtime_ns: int | None = None
+    volume: str = ""
+    slice: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Returns what tells files apart."""
+        return os.path.abspath(self.path)
+
+
+def find_inputs(
+    patterns: Iterable[str], leave_out: Path, ignore: Sequence[str] = (), taken: Collection[str] = ()
+) -> list[Input]:
+    """Returns the files of files, folders and patterns, each once, in the order in which they are named.
+
+    What is not there, a folder that cannot be read or has no image, and a file of a folder that is no image are inputs
+    with an error. Hidden files are left out.
+
+    Args:
+        patterns: Files, folders, patterns.
+        leave_out: Folder whose files are no inputs: that of the output.
+        ignore: Patterns of file names that are left out of folders in silence.
+        taken: Absolute paths of files that are no inputs: those of volumes.
+    """
+    out = os.path.abspath(leave_out)
+    found: dict[Path, tuple[str, bool]] = {}
+    parents: set[str] = set()
+    for pattern in patterns:
+        matches = [Path(pattern)]
+        if not os.path.lexists(pattern):
+            matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))] or matches
+        for match in matches:
+            parents.add(os.path.dirname(os.path.abspath(match)))
+            for path, problem in _below(match, out, ignore) if match.is_dir() else [(match, ("", False))]:
+                found.setdefault(path, problem)
+    root = os.path.commonpath(parents) if parents else ""
+    inputs: dict[str, Input] = {}
+    for path, (error, left_out) in found.items():
+        whole = os.path.abspath(path)
+        if whole in taken or (path.is_dir() and any(Path(whole) in Path(file).parents for file in taken)):
+            continue
+        name = Path(os.path.relpath(whole, root)).with_suffix("").as_posix()
+        inputs.setdefault(whole, Input(path, name, error, left_out, *_state(path)))
+    return list(inputs.values())
+
+
+def _state(path: Path) -> tuple[int | None, int | None]:
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):
+        return None, None
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tuple[str, bool]]]:
+    """Returns the files below a folder, sorted by path, each with why it is no image, and whether it is left out.
+
+    Args:
+        folder: Where to begin.
+        out: A folder that is not stepped into.
+        ignore: Patterns of file names that are left out in silence.
+    """
+    from afclip_runtime.images.find import survey
+
+    found = survey(folder, [folder / os.path.relpath(out, os.path.abspath(folder))])
+    files = dict.fromkeys(found.images, ("", False))
+    files |= {path: (problem, False) for path, problem in found.problems.items()}
+    for path in found.others:
+        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignore):
+            kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
+            way = "It is a volume: cut it with --axis axial" if _volume_suffix(path) else "Save it as PNG, TIFF or JPEG"
+            advice = f"{way}, or --ignore it"
+            files[path] = (f"{path}: left out, as a file {kind} is not read here. {advice}.", True)
+    if not found.images:
+        files.setdefault(folder, (f"{folder}: the folder has no image.", False))
+    return sorted(files.items())
+
+
+def _volume_suffix(path: Path) -> str:
+    """Returns the suffix of a volume's file, `.nii.gz` too; empty of another file."""
+    from afclip_runtime.images.find import VOLUME_SUFFIXES
+
+    return max((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
+
+
+def count_left_out(inputs: Iterable[Input]) -> str:
+    """Returns how many files were left out, by suffix, as `3 left out (.cr2 1, .heic 2)`, and what volumes need."""
+    paths = [item.path for item in inputs if item.left_out]
+    suffixes = Counter(_volume_suffix(path) or path.suffix.lower() or "no suffix" for path in paths)
+    if not suffixes:
+        return "0 left out"
+    kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(suffixes.items()))
+    way = "; --axis axial cuts volumes into slices" if any(map(_volume_suffix, paths)) else ""
+    return f"{suffixes.total()} left out ({kinds}{way})"

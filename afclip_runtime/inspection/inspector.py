@@ -1,0 +1,249 @@
+"""A model for one's own images, whatever engine runs it: verdicts, and where their thresholds come from."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afclip_runtime.engines.base import Engine
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.inspection.calibration import Calibration, Threshold
+from afclip_runtime.inspection.verdict import Inspection
+from afclip_runtime.thresholds import DefaultThreshold, DefaultThresholds, ThresholdFrom
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.decoding import (
+    Begun,
+    Decoded,
+    Decoder,
+    Failure,
+    Source,
+    View,
+    check_sources,
+    name_of,
+    read_pixels,
+)
+from afclip_runtime.views.tiles import Layout
+
+
+class Inspector:
+    """A model for one's own images.
+
+    What it says of an image depends on neither the batch that it is in nor on other images.
+
+    Args:
+        engine: What runs the model.
+        tiling: How images are seen.
+        category: What prompts call the product.
+        batch_size: Views per batch.
+
+    Attributes:
+        calibration: Where thresholds come from, or `None`.
+        calibrated_by: The file that it was read from, if any.
+        title: What the head calls itself; empty if it does not.
+        head_thresholds: The head's own thresholds, or `None`; they are used as `defaults` says.
+        threshold: Of image scores, in place of the calibration's or the head's own.
+        pixel_threshold: Of the values of maps, likewise.
+        checkpoint: What the checkpoint is known by in a calibration.
+        white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
+        remarks: What was worth a word of the images so far, and of how many.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+    """
+
+    takes_few_shot = False
+    is_toy = False
+
+    def __init__(self, engine: Engine, tiling: Tiling, category: str, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.engine = engine
+        self.tiling = tiling
+        self.category = category
+        self.batch_size = batch_size
+        self.calibration: Calibration | None = None
+        self.calibrated_by: Path | None = None
+        self.title = ""
+        self.head_thresholds: DefaultThresholds | None = None
+        self.threshold: float | None = None
+        self.pixel_threshold: float | None = None
+        self.checkpoint = ""
+        self.white: int | None = None
+        self.remarks: Counter[str] = Counter()
+
+    def predict(self, image: Source) -> Inspection:
+        """Returns what the model says of an image.
+
+        Args:
+            image: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+
+        Raises:
+            UserError: The image cannot be read, its score is not finite, or the method needs few-shot images first.
+            TypeError: It is something else.
+        """
+        if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
+            raise TypeError("predict takes one image, and got several: predict_many takes them")
+        return self.predict_many([image])[0]
+
+    def predict_many(self, images: Sequence[Source]) -> list[Inspection]:
+        """Returns what the model says of images, in their order; the same as of each by itself, up to rounding.
+
+        Args:
+            images: See `predict`.
+
+        Raises:
+            UserError: An image cannot be read, a score is not finite, or the method needs few-shot images first.
+            TypeError: One is no image.
+        """
+        check_sources(images)
+        found: dict[int, Inspection] = {}
+        for index, outcome in self.stream(images):
+            if isinstance(outcome, UserError):
+                raise outcome
+            found[index] = outcome
+        return [found[index] for index in range(len(images))]
+
+    def stream(
+        self, images: Sequence[Source], num_workers: int = 0, keep_images: bool = True
+    ) -> Iterator[tuple[int, Inspection | UserError]]:
+        """Yields the position of each image with what the model says of it, or with why it cannot be read.
+
+        Images come in their order. Memory holds the images that are decoded ahead (a batch's number of them, where
+        each has one view, and one per thread), a batch of views, and one map at the size of each image that is not
+        complete.
+
+        Args:
+            images: See `predict`.
+            num_workers: Threads that decode; 0 decodes in this one.
+            keep_images: Whether the results hold the images, for `overlay`.
+
+        Raises:
+            UserError: The method needs few-shot images first.
+        """
+        self.engine.check_ready()
+        tiled = self.tiling != Tiling()
+        ahead = 1 if tiled else self.batch_size
+        decoder = Decoder(images, self.tiling, self.engine.frame, keep_images, self.white, ahead, num_workers)
+        waiting: list[Begun | Failure] = []  # in the order of the images
+        for batch in _batches(self._views(iter(decoder), waiting, keep_images), self.batch_size):
+            scores, maps = self.engine.score(np.stack([view.pixels for _, view in batch]))
+            for (begun, view), score, anomaly_map in zip(batch, scores, maps, strict=True):
+                begun.add(view.view, float(score), anomaly_map)
+            yield from self._complete(waiting, images)
+        yield from self._complete(waiting, images)
+
+    def _views(
+        self,
+        decoded: Iterator[tuple[Decoded | Failure, Iterator[View]]],
+        waiting: list[Begun | Failure],
+        keep_images: bool,
+    ) -> Iterator[tuple[Begun, View]]:
+        """Yields all views, and notes each image among those that wait for their scores."""
+        for item, views in decoded:
+            if isinstance(item, Failure):
+                waiting.append(item)
+                continue
+            self.remarks.update(item.remarks)
+            begun = Begun(item, self.tiling, keep_images)
+            waiting.append(begun)
+            for view in views:
+                yield begun, view
+
+    def _complete(
+        self, waiting: list[Begun | Failure], images: Sequence[Source]
+    ) -> Iterator[tuple[int, Inspection | UserError]]:
+        """Yields what is known of the first images that wait, up to one whose views are not all scored."""
+        while waiting and (isinstance(waiting[0], Failure) or not waiting[0].left):
+            first = waiting.pop(0)
+            if isinstance(first, Failure):
+                yield first.index, DatasetError(first.reason)
+            else:
+                yield first.index, self._judge(first, name_of(images[first.index]))
+
+    def views(self, image: Source) -> list[np.ndarray]:
+        """Returns the views of an image as the backbone sees them, `[h, w, 3]`, uint8 each; the first is the whole.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
+        pixels = read_pixels(image, self.white)
+        height, width, _ = pixels.shape
+        layout = Layout(height, width, self.tiling, self.engine.frame)
+        return [layout.cut(pixels, view) for view in range(len(layout))]
+
+    def fit_few_shot(self, images: Sequence[Source]) -> None:
+        """Refuses few-shot images: a model that takes them replaces this.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.engine.method} takes no few-shot images here.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What scores depend on beside the checkpoint, as plain values."""
+        return {
+            "tiling": self.tiling.to_dict(),
+            "category": self.category,
+            **({} if self.white is None else {"white": self.white}),
+            **self.engine.settings,
+        }
+
+    @property
+    def defaults(self) -> DefaultThresholds | None:
+        """The head's own thresholds where they are in use; they know nothing of the product at hand.
+
+        They hold where there is no calibration and images are seen as they were chosen for: whole.
+        """
+        return self.head_thresholds if self.calibration is None and self.tiling == Tiling() else None
+
+    @property
+    def in_use(self) -> tuple[Threshold | DefaultThreshold | None, Threshold | DefaultThreshold | None]:
+        """Returns the threshold of image scores and that of maps, with their scales; those by hand aside."""
+        chosen = self.calibration or self.defaults
+        return (chosen.image, chosen.pixel) if chosen else (None, None)
+
+    @property
+    def thresholds(self) -> tuple[float | None, float | None]:
+        """Returns the threshold of image scores and that of the values of maps; `None` where there is none."""
+        image, pixel = self.in_use
+        return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
+
+    @property
+    def thresholds_from(self) -> tuple[ThresholdFrom | None, ThresholdFrom | None]:
+        """Returns where the two thresholds come from; `None` where there is none."""
+        by_hand = self.threshold, self.pixel_threshold
+        source: ThresholdFrom = "default" if self.calibration is None else "calibration"
+        image, pixel = (
+            "hand" if value is not None else None if chosen is None else source
+            for value, chosen in zip(by_hand, self.in_use, strict=True)
+        )
+        return image, pixel
+
+    @property
+    def scales(self) -> tuple[float | None, float | None]:
+        """Returns the units of `probability`, of image scores and of the values of maps; `None` where there is none."""
+        image, pixel = self.in_use
+        return None if image is None else image.scale, None if pixel is None else pixel.scale
+
+    def _judge(self, done: Begun, name: Path) -> Inspection | UserError:
+        if not done.finite:
+            return UserError(
+                f"{name}: {self.engine.method} gives a score or a map that is not finite (NaN or infinity). "
+                "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
+            )
+        chosen, sources = (*self.thresholds, *self.scales), self.thresholds_from
+        return Inspection(done.score, done.anomaly_map, *chosen, done.image, *sources)
+
+
+def _value(chosen: Threshold | DefaultThreshold | None, given: float | None) -> float | None:
+    return given if given is not None or chosen is None else chosen.value
+
+
+def _batches(views: Iterator[tuple[Begun, View]], size: int) -> Iterator[list[tuple[Begun, View]]]:
+    """Yields views so many at a time, the last ones fewer."""
+    while batch := list(islice(views, size)):
+        yield batch

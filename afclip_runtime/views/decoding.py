@@ -1,0 +1,228 @@
+"""Images on their way to a model: read and cut into views by threads, and put together again."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from afclip_runtime.errors import UserError
+from afclip_runtime.images.reader import read
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.frame import Frame
+from afclip_runtime.views.tiles import Layout
+
+Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
+A = TypeVar("A")
+B = TypeVar("B")
+NAMELESS = Path("image")  # what an image that comes from no file is called
+
+
+def read_pixels(source: Source, white: int | None = None) -> np.ndarray:
+    """Returns an image `[H, W, 3]`, uint8, RGB, upright; see `pixels_and_remarks`."""
+    return pixels_and_remarks(source, white)[0]
+
+
+def pixels_and_remarks(source: Source, white: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns an image `[H, W, 3]`, uint8, RGB, upright, and what of its file is worth a word; see `Picture`.
+
+    Args:
+        source: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+        white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
+
+    Raises:
+        DatasetError: The file cannot be read, or the image is too large.
+        ValueError: The array is of another kind.
+    """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+            raise ValueError(f"an image must be [H, W, 3], uint8, got {[*source.shape]}, {source.dtype}")
+        return source, ()
+    picture = read(Path(source) if isinstance(source, str) else source)
+    return picture.rgb(white), picture.remarks(white)
+
+
+def check_sources(images: Sequence[Source]) -> None:
+    """Refuses what is no list of images.
+
+    Raises:
+        TypeError: Names what it is.
+    """
+    if isinstance(images, (str, bytes, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        raise TypeError(f"a list of images is needed, got one {type(images).__name__}: predict takes one image")
+    for index, image in enumerate(images):
+        if not isinstance(image, (str, bytes, Path, Image.Image, np.ndarray)):
+            raise TypeError(
+                f"image {index} is a {type(image).__name__}: an image is a path, the bytes of a file, a Pillow image, "
+                "or an array [H, W, 3], uint8, RGB"
+            )
+
+
+def name_of(source: Source) -> Path:
+    """Returns the path of an image, or `NAMELESS`."""
+    return Path(source) if isinstance(source, (str, Path)) else NAMELESS
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of an image.
+
+    Attributes:
+        index: Position of the image.
+        view: Which of its views.
+        pixels: `[h, w, 3]`, uint8, of the frame's shape.
+    """
+
+    index: int
+    view: int
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image that was read.
+
+    Attributes:
+        index: Position of the image.
+        layout: Its views.
+        remarks: What is worth a word of the image's file.
+        first: `[h, w, 3]`, uint8, of the frame's shape: the first view.
+        image: `[H, W, 3]`, uint8; `None` where neither the result nor a further view needs it.
+    """
+
+    index: int
+    layout: Layout
+    remarks: tuple[str, ...]
+    first: np.ndarray
+    image: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that cannot be read, and why."""
+
+    index: int
+    reason: str
+
+
+class Begun:
+    """An image whose views are being scored.
+
+    Args:
+        decoded: The image.
+        tiling: How it is seen.
+        keep_image: Whether the result holds the image.
+    """
+
+    def __init__(self, decoded: Decoded, tiling: Tiling, keep_image: bool) -> None:
+        self.index = decoded.index
+        self.layout = decoded.layout
+        self.image = decoded.image if keep_image else None
+        self.anomaly_map = np.zeros((self.layout.height, self.layout.width), np.float32)
+        self.scores: list[float] = []
+        self.mean = tiling.view_score == "mean"
+        self.finite = True
+        self.left = len(self.layout)
+
+    def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
+        """Adds a view, and returns whether it was the last."""
+        self.scores.append(score)
+        self.finite &= bool(np.isfinite(score) and np.isfinite(anomaly_map).all())
+        self.layout.add(self.anomaly_map, view, anomaly_map)
+        self.left -= 1
+        return not self.left
+
+    @property
+    def score(self) -> float:
+        """Returns the image's score, once all of its views are there."""
+        return sum(self.scores) / len(self.scores) if self.mean else max(self.scores)
+
+
+class Decoder:
+    """Reads images and cuts their views, ahead of who scores them.
+
+    Threads suffice: Pillow decodes and resizes without Python's lock.
+
+    Args:
+        images: What is read.
+        tiling: How images are seen.
+        frame: What the backbone takes.
+        keep_images: Whether the decoded images are kept.
+        white: See `pixels_and_remarks`.
+        ahead: Images that are decoded ahead.
+        num_workers: Threads that decode; 0 decodes in the caller's.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Source],
+        tiling: Tiling,
+        frame: Frame,
+        keep_images: bool,
+        white: int | None,
+        ahead: int,
+        num_workers: int,
+    ) -> None:
+        self.images = images
+        self.tiling = tiling
+        self.frame = frame
+        self.keep_images = keep_images
+        self.white = white
+        self.ahead = ahead
+        self.num_workers = num_workers
+
+    def __iter__(self) -> Iterator[tuple[Decoded | Failure, Iterator[View]]]:
+        """Yields each image in its order, with its views; those must be taken before the next image is."""
+        with _threads(self.num_workers) as pool:
+            for item in _in_order(pool, self._decode, range(len(self.images)), self.ahead + self.num_workers):
+                yield item, iter(()) if isinstance(item, Failure) else self._views(pool, item)
+
+    def _decode(self, index: int) -> Decoded | Failure:
+        try:
+            image, remarks = pixels_and_remarks(self.images[index], self.white)
+            height, width, _ = image.shape
+            layout = Layout(height, width, self.tiling, self.frame)
+        except UserError as error:
+            return Failure(index, str(error))
+        if self.keep_images:
+            image = np.array(image)  # the caller may change its array
+        needed = self.keep_images or len(layout) > 1
+        return Decoded(index, layout, remarks, layout.cut(image, 0), image if needed else None)
+
+    def _views(self, pool: ThreadPoolExecutor | None, item: Decoded) -> Iterator[View]:
+        yield View(item.index, 0, item.first)
+        if (image := item.image) is not None:
+            others = range(1, len(item.layout))
+            cut = _in_order(pool, lambda view: item.layout.cut(image, view), others, 2 * self.num_workers)
+            yield from (View(item.index, view, pixels) for view, pixels in zip(others, cut, strict=True))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor | None]:
+    if count == 0:
+        yield None
+        return
+    pool = ThreadPoolExecutor(count, thread_name_prefix="decoder")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ThreadPoolExecutor | None, do: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """Yields what is made of each item, in their order, at most so many made ahead; without threads, none is."""
+    if pool is None:
+        yield from map(do, items)
+        return
+    rest = iter(items)
+    begun: deque[Future[B]] = deque(pool.submit(do, item) for item in islice(rest, ahead))
+    while begun:
+        done = begun.popleft().result()
+        begun.extend(pool.submit(do, item) for item in islice(rest, 1))
+        yield done

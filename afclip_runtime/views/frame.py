@@ -1,0 +1,84 @@
+"""The frame that a backbone takes, and how an image is put into it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from afclip_runtime.types import ImageSize, height_and_width
+
+Resize = Literal["squash", "crop", "trim"]
+
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
+
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def place(rule: Resize | Literal["pad"], height: int, width: int, size: ImageSize) -> Box:
+    """Returns where an image lies once it is resized, in pixels of the backbone's frame; what lies outside is cut off.
+
+    Args:
+        rule: `squash` ignores the aspect ratio. `crop` and `trim` keep it, so that the shorter side fits, and cut off
+            the rest: on both ends, as CLIP's own transform does, or at the right and at the bottom, as AnomalyDINO's
+            code. `pad` keeps it so that the longer side fits.
+        height: Of the image, in pixels.
+        width: Likewise.
+        size: Of the frame.
+    """
+    tall, wide = height_and_width(size)
+    if rule == "squash":
+        return 0, 0, wide, tall
+    if rule == "pad":
+        scale = min(tall / height, wide / width)
+        high, long = max(1, round(height * scale)), max(1, round(width * scale))
+        left, top = (wide - long) // 2, (tall - high) // 2
+        return left, top, left + long, top + high
+    if tall * width >= wide * height:  # the height fits; torchvision's rule for the other side, rounded down
+        high, long = tall, max(wide, tall * width // height)
+    else:
+        high, long = max(tall, wide * height // width), wide
+    left, top = (round((wide - long) / 2), round((tall - high) / 2)) if rule == "crop" else (0, 0)
+    return left, top, left + long, top + high
+
+
+def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Interpolation) -> np.ndarray:
+    """Returns an image `[H, W]` or `[H, W, 3]`, uint8, resized to a place in the frame, and the frame cut out.
+
+    The filter is Pillow's, antialiased, as in the papers' codes; OpenCV's has no antialiasing and gives other pixels.
+    Where the frame is larger than the image, the pixels of its border are repeated.
+    """
+    left, top, right, bottom = box
+    height, width = height_and_width(size)
+    resized = np.array(Image.fromarray(image).resize((right - left, bottom - top), FILTERS[interpolation]))
+    if box == (0, 0, width, height):
+        return resized
+    part = resized[max(0, -top) : height - top, max(0, -left) : width - left]
+    around = max(0, top), max(0, height - bottom), max(0, left), max(0, width - right)
+    return cv2.copyMakeBorder(part, *around, cv2.BORDER_REPLICATE)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a backbone takes of an image.
+
+    Attributes:
+        image_size: In pixels: the side of a square, or height and width.
+        rule: How an image is brought to that size: see `place`.
+        interpolation: Filter of that.
+    """
+
+    image_size: ImageSize
+    rule: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return height_and_width(self.image_size)
