@@ -7,7 +7,8 @@ import torch
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
-from afclip_runtime.views.tiles import Layout, resize_map
+from afclip_runtime.views.resizing import resize_map
+from afclip_runtime.views.tiles import Layout
 
 Predictions = Mapping[str, AnomalyPrediction]  # by head
 

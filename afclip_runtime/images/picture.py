@@ -69,9 +69,10 @@ class Picture:
             values = np.take(_eight_bits(white or 2 ** self._depth() - 1), values.astype(np.uint16, copy=False))
         if values.ndim == 3:
             return values
-        import cv2  # what reads no image has no use for it
-
-        return cv2.merge((values, values, values))
+        rgb = np.empty((*values.shape, 3), np.uint8)
+        for channel in range(3):  # one by one is four times as fast as all at once
+            rgb[..., channel] = values
+        return rgb
 
     def _depth(self) -> int:
         if self.values.dtype.kind == "f":

@@ -16,6 +16,7 @@ import numpy as np
 
 from afclip_runtime.errors import CheckpointError, DatasetError, UserError
 from afclip_runtime.files import read_json, write_json
+from afclip_runtime.inspection.distributions import binomial_quantile, pareto_excess
 from afclip_runtime.inspection.stream import NormalScores
 from afclip_runtime.thresholds import is_anomalous
 
@@ -283,17 +284,15 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
     scores = np.sort(scores.astype(np.float64))
     n, above = len(scores), _exceedances(len(scores))
     if n * fpr >= ENOUGH or fpr * n >= above:
-        from scipy.stats import binom
-
         value = scores[min(n, math.ceil((n + 1) * (1 - fpr))) - 1]
-        low, high = binom.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], n, 1 - fpr).astype(int)
+        low, high = (binomial_quantile(share, n, 1 - fpr) for share in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
         interval = float(scores[max(low, 1) - 1]), float(scores[min(high + 1, n) - 1])
         return Threshold(float(value), scale_of(value, scores), "quantile", n, fpr, interval)
     value, shape, scale = (part[0] for part in _tail(scores[None], fpr))
     rng = np.random.default_rng(0)
     drawn = rng.choice(scores[:-above], size=(RESAMPLES, n))
     beyond = rng.random(drawn.shape) < above / n
-    drawn[beyond] = scores[-above - 1] + _excess(rng.random(int(beyond.sum())), shape, scale)
+    drawn[beyond] = scores[-above - 1] + pareto_excess(rng.random(int(beyond.sum())), shape, scale)
     low, high = np.quantile(_tail(np.sort(drawn, axis=1), fpr)[0], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Threshold(float(value), scale_of(value, scores), "tail_fit", n, fpr, (float(low), float(high)))
 
@@ -328,14 +327,7 @@ def _tail(scores: np.ndarray, fpr: float) -> tuple[np.ndarray, np.ndarray, np.nd
     shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-12)
     shape = np.clip(shape, -0.5, 0.5)  # beyond, moments say nothing
     scale = mean * (1 - shape)  # so that the mean is kept where the shape was clipped
-    return start + _excess(np.full(len(scores), fpr * n / m), shape, scale), shape, scale
-
-
-def _excess(share: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Returns what a share of a generalised Pareto distribution exceeds."""
-    from scipy.special import boxcox
-
-    return -scale * boxcox(share, -shape)  # scale * (share ** -shape - 1) / shape, and its limit at 0
+    return start + pareto_excess(np.full(len(scores), fpr * n / m), shape, scale), shape, scale
 
 
 def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> Threshold:

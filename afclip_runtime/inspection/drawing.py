@@ -1,6 +1,7 @@
 """An anomaly map drawn over its image, with numpy and Pillow alone."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -62,6 +63,33 @@ def outline(mask: np.ndarray, thickness: int) -> np.ndarray:
     return lines
 
 
+def with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Returns a picture `[H, W, 3]`, uint8, with the first caption that fits on a band at its foot, if any does."""
+    from PIL import ImageDraw, ImageFont
+
+    height, width, _ = picture.shape
+    size = min(max(round(min(height, width) / 22), 11), 60)
+    font = ImageFont.load_default(size)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image, "RGBA")
+    for caption in captions:
+        lines: list[str] = []
+        for word in caption.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and draw.textlength(longer, font) <= width - size:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        band = round(1.3 * size * len(lines) + 0.4 * size)
+        if band <= 0.32 * height and max(draw.textlength(line, font) for line in lines) <= width - size / 2:
+            draw.rectangle((0, height - band, width, height), (0, 0, 0, 190))
+            draw.multiline_text(
+                (size / 2, height - band + 0.2 * size), "\n".join(lines), "white", font, spacing=0.3 * size
+            )
+            return np.asarray(image)
+    return picture
+
+
 def _thickened(lines: np.ndarray, thickness: int) -> np.ndarray:
     """Returns where a disc around one of the marked pixels reaches, `[H, W]`, bool."""
     radius = thickness // 2
@@ -73,6 +101,7 @@ def _thickened(lines: np.ndarray, thickness: int) -> np.ndarray:
             wide[:, :-across] |= lines[:, across:]
         lower = heights[across + 1] + 1 if across < radius else 0  # what is wider covers these rows
         for down in range(lower, height + 1):
-            thick[down:] |= wide[: len(wide) - down]
-            thick[: len(wide) - down] |= wide[down:]
+            end = max(0, len(wide) - down)
+            thick[down:] |= wide[:end]
+            thick[:end] |= wide[down:]
     return thick

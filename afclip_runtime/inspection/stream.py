@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from afclip_runtime.inspection.distributions import beta_binomial_cdf, beta_binomial_sf
+
 LEVEL = 0.005  # of each of the two tests
 FEWEST = 8  # images, on either side, that say anything
 BLOCK = 20  # images of a stream that `Watch` looks at together
@@ -62,17 +64,15 @@ def difference(normal: NormalScores | None, scores: Sequence[float]) -> str:
     """
     if normal is None or len(scores) < FEWEST:
         return ""
-    from scipy.stats import betabinom
-
     values, m = np.asarray(scores), len(scores)
     median, upper = _ranks(normal.n)
     below, usual = int((values < normal.median).sum()), int((values <= normal.upper).sum())
-    if below >= MOST_BELOW * m and betabinom.sf(below - 1, m, median, normal.n + 1 - median) < LEVEL:
+    if below >= MOST_BELOW * m and beta_binomial_sf(below - 1, m, median, normal.n + 1 - median) < LEVEL:
         return (
             f"{below} of {m} scores lie below the median of the {normal.n} normal images of the calibration. They do "
             'not look like the same product, light or camera, so "normal" says little. Calibrate for these images.'
         )
-    if betabinom.cdf(usual, -(-m // 2), upper, normal.n + 1 - upper) < LEVEL:
+    if beta_binomial_cdf(usual, -(-m // 2), upper, normal.n + 1 - upper) < LEVEL:
         return (
             f"only {usual} of {m} scores are as low as those of four fifths of the calibration's {normal.n} normal "
             "images. Either most images are anomalous, or they are of another product, light or camera: then calibrate "

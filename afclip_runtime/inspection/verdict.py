@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import cv2
 import numpy as np
 
 from afclip_runtime.inspection.calibration import probability
+from afclip_runtime.inspection.components import find_components
+from afclip_runtime.inspection.drawing import CONTOUR, blend, outline, with_caption
 from afclip_runtime.thresholds import ThresholdFrom, is_anomalous
 from afclip_runtime.views.tiles import Box
 
-CONTOUR = (255, 255, 255)
-COLD = 0.1  # what a typical normal value gets: the image is left as it is there
 CAPTIONS = (  # of an overlay without common scale: the first that leaves most of the image free
     "Colours run from this image's lowest to its highest value. No calibration, so no common scale.",
     "Colours: this image's lowest to highest value",
@@ -28,7 +27,6 @@ OWN_SCALE_BY_DEFAULT = (  # likewise, where the head has a threshold of its own 
     "Own scale; default threshold of the head",
     "Default threshold",
 )
-HEAT = 0.6  # most of an overlay's colour that is the map's and not the image's
 
 
 @dataclass(frozen=True)
@@ -105,15 +103,12 @@ class Inspection:
         """Returns the regions of the mask, that with the highest value first; `None` without a pixel threshold."""
         if self.mask is None:
             return None
-        if not self.mask.any():
-            return ()
-        from scipy import ndimage  # not needed for images without a region
-
-        count, labels, facts, _ = cv2.connectedComponentsWithStats(self.mask.view(np.uint8), connectivity=8)
-        highest = ndimage.maximum(self.anomaly_map, labels, np.arange(1, count))
+        boxes, areas, highest = find_components(self.mask, self.anomaly_map)
         found = [
-            Region((int(x), int(y), int(x + width), int(y + height)), int(area), float(score))
-            for (x, y, width, height, area), score in zip(facts[1:], highest, strict=True)
+            Region((left, top, right, bottom), area, score)
+            for (left, top, right, bottom), area, score in zip(
+                boxes.tolist(), areas.tolist(), highest.tolist(), strict=True
+            )
         ]
         return tuple(sorted(found, key=lambda region: -region.score))
 
@@ -165,38 +160,7 @@ class Inspection:
         """
         if self.image is None:
             raise ValueError("the image was not kept: there is nothing to draw the map on")
-        heat = self.heat()
-        colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-        share = HEAT * np.clip((heat - COLD) / (1 - COLD), 0, 1)
-        drawn = cv2.blendLinear(np.ascontiguousarray(colours), np.ascontiguousarray(self.image), share, 1 - share)
+        drawn = blend(self.image, self.heat())
         if self.mask is not None:
-            contours, _ = cv2.findContours(self.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-            cv2.drawContours(drawn, contours, -1, CONTOUR, max(1, round(max(drawn.shape) / 400)))
-        return _with_caption(drawn, self.captions)
-
-
-def _with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Returns a picture `[H, W, 3]`, uint8, with the first caption that fits on a band at its foot, if any does."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    height, width, _ = picture.shape
-    size = min(max(round(min(height, width) / 22), 11), 60)
-    font = ImageFont.load_default(size)
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image, "RGBA")
-    for caption in captions:
-        lines: list[str] = []
-        for word in caption.split():
-            longer = f"{lines[-1]} {word}" if lines else word
-            if lines and draw.textlength(longer, font) <= width - size:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        band = round(1.3 * size * len(lines) + 0.4 * size)
-        if band <= 0.32 * height and max(draw.textlength(line, font) for line in lines) <= width - size / 2:
-            draw.rectangle((0, height - band, width, height), (0, 0, 0, 190))
-            draw.multiline_text(
-                (size / 2, height - band + 0.2 * size), "\n".join(lines), "white", font, spacing=0.3 * size
-            )
-            return np.asarray(image)
-    return picture
+            drawn[outline(self.mask, max(1, round(max(drawn.shape) / 400)))] = CONTOUR
+        return with_caption(drawn, self.captions)

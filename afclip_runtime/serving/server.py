@@ -12,7 +12,6 @@ from importlib.resources import files
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from pydantic import BaseModel
@@ -28,6 +27,7 @@ from afclip_runtime.inspection.stream import Watch
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.serving.intake import Intake
 from afclip_runtime.thresholds import ThresholdFrom
+from afclip_runtime.views.resizing import area_mean
 
 MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred
 HEADERS = {
@@ -408,8 +408,7 @@ def _map_values(anomaly_map: np.ndarray) -> MapValues:
     height, width = anomaly_map.shape
     share = min(1.0, MAP_SIDE / max(height, width))
     if share < 1:
-        size = (max(1, round(width * share)), max(1, round(height * share)))
-        anomaly_map = cv2.resize(anomaly_map, size, interpolation=cv2.INTER_AREA)
+        anomaly_map = area_mean(anomaly_map, max(1, round(height * share)), max(1, round(width * share)))
     low = float(anomaly_map.min())
     step = (float(anomaly_map.max()) - low) / 65535 or 1.0
     values = np.rint((anomaly_map - low) / step).astype("<u2")

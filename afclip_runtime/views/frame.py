@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -61,7 +60,12 @@ def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Inte
         return resized
     part = resized[max(0, -top) : height - top, max(0, -left) : width - left]
     around = max(0, top), max(0, height - bottom), max(0, left), max(0, width - right)
-    return cv2.copyMakeBorder(part, *around, cv2.BORDER_REPLICATE)
+    return repeat_border(part, *around)
+
+
+def repeat_border(pixels: np.ndarray, above: int, below: int, left: int, right: int) -> np.ndarray:
+    """Returns an image or a map, `[H, W]` or `[H, W, 3]`, with that many pixels more on each side: its border's."""
+    return np.pad(pixels, ((above, below), (left, right), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
 
 
 @dataclass(frozen=True)

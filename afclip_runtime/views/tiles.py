@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import cv2
 import numpy as np
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.types import Tiling
-from afclip_runtime.views.frame import Box, Frame, into_frame, place
+from afclip_runtime.views.frame import Box, Frame, into_frame, place, repeat_border
+from afclip_runtime.views.resizing import resize_map
 
 MAX_VIEWS = 4096
 
@@ -150,13 +150,6 @@ class Layout:
         anomaly_map[top:bottom, left:right] += part
 
 
-def resize_map(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns a map `[h, w]`, float32, at another size, `[height, width]`: bilinear, and a mean where it shrinks."""
-    size = anomaly_map.shape
-    shrinks = height < size[0] and width < size[1]
-    return cv2.resize(anomaly_map, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
 def _largest(height: int, width: int, tall: int, wide: int) -> tuple[int, int]:
     """Returns height and width of the largest part of an image that has the shape of a frame."""
     if height * wide <= width * tall:
@@ -170,7 +163,7 @@ def _out_of_frame(seen: np.ndarray, inside: Box) -> np.ndarray:
     height, width = seen.shape
     part = seen[max(0, top) : bottom, max(0, left) : right]
     around = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
-    return cv2.copyMakeBorder(part, *around, cv2.BORDER_REPLICATE) if any(around) else part
+    return repeat_border(part, *around)
 
 
 def _level(height: int, width: int, tile: tuple[int, int], overlap: float, inside: Box) -> Level:

@@ -11,7 +11,8 @@ from afclip_lightning.components.scoring import upsample
 from afclip_runtime.errors import UserError
 from afclip_runtime.types import Fit, ImageSize, Tiling, height_and_width
 from afclip_runtime.views.frame import Resize, place
-from afclip_runtime.views.tiles import MAX_VIEWS, Axis, Layout, resize_map
+from afclip_runtime.views.resizing import resize_map
+from afclip_runtime.views.tiles import MAX_VIEWS, Axis, Layout
 
 SIZE = 32
 TILINGS = [

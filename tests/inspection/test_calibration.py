@@ -14,7 +14,6 @@ from afclip_runtime.inspection.calibration import (
     Calibration,
     PixelTail,
     Threshold,
-    _excess,
     fingerprint,
     fixed,
     from_labels,
@@ -23,6 +22,7 @@ from afclip_runtime.inspection.calibration import (
     place_of,
     probability,
 )
+from afclip_runtime.inspection.distributions import pareto_excess
 from afclip_runtime.inspection.stream import keep
 
 
@@ -70,7 +70,7 @@ def test_the_rate_is_kept_on_average() -> None:
 def test_the_tail_is_scipys(shape: float) -> None:
     share = np.array([0.5, 0.1, 0.001])
     expected = stats.genpareto.isf(share, shape, scale=2.0)
-    assert_allclose(_excess(share, np.array(shape), np.array(2.0)), expected, rtol=1e-10)
+    assert_allclose(pareto_excess(share, np.array(shape), np.array(2.0)), expected, rtol=1e-10)
 
 
 def test_equal_scores_and_too_few() -> None:

@@ -23,7 +23,7 @@ from afclip_runtime.inspection.folder import save_pictures
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.types import Tiling
 from afclip_runtime.views import decoding
-from afclip_runtime.views.tiles import resize_map
+from afclip_runtime.views.resizing import resize_map
 from tests.support.small_head import ARGUMENTS, picture, write_head, write_pictures
 
 BACKBONES: Backbones = {}

@@ -22,7 +22,7 @@ from afclip_lightning.metrics.spro import saturated_weight, spro_result
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
 from afclip_lightning.types import AnomalyPrediction, Batch, GroupScore, Sample
 from afclip_runtime.errors import DatasetError, shown
-from afclip_runtime.views.tiles import resize_map
+from afclip_runtime.views.resizing import resize_map
 
 Resolution = Literal["backbone", "image"]
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]

@@ -30,7 +30,8 @@ from afclip_lightning.metrics.resampling import metrics_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
 from afclip_runtime.errors import UserError
 from afclip_runtime.types import Tiling
-from afclip_runtime.views.tiles import Layout, resize_map
+from afclip_runtime.views.resizing import resize_map
+from afclip_runtime.views.tiles import Layout
 from tests.support.small_models import write_head
 
 SIZE = 16

@@ -24,7 +24,7 @@ from afclip_lightning.results import FIXED
 from afclip_lightning.results.operating import points_as_metrics, thresholds_of
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
 from afclip_runtime.errors import CheckpointError, DatasetError, UserError
-from afclip_runtime.views.tiles import resize_map
+from afclip_runtime.views.resizing import resize_map
 
 SIZE = 16
 

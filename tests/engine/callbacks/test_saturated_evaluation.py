@@ -21,7 +21,7 @@ from afclip_lightning.report.run import render as render_page
 from afclip_lightning.report.run_files import read_run
 from afclip_lightning.results import render, shown_columns
 from afclip_lightning.types import MAIN_HEAD, AnomalyPrediction, Batch
-from afclip_runtime.views.tiles import resize_map
+from afclip_runtime.views.resizing import resize_map
 from tests.reference import spro_naive
 from tests.support.layouts.loco import KINDS, write_loco
 from tests.support.layouts.mvtec import write_mvtec
