@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import afclip_lightning
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.report.run import Threshold, calibrated, sections
 from afclip_lightning.report.run_files import Run
@@ -15,6 +14,7 @@ from afclip_runtime.inspection.calibration import Calibration, PixelTail, fixed,
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.serving.server import _result
 from afclip_runtime.thresholds import is_anomalous
+from tests.support import REPOSITORY
 
 SCORES = np.float32([0.1, 0.2, 0.3, 0.7, 0.7, 0.9])
 LABELS = np.array([0, 0, 0, 0, 1, 1])
@@ -106,5 +106,5 @@ def test_a_calibration_means_the_same_in_the_report(tmp_path: Path) -> None:
 
 
 def test_the_page_of_serve_compares_alike() -> None:
-    script = (Path(afclip_lightning.__file__).parent / "web/serve.js").read_text()
+    script = (REPOSITORY / "afclip_runtime/serving/web/serve.js").read_text()
     assert re.findall(r"(?:score|values\[i\]) (\S+) (?:threshold|pixel)\b", script) == [">", ">"]

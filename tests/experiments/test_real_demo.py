@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import afclip_lightning
+from tests.support import REPOSITORY
 from tests.support.ready_model import use, write_ready
 
 pytest.importorskip("skimage", reason="scikit-image is not installed: pip install 'afclip_lightning[real]'")
@@ -31,7 +31,7 @@ def test_each_photo_comes_as_it_is_and_with_defects(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_page_is_one_of_them(tmp_path: Path) -> None:
     pictures.write(tmp_path)
-    sample = Path(afclip_lightning.__file__).parent / "web/sample.jpg"
+    sample = REPOSITORY / "afclip_runtime/serving/web/sample.jpg"
     assert np.abs(read(sample) - read(tmp_path / f"{pictures.SAMPLE}.jpg")).mean() < 1
     assert sample.stat().st_size < 200_000
     assert pictures.SAMPLE in sample.with_suffix(".md").read_text()
