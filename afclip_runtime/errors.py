@@ -64,6 +64,10 @@ class UserError(Exception):
         super().__init__("\n".join(map(shown, str(message).split("\n"))))
 
 
+class WriteError(UserError):
+    """A file cannot be written as things are: the disk is full, or a folder is away. The same may succeed later."""
+
+
 class DatasetError(UserError):
     """A dataset is absent, incomplete or damaged; the message names the file or folder."""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from afclip_runtime.errors import UserError, shown
+from afclip_runtime.errors import UserError, WriteError, shown
 
 LOCK_FILE = ".lock"  # of the process that writes into a folder
 
@@ -24,7 +24,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
             again.
 
     Raises:
-        UserError: The disk is full or not writable; what was there before is unchanged.
+        WriteError: The disk is full or not writable; what was there before is unchanged.
     """
     # two nodes may have equal process ids; a name may be as long as the disk allows already
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
@@ -36,7 +36,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(
+        raise WriteError(
             f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
             "folder; what was there before is unchanged."
         ) from error

@@ -1,7 +1,7 @@
 """Inspecting many images into one output folder: the tables, and the pictures beside them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from afclip_runtime.inspection.verdict import Inspection
 
     Keep = Callable[[Inspection, Path, Input, str], None]
+    Judged = tuple[Input, Record, Inspection | UserError]
+    Observer = Callable[[Record, Inspection | UserError], None]
 
 JPEG_LIMIT = 65500  # longest side that the format can have
 
@@ -65,6 +67,47 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
             overlay.save(temporary, kind, quality=90, comment="".join(outcome.captions[:1]))  # if none fits on it
 
 
+def judge(
+    model: "Inspector",
+    method: str | None,
+    inputs: Sequence[Input],
+    table: Table,
+    place: Path,
+    saves: Sequence[str],
+    num_workers: int,
+    keeps: "Sequence[Keep]" = (),
+) -> "Iterator[Judged]":
+    """Judges files, saves what is to be saved of each, and yields each with its row, which is not in the table yet.
+
+    Args:
+        model: The model.
+        method: Its name, where several share the table.
+        inputs: The files.
+        table: It names the files that are saved.
+        place: Folder of the model's files.
+        saves: See `inspect`.
+        num_workers: See `inspect`.
+        keeps: See `inspect`.
+
+    Raises:
+        WriteError: A file cannot be written.
+        UserError: The model needs few-shot images first.
+    """
+    for item in inputs:
+        if item.error:
+            error = UserError(item.error)
+            yield item, record_of(item, method, item.name, error), error
+    images = [item for item in inputs if not item.error]
+    for index, outcome in model.stream([item.path for item in images], num_workers, "overlay" in saves):
+        item, name = images[index], images[index].name
+        if not isinstance(outcome, UserError):
+            name = table.free_name(item)
+            save_pictures(outcome, place, name, saves)
+            for keep in keeps:
+                keep(outcome, place, item, name)
+        yield item, record_of(item, method, name, outcome), outcome
+
+
 def inspect(
     models: "Mapping[str, Inspector]",
     inputs: Sequence[Input],
@@ -72,6 +115,7 @@ def inspect(
     saves: Sequence[str],
     num_workers: int,
     keeps: "Sequence[Keep]" = (),
+    observers: "Sequence[Observer]" = (),
 ) -> Done:
     """Inspects what is not done yet, and what was replaced since, and returns what was done.
 
@@ -83,9 +127,11 @@ def inspect(
         num_workers: Threads that decode.
         keeps: Each is given an inspection, the folder of its model, the input and the name of its files, before the
             row is written.
+        observers: Each is given a row, and what it comes from, once it is written: once per image and model.
 
     Raises:
-        UserError: A file cannot be written, or a model needs few-shot images first.
+        WriteError: A file cannot be written.
+        UserError: A model needs few-shot images first.
     """
     from tqdm import tqdm
 
@@ -95,24 +141,15 @@ def inspect(
         for method, model in models.items():
             column = method if several else None
             place = folder / method if several else folder
-            todo = [item for item in inputs if (column, item.key) not in table.rows]
-            images = [item for item in todo if not item.error]
+            todo = table.todo(inputs, column)
             new += len(todo)
+            judged = judge(model, column, todo, table, place, saves, num_workers, keeps)
             with tqdm(total=len(todo), unit=" images", desc=method, disable=None) as bar:
-                for item in (item for item in todo if item.error):
-                    table.add(record_of(item, column, item.name, UserError(item.error)))
-                    failed += not item.left_out
-                    bar.update()
-                for index, outcome in model.stream([i.path for i in images], num_workers, "overlay" in saves):
-                    item, name = images[index], images[index].name
-                    if isinstance(outcome, UserError):
-                        failed += 1
-                    else:
-                        name = table.free_name(item)
-                        save_pictures(outcome, place, name, saves)
-                        for keep in keeps:
-                            keep(outcome, place, item, name)
-                    table.add(record_of(item, column, name, outcome))
+                for item, row, outcome in judged:
+                    table.add(row)
+                    failed += isinstance(outcome, UserError) and not item.left_out
+                    for observe in observers:
+                        observe(row, outcome)
                     bar.update()
         named = {method if several else None: method for method in models}
         scores: dict[str, list[float]] = {method: [] for method in models}

@@ -3,14 +3,14 @@
 import json
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from afclip_runtime.errors import UserError
+from afclip_runtime.errors import UserError, WriteError
 from afclip_runtime.files import csv_text, read_json_lines, write_text
 from afclip_runtime.inspection.inputs import Input
 from afclip_runtime.thresholds import ThresholdFrom
@@ -32,6 +32,7 @@ COLUMNS = (
     "name",
 )
 OF_VOLUMES = ("volume", "slice")  # columns where volumes are among the inputs
+OF_MOVES = ("moved_to",)  # likewise, where files are moved once they are judged
 LONGEST = 240  # bytes of a file's name without suffix; file systems take 255
 LONGEST_PATH = 1000  # bytes of a whole name with its folders; systems take 4096, of which the output's folder is a part
 
@@ -64,6 +65,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         mtime_ns: When the file was last changed, in nanoseconds; likewise.
         volume: Name of the volume that it is a slice of; `None` if it is none.
         slice: Its number among the slices; likewise.
+        moved_to: Where the file was moved; `None` if it stays, empty if another file took its place before it could be
+            moved.
     """
 
     path: str
@@ -81,15 +84,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int | None = None
     volume: str | None = None
     slice: int | None = None
+    moved_to: str | None = None
 
     @property
     def key(self) -> tuple[str | None, str]:
-        """Returns what tells rows apart: method and absolute path."""
-        return self.method, os.path.abspath(self.path)
+        """Returns what tells rows apart: method and absolute path.
+
+        The path of a file that was moved may be that of another file later, so what tells files from those that
+        replaced them is added, after a sign that no path has.
+        """
+        path = os.path.abspath(self.path)
+        return self.method, path if self.moved_to is None else f"{path}\0{self.size},{self.mtime_ns}"
 
 
 class Table:
-    """The two tables of a run: JSON lines, and the same as CSV. Every line is on disk before the next image.
+    """The two tables of a run: JSON lines, and the same as CSV. Every line is written before the next image is judged.
 
     What an earlier run left is read from the JSON lines. These are dropped, and both files written anew: lines of
     images that failed, of files that were replaced since, and a last one that was cut off.
@@ -98,6 +107,7 @@ class Table:
         folder: Where they lie.
         several: Whether several methods share them.
         inputs: Files as they are now.
+        moves: Whether files are moved once they are judged.
 
     Attributes:
         rows: What is in them, by method and key of the image.
@@ -107,19 +117,22 @@ class Table:
         UserError: The folder cannot be written to, or the table cannot be read.
     """
 
-    def __init__(self, folder: Path, several: bool, inputs: Sequence[Input] = ()) -> None:
-        volumes = OF_VOLUMES if any(item.volume for item in inputs) else ()
-        self.columns = [column for column in (*COLUMNS, *volumes) if several or column != "method"]
+    def __init__(self, folder: Path, several: bool, inputs: Sequence[Input] = (), moves: bool = False) -> None:
         self.json_path, self.csv_path = folder / "inspections.jsonl", folder / "inspections.csv"
         now = {item.key: item for item in inputs}
-        before = {row.key: row for row in self._before() if not row.error}
+        before = {row.key: row for row in self._before()}
+        before = {key: row for key, row in before.items() if not row.error or row.moved_to is not None}
+        volumes = OF_VOLUMES if any(item.volume for item in inputs) else ()
+        moved = OF_MOVES if moves or any(row.moved_to is not None for row in before.values()) else ()
+        self.columns = [column for column in (*COLUMNS, *volumes, *moved) if several or column != "method"]
         self.rows = {key: row for key, row in before.items() if not _was_replaced(row, now.get(key[1]))}
         self.replaced = len(before) - len(self.rows)
-        self.names = {_same(row.name): key for (_, key), row in before.items()}  # a replaced file keeps its name
+        named = ((key, row.name) for (_, key), row in before.items() if not row.error)
+        self.names = {_same(name): key for key, name in named}  # a replaced file keeps its name
         kept = list(self.rows.values())
-        write_text(self.json_path, "".join(map(_json_line, kept)))
+        write_text(self.json_path, "".join(map(json_line, kept)))
         write_text(self.csv_path, csv_text(self.columns, map(self._cells, kept)))
-        self.files: list[IO[str]] = []
+        self.files: list[int] = []
 
     def _before(self) -> list[Record]:
         remedy = "Remove the line, or choose another --out."
@@ -128,12 +141,19 @@ class Table:
         return [row for _, row in read_json_lines(self.json_path, Record, cut_end=True, remedy=remedy)]
 
     def __enter__(self) -> "Table":
-        self.files = [path.open("a", encoding="utf-8", newline="") for path in (self.json_path, self.csv_path)]
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        self.files = [os.open(path, flags) for path in (self.json_path, self.csv_path)]
         return self
 
     def __exit__(self, *_: object) -> None:
         for file in self.files:
-            file.close()
+            os.close(file)
+
+    def todo(self, inputs: Iterable[Input], method: str | None) -> list[Input]:
+        """Returns the inputs that have no row of a method, and those whose file was replaced since."""
+        return [
+            item for item in inputs if (row := self.rows.get((method, item.key))) is None or _was_replaced(row, item)
+        ]
 
     def free_name(self, item: Input) -> str:
         """Returns the name of an image's files: its own unless another image has it; then its suffix tells them apart.
@@ -145,23 +165,44 @@ class Table:
         for name in (item.name, item.name + item.path.suffix, whole, f"{item.name}~{_digest(item.key)}"):
             name = _fitting(name)
             if self.names.setdefault(_same(name), item.key) == item.key:
-                break
+                return name
+        name = _fitting(f"{item.name}~{_digest(f'{item.key} {item.size} {item.mtime_ns}')}")  # of moved ones
+        self.names[_same(name)] = item.key
         return name
 
     def add(self, row: Record) -> None:
-        """Appends a row.
+        """Appends a row to both files, or to none.
 
         Raises:
-            UserError: The disk is full or not writable.
+            WriteError: The disk is full or not writable.
         """
-        texts = (_json_line(row), csv_text(self.columns, [self._cells(row)]).partition("\n")[2])
+        texts = (json_line(row), csv_text(self.columns, [self._cells(row)]).partition("\n")[2])
+        sizes: list[int] = []
         for path, file, text in zip((self.json_path, self.csv_path), self.files, texts, strict=True):
             try:
-                file.write(text)
-                file.flush()
+                sizes.append(os.fstat(file).st_size)
+                rest = text.encode("utf-8", "backslashreplace")
+                while rest:
+                    rest = rest[os.write(file, rest) :]
             except OSError as error:
-                raise UserError(f"{path}: cannot be written ({error.strerror or error}). Free some space.") from error
+                for begun, size in zip(self.files, sizes, strict=False):
+                    os.ftruncate(begun, size)  # a row that is written in part would spoil the next one
+                raise WriteError(f"{path}: cannot be written ({error.strerror or error}). Free some space.") from error
         self.rows[row.key] = row
+        if row.moved_to is not None and not row.error:
+            self.names[_same(row.name)] = row.key[1]  # the next file of this path gets another name
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk itself, which a loss of power does not undo.
+
+        Raises:
+            WriteError: They cannot be written.
+        """
+        try:
+            for file in self.files:
+                os.fsync(file)
+        except OSError as error:
+            raise WriteError(f"{self.json_path}: cannot be written ({error.strerror or error}).") from error
 
     def _cells(self, row: Record) -> list[Any]:
         values = msgspec.to_builtins(row)
@@ -237,6 +278,7 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.9g}")  # what tells all float32 apart
 
 
-def _json_line(row: Record) -> str:
-    absent = {name for name in ("method", "size", "mtime_ns", *OF_VOLUMES) if getattr(row, name) is None}
+def json_line(row: Record) -> str:
+    """Returns a row as a line of JSON."""
+    absent = {name for name in ("method", "size", "mtime_ns", *OF_VOLUMES, *OF_MOVES) if getattr(row, name) is None}
     return json.dumps({name: value for name, value in msgspec.to_builtins(row).items() if name not in absent}) + "\n"
