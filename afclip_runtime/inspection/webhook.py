@@ -1,0 +1,218 @@
+"""`inspect --webhook URL`: one message per judged image, signed, sent by a thread of its own from a queue on disk.
+
+Messages are those of the Standard Webhooks specification (standardwebhooks.com), so receivers can check them with its
+libraries: `webhook-id`, `webhook-timestamp` (seconds since 1970, of the attempt) and `webhook-signature`, which is
+`v1,` and the base64 of HMAC-SHA256 over `ID.TIMESTAMP.BODY`.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import http.client
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from afclip_runtime.errors import UserError, WriteError, counted, shown
+from afclip_runtime.files import read_text
+from afclip_runtime.inspection.outbox import Message, Outbox
+
+TIMEOUT = 10.0  # seconds of a connection, and of each wait for an answer
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure; doubled from one to the next
+FEWEST_BYTES = 24  # of a secret, as the specification has it
+MARK = "whsec_"  # before a secret in base64
+REFUSALS = frozenset({400, 413, 415, 422})  # answers that may be about one message alone
+
+
+class Webhook:
+    """Sends what waits in an outbox to a URL, one message after another, in a thread of its own.
+
+    A message counts as delivered once the answer has a status of 2xx. Else it is tried again, after pauses that grow
+    from 1 to 60 seconds, without end: at least once. A receiver knows what it got before by `webhook-id`. Redirects are
+    not followed: they would hand images' records to another host.
+
+    Args:
+        url: Where messages are sent: http or https.
+        outbox: Where messages wait.
+        secret: What they are signed with; `None` sends them unsigned.
+        say: Is told once when the receiver cannot be reached, and once when it can be again.
+        pause: Waits for so many seconds, or until it is told to end, and returns whether it was.
+
+    Raises:
+        UserError: The URL is none that is sent to.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        outbox: Outbox,
+        secret: bytes | None,
+        say: Callable[[str], None],
+        pause: Callable[[float], bool] | None = None,
+    ) -> None:
+        self.host = check_url(url)
+        self.url, self.outbox, self.secret = url, outbox, secret
+        self._say = say
+        self._ended, self._woken = threading.Event(), threading.Event()
+        self._pause = pause or self._ended.wait
+        self._fault: Exception | None = None
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
+
+    def start(self) -> None:
+        """Begins to send."""
+        self._thread.start()
+
+    def put(self, id: str, content: bytes) -> None:
+        """Puts a message into the outbox, and returns at once.
+
+        Args:
+            id: See `Message`.
+            content: JSON in UTF-8.
+
+        Raises:
+            WriteError: The outbox cannot be written.
+        """
+        if self._fault is not None:
+            raise self._fault
+        self.outbox.put(id, content)
+        self._woken.set()
+
+    def close(self, grace: float = 0.0) -> int:
+        """Ends the thread, once nothing waits or the grace is over, and returns how many messages wait.
+
+        Args:
+            grace: In seconds.
+        """
+        end = time.monotonic() + grace
+        while self._thread.is_alive() and len(self.outbox) and time.monotonic() < end:
+            time.sleep(0.02)
+        self._ended.set()
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join(2 * TIMEOUT)
+        return len(self.outbox)
+
+    def _work(self) -> None:
+        try:
+            self._send_all()
+        except Exception as error:  # else the thread would end without a word
+            self._fault = error
+
+    def _send_all(self) -> None:
+        failures = 0
+        while not self._ended.is_set():
+            self._woken.clear()
+            try:
+                message = self.outbox.next()
+                if message is None:
+                    self._woken.wait()
+                    continue
+                problem = self._send(message)
+            except WriteError as error:
+                problem = str(error)
+            if problem:
+                failures += 1
+                if failures == 1:
+                    self._say(f"webhook: {problem}; {counted(len(self.outbox), 'message')} wait and are tried again.")
+                self._pause(min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE))
+            elif failures:
+                failures = 0
+                self._say(f"webhook: {self.host} takes messages again.")
+
+    def _send(self, message: Message) -> str:
+        """Sends a message, notes what became of it, and returns what went wrong; empty if nothing."""
+        status, problem = self._post(message)
+        if not problem:
+            self.outbox.delivered(message, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        elif status in REFUSALS:
+            self.outbox.refused(message)
+        return problem
+
+    def _post(self, message: Message) -> tuple[int | None, str]:
+        """Returns the status of the answer, if there is one, and what is wrong; empty if nothing."""
+        request = urllib.request.Request(self.url, message.body, headers_of(message, self.secret, int(time.time())))
+        try:
+            with self._opener.open(request, timeout=TIMEOUT) as answer:
+                return answer.status, ""
+        except urllib.error.HTTPError as error:
+            error.close()
+            moved = " A redirect is not followed: give the new URL." if 300 <= error.code < 400 else ""
+            return error.code, f"{self.host} answers {error.code} ({shown(error.reason)}).{moved}".rstrip(".")
+        except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
+            return None, f"{self.host} cannot be reached ({shown(getattr(error, 'reason', None) or error)})"
+
+
+def headers_of(message: Message, secret: bytes | None, now: int) -> dict[str, str]:
+    """Returns the headers of a message.
+
+    Args:
+        message: The message.
+        secret: What it is signed with; `None` leaves the signature out.
+        now: Seconds since 1970.
+    """
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "afclip",
+        "webhook-id": message.id,
+        "webhook-timestamp": str(now),
+    }
+    if secret is not None:
+        content = f"{message.id}.{now}.".encode() + message.body
+        digest = hmac.digest(secret, content, hashlib.sha256)
+        headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
+    return headers
+
+
+def check_url(url: str) -> str:
+    """Returns the host of a URL, and its port if it names one: what messages may show of it.
+
+    Raises:
+        UserError: It is not of http or https, has no host, or holds a user name or a password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"--webhook: this is no URL ({error}).") from error
+    if parts.scheme not in ("http", "https") or not host or url != url.strip() or not url.isascii():
+        raise UserError("--webhook takes a URL as http://HOST/PATH or https://HOST/PATH.")
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            "--webhook: the URL holds a name or a password, which all who list processes can read. Leave it out, and "
+            "sign the messages: --webhook_secret_file FILE."
+        )
+    return parts.netloc
+
+
+def read_secret(path: Path) -> bytes:
+    """Returns the secret in a file: `whsec_` and base64, or else the text itself without spaces around it.
+
+    Raises:
+        UserError: It cannot be read, or is too short.
+    """
+    text = read_text(path, limit=4096).strip()
+    secret = text.encode()
+    if text.startswith(MARK):
+        try:
+            secret = base64.b64decode(text.removeprefix(MARK), validate=True)
+        except binascii.Error as error:
+            raise UserError(f"{shown(path)}: what follows {MARK} is no base64.") from error
+    if len(secret) < FEWEST_BYTES:
+        raise UserError(
+            f"{shown(path)}: the secret has {len(secret)} bytes, and at least {FEWEST_BYTES} are needed. Make one: "
+            'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+        )
+    return secret
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
