@@ -10,7 +10,8 @@ import pytest
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.report.run import Threshold, calibrated, sections
 from afclip_lightning.report.run_files import Run
-from afclip_runtime.inspection.calibration import Calibration, PixelTail, fixed, from_labels, from_normals
+from afclip_runtime.inspection.calibration import Calibration, fixed, from_labels, from_normals
+from afclip_runtime.inspection.pixel_tail import PixelTail
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.serving.server import _result
 from afclip_runtime.thresholds import is_anomalous

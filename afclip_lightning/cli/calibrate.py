@@ -31,6 +31,7 @@ Chooses the threshold of the image score and that of the map, and writes them be
 find them; those of a ready model into the working directory (real.PRODUCT.calibration.json). It holds for this product,
 and for this checkpoint, seen in this way: other tiles, another category or other few-shot images (--few_shot_dir) need
 another calibration. The file says product, date, folder and number of images. Copies of one image count once.
+With --roi it holds the region of interest too: inspect and serve take it from there, and refuse another one.
 
 From normal images alone (--normal): the threshold that a share --fpr of normal images will exceed. Of at least 10
 images it is a quantile; of fewer, the tail of their scores is fitted. The interval that is printed says how far to
@@ -84,7 +85,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     image, pixel, normal = _thresholds(options, model, labelled)
     source = options.normal or options.labelled
     made = origin(options.product or options.category, str(source or ""), len(labelled))
-    Calibration(image, pixel, model.checkpoint, model.settings, made, keep(normal)).save(place)
+    Calibration(image, pixel, model.checkpoint, model.settings, made, keep(normal), model.roi).save(place)
     print(f"{place}\nNever report results on the images that a threshold was calibrated on.")
     return 0
 
@@ -145,7 +146,8 @@ def _thresholds(
     from tqdm import tqdm
 
     from afclip_runtime.images.picture import say
-    from afclip_runtime.inspection.calibration import PixelTail, fixed, from_labels, from_normals
+    from afclip_runtime.inspection.calibration import fixed, from_labels, from_normals
+    from afclip_runtime.inspection.pixel_tail import PixelTail
 
     anomalous = np.array([label for _, label in labelled], dtype=bool)
     scores = np.zeros(len(labelled))
@@ -156,7 +158,7 @@ def _thresholds(
             raise outcome
         scores[index] = outcome.score
         if not anomalous[index]:
-            tail.add(outcome.anomaly_map)
+            tail.add(outcome.inspected)
     for sentence in say(model.remarks):
         print(f"note: {sentence}", file=sys.stderr)
     normal = scores[~anomalous]

@@ -63,6 +63,13 @@ def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True, ca
         "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
         "value. That of the calibration by default, else bits",
     )
+    view.add_argument(
+        "--roi",
+        type=Path,
+        metavar="FILE",
+        help="region of interest: the part of the images that is inspected, as polygons (.json, also of LabelMe) or a "
+        "picture, white on black; docs/roi.md. That of the calibration by default, else the whole image",
+    )
 
 
 def add_model_names(group: argparse._ArgumentGroup) -> None:
@@ -242,6 +249,7 @@ def load_models(
             few_shot=few_shot,
             calibration=calibration,
             white=white,
+            roi=options.roi,
             batch_size=options.batch_size,
             backbones=backbones,
         )

@@ -298,7 +298,7 @@ def _held_out(
         if isinstance(outcome, UserError):
             raise outcome
         scores[index] = outcome.score
-        tail.add(outcome.anomaly_map)
+        tail.add(outcome.inspected)
     return scores, tail.threshold()
 
 

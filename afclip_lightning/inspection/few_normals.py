@@ -4,16 +4,8 @@ import math
 
 import numpy as np
 
-from afclip_runtime.inspection.calibration import (
-    CONFIDENCE,
-    ENOUGH,
-    FEWEST,
-    PixelTail,
-    Threshold,
-    from_normals,
-    require,
-    scale_of,
-)
+from afclip_runtime.inspection.calibration import CONFIDENCE, ENOUGH, FEWEST, Threshold, from_normals, require, scale_of
+from afclip_runtime.inspection.pixel_tail import PixelTail
 
 FEWEST_HELD_OUT = 2  # a spread needs two
 UNLIKE = 6.0  # median absolute deviations above the median, each of a normal distribution's standard deviation

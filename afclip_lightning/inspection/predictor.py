@@ -30,6 +30,7 @@ from afclip_runtime.inspection.verdict import Inspection, Region
 from afclip_runtime.thresholds import DefaultThresholds
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.decoding import Source, check_sources, read_pixels
+from afclip_runtime.views.roi import Roi, read_roi
 
 __all__ = ["DATASET", "Inspection", "Predictor", "Region", "load"]
 
@@ -49,6 +50,7 @@ def load(
     pixel_threshold: float | None = None,
     calibration: str | Path | None = "auto",
     white: White | None = None,
+    roi: Roi | str | Path | None = None,
     batch_size: int = 8,
     backbones: factory.Backbones | None = None,
 ) -> "Predictor":
@@ -70,6 +72,8 @@ def load(
         white: What is white in images of more than 8 bits: `bits`, the largest value that the file's depth holds, or a
             number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. That of the calibration by
             default, and `bits` without one.
+        roi: Which part of the images is inspected, or a file of it, see `read_roi`. That of the calibration by default,
+            and the whole image without one.
         batch_size: Views per batch, a view being an image or a tile of it.
         backbones: Those that are there already; what is built is added.
 
@@ -98,6 +102,10 @@ def load(
         model.white = white_value(white, ())
     elif found:
         model.white = found.settings.get("white")
+    if roi is not None:
+        model.roi = roi if isinstance(roi, Roi) else read_roi(Path(roi))
+    elif found:
+        model.roi = found.roi
     if few_shot:
         model.fit_few_shot(few_shot)
     if found and place:

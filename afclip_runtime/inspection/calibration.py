@@ -19,6 +19,7 @@ from afclip_runtime.files import read_json, write_json
 from afclip_runtime.inspection.distributions import binomial_quantile, pareto_excess
 from afclip_runtime.inspection.stream import NormalScores
 from afclip_runtime.thresholds import is_anomalous
+from afclip_runtime.views.roi import Roi
 
 Criterion = Literal["f1", "balanced"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -29,7 +30,6 @@ CONFIDENCE = 0.9
 FEWEST = 8
 ENOUGH = 10  # normal images above the threshold that make a quantile worth more than a fit
 RESAMPLES = 2000
-MAX_KEPT = 2**24
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Calibration:
         origin: Product, date, images; `None` in files of earlier versions.
         good: What is kept of the normal images' scores, by the file's name for it; `None` if they were too few, or in
             files of earlier versions.
+        roi: Which part of the images was inspected; `None` for all of it.
     """
 
     image: Threshold
@@ -100,11 +101,14 @@ class Calibration:
     settings: dict[str, Any]
     origin: Origin | None = None
     good: NormalScores | None = None
+    roi: Roi | None = None
 
     def __post_init__(self) -> None:
         white = self.settings.get("white")
         if white is not None and (not isinstance(white, int) or isinstance(white, bool) or not 0 < white < 2**32):
             raise ValueError(f"settings.white: expected a whole number, got {white!r}")
+        if self.settings.get("roi") != (self.roi and self.roi.fingerprint):
+            raise ValueError("settings.roi: the scores were made with another region of interest than the file holds")
 
     def save(self, path: Path) -> None:
         """Writes the calibration in one step.
@@ -142,8 +146,13 @@ class Calibration:
         problems += [
             f"{name}: {mine.get(name)!r} when calibrated, {now.get(name)!r} now"
             for name in sorted(mine.keys() | now.keys())
-            if mine.get(name) != now.get(name)
+            if mine.get(name) != now.get(name) and name != "roi"
         ]
+        if (regions := (mine.get("roi"), now.get("roi")))[0] != regions[1]:
+            said = [f"the region of interest {region}" if region else "the whole image" for region in regions]
+            problems.append(
+                f"{said[0]} when calibrated, {said[1]} now (without --roi, that of the calibration is taken)"
+            )
         if problems:
             raise CheckpointError(
                 f"{path} does not fit what is in use now (it is {self}):\n  " + "\n  ".join(problems) + "\n"
@@ -378,60 +387,3 @@ def scale_of(value: float, normal: np.ndarray) -> float:
     """Returns the unit of `probability`: a typical normal score is log 9 of them away, and is given 0.1."""
     distance = abs(float(value) - float(np.median(normal))) / math.log(9)
     return max(distance, 1e-6 * max(abs(float(value)), 1.0))  # all scores may be one
-
-
-class PixelTail:
-    """The highest values of normal images' maps, as many as a pixel threshold can depend on; images weigh the same.
-
-    Of large maps, or many, a part of the pixels is drawn, so that memory stays below 4 × `MAX_KEPT` bytes.
-
-    Args:
-        images: How many there will be, at most.
-        fpr: Share of the pixels that is to lie above the threshold.
-        fewest: Images that there must be.
-    """
-
-    def __init__(self, images: int, fpr: float, fewest: int = FEWEST) -> None:
-        self.fpr = fpr
-        self.fewest = fewest
-        self.share = min(1.0, images * fpr)  # if all that lies above were in one image
-        self.most = max(1, MAX_KEPT // max(images, 1))
-        self.rng = np.random.default_rng(0)
-        self.highest: list[np.ndarray] = []
-        self.counts: list[int] = []
-        self.medians: list[float] = []
-
-    def add(self, anomaly_map: np.ndarray) -> None:
-        """Adds the map of a normal image, `[H, W]`."""
-        values = anomaly_map.ravel()
-        if len(values) > self.most:
-            values = values[self.rng.integers(0, len(values), self.most)]
-        kept = min(len(values), math.ceil(self.share * len(values)) + 1)
-        self.highest.append(np.partition(values, len(values) - kept)[len(values) - kept :])
-        self.counts.append(len(values))
-        self.medians.append(float(np.median(values)))
-
-    def threshold(self) -> Threshold:
-        """Returns the threshold, with an interval of a bootstrap over images: pixels of one go together.
-
-        Raises:
-            DatasetError: There are fewer than `fewest` images.
-        """
-        n = len(self.highest)
-        require(n, self.fewest)
-        owner = np.repeat(np.arange(n), [len(values) for values in self.highest])
-        values = np.concatenate(self.highest)
-        order = np.argsort(-values, kind="stable")
-        values, owner = values[order], owner[order]
-        weight = 1 / (n * np.array(self.counts, np.float64))
-
-        def at(times: np.ndarray) -> float:
-            above = np.cumsum((times * weight)[owner])
-            return float(values[min(int(np.searchsorted(above, self.fpr, side="right")), len(values) - 1)])
-
-        rng = np.random.default_rng(0)
-        drawn = [at(times) for times in rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES // 20)]
-        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        value = at(np.ones(n))
-        scale = scale_of(value, np.array(self.medians))
-        return Threshold(value, scale, "pixel_quantile", n, self.fpr, (float(low), float(high)))

@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.inspection.calibration import Calibration, PixelTail, from_normals, origin, require
+from afclip_runtime.inspection.calibration import Calibration, from_normals, origin, require
 from afclip_runtime.inspection.inspector import Inspector
+from afclip_runtime.inspection.pixel_tail import PixelTail
 from afclip_runtime.inspection.stream import keep
 from afclip_runtime.inspection.verdict import Inspection
 
@@ -44,7 +45,7 @@ class Collected:
                 f"There are {self.most} normal images, which is the limit. Calibrate, or remove them first."
             )
         self.scores[digest(file)] = found.score
-        self.tail.add(found.anomaly_map)
+        self.tail.add(found.inspected)
 
     def calibration(self, model: Inspector, fpr: float) -> Calibration:
         """Returns the calibration of a model whose scores these are.
@@ -60,7 +61,7 @@ class Collected:
         scores = np.array(list(self.scores.values()))
         made = origin(model.category, SOURCE, len(self))
         image, pixel = from_normals(scores, fpr), self.tail.threshold()
-        return Calibration(image, pixel, model.checkpoint, model.settings, made, keep(scores))
+        return Calibration(image, pixel, model.checkpoint, model.settings, made, keep(scores), model.roi)
 
 
 def digest(file: bytes) -> bytes:

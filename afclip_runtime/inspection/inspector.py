@@ -11,7 +11,7 @@ import numpy as np
 from afclip_runtime.engines.base import Engine
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.inspection.calibration import Calibration, Threshold
-from afclip_runtime.inspection.verdict import Inspection
+from afclip_runtime.inspection.verdict import Inspection, only_inside
 from afclip_runtime.thresholds import DefaultThreshold, DefaultThresholds, ThresholdFrom
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.decoding import (
@@ -25,6 +25,7 @@ from afclip_runtime.views.decoding import (
     name_of,
     read_pixels,
 )
+from afclip_runtime.views.roi import Roi
 from afclip_runtime.views.tiles import Layout
 
 
@@ -48,6 +49,7 @@ class Inspector:
         pixel_threshold: Of the values of maps, likewise.
         checkpoint: What the checkpoint is known by in a calibration.
         white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
+        roi: Which part of the images is inspected; `None` for all of it.
         remarks: What was worth a word of the images so far, and of how many.
 
     Raises:
@@ -72,6 +74,7 @@ class Inspector:
         self.pixel_threshold: float | None = None
         self.checkpoint = ""
         self.white: int | None = None
+        self.roi: Roi | None = None
         self.remarks: Counter[str] = Counter()
 
     def predict(self, image: Source) -> Inspection:
@@ -126,7 +129,7 @@ class Inspector:
         self.engine.check_ready()
         tiled = self.tiling != Tiling()
         ahead = 1 if tiled else self.batch_size
-        decoder = Decoder(images, self.tiling, self.engine.frame, keep_images, self.white, ahead, num_workers)
+        decoder = Decoder(images, self.tiling, self.engine.frame, keep_images, self.white, ahead, num_workers, self.roi)
         waiting: list[Begun | Failure] = []  # in the order of the images
         for batch in _batches(self._views(iter(decoder), waiting, keep_images), self.batch_size):
             scores, maps = self.engine.score(np.stack([view.pixels for _, view in batch]))
@@ -171,8 +174,8 @@ class Inspector:
         """
         pixels = read_pixels(image, self.white)
         height, width, _ = pixels.shape
-        layout = Layout(height, width, self.tiling, self.engine.frame)
-        return [layout.cut(pixels, view) for view in range(len(layout))]
+        layout = Layout(height, width, self.tiling, self.engine.frame, self.roi, name_of(image))
+        return [layout.cut(pixels, view) for view in layout.views]
 
     def fit_few_shot(self, images: Sequence[Source]) -> None:
         """Refuses few-shot images: a model that takes them replaces this.
@@ -189,6 +192,7 @@ class Inspector:
             "tiling": self.tiling.to_dict(),
             "category": self.category,
             **({} if self.white is None else {"white": self.white}),
+            **({} if self.roi is None else {"roi": self.roi.fingerprint}),
             **self.engine.settings,
         }
 
@@ -198,7 +202,8 @@ class Inspector:
 
         They hold where there is no calibration and images are seen as they were chosen for: whole.
         """
-        return self.head_thresholds if self.calibration is None and self.tiling == Tiling() else None
+        whole = self.tiling == Tiling() and self.roi is None
+        return self.head_thresholds if self.calibration is None and whole else None
 
     @property
     def in_use(self) -> tuple[Threshold | DefaultThreshold | None, Threshold | DefaultThreshold | None]:
@@ -236,7 +241,9 @@ class Inspector:
                 "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
             )
         chosen, sources = (*self.thresholds, *self.scales), self.thresholds_from
-        return Inspection(done.score, done.anomaly_map, *chosen, done.image, *sources)
+        inside = done.layout.inside
+        anomaly_map = done.anomaly_map if inside is None else only_inside(done.anomaly_map, inside)
+        return Inspection(done.score, anomaly_map, *chosen, done.image, *sources, inside)
 
 
 def _value(chosen: Threshold | DefaultThreshold | None, given: float | None) -> float | None:

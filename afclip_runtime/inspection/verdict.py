@@ -58,6 +58,7 @@ class Inspection:
         image: `[H, W, 3]`, uint8, RGB, the image; `None` if it was not kept.
         threshold_from: Where the threshold comes from; `None` if there is none.
         pixel_threshold_from: Likewise for the values of the map.
+        inside: `[H, W]`, bool: which pixels are inspected; `None` for all. The map has its lowest value elsewhere.
     """
 
     score: float
@@ -69,6 +70,7 @@ class Inspection:
     image: np.ndarray | None = None
     threshold_from: ThresholdFrom | None = None
     pixel_threshold_from: ThresholdFrom | None = None
+    inside: np.ndarray | None = None
 
     @property
     def anomalous(self) -> bool | None:
@@ -87,16 +89,24 @@ class Inspection:
 
     @cached_property
     def mask(self) -> np.ndarray | None:
-        """Returns where the map lies above the pixel threshold, `[H, W]`, bool; `None` without one.
+        """Returns which inspected pixels lie above the pixel threshold, `[H, W]`, bool; `None` without one.
 
         It does not depend on the verdict: the highest value of a map and the score of an image are two things.
         """
-        return None if self.pixel_threshold is None else is_anomalous(self.anomaly_map, self.pixel_threshold)
+        if self.pixel_threshold is None:
+            return None
+        mask = is_anomalous(self.anomaly_map, self.pixel_threshold)
+        return mask if self.inside is None else mask & self.inside
 
     @property
     def area(self) -> float | None:
-        """Returns which share of the image the mask marks, from 0 to 1; `None` without a pixel threshold."""
-        return None if self.mask is None else float(self.mask.mean())
+        """Returns which share of the inspected pixels the mask marks, 0 to 1; `None` without a pixel threshold."""
+        return None if self.mask is None else float(self.mask.sum() / self.inspected.size)
+
+    @property
+    def inspected(self) -> np.ndarray:
+        """Returns the values of the map at the inspected pixels, `[n]`, float32."""
+        return self.anomaly_map.ravel() if self.inside is None else self.anomaly_map[self.inside]
 
     @cached_property
     def regions(self) -> tuple[Region, ...] | None:
@@ -153,6 +163,7 @@ class Inspection:
     def overlay(self) -> np.ndarray:
         """Returns the image under its map in colours, with the contours of the mask, `[H, W, 3]`, uint8, RGB.
 
+        What is not inspected is dark and without colours.
         The first of `captions` that fits stands at its foot; on an image of few pixels none does.
 
         Raises:
@@ -161,6 +172,16 @@ class Inspection:
         if self.image is None:
             raise ValueError("the image was not kept: there is nothing to draw the map on")
         drawn = blend(self.image, self.heat())
+        if self.inside is not None:
+            drawn[~self.inside] = self.image[~self.inside] // 3
         if self.mask is not None:
             drawn[outline(self.mask, max(1, round(max(drawn.shape) / 400)))] = CONTOUR
         return with_caption(drawn, self.captions)
+
+
+def only_inside(anomaly_map: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Returns a map `[H, W]` whose pixels that are not inspected have the lowest value of those that are.
+
+    So its highest value, its picture and its file say nothing of what lies outside.
+    """
+    return np.where(inside, anomaly_map, anomaly_map[inside].min())

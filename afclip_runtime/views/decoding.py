@@ -16,6 +16,7 @@ from afclip_runtime.errors import UserError
 from afclip_runtime.images.reader import read
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.frame import Frame
+from afclip_runtime.views.roi import Roi
 from afclip_runtime.views.tiles import Layout
 
 Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
@@ -128,7 +129,7 @@ class Begun:
         self.scores: list[float] = []
         self.mean = tiling.view_score == "mean"
         self.finite = True
-        self.left = len(self.layout)
+        self.left = len(self.layout.views)
 
     def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
         """Adds a view, and returns whether it was the last."""
@@ -157,6 +158,7 @@ class Decoder:
         white: See `pixels_and_remarks`.
         ahead: Images that are decoded ahead.
         num_workers: Threads that decode; 0 decodes in the caller's.
+        roi: Which part of the images is inspected; all of it by default.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Decoder:
         white: int | None,
         ahead: int,
         num_workers: int,
+        roi: Roi | None = None,
     ) -> None:
         self.images = images
         self.tiling = tiling
@@ -176,6 +179,7 @@ class Decoder:
         self.white = white
         self.ahead = ahead
         self.num_workers = num_workers
+        self.roi = roi
 
     def __iter__(self) -> Iterator[tuple[Decoded | Failure, Iterator[View]]]:
         """Yields each image in its order, with its views; those must be taken before the next image is."""
@@ -187,18 +191,18 @@ class Decoder:
         try:
             image, remarks = pixels_and_remarks(self.images[index], self.white)
             height, width, _ = image.shape
-            layout = Layout(height, width, self.tiling, self.frame)
+            layout = Layout(height, width, self.tiling, self.frame, self.roi, name_of(self.images[index]))
         except UserError as error:
             return Failure(index, str(error))
         if self.keep_images:
             image = np.array(image)  # the caller may change its array
-        needed = self.keep_images or len(layout) > 1
-        return Decoded(index, layout, remarks, layout.cut(image, 0), image if needed else None)
+        needed = self.keep_images or len(layout.views) > 1
+        return Decoded(index, layout, remarks, layout.cut(image, layout.views[0]), image if needed else None)
 
     def _views(self, pool: ThreadPoolExecutor | None, item: Decoded) -> Iterator[View]:
-        yield View(item.index, 0, item.first)
+        yield View(item.index, item.layout.views[0], item.first)
         if (image := item.image) is not None:
-            others = range(1, len(item.layout))
+            others = item.layout.views[1:]
             cut = _in_order(pool, lambda view: item.layout.cut(image, view), others, 2 * self.num_workers)
             yield from (View(item.index, view, pixels) for view, pixels in zip(others, cut, strict=True))
 

@@ -18,6 +18,11 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom ar
 
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+REACH = {
+    "bicubic": 2.0,
+    "bilinear": 1.0,
+}  # of the filters, in pixels of the image or of the frame, whichever are larger
+BLANK = (123, 117, 104)  # mean colour of the pictures that CLIP was trained on, which normalisation brings to about 0
 
 
 def place(rule: Resize | Literal["pad"], height: int, width: int, size: ImageSize) -> Box:
@@ -66,6 +71,41 @@ def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Inte
 def repeat_border(pixels: np.ndarray, above: int, below: int, left: int, right: int) -> np.ndarray:
     """Returns an image or a map, `[H, W]` or `[H, W, 3]`, with that many pixels more on each side: its border's."""
     return np.pad(pixels, ((above, below), (left, right), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
+
+
+def clear_in_frame(inside: np.ndarray, box: Box, size: ImageSize, interpolation: Interpolation) -> np.ndarray:
+    """Returns which pixels of the frame are made of inspected pixels of the image only, bool, of the frame's shape.
+
+    Those at the border of the inspected part, which the filter mixes with what lies beyond, are not among them.
+
+    Args:
+        inside: `[H, W]`, bool: which pixels of the image are inspected.
+        box: See `into_frame`.
+        size: Likewise.
+        interpolation: Likewise.
+    """
+    left, top, right, bottom = box
+    outside = ~inside
+    for axis, length in enumerate((bottom - top, right - left)):
+        first, last = _sources(outside.shape[axis], length, REACH[interpolation])
+        before = np.zeros((outside.shape[axis] + 1, outside.shape[1 - axis]), np.int32)
+        np.cumsum(outside if axis == 0 else outside.T, axis=0, out=before[1:])
+        found = before[last] > before[first]
+        outside = found if axis == 0 else found.T
+    height, width = height_and_width(size)
+    part = ~outside[max(0, -top) : height - top, max(0, -left) : width - left]
+    around = max(0, top), max(0, height - bottom), max(0, left), max(0, width - right)
+    return repeat_border(part, *around)
+
+
+def _sources(length: int, resized: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of each resized pixel the first pixel along a side that it is made of and the first beyond, as Pillow."""
+    if length == resized:
+        return np.arange(length), np.arange(length) + 1
+    scale = length / resized
+    centre, support = (np.arange(resized) + 0.5) * scale, reach * max(scale, 1.0)
+    first, last = (np.trunc(centre + sign * support + 0.5).astype(np.intp) for sign in (-1, 1))
+    return first.clip(0, length), last.clip(0, length)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.types import Tiling
-from afclip_runtime.views.frame import Box, Frame, into_frame, place, repeat_border
+from afclip_runtime.views.frame import BLANK, Box, Frame, into_frame, place, repeat_border
 from afclip_runtime.views.resizing import resize_map
+from afclip_runtime.views.roi import Roi, clear_in_view
 
 MAX_VIEWS = 4096
 
@@ -89,13 +90,22 @@ class Layout:
         width: Likewise.
         tiling: How it is seen.
         frame: What the backbone takes, and how it sees a whole.
+        roi: Which part of the image is inspected; all of it by default.
+        name: What messages call the image.
+
+    Attributes:
+        inside: `[H, W]`, bool: which pixels are inspected; `None` for all.
+        views: Numbers of the views that show something of them.
 
     Raises:
-        UserError: It would take more than `MAX_VIEWS` views.
+        UserError: It would take more than `MAX_VIEWS` views, or the region of interest does not fit the image.
     """
 
-    def __init__(self, height: int, width: int, tiling: Tiling, frame: Frame) -> None:
-        self.height, self.width, self.frame = height, width, frame
+    def __init__(
+        self, height: int, width: int, tiling: Tiling, frame: Frame, roi: Roi | None = None, name: object = "the image"
+    ) -> None:
+        self.height, self.width, self.frame, self.roi = height, width, frame, roi
+        self.inside = None if roi is None else roi.inside(height, width, name)
         tall, wide = frame.shape
         everything = (0, 0, wide, tall)
         largest = _largest(height, width, tall, wide)
@@ -112,6 +122,14 @@ class Layout:
                 f"an image of {width}×{height} pixels would take {len(self)} tiles, and the limit is {MAX_VIEWS}: "
                 "choose larger ones, or another fit."
             )
+        self.views = [view for view in range(len(self)) if self._shows_something(view)]
+
+    def _shows_something(self, view: int) -> bool:
+        if self.inside is None:
+            return True
+        level, index = self._find(view)
+        left, top, right, bottom = level.box(index)
+        return bool(self.inside[top:bottom, left:right].any())
 
     def __len__(self) -> int:
         return sum(map(len, self.levels))
@@ -124,11 +142,17 @@ class Layout:
         raise IndexError(view)
 
     def cut(self, image: np.ndarray, view: int) -> np.ndarray:
-        """Returns what the backbone sees of the image `[H, W, 3]` in one view, `[h, w, 3]`, uint8."""
+        """Returns what the backbone sees of the image `[H, W, 3]` in one view, `[h, w, 3]`, uint8.
+
+        Pixels that are not inspected, or that the filter mixes with such, have the colour `BLANK`.
+        """
         level, index = self._find(view)
-        left, top, right, bottom = level.box(index)
+        box = left, top, right, bottom = level.box(index)
         part, frame = image[top:bottom, left:right], self.frame
-        return into_frame(part, level.inside, frame.image_size, frame.interpolation)
+        seen = into_frame(part, level.inside, frame.image_size, frame.interpolation)
+        if self.roi is not None:
+            seen[~clear_in_view(self.roi, (self.height, self.width), box, level.inside, frame)] = BLANK
+        return seen
 
     def add(self, anomaly_map: np.ndarray, view: int, seen: np.ndarray) -> None:
         """Adds the map of a view to the map of the image, in place; after all views that is the merged map.

@@ -12,7 +12,6 @@ from scipy import stats
 from afclip_runtime.errors import CheckpointError, DatasetError, UserError
 from afclip_runtime.inspection.calibration import (
     Calibration,
-    PixelTail,
     Threshold,
     fingerprint,
     fixed,
@@ -23,6 +22,7 @@ from afclip_runtime.inspection.calibration import (
     probability,
 )
 from afclip_runtime.inspection.distributions import pareto_excess
+from afclip_runtime.inspection.pixel_tail import PixelTail
 from afclip_runtime.inspection.stream import keep
 
 
