@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real benchmark ablation test test-fast test-cpus limits lint format types check clean
+.PHONY: help install demo demo-real benchmark ablation test test-fast test-cpus limits wheels lint format types check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,10 @@ test-cpus: $(READY) ## Run the tests against recorded numbers as other processor
 limits: $(READY) ## Derive the limits of the tests against recorded numbers anew, from float64 runs (minutes)
 	rm -f tests/golden/limits.json
 	AFCLIP_DERIVE_LIMITS=1 $(GOLDEN)
+
+wheels: $(READY) ## Build both wheels in dist: afclip_lightning, and afclip_runtime alone, which needs no torch
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./afclip_runtime
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import os
 import shlex
 import unicodedata
+from importlib.util import find_spec
 from typing import Any
 
 PROGRAM = "python -m afclip_lightning"
@@ -36,6 +37,16 @@ def typed(*words: object) -> str:
         words: Its arguments; capitals (`IMAGES`) stand for what the reader fills in.
     """
     return f"{PROGRAM} {shlex.join(map(shown, words))}"
+
+
+def install_extra(extra: str) -> str:
+    """Returns the command that installs optional packages of what is installed here: afclip_lightning or the runtime.
+
+    Args:
+        extra: Name of the extra.
+    """
+    package = "afclip_lightning" if find_spec("afclip_lightning") else "afclip_runtime"
+    return f"pip install '{package}[{extra}]'"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -1,6 +1,7 @@
 """The packages as a house: imports point down its floors, no file is too long, and tests share through `support`."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import REPOSITORY
+from tests.support.deploy import normal, runtime_project
 
 NAME = "afclip_lightning"
 RUNTIME = "afclip_runtime"  # the basement: what needs no torch
@@ -15,7 +17,7 @@ PACKAGES = (NAME, RUNTIME)
 TESTS = REPOSITORY / "tests"
 FLOORS = [  # the lowest first: a file imports from its own floor and from those below, wherever the statement stands
     {"runtime.errors", "runtime.types", "runtime.thresholds"},
-    {"runtime.files"},
+    {"runtime.files", "runtime.supervision"},
     {"runtime.images", "runtime.views"},
     {"runtime.engines"},
     {"runtime.inspection"},
@@ -41,6 +43,16 @@ ENTRANCES = {
 LOOSE = 8
 LINES = 450
 LONG = {"afclip_lightning/datasets/procedural.py"}  # one subject: the drawn products
+
+IMPORTED_AS = {"pillow": {"PIL"}, "fastapi": {"fastapi", "starlette", "pydantic"}, "uvicorn": {"uvicorn", "h11"}}
+"""What packages of the runtime bring, where that is not a module of their name."""
+WITH_AN_EXTRA = {  # files of the runtime that need an extra as soon as they are imported
+    "files.yaml_loader": {"yaml"},  # of afclip_lightning, which reads YAML and Parquet through `files`
+    "images.tiff": {"tifffile"},
+    "serving": {"fastapi", "h11", "pydantic", "python_multipart", "starlette", "uvicorn"},
+}
+BY_LIGHTNING = {"yaml", "pyarrow"}
+GOING = {"cv2", "scipy"}  # until numpy does their work there
 
 
 def module_of(path: Path) -> str:
@@ -111,6 +123,45 @@ def test_no_files_import_each_other() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" is imported by ".join(error.args[1]))
+
+
+def brought(extra: str) -> set[str]:
+    """Returns the modules that packages of an extra of the runtime bring; of "", those that it always needs."""
+    names = {normal(requirement.name) for requirement in runtime_project()[extra]}
+    return set().union(*(IMPORTED_AS.get(name, {name.replace("-", "_")}) for name in names))
+
+
+def on_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yields the statements that run as soon as a file is imported, those for type checkers left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield node
+            yield from on_import(node)
+
+
+def test_the_runtime_imports_what_it_declares_and_extras_where_they_are_needed() -> None:
+    always = {RUNTIME, *sys.stdlib_module_names, *brought("")}
+    extras = set().union(*(brought(extra) for extra in runtime_project())) - brought("") | BY_LIGHTNING
+    unknown, at_once = set(), set()
+    for module, tree in TREES.items():
+        if module.split(".")[0] != RUNTIME:
+            continue
+        place = module.removeprefix(RUNTIME + ".")
+        with_extra = {
+            name for start, names in WITH_AN_EXTRA.items() if f"{place}.".startswith(f"{start}.") for name in names
+        }
+        body = ast.Module([node for node in on_import(tree) if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        unknown |= {(module, name) for name in packages_of(tree) - always - extras - GOING}
+        at_once |= {(module, name) for name in packages_of(body) & extras - with_extra}
+    assert unknown == set(), "declared neither in afclip_runtime/pyproject.toml nor an extra there"
+    assert at_once == set(), "an extra: import it inside the function that needs it"
+
+
+def packages_of(tree: ast.AST) -> set[str]:
+    """Returns the packages that import statements name."""
+    return {name.split(".")[0] for name in imported(tree, "")}
 
 
 def test_few_modules_lie_loose_at_the_top() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, read_text
@@ -17,7 +16,6 @@ T = TypeVar("T")
 
 REMEDY = "Restore it, or run the command that wrote it again."
 DEPTH_LIMIT = 64  # lists and mappings within each other
-YAML_LIMIT = 2**20  # values of a YAML file, aliases written out
 
 
 @dataclass(frozen=True)
@@ -149,12 +147,12 @@ def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, e
     Raises:
         UserError: It is no YAML of this kind, or is of another type.
     """
+    from afclip_runtime.files.yaml_loader import YAMLError, load  # configs are YAML; what inspects images reads none
+
     where = Source(source, remedy, error)
-    loader = None
     try:
-        loader = _Loader(text)
-        value = loader.get_single_data()
-    except yaml.YAMLError as problem:
+        value = load(text, DEPTH_LIMIT)
+    except YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         what = " ".join(str(getattr(problem, "problem", None) or problem).split())
         raise (where.line(mark.line + 1) if mark else where).refuse(
@@ -164,9 +162,6 @@ def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, e
         raise where.refuse("is nested too deep") from problem
     except Exception as problem:  # what becomes of `2026-13-45` or `!!int x`: errors of many classes
         raise where.refuse(f"is no YAML that is read here ({problem})") from problem
-    finally:
-        if loader is not None:
-            loader.dispose()
     check_values(value, where, finite=False)
     return typed(value, kind, where)
 
@@ -267,46 +262,3 @@ def typed(value: Any, kind: type[T], source: Source, strict: bool = True) -> T:
         raise source.refuse(f"{shown(field)}: {what}" if field else what) from problem
     except (UnicodeError, OverflowError, RecursionError) as problem:
         raise source.refuse(f"holds what is not read here ({problem})") from problem
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as plain values, within bounds: a short text may stand for a huge value."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.depth = 0
-        self.sizes: dict[yaml.Node, int] = {}  # values below each finished node, aliases written out
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        is_alias = self.check_event(yaml.AliasEvent)
-        mark = self.peek_event().start_mark
-        self.depth += 1
-        if self.depth > DEPTH_LIMIT:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {DEPTH_LIMIT} deep", mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        if not is_alias:
-            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-            flat = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
-            self.sizes[node] = 1 + sum(self.sizes[part] for part in flat)
-        elif node not in self.sizes:
-            raise yaml.composer.ComposerError(None, None, "a value contains itself", mark)
-        if self.sizes[node] > YAML_LIMIT:
-            raise yaml.composer.ComposerError(None, None, f"more than {YAML_LIMIT:,} values", mark)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key.start_mark)
-            if (key.tag, key.value) in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 takes 1e-3 for text; YAML 1.2, and whoever writes it, for a number
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)

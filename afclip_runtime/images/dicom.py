@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from afclip_runtime.errors import DatasetError
+from afclip_runtime.errors import DatasetError, install_extra
 from afclip_runtime.images.limits import check_size
 from afclip_runtime.images.picture import Picture, inverted, widened
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-INSTALL = "pip install 'afclip_lightning[dicom]'"
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 JPEG_AND_OTHERS = "1.2.840.10008.1.2.4."
 LOSSY = frozenset(JPEG_AND_OTHERS + end for end in ("50", "51", "81"))  # JPEG, JPEG-LS near-lossless
@@ -42,13 +41,13 @@ def decode_dicom(file: BinaryIO, name: str, stored: bool) -> Picture:
     try:
         from pydicom.pixels import get_decoder, pixel_array
     except ImportError as error:
-        raise DatasetError(f"{name}: DICOM files need pydicom. Install it: {INSTALL}.") from error
+        raise DatasetError(f"{name}: DICOM files need pydicom. Install it: {install_extra('dicom')}.") from error
     data = _read(file, name)
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         raise DatasetError(
             f"{name}: its pixels are compressed ({syntax.name}), and what decompresses them is not installed. Install "
-            f"it: {INSTALL}; or save the file uncompressed."
+            f"it: {install_extra('dicom')}; or save the file uncompressed."
         )
     kind, values = data.PhotometricInterpretation, pixel_array(data)  # [H, W] or [H, W, 3], YBR turned to RGB
     lossy = None if syntax in PERHAPS_LOSSY else syntax in LOSSY
@@ -81,7 +80,7 @@ def _read(file: BinaryIO, name: str, stop_before_pixels: bool = False) -> "Datas
         from pydicom import dcmread
         from pydicom.errors import InvalidDicomError
     except ImportError as error:
-        raise DatasetError(f"{name}: DICOM files need pydicom. Install it: {INSTALL}.") from error
+        raise DatasetError(f"{name}: DICOM files need pydicom. Install it: {install_extra('dicom')}.") from error
     try:
         data = dcmread(file, stop_before_pixels=stop_before_pixels)
     except InvalidDicomError as error:

@@ -137,6 +137,9 @@ def _guarded(name: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:  # far above MAX_PIXELS
         raise too_large(name) from error
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} reads such a file and is not installed: pip install tifffile imagecodecs"
+        raise DatasetError(f"{name}: {missing}.") from error
     except UnidentifiedImageError as error:
         raise DatasetError(
             f"{name}: cannot be read as an image (it is no image of a kind that is read here: {READ_HERE}). Replace "

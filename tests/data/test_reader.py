@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -449,3 +450,18 @@ def test_headers_that_ask_for_too_much_are_refused_before_they_get_it(content: b
 def test_colours_that_are_not_read_are_named() -> None:
     with pytest.raises(DatasetError, match=r"LAB.*Save it as grey or RGB"):
         read_image(Image.new("LAB", (4, 4)))
+
+
+@pytest.mark.parametrize("missing", ["tifffile", "imagecodecs"])
+def test_a_package_that_is_missing_is_said_with_how_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    path = tmp_path / ("a.tif" if missing == "tifffile" else "a.png")
+    deep = np.full((4, 5, 3), 40000, np.uint16)
+    path.write_bytes(imagecodecs.png_encode(deep))
+    if missing == "tifffile":
+        Image.new("RGB", (5, 4)).save(path)
+    monkeypatch.delitem(sys.modules, "afclip_runtime.images.tiff", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(DatasetError, match=f"{path}: {missing} reads such a file .*pip install tifffile imagecodecs"):
+        read(path)
