@@ -1,0 +1,61 @@
+"""`python -m afclip_runtime health`: whether a watcher or a page lives, for containers and monitors."""
+
+import argparse
+import http.client
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.errors import UserError
+from afclip_runtime.supervision import check_alive
+
+PLACE = 43
+DESCRIPTION = """\
+Says whether `inspect --watch` or `serve` lives. Exit codes: 0 it does; 2 it does not, with the reason.
+
+  python -m afclip_runtime health --out inspections
+  python -m afclip_runtime health --url http://127.0.0.1:8000/health
+"""
+
+
+@command()
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code: 0 it lives, 2 it does not."""
+    options = _parser().parse_args(args)
+    if options.out is not None:
+        print(f"alive {check_alive(options.out, options.within):.1f} s ago")
+    else:
+        print(_ask(options.url, options.within))
+    return 0
+
+
+def _ask(url: str, seconds: float) -> str:
+    """Returns what a page says of its health.
+
+    Raises:
+        UserError: It does not answer, or not with 200.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url} is no address of a page; one is http://127.0.0.1:8000/health.")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
+    try:
+        with direct.open(url, timeout=seconds) as answer:
+            return str(answer.read(4096).decode("utf-8", "replace"))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"{url} does not answer ({error}). Is it running?") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser("python -m afclip_runtime health", description=DESCRIPTION)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="DIR", help="where a watcher writes its results")
+    what.add_argument("--url", help="of a page: its address and /health")
+    parser.add_argument(
+        "--within",
+        type=finite,
+        default=60.0,
+        metavar="SECONDS",
+        help="of the last sign of life, or of an answer (%(default)g)",
+    )
+    return parser
