@@ -52,7 +52,6 @@ WITH_AN_EXTRA = {  # files of the runtime that need an extra as soon as they are
     "serving": {"fastapi", "h11", "pydantic", "python_multipart", "starlette", "uvicorn"},
 }
 BY_LIGHTNING = {"yaml", "pyarrow"}
-GOING = {"cv2", "scipy"}  # until numpy does their work there
 
 
 def module_of(path: Path) -> str:
@@ -153,7 +152,7 @@ def test_the_runtime_imports_what_it_declares_and_extras_where_they_are_needed()
             name for start, names in WITH_AN_EXTRA.items() if f"{place}.".startswith(f"{start}.") for name in names
         }
         body = ast.Module([node for node in on_import(tree) if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        unknown |= {(module, name) for name in packages_of(tree) - always - extras - GOING}
+        unknown |= {(module, name) for name in packages_of(tree) - always - extras}
         at_once |= {(module, name) for name in packages_of(body) & extras - with_extra}
     assert unknown == set(), "declared neither in afclip_runtime/pyproject.toml nor an extra there"
     assert at_once == set(), "an extra: import it inside the function that needs it"
