@@ -33,7 +33,11 @@ from tests.support import REPOSITORY
 from tests.support.clips import SMALL, TIMM
 
 PACKAGES = ("afclip_lightning", "afclip_runtime")
-OF_METACLASSES = {"_abc_impl", "_backward_cls", "_is_protocol"}  # of abstract classes, protocols, torch.autograd.Function
+OF_METACLASSES = {
+    "_abc_impl",
+    "_backward_cls",
+    "_is_protocol",
+}  # of abstract classes, protocols, torch.autograd.Function
 NAMEDTUPLE = {"_asdict", "_fields", "_replace"}  # documented, with an underscore so that they are no field's name
 
 

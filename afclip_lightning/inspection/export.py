@@ -22,6 +22,7 @@ from afclip_lightning.components.memory import Key, MemoryBank, most_alike
 from afclip_lightning.components.subspace import residual
 from afclip_lightning.inspection.predictor import DATASET, Predictor
 from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_runtime.engines.self_test import drawn
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import atomic_path, write_json
 from afclip_runtime.views.decoding import NAMELESS
@@ -113,11 +114,22 @@ class Graph(nn.Module):
 
 
 def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
+    """Writes a model as a graph, and as `PATH.json` what the file says of itself, which is returned too.
+
+    Raises:
+        UserError: See `write_graph`.
+    """
+    facts = write_graph(model, path, to)
+    write_json(path.with_name(path.name + ".json"), facts)
+    return facts
+
+
+def write_graph(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
     """Writes a model as a graph, compares the two, and returns what the file says of itself.
 
     Args:
         model: On the CPU. Its memory bank goes with it.
-        path: The file; what it says of itself also lies beside it, as `PATH.json`.
+        path: The file.
         to: `onnx`, or `torch_export` for `torch.export.load`.
 
     Raises:
@@ -140,7 +152,6 @@ def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
                 f"{path} was not written: its scores or maps differ from the model's by up to "
                 f"{facts['largest_difference']:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
             )
-    write_json(path.with_name(path.name + ".json"), facts)
     return facts
 
 
@@ -152,12 +163,14 @@ def trace(model: Predictor) -> ExportedProgram:
     """
     graph = Graph(model).eval()
     shape = model.method.preprocess.shape
-    # refuses what is not ready; and fills all caches, which must not keep what is made while tracing
-    model.predict_many(list(_noise(2, shape)))
+    model.engine.check_ready()
+    model.engine.score(drawn(2, shape, seed=2))  # fills all caches, which must not keep what is made while tracing
     try:
         with torch.no_grad(), _quiet():
             batch = Dim("batch", min=1)
-            program = torch.export.export(graph, (torch.from_numpy(_noise(2, shape)),), dynamic_shapes=({0: batch},))
+            program = torch.export.export(
+                graph, (torch.from_numpy(drawn(2, shape, seed=2)),), dynamic_shapes=({0: batch},)
+            )
     except Exception as error:  # of any kind: all the code of a method runs
         name, reason = type(model.method).__name__, str(error).strip().partition("\n")[0]
         raise UserError(f"{name} cannot be exported: torch does not trace it ({reason}).") from error
@@ -199,22 +212,11 @@ def compare(model: Predictor, run: Run) -> float:
     """Returns by how much scores and maps differ from the model's at most, over batches of several sizes."""
     shape, largest = model.method.preprocess.shape, 0.0
     for count in BATCHES:
-        image = _noise(count, shape)
-        scores, maps = run(image)
-        wanted = model.predict_many(list(image))
-        pairs = [(scores, np.array([one.score for one in wanted])), (maps, np.stack([w.anomaly_map for w in wanted]))]
+        image = drawn(count, shape, seed=count)
+        pairs = zip(run(image), model.engine.score(image), strict=True)
         # nan, which is not ordered, must come through
         largest = float(np.max([largest, *(np.abs(got - want).max() for got, want in pairs)]))
     return largest
-
-
-def _noise(count: int, shape: tuple[int, int]) -> np.ndarray:
-    """Returns drawn images `[B, H, W, 3]`, uint8: coarse blots with fine noise, others for each count."""
-    generator = np.random.default_rng(count)
-    height, width = shape
-    coarse = generator.integers(0, 256, (count, -(-height // 8), -(-width // 8), 3)).repeat(8, 1).repeat(8, 2)
-    noisy = coarse[:, :height, :width] + generator.normal(0, 20, (count, height, width, 3))
-    return noisy.clip(0, 255).astype(np.uint8)
 
 
 def _drop_unused(program: ExportedProgram) -> None:

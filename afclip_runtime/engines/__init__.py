@@ -1,1 +1,24 @@
-"""What runs a model."""
+"""Engines: what runs a model. torch is the one of `afclip_lightning`; the others run a graph that `export` wrote."""
+
+from pathlib import Path
+
+from afclip_runtime.engines.graph import GraphEngine, GraphFacts
+from afclip_runtime.engines.onnx import OnnxEngine
+from afclip_runtime.engines.openvino import OpenVinoEngine
+
+GRAPH_ENGINES: dict[str, type[GraphEngine]] = {engine.name: engine for engine in (OnnxEngine, OpenVinoEngine)}
+
+
+def open_graph(name: str, path: Path, facts: GraphFacts, threads: int | None = None) -> GraphEngine:
+    """Returns an engine that runs a graph.
+
+    Args:
+        name: `onnx` or `openvino`.
+        path: The graph.
+        facts: What is known of it.
+        threads: See `GraphEngine`.
+
+    Raises:
+        UserError: See `GraphEngine`.
+    """
+    return GRAPH_ENGINES[name](path, facts, threads)

@@ -13,13 +13,22 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 
 from afclip_runtime.errors import shown
 from afclip_runtime.files.parquet import read_parquet
-from afclip_runtime.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, fingerprint, open_regular, read_bytes, read_text
+from afclip_runtime.files.reading import (
+    DOCUMENT_LIMIT,
+    TABLE_LIMIT,
+    fingerprint,
+    open_regular,
+    read_bytes,
+    read_text,
+    sha256_of,
+)
 from afclip_runtime.files.tables import csv_text, read_csv, read_rows
 from afclip_runtime.files.typed import REMEDY, parse_json, parse_yaml, read_json, read_json_lines, read_yaml, to_type
 from afclip_runtime.files.writing import (
     LOCK_FILE,
     atomic_path,
     check_writable,
+    new_folder,
     only_writer,
     write_json,
     write_json_lines,
@@ -35,6 +44,7 @@ __all__ = [
     "check_writable",
     "csv_text",
     "fingerprint",
+    "new_folder",
     "only_writer",
     "open_regular",
     "parse_json",
@@ -47,6 +57,7 @@ __all__ = [
     "read_rows",
     "read_text",
     "read_yaml",
+    "sha256_of",
     "shown",
     "to_type",
     "write_json",

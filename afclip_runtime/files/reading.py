@@ -70,7 +70,12 @@ def read_bytes(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[Use
 
 
 def fingerprint(path: str | Path, *, error: type[UserError] = UserError) -> str:
-    """Returns what a file's content is known by: the first 16 hexadecimal digits of its SHA-256.
+    """Returns what a file's content is known by: the first 16 hexadecimal digits of its SHA-256; see `sha256_of`."""
+    return sha256_of(path, error=error)[:16]
+
+
+def sha256_of(path: str | Path, *, error: type[UserError] = UserError) -> str:
+    """Returns the SHA-256 of a file's content, 64 hexadecimal digits.
 
     Args:
         path: The file, of any size.
@@ -86,7 +91,7 @@ def fingerprint(path: str | Path, *, error: type[UserError] = UserError) -> str:
                 digest.update(part)
     except OSError as problem:
         raise error(f"{shown(path)}: cannot be read ({problem.strerror or problem}).") from problem
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def read_text(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> str:

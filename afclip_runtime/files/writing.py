@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,42 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` to write to; on success it takes the place of `path`, on failure it goes.
+
+    Args:
+        path: The folder; one that is there is replaced, whatever it holds.
+
+    Raises:
+        UserError: The disk is full or not writable; what was there before is unchanged.
+    """
+    mark = secrets.token_hex(4)
+    temporary, before = (path.absolute().with_name(f".{path.name[:40]}.{mark}.{what}") for what in ("tmp", "before"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in (part for part in temporary.rglob("*") if part.is_file()):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if path.exists():
+            path.rename(before)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if before.exists():
+                before.rename(path)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
+            "folder; what was there before is unchanged."
+        ) from error
+    finally:
+        for left in (temporary, before):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_writable(path: Path) -> None:

@@ -1,0 +1,207 @@
+"""`export --to bundle`: a folder that judges images without torch. `afclip_runtime` reads it."""
+
+import copy
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+import afclip_lightning
+import afclip_runtime
+from afclip_lightning.backbones.inventory import own_weights
+from afclip_lightning.backbones.packages import SHIPPED
+from afclip_lightning.backbones.presets import PRESETS
+from afclip_lightning.backbones.sources import EMBEDDED, PIP, RANDOM
+from afclip_lightning.inspection.export import TOLERANCE, write_graph
+from afclip_lightning.inspection.predictor import Predictor
+from afclip_runtime.engines.self_test import drawn, record
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import new_folder, sha256_of, write_json, write_text
+from afclip_runtime.inspection.bundle import (
+    CARD,
+    FORMAT,
+    GRAPH,
+    SUMS,
+    BundleCard,
+    installed_engines,
+    open_bundle,
+)
+from afclip_runtime.inspection.calibration import SUFFIX
+from afclip_runtime.thresholds import DefaultThresholds
+from afclip_runtime.types import Tiling
+
+LICENCE, REQUIREMENTS = "LICENCE.txt", "requirements.txt"
+PACKAGE = Path(afclip_runtime.__file__).parent
+APACHE = "Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0"
+COMPARED = ((1.5, 2.0), (1.0, 0.6))  # height and width of images that the bundle is compared on, in frames
+
+REQUIRED = """\
+# What this bundle needs to judge images. python -m pip install -r requirements.txt
+numpy>=1.26
+pillow>=10.3
+msgspec>=0.19
+filelock>=4
+tqdm>=4.66
+onnxruntime>=1.20
+# or, in place of onnxruntime, for --engine openvino:
+# openvino>=2024.6
+# for TIFF files:
+# tifffile>=2024.8.24
+# imagecodecs>=2024.6.1
+# for DICOM files:
+# pydicom>=3.0,<4
+"""
+
+
+def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> float:
+    """Writes a model as a bundle, in one step, and returns by how much it differs from the model at most.
+
+    Every engine that is installed is compared with the model: on drawn images in batches of several sizes, and on
+    larger ones that are seen as the model sees them, in tiles too.
+
+    Args:
+        model: On the CPU. Its memory bank goes with it, and its calibration; thresholds by hand do not.
+        folder: The bundle; it must not exist, or be a bundle where `overwrite` is true.
+        overwrite: Whether a bundle that is there is replaced; the calibrations that were made in it are kept.
+
+    Raises:
+        UserError: The method cannot be a graph, an engine has other numbers than the model, or the folder is there
+            already or cannot be written; what was there before is unchanged.
+    """
+    _check_place(folder, overwrite)
+    with new_folder(folder) as temporary:
+        facts = write_graph(model, temporary / GRAPH, "onnx")
+        write_json(temporary / CARD, msgspec.to_builtins(card_of_bundle(model)))
+        write_text(temporary / LICENCE, licence_note(model))
+        write_text(temporary / REQUIREMENTS, REQUIRED)
+        shutil.copytree(PACKAGE, temporary / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        write_sums(temporary)
+        found = [compare(model, temporary, engine) for engine in installed_engines()]
+        largest = float(np.max([facts["largest_difference"], *found]))
+        if not largest <= TOLERANCE:  # nan too
+            raise UserError(
+                f"{shown(folder)} was not written: the bundle's scores or maps differ from the model's by up to "
+                f"{largest:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
+            )
+        for made in folder.glob(f"*{SUFFIX}"):
+            shutil.copy2(made, temporary)
+    return largest
+
+
+def card_of_bundle(model: Predictor) -> BundleCard:
+    """Returns what the card of a model's bundle says."""
+    settings = {name: value for name, value in model.settings.items() if name not in ("tiling", "category", "white")}
+    return BundleCard(
+        format=FORMAT,
+        runtime=afclip_runtime.__version__,
+        method=model.engine.method,
+        backbone=model.engine.backbone,
+        title=model.title,
+        category=model.category,
+        precision="float32",
+        checkpoint=model.checkpoint,
+        frame=model.engine.frame,
+        tiling=model.tiling,
+        white=model.white,
+        settings=settings,
+        calibration=model.calibration,
+        thresholds=own_thresholds(model),
+        is_toy=model.is_toy,
+        self_test=record(model.engine.score, model.engine.frame.shape, TOLERANCE),
+        versions={"afclip_lightning": afclip_lightning.__version__, "torch": str(torch.__version__)},
+    )
+
+
+def own_thresholds(model: Predictor) -> DefaultThresholds | None:
+    """Returns the head's own thresholds, if they hold for the model as it is: whether images are whole is not asked."""
+    bare = copy.copy(model)
+    bare.calibration, bare.tiling = None, Tiling()
+    return bare.defaults
+
+
+def compare(model: Predictor, folder: Path, engine: str) -> float:
+    """Returns by how much scores and maps of a bundle differ from the model's at most, on images larger than a frame.
+
+    Args:
+        model: The model.
+        folder: Its bundle.
+        engine: What runs the bundle.
+    """
+    height, width = model.engine.frame.shape
+    shapes = [(round(height * tall), round(width * wide)) for tall, wide in COMPARED]
+    images = [drawn(1, shape, seed)[0] for seed, shape in enumerate(shapes)]
+    wanted, got = model.predict_many(images), open_bundle(folder, engine=engine, calibration=None).predict_many(images)
+    pairs = [
+        pair for a, b in zip(wanted, got, strict=True) for pair in ((a.score, b.score), (a.anomaly_map, b.anomaly_map))
+    ]
+    return float(np.max([np.abs(np.subtract(a, b)).max() for a, b in pairs]))  # nan comes through
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the SHA-256 of each file of a folder, as `sha256sum -c` reads them."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_text(folder / SUMS, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names if name != SUMS))
+
+
+def licence_note(model: Predictor) -> str:
+    """Returns what is known of the licences of what a bundle holds, and what its user has to check."""
+    card, backbone, few = model.card, model.method.backbone, model.few_shot is not None
+    licence = card.licence if card else ""
+    trained = [
+        f"  trained on {on.dataset}: {on.licence or 'licence not stated'}" for on in (card.trained_on if card else ())
+    ]
+    return "\n".join(
+        [
+            "Licences of what this folder holds",
+            "",
+            f"afclip_runtime/ and the texts: {APACHE}",
+            f"Head ({model.title or model.engine.method}): {licence or 'not stated; ask who trained it'}",
+            *trained,
+            f"Backbone ({backbone.description}): {backbone_licence(backbone.model, backbone.weights.split('+'))}",
+            "",
+            f"{GRAPH} holds the weights of head and backbone: whoever passes this folder on passes them on.",
+            "Check before you use it in a product or pass it on:",
+            "  - the licence of the backbone's weights: some exclude commercial use (cc-by-nc, apple-amlr), and others",
+            "    have terms of their own (dinov3-license)",
+            "  - the licence of the images that the head was trained on",
+            f"  - the licences of the packages in {REQUIREMENTS}",
+            *(
+                ["  - whether what the memory bank keeps of the few-shot images may be passed on: it is in the graph"]
+                * few
+            ),
+            "",
+        ]
+    )
+
+
+def backbone_licence(model: str, weights: Sequence[str]) -> str:
+    """Returns the licence of a backbone's weights, as its publisher states it, as far as it is known here.
+
+    Args:
+        model: Architecture.
+        weights: What fills it: a tag, `pip:PACKAGE`, a file …
+    """
+    found = [entry.licence for entry in SHIPPED if PIP + entry.package in weights]
+    found += [e.licence for e in PRESETS.values() if e.model == model and own_weights(e) in weights and e.licence]
+    found += [APACHE] if EMBEDDED in weights else []
+    if set(weights) == {RANDOM}:
+        return "none: its numbers are drawn"
+    return ", ".join(dict.fromkeys(found)) or "not known here: see the page that the weights are from"
+
+
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Refuses a place where something lies.
+
+    Raises:
+        UserError: Something does that is no bundle; or a bundle, and it is not to be replaced.
+    """
+    if not folder.exists():
+        return
+    is_bundle = (folder / CARD).is_file() and (folder / SUMS).is_file()
+    if not is_bundle and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{shown(folder)} is there already, and is no bundle. Choose another --out.")
+    if is_bundle and not overwrite:
+        raise UserError(f"{shown(folder)} is there already. Choose another --out, or --overwrite it.")
