@@ -13,7 +13,7 @@ from afclip_lightning.report.run_files import Run
 from afclip_runtime.inspection.calibration import Calibration, fixed, from_labels, from_normals
 from afclip_runtime.inspection.pixel_tail import PixelTail
 from afclip_runtime.inspection.verdict import Inspection
-from afclip_runtime.serving.server import _result
+from afclip_runtime.serving.answers import result_of
 from afclip_runtime.thresholds import is_anomalous
 from tests.support import REPOSITORY
 
@@ -50,7 +50,7 @@ def verdicts(threshold: float) -> dict[str, list[bool]]:
         "of an array": is_anomalous(SCORES, threshold).tolist(),
         "inspect": [bool(one.anomalous) for one in inspected],
         "its mask": [bool(one.mask is not None and one.mask.all()) for one in inspected],
-        "serve": [bool(_result(one, "", with_map=False).anomalous) for one in inspected],
+        "serve": [bool(result_of(one, "", with_map=False).anomalous) for one in inspected],
         "report": reported,
     }
 

@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_lightning.inspection.labelled import read_labelled, without_copies
     from afclip_runtime.images.find import say_others, survey
     from afclip_runtime.inspection.calibration import Calibration, origin
-    from afclip_runtime.inspection.stream import keep
+    from afclip_runtime.inspection.drift import keep
 
     if not (named := named_model(options)):
         raise no_model("calibrate", "--normal DIR")

@@ -36,7 +36,8 @@ The output folder gets, as it goes, one line per image:
   inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold,
                             threshold_from (calibration, hand or default), verdict, area (share of the image above the
                             pixel threshold), regions (box = left, top, right, bottom; area in pixels; highest score),
-                            error, name (of the files below); in .jsonl also size and mtime_ns of the file
+                            drift (higher or lower: the calibration no longer holds, see below), error, name (of the
+                            files below); in .jsonl also size and mtime_ns of the file
   maps/NAME.png             --save map: 16 bits, value = low + pixel * step, both texts in the file; evaluate reads it
   npy/NAME.npy              --save npy: the map as float32
   masks/NAME.png            --save mask: 255 above the pixel threshold
@@ -56,12 +57,16 @@ well, and are counted as left out; texts, tables, archives, hidden files and wha
 cannot be read costs one line.
 
 Thresholds come from the command calibrate, or by hand; else a ready model has its own, which know nothing of your
-product: threshold_from says default then. Without a threshold there is no verdict. At the end, the scores are
-compared with those of the calibration's normal images: a note says if they do not look like the same product and camera
-(false alarms: at most 1 % of runs, if at most half of the images are anomalous).
+product: threshold_from says default then. Without a threshold there is no verdict.
 
-Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 2 a mistake that the
-message explains; 70 an error of this program; 130 interrupted.
+As images come, their scores are compared with those of the calibration's normal images. Where they have become higher
+or lower (light, camera or product have changed), the calibration no longer holds: column drift from that image on, a
+note, and exit code 3. At most 1 % of runs without a change ever say so, if at most half of the images are anomalous and
+no more than 40 in a row. Slices of volumes are not compared.
+
+Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 3 the calibration no
+longer holds (column drift), whether or not all could be read; 2 a mistake that the message explains; 70 an error of
+this program; 130 interrupted.
 """
 
 
@@ -96,7 +101,6 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     from afclip_runtime.images.picture import say
     from afclip_runtime.inspection.folder import check_settings, inspect
     from afclip_runtime.inspection.inputs import count_left_out, find_inputs
-    from afclip_runtime.inspection.stream import difference
 
     check_window(options.window)
     check_rule(options.volume_score)
@@ -139,10 +143,12 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         print(f"note: {note}", file=sys.stderr)
     for sentence in say(sum((model.remarks for model in models.values()), Counter[str]())):
         print(f"note: {sentence}", file=sys.stderr)
-    for name, model in models.items():
-        if model.calibration and (said := difference(model.calibration.good, done.scores[name])):
-            print(f"note: {name}: {said}", file=sys.stderr)
-    return 1 if done.failed or left_out else 0
+    drifted = any(row.drift for row in done.rows.values())
+    for name, drift in done.drifts.items():
+        if alarm := drift.finish():
+            drifted = True
+            print(f"note: {name}: {alarm}", file=sys.stderr)
+    return 3 if drifted else 1 if done.failed or left_out else 0
 
 
 def _cut(patterns: Sequence[str], options: argparse.Namespace) -> "CutInputs":

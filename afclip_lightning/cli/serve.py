@@ -65,7 +65,8 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[serve]'.") from error
     from afclip_lightning.heads import ready
     from afclip_runtime.serving.connections import PatientProtocol
-    from afclip_runtime.serving.server import Limits, create_app
+    from afclip_runtime.serving.server import create_app
+    from afclip_runtime.serving.service import Limits
 
     limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_few_shot)
     named = named_model(options)

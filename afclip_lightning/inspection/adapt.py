@@ -22,7 +22,7 @@ from afclip_lightning.inspection.predictor import DATASET, Predictor, Progress, 
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.errors import UserError
 from afclip_runtime.inspection.calibration import Calibration, Threshold, origin
-from afclip_runtime.inspection.stream import keep
+from afclip_runtime.inspection.drift import keep
 from afclip_runtime.types import Tiling
 
 FOLDS = 8  # parts that normal images are held out in

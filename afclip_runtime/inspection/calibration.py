@@ -17,7 +17,7 @@ import numpy as np
 from afclip_runtime.errors import CheckpointError, DatasetError, UserError
 from afclip_runtime.files import read_json, write_json
 from afclip_runtime.inspection.distributions import binomial_quantile, pareto_excess
-from afclip_runtime.inspection.stream import NormalScores
+from afclip_runtime.inspection.drift import NormalScores
 from afclip_runtime.thresholds import is_anomalous
 from afclip_runtime.views.roi import Roi
 

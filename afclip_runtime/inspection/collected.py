@@ -6,9 +6,9 @@ import numpy as np
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.inspection.calibration import Calibration, from_normals, origin, require
+from afclip_runtime.inspection.drift import keep
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.inspection.pixel_tail import PixelTail
-from afclip_runtime.inspection.stream import keep
 from afclip_runtime.inspection.verdict import Inspection
 
 SOURCE = "the page"

@@ -16,24 +16,19 @@ def binomial_quantile(share: float, n: int, p: float) -> int:
     return min(int(np.searchsorted(below, share)), n)
 
 
-def beta_binomial_cdf(k: int, n: int, a: float, b: float) -> float:
-    """Returns the chance of at most `k` successes in `n` trials whose chance of success is Beta(a, b).
+def beta_binomial(n: int, a: float, b: float) -> np.ndarray:
+    """Returns the chances of 0 … n successes in `n` trials whose chance of success is Beta(a, b), `[n + 1]`, float64.
 
     Of `n` further scores so many lie below the a-th smallest of a + b - 1 earlier ones, if all are drawn alike. Small
     chances are exact too, to about 1e-12 of their value.
 
     Args:
-        k: Any whole number.
         n: Trials, at least 0.
         a: Positive.
         b: Positive.
     """
-    return float(min(1.0, _beta_binomial(n, a, b)[: max(k + 1, 0)].sum()))
-
-
-def beta_binomial_sf(k: int, n: int, a: float, b: float) -> float:
-    """Returns the chance of more than `k` successes; see `beta_binomial_cdf`."""
-    return float(min(1.0, _beta_binomial(n, a, b)[max(k + 1, 0) :].sum()))
+    k = np.arange(n)
+    return _probabilities(np.log(n - k) - np.log(k + 1) + np.log(k + a) - np.log(n - 1 - k + b))
 
 
 def pareto_excess(share: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -49,11 +44,6 @@ def pareto_excess(share: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np
     with np.errstate(divide="ignore", invalid="ignore"):
         log = np.log(share)
         return np.asarray(scale * np.where(shape == 0, -log, np.expm1(-shape * log) / shape))
-
-
-def _beta_binomial(n: int, a: float, b: float) -> np.ndarray:
-    k = np.arange(n)
-    return _probabilities(np.log(n - k) - np.log(k + 1) + np.log(k + a) - np.log(n - 1 - k + b))
 
 
 def _probabilities(steps: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from afclip_runtime.inspection.inputs import Input
 from afclip_runtime.inspection.table import Record, Table, record_of
 
 if TYPE_CHECKING:
+    from afclip_runtime.inspection.drift import Drift
     from afclip_runtime.inspection.inspector import Inspector
     from afclip_runtime.inspection.verdict import Inspection
 
@@ -30,14 +31,14 @@ class Done:
         new: Inspections that this run began.
         failed: How many of them gave an error, without what was left out.
         replaced: Rows of an earlier run whose file was replaced since; they are among the new ones.
-        scores: By model, the scores of all its rows, earlier ones among them.
+        drifts: By model, how the scores of all its rows compare with the normal images of its calibration.
         rows: All rows, by method and key of the image.
     """
 
     new: int
     failed: int
     replaced: int
-    scores: Mapping[str, list[float]]
+    drifts: "Mapping[str, Drift]"
     rows: Mapping[tuple[str | None, str], Record]
 
 
@@ -75,6 +76,7 @@ def judge(
     place: Path,
     saves: Sequence[str],
     num_workers: int,
+    drift: "Drift",
     keeps: "Sequence[Keep]" = (),
 ) -> "Iterator[Judged]":
     """Judges files, saves what is to be saved of each, and yields each with its row, which is not in the table yet.
@@ -87,6 +89,7 @@ def judge(
         place: Folder of the model's files.
         saves: See `inspect`.
         num_workers: See `inspect`.
+        drift: Of the stream so far; see `drift_of`. The scores are added to it.
         keeps: See `inspect`.
 
     Raises:
@@ -99,13 +102,34 @@ def judge(
             yield item, record_of(item, method, item.name, error), error
     images = [item for item in inputs if not item.error]
     for index, outcome in model.stream([item.path for item in images], num_workers, "overlay" in saves):
-        item, name = images[index], images[index].name
+        item, name, alarm = images[index], images[index].name, None
         if not isinstance(outcome, UserError):
+            alarm = None if item.volume else drift.add(outcome.score)
             name = table.free_name(item)
             save_pictures(outcome, place, name, saves)
             for keep in keeps:
                 keep(outcome, place, item, name)
-        yield item, record_of(item, method, name, outcome), outcome
+        yield item, record_of(item, method, name, outcome, alarm), outcome
+
+
+def drift_of(model: "Inspector", method: str | None, table: Table) -> "Drift":
+    """Returns how a stream of images compares with the normal ones of a model's calibration, as the table has it.
+
+    A run that was stopped goes on where it was. Slices of volumes are left out: neighbours are much alike, and so no
+    independent images.
+
+    Args:
+        model: Whose scores these are.
+        method: Its name, where several share the table.
+        table: Of the stream so far.
+    """
+    from afclip_runtime.inspection.drift import Drift
+
+    drift = Drift(model.calibration.good if model.calibration else None)
+    for row in table.rows.values():
+        if row.method == method and row.score is not None and row.volume is None:
+            drift.add(row.score)
+    return drift
 
 
 def inspect(
@@ -136,6 +160,7 @@ def inspect(
     from tqdm import tqdm
 
     several = len(models) > 1
+    drifts: dict[str, Drift] = {}
     new = failed = 0
     with Table(folder, several, inputs) as table:
         for method, model in models.items():
@@ -143,7 +168,8 @@ def inspect(
             place = folder / method if several else folder
             todo = table.todo(inputs, column)
             new += len(todo)
-            judged = judge(model, column, todo, table, place, saves, num_workers, keeps)
+            drifts[method] = drift = drift_of(model, column, table)
+            judged = judge(model, column, todo, table, place, saves, num_workers, drift, keeps)
             with tqdm(total=len(todo), unit=" images", desc=method, disable=None) as bar:
                 for item, row, outcome in judged:
                     table.add(row)
@@ -151,12 +177,7 @@ def inspect(
                     for observe in observers:
                         observe(row, outcome)
                     bar.update()
-        named = {method if several else None: method for method in models}
-        scores: dict[str, list[float]] = {method: [] for method in models}
-        for row in table.rows.values():
-            if row.score is not None and row.method in named:
-                scores[named[row.method]].append(row.score)
-        return Done(new, failed, table.replaced, scores, table.rows)
+        return Done(new, failed, table.replaced, drifts, table.rows)
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

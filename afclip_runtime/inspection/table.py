@@ -12,10 +12,12 @@ import msgspec
 
 from afclip_runtime.errors import UserError, WriteError
 from afclip_runtime.files import csv_text, read_json_lines, write_text
+from afclip_runtime.inspection.drift import Side
 from afclip_runtime.inspection.inputs import Input
 from afclip_runtime.thresholds import ThresholdFrom
 
 if TYPE_CHECKING:
+    from afclip_runtime.inspection.drift import Alarm
     from afclip_runtime.inspection.verdict import Inspection
 
 COLUMNS = (
@@ -28,6 +30,7 @@ COLUMNS = (
     "verdict",
     "area",
     "regions",
+    "drift",
     "error",
     "name",
 )
@@ -59,6 +62,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         verdict: `None` without a threshold.
         area: Share of the image above the pixel threshold, from 0 to 1.
         regions: Of the mask.
+        drift: Whether the scores are `higher` or `lower` by now than those of the calibration's normal images, so that
+            the verdict is of little worth; `None` while the calibration holds.
         error: Why there is no score; else empty.
         name: Of the image's files.
         size: Of the file, in bytes; `None` in tables of earlier versions.
@@ -78,6 +83,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Literal["anomalous", "normal"] | None = None
     area: float | None = None
     regions: list[RegionRecord] | None = None
+    drift: Side | None = None
     error: str
     name: str
     size: int | None = None
@@ -210,7 +216,9 @@ class Table:
         return [json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]
 
 
-def record_of(item: Input, method: str | None, name: str, outcome: "Inspection | UserError") -> Record:
+def record_of(
+    item: Input, method: str | None, name: str, outcome: "Inspection | UserError", drift: "Alarm | None" = None
+) -> Record:
     """Returns the record of an image.
 
     Args:
@@ -218,6 +226,7 @@ def record_of(item: Input, method: str | None, name: str, outcome: "Inspection |
         method: Name of the method, where several share the table.
         name: Of its files.
         outcome: What the model says of it, or why it says nothing.
+        drift: That which lasts in the stream, if any.
     """
     facts: dict[str, Any] = {
         "path": str(item.path),
@@ -242,6 +251,7 @@ def record_of(item: Input, method: str | None, name: str, outcome: "Inspection |
         regions=None
         if regions is None
         else [RegionRecord(r.box, r.area, float(_short(r.score) or 0)) for r in regions],
+        drift=drift.side if drift else None,
         error="",
     )
 
@@ -280,5 +290,7 @@ def _short(value: float | None) -> float | None:
 
 def json_line(row: Record) -> str:
     """Returns a row as a line of JSON."""
-    absent = {name for name in ("method", "size", "mtime_ns", *OF_VOLUMES, *OF_MOVES) if getattr(row, name) is None}
+    absent = {
+        name for name in ("method", "drift", "size", "mtime_ns", *OF_VOLUMES, *OF_MOVES) if getattr(row, name) is None
+    }
     return json.dumps({name: value for name, value in msgspec.to_builtins(row).items() if name not in absent}) + "\n"

@@ -22,8 +22,8 @@ from afclip_runtime.inspection.calibration import (
     probability,
 )
 from afclip_runtime.inspection.distributions import pareto_excess
+from afclip_runtime.inspection.drift import keep
 from afclip_runtime.inspection.pixel_tail import PixelTail
-from afclip_runtime.inspection.stream import keep
 
 
 def drawn(n: int, seed: int = 0) -> np.ndarray:

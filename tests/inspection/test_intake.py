@@ -17,7 +17,8 @@ from fastapi import HTTPException
 from afclip_lightning import load
 from afclip_runtime.serving import connections, intake
 from afclip_runtime.serving.intake import file_of_form
-from afclip_runtime.serving.server import Limits, create_app
+from afclip_runtime.serving.server import create_app
+from afclip_runtime.serving.service import Limits
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
 

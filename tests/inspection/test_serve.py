@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,8 @@ from afclip_lightning import load
 from afclip_lightning.cli.serve import main
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_runtime.inspection.calibration import Calibration, Threshold, from_normals
-from afclip_runtime.serving.server import Limits, Service, create_app
+from afclip_runtime.serving.server import create_app
+from afclip_runtime.serving.service import Limits, Service
 from tests.support.ready_model import CARD, PIXEL_THRESHOLD, THRESHOLD, write_ready
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
@@ -228,17 +230,23 @@ def test_normal_images_make_a_calibration(head: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stream_that_is_another_one_is_told(head: Path) -> None:
     model = load(head, device="cpu", calibration=None)
-    bodies = [encoded(picture(seed)) for seed in range(40)]
-    scores = [one.score for one in model.predict_many([picture(seed) for seed in range(40)])]
+    bodies = [encoded(picture(seed)) for seed in range(42)]
+    scores = [one.score for one in model.predict_many([picture(seed) for seed in range(42)])]
     ranked = [bodies[index] for index in np.argsort(scores)]
     with client_of(model) as client:
         for body in ranked[-12:]:
             client.post("/api/normals", content=body)
         client.post("/api/calibration")
-        notes = [client.post("/api/inspect", content=body).json()["note"] for body in [*ranked[:20], *ranked[:19]]]
-        assert set(notes[:19]) == {""}
-        assert notes[19].startswith("20 of 20 scores lie below the median of the 12 normal images")
-        assert set(notes[19:]) == {notes[19]}
+        again = [*ranked[:29], *ranked[:29], *ranked[:30]]  # an image that comes again counts once
+        notes = [client.post("/api/inspect", content=body).json()["note"] for body in again]
+        assert set(notes[:-1]) == {""}
+        assert notes[-1].startswith("the calibration no longer holds: scores are lower than those of its 12 normal")
+        drift = client.get("/health").json()
+        assert drift["status"] == "drift"
+        assert (drift["drift"]["side"], drift["drift"]["image"], drift["drift"]["said"]) == ("lower", 30, notes[-1])
+        assert abs(time.time() - datetime.fromisoformat(drift["drift"]["since"]).timestamp()) < 60
+        client.delete("/api/normals")  # and so their calibration
+        assert client.get("/health").json() == {"status": "ok", "waiting": 0}
 
 
 def test_a_model_that_gives_nan_is_told(head: Path) -> None:

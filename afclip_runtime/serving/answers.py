@@ -1,0 +1,143 @@
+"""What `serve` answers with, as JSON."""
+
+import base64
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+from afclip_runtime.inspection.drift import Side
+from afclip_runtime.inspection.verdict import Inspection
+from afclip_runtime.thresholds import ThresholdFrom
+from afclip_runtime.views.resizing import area_mean
+
+MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred
+
+
+class ModelFacts(BaseModel):
+    """What the server runs.
+
+    Thresholds and scales are those of the calibration, or without one those that come with the head: `threshold_from`
+    is `default` then, and `chosen` says how; `null` without both. `title` is the head's own. `max_few_shot` is 0 where
+    the method takes no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images
+    or more, of which `normals` were given. `toy`: the backbone has seen drawn pictures only.
+    """
+
+    title: str
+    method: str
+    backbone: str
+    category: str
+    threshold: float | None
+    threshold_from: ThresholdFrom | None
+    chosen: str
+    pixel_threshold: float | None
+    scale: float | None
+    pixel_scale: float | None
+    calibration: str | None
+    toy: bool
+    few_shot: int
+    normals: int
+    min_normals: int
+    max_normals: int
+    max_bytes: int
+    max_pixels: int
+    max_few_shot: int
+
+
+class RegionFacts(BaseModel):
+    """A region above the pixel threshold: left, top, right, bottom in pixels; area in pixels; highest value."""
+
+    box: tuple[int, int, int, int]
+    area: int
+    score: float
+
+
+class MapValues(BaseModel):
+    """A map, made smaller if the image is large: row by row, 16 bits, little-endian, Base64; low + step * value."""
+
+    width: int
+    height: int
+    low: float
+    step: float
+    values: str
+
+
+class Result(BaseModel):
+    """What the model says of an image. What needs a threshold is `null` without one; `map` if it was asked for.
+
+    `note` says if the calibration no longer holds for the images that came.
+    """
+
+    score: float
+    probability: float | None
+    threshold: float | None
+    threshold_from: ThresholdFrom | None
+    pixel_threshold: float | None
+    anomalous: bool | None
+    area: float | None
+    regions: list[RegionFacts] | None
+    width: int
+    height: int
+    note: str
+    map: MapValues | None
+
+
+class DriftFacts(BaseModel):
+    """A drift: whether scores became higher or lower, since when (UTC), at which image of the stream, and in words."""
+
+    side: Side
+    since: str
+    image: int
+    said: str
+
+
+class Health(BaseModel):
+    """How the server is: `ok`, or `drift` where the calibration no longer holds; and how many requests wait."""
+
+    status: Literal["ok", "drift"]
+    waiting: int
+    drift: DriftFacts | None
+
+
+def result_of(found: Inspection, note: str, with_map: bool) -> Result:
+    """Returns an inspection as it is sent.
+
+    Args:
+        found: The inspection.
+        note: What is to be said of the last images.
+        with_map: Whether its map is sent too.
+    """
+    height, width = found.anomaly_map.shape
+    regions = found.regions
+    return Result(
+        score=found.score,
+        probability=found.probability,
+        threshold=found.threshold,
+        threshold_from=found.threshold_from,
+        pixel_threshold=found.pixel_threshold,
+        anomalous=found.anomalous,
+        area=found.area,
+        regions=None if regions is None else [RegionFacts(box=r.box, area=r.area, score=r.score) for r in regions],
+        width=width,
+        height=height,
+        note=note,
+        map=_map_values(found.anomaly_map) if with_map else None,
+    )
+
+
+def _map_values(anomaly_map: np.ndarray) -> MapValues:
+    """Returns a map as it is sent."""
+    height, width = anomaly_map.shape
+    share = min(1.0, MAP_SIDE / max(height, width))
+    if share < 1:
+        anomaly_map = area_mean(anomaly_map, max(1, round(height * share)), max(1, round(width * share)))
+    low = float(anomaly_map.min())
+    step = (float(anomaly_map.max()) - low) / 65535 or 1.0
+    values = np.rint((anomaly_map - low) / step).astype("<u2")
+    return MapValues(
+        width=values.shape[1],
+        height=values.shape[0],
+        low=low,
+        step=step,
+        values=base64.b64encode(values.tobytes()).decode("ascii"),
+    )

@@ -1,0 +1,220 @@
+"""The model behind `serve`: one thread that runs it, a bounded queue before it, and what the requests change."""
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TypeVar
+
+from fastapi import HTTPException, Request
+
+from afclip_runtime.errors import UserError, message_of
+from afclip_runtime.images.reader import read_shape
+from afclip_runtime.inspection.calibration import FEWEST, Calibration
+from afclip_runtime.inspection.collected import Collected, digest
+from afclip_runtime.inspection.drift import Drift
+from afclip_runtime.inspection.inspector import Inspector
+from afclip_runtime.inspection.verdict import Inspection
+from afclip_runtime.serving.answers import DriftFacts, ModelFacts
+from afclip_runtime.serving.intake import Intake
+
+RECENT = 1000  # images that are known when they come again
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes.
+
+    Attributes:
+        size: Bytes of an image file.
+        pixels: Pixels of an image.
+        queue: Requests that wait or run at once; more are told to come again.
+        few_shot: Few-shot images.
+        normals: Normal images that a calibration is made from.
+    """
+
+    size: int = 32 * 2**20
+    pixels: int = 40 * 10**6
+    queue: int = 32
+    few_shot: int = 16
+    normals: int = 500
+
+
+class DriftWatch:
+    """Watches the stream of images that the server is given; an image that comes again soon counts once.
+
+    Args:
+        calibration: That in use, if any.
+
+    Attributes:
+        facts: The drift that lasts; `None` while the calibration holds.
+    """
+
+    def __init__(self, calibration: Calibration | None) -> None:
+        self.drift = Drift(calibration.good if calibration else None)
+        self.recent: dict[bytes, None] = {}
+        self.facts: DriftFacts | None = None
+
+    def add(self, image: bytes, score: float) -> str:
+        """Adds the score of an image that a digest tells from others, and returns what is to be said."""
+        if image not in self.recent:
+            self.recent[image] = None
+            if len(self.recent) > RECENT:
+                del self.recent[next(iter(self.recent))]
+            alarm = self.drift.add(score)
+            if alarm is None:
+                self.facts = None
+            elif self.facts is None or self.facts.image != alarm.image:
+                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                self.facts = DriftFacts(side=alarm.side, since=now, image=alarm.image, said=alarm.said)
+        return self.facts.said if self.facts else ""
+
+
+class Service:
+    """A model with its queue, its few-shot images, and the normal images that it is calibrated from.
+
+    Args:
+        model: As it was loaded; it stays as it is.
+        limits: What is taken.
+
+    Attributes:
+        waiting: Requests that wait or run now.
+    """
+
+    def __init__(self, model: Inspector, limits: Limits) -> None:
+        self.loaded = model
+        self.model = model
+        self.limits = limits
+        self.few_shot: list[bytes] = []  # as they came: decoded they would be many times larger
+        self.normals = Collected(limits.normals)
+        self.drift = DriftWatch(model.calibration)
+        self.intake = Intake(limits.size)
+        self.waiting = 0
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Holds a place in the queue.
+
+        Raises:
+            HTTPException: 503, there is none.
+        """
+        if self.waiting >= self.limits.queue:
+            raise HTTPException(
+                503, f"{self.waiting} requests are waiting, which is the limit. Try again.", {"Retry-After": "2"}
+            )
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
+    async def take(self, request: Request, job: Callable[[bytes], T]) -> T:
+        """Returns what a job makes of the image that a request brings, in the model's thread.
+
+        It takes a place in the queue when it is here as a whole.
+
+        Raises:
+            HTTPException: 503, the queue is full; 422, it is no image that can be judged; see `Intake.image`.
+        """
+        body = await self.intake.image(request)
+        with self.place():
+            return await self.run(lambda: job(body))
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Returns what a job in the model's thread returns.
+
+        Raises:
+            HTTPException: 422, with the message of a `UserError`.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, job)
+        except UserError as error:
+            raise HTTPException(422, message_of(error)) from error
+
+    def inspect(self, body: bytes) -> tuple[Inspection, str]:
+        """Returns what the model says of an image file, and what is to be said of the last images."""
+        found = self.model.predict(self.open(body))
+        return found, self.drift.add(digest(body), found.score)
+
+    def collect(self, body: bytes) -> None:
+        """Adds a normal image to those that a calibration is made from; a copy of one changes nothing."""
+        if not self.normals.holds(body):
+            self.normals.add(body, self.model.predict(self.open(body)))
+
+    def calibrate(self, fpr: float) -> None:
+        """Takes the thresholds that the normal images give."""
+        self._use(self.normals.calibration(self.model, fpr))
+
+    def reset_normals(self) -> None:
+        """Removes the normal images and their calibration; without few-shot images the loaded one holds again."""
+        self.normals = Collected(self.limits.normals)
+        self._use(None if self.few_shot else self.loaded.calibration)
+
+    def _use(self, calibration: Calibration | None) -> None:
+        self.model = copy.copy(self.model)
+        self.model.calibration = calibration
+        self.drift = DriftWatch(calibration)
+
+    def add_few_shot(self, body: bytes) -> None:
+        """Adds a few-shot image."""
+        if len(self.few_shot) >= self.limits.few_shot:
+            raise UserError(f"There are {self.limits.few_shot} few-shot images, which is the limit. Remove them first.")
+        self._fit([*self.few_shot, body])
+
+    def reset_few_shot(self) -> None:
+        """Goes back to the model as it was loaded."""
+        self._fit([])
+
+    def _fit(self, few_shot: list[bytes]) -> None:
+        model = self.loaded
+        if few_shot:
+            model = copy.copy(self.loaded)
+            model.fit_few_shot([self.open(body) for body in few_shot])
+        self.model, self.few_shot = model, few_shot
+        self.normals = Collected(self.limits.normals)  # their scores were of other few-shot images
+        self.drift = DriftWatch(model.calibration)
+
+    def open(self, body: bytes) -> bytes:
+        """Returns the bytes of an image file whose header was read.
+
+        Raises:
+            UserError: It is none, or too large.
+        """
+        (height, width), _ = read_shape(body)
+        if width * height > self.limits.pixels:
+            raise UserError(
+                f"The image has {width} × {height} pixels; the limit is {self.limits.pixels / 10**6:g} million. "
+                "Make it smaller."
+            )
+        return body
+
+    def facts(self) -> ModelFacts:
+        """Returns what the server runs."""
+        model = self.model
+        image, pixel = model.in_use
+        return ModelFacts(
+            title=model.title,
+            method=model.engine.method,
+            backbone=model.engine.backbone,
+            category=model.category,
+            threshold=image.value if image else None,
+            threshold_from=model.thresholds_from[0],
+            chosen=model.defaults.chosen if model.defaults else "",
+            pixel_threshold=pixel.value if pixel else None,
+            scale=image.scale if image else None,
+            pixel_scale=pixel.scale if pixel else None,
+            calibration=str(model.calibration) if model.calibration else None,
+            toy=model.is_toy,
+            few_shot=len(self.few_shot),
+            normals=len(self.normals),
+            min_normals=FEWEST,
+            max_normals=self.limits.normals,
+            max_bytes=self.limits.size,
+            max_pixels=self.limits.pixels,
+            max_few_shot=self.limits.few_shot if model.takes_few_shot else 0,
+        )
