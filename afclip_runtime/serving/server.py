@@ -8,13 +8,15 @@ from importlib.resources import files
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import afclip_runtime
 from afclip_runtime.inspection.inspector import Inspector
+from afclip_runtime.serving.access import TokenCheck
 from afclip_runtime.serving.answers import Health, ModelFacts, Result, result_of
 from afclip_runtime.serving.service import Limits, Service
+from afclip_runtime.supervision import notify
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -33,19 +35,23 @@ FORM = {"schema": {"type": "object", "properties": {"file": FILE}, "required": [
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": FILE}, "multipart/form-data": FORM}}}
 
 
-def create_app(model: Inspector, limits: Limits, hosts: Sequence[str]) -> FastAPI:
+def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: str | None = None) -> FastAPI:
     """Returns the application.
 
     Args:
         model: What it serves.
         limits: What it takes.
         hosts: Names that it may be called by. A page of another site whose name was made to lead here is refused.
+        token: What requests to /api must bring; `None` lets all pass.
     """
     service = Service(model, limits)
+    api = APIRouter(prefix="/api", dependencies=[Depends(TokenCheck(token))] if token else [])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        notify("READY=1")
         yield
+        notify("STOPPING=1")
         service.thread.shutdown()
 
     # FastAPI's own pages of documentation load scripts from elsewhere
@@ -70,54 +76,61 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str]) -> FastAP
 
     @app.get("/health", response_model_exclude_none=True)
     async def health() -> Health:
-        """Says that the server answers, how many requests wait, and whether the calibration holds."""
-        drift = service.drift.facts
-        return Health(status="drift" if drift else "ok", waiting=service.waiting, drift=drift)
+        """Says that the server answers, how many requests wait, and whether the calibration holds.
 
-    @app.get("/api/model")
+        With a token it is open all the same, and says less: `/api/health` has what the drift is.
+        """
+        return _health(service, in_short=token is not None)
+
+    @api.get("/health", response_model_exclude_none=True)
+    async def whole_health() -> Health:
+        """Says the same, and what the drift is."""
+        return _health(service)
+
+    @api.get("/model")
     async def facts() -> ModelFacts:
         """Says what the server runs."""
         return service.facts()
 
-    @app.post("/api/inspect", openapi_extra=IMAGE_BODY)
+    @api.post("/inspect", openapi_extra=IMAGE_BODY)
     async def inspect(request: Request, map: bool = False) -> Result:
         """Judges the image that is the request's body, or the file in its form; `map=true`: with its map."""
         return await service.take(request, lambda body: result_of(*service.inspect(body), map))
 
-    @app.post("/api/few_shot", openapi_extra=IMAGE_BODY)
+    @api.post("/few_shot", openapi_extra=IMAGE_BODY)
     async def add_few_shot(request: Request) -> ModelFacts:
         """Adds the few-shot image, a normal one, that is the request's body. A calibration no longer holds then."""
         await service.take(request, service.add_few_shot)
         return service.facts()
 
-    @app.delete("/api/few_shot")
+    @api.delete("/few_shot")
     async def reset_few_shot() -> ModelFacts:
         """Removes all few-shot images."""
         with service.place():
             await service.run(service.reset_few_shot)
         return service.facts()
 
-    @app.post("/api/normals", openapi_extra=IMAGE_BODY)
+    @api.post("/normals", openapi_extra=IMAGE_BODY)
     async def collect(request: Request) -> ModelFacts:
         """Adds a normal image, the request's body, to those that a calibration is made from."""
         await service.take(request, service.collect)
         return service.facts()
 
-    @app.delete("/api/normals")
+    @api.delete("/normals")
     async def reset_normals() -> ModelFacts:
         """Removes the normal images and their calibration; that of the command holds again."""
         with service.place():
             await service.run(service.reset_normals)
         return service.facts()
 
-    @app.post("/api/calibration")
+    @api.post("/calibration")
     async def calibrate(fpr: Annotated[float, Query(gt=0, le=0.5)] = 0.01) -> ModelFacts:
         """Makes thresholds from the normal images, which a share `fpr` of normal images will exceed."""
         with service.place():
             await service.run(lambda: service.calibrate(fpr))
         return service.facts()
 
-    @app.get("/api/calibration")
+    @api.get("/calibration")
     async def calibration() -> Response:
         """Returns the calibration in use as the file that --calibration takes; 404 if there is none."""
         if service.model.calibration is None:
@@ -127,7 +140,13 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str]) -> FastAP
             json.dumps(asdict(service.model.calibration), indent=2), media_type="application/json", headers=headers
         )
 
+    app.include_router(api)
     return app
+
+
+def _health(service: Service, in_short: bool = False) -> Health:
+    drift = service.drift.facts
+    return Health(status="drift" if drift else "ok", waiting=service.waiting, drift=None if in_short else drift)
 
 
 def _page(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 HOSTS = ["127.0.0.1", "localhost"]
 DEFAULT = Limits()
+TOKEN = "Zm9yIHRlc3RzLCBhbmQgbm93aGVyZSBlbHNl"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +273,27 @@ def test_other_sites_cannot_use_it(client: TestClient) -> None:
     assert "default-src 'none'" in client.get("/").headers["Content-Security-Policy"]
 
 
+def test_with_a_token_nothing_below_api_is_open(model: Predictor) -> None:
+    with TestClient(create_app(model, DEFAULT, HOSTS, TOKEN), base_url="http://localhost:8000") as client:
+        document = client.get("/openapi.json").json()
+        guarded = {(path, method) for path, methods in document["paths"].items() for method in methods}
+        guarded -= {("/health", "get")}
+        assert len(guarded) >= 8
+        for path, method in guarded:
+            assert path.startswith("/api/")
+            assert document["paths"][path][method]["security"] == [{"HTTPBearer": []}]
+            answer = client.request(method, path, content=encoded(picture()))
+            assert answer.status_code == 401, path
+            assert answer.headers["Cache-Control"] == "no-store"
+            answer = client.request(method, path, content=encoded(picture()), headers=BEARER)
+            assert answer.status_code in (200, 404, 422), path  # 404: no calibration; 422: too few normal images
+        for path in ("/", "/serve.js", "/serve.css", "/sample.jpg"):
+            assert client.get(path).status_code == 200
+        assert client.get("/health").json() == {"status": "ok", "waiting": 0}
+    with client_of(model) as client:
+        assert "security" not in client.get("/openapi.json").json()["paths"]["/api/model"]["get"]
+
+
 def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     for path in ("/", "/serve.css", "/serve.js"):
         text = client.get(path).text.replace("http://www.w3.org/2000/svg", "")
@@ -300,12 +323,53 @@ def test_mistakes_of_the_command(head: Path, capsys: pytest.CaptureFixture[str])
         assert re.search(f"127.0.0.1, port {port}: .*Choose another", capsys.readouterr().err)
 
 
+def test_what_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    nowhere = ["--checkpoint", str(tmp_path / "absent.ckpt")]
+    others, with_token = ["--host", "0.0.0.0"], ["--token_file", str(token)]
+    for flags, said in (
+        (others, "there is no password"),
+        ([*others, *with_token], "the token crosses the network in the clear"),
+        ([*others, *with_token, "--proxy", "172.30.0.0/24"], ""),
+        (with_token, ""),
+        ([], ""),
+    ):
+        assert main([*nowhere, *flags]) == 2
+        warned = capsys.readouterr().err
+        assert ("warning" in warned) == bool(said), flags
+        assert said in warned
+        assert TOKEN not in warned
+    token.chmod(0o644)
+    assert main([*nowhere, *with_token]) == 2
+    assert "can be read or changed by other users of this machine: chmod 600" in capsys.readouterr().err
+    token.write_text("short")
+    assert main([*nowhere, *with_token]) == 2
+    assert "the token has 5 characters; it needs 32" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*nowhere, "--proxy", "*"])
+    assert "must be an address or a network" in capsys.readouterr().err
+
+
 @contextmanager
-def running(checkpoint: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(checkpoint: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The command itself, on a free port."""
-    command = [sys.executable, "-m", "afclip_lightning", "serve", "--checkpoint", str(checkpoint), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "afclip_lightning",
+        "serve",
+        "--checkpoint",
+        str(checkpoint),
+        "--port",
+        "0",
+        *flags,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [*command, "--port", "0", "--device", "cpu", *flags], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         said = ""
         while "http" not in said:
@@ -339,6 +403,65 @@ def test_no_file_of_the_machine_can_be_read(server: tuple[str, subprocess.Popen[
     connection = http.client.HTTPConnection(server[0].removeprefix("http://"))  # it sends the path as it is
     connection.request("GET", path)
     assert connection.getresponse().status == 404
+
+
+@pytest.fixture(scope="module")
+def closed_server(head: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that wants a token, and whose proxy is this machine."""
+    file = tmp_path_factory.mktemp("token") / "token"
+    file.write_text(TOKEN + "\n")
+    with running(head, "--token_file", str(file), "--proxy", "127.0.0.1") as (address, _):
+        yield address
+
+
+@pytest.mark.slow
+def test_wrong_tokens_are_counted_by_the_address_that_the_proxy_says(closed_server: str) -> None:
+    url = f"{closed_server}/api/model"
+    guesser, other = ({"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.2"))
+    wrong = {"Authorization": "Bearer wrong"}
+    codes = [httpx.get(url, headers={**guesser, **wrong}).status_code for _ in range(11)]
+    assert codes == [401] * 10 + [429]
+    assert httpx.get(url, headers={**guesser, **BEARER}).status_code == 429
+    assert httpx.get(url, headers={**other, **BEARER}).status_code == 200
+    large = httpx.post(f"{closed_server}/api/inspect", content=bytes(20 * 2**20), headers=other)
+    assert large.status_code == 401  # the answer arrives, although the body is not read
+
+
+@pytest.mark.browser
+def test_the_token_in_a_browser(closed_server: str, page: "Page", tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(picture()))
+    page.goto(closed_server)
+    page.wait_for_selector("#sign-in[open]")
+    assert not page.locator("#token-message").is_visible()
+    page.fill("#token", "white space")
+    page.click("#sign-in button")
+    assert page.locator("#sign-in").is_visible()  # the browser itself says what is wrong
+    page.fill("#token", "wrong" * 8)
+    page.press("#token", "Enter")
+    page.wait_for_selector("#token-message:not([hidden])")
+    assert page.inner_text("#token-message") == "This is not the token."
+    page.fill("#token", TOKEN)
+    page.press("#token", "Enter")
+    page.wait_for_selector("body[data-ready]")
+    page.set_input_files("#file", tmp_path / "a.png")
+    page.wait_for_selector("#verdict.anomalous, #verdict.normal")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "head.calibration.json"
+    assert "checkpoint" in Path(download.value.path()).read_text()
+
+    page.reload()  # it is asked for once in a tab
+    page.wait_for_selector("body[data-ready]")
+    assert not page.locator("#sign-in").is_visible()
+    assert page.inner_text("#model")
+    assert TOKEN not in page.content()
+
+    page.evaluate("sessionStorage.clear()")
+    page.reload()
+    page.wait_for_selector("#sign-in[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#message:not([hidden])")
+    assert "wants its token" in page.inner_text("#message")
 
 
 @pytest.mark.browser

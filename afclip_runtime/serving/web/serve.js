@@ -15,17 +15,46 @@ const given = (key) => chosen[key] ?? model?.[key === "pixel" ? "pixel_threshold
 const byDefault = (key) => chosen[key] === null && model?.threshold_from === "default"; // the head's own, of no product
 const digits = (value) => String(Number(value.toPrecision(4)));
 
-async function ask(path, options) {
-  let answer;
-  try {
-    answer = await fetch(path, options);
-  } catch {
-    throw new Error("The server does not answer. Is it still running?");
-  }
-  if (answer.ok) return answer.json();
-  const body = await answer.json().catch(() => null);
-  throw new Error(typeof body?.detail === "string" ? body.detail : `The server answers ${answer.status}.`);
+// The token, where the server wants one: kept until the tab is closed, or on this page only where the browser keeps nothing.
+const kept = (() => { try { return window.sessionStorage; } catch { return null; } })();
+let token = kept?.getItem("token") ?? null;
+let asking = null; // while the token is asked for: all requests wait for one answer
+
+function askToken(why) {
+  asking ??= new Promise((resolve, reject) => {
+    const dialog = $("sign-in");
+    say("token-message", why);
+    dialog.returnValue = "";
+    dialog.onclose = () => {
+      asking = null;
+      if (dialog.returnValue !== "given") return reject(new Error("The server wants its token. Reload the page to give it."));
+      token = $("token").value;
+      kept?.setItem("token", token);
+      resolve();
+    };
+    dialog.showModal();
+  });
+  return asking;
 }
+
+async function answerOf(path, options = {}) {
+  for (;;) {
+    const sent = token, headers = {...options.headers, ...(sent && {Authorization: `Bearer ${sent}`})};
+    let answer;
+    try {
+      answer = await fetch(path, {...options, headers});
+    } catch {
+      throw new Error("The server does not answer. Is it still running?");
+    }
+    if (answer.ok) return answer;
+    const body = await answer.json().catch(() => null);
+    const why = typeof body?.detail === "string" ? body.detail : `The server answers ${answer.status}.`;
+    if (answer.status !== 401 && answer.status !== 429) throw new Error(why);
+    if (sent === token) await askToken(sent === null ? "" : why); // else it was given meanwhile
+  }
+}
+
+const ask = (path, options) => answerOf(path, options).then((answer) => answer.json());
 
 async function send(path, file) {
   if (file.size > model.max_bytes) throw new Error(`larger than ${model.max_bytes / 2 ** 20} MB, the limit.`);
@@ -241,6 +270,17 @@ $("sample").addEventListener("click", async () => {
   else say("message", "The server does not answer. Is it still running?");
 });
 $("again").addEventListener("click", () => $("file").click());
+$("download").addEventListener("click", async () => {
+  say("normals-message", "");
+  try {
+    const file = await (await answerOf("/api/calibration")).blob(); // a link alone would not bring the token
+    const link = Object.assign(document.createElement("a"), {href: URL.createObjectURL(file), download: "head.calibration.json"});
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  } catch (error) {
+    say("normals-message", error.message);
+  }
+});
 for (const key of ["threshold", "pixel"]) {
   $(key).addEventListener("input", () => choose(key, $(key).value, $(`${key}-value`)));
   $(`${key}-value`).addEventListener("change", () => choose(key, $(`${key}-value`).value, $(key)));

@@ -1,0 +1,179 @@
+"""The server behind `serve`: its flags, its requests in words, and how it is run, whatever engine runs the model."""
+
+import argparse
+import ipaddress
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afclip_runtime.errors import UserError, install_extra, shown
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.inspector import Inspector
+    from afclip_runtime.serving.service import Limits
+
+REQUESTS = """\
+  GET    /                 the page
+  POST   /api/inspect      the request is an image file, or a form with one; the answer is JSON: score, verdict, area,
+                           regions; note (if the last 20 images do not look like those of the calibration)
+                           curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
+                           curl -F file=@image.png http://127.0.0.1:8000/api/inspect
+  GET    /api/model        method, backbone, calibration, thresholds and where they come from, limits
+  GET    /sample.jpg       the picture to try
+  POST   /api/normals      likewise an image, of a normal product, to calibrate from; a copy counts once
+  POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
+  GET    /api/calibration  the calibration in use, as a file for --calibration
+  DELETE /api/normals      removes them and their thresholds; those of --calibration hold again
+  POST   /api/few_shot     likewise an image, of a normal product: a few-shot image, for a method that takes them
+  DELETE /api/few_shot     removes them
+  GET    /health           whether the server answers, how many requests wait, whether the calibration holds (drift)
+  GET    /api/health       the same, where a token is needed: since when, and in words
+  GET    /openapi.json     all of it, for programs
+
+Images are read as inspect reads them, stay in memory and are written nowhere. All who use one server share its few-shot
+images and its calibration. By default nobody but this machine reaches it. With --token_file whatever is below /api
+needs the token of that file (curl --oauth2-bearer TOKEN); the page asks for it. 10 wrong ones within a minute, and
+their address is refused for the rest of it. HTTPS is a proxy's work: docs/deployment.md. A connection that stays silent
+for 10 seconds is closed; an image has 60 seconds to arrive. SIGINT and SIGTERM finish what was begun, and end it with
+exit code 0.
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as its flags say.
+
+    Attributes:
+        host: Address that it listens at.
+        port: Its port; 0 takes a free one.
+        names: Other names that it is called by.
+        limits: What it takes.
+        token: What requests to /api must bring; `None` lets all pass.
+        proxies: Addresses or networks of proxies, who say where a request is from.
+    """
+
+    host: str
+    port: int
+    names: list[str]
+    limits: "Limits"
+    token: str | None
+    proxies: list[str]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine alone reaches it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a server to a parser."""
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
+    server.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    server.add_argument(
+        "--allow_host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that the server is called by, from a browser's address bar; may be given again",
+    )
+    server.add_argument(
+        "--token_file",
+        type=Path,
+        metavar="FILE",
+        help="a text file with the token, 32 characters or more, that requests to /api must bring",
+    )
+    server.add_argument(
+        "--proxy",
+        type=_network,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address or network of a proxy whose X-Forwarded-For is believed; may be given again",
+    )
+    server.add_argument("--queue", type=int, default=32, metavar="N", help="requests at once (%(default)s)")
+    server.add_argument("--max_mb", type=int, default=32, metavar="N", help="of an image file (%(default)s)")
+    server.add_argument("--max_megapixels", type=int, default=40, metavar="N", help="of an image (%(default)s)")
+    server.add_argument("--max_few_shot", type=int, default=16, metavar="N", help="few-shot images (%(default)s)")
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be an address or a network (172.30.0.0/24), got {text}") from error
+
+
+def read_server_options(options: argparse.Namespace) -> Server:
+    """Returns the server that the flags say, before a model is loaded for it; prints what is to be warned of.
+
+    Raises:
+        UserError: A package is missing, a limit is below 1, or the file holds no token.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: {install_extra('serve')}.") from error
+    from afclip_runtime.serving.access import exposed, read_token
+    from afclip_runtime.serving.service import Limits
+
+    limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_few_shot)
+    if min(vars(limits).values()) < 1:
+        raise UserError("--max_mb, --max_megapixels, --queue and --max_few_shot must be at least 1.")
+    token = None if options.token_file is None else read_token(options.token_file)
+    server = Server(options.host, options.port, options.allow_host, limits, token, options.proxy)
+    said = [] if options.token_file is None else [exposed(options.token_file)]
+    if not server.is_local and token is None:
+        said.append(
+            f"warning: {shown(server.host)} can be reached from other machines, and there is no password: whoever "
+            "reaches it can use this model. --token_file asks for a token."
+        )
+    elif not server.is_local and not server.proxies:
+        said.append("warning: the token crosses the network in the clear. Put a proxy with HTTPS before the page.")
+    for line in filter(None, said):
+        print(line, file=sys.stderr)
+    return server
+
+
+def run_server(model: "Inspector", server: Server) -> None:
+    """Serves a model until SIGINT or SIGTERM; prints the address first.
+
+    Raises:
+        UserError: The address is taken, or is none of this machine.
+    """
+    import uvicorn
+
+    from afclip_runtime.serving.connections import PatientProtocol
+    from afclip_runtime.serving.server import create_app
+
+    app = create_app(
+        model, server.limits, ["127.0.0.1", "localhost", "[::1]", server.host, *server.names], server.token
+    )
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        listener = socket.create_server((server.host, server.port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{server.host}, port {server.port}: {error}. Choose another --host or --port.") from error
+    name = f"[{server.host}]" if family == socket.AF_INET6 else server.host
+    print(f"http://{name}:{listener.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped in peace
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=bool(server.proxies),
+        forwarded_allow_ips=server.proxies,
+        timeout_graceful_shutdown=60,
+    )
+    uvicorn.Server(config).run([listener])
