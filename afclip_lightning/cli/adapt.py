@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.cli.calibrate import said_of
-from afclip_lightning.cli.model_options import (
-    TOY,
-    add_model_options,
-    named_model,
-    no_model,
-    progress,
-    split_model_arguments,
-    tiling_of,
-    white_of,
-)
+from afclip_lightning.cli.model_options import add_model_options, named_model, no_model, split_model_arguments
+from afclip_runtime.cli.calibrate import said_of
+from afclip_runtime.cli.options import TOY, progress, tiling_of, white_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 
@@ -91,8 +83,8 @@ def _normal_images(folder: Path) -> list[Path]:
         UserError: There is none, or one cannot be read.
     """
     from afclip_lightning.data.images import upright_shape
-    from afclip_lightning.inspection.labelled import without_copies
     from afclip_runtime.images.find import say_others, survey
+    from afclip_runtime.inspection.copies import without_copies
 
     found = survey(folder)
     for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.cli.model_options import progress, split_model_arguments
+from afclip_lightning.cli.model_options import split_model_arguments
+from afclip_runtime.cli.options import progress
 from afclip_runtime.cli.parser import CommandParser, command
 from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 

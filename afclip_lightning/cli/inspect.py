@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.model_options import (
-    add_calibration_options,
     add_model_options,
     load_models,
     named_model,
     no_model,
     split_model_arguments,
-    thresholds_of,
 )
 from afclip_lightning.volumes.options import add_cut_options
+from afclip_runtime.cli.options import add_calibration_options, thresholds_of, wanted_calibration
 from afclip_runtime.cli.parser import CommandParser, command, finite
 from afclip_runtime.errors import PROGRAM, UserError
 
@@ -111,8 +110,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     inputs += cut.inputs if cut else []
     if not inputs:
         raise UserError("there is nothing to inspect: the list of paths is empty.")
-    calibration = None if options.no_calibration else options.calibration or "auto"
-    models = load_models(named, options, arguments, calibration, [item.path for item in inputs if not item.error])
+    images = [item.path for item in inputs if not item.error]
+    models = load_models(named, options, arguments, wanted_calibration(options), images)
     for model in models.values():
         model.threshold, model.pixel_threshold = by_hand["threshold"], by_hand["pixel_threshold"]
     for name, model in models.items():
@@ -211,5 +210,5 @@ def _parser() -> argparse.ArgumentParser:
     add_calibration_options(thresholds)
     thresholds.add_argument("--threshold", type=finite, metavar="X", help="image scores above it are anomalous")
     thresholds.add_argument("--pixel_threshold", type=finite, metavar="X", help="likewise, values of the map")
-    add_model_options(parser)
+    add_model_options(parser, engine=True)
     return parser

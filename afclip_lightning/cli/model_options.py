@@ -2,33 +2,42 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.cli.options import (
+    GRAPH_ENGINES,
+    TOY,
+    add_batch_options,
+    add_engine_options,
+    add_view_options,
+    check_batch_options,
+    load_bundle,
+    tiling_of,
+    white_of,
+)
+from afclip_runtime.errors import PROGRAM, UserError, shown
 from afclip_runtime.files import parse_yaml
-from afclip_runtime.types import Fit, Tiling
 
 if TYPE_CHECKING:
     from afclip_lightning.backbones.clip import ClipBackbone
     from afclip_lightning.inspection.predictor import Predictor
+    from afclip_runtime.inspection.inspector import Inspector
 
 MODEL_PREFIX = "--model."
-TOY = (
-    "the backbone is the tiny CLIP that comes with this package. It has seen drawn pictures only, to try things out: "
-    "its scores of photos mean nothing."
-)
-DEFAULT = "the head's default thresholds, which know nothing of your product: calibrate on normal images of it"
 
 
-def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True, category: bool = True) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, few_shot: bool = True, category: bool = True, engine: bool = False
+) -> None:
     """Adds the options that say which model it is, and how it sees images.
 
     Args:
         parser: Of the command.
         few_shot: Whether the command takes few-shot images as such.
         category: Whether it is for one product.
+        engine: Whether the command takes bundles too, which other engines run.
     """
     model = parser.add_argument_group("model")
     add_model_names(model)
@@ -40,36 +49,10 @@ def add_model_options(parser: argparse.ArgumentParser, few_shot: bool = True, ca
     if few_shot:
         model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
     model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
-    model.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
-    model.add_argument("--num_workers", type=int, default=2, metavar="N", help="threads that decode (%(default)s)")
-    view = parser.add_argument_group("how images are seen")
-    view.add_argument(
-        "--fit",
-        choices=get_args(Fit),
-        default="squash",
-        help="an image of another shape than the model's input, often a square: squashed, padded, or in tiles",
-    )
-    view.add_argument(
-        "--tiles", type=int, default=1, metavar="N", help="beside the whole, tiles: N along the shorter side"
-    )
-    view.add_argument("--tile_size", type=int, metavar="PX", help="or tiles of this side, in pixels of the image")
-    view.add_argument(
-        "--overlap", type=float, default=0.25, metavar="SHARE", help="of neighbouring tiles, at least (%(default)s)"
-    )
-    view.add_argument(
-        "--white",
-        metavar="auto|bits|N",
-        help="what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most "
-        "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
-        "value. That of the calibration by default, else bits",
-    )
-    view.add_argument(
-        "--roi",
-        type=Path,
-        metavar="FILE",
-        help="region of interest: the part of the images that is inspected, as polygons (.json, also of LabelMe) or a "
-        "picture, white on black; docs/roi.md. That of the calibration by default, else the whole image",
-    )
+    if engine:
+        add_engine_options(model, ("torch", *GRAPH_ENGINES))
+    add_batch_options(model)
+    add_view_options(parser)
 
 
 def add_model_names(group: argparse._ArgumentGroup) -> None:
@@ -78,7 +61,8 @@ def add_model_names(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="or head.ckpt as fit writes it, a head file, the folder of one, or a config that trains nothing",
+        help="or head.ckpt as fit writes it, a head file, the folder of one, a config that trains nothing, or a bundle "
+        "that export wrote (for inspect, calibrate and serve)",
     )
 
 
@@ -123,35 +107,6 @@ def no_model(verb: str, rest: str = "", others: str = "") -> UserError:
     )
 
 
-def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Literal['bits'] | None":
-    """Returns the white level that the options name, looked up in the images for `auto`; `None` if they name none.
-
-    Raises:
-        UserError: It is no level, or there is no image to look it up in.
-    """
-    if options.white is None:
-        return None
-    from afclip_runtime.images.white import white_from_text, white_value
-
-    try:
-        level = white_from_text(options.white)
-    except ValueError as error:
-        raise UserError(f"--white: {error}.") from error
-    if level == "auto" and not images:
-        raise UserError("--white auto is looked up in images, and there are none here: give bits or a number.")
-    return white_value(level, images) or "bits"
-
-
-def add_calibration_options(group: argparse._ArgumentGroup) -> None:
-    """Adds the options that say which calibration it is."""
-    group.add_argument(
-        "--calibration",
-        metavar="PRODUCT|FILE",
-        help="by default that of --category, or the only one beside the checkpoint, if any",
-    )
-    group.add_argument("--no_calibration", action="store_true", help="take no calibration")
-
-
 def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Returns the other arguments of a command line, and those of the method, `--model.KEY VALUE`, by key.
 
@@ -172,25 +127,6 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
             raise UserError(f"{name} needs a value.")
         found[name.removeprefix(MODEL_PREFIX)] = parse_yaml(value, Any, name, remedy="Quote the value.")  # type: ignore[arg-type]
     return others, found
-
-
-def tiling_of(options: argparse.Namespace) -> Tiling:
-    """Returns how images are seen.
-
-    Raises:
-        UserError: A value is out of its range.
-    """
-    try:
-        return Tiling(options.fit, options.tiles, options.tile_size, options.overlap)
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
-
-
-def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Returns what a loop over images goes over, and shows on a terminal how far it is."""
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, unit=" images", disable=None)
 
 
 def few_shot_images(folder: Path | None) -> list[Path]:
@@ -214,12 +150,12 @@ def load_models(
     arguments: dict[str, Any],
     calibration: str | None = "auto",
     images: Sequence[Path] = (),
-) -> "dict[str, Predictor]":
+) -> "dict[str, Inspector]":
     """Returns models by name, that of their class, which share backbones.
 
     Args:
-        paths: As `load` takes them, at least one.
-        options: From `add_model_options`.
+        paths: As `load` takes them, or bundles; at least one.
+        options: From `add_model_options`, with `engine`.
         arguments: From `split_model_arguments`.
         calibration: As `load` takes it.
         images: Those that are to be seen, for a white level that is looked up in them.
@@ -227,57 +163,81 @@ def load_models(
     Raises:
         UserError: A model cannot be loaded, or an option is out of its range.
     """
-    from afclip_lightning.inspection.predictor import load
-    from afclip_runtime.inspection.calibration import ANY_PRODUCT
+    from afclip_runtime.inspection.bundle import is_bundle
 
-    if options.batch_size < 1 or options.num_workers < 0:
-        raise UserError(
-            f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
-            f"{options.num_workers}."
-        )
-    tiling, few_shot = tiling_of(options), few_shot_images(options.few_shot_dir)
-    white = white_of(options, images)
+    check_batch_options(options)
     backbones: dict[str, ClipBackbone] = {}
-    models: dict[str, Predictor] = {}
+    models: dict[str, Inspector] = {}
     for path in paths:
-        model = load(
-            path,
-            arguments=arguments,
-            device=options.device,
-            tiling=tiling,
-            category=options.category,
-            few_shot=few_shot,
-            calibration=calibration,
-            white=white,
-            roi=options.roi,
-            batch_size=options.batch_size,
-            backbones=backbones,
-        )
-        name = type(model.method).__name__
+        if is_bundle(Path(path)):
+            _check_bundle_options(path, options, arguments)
+            model: Inspector = load_bundle(Path(path), options, calibration, images)
+        else:
+            model = _load_head(path, options, arguments, calibration, images, backbones)
+        name = model.engine.method
         models[name if name not in models else f"{name}_{len(models) + 1}"] = model
-    if any(model.is_toy for model in models.values()):
-        print(f"warning: {TOY}", file=sys.stderr)
-    naming = [name for name, model in models.items() if model.method.needs_class_name]
-    if naming and options.category == ANY_PRODUCT:
-        print(
-            f"note: {', '.join(naming)}: prompts call the product {ANY_PRODUCT!r}; --category names it.",
-            file=sys.stderr,
-        )
     return models
 
 
-def thresholds_of(model: "Predictor") -> str:
-    """Returns in words where the thresholds of a model come from."""
-    image, pixel = (value is not None for value in (model.threshold, model.pixel_threshold))
-    by_hand = {(True, True): "both", (True, False): "that of the score", (False, True): "that of the map"}
-    said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
-    if model.calibration is not None:
-        return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
-    if model.defaults is not None:
-        return f"{DEFAULT}{said}"
-    if model.card is not None and model.card.thresholds is not None and not said:
-        return (
-            "no calibration, and so no verdict: the head's default thresholds hold for whole images, without few-shot "
-            "images and other arguments"
+def _load_head(
+    path: str,
+    options: argparse.Namespace,
+    arguments: dict[str, Any],
+    calibration: str | None,
+    images: Sequence[Path],
+    backbones: "dict[str, ClipBackbone]",
+) -> "Predictor":
+    """Returns a model that torch runs; see `load_models`."""
+    if options.engine in GRAPH_ENGINES:
+        raise UserError(
+            f"--engine {options.engine} runs bundles, and {shown(path)} is none. Export one: {PROGRAM} export "
+            f"--checkpoint {shown(path)} --to bundle --out DIR; then name it: --checkpoint DIR."
         )
-    return f"no calibration{said or ': no verdict, and the colours of each picture are its own'}"
+    import torch
+
+    from afclip_lightning.inspection.predictor import load
+    from afclip_runtime.inspection.calibration import ANY_PRODUCT
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    model = load(
+        path,
+        arguments=arguments,
+        device=options.device,
+        tiling=tiling_of(options),
+        category=options.category,
+        few_shot=few_shot_images(options.few_shot_dir),
+        calibration=calibration,
+        white=white_of(options, images),
+        roi=options.roi,
+        batch_size=options.batch_size,
+        backbones=backbones,
+    )
+    if model.is_toy:
+        print(f"warning: {TOY}", file=sys.stderr)
+    if model.method.needs_class_name and options.category == ANY_PRODUCT:
+        print(
+            f"note: {model.engine.method}: prompts call the product {ANY_PRODUCT!r}; --category names it.",
+            file=sys.stderr,
+        )
+    return model
+
+
+def _check_bundle_options(path: str, options: argparse.Namespace, arguments: dict[str, Any]) -> None:
+    """Refuses options that a bundle cannot follow: what they would change is in its graph.
+
+    Raises:
+        UserError: Names the first of them.
+    """
+    from afclip_runtime.inspection.bundle import read_card
+    from afclip_runtime.inspection.calibration import ANY_PRODUCT
+
+    fixed = [f"--model.{name}" for name in arguments]
+    fixed += ["--few_shot_dir"] if options.few_shot_dir is not None else []
+    fixed += ["--category"] if options.category not in (ANY_PRODUCT, read_card(Path(path)).category) else []
+    fixed += ["--device"] if options.device not in ("auto", "cpu") else []
+    if fixed:
+        raise UserError(
+            f"{fixed[0]} does not go with {shown(path)}: a bundle runs on the CPU, and method, category and few-shot "
+            "images are in its graph. Name the head itself, or export another bundle."
+        )

@@ -5,14 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from afclip_lightning.cli.model_options import (
-    add_calibration_options,
     add_model_options,
     load_models,
     named_model,
     no_model,
     split_model_arguments,
-    thresholds_of,
 )
+from afclip_runtime.cli.options import add_calibration_options, thresholds_of, wanted_calibration
 from afclip_runtime.cli.parser import CommandParser, command
 from afclip_runtime.cli.server_options import REQUESTS, add_server_options, read_server_options, run_server
 from afclip_runtime.errors import PROGRAM
@@ -47,15 +46,14 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
             raise no_model("serve")
         named = str(ready.path_of(ready.FIRST))
         print(f"note: no model is named, so it is {ready.FIRST}, which comes ready.", file=sys.stderr)
-    wanted = None if options.no_calibration else options.calibration or "auto"
-    (model,) = load_models([named], options, arguments, wanted).values()
+    (model,) = load_models([named], options, arguments, wanted_calibration(options)).values()
     print(thresholds_of(model), file=sys.stderr)
     run_server(model, server)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} serve", description=DESCRIPTION)
-    add_model_options(parser)
+    add_model_options(parser, engine=True)
     add_calibration_options(parser.add_argument_group("thresholds"))
     add_server_options(parser)
     return parser

@@ -11,9 +11,8 @@ from afclip_lightning.cli.model_options import (
     named_model,
     no_model,
     split_model_arguments,
-    tiling_of,
-    white_of,
 )
+from afclip_runtime.cli.options import tiling_of, white_of
 from afclip_runtime.cli.parser import CommandParser, command, finite
 from afclip_runtime.errors import PROGRAM, UserError, shown
 

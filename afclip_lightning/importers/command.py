@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import afclip_lightning.importers
-from afclip_lightning.discovery.described import described
+from afclip_runtime.cli.described import described
 from afclip_runtime.errors import PROGRAM, UserError
 
 

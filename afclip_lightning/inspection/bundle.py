@@ -27,6 +27,7 @@ from afclip_runtime.inspection.bundle import (
     SUMS,
     BundleCard,
     installed_engines,
+    is_bundle,
     open_bundle,
 )
 from afclip_runtime.inspection.calibration import SUFFIX
@@ -93,7 +94,6 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> fl
 
 def card_of_bundle(model: Predictor) -> BundleCard:
     """Returns what the card of a model's bundle says."""
-    settings = {name: value for name, value in model.settings.items() if name not in ("tiling", "category", "white")}
     return BundleCard(
         format=FORMAT,
         runtime=afclip_runtime.__version__,
@@ -106,7 +106,8 @@ def card_of_bundle(model: Predictor) -> BundleCard:
         frame=model.engine.frame,
         tiling=model.tiling,
         white=model.white,
-        settings=settings,
+        roi=model.roi,
+        settings={**model.engine.settings, "arguments": model.arguments},
         calibration=model.calibration,
         thresholds=own_thresholds(model),
         is_toy=model.is_toy,
@@ -118,7 +119,7 @@ def card_of_bundle(model: Predictor) -> BundleCard:
 def own_thresholds(model: Predictor) -> DefaultThresholds | None:
     """Returns the head's own thresholds, if they hold for the model as it is: whether images are whole is not asked."""
     bare = copy.copy(model)
-    bare.calibration, bare.tiling = None, Tiling()
+    bare.calibration, bare.tiling, bare.roi = None, Tiling(), None
     return bare.defaults
 
 
@@ -200,8 +201,7 @@ def _check_place(folder: Path, overwrite: bool) -> None:
     """
     if not folder.exists():
         return
-    is_bundle = (folder / CARD).is_file() and (folder / SUMS).is_file()
-    if not is_bundle and not (folder.is_dir() and not any(folder.iterdir())):
+    if not is_bundle(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{shown(folder)} is there already, and is no bundle. Choose another --out.")
-    if is_bundle and not overwrite:
+    if is_bundle(folder) and not overwrite:
         raise UserError(f"{shown(folder)} is there already. Choose another --out, or --overwrite it.")

@@ -14,6 +14,7 @@ from afclip_lightning.heads.file import is_head_file, read_head_card
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime import files
 from afclip_runtime.errors import UserError, shown
+from afclip_runtime.inspection.bundle import CALIBRATION, is_bundle
 from afclip_runtime.inspection.calibration import SUFFIX, fingerprint
 
 WHERE = ("backbone.weights", "backbone.vision_weights")  # where they lie; their hash says what they are
@@ -30,6 +31,11 @@ def find_model(name: str | Path) -> Path | str:
         UserError: There is nothing of this name; the message says what there is.
     """
     path = Path(name)
+    if is_bundle(path):
+        raise UserError(
+            f"{shown(path)} is a bundle, and the head itself is needed here. inspect, calibrate and serve take "
+            "bundles; in Python, afclip_runtime.inspection.bundle.open_bundle."
+        )
     if path.is_dir():
         return head_in(path)
     if path.exists() or path.suffix or path.name != str(name):
@@ -86,11 +92,14 @@ def known_by(model: Path | str, arguments: Mapping[str, Any]) -> str:
 def calibration_path(name: str | Path) -> Path | None:
     """Returns where the calibration of a model lies, that of the product without name; `None` for a method's name.
 
-    It lies beside the model's file. A ready model's lies in the working directory: `real.calibration.json`.
+    It lies beside the model's file, and of a bundle in it. A ready model's lies in the working directory:
+    `real.calibration.json`.
 
     Raises:
         UserError: There is no such model.
     """
+    if is_bundle(Path(name)):
+        return Path(name) / CALIBRATION
     model = find_model(name)
     if isinstance(model, str):
         return None

@@ -18,6 +18,7 @@ from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.thresholds import DefaultThresholds
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.frame import Frame
+from afclip_runtime.views.roi import Roi, read_roi
 
 FORMAT = 1  # of bundle.json; another one is refused
 CARD, GRAPH, SUMS = "bundle.json", "model.onnx", "SHA256SUMS"
@@ -54,6 +55,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         frame: What the backbone takes.
         tiling: How images are seen.
         white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
+        roi: Which part of the images is inspected; `None` for all of it.
         settings: What else scores depend on: few-shot images, features, arguments; as a calibration has them.
         calibration: Thresholds, with their scales and intervals and what is kept of the normal scores; `None` without.
         thresholds: The head's own; `None` without, or where they do not hold.
@@ -73,6 +75,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     frame: Frame
     tiling: Tiling
     white: Annotated[int, msgspec.Meta(gt=0)] | None
+    roi: Roi | None
     settings: dict[str, Any]
     calibration: Calibration | None
     thresholds: DefaultThresholds | None
@@ -115,6 +118,7 @@ def open_bundle(
     tiling: Tiling | None = None,
     calibration: str | Path | None = "auto",
     white: White | None = None,
+    roi: Roi | str | Path | None = None,
     batch_size: int = 8,
 ) -> BundleInspector:
     """Returns the model of a bundle, checked: the sums of card and graph, the version, and a drawn image's score.
@@ -127,6 +131,7 @@ def open_bundle(
         calibration: A product's name, or a file that `calibrate` wrote; `auto` takes that of the category, or the only
             one that lies in the bundle as a file, else the one that was exported; `None` takes none.
         white: See `load` of afclip_lightning; as the calibration or the bundle says by default.
+        roi: Which part of the images is inspected, or a file of it, see `read_roi`; likewise by default.
         batch_size: Views per batch.
 
     Raises:
@@ -141,15 +146,20 @@ def open_bundle(
     card.self_test.check(runs, images=1)
     model = BundleInspector(card, runs, tiling or card.tiling, batch_size)
     found, place = _calibration(folder, card, calibration)
-    model.white = card.white
+    model.white, model.roi = (found.settings.get("white"), found.roi) if found else (card.white, card.roi)
     if white is not None:
         model.white = white_value(white, ())
-    elif found:
-        model.white = found.settings.get("white")
+    if roi is not None:
+        model.roi = roi if isinstance(roi, Roi) else read_roi(Path(roi))
     if found:
         found.check(place, model.checkpoint, model.settings)
         model.calibration, model.calibrated_by = found, place
     return model
+
+
+def is_bundle(folder: Path) -> bool:
+    """Returns whether a folder is a bundle, damaged or not."""
+    return (folder / CARD).is_file()
 
 
 def read_card(folder: Path) -> BundleCard:
@@ -159,7 +169,7 @@ def read_card(folder: Path) -> BundleCard:
         UserError: There is no bundle, its card is damaged, or it is of a version that this runtime does not read.
     """
     path = folder / CARD
-    if not path.is_file():
+    if not is_bundle(folder):
         raise UserError(
             f"{shown(folder)} is no bundle: it has no {CARD}. `afclip export --to bundle --out DIR` writes one."
         )

@@ -9,10 +9,10 @@ from PIL import Image
 
 from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.backbones.store_files import image_digest
-from afclip_lightning.cli.model_options import white_of
 from afclip_lightning.data.doctor import examine
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_runtime.cli.options import white_of
 from afclip_runtime.errors import UserError
 from afclip_runtime.images.white import LOOKED_AT, white_from_text, white_value
 from tests.support.layouts.mvtec import write_mvtec

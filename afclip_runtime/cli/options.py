@@ -1,0 +1,235 @@
+"""Options of the commands that judge images: how they are seen, by which thresholds, and by which engine."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from afclip_runtime.cli.parser import numeric
+from afclip_runtime.errors import UserError
+from afclip_runtime.types import Fit, Tiling
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.bundle import BundleInspector
+    from afclip_runtime.inspection.inspector import Inspector
+
+RUNTIME = "python -m afclip_runtime"
+"""How messages call the program without torch."""
+
+TOY = (
+    "the backbone is the tiny CLIP that comes with afclip_lightning. It has seen drawn pictures only, to try things "
+    "out: its scores of photos mean nothing."
+)
+DEFAULT = "the head's default thresholds, which know nothing of your product: calibrate on normal images of it"
+GRAPH_ENGINES = ("onnx", "openvino")
+
+_threads = numeric(int, lambda value: 1 <= value <= 1024, "from 1 to 1024")
+
+
+def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which bundle judges, and by which engine."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="folder that `export --to bundle` wrote; by default the one that this program lies in, or the working "
+        "directory",
+    )
+    add_engine_options(model, GRAPH_ENGINES)
+    add_batch_options(model)
+    add_view_options(parser)
+
+
+def add_engine_options(group: argparse._ArgumentGroup, engines: Sequence[str]) -> None:
+    """Adds the options that say which engine runs the model."""
+    group.add_argument(
+        "--engine",
+        choices=engines,
+        help="what runs the model: onnx (ONNX Runtime) and openvino run bundles, on the CPU; by default the first that "
+        "is installed" + ("; torch runs the head itself" if "torch" in engines else ""),
+    )
+    group.add_argument(
+        "--threads", type=_threads, metavar="N", help="threads that a batch is scored with; all cores by default"
+    )
+
+
+def add_batch_options(group: argparse._ArgumentGroup) -> None:
+    """Adds the options that say how much is done at once."""
+    group.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
+    group.add_argument("--num_workers", type=int, default=2, metavar="N", help="threads that decode (%(default)s)")
+
+
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how images are seen."""
+    view = parser.add_argument_group("how images are seen; a bundle says it itself")
+    view.add_argument(
+        "--fit",
+        choices=get_args(Fit),
+        help="an image of another shape than the model's input, often a square: squashed (the default), padded, or in "
+        "tiles",
+    )
+    view.add_argument("--tiles", type=int, metavar="N", help="beside the whole, tiles: N along the shorter side")
+    view.add_argument("--tile_size", type=int, metavar="PX", help="or tiles of this side, in pixels of the image")
+    view.add_argument(
+        "--overlap", type=float, metavar="SHARE", help=f"of neighbouring tiles, at least ({Tiling().overlap})"
+    )
+    view.add_argument(
+        "--white",
+        metavar="auto|bits|N",
+        help="what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most "
+        "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
+        "value. That of the calibration by default, else bits",
+    )
+    view.add_argument(
+        "--roi",
+        type=Path,
+        metavar="FILE",
+        help="region of interest: the part of the images that is inspected, as polygons (.json, also of LabelMe) or a "
+        "picture, white on black; docs/roi.md. That of the calibration by default, else the whole image",
+    )
+
+
+def add_calibration_options(group: argparse._ArgumentGroup) -> None:
+    """Adds the options that say which calibration it is."""
+    group.add_argument(
+        "--calibration",
+        metavar="PRODUCT|FILE",
+        help="by default that of the category, or the only one beside the checkpoint or in the bundle, if any",
+    )
+    group.add_argument("--no_calibration", action="store_true", help="take no calibration")
+
+
+def wanted_calibration(options: argparse.Namespace) -> str | None:
+    """Returns the calibration that the options name, as `load` and `open_bundle` take it."""
+    return None if options.no_calibration else options.calibration or "auto"
+
+
+def check_batch_options(options: argparse.Namespace) -> None:
+    """Refuses numbers that are out of their range.
+
+    Raises:
+        UserError: One is.
+    """
+    if options.batch_size < 1 or options.num_workers < 0:
+        raise UserError(
+            f"--batch_size must be at least 1 and --num_workers not negative, got {options.batch_size} and "
+            f"{options.num_workers}."
+        )
+
+
+def tiling_of(options: argparse.Namespace, otherwise: Tiling | None = None) -> Tiling:
+    """Returns how images are seen.
+
+    Args:
+        options: From `add_view_options`.
+        otherwise: What holds where an option is not given; an image squashed into the frame by default.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    names = ("fit", "tiles", "tile_size", "overlap")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    base = otherwise or Tiling()
+    if "tile_size" in given and "tiles" not in given:
+        base = replace(base, tiles=1)
+    elif "tiles" in given and "tile_size" not in given:
+        base = replace(base, tile_size=None)
+    try:
+        return replace(base, **given)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+
+
+def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Literal['bits'] | None":
+    """Returns the white level that the options name, looked up in the images for `auto`; `None` if they name none.
+
+    Raises:
+        UserError: It is no level, or there is no image to look it up in.
+    """
+    if options.white is None:
+        return None
+    from afclip_runtime.images.white import white_from_text, white_value
+
+    try:
+        level = white_from_text(options.white)
+    except ValueError as error:
+        raise UserError(f"--white: {error}.") from error
+    if level == "auto" and not images:
+        raise UserError("--white auto is looked up in images, and there are none here: give bits or a number.")
+    return white_value(level, images) or "bits"
+
+
+def load_bundle(
+    folder: Path, options: argparse.Namespace, calibration: str | None, images: Sequence[Path] = ()
+) -> "BundleInspector":
+    """Returns the model of a bundle, as the options want it.
+
+    Args:
+        folder: The bundle.
+        options: From `add_bundle_options`, or those of afclip_lightning.
+        calibration: As `open_bundle` takes it.
+        images: Those that are to be seen, for a white level that is looked up in them.
+
+    Raises:
+        UserError: See `open_bundle`; or an option is out of its range.
+    """
+    from afclip_runtime.inspection.bundle import open_bundle, read_card
+
+    check_batch_options(options)
+    model = open_bundle(
+        folder,
+        engine=options.engine,
+        threads=options.threads,
+        tiling=tiling_of(options, read_card(folder).tiling),
+        calibration=calibration,
+        white=white_of(options, images),
+        roi=options.roi,
+        batch_size=options.batch_size,
+    )
+    print(f"{model.engine.method} of {folder}, run by {model.engine.name}", file=sys.stderr)
+    if model.is_toy:
+        print(f"warning: {TOY}", file=sys.stderr)
+    return model
+
+
+def bundle_of(options: argparse.Namespace) -> Path:
+    """Returns the bundle that `--bundle` names, else the one that this program lies in, else the working directory.
+
+    Raises:
+        UserError: None is named, and neither is a bundle.
+    """
+    from afclip_runtime.inspection.bundle import is_bundle
+
+    if options.bundle is not None:
+        return Path(options.bundle)
+    for folder in (Path(__file__).parents[2], Path()):
+        if is_bundle(folder):
+            return folder
+    raise UserError("name a bundle, --bundle DIR: a folder that `afclip export --to bundle` wrote.")
+
+
+def thresholds_of(model: "Inspector") -> str:
+    """Returns in words where the thresholds of a model come from."""
+    image, pixel = (value is not None for value in (model.threshold, model.pixel_threshold))
+    by_hand = {(True, True): "both", (True, False): "that of the score", (False, True): "that of the map"}
+    said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
+    if model.calibration is not None:
+        return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
+    if model.defaults is not None:
+        return f"{DEFAULT}{said}"
+    if model.head_thresholds is not None and not said:
+        return (
+            "no calibration, and so no verdict: the head's default thresholds hold for whole images, without few-shot "
+            "images and other arguments"
+        )
+    return f"no calibration{said or ': no verdict, and the colours of each picture are its own'}"
+
+
+def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Returns what a loop over images goes over, and shows on a terminal how far it is."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, unit=" images", disable=None)
