@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # a look at a dataset's files does without torch
     import torch
     from torch import Tensor
 
+    from afclip_runtime.views.roi import Roi
+
 GroupScore = Literal["highest", "mean"]  # of the images of one object; see `Sample.group`
 Split = Literal["train", "test"]
 TrainSampling = Literal["by_size", "evenly"]  # of several training sets; see `data.sampling`
@@ -78,6 +80,7 @@ class Sample:
         group: Name of what the image is a part of, unique inside the category: images of one name are judged together
             too (the views of one object, the slices of one volume). Empty: the image is judged alone.
         saturations: How much of each defect has to be found, where the set says so; the mask is a folder then.
+        roi: Which part of the image is inspected; `None` for all of it. Loaders fill it in.
     """
 
     dataset: str
@@ -93,6 +96,7 @@ class Sample:
     defect_type: str = ""
     group: str = ""
     saturations: Saturations | None = None
+    roi: Roi | None = None
 
 
 @dataclass

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from afclip_runtime.types import ImageSize, height_and_width
-from afclip_runtime.views.frame import Frame, Interpolation, Resize, into_frame, place
+from afclip_runtime.views.frame import BLANK, Frame, Interpolation, Resize, into_frame, place
+from afclip_runtime.views.roi import Roi, clear_in_view
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -57,13 +58,31 @@ class Preprocess:
         resized, resized_mask = self.resize(image, mask)
         return self.to_tensors([resized])[0], self.to_masks([resized_mask])[0]
 
-    def resize(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns image and mask, if there is one, at the backbone's size, uint8."""
-        return self._put(image), None if mask is None else self.resize_mask(mask)
+    def resize(
+        self, image: np.ndarray, mask: np.ndarray | None, roi: Roi | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns image and mask, if there is one, at the backbone's size, uint8.
 
-    def resize_mask(self, mask: np.ndarray) -> np.ndarray:
-        """Returns a mask without its image at the backbone's size, uint8."""
-        return (self._put(mask * np.uint8(255)) > 127).astype(np.uint8)
+        Args:
+            image: `[h, w, 3]`, uint8, RGB.
+            mask: `[h, w]`, uint8 in {0, 1}; `None` if nothing is marked.
+            roi: Which part of the image is inspected: the rest is hidden, as where images are inspected, and unmarked.
+        """
+        resized = self._put(image)
+        if roi is not None:
+            height, width = image.shape[:2]
+            box = place(self.rule, height, width, self.image_size)
+            resized[~clear_in_view(roi, (height, width), (0, 0, width, height), box, self.frame)] = BLANK
+        return resized, None if mask is None else self.resize_mask(mask, roi)
+
+    def resize_mask(self, mask: np.ndarray, roi: Roi | None = None) -> np.ndarray:
+        """Returns a mask without its image at the backbone's size, uint8; see `resize`."""
+        resized = (self._put(mask * np.uint8(255)) > 127).astype(np.uint8)
+        return resized if roi is None else resized & self.inside(roi)
+
+    def inside(self, roi: Roi) -> np.ndarray:
+        """Returns which pixels of the backbone's frame count as inspected, `[H, W]`, uint8: by the rule of masks."""
+        return _inside(self, roi)
 
     def _put(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -92,6 +111,14 @@ class Preprocess:
             if mask is not None:
                 row.copy_(torch.from_numpy(mask))
         return marked
+
+
+@lru_cache(maxsize=64)
+def _inside(preprocess: Preprocess, roi: Roi) -> np.ndarray:
+    width, height = roi.size
+    inside = preprocess.resize_mask(roi.inside(height, width).view(np.uint8))
+    inside.flags.writeable = False
+    return inside
 
 
 # It is made once: for every image anew it would take as long as normalising does.

@@ -58,17 +58,19 @@ class DamagedError(UserError):
     """A file of features is torn, changed or in another's place."""
 
 
-def image_digest(path: Path, white: int | None = None) -> str:
-    """Returns the name that an image's features go by: from the file's content, and the white level it is seen with.
+def image_digest(path: Path, white: int | None = None, roi: str = "") -> str:
+    """Returns the name that an image's features go by: from the file's content and from how it is seen.
 
     Args:
         path: The image.
         white: See `Sample`.
+        roi: Fingerprint of the region of interest; empty for the whole image.
 
     Raises:
         DatasetError: It is no regular file, or cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=20, key=b"" if white is None else f"white {white}".encode())
+    seen = [f"white {white}" if white is not None else "", f"roi {roi}" if roi else ""]
+    digest = hashlib.blake2b(digest_size=20, key=" ".join(filter(None, seen)).encode())
     try:
         with open_regular(path, error=DatasetError) as file:
             while part := file.read(2**20):

@@ -128,7 +128,7 @@ def _copies(dataset: "AnomalyDataModule", other: "AnomalyDataModule", options: a
     for part in (dataset, other):
         check(part, "predict")
         listed = (part.find_samples(category, split) for category in part.selected_categories() for split in SPLITS)
-        images.append(part.with_white([sample for samples in listed for sample in samples]))
+        images.append(part.as_read([sample for samples in listed for sample in samples]))
     first, second = images
     copies = same_files(first, second)
     known = {copy.second.image_path for copy in copies}

@@ -28,6 +28,9 @@ below --maps is a category, unless maps or a folder named good lie beside it: th
 normal image if it lies in a folder named good, or below one. Beside a file defects_config.json, as MVTec LOCO AD
 has it, each image has a folder of masks, and the table has sPRO.
 
+With --roi only pixels inside of the region of interest count: the score of an image is the maximum there, and an image
+whose anomalies all lie outside is a normal one.
+
 Exit codes: 0 done; 1 done, but files that look like maps or masks were left out (they are named); 2 a mistake that the
 message explains; 130 interrupted.
 """
@@ -52,7 +55,7 @@ def main(args: Sequence[str]) -> int:
     from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
     from afclip_lightning.metrics.intervals import Settings, intervals_of
 
-    rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold)
+    rules = Rules(options.layout, options.unmasked_are_normal, options.empty_masks, options.mask_threshold, options.roi)
     new_metrics = partial(
         AnomalyMetrics,
         exact=options.exact,
@@ -120,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="highest value of a mask that is still normal (by default 0, and half of the range in lossy files)",
+    )
+    parser.add_argument(
+        "--roi",
+        type=Path,
+        metavar="FILE|DIR",
+        help="region of interest, as of inspect, or a folder of CATEGORY.json or .png: only pixels inside count",
     )
     parser.add_argument(
         "--threshold",

@@ -68,7 +68,7 @@ class PromptImages:
         found: list[Sample] = []
         for part in sets:
             listed = (one for name in part.selected_categories() for one in part.find_samples(name, "train"))
-            found += part.with_white([one for one in listed if one.label == 0])
+            found += part.as_read([one for one in listed if one.label == 0])
         return cls(trained, found, preprocess, sets[0].loading, seed)
 
     def draw(self, sample: Sample, epoch: int) -> Sample:

@@ -35,19 +35,22 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
         return score(batch)
     assert batch.masks is not None
     shapes = [facts.shape for facts in batch.masks]
-    layouts = [Layout(*shape, batch.views.tiling, preprocess.frame) for shape in shapes]
-    owners = [(image, view) for image, layout in enumerate(layouts) for view in range(len(layout))]
+    layouts = [
+        Layout(*shape, batch.views.tiling, preprocess.frame, sample.roi)
+        for shape, sample in zip(shapes, batch.samples, strict=True)
+    ]
+    owners = [(image, place) for image, layout in enumerate(layouts) for place in range(len(layout.views))]
     maps: dict[str, list[np.ndarray]] = {}
     scores: dict[str, list[list[torch.Tensor]]] = {}
     for start in range(0, len(owners), batch.views.at_once):
         part = owners[start : start + batch.views.at_once]
-        pixels = [batch.views.pixels[image][view].numpy() for image, view in part]
+        pixels = [batch.views.pixels[image][place].numpy() for image, place in part]
         for head, prediction in score(_batch_of(batch, preprocess, pixels, [image for image, _ in part])).items():
             own = maps.setdefault(head, [np.zeros(shape, np.float32) for shape in shapes])
             found = scores.setdefault(head, [[] for _ in shapes])
             seen = prediction.anomaly_map.float().cpu().numpy()
-            for row, (image, view) in enumerate(part):
-                layouts[image].add(own[image], view, seen[row])
+            for row, (image, place) in enumerate(part):
+                layouts[image].add(own[image], layouts[image].views[place], seen[row])
                 found[image].append(prediction.pred_score[row])
     device, mean = batch.label.device, batch.views.tiling.view_score == "mean"
     return {

@@ -5,11 +5,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from afclip_lightning.data.appearance import Appearance
 from afclip_lightning.data.few_shot import given_few_shot, record_of, select_few_shot
 from afclip_lightning.data.left_out import LeftOut, sentences, unread
 from afclip_lightning.data.lightning_base import LightningDataModule, rank_zero_warn
@@ -29,7 +29,6 @@ from afclip_lightning.discovery import descendants
 from afclip_lightning.types import Batch, Sample, Split, TrainSampling
 from afclip_runtime.errors import DatasetError, DatasetNotFoundError, indented
 from afclip_runtime.images.find import survey
-from afclip_runtime.images.white import White, white_value
 from afclip_runtime.types import Tiling
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class AnomalyData(LightningDataModule, ABC):
         """
 
 
-class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
+class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
     """One dataset. A subclass names it, says how it lies on disk and lists its samples.
 
     No image is read before a loader is walked, so that building a module costs nothing.
@@ -170,7 +169,6 @@ class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
         self.class_names = {**self.class_names, **checked_class_names(class_names)}
         self.few_shot_record: dict[tuple[str, str], dict[str, Any]] = {}
         self.left_out_files: dict[Split, list[LeftOut]] = {}
-        self._white: tuple[White, int | None] | None = None  # the level and what it comes to
 
     def default_root(self) -> Path:
         """Returns where the dataset lies unless a root is given: its folder in `AFCLIP_DATA`, or in `data`.
@@ -335,28 +333,7 @@ class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
                     f"Expected:\n{indented(self.layout)}"
                 )
             found.extend(part)
-        return self.with_white(found)
-
-    def white(self) -> int | None:
-        """Returns the value that becomes 255 in images of more than 8 bits, one for the whole set; see `Loading`."""
-        level = self.loading.white_of(self.name)
-        if self._white is None or self._white[0] != level:
-            images: list[Path] = []
-            for category in self.selected_categories() if level == "auto" else ():
-                images += [s.image_path for s in self.find_samples(category, "train")]
-                images += [s.image_path for s in self.find_samples(category, "test")]
-            self._white = (level, white_value(level, images))
-        return self._white[1]
-
-    @property
-    def white_used(self) -> int | None:
-        """Returns what `white` came to so far, for the run folder; `None` where the files' bits say it."""
-        return self._white[1] if self._white else None
-
-    def with_white(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Returns samples with the white level of the set."""
-        white = self.white()
-        return [replace(sample, white=white) for sample in samples] if white else list(samples)
+        return self.as_read(found)
 
     def make_samples(
         self,
@@ -413,7 +390,7 @@ class AnomalyDataModule(Published, LoaderHooks, AnomalyData):
                 alone = len(self.selected_categories()) == 1
                 images = given_few_shot(root, self.name, category, k_shot, alone)
                 chosen = self.make_samples(category, "train", images, [], None)
-            found[self.name, category] = self.with_white(chosen)
+            found[self.name, category] = self.as_read(chosen)
             self.few_shot_record[self.name, category] = record_of(chosen, root, None if self.few_shot_dir else seed)
         return found
 

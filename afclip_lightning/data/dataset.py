@@ -3,7 +3,7 @@
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -212,34 +212,37 @@ class AnomalyDataset(Dataset[Any]):
         features = self.store.load(digest) if self.store and not pixels else None
         if features is not None:
             own = self._mask(sample, sample.image_path)[0] if sample.mask_path else None
-            mask = None if own is None else self.preprocess.resize_mask(own)
+            sample = _judged(sample, own)
+            mask = None if own is None or not sample.mask_path else self.preprocess.resize_mask(own, sample.roi)
             facts, defects = self._facts(sample, own), self._defects(sample, mask)
             return Item(index, None, mask, sample, references, digest, features, facts=facts, defects=defects)
-        image, mask, facts, views = self._resized(index)
+        sample, image, mask, facts, views = self._resized(index)
         mask = mask if sample.mask_path else None
         defects = self._defects(sample, mask)
         return Item(index, image, mask, sample, references, digest, facts=facts, views=views, defects=defects)
 
     def _digest(self, sample: Sample) -> str:
-        return image_digest(sample.image_path, sample.white)
+        return image_digest(sample.image_path, sample.white, sample.roi.fingerprint if sample.roi else "")
 
-    def _resized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, MaskFacts | None, Tensor | None]:
+    def _resized(self, index: int) -> tuple[Sample, np.ndarray, np.ndarray | None, MaskFacts | None, Tensor | None]:
         sample = self.samples[index]
         resized: Pixels | None = self.cache.get(index) if self.cache else None
         if self.cache and resized is not None:
             mask = None
-            if self.facts != "none" and sample.mask_path:  # it is read again for what the cache does not hold
+            if (self.facts != "none" or sample.roi) and sample.mask_path:  # read again for what the cache does not hold
                 region = read_mask(sample.mask_path, sample.mask_threshold)
-                mask = upright(region, self.cache.turn(index))
-            return *resized, self._facts(sample, mask), None
+                mask = _inspected(sample, upright(region, self.cache.turn(index)))
+            return _judged(sample, mask), *resized, self._facts(sample, mask), None
         picture, mask, turn = self._decode(sample)
         facts, image = self._facts(sample, mask, picture.shape), picture.rgb(sample.white)
-        resized = self.preprocess.resize(image, mask)
+        if sample.roi is not None:
+            sample.roi.inside(image.shape[0], image.shape[1], sample.image_path)  # one of another shape is named
+        resized = self.preprocess.resize(image, mask, sample.roi)
         if self.cache:
             self.cache.put(index, *resized, turn)
-        return *resized, facts, self._views(image) if self.tiling else None
+        return _judged(sample, mask), *resized, facts, self._views(image, sample) if self.tiling else None
 
-    def _views(self, image: np.ndarray) -> Tensor:
+    def _views(self, image: np.ndarray, sample: Sample) -> Tensor:
         """Returns an image in tiles, `[V, H, W, 3]`, uint8.
 
         Raises:
@@ -247,8 +250,8 @@ class AnomalyDataset(Dataset[Any]):
         """
         assert self.tiling is not None
         height, width = image.shape[:2]
-        layout = Layout(height, width, self.tiling, self.preprocess.frame)
-        return torch.from_numpy(np.stack([layout.cut(image, view) for view in range(len(layout))]))
+        layout = Layout(height, width, self.tiling, self.preprocess.frame, sample.roi, sample.image_path)
+        return torch.from_numpy(np.stack([layout.cut(image, view) for view in layout.views]))
 
     def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
         """Returns what is wanted of a mask; without one, that nothing is marked.
@@ -282,7 +285,7 @@ class AnomalyDataset(Dataset[Any]):
         return as_defects(found)
 
     def _decode(self, sample: Sample) -> tuple[Picture, np.ndarray | None, int]:
-        """Returns the image, its mask `[H, W]`, uint8, and how that was turned; see `read`."""
+        """Returns the image, its mask `[H, W]`, uint8, inside the region of interest, and how that was turned."""
         picture = read(sample.image_path, draft=self.draft)
         return (picture, *(self._mask(sample, picture) if sample.mask_path else (None, 1)))
 
@@ -296,7 +299,22 @@ class AnomalyDataset(Dataset[Any]):
                 f"{sample.mask_path}: the mask marks nothing, but its image {sample.image_path} is anomalous. "
                 "Replace the mask, or move the image to the normal ones."
             )
-        return mask, turn
+        return _inspected(sample, mask), turn
+
+
+def _inspected(sample: Sample, mask: np.ndarray) -> np.ndarray:
+    """Returns a mask `[H, W]` without what lies outside of the region of interest."""
+    if sample.roi is None:
+        return mask
+    height, width = mask.shape
+    return mask * sample.roi.inside(height, width, sample.mask_path)
+
+
+def _judged(sample: Sample, mask: np.ndarray | None) -> Sample:
+    """Returns a sample with the label that its inspected part has: normal where all that is marked lies outside."""
+    if sample.roi is None or mask is None or mask.any():
+        return sample
+    return replace(sample, label=0, mask_path=None, defect_type="")
 
 
 def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
@@ -325,4 +343,4 @@ def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
     if len(batch.image):
         return preprocess.to_pixels(batch.image[row])
     sample = batch.samples[row]
-    return preprocess.resize(read_image(sample.image_path, white=sample.white), None)[0]
+    return preprocess.resize(read_image(sample.image_path, white=sample.white), None, sample.roi)[0]

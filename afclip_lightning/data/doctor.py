@@ -168,7 +168,7 @@ def _tell_left_out(dataset: AnomalyDataModule, report: Report) -> None:
 def _list(dataset: AnomalyDataModule, category: str, split: Split, problems: list[str]) -> list[Sample] | None:
     """Returns the samples, or `None` after noting why they cannot be listed."""
     try:
-        return dataset.with_white(dataset.find_samples(category, split))
+        return dataset.as_read(dataset.find_samples(category, split))
     except UnpairedError as error:
         problems += error.problems
     except DatasetError as error:

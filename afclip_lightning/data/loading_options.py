@@ -23,6 +23,9 @@ class Loading:
             holds; `auto`, the largest that the bits hold which the images of a dataset use, looked up in up to 64 of
             them; or a number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. One for all
             datasets, or one for each by its name (`{mvtec: bits, mine: 12}`), where `bits` holds for those not named.
+        roi: Regions of interest: a file for all categories, or a folder of `CATEGORY.json` or `CATEGORY.png`, whose
+            other categories are seen as a whole; one for all datasets, or one for each by its name. What lies outside
+            is hidden from the backbone and counts in no metric; see docs/roi.md.
 
     Raises:
         ValueError: `cache_mb` is negative, or `white` is none of these.
@@ -34,6 +37,7 @@ class Loading:
     persistent_workers: bool = False
     pin_memory: bool = True
     white: Literal["auto", "bits"] | int | dict[str, Literal["auto", "bits"] | int] = "bits"
+    roi: str | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.cache_mb < 0:
@@ -44,3 +48,7 @@ class Loading:
     def white_of(self, dataset: str) -> White:
         """Returns the white level of a dataset, by its name."""
         return self.white.get(dataset, "bits") if isinstance(self.white, dict) else self.white
+
+    def roi_of(self, dataset: str) -> str | None:
+        """Returns the file or folder of the regions of interest of a dataset, by its name; `None` for none."""
+        return self.roi.get(dataset) if isinstance(self.roi, dict) else self.roi

@@ -268,7 +268,7 @@ def _grouped(dataset: AnomalyDataModule, problems: list[str]) -> dict[_Key, list
         here: dict[_Key, list[Sample]] = defaultdict(list)
         for split in SPLITS:
             try:
-                samples = dataset.with_white(dataset.find_samples(category, split))
+                samples = dataset.as_read(dataset.find_samples(category, split))
             except UnpairedError as error:
                 problems += error.problems
                 continue

@@ -95,4 +95,4 @@ class MVTec3D(AnomalyDataModule):
         folder = self.root / category / "validation" / NORMAL / COLOUR
         if not (images := walk_images(folder)):
             raise DatasetError(f"{folder} has no image, so no threshold comes from it. Unpack the whole dataset.")
-        return self.with_white(self.make_samples(category, "test", images, [], None))
+        return self.as_read(self.make_samples(category, "test", images, [], None))

@@ -130,4 +130,4 @@ class MVTecAD2(AnomalyDataModule):
         folder = self.root / category / "validation/good"
         if not (images := walk_images(folder)):
             raise DatasetError(f"{folder} has no image, so no threshold comes from it. Unpack the whole dataset.")
-        return self.with_white(self.make_samples(category, "test", images, [], None))
+        return self.as_read(self.make_samples(category, "test", images, [], None))

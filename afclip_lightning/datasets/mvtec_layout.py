@@ -140,7 +140,7 @@ class MVTecLayout(AnomalyDataModule):
         folder = self.category_folder(category) / self.validation
         if not (images := _images(folder)):
             raise DatasetError(f"{folder} has no image, so no threshold comes from it. Unpack the whole dataset.")
-        return self.with_white(self.make_samples(category, "test", images, [], None))
+        return self.as_read(self.make_samples(category, "test", images, [], None))
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
         """Returns the folders of the split, and of the masks; but not of those of normal images, which need none."""

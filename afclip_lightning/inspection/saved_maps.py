@@ -15,6 +15,7 @@ from afclip_lightning.data.defects import SATURATION_FILE, mask_folders, read_sa
 from afclip_lightning.data.images import pair_masks
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.names import normal_form
+from afclip_lightning.data.regions import regions_of
 from afclip_lightning.inspection.normal_maps import thresholds_from
 from afclip_lightning.inspection.saved_masks import read_saved_mask, spro_weight
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
@@ -27,6 +28,7 @@ from afclip_runtime.errors import DatasetError, counted
 from afclip_runtime.images.find import IMAGE_SUFFIXES, list_folders, list_images, other_files, walk_folders
 from afclip_runtime.images.maps import MAP_SUFFIXES, read_map
 from afclip_runtime.images.picture import say
+from afclip_runtime.views.roi import Roi
 
 NORMAL_FOLDER = "good"
 ALONE = "all"
@@ -82,12 +84,14 @@ class Rules:
         unmasked_are_normal: See `pair_maps`.
         empty_masks: See `evaluate`.
         mask_threshold: See `evaluate`.
+        roi: File of the region of interest, or folder of those of the categories; see `regions_of`.
     """
 
     layout: Layout = "auto"
     unmasked_are_normal: bool = False
     empty_masks: EmptyMasks = "refuse"
     mask_threshold: int | None = None
+    roi: Path | None = None
 
 
 @dataclass
@@ -207,6 +211,7 @@ def evaluate(
     records: list[ImageRecord] | None = None,
     saturations: Saturations | None = None,
     saturated: AnomalyMetrics | None = None,
+    roi: Roi | None = None,
 ) -> tuple[list[Path], Counter[str]]:
     """Feeds maps and masks to the metrics, one at a time.
 
@@ -222,6 +227,7 @@ def evaluate(
         records: Takes what is kept of each image, if anything is.
         saturations: How much of each kind of defect has to be found, where masks are folders.
         saturated: Takes what sPRO is made of then.
+        roi: Which pixels count; all by default. An image is normal where all that is marked lies elsewhere.
 
     Raises:
         DatasetError: A file cannot be read, a map and its mask differ in size, a map is not finite, an image in a
@@ -241,6 +247,11 @@ def evaluate(
                 f"{mask.shape[1]}×{mask.shape[0]}. Save both at one size."
             )
         label = mask_path is not None and not _is_normal(path, maps)
+        marked = mask.any()
+        inside = None if roi is None else roi.inside(mask.shape[0], mask.shape[1], path)
+        if inside is not None and marked:
+            mask = mask * inside
+            label = label and bool(mask.any())
         if label and not mask.any():
             if empty_masks == "refuse":
                 raise DatasetError(
@@ -252,10 +263,12 @@ def evaluate(
         if mask_path is not None and mask.mean() > MOSTLY_MARKED:
             mostly.append(mask_path)
         try:
-            score = anomaly_map.reshape(-1).max(keepdims=True)
+            values = anomaly_map.reshape(-1) if inside is None else anomaly_map[inside]
+            score = values.max(keepdims=True)
             areas = torch.from_numpy(region_areas(mask))
             given, names = (anomaly_map[None], mask[None]), [str(path)]
-            metrics.update(*given, score, np.array([label]), region_area=areas[None], names=names)
+            every = None if inside is None else inside[None]
+            metrics.update(*given, score, np.array([label]), region_area=areas[None], names=names, inside=every)
             weight = spro_weight(anomaly_map, mask_path, saturations) if saturations else None
             if saturated is not None and weight is not None:
                 saturated.update(
@@ -265,7 +278,8 @@ def evaluate(
             named = "" if str(path) in str(error) else f"{path}: "
             raise DatasetError(f"{named}{error}") from error
         if records is not None:
-            records.append(ImageRecord.of(str(path), int(label), float(score[0]), anomaly_map, areas, weight))
+            kept = areas.reshape(-1) if inside is None else areas[torch.from_numpy(inside.copy())]
+            records.append(ImageRecord.of(str(path), int(label), float(score[0]), values, kept, weight))
     return mostly, remarks
 
 
@@ -328,13 +342,18 @@ def score(
                 f"{counted(len(unscored), 'category', 'categories')} with masks and without maps: {_some(unscored)}. "
                 "The mean is without them."
             )
+    names = [category.name for category in with_maps]
+    regions = regions_of(rules.roi, names) if rules.roi else {}
     for category in with_maps:
+        roi = regions.get(category.name)
+        if roi and category.saturations:
+            raise DatasetError(f"{category.masks}: sPRO is of whole defects. Leave out --roi.")
         metrics, dataset = new_metrics(), maps.resolve().name or "maps"
         of_category = None if records is None else records.setdefault((dataset, category.name), [])
         saturated = new_metrics() if category.saturations else None
         mostly, remarks = evaluate(
             *(pairs[category], category.maps, metrics, rules.empty_masks, rules.mask_threshold, of_category),
-            *(category.saturations, saturated),
+            *(category.saturations, saturated, roi),
         )
         if types is not None and not (found := defect_types(pairs[category], category.maps)):
             notes.lines.append(f"{category.name}: no rows by defect type, its anomalous maps do not lie in folders.")
@@ -344,7 +363,7 @@ def score(
         if mostly:
             notes.lines.append(say_mostly(category.name, len(mostly), mostly[0]))
         result = metrics.result()
-        fixed = thresholds_from(normal_maps, category.name, rule) if rule and normal_maps else {}
+        fixed = thresholds_from(normal_maps, category.name, rule, roi) if rule and normal_maps else {}
         points = operating_points(metrics, result, fixed, rule.text if rule else "")
         result = spro_result(result, saturated) if saturated else result
         rows.append(replace(result.row(dataset, category.name), operating_points=points))

@@ -110,6 +110,7 @@ class AnomalyMetrics(Metric):
         names: Sequence[str] | None = None,
         allow_empty_mask: bool = False,
         region_weight: Tensor | None = None,
+        inside: Array | None = None,
     ) -> None:
         """Adds a batch; a batch that is refused leaves the state as it was.
 
@@ -128,18 +129,23 @@ class AnomalyMetrics(Metric):
                 it, say.
             region_weight: `[B, H, W]`, int64, weight of each anomalous pixel in PRO, in units of `histogram.REGION`, on
                 the device of the maps; `REGION / area` by default. See `spro`.
+            inside: `[B, H, W]`, bool: pixels that count; all by default. What is marked elsewhere is not, and areas of
+                regions that are given must be of what is left.
 
         Raises:
             ValueError: If shapes do not fit, a score is not finite, a label is neither 0 nor 1 or disagrees with its
                 mask. The message names the image.
         """
-        given = {"anomaly_map": anomaly_map, "mask": mask, "region_area": region_area}
+        given = {"anomaly_map": anomaly_map, "mask": mask, "region_area": region_area, "inside": inside}
         given |= {"pred_score": pred_score, "label": label, "mask_known": mask_known}
         tensors = {key: to_tensor(key, value) for key, value in given.items() if value is not None}
         _check_shapes(tensors, names)
         (maps, precision), masks = ranked(tensors["anomaly_map"]), tensors["mask"]
         if maps.device != self.device:
             raise ValueError(f"the maps are on {maps.device} and this metric is on {self.device}: move one of them")
+        counted = tensors["inside"].bool() if inside is not None else None
+        if counted is not None:
+            masks = masks.where(counted.to(masks.device), masks.new_zeros(()))
         marked = masks.flatten(1).any(1).cpu()
         labels = tensors.get("label", marked).cpu()
         anomalous = labels == 1
@@ -165,17 +171,19 @@ class AnomalyMetrics(Metric):
 
         areas = tensors["region_area"] if "region_area" in tensors else label_regions(masks)
         areas, weights = areas.to(maps.device), region_weight
-        if not usable.all():
+        if counted is not None or not usable.all():
             at = usable.to(maps.device)
+            if counted is not None:
+                at = at[:, None, None] & counted.to(maps.device)
             maps, areas, weights = maps[at], areas[at], None if weights is None else weights[at]
         histogram = self._histogram()
         if precision > FLOAT32:
             histogram.to_float64()
         if self.exact:
-            inside = areas > 0
-            self.normal_pixels.append(maps[~inside])
-            self.anomalous_pixels.append(maps[inside])
-            weight = weight_of(areas[inside]) if weights is None else weights[inside]
+            defect = areas > 0
+            self.normal_pixels.append(maps[~defect])
+            self.anomalous_pixels.append(maps[defect])
+            weight = weight_of(areas[defect]) if weights is None else weights[defect]
             self.anomalous_weights.append(weight.double())
         else:
             histogram.add(maps, areas, weights)
@@ -327,7 +335,7 @@ def _refuse(bad: Tensor, names: Sequence[str] | None, reason: str, error: type[V
 def _check_shapes(tensors: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
     """Raises unless all that has pixels is `[B, H, W]`, all else `[B]`, and none of them empty."""
     shape = tensors["anomaly_map"].shape
-    per_pixel = {"anomaly_map", "mask", "region_area"}
+    per_pixel = {"anomaly_map", "mask", "region_area", "inside"}
     fits = [tensor.shape == (shape if key in per_pixel else shape[:1]) for key, tensor in tensors.items()]
     names_fit = names is None or (len(names),) == shape[:1]
     if len(shape) != 3 or not shape.numel() or not all(fits) or not names_fit:
@@ -335,6 +343,6 @@ def _check_shapes(tensors: Mapping[str, Tensor], names: Sequence[str] | None) ->
         listed = ", ".join(_name(names, i) for i in range(min(count, 8))) + (", ..." if count > 8 else "")
         got = ", ".join(f"{key} {[*tensor.shape]}" for key, tensor in tensors.items())
         raise ValueError(
-            f"{listed or 'empty batch'}: expected anomaly_map [B, H, W], mask (and region_area) of the same size, "
+            f"{listed or 'empty batch'}: expected anomaly_map [B, H, W], mask (and region_area, inside) of that size, "
             f"pred_score, label, mask_known [B] and B names; got {got}, {'no' if names is None else len(names)} names"
         )

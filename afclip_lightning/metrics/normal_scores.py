@@ -26,7 +26,7 @@ class NormalScores:
     pixels: ScoreHistogram = field(default_factory=ScoreHistogram.empty)
 
     def add(self, name: str, score: float, anomaly_map: Tensor) -> None:
-        """Adds an image, with its map `[H, W]` on any device."""
+        """Adds an image, with the values of its map, of any shape, on any device."""
         values, _ = ranked(anomaly_map.cpu())
         self.images[name] = score, Moments.of(values.numpy())
         self.pixels.add(values, torch.zeros(values.shape, dtype=torch.int32))

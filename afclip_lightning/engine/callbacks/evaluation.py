@@ -28,7 +28,7 @@ from afclip_lightning.metrics.intervals import Settings
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
 from afclip_lightning.results.operating import points_as_metrics
 from afclip_lightning.types import MAIN_HEAD, Batch, GroupScore, IntervalKind, MaskFacts, Outputs, prediction_of
-from afclip_runtime.errors import UserError, shown
+from afclip_runtime.errors import UserError, counted, shown
 from afclip_runtime.files import fingerprint
 from afclip_runtime.types import Fit, Tiling, ViewScore
 
@@ -169,7 +169,9 @@ class Evaluation(Callback):
         if self.rule and data is not None and stage in ("test", "validate"):
             check_normal_images(self.rule, data.test_sets, max(m.k_shot for m in _methods(pl_module).values()))
         if self.calibration:
-            self._fixed = CalibrationFile.read(self.calibration, self.about.checkpoints.get(MAIN_HEAD)).thresholds()
+            tested_sets = () if data is None else data.test_sets
+            checkpoint = self.about.checkpoints.get(MAIN_HEAD)
+            self._fixed = CalibrationFile.read(self.calibration, checkpoint, tested_sets).thresholds()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes one metric per head and category, the same ones on every process."""
@@ -335,6 +337,13 @@ class Evaluation(Callback):
             "image_size": method.preprocess.image_size,
             "threshold": self.rule.text if self.rule else self.calibration and str(self.calibration),
         }
+        regions = {
+            f"{part.name}/{category}": {"file": roi.source, "fingerprint": roi.fingerprint}
+            for part in trainer.datamodule.test_sets  # type: ignore[attr-defined]
+            for category, roi in part.regions().items()
+        }
+        if regions:
+            head.conditions["roi"] = regions
         images = "image" if k_shot == 1 else "images"
         source = f"(seed {method.shot_seed})" if by_hand is None else f"of {by_hand}"
         said = [f"{k_shot} few-shot {images} {source}"] if k_shot else []
@@ -342,6 +351,8 @@ class Evaluation(Callback):
             said.append(f"checkpoint {checkpoint} ({head.conditions['checkpoint_fingerprint']})")
         if self.resolution == "image":
             said.append("evaluated at each image's own size" + (f", {_say(self.tiling)}" if self.tiling else ""))
+        if regions:
+            said.append(f"inside the regions of interest of {counted(len(regions), 'category', 'categories')}")
         head.title = " · ".join([self.about.titles.get(name, ""), *said])
 
 

@@ -1,7 +1,7 @@
 """Thresholds that a test fixes without its labels: by a rule on normal images that are not tested, or a calibration."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 
 from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.distributed import gathered
-from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation
+from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation, counted
 from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.normal_scores import Level, NormalScores
 from afclip_lightning.results import Key
@@ -33,23 +33,26 @@ class CalibrationFile:
         image: Of image scores.
         pixel: Of the values of maps, where there is one.
         checkpoint: Fingerprint of the checkpoint that it is for.
+        settings: What else its scores depend on.
     """
 
     image: Value
     pixel: Value | None
     checkpoint: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, checkpoint: str | None) -> "CalibrationFile":
+    def read(cls, path: Path, checkpoint: str | None, parts: Iterable[AnomalyDataModule] = ()) -> "CalibrationFile":
         """Returns what a calibration says.
 
         Args:
             path: Its file.
             checkpoint: File of the head that is tested; `None` if there is none.
+            parts: The datasets that are tested.
 
         Raises:
             DatasetError: The file cannot be read, or is no calibration.
-            CheckpointError: It is for another checkpoint.
+            CheckpointError: It is for another checkpoint or another region of interest.
         """
         found = read_json(path, cls, remedy="Calibrate again.", error=DatasetError)
         if checkpoint is not None and Path(checkpoint).is_file() and fingerprint(Path(checkpoint)) != found.checkpoint:
@@ -57,6 +60,14 @@ class CalibrationFile:
                 f"{shown(path)} is a calibration of another checkpoint than {shown(checkpoint)}: thresholds hold "
                 "for the scores that they were made from. Calibrate this one, or name a rule: mean+3sd."
             )
+        for part in parts:
+            for category in part.selected_categories():
+                roi = part.regions().get(category)
+                if found.settings.get("roi") != (roi and roi.fingerprint):
+                    raise CheckpointError(
+                        f"{shown(path)} was calibrated with another region of interest than {part.name}/{category} has "
+                        f"({roi.name if roi else 'the whole image'}). Mend --loading.roi, or calibrate with --roi."
+                    )
         return found
 
     def thresholds(self) -> dict[Level, float]:
@@ -127,8 +138,9 @@ def fixed_by(
                 prediction = prediction_of(outputs, name)
                 for row, (key, score) in enumerate(zip(batch.keys, prediction.pred_score.tolist(), strict=True)):
                     maps, *_ = head.at_resolution([row], prediction, on_device)
+                    inside = head.inside_at_resolution([row], on_device)
                     of_key = own[name].setdefault(key, NormalScores())
-                    of_key.add(str(batch.samples[row].image_path), score, maps[0])
+                    of_key.add(str(batch.samples[row].image_path), score, counted(maps[0], inside, 0))
     found: dict[str, dict[Key, dict[Level, float]]] = {name: {} for name in heads}
     everywhere = gathered(own)
     for name, head in heads.items():

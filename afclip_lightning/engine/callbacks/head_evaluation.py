@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from afclip_lightning import results
+from afclip_lightning.data.regions import inside_frame, inspected_maps
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
 from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups, write_groups
@@ -84,7 +85,8 @@ class HeadEvaluation:
             UserError: A score or a map is not finite; the message names the image and the method.
         """
         # left on their device until the end: reading them here would wait for it in every step
-        self._scored.append((batch.samples, prediction.pred_score, prediction.anomaly_map.flatten(1).amax(dim=1)))
+        inspected = inspected_maps(prediction.anomaly_map, batch.samples, self.method.preprocess)
+        self._scored.append((batch.samples, prediction.pred_score, inspected.flatten(1).amax(dim=1)))
         keys = batch.keys
         for key in dict.fromkeys(keys):
             rows = [i for i, k in enumerate(keys) if k == key]
@@ -104,8 +106,9 @@ class HeadEvaluation:
         at = torch.tensor(rows, device=batch.label.device)
         scores, labels, known = prediction.pred_score[at], batch.label[at], batch.mask_known[at]
         names = [str(batch.samples[i].image_path) for i in rows]
+        inside = self.inside_at_resolution(rows, batch)
         # a mask's file is not empty, but resizing may have lost a small defect
-        self.metrics[key].update(maps, masks, scores, labels, known, areas, names, allow_empty_mask=True)
+        self.metrics[key].update(maps, masks, scores, labels, known, areas, names, allow_empty_mask=True, inside=inside)
         weights: Tensor | None = None
         if key in self.saturated and batch.defects is not None:
             weights = torch.stack([saturated_weight(maps[i], batch.defects[row]) for i, row in enumerate(rows)])
@@ -115,13 +118,30 @@ class HeadEvaluation:
         if self.records is not None:
             self.records[key] += [
                 ImageRecord.of(
-                    *(name, label, score, maps[i], areas[i] if mask_known or not label else None),
+                    *(name, label, score, counted(maps[i], inside, i)),
+                    counted(areas[i], inside, i) if mask_known or not label else None,
                     None if weights is None else weights[i],
                 )
                 for i, (name, label, score, mask_known) in enumerate(
                     zip(names, labels.tolist(), scores.tolist(), known.tolist(), strict=True)
                 )
             ]
+
+    def inside_at_resolution(self, rows: list[int], batch: Batch) -> Tensor | None:
+        """Returns which pixels are inspected, `[R, H, W]`, bool, at the size evaluated; `None` for all.
+
+        Args:
+            rows: See `at_resolution`.
+            batch: Likewise.
+        """
+        samples = [batch.samples[row] for row in rows]
+        if self.resolution == "backbone":
+            inside = inside_frame(samples, self.method.preprocess)
+        else:
+            assert batch.masks is not None
+            roi, shape = samples[0].roi, batch.masks[rows[0]].shape
+            inside = None if roi is None else torch.from_numpy(roi.inside(*shape).copy())[None]
+        return None if inside is None else inside.to(batch.label.device)
 
     def at_resolution(
         self, rows: list[int], prediction: AnomalyPrediction, batch: Batch
@@ -234,3 +254,8 @@ class HeadEvaluation:
         results.write_curves(self.curves, fpr_limit, folder / f"curves{suffix}.json")
         if self.records is not None:
             write_records(folder / records_file(suffix), self.records)
+
+
+def counted(pixels: Tensor, inside: Tensor | None, row: int) -> Tensor:
+    """Returns what of a row's pixels `[H, W]` counts in metrics: those that are inspected, `[n]`, or all."""
+    return pixels if inside is None else pixels[inside[row].to(pixels.device)]

@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 
 from afclip_lightning.data.dataset import pixels_of
+from afclip_lightning.data.regions import inspected_maps
 from afclip_lightning.distributed import gathered
 from afclip_lightning.types import MAIN_HEAD, Batch, Outputs, Sample, prediction_of
 from afclip_runtime.errors import shown
@@ -107,7 +108,8 @@ class Pictures(Callback):
             return
         outputs = prediction_of(outputs, MAIN_HEAD)
         scores = outputs.pred_score.tolist()
-        lows, highs = (x.tolist() for x in outputs.anomaly_map.flatten(1).aminmax(dim=1))
+        maps = inspected_maps(outputs.anomaly_map, batch.samples, pl_module.preprocess)
+        lows, highs = (x.tolist() for x in maps.flatten(1).aminmax(dim=1))
         for i, sample in enumerate(batch.samples):
             key = (sample.dataset, sample.category)
             low, high = self.ranges.get(key, (lows[i], highs[i]))
@@ -121,7 +123,7 @@ class Pictures(Callback):
                 scores[i],
                 self._resize(pixels_of(batch, i, pl_module.preprocess), cv2.INTER_AREA),
                 self._resize(batch.mask[i].cpu().numpy(), cv2.INTER_NEAREST),
-                self._resize(outputs.anomaly_map[i].cpu().numpy(), cv2.INTER_LINEAR),
+                self._resize(maps[i].cpu().numpy(), cv2.INTER_LINEAR),
             )
             self.cases[key] = self._extremes([*self.cases.get(key, []), case])
 

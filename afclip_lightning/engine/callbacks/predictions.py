@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
+from afclip_lightning.data.regions import inspected_maps
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import atomic_path, csv_text, write_text
@@ -57,7 +58,8 @@ class Predictions(Callback):
         Raises:
             UserError: A score or a map is not finite; the message names the image.
         """
-        scores, maps = outputs.pred_score.tolist(), outputs.anomaly_map.cpu().numpy()
+        inspected: Any = inspected_maps(outputs.anomaly_map, batch.samples, pl_module.preprocess)  # type: ignore[arg-type]
+        scores, maps = outputs.pred_score.tolist(), inspected.cpu().numpy()
         for sample, score, anomaly_map in zip(batch.samples, scores, maps, strict=True):
             if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
                 raise not_finite(sample.image_path, pl_module)
