@@ -72,7 +72,7 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> fl
         UserError: The method cannot be a graph, an engine has other numbers than the model, or the folder is there
             already or cannot be written; what was there before is unchanged.
     """
-    _check_place(folder, overwrite)
+    check_place(folder, overwrite)
     with new_folder(folder) as temporary:
         facts = write_graph(model, temporary / GRAPH, "onnx")
         write_json(temporary / CARD, msgspec.to_builtins(card_of_bundle(model)))
@@ -193,7 +193,7 @@ def backbone_licence(model: str, weights: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(found)) or "not known here: see the page that the weights are from"
 
 
-def _check_place(folder: Path, overwrite: bool) -> None:
+def check_place(folder: Path, overwrite: bool) -> None:
     """Refuses a place where something lies.
 
     Raises:
