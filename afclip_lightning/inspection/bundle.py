@@ -133,6 +133,7 @@ def compare(model: Predictor, folder: Path, engine: str) -> float:
     """
     height, width = model.engine.frame.shape
     shapes = [(round(height * tall), round(width * wide)) for tall, wide in COMPARED]
+    shapes = [model.roi.size[::-1]] if model.roi else shapes  # a region of interest is of images of one shape
     images = [drawn(1, shape, seed)[0] for seed, shape in enumerate(shapes)]
     wanted, got = model.predict_many(images), open_bundle(folder, engine=engine, calibration=None).predict_many(images)
     pairs = [

@@ -25,8 +25,10 @@ from afclip_lightning.types import UNKNOWN, Batch, Sample
 from afclip_runtime.engines.self_test import drawn
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import atomic_path, write_json
+from afclip_runtime.inspection.verdict import only_inside
 from afclip_runtime.views.decoding import NAMELESS
-from afclip_runtime.views.frame import Resize
+from afclip_runtime.views.frame import BLANK, Resize, place
+from afclip_runtime.views.roi import Roi, clear_in_view
 
 Target = Literal["onnx", "torch_export"]
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # from pixels to scores and maps
@@ -78,6 +80,7 @@ class Graph(nn.Module):
 
     Args:
         model: Stays as it is.
+        roi: Region of interest that the graph heeds by itself; `None` for a graph of views, which come prepared.
 
     Raises:
         UserError: The method looks at more than an image, or trains on it.
@@ -85,8 +88,11 @@ class Graph(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    blank: Tensor
+    clear: Tensor
+    inside: Tensor
 
-    def __init__(self, model: Predictor) -> None:
+    def __init__(self, model: Predictor, roi: Roi | None = None) -> None:
         super().__init__()
         method = copy.copy(model.method)
         name = type(method).__name__
@@ -103,34 +109,55 @@ class Graph(nn.Module):
         )
         self.register_buffer("pixel_mean", torch.tensor(method.preprocess.mean))
         self.register_buffer("pixel_std", torch.tensor(method.preprocess.std))
+        self.heeds = roi is not None
+        if roi is not None:
+            self.register_buffer("blank", torch.tensor(BLANK, dtype=torch.uint8))
+            self.register_buffer("clear", torch.tensor(clear_of(roi, model))[..., None])
+            self.register_buffer("inside", torch.tensor(method.preprocess.inside(roi)).bool())
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Returns scores `[B]` and maps `[B, H, W]` of pixels `[B, H, W, 3]`, uint8."""
+        if self.heeds:
+            image = torch.where(self.clear, image, self.blank)
         pixels = ((image.float() / 255 - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
         none = pixels.new_empty(0)
         batch = Batch(pixels, mask=none, label=none, mask_known=none, samples=[self.sample])
         prediction = self.method.score(self.method.extract(batch), batch)
-        return prediction.pred_score, prediction.anomaly_map
+        anomaly_map = prediction.anomaly_map
+        if self.heeds:
+            lowest = torch.where(self.inside, anomaly_map, torch.inf).amin(dim=(1, 2), keepdim=True)
+            anomaly_map = torch.where(self.inside, anomaly_map, lowest)
+        return prediction.pred_score, anomaly_map
+
+
+def clear_of(roi: Roi, model: Predictor) -> np.ndarray:
+    """Returns which pixels of the frame a graph leaves as they are, `[H, W]`, bool, in images of the region's size."""
+    (width, height), frame = roi.size, model.engine.frame
+    box = place(frame.rule, height, width, frame.image_size)
+    return clear_in_view(roi, (height, width), (0, 0, width, height), box, frame)
 
 
 def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
     """Writes a model as a graph, and as `PATH.json` what the file says of itself, which is returned too.
 
+    The graph heeds the model's region of interest by itself, in images of the size that it was drawn on.
+
     Raises:
         UserError: See `write_graph`.
     """
-    facts = write_graph(model, path, to)
+    facts = write_graph(model, path, to, model.roi)
     write_json(path.with_name(path.name + ".json"), facts)
     return facts
 
 
-def write_graph(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
+def write_graph(model: Predictor, path: Path, to: Target, roi: Roi | None = None) -> dict[str, Any]:
     """Writes a model as a graph, compares the two, and returns what the file says of itself.
 
     Args:
         model: On the CPU. Its memory bank goes with it.
         path: The file.
         to: `onnx`, or `torch_export` for `torch.export.load`.
+        roi: See `Graph`.
 
     Raises:
         UserError: The method cannot be a graph, the graph has other numbers than the model, the format cannot hold it,
@@ -140,13 +167,13 @@ def write_graph(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
             raise UserError(f"{', '.join(missing)} not installed: pip install 'afclip_lightning[export]'.")
-    program = trace(model)
-    facts = describe(model, to)
+    program = trace(model, roi)
+    facts = describe(model, to, roi)
     write, read = (_write_onnx, _read_onnx) if to == "onnx" else (_write_torch, _read_torch)
     with atomic_path(path) as temporary:
         with _quiet():
             write(program, temporary, facts)
-        facts["largest_difference"] = compare(model, read(temporary))
+        facts["largest_difference"] = compare(model, read(temporary), roi)
         if not facts["largest_difference"] <= TOLERANCE:  # nan too
             raise UserError(
                 f"{path} was not written: its scores or maps differ from the model's by up to "
@@ -155,13 +182,13 @@ def write_graph(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
     return facts
 
 
-def trace(model: Predictor) -> ExportedProgram:
+def trace(model: Predictor, roi: Roi | None = None) -> ExportedProgram:
     """Returns the program of a model, for batches of any size.
 
     Raises:
         UserError: The method cannot be traced.
     """
-    graph = Graph(model).eval()
+    graph = Graph(model, roi).eval()
     shape = model.method.preprocess.shape
     model.engine.check_ready()
     model.engine.score(drawn(2, shape, seed=2))  # fills all caches, which must not keep what is made while tracing
@@ -178,7 +205,7 @@ def trace(model: Predictor) -> ExportedProgram:
     return program
 
 
-def describe(model: Predictor, to: Target) -> dict[str, Any]:
+def describe(model: Predictor, to: Target, roi: Roi | None = None) -> dict[str, Any]:
     """Returns what one has to know to use the file, as plain values."""
     preprocess, (image, pixel), sources = model.method.preprocess, model.thresholds, model.thresholds_from
     height, width = preprocess.shape
@@ -204,16 +231,32 @@ def describe(model: Predictor, to: Target) -> dict[str, Any]:
             "threshold": pixel,
             "threshold_from": sources[1],
         },
+        **({} if roi is None else {"roi": _said_of(roi)}),
         "versions": {"afclip_lightning": afclip_lightning.__version__, "torch": torch.__version__},
     }
 
 
-def compare(model: Predictor, run: Run) -> float:
+def _said_of(roi: Roi) -> dict[str, Any]:
+    """Returns what one has to know of a region of interest that a graph heeds, as plain values."""
+    width, height = roi.size
+    return {
+        "in_graph": True,
+        "fingerprint": roi.fingerprint,
+        "images": f"of {width} x {height} pixels, before they are resized, or of the same shape",
+        "map": "has its lowest value outside",
+    }
+
+
+def compare(model: Predictor, run: Run, roi: Roi | None = None) -> float:
     """Returns by how much scores and maps differ from the model's at most, over batches of several sizes."""
     shape, largest = model.method.preprocess.shape, 0.0
     for count in BATCHES:
         image = drawn(count, shape, seed=count)
-        pairs = zip(run(image), model.engine.score(image), strict=True)
+        seen = image if roi is None else np.where(clear_of(roi, model)[..., None], image, np.array(BLANK, np.uint8))
+        scores, maps = model.engine.score(seen)
+        if roi is not None:
+            maps = np.stack([only_inside(one, model.method.preprocess.inside(roi).astype(bool)) for one in maps])
+        pairs = zip(run(image), (scores, maps), strict=True)
         # nan, which is not ordered, must come through
         largest = float(np.max([largest, *(np.abs(got - want).max() for got, want in pairs)]))
     return largest

@@ -17,6 +17,7 @@ from afclip_lightning.cli.export import main
 from afclip_lightning.inspection import export as graph
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_runtime.errors import UserError
+from afclip_runtime.views.roi import Roi
 from tests.support.small_models import SIZE, write_head
 
 pytestmark = pytest.mark.slow
@@ -174,3 +175,27 @@ def test_help_does_without_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch_export"])
+def test_a_graph_heeds_the_region_of_interest(tmp_path: Path, to: graph.Target) -> None:
+    roi = Roi((50, 40), (((5.0, 5.0), (40.0, 8.0), (30.0, 38.0)),), (((20.0, 10.0), (25.0, 10.0), (25.0, 20.0)),))
+    model = load(write_head(tmp_path, "AFCLIP"), device="cpu", roi=roi)
+    facts = graph.export(model, tmp_path / "model", to)
+    images = pictures(3)
+    run = graph._read_onnx if to == "onnx" else graph._read_torch
+    scores, maps = run(tmp_path / "model")(as_input(images))
+    wanted = model.predict_many(images)
+    np.testing.assert_allclose(scores, [one.score for one in wanted], atol=1e-4, rtol=0)
+    inside = model.method.preprocess.inside(roi).astype(bool)
+    views = [model.views(image)[0] for image in images]
+    own = model.engine.score(np.stack(views))[1]
+    np.testing.assert_allclose(maps[:, inside], own[:, inside], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(maps[:, ~inside].T, np.tile(own[:, inside].min(1), ((~inside).sum(), 1)), atol=1e-4)
+    other = [255 - image for image in images]
+    for image, changed in zip(images, other, strict=True):
+        changed[roi.inside(40, 50)] = image[roi.inside(40, 50)]
+    np.testing.assert_array_equal(run(tmp_path / "model")(as_input(other))[0], scores)
+    assert facts["roi"]["fingerprint"] == roi.fingerprint
+    whole = load(write_head(tmp_path, "AFCLIP"), device="cpu").predict_many(images)
+    assert all(abs(one.score - other.score) > 1e-4 for one, other in zip(whole, wanted, strict=True))
