@@ -20,7 +20,8 @@ class ModelFacts(BaseModel):
     Thresholds and scales are those of the calibration, or without one those that come with the head: `threshold_from`
     is `default` then, and `chosen` says how; `null` without both. `title` is the head's own. `max_few_shot` is 0 where
     the method takes no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images
-    or more, of which `normals` were given. `toy`: the backbone has seen drawn pictures only.
+    or more, of which `normals` were given. `toy`: the backbone has seen drawn pictures only. `roi`: share of the images
+    that is inspected; `null` for all of it.
     """
 
     title: str
@@ -35,6 +36,7 @@ class ModelFacts(BaseModel):
     pixel_scale: float | None
     calibration: str | None
     toy: bool
+    roi: float | None
     few_shot: int
     normals: int
     min_normals: int
@@ -53,13 +55,17 @@ class RegionFacts(BaseModel):
 
 
 class MapValues(BaseModel):
-    """A map, made smaller if the image is large: row by row, 16 bits, little-endian, Base64; low + step * value."""
+    """A map, made smaller if the image is large: row by row, 16 bits, little-endian, Base64; low + step * value.
+
+    `inside` says which pixels are inspected: row by row, a bit each, the highest first, Base64; `null` if all are.
+    """
 
     width: int
     height: int
     low: float
     step: float
     values: str
+    inside: str | None
 
 
 class Result(BaseModel):
@@ -121,16 +127,18 @@ def result_of(found: Inspection, note: str, with_map: bool) -> Result:
         width=width,
         height=height,
         note=note,
-        map=_map_values(found.anomaly_map) if with_map else None,
+        map=_map_values(found.anomaly_map, found.inside) if with_map else None,
     )
 
 
-def _map_values(anomaly_map: np.ndarray) -> MapValues:
+def _map_values(anomaly_map: np.ndarray, inside: np.ndarray | None) -> MapValues:
     """Returns a map as it is sent."""
     height, width = anomaly_map.shape
     share = min(1.0, MAP_SIDE / max(height, width))
     if share < 1:
-        anomaly_map = area_mean(anomaly_map, max(1, round(height * share)), max(1, round(width * share)))
+        size = max(1, round(height * share)), max(1, round(width * share))
+        anomaly_map = area_mean(anomaly_map, *size)
+        inside = None if inside is None else area_mean(inside.astype(np.float32), *size) >= 0.5
     low = float(anomaly_map.min())
     step = (float(anomaly_map.max()) - low) / 65535 or 1.0
     values = np.rint((anomaly_map - low) / step).astype("<u2")
@@ -140,4 +148,5 @@ def _map_values(anomaly_map: np.ndarray) -> MapValues:
         low=low,
         step=step,
         values=base64.b64encode(values.tobytes()).decode("ascii"),
+        inside=None if inside is None else base64.b64encode(np.packbits(inside).tobytes()).decode("ascii"),
     )

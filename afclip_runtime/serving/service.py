@@ -210,6 +210,7 @@ class Service:
             pixel_scale=pixel.scale if pixel else None,
             calibration=str(model.calibration) if model.calibration else None,
             toy=model.is_toy,
+            roi=model.roi.share if model.roi else None,
             few_shot=len(self.few_shot),
             normals=len(self.normals),
             min_normals=FEWEST,

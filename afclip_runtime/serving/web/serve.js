@@ -8,7 +8,7 @@ const COLOURS = Array.from({length: 256}, (_, i) => {
 });
 
 let model = null; // facts of the server
-let shown = null; // {file, result, values}: the inspected image
+let shown = null; // {file, result, values, inside}: the inspected image
 let latest = 0; // number of the latest request: the answer to an older one is dropped
 const chosen = {threshold: null, pixel: null}; // by hand; null is the calibration's
 const given = (key) => chosen[key] ?? model?.[key === "pixel" ? "pixel_threshold" : "threshold"] ?? null;
@@ -73,6 +73,7 @@ function facts(now) {
   model = now;
   $("model").textContent = `${now.title && `${now.title} · `}${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
   $("toy").hidden = !now.toy;
+  say("roi", now.roi === null ? "" : `Only the region of interest is inspected: ${(100 * now.roi).toFixed(1)} % of each image; the rest is shown dark.`);
   calibration(now);
   $("few-shot").hidden = !now.max_few_shot;
   $("reset-few-shot").hidden = !now.few_shot;
@@ -137,6 +138,8 @@ async function show(file, result) {
   const bytes = Uint8Array.from(atob(result.map.values), (c) => c.charCodeAt(0));
   const view = new DataView(bytes.buffer);
   const values = Float32Array.from({length: bytes.length / 2}, (_, i) => result.map.low + result.map.step * view.getUint16(2 * i, true));
+  const bits = result.map.inside === null ? null : Uint8Array.from(atob(result.map.inside), (c) => c.charCodeAt(0));
+  const inside = values.map((_, i) => bits === null || bits[i >> 3] >> (7 - (i & 7)) & 1); // pixels of the region of interest
   if (shown?.file !== file) {
     const image = $("image");
     URL.revokeObjectURL(image.src);
@@ -146,7 +149,7 @@ async function show(file, result) {
     if (!seen) image.src = blank(result.width, result.height);
     $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // such an image is shown larger
   }
-  shown = {file, result, values};
+  shown = {file, result, values, inside};
   $("drop").hidden = $("try").hidden = true;
   $("view").hidden = false;
   $("name").textContent = `${file.name} · ${result.width} × ${result.height}`;
@@ -171,13 +174,15 @@ function range(key) {
 
 function draw() {
   if (!shown) return;
-  const {result, values} = shown, {width, height} = result.map;
+  const {result, values, inside} = shown, {width, height} = result.map;
   const pixel = given("pixel"), threshold = given("threshold"), strength = Number($("strength").value);
   const calibrated = model.pixel_scale !== null && pixel !== null;
   const low = result.map.low, span = result.map.step * 65535 || 1;
   const picture = new ImageData(width, height), marked = new Uint8Array(width * height);
-  let area = 0;
+  let area = 0, inspected = 0;
   for (let i = 0; i < values.length; i++) {
+    if (!inside[i]) { picture.data[4 * i + 3] = 170; continue; } // what is not inspected is dark
+    inspected++;
     const heat = calibrated ? 1 / (1 + Math.exp((pixel - values[i]) / model.pixel_scale)) : (values[i] - low) / span;
     picture.data.set(COLOURS[Math.round(255 * Math.min(Math.max(heat, 0), 1))], 4 * i);
     picture.data[4 * i + 3] = 255 * strength * heat;
@@ -195,7 +200,7 @@ function draw() {
   say("why", verdict === "" ? "There is no threshold yet. Calibrate from normal images, or choose one below."
     : byDefault("threshold") ? "By the default threshold of the head, not of your product: calibrate from normal images." : "");
   $("score").textContent = digits(result.score);
-  $("area").textContent = pixel === null ? "–" : `${(100 * area / values.length).toFixed(area ? 2 : 0)} %`;
+  $("area").textContent = pixel === null ? "–" : `${(100 * area / inspected).toFixed(area ? 2 : 0)} %`;
   $("regions").textContent = pixel === null ? "–" : regions(marked, width, height);
   $("origin").textContent = chosen.threshold !== null || chosen.pixel !== null ? "Chosen by hand on this page."
     : model.threshold_from === "calibration" ? "From the calibration."
