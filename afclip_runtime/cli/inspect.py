@@ -1,0 +1,248 @@
+"""`python -m afclip_runtime inspect`: score, verdict and map of one's own images, with a bundle."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afclip_runtime.cli.options import (
+    RUNTIME,
+    add_bundle_options,
+    add_calibration_options,
+    bundle_of,
+    load_bundle,
+    thresholds_of,
+    wanted_calibration,
+)
+from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.folder import Done, Keep
+    from afclip_runtime.inspection.inputs import Input
+    from afclip_runtime.inspection.inspector import Inspector
+
+PLACE = 41
+SAVES = ("map", "npy", "mask", "overlay")
+OF_THRESHOLD = ("mask", "labelstudio", "coco")  # what there is none of without a pixel threshold
+FILES = """\
+Inspects images: files, folders with all below them, patterns (*), or - for a list of paths from standard input.
+
+The output folder gets, as it goes, one line per image:
+  inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold,
+                            threshold_from (calibration, hand or default), verdict, area (share of the image above the
+                            pixel threshold), regions (box = left, top, right, bottom; area in pixels; highest score),
+                            drift (higher or lower: the calibration no longer holds, see below), error, name (of the
+                            files below); in .jsonl also size and mtime_ns of the file
+  maps/NAME.png             --save map: 16 bits, value = low + pixel * step, both texts in the file; evaluate reads it
+  npy/NAME.npy              --save npy: the map as float32
+  masks/NAME.png            --save mask: 255 above the pixel threshold
+  overlays/NAME.jpg         --save overlay: image, map and contours
+"""
+RUNS = """\
+All are of the image's own size. An overlay without calibration says that its colours have no common scale.
+A run that was stopped goes on where it was, tries again what failed, and judges a file again that was replaced (its
+size or time has changed). One process writes into an output folder at a time.
+
+Files of a folder that could be images and are of no kind that is read here (.heic, .cr2 …) get a line with an error as
+well, and are counted as left out; texts, tables, archives, hidden files and what --ignore names do not. A folder that
+cannot be read costs one line.
+
+Thresholds come from the command calibrate, or by hand; else a ready model has its own, which know nothing of your
+product: threshold_from says default then. Without a threshold there is no verdict.
+
+As images come, their scores are compared with those of the calibration's normal images. Where they have become higher
+or lower (light, camera or product have changed), the calibration no longer holds: column drift from that image on, a
+note, and exit code 3. At most 1 % of runs without a change ever say so, if at most half of the images are anomalous and
+no more than 40 in a row.
+
+Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 3 the calibration no
+longer holds (column drift), whether or not all could be read; 2 a mistake that the message explains; 70 an error of
+this program; 130 interrupted.
+"""
+DESCRIPTION = f"""\
+{FILES}\
+{RUNS}
+Volumes (NIfTI, DICOM series …) and files for annotation tools are of `afclip inspect`, with afclip_lightning installed.
+"""
+
+
+@command("Stopped. The same command goes on from here.")
+def main(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code, as the description has them."""
+    from afclip_runtime.inspection.inputs import find_inputs
+
+    options = _parser().parse_args(args)
+    saves = saves_of(options, SAVES)
+    folder = bundle_of(options)
+    inputs = find_inputs(patterns_of(options.paths), options.out, options.ignore)
+    if not inputs:
+        raise UserError(NOTHING)
+    model = load_bundle(folder, options, wanted_calibration(options), readable(inputs))
+    models = {model.engine.method: model}
+    set_thresholds(models, options, saves)
+    with inspected(models, inputs, options, saves) as done:
+        pass
+    return report(models, inputs, done, options.out)
+
+
+NOTHING = "there is nothing to inspect: the list of paths is empty."
+
+
+def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -> None:
+    """Adds the options that say which images are inspected, and what is written of them.
+
+    Args:
+        parser: Of the command.
+        saves: What `--save` takes.
+    """
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or - for a list")
+    parser.add_argument(
+        "--out", type=Path, default=Path("inspections"), metavar="DIR", help="folder of the output (%(default)s)"
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names of files that are left out of folders without a line, as '*.heic'; may be given again",
+    )
+    parser.add_argument(
+        "--save", default="", metavar="WHAT", help=f"pictures to write, of {', '.join(saves)}, with commas between"
+    )
+
+
+def add_threshold_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say by which thresholds images are judged."""
+    thresholds = parser.add_argument_group("thresholds")
+    add_calibration_options(thresholds)
+    thresholds.add_argument("--threshold", type=finite, metavar="X", help="image scores above it are anomalous")
+    thresholds.add_argument("--pixel_threshold", type=finite, metavar="X", help="likewise, values of the map")
+
+
+def saves_of(options: argparse.Namespace, known: Sequence[str]) -> list[str]:
+    """Returns what is to be saved of each image.
+
+    Raises:
+        UserError: Something else is named.
+    """
+    saves = list(filter(None, options.save.split(",")))
+    if unknown := set(saves) - set(known):
+        raise UserError(f"--save takes {', '.join(known)}, got {', '.join(sorted(unknown))}.")
+    return saves
+
+
+def patterns_of(paths: Sequence[str]) -> list[str]:
+    """Returns the paths of a command line, with the lines of standard input in place of `-`."""
+    return list(filter(None, _patterns(paths)))
+
+
+def _patterns(paths: Sequence[str]) -> Iterator[str]:
+    for path in paths:
+        if path != "-":
+            yield path
+        elif hasattr(sys.stdin, "buffer"):
+            yield from map(os.fsdecode, sys.stdin.buffer.read().splitlines())  # names are any bytes
+        else:
+            yield from sys.stdin.read().splitlines()
+
+
+def readable(inputs: "Sequence[Input]") -> list[Path]:
+    """Returns the files that may be images."""
+    return [item.path for item in inputs if not item.error]
+
+
+def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespace, saves: Sequence[str]) -> None:
+    """Gives the models the thresholds by hand, and says which thresholds they have.
+
+    Raises:
+        UserError: What is to be saved needs a pixel threshold, and there is none.
+    """
+    for name, model in models.items():
+        model.threshold, model.pixel_threshold = options.threshold, options.pixel_threshold
+        print(f"{name}: {thresholds_of(model)}", file=sys.stderr)
+    needing = [what for what in saves if what in OF_THRESHOLD]
+    if needing and any(model.thresholds[1] is None for model in models.values()):
+        raise UserError(f"--save {needing[0]} needs a pixel threshold: calibrate first, or give --pixel_threshold.")
+
+
+@contextmanager
+def inspected(
+    models: "Mapping[str, Inspector]",
+    inputs: "Sequence[Input]",
+    options: argparse.Namespace,
+    saves: Sequence[str],
+    keeps: "Sequence[Keep]" = (),
+) -> "Iterator[Done]":
+    """Inspects images into the folder of the output, which nobody else writes into until the body has ended.
+
+    Args:
+        models: By name.
+        inputs: The files.
+        options: Of the command.
+        saves: Which pictures to write.
+        keeps: See `folder.inspect`.
+
+    Raises:
+        UserError: See `folder.inspect` and `check_settings`.
+    """
+    from afclip_runtime.files import only_writer
+    from afclip_runtime.inspection.folder import check_settings, inspect
+
+    facts = {name: [model.checkpoint, model.settings, *model.thresholds] for name, model in models.items()}
+    with only_writer(options.out):
+        check_settings(options.out, {"model": facts, "save": sorted(saves)})
+        yield inspect(models, inputs, options.out, saves, options.num_workers, keeps)
+
+
+def report(
+    models: "Mapping[str, Inspector]",
+    inputs: "Sequence[Input]",
+    done: "Done",
+    out: Path,
+    lines: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> int:
+    """Says what a run did, and returns the exit code.
+
+    Args:
+        models: By name.
+        inputs: The files.
+        done: What the run did.
+        out: Folder of the output.
+        lines: What else it did.
+        notes: What else is worth a word.
+    """
+    from afclip_runtime.images.picture import say
+    from afclip_runtime.inspection.inputs import count_left_out
+
+    left_out = sum(item.left_out for item in inputs)
+    judged, before = done.new - done.failed - left_out * len(models), len(inputs) * len(models) - done.new
+    print(
+        f"{judged} inspected, {done.failed} failed, {before} done before, {count_left_out(inputs)}: "
+        f"{out / 'inspections.csv'}"
+    )
+    for line in lines:
+        print(line)
+    if done.replaced:
+        print(f"{done.replaced} of these had been inspected before and were replaced since.")
+    for sentence in [*notes, *say(sum((model.remarks for model in models.values()), Counter[str]()))]:
+        print(f"note: {sentence}", file=sys.stderr)
+    drifted = any(row.drift for row in done.rows.values())
+    for name, drift in done.drifts.items():
+        if alarm := drift.finish():
+            drifted = True
+            print(f"note: {name}: {alarm}", file=sys.stderr)
+    return 3 if drifted else 1 if done.failed or left_out else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(f"{RUNTIME} inspect", description=DESCRIPTION)
+    add_inspect_options(parser, SAVES)
+    add_threshold_options(parser)
+    add_bundle_options(parser)
+    return parser
