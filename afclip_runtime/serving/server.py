@@ -29,7 +29,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 PAGES = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
-PAGES |= {"/serve.js": ("serve.js", "text/javascript"), "/sample.jpg": ("sample.jpg", "image/jpeg")}
+PAGES |= {f"/{name}": (name, "text/javascript") for name in ("serve.js", "roi.js")}
+PAGES |= {"/sample.jpg": ("sample.jpg", "image/jpeg")}
 FILE = {"type": "string", "format": "binary"}
 FORM = {"schema": {"type": "object", "properties": {"file": FILE}, "required": ["file"]}}
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": FILE}, "multipart/form-data": FORM}}}

@@ -31,6 +31,7 @@ from afclip_lightning.inspection.predictor import Predictor
 from afclip_runtime.inspection.calibration import Calibration, Threshold, from_normals
 from afclip_runtime.serving.server import create_app
 from afclip_runtime.serving.service import Limits, Service
+from afclip_runtime.views.roi import read_roi
 from tests.support.ready_model import CARD, PIXEL_THRESHOLD, THRESHOLD, write_ready
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
@@ -520,6 +521,80 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.goto(address)
     page.wait_for_selector("body[data-ready]")
     assert not page.locator("#few-shot").is_visible()
+
+
+@pytest.mark.browser
+def test_a_region_is_drawn_in_a_browser(
+    server: tuple[str, subprocess.Popen[str]], page: "Page", tmp_path: Path
+) -> None:
+    address, _ = server
+    (tmp_path / "0.png").write_bytes(encoded(picture(0)))
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    assert not page.locator("#region").is_visible()
+    page.set_input_files("#file", tmp_path / "0.png")
+    page.wait_for_selector("#region:not([hidden])")
+
+    def click(x: float, y: float) -> None:
+        box = page.locator("#frame").bounding_box()
+        assert box is not None
+        page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+    page.click("#draw-include")
+    for corner in ((0.1, 0.1), (0.9, 0.1), (0.9, 0.8), (0.5, 0.5), (0.1, 0.8)):
+        click(*corner)
+    page.keyboard.press("Backspace")  # the last corner is taken back
+    click(0.1, 0.8)
+    click(0.1, 0.1)  # the first one again closes it
+    assert page.locator("#outlines polygon.include").count() == 1
+    page.click("#draw-ignore")
+    for corner in ((0.2, 0.2), (0.4, 0.2), (0.4, 0.4)):
+        click(*corner)
+    page.keyboard.press("Enter")
+    page.click("#draw-ignore")
+    click(0.6, 0.6)
+    page.keyboard.press("Escape")
+    assert page.locator("#outlines polygon.ignore").count() == 1
+    assert page.inner_text("#region-said").startswith("2 outlines.")
+    with page.expect_download() as download:
+        page.click("#download-region")
+    assert download.value.suggested_filename == "roi.json"
+    saved = tmp_path / "roi.json"
+    download.value.save_as(saved)
+    roi = read_roi(saved)
+    assert roi.size == (60, 40)
+    np.testing.assert_allclose(roi.include[0][:2], [(6, 4), (54, 4)], atol=0.3)
+    assert len(roi.include[0]) == 5
+    assert len(roi.ignore[0]) == 3
+    page.click("#remove-outlines")
+    assert page.locator("#outlines polygon").count() == 0
+
+
+@pytest.mark.browser
+def test_what_is_not_inspected_is_dark_in_a_browser(
+    server: tuple[str, subprocess.Popen[str]], page: "Page", tmp_path: Path
+) -> None:
+    address, _ = server
+    (tmp_path / "0.png").write_bytes(encoded(picture(0)))
+    body, inside = encoded(picture(0)), np.zeros((40, 60), bool)
+    inside[:, :25] = True
+    answer = httpx.post(f"{address}/api/inspect?map=true", content=body).json()
+    answer["map"]["inside"] = base64.b64encode(np.packbits(inside).tobytes()).decode()
+    facts = {**httpx.get(f"{address}/api/model").json(), "roi": float(inside.mean())}
+    page.route("**/api/inspect*", lambda route: route.fulfill(json=answer))
+    page.route("**/api/model", lambda route: route.fulfill(json=facts))
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    assert page.inner_text("#roi").startswith("Only the region of interest is inspected: 41.7 % of each image")
+    page.set_input_files("#file", tmp_path / "0.png")
+    page.wait_for_selector("#verdict.anomalous, #verdict.normal")
+    page.fill("#pixel-value", "-1000")  # all of it is marked
+    page.press("#pixel-value", "Enter")
+    assert page.inner_text("#area") == "100.00 %"
+    pixels = "() => [...document.querySelector('#overlay').getContext('2d').getImageData(0, 0, 60, 40).data]"
+    drawn = np.array(page.evaluate(pixels)).reshape(40, 60, 4)
+    assert (drawn[:, 30:] == (0, 0, 0, 170)).all()
+    assert drawn[:, :20, :3].any(axis=2).all()
 
 
 def test_default_thresholds_are_named(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ async function show(file, result) {
   $("view").hidden = false;
   $("name").textContent = `${file.name} · ${result.width} × ${result.height}`;
   for (const key of ["threshold", "pixel"]) range(key);
+  regionShown(result.width, result.height);
   draw();
 }
 
