@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.cli.model_options import (
@@ -15,6 +16,7 @@ from afclip_lightning.cli.model_options import (
 )
 from afclip_lightning.volumes.options import add_cut_options
 from afclip_runtime.cli import inspect as of_runtime
+from afclip_runtime.cli.feedback import add_feedback_options, give_feedback
 from afclip_runtime.cli.inspect import (
     FILES,
     NOTHING,
@@ -62,6 +64,9 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     named = [*filter(None, [named_model(options), *options.methods.split(",")])]
     if not named:
         raise no_model("inspect", shlex.join(options.paths), "; --methods NAMES, those that train nothing")
+    if options.feedback:
+        _mark(named, options, arguments)
+        return 0
     saves = saves_of(options, SAVES)
     by_hand = options.threshold is not None or options.pixel_threshold is not None
     if len(named) > 1 and (options.calibration or by_hand):
@@ -100,6 +105,27 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     return report(models, inputs, done, options.out, lines, cut.notes if cut else ())
 
 
+def _mark(named: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any]) -> None:
+    """Marks the images that are named, as --feedback says."""
+    images = [Path(path) for path in patterns_of(options.paths)]
+    if len(named) > 1:
+        raise UserError("feedback is on one model, and several are named.")
+    if options.feedback_to == "memory":
+        from afclip_lightning.inspection.few_shot_feedback import mark_few_shot
+
+        if options.few_shot_dir is None:
+            raise UserError("--feedback_to memory is for few-shot images: name their folder, --few_shot_dir DIR.")
+        for image in images:
+            mark_few_shot(options.few_shot_dir, options.feedback, image, options.feedback_by)
+        print(
+            f"The few-shot images have changed: {options.few_shot_dir}. Calibrate again with them: thresholds made "
+            "before do not hold for another memory, and are refused."
+        )
+        return
+    (model,) = load_models(named, options, arguments, wanted_calibration(options), images).values()
+    give_feedback(model, options.feedback, images, options.feedback_by)
+
+
 def _cut(patterns: Sequence[str], options: argparse.Namespace) -> "CutInputs":
     """Returns what became of the volumes among the inputs."""
     from tqdm import tqdm
@@ -134,5 +160,12 @@ def _parser() -> argparse.ArgumentParser:
         help="score of a volume from those of its slices: highest, mean, or mean_top_N of the N highest (%(default)s)",
     )
     add_threshold_options(parser)
+    add_feedback_options(parser).add_argument(
+        "--feedback_to",
+        choices=("threshold", "memory"),
+        default="threshold",
+        help="what it changes: the threshold of the calibration, or the few-shot images: normal ones are copied to "
+        "--few_shot_dir, below feedback/, and the thresholds must be made anew (%(default)s)",
+    )
     add_model_options(parser, engine=True)
     return parser

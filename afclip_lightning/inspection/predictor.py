@@ -110,7 +110,7 @@ def load(
         model.fit_few_shot(few_shot)
     if found and place:
         found.check(place, model.checkpoint, model.settings)
-        model.calibration, model.calibrated_by = found, place
+        model.use(found, place)
     model.threshold, model.pixel_threshold = threshold, pixel_threshold
     return model
 
@@ -183,7 +183,7 @@ class Predictor(Inspector):
             engine = self._engine(self.build({"k_shot": len(images)}), self.category)
             engine.fill(progress(pictures, len(pictures)) if progress else pictures, self.batch_size, known)
             self.engine = engine
-        self.calibration = None
+        self.use(None)
 
     @property
     def takes_few_shot(self) -> bool:  # type: ignore[override]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from afclip_runtime.cli.feedback import add_feedback_options, give_feedback
 from afclip_runtime.cli.options import (
     RUNTIME,
     add_bundle_options,
@@ -60,6 +61,10 @@ or lower (light, camera or product have changed), the calibration no longer hold
 note, and exit code 3. At most 1 % of runs without a change ever say so, if at most half of the images are anomalous and
 no more than 40 in a row.
 
+A verdict was wrong? The same command with those images and --feedback normal (a false alarm) or --feedback anomalous
+(a missed anomaly) moves the threshold, within the interval in which it lies anyway; --feedback undo takes that back. An
+audit file beside the calibration, head.feedback.jsonl, gets a line each; the calibration stays as it is.
+
 Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 3 the calibration no
 longer holds (column drift), whether or not all could be read; 2 a mistake that the message explains; 70 an error of
 this program; 130 interrupted.
@@ -79,6 +84,11 @@ def main(args: Sequence[str]) -> int:
     options = _parser().parse_args(args)
     saves = saves_of(options, SAVES)
     folder = bundle_of(options)
+    if options.feedback:
+        images = [Path(path) for path in patterns_of(options.paths)]
+        model = load_bundle(folder, options, wanted_calibration(options), images)
+        give_feedback(model, options.feedback, images, options.feedback_by)
+        return 0
     inputs = find_inputs(patterns_of(options.paths), options.out, options.ignore)
     if not inputs:
         raise UserError(NOTHING)
@@ -193,7 +203,9 @@ def inspected(
     from afclip_runtime.files import only_writer
     from afclip_runtime.inspection.folder import check_settings, inspect
 
-    facts = {name: [model.checkpoint, model.settings, *model.thresholds] for name, model in models.items()}
+    facts = {
+        name: [model.checkpoint, model.settings, *model.thresholds_before_feedback] for name, model in models.items()
+    }
     with only_writer(options.out):
         check_settings(options.out, {"model": facts, "save": sorted(saves)})
         yield inspect(models, inputs, options.out, saves, options.num_workers, keeps)
@@ -244,5 +256,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{RUNTIME} inspect", description=DESCRIPTION)
     add_inspect_options(parser, SAVES)
     add_threshold_options(parser)
+    add_feedback_options(parser)
     add_bundle_options(parser)
     return parser

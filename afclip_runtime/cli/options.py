@@ -217,7 +217,8 @@ def thresholds_of(model: "Inspector") -> str:
     by_hand = {(True, True): "both", (True, False): "that of the score", (False, True): "that of the map"}
     said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
     if model.calibration is not None:
-        return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){said}"
+        by_feedback = f"; {model.feedback}" if str(model.feedback or "") else ""
+        return f"thresholds of {model.calibrated_by or 'a calibration'} ({model.calibration}){by_feedback}{said}"
     if model.defaults is not None:
         return f"{DEFAULT}{said}"
     if model.head_thresholds is not None and not said:

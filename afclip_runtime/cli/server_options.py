@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REQUESTS = """\
   GET    /                 the page
   POST   /api/inspect      the request is an image file, or a form with one; the answer is JSON: score, verdict, area,
-                           regions; note (if the last 20 images do not look like those of the calibration)
+                           regions; note (if the calibration no longer holds)
                            curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
                            curl -F file=@image.png http://127.0.0.1:8000/api/inspect
   GET    /api/model        method, backbone, calibration, thresholds and where they come from, limits
@@ -29,6 +29,9 @@ REQUESTS = """\
   DELETE /api/normals      removes them and their thresholds; those of --calibration hold again
   POST   /api/few_shot     likewise an image, of a normal product: a few-shot image, for a method that takes them
   DELETE /api/few_shot     removes them
+  POST   /api/feedback     ?image=…&mark=normal: the verdict on this image was wrong, image being what the answer of
+                           inspect calls it; the threshold moves by a bounded rule, with a line in an audit file
+  DELETE /api/feedback/ID  takes that back; GET /api/feedback: all lines
   GET    /health           whether the server answers, how many requests wait, whether the calibration holds (drift)
   GET    /api/health       the same, where a token is needed: since when, and in words
   GET    /openapi.json     all of it, for programs

@@ -153,7 +153,7 @@ def open_bundle(
         model.roi = roi if isinstance(roi, Roi) else read_roi(Path(roi))
     if found:
         found.check(place, model.checkpoint, model.settings)
-        model.calibration, model.calibrated_by = found, place
+        model.use(found, place)
     return model
 
 

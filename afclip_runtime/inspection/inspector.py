@@ -11,6 +11,7 @@ import numpy as np
 from afclip_runtime.engines.base import Engine
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.inspection.calibration import Calibration, Threshold
+from afclip_runtime.inspection.feedback import Feedback, audit_file
 from afclip_runtime.inspection.verdict import Inspection, only_inside
 from afclip_runtime.thresholds import DefaultThreshold, DefaultThresholds, ThresholdFrom
 from afclip_runtime.types import Tiling
@@ -43,6 +44,7 @@ class Inspector:
     Attributes:
         calibration: Where thresholds come from, or `None`.
         calibrated_by: The file that it was read from, if any.
+        feedback: What was said of verdicts under it; `None` without a calibration.
         title: What the head calls itself; empty if it does not.
         head_thresholds: The head's own thresholds, or `None`; they are used as `defaults` says.
         threshold: Of image scores, in place of the calibration's or the head's own.
@@ -68,6 +70,7 @@ class Inspector:
         self.batch_size = batch_size
         self.calibration: Calibration | None = None
         self.calibrated_by: Path | None = None
+        self.feedback: Feedback | None = None
         self.title = ""
         self.head_thresholds: DefaultThresholds | None = None
         self.threshold: float | None = None
@@ -76,6 +79,20 @@ class Inspector:
         self.white: int | None = None
         self.roi: Roi | None = None
         self.remarks: Counter[str] = Counter()
+
+    def use(self, calibration: Calibration | None, place: Path | None = None) -> None:
+        """Takes a calibration, with the feedback that lies beside its file, in place of the one before.
+
+        Args:
+            calibration: As it was made; `None` goes without.
+            place: The file that it was read from, if any.
+
+        Raises:
+            UserError: The feedback cannot be read, or the threshold cannot be moved.
+        """
+        self.feedback = Feedback(calibration, audit_file(place) if place else None) if calibration else None
+        self.calibration = self.feedback.calibration if self.feedback else None
+        self.calibrated_by = place if calibration else None
 
     def predict(self, image: Source) -> Inspection:
         """Returns what the model says of an image.
@@ -216,6 +233,12 @@ class Inspector:
         """Returns the threshold of image scores and that of the values of maps; `None` where there is none."""
         image, pixel = self.in_use
         return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
+
+    @property
+    def thresholds_before_feedback(self) -> tuple[float | None, float | None]:
+        """The two thresholds as they are without feedback."""
+        image, pixel = self.thresholds
+        return self.feedback.before.image.value if self.feedback and self.threshold is None else image, pixel
 
     @property
     def thresholds_from(self) -> tuple[ThresholdFrom | None, ThresholdFrom | None]:

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from afclip_runtime.inspection.drift import Side
+from afclip_runtime.inspection.feedback import Verdict
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.thresholds import ThresholdFrom
 from afclip_runtime.views.resizing import area_mean
@@ -20,8 +21,8 @@ class ModelFacts(BaseModel):
     Thresholds and scales are those of the calibration, or without one those that come with the head: `threshold_from`
     is `default` then, and `chosen` says how; `null` without both. `title` is the head's own. `max_few_shot` is 0 where
     the method takes no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images
-    or more, of which `normals` were given. `toy`: the backbone has seen drawn pictures only. `roi`: share of the images
-    that is inspected; `null` for all of it.
+    or more, of which `normals` were given; so many `marks` of feedback hold for its threshold. `toy`: the backbone has
+    seen drawn pictures only. `roi`: share of the images that is inspected; `null` for all of it.
     """
 
     title: str
@@ -37,6 +38,7 @@ class ModelFacts(BaseModel):
     calibration: str | None
     toy: bool
     roi: float | None
+    marks: int
     few_shot: int
     normals: int
     min_normals: int
@@ -71,9 +73,12 @@ class MapValues(BaseModel):
 class Result(BaseModel):
     """What the model says of an image. What needs a threshold is `null` without one; `map` if it was asked for.
 
-    `note` says if the calibration no longer holds for the images that came.
+    `image` is what the file is known by, for feedback, and `mark` what was said of it. `note` says if the calibration
+    no longer holds for the images that came.
     """
 
+    image: str
+    mark: Verdict | None
     score: float
     probability: float | None
     threshold: float | None
@@ -105,17 +110,21 @@ class Health(BaseModel):
     drift: DriftFacts | None
 
 
-def result_of(found: Inspection, note: str, with_map: bool) -> Result:
+def result_of(found: Inspection, note: str, with_map: bool, image: str = "", mark: Verdict | None = None) -> Result:
     """Returns an inspection as it is sent.
 
     Args:
         found: The inspection.
         note: What is to be said of the last images.
         with_map: Whether its map is sent too.
+        image: What the file is known by.
+        mark: What was said of it.
     """
     height, width = found.anomaly_map.shape
     regions = found.regions
     return Result(
+        image=image,
+        mark=mark,
         score=found.score,
         probability=found.probability,
         threshold=found.threshold,

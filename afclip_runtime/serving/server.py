@@ -5,17 +5,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import msgspec
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from pydantic import Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import afclip_runtime
+from afclip_runtime.inspection.feedback import Mark, Verdict
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.serving.access import TokenCheck
 from afclip_runtime.serving.answers import Health, ModelFacts, Result, result_of
-from afclip_runtime.serving.service import Limits, Service
+from afclip_runtime.serving.service import Judged, Limits, Service
 from afclip_runtime.supervision import notify
 
 HEADERS = {
@@ -31,6 +34,8 @@ HEADERS = {
 PAGES = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
 PAGES |= {f"/{name}": (name, "text/javascript") for name in ("serve.js", "roi.js")}
 PAGES |= {"/sample.jpg": ("sample.jpg", "image/jpeg")}
+Known = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]  # what an image is known by
+Text = Annotated[str, Field(max_length=200)]
 FILE = {"type": "string", "format": "binary"}
 FORM = {"schema": {"type": "object", "properties": {"file": FILE}, "required": ["file"]}}
 IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": {"schema": FILE}, "multipart/form-data": FORM}}}
@@ -96,7 +101,7 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
     @api.post("/inspect", openapi_extra=IMAGE_BODY)
     async def inspect(request: Request, map: bool = False) -> Result:
         """Judges the image that is the request's body, or the file in its form; `map=true`: with its map."""
-        return await service.take(request, lambda body: result_of(*service.inspect(body), map))
+        return await service.take(request, lambda body: _result(service.inspect(body), map))
 
     @api.post("/few_shot", openapi_extra=IMAGE_BODY)
     async def add_few_shot(request: Request) -> ModelFacts:
@@ -141,8 +146,37 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
             json.dumps(asdict(service.model.calibration), indent=2), media_type="application/json", headers=headers
         )
 
+    @api.post("/feedback")
+    async def mark(image: Known, mark: Verdict, name: Text = "", who: Text = "") -> ModelFacts:
+        """Says that the verdict on an image is wrong: it is `mark`. The threshold moves by a bounded rule.
+
+        `image` is what the answer to its inspection calls it, `name` that of the file; both are written down, and `who`
+        says so.
+        """
+        return await give(mark, image, name, who)
+
+    @api.delete("/feedback/{image}")
+    async def unmark(image: Known, who: Text = "") -> ModelFacts:
+        """Takes back what was said of an image. The audit file gets a line more, and none less."""
+        return await give("undo", image, "", who)
+
+    async def give(mark: Mark, image: str, name: str, who: str) -> ModelFacts:
+        with service.place():
+            await service.run(lambda: service.mark(mark, image, name, f"the page {who}".strip()))
+        return service.facts()
+
+    @api.get("/feedback")
+    async def feedback() -> list[dict[str, Any]]:
+        """Returns the lines of the audit file, undone ones too."""
+        known = service.model.feedback
+        return [msgspec.to_builtins(entry) for entry in known.entries] if known else []
+
     app.include_router(api)
     return app
+
+
+def _result(judged: Judged, with_map: bool) -> Result:
+    return result_of(judged.found, judged.note, with_map, judged.image, judged.mark)
 
 
 def _health(service: Service, in_short: bool = False) -> Health:

@@ -7,21 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TypeVar
 
 from fastapi import HTTPException, Request
 
 from afclip_runtime.errors import UserError, message_of
 from afclip_runtime.images.reader import read_shape
-from afclip_runtime.inspection.calibration import FEWEST, Calibration
-from afclip_runtime.inspection.collected import Collected, digest
+from afclip_runtime.inspection.calibration import FEWEST, Calibration, fingerprint
+from afclip_runtime.inspection.collected import Collected
 from afclip_runtime.inspection.drift import Drift
+from afclip_runtime.inspection.feedback import Entry, Mark, Verdict
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.serving.answers import DriftFacts, ModelFacts
 from afclip_runtime.serving.intake import Intake
 
-RECENT = 1000  # images that are known when they come again
+RECENT = 1000  # images that are known when they come again, or their verdict is called wrong
 T = TypeVar("T")
 
 
@@ -44,8 +46,25 @@ class Limits:
     normals: int = 500
 
 
+@dataclass(frozen=True)
+class Judged:
+    """An image that was judged.
+
+    Attributes:
+        image: What its file is known by, 16 hexadecimal digits.
+        mark: What was said of it in feedback, if anything.
+        found: What the model says of it.
+        note: What is to be said of the last images.
+    """
+
+    image: str
+    mark: Verdict | None
+    found: Inspection
+    note: str
+
+
 class DriftWatch:
-    """Watches the stream of images that the server is given; an image that comes again soon counts once.
+    """Watches the stream of images that the server is given.
 
     Args:
         calibration: That in use, if any.
@@ -56,22 +75,22 @@ class DriftWatch:
 
     def __init__(self, calibration: Calibration | None) -> None:
         self.drift = Drift(calibration.good if calibration else None)
-        self.recent: dict[bytes, None] = {}
         self.facts: DriftFacts | None = None
 
-    def add(self, image: bytes, score: float) -> str:
-        """Adds the score of an image that a digest tells from others, and returns what is to be said."""
-        if image not in self.recent:
-            self.recent[image] = None
-            if len(self.recent) > RECENT:
-                del self.recent[next(iter(self.recent))]
-            alarm = self.drift.add(score)
-            if alarm is None:
-                self.facts = None
-            elif self.facts is None or self.facts.image != alarm.image:
-                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                self.facts = DriftFacts(side=alarm.side, since=now, image=alarm.image, said=alarm.said)
+    @property
+    def said(self) -> str:
+        """What is to be said of the drift; empty while the calibration holds."""
         return self.facts.said if self.facts else ""
+
+    def add(self, score: float) -> str:
+        """Adds the score of an image, and returns what is to be said."""
+        alarm = self.drift.add(score)
+        if alarm is None:
+            self.facts = None
+        elif self.facts is None or self.facts.image != alarm.image:
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self.facts = DriftFacts(side=alarm.side, since=now, image=alarm.image, said=alarm.said)
+        return self.said
 
 
 class Service:
@@ -92,6 +111,7 @@ class Service:
         self.few_shot: list[bytes] = []  # as they came: decoded they would be many times larger
         self.normals = Collected(limits.normals)
         self.drift = DriftWatch(model.calibration)
+        self.judged: dict[str, float] = {}  # scores of the last images, by what they are known by
         self.intake = Intake(limits.size)
         self.waiting = 0
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -136,10 +156,42 @@ class Service:
         except UserError as error:
             raise HTTPException(422, message_of(error)) from error
 
-    def inspect(self, body: bytes) -> tuple[Inspection, str]:
+    def inspect(self, body: bytes) -> "Judged":
         """Returns what the model says of an image file, and what is to be said of the last images."""
-        found = self.model.predict(self.open(body))
-        return found, self.drift.add(digest(body), found.score)
+        found, known = self.model.predict(self.open(body)), fingerprint(body)
+        is_new = self.judged.pop(known, None) is None
+        self.judged[known] = found.score
+        if len(self.judged) > RECENT:
+            del self.judged[next(iter(self.judged))]
+        entry = self.model.feedback.marks.get(known) if self.model.feedback else None
+        said = self.drift.add(found.score) if is_new else self.drift.said
+        return Judged(known, entry.verdict_meant if entry else None, found, said)
+
+    def mark(self, mark: Mark, image: str, name: str, who: str) -> Entry:
+        """Notes that the verdict on an image was wrong, or takes that back; the threshold moves from now on.
+
+        Args:
+            mark: What the image is, or `undo`.
+            image: What it is known by in the answer to its inspection.
+            name: Of the file, to be written down.
+            who: Says so.
+
+        Raises:
+            UserError: The image was not judged lately, there is no calibration; see `Feedback.mark`.
+        """
+        feedback = self.model.feedback
+        if feedback is None:
+            raise UserError("There is no calibration that feedback could move. Calibrate first.")
+        known = feedback.marks.get(image)
+        if known is None and image not in self.judged:
+            raise UserError(
+                f"This image is none of the last {RECENT} that were judged. Inspect it again, then mark it."
+            )
+        score = self.judged.get(image, known.score if known else 0.0)
+        entry = feedback.mark(mark, image, name or (known.path if known else ""), score, who)
+        self.model = copy.copy(self.model)
+        self.model.calibration = feedback.calibration
+        return entry
 
     def collect(self, body: bytes) -> None:
         """Adds a normal image to those that a calibration is made from; a copy of one changes nothing."""
@@ -153,11 +205,15 @@ class Service:
     def reset_normals(self) -> None:
         """Removes the normal images and their calibration; without few-shot images the loaded one holds again."""
         self.normals = Collected(self.limits.normals)
-        self._use(None if self.few_shot else self.loaded.calibration)
+        as_made = self.loaded.feedback.before if self.loaded.feedback else self.loaded.calibration
+        if self.few_shot:
+            self._use(None)
+        else:
+            self._use(as_made, self.loaded.calibrated_by)
 
-    def _use(self, calibration: Calibration | None) -> None:
+    def _use(self, calibration: Calibration | None, place: Path | None = None) -> None:
         self.model = copy.copy(self.model)
-        self.model.calibration = calibration
+        self.model.use(calibration, place)
         self.drift = DriftWatch(calibration)
 
     def add_few_shot(self, body: bytes) -> None:
@@ -211,6 +267,7 @@ class Service:
             calibration=str(model.calibration) if model.calibration else None,
             toy=model.is_toy,
             roi=model.roi.share if model.roi else None,
+            marks=len(model.feedback.marks) if model.feedback else 0,
             few_shot=len(self.few_shot),
             normals=len(self.normals),
             min_normals=FEWEST,

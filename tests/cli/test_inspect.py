@@ -506,6 +506,39 @@ def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
+def test_feedback_moves_the_threshold_of_later_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_pictures(folder / "all", 31)
+    scores = [one.score for one in load(folder / "head.ckpt", device="cpu").predict_many(paths)]
+    highest = str(paths[int(np.argmax(scores))].rename(folder / "highest.png").relative_to(folder))
+    command = ["--checkpoint", "head.ckpt", "--num_workers", "0", "--normal", "all", "--fpr", "0.1"]
+    assert calibrate.main(command) == 0
+    made = Path("head.calibration.json").read_bytes()
+    assert inspect(highest, "all") == 0
+    first = {row["path"]: row for row in rows()}
+    assert first[highest]["verdict"] == "anomalous"
+    assert inspect("--feedback", "normal", "--feedback_by", "Ada", highest) == 0
+    said = capsys.readouterr().out
+    assert "normal (score" in said
+    assert "written to head.feedback.jsonl" in said
+    assert inspect("--feedback", "normal", highest) == 2
+    assert "was marked as normal before" in capsys.readouterr().err
+    (folder / "new.png").write_bytes((folder / highest).read_bytes())
+    assert inspect(highest, "all", "new.png") == 0  # the folder of the output goes on
+    assert "1 mark of feedback: threshold" in capsys.readouterr().err
+    later = {row["path"]: row for row in rows()}
+    assert later[highest] == first[highest]
+    assert later["new.png"]["threshold"] > first[highest]["threshold"]
+    assert inspect("--feedback", "undo", highest) == 0
+    assert Path("head.calibration.json").read_bytes() == made
+    assert inspect("new.png", "--out", "out2") == 0
+    assert rows("out2")[0]["threshold"] == first[highest]["threshold"]
+    assert inspect("--feedback", "anomalous", "--no_calibration", highest) == 2
+    assert "there is no calibration" in capsys.readouterr().err
+    assert inspect("--feedback", "normal", "--feedback_to", "memory", highest) == 2
+    assert "--few_shot_dir" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_copies_count_once_and_few_images_are_told_early(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,8 @@ from fastapi.testclient import TestClient
 from afclip_lightning import load
 from afclip_lightning.cli.serve import main
 from afclip_lightning.inspection.predictor import Predictor
-from afclip_runtime.inspection.calibration import Calibration, Threshold, from_normals
+from afclip_runtime.inspection.calibration import Calibration, Origin, Threshold, from_normals
+from afclip_runtime.inspection.drift import keep
 from afclip_runtime.serving.server import create_app
 from afclip_runtime.serving.service import Limits, Service
 from afclip_runtime.views.roi import read_roi
@@ -250,6 +251,48 @@ def test_a_stream_that_is_another_one_is_told(head: Path) -> None:
         assert abs(time.time() - datetime.fromisoformat(drift["drift"]["since"]).timestamp()) < 60
         client.delete("/api/normals")  # and so their calibration
         assert client.get("/health").json() == {"status": "ok", "waiting": 0}
+
+
+@pytest.mark.slow
+def test_a_wrong_verdict_moves_the_threshold_and_can_be_undone(head: Path, tmp_path: Path) -> None:
+    model = load(head, device="cpu", calibration=None)
+    found = model.predict_many([picture(seed) for seed in range(30)])
+    order = np.argsort([one.score for one in found])
+    scores = np.sort([one.score for one in found])[:-1]
+    made = Origin("bolt", "bolts", 29, "2026-01-31 14:05", "1.0")
+    calibration = Calibration(
+        from_normals(scores, 0.1), None, model.checkpoint, model.settings, made, keep(scores.astype(np.float32))
+    )
+    place = tmp_path / "head.calibration.json"
+    calibration.save(place)
+    model.use(calibration, place)
+    body = encoded(picture(int(order[-1])))
+    with client_of(model) as client:
+        said = client.post("/api/inspect", content=body).json()
+        assert said["anomalous"]
+        before = client.get("/api/model").json()
+        assert (before["threshold"], before["marks"]) == (calibration.image.value, 0)
+        asked = {"image": said["image"], "mark": "normal", "name": "bolt.png", "who": "Ada"}
+        after = client.post("/api/feedback", params=asked).json()
+        assert after["marks"] == 1
+        assert before["threshold"] < after["threshold"]
+        again = client.post("/api/inspect", content=body).json()
+        assert (again["mark"], again["threshold"]) == ("normal", after["threshold"])
+        assert client.post("/api/feedback", params=asked).status_code == 422  # it is marked already
+        (line,) = client.get("/api/feedback").json()
+        assert (line["path"], line["threshold_after"]) == ("bolt.png", after["threshold"])
+        assert line["who"].endswith("the page Ada")
+        reopened = load(head, device="cpu", calibration=None)
+        reopened.use(Calibration.read(place), place)  # another process, as the next inspect is one
+        assert reopened.thresholds[0] == after["threshold"]
+        assert client.delete(f"/api/feedback/{said['image']}").json()["threshold"] == before["threshold"]
+        assert client.delete(f"/api/feedback/{said['image']}").status_code == 422  # nothing to undo
+        assert [line["mark"] for line in client.get("/api/feedback").json()] == ["normal", "undo"]
+        assert Calibration.read(place) == calibration
+        unknown = client.post("/api/feedback", params={"image": "0" * 16, "mark": "normal"})
+        assert unknown.status_code == 422
+        assert "Inspect it again" in unknown.json()["detail"]
+        assert client.post("/api/feedback", params={"image": "../head", "mark": "normal"}).status_code == 422
 
 
 def test_a_model_that_gives_nan_is_told(head: Path) -> None:
@@ -668,6 +711,15 @@ def test_calibrating_in_a_browser(server: tuple[str, subprocess.Popen[str]], pag
     page.wait_for_function("() => $('calibrated').textContent.includes('8 images from the page')")
     assert page.locator("#scale").is_hidden()
     assert page.locator("#download").is_visible()
+    offered = page.inner_text("#wrong")
+    assert offered.startswith("This verdict is wrong: it is ")
+    page.click("#wrong")
+    page.wait_for_selector("#feedback-message:not([hidden])")
+    assert page.inner_text("#feedback-message").startswith("Noted. The threshold ")
+    assert page.inner_text("#marked") == f"Marked as {offered.split()[-1]}."
+    page.click("#wrong")  # undo
+    page.wait_for_function(f"() => $('wrong').textContent === '{offered}'")
+    assert [line["mark"] for line in httpx.get(f"{address}/api/feedback").json()] == [offered.split()[-1], "undo"]
     page.click("#reset-normals")
     page.wait_for_function("() => !$('calibrated').textContent.includes('from the page')")
 

@@ -122,15 +122,20 @@ async function inspect(file) {
   const number = ++latest;
   say("message", "");
   $("busy").hidden = false;
+  $("wrong").disabled = true;
   try {
     const result = await send("/api/inspect?map=true", file);
     if (number !== latest) return;
     say("note", result.note);
+    say("feedback-message", "");
     await show(file, result);
   } catch (error) {
     if (number === latest) say("message", about(file, error) + (shown ? ` The picture and the verdict are still those of ${shown.file.name}.` : ""));
   } finally {
-    if (number === latest) $("busy").hidden = true;
+    if (number === latest) {
+      $("busy").hidden = true;
+      $("wrong").disabled = false;
+    }
   }
 }
 
@@ -200,12 +205,37 @@ function draw() {
   $("verdict").textContent = {anomalous: "Anomalous", normal: "Normal", "": "No verdict yet"}[verdict];
   say("why", verdict === "" ? "There is no threshold yet. Calibrate from normal images, or choose one below."
     : byDefault("threshold") ? "By the default threshold of the head, not of your product: calibrate from normal images." : "");
+  feedback(result);
   $("score").textContent = digits(result.score);
   $("area").textContent = pixel === null ? "–" : `${(100 * area / inspected).toFixed(area ? 2 : 0)} %`;
   $("regions").textContent = pixel === null ? "–" : regions(marked, width, height);
   $("origin").textContent = chosen.threshold !== null || chosen.pixel !== null ? "Chosen by hand on this page."
     : model.threshold_from === "calibration" ? "From the calibration."
     : model.threshold_from === "default" ? `Default of the head. ${model.chosen}` : "None yet: calibrate, or choose them here.";
+}
+
+// What was said of the verdict, or a way to say it: of the calibration's threshold, and not of one that was chosen by hand.
+function feedback({mark, score}) {
+  $("feedback").hidden = model.threshold_from !== "calibration" || (!mark && chosen.threshold !== null);
+  $("marked").textContent = mark ? `Marked as ${mark}.` : "";
+  $("wrong").textContent = mark ? "Undo" : `This verdict is wrong: it is ${score > model.threshold ? "normal" : "anomalous"}`;
+}
+
+async function giveFeedback() {
+  const {file, result} = shown, before = model.threshold;
+  say("feedback-message", "");
+  try {
+    const mark = result.mark ? null : result.score > before ? "normal" : "anomalous";
+    facts(await (mark ? ask(`/api/feedback?${new URLSearchParams({image: result.image, mark, name: file.name.slice(-200)})}`, {method: "POST"})
+      : ask(`/api/feedback/${result.image}`, {method: "DELETE"})));
+    result.mark = mark;
+    say("feedback-message", model.threshold === before ? "Noted. The threshold stays where it is."
+      : `Noted. The threshold has moved from ${digits(before)} to ${digits(model.threshold)}.`);
+    range("threshold");
+    draw();
+  } catch (error) {
+    say("feedback-message", error.message);
+  }
 }
 
 // White between the marked and the others, with a dark line outside so that it shows on white too.
@@ -291,6 +321,7 @@ for (const key of ["threshold", "pixel"]) {
   $(key).addEventListener("input", () => choose(key, $(key).value, $(`${key}-value`)));
   $(`${key}-value`).addEventListener("change", () => choose(key, $(`${key}-value`).value, $(key)));
 }
+$("wrong").addEventListener("click", giveFeedback);
 $("strength").addEventListener("input", draw);
 $("few-shot-files").addEventListener("change", (event) => {
   const files = [...event.target.files];

@@ -1,0 +1,54 @@
+"""The option --feedback of `inspect`: verdicts that were wrong, of the command line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from afclip_runtime.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.inspector import Inspector
+
+MARKS = ("normal", "anomalous", "undo")
+
+
+def add_feedback_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the options that say which verdicts were wrong, and returns their group."""
+    group = parser.add_argument_group("feedback")
+    group.add_argument(
+        "--feedback",
+        choices=MARKS,
+        help="the verdict on these images is wrong: they are normal, or anomalous; undo takes that back. They are "
+        "judged once more, --out stays as it is, and the threshold moves by a bounded rule",
+    )
+    group.add_argument("--feedback_by", default="", metavar="NAME", help="who says so, for the audit file")
+    return group
+
+
+def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: str) -> None:
+    """Marks images whose verdict was wrong, and prints how far the threshold of the calibration moves.
+
+    Args:
+        model: With its calibration.
+        mark: One of `MARKS`.
+        images: The files.
+        who: Says so.
+
+    Raises:
+        UserError: There is no calibration, or an image cannot be read or marked; those before it are marked.
+    """
+    from afclip_runtime.files import fingerprint
+    from afclip_runtime.inspection.feedback import Mark
+
+    feedback = model.feedback
+    if feedback is None:
+        raise UserError("there is no calibration whose threshold feedback could move. Calibrate first.")
+    kind: Mark = next(name for name in get_args(Mark) if name == mark)
+    for image in images:
+        entry = feedback.mark(kind, fingerprint(image), str(image), model.predict(image).score, who)
+        print(
+            f"{shown(image)}: {entry.mark} (score {entry.score:.6g}, was judged {entry.verdict}); threshold "
+            f"{entry.threshold_before:.6g} → {entry.threshold_after:.6g}"
+        )
+    print(f"written to {shown(feedback.path)}" if feedback.path else "kept in memory")
