@@ -576,7 +576,7 @@ def test_a_region_is_drawn_in_a_browser(
     page.wait_for_selector("body[data-ready]")
     assert not page.locator("#region").is_visible()
     page.set_input_files("#file", tmp_path / "0.png")
-    page.wait_for_selector("#region:not([hidden])")
+    page.wait_for_selector("#region", state="visible")
 
     def click(x: float, y: float) -> None:
         box = page.locator("#frame").bounding_box()

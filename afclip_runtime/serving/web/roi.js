@@ -29,11 +29,10 @@ function drawOutlines() {
   $("frame").classList.toggle("drawing", drawing !== null);
   const count = closed.length;
   for (const kind of ["include", "ignore"]) $(`draw-${kind}`).setAttribute("aria-pressed", drawing?.kind === kind);
-  $("region").hidden = false;
   $("remove-outlines").hidden = $("download-region").hidden = !count;
   $("region-said").textContent = drawing ? "Click the corners on the image; click the first one again, or press Enter, to close. Backspace takes one back, Escape all of them."
     : count ? `${count} ${count === 1 ? "outline" : "outlines"}. Download the file and calibrate with it: calibrate --roi roi.json --normal DIR.`
-    : "Draw on the image which part of it is inspected. This page goes on as it is until it is started with a calibration of that region.";
+    : "Region of interest: draw on the image which part of it is inspected, and calibrate with the file.";
 }
 
 function close() {
@@ -46,6 +45,7 @@ for (const kind of ["include", "ignore"]) {
   document.getElementById(`draw-${kind}`).addEventListener("click", () => {
     drawing = drawing?.kind === kind ? null : {kind, corners: []};
     drawOutlines();
+    if (drawing) $("frame").scrollIntoView({block: "nearest"});
   });
 }
 document.getElementById("frame").addEventListener("click", (event) => {
