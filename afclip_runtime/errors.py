@@ -3,6 +3,7 @@
 import os
 import shlex
 import unicodedata
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,13 +41,20 @@ def typed(*words: object) -> str:
 
 
 def install_extra(extra: str) -> str:
-    """Returns the command that installs optional packages of what is installed here: afclip_lightning or the runtime.
+    """Returns how optional packages of what is installed here are installed: of afclip_lightning or of the runtime.
+
+    A bundle holds the runtime as a folder, which pip knows nothing of: its requirements.txt lists them.
 
     Args:
         extra: Name of the extra.
     """
-    package = "afclip_lightning" if find_spec("afclip_lightning") else "afclip_runtime"
-    return f"pip install '{package}[{extra}]'"
+    if find_spec("afclip_lightning"):
+        return f"pip install 'afclip_lightning[{extra}]'"
+    try:
+        distribution("afclip_runtime")
+    except PackageNotFoundError:
+        return f"install what requirements.txt of the bundle lists for {extra}"
+    return f"pip install 'afclip_runtime[{extra}]'"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -47,13 +47,19 @@ msgspec>=0.19
 filelock>=4
 tqdm>=4.66
 onnxruntime>=1.20
-# or, in place of onnxruntime, for --engine openvino:
+# or, in place of onnxruntime, openvino: for --engine openvino
 # openvino>=2024.6
-# for TIFF files:
+# tiff: for TIFF files
 # tifffile>=2024.8.24
 # imagecodecs>=2024.6.1
-# for DICOM files:
+# dicom: for DICOM files
 # pydicom>=3.0,<4
+# python-gdcm>=3.0.10
+# pylibjpeg[openjpeg]>=2.0
+# serve: for the page
+# fastapi>=0.115
+# python-multipart>=0.0.18
+# uvicorn>=0.31
 """
 
 
