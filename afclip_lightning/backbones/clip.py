@@ -1,6 +1,6 @@
 """The frozen CLIP that all methods stand on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +21,7 @@ from afclip_lightning.backbones.building import (
     timm_name,
 )
 from afclip_lightning.backbones.preprocess import Preprocess
-from afclip_lightning.backbones.sources import PIP, TIMM, is_local_file, normalisation_of
+from afclip_lightning.backbones.sources import PIP, RANDOM, TIMM, is_local_file, normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec, PosEmbedResize
 from afclip_lightning.backbones.text_tower import TextTower, check_text_tower
 from afclip_lightning.backbones.tokenizers import Tokenizer, load_tokenizer
@@ -129,7 +129,8 @@ class ClipBackbone(nn.Module):
         self.tokenizer_folder, self.cache_dir = tokenizer, cache_dir
         self.embed_dim: int = embed_dim
         self.weights = "+".join(filter(None, [weights, vision_weights]))
-        self.weights_hash = fingerprint(clip.state_dict())
+        state = clip.state_dict()
+        self.weights_hash = fingerprint(state, _computed(state, weights == RANDOM, text, vision_weights is not None))
         self.activation = "quick_gelu" if quick_gelu else "gelu"
         self.pos_embed: PosEmbedResize = pos_embed
         self.vision: VisionTower = (
@@ -322,6 +323,25 @@ class ClipBackbone(nn.Module):
                 ids = ids[:, : int(end.max()) + 1]
             parts.append(self.text(self.text.token_embedding(ids), end))
         return torch.cat(parts)
+
+
+def _computed(names: Iterable[str], drawn: bool, text: TextSource, vision_read: bool) -> set[str]:
+    """Returns which tensors of a model were drawn or resized, and not read.
+
+    Args:
+        names: Of all of them.
+        drawn: Whether they were drawn.
+        text: Where those of the text tower come from.
+        vision_read: Whether those of the vision tower were read after that.
+    """
+
+    def was(name: str) -> bool:
+        is_vision = name.startswith("visual.")
+        if name.endswith(".pos_embed"):  # timm resizes it to the tower's own grid
+            return True
+        return (drawn and not (is_vision and vision_read)) or (text == "random" and not is_vision)
+
+    return set(filter(was, names))
 
 
 def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:

@@ -1,5 +1,8 @@
 """The backbone: taps, sizes, positional embeddings, text, weights from every kind of file."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +276,40 @@ def test_equal_weights_have_one_fingerprint_in_any_file(tmp_path: Path) -> None:
     torch.save(clip.state_dict(), tmp_path / "c.pt")
     c = ClipBackbone(config, str(tmp_path / "c.pt"), image_size=None)
     assert [line.split(":")[0] for line in a.spec((1,)).differences(c.spec((1,)).to_dict())] == ["weights_hash"]
+
+
+@pytest.mark.slow
+def test_a_recipe_has_one_fingerprint_on_any_processor() -> None:
+    """What is drawn and what is resized differ in their last bits between the instructions of processors."""
+    code = (
+        "from afclip_lightning.backbones.clip import ClipBackbone\n"
+        "for model, text in (('tiny-8-112', 'own'), ('timm:vit_tiny_patch16_224', 'random')):\n"
+        "    print(ClipBackbone(model, 'random', image_size=None, text=text).weights_hash)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": instructions},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for instructions in ("default", "avx2")
+    }
+    assert len(found) == 1
+
+
+def test_tensors_that_were_computed_count_by_their_first_values() -> None:
+    state = {"read": torch.arange(8.0), "drawn": torch.arange(1.0, 9.0)}
+    exact, coarse = fingerprint(state), fingerprint(state, {"drawn"})
+    state["drawn"] *= 1 + 1e-6
+    assert fingerprint(state) != exact
+    assert fingerprint(state, {"drawn"}) == coarse
+    state["drawn"] += 1
+    assert fingerprint(state, {"drawn"}) != coarse
+    state["drawn"] -= 1
+    state["read"][0] = 1e-9
+    assert fingerprint(state, {"drawn"}) != coarse
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
