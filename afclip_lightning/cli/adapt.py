@@ -125,5 +125,5 @@ def _parser() -> argparse.ArgumentParser:
         help="of what --fit_head draws (%(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="take the place of a model that is there")
-    add_model_options(parser, few_shot=False)
+    add_model_options(parser, few_shot=False, roi=False)
     return parser

@@ -29,7 +29,11 @@ MODEL_PREFIX = "--model."
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, few_shot: bool = True, category: bool = True, engine: bool = False
+    parser: argparse.ArgumentParser,
+    few_shot: bool = True,
+    category: bool = True,
+    engine: bool = False,
+    roi: bool = True,
 ) -> None:
     """Adds the options that say which model it is, and how it sees images.
 
@@ -38,6 +42,7 @@ def add_model_options(
         few_shot: Whether the command takes few-shot images as such.
         category: Whether it is for one product.
         engine: Whether the command takes bundles too, which other engines run.
+        roi: Whether it takes a region of interest.
     """
     model = parser.add_argument_group("model")
     add_model_names(model)
@@ -52,7 +57,7 @@ def add_model_options(
     if engine:
         add_engine_options(model, ("torch", *GRAPH_ENGINES))
     add_batch_options(model)
-    add_view_options(parser)
+    add_view_options(parser, roi)
 
 
 def add_model_names(group: argparse._ArgumentGroup) -> None:

@@ -270,5 +270,5 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument("--threshold", type=finite, metavar="X", help="by hand, in the unit of the maps")
     rules.add_argument("--no_masks", action="store_true", help="no masks: the server then gives no SegF1")
     rules.add_argument("--longest", type=int, metavar="PX", help="longest side of a stored map; that of the image")
-    add_model_options(parser, few_shot=False, category=False)
+    add_model_options(parser, few_shot=False, category=False, roi=False)
     return parser

@@ -62,8 +62,13 @@ def add_batch_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--num_workers", type=int, default=2, metavar="N", help="threads that decode (%(default)s)")
 
 
-def add_view_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how images are seen."""
+def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
+    """Adds the options that say how images are seen.
+
+    Args:
+        parser: Of the command.
+        roi: Whether the command takes a region of interest.
+    """
     view = parser.add_argument_group("how images are seen; a bundle says it itself")
     view.add_argument(
         "--fit",
@@ -83,13 +88,14 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
         "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
         "value. That of the calibration by default, else bits",
     )
-    view.add_argument(
-        "--roi",
-        type=Path,
-        metavar="FILE",
-        help="region of interest: the part of the images that is inspected, as polygons (.json, also of LabelMe) or a "
-        "picture, white on black; docs/roi.md. That of the calibration by default, else the whole image",
-    )
+    if roi:
+        view.add_argument(
+            "--roi",
+            type=Path,
+            metavar="FILE",
+            help="region of interest: the part of the images that is inspected, as polygons (.json, also of LabelMe) "
+            "or a picture, white on black; docs/roi.md. That of the calibration by default, else the whole image",
+        )
 
 
 def add_calibration_options(group: argparse._ArgumentGroup) -> None:

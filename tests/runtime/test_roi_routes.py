@@ -12,6 +12,7 @@ from PIL import Image
 from afclip_lightning import load
 from afclip_lightning.cli import calibrate, inspect
 from afclip_lightning.inspection.bundle import export_bundle
+from afclip_runtime.cli import inspect as runtime_inspect
 from afclip_runtime.engines import GRAPH_ENGINES
 from afclip_runtime.inspection.bundle import open_bundle
 from afclip_runtime.inspection.calibration import Calibration
@@ -77,6 +78,14 @@ def test_all_routes_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str
         bundle = open_bundle(folder / "bundle", engine=engine)
         assert bundle.roi == kept.roi
         same(bundle.predict_many([f"photos/{i}.png" for i in range(3)]), wanted)
+        command = ["photos", "--bundle", "bundle", "--out", engine, "--engine", engine, "--num_workers", "0"]
+        assert runtime_inspect.main(command) == 0
+        for row, one in zip(lines(engine), wanted, strict=True):
+            assert row["score"] == pytest.approx(one.score, abs=BOUND)
+            assert row["area"] == pytest.approx(one.area, abs=BOUND)
+        capsys.readouterr()
+        assert runtime_inspect.main([*command, "--roi", "other.json"]) == 2
+        assert "the region of interest" in capsys.readouterr().err
 
     client = TestClient(create_app(model, Limits(), ["localhost"]), base_url="http://localhost")
     with client:
