@@ -35,8 +35,8 @@ Inspects images: files, folders with all below them, patterns (*), or - for a li
 
 The output folder gets, as it goes, one line per image:
   inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold,
-                            threshold_from (calibration, hand or default), verdict, area (share of inspected pixels above
-                            the pixel threshold), regions (box = left, top, right, bottom; area in pixels; highest score),
+                            threshold_from (calibration, hand or default), verdict, area (share of inspected pixels
+                            that are marked), regions (box = left, top, right, bottom; area in pixels; highest score),
                             drift (higher or lower: the calibration no longer holds, see below), error, name (of the
                             files below); in .jsonl also size and mtime_ns of the file
   maps/NAME.png             --save map: 16 bits, value = low + pixel * step, both texts in the file; evaluate reads it
