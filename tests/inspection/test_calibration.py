@@ -22,7 +22,7 @@ from afclip_runtime.inspection.calibration import (
     probability,
 )
 from afclip_runtime.inspection.distributions import pareto_excess
-from afclip_runtime.inspection.drift import keep
+from afclip_runtime.inspection.drift import NormalScores, keep
 from afclip_runtime.inspection.pixel_tail import PixelTail
 
 
@@ -213,6 +213,9 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     found = Calibration.read(path)
     assert (found.origin, found.good) == (None, None)
     assert str(found) == "of an earlier version, which kept neither product nor date"
+    content["good"] = {"n": 50, "median": 0.1, "upper": 0.9}  # of the version after that
+    path.write_text(json.dumps(content))
+    assert Calibration.read(path).good == NormalScores(50, (), 0.1, 0.9)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "a\nb", "a.", "x" * 61, "\u00fc" * 61, "a\0", "*"])

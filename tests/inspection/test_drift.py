@@ -1,9 +1,14 @@
 """Drift: false alarms keep to their promise, and changed streams are found within the images that the guide states."""
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from afclip_lightning import load
 from afclip_runtime.inspection.drift import FALSE_ALARMS, FEWEST, MOST_KEPT, Drift, NormalScores, _level, keep
+from tests.support import REPOSITORY
 
 
 def drawn(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -105,6 +110,25 @@ def test_a_drift_ends_when_images_look_normal_again() -> None:
     again = [drift.add(score) for score in drawn(200, 3, shift=-4)]
     assert again[-1] is not None
     assert (again[-1].side, drift.alarms) == ("lower", 2)
+
+
+@pytest.mark.slow
+def test_photos_in_another_light_are_found() -> None:
+    """Bricks, a few pixels off each time, through the embedded CLIP; twice as bright they are another stream."""
+    pixels = np.asarray(Image.open(files("afclip_runtime.serving") / "web" / "sample.jpg").convert("L"), np.float64)
+    rng = np.random.default_rng(0)
+
+    def seen(images: int, light: float) -> list[np.ndarray]:
+        corners = rng.integers(0, 8, (images, 2))
+        cuts = [light * pixels[y : y + 160, x : x + 160] + rng.normal(0, 2, (160, 160)) for y, x in corners]
+        return [np.repeat(np.clip(cut, 0, 255).astype(np.uint8)[..., None], 3, 2) for cut in cuts]
+
+    config = REPOSITORY / "configs/anomalydino_demo.yaml"
+    model = load(config, device="cpu", calibration=None, few_shot=seen(4, 1))
+    kept = keep(np.array([found.score for found in model.predict_many(seen(50, 1))]))
+    stable, bright = ([found.score for found in model.predict_many(seen(60, light))] for light in (1, 2))
+    assert found_after(kept, np.array(stable)) is None
+    assert found_after(kept, np.array(bright)) is not None
 
 
 def test_a_stream_that_is_told_again_is_in_the_same_state() -> None:

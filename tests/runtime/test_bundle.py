@@ -184,6 +184,27 @@ def card(**fields: Any) -> Callable[[Path], None]:
     return change(CARD, lambda text: json.dumps({**json.loads(text), **fields}).encode(), sums=True)
 
 
+@pytest.mark.slow
+def test_feedback_on_a_bundle_needs_no_torch_and_holds_from_the_next_run_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["line", "--bundle", "bundle", "--out"]
+    inspect.main([*given, "before"])
+    wrong = max((row for row in rows("before") if not row["error"]), key=lambda row: float(row["score"]))
+    meant = "normal" if wrong["verdict"] == "anomalous" else "anomalous"
+    assert inspect.main([wrong["path"], "--bundle", "bundle", "--feedback", meant]) == 0
+    assert "written to bundle/bundle.feedback.jsonl" in capsys.readouterr().out
+    assert check.main(["--bundle", "bundle"]) == 0  # the bundle is whole all the same
+    model = open_bundle(Path("bundle"))
+    assert model.feedback is not None
+    (entry,) = model.feedback.entries
+    assert entry.mark == meant
+    assert entry.threshold_before == pytest.approx(wrong["threshold"], rel=1e-8)  # a table has 9 digits
+    assert model.thresholds[0] == entry.threshold_after != entry.threshold_before
+    assert inspect.main([wrong["path"], "--bundle", "bundle", "--feedback", "undo"]) == 0
+    assert open_bundle(Path("bundle")).thresholds[0] == entry.threshold_before
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
