@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError, WriteError
 from afclip_runtime.files import (
     LOCK_FILE,
     atomic_path,
     csv_text,
+    new_folder,
     only_writer,
     open_regular,
     parse_json,
@@ -319,6 +320,39 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["results.csv"]
     write_json(path, {"a": 1})
     assert path.read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "deep" / "bundle"
+    with new_folder(folder) as temporary:
+        (temporary / "part").mkdir()
+        write_text(temporary / "part" / "a.txt", "old")
+
+    def fails(error: BaseException) -> None:
+        with new_folder(folder) as temporary:
+            write_text(temporary / "b.txt", "new")
+            raise error
+
+    with pytest.raises(WriteError, match=r"bundle: cannot be written \(No space left"):
+        fails(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(KeyboardInterrupt):
+        fails(KeyboardInterrupt())
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(WriteError, match=r"bundle: cannot be written \(Permission denied\)"), new_folder(folder):
+            pass
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+    assert (folder / "part" / "a.txt").read_text() == "old"
+    with new_folder(folder) as temporary:
+        write_text(temporary / "b.txt", "new")
+    assert [path.name for path in folder.parent.rglob("*")] == ["bundle", "b.txt"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -59,11 +59,15 @@ from afclip_lightning.sweep.space import read_sweep
 from afclip_lightning.volumes.cutting import Cutting
 from afclip_lightning.volumes.find import find_volumes
 from afclip_lightning.volumes.importing import check_same, read_volumes, settings_of
+from afclip_runtime.engines.self_test import POINTS, SelfTest
 from afclip_runtime.errors import UserError
 from afclip_runtime.images.maps import read_map
+from afclip_runtime.inspection.bundle import CARD, FORMAT, SUMS, BundleCard, read_card, read_sums
 from afclip_runtime.inspection.calibration import Calibration, fixed
 from afclip_runtime.inspection.folder import check_settings
 from afclip_runtime.inspection.table import Table as Inspections
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.frame import Frame
 from tests.support import REPOSITORY, imports
 from tests.support import volume_readers as volumes
 from tests.support.clips import small_clip, small_config
@@ -126,6 +130,31 @@ def write_calibration(folder: Path) -> Path:
     path = folder / "head.calibration.json"
     Calibration(fixed(0.5, np.arange(20) / 20), None, "abc", {"fit": "tiles", "size": 112}).save(path)
     return path
+
+
+def write_bundle_card(folder: Path) -> Path:
+    row = (0.0,) * POINTS**2
+    made = BundleCard(
+        format=FORMAT,
+        runtime="0.1.0",
+        method="AFCLIP",
+        backbone="two blocks",
+        title="",
+        category="nut",
+        precision="float32",
+        checkpoint="abc",
+        frame=Frame((28, 35)),
+        tiling=Tiling(tiles=2),
+        white=None,
+        roi=None,
+        settings={"shots": None},
+        calibration=Calibration(fixed(0.5, np.arange(20) / 20), None, "abc", {"fit": "tiles"}),
+        thresholds=None,
+        is_toy=False,
+        self_test=SelfTest((0.5,), (row,), 1e-4),
+        versions={"torch": "2"},
+    )
+    return text_file(CARD, msgspec.to_builtins(made))(folder)
 
 
 SPEC = {"model": "m", "weights_hash": "0", "activation": "gelu", "image_size": 28, "pos_embed": "bilinear"}
@@ -299,6 +328,8 @@ READERS = [
         text_file("inspect.json", {"fit": "tiles", "size": [1, 2.5], "white": None}),
         lambda path: check_settings(path.parent, {"fit": "tiles", "size": [1, 2.5], "white": None}),
     ),
+    Reader("card of a bundle", write_bundle_card, lambda path: read_card(path.parent)),
+    Reader("sums of a bundle", text_file(SUMS, f"{'0' * 64}  model.onnx\n"), lambda path: read_sums(path.parent)),
     Reader("labels", write_labels, read_labelled),
     Reader("end of a cell", text_file("done.json", DONE), lambda path: read_done(path.parent)),
     Reader("spec.json", text_file("spec.json", SPEC), lambda path: StoreFacts.read(path.parent)),
@@ -488,7 +519,15 @@ def dump(path: Path, value: Any) -> bytes:
 
 # tested by themselves; CVAT's is XML
 BINARY = ("features", "weights.safetensors", "map", "pickled module", "counts of images", "cvat", "Kaputt's tables")
-BINARY += ("NIfTI", "NIfTI by gzip", "NRRD", "MetaImage", "slice of a DICOM series", "DICOM segmentation")
+BINARY += (
+    "NIfTI",
+    "NIfTI by gzip",
+    "NRRD",
+    "MetaImage",
+    "slice of a DICOM series",
+    "DICOM segmentation",
+    "sums of a bundle",
+)
 STRUCTURED = [reader for reader in READERS if reader.name not in BINARY]
 
 

@@ -31,6 +31,7 @@ from afclip_runtime.inspection.bundle import (
     open_bundle,
 )
 from afclip_runtime.inspection.calibration import SUFFIX
+from afclip_runtime.inspection.feedback import AUDIT
 from afclip_runtime.thresholds import DefaultThresholds
 from afclip_runtime.types import Tiling
 
@@ -72,7 +73,7 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> fl
     Args:
         model: On the CPU. Its memory bank goes with it, and its calibration; thresholds by hand do not.
         folder: The bundle; it must not exist, or be a bundle where `overwrite` is true.
-        overwrite: Whether a bundle that is there is replaced; the calibrations that were made in it are kept.
+        overwrite: Whether a bundle that is there is replaced; calibrations and feedback of it stay.
 
     Raises:
         UserError: The method cannot be a graph, an engine has other numbers than the model, or the folder is there
@@ -93,7 +94,7 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> fl
                 f"{shown(folder)} was not written: the bundle's scores or maps differ from the model's by up to "
                 f"{largest:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
             )
-        for made in folder.glob(f"*{SUFFIX}"):
+        for made in (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*{AUDIT}")):
             shutil.copy2(made, temporary)
     return largest
 

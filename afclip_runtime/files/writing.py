@@ -54,7 +54,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         path: The folder; one that is there is replaced, whatever it holds.
 
     Raises:
-        UserError: The disk is full or not writable; what was there before is unchanged.
+        WriteError: The disk is full or not writable; what was there before is unchanged.
     """
     mark = secrets.token_hex(4)
     temporary, before = (path.absolute().with_name(f".{path.name[:40]}.{mark}.{what}") for what in ("tmp", "before"))
@@ -73,7 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 before.rename(path)
             raise
     except OSError as error:
-        raise UserError(
+        raise WriteError(
             f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
             "folder; what was there before is unchanged."
         ) from error
