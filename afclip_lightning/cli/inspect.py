@@ -16,13 +16,13 @@ from afclip_lightning.cli.model_options import (
 )
 from afclip_lightning.volumes.options import add_cut_options
 from afclip_runtime.cli import inspect as of_runtime
-from afclip_runtime.cli.feedback import add_feedback_options, give_feedback
+from afclip_runtime.cli.feedback import add_feedback_options, give_feedback, require_images
 from afclip_runtime.cli.inspect import (
     FILES,
-    NOTHING,
     RUNS,
     add_inspect_options,
     add_threshold_options,
+    check_inputs,
     inspected,
     patterns_of,
     readable,
@@ -32,6 +32,7 @@ from afclip_runtime.cli.inspect import (
 )
 from afclip_runtime.cli.options import wanted_calibration
 from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.cli.watch_options import check_watch_options
 from afclip_runtime.errors import PROGRAM, UserError
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         raise UserError("--save labelstudio and coco are of images, not of the slices of volumes (--axis).")
     if "nifti" in saves and not options.axis:
         raise UserError("--save nifti is of volumes: say along which axis they are cut, --axis axial.")
+    check_watch_options(options, saves, len(named) > 1)
+    if options.watch is not None and options.axis:
+        raise UserError("--watch is of images: cut volumes in a run of their own (--axis).")
 
     from afclip_lightning.inspection.preannotations import TOOLS, keep_regions, write_preannotations
     from afclip_lightning.inspection.volumes import check_rule, judge, keep_for_volume
@@ -90,8 +94,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     cut = _cut(patterns, options) if options.axis else None
     inputs = find_inputs(patterns, options.out, options.ignore, cut.taken if cut else ())
     inputs += cut.inputs if cut else []
-    if not inputs:
-        raise UserError(NOTHING)
+    check_inputs(inputs, options)
     models = load_models(named, options, arguments, wanted_calibration(options), readable(inputs))
     set_thresholds(models, options, saves)
     keeps = [keep_for_volume] if NIFTI in saves else []
@@ -108,6 +111,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
 def _mark(named: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any]) -> None:
     """Marks the images that are named, as --feedback says."""
     images = [Path(path) for path in patterns_of(options.paths)]
+    require_images(images)
     if len(named) > 1:
         raise UserError("feedback is on one model, and several are named.")
     if options.feedback_to == "memory":

@@ -26,6 +26,16 @@ def add_feedback_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     return group
 
 
+def require_images(images: Sequence[Path]) -> None:
+    """Refuses feedback on nothing.
+
+    Raises:
+        UserError: There is no image.
+    """
+    if not images:
+        raise UserError("--feedback is on images whose verdict was wrong: name them.")
+
+
 def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: str) -> None:
     """Marks images whose verdict was wrong, and prints how far the threshold of the calibration moves.
 
@@ -41,6 +51,7 @@ def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: st
     from afclip_runtime.files import fingerprint
     from afclip_runtime.inspection.feedback import Mark
 
+    require_images(images)
     feedback = model.feedback
     if feedback is None:
         raise UserError("there is no calibration whose threshold feedback could move. Calibrate first.")

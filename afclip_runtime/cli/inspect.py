@@ -20,6 +20,8 @@ from afclip_runtime.cli.options import (
     wanted_calibration,
 )
 from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.cli.watch_options import DESCRIPTION as OF_WATCHING
+from afclip_runtime.cli.watch_options import add_watch_options, check_threshold, check_watch_options, watch
 from afclip_runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ The output folder gets, as it goes, one line per image:
   masks/NAME.png            --save mask: 255 above the pixel threshold
   overlays/NAME.jpg         --save overlay: image, map and contours
 """
-RUNS = """\
+RUNS = f"""\
 All are of the image's own size. An overlay without calibration says that its colours have no common scale.
 A run that was stopped goes on where it was, tries again what failed, and judges a file again that was replaced (its
 size or time has changed). One process writes into an output folder at a time.
@@ -65,6 +67,7 @@ A verdict was wrong? The same command with those images and --feedback normal (a
 (a missed anomaly) moves the threshold, within the interval in which it lies anyway; --feedback undo takes that back. An
 audit file beside the calibration, head.feedback.jsonl, gets a line each; the calibration stays as it is.
 
+{OF_WATCHING}
 Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 3 the calibration no
 longer holds (column drift), whether or not all could be read; 2 a mistake that the message explains; 70 an error of
 this program; 130 interrupted.
@@ -83,6 +86,7 @@ def main(args: Sequence[str]) -> int:
 
     options = _parser().parse_args(args)
     saves = saves_of(options, SAVES)
+    check_watch_options(options, saves, several=False)
     folder = bundle_of(options)
     if options.feedback:
         images = [Path(path) for path in patterns_of(options.paths)]
@@ -90,8 +94,7 @@ def main(args: Sequence[str]) -> int:
         give_feedback(model, options.feedback, images, options.feedback_by)
         return 0
     inputs = find_inputs(patterns_of(options.paths), options.out, options.ignore)
-    if not inputs:
-        raise UserError(NOTHING)
+    check_inputs(inputs, options)
     model = load_bundle(folder, options, wanted_calibration(options), readable(inputs))
     models = {model.engine.method: model}
     set_thresholds(models, options, saves)
@@ -100,7 +103,14 @@ def main(args: Sequence[str]) -> int:
     return report(models, inputs, done, options.out)
 
 
-NOTHING = "there is nothing to inspect: the list of paths is empty."
+def check_inputs(inputs: "Sequence[Input]", options: argparse.Namespace) -> None:
+    """Refuses a run that has nothing to do.
+
+    Raises:
+        UserError: There is no file, and no folder is watched.
+    """
+    if not inputs and options.watch is None:
+        raise UserError("there is nothing to inspect: name files or folders, or give --watch DIR.")
 
 
 def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -> None:
@@ -110,7 +120,7 @@ def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -
         parser: Of the command.
         saves: What `--save` takes.
     """
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or - for a list")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="file, folder, pattern, or - for a list")
     parser.add_argument(
         "--out", type=Path, default=Path("inspections"), metavar="DIR", help="folder of the output (%(default)s)"
     )
@@ -124,6 +134,7 @@ def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -
     parser.add_argument(
         "--save", default="", metavar="WHAT", help=f"pictures to write, of {', '.join(saves)}, with commas between"
     )
+    add_watch_options(parser)
 
 
 def add_threshold_options(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +181,7 @@ def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespac
     """Gives the models the thresholds by hand, and says which thresholds they have.
 
     Raises:
-        UserError: What is to be saved needs a pixel threshold, and there is none.
+        UserError: What is to be saved needs a pixel threshold, or what is to be moved a threshold, and there is none.
     """
     for name, model in models.items():
         model.threshold, model.pixel_threshold = options.threshold, options.pixel_threshold
@@ -178,6 +189,7 @@ def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespac
     needing = [what for what in saves if what in OF_THRESHOLD]
     if needing and any(model.thresholds[1] is None for model in models.values()):
         raise UserError(f"--save {needing[0]} needs a pixel threshold: calibrate first, or give --pixel_threshold.")
+    check_threshold(options, models)
 
 
 @contextmanager
@@ -192,7 +204,7 @@ def inspected(
 
     Args:
         models: By name.
-        inputs: The files.
+        inputs: The files; none where a folder is watched.
         options: Of the command.
         saves: Which pictures to write.
         keeps: See `folder.inspect`.
@@ -207,8 +219,12 @@ def inspected(
         name: [model.checkpoint, model.settings, *model.thresholds_before_feedback] for name, model in models.items()
     }
     with only_writer(options.out):
-        check_settings(options.out, {"model": facts, "save": sorted(saves)})
-        yield inspect(models, inputs, options.out, saves, options.num_workers, keeps)
+        settings = {"model": facts, "save": sorted(saves)}
+        scope = check_settings(options.out, settings | ({"move_to": options.move_to} if options.move_to else {}))
+        if options.watch is None:
+            yield inspect(models, inputs, options.out, saves, options.num_workers, keeps)
+        else:
+            yield watch(models, options, saves, scope, keeps)
 
 
 def report(
@@ -223,7 +239,7 @@ def report(
 
     Args:
         models: By name.
-        inputs: The files.
+        inputs: The files; none where a folder was watched.
         done: What the run did.
         out: Folder of the output.
         lines: What else it did.
@@ -232,12 +248,9 @@ def report(
     from afclip_runtime.images.picture import say
     from afclip_runtime.inspection.inputs import count_left_out
 
-    left_out = sum(item.left_out for item in inputs)
-    judged, before = done.new - done.failed - left_out * len(models), len(inputs) * len(models) - done.new
-    print(
-        f"{judged} inspected, {done.failed} failed, {before} done before, {count_left_out(inputs)}: "
-        f"{out / 'inspections.csv'}"
-    )
+    judged, before = done.new - done.failed - done.left_out, len(inputs) * len(models) - done.new
+    others = f"{before} done before, {count_left_out(inputs)}" if inputs else f"{done.left_out} left out"
+    print(f"{judged} inspected, {done.failed} failed, {others}: {out / 'inspections.csv'}")
     for line in lines:
         print(line)
     if done.replaced:
@@ -249,7 +262,7 @@ def report(
         if alarm := drift.finish():
             drifted = True
             print(f"note: {name}: {alarm}", file=sys.stderr)
-    return 3 if drifted else 1 if done.failed or left_out else 0
+    return 3 if drifted else 1 if done.failed or done.left_out else 0
 
 
 def _parser() -> argparse.ArgumentParser:

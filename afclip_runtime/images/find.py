@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.files import open_regular
@@ -35,6 +35,7 @@ OTHER_SUFFIXES = (
     | frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".md5", ".sha1", ".sha256", ".bib"})
     | frozenset({".py", ".ipynb", ".sh", ".bat", ".m", ".ckpt", ".pt", ".pth", ".safetensors", ".onnx", ".lock"})
     | frozenset({".npy", ".npz", ".mat", ".db", ".lnk", ".url", ".tmp", ".part", ".bak"})
+    | frozenset({".partial", ".filepart", ".crdownload", ".download", ".swp"})
 )
 
 
@@ -210,21 +211,34 @@ def _sort(folder: Path) -> _Entries:
         suffix = path.suffix.lower()
         if _is(entry.is_dir):
             found.folders.append(path)
-        elif suffix in IMAGE_SUFFIXES:
-            found.images.append(path)
-        elif not _is(entry.is_file):
+        elif suffix not in IMAGE_SUFFIXES and not _is(entry.is_file):
             if not suffix and _leads_nowhere(path):
                 found.lost.append(path)
-        elif entry.name.lower().endswith(VOLUME_SUFFIXES):
+        elif (kind := kind_of(path)) == "image":
+            found.images.append(path)
+        elif kind == "other":
             found.others.append(path)
-        elif suffix not in OTHER_SUFFIXES and entry.name.lower() not in OTHER_NAMES:
-            unnamed = not suffix or suffix[1:].isdigit()
-            start = first_bytes(path) if unnamed or suffix in DICOM_BY_CONTENT else b""
-            if is_dicom(start):
-                found.images.append(path)
-            elif not unnamed or b"\0" in start:  # a text has no zero byte
-                found.others.append(path)
     return found
+
+
+def kind_of(path: Path) -> Literal["image", "other", "beside"]:
+    """Returns what a file is by its name, and by its content where the name does not say: see `Found`.
+
+    Args:
+        path: The file, no folder. What lies beside images and needs no word is `beside`.
+    """
+    name, suffix = path.name.lower(), path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if name.endswith(VOLUME_SUFFIXES):
+        return "other"
+    if suffix in OTHER_SUFFIXES or name in OTHER_NAMES or name.endswith("~"):
+        return "beside"
+    unnamed = not suffix or suffix[1:].isdigit()
+    start = first_bytes(path) if unnamed or suffix in DICOM_BY_CONTENT else b""
+    if is_dicom(start):
+        return "image"
+    return "other" if not unnamed or b"\0" in start else "beside"  # a text has no zero byte
 
 
 def _is(what: Callable[[], bool]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import atomic_path, read_json, write_json
+from afclip_runtime.files import atomic_path, fingerprint, read_json, write_json
 from afclip_runtime.inspection.inputs import Input
 from afclip_runtime.inspection.table import Record, Table, record_of
 
@@ -30,6 +30,7 @@ class Done:
     Attributes:
         new: Inspections that this run began.
         failed: How many of them gave an error, without what was left out.
+        left_out: How many were of files that are of no kind that is read.
         replaced: Rows of an earlier run whose file was replaced since; they are among the new ones.
         drifts: By model, how the scores of all its rows compare with the normal images of its calibration.
         rows: All rows, by method and key of the image.
@@ -37,6 +38,7 @@ class Done:
 
     new: int
     failed: int
+    left_out: int
     replaced: int
     drifts: "Mapping[str, Drift]"
     rows: Mapping[tuple[str | None, str], Record]
@@ -161,7 +163,7 @@ def inspect(
 
     several = len(models) > 1
     drifts: dict[str, Drift] = {}
-    new = failed = 0
+    new = failed = left_out = 0
     with Table(folder, several, inputs) as table:
         for method, model in models.items():
             column = method if several else None
@@ -174,14 +176,15 @@ def inspect(
                 for item, row, outcome in judged:
                     table.add(row)
                     failed += isinstance(outcome, UserError) and not item.left_out
+                    left_out += item.left_out
                     for observe in observers:
                         observe(row, outcome)
                     bar.update()
-        return Done(new, failed, table.replaced, drifts, table.rows)
+        return Done(new, failed, left_out, table.replaced, drifts, table.rows)
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder whose images were inspected otherwise; a new folder gets the settings.
+def check_settings(folder: Path, settings: dict[str, Any]) -> str:
+    """Refuses a folder whose images were inspected otherwise; a new folder gets the settings. Returns their digest.
 
     Raises:
         UserError: The folder has other settings, or cannot be written to.
@@ -197,3 +200,4 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
                 "Choose another --out, or remove the folder."
             )
     write_json(path, settings)
+    return fingerprint(path)

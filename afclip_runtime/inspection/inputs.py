@@ -98,14 +98,39 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
     files = dict.fromkeys(found.images, ("", False))
     files |= {path: (problem, False) for path, problem in found.problems.items()}
     for path in found.others:
-        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in ignore):
-            kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
-            way = "It is a volume: cut it with --axis axial" if _volume_suffix(path) else "Save it as PNG, TIFF or JPEG"
-            advice = f"{way}, or --ignore it"
-            files[path] = (f"{path}: left out, as a file {kind} is not read here. {advice}.", True)
+        if not _is_ignored(path, ignore):
+            files[path] = (_why_left_out(path), True)
     if not found.images:
         files.setdefault(folder, (f"{folder}: the folder has no image.", False))
     return sorted(files.items())
+
+
+def input_below(folder: Path, path: Path, ignore: Sequence[str] = ()) -> Input | None:
+    """Returns a file of a folder as `find_inputs` does of the folder; `None` if it is no image and needs no line.
+
+    Args:
+        folder: The folder.
+        path: A file in it or below it, not hidden.
+        ignore: See `find_inputs`.
+    """
+    from afclip_runtime.images.find import kind_of
+
+    kind = kind_of(path)
+    if kind == "beside" or (kind == "other" and _is_ignored(path, ignore)):
+        return None
+    error = _why_left_out(path) if kind == "other" else ""
+    name = Path(os.path.relpath(os.path.abspath(path), os.path.dirname(os.path.abspath(folder)))).with_suffix("")
+    return Input(path, name.as_posix(), error, kind == "other", *_state(path))
+
+
+def _is_ignored(path: Path, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def _why_left_out(path: Path) -> str:
+    kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
+    way = "It is a volume: cut it with --axis axial" if _volume_suffix(path) else "Save it as PNG, TIFF or JPEG"
+    return f"{path}: left out, as a file {kind} is not read here. {way}, or --ignore it."
 
 
 def _volume_suffix(path: Path) -> str:

@@ -6,13 +6,17 @@ import glob
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from afclip_runtime.errors import UserError, WriteError, shown
 from afclip_runtime.files import atomic_path
+from afclip_runtime.inspection.table import Record, Table
 
 State = tuple[int | None, int | None]
 """Size in bytes and time of the last change in nanoseconds, which tell a file from one that replaced it."""
@@ -172,6 +176,63 @@ def finish(source: Path, destination: Path, state: State) -> None:
                 source.unlink()
                 return
     move(source, destination, state)
+
+
+class Mover:
+    """Moves files to the folders of their verdicts, once their rows are on the disk itself.
+
+    The rows say where files go before they go, so what a crash kept from its end is ended at the next start.
+
+    Args:
+        destinations: The folders.
+        watched: The folder that files come from. What lies in a folder below it gets to a folder of the same name.
+        table: Where the rows are.
+    """
+
+    def __init__(self, destinations: Destinations, watched: Path, table: Table) -> None:
+        self.destinations, self.watched, self.table = destinations, watched, table
+        begun = (row for row in table.rows.values() if row.moved_to and os.path.lexists(row.path))
+        self._open = deque((row, finish) for row in begun if _state(Path(row.path)) == (row.size, row.mtime_ns))
+
+    def plan(self, row: Record) -> Record:
+        """Returns the row of a judged file that says where the file goes; the row as it is, if the file stays."""
+        folder = self.destinations.of(row.verdict)
+        if folder is None:
+            return row
+        destination = free_path(folder / Path(row.path).relative_to(self.watched))
+        return msgspec.structs.replace(row, moved_to=str(destination))
+
+    def add(self, row: Record) -> None:
+        """Notes a row from `plan` that was written, for the next `settle`."""
+        if row.moved_to:
+            self._open.append((row, move))
+
+    def settle(self) -> None:
+        """Moves all files whose rows were written.
+
+        Raises:
+            WriteError: A file cannot be moved, or a row not be written. What is left is moved by the next call.
+        """
+        if self._open:
+            self.table.sync()
+        while self._open:
+            self._end(*self._open[0])
+            self._open.popleft()
+
+    def _end(self, row: Record, way: Callable[[Path, Path, State], None]) -> None:
+        assert row.moved_to
+        try:
+            way(Path(row.path), Path(row.moved_to), (row.size, row.mtime_ns))
+        except ReplacedError:
+            self.table.add(msgspec.structs.replace(row, moved_to=""))
+        except TakenError:
+            row = msgspec.structs.replace(row, moved_to=str(free_path(Path(row.moved_to))))
+            self.table.add(row)
+            self.table.sync()
+            self._open.insert(1, (row, move))
+        except WriteError:
+            self._open[0] = row, finish
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -290,7 +290,12 @@ def _short(value: float | None) -> float | None:
 
 def json_line(row: Record) -> str:
     """Returns a row as a line of JSON."""
+    return json.dumps(plain(row)) + "\n"
+
+
+def plain(row: Record) -> dict[str, Any]:
+    """Returns a row as plain values by column; columns that are of no use here are left out."""
     absent = {
         name for name in ("method", "drift", "size", "mtime_ns", *OF_VOLUMES, *OF_MOVES) if getattr(row, name) is None
     }
-    return json.dumps({name: value for name, value in msgspec.to_builtins(row).items() if name not in absent}) + "\n"
+    return {name: value for name, value in msgspec.to_builtins(row).items() if name not in absent}

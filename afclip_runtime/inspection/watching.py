@@ -60,6 +60,7 @@ class WatchedFolder:
         leave_out: Folders below it that are not looked into.
         quiet: Seconds that a file must be unchanged for.
         say: Is told when a folder cannot be read, and when it can be again.
+        alive: Is called again and again while the folder is looked at.
         clock: Seconds, monotonic.
 
     Attributes:
@@ -75,13 +76,14 @@ class WatchedFolder:
         leave_out: Collection[Path],
         quiet: float,
         say: Callable[[str], None],
+        alive: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not folder.is_dir():
             raise UserError(f"--watch {shown(folder)}: there is no such folder. Make it, or name another one.")
         self.folder, self.quiet = folder, quiet
         self._leave_out = {os.path.abspath(path) for path in leave_out}
-        self._say, self._clock = say, clock
+        self._say, self._alive, self._clock = say, alive, clock
         self._disks = LocalDisks()
         self._folders: dict[str, _Folder] = {}
         self._problems: set[str] = set()
@@ -155,6 +157,7 @@ class WatchedFolder:
                         inner.append(path)
                     continue
                 asked = self._clock()
+                self._alive()
                 if (seen := _seen(entry)) is None:
                     continue
                 if done is not None and done.equals(seen):

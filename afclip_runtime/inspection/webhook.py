@@ -10,6 +10,8 @@ import binascii
 import hashlib
 import hmac
 import http.client
+import json
+import os
 import threading
 import time
 import urllib.error
@@ -23,6 +25,7 @@ from urllib.parse import urlsplit
 from afclip_runtime.errors import UserError, WriteError, counted, shown
 from afclip_runtime.files import read_text
 from afclip_runtime.inspection.outbox import Message, Outbox
+from afclip_runtime.inspection.table import Record, plain
 
 TIMEOUT = 10.0  # seconds of a connection, and of each wait for an answer
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure; doubled from one to the next
@@ -148,6 +151,22 @@ class Webhook:
             return error.code, f"{self.host} answers {error.code} ({shown(error.reason)}).{moved}".rstrip(".")
         except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
             return None, f"{self.host} cannot be reached ({shown(getattr(error, 'reason', None) or error)})"
+
+
+def message_of(row: Record, scope: str) -> tuple[str, bytes]:
+    """Returns the id and the body of the message of an image's row.
+
+    The id is the same whenever the same file is judged with the same outcome (a score or an error) within a scope.
+
+    Args:
+        row: The row.
+        scope: What tells models and their settings apart.
+    """
+    identity = [scope, row.method, os.path.abspath(row.path), row.size, row.mtime_ns, row.error]
+    id = f"img_{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    body = {"type": "image.judged", "id": id, "timestamp": now, "data": plain(row)}
+    return id, json.dumps(body).encode()
 
 
 def headers_of(message: Message, secret: bytes | None, now: int) -> dict[str, str]:

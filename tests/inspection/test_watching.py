@@ -31,7 +31,7 @@ class Watch:
     def __init__(self, folder: Path, quiet: float = QUIET, leave_out: tuple[Path, ...] = ()) -> None:
         self.said: list[str] = []
         self.clock = Clock()
-        self.watched = WatchedFolder(folder, leave_out, quiet, self.said.append, self.clock)
+        self.watched = WatchedFolder(folder, leave_out, quiet, self.said.append, clock=self.clock)
 
     def after(self, seconds: float) -> list[str]:
         """Returns what a look after so many seconds hands on, below the folder."""

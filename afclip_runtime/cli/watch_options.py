@@ -1,0 +1,216 @@
+"""Options of `inspect --watch DIR`, and what the command does with them."""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from afclip_runtime.cli.parser import numeric
+from afclip_runtime.errors import UserError, counted
+
+if TYPE_CHECKING:
+    from afclip_runtime.inspection.folder import Done, Keep, Observer
+    from afclip_runtime.inspection.inspector import Inspector
+    from afclip_runtime.inspection.webhook import Webhook
+
+OUTBOX = "webhook.sqlite"  # in the folder of the output
+GRACE = 5.0  # seconds that messages have to get out once the watch has ended
+QUIET, POLL = 2.0, 1.0
+
+DESCRIPTION = """\
+With --watch DIR, files of a folder and all below it are judged as they come, those first that are there, into the same
+tables, each once however often the command is stopped and started. A file is taken once its size and time have not
+changed for --watch_quiet seconds and, on local disks of Linux, no process has it open for writing; hidden files
+(.NAME) and temporary ones (.tmp, .part …) are passed over. A file that is replaced later is judged again: the last
+line of a path counts. A full disk and a folder that is away are waited for.
+  --move_to good/,bad/      then moves each file to the folder of its verdict, normal or anomalous, under its path below
+                            DIR; a third folder takes what could not be judged. No file is overwritten: a number is
+                            added to the name. Column moved_to has the place.
+  --webhook URL             then sends one JSON message per image, from webhook.sqlite in the output folder, which keeps
+                            it until the receiver has answered with 2xx. docs/deployment.md has its form.
+Ctrl-C and SIGTERM end a watch after the image at hand, with an exit code as below; a second one at once, with 130.
+"""
+
+_seconds = numeric(float, lambda value: 0 <= value < math.inf, "a number of seconds, 0 or more")
+
+
+def add_watch_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    watch = parser.add_argument_group("watching a folder")
+    watch.add_argument("--watch", type=Path, metavar="DIR", help="judge the files of a folder as they come")
+    watch.add_argument(
+        "--watch_quiet",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"that a file must be unchanged for ({QUIET:g} by default; on a network share rather 10; 0 where files "
+        "are renamed into the folder)",
+    )
+    watch.add_argument(
+        "--watch_poll", type=_seconds, metavar="SECONDS", help=f"between looks at the folder ({POLL:g} by default)"
+    )
+    watch.add_argument(
+        "--watch_idle", type=_seconds, metavar="SECONDS", help="end once no new file has come for so long; else never"
+    )
+    watch.add_argument(
+        "--move_to", metavar="NORMAL,ANOMALOUS[,UNREAD]", help="folders that judged files are moved to, as good/,bad/"
+    )
+    watch.add_argument("--webhook", metavar="URL", help="send a message per image to this http or https address")
+    watch.add_argument(
+        "--webhook_secret_file",
+        type=Path,
+        metavar="FILE",
+        help="with the secret that messages are signed with (HMAC-SHA256): 24 characters or more",
+    )
+
+
+def check_watch_options(options: argparse.Namespace, saves: Sequence[str], several: bool) -> None:
+    """Refuses options that do not go together, before anything is loaded.
+
+    Args:
+        options: Of the command.
+        saves: Which pictures are to be written.
+        several: Whether several models are named.
+
+    Raises:
+        UserError: Names the options and the remedy.
+    """
+    if options.watch is None:
+        names = ("watch_quiet", "watch_poll", "watch_idle", "move_to", "webhook", "webhook_secret_file")
+        if given := [name for name in names if getattr(options, name) is not None]:
+            raise UserError(
+                f"--{given[0]} goes with --watch DIR; with --watch_idle 0, that ends once all files are judged."
+            )
+        if not options.paths:
+            raise UserError("name files or folders, or a folder to watch: --watch DIR.")
+        return
+    from afclip_runtime.inspection.moving import Destinations
+    from afclip_runtime.inspection.webhook import check_url, read_secret
+
+    if options.paths:
+        raise UserError("give either files and folders, or --watch DIR.")
+    if not options.watch.is_dir():
+        raise UserError(f"--watch {options.watch}: there is no such folder. Make it, or name another one.")
+    if options.move_to is not None:
+        Destinations.read(options.move_to, options.watch)
+        if several:
+            raise UserError("--move_to needs one verdict per image, and several models are named. Name one.")
+        if {"labelstudio", "coco"} & set(saves):
+            raise UserError(
+                "--save labelstudio and coco say where images are, and --move_to moves them. Leave one of them out."
+            )
+    if options.webhook is not None:
+        check_url(options.webhook)
+    if options.webhook_secret_file is not None:
+        if options.webhook is None:
+            raise UserError("--webhook_secret_file signs the messages of --webhook URL, which is not given.")
+        read_secret(options.webhook_secret_file)
+
+
+def check_threshold(options: argparse.Namespace, models: "Mapping[str, Inspector]") -> None:
+    """Refuses to move files that get no verdict.
+
+    Raises:
+        UserError: A model has no threshold.
+    """
+    if options.move_to is not None and any(model.thresholds[0] is None for model in models.values()):
+        raise UserError("--move_to needs a threshold of the score: calibrate first, or give --threshold.")
+
+
+def watch(
+    models: "Mapping[str, Inspector]",
+    options: argparse.Namespace,
+    saves: Sequence[str],
+    scope: str,
+    keeps: "Sequence[Keep]" = (),
+    observers: "Sequence[Observer]" = (),
+) -> "Done":
+    """Watches a folder until it is told to end, and returns what was done.
+
+    Args:
+        models: By name.
+        options: Of the command, checked.
+        saves: Which pictures to write.
+        scope: What tells the models and their settings from others.
+        keeps: See `folder.inspect`.
+        observers: See `folder.inspect`.
+
+    Raises:
+        UserError: See `Line.run`; or the queue of messages is damaged, or used by another process.
+    """
+    from afclip_runtime.inspection.folder import Done
+    from afclip_runtime.inspection.line import Line, until_signalled
+    from afclip_runtime.inspection.moving import Destinations, Mover
+    from afclip_runtime.inspection.outbox import Outbox
+    from afclip_runtime.inspection.table import Table
+    from afclip_runtime.inspection.watching import WatchedFolder
+    from afclip_runtime.inspection.webhook import Webhook, read_secret
+    from afclip_runtime.supervision import Heartbeat, notify
+
+    destinations = Destinations.read(options.move_to, options.watch) if options.move_to is not None else None
+    quiet = QUIET if options.watch_quiet is None else options.watch_quiet
+    alive = _at_most_once_per_second(Heartbeat(options.out).beat)
+    watched = WatchedFolder(
+        options.watch, [options.out, *(destinations.folders if destinations else ())], quiet, _say, alive
+    )
+    with ExitStack() as stack:
+        stopped = stack.enter_context(until_signalled())
+        table = stack.enter_context(Table(options.out, len(models) > 1, moves=destinations is not None))
+        webhook = None
+        if options.webhook is not None:
+            secret = read_secret(options.webhook_secret_file) if options.webhook_secret_file is not None else None
+            outbox = Outbox(options.out / OUTBOX)
+            stack.callback(outbox.close)
+            webhook = Webhook(options.webhook, outbox, secret, _say)
+            stack.callback(_close, webhook)
+            webhook.start()
+        line = Line(
+            models,
+            watched,
+            table,
+            options.out,
+            saves,
+            options.num_workers,
+            POLL if options.watch_poll is None else options.watch_poll,
+            options.watch_idle,
+            _say,
+            stopped,
+            ignore=options.ignore,
+            keeps=keeps,
+            observers=observers,
+            mover=Mover(destinations, options.watch, table) if destinations else None,
+            webhook=webhook,
+            scope=scope,
+            alive=alive,
+        )
+        _say(f"watching {options.watch}: one line per image in {options.out / 'inspections.csv'}")
+        try:
+            line.run()
+        finally:
+            notify("STOPPING=1")
+        return Done(line.new, line.failed, line.left_out, table.replaced, line.drifts, table.rows)
+
+
+def _close(webhook: "Webhook") -> None:
+    if waiting := webhook.close(GRACE):
+        _say(f"webhook: {counted(waiting, 'message')} wait in {webhook.outbox.path}; the next run sends them.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _at_most_once_per_second(call: Callable[[], None]) -> Callable[[], None]:
+    last = -math.inf
+
+    def sparingly() -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1:
+            last = now
+            call()
+
+    return sparingly
