@@ -87,10 +87,14 @@ class Line:
     drifts: "dict[str, Drift]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._compare()
+        self._drifted: set[str] = set()
+
+    def _compare(self) -> None:
+        """Compares the stream with normal images as the table has it."""
         several = len(self.models) > 1
         for name, model in self.models.items():
             self.drifts[name] = drift_of(model, name if several else None, self.table)
-        self._drifted: set[str] = set()
 
     def run(self) -> None:
         """Watches until it is told to end, or nothing new has come for so long as `idle` says.
@@ -116,6 +120,7 @@ class Line:
                 if self.idle is not None and self.clock() - since >= self.idle:
                     raise
                 failures += 1
+                self._compare()  # an image whose row could not be written is judged again, and counts once
                 if failures == 1:
                     self.say(f"{error} What is left is done once it can be; nothing is lost.")
                 self._pause(min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE))

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from afclip_runtime.errors import WriteError
+from afclip_runtime.inspection.calibration import Calibration, from_normals
+from afclip_runtime.inspection.drift import keep
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.inspection.line import Line
 from afclip_runtime.inspection.moving import Destinations, Mover
@@ -200,13 +203,18 @@ def test_options_that_do_not_go_together_are_refused(
 class Stage:
     """A line in this process, on a clock that passes while it sleeps."""
 
-    def __init__(self, idle: float | None = 0.0, moves: bool = False, webhook: Webhook | None = None) -> None:
+    def __init__(
+        self, idle: float | None = 0.0, moves: bool = False, webhook: Webhook | None = None, drift: bool = False
+    ) -> None:
         self.now, self.said, self.seen = 0.0, [], []
         self.events: dict[float, Callable[[], None]] = {}
         self.ended = False
         self.table = Table(Path("out"), several=False, moves=moves).__enter__()
         model = Inspector(Blue(), Tiling(), "object", 4)
         model.threshold = 0.5
+        if drift:
+            scores = np.linspace(0.1, 0.4, 50)
+            model.use(Calibration(from_normals(scores, 0.05), None, "", {}, None, keep(scores)))
         watched = WatchedFolder(Path("in"), [Path("out")], 2.0, self.said.append, clock=lambda: self.now)
         destinations = Destinations(Path("good"), Path("bad"))
         self.line = Line(
@@ -264,7 +272,7 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(
     Path("out").mkdir()
     for number in range(10):
         put(number)
-    stage = Stage(moves=moves, idle=1000.0)
+    stage = Stage(moves=moves, idle=1000.0, drift=True)
     write = os.write
     calls = iter(range(1000))
 
@@ -278,10 +286,32 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(
     assert sorted(row.path for row in found) == [f"in/{number:05d}.png" for number in range(10)]
     assert sorted(stage.seen) == sorted(row.path for row in found)  # each was told to observers once
     assert len(rows()) == 10
+    assert stage.line.drifts["Blue"].images == 10  # so does what tells of drift
     assert len(stage.said) == 2
     assert "No space left on device" in stage.said[0]
     assert stage.said[1] == "All can be written again."
     assert not moves or len(list(Path("good").iterdir())) + len(list(Path("bad").iterdir())) == 10
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_drift_is_told_once_and_lasts_across_a_restart(folder: Path, moves: bool) -> None:
+    """Normal images score 0 here, and scored 0.1 to 0.4 when they were calibrated on."""
+    Path("out").mkdir()
+    for number in range(90):
+        put(number)
+    stage = Stage(moves=moves, drift=True)
+    stage.run()
+    marks = [row.get("drift") for row in rows()]
+    first = marks.index("lower")
+    assert 20 < first < 70
+    assert set(marks[:first]) == {None}
+    assert set(marks[first:]) == {"lower"}
+    assert [said.startswith("Blue: the calibration no longer holds: scores are lower") for said in stage.said] == [True]
+    put(90)
+    again = Stage(moves=moves, drift=True)
+    again.run()
+    assert rows()[-1]["drift"] == "lower"
+    assert again.line.drifts["Blue"].alarm == stage.line.drifts["Blue"].alarm
 
 
 def test_a_disk_that_stays_full_ends_a_watch_that_is_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
