@@ -198,7 +198,8 @@ def backbone_licence(model: str, weights: Sequence[str]) -> str:
     found += [APACHE] if EMBEDDED in weights else []
     if set(weights) == {RANDOM}:
         return "none: its numbers are drawn"
-    return ", ".join(dict.fromkeys(found)) or "not known here: see the page that the weights are from"
+    spelled = {name.lower(): name for name in reversed(found)}
+    return ", ".join(spelled.values()) or "not known here: see the page that the weights are from"
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
