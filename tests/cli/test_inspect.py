@@ -172,6 +172,30 @@ def test_a_replaced_image_is_judged_again(folder: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
+def test_a_watched_folder_is_judged_as_a_folder_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(folder / "in" / "sub", 3)
+    given = ["--threshold", "0.2", "--pixel_threshold", "0.45", "--save", "npy,labelstudio"]
+    assert inspect("in", *given) == 0
+    watching = ["--watch", "in", "--watch_quiet", "0", "--watch_idle", "0"]
+    assert inspect(*watching, *given) == 0  # the same table goes on, and all is done
+    assert "0 inspected, 0 failed, 0 left out" in capsys.readouterr().out
+    assert inspect(*watching, *given, "--out", "watched") == 0
+    assert sorted(rows("watched"), key=lambda row: str(row["path"])) == rows()
+    for path in Path("out").rglob("*.*"):
+        if path.suffix in (".npy", ".json") and path.name != "labelstudio.json":
+            assert Path("watched", path.relative_to("out")).read_bytes() == path.read_bytes()
+    assert inspect(*watching, *given, "--move_to", "good/,bad/") == 2
+    assert "--save labelstudio and coco say where images are" in capsys.readouterr().err
+    assert inspect(*watching, *given[:4], "--move_to", "good/,bad/", "--out", "moved") == 0
+    assert {Path(row["moved_to"]).parent.name for row in rows("moved")} == {"sub"}
+    assert not list(Path("in").rglob("*.png"))
+    assert inspect(*watching, "--axis", "axial") == 2
+    assert "cut volumes in a run of their own" in capsys.readouterr().err
+    assert inspect("--feedback", "normal") == 2
+    assert "name them" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_tables_of_earlier_versions_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "in", 2)
     assert inspect("in") == 0

@@ -115,6 +115,23 @@ def test_a_bundle_gives_the_files_and_exit_codes_of_inspect(
 
 
 @pytest.mark.slow
+def test_a_bundle_watches_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect.main(["line", "--bundle", "bundle", "--out", "graph"]) == 1
+    capsys.readouterr()
+    given = ["--watch", "line", "--watch_quiet", "0", "--watch_idle", "0", "--move_to", "good,bad,unread"]
+    assert inspect.main([*given, "--bundle", "bundle", "--out", "watched"]) == 1
+    assert "8 inspected, 1 failed, 0 left out: watched/inspections.csv" in capsys.readouterr().out
+    got = {row["path"]: row for row in rows("watched")}
+    assert {path: {**row, "moved_to": 0} for path, row in got.items()} == {
+        row["path"]: {**row, "moved_to": 0} for row in rows("graph")
+    }
+    folders = {"normal": "good", "anomalous": "bad", None: "unread"}
+    for row in got.values():
+        assert row["moved_to"] == f"{folders[row['verdict']]}/{Path(row['path']).name}"
+        assert Path(row["moved_to"]).is_file()
+
+
+@pytest.mark.slow
 def test_it_runs_in_its_folder_without_heavy_packages(folder: Path) -> None:
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import afclip_runtime.__main__ as program;"
