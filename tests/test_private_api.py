@@ -86,7 +86,7 @@ UNDERSCORED = [
     Private(
         lambda: argparse,
         "_ArgumentGroup",
-        "cli/model_options.py",
+        "runtime/cli/parser.py",
         "the type of what add_argument_group returns",
     ),
     Private(

@@ -17,6 +17,7 @@ from afclip_runtime.cli.options import (
     tiling_of,
     white_of,
 )
+from afclip_runtime.cli.parser import OptionGroup
 from afclip_runtime.errors import PROGRAM, UserError, shown
 from afclip_runtime.files import parse_yaml
 
@@ -60,7 +61,7 @@ def add_model_options(
     add_view_options(parser, roi)
 
 
-def add_model_names(group: argparse._ArgumentGroup) -> None:
+def add_model_names(group: OptionGroup) -> None:
     """Adds the two options that name a model: a ready one, or a head of one's own."""
     group.add_argument("--model", metavar="NAME", help="a model that comes ready; head show NAME says what it is")
     group.add_argument(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from afclip_runtime.cli.parser import OptionGroup
 from afclip_runtime.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 MARKS = ("normal", "anomalous", "undo")
 
 
-def add_feedback_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_feedback_options(parser: argparse.ArgumentParser) -> OptionGroup:
     """Adds the options that say which verdicts were wrong, and returns their group."""
     group = parser.add_argument_group("feedback")
     group.add_argument(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from afclip_runtime.cli.parser import numeric
+from afclip_runtime.cli.parser import OptionGroup, numeric
 from afclip_runtime.errors import UserError
 from afclip_runtime.types import Fit, Tiling
 
@@ -43,7 +43,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     add_view_options(parser)
 
 
-def add_engine_options(group: argparse._ArgumentGroup, engines: Sequence[str]) -> None:
+def add_engine_options(group: OptionGroup, engines: Sequence[str]) -> None:
     """Adds the options that say which engine runs the model."""
     group.add_argument(
         "--engine",
@@ -56,7 +56,7 @@ def add_engine_options(group: argparse._ArgumentGroup, engines: Sequence[str]) -
     )
 
 
-def add_batch_options(group: argparse._ArgumentGroup) -> None:
+def add_batch_options(group: OptionGroup) -> None:
     """Adds the options that say how much is done at once."""
     group.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
     group.add_argument("--num_workers", type=int, default=2, metavar="N", help="threads that decode (%(default)s)")
@@ -98,7 +98,7 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
         )
 
 
-def add_calibration_options(group: argparse._ArgumentGroup) -> None:
+def add_calibration_options(group: OptionGroup) -> None:
     """Adds the options that say which calibration it is."""
     group.add_argument(
         "--calibration",

@@ -12,6 +12,7 @@ from afclip_runtime.errors import UserError, message_of
 
 Command = Callable[[Sequence[str]], int]
 Number = TypeVar("Number", int, float)
+OptionGroup = argparse._ArgumentGroup  # what `add_argument_group` returns
 
 _MODEL = {"--shots": "--few_shot_dir", "--ckpt_path": "--checkpoint"}  # what Lightning and our runs call it
 _RUN = {"--run_dir": "--out"}
