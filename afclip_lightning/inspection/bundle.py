@@ -16,6 +16,7 @@ from afclip_lightning.backbones.packages import SHIPPED
 from afclip_lightning.backbones.presets import PRESETS
 from afclip_lightning.backbones.sources import EMBEDDED, PIP, RANDOM
 from afclip_lightning.inspection.export import TOLERANCE, write_graph
+from afclip_lightning.inspection.int8 import Int8, card_of_int8, write_int8_graph
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_runtime.engines.self_test import drawn, record
 from afclip_runtime.errors import UserError, shown
@@ -64,8 +65,10 @@ onnxruntime>=1.20
 """
 
 
-def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> float:
+def export_bundle(model: Predictor, folder: Path, overwrite: bool = False, int8: Int8 | None = None) -> float:
     """Writes a model as a bundle, in one step, and returns by how much it differs from the model at most.
+
+    In INT8 it is compared with the INT8 graph on ONNX Runtime, and has no calibration: the model's is of float32.
 
     Every engine that is installed is compared with the model: on drawn images in batches of several sizes, and on
     larger ones that are seen as the model sees them, in tiles too.
@@ -74,22 +77,28 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False) -> fl
         model: On the CPU. Its memory bank goes with it, and its calibration; thresholds by hand do not.
         folder: The bundle; it must not exist, or be a bundle where `overwrite` is true.
         overwrite: Whether a bundle that is there is replaced; calibrations and feedback of it stay.
+        int8: How INT8 is made; `None` writes float32.
 
     Raises:
-        UserError: The method cannot be a graph, an engine has other numbers than the model, or the folder is there
-            already or cannot be written; what was there before is unchanged.
+        UserError: INT8 changes too much, the method cannot be a graph, an engine has other numbers than the model, or
+            the folder is there already or cannot be written; what was there before is unchanged.
     """
     check_place(folder, overwrite)
     with new_folder(folder) as temporary:
-        facts = write_graph(model, temporary / GRAPH, "onnx")
-        write_json(temporary / CARD, msgspec.to_builtins(card_of_bundle(model)))
+        card, graph = card_of_bundle(model), temporary / GRAPH
+        if int8 is None:
+            largest = write_graph(model, graph, "onnx")["largest_difference"]
+        else:
+            card, largest = card_of_int8(card, model, graph, write_int8_graph(model, graph, int8)["int8"]), 0.0
+        write_json(temporary / CARD, msgspec.to_builtins(card))
         write_text(temporary / LICENCE, licence_note(model))
         write_text(temporary / REQUIREMENTS, REQUIRED)
         shutil.copytree(PACKAGE, temporary / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         write_sums(temporary)
-        found = [compare(model, temporary, engine) for engine in installed_engines()]
-        largest = float(np.max([facts["largest_difference"], *found]))
-        if not largest <= TOLERANCE:  # nan too
+        engines = installed_engines()
+        found = [compare(model, temporary, e) if int8 is None else tested(temporary, e) for e in engines]
+        largest = float(np.max([largest, *found]))
+        if int8 is None and not largest <= TOLERANCE:  # nan too
             raise UserError(
                 f"{shown(folder)} was not written: the bundle's scores or maps differ from the model's by up to "
                 f"{largest:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
@@ -147,6 +156,16 @@ def compare(model: Predictor, folder: Path, engine: str) -> float:
         pair for a, b in zip(wanted, got, strict=True) for pair in ((a.score, b.score), (a.anomaly_map, b.anomaly_map))
     ]
     return float(np.max([np.abs(np.subtract(a, b)).max() for a, b in pairs]))  # nan comes through
+
+
+def tested(folder: Path, engine: str) -> float:
+    """Returns by how much an engine differs at most from what a bundle says of the drawn images.
+
+    Raises:
+        UserError: It is more than the bundle allows.
+    """
+    model = open_bundle(folder, engine=engine, calibration=None)
+    return model.card.self_test.check(model.engine)
 
 
 def write_sums(folder: Path) -> None:

@@ -171,7 +171,7 @@ def write_graph(model: Predictor, path: Path, to: Target, roi: Roi | None = None
     facts = describe(model, to, roi)
     write, read = (_write_onnx, _read_onnx) if to == "onnx" else (_write_torch, _read_torch)
     with atomic_path(path) as temporary:
-        with _quiet():
+        with quiet():
             write(program, temporary, facts)
         facts["largest_difference"] = compare(model, read(temporary), roi)
         if not facts["largest_difference"] <= TOLERANCE:  # nan too
@@ -193,7 +193,7 @@ def trace(model: Predictor, roi: Roi | None = None) -> ExportedProgram:
     model.engine.check_ready()
     model.engine.score(drawn(2, shape, seed=2))  # fills all caches, which must not keep what is made while tracing
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             batch = Dim("batch", min=1)
             program = torch.export.export(
                 graph, (torch.from_numpy(drawn(2, shape, seed=2)),), dynamic_shapes=({0: batch},)
@@ -216,6 +216,7 @@ def describe(model: Predictor, to: Target, roi: Roi | None = None) -> dict[str, 
         "checkpoint": model.checkpoint,
         "category": model.category,
         "shots": model.few_shot,
+        "precision": "float32",
         "image": {
             "shape": ["batch", height, width, 3],
             "type": "uint8",
@@ -324,7 +325,7 @@ def _read_torch(path: Path) -> Run:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps torch's and ONNX's notes to themselves; what they cannot do is an error."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

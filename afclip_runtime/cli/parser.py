@@ -19,7 +19,7 @@ _RUN = {"--run_dir": "--out"}
 RENAMED: dict[str, dict[str, str]] = {
     "calibrate": {"--output": "--out", **_MODEL},
     "evaluate": {"--csv": "--out", "--json": "--out"},
-    "export": _MODEL,
+    "export": {"--calibration-images": "--calibration_images", **_MODEL},
     "features": _RUN,
     "fit": _RUN,
     "inspect": {"--output": "--out", **_MODEL},

@@ -62,6 +62,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         is_toy: Whether the backbone is the tiny one of afclip_lightning, which has seen drawn pictures only.
         self_test: What the model says of drawn images.
         versions: Of the packages that wrote the bundle.
+        int8: What INT8 changes, measured when the bundle was written; `None` in float32.
     """
 
     format: int
@@ -82,6 +83,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     is_toy: bool
     self_test: SelfTest
     versions: dict[str, str]
+    int8: dict[str, Any] | None = None
 
     @property
     def facts(self) -> GraphFacts:

@@ -158,6 +158,23 @@ def test_files_keep_what_a_threshold_holds_for(tmp_path: Path) -> None:
         Calibration.read(tmp_path / "none.json")
 
 
+def test_a_calibration_is_bound_to_the_precision_of_its_scores(tmp_path: Path) -> None:
+    path = tmp_path / "head.calibration.json"
+    older = Calibration(
+        from_normals(drawn(20), 0.01), None, "head", {"category": "nut"}
+    )  # without a precision: float32
+    older.check(path, "head", {"category": "nut"})
+    older.check(path, "head", {"category": "nut", "precision": "float32"})
+    with pytest.raises(
+        CheckpointError, match=r"float32 scores when calibrated, INT8 scores now: calibrate with the INT8"
+    ):
+        older.check(path, "head", {"category": "nut", "precision": "int8"})
+    of_int8 = Calibration(older.image, None, "head", {"category": "nut", "precision": "int8"})
+    of_int8.check(path, "head", of_int8.settings)
+    with pytest.raises(CheckpointError, match="INT8 scores when calibrated, float32 scores now"):
+        of_int8.check(path, "head", {"category": "nut"})
+
+
 def test_a_file_without_its_thresholds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     Calibration(Threshold(0.5, None, "fixed", 0, None, None), None, "", {}).save(path)

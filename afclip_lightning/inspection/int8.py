@@ -1,0 +1,248 @@
+"""`export --int8`: the linear layers of the backbone's blocks in INT8; what follows the last block stays in float32.
+
+The file is ONNX with quantise and dequantise nodes, which ONNX Runtime and OpenVINO both run with integer kernels.
+Measured and left out (docs/deployment.md): NNCF's quantiser, SmoothQuant, percentiles, INT8 of the head.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from afclip_lightning.inspection.export import TOLERANCE as FLOAT_TOLERANCE
+from afclip_lightning.inspection.export import quiet, write_graph
+from afclip_lightning.inspection.int8_change import Progress, measure
+from afclip_lightning.inspection.int8_images import read_images
+from afclip_lightning.inspection.predictor import Predictor
+from afclip_runtime.engines import GraphFacts, open_graph
+from afclip_runtime.engines.self_test import record
+from afclip_runtime.errors import UserError, indented, shown
+from afclip_runtime.files import atomic_path, write_json
+from afclip_runtime.inspection.bundle import BundleCard
+from afclip_runtime.inspection.calibration import INT8, PRECISION
+from afclip_runtime.inspection.inspector import Inspector
+from afclip_runtime.types import Tiling
+from afclip_runtime.views.roi import Roi
+
+if TYPE_CHECKING:
+    import onnx
+
+TOLERANCE = 0.1
+LINEAR = ("MatMul", "Gemm")
+
+
+def _all(steps: Iterable[Any], total: int) -> Iterable[Any]:
+    return steps
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How INT8 is made and tested.
+
+    Attributes:
+        images: Folder of images of the product; see `read_images`.
+        tolerance: Most of each of `Change.shares`.
+        say: Is given what INT8 changes, as a table.
+        progress: See `measure`.
+    """
+
+    images: Path
+    tolerance: float = TOLERANCE
+    say: Callable[[str], None] = logging.getLogger(__name__).info
+    progress: Progress = _all
+
+
+def export_int8(model: Predictor, path: Path, int8: Int8) -> dict[str, Any]:
+    """Writes a model as an ONNX file in INT8, and as `PATH.json` what the file says of itself, which is returned too.
+
+    The graph heeds the model's region of interest by itself, as that of `export` does.
+
+    Raises:
+        UserError: See `write_int8_graph`.
+    """
+    facts = write_int8_graph(model, path, int8, model.roi)
+    write_json(path.with_name(path.name + ".json"), facts)
+    return facts
+
+
+def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None = None) -> dict[str, Any]:
+    """Writes a model as an ONNX file in INT8, and returns what the file says of itself, and what INT8 changes.
+
+    Args:
+        model: On the CPU. Its calibration is used to compare verdicts, and does not go with the file: it is of float32.
+        path: The file.
+        int8: How it is made.
+        roi: Region of interest that the graph heeds by itself, in whole images; `None` for a graph of views.
+
+    Raises:
+        UserError: There are too few images, the model cannot be exported, its backbone has nothing to quantise, or INT8
+            changes more than the tolerance; no file is left.
+    """
+    given = read_images(int8.images)
+    with TemporaryDirectory() as folder, atomic_path(path) as temporary:
+        exact = Path(folder) / "float32.onnx"
+        facts = write_graph(_uncalibrated(model), exact, "onnx", roi)
+        layers = quantise(exact, temporary, block_matrices(model), _batches(model, given.calibrating))
+        models = [_run_by_graph(model, file, heeds=roi is not None) for file in (exact, temporary)]
+        size = exact.stat().st_size, temporary.stat().st_size
+        change = measure(models[0], models[1], given, model.thresholds[0], layers, size, int8.progress)
+        if beyond := change.beyond(int8.tolerance):
+            raise UserError(
+                f"{shown(path)} was not written: INT8 changes {' and '.join(beyond)} by more than --tolerance "
+                f"{int8.tolerance:g} of what there is.\n{indented(change.table())}\nGive more images of what the "
+                "camera sees (--calibration_images), a larger --tolerance, or export without --int8."
+            )
+        int8.say(change.table())
+        del facts["largest_difference"]  # it was of the file in float32
+        facts |= {"precision": INT8, "int8": change.to_dict() | {"tolerance": int8.tolerance}}
+        _write_facts(temporary, facts)
+    return facts
+
+
+def card_of_int8(card: BundleCard, model: Predictor, graph: Path, report: dict[str, Any]) -> BundleCard:
+    """Returns the card of a bundle whose graph is INT8.
+
+    Its self-test holds what the INT8 graph says of the drawn images. Engines may differ from that by as much as INT8
+    differs from float32 there: what they round in another way is a fraction of it, and clipped sums are more.
+
+    Args:
+        card: Of the model in float32.
+        model: The model.
+        graph: The INT8 graph.
+        report: What INT8 changes, as plain values.
+    """
+    engine = open_graph("onnx", graph, card.facts)
+    differs = card.self_test.difference(engine)
+    return msgspec.structs.replace(
+        card,
+        precision=INT8,
+        settings=card.settings | {PRECISION: INT8},
+        calibration=None,
+        self_test=record(engine.score, card.frame.shape, max(differs, FLOAT_TOLERANCE)),
+        int8=report,
+    )
+
+
+def block_matrices(model: Predictor) -> set[str]:
+    """Returns the digests of the weight matrices of the backbone's blocks, as they are and transposed.
+
+    The exporter gives folded weights new names, and towers name their layers in many ways: the numbers stay the same.
+    """
+    weights = [p.detach().cpu().numpy() for p in model.method.backbone.vision.blocks.parameters() if p.ndim == 2]
+    return {_digest(matrix) for weight in weights for matrix in (weight, weight.T)}
+
+
+def linear_nodes(graph: "onnx.GraphProto", matrices: Collection[str]) -> list[str]:
+    """Returns the names of the nodes that multiply with one of these matrices.
+
+    Args:
+        graph: Of an ONNX file.
+        matrices: Digests; see `block_matrices`.
+    """
+    from onnx import numpy_helper
+
+    known = {
+        tensor.name
+        for tensor in graph.initializer
+        if len(tensor.dims) == 2 and _digest(numpy_helper.to_array(tensor)) in matrices
+    }
+    return [node.name for node in graph.node if node.op_type in LINEAR and known.intersection(node.input)]
+
+
+def quantise(source: Path, target: Path, matrices: Collection[str], batches: Iterator[np.ndarray]) -> int:
+    """Writes an ONNX file anew with some linear layers in INT8, and returns how many.
+
+    Weights have 7 bits and a scale per output channel, activations 8 bits and one scale, from the least to the highest
+    value that the images gave. Processors without VNNI add two products of 8 bits in 16 bits, and clip the sum without
+    a word: with weights of 7 bits it always fits, and all processors give the same numbers up to rounding.
+
+    Args:
+        source: The file in float32.
+        target: The new file.
+        matrices: Weights that are to be INT8; see `block_matrices`.
+        batches: Views `[B, H, W, 3]`, uint8, that the ranges of activations are taken from.
+
+    Raises:
+        UserError: The graph has none of these layers.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    nodes = linear_nodes(onnx.load(source).graph, matrices)
+    if not nodes:
+        raise UserError(
+            "--int8 finds no linear layer of the backbone's blocks in the graph, so that nothing would become faster. "
+            "Export without --int8."
+        )
+    with quiet():
+        quantize_static(
+            source,
+            target,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=nodes,
+            op_types_to_quantize=LINEAR,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"OpTypesToExcludeOutputQuantization": LINEAR},  # what follows them is float anyway
+        )
+    return len(nodes)
+
+
+class _Reader:
+    """Batches as ONNX Runtime's quantiser asks for them."""
+
+    def __init__(self, batches: Iterator[np.ndarray]) -> None:
+        self.batches = batches
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def _digest(matrix: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(matrix).tobytes() + str(matrix.shape).encode()).hexdigest()
+
+
+def _batches(model: Predictor, images: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Yields the views of images as the model sees them, a batch at a time."""
+    size = model.batch_size
+    for image in images:
+        views = model.views(image)
+        yield from (np.stack(views[start : start + size]) for start in range(0, len(views), size))
+
+
+def _uncalibrated(model: Predictor) -> Predictor:
+    """Returns the model without thresholds that were chosen for float32 scores."""
+    other = copy.copy(model)
+    other.calibration = other.threshold = other.pixel_threshold = None
+    return other
+
+
+def _run_by_graph(model: Predictor, path: Path, heeds: bool) -> Inspector:
+    """Returns a model that a file runs, which sees images as the model does; whole ones if the graph heeds a region."""
+    facts = GraphFacts(model.engine.frame, model.engine.method, model.engine.backbone, {})
+    tiling = Tiling() if heeds else model.tiling
+    runs = Inspector(open_graph("onnx", path, facts), tiling, model.category, model.batch_size)
+    runs.white, runs.roi = model.white, None if heeds else model.roi
+    return runs
+
+
+def _write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Replaces what an ONNX file says of itself."""
+    import onnx
+
+    file = onnx.load(path)
+    onnx.helper.set_model_props(file, {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
+    onnx.save(file, path)

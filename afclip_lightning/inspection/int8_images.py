@@ -1,0 +1,110 @@
+"""The images that an INT8 model is calibrated on, and those that it is compared on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from afclip_lightning.datasets.mvtec_layout import MVTecLayout
+from afclip_lightning.inspection.labelled import NORMAL_FOLDER, read_labelled
+from afclip_lightning.types import Sample, Split
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.images.find import list_folders
+
+FEWEST = 8  # images, below which a change of scores says little
+MOST = 64  # images that ranges are taken from; more did not change them
+TEST: Split = "test"
+TRAIN: Split = "train"
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """What a folder of calibration images gives.
+
+    Attributes:
+        calibrating: Images that the ranges of activations are taken from; in labelled sets not all are normal.
+        normal: Those of them that are known, or assumed, to be normal.
+        compared: Images that the two models are compared on, with their labels and masks.
+        held_out: Whether no compared image is one of `calibrating`.
+        labelled: Whether images are told apart as normal and anomalous; if not, all of them count as normal.
+        source: Where both kinds lie, in words.
+    """
+
+    calibrating: list[Path]
+    normal: list[Path]
+    compared: list[Sample]
+    held_out: bool
+    labelled: bool
+    source: str
+
+
+def read_images(folder: Path) -> GivenImages:
+    """Returns what a folder gives.
+
+    A folder of a product in MVTec AD's layout has both parts: `train/good` calibrates, `test` is compared, with its
+    masks. Of any other folder every second image calibrates, up to `MOST`, and the rest is compared; of fewer than
+    2 × `FEWEST` images all do both. Images below a folder `good` are normal then, and others anomalous.
+
+    Args:
+        folder: See above.
+
+    Raises:
+        DatasetError: The folder cannot be read.
+        UserError: It has too few images, or several products.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{shown(folder)}, the folder of --calibration_images, is not there.")
+    if (folder / TEST).is_dir():
+        return _of_product(folder)
+    if several := [inner.name for inner in list_folders(folder) if (inner / TEST).is_dir()]:
+        raise UserError(f"{shown(folder)} holds several products: name one of them, {shown(folder / several[0])}.")
+    labelled = read_labelled(folder)
+    _require(folder, len(labelled))
+    is_labelled = any(not anomalous for _, anomalous in labelled)
+    samples = [_sample(folder, path, is_labelled and anomalous) for path, anomalous in labelled]
+    if len(samples) < 2 * FEWEST:
+        return _given(samples, samples, is_labelled, False, f"all images of {shown(folder)}")
+    calibrating = _spread(samples[::2], MOST)
+    kept = {sample.image_path for sample in calibrating}
+    compared = [sample for sample in samples if sample.image_path not in kept]
+    return _given(calibrating, compared, is_labelled, True, f"other images of {shown(folder)}")
+
+
+def _of_product(folder: Path) -> GivenImages:
+    layout = MVTecLayout(folder.resolve().parent, categories=[folder.resolve().name])
+    (category,) = layout.selected_categories()
+    compared = layout.find_samples(category, TEST)
+    _require(folder / TEST, len(compared))
+    if (folder / TRAIN / NORMAL_FOLDER).is_dir():
+        calibrating = layout.find_samples(category, TRAIN)
+        _require(folder / TRAIN / NORMAL_FOLDER, len(calibrating))
+        return _given(_spread(calibrating, MOST), compared, True, True, f"the images of {shown(folder / TEST)}")
+    _require(folder / TEST, len(compared), 2 * FEWEST)
+    calibrating = _spread(compared[::2], MOST)
+    kept = {sample.image_path for sample in calibrating}
+    held_out = [sample for sample in compared if sample.image_path not in kept]
+    return _given(calibrating, held_out, True, True, f"other images of {shown(folder / TEST)}")
+
+
+def _given(
+    calibrating: list[Sample], compared: list[Sample], labelled: bool, held_out: bool, source: str
+) -> GivenImages:
+    normal = [sample.image_path for sample in calibrating if sample.label == 0]
+    return GivenImages([s.image_path for s in calibrating], normal, compared, held_out, labelled, source)
+
+
+def _sample(folder: Path, path: Path, anomalous: bool) -> Sample:
+    """Returns an image of a folder without masks."""
+    return Sample(folder.name, "object", TEST, path, int(anomalous), mask_known=not anomalous)
+
+
+def _spread(samples: list[Sample], most: int) -> list[Sample]:
+    """Returns at most so many samples, evenly spread over the list."""
+    count = min(len(samples), most)
+    return [samples[index * len(samples) // count] for index in range(count)]
+
+
+def _require(folder: Path, count: int, fewest: int = FEWEST) -> None:
+    if count < fewest:
+        raise UserError(
+            f"{shown(folder)} has {count} images, and INT8 needs at least {fewest} to calibrate and to be compared on. "
+            "Give more images of the product (--calibration_images); a hundred are enough."
+        )
