@@ -42,6 +42,7 @@ class Line:
     area: float | None = None
     error: str | None = None
     method: str | None = None
+    moved_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _section(folder: Path, method: str, lines: list[Line], volumes: list[Volume]
 def _card(folder: Path, line: Line, originals: bool) -> Card:
     names = [f"{line.method or '.'}/overlays/{line.name}{suffix}" for suffix in (".jpg", ".png")]
     files = [path for name in names if (path := inside(folder, name))]
-    picture = _thumbnail([*files, *([Path(line.path)] if originals else [])])
+    picture = _thumbnail([*files, *([Path(line.moved_to or line.path)] if originals else [])])
     note = "" if line.area is None else f"{100 * line.area:.2g} % of the area"
     return Card(line.path, line.score or 0.0, line.verdict or "", picture, note=note)
 

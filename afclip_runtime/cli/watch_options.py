@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from afclip_runtime.inspection.webhook import Webhook
 
 OUTBOX = "webhook.sqlite"  # in the folder of the output
-GRACE = 5.0  # seconds that messages have to get out once the watch has ended
+GRACE = 5.0  # seconds that messages have to get out once the watch has ended; after a signal, all of them together
 QUIET, POLL = 2.0, 1.0
 
 DESCRIPTION = """\
@@ -165,7 +165,7 @@ def watch(
             outbox = Outbox(options.out / OUTBOX)
             stack.callback(outbox.close)
             webhook = Webhook(options.webhook, outbox, secret, _say)
-            stack.callback(_close, webhook)
+            stack.callback(_close, webhook, lambda: not stopped())
             webhook.start()
         line = Line(
             models,
@@ -194,8 +194,8 @@ def watch(
         return Done(line.new, line.failed, line.left_out, table.replaced, line.drifts, table.rows)
 
 
-def _close(webhook: "Webhook") -> None:
-    if waiting := webhook.close(GRACE):
+def _close(webhook: "Webhook", patient: Callable[[], bool]) -> None:
+    if waiting := webhook.close(GRACE, patient):
         _say(f"webhook: {counted(waiting, 'message')} wait in {webhook.outbox.path}; the next run sends them.")
 
 

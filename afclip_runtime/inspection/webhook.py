@@ -88,14 +88,17 @@ class Webhook:
         self.outbox.put(id, content)
         self._woken.set()
 
-    def close(self, grace: float = 0.0) -> int:
+    def close(self, grace: float = 0.0, patient: Callable[[], bool] = lambda: False) -> int:
         """Ends the thread, once nothing waits or the grace is over, and returns how many messages wait.
 
         Args:
             grace: In seconds.
+            patient: Whether the grace begins anew with each message that gets out.
         """
-        end = time.monotonic() + grace
-        while self._thread.is_alive() and len(self.outbox) and time.monotonic() < end:
+        end, waiting = time.monotonic() + grace, len(self.outbox)
+        while self._thread.is_alive() and (left := len(self.outbox)) and time.monotonic() < end:
+            if left < waiting and patient():
+                end, waiting = time.monotonic() + grace, left
             time.sleep(0.02)
         self._ended.set()
         self._woken.set()

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def test_a_file_moves_with_its_time(tmp_path: Path) -> None:
     move(tmp_path / "in" / "a.png", tmp_path / "good" / "a.png", state)
     assert files(tmp_path) == {"good/a.png": "a"}
     assert (tmp_path / "good" / "a.png").stat().st_mtime_ns == state[1]
+
+
+def test_a_file_moves_to_a_disk_that_is_really_another(tmp_path: Path) -> None:
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk only")
+    state = write(tmp_path / "in" / "a.png", "a")
+    with tempfile.TemporaryDirectory(dir=shared) as other:
+        move(tmp_path / "in" / "a.png", Path(other) / "good" / "a.png", state)
+        assert files(Path(other)) == {"good/a.png": "a"}
+        assert (Path(other) / "good" / "a.png").stat().st_mtime_ns == state[1]
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.usefixtures("disks")

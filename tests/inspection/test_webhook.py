@@ -114,6 +114,27 @@ def test_a_receiver_that_is_not_there_is_waited_for(outbox: Outbox) -> None:
     assert "/hook" not in said[0]  # addresses hold tokens
 
 
+def test_the_end_waits_for_messages_as_long_as_they_get_out(
+    receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(outbox, 6)
+    mark = outbox.delivered
+
+    def slowly(message: Message, when: str) -> None:
+        time.sleep(0.1)
+        mark(message, when)
+
+    monkeypatch.setattr(outbox, "delivered", slowly)
+    webhook = Webhook(receiver.url, outbox, None, print)
+    webhook.start()
+    assert webhook.close(grace=0.3, patient=lambda: True) == 0
+    for number in range(20):
+        outbox.put(f"more_{number}", b"{}")
+    webhook = Webhook(receiver.url, outbox, None, print)
+    webhook.start()
+    assert 10 < webhook.close(grace=0.3) < 20
+
+
 def test_a_message_that_is_refused_holds_up_no_other_and_is_not_lost(receiver: Receiver, outbox: Outbox) -> None:
     fill(outbox, 3)
     receiver.answers = [400, 204, 204, 422, 204]

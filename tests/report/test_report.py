@@ -282,6 +282,10 @@ def test_a_page_holds_nothing_from_outside_of_its_folder(tmp_path: Path) -> None
     (inspected / "inspections.jsonl").write_text(json.dumps({"path": str(secret), "name": "x", "score": 0.5}) + "\n")
     assert main([str(inspected), "--originals"]) == 0
     assert (inspected / "report.html").read_text().count("data:image/jpeg") == 1
+    moved = {"path": "gone.png", "moved_to": str(secret), "name": "x", "score": 0.5}
+    (inspected / "inspections.jsonl").write_text(json.dumps(moved) + "\n")
+    assert main([str(inspected), "--originals"]) == 0
+    assert (inspected / "report.html").read_text().count("data:image/jpeg") == 1
 
 
 def test_names_that_are_no_utf8_have_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
