@@ -119,6 +119,7 @@ def _mark(named: Sequence[str], options: argparse.Namespace, arguments: dict[str
 
         if options.few_shot_dir is None:
             raise UserError("--feedback_to memory is for few-shot images: name their folder, --few_shot_dir DIR.")
+        load_models(named, options, arguments, None, images)  # refuses methods without a memory, and bundles
         for image in images:
             mark_few_shot(options.few_shot_dir, options.feedback, image, options.feedback_by)
         print(

@@ -28,6 +28,7 @@ from afclip_runtime.images.maps import read_map
 from afclip_runtime.inspection.calibration import Calibration
 from afclip_runtime.inspection.inputs import Input, count_left_out, find_inputs
 from afclip_runtime.inspection.table import Table
+from tests.support import REPOSITORY
 from tests.support.small_head import MODEL_OPTIONS, picture, write_head, write_pictures
 
 Row = dict[str, Any]
@@ -560,6 +561,33 @@ def test_feedback_moves_the_threshold_of_later_runs(folder: Path, capsys: pytest
     assert "there is no calibration" in capsys.readouterr().err
     assert inspect("--feedback", "normal", "--feedback_to", "memory", highest) == 2
     assert "--few_shot_dir" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_feedback_joins_the_few_shot_images_and_the_thresholds_must_be_made_anew(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong, *few = write_pictures(folder / "all", 13)[:3]
+    (folder / "few").mkdir()
+    for path in few:
+        path.rename(folder / "few" / path.name)
+    wrong = wrong.rename(folder / "wrong.png")
+    config = str(REPOSITORY / "configs/anomalydino_demo.yaml")
+    model = ["--checkpoint", config, "--num_workers", "0", "--few_shot_dir", "few"]
+    assert calibrate.main([*model, "--normal", "all", "--out", "c.json"]) == 0
+    given = [*model, "--calibration", "c.json", str(wrong)]
+    assert command.main([*given, "--out", "before"]) == 0
+    assert command.main([*given, "--feedback", "normal", "--feedback_to", "memory"]) == 0
+    assert "Calibrate again" in capsys.readouterr().out
+    assert command.main([*given, "--out", "after"]) == 2
+    assert "c.json does not fit" in capsys.readouterr().err
+    assert command.main([*model, "--no_calibration", str(wrong), "--out", "after"]) == 0
+    assert rows("after")[0]["score"] < rows("before")[0]["score"]  # it is one of the few-shot images now
+    assert command.main([*given, "--feedback", "undo", "--feedback_to", "memory"]) == 0
+    assert command.main([*given, "--out", "before"]) == 0  # all is as it was
+    without = ["--feedback", "normal", "--feedback_to", "memory", "--few_shot_dir", "few", str(wrong)]
+    assert command.main(["--checkpoint", str(REPOSITORY / "configs/clip_demo.yaml"), *without]) == 2
+    assert "takes no few-shot images" in capsys.readouterr().err
 
 
 @pytest.mark.slow
