@@ -24,9 +24,9 @@ QUIET, POLL = 2.0, 1.0
 DESCRIPTION = """\
 With --watch DIR, files of a folder and all below it are judged as they come, those first that are there, into the same
 tables, each once however often the command is stopped and started. A file is taken once its size and time have not
-changed for --watch_quiet seconds and, on local disks of Linux, no process has it open for writing; hidden files
-(.NAME) and temporary ones (.tmp, .part …) are passed over. A file that is replaced later is judged again: the last
-line of a path counts. A full disk and a folder that is away are waited for.
+changed for --watch_quiet seconds and no process has it open for writing (as far as the system tells: of one's own
+files on local disks of Linux); hidden files (.NAME) and temporary ones (.tmp, .part …) are passed over. A file that is
+replaced later is judged again: the last line of a path counts. A full disk and a folder that is away are waited for.
   --move_to good/,bad/      then moves each file to the folder of its verdict, normal or anomalous, under its path below
                             DIR; a third folder takes what could not be judged. No file is overwritten: a number is
                             added to the name. Column moved_to has the place.

@@ -16,8 +16,9 @@ MOUNTS = Path("/proc/self/mountinfo")
 class LocalDisks:
     """The disks of this machine, asked whether a process has a file open for writing.
 
-    A read lease is granted on such a disk unless someone has the file open for writing. On a network share it may be
-    denied for other reasons, so files there are not asked about.
+    A read lease is granted on such a disk unless someone has the file open for writing. It is granted to the owner of a
+    file and to root; of files of others, nothing is known. On a network share it may be denied for other reasons, so
+    files there are not asked about.
     """
 
     def __init__(self) -> None:
