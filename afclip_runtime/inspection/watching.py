@@ -4,8 +4,8 @@ The folder is polled. What a system tells of changes by itself (inotify and its 
 machines write to a share, and drops events in a burst, so polling is needed anyway, and is enough.
 
 A file is complete once its size and time have not changed for the quiet time, and, as far as the system tells, once no
-process has it open for writing (see `open_files`). Nothing tells a file that was renamed into the folder, and is complete at once, from
-one that is written slowly, so it waits for the quiet time too.
+process has it open for writing (see `open_files`). Nothing tells a file that was renamed into the folder, and is
+complete at once, from one that is written slowly, so it waits for the quiet time too.
 """
 
 import os
