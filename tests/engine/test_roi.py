@@ -12,6 +12,7 @@ from PIL import Image
 
 from afclip_lightning import load
 from afclip_lightning.backbones.preprocess import Preprocess
+from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.cli import evaluate
 from afclip_lightning.data.dataset import AnomalyDataset
 from afclip_lightning.data.loading_options import Loading
@@ -117,6 +118,17 @@ def test_the_backbone_does_not_see_what_lies_outside(products: Path) -> None:
         write(path, pixels)
     for index, image in enumerate(before):
         assert_array_equal(dataset.read(index).image, image)
+
+
+def test_kept_features_are_those_of_one_region(products: Path) -> None:
+    path = products / "set/bolts/test/good/000.png"
+    one, other = Roi((80, 60), (LEFT,)), Roi((80, 60), ignore=(LEFT,))
+    regions = ("", one.fingerprint, other.fingerprint)
+    digests = {image_digest(path, white, roi) for white in (None, 4095) for roi in regions}
+    assert len(digests) == 6
+    assert image_digest(path, None, "") == image_digest(path)
+    _, dataset = samples_of(products)
+    assert dataset._digest(dataset.samples[0]) == image_digest(dataset.samples[0].image_path, None, one.fingerprint)
 
 
 def test_regions_are_found_by_category(products: Path) -> None:
