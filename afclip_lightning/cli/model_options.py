@@ -174,15 +174,37 @@ def load_models(
     check_batch_options(options)
     backbones: dict[str, ClipBackbone] = {}
     models: dict[str, Inspector] = {}
+    heads: dict[str, Predictor] = {}
     for path in paths:
         if is_bundle(Path(path)):
             _check_bundle_options(path, options, arguments)
             model: Inspector = load_bundle(Path(path), options, calibration, images)
+            models[_free_name(model, models)] = model
         else:
-            model = _load_head(path, options, arguments, calibration, images, backbones)
-        name = model.engine.method
-        models[name if name not in models else f"{name}_{len(models) + 1}"] = model
+            head = _load_head(path, options, arguments, calibration, images, backbones)
+            name = _free_name(head, models)
+            models[name] = heads[name] = head
+    _warn(heads, options)
     return models
+
+
+def _free_name(model: "Inspector", models: "dict[str, Inspector]") -> str:
+    name = model.engine.method
+    return name if name not in models else f"{name}_{len(models) + 1}"
+
+
+def _warn(heads: "dict[str, Predictor]", options: argparse.Namespace) -> None:
+    """Says what is to be known of heads before their scores are trusted."""
+    from afclip_runtime.inspection.calibration import ANY_PRODUCT
+
+    if any(head.is_toy for head in heads.values()):
+        print(f"warning: {TOY}", file=sys.stderr)
+    naming = [name for name, head in heads.items() if head.method.needs_class_name]
+    if naming and options.category == ANY_PRODUCT:
+        print(
+            f"note: {', '.join(naming)}: prompts call the product {ANY_PRODUCT!r}; --category names it.",
+            file=sys.stderr,
+        )
 
 
 def _load_head(
@@ -202,11 +224,10 @@ def _load_head(
     import torch
 
     from afclip_lightning.inspection.predictor import load
-    from afclip_runtime.inspection.calibration import ANY_PRODUCT
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model = load(
+    return load(
         path,
         arguments=arguments,
         device=options.device,
@@ -219,14 +240,6 @@ def _load_head(
         batch_size=options.batch_size,
         backbones=backbones,
     )
-    if model.is_toy:
-        print(f"warning: {TOY}", file=sys.stderr)
-    if model.method.needs_class_name and options.category == ANY_PRODUCT:
-        print(
-            f"note: {model.engine.method}: prompts call the product {ANY_PRODUCT!r}; --category names it.",
-            file=sys.stderr,
-        )
-    return model
 
 
 def _check_bundle_options(path: str, options: argparse.Namespace, arguments: dict[str, Any]) -> None:
