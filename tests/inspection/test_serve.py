@@ -338,6 +338,18 @@ def test_with_a_token_nothing_below_api_is_open(model: Predictor) -> None:
         assert "security" not in client.get("/openapi.json").json()["paths"]["/api/model"]["get"]
 
 
+def test_systemd_is_told_when_it_serves_and_when_it_stops(
+    model: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with client_of(model):
+            assert manager.recv(99) == b"READY=1"
+        assert manager.recv(99) == b"STOPPING=1"
+
+
 def test_the_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
     for path in ("/", "/serve.css", "/serve.js"):
         text = client.get(path).text.replace("http://www.w3.org/2000/svg", "")
