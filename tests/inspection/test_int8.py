@@ -244,16 +244,23 @@ def test_a_bundle_in_int8(tmp_path: Path, tiny: Predictor, product: Path) -> Non
     assert card.int8["layers"] == 32
     assert card.calibration is None  # it was of float32 scores
     assert between <= card.self_test.tolerance
-    assert 1e-4 < card.self_test.tolerance < 0.1
+    assert 1e-4 < card.self_test.tolerance < 0.2
     runs = open_bundle(folder, engine="onnx")
     assert runs.settings["precision"] == "int8"
+    assert runs.settings["engine"] == "onnx"
     images = [drawn(1, (150, 120), seed=1)[0]]
     assert abs(runs.predict_many(images)[0].score - tiny.predict_many(images)[0].score) < 0.05
+    made = Calibration(model.calibration.image, None, "head", runs.settings)
+    made.save(folder / CALIBRATION)
+    assert open_bundle(folder, engine="onnx").calibration == made
+    if find_spec("openvino"):
+        with pytest.raises(UserError, match="engine: 'onnx' when calibrated, 'openvino' now"):
+            open_bundle(folder, engine="openvino")
     model.calibration.save(folder / CALIBRATION)
     with pytest.raises(
         UserError, match=r"float32 scores when calibrated, INT8 scores now: calibrate with the INT8 model"
     ):
-        open_bundle(folder)
+        open_bundle(folder, engine="onnx")
 
 
 @pytest.mark.slow
