@@ -34,7 +34,8 @@ Never calibrate on images that you report results on: what is measured on them a
 DESCRIPTION = f"""\
 Chooses the threshold of the image score and that of the map, and writes them into the bundle
 (model.PRODUCT.calibration.json; model.calibration.json without --product), where inspect and serve find them before
-those that were exported. They hold for this bundle, seen in this way, and on every engine.
+those that were exported. They hold for this bundle, seen in this way; of a float32 bundle on every engine, of an INT8
+bundle on the engine that they were made with: engines round INT8 differently.
 With --roi it holds the region of interest too: inspect and serve take it from there, and refuse another one.
 
 {FROM_NORMALS}\
