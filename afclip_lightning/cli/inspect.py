@@ -32,7 +32,7 @@ from afclip_runtime.cli.inspect import (
 )
 from afclip_runtime.cli.options import wanted_calibration
 from afclip_runtime.cli.parser import CommandParser, command
-from afclip_runtime.cli.watch_options import check_watch_options
+from afclip_runtime.cli.watch_options import check_watch_options, parse_paths_or_watch
 from afclip_runtime.errors import PROGRAM, UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ Slices of volumes take no part in the comparison with normal images.
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code, as the description has them."""
     others, arguments = split_model_arguments(args)
-    return _run(_parser().parse_args(others), arguments)
+    return _run(parse_paths_or_watch(_parser(), others), arguments)
 
 
 def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:

@@ -21,7 +21,13 @@ from afclip_runtime.cli.options import (
 )
 from afclip_runtime.cli.parser import CommandParser, command, finite
 from afclip_runtime.cli.watch_options import DESCRIPTION as OF_WATCHING
-from afclip_runtime.cli.watch_options import add_watch_options, check_threshold, check_watch_options, watch
+from afclip_runtime.cli.watch_options import (
+    add_watch_options,
+    check_threshold,
+    check_watch_options,
+    parse_paths_or_watch,
+    watch,
+)
 from afclip_runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +90,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code, as the description has them."""
     from afclip_runtime.inspection.inputs import find_inputs
 
-    options = _parser().parse_args(args)
+    options = parse_paths_or_watch(_parser(), args)
     saves = saves_of(options, SAVES)
     check_watch_options(options, saves, several=False)
     folder = bundle_of(options)

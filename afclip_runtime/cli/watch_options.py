@@ -67,6 +67,19 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def parse_paths_or_watch(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.Namespace:
+    """Returns the options of a command that judges files, folders, or a folder that it watches.
+
+    Args:
+        parser: Of the command; it ends the program with exit code 2 where none of them is named.
+        args: What follows the command.
+    """
+    options = parser.parse_args(args)
+    if not options.paths and options.watch is None:
+        parser.error("name files or folders, or a folder to watch: --watch DIR")
+    return options
+
+
 def check_watch_options(options: argparse.Namespace, saves: Sequence[str], several: bool) -> None:
     """Refuses options that do not go together, before anything is loaded.
 
@@ -84,8 +97,6 @@ def check_watch_options(options: argparse.Namespace, saves: Sequence[str], sever
             raise UserError(
                 f"--{given[0]} goes with --watch DIR; with --watch_idle 0, that ends once all files are judged."
             )
-        if not options.paths:
-            raise UserError("name files or folders, or a folder to watch: --watch DIR.")
         return
     from afclip_runtime.inspection.moving import Destinations
     from afclip_runtime.inspection.webhook import check_url, read_secret

@@ -183,7 +183,6 @@ def test_a_third_folder_takes_what_cannot_be_read(folder: Path) -> None:
         ((*ONCE[2:], *MOVES), "--move_to needs a threshold of the score: calibrate first"),
         (("in", *MOVES), "--move_to goes with --watch DIR"),
         (("in", "--webhook", "http://host/"), "--webhook goes with --watch DIR"),
-        ((), "name files or folders, or a folder to watch: --watch DIR"),
         (("in", *ONCE), "give either files and folders, or --watch DIR"),
         (("--watch", "none"), "--watch none: there is no such folder"),
         ((*ONCE, "--webhook_secret_file", "secret"), "which is not given"),
