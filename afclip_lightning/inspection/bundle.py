@@ -135,7 +135,8 @@ def card_of_bundle(model: Predictor) -> BundleCard:
 def own_thresholds(model: Predictor) -> DefaultThresholds | None:
     """Returns the head's own thresholds, if they hold for the model as it is: whether images are whole is not asked."""
     bare = copy.copy(model)
-    bare.calibration, bare.tiling, bare.roi = None, Tiling(), None
+    bare.use(None)
+    bare.tiling, bare.roi = Tiling(), None
     return bare.defaults
 
 

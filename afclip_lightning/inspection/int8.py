@@ -226,7 +226,8 @@ def _batches(model: Predictor, images: Sequence[Path]) -> Iterator[np.ndarray]:
 def _uncalibrated(model: Predictor) -> Predictor:
     """Returns the model without thresholds that were chosen for float32 scores."""
     other = copy.copy(model)
-    other.calibration = other.threshold = other.pixel_threshold = None
+    other.use(None)
+    other.threshold = other.pixel_threshold = None
     return other
 
 

@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -149,14 +150,16 @@ class Feedback:
         path: The audit file; `None` keeps the feedback in memory, for a calibration that is in no file.
 
     Attributes:
+        before: The calibration as it was made.
+        calibration: The calibration with the feedback.
         entries: All lines, those on earlier calibrations among them.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file cannot be read, or the threshold cannot be moved.
     """
 
     def __init__(self, calibration: Calibration, path: Path | None) -> None:
-        self.before = calibration
+        self.before = self.calibration = calibration
         self.path = path
         self.key = known_by(calibration)
         self.entries: list[Entry] = []
@@ -165,18 +168,22 @@ class Feedback:
     def _read(self) -> None:
         if self.path and self.path.exists():
             remedy = "Put the file aside; the calibration then holds without feedback."
-            self.entries = [entry for _, entry in read_json_lines(self.path, Entry, remedy=remedy)]
+            self._take([entry for _, entry in read_json_lines(self.path, Entry, remedy=remedy)])
+
+    def _take(self, entries: list[Entry]) -> None:
+        self.entries, self.calibration = entries, self._moved_by(entries)
 
     @property
     def marks(self) -> dict[str, Entry]:
         """The marks that hold, by image: the last line on an image counts, and `undo` takes it back."""
-        last = {entry.image: entry for entry in self.entries if entry.calibration == self.key}
+        return self._marks_of(self.entries)
+
+    def _marks_of(self, entries: Sequence[Entry]) -> dict[str, Entry]:
+        last = {entry.image: entry for entry in entries if entry.calibration == self.key}
         return {image: entry for image, entry in last.items() if entry.mark != "undo"}
 
-    @property
-    def calibration(self) -> Calibration:
-        """The calibration with the feedback."""
-        marks = self.marks.values()
+    def _moved_by(self, entries: Sequence[Entry]) -> Calibration:
+        marks = self._marks_of(entries).values()
         if not marks:
             return self.before
         scores = {kind: [entry.score for entry in marks if entry.mark == kind] for kind in ("normal", "anomalous")}
@@ -194,17 +201,20 @@ class Feedback:
 
         Raises:
             UserError: The verdict on the image is right as it is, there is nothing to undo, the threshold cannot be
-                moved, or the file cannot be written.
+                moved, or the file cannot be written; nothing has changed then.
         """
-        if self.path is None:
-            return self._add(mark, image, path, score, who)
-        with only_writer(self.path.parent):
+        with only_writer(self.path.parent) if self.path else nullcontext():
             self._read()  # another process may have written since
-            entry = self._add(mark, image, path, score, who)
-            write_json_lines(self.path, [msgspec.to_builtins(one) for one in self.entries])
-        return entry
+            entries = [*self.entries, self._next(mark, image, path, score, who)]
+            after = self._moved_by(entries).image.value
+            entries[-1] = msgspec.structs.replace(entries[-1], threshold_after=after)
+            if self.path:
+                write_json_lines(self.path, [msgspec.to_builtins(entry) for entry in entries])
+            self._take(entries)
+        return entries[-1]
 
-    def _add(self, mark: Mark, image: str, path: str, score: float, who: str) -> Entry:
+    def _next(self, mark: Mark, image: str, path: str, score: float, who: str) -> Entry:
+        """Returns the line of a mark; the threshold in it is that before."""
         check_movable(self.before)
         score = float(np.float32(score))
         now, known = self.calibration.image.value, self.marks.get(image)
@@ -218,7 +228,7 @@ class Feedback:
                 f"{shown(path)}: is judged {verdict} already (score {score:.6g}, threshold {now:.6g}). Mark images "
                 "whose verdict is wrong."
             )
-        entry = Entry(
+        return Entry(
             **facts_of(self.entries, mark, image, path, who),
             score=score,
             verdict=known.verdict if known is not None else verdict,
@@ -226,9 +236,6 @@ class Feedback:
             threshold_before=now,
             threshold_after=now,
         )
-        self.entries.append(entry)
-        self.entries[-1] = entry = msgspec.structs.replace(entry, threshold_after=self.calibration.image.value)
-        return entry
 
     def __str__(self) -> str:
         others = sum(entry.calibration != self.key for entry in self.entries)

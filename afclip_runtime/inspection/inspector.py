@@ -42,9 +42,8 @@ class Inspector:
         batch_size: Views per batch.
 
     Attributes:
-        calibration: Where thresholds come from, or `None`.
-        calibrated_by: The file that it was read from, if any.
-        feedback: What was said of verdicts under it; `None` without a calibration.
+        calibrated_by: The file that the calibration was read from, if any.
+        feedback: What was said of verdicts under the calibration; `None` without one.
         title: What the head calls itself; empty if it does not.
         head_thresholds: The head's own thresholds, or `None`; they are used as `defaults` says.
         threshold: Of image scores, in place of the calibration's or the head's own.
@@ -68,7 +67,6 @@ class Inspector:
         self.tiling = tiling
         self.category = category
         self.batch_size = batch_size
-        self.calibration: Calibration | None = None
         self.calibrated_by: Path | None = None
         self.feedback: Feedback | None = None
         self.title = ""
@@ -91,8 +89,12 @@ class Inspector:
             UserError: The feedback cannot be read, or the threshold cannot be moved.
         """
         self.feedback = Feedback(calibration, audit_file(place) if place else None) if calibration else None
-        self.calibration = self.feedback.calibration if self.feedback else None
         self.calibrated_by = place if calibration else None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Where thresholds come from, with the feedback on it; `None` for none. `use` sets it."""
+        return self.feedback.calibration if self.feedback else None
 
     def predict(self, image: Source) -> Inspection:
         """Returns what the model says of an image.

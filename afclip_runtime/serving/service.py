@@ -156,7 +156,7 @@ class Service:
         except UserError as error:
             raise HTTPException(422, message_of(error)) from error
 
-    def inspect(self, body: bytes) -> "Judged":
+    def inspect(self, body: bytes) -> Judged:
         """Returns what the model says of an image file, and what is to be said of the last images."""
         found, known = self.model.predict(self.open(body)), fingerprint(body)
         is_new = self.judged.pop(known, None) is None
@@ -188,10 +188,7 @@ class Service:
                 f"This image is none of the last {RECENT} that were judged. Inspect it again, then mark it."
             )
         score = self.judged.get(image, known.score if known else 0.0)
-        entry = feedback.mark(mark, image, name or (known.path if known else ""), score, who)
-        self.model = copy.copy(self.model)
-        self.model.calibration = feedback.calibration
-        return entry
+        return feedback.mark(mark, image, name or (known.path if known else ""), score, who)
 
     def collect(self, body: bytes) -> None:
         """Adds a normal image to those that a calibration is made from; a copy of one changes nothing."""

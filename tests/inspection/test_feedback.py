@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from afclip_lightning.inspection.few_shot_feedback import mark_few_shot
-from afclip_runtime.errors import UserError
+from afclip_runtime.errors import UserError, WriteError
 from afclip_runtime.inspection.calibration import Calibration, fixed, from_normals, origin
 from afclip_runtime.inspection.drift import NormalScores, keep
 from afclip_runtime.inspection.feedback import Feedback, audit_file, moved
@@ -95,6 +95,19 @@ def test_the_audit_file_keeps_every_line_and_undo_restores_the_threshold(tmp_pat
     assert lines[0]["who"].endswith("Ada")
     assert {line["verdict"] for line in lines} == {"anomalous"}
     assert str(one) == ""
+
+
+def test_a_mark_that_cannot_be_written_down_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = calibrated()
+    feedback = Feedback(made, tmp_path / "head.feedback.jsonl")
+
+    def full(*_: object) -> None:
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr("afclip_runtime.inspection.feedback.write_json_lines", full)
+    with pytest.raises(WriteError):
+        feedback.mark("normal", "1" * 16, "a.png", 9.0)
+    assert (feedback.calibration, feedback.marks, feedback.entries) == (made, {}, [])
 
 
 def test_marks_that_say_nothing_are_refused_and_the_last_word_counts(tmp_path: Path) -> None:

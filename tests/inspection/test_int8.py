@@ -235,7 +235,7 @@ def test_int8_of_the_embedded_tower(tmp_path: Path, tiny: Predictor, product: Pa
 def test_a_bundle_in_int8(tmp_path: Path, tiny: Predictor, product: Path) -> None:
     model = copy.copy(tiny)
     model.checkpoint = "head"
-    model.calibration = Calibration(from_normals(np.arange(20.0), 0.01), None, "head", model.settings)
+    model.use(Calibration(from_normals(np.arange(20.0), 0.01), None, "head", model.settings))
     folder = tmp_path / "bundle"
     between = export_bundle(model, folder, int8=int8.Int8(product))
     card = read_card(folder)
