@@ -93,8 +93,8 @@ def _int8(options: argparse.Namespace) -> "Int8 | None":
         UserError: Options do not go together.
     """
     if not options.int8:
-        if options.calibration_images is not None or options.tolerance is not None:
-            raise UserError("--calibration_images and --tolerance are of --int8: add it.")
+        if any(value is not None for value in (options.calibration_images, options.tolerance, options.quantiser)):
+            raise UserError("--calibration_images, --tolerance and --quantiser are of --int8: add it.")
         return None
     if options.to == "torch_export":
         raise UserError("--int8 writes ONNX: use --to bundle or --to onnx.")
@@ -106,6 +106,7 @@ def _int8(options: argparse.Namespace) -> "Int8 | None":
 
     return Int8(
         options.calibration_images,
+        options.quantiser or "onnxruntime",
         TOLERANCE if options.tolerance is None else options.tolerance,
         say=print,
         progress=lambda steps, total: tqdm(steps, total=total, unit=" images", disable=None),
@@ -181,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a hundred images of the product: a folder of normal ones; good/ and others; or a product in MVTec AD's "
         "layout, whose test images are compared",
+    )
+    group.add_argument(
+        "--quantiser",
+        choices=["onnxruntime", "nncf"],
+        help="whose quantiser writes the file: ONNX Runtime's by default; both engines run it",
     )
     group.add_argument(
         "--tolerance", type=_share, metavar="SHARE", help="most that INT8 may change, see above (default: 0.1)"

@@ -1,7 +1,8 @@
 """`export --int8`: the linear layers of the backbone's blocks in INT8; what follows the last block stays in float32.
 
 The file is ONNX with quantise and dequantise nodes, which ONNX Runtime and OpenVINO both run with integer kernels.
-Measured and left out (docs/deployment.md): NNCF's quantiser, SmoothQuant, percentiles, INT8 of the head.
+ONNX Runtime's quantiser writes it, or NNCF's. Measured and left out (docs/deployment.md): SmoothQuant, percentiles,
+INT8 of the head.
 """
 
 import copy
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -25,9 +26,9 @@ from afclip_lightning.inspection.predictor import Predictor
 from afclip_runtime.engines import GraphFacts, open_graph
 from afclip_runtime.engines.self_test import record
 from afclip_runtime.errors import UserError, indented, shown
-from afclip_runtime.files import atomic_path, write_json
+from afclip_runtime.files import atomic_path, fingerprint, write_json
 from afclip_runtime.inspection.bundle import BundleCard
-from afclip_runtime.inspection.calibration import INT8, PRECISION
+from afclip_runtime.inspection.calibration import GRAPH, INT8, PRECISION
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.roi import Roi
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.1
 LINEAR = ("MatMul", "Gemm")
+Quantiser = Literal["onnxruntime", "nncf"]
 
 
 def _all(steps: Iterable[Any], total: int) -> Iterable[Any]:
@@ -49,12 +51,14 @@ class Int8:
 
     Attributes:
         images: Folder of images of the product; see `read_images`.
+        quantiser: Whose quantiser writes the file.
         tolerance: Most of each of `Change.shares`.
         say: Is given what INT8 changes, as a table.
         progress: See `measure`.
     """
 
     images: Path
+    quantiser: Quantiser = "onnxruntime"
     tolerance: float = TOLERANCE
     say: Callable[[str], None] = logging.getLogger(__name__).info
     progress: Progress = _all
@@ -86,14 +90,17 @@ def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None =
         UserError: There are too few images, the model cannot be exported, its backbone has nothing to quantise, or INT8
             changes more than the tolerance; no file is left.
     """
+    quantise = _by_nncf() if int8.quantiser == "nncf" else _by_onnxruntime
     given = read_images(int8.images)
     with TemporaryDirectory() as folder, atomic_path(path) as temporary:
         exact = Path(folder) / "float32.onnx"
         facts = write_graph(_uncalibrated(model), exact, "onnx", roi)
-        layers = quantise(exact, temporary, block_matrices(model), _batches(model, given.calibrating))
+        nodes = block_layers(exact, model)
+        with quiet():
+            quantise(exact, temporary, nodes, _batches(model, given.calibrating))
         models = [_run_by_graph(model, file, heeds=roi is not None) for file in (exact, temporary)]
         size = exact.stat().st_size, temporary.stat().st_size
-        change = measure(models[0], models[1], given, model.thresholds[0], layers, size, int8.progress)
+        change = measure(models[0], models[1], given, model.thresholds[0], len(nodes), size, int8.progress)
         if beyond := change.beyond(int8.tolerance):
             raise UserError(
                 f"{shown(path)} was not written: INT8 changes {' and '.join(beyond)} by more than --tolerance "
@@ -102,7 +109,8 @@ def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None =
             )
         int8.say(change.table())
         del facts["largest_difference"]  # it was of the file in float32
-        facts |= {"precision": INT8, "int8": change.to_dict() | {"tolerance": int8.tolerance}}
+        report = change.to_dict() | {"quantiser": int8.quantiser, "tolerance": int8.tolerance}
+        facts |= {"precision": INT8, "int8": report}
         _write_facts(temporary, facts)
     return facts
 
@@ -111,7 +119,8 @@ def card_of_int8(card: BundleCard, model: Predictor, graph: Path, report: dict[s
     """Returns the card of a bundle whose graph is INT8.
 
     Its self-test holds what the INT8 graph says of the drawn images. Engines may differ from that by twice as much as
-    INT8 differs from float32 there: what they round in another way is about half of that.
+    INT8 differs from float32 there: what they round in another way is about half of that. Other images or another
+    quantiser give another graph with other scores, so that a calibration is bound to the graph.
 
     Args:
         card: Of the model in float32.
@@ -124,7 +133,7 @@ def card_of_int8(card: BundleCard, model: Predictor, graph: Path, report: dict[s
     return msgspec.structs.replace(
         card,
         precision=INT8,
-        settings=card.settings | {PRECISION: INT8},
+        settings=card.settings | {PRECISION: INT8, GRAPH: fingerprint(graph)},
         calibration=None,
         self_test=record(engine.score, card.frame.shape, max(2 * differs, FLOAT_TOLERANCE)),
         int8=report,
@@ -157,8 +166,24 @@ def linear_nodes(graph: "onnx.GraphProto", matrices: Collection[str]) -> list[st
     return [node.name for node in graph.node if node.op_type in LINEAR and known.intersection(node.input)]
 
 
-def quantise(source: Path, target: Path, matrices: Collection[str], batches: Iterator[np.ndarray]) -> int:
-    """Writes an ONNX file anew with some linear layers in INT8, and returns how many.
+def block_layers(source: Path, model: Predictor) -> list[str]:
+    """Returns the names of the nodes of an ONNX file that are linear layers of the backbone's blocks.
+
+    Raises:
+        UserError: It has none of them.
+    """
+    import onnx
+
+    if not (nodes := linear_nodes(onnx.load(source).graph, block_matrices(model))):
+        raise UserError(
+            "--int8 finds no linear layer of the backbone's blocks in the graph, so that nothing would become faster. "
+            "Export without --int8."
+        )
+    return nodes
+
+
+def _by_onnxruntime(source: Path, target: Path, nodes: list[str], batches: Iterator[np.ndarray]) -> None:
+    """Writes an ONNX file anew with some linear layers in INT8.
 
     Weights have 7 bits and a scale per output channel, activations 8 bits and one scale, from the least to the highest
     value that the images gave. Processors without VNNI add two products of 8 bits in 16 bits, and clip the sum without
@@ -167,37 +192,58 @@ def quantise(source: Path, target: Path, matrices: Collection[str], batches: Ite
     Args:
         source: The file in float32.
         target: The new file.
-        matrices: Weights that are to be INT8; see `block_matrices`.
+        nodes: Names of the layers.
         batches: Views `[B, H, W, 3]`, uint8, that the ranges of activations are taken from.
-
-    Raises:
-        UserError: The graph has none of these layers.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    nodes = linear_nodes(onnx.load(source).graph, matrices)
-    if not nodes:
-        raise UserError(
-            "--int8 finds no linear layer of the backbone's blocks in the graph, so that nothing would become faster. "
-            "Export without --int8."
+    quantize_static(
+        source,
+        target,
+        _Reader(batches),
+        quant_format=QuantFormat.QDQ,
+        nodes_to_quantize=nodes,
+        op_types_to_quantize=LINEAR,
+        per_channel=True,
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        extra_options={"OpTypesToExcludeOutputQuantization": LINEAR},  # what follows them is float anyway
+    )
+
+
+def _by_nncf() -> Callable[[Path, Path, list[str], Iterator[np.ndarray]], None]:
+    """Returns what does the same as `_by_onnxruntime` with NNCF, without its SmoothQuant.
+
+    Raises:
+        UserError: NNCF is not installed.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise UserError("--quantiser nncf needs NNCF: pip install 'afclip_lightning[nncf]'.") from error
+    import onnx
+
+    def quantise(source: Path, target: Path, nodes: list[str], batches: Iterator[np.ndarray]) -> None:
+        model = onnx.load(source)
+        others = [node.name for node in model.graph.node if node.name not in nodes]
+        views = list(batches)
+        quantised = nncf.quantize(
+            model,
+            nncf.Dataset(views, lambda batch: {"image": batch}),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(views),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=others),
+            # SmoothQuant changes layers that are to be ignored, too: findings/nncf_smooths_ignored_layers.sh
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+            ),
         )
-    with quiet():
-        quantize_static(
-            source,
-            target,
-            _Reader(batches),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=nodes,
-            op_types_to_quantize=LINEAR,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"OpTypesToExcludeOutputQuantization": LINEAR},  # what follows them is float anyway
-        )
-    return len(nodes)
+        onnx.save(quantised, target)
+
+    return quantise
 
 
 class _Reader:

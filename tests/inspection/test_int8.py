@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -232,6 +233,34 @@ def test_int8_of_the_embedded_tower(tmp_path: Path, tiny: Predictor, product: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("nncf") is None, reason="NNCF is not installed: pip install 'afclip_lightning[nncf]'")
+def test_nncf_quantises_the_same_layers(tmp_path: Path, tiny: Predictor, product: Path) -> None:
+    path = tmp_path / "nncf.onnx"
+    facts = int8.export_int8(tiny, path, int8.Int8(product, "nncf"))
+    assert facts["int8"]["quantiser"] == "nncf"
+    assert facts["int8"]["layers"] == 32
+    exact, quantised = facts["int8"]["metrics"]["pixel_auroc"]
+    assert abs(quantised - exact) < 0.003
+    assert facts["int8"]["score_largest"] > 1e-5  # something was rounded
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    assert sum(tensor.dtype == np.int8 and tensor.ndim == 2 for tensor in tensors.values()) == 32
+    engines = ["onnx", *(["openvino"] if find_spec("openvino") else [])]
+    images = drawn(4, (112, 112), seed=3)
+    outputs = [
+        open_graph(e, path, GraphFacts(tiny.engine.frame, "PatchRarity", "tiny", {})).score(images) for e in engines
+    ]
+    for mine, others in zip(outputs[0], outputs[-1], strict=True):
+        np.testing.assert_allclose(mine, others, atol=0.03)
+
+
+def test_a_quantiser_that_is_missing_is_named(tmp_path: Path, tiny: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(UserError, match=r"needs NNCF: pip install 'afclip_lightning\[nncf\]'"):
+        int8.export_int8(tiny, tmp_path / "x.onnx", int8.Int8(tmp_path, "nncf"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_bundle_in_int8(tmp_path: Path, tiny: Predictor, product: Path) -> None:
     model = copy.copy(tiny)
     model.checkpoint = "head"
@@ -256,6 +285,9 @@ def test_a_bundle_in_int8(tmp_path: Path, tiny: Predictor, product: Path) -> Non
     if find_spec("openvino"):
         with pytest.raises(UserError, match="engine: 'onnx' when calibrated, 'openvino' now"):
             open_bundle(folder, engine="openvino")
+    replace(made, settings={**made.settings, "graph": "another"}).save(folder / CALIBRATION)
+    with pytest.raises(UserError, match="another INT8 graph"):
+        open_bundle(folder, engine="onnx")
     model.calibration.save(folder / CALIBRATION)
     with pytest.raises(
         UserError, match=r"float32 scores when calibrated, INT8 scores now: calibrate with the INT8 model"
@@ -302,7 +334,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             "--int8 writes ONNX: use --to bundle or --to onnx.",
         ),
         (["--to", "onnx", "--int8"], "--int8 needs --calibration_images DIR"),
-        (["--to", "onnx", "--tolerance", "1"], "--calibration_images and --tolerance are of --int8: add it"),
+        (
+            ["--to", "onnx", "--tolerance", "1"],
+            "--calibration_images, --tolerance and --quantiser are of --int8: add it",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
