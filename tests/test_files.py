@@ -355,6 +355,30 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert [path.name for path in folder.parent.rglob("*")] == ["bundle", "b.txt"]
 
 
+@pytest.mark.parametrize("ends", [(".tmp",), (".tmp", ".before")], ids=["put back", "cannot be put back"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")], ids=repr)
+def test_an_old_folder_survives_an_exchange_that_ends_halfway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: tuple[str, ...], error: BaseException
+) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_text(folder / "a.txt", "old")
+    rename = Path.rename
+
+    def halfway(self: Path, target: Path) -> Path:
+        if self.name.endswith(ends):
+            raise error if self.name.endswith(".tmp") else OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", halfway)
+    with pytest.raises((KeyboardInterrupt, WriteError)), new_folder(folder):
+        pass
+    (left,) = tmp_path.rglob("a.txt")
+    assert left.read_text() == "old"
+    assert len(ends) == 2 or left.parent == folder
+    assert [path.suffix for path in tmp_path.iterdir()] == [".before" if len(ends) == 2 else ""]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"table\.csv: cannot be written"):

@@ -50,6 +50,8 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` to write to; on success it takes the place of `path`, on failure it goes.
 
+    A process that is killed in the moment of the exchange may leave the old folder beside it, as `.NAME.….before`.
+
     Args:
         path: The folder; one that is there is replaced, whatever it holds.
 
@@ -66,20 +68,19 @@ def new_folder(path: Path) -> Iterator[Path]:
                 os.fsync(opened.fileno())
         if path.exists():
             path.rename(before)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if before.exists():
-                before.rename(path)
-            raise
+        temporary.rename(path)
     except OSError as error:
         raise WriteError(
             f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
             "folder; what was there before is unchanged."
         ) from error
     finally:
-        for left in (temporary, before):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            if before.exists() and not path.exists():  # it failed or was interrupted between the two renames
+                before.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():  # else `before` is all that is left of the old folder
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def check_writable(path: Path) -> None:
