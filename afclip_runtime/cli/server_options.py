@@ -125,7 +125,8 @@ def read_server_options(options: argparse.Namespace) -> Server:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: {install_extra('serve')}.") from error
-    from afclip_runtime.serving.access import exposed, read_token
+    from afclip_runtime.files import exposed
+    from afclip_runtime.serving.access import read_token
     from afclip_runtime.serving.service import Limits
 
     limits = Limits(options.max_mb * 2**20, options.max_megapixels * 10**6, options.queue, options.max_few_shot)

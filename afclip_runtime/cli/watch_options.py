@@ -81,7 +81,7 @@ def parse_paths_or_watch(parser: argparse.ArgumentParser, args: Sequence[str]) -
 
 
 def check_watch_options(options: argparse.Namespace, saves: Sequence[str], several: bool) -> None:
-    """Refuses options that do not go together, before anything is loaded.
+    """Refuses options that do not go together, before anything is loaded; warns of a secret that others can read.
 
     Args:
         options: Of the command.
@@ -98,6 +98,7 @@ def check_watch_options(options: argparse.Namespace, saves: Sequence[str], sever
                 f"--{given[0]} goes with --watch DIR; with --watch_idle 0, that ends once all files are judged."
             )
         return
+    from afclip_runtime.files import exposed
     from afclip_runtime.inspection.moving import Destinations
     from afclip_runtime.inspection.webhook import check_url, read_secret
 
@@ -119,6 +120,8 @@ def check_watch_options(options: argparse.Namespace, saves: Sequence[str], sever
         if options.webhook is None:
             raise UserError("--webhook_secret_file signs the messages of --webhook URL, which is not given.")
         read_secret(options.webhook_secret_file)
+        if warning := exposed(options.webhook_secret_file):
+            _say(warning)
 
 
 def check_threshold(options: argparse.Namespace, models: "Mapping[str, Inspector]") -> None:

@@ -16,6 +16,7 @@ from afclip_runtime.files.parquet import read_parquet
 from afclip_runtime.files.reading import (
     DOCUMENT_LIMIT,
     TABLE_LIMIT,
+    exposed,
     fingerprint,
     open_regular,
     read_bytes,
@@ -43,6 +44,7 @@ __all__ = [
     "atomic_path",
     "check_writable",
     "csv_text",
+    "exposed",
     "fingerprint",
     "new_folder",
     "only_writer",

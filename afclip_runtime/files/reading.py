@@ -47,6 +47,13 @@ def _check_regular(status: os.stat_result, path: str | Path, error: type[UserErr
         raise error(f"{shown(path)} is {kind}, not a file. Name a file, or move it away from there.")
 
 
+def exposed(path: Path) -> str:
+    """Returns a warning if other users of this machine may read or change a file that holds a secret; "" if not."""
+    if os.name != "posix" or not stat.S_IMODE(path.stat().st_mode) & 0o027:
+        return ""
+    return f"warning: {shown(path)} can be read or changed by other users of this machine: chmod 600 it."
+
+
 def read_bytes(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> bytes:
     """Returns the content of a regular file.
 

@@ -5,8 +5,6 @@ import hmac
 import ipaddress
 import logging
 import math
-import os
-import stat
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -47,13 +45,6 @@ def read_token(path: Path) -> str:
             f"{shown(path)}: the token holds white space or a character that no header takes. Make one: {MAKE}"
         )
     return token
-
-
-def exposed(path: Path) -> str:
-    """Returns a warning if other users of this machine may read or change the file; "" if not."""
-    if os.name != "posix" or not stat.S_IMODE(path.stat().st_mode) & 0o027:
-        return ""
-    return f"warning: {shown(path)} can be read or changed by other users of this machine: chmod 600 it."
 
 
 class TokenCheck:

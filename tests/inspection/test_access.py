@@ -9,8 +9,9 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
 from afclip_runtime.errors import UserError
+from afclip_runtime.files import exposed
 from afclip_runtime.serving import access
-from afclip_runtime.serving.access import ATTEMPTS, FEWEST, WINDOW, TokenCheck, exposed, network_of, read_token
+from afclip_runtime.serving.access import ATTEMPTS, FEWEST, WINDOW, TokenCheck, network_of, read_token
 
 TOKEN = "Zm9yIHRlc3RzLCBhbmQgbm93aGVyZSBlbHNl-_x"
 

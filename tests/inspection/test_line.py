@@ -105,8 +105,11 @@ def test_files_are_judged_told_and_moved(folder: Path, receiver: Receiver, capsy
     (folder / "in" / "upload.part").write_text("half")
     (folder / "secret").write_text("a secret of enough many letters")
     args = [*ONCE, *MOVES, "--webhook", receiver.url, "--webhook_secret_file", "secret"]
+    (folder / "secret").chmod(0o644)
     assert main(args) == 0
-    assert capsys.readouterr().out == "5 inspected, 0 failed, 0 left out: out/inspections.csv\n"
+    said = capsys.readouterr()
+    assert said.out == "5 inspected, 0 failed, 0 left out: out/inspections.csv\n"
+    assert "warning: secret can be read or changed by other users of this machine: chmod 600 it." in said.err
     found = rows()
     assert [row["moved_to"] for row in found] == [
         "bad/00000.png",
