@@ -210,7 +210,8 @@ def watch(
 
 def _close(webhook: "Webhook", patient: Callable[[], bool]) -> None:
     if waiting := webhook.close(GRACE, patient):
-        _say(f"webhook: {counted(waiting, 'message')} wait in {webhook.outbox.path}; the next run sends them.")
+        said = counted(waiting, "message waits", "messages wait")
+        _say(f"webhook: {said} in {webhook.outbox.path} for the next run.")
 
 
 def _say(text: str) -> None:

@@ -37,10 +37,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise WriteError(
-            f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
-            "folder; what was there before is unchanged."
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -70,10 +67,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.rename(before)
         temporary.rename(path)
     except OSError as error:
-        raise WriteError(
-            f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another "
-            "folder; what was there before is unchanged."
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             if before.exists() and not path.exists():  # it failed or was interrupted between the two renames
@@ -81,6 +75,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():  # else `before` is all that is left of the old folder
             shutil.rmtree(before, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space or choose another folder; what "
+        "was there before is unchanged."
+    )
 
 
 def check_writable(path: Path) -> None:

@@ -13,7 +13,7 @@ from afclip_runtime.engines.self_test import SelfTest
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import read_json, read_text, sha256_of
 from afclip_runtime.images.white import White, white_value
-from afclip_runtime.inspection.calibration import SUFFIX, Calibration, find
+from afclip_runtime.inspection.calibration import SUFFIX, Calibration, find, place_of
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.thresholds import DefaultThresholds
 from afclip_runtime.types import Tiling
@@ -263,6 +263,6 @@ def _calibration(folder: Path, card: BundleCard, wanted: str | Path | None) -> t
         return None, folder
     mine = card.calibration
     of_product = mine is not None and mine.origin is not None and mine.origin.product == wanted
-    is_exported = of_product and not (folder / f"{Path(GRAPH).stem}.{wanted}{SUFFIX}").is_file()
+    is_exported = of_product and not place_of(folder / CALIBRATION, str(wanted)).is_file()
     place = None if is_exported else find(folder / CALIBRATION, str(wanted), card.category)
     return (mine, folder / CARD) if place is None else (Calibration.read(place), place)

@@ -11,9 +11,10 @@ from afclip_runtime.errors import UserError, WriteError
 from afclip_runtime.inspection.folder import drift_of, judge
 from afclip_runtime.inspection.inputs import Input, input_below
 from afclip_runtime.inspection.moving import Mover
+from afclip_runtime.inspection.retry import pause_after
 from afclip_runtime.inspection.table import Record, Table
 from afclip_runtime.inspection.watching import WatchedFolder
-from afclip_runtime.inspection.webhook import Webhook, message_of
+from afclip_runtime.inspection.webhook import Webhook, image_message
 
 if TYPE_CHECKING:
     from afclip_runtime.inspection.drift import Drift
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 CHUNK = 64  # images after which all that is written is brought to the disk itself, and files are moved
 STEP = 0.2  # seconds after which a pause notices that it is to end
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts to write; doubled from one to the next
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Line:
         observers: See `folder.inspect`.
         mover: Moves judged files; `None` leaves them.
         webhook: Gets a message per row; `None` for none.
-        scope: See `message_of`.
+        scope: See `image_message`.
         alive: Is called again and again.
         clock: Seconds, monotonic.
         sleep: Waits for so many seconds.
@@ -123,7 +123,7 @@ class Line:
                 self._compare()  # an image whose row could not be written is judged again, and counts once
                 if failures == 1:
                     self.say(f"{error} What is left is done once it can be; nothing is lost.")
-                self._pause(min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE))
+                self._pause(pause_after(failures))
                 continue
             if failures:
                 failures = 0
@@ -170,7 +170,9 @@ class Line:
         if self.mover:
             row = self.mover.plan(row)
         if self.webhook:
-            self.webhook.put(*message_of(row, self.scope))  # before the row: an image that has one is not judged again
+            self.webhook.put(
+                *image_message(row, self.scope)
+            )  # before the row: an image that has one is not judged again
         self.table.add(row)
         if self.mover:
             self.mover.add(row)

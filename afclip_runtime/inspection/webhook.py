@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 from afclip_runtime.errors import UserError, WriteError, counted, shown
 from afclip_runtime.files import read_text
 from afclip_runtime.inspection.outbox import Message, Outbox
+from afclip_runtime.inspection.retry import pause_after
 from afclip_runtime.inspection.table import Record, plain
 
 TIMEOUT = 10.0  # seconds of a connection, and of each wait for an answer
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure; doubled from one to the next
 FEWEST_BYTES = 24  # of a secret, as the specification has it
 MARK = "whsec_"  # before a secret in base64
 REFUSALS = frozenset({400, 413, 415, 422})  # answers that may be about one message alone
@@ -114,8 +114,10 @@ class Webhook:
 
     def _send_all(self) -> None:
         failures = 0
-        while not self._ended.is_set():
-            self._woken.clear()
+        while True:
+            self._woken.clear()  # before the look at the end, which would be missed after it
+            if self._ended.is_set():
+                return
             try:
                 message = self.outbox.next()
                 if message is None:
@@ -127,8 +129,9 @@ class Webhook:
             if problem:
                 failures += 1
                 if failures == 1:
-                    self._say(f"webhook: {problem}; {counted(len(self.outbox), 'message')} wait and are tried again.")
-                self._pause(min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE))
+                    waiting = counted(len(self.outbox), "message waits", "messages wait")
+                    self._say(f"webhook: {problem.rstrip('.')}. {waiting} for the next attempt.")
+                self._pause(pause_after(failures))
             elif failures:
                 failures = 0
                 self._say(f"webhook: {self.host} takes messages again.")
@@ -150,13 +153,13 @@ class Webhook:
                 return answer.status, ""
         except urllib.error.HTTPError as error:
             error.close()
-            moved = " A redirect is not followed: give the new URL." if 300 <= error.code < 400 else ""
-            return error.code, f"{self.host} answers {error.code} ({shown(error.reason)}).{moved}".rstrip(".")
+            moved = ". A redirect is not followed: give the new URL" if 300 <= error.code < 400 else ""
+            return error.code, f"{self.host} answers {error.code} ({shown(error.reason)}){moved}"
         except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
             return None, f"{self.host} cannot be reached ({shown(getattr(error, 'reason', None) or error)})"
 
 
-def message_of(row: Record, scope: str) -> tuple[str, bytes]:
+def image_message(row: Record, scope: str) -> tuple[str, bytes]:
     """Returns the id and the body of the message of an image's row.
 
     The id is the same whenever the same file is judged with the same outcome (a score or an error) within a scope.

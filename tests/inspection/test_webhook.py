@@ -5,6 +5,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from standardwebhooks import Webhook as Verifier
 
 from afclip_runtime.errors import UserError, WriteError
 from afclip_runtime.inspection.outbox import KEPT, Message, Outbox
-from afclip_runtime.inspection.webhook import LONGEST_PAUSE, Webhook, check_url, headers_of, read_secret
+from afclip_runtime.inspection.retry import LONGEST_PAUSE
+from afclip_runtime.inspection.webhook import Webhook, check_url, headers_of, read_secret
 from tests.support.receiver import Receiver, receiving
 
 SECRET = b"0123456789abcdef0123456789abcdef"
@@ -133,6 +135,23 @@ def test_the_end_waits_for_messages_as_long_as_they_get_out(
     webhook = Webhook(receiver.url, outbox, None, print)
     webhook.start()
     assert 10 < webhook.close(grace=0.3) < 20
+
+
+def test_an_end_that_comes_between_two_looks_is_not_missed(outbox: Outbox) -> None:
+    webhook = Webhook("http://127.0.0.1:9/hook", outbox, None, print)
+
+    class Late(threading.Event):
+        """Told to end right before it is cleared."""
+
+        def clear(self) -> None:
+            webhook._ended.set()
+            self.set()
+            super().clear()
+
+    webhook._woken = Late()
+    webhook.start()
+    webhook._thread.join(5)
+    assert not webhook._thread.is_alive()
 
 
 def test_a_message_that_is_refused_holds_up_no_other_and_is_not_lost(receiver: Receiver, outbox: Outbox) -> None:

@@ -165,7 +165,8 @@ def test_a_calibration_holds_for_head_and_bundle_alike(folder: Path, capsys: pyt
     assert with_graph.pixel is not None
     assert with_torch.pixel is not None
     assert abs(with_graph.pixel.value - with_torch.pixel.value) <= BOUND
-    assert open_bundle(Path("bundle")).calibrated_by == Path("bundle") / CALIBRATION
+    for wanted in ("auto", "object"):  # by its name too it goes before the exported one
+        assert open_bundle(Path("bundle"), calibration=wanted).calibrated_by == Path("bundle") / CALIBRATION
     assert open_bundle(Path("bundle"), calibration="head.calibration.json").calibration == with_torch
     assert load("head.ckpt", device="cpu", tiling=Tiling(tiles=2), calibration=f"bundle/{CALIBRATION}").calibration
     assert open_bundle(Path("bundle"), calibration=None).calibration is None
