@@ -51,6 +51,9 @@ def test_both_hold_the_runtime_whole_and_one_version(wheels: dict[str, Path]) ->
     for name, wheel in wheels.items():
         assert sources | pages <= names_in(wheel), name
         assert any(path.endswith("licenses/LICENSE") for path in names_in(wheel)), name
+    contents = [[zipfile.ZipFile(wheel).read(path) for path in sorted(sources | pages)] for wheel in wheels.values()]
+    assert contents[0] == contents[1], "whoever installs both gets one runtime"
+    assert f"afclip_runtime-{afclip_runtime.__version__}-py3-none-any.whl" in (RUNTIME / "README.md").read_text()
     runtime = {path for path in names_in(wheels["afclip_runtime"]) if ".dist-info/" not in path}
     assert runtime == sources | pages
 
