@@ -238,7 +238,8 @@ def _by_nncf() -> Callable[[Path, Path, list[str], Iterator[np.ndarray]], None]:
             ignored_scope=nncf.IgnoredScope(names=others),
             # SmoothQuant changes layers that are to be ignored, too: findings/nncf_smooths_ignored_layers.sh
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+                overflow_fix=nncf.OverflowFix.ENABLE,  # weights of 7 bits, as above
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
             ),
         )
         onnx.save(quantised, target)

@@ -54,7 +54,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _problems(folder: Path, sums: dict[str, str]) -> list[str]:
-    """Returns what is wrong with the files of a bundle, a sentence each."""
+    """Returns a sentence per file of a bundle that is missing or was changed."""
     from afclip_runtime.inspection.bundle import check_sum
 
     found = []

@@ -52,7 +52,7 @@ class Verbs:
         return main
 
     def unknown(self, name: str) -> str:
-        """Returns what is wrong with a name that is no command's, with the nearest one."""
+        """Returns the message about a name that is no command's, with the nearest one."""
         near = difflib.get_close_matches(name, [verb.name for verb in self.verbs()], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         return f'there is no command "{name}".{hint} All commands: {self.program} --help'
@@ -74,7 +74,7 @@ class Verbs:
         return {module.name for module in pkgutil.iter_modules(folder)}
 
     def _read(self, name: str) -> Verb | None:
-        """Returns what a module says of its command; `None` if it is none."""
+        """Returns the command of a module, as its file describes it; `None` if it has none."""
         found = described(self.package, name, "main")
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""What a model says of drawn images: recorded with a graph, so that an engine that says otherwise is found out."""
+"""Scores and maps of drawn images, recorded with a graph: an engine that gives other numbers is found out."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ SEED = 20
 
 
 class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model says of drawn images.
+    """Scores and values of maps that a model gives of drawn images.
 
     Attributes:
         scores: Of each image.
@@ -36,7 +36,7 @@ class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"needs one score and {POINTS**2} values of a map per image")
 
     def difference(self, engine: "Engine", images: int | None = None) -> float:
-        """Returns by how much an engine's numbers differ from those recorded at most.
+        """Returns the largest absolute difference between an engine's numbers and those recorded; nan if one is nan.
 
         Args:
             engine: Scores the drawn images, in one batch.
@@ -68,11 +68,11 @@ class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def record(score: Score, shape: tuple[int, int], tolerance: float) -> SelfTest:
-    """Returns what a model says of the drawn images.
+    """Returns the self-test of a model: it scores the drawn images.
 
     Args:
         score: The model: scores and maps of views, as an engine gives them.
-        shape: Height and width of the frame.
+        shape: Height and width of the frame, in pixels.
         tolerance: See `SelfTest`.
     """
     scores, maps = score(drawn(IMAGES, shape, SEED))
@@ -85,8 +85,8 @@ def drawn(count: int, shape: tuple[int, int], seed: int) -> np.ndarray:
 
     Args:
         count: How many.
-        shape: Height and width.
-        seed: Other ones for each.
+        shape: Height and width, in pixels.
+        seed: Each gives other images.
     """
     height, width = shape
     rows, columns = -(-height // 8), -(-width // 8)

@@ -77,7 +77,7 @@ def read_bytes(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[Use
 
 
 def fingerprint(path: str | Path, *, error: type[UserError] = UserError) -> str:
-    """Returns what a file's content is known by: the first 16 hexadecimal digits of its SHA-256; see `sha256_of`."""
+    """Returns the first 16 hexadecimal digits of the SHA-256 of a file's content; see `sha256_of`."""
     return sha256_of(path, error=error)[:16]
 
 

@@ -12,7 +12,7 @@ VALUES_LIMIT = 2**20  # values of a YAML file, aliases written out
 
 
 def load(text: str, depth: int) -> Any:
-    """Returns what a text of YAML holds.
+    """Returns the plain values of a text of YAML.
 
     Args:
         text: The text.

@@ -102,7 +102,7 @@ class TokenCheck:
 
 
 def network_of(host: str) -> str:
-    """Returns what wrong tokens are counted by: an IPv4 address, or the /64 network of an IPv6 address.
+    """Returns the key that wrong tokens are counted by: an IPv4 address, or the /64 network of an IPv6 address.
 
     Args:
         host: Address of a client; any other text is returned as it is.

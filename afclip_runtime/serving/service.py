@@ -134,7 +134,7 @@ class Service:
             self.waiting -= 1
 
     async def take(self, request: Request, job: Callable[[bytes], T]) -> T:
-        """Returns what a job makes of the image that a request brings, in the model's thread.
+        """Runs a job in the model's thread on the image that a request brings, and returns its result.
 
         It takes a place in the queue when it is here as a whole.
 
@@ -146,7 +146,7 @@ class Service:
             return await self.run(lambda: job(body))
 
     async def run(self, job: Callable[[], T]) -> T:
-        """Returns what a job in the model's thread returns.
+        """Runs a job in the model's thread, and returns its result.
 
         Raises:
             HTTPException: 422, with the message of a `UserError`.
@@ -157,7 +157,7 @@ class Service:
             raise HTTPException(422, message_of(error)) from error
 
     def inspect(self, body: bytes) -> Judged:
-        """Returns what the model says of an image file, and what is to be said of the last images."""
+        """Judges an image file, and notes if the calibration no longer holds for the last images."""
         found, known = self.model.predict(self.open(body)), fingerprint(body)
         is_new = self.judged.pop(known, None) is None
         self.judged[known] = found.score
@@ -247,7 +247,7 @@ class Service:
         return body
 
     def facts(self) -> ModelFacts:
-        """Returns what the server runs."""
+        """Returns the facts of the model in use, its thresholds and the limits."""
         model = self.model
         image, pixel = model.in_use
         return ModelFacts(

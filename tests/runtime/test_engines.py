@@ -10,6 +10,7 @@ import pytest
 from afclip_lightning import load
 from afclip_lightning.inspection.bundle import export_bundle
 from afclip_lightning.inspection.predictor import Predictor
+from afclip_runtime.cli import options
 from afclip_runtime.engines import GRAPH_ENGINES, GraphEngine, GraphFacts, open_graph
 from afclip_runtime.engines.self_test import IMAGES, POINTS, SelfTest, drawn, record
 from afclip_runtime.errors import UserError
@@ -135,6 +136,10 @@ def test_a_graph_that_is_damaged_or_another_is_refused(bundle: Path, tmp_path: P
         open_graph(name, bundle / GRAPH, GraphFacts(Frame((35, 28)), "AFCLIP", "two blocks", {}))
     with pytest.raises(UserError, match="--threads must be at least 1, got 0"):
         open_graph(name, bundle / GRAPH, FACTS, threads=0)
+
+
+def test_the_command_line_offers_each_engine() -> None:
+    assert tuple(ENGINES) == options.GRAPH_ENGINES  # named there without importing NumPy
 
 
 def test_openvino_computes_in_float32(bundle: Path) -> None:
