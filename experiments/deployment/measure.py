@@ -169,8 +169,8 @@ def main() -> None:
     parser.add_argument(
         "--speed_threads",
         type=int,
-        default=1,
-        help="threads of images per second: with several, torch's wait for each other on a busy machine (%(default)s)",
+        default=2,
+        help="threads of images per second; with several, torch's wait for each other on a busy machine (%(default)s)",
     )
     parser.add_argument("--int8", type=Path, metavar="DIR", help="images to calibrate INT8 on; without, it is left out")
     parser.add_argument("--peer", type=Path, metavar="PYTHON", help="of an environment with anomalib; see winclip.py")
