@@ -42,15 +42,15 @@ function close() {
 }
 
 for (const kind of ["include", "ignore"]) {
-  document.getElementById(`draw-${kind}`).addEventListener("click", () => {
+  $(`draw-${kind}`).addEventListener("click", () => {
     drawing = drawing?.kind === kind ? null : {kind, corners: []};
     drawOutlines();
     if (drawing) $("frame").scrollIntoView({block: "nearest"});
   });
 }
-document.getElementById("frame").addEventListener("click", (event) => {
+$("frame").addEventListener("click", (event) => {
   if (!drawing) return;
-  const place = document.getElementById("frame").getBoundingClientRect(), [width, height] = outlines.size;
+  const place = $("frame").getBoundingClientRect(), [width, height] = outlines.size;
   const scale = [place.width / width, place.height / height];
   const corner = [(event.clientX - place.left) / scale[0], (event.clientY - place.top) / scale[1]].map((value) => Math.round(10 * value) / 10);
   const first = drawing.corners[0];
@@ -67,12 +67,10 @@ document.addEventListener("keydown", (event) => {
   else drawing.corners.pop();
   drawOutlines();
 });
-document.getElementById("remove-outlines").addEventListener("click", () => {
+$("remove-outlines").addEventListener("click", () => {
   Object.assign(outlines, {include: [], ignore: []});
   drawOutlines();
 });
-document.getElementById("download-region").addEventListener("click", () => {
-  const url = URL.createObjectURL(new Blob([JSON.stringify(outlines)], {type: "application/json"}));
-  Object.assign(document.createElement("a"), {href: url, download: "roi.json"}).click();
-  URL.revokeObjectURL(url);
+$("download-region").addEventListener("click", () => {
+  saveAs(new Blob([JSON.stringify(outlines)], {type: "application/json"}), "roi.json");
 });

@@ -69,6 +69,12 @@ function say(id, text) {
   $(id).hidden = !text;
 }
 
+function saveAs(content, name) {
+  const link = Object.assign(document.createElement("a"), {href: URL.createObjectURL(content), download: name});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000); // a browser may read it after the click
+}
+
 function facts(now) {
   model = now;
   $("model").textContent = `${now.title && `${now.title} · `}${now.method}${now.category === "object" ? "" : ` · ${now.category}`} · ${now.backbone}`;
@@ -309,10 +315,7 @@ $("again").addEventListener("click", () => $("file").click());
 $("download").addEventListener("click", async () => {
   say("normals-message", "");
   try {
-    const file = await (await answerOf("/api/calibration")).blob(); // a link alone would not bring the token
-    const link = Object.assign(document.createElement("a"), {href: URL.createObjectURL(file), download: "head.calibration.json"});
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    saveAs(await (await answerOf("/api/calibration")).blob(), "head.calibration.json"); // a link alone would not bring the token
   } catch (error) {
     say("normals-message", error.message);
   }
