@@ -5,11 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 ImageSize = int | tuple[int, int]  # in pixels: the side of a square, or height and width
-
-
 Fit = Literal["squash", "pad", "tiles"]
-
-
 ViewScore = Literal["highest", "mean"]
 
 

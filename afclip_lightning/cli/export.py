@@ -16,6 +16,7 @@ from afclip_lightning.cli.model_options import (
 from afclip_runtime.cli.options import (
     add_calibration_options,
     add_view_options,
+    progress,
     tiling_of,
     wanted_calibration,
     white_of,
@@ -100,8 +101,6 @@ def _int8(options: argparse.Namespace) -> "Int8 | None":
         raise UserError("--int8 writes ONNX: use --to bundle or --to onnx.")
     if options.calibration_images is None:
         raise UserError("--int8 needs --calibration_images DIR, a folder of images of the product.")
-    from tqdm import tqdm
-
     from afclip_lightning.inspection.int8 import TOLERANCE, Int8
 
     return Int8(
@@ -109,7 +108,7 @@ def _int8(options: argparse.Namespace) -> "Int8 | None":
         options.quantiser or "onnxruntime",
         TOLERANCE if options.tolerance is None else options.tolerance,
         say=print,
-        progress=lambda steps, total: tqdm(steps, total=total, unit=" images", disable=None),
+        progress=progress,
     )
 
 

@@ -18,6 +18,7 @@ from afclip_lightning.backbones.sources import EMBEDDED, PIP, RANDOM
 from afclip_lightning.inspection.export import TOLERANCE, write_graph
 from afclip_lightning.inspection.int8 import Int8, card_of_int8, write_int8_graph
 from afclip_lightning.inspection.predictor import Predictor
+from afclip_runtime.engines.base import FLOAT32
 from afclip_runtime.engines.self_test import drawn, record
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import new_folder, sha256_of, write_json, write_text
@@ -117,7 +118,7 @@ def card_of_bundle(model: Predictor) -> BundleCard:
         backbone=model.engine.backbone,
         title=model.title,
         category=model.category,
-        precision="float32",
+        precision=FLOAT32,
         checkpoint=model.checkpoint,
         frame=model.engine.frame,
         tiling=model.tiling,

@@ -22,6 +22,8 @@ from afclip_lightning.components.memory import Key, MemoryBank, most_alike
 from afclip_lightning.components.subspace import residual
 from afclip_lightning.inspection.predictor import DATASET, Predictor
 from afclip_lightning.types import UNKNOWN, Batch, Sample
+from afclip_runtime.engines.base import FLOAT32, PRECISION
+from afclip_runtime.engines.graph import IMAGE, MAP, SCORE
 from afclip_runtime.engines.self_test import drawn
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import atomic_path, write_json
@@ -216,7 +218,7 @@ def describe(model: Predictor, to: Target, roi: Roi | None = None) -> dict[str, 
         "checkpoint": model.checkpoint,
         "category": model.category,
         "shots": model.few_shot,
-        "precision": "float32",
+        PRECISION: FLOAT32,
         "image": {
             "shape": ["batch", height, width, 3],
             "type": "uint8",
@@ -290,7 +292,7 @@ def _write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) 
     try:
         with torch.no_grad():
             converted = torch.onnx.export(
-                program, input_names=["image"], output_names=["score", "map"], dynamo=True, verbose=False
+                program, input_names=[IMAGE], output_names=[SCORE, MAP], dynamo=True, verbose=False
             )
     except torch.onnx.OnnxExporterError as error:
         name, reason = facts["method"], str(error.__cause__ or error).strip().partition("\n")[0]
@@ -305,7 +307,7 @@ def _read_onnx(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(["score", "map"], {"image": image})
+    return lambda image: session.run([SCORE, MAP], {IMAGE: image})
 
 
 def _write_torch(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) -> None:

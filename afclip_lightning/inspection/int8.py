@@ -20,15 +20,16 @@ import numpy as np
 
 from afclip_lightning.inspection.export import TOLERANCE as FLOAT_TOLERANCE
 from afclip_lightning.inspection.export import quiet, write_graph
-from afclip_lightning.inspection.int8_change import Progress, measure
+from afclip_lightning.inspection.int8_change import measure
 from afclip_lightning.inspection.int8_images import read_images
-from afclip_lightning.inspection.predictor import Predictor
+from afclip_lightning.inspection.predictor import Predictor, Progress
 from afclip_runtime.engines import GraphFacts, open_graph
+from afclip_runtime.engines.base import GRAPH_DIGEST, INT8, PRECISION
+from afclip_runtime.engines.graph import IMAGE
 from afclip_runtime.engines.self_test import record
 from afclip_runtime.errors import UserError, indented, shown
 from afclip_runtime.files import atomic_path, fingerprint, write_json
 from afclip_runtime.inspection.bundle import BundleCard
-from afclip_runtime.inspection.calibration import GRAPH, INT8, PRECISION
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.roi import Roi
@@ -91,7 +92,7 @@ def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None =
             changes more than the tolerance; no file is left.
     """
     quantise = _by_nncf() if int8.quantiser == "nncf" else _by_onnxruntime
-    given = read_images(int8.images)
+    given = read_images(int8.images, model.roi)
     with TemporaryDirectory() as folder, atomic_path(path) as temporary:
         exact = Path(folder) / "float32.onnx"
         facts = write_graph(_uncalibrated(model), exact, "onnx", roi)
@@ -110,7 +111,7 @@ def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None =
         int8.say(change.table())
         del facts["largest_difference"]  # it was of the file in float32
         report = change.to_dict() | {"quantiser": int8.quantiser, "tolerance": int8.tolerance}
-        facts |= {"precision": INT8, "int8": report}
+        facts |= {PRECISION: INT8, "int8": report}
         _write_facts(temporary, facts)
     return facts
 
@@ -133,7 +134,7 @@ def card_of_int8(card: BundleCard, model: Predictor, graph: Path, report: dict[s
     return msgspec.structs.replace(
         card,
         precision=INT8,
-        settings=card.settings | {PRECISION: INT8, GRAPH: fingerprint(graph)},
+        settings=card.settings | {PRECISION: INT8, GRAPH_DIGEST: fingerprint(graph)},
         calibration=None,
         self_test=record(engine.score, card.frame.shape, max(2 * differs, FLOAT_TOLERANCE)),
         int8=report,
@@ -231,7 +232,7 @@ def _by_nncf() -> Callable[[Path, Path, list[str], Iterator[np.ndarray]], None]:
         views = list(batches)
         quantised = nncf.quantize(
             model,
-            nncf.Dataset(views, lambda batch: {"image": batch}),
+            nncf.Dataset(views, lambda batch: {IMAGE: batch}),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(views),
             fast_bias_correction=True,
@@ -255,7 +256,7 @@ class _Reader:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.batches, None)
-        return None if batch is None else {"image": batch}
+        return None if batch is None else {IMAGE: batch}
 
 
 def _digest(matrix: np.ndarray) -> str:

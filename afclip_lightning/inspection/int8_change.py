@@ -1,6 +1,6 @@
 """What INT8 changes: scores, maps, AUROC and verdicts of a float32 and an INT8 model on the same images."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 
 from afclip_lightning.data.images import read_mask_of
 from afclip_lightning.inspection.int8_images import GivenImages
+from afclip_lightning.inspection.predictor import Progress
 from afclip_lightning.metrics import AnomalyMetrics
 from afclip_lightning.results.tables import aligned
 from afclip_lightning.types import Sample
@@ -18,7 +19,6 @@ from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.thresholds import is_anomalous
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 Thresholds = tuple[float, float]  # of the float32 and of the INT8 model
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP"}
@@ -26,7 +26,7 @@ FPR = 0.01  # of the thresholds that are made for the comparison, as `calibrate`
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ChangedVerdict:
     """An image whose verdict changes.
 
     Attributes:
@@ -80,7 +80,7 @@ class Change:
     labels: str
     thresholds: Thresholds | None
     thresholds_from: str
-    verdicts: list[Verdict]
+    verdicts: list[ChangedVerdict]
 
     @property
     def shares(self) -> dict[str, float]:
@@ -146,7 +146,7 @@ def _share(change: float, spread: float) -> float:
 
 @dataclass
 class _Maps:
-    """Sums over the pixels of all maps."""
+    """Sums over the inspected pixels of all maps."""
 
     count: int = 0
     total: float = 0.0
@@ -177,19 +177,22 @@ class _Labels:
 
     metrics: tuple[AnomalyMetrics, AnomalyMetrics] = field(default_factory=lambda: (AnomalyMetrics(), AnomalyMetrics()))
 
-    def add(self, sample: Sample, pair: tuple[Inspection, Inspection]) -> None:
-        shape = pair[0].anomaly_map.shape
-        mask = np.zeros(shape, np.uint8)
+    def add(self, sample: Sample, pair: tuple[Inspection, Inspection], inside: np.ndarray | None) -> None:
+        label, mask = sample.label, np.zeros(pair[0].anomaly_map.shape, np.uint8)
         if sample.mask_path is not None:
             mask = read_mask_of(sample.image_path, sample.mask_path, sample.mask_threshold)[0]
+            if inside is not None:
+                mask = mask * inside
+                label = int(mask.any())  # as in a test: normal where all that is marked lies outside
         for metrics, found in zip(self.metrics, pair, strict=True):
             metrics.update(
                 found.anomaly_map[None],
                 mask[None],
                 np.array([found.score]),
-                np.array([sample.label]),
+                np.array([label]),
                 np.array([sample.mask_known]),
                 names=[str(sample.image_path)],
+                inside=None if inside is None else inside[None],
             )
 
     def values(self) -> dict[str, tuple[float, float]]:
@@ -228,8 +231,10 @@ def measure(
     pairs = progress(_both(exact, int8, paths), len(paths))
     for row, sample, pair in zip(scores, given.compared, pairs, strict=True):
         row[:] = [found.score for found in pair]
-        maps.add(pair[0].anomaly_map, pair[1].anomaly_map)
-        labels.add(sample, pair)
+        height, width = pair[0].anomaly_map.shape
+        inside = None if sample.roi is None else sample.roi.inside(height, width, sample.image_path)
+        maps.add(*(found.anomaly_map if inside is None else found.anomaly_map[inside] for found in pair))
+        labels.add(sample, pair, inside)
     change = np.diff(scores, axis=1)[:, 0]
     metrics = labels.values()
     low, high = np.percentile(scores[:, 0], [5, 95])
@@ -282,12 +287,12 @@ def _both(exact: Inspector, int8: Inspector, paths: Sequence[Path]) -> Iterator[
         yield first, second  # type: ignore[misc]  # neither is an error
 
 
-def _changed(paths: Sequence[Path], scores: np.ndarray, thresholds: Thresholds) -> list[Verdict]:
+def _changed(paths: Sequence[Path], scores: np.ndarray, thresholds: Thresholds) -> list[ChangedVerdict]:
     found = []
     for path, (exact, int8) in zip(paths, scores.tolist(), strict=True):
         anomalous = is_anomalous(exact, thresholds[0]), is_anomalous(int8, thresholds[1])
         if anomalous[0] != anomalous[1]:
-            found.append(Verdict(shown(path), (exact, int8), anomalous))
+            found.append(ChangedVerdict(shown(path), (exact, int8), anomalous))
     return found
 
 

@@ -1,6 +1,6 @@
 """The images that an INT8 model is calibrated on, and those that it is compared on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
@@ -8,6 +8,7 @@ from afclip_lightning.inspection.labelled import NORMAL_FOLDER, read_labelled
 from afclip_lightning.types import Sample, Split
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.images.find import list_folders
+from afclip_runtime.views.roi import Roi
 
 FEWEST = 8  # images, below which a change of scores says little
 MOST = 64  # images that ranges are taken from; more did not change them
@@ -36,7 +37,7 @@ class GivenImages:
     source: str
 
 
-def read_images(folder: Path) -> GivenImages:
+def read_images(folder: Path, roi: Roi | None = None) -> GivenImages:
     """Returns what a folder gives.
 
     A folder of a product in MVTec AD's layout has both parts: `train/good` calibrates, `test` is compared, with its
@@ -45,11 +46,17 @@ def read_images(folder: Path) -> GivenImages:
 
     Args:
         folder: See above.
+        roi: Which part of the images is inspected; `None` for all of it.
 
     Raises:
         DatasetError: The folder cannot be read.
         UserError: It has too few images, or several products.
     """
+    given = _read(folder)
+    return replace(given, compared=[replace(sample, roi=roi) for sample in given.compared])
+
+
+def _read(folder: Path) -> GivenImages:
     if not folder.is_dir():
         raise UserError(f"{shown(folder)}, the folder of --calibration_images, is not there.")
     if (folder / TEST).is_dir():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_runtime.cli.options import RUNTIME, add_bundle_options, bundle_of, load_bundle
+from afclip_runtime.cli.options import RUNTIME, add_bundle_options, bundle_of, load_bundle, progress
 from afclip_runtime.cli.parser import CommandParser, command, finite
 from afclip_runtime.errors import UserError
 from afclip_runtime.thresholds import is_anomalous
@@ -163,7 +163,6 @@ def _thresholds(
         UserError: An image cannot be read, or there are too few.
     """
     import numpy as np
-    from tqdm import tqdm
 
     from afclip_runtime.images.picture import say
     from afclip_runtime.inspection.calibration import fixed, from_labels, from_normals
@@ -173,7 +172,7 @@ def _thresholds(
     scores = np.zeros(len(labelled))
     tail = PixelTail(int((~anomalous).sum()), options.pixel_fpr)
     stream = model.stream([path for path, _ in labelled], options.num_workers, keep_images=False)
-    for index, outcome in tqdm(stream, total=len(labelled), unit=" images", disable=None):
+    for index, outcome in progress(stream, len(labelled)):
         if isinstance(outcome, UserError):
             raise outcome
         scores[index] = outcome.score

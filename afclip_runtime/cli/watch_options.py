@@ -100,12 +100,12 @@ def check_watch_options(options: argparse.Namespace, saves: Sequence[str], sever
         return
     from afclip_runtime.files import exposed
     from afclip_runtime.inspection.moving import Destinations
+    from afclip_runtime.inspection.watching import check_watched
     from afclip_runtime.inspection.webhook import check_url, read_secret
 
     if options.paths:
         raise UserError("give either files and folders, or --watch DIR.")
-    if not options.watch.is_dir():
-        raise UserError(f"--watch {options.watch}: there is no such folder. Make it, or name another one.")
+    check_watched(options.watch)
     if options.move_to is not None:
         Destinations.read(options.move_to, options.watch)
         if several:

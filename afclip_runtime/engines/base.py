@@ -1,10 +1,15 @@
 """What runs a model: torch, ONNX Runtime or OpenVINO. All of them are asked in one way."""
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from afclip_runtime.views.frame import Frame
+
+PRECISION: Final = "precision"  # setting: what the engine computes in, FLOAT32 where it is absent
+FLOAT32: Final = "float32"
+INT8: Final = "int8"
+GRAPH_DIGEST: Final = "graph"  # setting in INT8: what the graph's file is known by
 
 
 class Engine(Protocol):

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from afclip_runtime.engines.base import INT8, PRECISION
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.views.frame import Frame
 
-IMAGE, SCORE, MAP = "image", "score", "map"
+IMAGE, SCORE, MAP = "image", "score", "map"  # names of the input and of the outputs
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class GraphEngine(ABC):
         as INT8 differs from float32.
         """
         settings = self.facts.settings
-        return settings | {"engine": self.name} if settings.get("precision") == "int8" else settings
+        return settings | {"engine": self.name} if settings.get(PRECISION) == INT8 else settings
 
     def check_ready(self) -> None:
         """Does nothing: few-shot images are in the graph, and cannot be missing."""

@@ -12,22 +12,14 @@ from afclip_runtime.files import open_regular
 from afclip_runtime.images.reader import DICOM_MARK, DICOM_SUFFIXES, is_dicom
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
-
-
 IMAGE_SUFFIXES = (
     frozenset({".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif", ".tga", ".pcx", ".qoi"})
     | frozenset({".jp2", ".j2k", ".jpx", ".jpf", ".pbm", ".pgm", ".ppm", ".pnm", ".sgi", ".ras"})
     | JPEG_SUFFIXES
     | DICOM_SUFFIXES
 )
-
-
 DICOM_BY_CONTENT = frozenset({".ima"})  # and files without a suffix
-
-
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")  # whose slices are images
-
-
 # What lies beside images and is none, in files that need no word.
 OTHER_SUFFIXES = (
     frozenset({".txt", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".tex"})
@@ -37,8 +29,6 @@ OTHER_SUFFIXES = (
     | frozenset({".npy", ".npz", ".mat", ".db", ".lnk", ".url", ".tmp", ".part", ".bak"})
     | frozenset({".partial", ".filepart", ".crdownload", ".download", ".swp"})
 )
-
-
 OTHER_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 
 

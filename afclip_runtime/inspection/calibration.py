@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from afclip_runtime.engines.base import FLOAT32, GRAPH_DIGEST, INT8, PRECISION
 from afclip_runtime.errors import CheckpointError, DatasetError, UserError
 from afclip_runtime.files import read_json, write_json
 from afclip_runtime.inspection.distributions import binomial_quantile, pareto_excess
@@ -25,9 +26,6 @@ Criterion = Literal["f1", "balanced"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 SUFFIX = ".calibration.json"
-PRECISION = "precision"  # setting that a calibration is bound to; without it the scores were float32
-FLOAT32, INT8 = "float32", "int8"
-GRAPH = "graph"  # setting of INT8: what the graph's file is known by
 ANY_PRODUCT = "object"  # what prompts call a product whose name they were not told
 CONFIDENCE = 0.9
 FEWEST = 8
@@ -149,13 +147,13 @@ class Calibration:
         problems += [
             f"{name}: {mine.get(name)!r} when calibrated, {now.get(name)!r} now"
             for name in sorted(mine.keys() | now.keys())
-            if mine.get(name) != now.get(name) and name not in ("roi", PRECISION, GRAPH)
+            if mine.get(name) != now.get(name) and name not in ("roi", PRECISION, GRAPH_DIGEST)
         ]
         precisions = [str(values.get(PRECISION, FLOAT32)) for values in (mine, now)]
         if precisions[0] != precisions[1]:
             then, current = (precision.replace(INT8, "INT8") for precision in precisions)
             problems.append(f"{then} scores when calibrated, {current} scores now: calibrate with the {current} model")
-        elif mine.get(GRAPH) != now.get(GRAPH):
+        elif mine.get(GRAPH_DIGEST) != now.get(GRAPH_DIGEST):
             problems.append("another INT8 graph: each export with --int8 has scores of its own")
         if (regions := (mine.get("roi"), now.get("roi")))[0] != regions[1]:
             said = [f"the region of interest {region}" if region else "the whole image" for region in regions]

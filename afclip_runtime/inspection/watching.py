@@ -79,8 +79,7 @@ class WatchedFolder:
         alive: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not folder.is_dir():
-            raise UserError(f"--watch {shown(folder)}: there is no such folder. Make it, or name another one.")
+        check_watched(folder)
         self.folder, self.quiet = folder, quiet
         self._leave_out = {os.path.abspath(path) for path in leave_out}
         self._say, self._alive, self._clock = say, alive, clock
@@ -195,6 +194,16 @@ class WatchedFolder:
         elif not problem and place in self._problems:
             self._problems.remove(place)
             self._say(f"{shown(place)}: can be read again.")
+
+
+def check_watched(folder: Path) -> None:
+    """Refuses what cannot be watched.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--watch {shown(folder)}: there is no such folder. Make it, or name another one.")
 
 
 def _seen(entry: "os.DirEntry[str]") -> _Seen | None:

@@ -119,6 +119,10 @@ class Begun:
         decoded: The image.
         tiling: How it is seen.
         keep_image: Whether the result holds the image.
+
+    Attributes:
+        left: Views that are not scored yet.
+        finite: Whether all scores and maps so far are finite.
     """
 
     def __init__(self, decoded: Decoded, tiling: Tiling, keep_image: bool) -> None:
@@ -131,13 +135,12 @@ class Begun:
         self.finite = True
         self.left = len(self.layout.views)
 
-    def add(self, view: int, score: float, anomaly_map: np.ndarray) -> bool:
-        """Adds a view, and returns whether it was the last."""
+    def add(self, view: int, score: float, anomaly_map: np.ndarray) -> None:
+        """Adds what the model says of a view: its score, and its map `[h, w]`, float32."""
         self.scores.append(score)
         self.finite &= bool(np.isfinite(score) and np.isfinite(anomaly_map).all())
         self.layout.add(self.anomaly_map, view, anomaly_map)
         self.left -= 1
-        return not self.left
 
     @property
     def score(self) -> float:

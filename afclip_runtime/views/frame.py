@@ -9,19 +9,10 @@ from PIL import Image
 from afclip_runtime.types import ImageSize, height_and_width
 
 Resize = Literal["squash", "crop", "trim"]
-
-
 Interpolation = Literal["bicubic", "bilinear"]
-
-
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
-
-
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-REACH = {
-    "bicubic": 2.0,
-    "bilinear": 1.0,
-}  # of the filters, in pixels of the image or of the frame, whichever are larger
+REACH = {"bicubic": 2.0, "bilinear": 1.0}  # of the filters, in pixels of image or frame, whichever are larger
 BLANK = (123, 117, 104)  # mean colour of the pictures that CLIP was trained on, which normalisation brings to about 0
 
 

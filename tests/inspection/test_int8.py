@@ -29,6 +29,7 @@ from afclip_runtime.inspection.calibration import Calibration, from_normals
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.frame import Frame
+from afclip_runtime.views.roi import Roi
 from tests.support.architectures import build_tiny
 from tests.support.small_models import SIZE, write_head
 
@@ -144,6 +145,33 @@ def test_auroc_where_labels_are_known_and_verdicts_only_with_a_threshold(tmp_pat
     assert change.thresholds is None
     assert set(change.shares) == {"scores", "maps"}
     assert "not compared, for want of a threshold" in change.table()
+
+
+class Spots(Bright):
+    """An engine whose map is the brightness of each pixel, and whose score is the highest."""
+
+    def score(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        maps = views.max(-1).astype(np.float32)
+        return maps.max((1, 2)), maps
+
+
+def test_only_the_region_of_interest_is_compared(tmp_path: Path) -> None:
+    """An anomaly outside of it is dark in the map: it would count as missed if it counted."""
+    product = tmp_path / "nuts"
+    write_images(product / "train" / "good", 8)
+    write_images(product / "test" / "good", 8)
+    for place, (row, column) in {"inside": (1, 1), "outside": (1, 5)}.items():
+        mask = np.zeros((6, 6), np.uint8)
+        mask[row, column] = 255
+        for folder in ("test/crack", "ground_truth/crack"):
+            (product / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(product / folder / f"{place}.png")
+    roi = Roi((6, 6), include=(((0.0, 0.0), (3.0, 0.0), (3.0, 6.0), (0.0, 6.0)),))
+    models = [Inspector(Spots(), Tiling(), "object", 4) for _ in range(2)]
+    for model in models:
+        model.roi = roi
+    change = measure(*models, read_images(product, roi), 200.0, 1, (8, 2), lambda steps, total: steps)
+    assert change.metrics == dict.fromkeys(("image_auroc", "pixel_auroc", "pixel_ap"), (1.0, 1.0))
 
 
 def test_what_is_no_number_is_beyond_any_tolerance(tmp_path: Path) -> None:
