@@ -69,6 +69,8 @@ def check_alive(folder: Path, within: float) -> float:
         UserError: It gave none, or a longer time ago, or before the machine started.
     """
     path = folder / FILE
+    if not path.exists():
+        raise UserError(f"{shown(folder)}: no watcher has written there. Name the --out of `inspect --watch`.")
     text = read_text(path, limit=64).strip()
     try:
         age = time.monotonic() - int(text) / 1000

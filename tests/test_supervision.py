@@ -2,7 +2,9 @@
 
 import socket
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -27,7 +29,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
 
 def test_a_watcher_lives_as_long_as_it_gives_signs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path)]) == 2
-    assert "does not exist" in capsys.readouterr().err
+    assert f"{tmp_path}: no watcher has written there. Name the --out of `inspect --watch`." in capsys.readouterr().err
     pulse = Heartbeat(tmp_path)
     for _ in range(2):
         pulse.beat()
@@ -56,6 +58,16 @@ def test_a_full_disk_or_a_folder_that_is_gone_does_not_stop_a_watcher(tmp_path: 
     Heartbeat(tmp_path / "gone").beat()
     (tmp_path / FILE).symlink_to("/dev/full")
     Heartbeat(tmp_path).beat()
+
+
+def test_an_address_that_is_not_that_of_a_page_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501, for it knows no GET
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/healthy"
+        assert main(["--url", url]) == 2
+        thread.join()
+    assert f"{url} answers with 501, not with 200." in capsys.readouterr().err
 
 
 def test_a_page_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
 def _mark(named: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any]) -> None:
     """Marks the images that are named, as --feedback says."""
     images = [Path(path) for path in patterns_of(options.paths)]
-    require_images(images)
+    require_images(images, options)
     if len(named) > 1:
         raise UserError("feedback is on one model, and several are named.")
     if options.feedback_to == "memory":

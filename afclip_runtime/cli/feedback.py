@@ -27,14 +27,16 @@ def add_feedback_options(parser: argparse.ArgumentParser) -> OptionGroup:
     return group
 
 
-def require_images(images: Sequence[Path]) -> None:
-    """Refuses feedback on nothing.
+def require_images(images: Sequence[Path], options: argparse.Namespace) -> None:
+    """Refuses feedback on nothing, and with options that it does not heed.
 
     Raises:
-        UserError: There is no image.
+        UserError: There is no image, or a threshold by hand, which feedback does not move.
     """
     if not images:
         raise UserError("--feedback is on images whose verdict was wrong: name them.")
+    if options.threshold is not None or options.pixel_threshold is not None:
+        raise UserError("--feedback moves the threshold of a calibration, not one by hand: leave --threshold out.")
 
 
 def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: str) -> None:
@@ -43,7 +45,7 @@ def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: st
     Args:
         model: With its calibration.
         mark: One of `MARKS`.
-        images: The files.
+        images: The files, at least one; see `require_images`.
         who: Says so.
 
     Raises:
@@ -52,7 +54,6 @@ def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: st
     from afclip_runtime.files import fingerprint
     from afclip_runtime.inspection.feedback import Mark
 
-    require_images(images)
     feedback = model.feedback
     if feedback is None:
         raise UserError("there is no calibration whose threshold feedback could move. Calibrate first.")

@@ -2,6 +2,7 @@
 
 import argparse
 import http.client
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ def _ask(url: str, seconds: float) -> str:
     try:
         with direct.open(url, timeout=seconds) as answer:
             return str(answer.read(4096).decode("utf-8", "replace"))
+    except urllib.error.HTTPError as error:
+        raise UserError(
+            f"{url} answers with {error.code}, not with 200. Is it the address of the page, and /health?"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"{url} does not answer ({error}). Is it running?") from error
 

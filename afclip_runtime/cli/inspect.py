@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_runtime.cli.feedback import add_feedback_options, give_feedback
+from afclip_runtime.cli.feedback import add_feedback_options, give_feedback, require_images
 from afclip_runtime.cli.options import (
     RUNTIME,
     add_bundle_options,
@@ -96,6 +96,7 @@ def main(args: Sequence[str]) -> int:
     folder = bundle_of(options)
     if options.feedback:
         images = [Path(path) for path in patterns_of(options.paths)]
+        require_images(images, options)
         model = load_bundle(folder, options, wanted_calibration(options), images)
         give_feedback(model, options.feedback, images, options.feedback_by)
         return 0
@@ -221,11 +222,10 @@ def inspected(
     from afclip_runtime.files import only_writer
     from afclip_runtime.inspection.folder import check_settings, inspect
 
-    facts = {
-        name: [model.checkpoint, model.settings, *model.thresholds_before_feedback] for name, model in models.items()
-    }
+    facts = {name: [model.checkpoint, model.settings] for name, model in models.items()}
+    thresholds = {name: model.thresholds_before_feedback for name, model in models.items()}
     with only_writer(options.out):
-        settings = {"model": facts, "save": sorted(saves)}
+        settings = {"model": facts, "threshold": thresholds, "save": sorted(saves)}
         scope = check_settings(options.out, settings | ({"move_to": options.move_to} if options.move_to else {}))
         if options.watch is None:
             yield inspect(models, inputs, options.out, saves, options.num_workers, keeps)

@@ -100,12 +100,13 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
 
 def add_calibration_options(group: OptionGroup) -> None:
     """Adds the options that say which calibration it is."""
-    group.add_argument(
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
         "--calibration",
         metavar="PRODUCT|FILE",
         help="by default that of the category, or the only one beside the checkpoint or in the bundle, if any",
     )
-    group.add_argument("--no_calibration", action="store_true", help="take no calibration")
+    which.add_argument("--no_calibration", action="store_true", help="take no calibration")
 
 
 def wanted_calibration(options: argparse.Namespace) -> str | None:

@@ -165,7 +165,8 @@ def run_server(model: "Inspector", server: Server) -> None:
     try:
         listener = socket.create_server((server.host, server.port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        raise UserError(f"{server.host}, port {server.port}: {error}. Choose another --host or --port.") from error
+        reason = str(error).rstrip(".")
+        raise UserError(f"{server.host}, port {server.port}: {reason}. Choose another --host or --port.") from error
     name = f"[{server.host}]" if family == socket.AF_INET6 else server.host
     print(f"http://{name}:{listener.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):

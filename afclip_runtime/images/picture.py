@@ -12,7 +12,7 @@ DEEPEST = 65535  # largest value that an image may hold
 SMALL_SHARE = 8  # an image whose values stay below this part of its range is nearly black
 NEARLY_BLACK = (
     "uses less than an eighth of its range, as 12 bits in a 16-bit file do, and is seen nearly black: say what is "
-    "white (auto, or the number of bits)"
+    "white (--white or, of a dataset, --loading.white: auto, or the number of bits)"
 )
 
 # What brings values upright that lie as EXIF's orientation says: transpose first, then flip the rows, the columns.

@@ -1,5 +1,6 @@
 """A bundle: a folder that judges images without torch. `export --to bundle` writes it; `open_bundle` reads it."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,6 +172,10 @@ def read_card(folder: Path) -> BundleCard:
         UserError: There is no bundle, its card is damaged, or it is of a version that this runtime does not read.
     """
     path = folder / CARD
+    if not folder.exists():
+        raise UserError(
+            f"{shown(folder)}: there is no such folder. --bundle names what `afclip export --to bundle` wrote."
+        )
     if not is_bundle(folder):
         raise UserError(
             f"{shown(folder)} is no bundle: it has no {CARD}. `afclip export --to bundle --out DIR` writes one."
@@ -212,12 +217,19 @@ def read_sums(folder: Path) -> dict[str, str]:
         UserError: The file cannot be read, or a line is none of a sum.
     """
     path, sums = folder / SUMS, {}
+    _require(path)
     for number, line in enumerate(read_text(path).splitlines(), 1):
         digest, gap, name = line.partition("  ")
         if not gap or len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{shown(path)}, line {number}: is no SHA-256 and a name. {AGAIN}")
         sums[name] = digest
     return sums
+
+
+def _require(path: Path) -> None:
+    """Refuses a bundle that lacks a file."""
+    if not os.path.lexists(path):
+        raise UserError(f"{shown(path)} does not exist. {AGAIN}")
 
 
 def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
@@ -228,6 +240,7 @@ def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
     """
     if name not in sums:
         raise UserError(f"{shown(folder / SUMS)}: has no sum of {shown(name)}. {AGAIN}")
+    _require(folder / name)
     if sha256_of(folder / name) != sums[name]:
         raise UserError(f"{shown(folder / name)}: is not the file that was exported: its SHA-256 is another. {AGAIN}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from afclip_runtime.errors import UserError, WriteError
+from afclip_runtime.errors import UserError, WriteError, shown
 from afclip_runtime.files import csv_text, read_json_lines, write_text
 from afclip_runtime.inspection.drift import Side
 from afclip_runtime.inspection.inputs import Input
@@ -180,10 +180,12 @@ class Table:
         """Appends a row to both files, or to none.
 
         Raises:
-            WriteError: The disk is full or not writable.
+            WriteError: The disk is full or not writable, or the file was removed, moved or replaced.
         """
         texts = (json_line(row), csv_text(self.columns, [self._cells(row)]).partition("\n")[2])
         sizes: list[int] = []
+        for path, file in zip((self.json_path, self.csv_path), self.files, strict=True):
+            _require_there(path, file)
         for path, file, text in zip((self.json_path, self.csv_path), self.files, texts, strict=True):
             try:
                 sizes.append(os.fstat(file).st_size)
@@ -254,6 +256,23 @@ def record_of(
         drift=drift.side if drift else None,
         error="",
     )
+
+
+def _require_there(path: Path, file: int) -> None:
+    """Refuses an open file that is no longer at its path: the system would take lines that nobody ever finds.
+
+    Some shares give a file a new inode each time, so that alone does not tell: what was removed also has no name left.
+
+    Raises:
+        WriteError: It was removed, moved or replaced.
+    """
+    here = os.fstat(file)
+    try:
+        gone = not os.path.samestat(os.stat(path), here) and here.st_nlink == 0
+    except FileNotFoundError:
+        gone = True
+    if gone:
+        raise WriteError(f"{shown(path)}: was removed or moved during the run. Put it back, or stop and start again.")
 
 
 def _was_replaced(row: Record, item: Input | None) -> bool:

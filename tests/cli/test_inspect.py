@@ -192,8 +192,17 @@ def test_a_watched_folder_is_judged_as_a_folder_is(folder: Path, capsys: pytest.
     assert not list(Path("in").rglob("*.png"))
     assert inspect(*watching, "--axis", "axial") == 2
     assert "cut volumes in a run of their own" in capsys.readouterr().err
-    assert inspect("--feedback", "normal") == 2
-    assert "name them" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        inspect("--feedback", "normal")
+    assert "name files or folders" in capsys.readouterr().err
+    for by_hand in ("--threshold", "--pixel_threshold"):
+        assert inspect("images", "--feedback", "normal", by_hand, "0.5") == 2
+        assert "not one by hand: leave --threshold out" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        inspect("images", "--calibration", "bolt", "--no_calibration")
+    assert "--no_calibration: not allowed with argument --calibration" in capsys.readouterr().err
+    assert inspect("in", *given, "--threshold", "0.123") == 2
+    assert "holds inspections with another threshold" in capsys.readouterr().err
 
 
 @pytest.mark.slow

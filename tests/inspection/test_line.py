@@ -316,6 +316,30 @@ def test_a_drift_is_told_once_and_lasts_across_a_restart(folder: Path, moves: bo
     assert again.line.drifts["Blue"].alarm == stage.line.drifts["Blue"].alarm
 
 
+@pytest.mark.parametrize("moves", [False, True])
+def test_results_that_are_moved_away_are_waited_for_and_no_file_moves_without_its_line(
+    folder: Path, moves: bool
+) -> None:
+    Path("out").mkdir()
+    put(1)
+    stage = Stage(moves=moves, idle=1000.0)
+
+    def away() -> None:
+        Path("out").rename("old")
+        put(2)
+
+    def back() -> None:
+        assert Path("in/00002.png").exists()
+        Path("old").rename("out")
+
+    stage.events = {20.0: away, 200.0: back}
+    stage.run()
+    assert [row["path"] for row in rows()] == ["in/00001.png", "in/00002.png"]
+    assert stage.seen == ["in/00001.png", "in/00002.png"]
+    assert ["was removed or moved during the run" in said for said in stage.said] == [True, False]
+    assert stage.said[1] == "All can be written again."
+
+
 def test_a_disk_that_stays_full_ends_a_watch_that_is_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("out").mkdir()
     put(1)

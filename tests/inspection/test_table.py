@@ -53,6 +53,29 @@ def test_a_full_disk_leaves_no_part_of_a_row(
     assert len(Table(tmp_path, several=False).rows) == 2
 
 
+@pytest.mark.parametrize("file", ["inspections.jsonl", "inspections.csv"])
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_no_row_goes_into_a_file_that_was_removed_moved_or_replaced(
+    tmp_path: Path, file: str, comes_back: bool
+) -> None:
+    with Table(tmp_path, several=False) as table:
+        table.add(record("a"))
+        here, there = tmp_path / file, tmp_path / "moved"
+        here.rename(there)
+        with pytest.raises(WriteError, match=rf"{file}: was removed or moved during the run"):
+            table.add(record("b"))
+        if comes_back:
+            there.rename(here)
+            table.add(record("b"))
+            assert lines(tmp_path) == [2, 3]
+        else:
+            there.unlink()
+            here.write_text("of another run\n")
+            with pytest.raises(WriteError, match=rf"{file}: was removed or moved during the run"):
+                table.add(record("b"))
+            assert here.read_text() == "of another run\n"
+
+
 def test_a_row_is_due_for_what_is_new_or_was_replaced(tmp_path: Path) -> None:
     with Table(tmp_path, several=False) as table:
         table.add(record("a"))
