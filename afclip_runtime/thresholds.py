@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
+Verdict = Literal["normal", "anomalous"]
 
 
 @overload

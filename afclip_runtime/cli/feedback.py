@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, get_args
 
 from afclip_runtime.cli.parser import OptionGroup
 from afclip_runtime.errors import UserError, shown
+from afclip_runtime.thresholds import Verdict
 
 if TYPE_CHECKING:
+    from afclip_runtime.inspection.feedback import Mark
     from afclip_runtime.inspection.inspector import Inspector
 
-MARKS = ("normal", "anomalous", "undo")
+MARKS = (*get_args(Verdict), "undo")
 
 
 def add_feedback_options(parser: argparse.ArgumentParser) -> OptionGroup:
@@ -39,7 +41,7 @@ def require_images(images: Sequence[Path], options: argparse.Namespace) -> None:
         raise UserError("--feedback moves the threshold of a calibration, not one by hand: leave --threshold out.")
 
 
-def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: str) -> None:
+def give_feedback(model: "Inspector", mark: "Mark", images: Sequence[Path], who: str) -> None:
     """Marks images whose verdict was wrong, and prints how far the threshold of the calibration moves.
 
     Args:
@@ -52,14 +54,12 @@ def give_feedback(model: "Inspector", mark: str, images: Sequence[Path], who: st
         UserError: There is no calibration, or an image cannot be read or marked; those before it are marked.
     """
     from afclip_runtime.files import fingerprint
-    from afclip_runtime.inspection.feedback import Mark
 
     feedback = model.feedback
     if feedback is None:
         raise UserError("there is no calibration whose threshold feedback could move. Calibrate first.")
-    kind: Mark = next(name for name in get_args(Mark) if name == mark)
     for image in images:
-        entry = feedback.mark(kind, fingerprint(image), str(image), model.predict(image).score, who)
+        entry = feedback.mark(mark, fingerprint(image), str(image), model.predict(image).score, who)
         print(
             f"{shown(image)}: {entry.mark} (score {entry.score:.6g}, was judged {entry.verdict}); threshold "
             f"{entry.threshold_before:.6g} → {entry.threshold_after:.6g}"

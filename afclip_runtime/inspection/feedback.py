@@ -16,10 +16,9 @@ import numpy as np
 from afclip_runtime.errors import UserError, counted, shown
 from afclip_runtime.files import only_writer, read_json_lines, write_json_lines
 from afclip_runtime.inspection.calibration import SUFFIX, Calibration, Threshold, from_normals, scale_of
-from afclip_runtime.thresholds import is_anomalous
+from afclip_runtime.thresholds import Verdict, is_anomalous
 
-Verdict = Literal["normal", "anomalous"]
-Mark = Literal["normal", "anomalous", "undo"]
+Mark = Literal[Verdict, "undo"]
 AUDIT = ".feedback.jsonl"  # what an audit file's name ends with
 OF_NORMALS = ("quantile", "tail_fit")  # methods of thresholds that feedback can move
 LONGEST = 200  # letters of a name that is written down

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,7 +14,7 @@ from afclip_runtime.errors import UserError, WriteError, shown
 from afclip_runtime.files import csv_text, read_json_lines, write_text
 from afclip_runtime.inspection.drift import Side
 from afclip_runtime.inspection.inputs import Input
-from afclip_runtime.thresholds import ThresholdFrom
+from afclip_runtime.thresholds import ThresholdFrom, Verdict
 
 if TYPE_CHECKING:
     from afclip_runtime.inspection.drift import Alarm
@@ -80,7 +80,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     probability: float | None = None
     threshold: float | None = None
     threshold_from: ThresholdFrom | None = None
-    verdict: Literal["anomalous", "normal"] | None = None
+    verdict: Verdict | None = None
     area: float | None = None
     regions: list[RegionRecord] | None = None
     drift: Side | None = None

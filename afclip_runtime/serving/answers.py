@@ -7,9 +7,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from afclip_runtime.inspection.drift import Side
-from afclip_runtime.inspection.feedback import Verdict
 from afclip_runtime.inspection.verdict import Inspection
-from afclip_runtime.thresholds import ThresholdFrom
+from afclip_runtime.thresholds import ThresholdFrom, Verdict
 from afclip_runtime.views.resizing import area_mean
 
 MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred

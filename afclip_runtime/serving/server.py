@@ -14,12 +14,13 @@ from pydantic import Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import afclip_runtime
-from afclip_runtime.inspection.feedback import Mark, Verdict
+from afclip_runtime.inspection.feedback import Mark
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.serving.access import TokenCheck
 from afclip_runtime.serving.answers import Health, ModelFacts, Result, result_of
 from afclip_runtime.serving.service import Judged, Limits, Service
 from afclip_runtime.supervision import notify
+from afclip_runtime.thresholds import Verdict
 
 HEADERS = {
     "Cache-Control": "no-store",

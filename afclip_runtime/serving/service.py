@@ -17,11 +17,12 @@ from afclip_runtime.images.reader import read_shape
 from afclip_runtime.inspection.calibration import FEWEST, Calibration, fingerprint
 from afclip_runtime.inspection.collected import Collected
 from afclip_runtime.inspection.drift import Drift
-from afclip_runtime.inspection.feedback import Entry, Mark, Verdict
+from afclip_runtime.inspection.feedback import Entry, Mark
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.serving.answers import DriftFacts, ModelFacts
 from afclip_runtime.serving.intake import Intake
+from afclip_runtime.thresholds import Verdict
 
 RECENT = 1000  # images that are known when they come again, or their verdict is called wrong
 T = TypeVar("T")
