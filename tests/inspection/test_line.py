@@ -449,7 +449,7 @@ def test_kills_at_random_moments_neither_lose_nor_double_an_image(folder: Path, 
 
     def camera() -> None:
         for number in range(count):
-            put(number)
+            put(number, str(folder / "in"))  # not below another test's folder, should this one end first
             if number % 10 == 0:
                 time.sleep(0.01)
         finished.set()
