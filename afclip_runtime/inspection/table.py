@@ -195,7 +195,7 @@ class Table:
             except OSError as error:
                 for begun, size in zip(self.files, sizes, strict=False):
                     os.ftruncate(begun, size)  # a row that is written in part would spoil the next one
-                raise WriteError(f"{path}: cannot be written ({error.strerror or error}). Free some space.") from error
+                raise _cannot_write(path, error) from error
         self.rows[row.key] = row
         if row.moved_to is not None and not row.error:
             self.names[_same(row.name)] = row.key[1]  # the next file of this path gets another name
@@ -210,7 +210,7 @@ class Table:
             for file in self.files:
                 os.fsync(file)
         except OSError as error:
-            raise WriteError(f"{self.json_path}: cannot be written ({error.strerror or error}).") from error
+            raise _cannot_write(self.json_path, error) from error
 
     def _cells(self, row: Record) -> list[Any]:
         values = msgspec.to_builtins(row)
@@ -264,15 +264,23 @@ def _require_there(path: Path, file: int) -> None:
     Some shares give a file a new inode each time, so that alone does not tell: what was removed also has no name left.
 
     Raises:
-        WriteError: It was removed, moved or replaced.
+        WriteError: It was removed, moved or replaced, or its share is away.
     """
-    here = os.fstat(file)
     try:
+        here = os.fstat(file)
         gone = not os.path.samestat(os.stat(path), here) and here.st_nlink == 0
     except FileNotFoundError:
         gone = True
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     if gone:
         raise WriteError(f"{shown(path)}: was removed or moved during the run. Put it back, or stop and start again.")
+
+
+def _cannot_write(path: Path, error: OSError) -> WriteError:
+    return WriteError(
+        f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space, or restore the folder."
+    )
 
 
 def _was_replaced(row: Record, item: Input | None) -> bool:

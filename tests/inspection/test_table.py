@@ -116,3 +116,16 @@ def test_no_column_is_for_moves_where_nothing_is_moved(tmp_path: Path) -> None:
         table.add(record("a"))
     assert "moved_to" not in (tmp_path / "inspections.csv").read_text()
     assert "moved_to" not in (tmp_path / "inspections.jsonl").read_text()
+
+
+def test_a_share_that_is_away_is_an_error_that_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with Table(tmp_path, several=False) as table:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", stale)
+            with pytest.raises(WriteError, match=r"cannot be written \(Stale file handle"):
+                table.add(record("a"))
+        table.add(record("a"))
+    assert lines(tmp_path) == [1, 2]
