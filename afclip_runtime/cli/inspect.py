@@ -19,7 +19,7 @@ from afclip_runtime.cli.options import (
     thresholds_of,
     wanted_calibration,
 )
-from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.cli.parser import CommandParser, command, finite, numeric
 from afclip_runtime.cli.watch_options import DESCRIPTION as OF_WATCHING
 from afclip_runtime.cli.watch_options import (
     add_watch_options,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PLACE = 41
 SAVES = ("map", "npy", "mask", "overlay")
 OF_THRESHOLD = ("mask", "labelstudio", "coco")  # what there is none of without a pixel threshold
+_megapixels = numeric(float, lambda value: value > 0, "above 0")
 FILES = """\
 Inspects images: files, folders with all below them, patterns (*), or - for a list of paths from standard input.
 
@@ -141,6 +142,12 @@ def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -
     parser.add_argument(
         "--save", default="", metavar="WHAT", help=f"pictures to write, of {', '.join(saves)}, with commas between"
     )
+    parser.add_argument(
+        "--max_megapixels",
+        type=_megapixels,
+        metavar="N",
+        help="an image file of more pixels gets a line with an error, before it is decoded (without: 134)",
+    )
     add_watch_options(parser)
 
 
@@ -192,6 +199,7 @@ def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespac
     """
     for name, model in models.items():
         model.threshold, model.pixel_threshold = options.threshold, options.pixel_threshold
+        model.most_pixels = None if options.max_megapixels is None else int(options.max_megapixels * 10**6)
         print(f"{name}: {thresholds_of(model)}", file=sys.stderr)
     needing = [what for what in saves if what in OF_THRESHOLD]
     if needing and any(model.thresholds[1] is None for model in models.values()):

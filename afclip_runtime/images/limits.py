@@ -22,6 +22,25 @@ def check_size(name: object, width: int, height: int) -> None:
         raise DatasetError(f"{name}: has {width}×{height} pixels. Replace the file.")
 
 
+def check_most(name: object, shape: tuple[int, int], most: int) -> None:
+    """Refuses an image of more pixels than its user wants to be read.
+
+    Args:
+        name: The file, or what messages call the image.
+        shape: Height and width, in pixels.
+        most: Pixels that it may have.
+
+    Raises:
+        DatasetError: It has more.
+    """
+    height, width = shape
+    if width * height > most:
+        raise DatasetError(
+            f"{name}: has {width} × {height} pixels, and the limit is {most / 10**6:g} million (--max_megapixels). "
+            "Make it smaller, or raise the limit."
+        )
+
+
 def too_large(name: object) -> DatasetError:
     """Returns the error of an image above the limit."""
     return DatasetError(

@@ -50,6 +50,7 @@ class Inspector:
         pixel_threshold: Of the values of maps, likewise.
         checkpoint: What the checkpoint is known by in a calibration.
         white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
+        most_pixels: Pixels that an image file may have; one of more is an error. `None` for as many as can be read.
         roi: Which part of the images is inspected; `None` for all of it.
         remarks: What was worth a word of the images so far, and of how many.
 
@@ -75,6 +76,7 @@ class Inspector:
         self.pixel_threshold: float | None = None
         self.checkpoint = ""
         self.white: int | None = None
+        self.most_pixels: int | None = None
         self.roi: Roi | None = None
         self.remarks: Counter[str] = Counter()
 
@@ -148,7 +150,17 @@ class Inspector:
         self.engine.check_ready()
         tiled = self.tiling != Tiling()
         ahead = 1 if tiled else self.batch_size
-        decoder = Decoder(images, self.tiling, self.engine.frame, keep_images, self.white, ahead, num_workers, self.roi)
+        decoder = Decoder(
+            images,
+            self.tiling,
+            self.engine.frame,
+            keep_images,
+            self.white,
+            ahead,
+            num_workers,
+            self.roi,
+            self.most_pixels,
+        )
         waiting: list[Begun | Failure] = []  # in the order of the images
         for batch in _batches(self._views(iter(decoder), waiting, keep_images), self.batch_size):
             scores, maps = self.engine.score(np.stack([view.pixels for _, view in batch]))

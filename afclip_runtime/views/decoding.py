@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.images.reader import read
+from afclip_runtime.images.limits import check_most
+from afclip_runtime.images.reader import read, read_shape
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.frame import Frame
 from afclip_runtime.views.roi import Roi
@@ -162,6 +163,7 @@ class Decoder:
         ahead: Images that are decoded ahead.
         num_workers: Threads that decode; 0 decodes in the caller's.
         roi: Which part of the images is inspected; all of it by default.
+        most_pixels: Pixels that an image may have; by default as many as can be read.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class Decoder:
         ahead: int,
         num_workers: int,
         roi: Roi | None = None,
+        most_pixels: int | None = None,
     ) -> None:
         self.images = images
         self.tiling = tiling
@@ -183,6 +186,7 @@ class Decoder:
         self.ahead = ahead
         self.num_workers = num_workers
         self.roi = roi
+        self.most_pixels = most_pixels
 
     def __iter__(self) -> Iterator[tuple[Decoded | Failure, Iterator[View]]]:
         """Yields each image in its order, with its views; those must be taken before the next image is."""
@@ -191,10 +195,14 @@ class Decoder:
                 yield item, iter(()) if isinstance(item, Failure) else self._views(pool, item)
 
     def _decode(self, index: int) -> Decoded | Failure:
+        source = self.images[index]
         try:
-            image, remarks = pixels_and_remarks(self.images[index], self.white)
+            if self.most_pixels is not None and isinstance(source, (str, Path, bytes)):  # others are decoded already
+                shape, _ = read_shape(Path(source) if isinstance(source, str) else source)
+                check_most(name_of(source), shape, self.most_pixels)
+            image, remarks = pixels_and_remarks(source, self.white)
             height, width, _ = image.shape
-            layout = Layout(height, width, self.tiling, self.frame, self.roi, name_of(self.images[index]))
+            layout = Layout(height, width, self.tiling, self.frame, self.roi, name_of(source))
         except UserError as error:
             return Failure(index, str(error))
         if self.keep_images:

@@ -140,6 +140,27 @@ def test_what_a_decoder_runs_into_comes_through(head: Path, num_workers: int, mo
         list(model_of(head).stream([picture(8, 8)] * 9, num_workers))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_of_too_many_pixels_is_not_decoded(
+    head: Path, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("small", (20, 30)), ("large", (20, 31))):
+        Image.fromarray(picture(*size)).save(tmp_path / f"{name}.png")
+    decoded, read = [], decoding.read
+    monkeypatch.setattr(decoding, "read", lambda source: decoded.append(source) or read(source))
+    model = model_of(head)
+    model.most_pixels = 600
+    large, small = (
+        outcome for _, outcome in model.stream([tmp_path / "large.png", tmp_path / "small.png"], num_workers)
+    )
+    assert str(large) == (
+        f"{tmp_path / 'large.png'}: has 31 × 20 pixels, and the limit is 0.0006 million (--max_megapixels). Make it "
+        "smaller, or raise the limit."
+    )
+    assert isinstance(small, Inspection)
+    assert decoded == [tmp_path / "small.png"]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 20000)])
 @pytest.mark.parametrize("fit", ["squash", "pad"])
 def test_any_size(head: Path, size: tuple[int, int], fit: str) -> None:
