@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from afclip_lightning.backbones.spec import PosEmbedResize
 from afclip_runtime.errors import DatasetError, UserError, shown
-from afclip_runtime.files import open_regular, read_json
+from afclip_runtime.files import open_regular, parts_of, read_json
 from afclip_runtime.types import ImageSize
 from afclip_runtime.views.frame import Interpolation, Resize
 
@@ -71,12 +71,8 @@ def image_digest(path: Path, white: int | None = None, roi: str = "") -> str:
     """
     seen = [f"white {white}" if white is not None else "", f"roi {roi}" if roi else ""]
     digest = hashlib.blake2b(digest_size=20, key=" ".join(filter(None, seen)).encode())
-    try:
-        with open_regular(path, error=DatasetError) as file:
-            while part := file.read(2**20):
-                digest.update(part)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Replace the file.") from error
+    for part in parts_of(path, remedy="Replace the file.", error=DatasetError):
+        digest.update(part)
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,13 +93,29 @@ def sha256_of(path: str | Path, *, error: type[UserError] = UserError) -> str:
         UserError: It cannot be opened or read.
     """
     digest = hashlib.sha256()
+    for part in parts_of(path, error=error):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def parts_of(path: str | Path, *, remedy: str = "", error: type[UserError] = UserError) -> Iterator[bytes]:
+    """Yields the content of a file of any size, part by part.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read, as the end of the message.
+        error: Class of the error.
+
+    Raises:
+        UserError: It cannot be opened or read.
+    """
     try:
         with open_regular(path, error=error) as file:
             while part := file.read(2**20):
-                digest.update(part)
+                yield part
     except OSError as problem:
-        raise error(f"{shown(path)}: cannot be read ({problem.strerror or problem}).") from problem
-    return digest.hexdigest()
+        what = f"{shown(path)}: cannot be read ({problem.strerror or problem})."
+        raise error(" ".join(filter(None, [what, remedy]))) from problem
 
 
 def read_text(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> str:
