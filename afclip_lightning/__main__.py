@@ -13,32 +13,29 @@ from afclip_runtime.cli.program import run_program
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+NAMED = f"afclip_lightning {__version__}"
+
+
 def main() -> int:
     """Runs a command and returns its exit code; see `run_program`."""
-    return run_program(_run, f"afclip_lightning {__version__}")
+    return run_program(_run, NAMED)
 
 
 def _run(args: list[str]) -> int:
     """Runs a command: that of the module of its name in `cli`."""
-    if not args or args[0] in ("--help", "-h"):
-        print(verbs.overview(), file=sys.stdout if args else sys.stderr)
-        return 0 if args else 2
-    if args[0] == "--version":
-        print(f"afclip_lightning {__version__}")
-        return 0
-    name, *rest = args
-    if name.startswith("-"):  # an option of Lightning's that stands before the command
-        from afclip_lightning.cli.run import run
+    if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
+        from afclip_lightning.cli.run import run  # an option of Lightning's that stands before the command
 
         return run(args)
-    command = verbs.find(name)
-    if command is None:
-        print(f"error: {verbs.unknown(name)}", file=sys.stderr)
-        return 2
-    rest, notes = with_new_names(name, rest)
+    return verbs.run(args, NAMED, _with_new_names)
+
+
+def _with_new_names(name: str, args: list[str]) -> list[str]:
+    """Returns the arguments of a command with the names that its flags have today, and says which were renamed."""
+    renamed, notes = with_new_names(name, args)
     for note in notes:
         print(note, file=sys.stderr)
-    return command(rest)
+    return renamed
 
 
 if __name__ == "__main__":

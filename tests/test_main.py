@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from afclip_lightning import __main__, __version__
-from afclip_lightning.cli import verbs
 from afclip_lightning.engine import app
+from afclip_runtime.cli.verbs import Verbs
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -26,7 +26,7 @@ def let(monkeypatch: pytest.MonkeyPatch, what: BaseException | int) -> None:
             raise what
         return what
 
-    monkeypatch.setattr(verbs, "find", lambda name: command)
+    monkeypatch.setattr(Verbs, "find", lambda self, name: command)
 
 
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

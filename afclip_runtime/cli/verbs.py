@@ -4,6 +4,8 @@ import ast
 import difflib
 import importlib
 import pkgutil
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from afclip_runtime.cli.described import described
@@ -38,6 +40,29 @@ class Verbs:
 
     def __init__(self, package: str, program: str, codes: str) -> None:
         self.package, self.program, self.codes = package, program, codes
+
+    def run(
+        self, args: Sequence[str], named: str, renamed: Callable[[str, list[str]], list[str]] = lambda _, rest: rest
+    ) -> int:
+        """Runs a command, or tells which there are, and returns the exit code.
+
+        Args:
+            args: The command line: the name of the command, and what it is given.
+            named: Package and version.
+            renamed: Makes of a command and its arguments those that it takes today.
+        """
+        if not args or args[0] in ("--help", "-h"):
+            print(self.overview(), file=sys.stdout if args else sys.stderr)
+            return 0 if args else 2
+        if args[0] == "--version":
+            print(named)
+            return 0
+        name, *rest = args
+        command = self.find(name)
+        if command is None:
+            print(f"error: {self.unknown(name)}", file=sys.stderr)
+            return 2
+        return command(renamed(name, rest))
 
     def verbs(self) -> list[Verb]:
         """Returns all commands, in the order in which they are used. Their modules are read, and not imported."""
