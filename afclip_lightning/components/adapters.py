@@ -16,7 +16,9 @@ Mixture = Callable[[Tensor], Tensor]
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a kept tensor must serve training as well
 def gaussian_window(window: int, sigma: float, device: torch.device | None = None) -> Tensor:
-    """Returns a `[window, window]` Gaussian that sums to 1, float32, on the device: kept there, it is copied once.
+    """Returns a `[window, window]` Gaussian, float32, that sums to 1.
+
+    It is cached per device, so that it is copied once.
 
     Reference: AF-CLIP, Eq. (5).
     """
@@ -56,7 +58,7 @@ def aggregate_neighbours(tokens: Tensor, grid: tuple[int, int], window: int, sig
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Returns what queries `[B, T, W]` take from values `[B, S, W]`, `[B, T, W]`: scaled dot-product attention.
+    """Returns the scaled dot-product attention of queries over keys and values, `[B, T, W]`.
 
     Args:
         queries: `[B, T, W]`.
@@ -69,9 +71,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 
 
 class AttentionAdapter(nn.Module):
-    """Self-attention over class and patch tokens: normalisation, one attention, a projection back; no residual.
+    """Self-attention over class and patch tokens: a normalisation, one attention and a projection, without residual.
 
-    It takes tokens together with their mixtures, as AF-CLIP's scales are, at little more than the cost of one.
+    It adapts the tokens at several scales (mixtures of neighbouring patches) for little more than the cost of one
+    scale.
 
     Args:
         width: C, channels of a token.
@@ -92,18 +95,19 @@ class AttentionAdapter(nn.Module):
         self.to_out = nn.Linear(heads * head_width, width)
 
     def forward(self, tokens: Tensor, mixtures: Sequence[Mixture]) -> list[Tensor]:
-        """Returns adapted tokens `[B, 1 + N, C]`, one for each mixture of the patches; see `attended`."""
+        """Returns adapted tokens `[B, 1 + N, C]`, one tensor per mixture of the patches. See `attended`."""
         return [self.to_out(mixed) for mixed in self.attended(tokens, mixtures)]
 
     def attended(self, tokens: Tensor, mixtures: Sequence[Mixture]) -> Iterator[Tensor]:
-        """Yields what the projection back takes, `[B, 1 + N, heads * head_width]`, for each mixture of the patches.
+        """Yields the attention before its output projection, `[B, 1 + N, heads * head_width]`, per mixture.
 
-        A mixture adds up tokens and a projection adds up channels, so that either may come first: the tokens are
-        projected once, and the projections are mixed. Only what the normalisation divides by is a mixture's own.
+        A mixture is linear over tokens and a projection is linear over channels, so their order can be exchanged: the
+        tokens are projected once, and the projections are mixed. Only the divisor of the normalisation differs per
+        mixture.
 
         Args:
-            tokens: `[B, 1 + N, C]`, of the frozen backbone: no gradient goes back to them.
-            mixtures: Of the patches; the class token stays.
+            tokens: `[B, 1 + N, C]` of the frozen backbone. No gradient flows back to them.
+            mixtures: Mixing matrices of the patches. The class token is not mixed.
         """
         tokens = tokens.detach()
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
@@ -127,22 +131,22 @@ def _mean_square(first: Tensor, patches: Tensor) -> Tensor:
 class MixedParts(torch.autograd.Function):
     """Mixtures of projected tokens, each scaled and offset, in three parts: queries, keys and values.
 
-    Written out since autograd would keep and fill a tensor of all three parts for every slice of one.
+    The backward pass is written by hand. Autograd would allocate a tensor of all three parts for the gradient of each.
     """
 
     @staticmethod
     def forward(
         ctx: Any, first: Tensor, patches: Tensor, offset: Tensor, mixtures: tuple[Mixture, ...], *scales: Tensor
     ) -> tuple[Tensor, ...]:
-        """Returns `[B, 1 + N, W]` three times for each mixture: `offset + scale * mixture`.
+        """Returns queries, keys and values, `[B, 1 + N, W]` each, per mixture: `offset + scale * mixture`.
 
         Args:
             ctx: Autograd's.
             first: Projected class tokens `[B, 1, 3 * W]`.
             patches: Projected patches `[B, N, 3 * W]`.
             offset: `[3 * W]`.
-            mixtures: Of the patches.
-            scales: `[B, 1 + N, 1]`, one for each mixture, constants.
+            mixtures: Mixing matrices of the patches.
+            scales: `[B, 1 + N, 1]` per mixture, constants.
         """
         ctx.mixtures, ctx.scales = mixtures, scales
         parts: list[Tensor] = []
@@ -155,7 +159,10 @@ class MixedParts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Returns the gradients by class tokens, patches and offset; a mixture is symmetric, so its own adjoint."""
+        """Returns the gradients of class tokens, patches and offset.
+
+        A mixing matrix is symmetric, so it is its own adjoint.
+        """
         by_first = by_patches = by_offset = None
         for i, (mix, scale) in enumerate(zip(ctx.mixtures, ctx.scales, strict=True)):
             parts = gradients[3 * i : 3 * i + 3]
@@ -175,18 +182,18 @@ class MixedParts(torch.autograd.Function):
 
 
 class ConvAdapter(nn.Module):
-    """A bottleneck for the image embedding, into which the patches come through a depthwise convolution.
+    """A bottleneck adapter of the image embedding, to which the patches contribute through a depthwise convolution.
 
-    The paper's equation has the class token alone, and its figure a depthwise convolution, for which that has no
-    plane. With `spatial` the patches pass the same normalisation and down-projection, then the convolution, and their
-    mean is added to the class token's bottleneck; without, it is the equation as printed.
+    The paper's equation takes the class token alone. Its figure shows a depthwise convolution, which a single token
+    has no plane for. With `spatial`, the patches pass the same normalisation and down-projection, then the
+    convolution, and their mean is added to the class token's bottleneck. Without, the adapter is the printed equation.
 
     Args:
         width: Channels of an embedding.
         bottleneck: Channels of the bottleneck.
         spatial: Whether the patches take part.
-        residual: Whether the embedding itself is added; the up-projection then begins with zeros, so that the adapter
-            changes nothing at first. Printed without.
+        residual: Whether the embedding itself is added. The up-projection then starts at zero, so that the adapter
+            changes nothing at first. The printed equation has no residual.
 
     Reference: KAnoCLIP, Eq. (11) and Fig. 4.
     """
@@ -225,26 +232,28 @@ class ConvAdapter(nn.Module):
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a kept tensor must serve training as well
 def tap_sums(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Returns what the mean of a 3 x 3 convolution, padded with zeros, takes of the patches at each tap, `[9, N]`."""
+    """Returns the weight of each patch, per tap, in the mean of a zero-padded 3 x 3 convolution, `[9, N]`."""
     rows, columns = (torch.stack([torch.arange(n) < n - 1, torch.ones(n), torch.arange(n) > 0]) for n in grid)
     return (torch.kron(rows, columns) / (grid[0] * grid[1])).to(device)
 
 
 def unbiased_projection(inputs: int, outputs: int) -> nn.Linear:
-    """Returns a linear layer without bias, of Xavier's uniform values, as AA-CLIP's official code begins."""
+    """Returns a linear layer without bias, initialised with Xavier's uniform rule as in AA-CLIP's official code."""
     linear = nn.Linear(inputs, outputs, bias=False)
     nn.init.xavier_uniform_(linear.weight)
     return linear
 
 
 class ResidualAdapter(nn.Module):
-    """A linear layer with a leaky rectifier beside tokens, whose length it keeps: a small share of what goes on.
+    """A residual adapter: a linear layer and a leaky ReLU, mixed into the tokens with a small weight.
+
+    It keeps their norm.
 
     Args:
         width: Channels of a token.
-        weight: Share of the adapted token; the token itself has the rest of 1.
+        weight: Weight of the adapted token, from 0 to 1. The original token has weight `1 - weight`.
 
-    Reference: AA-CLIP, Sec. 3.2 (arXiv 2503.06661); the official code for the length.
+    Reference: AA-CLIP, Sec. 3.2 (arXiv 2503.06661). The norm is kept as in the official code.
     """
 
     def __init__(self, width: int, weight: float = 0.1) -> None:

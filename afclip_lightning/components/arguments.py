@@ -5,20 +5,20 @@ from typing import Any, get_args
 
 
 def require_layers(layers: Sequence[int]) -> None:
-    """Refuses a method without tapped blocks.
+    """Raises if a method taps no block.
 
     Raises:
-        ValueError: There is none.
+        ValueError: `layers` is empty.
     """
     if not layers:
         raise ValueError("layers must name at least one block, got none")
 
 
 def require_not_negative(**amounts: float) -> None:
-    """Refuses the first of these arguments that is below 0.
+    """Raises on the first of these arguments that is below 0.
 
     Raises:
-        ValueError: It is.
+        ValueError: An argument is below 0.
     """
     for name, value in amounts.items():
         if value < 0:
@@ -26,30 +26,30 @@ def require_not_negative(**amounts: float) -> None:
 
 
 def require_positive(**amounts: float) -> None:
-    """Refuses these arguments where one is not above 0.
+    """Raises if one of these arguments is not above 0.
 
     Raises:
-        ValueError: One is not; the message names them all.
+        ValueError: An argument is 0 or below. The message names all of them.
     """
     if not all(value > 0 for value in amounts.values()):
         raise ValueError(f"{_and(amounts)} must be positive, got {_and(amounts.values())}")
 
 
 def require_shares(**shares: float) -> None:
-    """Refuses these arguments where one is not above 0 and at most 1.
+    """Raises if one of these arguments is not above 0 and at most 1.
 
     Raises:
-        ValueError: One is not; the message names them all.
+        ValueError: An argument is out of the range. The message names all of them.
     """
     if not all(0 < value <= 1 for value in shares.values()):
         raise ValueError(f"{_and(shares)} must be in (0, 1], got {_and(shares.values())}")
 
 
 def require_weights(**weights: float) -> None:
-    """Refuses the first of these arguments that is not in [0, 1].
+    """Raises on the first of these arguments that is not in [0, 1].
 
     Raises:
-        ValueError: It is not.
+        ValueError: An argument is out of the range.
     """
     for name, value in weights.items():
         if not 0 <= value <= 1:
@@ -57,10 +57,10 @@ def require_weights(**weights: float) -> None:
 
 
 def require_one_of(choices: Any, **values: str | None) -> None:
-    """Refuses the first of these arguments that is none of the choices, a `Literal`.
+    """Raises on the first of these arguments that is not one of the choices of a `Literal`.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: An argument is none of the choices.
     """
     for name, value in values.items():
         if value not in get_args(choices):

@@ -1,4 +1,4 @@
-"""Batch normalisation whose batch is that of all processes."""
+"""Batch normalisation over the batch of all processes."""
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +8,23 @@ from afclip_lightning.distributed import shared_sum
 
 
 class SharedBatchNorm(nn.Module):
-    """Batch normalisation over the images of all processes, however unequally they are shared; always in float32.
+    """Batch normalisation over the images of all processes, in float32.
 
-    A fit over several processes is so that of one, on any device; torch's `SyncBatchNorm` runs on GPUs alone. A batch
-    with a single value per channel, of which torch's layers make an error, is normalised by the running statistics and
-    leaves these as they are. Its tensors are those of torch's layers but the count of steps, which a fixed momentum
-    does not need.
+    The processes may hold different numbers of images.
+
+    A fit over several processes therefore equals a fit in one, on any device. torch's `SyncBatchNorm` runs on GPUs
+    only. A batch with a single value per channel raises an error in torch's layers. Here it is normalised by the
+    running statistics, which stay as they are. The state has the tensors of torch's layers, without the count of steps,
+    which a fixed momentum does not need.
 
     Args:
         channels: C.
-        momentum: Share of a batch in the running statistics.
-        eps: What is added to variances.
+        momentum: Weight of a new batch in the running statistics.
+        eps: Added to the variances.
 
     Attributes:
-        running_mean: `[C]`, of the batches so far; part of what was learnt, and so are the variances.
-        running_var: `[C]`.
+        running_mean: Running mean, `[C]`. It belongs to the trained state.
+        running_var: Running variance, `[C]`. Likewise.
     """
 
     running_mean: Tensor

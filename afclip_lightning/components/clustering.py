@@ -1,4 +1,4 @@
-"""K-means without chance: as tensors of a whole batch, so that a graph can hold it and no device is waited for."""
+"""Deterministic k-means over a whole batch, which can be traced into a graph and never waits for the device."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,15 @@ ROUNDS = 20  # of assignment and new centres; patches of an image settle in fewe
 
 @torch.no_grad()
 def k_means(points: Tensor, clusters: int, rounds: int = ROUNDS) -> Tensor:
-    """Returns the cluster of each point, `[B, M]`, int64, from 0; the same whenever it is asked.
+    """Returns the cluster of each point, `[B, M]`, int64, counted from 0. It is deterministic.
 
-    The first centre is the first point, each further one the point that is farthest from those so far. Lloyd's rounds
-    follow, a fixed number of them. A centre that loses all of its points stays where it was.
+    The first centre is the first point. Each further centre is the point farthest from the centres so far. A fixed
+    number of Lloyd's iterations follows. A centre without points stays where it was.
 
     Args:
         points: `[B, M, C]`.
-        clusters: At most M.
-        rounds: Of assignment and new centres.
+        clusters: Number of clusters, at most M.
+        rounds: Number of Lloyd's iterations.
     """
     with torch.autocast(points.device.type, enabled=False):
         points = points.float()
@@ -35,12 +35,14 @@ def k_means(points: Tensor, clusters: int, rounds: int = ROUNDS) -> Tensor:
 
 
 def memberships(labels: Tensor, clusters: int) -> Tensor:
-    """Returns which point is of which cluster, as 0 or 1, `[B, M, clusters]`, float32, of labels `[B, M]`."""
+    """Returns the one-hot membership of labels `[B, M]`, `[B, M, clusters]`, float32."""
     return (labels[..., None] == torch.arange(clusters, device=labels.device)).float()
 
 
 def cluster_means(points: Tensor, members: Tensor) -> Tensor:
-    """Returns the mean of each cluster's points, `[B, clusters, C]`, float32, differentiable; 0 where it has none.
+    """Returns the mean of the points per cluster, `[B, clusters, C]`, float32, differentiable.
+
+    An empty cluster has mean 0.
 
     Args:
         points: `[B, M, C]`.
@@ -51,6 +53,6 @@ def cluster_means(points: Tensor, members: Tensor) -> Tensor:
 
 
 def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
-    """Returns squared Euclidean distances `[B, M, K]`, less than 0 by rounding at most."""
+    """Returns squared Euclidean distances `[B, M, K]`. Rounding may make a distance of 0 slightly negative."""
     squares = points.square().sum(-1)[..., None] + centres.square().sum(-1)[:, None]
     return squares - 2 * points @ centres.mT

@@ -1,4 +1,4 @@
-"""Bidirectional cross-modal interaction: patches and text look at themselves and at each other."""
+"""Bidirectional cross-modal interaction: self-attention of patches and of text, and cross-attention between them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from afclip_lightning.components.adapters import attend
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries, keys and values have no bias, of which that of keys could not train.
+    """Multi-head attention. Queries, keys and values have no bias; a bias of the keys would have no gradient.
 
     Args:
         width: Channels of a token.
@@ -26,18 +26,21 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Returns what tokens `[B, T, W]` take from a context `[B, S, W]`, `[B, T, W]`."""
+        """Returns the attention of tokens `[B, T, W]` over a context `[B, S, W]`, `[B, T, W]`."""
         return self.take(self.to_q(tokens), context)
 
     def take(self, queries: Tensor, context: Tensor) -> Tensor:
-        """Returns what queries `[B, T, W]`, already projected, take from a context `[B, S, W]`, `[B, T, W]`."""
+        """Returns the attention of projected queries `[B, T, W]` over a context `[B, S, W]`, `[B, T, W]`."""
         taken: Tensor = self.to_out(attend(queries, self.to_k(context), self.to_v(context), self.heads))
         return taken
 
     def of_few(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Returns what `forward` does, cheaper for a context `[B, S, W]` of few tokens: the many are not projected.
+        """Returns the result of `forward`.
 
-        A query meets a key in `x Wq^T k`, and what is taken of a value leaves as `Wo v`. Both are made of the few.
+        It is cheaper for a context `[B, S, W]` of few tokens: the queries are not projected.
+
+        The similarity of a query and a key is `x Wq^T k`, and the output of a value is `Wo v`. Both products are formed
+        on the side of the context.
         """
         keys, values = (layer(context).unflatten(-1, (self.heads, -1)) for layer in (self.to_k, self.to_v))
         asked = torch.einsum("bshd,hdw->bhsw", keys, self.to_q.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
@@ -47,7 +50,7 @@ class Attention(nn.Module):
         return weights.to(given) @ given + self.to_out.bias
 
     def of_many(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Returns what `forward` does, cheaper for few tokens and a context of many, which is not projected."""
+        """Returns the result of `forward`. It is cheaper for few tokens and a long context, which is not projected."""
         queries = self.to_q(tokens).unflatten(-1, (self.heads, -1))  # [B, T, H, d]
         asking = torch.einsum("bthd,hdw->bhtw", queries, self.to_k.weight.unflatten(0, (self.heads, -1))).flatten(1, 2)
         weights = (asking @ context.mT * queries.shape[-1] ** -0.5).softmax(-1)  # [B, H * T, S]
@@ -58,24 +61,24 @@ class Attention(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Self-attention of patches over few points between them, which depend on the image.
+    """Deformable self-attention: patches attend to a few sampling points, whose positions depend on the image.
 
-    The points stand on every fourth patch of every fourth row and are moved, each by at most so many patches, to where
-    a depthwise convolution over the queries around says. Keys and values are made of the patches interpolated there;
-    beyond the border its own go on.
+    The reference points lie on a grid of `stride` patches. A depthwise convolution over the queries predicts the offset
+    of each, at most `stride` patches. Keys and values come from the patches, interpolated at the points. Beyond the
+    border the border's patches are repeated.
 
     Args:
         width: Channels of a token.
         heads: Attention heads.
-        groups: Groups of channels with points of their own.
-        stride: Patches between two points.
+        groups: Groups of channels. Each group has its own points.
+        stride: Distance of two reference points, in patches.
         kernel: Odd side of the convolution, in patches.
 
     Raises:
         ValueError: The groups do not divide the channels.
 
     Reference: Vision Transformer with Deformable Attention (Xia et al., 2022), Sec. 3.2.
-    Differs: no table of relative positions, and a point stands in the middle of the queries that move it.
+    Differs: no relative position bias; a reference point lies in the middle of the queries that predict its offset.
     """
 
     def __init__(self, width: int, heads: int, groups: int = 4, stride: int = 4, kernel: int = 5) -> None:
@@ -93,7 +96,7 @@ class DeformableAttention(nn.Module):
         self.to_offset = nn.Linear(channels, 2, bias=False)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Returns what patches `[B, N, W]` of a grid `(h, w)` take from the points, `[B, N, W]`."""
+        """Returns the attention of patches `[B, N, W]` of a grid `(h, w)` over the points, `[B, N, W]`."""
         queries = self.attention.to_q(tokens)
         return self.attention.take(queries, self.sample(tokens, self.points(queries, grid), grid))
 
@@ -131,10 +134,10 @@ class DeformableAttention(nn.Module):
 
 
 def normed_linear(layers: nn.Sequential, tokens: Tensor) -> Tensor:
-    """Returns tokens after a normalisation and a linear layer, cheaper where no gradient goes back to the tokens.
+    """Returns tokens after a normalisation and a linear layer. It is cheaper where the tokens need no gradient.
 
-    Scale and shift of the normalisation go into the layer's weights, so that their gradients are made there and not of
-    gradients of all the tokens.
+    Scale and shift of the normalisation are folded into the weights of the linear layer. Their gradients then come from
+    the weights' gradient, and no gradient of all tokens is formed.
     """
     parts: Any = layers
     norm, linear = parts
@@ -143,10 +146,10 @@ def normed_linear(layers: nn.Sequential, tokens: Tensor) -> Tensor:
 
 
 class BiCrossAttention(nn.Module):
-    """One stage of Bi-CMCI: self-attention on either side, then patches look at the text, and the text at the patches.
+    """One stage of Bi-CMCI: self-attention of patches and of text, then cross-attention in both directions.
 
-    It happens in fewer channels, each attention after a normalisation and beside what it is added to. The projections
-    back begin with zeros, so that patches and text pass unchanged at first.
+    It works in `width` channels. Each attention follows a normalisation and has a residual. The output projections
+    start at zero, so that patches and text pass unchanged at first.
 
     Args:
         embed_dim: Channels of patches and text.
@@ -155,8 +158,8 @@ class BiCrossAttention(nn.Module):
         groups: See `DeformableAttention`.
         stride: See `DeformableAttention`.
 
-    Reference: KAnoCLIP, Sec. 2.4 and Fig. 3. The paper says which four attentions there are; order, sizes and
-    residuals are ours.
+    Reference: KAnoCLIP, Sec. 2.4 and Fig. 3. The paper names the four attentions. Their order, sizes and residuals are
+    ours.
     """
 
     def __init__(self, embed_dim: int, width: int = 256, heads: int = 8, groups: int = 4, stride: int = 4) -> None:
@@ -177,7 +180,7 @@ class BiCrossAttention(nn.Module):
         nn.init.zeros_(self.text_out.weight)
 
     def forward(self, patches: Tensor, text: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Returns patches `[B, N, D]` and text `[B, 2, D]` that know of each other, not of unit length.
+        """Returns patches `[B, N, D]` and text `[B, 2, D]` after the interaction. They are not normalised.
 
         Args:
             patches: `[B, N, D]`.

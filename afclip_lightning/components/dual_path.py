@@ -1,4 +1,4 @@
-"""Text against the two paths of a tower: the class token of the original one, the patches of the V-V path."""
+"""Text against the two paths of a vision tower: class token of the original path, patches of the V-V path."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ def image_logits(backbone: ClipBackbone, features: ClipFeatures, pairs: Tensor, 
     The token passes no final normalisation, as in AnomalyCLIP's code and those built on it.
 
     Args:
-        backbone: Projects the token.
-        features: Of the backbone, with the class token.
+        backbone: The backbone that projects the token.
+        features: Features of the backbone, with the class token.
         pairs: Text embeddings `[2, D]`, or `[..., 1, 2, D]`, L2-normalised; row 0 is normal and row 1 abnormal.
         temperature: Divides the cosines.
 
@@ -32,8 +32,8 @@ def patch_probabilities(backbone: ClipBackbone, features: ClipFeatures, pairs: T
     """Returns the patches' probabilities of the abnormal state at each tapped block, `[L, ..., B, h, w]`, float32.
 
     Args:
-        backbone: Projects the patches.
-        features: Of the backbone, with the V-V path.
+        backbone: The backbone that projects the patches.
+        features: Features of the backbone, with the V-V path.
         pairs: Text embeddings `[2, D]`, or `[..., 1, 2, D]`, L2-normalised; row 0 is normal and row 1 abnormal.
         temperature: Divides the cosines.
 
@@ -53,7 +53,7 @@ def summed_map_losses(maps: Tensor, mask: Tensor, size: ImageSize) -> dict[str, 
     Args:
         maps: Probabilities of the abnormal state `[L, B, h, w]`, in [0, 1].
         mask: `[B, H, W]`, in {0, 1}.
-        size: Of the image, in pixels.
+        size: Size of the image, in pixels.
 
     Reference: AnomalyCLIP.
     """

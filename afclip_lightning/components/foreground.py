@@ -1,4 +1,4 @@
-"""Which patches show the product, by the first principal component of an image's own patches."""
+"""Foreground of an image: the patches that show the product, by the first principal component of its patches."""
 
 from typing import Literal
 
@@ -24,16 +24,16 @@ def first_component(patches: Tensor) -> Tensor:
 
 
 def foreground(component: Tensor, grid: tuple[int, int], threshold: float, morphology: Morphology = "grid") -> Tensor:
-    """Returns which patches show the product, `[B, N]`, bool: those beyond a threshold, dilated, then closed.
+    """Returns the patches that show the product, `[B, N]`, bool: those above a threshold, dilated, then closed.
 
-    Of the two directions of the component, the one counts that fills more than `LEAST_SHARE` of the middle.
+    The sign of the component is the one whose foreground fills more than `LEAST_SHARE` of the image's centre.
 
     Args:
         component: From `first_component`.
         grid: Patch grid `(h, w)`.
-        threshold: Of the component, in units of the tokens: it is of one tower.
-        morphology: Whether a patch's neighbours are those around it on the `grid`, or those before and after it in the
-            `column` of all patches, row after row, as in the official code of AnomalyDINO.
+        threshold: Threshold of the component, in units of the tokens. It depends on the vision tower.
+        morphology: `grid` filters over the neighbours on the patch grid. `column` filters over the patches before and
+            after in row-major order, as the official code of AnomalyDINO does.
 
     Reference: AnomalyDINO (arXiv 2405.14529); window, share and filters as in the official code.
     """

@@ -1,4 +1,4 @@
-"""A watch over training losses that the host need not wait for."""
+"""A check of training losses that does not synchronise host and device."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,16 +20,17 @@ class _Step(NamedTuple):
 
 
 class LossWatch:
-    """Finds a loss that is not finite, a step late: by then its value has long come from the device.
+    """Finds a loss that is not finite, one step after it occurred.
 
-    Asked for at once, a value makes the host wait until the device has done all that it was given, at every step.
+    Reading a loss at once would make the host wait for the device in every step. One step later, its value has already
+    been copied.
     """
 
     def __init__(self) -> None:
         self.noted: _Step | None = None
 
     def note(self, losses: Mapping[str, Tensor], epoch: int, number: int, samples: Sequence[Sample]) -> None:
-        """Notes a step's losses, `total` among them, for the next `check`."""
+        """Records the losses of a step, including `total`, for the next `check`."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         copied = None
         if values.is_cuda:
@@ -39,10 +40,10 @@ class LossWatch:
         self.noted = _Step(values, list(losses), copied, epoch, number, samples)
 
     def check(self) -> Tensor | None:
-        """Returns the total loss of the step that was noted, a scalar on the CPU; `None` if there is none, or no more.
+        """Returns the total loss of the recorded step, a scalar on the CPU. `None` if no step is recorded.
 
         Raises:
-            TrainingError: It is not finite.
+            TrainingError: A loss is not finite.
         """
         step, self.noted = self.noted, None
         if step is None:

@@ -1,7 +1,7 @@
-"""Training losses as functions of a batch, computed in float32 whatever the precision of the run.
+"""Training losses as functions of a batch. They are computed in float32, whatever the precision of the run.
 
-Where several processes share a batch, "the batch" is that of all of them, and a loss is this process's share of it:
-see `distributed`.
+Where several processes share a batch, "the batch" means that of all processes, and a loss is the share of this process.
+See `distributed`.
 """
 
 import torch
@@ -14,9 +14,9 @@ from afclip_lightning.distributed import batch_mean, batch_sum, total
 def binary_focal_loss(probability: Tensor, target: Tensor, gamma: float) -> Tensor:
     """Returns the mean focal loss of probabilities, a scalar.
 
-    The cross entropy is taken of probabilities and not of logits: where a probability saturates at 0 or 1 in
-    float32 the logarithm is cut at -100 and the gradient vanishes, as in the official code; a log-sigmoid form
-    would give another gradient there.
+    The cross entropy is computed from probabilities, not logits, as in the official code. Where a probability saturates
+    at 0 or 1 in float32, the logarithm is clamped to -100 and the gradient is 0. A log-sigmoid form would have another
+    gradient there.
 
     Args:
         probability: Probability of the anomalous class, in [0, 1], any shape.
@@ -35,7 +35,7 @@ def binary_focal_loss(probability: Tensor, target: Tensor, gamma: float) -> Tens
 
 
 def patch_targets(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Returns patch-level targets `[B, h, w]`: 0, 1, or exactly 0.5 where a mask's edge splits a cell's centre.
+    """Returns patch-level targets `[B, h, w]`: 0, 1, or exactly 0.5 where the mask covers half of the patch centre.
 
     Args:
         mask: `[B, H, W]`, in {0, 1}.
@@ -46,11 +46,11 @@ def patch_targets(mask: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def patch_alignment_loss(tokens: Tensor, target: Tensor) -> Tensor:
-    """Returns `alignment_of_sums` of tokens that are there.
+    """Returns `alignment_of_sums` of patch tokens.
 
     Args:
         tokens: Patch tokens `[B, N, D]`, L2-normalised.
-        target: `[B, N]`: 0 normal, 1 anomalous; patches with another value drop out.
+        target: `[B, N]`: 0 normal, 1 anomalous. Patches with another value are left out.
     """
     with torch.autocast(tokens.device.type, enabled=False):
         kinds = patch_kinds(target)
@@ -58,23 +58,23 @@ def patch_alignment_loss(tokens: Tensor, target: Tensor) -> Tensor:
 
 
 def patch_kinds(target: Tensor) -> Tensor:
-    """Returns which patches are normal, and which anomalous, as 0 or 1, `[B, 2, N]`; see `patch_alignment_loss`."""
+    """Returns the indicators of normal and of anomalous patches, 0 or 1, `[B, 2, N]`. See `patch_alignment_loss`."""
     return torch.stack([target == 0, target == 1], dim=1).float()
 
 
 def alignment_of_sums(sums: Tensor, counts: Tensor) -> Tensor:
-    """Returns how much more alike normal and anomalous patches are than patches of one kind, cut at 0, a scalar.
+    """Returns the patch alignment loss: the excess similarity of patches of different kinds over patches of one kind.
 
-    The mean similarity over normal-anomalous pairs, less the mean over normal-normal and anomalous-anomalous pairs
-    together, pairs within an image only, both means over the whole batch. A mean over pairs of dot products is a
-    product of sums, so that the `N x N` similarities are never formed.
+    It is the mean similarity of normal-anomalous pairs minus the mean similarity of normal-normal and
+    anomalous-anomalous pairs together, clamped at 0. Pairs lie within an image, and both means run over the whole
+    batch. A mean over pairs of dot products is a product of sums, so the `N x N` similarities are never formed.
 
     Args:
-        sums: `[B, 2, D]`, float32: of each image's normal patch tokens, and of its anomalous ones, L2-normalised.
-        counts: `[B, 2]`, how many they are.
+        sums: `[B, 2, D]`, float32: per image, the sum of its normal and of its anomalous patch tokens, L2-normalised.
+        counts: `[B, 2]`, the number of patches in each sum.
 
     Returns:
-        In [0, 2]; 0 if the batch has no normal or no anomalous patch.
+        A scalar in [0, 2]. It is 0 if the batch has no normal or no anomalous patch.
 
     Reference: AF-CLIP, Eq. (14). The paper's text leaves the normalisation open; this is the official code's.
     """
@@ -96,7 +96,8 @@ def two_class_focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0
         probability: Probability of the anomalous class, in [0, 1], any shape.
         target: Same shape, in {0, 1}.
         gamma: Focusing exponent.
-        smooth: What the targets are moved from 0 and 1, and the correct probability from 0.
+        smooth: Label smoothing: targets become `smooth` and `1 - smooth`, and `smooth` is added to the probability of
+            the correct class.
 
     Reference: AnomalyCLIP, FAPrompt, Eq. (7); the smoothing is in the official codes only.
     """
@@ -117,11 +118,12 @@ def image_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """Returns one less the Dice coefficient of each image, averaged over the batch, a scalar in [0, 1].
+    """Returns 1 minus the Dice coefficient, averaged over the images of the batch, a scalar in [0, 1].
 
     Args:
         probability: `[B, H, W]`, in [0, 1].
-        target: Same shape, in {0, 1}. An empty one is met by a map of zeros: both sums are raised by 1.
+        target: Same shape, in {0, 1}. Numerator and denominator have 1 added, so an empty target and an empty map
+            agree.
 
     Reference: FAPrompt, Eq. (7).
     """
@@ -132,10 +134,10 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def map_losses(probability: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Returns the three terms that a pixel map is trained with: `focal`, `dice_abnormal` and `dice_normal`.
+    """Returns the three loss terms of a pixel map: `focal`, `dice_abnormal` and `dice_normal`.
 
     Args:
-        probability: Probability of the anomalous class, `[B, H, W]`, in [0, 1]; that of the normal one is the rest.
+        probability: Probability of the anomalous class, `[B, H, W]`, in [0, 1].
         mask: `[B, H, W]`, in {0, 1}.
 
     Reference: FAPrompt, Eq. (7); AnomalyCLIP.
@@ -148,10 +150,10 @@ def map_losses(probability: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def orthogonality_loss(embeddings: Tensor) -> Tensor:
-    """Returns the sum over all pairs of the absolute cosine between them, a scalar; 0 for a single embedding.
+    """Returns the sum of the absolute cosine over all pairs, a scalar. It is 0 for a single embedding.
 
     Args:
-        embeddings: `[K, D]`, of any length.
+        embeddings: `[K, D]`, not necessarily normalised.
 
     Reference: FAPrompt, Eq. (2).
     """
@@ -161,7 +163,9 @@ def orthogonality_loss(embeddings: Tensor) -> Tensor:
 
 
 def prior_loss(prior: Tensor, label: Tensor) -> Tensor:
-    """Returns the sum over normal images of their prior's mean square, a scalar: it is to be null where nothing is.
+    """Returns the mean square of the prior, summed over normal images, a scalar.
+
+    It drives the prior of normal images to 0.
 
     Args:
         prior: `[B, width]`.
@@ -174,19 +178,20 @@ def prior_loss(prior: Tensor, label: Tensor) -> Tensor:
 
 
 def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: float = 0.0) -> Tensor:
-    """Returns by how much knowledge is nearer to the normal than to the abnormal prompts, cut at 0, a scalar.
+    """Returns the triplet loss that pulls abnormal prompts towards the knowledge and pushes normal prompts away.
 
-    Prompts that are nearer to it by the margin are taught nothing more. Without one, as printed, that may be so from
-    the start: prompts that say `abnormal` resemble sentences on damage before any training.
+    It is 0 once the abnormal prompts are nearer by `margin`. Without a margin, as printed, it may be 0 from the first
+    step: prompts with the word `abnormal` resemble sentences on damage before any training.
 
     Args:
-        knowledge: `[B, D]`, mean embedding of what is known of abnormal items, of any length.
-        normal: `[B, D]`, of the normal prompts.
-        abnormal: `[B, D]`, of the abnormal prompts.
-        margin: By how much the abnormal prompts must be nearer for no loss.
+        knowledge: `[B, D]`, mean embedding of the sentences on abnormal items, not necessarily normalised.
+        normal: `[B, D]`, embeddings of the normal prompts.
+        abnormal: `[B, D]`, embeddings of the abnormal prompts.
+        margin: Distance by which the abnormal prompts must be nearer.
 
     Returns:
-        The mean over the whole batch, of differences of Euclidean distances at unit length.
+        The mean over the whole batch of the difference of Euclidean distances between normalised embeddings, clamped at
+        0.
 
     Reference: KAnoCLIP, Eq. (2). The margin is ours.
     """
@@ -196,15 +201,15 @@ def knowledge_loss(knowledge: Tensor, normal: Tensor, abnormal: Tensor, margin: 
 
 
 def glocal_contrastive_loss(of_image: Tensor, of_patches: Tensor, margin: float = 0.0) -> Tensor:
-    """Returns how far the prompts of the image are from those of the patches of the same state, a scalar.
+    """Returns the contrastive loss between the global prompts and the local prompts, a scalar.
 
-    The squared distance of either state's two embeddings, and the square of what the distance to the patches' prompt
-    of the other state lacks of the margin; summed over the states. With a margin of 0, nothing is kept apart.
+    Per state, it is the squared distance of the two prompts of that state, plus the squared amount by which the
+    distance to the local prompt of the other state falls short of the margin. A margin of 0 separates nothing.
 
     Args:
-        of_image: `[2, D]`, L2-normalised, of the prompts that the image is compared with.
-        of_patches: `[2, D]`, likewise, of those that patches are compared with.
-        margin: Distance up to which the two states are driven apart, within 0 to 2.
+        of_image: `[2, D]`, L2-normalised: the global prompts, compared with the image.
+        of_patches: `[2, D]`, L2-normalised: the local prompts, compared with patches.
+        margin: Distance up to which the two states are pushed apart, from 0 to 2.
 
     Reference: GlocalCLIP, the official code.
     """
