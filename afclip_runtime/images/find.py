@@ -121,9 +121,13 @@ def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
         leave_out: Folders that are not stepped into.
     """
     found = Found([], [], {})
-    _survey(folder, leave_out, (), found)
-    found.images.sort()
-    found.others.sort()
+    for path, kind, problem in walk_files(folder, leave_out):
+        if kind == "image":
+            found.images.append(path)
+        elif kind == "other":
+            found.others.append(path)
+        elif kind == "problem":
+            found.problems[path] = problem
     return found
 
 
@@ -155,22 +159,52 @@ _BACK = "{}: this link leads back to {}, which it lies in. Remove the link."
 _LOST = "{}: this link leads nowhere or to itself. Restore what it names, or remove it."
 
 
-def _survey(folder: Path, leave_out: Collection[Path], above: tuple[str, ...], found: Found) -> None:
+class Entry(NamedTuple):
+    """A file below a folder, or a problem there.
+
+    Attributes:
+        path: The file, or the folder or link that has the problem.
+        kind: See `kind_of`.
+        problem: A sentence; empty if there is none.
+    """
+
+    path: Path
+    kind: Literal["image", "other", "beside", "problem"]
+    problem: str = ""
+
+
+def walk_files(folder: Path, leave_out: Collection[Path] = ()) -> Iterator[Entry]:
+    """Yields the files in `folder` and below it but hidden ones, sorted by path. It goes on after a problem.
+
+    Memory holds the names of one folder at a time, and of those above it.
+
+    Args:
+        folder: Where to begin; an absent folder has nothing.
+        leave_out: Folders that are not stepped into.
+    """
+    yield from _walk_files(folder, leave_out, ())
+
+
+def _walk_files(folder: Path, leave_out: Collection[Path], above: tuple[str, ...]) -> Iterator[Entry]:
     real = os.path.realpath(folder)
     if real in above:
-        found.problems[folder] = _BACK.format(folder, real)
+        yield Entry(folder, "problem", _BACK.format(folder, real))
         return
     try:
-        entries = _sort(folder)
+        entries = _list(folder)
     except DatasetError as error:
-        found.problems[folder] = str(error)
+        yield Entry(folder, "problem", str(error))
         return
-    found.images.extend(entries.images)
-    found.others.extend(entries.others)
-    found.problems.update({link: _LOST.format(link) for link in entries.lost})
-    for inner in entries.folders:
-        if inner not in leave_out:
-            _survey(inner, leave_out, (*above, real), found)
+    for entry in entries:
+        path = folder / entry.name
+        kind = _kind(entry, path)
+        if kind == "folder":
+            if path not in leave_out:
+                yield from _walk_files(path, leave_out, (*above, real))
+        elif kind == "lost":
+            yield Entry(path, "problem", _LOST.format(path))
+        elif kind is not None:
+            yield Entry(path, kind)
 
 
 class _Entries(NamedTuple):
@@ -188,27 +222,38 @@ def _sort(folder: Path) -> _Entries:
     Raises:
         DatasetError: The folder cannot be listed.
     """
+    found = _Entries([], [], [], [])
+    lists = {"image": found.images, "folder": found.folders, "other": found.others, "lost": found.lost}
+    for entry in _list(folder):
+        path = folder / entry.name
+        if (kind := _kind(entry, path)) in lists:
+            lists[kind].append(path)
+    return found
+
+
+def _list(folder: Path) -> "list[os.DirEntry[str]]":
+    """Returns the entries of a folder but hidden ones, sorted by name; an absent folder has none.
+
+    Raises:
+        DatasetError: The folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as scan:
-            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        entries = []
+        return []
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be listed ({error.strerror}). Allow it to be read.") from error
-    found = _Entries([], [], [], [])
-    for entry in entries:
-        path = folder / entry.name
-        suffix = path.suffix.lower()
-        if _is(entry.is_dir):
-            found.folders.append(path)
-        elif suffix not in IMAGE_SUFFIXES and not _is(entry.is_file):
-            if not suffix and _leads_nowhere(path):
-                found.lost.append(path)
-        elif (kind := kind_of(path)) == "image":
-            found.images.append(path)
-        elif kind == "other":
-            found.others.append(path)
-    return found
+
+
+def _kind(entry: "os.DirEntry[str]", path: Path) -> Literal["folder", "image", "other", "beside", "lost"] | None:
+    """Returns what an entry of a folder is; `None` of a FIFO, a device and the like without an image's name."""
+    if _is(entry.is_dir):
+        return "folder"
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES and not _is(entry.is_file):
+        return "lost" if not suffix and _leads_nowhere(path) else None
+    return kind_of(path)
 
 
 def kind_of(path: Path) -> Literal["image", "other", "beside"]:

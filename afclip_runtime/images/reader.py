@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -17,7 +18,21 @@ from afclip_runtime.files import open_regular
 from afclip_runtime.images.limits import check_size, too_large
 from afclip_runtime.images.picture import Picture
 
-Source: TypeAlias = Path | bytes | Image.Image
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of an image file that lies in an archive, a table or at a URL.
+
+    Attributes:
+        name: What messages call it; its suffix counts as that of a path does.
+        data: All of its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
+Source: TypeAlias = Path | bytes | Content | Image.Image
 
 # What Pillow may open, whatever a file is called; none of them runs another program, as vector formats do.
 FORMATS = (
@@ -54,7 +69,7 @@ def read(source: Source, *, draft: int | None = None, stored: bool = False) -> P
     A Pillow image that was opened from a file gives what the file gives; one that was made in memory is taken as it is.
 
     Args:
-        source: A file, the bytes of one, or a Pillow image.
+        source: A file, the bytes of one with or without its name, or a Pillow image.
         draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size, if no side falls below this many pixels.
         stored: Values of a DICOM file as they are stored, as of a mask; else as the file says that they are shown.
 
@@ -69,7 +84,7 @@ def read(source: Source, *, draft: int | None = None, stored: bool = False) -> P
             return _decode(file, name, draft, stored)
 
 
-def read_shape(source: Path | bytes) -> tuple[tuple[int, int], int]:
+def read_shape(source: Path | bytes | Content) -> tuple[tuple[int, int], int]:
     """Returns height and width of an upright image, and how it lies in the file (1 to 8), from its header alone.
 
     Raises:
@@ -116,6 +131,8 @@ def name_of(source: Any) -> str:
     """Returns what messages call an image."""
     if isinstance(source, Image.Image):
         source = getattr(source, "filename", "") or b""
+    if isinstance(source, Content):
+        return source.name
     return NAMELESS if isinstance(source, bytes) else str(source)
 
 
@@ -152,9 +169,9 @@ def _guarded(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
-    if isinstance(source, bytes):
-        yield io.BytesIO(source)
+def _opened(source: Path | bytes | Content) -> Iterator[BinaryIO]:
+    if isinstance(source, (bytes, Content)):
+        yield io.BytesIO(source if isinstance(source, bytes) else source.data)
     else:
         try:
             file = open_regular(source)

@@ -1,7 +1,7 @@
 """A model for one's own images, whatever engine runs it: verdicts, and where their thresholds come from."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from afclip_runtime.views.decoding import (
     Decoded,
     Decoder,
     Failure,
+    Fetch,
     Source,
     View,
     check_sources,
@@ -131,7 +132,7 @@ class Inspector:
         return [found[index] for index in range(len(images))]
 
     def stream(
-        self, images: Sequence[Source], num_workers: int = 0, keep_images: bool = True
+        self, images: "Iterable[Source | Fetch]", num_workers: int = 0, keep_images: bool = True
     ) -> Iterator[tuple[int, Inspection | UserError]]:
         """Yields the position of each image with what the model says of it, or with why it cannot be read.
 
@@ -140,7 +141,8 @@ class Inspector:
         complete.
 
         Args:
-            images: See `predict`.
+            images: See `predict`; or functions that fetch them, which the threads that decode call. They are taken as
+                they are needed.
             num_workers: Threads that decode; 0 decodes in this one.
             keep_images: Whether the results hold the images, for `overlay`.
 
@@ -166,8 +168,8 @@ class Inspector:
             scores, maps = self.engine.score(np.stack([view.pixels for _, view in batch]))
             for (begun, view), score, anomaly_map in zip(batch, scores, maps, strict=True):
                 begun.add(view.view, float(score), anomaly_map)
-            yield from self._complete(waiting, images)
-        yield from self._complete(waiting, images)
+            yield from self._complete(waiting)
+        yield from self._complete(waiting)
 
     def _views(
         self,
@@ -186,16 +188,14 @@ class Inspector:
             for view in views:
                 yield begun, view
 
-    def _complete(
-        self, waiting: list[Begun | Failure], images: Sequence[Source]
-    ) -> Iterator[tuple[int, Inspection | UserError]]:
+    def _complete(self, waiting: list[Begun | Failure]) -> Iterator[tuple[int, Inspection | UserError]]:
         """Yields what is known of the first images that wait, up to one whose views are not all scored."""
         while waiting and (isinstance(waiting[0], Failure) or not waiting[0].left):
             first = waiting.pop(0)
             if isinstance(first, Failure):
                 yield first.index, DatasetError(first.reason)
             else:
-                yield first.index, self._judge(first, name_of(images[first.index]))
+                yield first.index, self._judge(first)
 
     def views(self, image: Source) -> list[np.ndarray]:
         """Returns the views of an image as the backbone sees them, `[h, w, 3]`, uint8 each; the first is the whole.
@@ -271,10 +271,10 @@ class Inspector:
         image, pixel = self.in_use
         return None if image is None else image.scale, None if pixel is None else pixel.scale
 
-    def _judge(self, done: Begun, name: Path) -> Inspection | UserError:
+    def _judge(self, done: Begun) -> Inspection | UserError:
         if not done.finite:
             return UserError(
-                f"{name}: {self.engine.method} gives a score or a map that is not finite (NaN or infinity). "
+                f"{done.name}: {self.engine.method} gives a score or a map that is not finite (NaN or infinity). "
                 "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
             )
         chosen, sources = (*self.thresholds, *self.scales), self.thresholds_from

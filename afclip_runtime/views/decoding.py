@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -14,16 +13,18 @@ from PIL import Image
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.images.limits import check_most
-from afclip_runtime.images.reader import read, read_shape
+from afclip_runtime.images.reader import Content, read, read_shape
 from afclip_runtime.types import Tiling
 from afclip_runtime.views.frame import Frame
 from afclip_runtime.views.roi import Roi
 from afclip_runtime.views.tiles import Layout
 
-Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray"
+Source: TypeAlias = "str | Path | bytes | Content | Image.Image | np.ndarray"
+Fetch: TypeAlias = Callable[[], Source]
 A = TypeVar("A")
 B = TypeVar("B")
 NAMELESS = Path("image")  # what an image that comes from no file is called
+BYTES_AHEAD = 2**28  # of files that are held at once until they are decoded, beside a last one of any size
 
 
 def read_pixels(source: Source, white: int | None = None) -> np.ndarray:
@@ -35,7 +36,8 @@ def pixels_and_remarks(source: Source, white: int | None = None) -> tuple[np.nda
     """Returns an image `[H, W, 3]`, uint8, RGB, upright, and what of its file is worth a word; see `Picture`.
 
     Args:
-        source: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
+        source: A path, the bytes of a file, with or without its name, a Pillow image, or an array `[H, W, 3]`, uint8,
+            RGB.
         white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
 
     Raises:
@@ -59,15 +61,17 @@ def check_sources(images: Sequence[Source]) -> None:
     if isinstance(images, (str, bytes, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
         raise TypeError(f"a list of images is needed, got one {type(images).__name__}: predict takes one image")
     for index, image in enumerate(images):
-        if not isinstance(image, (str, bytes, Path, Image.Image, np.ndarray)):
+        if not isinstance(image, (str, bytes, Path, Content, Image.Image, np.ndarray)):
             raise TypeError(
                 f"image {index} is a {type(image).__name__}: an image is a path, the bytes of a file, a Pillow image, "
                 "or an array [H, W, 3], uint8, RGB"
             )
 
 
-def name_of(source: Source) -> Path:
+def name_of(source: Source) -> Path | str:
     """Returns the path of an image, or `NAMELESS`."""
+    if isinstance(source, Content):
+        return source.name
     return Path(source) if isinstance(source, (str, Path)) else NAMELESS
 
 
@@ -92,6 +96,7 @@ class Decoded:
 
     Attributes:
         index: Position of the image.
+        name: What messages call it.
         layout: Its views.
         remarks: What is worth a word of the image's file.
         first: `[h, w, 3]`, uint8, of the frame's shape: the first view.
@@ -99,6 +104,7 @@ class Decoded:
     """
 
     index: int
+    name: Path | str
     layout: Layout
     remarks: tuple[str, ...]
     first: np.ndarray
@@ -128,6 +134,7 @@ class Begun:
 
     def __init__(self, decoded: Decoded, tiling: Tiling, keep_image: bool) -> None:
         self.index = decoded.index
+        self.name = decoded.name
         self.layout = decoded.layout
         self.image = decoded.image if keep_image else None
         self.anomaly_map = np.zeros((self.layout.height, self.layout.width), np.float32)
@@ -155,7 +162,8 @@ class Decoder:
     Threads suffice: Pillow decodes and resizes without Python's lock.
 
     Args:
-        images: What is read.
+        images: What is read, or a function that fetches it, which the thread that decodes it calls. They are taken as
+            they are needed.
         tiling: How images are seen.
         frame: What the backbone takes.
         keep_images: Whether the decoded images are kept.
@@ -168,7 +176,7 @@ class Decoder:
 
     def __init__(
         self,
-        images: Sequence[Source],
+        images: "Iterable[Source | Fetch]",
         tiling: Tiling,
         frame: Frame,
         keep_images: bool,
@@ -191,13 +199,16 @@ class Decoder:
     def __iter__(self) -> Iterator[tuple[Decoded | Failure, Iterator[View]]]:
         """Yields each image in its order, with its views; those must be taken before the next image is."""
         with _threads(self.num_workers) as pool:
-            for item in _in_order(pool, self._decode, range(len(self.images)), self.ahead + self.num_workers):
+            ahead = self.ahead + self.num_workers
+            for item in _in_order(pool, self._decode, enumerate(self.images), ahead, _bytes_held):
                 yield item, iter(()) if isinstance(item, Failure) else self._views(pool, item)
 
-    def _decode(self, index: int) -> Decoded | Failure:
-        source = self.images[index]
+    def _decode(self, numbered: "tuple[int, Source | Fetch]") -> Decoded | Failure:
+        index, source = numbered
         try:
-            if self.most_pixels is not None and isinstance(source, (str, Path, bytes)):  # others are decoded already
+            if callable(source):
+                source = source()
+            if self.most_pixels is not None and isinstance(source, (str, Path, bytes, Content)):  # or it is decoded
                 shape, _ = read_shape(Path(source) if isinstance(source, str) else source)
                 check_most(name_of(source), shape, self.most_pixels)
             image, remarks = pixels_and_remarks(source, self.white)
@@ -208,7 +219,9 @@ class Decoder:
         if self.keep_images:
             image = np.array(image)  # the caller may change its array
         needed = self.keep_images or len(layout.views) > 1
-        return Decoded(index, layout, remarks, layout.cut(image, layout.views[0]), image if needed else None)
+        return Decoded(
+            index, name_of(source), layout, remarks, layout.cut(image, layout.views[0]), image if needed else None
+        )
 
     def _views(self, pool: ThreadPoolExecutor | None, item: Decoded) -> Iterator[View]:
         yield View(item.index, item.layout.views[0], item.first)
@@ -230,14 +243,38 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor | None]:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ThreadPoolExecutor | None, do: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
-    """Yields what is made of each item, in their order, at most so many made ahead; without threads, none is."""
+def _bytes_held(numbered: "tuple[int, Source | Fetch]") -> int:
+    source = numbered[1]
+    return len(source.data) if isinstance(source, Content) else 0
+
+
+def _in_order(
+    pool: ThreadPoolExecutor | None,
+    do: Callable[[A], B],
+    items: Iterable[A],
+    ahead: int,
+    weight: Callable[[A], int] = lambda item: 0,
+) -> Iterator[B]:
+    """Yields what is made of each item, in their order, a number of them made ahead; without threads, none is.
+
+    Args:
+        pool: The threads.
+        do: What makes it.
+        items: They are taken as they are needed.
+        ahead: How many are made ahead at most.
+        weight: Bytes that an item holds; those that are ahead hold `BYTES_AHEAD` at most, beside the last one.
+    """
     if pool is None:
         yield from map(do, items)
         return
-    rest = iter(items)
-    begun: deque[Future[B]] = deque(pool.submit(do, item) for item in islice(rest, ahead))
+    begun: deque[tuple[Future[B], int]] = deque()
+    held = 0
+    for item in items:
+        held += weight(item)
+        begun.append((pool.submit(do, item), weight(item)))
+        while len(begun) > ahead or (held > BYTES_AHEAD and begun):
+            first, released = begun.popleft()
+            held -= released
+            yield first.result()
     while begun:
-        done = begun.popleft().result()
-        begun.extend(pool.submit(do, item) for item in islice(rest, 1))
-        yield done
+        yield begun.popleft()[0].result()
