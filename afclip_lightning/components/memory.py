@@ -21,22 +21,22 @@ ROWS_ENOUGH = 4096  # of a bank, at equal distances, say how far its rows are fr
 
 
 class MemoryBank:
-    """Normal patch features by category, one bank per feature set (a layer at a scale, a size of windows).
+    """Normal patch features per category, one bank per feature set (a layer at a scale, a window size).
 
-    A bank is fitted on few-shot images when its category comes, and reset when it is needed no more. One that comes
-    with a head stays, and serves every category that has none of its own.
+    A bank is fitted on few-shot images when its category is first tested, and reset when it is no longer needed. A bank
+    that is stored in a head stays. It serves every category without a bank of its own.
 
     Args:
-        most: Rows that a bank holds at most; of more, as many are drawn with a fixed seed. All by default.
+        most: Maximum number of rows per bank. Of more rows, so many are sampled with a fixed seed. `None` keeps all.
 
     Attributes:
         banks: The features of a category: `[S * N, C]`, L2-normalised, one per set.
-        owners: Which of the few-shot images each row of a bank is of, `[S * N]`, likewise.
-        values: What else is known of the patches of a category's few-shot images, `[S * N]` each.
+        owners: Index of the few-shot image of each row of a bank, `[S * N]`, one tensor per set.
+        values: Further values per patch of the few-shot images of a category, `[S * N]` each.
         value_spreads: Mean and standard deviation of each of the values, `[V, 2]`.
-        spreads: What `spread` found of a category.
+        spreads: Results of `spread` per category.
         few_shot: The few-shot images of a category.
-        tiling: How these are seen in tiles, as the tested images then are; `None` where they are not.
+        tiling: Tiling of the few-shot images, which is also that of the tested images. `None` without tiles.
 
     Reference: AF-CLIP, Eq. (16) and (17); WinCLIP, Eq. (4).
     """
@@ -55,9 +55,9 @@ class MemoryBank:
         """Selects the few-shot images of every tested category.
 
         Args:
-            data: Has them.
-            k_shot: Images per category; with 0, and beside a bank that came with a head, none is selected.
-            seed: Of the random selection.
+            data: Datasets that are tested.
+            k_shot: Images per category. With 0, or with a bank that is stored in the head, none is selected.
+            seed: Seed of the random selection.
 
         Raises:
             DatasetError: A category has fewer normal training images than `k_shot`.
@@ -72,8 +72,8 @@ class MemoryBank:
 
         Args:
             keys: Categories that are needed now.
-            preprocess: Of the backbone.
-            fit_memory: Fits the bank of a category on its images, `[S, 3, H, W]`, on the CPU.
+            preprocess: Preprocessing of the backbone.
+            fit_memory: Function that fits the bank of a category on its images, `[S, 3, H, W]`, on the CPU.
 
         Raises:
             DatasetError: A category has neither a bank nor few-shot images.
@@ -93,7 +93,10 @@ class MemoryBank:
     def fit_parts(
         self, key: Key, images: Iterable[Iterable[Tensor]], fit_memory: Callable[[Key, Tensor], None]
     ) -> None:
-        """Fits the bank of a category on images that come one by one, each in parts `[V, 3, H, W]` of its views."""
+        """Fits the bank of a category on an iterator over images.
+
+        Each image is an iterator over its views, `[V, 3, H, W]`.
+        """
         banks, owners, values = [], [], []
         for number, parts in enumerate(images):
             for part in parts:
@@ -113,8 +116,8 @@ class MemoryBank:
         Args:
             key: The category.
             feature_sets: The tokens.
-            values: What else is known of the patches, `[S, N]` each, for `spread`.
-            kept: Which patches the bank has, `[S, N]`, bool; all by default.
+            values: Further values per patch, `[S, N]` each, for `spread`.
+            kept: Patches that go into the bank, `[S, N]`, bool. `None` takes all.
         """
         patches = [_patches(tokens) for tokens in feature_sets]  # [S, N, C] each
         owners = [torch.arange(len(one), device=one.device).repeat_interleave(one.shape[1]) for one in patches]
@@ -133,14 +136,14 @@ class MemoryBank:
         self.spreads.pop(key, None)
 
     def without(self, key: Key, images: Collection[int]) -> "MemoryBank":
-        """Returns a memory with the bank of one category, as if some of its few-shot images had not been among them.
+        """Returns a memory with the bank of one category, without some of its few-shot images.
 
         Args:
             key: The category.
-            images: Which ones, by their number in the order that they were fitted in.
+            images: Indices of the images to leave out, in the order in which they were fitted.
 
         Raises:
-            ValueError: None would be left.
+            ValueError: No image would be left.
         """
         found = self._found(key)
         rest = MemoryBank(self.most)
@@ -156,13 +159,13 @@ class MemoryBank:
         return rest
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes the bank that comes with a head, in place of all others.
+        """Replaces all banks by the bank that is stored in a head.
 
         Args:
-            tensors: From `to_tensors`.
+            tensors: Result of `to_tensors`.
 
         Raises:
-            CheckpointError: They are of another kind.
+            CheckpointError: The tensors are not those of a memory bank of this method.
         """
         given = {name: tensor.float() for name, tensor in tensors.items()}
         sets = sum(name.startswith("bank.") for name in given)
@@ -185,18 +188,20 @@ class MemoryBank:
 
     @property
     def is_kept(self) -> bool:
-        """Returns whether there is a bank that came with a head."""
+        """Returns whether the bank is one that is stored in a head."""
         return KEPT in self.banks
 
     def clear(self) -> None:
-        """Drops all banks, one that came with a head too, and the few-shot images."""
+        """Drops all banks, including one that is stored in a head, and the few-shot images."""
         self.banks, self.owners, self.values, self.value_spreads = {}, {}, {}, {}
         self.spreads, self.few_shot = {}, {}
 
     def reset(self, keys: Collection[Key] | None = None) -> None:
-        """Drops the banks of these categories; by default of all that have few-shot images to fit them on again.
+        """Drops the banks of these categories.
 
-        Features lie on the backbone's device, which may be another one in the next pass.
+        By default it drops all banks that can be fitted again on few-shot images.
+
+        Features lie on the backbone's device, which may change before the next pass.
         """
         dropped = self.few_shot.keys() if keys is None else keys
         self.banks = {key: bank for key, bank in self.banks.items() if key not in dropped}
@@ -209,12 +214,12 @@ class MemoryBank:
 
         Args:
             keys: Category of each of the B images.
-            set_index: Which set the tokens belong to.
+            set_index: Index of the feature set of the tokens.
             tokens: `[B, 1 + N, C]`.
-            neighbours: How many normal patches the distance is the mean over, the nearest ones.
+            neighbours: Number of nearest normal patches that the distance is averaged over.
 
         Raises:
-            KeyError: A category whose bank was not fitted.
+            KeyError: The bank of a category is not fitted.
         """
         queries = _patches(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
@@ -226,15 +231,15 @@ class MemoryBank:
         return (1 - torch.stack(nearest)) / 2
 
     def nearest(self, keys: Sequence[Key], set_index: int, tokens: Tensor) -> Tensor:
-        """Returns the normal patch that each patch is nearest to, `[B, N, C]`, L2-normalised.
+        """Returns the nearest normal patch of each patch, `[B, N, C]`, L2-normalised.
 
         Args:
             keys: Category of each of the B images.
-            set_index: Which set the tokens belong to.
+            set_index: Index of the feature set of the tokens.
             tokens: `[B, 1 + N, C]`.
 
         Raises:
-            KeyError: A category whose bank was not fitted.
+            KeyError: The bank of a category is not fitted.
         """
         queries, found = _patches(tokens), []
         with torch.autocast(tokens.device.type, enabled=False):
@@ -248,10 +253,10 @@ class MemoryBank:
 
         Args:
             keys: Category of each of the B images.
-            feature_sets: Tokens `[B, 1 + N, C]`, one tensor per set, in the order that the banks were fitted in.
+            feature_sets: Tokens `[B, 1 + N, C]`, one tensor per set, in the order in which the banks were fitted.
 
         Raises:
-            KeyError: A category whose bank was not fitted.
+            KeyError: The bank of a category is not fitted.
         """
         distances = [self.distance(keys, index, tokens) for index, tokens in enumerate(feature_sets)]
         return torch.stack(distances).mean(dim=0)
@@ -259,11 +264,11 @@ class MemoryBank:
     def left_out(self, key: Key, set_index: int) -> Tensor:
         """Returns half the cosine distance of rows of a bank to the nearest row of another image, `[R]`.
 
-        So far are normal patches from a memory that does not hold their image. Where it holds a single image, rows are
-        compared with the others of the same. Of a large bank every second row is looked at, every third and so on.
+        It estimates the distance of normal patches to a memory that does not hold their image. With a single image,
+        rows are compared with the other rows of the same image. Of a large bank only every n-th row is compared.
 
         Raises:
-            KeyError: A category whose bank was not fitted.
+            KeyError: The bank of a category is not fitted.
         """
         bank, owner = self.banks[self._found(key)][set_index], self.owners[self._found(key)][set_index]
         if (owner == owner[0]).all():
@@ -276,12 +281,12 @@ class MemoryBank:
         return (1 - torch.cat(nearest)) / 2
 
     def spread(self, key: Key) -> Tensor:
-        """Returns mean and standard deviation of `left_out` of each set, then of each of the values, `[sets, 2]`.
+        """Returns mean and standard deviation of `left_out` per set, then of each of the values, `[sets, 2]`, float32.
 
-        They are computed once a bank, float32.
+        They are computed once per bank.
 
         Raises:
-            KeyError: A category whose bank was not fitted.
+            KeyError: The bank of a category is not fitted.
         """
         found = self._found(key)
         if found not in self.spreads:
@@ -294,21 +299,24 @@ class MemoryBank:
         return KEPT if key not in self.banks and self.is_kept else key
 
     def _bank(self, key: Key, set_index: int, device: torch.device) -> Tensor:
-        """Returns the bank of a category on a device, where it stays."""
+        """Returns the bank of a category on a device and keeps it there."""
         banks = self.banks[self._found(key)]
         banks[set_index] = banks[set_index].to(device)
         return banks[set_index]
 
 
 def most_alike(similarity: Tensor, count: int) -> Tensor:
-    """Returns the mean of the largest similarities of each patch, `[...]`, of `[..., R]`; all where there are fewer."""
+    """Returns the mean of the largest similarities per patch, `[..., R]` to `[...]`.
+
+    Of fewer than asked for, it takes all.
+    """
     if count == 1:
         return similarity.amax(dim=-1)
     return similarity.topk(min(count, similarity.shape[-1]), dim=-1).values.mean(dim=-1)
 
 
 def _views(dataset: AnomalyDataset) -> Callable[[int], Iterator[Tensor]]:
-    """Returns what yields the tiles of an image, a few at a time."""
+    """Returns an iterator over the tiles of an image, a few tiles at a time."""
 
     def views_of(index: int) -> Iterator[Tensor]:
         views = dataset.read(index, pixels=True).views

@@ -1,4 +1,4 @@
-"""Mutual scoring: how far the patches of an image are from those of others, at several scales."""
+"""Mutual scoring: distances of the patches of an image to the patches of other images, at several scales."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ NEAR = 1e-2  # squared distances below are computed again from differences: 2 - 
 
 
 class MutualScoring:
-    """Patches of a layer at each scale, and what their distances to other images' patches say.
+    """Patches of a layer at several scales, and their scores from the distances to the patches of other images.
 
     Args:
         grid: Patch grid `(h, w)`.
-        image_size: Of the input image in pixels: the side of a square, or height and width.
-        scales: Windows of the aggregation in patches, odd; 1 is the patch itself.
-        interval: Share of the references, those with the lowest distances, that a patch's score is the mean over.
+        image_size: Size of the input image in pixels: the side of a square, or height and width.
+        scales: Odd window sides of the aggregation, in patches. 1 is the patch itself.
+        interval: Share of the references with the lowest distances. The score of a patch is the mean over them.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -37,11 +37,14 @@ class MutualScoring:
         self.interval = interval
 
     def at_scale(self, patches: Tensor, scale: int) -> Tensor:
-        """Returns patches `[B, N, C]` of one layer, from `normalise_planes`, aggregated and L2-normalised."""
+        """Returns patches `[B, N, C]` of one layer, aggregated and L2-normalised.
+
+        The input comes from `normalise_planes`.
+        """
         return F.normalize(aggregate(patches, self.grid, scale), dim=-1)
 
     def lowest_mean(self, distances: Tensor) -> Tensor:
-        """Returns the patches' scores `[N]`, of their distances `[J, N]` to J references."""
+        """Returns the scores of patches, `[N]`, from their distances `[J, N]` to J references."""
         return lowest_mean(distances, self.interval)
 
     def upsampled(self, patch_maps: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ class MutualScoring:
 
 
 def normalise_planes(tokens: Tensor) -> Tensor:
-    """Returns the patches of tokens `[B, 1 + N, C]`, `[B, N, C]`, float32, of mean 0 and variance 1 over an image.
+    """Returns the patches of tokens `[B, 1 + N, C]`, with mean 0 and variance 1 per image, `[B, N, C]`, float32.
 
     Reference: MuSc, LNAMD; the normalisation as in the official code.
     """
@@ -59,7 +62,7 @@ def normalise_planes(tokens: Tensor) -> Tensor:
 
 
 def aggregate(patches: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
-    """Returns the mean of the patches `[B, N, C]` over a window around each, `[B, N, C]`; beyond the borders are zeros.
+    """Returns the mean of the patches `[B, N, C]` over a window around each, `[B, N, C]`, with zero padding.
 
     The official code pools the values of a window from C x scale x scale to C, which is this mean.
 
@@ -72,7 +75,7 @@ def aggregate(patches: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
 
 
 def similarities(queries: Tensor, references: Tensor) -> Tensor:
-    """Returns cosines `[P, Q, N, M]` of L2-normalised patches `[P, N, C]` and `[Q, M, C]`, of one matrix product."""
+    """Returns cosines `[P, Q, N, M]` of L2-normalised patches `[P, N, C]` and `[Q, M, C]`, by one matrix product."""
     product = queries.flatten(0, 1) @ references.flatten(0, 1).T
     return product.unflatten(1, references.shape[:2]).unflatten(0, queries.shape[:2]).transpose(1, 2)
 
@@ -96,10 +99,11 @@ def nearest_distances(cosines: Tensor, queries: Tensor, references: Tensor) -> T
 
 
 def lowest_mean(distances: Tensor, interval: float) -> Tensor:
-    """Returns the mean `[N]` over the lowest of the distances `[J, N]` to J references: this share, at least one.
+    """Returns the mean `[N]` over the lowest share of the distances `[J, N]` to J references, at least over one.
 
     Reference: MuSc, MSM, the interval average.
-    Differs: at least one, where the official code has none, and gives NaN, for less than five images.
+    Differs: the share has at least one reference. In the official code it has none for fewer than five images, which
+    gives NaN.
     """
     kept = max(1, int(interval * distances.shape[0]))
     return distances.topk(kept, dim=0, largest=False).values.mean(0)

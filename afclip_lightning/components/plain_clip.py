@@ -1,4 +1,4 @@
-"""CLIP as it is: its image embedding, and patches beside it, against the texts of two states."""
+"""Plain CLIP: similarity of its image embedding, and of its patches, with the texts of the two states."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ def last_patches(backbone: ClipBackbone, vv_from: int | None) -> FeatureSpec:
     """Returns the spec of the image embedding and of the last block's patches.
 
     Args:
-        backbone: Whose features they are.
-        vv_from: First block of the V-V path, whose patches it then is; `None` for the original path.
+        backbone: The backbone.
+        vv_from: First block of the V-V path, which the patches then come from. `None` takes the original path.
     """
     last = [backbone.vision.depth]
     if vv_from is None:
@@ -26,12 +26,12 @@ def last_patches(backbone: ClipBackbone, vv_from: int | None) -> FeatureSpec:
 
 
 def state_logits(backbone: ClipBackbone, features: ClipFeatures, text: Tensor, temperature: float) -> Tensor:
-    """Returns the logits of the two states, of the image embedding and then of the patches, `[B, 1 + N, 2]`, float32.
+    """Returns the logits of the two states for the image embedding and the patches, `[B, 1 + N, 2]`, float32.
 
     Args:
-        backbone: Projects the patches.
-        features: Of the backbone, with the image embedding and one tapped block, of either path.
-        text: `[2, D]`, or others for each image `[B, 2, D]`, L2-normalised; row 0 is normal and row 1 abnormal.
+        backbone: The backbone that projects the patches.
+        features: Features of the backbone, with the image embedding and one tapped block of either path.
+        text: `[2, D]`, or `[B, 2, D]` per image, L2-normalised. Row 0 is normal and row 1 abnormal.
         temperature: Divides the cosines.
 
     Reference: the baselines of WinCLIP, AnomalyCLIP and FAPrompt.
@@ -44,13 +44,13 @@ def state_logits(backbone: ClipBackbone, features: ClipFeatures, text: Tensor, t
 
 
 def prediction_of(logits: Tensor, grid: tuple[int, int], size: ImageSize, sigma: float = 0.0) -> AnomalyPrediction:
-    """Returns the image's probability of the abnormal state, and the patches' as a map.
+    """Returns the probability of the abnormal state of the image, and that of the patches as a map.
 
     Args:
-        logits: From `state_logits`.
+        logits: Result of `state_logits`.
         grid: Patch grid.
-        size: Of the map, in pixels.
-        sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+        size: Size of the map, in pixels.
+        sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
     """
     probability = anomaly_probability(logits)  # [B, 1 + N]
     patch_map = probability[:, 1:].unflatten(1, grid)
@@ -58,10 +58,10 @@ def prediction_of(logits: Tensor, grid: tuple[int, int], size: ImageSize, sigma:
 
 
 def image_loss(logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Returns the cross entropy of the images whose label is known, which is the `total`; no mask is looked at.
+    """Returns the cross entropy of the images whose label is known as `total`. Masks are not used.
 
     Args:
-        logits: From `state_logits`.
+        logits: Result of `state_logits`.
         batch: The images.
     """
     labelled = batch.labelled

@@ -1,4 +1,4 @@
-"""Normal images that training images are compared with: drawn anew each epoch, and read with a step."""
+"""Prompt images: normal images that training images are compared with. They are sampled anew in each epoch."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +20,17 @@ THREADS = 8  # that decode the images of a step
 
 
 class PromptImages:
-    """A normal image of its own category for each training image.
+    """A normal image of the same category for each training image.
 
-    Which one follows from the seed, the epoch and the image, and neither from batches nor from processes, so that a run
-    that was stopped goes on with the prompts that it would have had. No image is its own prompt, unless its category
-    has no other normal one.
+    The choice depends on the seed, the epoch and the image only, not on batches or processes. A resumed run therefore
+    gets the same prompt images. An image is its own prompt only if its category has no other normal image.
 
     Args:
-        trained: The images that are trained on.
-        normal: Normal images that are not trained on. Where a category has none, those that are trained on serve.
-        preprocess: Of the backbone.
+        trained: The training images.
+        normal: Normal images outside the training images. A category without any uses its normal training images.
+        preprocess: Preprocessing of the backbone.
         loading: How images are read.
-        seed: Of the draw.
+        seed: Seed of the sampling.
 
     Raises:
         DatasetError: A category has no normal image.
@@ -59,7 +58,7 @@ class PromptImages:
 
     @classmethod
     def of(cls, sets: Sequence[AnomalyDataModule], preprocess: Preprocess, seed: int) -> "PromptImages":
-        """Returns those of the datasets that are trained on: the normal images of their `train` splits.
+        """Returns the prompt images of the training datasets: the normal images of their `train` splits.
 
         Raises:
             DatasetError: A category has no normal image.
@@ -72,25 +71,25 @@ class PromptImages:
         return cls(trained, found, preprocess, sets[0].loading, seed)
 
     def draw(self, sample: Sample, epoch: int) -> Sample:
-        """Returns the prompt of a training image."""
+        """Returns the prompt image of a training image."""
         normal = self.normal[sample.dataset, sample.category]
         others = [one for one in normal if one.image_path != sample.image_path] or normal
         own = crc32("/".join((sample.category, *sample.image_path.parts[-2:])).encode(errors="surrogateescape"))
         return others[np.random.default_rng([self.seed, epoch, own]).integers(len(others))]
 
     def read(self, samples: Sequence[Sample], epoch: int, store: FeatureStore | None) -> tuple[list[Batch], list[int]]:
-        """Returns the prompts of training images, each different one once, and which of them each image has.
+        """Returns the distinct prompt images of training images, and the index of the prompt image of each.
 
-        Threads of this process read them, and the step waits for it.
+        Threads of this process read them. The training step waits for them.
 
         Args:
             samples: The training images.
-            epoch: From 0.
-            store: Where features may lie.
+            epoch: Epoch, counted from 0.
+            store: Feature store that may hold their features.
 
         Returns:
-            Batches on the CPU, one of what is kept as features and one of the rest, where there are such; and for each
-            training image the row of its prompt, counted through the batches.
+            Up to two batches on the CPU, one with stored features and one with images; and per training image the row
+            of its prompt image, counted through both batches.
 
         Raises:
             DatasetError: A file cannot be read.

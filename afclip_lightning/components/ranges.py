@@ -1,4 +1,4 @@
-"""Ranges of values over all test images of a category, which some image scores are scaled by."""
+"""Ranges of values over all test images of a category. Some methods scale their image scores by them."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ SMALLEST_RANGE = 1e-4  # of a category; two passes round differently, which must
 
 
 def merged(ranges: Sequence[Ranges]) -> Ranges:
-    """Returns the ranges that hold each of the given ones."""
+    """Returns the union of ranges, per category."""
     found: Ranges = {}
     for part in ranges:
         for key, (low, high) in part.items():
@@ -25,18 +25,18 @@ def merged(ranges: Sequence[Ranges]) -> Ranges:
 
 
 def ranges_of(lowest: Tensor, highest: Tensor, batch: Batch) -> Ranges:
-    """Returns the ranges of a batch's values, of which each image has a lowest and a highest one, `[B]` each."""
+    """Returns the ranges of a batch, per category. Each image has a lowest and a highest value, `[B]` each."""
     pairs = zip(batch.keys, lowest.tolist(), highest.tolist(), strict=True)
     return merged([{key: (low, high)} for key, low, high in pairs])
 
 
 def scaled(values: Tensor, batch: Batch, ranges: Ranges) -> Tensor:
-    """Returns values `[B]` scaled to [0, 1] over the range of their category, or to 0 where that has none.
+    """Returns values `[B]`, scaled to [0, 1] over the range of their category. A range of width 0 gives 0.
 
     Args:
-        values: One per image.
+        values: One value per image.
         batch: The images.
-        ranges: Over all test images.
+        ranges: Ranges over all test images.
 
     Raises:
         DatasetError: A category has no range.

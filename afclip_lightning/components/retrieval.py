@@ -1,4 +1,4 @@
-"""Retrieval: what a memory of labelled keys says of a query; exact, and in bounded memory."""
+"""Retrieval from a memory of labelled keys: exact, in bounded memory."""
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,17 @@ def retrieve(
     hidden: Tensor | None = None,
     neighbours: int | None = None,
 ) -> Tensor:
-    """Returns how anomalous the keys like each query are, `[...]`, in [0, 1]: softmax over the keys, times their label.
+    """Returns the label that a softmax over the keys gives to each query, `[...]`, in [0, 1].
 
-    A softmax with two labels is a sigmoid of the difference of two log-sum-exps, one of each label, which add up over
-    blocks of keys: no more than `KEYS_AT_ONCE` similarities of a query are there at a time, backwards too.
+    With two labels, it is a sigmoid of the difference of two log-sum-exps, one per label. Both accumulate over blocks
+    of keys, so that at most `KEYS_AT_ONCE` similarities per query exist at a time, also in the backward pass.
 
     Args:
         queries: `[..., D]`.
         normal: Keys with label 0, `[K, D]`.
         anomalous: Keys with label 1, `[M, D]`. Without any key the result is 0.
         hidden: Keys that a query does not see, `[..., K + M]`, bool.
-        neighbours: How many keys a query sees, those most like it; all by default.
+        neighbours: Number of most similar keys that a query sees. `None` means all.
 
     Reference: MRAD, the official code: a temperature of 1.
     """
@@ -51,15 +51,15 @@ def retrieve(
 
 
 def nearest(queries: Tensor, keys: Tensor, count: int, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns the largest similarities `[..., count]` of queries to keys, and which keys they are; exact.
+    """Returns the largest similarities `[..., count]` of queries to keys, and the indices of these keys. It is exact.
 
-    Block by block the best so far are compared with the next keys.
+    Keys are compared block by block with the best ones so far.
 
     Args:
         queries: `[..., D]`.
         keys: `[K, D]`, K at least `count`.
-        count: How many.
-        hidden: Keys that a query does not see, `[..., K]`, bool; they have a similarity of minus infinity.
+        count: Number of keys.
+        hidden: Keys that a query does not see, `[..., K]`, bool. Their similarity is minus infinity.
     """
     best = queries.new_empty(*queries.shape[:-1], 0)
     index = torch.empty(best.shape, dtype=torch.long, device=queries.device)
@@ -74,10 +74,10 @@ def nearest(queries: Tensor, keys: Tensor, count: int, hidden: Tensor | None = N
 
 @torch.no_grad()
 def most_alike(queries: Tensor, keys: Tensor, share: float) -> Tensor:
-    """Returns which keys are more like a query than all but this share of them, `[R, K]`, bool.
+    """Returns the keys that are among the most similar `share` of all keys of a query, `[R, K]`, bool.
 
-    The limit is the quantile `1 - share` of a query's similarities, linearly interpolated; what is above it counts.
-    Above the interpolated value is what is above the lower of the two that it lies between.
+    The limit is the quantile `1 - share` of the similarities of a query, linearly interpolated. A key counts if its
+    similarity is above it, which is the case if it is above the lower of the two values that the limit lies between.
 
     Args:
         queries: `[R, D]`.
@@ -96,7 +96,7 @@ def most_alike(queries: Tensor, keys: Tensor, share: float) -> Tensor:
 
 
 def neighbourhood_mean(patches: Tensor, grid: tuple[int, int], scales: tuple[int, ...] = (1, 3, 5)) -> Tensor:
-    """Returns the mean over windows of each patch's mean over the window, `[B, N, C]`; beyond the borders are zeros.
+    """Returns the patches averaged over windows of several sizes, then over the sizes, `[B, N, C]`, zero-padded.
 
     Args:
         patches: `[B, N, C]`.
@@ -111,7 +111,7 @@ def neighbourhood_mean(patches: Tensor, grid: tuple[int, int], scales: tuple[int
 def region_means(patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Returns the mean of the normal and of the anomalous patches, `[B, 2, C]`, and whether there are any, `[B, 2]`.
 
-    Cells that a mask's edge crosses at their centre belong to neither part.
+    Patches whose centre lies on the edge of a mask belong to neither.
 
     Args:
         patches: `[B, N, C]`, float32.
@@ -127,12 +127,12 @@ def region_means(patches: Tensor, mask: Tensor, grid: tuple[int, int]) -> tuple[
 
 
 def sampled(normal: Tensor, anomalous: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
-    """Returns keys of both labels, at most so many in all: drawn with a fixed seed, of each label its share.
+    """Returns a sample of the keys of both labels, with a fixed seed. Each label keeps its share.
 
     Args:
         normal: `[K, D]`.
         anomalous: `[M, D]`.
-        most: `None` keeps all.
+        most: Maximum number of keys in all. `None` keeps all.
     """
     total = len(normal) + len(anomalous)
     if most is None or total <= most:

@@ -1,4 +1,4 @@
-"""Rotated copies of few-shot images, at the size that a backbone sees them in."""
+"""Rotated copies of few-shot images, at the input size of a backbone."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def rotated(image: Tensor, degrees: float, fill: Sequence[float] | None = None) -> Tensor:
-    """Returns images `[S, 3, H, W]` turned about their middle, counter-clockwise, on the CPU.
+    """Returns images `[S, 3, H, W]`, rotated counter-clockwise about their centre, on the CPU.
 
     Args:
         image: Normalised images.
-        degrees: The angle.
-        fill: What stands beyond the image, channel by channel, and pixels are then taken as they are (nearest): the
-            black corners of SubspaceAD. By default the image is mirrored at its border pixels and interpolated
-            bilinearly, about the point `(W / 2, H / 2)` in pixels: AnomalyDINO.
+        degrees: Angle of rotation.
+        fill: Colour of the pixels outside the image, per channel, with nearest-neighbour interpolation (SubspaceAD:
+            black corners). By default the image is mirrored at its border pixels and interpolated bilinearly, about the
+            point `(W / 2, H / 2)` in pixels (AnomalyDINO).
     """
     height, width = image.shape[2:]
     middle = (width / 2, height / 2) if fill is None else ((width - 1) / 2, (height - 1) / 2)

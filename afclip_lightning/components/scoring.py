@@ -17,8 +17,8 @@ def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: floa
 
     Args:
         tokens: `[B, T, D]`, L2-normalised.
-        text_embeddings: `[K, D]`, or others for each image `[B, K, D]`, L2-normalised; in a pair, row 0 is normal and
-            row 1 abnormal.
+        text_embeddings: `[K, D]`, or `[B, K, D]` per image, L2-normalised. In a pair, row 0 is normal and row 1
+            abnormal.
         temperature: Divides the cosines.
 
     Reference: AF-CLIP, Eq. (9); FAPrompt, Eq. (3).
@@ -28,12 +28,12 @@ def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: floa
 
 
 def anomaly_probability(logits: Tensor) -> Tensor:
-    """Returns the probability `[...]` of the abnormal one of two classes, float32, of logits `[..., 2]`."""
+    """Returns the probability of the abnormal class, `[...]`, float32, from logits `[..., 2]`."""
     return logits.float().softmax(dim=-1)[..., 1]
 
 
 def prototypes(text_embeddings: Tensor) -> Tensor:
-    """Returns the pair that tokens are compared with, `[..., 2, D]`, L2-normalised: normal, mean of the abnormal.
+    """Returns the pair of text prototypes, `[..., 2, D]`, L2-normalised: normal, and the mean of the abnormal ones.
 
     Args:
         text_embeddings: `[..., 1 + K, D]`, not normalised, the normal one first.
@@ -45,13 +45,13 @@ def prototypes(text_embeddings: Tensor) -> Tensor:
 
 
 def mean_of_highest(values: Tensor, count: int) -> Tensor:
-    """Returns the mean of the `count` highest values, at least one and at most all, `[..., N]` to `[...]`."""
+    """Returns the mean of the `count` highest values, `[..., N]` to `[...]`. `count` is clamped to 1 to N."""
     count = min(max(count, 1), values.shape[-1])
     return values.topk(count, dim=-1, sorted=False).values.mean(dim=-1)
 
 
 def mean_of_highest_pixels(maps: Tensor, share: float) -> Tensor:
-    """Returns the mean of this share of the pixels, the highest, at least one, `[B, H, W]` to `[B]`."""
+    """Returns the mean of the highest share of the pixels, at least of one pixel, `[B, H, W]` to `[B]`."""
     pixels = maps.flatten(1)
     return mean_of_highest(pixels, int(share * pixels.shape[1]))
 
@@ -62,8 +62,8 @@ def upsample(maps: Tensor, size: ImageSize, align_corners: bool = False) -> Tens
     Args:
         maps: `[B, h, w]`.
         size: Side of a square output in pixels, or height and width.
-        align_corners: Whether the centres of the corner patches lie on the corner pixels, not a patch's centre on its
-            own (AnoVL's and MuSc's codes).
+        align_corners: Whether the centres of the corner patches lie on the corner pixels, as in the codes of AnoVL and
+            MuSc. Otherwise the centre of each patch stays where it is.
     """
     if not align_corners:
         return upsample_and_smooth(maps, size, sigma=0)
@@ -75,7 +75,7 @@ def pool_and_upsample(maps: Tensor, size: ImageSize) -> Tensor:
     """Returns patch-level maps averaged over 3 × 3 patches, at pixel level: corners aligned, bilinear, float32.
 
     Args:
-        maps: `[B, h, w]`; beyond its border the map goes on with the border's values.
+        maps: `[B, h, w]`. The border values are repeated beyond the border.
         size: Side of a square output in pixels, or height and width.
 
     Returns:
@@ -90,7 +90,7 @@ def pool_and_upsample(maps: Tensor, size: ImageSize) -> Tensor:
 def upsample_and_smooth(maps: Tensor, size: ImageSize, sigma: float) -> Tensor:
     """Returns patch-level maps at pixel level: bilinear upsampling, then a Gaussian filter.
 
-    Both steps are linear and separable, so the two together are one matrix from either side: `A M A^T`.
+    Both steps are linear and separable. Together they are one matrix product per axis: `A M A^T`.
 
     Args:
         maps: `[B, h, w]`.
@@ -102,7 +102,7 @@ def upsample_and_smooth(maps: Tensor, size: ImageSize, sigma: float) -> Tensor:
         `[B, H, W]`, float32.
 
     Raises:
-        UserError: `sigma` is negative or far wider than an image; its filter would fill the memory.
+        UserError: `sigma` is negative, or so wide that its filter would not fit into memory.
     """
     if not 0 <= sigma <= WIDEST_SIGMA:
         raise UserError(f"the sigma of a map must be from 0 to {WIDEST_SIGMA} px, got {sigma}: set map_sigma.")
@@ -114,7 +114,9 @@ def upsample_and_smooth(maps: Tensor, size: ImageSize, sigma: float) -> Tensor:
 
 
 def blur(maps: Tensor, window: int, sigma: float) -> Tensor:
-    """Returns maps `[B, h, w]` after a Gaussian filter of a fixed window, float32, borders mirrored without the edge.
+    """Returns maps `[B, h, w]` after a Gaussian filter of a fixed window, float32.
+
+    Borders are mirrored without the edge.
 
     Args:
         maps: `[B, h, w]`.
@@ -131,7 +133,7 @@ def blur(maps: Tensor, window: int, sigma: float) -> Tensor:
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a kept tensor must serve training as well
 def _blur_matrix(length: int, window: int, sigma: float, device: torch.device) -> Tensor:
-    """Returns the `[length, length]` matrix of one axis, float32, computed in float64; kept on its device."""
+    """Returns the `[length, length]` matrix of one axis, float32, computed in float64 and cached per device."""
     offsets = torch.arange(window) - window // 2
     weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
     period = max(2 * (length - 1), 1)
@@ -147,7 +149,7 @@ def _blur_matrix(length: int, window: int, sigma: float, device: torch.device) -
 def _upsample_and_smooth_matrix(
     length: int, size: int, sigma: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Returns the `[size, length]` matrix of one axis, computed in float64 whatever its type; kept on its device."""
+    """Returns the `[size, length]` matrix of one axis, computed in float64, cast to its type and cached per device."""
     eye = torch.eye(length, dtype=torch.float64)[None]
     upsample = F.interpolate(eye, size=size, mode="linear", align_corners=False)[0].T  # [size, length]
     if sigma > 0:

@@ -1,4 +1,4 @@
-"""The subspace that the patches of normal images lie in, and how far others are from it."""
+"""The subspace of the patches of normal images, and the distance of other patches to it."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from afclip_runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of many vectors `[R, C]`: their number, mean `[C]`, and scatter about it `[C, C]`; float64."""
+    """Moments of vectors `[R, C]`: their number, mean `[C]` and scatter matrix about the mean `[C, C]`, float64."""
 
     count: int
     mean: Tensor
@@ -33,7 +33,7 @@ class Moments:
         return Moments(count, mean, self.scatter + other.scatter + between)
 
     def about(self, mean: Tensor) -> "Moments":
-        """Returns the same about another mean, such as that of another draw of the vectors."""
+        """Returns the moments about another mean, such as that of another sample of the vectors."""
         apart = self.mean - mean
         return Moments(self.count, mean, self.scatter + self.count * torch.outer(apart, apart))
 
@@ -63,13 +63,13 @@ def residual(patches: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
 
 
 class SubspaceBank(MemoryBank):
-    """The subspace of each category: its mean and its axes, in place of all its patches.
+    """A memory bank that keeps the mean and the principal axes of the patches per category, not the patches.
 
     Args:
-        explained_variance: Share of the variance that the axes have.
+        explained_variance: Share of the variance that the axes explain.
 
     Attributes:
-        moments: Of the patches of a category.
+        moments: Moments of the patches per category.
     """
 
     def __init__(self, explained_variance: float) -> None:
@@ -78,14 +78,14 @@ class SubspaceBank(MemoryBank):
         self.moments: dict[Key, Moments] = {}
 
     def fit_moments(self, key: Key, moments: Moments) -> None:
-        """Fits the subspace of a category on the moments of its patches."""
+        """Fits the subspace of a category to the moments of its patches."""
         self.moments = {key: moments}  # of a category that comes in parts
         self._set(key, list(moments.subspace(self.explained_variance)), [], [])
 
     def fit_parts(
         self, key: Key, images: Iterable[Iterable[Tensor]], fit_memory: Callable[[Key, Tensor], None]
     ) -> None:
-        """See the base class: the moments of the parts add up."""
+        """Fits the subspace on parts, as the base class does. The moments of the parts add up."""
         total: Moments | None = None
         for parts in images:
             for part in parts:
@@ -98,7 +98,7 @@ class SubspaceBank(MemoryBank):
         """Returns the squared distance of patches `[B, N, C]` to the subspaces of their categories, `[B, N]`.
 
         Raises:
-            KeyError: A category whose subspace was not fitted.
+            KeyError: The subspace of a category is not fitted.
         """
         return torch.stack(
             [
@@ -108,7 +108,7 @@ class SubspaceBank(MemoryBank):
         )
 
     def to_tensors(self, key: Key) -> dict[str, Tensor]:
-        """Refuses to go into a head file.
+        """Raises, as a subspace cannot be stored in a head file.
 
         Raises:
             UserError: Always.
@@ -119,7 +119,7 @@ class SubspaceBank(MemoryBank):
         )
 
     def without(self, key: Key, images: Collection[int]) -> MemoryBank:
-        """Refuses; see `to_tensors`.
+        """Raises. See `to_tensors`.
 
         Raises:
             UserError: Always.

@@ -1,7 +1,7 @@
-"""Pseudo anomalies as DRAEM makes them: noise cuts out a region, and a texture is blended into it.
+"""Pseudo anomalies as in DRAEM: thresholded noise gives a region, and a texture is blended into it.
 
-The anomaly does not depend on the image that it is put into. All random numbers come from the generator that is handed
-in, so that an image's anomaly depends on nothing else: not on the batch, the order, the process or the global seeds.
+All random numbers come from the generator that is passed in. The anomaly of an image therefore does not depend on the
+image's content, the batch, the order, the process or the global seeds.
 """
 
 import math
@@ -44,24 +44,25 @@ AUGMENTATIONS: tuple[Callable[[], A.ImageOnlyTransform | A.DualTransform], ...] 
 
 
 def generator_of(sample: Sample, seed: int) -> Generator:
-    """Returns the random stream of an image: the same on every machine, in whatever batch or process it is.
+    """Returns the random generator of an image. It is the same on every machine, in any batch or process.
 
-    An image is known by its dataset, category, split, folder name and file name, never by where the dataset lies.
+    An image is identified by its dataset, category, split, folder name and file name, not by the dataset's location.
 
     Args:
         sample: The image.
-        seed: Not negative.
+        seed: Seed, 0 or more.
     """
     identity = "/".join([sample.dataset, sample.category, sample.split, *sample.image_path.parts[-2:]])
     return np.random.default_rng([seed, *identity.encode()])
 
 
 def perlin_noise(shape: Shape, cells: tuple[int, int], rng: Generator) -> Array:
-    """Returns Perlin noise `[H, W]`, float64, about -1 to 1: random unit gradients on a lattice, faded quintically.
+    """Returns Perlin noise `[H, W]`, float64, about -1 to 1: random unit gradients on a lattice, with a quintic fade.
 
-    The image may have any size. Pixel i of n lies at the real place i · cells / n of the lattice, and noise is a sum
-    over the lattice points of a row's weight, a gradient and a column's weight; only the two nearest of each have one.
-    So it is two matrix products, and no cell needs a whole number of pixels, as it does in DRAEM's code.
+    The image may have any size. Pixel i of n lies at the real position i · cells / n of the lattice. The noise is a sum
+    over lattice points of row weight, gradient and column weight, and only the two nearest points per axis have a
+    weight. It is therefore two matrix products. A cell need not have a whole number of pixels, as it must in DRAEM's
+    code.
 
     Args:
         shape: Height and width in pixels.
@@ -77,17 +78,17 @@ def perlin_noise(shape: Shape, cells: tuple[int, int], rng: Generator) -> Array:
 
 
 def _lattice(length: int, cells: int) -> tuple[Array, Array]:
-    """Returns the lattice points' weights and the pixels' distances from them in cells, `[length, cells + 1]` each."""
+    """Returns weights of the lattice points and distances of the pixels to them in cells, `[length, cells + 1]` each."""
     offset = np.arange(length)[:, None] * cells / length - np.arange(cells + 1)
     near = np.clip(1 - np.abs(offset), 0, 1)
     return near**3 * (near * (6 * near - 15) + 10), offset
 
 
 class TextureSource(ABC):
-    """Where the textures of pseudo anomalies come from.
+    """Source of the textures of pseudo anomalies.
 
     Attributes:
-        needs_reference: Whether `draw` takes its texture from a reference image.
+        needs_reference: Whether `draw` needs a reference image.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -104,9 +105,9 @@ class TextureSource(ABC):
 
 
 class FolderTextures(TextureSource):
-    """Images of a folder and of all folders below it, squashed to size: DTD in DRAEM's paper.
+    """Textures from the images of a folder and its subfolders, resized to the shape: DTD in DRAEM's paper.
 
-    The draw depends on the number of images and their order by path, not on where the folder lies.
+    The selection depends on the number of images and their order by path, not on the folder's location.
 
     Args:
         folder: The folder.
@@ -126,7 +127,7 @@ class FolderTextures(TextureSource):
             )
 
     def draw(self, shape: Shape, rng: Generator, reference: Array | None) -> NDArray[np.uint8]:
-        """Returns one of the images, see `TextureSource.draw`.
+        """Returns one of the images. See `TextureSource.draw`.
 
         Raises:
             DatasetError: The image cannot be read.
@@ -135,13 +136,13 @@ class FolderTextures(TextureSource):
 
 
 class ReferenceTextures(TextureSource):
-    """Crops of a reference image, upsampled to size: what the product is made of, in the wrong place.
+    """Textures from crops of a reference image, upsampled to the shape: material of the product in the wrong place.
 
     Args:
-        share: Least and greatest share of the reference's height and width that a crop has.
+        share: Smallest and largest side of a crop, as a share of the reference's height and width.
 
     Raises:
-        ValueError: The shares do not rise within 0 to 1.
+        ValueError: The shares are not increasing, or not within 0 to 1.
     """
 
     needs_reference = True
@@ -152,7 +153,7 @@ class ReferenceTextures(TextureSource):
         self.share = share
 
     def draw(self, shape: Shape, rng: Generator, reference: Array | None) -> NDArray[np.uint8]:
-        """Returns a crop, see `TextureSource.draw`.
+        """Returns a crop. See `TextureSource.draw`.
 
         Raises:
             ValueError: There is no reference.
@@ -165,10 +166,10 @@ class ReferenceTextures(TextureSource):
 
 
 class ProceduralTextures(TextureSource):
-    """Drawn textures: clouds, stripes, checks, cells and grain in three muted colours, so that nothing need be got."""
+    """Procedural textures: clouds, stripes, checks, cells and grain in three muted colours. They need no files."""
 
     def draw(self, shape: Shape, rng: Generator, reference: Array | None) -> NDArray[np.uint8]:
-        """Returns a drawn texture, see `TextureSource.draw`."""
+        """Returns a procedural texture. See `TextureSource.draw`."""
         pattern = _PATTERNS[rng.integers(len(_PATTERNS))](shape, rng)
         level = pattern + rng.uniform(0, 0.3) * (_grain(shape, rng) - 0.5)
         colours = (rng.uniform(0, 255, (3, 1)) + rng.uniform(-70, 70, (3, 3))).clip(
@@ -228,30 +229,30 @@ def _resize(image: Array, shape: Shape) -> NDArray[np.uint8]:
 class DraemSynthesis:
     """Puts a DRAEM-like anomaly into an image.
 
-    The mask is Perlin noise of a random resolution an axis, turned by a random angle and cut at a threshold. The
-    texture goes through three different ones of ten augmentations in random order. Inside the mask the pixel becomes
-    (1 - β) A + β I, with A the texture, I the image and β the transparency.
+    The mask is Perlin noise with a random resolution per axis, rotated by a random angle and thresholded. The texture
+    passes three different augmentations out of ten, in random order. Inside the mask the pixel becomes
+    (1 - β) A + β I, with texture A, image I and transparency β.
 
-    A mask that has too few patches with enough anomalous pixels is as good as empty to a method that sees patches, and
-    is drawn again. If no try succeeds, the noise that comes nearest is cut lower, just where the wanted patches are
-    covered, so that a mask is never empty. Patch labels are left to the method: hard ones, a patch is anomalous from
-    `min_coverage` on, or soft ones, the mask's mean in the patch. `min_patches` patches have what either needs.
+    A mask with too few sufficiently covered patches is almost empty to a method that sees patches, so it is drawn
+    again. If no try succeeds, the threshold of the best noise is lowered until enough patches are covered. A mask is
+    therefore never empty. The method makes patch labels: hard ones (anomalous from `min_coverage` on) or soft ones (the
+    mask's mean in the patch). At least `min_patches` patches satisfy both.
 
-    Differs: DRAEM's code takes only sizes that the lattice divides, here any size. It redraws nothing, and for its
-    training it leaves half of the images as they are and turns some; that is the caller's. Of the augmentations, which
-    come from another library, gamma is one for all channels, brightness changes the colours and not a brightness
-    channel, sharpening never blurs, and posterising keeps 1 to 7 bits of 8.
+    Differs: DRAEM's code takes only sizes that the lattice divides. It never redraws a mask. In training it leaves half
+    of the images unchanged and rotates some, which is left to the caller here. The augmentations come from another
+    library: gamma is shared by all channels, brightness changes the colours and not a brightness channel, sharpening
+    never blurs, and posterising keeps 1 to 7 of 8 bits.
 
     Args:
-        textures: Where textures come from; drawn ones by default, `FolderTextures` on DTD in DRAEM.
-        octaves: The noise has 2^r cells along an axis, r from 0 to one less than this, each axis by itself.
-        rotation: Greatest angle of the noise in degrees; what turns in from outside is not anomalous.
-        threshold: Of the noise; above it is anomalous.
-        transparency: Least and greatest β, the image's share of the blend.
-        augmentations: How many different ones a texture goes through.
-        min_coverage: Share of a patch's pixels that must be anomalous for the patch to count.
-        min_patches: Patches that must count. This and `min_coverage` are ours.
-        max_tries: Noises that are drawn before one of them is cut lower.
+        textures: Source of textures. The default is procedural textures; DRAEM uses `FolderTextures` on DTD.
+        octaves: The noise has 2^r cells per axis, with r from 0 to `octaves - 1`, drawn per axis.
+        rotation: Largest rotation angle of the noise in degrees. What rotates in from outside is not anomalous.
+        threshold: Threshold of the noise. Values above it are anomalous.
+        transparency: Smallest and largest β, the image's weight in the blend.
+        augmentations: Number of different augmentations per texture.
+        min_coverage: Share of anomalous pixels from which a patch counts as covered.
+        min_patches: Number of patches that must be covered. This and `min_coverage` are ours.
+        max_tries: Number of noises that are drawn before the threshold is lowered.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -305,16 +306,16 @@ class DraemSynthesis:
     ) -> tuple[Tensor, Tensor]:
         """Returns the image with an anomaly `[3, H, W]`, and its mask `[H, W]`, bool, true = anomalous.
 
-        Both are on the image's device. Outside the mask the image is returned bit for bit. As normalisation is affine,
-        it is the texture that is normalised, and the blend is the same as between pixels.
+        Both are on the image's device. Pixels outside the mask are unchanged, bit for bit. Normalisation is affine, so
+        blending with the normalised texture equals blending pixels.
 
         Args:
-            image: `[3, H, W]`, floating, as the backbone takes it; of any size that holds the patches.
-            rng: Random stream, for example from `generator_of`. The mask is drawn first: with another source of
-                textures it is the same.
+            image: `[3, H, W]`, floating point, as the backbone takes it, of any size that holds the patches.
+            rng: Random generator, for example from `generator_of`. The mask is drawn first, so that it does not depend
+                on the source of textures.
             patch_size: Side of the backbone's patches in pixels.
-            preprocess: What the image was normalised by; mean 0 and deviation 1 for pixels in [0, 1].
-            reference: `[3, H', W']`, normalised likewise; read only if the textures need one.
+            preprocess: Normalisation of the image. Mean 0 and deviation 1 for pixels in [0, 1].
+            reference: `[3, H', W']`, normalised in the same way. It is read only if the textures need one.
 
         Raises:
             DatasetError: A texture cannot be read.
@@ -338,10 +339,10 @@ class DraemSynthesis:
         Args:
             shape: Height and width in pixels.
             rng: Random stream.
-            patch_size: Side of a patch in pixels. Pixels beyond the last whole patch belong to none.
+            patch_size: Side of a patch in pixels. Pixels beyond the last whole patch belong to no patch.
 
         Raises:
-            ValueError: There are fewer patches than `min_patches`.
+            ValueError: The image has fewer patches than `min_patches`.
         """
         patches = (shape[0] // patch_size) * (shape[1] // patch_size)
         if patches < self.min_patches:
@@ -362,13 +363,13 @@ class DraemSynthesis:
         return np.asarray(failed[nearest] >= levels[nearest])
 
     def _level(self, noise: Array, patch_size: int) -> float:
-        """Returns where the noise would have to be cut for `min_patches` patches to be covered."""
+        """Returns the threshold of the noise at which `min_patches` patches are covered."""
         pixels = math.ceil(self.min_coverage * patch_size**2)
         of_patch = np.sort(_patches(noise, patch_size))[..., -pixels]
         return float(np.sort(of_patch, axis=None)[-self.min_patches])
 
     def draw_noise(self, shape: Shape, rng: Generator) -> Array:
-        """Returns turned Perlin noise `[H, W]`, float64, before it is cut."""
+        """Returns rotated Perlin noise `[H, W]`, float64, before thresholding."""
         down, across = (2 ** rng.integers(self.octaves, size=2)).tolist()
         noise = perlin_noise(shape, (down, across), rng)
         centre = ((shape[1] - 1) / 2, (shape[0] - 1) / 2)
@@ -376,7 +377,7 @@ class DraemSynthesis:
         return np.asarray(cv2.warpAffine(noise, turn, (shape[1], shape[0])))
 
     def draw_texture(self, shape: Shape, rng: Generator, reference: Array | None) -> NDArray[np.uint8]:
-        """Returns an augmented texture `[H, W, 3]`, uint8, RGB; see `TextureSource.draw`."""
+        """Returns an augmented texture `[H, W, 3]`, uint8, RGB. See `TextureSource.draw`."""
         texture = self.textures.draw(shape, rng, reference)
         for index in rng.choice(len(AUGMENTATIONS), self.augmentations, replace=False):
             change = AUGMENTATIONS[index]()

@@ -1,4 +1,7 @@
-"""Test-time adaptation: every image trains a linear adapter of its own, all those of a batch in one computation."""
+"""Test-time adaptation: each image trains a linear adapter of its own.
+
+The adapters of a batch train in one computation.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +19,14 @@ Start = Literal["linear", "zero"]
 
 @dataclass
 class BatchAdapters:
-    """The adapters of the B images of a batch; no image's tokens meet another's weights.
+    """The adapters of the B images of a batch. The tokens of an image pass only its own adapter.
 
     Attributes:
         weight: `[B, O, D]`.
         bias: `[B, O]`.
-        residual: Share of the token itself in what an adapter returns.
-        prompts: `[B, O, D]`, what the O outputs are weights of; `None` if O is D and they are the token's change.
-        losses: `[B]`, one per step, before the step.
+        residual: Weight of the original token in the output of an adapter.
+        prompts: `[B, O, D]`, vectors that the O outputs weight. `None` if O equals D and the output changes the token.
+        losses: `[B]` per step, before the step.
     """
 
     weight: Tensor
@@ -36,10 +39,10 @@ class BatchAdapters:
         """Returns `r x + (1 - r) (W x / |x| + b)`, or with prompts E `r x + (1 - r) Eᵀ tanh(W x / |x| + b)`.
 
         Args:
-            tokens: `[B, N, D]`, of any length, float32.
+            tokens: `[B, N, D]`, float32, not necessarily normalised.
 
-        Reference: AnoVL's official code, both of its adapters; Dual-Image Enhanced CLIP, Eq. (7) and (8), which say no
-            more than that the adapter is linear.
+        Reference: AnoVL's official code, both of its adapters; Dual-Image Enhanced CLIP, Eq. (7) and (8), which say
+            only that the adapter is linear.
         """
         with torch.autocast(tokens.device.type, enabled=False):
             change = torch.baddbmm(self.bias[:, None], F.normalize(tokens, dim=-1), self.weight.mT)
@@ -49,22 +52,22 @@ class BatchAdapters:
 
 
 class TestTimeAdapter(nn.Module):
-    """What the adapters of all images start from, and how each is trained.
+    """Initial values and training of the adapters.
 
-    The loss of a batch is the sum of its images' losses, and AdamW works element by element: one optimiser of the
-    stacked weights takes the very steps that one optimiser an image would take. It is made anew for each batch, so that
-    an image's result depends on no image beside it or before it.
+    The loss of a batch is the sum of the losses of its images, and AdamW works element by element. One optimiser of the
+    stacked weights therefore takes the same steps as one optimiser per image. A new optimiser is built for each batch,
+    so that the result of an image does not depend on other images.
 
     Args:
         inputs: D, channels of a token.
         outputs: O, outputs of the linear layer.
-        start: Initial values: `linear` as of torch's linear layer, drawn once and the same for every image; `zero`,
-            where a token first keeps its direction.
-        residual: Share of the token itself.
-        steps: Steps of the optimiser.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        seed: Of the initial values.
+        start: Initial values. `linear` initialises as torch's linear layer does, once and equally for every image.
+            `zero` keeps the direction of a token at first.
+        residual: Weight of the original token.
+        steps: Number of optimiser steps.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of the initial values.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -105,12 +108,12 @@ class TestTimeAdapter(nn.Module):
     ) -> BatchAdapters:
         """Returns the trained adapters of a batch.
 
-        Works whatever is on around it: inference mode, `no_grad`, autocast. What is trained and compared is float32.
+        It works inside inference mode, `no_grad` and autocast. Training runs in float32.
 
         Args:
-            loss: Called as `loss(adapters, *tensors)` at each step, with gradients on; returns the loss of each image,
-                `[B]`, in which no other image takes part.
-            tensors: `[B, ...]` each, one at least. The loss gets copies in float32 that gradients may pass.
+            loss: Function `loss(adapters, *tensors)`, called at each step with gradients enabled. It returns the loss
+                per image, `[B]`, which must not depend on other images.
+            tensors: `[B, ...]` each, at least one. The loss gets float32 copies that allow gradients.
             prompts: See `BatchAdapters`.
         """
         device = self.weight.device.type

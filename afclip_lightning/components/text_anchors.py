@@ -1,4 +1,4 @@
-"""The texts of two states, from a text tower with residual adapters and a projection of its own."""
+"""Text embeddings of the two states, from a text tower with residual adapters and its own trained projection."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,16 +13,16 @@ from afclip_lightning.prompts.learner import SentenceIds
 
 
 class TextAnchors(nn.Module):
-    """Adapters after the first blocks of a text tower, and a projection with a leaky rectifier in place of its own.
+    """Residual adapters after the first blocks of a text tower, and a trained projection with a leaky ReLU.
 
     Args:
-        backbone: Its text tower is used and not kept.
-        states: From what a category is called to its normal and its abnormal sentences.
-        adapters: Blocks with an adapter.
-        weight: Share of an adapted token.
-        trained: Whether there is anything of this; if not, the texts are the tower's own.
+        backbone: The backbone whose text tower is used. It is not stored.
+        states: Function from the name of a category to its normal and its abnormal sentences.
+        adapters: Number of blocks with an adapter.
+        weight: Weight of an adapted token, from 0 to 1.
+        trained: Whether adapters and projection exist. Without, the embeddings are those of the frozen tower.
 
-    Reference: AA-CLIP (Ma et al., 2025, arXiv 2503.06661); the official code for the rectifier.
+    Reference: AA-CLIP (Ma et al., 2025, arXiv 2503.06661). The leaky ReLU is in the official code.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class TextAnchors(nn.Module):
         self.ids = SentenceIds(lambda name: [text for state in states(name) for text in state])
 
     def forward(self, backbone: ClipBackbone, names: Sequence[str]) -> Tensor:
-        """Returns the texts of M categories, `[M, 2, D]`, normal and abnormal, at unit length: one pass.
+        """Returns the text embeddings of M categories, `[M, 2, D]`, normal and abnormal, L2-normalised, in one pass.
 
         Args:
-            backbone: The one that this was built for.
-            names: What the M categories are called.
+            backbone: The backbone that this was built for.
+            names: Names of the M categories.
 
         Raises:
             ValueError: A sentence does not fit into the text tower's context.

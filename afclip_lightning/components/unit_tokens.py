@@ -1,9 +1,11 @@
-"""Tokens of unit length in the joint space, known by what a head asks of them and, where that is cheaper, never formed.
+"""L2-normalised tokens in the joint space.
 
-A head compares unit tokens with a few text embeddings and adds some of them up. Neither needs the tokens themselves
-where they are made of something narrower: behind a linear layer, the final normalisation and the projection, a token is
-`(J a + j) / s + n` at unit length, with what the layer takes for `a`. Its standard deviation `s` and its length are
-quadratic forms of `a`, whose gradient needs no further product.
+Where it is cheaper, their cosines and sums are computed without forming them.
+
+A head needs only the cosines of the tokens with a few text embeddings, and sums of tokens. Neither needs the tokens
+where they come from a narrower input `a`: after a linear layer, the final normalisation and the projection, a token is
+`(J a + j) / s + n`, L2-normalised. The standard deviation `s` and the norm are quadratic forms of `a`, and their
+gradient needs no further matrix product.
 """
 
 from typing import Any
@@ -19,7 +21,7 @@ SHORTEST = 1e-12  # a shorter token is not made longer, as in `torch.nn.function
 
 
 class FormedTokens:
-    """Unit tokens that are there.
+    """L2-normalised tokens that are stored.
 
     Args:
         tokens: `[B, T, D]`, L2-normalised.
@@ -41,11 +43,11 @@ class FormedTokens:
 
 
 class JoinedEnding:
-    """A linear layer, the final normalisation, the projection and the texts that follow, joined for many tokens.
+    """A linear layer, the final normalisation, the projection and the product with the texts, merged for many tokens.
 
     Args:
-        linear: The layer, of `[C, W]`, with a bias.
-        projection: What the tower's `project` does.
+        linear: The linear layer, `[C, W]`, with a bias.
+        projection: The final normalisation and projection of the tower, as in its `project`.
         text: `[K, D]`, L2-normalised.
     """
 
@@ -66,18 +68,21 @@ class JoinedEnding:
         self.eps = projection.eps
 
     def __call__(self, inner: Tensor) -> "JoinedTokens":
-        """Returns the tokens that the layer's input `[B, T, W]` ends as."""
+        """Returns the tokens that result from the layer's input `[B, T, W]`."""
         return JoinedTokens(inner, self)
 
     @staticmethod
     def pays(linear: nn.Linear, projection: NormedProjection) -> bool:
-        """Returns whether a training step multiplies less than with the tokens formed: counted for one token."""
+        """Returns whether a training step needs fewer multiplications than with formed tokens, counted per token."""
         width, channels, dim = linear.in_features, linear.out_features, len(projection.matrix)
         return 4 * width**2 < 3 * width * channels + 2 * channels * dim
 
 
 class JoinedTokens:
-    """Unit tokens by what they are made of, as `JoinedEnding` gives them; they answer as `FormedTokens` do."""
+    """L2-normalised tokens that are given by their input, as `JoinedEnding` returns them.
+
+    Interface as of `FormedTokens`.
+    """
 
     def __init__(self, inner: Tensor, ending: JoinedEnding) -> None:
         self.inner, self.ending = inner, ending
@@ -98,10 +103,11 @@ class JoinedTokens:
 
 
 class QuadraticForms(torch.autograd.Function):
-    """`x^T F x` for several symmetric F: one product forwards and one backwards.
+    """`x^T F x` for several symmetric F, with one matrix product in the forward and one in the backward pass.
 
-    Half the gradient by `x` is `F x`, which is there from the forward pass. The gradient by F is symmetric, too: a part
-    below the diagonal is not computed but counted twice above it, which is the same for what a symmetric F is made of.
+    Half of the gradient of `x` is `F x`, which the forward pass has computed. The gradient of F is symmetric as well.
+    Its part below the diagonal is not computed: the part above is doubled, which gives the parameters of a symmetric F
+    the same gradient.
     """
 
     @staticmethod
@@ -114,7 +120,7 @@ class QuadraticForms(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the gradients by `x` and by the forms."""
+        """Returns the gradients of `x` and of the forms."""
         x, product = ctx.saved_tensors
         width = x.shape[-1]
         flat, block = x.flatten(0, -2), -(-width // BLOCKS)

@@ -1,4 +1,4 @@
-"""Images in several views, scored a few at a time and put together again."""
+"""Images in several views: views are scored a few at a time, and their results are merged."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,22 +14,22 @@ Predictions = Mapping[str, AnomalyPrediction]  # by head
 
 
 def score_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch], AnomalyPrediction]) -> AnomalyPrediction:
-    """Returns what a method says of a batch, whose images may be in tiles: see `score_all_views`."""
+    """Returns the prediction of a method for a batch, whose images may be in tiles. See `score_all_views`."""
     if batch.views is None:
         return score(batch)
     return score_all_views(batch, preprocess, lambda part: {MAIN_HEAD: score(part)})[MAIN_HEAD]
 
 
 def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch], Predictions]) -> Predictions:
-    """Returns what several heads say of a batch, whose images may be in tiles.
+    """Returns the predictions of several heads for a batch, whose images may be in tiles.
 
-    The score of an image is then that of its views which the tiling names, the highest as a rule, and its map the mean
-    of theirs, as `inspect` has it.
+    As in `inspect`, the tiling says how the score of an image follows from the scores of its views (by default the
+    highest), and the map is the mean of the views' maps.
 
     Args:
         batch: The batch.
-        preprocess: Of the backbone.
-        score: Gives the heads' predictions of a batch of whole images or views.
+        preprocess: Preprocessing of the backbone.
+        score: Function that returns the heads' predictions for a batch of whole images or views.
     """
     if batch.views is None:
         return score(batch)
@@ -64,7 +64,7 @@ def score_all_views(batch: Batch, preprocess: Preprocess, score: Callable[[Batch
 
 
 def _batch_of(batch: Batch, preprocess: Preprocess, pixels: list[np.ndarray], owners: list[int]) -> Batch:
-    """Returns views `[H, W, 3]`, uint8, as a batch of their own; nothing is marked in it."""
+    """Returns views `[H, W, 3]`, uint8, as a batch without marked pixels."""
     at = torch.tensor(owners, device=batch.label.device)
     views = preprocess.to_tensors(pixels).to(batch.label.device)
     mask = torch.zeros(len(pixels), *views.shape[2:], dtype=torch.uint8, device=views.device)
