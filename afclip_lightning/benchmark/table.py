@@ -5,12 +5,10 @@ from dataclasses import astuple, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import FileLock
-
 from afclip_lightning.benchmark.matrix import Cell, Step
 from afclip_lightning.results.operating import OperatingPoint, points_as_metrics
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import atomic_path, csv_text, read_json, shown, write_text
+from afclip_runtime.files import atomic_path, csv_text, read_json, shown, wait_for_lock, write_text
 
 DONE, TABLE = "done.json", "results"
 REMEDY = "--retry makes it again."
@@ -163,7 +161,7 @@ def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Measurement], list[
     damaged: list[str] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / f".{TABLE}.lock"):  # who writes last has read what all the others wrote
+        with wait_for_lock(out / f".{TABLE}.lock"):  # who writes last has read what all the others wrote
             for path in sorted((out / "cells").glob(f"*/*/{DONE}")):
                 folder = path.parent
                 try:

@@ -12,6 +12,7 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 """
 
 from afclip_runtime.errors import shown
+from afclip_runtime.files.locks import LOCK_FILE, Lock, holder_of, take_lock, wait_for_lock
 from afclip_runtime.files.parquet import read_parquet
 from afclip_runtime.files.reading import (
     DOCUMENT_LIMIT,
@@ -27,7 +28,6 @@ from afclip_runtime.files.reading import (
 from afclip_runtime.files.tables import csv_text, read_csv, read_rows
 from afclip_runtime.files.typed import REMEDY, parse_json, parse_yaml, read_json, read_json_lines, read_yaml, to_type
 from afclip_runtime.files.writing import (
-    LOCK_FILE,
     atomic_path,
     check_writable,
     new_folder,
@@ -42,11 +42,13 @@ __all__ = [
     "LOCK_FILE",
     "REMEDY",
     "TABLE_LIMIT",
+    "Lock",
     "atomic_path",
     "check_writable",
     "csv_text",
     "exposed",
     "fingerprint",
+    "holder_of",
     "new_folder",
     "only_writer",
     "open_regular",
@@ -63,7 +65,9 @@ __all__ = [
     "read_yaml",
     "sha256_of",
     "shown",
+    "take_lock",
     "to_type",
+    "wait_for_lock",
     "write_json",
     "write_json_lines",
     "write_text",

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from afclip_runtime.errors import UserError, WriteError, shown
-
-LOCK_FILE = ".lock"  # of the process that writes into a folder
+from afclip_runtime.files.locks import LOCK_FILE, holder_of, take_lock
 
 
 @contextmanager
@@ -112,26 +111,17 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process writes there, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     path = folder / LOCK_FILE
-    lock = FileLock(path, timeout=0, thread_local=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
+    if (lock := take_lock(path)) is None:
         raise UserError(
-            f"{folder}: another process is writing there. Wait until it has ended, or choose another folder."
-        ) from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}). Choose another folder.") from error
+            f"{folder}: another process is writing there ({holder_of(path)}). Wait until it has ended, or choose "
+            "another folder."
+        )
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()  # while it is held: whoever waits for it then looks whether the file is still there
-        lock.release()
+        lock.release(remove=True)
         with suppress(OSError):
             for part in made:
                 part.rmdir()

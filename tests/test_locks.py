@@ -1,0 +1,54 @@
+"""Locks on files: one process has one, it ends with its process, and a file system without locks is told."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import holder_of, locks, only_writer, take_lock, wait_for_lock
+
+HOLD = """
+import sys, time, pathlib
+from afclip_runtime.files import take_lock
+lock = take_lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "unit" / "lock"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert take_lock(path) is None
+        assert holder_of(path) == f"process {process.pid} on {os.uname().nodename}"
+        monkeypatch.setattr(locks, "PATIENCE", 0.2)
+        with pytest.raises(UserError, match=rf"lock: process {process.pid} on .* has this lock for 0.2 s"):
+            wait_for_lock(path)
+    finally:
+        process.kill()
+        process.wait()
+    lock = take_lock(path)
+    assert lock is not None
+    with lock:
+        assert holder_of(path).startswith(f"process {os.getpid()} on ")
+    with wait_for_lock(path):
+        assert take_lock(path) is None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for take in (lambda: take_lock(tmp_path / "lock"), lambda: only_writer(tmp_path).__enter__()):
+        with pytest.raises(UserError, match=r"its file system has no locks .* mount it with locks"):
+            take()
