@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-real benchmark ablation test test-fast test-cpus limits wheels lint format types check clean
+.PHONY: help install demo demo-real benchmark ablation docs test test-fast test-cpus limits wheels lint format types check clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ benchmark: $(READY) ## Compare the methods on the demo and on the real test sets
 
 ablation: $(READY) ## Run the variants of the papers' ablations on the demo; tables in runs/ablation
 	$(BIN)/python -m afclip_lightning benchmark --config experiments/ablation.yaml
+
+docs: $(READY) ## Build the site of the documentation in site/, without a network; every link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest -q
@@ -60,7 +63,7 @@ format: $(READY) ## Check formatting (`.venv/bin/ruff format .` applies it)
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-check: lint format types test test-cpus ## What CI runs
+check: lint format types docs test test-cpus ## What CI runs
 
 clean: ## Remove the environment and caches; runs and data stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build site *.egg-info
