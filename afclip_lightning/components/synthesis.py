@@ -78,7 +78,7 @@ def perlin_noise(shape: Shape, cells: tuple[int, int], rng: Generator) -> Array:
 
 
 def _lattice(length: int, cells: int) -> tuple[Array, Array]:
-    """Returns weights of the lattice points and distances of the pixels to them in cells, `[length, cells + 1]` each."""
+    """Returns the weights of the lattice points and the distances to them in cells, `[length, cells + 1]` each."""
     offset = np.arange(length)[:, None] * cells / length - np.arange(cells + 1)
     near = np.clip(1 - np.abs(offset), 0, 1)
     return near**3 * (near * (6 * near - 15) + 10), offset
