@@ -21,6 +21,7 @@ FLOORS = [  # the lowest first: a file imports from its own floor and from those
     {"runtime.images", "runtime.views"},
     {"runtime.engines"},
     {"runtime.inspection"},
+    {"runtime.bulk"},
     {"runtime.serving"},
     {"runtime.cli"},
     {"types", "distributed", "discovery"},

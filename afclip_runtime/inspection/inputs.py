@@ -98,8 +98,8 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
     files = dict.fromkeys(found.images, ("", False))
     files |= {path: (problem, False) for path, problem in found.problems.items()}
     for path in found.others:
-        if not _is_ignored(path, ignore):
-            files[path] = (_why_left_out(path), True)
+        if not is_ignored(path, ignore):
+            files[path] = (why_left_out(path), True)
     if not found.images:
         files.setdefault(folder, (f"{folder}: the folder has no image.", False))
     return sorted(files.items())
@@ -116,21 +116,28 @@ def input_below(folder: Path, path: Path, ignore: Sequence[str] = ()) -> Input |
     from afclip_runtime.images.find import kind_of
 
     kind = kind_of(path)
-    if kind == "beside" or (kind == "other" and _is_ignored(path, ignore)):
+    if kind == "beside" or (kind == "other" and is_ignored(path, ignore)):
         return None
-    error = _why_left_out(path) if kind == "other" else ""
+    error = why_left_out(path) if kind == "other" else ""
     name = Path(os.path.relpath(os.path.abspath(path), os.path.dirname(os.path.abspath(folder)))).with_suffix("")
     return Input(path, name.as_posix(), error, kind == "other", *_state(path))
 
 
-def _is_ignored(path: Path, patterns: Sequence[str]) -> bool:
+def is_ignored(path: Path, patterns: Sequence[str]) -> bool:
+    """Returns whether one of the patterns matches the name of a file."""
     return any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
 
 
-def _why_left_out(path: Path) -> str:
+def why_left_out(path: Path, name: str = "") -> str:
+    """Returns the error of a file of a folder that is of no kind that is read.
+
+    Args:
+        path: The file.
+        name: What the message calls it; its path by default.
+    """
     kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
     way = "It is a volume: cut it with --axis axial" if _volume_suffix(path) else "Save it as PNG, TIFF or JPEG"
-    return f"{path}: left out, as a file {kind} is not read here. {way}, or --ignore it."
+    return f"{name or path}: left out, as a file {kind} is not read here. {way}, or --ignore it."
 
 
 def _volume_suffix(path: Path) -> str:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -218,8 +218,32 @@ class Table:
         return [json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]
 
 
+class Inspected(Protocol):
+    """What a row says of a file itself; see `Input`."""
+
+    @property
+    def path(self) -> Path | str:
+        """Path or URL."""
+
+    @property
+    def size(self) -> int | None:
+        """In bytes."""
+
+    @property
+    def mtime_ns(self) -> int | None:
+        """When it was last changed."""
+
+    @property
+    def volume(self) -> str:
+        """Name of the volume that it is a slice of."""
+
+    @property
+    def slice(self) -> int | None:
+        """Its number among the slices."""
+
+
 def record_of(
-    item: Input, method: str | None, name: str, outcome: "Inspection | UserError", drift: "Alarm | None" = None
+    item: Inspected, method: str | None, name: str, outcome: "Inspection | UserError", drift: "Alarm | None" = None
 ) -> Record:
     """Returns the record of an image.
 

@@ -1,0 +1,202 @@
+"""The output of a sharded `inspect`: one Parquet file per shard, which says itself what it holds."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from afclip_runtime.errors import UserError, install_extra, shown
+from afclip_runtime.files import atomic_path, parse_json
+from afclip_runtime.inspection.table import COLUMNS, Record
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FOLDER = "parts"
+KEY = b"afclip"  # of what a part says of itself, among the metadata of its file
+ROWS = 1000  # of a row group: so many are held until they are written
+PER_FOLDER = 1000  # files
+OF_FILES = ("size", "mtime_ns")  # columns of the parts beside those of inspections.csv
+REMEDY = "Remove the file and start again: its shard is then judged again."
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part says of itself.
+
+    Attributes:
+        shard: Its number.
+        digest: What tells the shard's images from others.
+        settings: Digest of the job's settings.
+        run: The run that wrote it; see `Plan`.
+        rows: Lines: one per image and method.
+        failed: How many of them have an error, without what was left out.
+        left_out: How many are of files that are of no kind that is read.
+        damaged: What is wrong with the archive that the shard is; empty if nothing is.
+        seconds: How long it took.
+    """
+
+    shard: int
+    digest: str
+    settings: str
+    run: str
+    rows: int = 0
+    failed: int = 0
+    left_out: int = 0
+    damaged: str = ""
+    seconds: float = 0.0
+
+
+def numbered(folder: Path, number: int, suffix: str) -> Path:
+    """Returns the file of a shard in a folder, which holds `PER_FOLDER` files per folder."""
+    return folder / f"{number // PER_FOLDER:04d}" / f"{number:06d}{suffix}"
+
+
+def part_path(out: Path, number: int) -> Path:
+    """Returns the part of a shard in an output folder."""
+    return numbered(out / FOLDER, number, ".parquet")
+
+
+def require_pyarrow() -> None:
+    """Refuses a job early where its parts could not be written.
+
+    Raises:
+        UserError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"pyarrow writes the parts and is not installed: {install_extra('scale')}.") from error
+
+
+def schema() -> "pyarrow.Schema":
+    """Returns the columns of a part: those of `inspections.csv`, and size and time of the file."""
+    import pyarrow as pa
+
+    region = pa.struct([("box", pa.list_(pa.int32(), 4)), ("area", pa.int64()), ("score", pa.float64())])
+    types = {
+        **dict.fromkeys(("score", "probability", "threshold", "area"), pa.float64()),
+        **dict.fromkeys(OF_FILES, pa.int64()),
+        "regions": pa.list_(region),
+    }
+    return pa.schema([(name, types.get(name, pa.string())) for name in (*COLUMNS, *OF_FILES)])
+
+
+class PartWriter:
+    """Rows on their way into a part. Memory holds `ROWS` of them.
+
+    Args:
+        path: The file that is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import parquet
+
+        self.schema = schema()
+        self.file = parquet.ParquetWriter(path, self.schema, compression="zstd")
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: Record) -> None:
+        """Adds a row."""
+        values = msgspec.to_builtins(row)
+        self.rows.append({name: _text(values[name]) for name in self.schema.names})
+        if len(self.rows) == ROWS:
+            self._flush()
+
+    def close(self, facts: Facts) -> None:
+        """Writes what is left, and what the part says of itself."""
+        self._flush()
+        self.file.add_key_value_metadata({KEY: json.dumps(msgspec.to_builtins(facts))})
+        self.file.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self.rows:
+            self.file.write_table(pa.Table.from_pylist(self.rows, self.schema))
+            self.rows.clear()
+
+
+@contextmanager
+def new_part(out: Path, number: int) -> Iterator[PartWriter]:
+    """Yields a writer of a shard's part, which must be closed in the body; the part is there once the body has ended.
+
+    Raises:
+        WriteError: The disk is full or not writable; a part that was there before is unchanged.
+    """
+    with atomic_path(part_path(out, number)) as temporary:
+        writer = PartWriter(temporary)
+        try:
+            yield writer
+        finally:
+            if writer.file.is_open:
+                writer.file.close()
+
+
+def facts_of(out: Path, number: int) -> Facts | None:
+    """Returns what a part says of itself; `None` if there is no part, or it is damaged: its shard is judged again."""
+    from pyarrow import ArrowException, parquet
+
+    path = part_path(out, number)
+    try:
+        with parquet.ParquetFile(path) as file:
+            return _facts(file, path)
+    except (OSError, ArrowException, UserError):
+        return None
+
+
+def rows_of(path: Path, columns: Sequence[str]) -> "Iterator[pyarrow.RecordBatch]":
+    """Yields the rows of a part, batch by batch.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    with _opened(path) as file:
+        yield from file.iter_batches(ROWS, columns=list(columns), use_threads=False)
+
+
+def replace_column(path: Path, name: str, values: "Callable[[int], pyarrow.Array]") -> None:
+    """Writes a part anew, in one step, with other values in a column.
+
+    Args:
+        path: The part.
+        name: The column.
+        values: Returns as many of the next values as it is asked for.
+
+    Raises:
+        UserError: The part is damaged, or the disk is full.
+    """
+    from pyarrow import Table, parquet
+
+    with _opened(path) as file, atomic_path(path) as temporary:
+        metadata = {KEY: file.metadata.metadata[KEY]}
+        with parquet.ParquetWriter(temporary, schema(), compression="zstd") as writer:
+            for batch in file.iter_batches(ROWS, use_threads=False):
+                table = Table.from_batches([batch])
+                place = table.schema.get_field_index(name)
+                writer.write_table(table.set_column(place, name, values(len(batch))).cast(schema()))
+            writer.add_key_value_metadata(metadata)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (ArrowException, FileNotFoundError) as error:
+        reason = shown(" ".join(str(error).split())[:200])
+        raise UserError(f"{shown(path)}: the part is damaged ({reason}). {REMEDY}") from error
+
+
+def _facts(file: Any, path: Path) -> Facts:
+    text = (file.metadata.metadata or {}).get(KEY, b"")
+    return parse_json(text, Facts, shown(path), remedy=REMEDY)
+
+
+def _text(value: Any) -> Any:
+    """Returns a value as Parquet holds it: a text is UTF-8, so that other bytes of a file's name are escaped."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,0 +1,159 @@
+"""The plan of a job: its shards, kept on disk, so that workers on any machine read their own shard only."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from afclip_runtime.bulk.parts import Facts, facts_of, numbered
+from afclip_runtime.bulk.sources import Archive, File
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import TABLE_LIMIT, read_json, read_json_lines, write_json, write_json_lines
+
+FOLDER, PLAN = "plan", "plan.json"
+REMEDY = "Choose another --out, or remove the folder."
+
+
+class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is judged at once, and written as one part.
+
+    Attributes:
+        digest: What tells its images, with their sizes and times, from others.
+        images: How many it has; `None` if only reading it tells.
+        archive: The archive that it is; `None` of files, which are listed in a file of their own.
+    """
+
+    digest: str
+    images: int | None = None
+    archive: Archive | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The shards of a job; their numbers are their positions.
+
+    Attributes:
+        run: What tells the run that made the plan, or looked through it again, from the runs before.
+        settings: Digest of the job's settings.
+        shards: They stay as they are; images that are new are appended as further shards.
+    """
+
+    run: str
+    settings: str
+    shards: list[Shard]
+
+    @classmethod
+    def read(cls, out: Path) -> "Plan":
+        """Returns the plan of an output folder.
+
+        Raises:
+            UserError: There is none, or it is damaged.
+        """
+        return read_json(out / FOLDER / PLAN, cls, remedy=REMEDY, limit=TABLE_LIMIT)
+
+    def is_done(self, number: int, facts: Facts | None) -> bool:
+        """Returns whether a part is what this run needs: of the shard's images, without one that failed before."""
+        return (
+            facts is not None
+            and (facts.digest, facts.settings) == (self.shards[number].digest, self.settings)
+            and (not facts.failed or facts.run == self.run)
+        )
+
+    def todo(self, out: Path) -> list[int]:
+        """Returns the numbers of the shards that are to be judged in this run."""
+        return [number for number in range(len(self.shards)) if not self.is_done(number, facts_of(out, number))]
+
+
+def files_path(out: Path, number: int) -> Path:
+    """Returns the file that lists the files of a shard."""
+    return numbered(out / FOLDER / "files", number, ".jsonl")
+
+
+def read_files(out: Path, number: int) -> list[File]:
+    """Returns the files of a shard.
+
+    Raises:
+        UserError: Their list is absent or damaged.
+    """
+    return [file for _, file in read_json_lines(files_path(out, number), File, remedy=REMEDY)]
+
+
+def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard_images: int) -> Plan:
+    """Brings the plan of an output folder up to date, and returns it.
+
+    Shards that there are stay what they are. Files that were replaced (their size or time has changed) are noted in
+    the shard that has them. Images that are new become new shards, in the order of the listing. What is no longer
+    listed stays.
+
+    Args:
+        out: Folder of the output.
+        listing: What there is now.
+        settings: Digest of the job's settings.
+        shard_images: Files per shard.
+
+    Raises:
+        UserError: The plan that is there is damaged, there is nothing to inspect, or the disk is full.
+    """
+    path = out / FOLDER / PLAN
+    shards = Plan.read(out).shards if path.exists() else []
+    known: dict[str, tuple[int, int]] = {}  # by key: the shard, and what changes with the file
+    for number, shard in enumerate(shards):
+        if shard.archive is not None:
+            known[shard.archive.key] = number, 0
+        else:
+            files = read_files(out, number)
+            known |= {file.key: (number, _state(file)) for file in files}
+            shards[number] = shard_of(files)  # a run that was killed may have written the files and not the plan
+    changed: dict[int, dict[str, File]] = {}
+    new: list[File] = []
+
+    def end_shard() -> None:
+        if new:
+            shards.append(_write_files(out, len(shards), new))
+            new.clear()
+
+    for item in listing:
+        before = known.get(item.key)
+        if isinstance(item, Archive):
+            shard = Shard(_digest([msgspec.to_builtins(item)]), item.images, item)
+            if before is None:
+                end_shard()
+                known[item.key] = len(shards), 0
+                shards.append(shard)
+            else:
+                shards[before[0]] = shard
+        elif before is None:
+            known[item.key] = len(shards), _state(item)
+            new.append(item)
+            if len(new) == shard_images:
+                end_shard()
+        elif before[1] != _state(item):
+            changed.setdefault(before[0], {})[item.key] = item
+    end_shard()
+    for number, files_now in changed.items():
+        files = [files_now.get(file.key, file) for file in read_files(out, number)]
+        shards[number] = _write_files(out, number, files)
+    if not shards:
+        raise UserError("there is nothing to inspect: name files, folders, archives or URLs.")
+    plan = Plan(secrets.token_hex(8), settings, shards)
+    write_json(path, msgspec.to_builtins(plan))
+    return plan
+
+
+def shard_of(files: Sequence[File]) -> Shard:
+    """Returns the shard that files make."""
+    return Shard(_digest([msgspec.to_builtins(file) for file in files]), len(files))
+
+
+def _state(file: File) -> int:
+    return hash((file.size, file.mtime_ns, file.error, file.left_out))
+
+
+def _write_files(out: Path, number: int, files: Sequence[File]) -> Shard:
+    write_json_lines(files_path(out, number), [msgspec.to_builtins(file) for file in files])
+    return shard_of(files)
+
+
+def _digest(values: list[object]) -> str:
+    return sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()[:16]

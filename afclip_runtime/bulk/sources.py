@@ -1,0 +1,269 @@
+"""What a sharded `inspect` is given: files, folders, patterns, archives, tables and URLs, listed as a stream."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from afclip_runtime.bulk import images_in_parquet, tars, urls
+from afclip_runtime.bulk.images_in_parquet import Column, choose_column, open_table, read_cells, row_groups
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.images.find import DICOM_BY_CONTENT, IMAGE_SUFFIXES, kind_of, walk_files
+from afclip_runtime.inspection.inputs import is_ignored, why_left_out
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class File(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An image file that is to be inspected.
+
+    Attributes:
+        path: Its path or URL, as the table shows it.
+        size: In bytes; `None` if it is not known.
+        mtime_ns: When it was last changed, in nanoseconds; likewise.
+        error: Why it is no image; empty if it may be one.
+        left_out: Whether it is a file of a folder that is of no kind that is read.
+    """
+
+    path: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    error: str = ""
+    left_out: bool = False
+
+    @property
+    def volume(self) -> str:
+        """Files here are slices of no volume."""
+        return ""
+
+    @property
+    def slice(self) -> None:
+        """Likewise."""
+
+    @property
+    def key(self) -> str:
+        """Returns what tells files apart."""
+        return self.path if urls.is_url(self.path) else os.path.abspath(self.path)
+
+
+class Archive(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tar archive, or row groups of a Parquet file that holds the bytes of images.
+
+    Attributes:
+        kind: Which of them.
+        path: Its path or URL.
+        size: In bytes; `None` if it is not known.
+        mtime_ns: When it was last changed, in nanoseconds; likewise.
+        column: Column of the images.
+        first: The first row group.
+        groups: Number of row groups.
+        images: How many it holds; `None` if only reading it tells.
+        error: Why it cannot be read; else empty.
+    """
+
+    kind: Literal["tar", "parquet"]
+    path: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    column: str = ""
+    first: int = 0
+    groups: int = 0
+    images: int | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> str:
+        """Returns what tells archives, and row groups of one file, apart."""
+        path = self.path if urls.is_url(self.path) else os.path.abspath(self.path)
+        return f"{path}\0{self.first}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is listed, and how.
+
+    Attributes:
+        patterns: Files, folders, patterns, URLs.
+        leave_out: Folder whose files are no sources: that of the output.
+        ignore: Patterns of file names that are left out of folders in silence.
+        image_column: Column of the images in Parquet files; found by its type by default.
+        shard_images: Rows of a Parquet file that make a shard.
+    """
+
+    patterns: Sequence[str]
+    leave_out: Path
+    ignore: Sequence[str] = ()
+    image_column: str | None = None
+    shard_images: int = 1000
+
+    def __iter__(self) -> Iterator[File | Archive]:
+        """Yields what is found, in the order in which it is named; folders by path. What is named twice comes twice.
+
+        What is not there, cannot be read or is no image is yielded with an error.
+        """
+        for pattern in self.patterns:
+            for text in expand_braces(pattern):
+                if urls.is_url(text) and not text.lower().startswith("file://"):
+                    yield from self._at_url(text)
+                else:
+                    yield from self._local(_path_of(text))
+
+    def _local(self, pattern: str) -> Iterator[File | Archive]:
+        matches = [pattern]
+        if not os.path.lexists(pattern):
+            matches = sorted(glob.glob(pattern, recursive=True)) or matches
+        for match in matches:
+            if os.path.isdir(match):
+                yield from self._below(Path(match))
+            else:
+                yield from self._file(match, *_state(match))
+
+    def _below(self, folder: Path) -> Iterator[File | Archive]:
+        out = folder / os.path.relpath(self.leave_out, os.path.abspath(folder))
+        found = problem_here = False
+        for path, kind, problem in walk_files(folder, [out]):
+            if kind == "problem":
+                problem_here |= path == folder
+                yield File(str(path), error=problem)
+            elif kind == "image" or is_archive(path.name):
+                found = True
+                yield from self._file(str(path), *_state(path))
+            elif kind == "other" and not is_ignored(path, self.ignore):
+                yield File(str(path), *_state(path), why_left_out(path), True)
+        if not found and not problem_here:
+            yield File(str(folder), error=f"{shown(folder)}: the folder has no image.")
+
+    def _at_url(self, url: str) -> Iterator[File | Archive]:
+        try:
+            if "*" in url:
+                files: Iterable[urls.UrlFile] | None = urls.matching(url)
+                if not files:
+                    yield File(url, error=f"{shown(url)}: nothing matches this pattern.")
+            elif is_archive(urls.suffix_source(url)):
+                files = [urls.describe(url)]
+            elif _has_image_suffix(url):
+                files = None  # asking for the size of each would take as long as reading small ones
+            else:
+                files = urls.walk(url) if not url.startswith("http") or url.endswith("/") else None
+            if files is None:
+                yield File(url)
+                return
+            found = False
+            for file in files:
+                name = Path(urls.suffix_source(file.url).rpartition("/")[2])
+                if _has_image_suffix(file.url) or is_archive(name.name):
+                    found = True
+                    yield from self._file(*file)
+                elif _is_of_no_kind(name) and not is_ignored(name, self.ignore):
+                    yield File(*file, why_left_out(name, file.url), True)
+            if not found and "*" not in url:
+                yield File(url, error=f"{shown(url)}: the folder has no image.")
+        except UserError as error:
+            yield File(url, error=str(error))
+
+    def _file(self, path: str, size: int | None, mtime_ns: int | None) -> Iterator[File | Archive]:
+        name = urls.suffix_source(path).lower()
+        if name.endswith(tars.SUFFIXES):
+            yield Archive("tar", path, size, mtime_ns)
+        elif name.endswith(images_in_parquet.SUFFIXES):
+            yield from self._table(path, size, mtime_ns)
+        else:
+            yield File(path, size, mtime_ns)
+
+    def _table(self, path: str, size: int | None, mtime_ns: int | None) -> Iterator[File | Archive]:
+        """Yields the row groups of a Parquet file that holds bytes, or the files of one that holds paths."""
+        try:
+            with open_table(path) as table:
+                column = choose_column(table, path, self.image_column)
+                if column.kind == "path":
+                    yield from _listed(path, table, column)
+                else:
+                    facts = path, size, mtime_ns, column.name
+                    for first, groups, rows in row_groups(table, self.shard_images):
+                        yield Archive("parquet", *facts, first, groups, rows)
+                if not table.metadata.num_rows:
+                    yield File(path, size, mtime_ns, f"{shown(path)}: the table has no row.")
+        except UserError as error:
+            yield Archive("parquet", path, size, mtime_ns, error=str(error))
+
+
+def _listed(source: str, table: "images_in_parquet.ParquetFile", column: Column) -> Iterator[File]:
+    """Yields the files that a column names: URLs, and paths from the folder of the table."""
+    for cell in read_cells(table, column):
+        if not cell.path:
+            yield File(f"{source}/{cell.row}", error=f"{shown(source)}, row {cell.row}: the cell is empty.")
+        else:
+            path = beside(source, cell.path)
+            yield File(path) if urls.is_url(path) else File(path, *_state(path))
+
+
+def beside(source: str, path: str) -> str:
+    """Returns where a path leads that stands in a table: it starts from the table's folder, unless it is absolute."""
+    if urls.is_url(path):
+        return _path_of(path)
+    if urls.is_url(source):
+        return path if path.startswith("/") else f"{source.rpartition('/')[0]}/{path}"
+    return os.path.join(os.path.dirname(source), path)
+
+
+def is_sharded(patterns: Iterable[str]) -> bool:
+    """Returns whether something that is named can only be inspected by shards: a URL, a tar archive, a Parquet file."""
+    return any(urls.is_url(pattern) or (is_archive(pattern) and not os.path.isdir(pattern)) for pattern in patterns)
+
+
+def is_archive(name: str) -> bool:
+    """Returns whether a file is a tar archive or a Parquet file by its name."""
+    return name.lower().endswith((*tars.SUFFIXES, *images_in_parquet.SUFFIXES))
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Yields what a pattern with braces stands for, as shells have them: `{000..127}`, `{train,val}`.
+
+    A name that exists as it is stands for itself.
+    """
+    match = _BRACES.search(pattern)
+    if match is None or os.path.lexists(pattern):
+        yield pattern
+        return
+    inner = match[1]
+    if numbers := _RANGE.fullmatch(inner):
+        first, last = int(numbers[1]), int(numbers[2])
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        parts: Iterable[str] = (str(n).zfill(width) for n in range(first, last + 1))
+    elif "," in inner:
+        parts = inner.split(",")
+    else:
+        yield pattern
+        return
+    for part in parts:
+        yield from expand_braces(pattern[: match.start()] + part + pattern[match.end() :])
+
+
+def _path_of(text: str) -> str:
+    """Returns the path of a `file://` URL; other texts as they are."""
+    return unquote(urlsplit(text).path) if text.lower().startswith("file://") else text
+
+
+def _is_of_no_kind(name: Path) -> bool:
+    """Returns whether a file at a URL could be meant as an image by its suffix, and is of no kind that is read."""
+    suffix = name.suffix.lower()
+    return bool(suffix) and not suffix[1:].isdigit() and suffix not in DICOM_BY_CONTENT and kind_of(name) == "other"
+
+
+def _has_image_suffix(url: str) -> bool:
+    return os.path.splitext(urls.suffix_source(url))[1].lower() in IMAGE_SUFFIXES
+
+
+def _state(path: str | Path) -> tuple[int | None, int | None]:
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return None, None
+    return facts.st_size, facts.st_mtime_ns

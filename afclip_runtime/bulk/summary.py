@@ -1,0 +1,145 @@
+"""The end of a sharded job: the column drift over all parts in their order, and manifest.json."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from afclip_runtime.bulk.judging import claim
+from afclip_runtime.bulk.parts import Facts, facts_of, part_path, replace_column, rows_of
+from afclip_runtime.bulk.plan import Plan
+from afclip_runtime.files import write_json
+from afclip_runtime.inspection.drift import Drift
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from afclip_runtime.inspection.drift import NormalScores
+
+MANIFEST = "manifest.json"
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """An archive that is damaged: its path, what is wrong, and the shard that has what could be read."""
+
+    path: str
+    problem: str
+    shard: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part: its file in the output folder, its rows, and how many of them failed."""
+
+    file: str
+    rows: int
+    failed: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a job.
+
+    Attributes:
+        settings: Digest of inspect.json.
+        shards: How many there are.
+        done: How many of them have a part that is up to date; the same command judges the others.
+        rows: Lines of all parts: one per image and method.
+        failed: How many of them have an error, without what was left out.
+        left_out: How many are of files that are of no kind that is read.
+        seconds: That all parts took together, in all workers.
+        damaged: Archives that could not be read to their end.
+        drift: By method (`""` for the only one), why the calibration no longer holds; absent while it does.
+        parts: In the order of the shards.
+    """
+
+    settings: str
+    shards: int
+    done: int
+    rows: int
+    failed: int
+    left_out: int
+    seconds: float
+    damaged: list[Damage]
+    drift: dict[str, str]
+    parts: list[Part]
+
+
+def finish(out: Path, normals: "Mapping[str | None, NormalScores | None]") -> Manifest:
+    """Sets the column drift, once all shards are done, and writes the manifest.
+
+    The scores are walked in the order of the shards, as if one process had judged all images. Parts where the column
+    is another by now are written anew.
+
+    Args:
+        out: Folder of the output.
+        normals: By method (`None` for the only one), what its calibration keeps of normal images.
+
+    Raises:
+        UserError: A part is damaged, or the disk is full.
+    """
+    plan = Plan.read(out)
+    found = [facts_of(out, number) for number in range(len(plan.shards))]
+    parts = [facts for facts in found if facts is not None]
+    done = sum(plan.is_done(number, facts) for number, facts in enumerate(found))
+    drift: dict[str, str] = {}
+    if done == len(found):
+        drift = _set_drift(out, [facts.shard for facts in parts], normals)
+    manifest = Manifest(
+        settings=plan.settings,
+        shards=len(found),
+        done=done,
+        rows=sum(facts.rows for facts in parts),
+        failed=sum(facts.failed for facts in parts),
+        left_out=sum(facts.left_out for facts in parts),
+        seconds=round(sum(facts.seconds for facts in parts), 3),
+        damaged=[Damage(_archive(plan, facts), facts.damaged, facts.shard) for facts in parts if facts.damaged],
+        drift=drift,
+        parts=[Part(_name(out, facts.shard), facts.rows, facts.failed) for facts in parts],
+    )
+    write_json(out / MANIFEST, msgspec.to_builtins(manifest))
+    return manifest
+
+
+def _archive(plan: Plan, facts: Facts) -> str:
+    archive = plan.shards[facts.shard].archive
+    return archive.path if archive else ""
+
+
+def _name(out: Path, number: int) -> str:
+    return part_path(out, number).relative_to(out).as_posix()
+
+
+def _set_drift(out: Path, shards: Sequence[int], normals: "Mapping[str | None, NormalScores | None]") -> dict[str, str]:
+    """Brings the column drift of all parts up to date; returns why calibrations no longer hold, by method."""
+    watched = {method: Drift(scores) for method, scores in normals.items() if scores is not None}
+    drifted: dict[str, str] = {}
+    for number in shards if watched else ():
+        path = part_path(out, number)
+        column, differs = [], False
+        for batch in rows_of(path, ["method", "score", "drift"]):
+            for method, score, before in _values(batch):
+                drift = watched.get(method)
+                alarm = drift.add(score) if drift and score is not None else None
+                column.append(alarm.side if alarm else None)
+                differs |= column[-1] != before
+                if alarm:
+                    drifted[method or ""] = str(alarm)
+        if differs and (lock := claim(out, number)) is not None:  # else another job judges it again, and does this
+            with lock:
+                replace_column(path, "drift", _taking(column))
+    for method, drift in watched.items():
+        if alarm := drift.finish():
+            drifted[method or ""] = str(alarm)
+    return drifted
+
+
+def _values(batch: "pyarrow.RecordBatch") -> "Iterator[tuple[Any, ...]]":
+    return zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _taking(values: Sequence[str | None]) -> Any:
+    """Returns a function that gives so many of the next values."""
+    import pyarrow as pa
+
+    rest = iter(values)
+    return lambda count: pa.array([next(rest) for _ in range(count)], pa.string())

@@ -1,0 +1,186 @@
+"""Files at URLs (s3, gs, http …), through fsspec, which is an extra."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from afclip_runtime.errors import UserError, install_extra, shown
+
+ATTEMPTS, PAUSE = 3, 0.5  # of one request; seconds before the second one, doubled before the third
+READ_AHEAD = 2**23  # bytes of an archive that are fetched at once
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)  # errors that stay
+
+
+class UrlFile(NamedTuple):
+    """A file at a URL, with its size in bytes and the time of its last change in nanoseconds, where they are known."""
+
+    url: str
+    size: int | None
+    mtime_ns: int | None
+
+
+def is_url(text: str) -> bool:
+    """Returns whether a text is a URL; a letter and a colon (`C:`) are a drive."""
+    scheme, mark, _ = text.partition("://")
+    return bool(mark) and len(scheme) > 1 and scheme.replace("+", "").replace("-", "").isalnum()
+
+
+def suffix_source(url: str) -> str:
+    """Returns the path within a URL, which ends in the suffix; of http without what follows `?`."""
+    return urlsplit(url).path if url.startswith(("http://", "https://")) else url
+
+
+def describe(url: str) -> UrlFile:
+    """Returns a file with its size and time; both are `None` if the server does not tell them.
+
+    Raises:
+        UserError: There is no such file, or it cannot be reached.
+    """
+    system, path = _system(url)
+    with _explained(url):
+        return _file(url, _again(lambda: system.info(path)))
+
+
+def walk(url: str) -> Iterator[UrlFile] | None:
+    """Returns the files of a folder and of all folders below it but hidden ones, by name; `None` if it is no folder.
+
+    Raises:
+        UserError: It cannot be reached; also while it is walked.
+    """
+    system, path = _system(url)
+    with _explained(url):
+        if not _again(lambda: system.isdir(path)):
+            return None
+    return _walk(system, path, url)
+
+
+def _walk(system: Any, path: str, url: str) -> Iterator[UrlFile]:
+    with _explained(url):
+        entries = sorted(_again(lambda: system.ls(path, detail=True)), key=lambda entry: entry["name"])
+    for entry in entries:
+        name = entry["name"].rstrip("/")
+        if name == path.rstrip("/") or name.rpartition("/")[2].startswith("."):
+            continue
+        whole = system.unstrip_protocol(name)
+        if entry["type"] == "directory":
+            yield from _walk(system, name, whole)
+        else:
+            yield _file(whole, entry)
+
+
+def matching(url: str) -> list[UrlFile]:
+    """Returns what a pattern (`*`) at a URL matches, sorted by name.
+
+    Raises:
+        UserError: It cannot be reached.
+    """
+    system, path = _system(url)
+    with _explained(url):
+        found = _again(lambda: system.glob(path, detail=True))
+    return [_file(system.unstrip_protocol(name), found[name]) for name in sorted(found)]
+
+
+def fetch(url: str) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        UserError: There is no such file, or it cannot be reached.
+    """
+    system, path = _system(url)
+    with _explained(url):
+        return bytes(_again(lambda: system.cat_file(path)))
+
+
+@contextmanager
+def opened(url: str) -> Iterator[IO[bytes]]:
+    """Yields a file, open for reading from its beginning to its end.
+
+    Raises:
+        UserError: There is no such file, or it cannot be reached.
+    """
+    system, path = _system(url)
+    with _explained(url):
+        file = _again(lambda: system.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead"))
+    with file:
+        yield file
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Makes one error of whatever a file system raises: each has classes of its own.
+
+    Raises:
+        UserError: Names the URL.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{shown(url)} does not exist.") from error
+    except ImportError as error:
+        raise UserError(f"{shown(url)}: cannot be read ({error}).") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{shown(url)}: cannot be read ({shown(reason)}). Check the address, the network and the rights."
+        ) from error
+
+
+def _again(request: Any) -> Any:
+    """Returns the answer to a request, which is made again where the error may pass."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except Exception as error:
+            status = getattr(error, "status", 500)  # of HTTP: 4xx stays, but for 429, too many requests
+            lasts = isinstance(error, LASTING) or (400 <= status < 500 and status != 429)
+            if lasts or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError("not reached")
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """Returns the file system of a URL, and what it calls the file.
+
+    Raises:
+        UserError: The packages that read it are not installed, or there is none.
+    """
+    scheme = url.partition("://")[0].lower()
+    try:
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations
+    except ImportError as error:
+        raise UserError(f"{scheme}:// is read by fsspec, which is not installed: {install_extra('scale')}.") from error
+    try:
+        system, path = url_to_fs(url)
+    except ImportError as error:
+        package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
+        package = "aiohttp" if scheme in ("http", "https") else package
+        remedy = f": pip install {package}" if package and package != "fsspec" else f" ({error})"
+        raise UserError(f"{scheme}:// is read by a package that is not installed{remedy}.") from error
+    except Exception as error:  # no such scheme, no credentials: errors of the file system's own classes
+        reason = shown(" ".join(str(error).split())[:200])
+        raise UserError(f"{shown(url)}: {scheme}:// cannot be used ({reason}).") from error
+    return system, str(path)
+
+
+def _file(url: str, info: dict[str, Any]) -> UrlFile:
+    size = info.get("size")
+    times = (info.get(key) for key in ("mtime", "LastModified", "last_modified", "updated", "created"))
+    return UrlFile(url, size if isinstance(size, int) else None, _nanoseconds(next(filter(None, times), None)))
+
+
+def _nanoseconds(when: Any) -> int | None:
+    if isinstance(when, str):
+        try:
+            when = datetime.fromisoformat(when.replace("Z", "+00:00"))
+        except ValueError:
+            return None
+    if isinstance(when, datetime):
+        when = (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    return int(when * 10**9) if isinstance(when, (int, float)) else None
