@@ -14,17 +14,18 @@ from types import FrameType
 
 from afclip_lightning.benchmark.matrix import Cell, Matrix, Plan, load_matrix, plan
 from afclip_lightning.benchmark.published import Published, check_names, load_published
-from afclip_lightning.benchmark.runner import LOG, Outcome, run_cells
+from afclip_lightning.benchmark.runner import LOG, State, run_cells
 from afclip_lightning.benchmark.table import TABLE, Measurement, assemble
-from afclip_lightning.engine.signals import STOPPED
+from afclip_runtime.cli.launch_options import add_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, shown
 from afclip_runtime.files import write_text
+from afclip_runtime.launch import Where
+from afclip_runtime.launch.signals import STOPPED, Asked
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 PLACE = 32
-JOBS = numeric(int, lambda jobs: jobs >= 1, "at least 1")
 SECONDS = numeric(float, lambda seconds: 0 < seconds < math.inf, "a number of seconds above 0")
 DESCRIPTION = """\
 Runs what a matrix lists and is not finished: each method fitted once per training set and seed, and tested on all test
@@ -53,13 +54,10 @@ def main(args: Sequence[str]) -> int:
             published = load_published(Path(matrix.published))
             check_names(matrix, published)
             out: Path = options.out or Path("runs") / options.config[-1].stem
-            return _run(matrix, published, plan(matrix, out), out, options)
+            where = where_of(options, "benchmark", args, drop=("--retry",))
+            return _run(matrix, published, plan(matrix, out), out, where, options)
     except KeyboardInterrupt as stop:
         return _code(stop)
-
-
-class _Asked(KeyboardInterrupt):
-    """A signal asks the benchmark to end, as Ctrl-C does."""
 
 
 @contextmanager
@@ -69,7 +67,7 @@ def _interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         for number in heard:  # what follows is short and ends the workers; a second signal must not disturb it
             signal.signal(number, signal.SIG_IGN)
-        raise _Asked
+        raise Asked
 
     heard = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]  # not what nohup ignores
     for number in heard:
@@ -82,18 +80,20 @@ def _interruptible() -> Iterator[None]:
 
 
 def _code(stop: KeyboardInterrupt) -> int:
-    return STOPPED if isinstance(stop, _Asked) else 130
+    return STOPPED if isinstance(stop, Asked) else 130
 
 
-def _run(matrix: Matrix, published: list[Published], todo: Plan, out: Path, options: argparse.Namespace) -> int:
+def _run(
+    matrix: Matrix, published: list[Published], todo: Plan, out: Path, where: Where, options: argparse.Namespace
+) -> int:
     print(f"{len(todo.cells)} cells in {out}", flush=True)
     if todo.missing:
         print(f"Not on disk and left out: {', '.join(todo.missing)}", flush=True)
     todo.refuse_copies()
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, State] = {}
     start = time.monotonic()
 
-    def report(cell: Cell, outcome: Outcome) -> None:
+    def report(cell: Cell, outcome: State) -> None:
         outcomes[cell.name] = outcome
         log = f"; log: {cell.folder / LOG}" if outcome.status == "failed" else ""
         seconds = f"{time.monotonic() - start:.0f} s" if outcome.ran else "before"
@@ -102,7 +102,14 @@ def _run(matrix: Matrix, published: list[Published], todo: Plan, out: Path, opti
 
     stop = None
     try:
-        run_cells(todo.cells, jobs=options.jobs, retry=options.retry, time_limit=options.time_limit, report=report)
+        run_cells(
+            todo.cells,
+            where=where,
+            folder=out,
+            retry=options.retry,
+            time_limit=options.time_limit,
+            report=report,
+        )
     except KeyboardInterrupt as interrupt:
         stop = interrupt
     rows, damaged = assemble(out, todo.cells)
@@ -172,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
         "together, instead of its transfers",
     )
     parser.add_argument("--retry", action="store_true", help="run again what failed before or is damaged")
-    parser.add_argument("--jobs", type=JOBS, default=1, metavar="N", help="cells at a time; 1 by default")
     parser.add_argument("--time_limit", type=SECONDS, metavar="SECONDS", help="end a cell that takes longer")
+    add_launch_options(parser, "cells")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the matrix, like 'seeds=[0,1]'")
     return parser
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from afclip_lightning.engine import signals
+from afclip_runtime.launch import signals
 
 
 def run(args: Sequence[str]) -> int:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from afclip_lightning.engine.signals import STOPPED
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.launch.signals import STOPPED
 
 MOST_TRIALS = 10**6
 COUNT = numeric(int, lambda count: 1 <= count <= MOST_TRIALS, f"from 1 to {MOST_TRIALS}")

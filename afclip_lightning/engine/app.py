@@ -45,10 +45,10 @@ from afclip_lightning.engine.run_parts import (
     trained_on,
 )
 from afclip_lightning.engine.shared_pass import SharedPass
-from afclip_lightning.engine.signals import STOPPED, StoppedError, requeue
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.errors import PROGRAM, UserError, message_of
 from afclip_runtime.files import only_writer
+from afclip_runtime.launch.signals import STOPPED, StoppedError, requeue
 
 
 class AnomalyCLI(LightningCLI):

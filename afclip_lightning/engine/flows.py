@@ -17,13 +17,13 @@ from afclip_lightning.engine.factory import checkpoint_of, note_assumed, read_an
 from afclip_lightning.engine.resume import LAST, check_optimizer
 from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
-from afclip_lightning.engine.signals import restarted
 from afclip_lightning.engine.training_card import training_card
 from afclip_lightning.heads.foreign import Released
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
 from afclip_runtime.errors import CheckpointError, TrainingError, UserError
 from afclip_runtime.files import shown
+from afclip_runtime.launch.signals import restarted
 
 UNTRAINED = "an UNTRAINED head (no --checkpoint)"
 

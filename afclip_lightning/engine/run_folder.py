@@ -16,9 +16,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from afclip_lightning.engine import loggers
 from afclip_lightning.engine.checkpoint import LAST
 from afclip_lightning.engine.shared_pass import SharedPass
-from afclip_lightning.engine.signals import restarted
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import write_json, write_text
+from afclip_runtime.launch.signals import restarted
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose

@@ -16,10 +16,10 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
-from afclip_lightning.engine import signals
-from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial
 from afclip_runtime.errors import UserError, message_of
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.signals import STOPPED
 
 GRACE = 60  # seconds that workers have between two steps before they are killed
 STOPS = (signal.SIGINT, *signals.SIGNALS)

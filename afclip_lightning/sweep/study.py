@@ -23,12 +23,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from afclip_lightning.engine.output import output_to
-from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.sweep.journal import open_journal
 from afclip_lightning.sweep.space import Sweep
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import csv_text, write_text
+from afclip_runtime.launch.output import output_to
+from afclip_runtime.launch.signals import STOPPED
 
 ATTEMPTS = 3  # a trial whose process has died so often has failed: it would take every worker with it
 

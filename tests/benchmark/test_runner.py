@@ -13,14 +13,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from afclip_lightning.benchmark import runner, table
-from afclip_lightning.benchmark.runner import run_cells
+from afclip_lightning.benchmark import table
+from afclip_lightning.benchmark.runner import State, run_cells
 from afclip_lightning.benchmark.table import assemble
 from afclip_runtime.errors import UserError
+from afclip_runtime.launch.locks import try_lock
 from tests.support import REPOSITORY
-from tests.support.fake_cells import cell, run
+from tests.support.fake_cells import cell, run, run_here
 
 
 @pytest.mark.slow
@@ -68,8 +68,8 @@ def test_finished_cells_are_skipped_and_failed_ones_wait_for_a_retry(tmp_path: P
     again = run_cells(cells, run=run)
     assert again["bad"].status == "failed"
     assert not again["bad"].ran
-    assert again["good"] == runner.Outcome("done")
-    assert run_cells(cells, run=run, retry=True)["bad"] == runner.Outcome("done", ran=True)
+    assert again["good"] == State("done")
+    assert run_cells(cells, run=run, retry=True)["bad"] == State("done", ran=True)
     assert (cells[0].folder / "set0-0/done.json").stat().st_mtime_ns == before
     assert not (cells[1].folder / "failed.json").exists()
 
@@ -98,8 +98,11 @@ if __name__ == "__main__":
     process.send_signal(sent)
     assert process.wait(30) != 0
     assert not (tmp_path / "cells/slow/failed.json").exists()
-    with FileLock(tmp_path / "cells/slow/lock", timeout=10):  # nothing of the worker is left
-        pass
+    for _ in range(100):  # 10 s
+        if lock := try_lock(tmp_path / "cells/slow/lock"):
+            return lock.release()
+        time.sleep(0.1)
+    pytest.fail("something of the worker is left")
 
 
 @pytest.mark.slow
@@ -117,10 +120,10 @@ def test_a_worker_that_is_asked_to_stop_leaves_its_cell_to_be_run(tmp_path: Path
 
 @pytest.mark.slow
 def test_what_the_command_line_said_is_the_reason_of_a_failure(tmp_path: Path) -> None:
-    outcome = runner._claim(cell(tmp_path, "wrong", "refuse"), run, False)
+    outcome = run_here(cell(tmp_path, "wrong", "refuse"))
     assert outcome.error == r"set0-0: exit code 2: the option \x1b[31m is none"
     (tmp_path / "cells/wrong/failed.json").unlink()
-    assert runner._claim(cell(tmp_path, "wrong", "exit"), run, False).error == "set0-0: exit code 2"  # not of before
+    assert run_here(cell(tmp_path, "wrong", "exit")).error == "set0-0: exit code 2"  # not of before
 
 
 @pytest.mark.slow
@@ -162,7 +165,7 @@ def test_a_step_is_made_again_when_what_it_depends_on_has_changed(tmp_path: Path
 def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content: str, told: str) -> None:
     cells = [cell(tmp_path, "good"), cell(tmp_path, "damaged")]
     for c in cells:  # as a worker does, without the process
-        assert runner._claim(c, run, False).status == "done"
+        assert run_here(c).status == "done"
     path = cells[1].folder / "set0-0/results.json"
     good = path.read_text()
     path.write_text(content)
@@ -174,7 +177,7 @@ def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content:
     outcome = run_cells(cells, run=run)["damaged"]
     assert outcome.status == "failed"
     assert str(path) in outcome.error
-    assert runner._claim(cells[1], run, True).status == "done"
+    assert run_here(cells[1], retry=True).status == "done"
     assert path.read_text() == good
 
 
@@ -184,7 +187,7 @@ def test_damaged_results_are_named_and_not_in_the_table(tmp_path: Path, content:
 def test_whatever_is_damaged_of_a_run_is_named_and_made_again(tmp_path: Path, name: str, damage: str) -> None:
     cells = [cell(tmp_path, "good"), cell(tmp_path, "damaged")]
     for c in cells:
-        assert runner._claim(c, run, False).status == "done"
+        assert run_here(c).status == "done"
     path = cells[1].folder / "set0-0" / name
     content = json.loads(path.read_text())
     path.unlink()
@@ -201,14 +204,14 @@ def test_whatever_is_damaged_of_a_run_is_named_and_made_again(tmp_path: Path, na
     assert len(damaged) == 1
     assert str(path) in damaged[0]
     assert run_cells(cells, run=run)["damaged"].status == "failed"
-    assert runner._claim(cells[1], run, True).status == "done"
+    assert run_here(cells[1], retry=True).status == "done"
     assert assemble(tmp_path, cells)[1] == []
 
 
 @pytest.mark.slow
 def test_a_run_that_stands_in_anothers_folder_is_not_taken_for_it(tmp_path: Path) -> None:
     one = cell(tmp_path, "method")
-    assert runner._claim(one, run, False).status == "done"
+    assert run_here(one).status == "done"
     path = one.folder / "set0-0/done.json"
     path.write_text(path.read_text().replace('"set0"', '"other"'))
     rows, damaged = assemble(tmp_path, [one])
@@ -223,16 +226,15 @@ def test_a_damaged_note_of_a_failure_is_a_failure(tmp_path: Path, content: str) 
     one.folder.mkdir(parents=True)
     (one.folder / "failed.json").write_text(content)
     assert "failed.json" in run_cells([one], run=run)["method"].error
-    assert runner._claim(one, run, True).status == "done"
+    assert run_here(one, retry=True).status == "done"
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--out"):
         assemble(tmp_path / "file", [])
-    outcome = runner._claim(cell(tmp_path / "file", "method"), run, False)
-    assert outcome.status == "failed"
-    assert "file" in outcome.error
+    with pytest.raises(UserError, match=r"file.*--out"):
+        run_cells([cell(tmp_path / "file", "method")], run=run)
 
 
 def test_names_in_the_table_are_no_formulas_and_no_commands_of_a_terminal(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [cell(tmp_path, "before"), cell(tmp_path, "after")]
-    assert runner._claim(cells[0], run, False).status == "done"
+    assert run_here(cells[0]).status == "done"
     rows, _ = assemble(tmp_path, cells)
     kept = (tmp_path / "results.csv").read_text()
 
@@ -275,7 +277,7 @@ def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)  # every file of ours passes through it
-    outcome = runner._claim(cells[1], run, False)
+    outcome = run_here(cells[1])
     assert outcome.status == "failed"
     assert "No space left" in outcome.error
     with pytest.raises(UserError, match="No space left"):
@@ -283,21 +285,21 @@ def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypa
     assert (tmp_path / "results.csv").read_text() == kept
     monkeypatch.undo()
     assert assemble(tmp_path, cells) == (rows, [])
-    assert runner._claim(cells[1], run, False).status == "done"
+    assert run_here(cells[1]).status == "done"
     assert len(assemble(tmp_path, cells)[0]) == 4
 
 
 @pytest.mark.slow
 def test_the_table_is_also_written_as_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    runner._claim(cell(tmp_path, "method"), run, False)
+    run_here(cell(tmp_path, "method"))
     rows, _ = assemble(tmp_path, [])
     assert [table.Measurement(**row) for row in parquet.read_table(tmp_path / "results.parquet").to_pylist()] == rows
 
 
 @pytest.mark.slow
 def test_the_state_of_a_step_is_what_it_was_run_as(tmp_path: Path) -> None:
-    runner._claim(cell(tmp_path, "method"), run, False)
+    run_here(cell(tmp_path, "method"))
     done = json.loads((tmp_path / "cells/method/set0-0/done.json").read_text())
     assert done.pop("seconds") >= 0
     assert done == {"method": "method", "train": "", "seed": 0, "dataset": "set0", "shots": 0, "digest": "1"}

@@ -7,15 +7,18 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from afclip_lightning.benchmark import runner
-from afclip_lightning.benchmark.matrix import Cell
-from afclip_lightning.benchmark.runner import Outcome, command_line
+from afclip_lightning.benchmark.runner import command_line
 from afclip_lightning.benchmark.table import read_results
 from afclip_lightning.cli import benchmark as command
-from afclip_lightning.engine.signals import STOPPED
+from afclip_runtime.launch import Ended, Outcome, Where
+from afclip_runtime.launch.signals import STOPPED
+from afclip_runtime.launch.where import Report
+from afclip_runtime.launch.worker import run_unit
 from tests.support import REPOSITORY
 from tests.support.fake_cells import run
 from tests.support.layouts.mvtec import write_mvtec
@@ -44,11 +47,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("AFCLIP_DATA", raising=False)
     monkeypatch.setattr(sys, "argv", ["afclip_lightning"])
 
-    def work(worker: runner.Worker, cell: Cell) -> Outcome:
-        return runner._claim(cell, command_line, worker.settings[1])
-
-    monkeypatch.setattr(runner.Worker, "run", work)
+    monkeypatch.setattr(runner, "launch", launch_here)
     return tmp_path
+
+
+def launch_here(job: runner.Cells, where: Where, folder: Path, report: Report) -> Ended:
+    """Runs cells as a worker does, without the process."""
+    while (unit := job.claim(())) is not None:
+        with unit.lock:
+            outcome = run_unit(job, unit)
+        report(unit.name, outcome)
+    return Ended()
 
 
 @pytest.mark.slow
@@ -91,7 +100,11 @@ def test_what_failed_is_told_and_the_table_is_of_the_rest(
             raise MemoryError("no memory left")
         return run(arguments)
 
-    monkeypatch.setattr(runner.Worker, "run", lambda worker, cell: runner._claim(cell, broken, worker.settings[1]))
+    def launch(job: runner.Cells, *rest: Any) -> Ended:
+        job.step = broken
+        return launch_here(job, *rest)
+
+    monkeypatch.setattr(runner, "launch", launch)
     assert command.main(["--config", "matrix.yaml", "--out", "out"]) == 1
     told = capsys.readouterr().out
     assert "AF-CLIP_one_0: FAILED: fit: MemoryError: no memory left; log: out/cells/AF-CLIP_one_0/log.txt" in told
@@ -176,7 +189,12 @@ def test_a_benchmark_that_is_asked_to_end_says_so_and_ends_with_75(
 def test_cells_that_are_left_are_not_taken_for_done(
     folder: Path, status: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runner.Worker, "run", lambda worker, cell: Outcome(status))
+    def launch(job: runner.Cells, where: Where, folder: Path, report: Report) -> Ended:
+        for name in job.cells if status == "stopped" else ():
+            report(name, Outcome("stopped"))
+        return Ended()
+
+    monkeypatch.setattr(runner, "launch", launch)
     assert command.main(["--config", "matrix.yaml", "--out", "out"]) == STOPPED
     told = capsys.readouterr().out
     assert "0 of 2 cells are done." in told

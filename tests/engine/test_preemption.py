@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.engine import signals
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.signals import STOPPED
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.signals import STOPPED
 from tests.support.commands import arguments
 from tests.support.stops import assert_same_end, stop_after
 

@@ -12,8 +12,8 @@ from afclip_lightning.backbones.preprocess import Preprocess
 from afclip_lightning.components.prompt_images import PromptImages
 from afclip_lightning.datasets.cross_dataset import CrossDataset
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
-from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.methods.mrad import MEMORY, MRAD
+from afclip_runtime.launch.signals import STOPPED
 from tests.support.clips import small_config
 from tests.support.layouts.mvtec import write_mvtec
 from tests.support.methods import trainer_of

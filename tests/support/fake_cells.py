@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
+from afclip_lightning.benchmark.runner import Cells, Run, State, forget_failure, state_of
+from afclip_runtime.launch.worker import run_unit
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -58,3 +60,16 @@ def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
     ]
     folder = out / "cells" / name
     return Cell(name, name.partition("_")[0], "", 0, folder, {folder / "method.yaml": "{}"}, tuple(steps))
+
+
+def run_here(cell: Cell, run: Run = run, retry: bool = False) -> State:
+    """Runs a cell as a worker does, without the process, and returns what became of it."""
+    if retry:
+        forget_failure(cell)
+    job = Cells([cell], run)
+    unit = job.claim(())
+    if unit is None:
+        return state_of(cell) or State("elsewhere")
+    with unit.lock:
+        outcome = run_unit(job, unit)
+    return State(outcome.status, outcome.error, ran=True)

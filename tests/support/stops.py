@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afclip_lightning.engine import signals
+from afclip_runtime.launch import signals
 from tests.support.commands import table
 
 

@@ -17,14 +17,14 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from afclip_lightning.cli.sweep import main as sweep_command
-from afclip_lightning.engine import signals
 from afclip_lightning.engine.app import main as afclip
-from afclip_lightning.engine.signals import STOPPED
 from afclip_lightning.sweep import launch
 from afclip_lightning.sweep.launch import check_arguments
 from afclip_lightning.sweep.space import _distribution, read_sweep
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial, write_table
 from afclip_runtime.errors import UserError
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.signals import STOPPED
 from tests.support import REPOSITORY
 from tests.support.commands import subprocess_of
 from tests.support.stops import stop_after

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from afclip_lightning.engine import signals
-from afclip_lightning.engine.signals import StoppedError
 from afclip_lightning.types import AnomalyPrediction, Batch
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.signals import StoppedError
 
 
 class Preemption(Callback):

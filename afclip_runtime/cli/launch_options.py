@@ -1,0 +1,79 @@
+"""Options of the commands that have many units of work: where that work runs."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Collection, Iterator, Sequence
+
+from afclip_runtime.cli.parser import numeric
+from afclip_runtime.errors import PROGRAM
+from afclip_runtime.launch import Where
+
+OPTIONS = ("--launcher", "--jobs", "--ray_address", "--sbatch")
+JOBS = numeric(int, lambda jobs: jobs >= 1, "at least 1")
+
+
+def add_launch_options(parser: argparse.ArgumentParser, units: str, optional: bool = False) -> None:
+    """Adds the options that say where the work runs.
+
+    Args:
+        parser: Of the command.
+        units: What its units of work are called: `cells`.
+        optional: Whether the command does without a launcher where none is named.
+    """
+    group = parser.add_argument_group("where the work runs")
+    group.add_argument(
+        "--launcher",
+        choices=["local", "slurm", "ray"],
+        default=None if optional else "local",
+        help=f"local: processes of this machine take the {units}; slurm: tasks of a SLURM array; ray: tasks of a Ray "
+        "cluster. All machines see the same files. " + ("By default one process" if optional else "local by default"),
+    )
+    group.add_argument("--jobs", type=JOBS, default=1, metavar="N", help=f"workers: {units} at a time; 1 by default")
+    group.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="running Ray cluster: HOST:6379, or auto; without it Ray runs on this machine until the command ends",
+    )
+    group.add_argument(
+        "--sbatch",
+        type=_words,
+        default=[],
+        metavar="OPTIONS",
+        help="options for sbatch, of each task: '--time=2:00:00 --gres=gpu:1'",
+    )
+
+
+def where_of(
+    options: argparse.Namespace, verb: str, args: Sequence[str], drop: Collection[str] = (), program: str = PROGRAM
+) -> Where:
+    """Returns where the options want the work to run.
+
+    Args:
+        options: Of a parser with `add_launch_options`.
+        verb: Of the command: `features build`.
+        args: What follows the verb, as it was typed.
+        drop: Flags without a value that tasks on other machines are not given.
+        program: How the program is called.
+    """
+    command = [sys.executable, *program.split()[1:], *verb.split(), *_of_a_task(args, drop)]
+    return Where(options.launcher or "local", options.jobs, options.ray_address, options.sbatch, command)
+
+
+def _of_a_task(args: Sequence[str], drop: Collection[str]) -> Iterator[str]:
+    """Yields the arguments of the same command with one worker where it is started; what follows `--` stays behind."""
+    end = list(args).index("--") if "--" in args else len(args)
+    rest = iter(args[:end])
+    for arg in rest:
+        if arg in OPTIONS:
+            next(rest, None)
+        elif arg.partition("=")[0] not in OPTIONS and arg not in drop:
+            yield arg
+    yield from ("--launcher=local", "--jobs=1", *args[end:])
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {text}") from error

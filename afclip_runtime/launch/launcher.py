@@ -1,0 +1,38 @@
+"""Runs a job where the user wants it."""
+
+import os
+from pathlib import Path
+
+from afclip_runtime.errors import UserError
+from afclip_runtime.launch.job import Job
+from afclip_runtime.launch.where import Ended, Report, Where
+
+
+def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, outcome: None) -> Ended:
+    """Runs the units of a job that are not finished, and returns when none is left that a worker can take.
+
+    Args:
+        job: The job.
+        where: Where it runs.
+        folder: Of the job: tasks on other machines log to `slurm/` and `ray/` in it.
+        report: Called after each unit that a worker of this machine has run.
+
+    Raises:
+        UserError: No unit can be run: what the job's `start` says, or workers die before they begin one, or there is
+            no such cluster.
+    """
+    if os.name != "posix":
+        raise UserError("Work is launched on Linux and macOS only.")
+    if job.left() == 0:
+        return Ended()
+    if where.launcher == "slurm":
+        from afclip_runtime.launch.slurm import run_slurm
+
+        return run_slurm(where, folder)
+    if where.launcher == "ray":
+        from afclip_runtime.launch.ray_tasks import run_ray
+
+        return run_ray(where, folder, job.grace)
+    from afclip_runtime.launch.local import run_local
+
+    return run_local(job, where.jobs, report)

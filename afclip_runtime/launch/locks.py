@@ -1,0 +1,115 @@
+"""Locks on a file system that several machines share: a lock ends with its process, however that ends."""
+
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from afclip_runtime.errors import UserError, shown
+
+_held: set[str] = set()  # the system's locks are those of a process: a second claim in it would succeed
+
+
+class Lock:
+    """A lock that this process holds; a context manager that releases it.
+
+    Args:
+        path: Its file, which stays when the lock is released: whoever removed it could remove that of the next holder.
+        descriptor: Of the open file. Closing any other of the same file would release the lock too.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+        _held.add(os.path.abspath(path))
+
+    @property
+    def deaths(self) -> int:
+        """How many processes have died that held it; see `count_death`."""
+        assert self._descriptor is not None
+        content = os.pread(self._descriptor, 16, 0)
+        return int(content) if content.isdigit() else 0
+
+    @deaths.setter
+    def deaths(self, count: int) -> None:
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        if count:
+            os.pwrite(self._descriptor, b"%d" % count, 0)
+
+    def release(self) -> None:
+        """Lets others have it. A second call does nothing."""
+        if self._descriptor is not None:
+            _held.discard(os.path.abspath(self.path))
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.release()
+
+
+def try_lock(path: Path, wait: bool = False) -> Lock | None:
+    """Returns a lock, or `None` while a living process has it.
+
+    Args:
+        path: Its file; it is made if there is none, with its folder.
+        wait: Waits until it is free. Not for a lock that this process holds.
+
+    Raises:
+        UserError: The file cannot be made, or the file system has no locks.
+    """
+    import fcntl
+
+    if os.path.abspath(path) in _held:
+        if wait:
+            raise RuntimeError(f"{path}: this process would wait for itself.")
+        return None
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, flags, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except (BlockingIOError, PermissionError) as error:
+        if error.errno == errno.EAGAIN or (error.errno == errno.EACCES and os.access(path, os.W_OK)):
+            return None  # POSIX allows either for a lock that another has
+        raise _unusable(path, error) from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return Lock(path, descriptor)
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        return UserError(
+            f"{shown(path)}: its file system has no locks ({error.strerror}), which tell workers apart. Mount it with "
+            "locks (NFS: without nolock; Lustre: with flock), or choose another --out."
+        )
+    return UserError(f"{shown(path)}: cannot be used ({error.strerror or error}). Choose another --out.")
+
+
+def count_death(path: Path, most: int) -> int:
+    """Counts in the file of a lock that a process which held it has died.
+
+    Returns how many have; 0 if another process holds it by now.
+
+    Args:
+        path: The file.
+        most: With this number the count begins anew.
+    """
+    with suppress(UserError, OSError):
+        if (lock := try_lock(path)) is not None:
+            with lock:
+                count = lock.deaths + 1
+                lock.deaths = 0 if count >= most else count
+                return count
+    return 0

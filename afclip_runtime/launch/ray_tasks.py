@@ -1,0 +1,119 @@
+"""Workers that are tasks of a Ray cluster, each of which runs the command on its node."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from afclip_runtime.errors import UserError, install_extra, shown
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.output import last_error
+from afclip_runtime.launch.signals import STOPPED
+from afclip_runtime.launch.where import Ended, Where
+
+LOOK = 0.5  # seconds between two looks at the tasks
+RETRIES = 3  # of a task whose node or process is lost; its units are taken up
+HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # variables of the environment that tasks have too
+
+
+def run_ray(where: Where, folder: Path, grace: float) -> Ended:
+    """Runs workers as tasks of a Ray cluster and waits until they have ended.
+
+    Each task has a CPU, and a GPU if the cluster has any. It runs the command with one local worker as a process of its
+    own, in the folder that this process runs in. One whose node is lost is begun again on another.
+
+    Args:
+        where: Workers, the cluster's address, and the command.
+        folder: Of the job; the tasks log to `ray/` in it.
+        grace: Seconds that workers have to stop after a signal.
+
+    Raises:
+        UserError: Ray is not installed, there is no such cluster, or every task ended with a mistake.
+    """
+    ray = open_ray(where.ray_address)
+    try:
+        logs = folder.absolute() / "ray"
+        logs.mkdir(parents=True, exist_ok=True)
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+        task = ray.remote(run_command).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
+        files = [logs / f"{number}.log" for number in range(1, where.jobs + 1)]
+        with signals.noting() as noted:
+            print(f"{where.jobs} Ray tasks, logs in {shown(logs)}.", flush=True)
+            tasks = [task.remote(list(where.command), os.getcwd(), variables, str(file), grace) for file in files]
+            waiting = tasks
+            while waiting and not noted:
+                waiting = ray.wait(waiting, num_returns=len(waiting), timeout=LOOK)[1]
+            if noted:
+                print(f"Stopping the tasks, at the latest in {grace:g} s.", file=sys.stderr, flush=True)
+                for running in waiting:
+                    ray.cancel(running)  # raises KeyboardInterrupt in it
+                ray.wait(tasks, num_returns=len(tasks), timeout=grace + 10)
+                return Ended(noted[0])
+        codes = [_code(ray, task) for task in tasks]
+        if all(code not in (0, 1, STOPPED) for code in codes):
+            raise UserError(f"{shown(files[0])}: {last_error(files[0]) or f'the task ended with {codes[0]}'}")
+        return Ended()
+    finally:
+        ray.shutdown()
+
+
+def open_ray(address: str | None) -> Any:
+    """Returns the module `ray`, connected to a cluster; without an address one of this machine is started.
+
+    Raises:
+        UserError: Ray is not installed, or nothing answers there.
+    """
+    try:
+        ray = importlib.import_module("ray")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: {install_extra('scale')}.") from error
+    try:
+        ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        place = f"--ray_address {shown(address)}" if address else "--launcher ray"
+        raise UserError(f"{place}: no Ray can be used ({reason}). `ray start --head` starts a cluster.") from error
+    return ray
+
+
+def _code(ray: Any, task: Any) -> int | str:
+    try:
+        return int(ray.get(task))
+    except ray.exceptions.RayError as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def run_command(command: Sequence[str], folder: str, variables: dict[str, str], log: str, grace: float) -> int:
+    """Runs the command on the node of a task and returns its exit code; ends it when the task is cancelled.
+
+    Args:
+        command: The command.
+        folder: It runs in.
+        variables: Set in its environment.
+        log: File that its output is appended to.
+        grace: Seconds that it has to stop.
+    """
+    with Path(log).open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command[1:]],
+            cwd=folder,
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(grace + 5)
+                process.kill()
+                process.wait()

@@ -1,0 +1,156 @@
+"""A worker: a process that claims and runs unit after unit, and tells the launcher what it does."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from afclip_runtime.errors import UserError, message_of
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.job import Job, Outcome, Unit
+from afclip_runtime.launch.output import output_to
+from afclip_runtime.launch.signals import STOPS, StoppedError
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A worker begins a unit.
+
+    Attributes:
+        name: The unit.
+        lock: File of its lock.
+    """
+
+    name: str
+    lock: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker has run a unit.
+
+    Attributes:
+        name: The unit.
+        outcome: What became of it.
+    """
+
+    name: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Refused:
+    """No unit can be run.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A worker finds nothing more to run, and ends."""
+
+
+Message = Begun | Finished | Refused | Idle
+
+
+def serve(connection: Connection, job: Job, skip: Collection[str], device: str | None) -> None:
+    """Runs in the worker: unit after unit, until none is left, a signal asks it to stop, or the launcher is gone.
+
+    Args:
+        connection: To the launcher, which gets `Message`s.
+        job: What to do.
+        skip: Names of units that are not tried again.
+        device: The GPU that this worker has; `None` leaves it what there is.
+    """
+    multiprocessing.set_start_method(None, force=True)  # loaders start as they do elsewhere, not as this process did
+    os.setsid()  # Ctrl-C is the launcher's to handle; and all that this process starts can be ended with it
+    if job.grace:
+        signals.listen(*STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    threading.Thread(target=end_with_the_launcher, args=(job.grace,), daemon=True).start()
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    with suppress(BrokenPipeError, ConnectionResetError):  # the launcher is gone
+        try:
+            job.start()
+            gc.collect()
+            gc.freeze()  # what has been imported stays: the collections between units need not look at it
+            _work(connection, job, set(skip))
+        except (UserError, OSError) as error:
+            connection.send(Refused(message_of(error)))
+    sys.stdout.flush()
+
+
+def _work(connection: Connection, job: Job, skip: set[str]) -> None:
+    while not signals.requested():
+        unit = job.claim(skip)
+        if unit is None:
+            connection.send(Idle())
+            return
+        with unit.lock:
+            connection.send(Begun(unit.name, unit.lock.path))
+            outcome = run_unit(job, unit)
+        connection.send(Finished(unit.name, outcome))
+        if not outcome.clean:
+            return
+        if outcome.status != "done":
+            skip.add(unit.name)
+        gc.collect()
+
+
+def run_unit(job: Job, unit: Unit) -> Outcome:
+    """Runs a unit that this process has claimed and returns what became of it; the lock stays."""
+    try:
+        with output_to(unit.log) if unit.log else nullcontext():
+            outcome = _run(job, unit)
+    except OSError as error:  # of the log
+        outcome = Outcome("failed", str(error))
+    if outcome.status == "failed":
+        with suppress(UserError):  # on a full disk the outcome still says it
+            job.fail(unit.name, outcome.error)
+    if unit.lock.deaths:
+        unit.lock.deaths = 0
+    return outcome
+
+
+def _run(job: Job, unit: Unit) -> Outcome:
+    try:
+        return job.run(unit) or Outcome()
+    except (StoppedError, KeyboardInterrupt):
+        return Outcome("stopped", clean=False)
+    except UserError as error:
+        return Outcome("failed", message_of(error))
+    except OSError as error:
+        traceback.print_exc()
+        return Outcome("failed", str(error))
+    except BaseException as error:  # SystemExit too: whatever a unit does, it does to itself
+        traceback.print_exc()
+        return Outcome("failed", f"{type(error).__name__}: {error}", clean=False)
+
+
+def end_with_the_launcher(grace: float) -> None:
+    """Ends this process and all that it started when the launcher is gone, however that was ended.
+
+    Args:
+        grace: Seconds that it has to stop between two steps.
+    """
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    wait([launcher.sentinel])
+    if grace:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace)
+    os.killpg(0, signal.SIGKILL)
