@@ -1,9 +1,12 @@
 """`python -m afclip_lightning inspect`: score, verdict and map of one's own images."""
 
 import argparse
+import io
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ from afclip_lightning.cli.model_options import (
 )
 from afclip_lightning.volumes.options import add_cut_options
 from afclip_runtime.cli import inspect as of_runtime
+from afclip_runtime.cli.bulk import DESCRIPTION as OF_SHARDS
+from afclip_runtime.cli.bulk import add_bulk_options, inspect_by_shards, is_by_shards
 from afclip_runtime.cli.feedback import add_feedback_options, give_feedback, require_images
 from afclip_runtime.cli.inspect import (
     FILES,
@@ -23,6 +28,7 @@ from afclip_runtime.cli.inspect import (
     add_inspect_options,
     add_threshold_options,
     check_inputs,
+    give_thresholds,
     inspected,
     patterns_of,
     readable,
@@ -37,6 +43,7 @@ from afclip_runtime.errors import PROGRAM, UserError
 
 if TYPE_CHECKING:
     from afclip_lightning.inspection.volumes import CutInputs
+    from afclip_runtime.inspection.inspector import Inspector
 
 SAVES = (*of_runtime.SAVES, "nifti", "labelstudio", "coco")
 
@@ -51,24 +58,27 @@ With --axis, volumes (NIfTI, NRRD, MetaImage, DICOM series) are cut into slices,
   nifti/VOLUME.nii.gz       --save nifti: its map as float32, of the volume's own shape, affine and order of axes
 {RUNS}\
 Slices of volumes take no part in the comparison with normal images.
-"""
+
+{OF_SHARDS}"""
 
 
 @command("Stopped. The same command goes on from here.")
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code, as the description has them."""
     others, arguments = split_model_arguments(args)
-    return _run(parse_paths_or_watch(_parser(), others), arguments)
+    return _run(parse_paths_or_watch(_parser(), others), arguments, args)
 
 
-def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
+def _run(options: argparse.Namespace, arguments: dict[str, Any], args: Sequence[str]) -> int:
     named = [*filter(None, [named_model(options), *options.methods.split(",")])]
     if not named:
         raise no_model("inspect", shlex.join(options.paths), "; --methods NAMES, those that train nothing")
-    if options.feedback:
-        _mark(named, options, arguments)
-        return 0
     saves = saves_of(options, SAVES)
+    patterns = patterns_of(options.paths)
+    by_shards = is_by_shards(options, patterns, saves)
+    if options.feedback:
+        _mark(named, patterns, options, arguments)
+        return 0
     by_hand = options.threshold is not None or options.pixel_threshold is not None
     if len(named) > 1 and (options.calibration or by_hand):
         raise UserError("a threshold or a calibration is of one model, and several are named.")
@@ -78,6 +88,10 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     if "nifti" in saves and not options.axis:
         raise UserError("--save nifti is of volumes: say along which axis they are cut, --axis axial.")
     check_watch_options(options, saves, len(named) > 1)
+    if by_shards:
+        load = partial(load_by_name, named, arguments)
+        prepare = partial(set_thresholds, options=options, saves=saves)
+        return inspect_by_shards(options, args, PROGRAM, patterns, saves, load, prepare)
     if options.watch is not None and options.axis:
         raise UserError("--watch is of images: cut volumes in a run of their own (--axis).")
 
@@ -90,7 +104,6 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     check_window(options.window)
     check_rule(options.volume_score)
 
-    patterns = patterns_of(options.paths)
     cut = _cut(patterns, options) if options.axis else None
     inputs = find_inputs(patterns, options.out, options.ignore, cut.taken if cut else ())
     inputs += cut.inputs if cut else []
@@ -108,9 +121,31 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
     return report(models, inputs, done, options.out, lines, cut.notes if cut else ())
 
 
-def _mark(named: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any]) -> None:
+def load_by_name(
+    named: Sequence[str], arguments: dict[str, Any], options: argparse.Namespace, silent: bool
+) -> "dict[str, Inspector]":
+    """Returns the models of a command by name.
+
+    Args:
+        named: Checkpoints, configs, methods, bundles.
+        arguments: Of the method; see `split_model_arguments`.
+        options: Of the command.
+        silent: Whether what is worth a word of them was said before.
+
+    Raises:
+        UserError: See `load_models`.
+    """
+    with redirect_stderr(io.StringIO()) if silent else nullcontext():
+        models = load_models(named, options, arguments, wanted_calibration(options))
+    give_thresholds(models.values(), options)
+    return models
+
+
+def _mark(
+    named: Sequence[str], patterns: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any]
+) -> None:
     """Marks the images that are named, as --feedback says."""
-    images = [Path(path) for path in patterns_of(options.paths)]
+    images = [Path(path) for path in patterns]
     require_images(images, options)
     if len(named) > 1:
         raise UserError("feedback is on one model, and several are named.")
@@ -173,4 +208,5 @@ def _parser() -> argparse.ArgumentParser:
         "--few_shot_dir, below feedback/, and the thresholds must be made anew (%(default)s)",
     )
     add_model_options(parser, engine=True)
+    add_bulk_options(parser)
     return parser

@@ -1,21 +1,23 @@
 """Judging one shard: read its images, judge them, save their pictures, write its part."""
 
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afclip_runtime.bulk.parts import PER_FOLDER, Facts, facts_of, new_part, numbered
 from afclip_runtime.bulk.plan import FOLDER, Plan, Shard, read_files, shard_of
 from afclip_runtime.bulk.reading import open_archive, open_files
-from afclip_runtime.bulk.sources import File
-from afclip_runtime.errors import UserError
-from afclip_runtime.files.locks import Lock, take_lock
+from afclip_runtime.bulk.sources import Archive, File
+from afclip_runtime.errors import UserError, shown
 from afclip_runtime.inspection.folder import save_pictures
-from afclip_runtime.inspection.table import record_of
+from afclip_runtime.inspection.table import Record, record_of
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.locks import Lock, try_lock
 
 if TYPE_CHECKING:
     from afclip_runtime.bulk.reading import Image
@@ -36,12 +38,14 @@ class Job:
         load: Loads the models, by name; a function of a module, or a `functools.partial` of one.
         saves: Which pictures to write.
         num_workers: Threads that decode.
+        cwd: Folder that relative paths of images start from.
     """
 
     out: Path
     load: "Callable[[], Mapping[str, Inspector]]"
     saves: tuple[str, ...] = ()
     num_workers: int = 2
+    cwd: Path = field(default_factory=Path.cwd)
 
 
 class Judge:
@@ -50,13 +54,21 @@ class Judge:
     Args:
         job: The job.
         models: Those that are loaded already, if any.
+        on_image: Called after each image.
 
     Raises:
         UserError: A model cannot be loaded, or there is no plan.
     """
 
-    def __init__(self, job: Job, models: "Mapping[str, Inspector] | None" = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        models: "Mapping[str, Inspector] | None" = None,
+        on_image: Callable[[], None] = lambda: None,
+    ) -> None:
         self.job = job
+        self.on_image = on_image
+        os.chdir(job.cwd)  # of a worker on another machine
         self.plan = Plan.read(job.out)
         self.models = job.load() if models is None else models
 
@@ -66,14 +78,13 @@ class Judge:
         Raises:
             WriteError: A file cannot be written.
             UserError: A model needs few-shot images first.
+            StoppedError: A signal asks this process to stop.
         """
         lock = claim(self.job.out, number)
         if lock is None:
             return None
-        try:
+        with lock:
             return self.judge(number)
-        finally:
-            lock.release(remove=True)
 
     def judge(self, number: int) -> Facts:
         """Judges a shard that this process has claimed, unless another one had done so before; see `claim`.
@@ -81,11 +92,16 @@ class Judge:
         Raises:
             WriteError: A file cannot be written.
             UserError: A model needs few-shot images first.
+            StoppedError: A signal asks this process to stop.
         """
         before = facts_of(self.job.out, number)
         if before is not None and self.plan.is_done(number, before):
             return before
-        return _judge(self.models, self.job, self.plan, number)
+        return _judge(self, number)
+
+    def is_done(self, number: int) -> bool:
+        """Returns whether a shard needs not be judged in this run."""
+        return self.plan.is_done(number, facts_of(self.job.out, number))
 
 
 def claim(out: Path, number: int) -> Lock | None:
@@ -94,48 +110,102 @@ def claim(out: Path, number: int) -> Lock | None:
     Raises:
         UserError: The output folder cannot be written.
     """
-    return take_lock(numbered(out / FOLDER / "locks", number, ".lock"))
+    return try_lock(numbered(out / FOLDER / "locks", number, ".lock"))
 
 
-def _judge(models: "Mapping[str, Inspector]", job: Job, plan: Plan, number: int) -> Facts:
-    begin = time.monotonic()
+def _judge(judge: Judge, number: int) -> Facts:
+    job, plan, several = judge.job, judge.plan, len(judge.models) > 1
     shard = plan.shards[number]
     files = read_files(job.out, number) if shard.archive is None else []
-    digest = shard.digest if shard.archive is not None else shard_of(files).digest
-    rows = failed = left_out = 0
-    damaged = ""
+    tally = _Tally(plan, number, shard.digest if shard.archive else shard_of(files).digest)
     with new_part(job.out, number) as part:
-        for method, model in models.items():
-            column, place = (method, job.out / method) if len(models) > 1 else (None, job.out)
-            reader = _Reader(shard, files)
+        for method, model in judge.models.items():
+            column, place = (method, job.out / method) if several else (None, job.out)
             _remove_pictures(place, number)
+            reader = _Reader(shard, files)
             for row, (file, outcome) in enumerate(_outcomes(model, reader, job)):
                 name = _picture_name(number, row, file.path)
                 if not isinstance(outcome, UserError):
                     save_pictures(outcome, place, name, job.saves)
-                part.add(record_of(file, column, name, outcome))
-                rows += 1
-                failed += isinstance(outcome, UserError) and not file.left_out
-                left_out += file.left_out
-            if reader.damaged:
-                damaged = reader.damaged
-                assert shard.archive is not None
-                source = File(shard.archive.path, shard.archive.size, shard.archive.mtime_ns)
-                part.add(record_of(source, column, "", UserError(damaged)))
-                rows, failed = rows + 1, failed + 1
-        facts = Facts(
-            shard=number,
-            digest=digest,
-            settings=plan.settings,
-            run=plan.run,
-            rows=rows,
-            failed=failed,
-            left_out=left_out,
-            damaged=damaged,
-            seconds=round(time.monotonic() - begin, 3),
+                part.add(tally.count(file, record_of(file, column, name, outcome)))
+                judge.on_image()
+                if signals.requested():
+                    raise signals.StoppedError(f"shard {number} is left to be judged")
+            if shard.archive is not None and reader.damaged:
+                tally.damaged = reader.damaged
+                part.add(_line_of(tally, shard.archive, column))
+        part.close(tally.facts())
+    return tally.facts()
+
+
+def write_failure(out: Path, number: int, error: str) -> None:
+    """Writes the part of a shard whose process died again and again: each image gets the error, and is tried again.
+
+    Args:
+        out: Folder of the output.
+        number: Of the shard.
+        error: What became of the process.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    plan = Plan.read(out)
+    shard = plan.shards[number]
+    tally = _Tally(plan, number, shard.digest)
+    problem = f"the shard could not be judged: {error}"
+    with new_part(out, number) as part:
+        for file in read_files(out, number) if shard.archive is None else []:
+            part.add(tally.count(file, record_of(file, None, "", UserError(f"{shown(file.path)}: {problem}"))))
+        if shard.archive is not None:
+            tally.damaged = f"{shown(shard.archive.path)}: {problem}"
+            part.add(_line_of(tally, shard.archive, None))
+        part.close(tally.facts())
+
+
+class _Tally:
+    """What is counted of a part that is being written.
+
+    Args:
+        plan: The job's.
+        number: Of the shard.
+        digest: Of its images as they were read.
+
+    Attributes:
+        damaged: See `Facts`.
+    """
+
+    def __init__(self, plan: Plan, number: int, digest: str) -> None:
+        self.plan, self.number, self.digest = plan, number, digest
+        self.begin = time.monotonic()
+        self.rows = self.failed = self.left_out = 0
+        self.damaged = ""
+
+    def count(self, file: File, row: Record) -> Record:
+        """Counts a row, and returns it."""
+        self.rows += 1
+        self.failed += bool(row.error) and not file.left_out
+        self.left_out += file.left_out
+        return row
+
+    def facts(self) -> Facts:
+        """Returns what the part says of itself."""
+        return Facts(
+            shard=self.number,
+            digest=self.digest,
+            settings=self.plan.settings,
+            run=self.plan.run,
+            rows=self.rows,
+            failed=self.failed,
+            left_out=self.left_out,
+            damaged=self.damaged,
+            seconds=round(time.monotonic() - self.begin, 3),
         )
-        part.close(facts)
-    return facts
+
+
+def _line_of(tally: _Tally, archive: Archive, method: str | None) -> Record:
+    """Returns the row of a damaged archive itself, counted."""
+    file = File(archive.path, archive.size, archive.mtime_ns)
+    return tally.count(file, record_of(file, method, "", UserError(tally.damaged)))
 
 
 class _Reader:

@@ -60,9 +60,15 @@ class Plan(msgspec.Struct, frozen=True):
             and (not facts.failed or facts.run == self.run)
         )
 
-    def todo(self, out: Path) -> list[int]:
-        """Returns the numbers of the shards that are to be judged in this run."""
-        return [number for number in range(len(self.shards)) if not self.is_done(number, facts_of(out, number))]
+    def todo(self, out: Path, numbers: Iterable[int] | None = None) -> list[int]:
+        """Returns which shards are to be judged in this run.
+
+        Args:
+            out: Folder of the output.
+            numbers: Shards that are looked at; all by default.
+        """
+        looked_at = range(len(self.shards)) if numbers is None else numbers
+        return [number for number in looked_at if not self.is_done(number, facts_of(out, number))]
 
 
 def files_path(out: Path, number: int) -> Path:

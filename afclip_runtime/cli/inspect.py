@@ -1,14 +1,18 @@
 """`python -m afclip_runtime inspect`: score, verdict and map of one's own images, with a bundle."""
 
 import argparse
+import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from afclip_runtime.cli.bulk import DESCRIPTION as OF_SHARDS
+from afclip_runtime.cli.bulk import add_bulk_options, inspect_by_shards, is_by_shards
 from afclip_runtime.cli.feedback import add_feedback_options, give_feedback, require_images
 from afclip_runtime.cli.options import (
     RUNTIME,
@@ -82,6 +86,7 @@ this program; 130 interrupted.
 DESCRIPTION = f"""\
 {FILES}\
 {RUNS}
+{OF_SHARDS}
 Volumes (NIfTI, DICOM series …) and files for annotation tools are of `afclip inspect`, with afclip_lightning installed.
 """
 
@@ -93,15 +98,21 @@ def main(args: Sequence[str]) -> int:
 
     options = parse_paths_or_watch(_parser(), args)
     saves = saves_of(options, SAVES)
+    patterns = patterns_of(options.paths)
+    by_shards = is_by_shards(options, patterns, saves)
     check_watch_options(options, saves, several=False)
     folder = bundle_of(options)
     if options.feedback:
-        images = [Path(path) for path in patterns_of(options.paths)]
+        images = [Path(path) for path in patterns]
         require_images(images, options)
         model = load_bundle(folder, options, wanted_calibration(options), images)
         give_feedback(model, options.feedback, images, options.feedback_by)
         return 0
-    inputs = find_inputs(patterns_of(options.paths), options.out, options.ignore)
+    if by_shards:
+        options.bundle = Path(os.path.abspath(folder))
+        prepare = partial(set_thresholds, options=options, saves=saves)
+        return inspect_by_shards(options, args, RUNTIME, patterns, saves, load_of_bundle, prepare)
+    inputs = find_inputs(patterns, options.out, options.ignore)
     check_inputs(inputs, options)
     model = load_bundle(folder, options, wanted_calibration(options), readable(inputs))
     models = {model.engine.method: model}
@@ -109,6 +120,22 @@ def main(args: Sequence[str]) -> int:
     with inspected(models, inputs, options, saves) as done:
         pass
     return report(models, inputs, done, options.out)
+
+
+def load_of_bundle(options: argparse.Namespace, silent: bool) -> "dict[str, Inspector]":
+    """Returns the model of a bundle as the options want it, by name.
+
+    Args:
+        options: Of the command; they name the bundle.
+        silent: Whether what is worth a word of it was said before.
+
+    Raises:
+        UserError: See `load_bundle`.
+    """
+    with redirect_stderr(io.StringIO()) if silent else nullcontext():
+        model = load_bundle(options.bundle, options, wanted_calibration(options))
+    give_thresholds([model], options)
+    return {model.engine.method: model}
 
 
 def check_inputs(inputs: "Sequence[Input]", options: argparse.Namespace) -> None:
@@ -197,14 +224,20 @@ def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespac
     Raises:
         UserError: What is to be saved needs a pixel threshold, or what is to be moved a threshold, and there is none.
     """
+    give_thresholds(models.values(), options)
     for name, model in models.items():
-        model.threshold, model.pixel_threshold = options.threshold, options.pixel_threshold
-        model.most_pixels = None if options.max_megapixels is None else int(options.max_megapixels * 10**6)
         print(f"{name}: {thresholds_of(model)}", file=sys.stderr)
     needing = [what for what in saves if what in OF_THRESHOLD]
     if needing and any(model.thresholds[1] is None for model in models.values()):
         raise UserError(f"--save {needing[0]} needs a pixel threshold: calibrate first, or give --pixel_threshold.")
     check_threshold(options, models)
+
+
+def give_thresholds(models: "Iterable[Inspector]", options: argparse.Namespace) -> None:
+    """Gives models the thresholds by hand, and the largest image that they read."""
+    for model in models:
+        model.threshold, model.pixel_threshold = options.threshold, options.pixel_threshold
+        model.most_pixels = None if options.max_megapixels is None else int(options.max_megapixels * 10**6)
 
 
 @contextmanager
@@ -228,12 +261,10 @@ def inspected(
         UserError: See `folder.inspect` and `check_settings`.
     """
     from afclip_runtime.files import only_writer
-    from afclip_runtime.inspection.folder import check_settings, inspect
+    from afclip_runtime.inspection.folder import check_settings, inspect, settings_of
 
-    facts = {name: [model.checkpoint, model.settings] for name, model in models.items()}
-    thresholds = {name: model.thresholds_before_feedback for name, model in models.items()}
     with only_writer(options.out):
-        settings = {"model": facts, "threshold": thresholds, "save": sorted(saves)}
+        settings = settings_of(models, saves)
         scope = check_settings(options.out, settings | ({"move_to": options.move_to} if options.move_to else {}))
         if options.watch is None:
             yield inspect(models, inputs, options.out, saves, options.num_workers, keeps)
@@ -285,4 +316,5 @@ def _parser() -> argparse.ArgumentParser:
     add_threshold_options(parser)
     add_feedback_options(parser)
     add_bundle_options(parser)
+    add_bulk_options(parser)
     return parser

@@ -183,6 +183,13 @@ def inspect(
         return Done(new, failed, left_out, table.replaced, drifts, table.rows)
 
 
+def settings_of(models: "Mapping[str, Inspector]", saves: Sequence[str]) -> dict[str, Any]:
+    """Returns what all rows of one output have in common, as `check_settings` takes it."""
+    facts = {name: [model.checkpoint, model.settings] for name, model in models.items()}
+    thresholds = {name: model.thresholds_before_feedback for name, model in models.items()}
+    return {"model": facts, "threshold": thresholds, "save": sorted(saves)}
+
+
 def check_settings(folder: Path, settings: dict[str, Any]) -> str:
     """Refuses a folder whose images were inspected otherwise; a new folder gets the settings. Returns their digest.
 

@@ -1,0 +1,231 @@
+"""`inspect` by shards: options, and what the command does with them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afclip_runtime.cli.launch_options import add_launch_options, where_of
+from afclip_runtime.cli.parser import numeric
+from afclip_runtime.errors import UserError, counted, shown
+
+if TYPE_CHECKING:
+    from afclip_runtime.bulk.parts import Facts
+    from afclip_runtime.bulk.plan import Plan
+    from afclip_runtime.bulk.summary import Manifest
+    from afclip_runtime.inspection.inspector import Inspector
+
+    Load = Callable[[argparse.Namespace, bool], Mapping[str, Inspector]]
+
+PLANNED = "--planned"  # of tasks on other machines: the plan is there, and the end is for whoever started them
+NOT_BY_SHARDS = ("watch", "move_to", "webhook", "feedback", "axis")
+SAVES_OF_A_TABLE = {"labelstudio", "coco", "nifti"}
+STOPPED = 75
+_shard_images = numeric(int, lambda value: 1 <= value <= 10**6, "from 1 to 1,000,000")
+
+DESCRIPTION = """\
+Very many images are inspected by shards: with --launcher, or where a source is a tar archive, a Parquet file or a URL.
+  sources                   beside files, folders, patterns and lists: tar archives of images as WebDataset has them
+                            (.tar, .tar.gz; shards-{000..127}.tar), Parquet files with the bytes of images or their
+                            paths (--image_column), and all of these at URLs (s3://, gs://, https:// …)
+  parts/0000/000000.parquet one file per shard: the columns of inspections.csv, with size and mtime_ns; no .csv, .jsonl
+  manifest.json             what became of the job: shards, failed, damaged archives, drift
+  plan/                     the shards; new images of a later run become further shards
+Pictures are named by shard and row, at most 1,000 per folder. Two jobs with one output share its shards.
+docs/scale.md says more.
+"""
+
+
+def add_bulk_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of shards, and of where they are judged."""
+    group = parser.add_argument_group("very many images, by shards")
+    group.add_argument(
+        "--shard_images", type=_shard_images, metavar="N", help="images per shard, of files and Parquet rows (1,000)"
+    )
+    group.add_argument(
+        "--image_column",
+        metavar="NAME",
+        help="column of a Parquet file: bytes of images, a struct of bytes and path, or paths from the file's folder "
+        "and URLs; found by its type by default",
+    )
+    group.add_argument(PLANNED, action="store_true", help=argparse.SUPPRESS)
+    add_launch_options(parser, "shards", optional=True)
+
+
+def is_by_shards(options: argparse.Namespace, patterns: Sequence[str], saves: Sequence[str]) -> bool:
+    """Returns whether images are inspected by shards; refuses options that do not go with that.
+
+    Args:
+        options: Of the command.
+        patterns: What is inspected.
+        saves: What `--save` names.
+
+    Raises:
+        UserError: Names the option and the remedy.
+    """
+    from afclip_runtime.bulk.sources import is_sharded
+
+    by_source = is_sharded(patterns)
+    if options.launcher is None and not by_source:
+        names = ("shard_images", "image_column", "ray_address", "sbatch")
+        if given := [name for name in names if getattr(options, name)]:
+            raise UserError(f"--{given[0]} is of an inspection by shards: add --launcher local.")
+        if options.jobs != 1:
+            raise UserError("--jobs is of an inspection by shards: add --launcher local.")
+        return False
+    why = f"--launcher {options.launcher}" if options.launcher else "tar archives, Parquet files and URLs"
+    others = [f"--{name}" for name in NOT_BY_SHARDS if getattr(options, name, None)]
+    others += [f"--save {name}" for name in sorted(SAVES_OF_A_TABLE & set(saves))]
+    if others:
+        raise UserError(f"{others[0]} does not go with {why}: inspect local files without --launcher.")
+    return True
+
+
+def inspect_by_shards(
+    options: argparse.Namespace,
+    args: Sequence[str],
+    program: str,
+    patterns: Sequence[str],
+    saves: Sequence[str],
+    load: "Load",
+    prepare: Callable[["Mapping[str, Inspector]"], None],
+) -> int:
+    """Inspects images by shards, says what became of them, and returns the exit code.
+
+    Args:
+        options: Of the command.
+        args: As they were typed, for tasks on other machines.
+        program: How the program is called.
+        patterns: What is inspected.
+        saves: Which pictures to write.
+        load: Loads the models as options say, in silence if it is asked for; a function of a module, or a
+            `functools.partial` of one.
+        prepare: Says which thresholds they have, and refuses what they cannot do.
+
+    Raises:
+        UserError: There is nothing to inspect, the output is of another job, or a file cannot be written.
+    """
+    from afclip_runtime.bulk.judging import Job
+    from afclip_runtime.bulk.parts import require_pyarrow
+    from afclip_runtime.bulk.plan import Plan
+    from afclip_runtime.bulk.shards import judge_shards
+    from afclip_runtime.bulk.summary import finish
+
+    require_pyarrow()
+    where = where_of(options, "inspect", args, program=program)
+    where = replace(where, command=[*where.command, PLANNED])
+    out = Path(os.path.abspath(options.out))
+    options = argparse.Namespace(**{**vars(options), "out": out, "threads": _threads(options, where.jobs)})
+    models = load(options, False)
+    prepare(models)
+    plan = Plan.read(out) if options.planned else _plan(options, patterns, models, saves)
+    todo = plan.todo(out)
+    job = Job(out, partial(load, options, True), tuple(saves), options.num_workers)
+    with _Progress(plan, todo, len(models)) as progress:
+        ended = judge_shards(job, todo, where, models, progress.add_shard, progress.add_image)
+    if options.planned:
+        return ended.code
+    several = len(models) > 1
+    normals = {name if several else None: m.calibration.good if m.calibration else None for name, m in models.items()}
+    manifest = finish(out, normals)
+    _say(manifest, len(todo), out)
+    if ended.code:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return ended.code
+    return _exit_code(manifest, out)
+
+
+def _threads(options: argparse.Namespace, jobs: int) -> int | None:
+    """Returns the threads of each worker: those of this machine are shared among its workers."""
+    if options.threads is not None or options.launcher != "local" or jobs == 1:
+        return options.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def _plan(
+    options: argparse.Namespace, patterns: Sequence[str], models: "Mapping[str, Inspector]", saves: Sequence[str]
+) -> "Plan":
+    from tqdm import tqdm
+
+    from afclip_runtime.bulk.plan import FOLDER, make_plan
+    from afclip_runtime.bulk.sources import Listing
+    from afclip_runtime.files.locks import wait_for_lock
+    from afclip_runtime.inspection.folder import check_settings, settings_of
+
+    shard_images = options.shard_images or 1000
+    listing = Listing(patterns, options.out, options.ignore, options.image_column, shard_images)
+    with wait_for_lock(options.out / FOLDER / ".lock"):
+        digest = check_settings(options.out, {**settings_of(models, saves), "output": "parts"})
+        found = tqdm(listing, unit=" files", desc="listed", disable=None)
+        return make_plan(options.out, found, digest, shard_images)
+
+
+class _Progress:
+    """How far a job is, on a terminal: images, images per second, how long it will take, and how many failed.
+
+    Args:
+        plan: The plan.
+        todo: Numbers of the shards that are judged.
+        methods: How many methods judge each image.
+    """
+
+    def __init__(self, plan: "Plan", todo: Sequence[int], methods: int) -> None:
+        from tqdm import tqdm
+
+        counts = [plan.shards[number].images for number in todo]
+        self.total = None if None in counts else sum(filter(None, counts)) * methods
+        self.todo = len(todo)
+        self.by_image = False  # as they are judged, in this process
+        self.shards = self.rows = self.failed = 0
+        self.bar: Any = tqdm(total=self.total, unit=" images", disable=None, smoothing=0)
+
+    def add_image(self) -> None:
+        """Counts an image of this process."""
+        self.by_image = True
+        self.bar.update()
+
+    def add_shard(self, facts: "Facts") -> None:
+        """Counts a shard; its images only if they were not counted yet."""
+        self.shards, self.rows, self.failed = self.shards + 1, self.rows + facts.rows, self.failed + facts.failed
+        if self.total is None:  # only reading the others tells: they are taken for as large as those so far
+            self.bar.total = round(self.rows / self.shards * self.todo)
+        if self.failed:
+            self.bar.set_postfix_str(f"{self.failed:,} failed", refresh=False)
+        if not self.by_image:
+            self.bar.update(facts.rows)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def _say(manifest: "Manifest", judged: int, out: Path) -> None:
+    """Says what became of a job."""
+    print(
+        f"{manifest.rows - manifest.failed - manifest.left_out:,} inspected, {manifest.failed:,} failed, "
+        f"{manifest.left_out:,} left out, in {counted(manifest.done, 'shard')}, {judged:,} of them judged now: "
+        f"{out / 'parts'}"
+    )
+    for damage in manifest.damaged:
+        print(f"note: damaged: {shown(damage.problem)}", file=sys.stderr)
+    for method, alarm in manifest.drift.items():
+        print(f"note: {method + ': ' if method else ''}{alarm}", file=sys.stderr)
+
+
+def _exit_code(manifest: "Manifest", out: Path) -> int:
+    if left := manifest.shards - manifest.done:
+        print(
+            f"{left:,} of {counted(manifest.shards, 'shard')} are not judged yet: another job with this output has "
+            "them, or their processes have ended. The same command looks again. What is known by now is in "
+            f"{out / 'manifest.json'}.",
+            file=sys.stderr,
+        )
+        return STOPPED
+    return 3 if manifest.drift else 1 if manifest.failed or manifest.left_out else 0
