@@ -1,6 +1,5 @@
 """Runs over several processes and nodes: what they train, test and keep is what one process does."""
 
-import csv
 import multiprocessing
 import os
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from safetensors.torch import load_file
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +23,7 @@ from afclip_lightning.methods.afclip import AFCLIP
 from tests.support import REPOSITORY, free_port
 from tests.support.cases import IN_RUNS, TRAINED
 from tests.support.clips import small_config
+from tests.support.processes import assert_alike, assert_same_features, assert_same_training, rows
 from tests.support.table_runs import options, write_set
 
 pytestmark = pytest.mark.slow
@@ -102,33 +101,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def assert_alike(found: list[dict[str, str]], expected: list[dict[str, str]], limit: float = 1e-5) -> None:
-    """Compares tables: numbers within the limit, all else exactly."""
-    assert len(found) == len(expected)
-    for row, other in zip(found, expected, strict=True):
-        assert row.keys() == other.keys()
-        for column, value in other.items():
-            try:
-                assert float(row[column]) == pytest.approx(float(value), rel=limit, abs=limit), column
-            except ValueError:
-                assert row[column] == value, column
-
-
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_fit_over_processes_is_that_of_one(folder: Path, method: str) -> None:
     one, two = (folder / place / method for place in ("one", "two"))
-    weights = [torch.load(run / "head.ckpt", weights_only=True) for run in (one, two)]
-    assert weights[0]["global_step"] == weights[1]["global_step"] == 6
-    for name, tensor in weights[0]["state_dict"].items():
-        # Adam steps by nearly lr * sign(gradient), which another order of sums turns where a gradient is near 0
-        off = (weights[1]["state_dict"][name] - tensor).abs() > 1e-5 * (1 + tensor.abs())
-        assert off.float().mean() < 0.01, f"{name}: {off.sum()} of {off.numel()}"
-    assert_alike(rows(two / "log/metrics.csv"), rows(one / "log/metrics.csv"), limit=5e-5)  # the losses of each step
+    assert_same_training(two, one)
+    assert torch.load(one / "head.ckpt", weights_only=True)["global_step"] == 6
 
 
 @pytest.mark.parametrize("method", IN_RUNS)
@@ -139,14 +116,8 @@ def test_a_test_over_processes_gives_one_table(folder: Path, method: str) -> Non
 
 
 def test_features_of_processes_are_those_of_one(folder: Path) -> None:
-    stores = [
-        {p.relative_to(s): load_file(p) for p in s.rglob("*.safetensors")}
-        for s in (folder / "one/store", folder / "two/store")
-    ]
-    assert stores[0].keys() == stores[1].keys()
-    assert len({path.name for path in stores[0]}) == 9 + 11
-    for path, tensors in stores[0].items():
-        torch.testing.assert_close(stores[1][path], tensors, rtol=1e-5, atol=1e-5)
+    assert_same_features(folder / "two/store", folder / "one/store")
+    assert len({path.name for path in store_files.feature_files(folder / "one/store")}) == 9 + 11
     assert store_files.verify(folder / "two/store") == []
 
 
