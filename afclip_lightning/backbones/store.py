@@ -17,14 +17,14 @@ from afclip_lightning.backbones.archives import is_finite
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store_files import (
     SPEC_FILE,
-    SUFFIX,
     DamagedError,
     StorageType,
     StoreFacts,
-    feature_files,
     read_checked,
     statement,
+    stored_bytes,
 )
+from afclip_lightning.backbones.store_layout import feature_files, feature_path, find_features
 from afclip_lightning.types import ClipFeatures
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import atomic_path, to_type, write_json
@@ -106,14 +106,14 @@ class FeatureStore:
 
     def path(self, digest: str, tap: str) -> Path:
         """Returns where a tap of the image with this digest lies."""
-        return self.folder / tap / digest[:2] / f"{digest}{SUFFIX}"
+        return feature_path(self.folder, tap, digest)
 
     def load(self, digest: str) -> dict[str, Tensor] | None:
         """Returns the tensors of an image by name, memory-mapped; `None` if one is not there or was damaged."""
         row: dict[str, Tensor] = {}
         for tap in self.spec.taps:
-            path = self.path(digest, tap)
-            if not path.exists():
+            path = find_features(self.folder, tap, digest)
+            if path is None:
                 return None
             try:
                 row |= self._fitting(read_checked(path, "pt"), path)
@@ -158,8 +158,8 @@ class FeatureStore:
                     f"{self.storage}. Use --features.dtype float32 and --trainer.precision 32-true, or other weights."
                 )
             for i, digest in enumerate(digests):
-                path = self.path(digest, tap)
-                if not path.exists():
+                if find_features(self.folder, tap, digest) is None:
+                    path = self.path(digest, tap)
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
                     with atomic_path(path, durable=False) as temporary:  # its checksum tells a torn file
                         try:
@@ -196,17 +196,19 @@ class FeatureStore:
             UserError: Says how much is needed and how much there is.
         """
         root, tokens = self.folder.parent, 1 + self.grid[0] * self.grid[1]
-        needed = 0
-        for tap in self.spec.taps:
-            missing = images - sum(1 for _ in feature_files(root, self.key, tap))
-            needed += max(0, missing) * (2 if tap == "embedding" else tokens) * width * self.dtype.itemsize
+        per_image = {tap: (2 if tap == "embedding" else tokens) * width * self.dtype.itemsize for tap in self.spec.taps}
         root.mkdir(parents=True, exist_ok=True)
         room, what = shutil.disk_usage(root).free, "the disk has"
         if limit_gb is not None:
-            used = sum(path.stat().st_size for path in feature_files(root))
-            left = int(limit_gb * 1e9) - used
+            left = int(limit_gb * 1e9) - stored_bytes(root)
             if left < room:
                 room, what = left, f"limit_gb {limit_gb:g} leaves"
+        if images * sum(per_image.values()) <= room:
+            return  # even if none is there: counting the files of a large store takes minutes
+        needed = 0
+        for tap, size in per_image.items():
+            there = sum(1 for _ in feature_files(root, self.key, tap))
+            needed += max(0, images - there) * size
         if needed > room:
             raise UserError(
                 f"Features of {images} images need {needed / 1e9:.3g} GB in {root}; {what} {max(room, 0) / 1e9:.3g}. "

@@ -1,27 +1,29 @@
-"""The files of a feature store: where they lie, what they say of themselves, and looking after them. Without torch."""
+"""The files of a feature store: what they say of themselves, and looking after them. Without torch."""
 
 import hashlib
+import math
+import os
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from afclip_lightning.backbones.spec import PosEmbedResize
+from afclip_lightning.backbones.store_layout import SUFFIX, Folder, keys, over_folders, place_of, taps
 from afclip_runtime.errors import DatasetError, UserError, shown
 from afclip_runtime.files import open_regular, parts_of, read_json
 from afclip_runtime.types import ImageSize
 from afclip_runtime.views.frame import Interpolation, Resize
 
 StorageType = Literal["float16", "float32"]
-SUFFIX = ".safetensors"
 SPEC_FILE = "spec.json"
 BITS: dict[str, tuple[type, int]] = {"F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
 """Types of features, as safetensors names them: unsigned numbers of that size, and the exponent of infinity and NaN."""
@@ -76,11 +78,6 @@ def image_digest(path: Path, white: int | None = None, roi: str = "") -> str:
     return digest.hexdigest()
 
 
-def _place(path: Path) -> str:
-    """Returns what a file's place says of its content: the key of the features, the tap and the image's digest."""
-    return f"{path.parts[-4]}/{path.parts[-3]}/{path.stem}"
-
-
 def checksum(row: Mapping[str, Any]) -> int:
     """Returns the CRC-32 of an image's arrays or tensors, in the order of their names."""
     value = 0
@@ -91,7 +88,7 @@ def checksum(row: Mapping[str, Any]) -> int:
 
 def statement(path: Path, row: Mapping[str, Any]) -> dict[str, str]:
     """Returns what a file says of itself, in one entry: several are written in any order, and files would differ."""
-    return {"of": f"{_place(path)} {checksum(row)}"}
+    return {"of": f"{'/'.join(place_of(path) or ())} {checksum(row)}"}
 
 
 def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dict[str, Any]:
@@ -115,8 +112,13 @@ def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dic
     place, _, written = facts.get("of", "").rpartition(" ")
     if written != str(checksum(row)):
         raise DamagedError(f"{shown(path)}: the features have changed since they were written.")
-    tap = path.parts[-3]
-    if place != _place(path) or set(row) != ({"class_token", "image_embedding"} if tap == "embedding" else {tap}):
+    own = place_of(path)
+    tap = own[1] if own else ""
+    if (
+        not own
+        or place != "/".join(own)
+        or set(row) != ({"class_token", "image_embedding"} if tap == "embedding" else {tap})
+    ):
         raise DamagedError(f"{shown(path)}: the features are of another image, layer or backbone.")
     if not all(_is_finite(np.asarray(row[name]), *BITS[forms[name]]) for name in names):
         raise DamagedError(f"{shown(path)}: the features hold NaN or infinity.")
@@ -129,39 +131,66 @@ def _is_finite(array: np.ndarray, unsigned: type, exponent: int) -> bool:
     return bool((bits & unsigned(exponent)).max(initial=0) < exponent)
 
 
-def feature_files(root: Path, key: str = "*", tap: str = "*") -> Iterator[Path]:
-    """Yields every file of features under the folder of a store, sorted: of one backbone and tap, or of all."""
-    yield from sorted(root.glob(f"{key}/{tap}/*/*{SUFFIX}"))
-
-
 def info(root: Path) -> list[dict[str, Any]]:
     """Returns what a store holds, one entry per backbone.
 
     Raises:
         UserError: There is no store.
     """
-    folders = sorted(path.parent for path in root.glob(f"*/{SPEC_FILE}"))
-    if not folders:
+    specs = check_store(root)
+    found = {key: {tap: {"images": 0, "bytes": 0} for tap in taps(root, key)} for key in keys(root)}
+    for folder, images, size in over_folders(root, _measured, "Counting"):
+        found[folder.key][folder.tap]["images"] += images
+        found[folder.key][folder.tap]["bytes"] += size
+    return [{"key": key, "spec": asdict(spec), "taps": found[key]} for key, spec in specs.items()]
+
+
+def check_store(root: Path) -> dict[str, StoreFacts]:
+    """Returns what each backbone of a store is, by key.
+
+    Raises:
+        UserError: There is no store, or one of its `spec.json` is damaged.
+    """
+    specs = {key: StoreFacts.read(root / key) for key in keys(root) if (root / key / SPEC_FILE).exists()}
+    if not specs:
         raise UserError(f"{root} holds no features. Make some with `features build`, or a run with --features.cache.")
-    entries = []
-    for folder in folders:
-        taps = {}
-        for tap in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-            sizes = [path.stat().st_size for path in feature_files(root, folder.name, tap)]
-            taps[tap] = {"images": len(sizes), "bytes": sum(sizes)}
-        entries.append({"key": folder.name, "spec": asdict(StoreFacts.read(folder)), "taps": taps})
-    return entries
+    return specs
+
+
+def stored_bytes(root: Path) -> int:
+    """Returns how many bytes the features of a store take."""
+    return sum(size for _, _, size in over_folders(root, _measured, "Counting"))
+
+
+def _measured(folder: Folder) -> tuple[Folder, int, int]:
+    """Returns the folder, the number of its files and their bytes."""
+    images = size = 0
+    for entry in folder.entries():
+        with suppress(FileNotFoundError):
+            size += entry.stat().st_size
+            images += 1
+    return folder, images, size
+
+
+def check_files(root: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of files in each folder of a store, and what is wrong with them, one sentence per file."""
+    yield from over_folders(root, _checked, "Verifying")
 
 
 def verify(root: Path) -> list[str]:
     """Returns what is wrong with the files of a store, a sentence each."""
-    problems = []
-    for path in tqdm(list(feature_files(root)), unit="image", disable=not sys.stderr.isatty()):
+    return [problem for _, problems in check_files(root) for problem in problems]
+
+
+def _checked(folder: Folder) -> tuple[int, list[str]]:
+    count, problems = 0, []
+    for entry in folder.entries():
         try:
-            read_checked(path)
+            count += 1
+            read_checked(Path(entry.path))
         except UserError as error:  # a file that is damaged, and what is no file
             problems.append(str(error))
-    return problems
+    return count, problems
 
 
 def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tuple[int, int]:
@@ -176,31 +205,42 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
     Raises:
         UserError: No such key.
     """
-    entries = info(root)
-    known = [name for e in entries for name in (e["key"], *(f"{e['key']}/{tap}" for tap in e["taps"]))]
+    known = [name for of in check_store(root) for name in (of, *(f"{of}/{tap}" for tap in taps(root, of)))]
     if key is not None and key not in known:
         raise UserError(f"{root} has no features under the key {key!r}; `features info` lists the keys.")
-    oldest = time.time() - days * 86400 if days is not None else None
-    doomed = []
-    for path in feature_files(root):
-        stat = path.stat()
-        if key in (path.parts[-4], "/".join(path.parts[-4:-2])) or (
-            oldest is not None and max(stat.st_atime, stat.st_mtime) < oldest
-        ):
-            doomed.append(path)
-        elif damaged:
-            try:
-                read_checked(path)
-            except DamagedError:
-                doomed.append(path)
-            except UserError:  # no file, which `verify` names
-                continue
-    hour = time.time() - 3600
-    # younger ones may be in the making
-    doomed += [path for path in root.glob("*/*/*/.*.tmp") if path.stat().st_mtime < hour]
-    size = sum(path.stat().st_size for path in doomed)
-    for path in doomed:
-        path.unlink(missing_ok=True)
+    oldest = time.time() - days * 86400 if days is not None else -math.inf
+    count = size = 0
+    for removed, freed in over_folders(root, partial(_pruned, key=key, oldest=oldest, damaged=damaged), "Pruning"):
+        count, size = count + removed, size + freed
     if key is not None:
         shutil.rmtree(root / key)
-    return len(doomed), size
+    return count, size
+
+
+def _pruned(folder: Folder, key: str | None, oldest: float, damaged: bool) -> tuple[int, int]:
+    """Removes what `prune` removes of a folder; returns how many files and bytes."""
+    count = size = 0
+    whole = key in (folder.key, f"{folder.key}/{folder.tap}")
+    hour = time.time() - 3600
+    for suffix in (SUFFIX, ".tmp"):
+        for entry in folder.entries(suffix):
+            with suppress(FileNotFoundError):
+                stat = entry.stat()
+                if suffix == ".tmp":
+                    doomed = stat.st_mtime < hour  # a younger one may be in the making
+                else:
+                    doomed = whole or max(stat.st_atime, stat.st_mtime) < oldest or (damaged and _damaged(entry.path))
+                if doomed:
+                    os.unlink(entry.path)
+                    count, size = count + 1, size + stat.st_size
+    return count, size
+
+
+def _damaged(path: str) -> bool:
+    try:
+        read_checked(Path(path))
+    except DamagedError:
+        return True
+    except UserError:  # no file, which `verify` names
+        return False
+    return False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from afclip_lightning.backbones.store_files import feature_files, info, prune, verify
+from afclip_lightning.backbones.store_files import check_files, check_store, info, prune
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
 from afclip_runtime.types import in_pixels
@@ -57,11 +57,14 @@ def main(args: Sequence[str]) -> int:
         entries = info(root)
         print(json.dumps(entries, indent=2) if options.json else _render(entries))
     elif options.verb == "verify":
-        info(root)  # says so if there is no store
-        problems = verify(root)
-        total = sum(1 for _ in feature_files(root))
-        print("\n".join([*problems, f"{total} files, {len(problems)} damaged."]))
-        return 1 if problems else 0
+        check_store(root)
+        total = damaged = 0
+        for count, problems in check_files(root):
+            total, damaged = total + count, damaged + len(problems)
+            if problems:
+                print("\n".join(problems), flush=True)
+        print(f"{total} files, {damaged} damaged.")
+        return 1 if damaged else 0
     else:
         count, size = prune(root, options.key, options.days, options.damaged)
         print(f"Removed {count} files, {size / 1e9:.2f} GB.")

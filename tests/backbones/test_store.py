@@ -18,7 +18,8 @@ from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import union
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore, from_rows
-from afclip_lightning.backbones.store_files import checksum, feature_files, image_digest
+from afclip_lightning.backbones.store_files import checksum, image_digest
+from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.factory import methods

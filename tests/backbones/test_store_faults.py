@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from afclip_lightning.backbones import store_files
-from afclip_lightning.backbones.store_files import feature_files
+from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.cli import features
 from tests.support.clips import small_config
 from tests.support.table_runs import options, write_set

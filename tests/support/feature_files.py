@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from afclip_lightning.backbones.clip import ClipBackbone
-from afclip_lightning.backbones.store_files import feature_files
+from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.types import ClipFeatures
 
 
