@@ -12,6 +12,10 @@ class Published:
     """Facts about a dataset, as attributes of its class; nothing that is not known.
 
     Attributes:
+        title: What tables and pages call it; empty for data of one's own.
+        paper: Key of its paper in docs/references.bib; empty where there is none.
+        url: Address of the page where it is obtained; empty where that is not known.
+        labels: What is labelled.
         folder: Its folder in the one that holds all datasets; empty where that is its name.
         layout: What `root` must contain, as a few lines for a person.
         source: Where the dataset is obtained.
@@ -22,6 +26,10 @@ class Published:
         published_total: Images of all the categories together, for sets that are not published category by category.
     """
 
+    title: str = ""
+    paper: str = ""
+    url: str = ""
+    labels: str = "image, pixel"
     folder: str = ""
     layout: str
     source: str

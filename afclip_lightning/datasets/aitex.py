@@ -23,6 +23,9 @@ class AITEX(TiledLayout):
     Reference: Silvestre-Blanes et al., A Public Fabric Database for Defect Detection Methods and Results, 2019.
     """
 
+    title = "AITEX"
+    paper = "silvestre2019aitex"
+    url = "https://www.aitex.es"
     name = "aitex"
     published = ("fabric",)
     class_names: Mapping[str, str] = {"fabric": "woven fabric"}

@@ -18,6 +18,10 @@ class AutoVI(SaturatedLayout):
     Reference: Carvalho et al., The Automotive Visual Inspection Dataset (AutoVI), 2024, doi 10.5281/zenodo.10459003.
     """
 
+    title = "AutoVI"
+    paper = "carvalho2024autovi"
+    url = "https://zenodo.org/records/10459003"
+    labels = "image, pixel, per defect"
     name = "autovi"
     published_counts: Mapping[str, Counts] = {
         "engine_wiring": (285, 285, 322),

@@ -62,6 +62,8 @@ class BMAD(AnomalyDataModule):
     Reference: Bao et al., BMAD: Benchmarks for Medical Anomaly Detection.
     """
 
+    paper = "bao2024bmad"
+    url = "https://github.com/DorisBao/BMAD"
     layout = """
 train/good/*.png                           normal images (for few-shot)
 test/good/img/*.png                        normal images
@@ -83,6 +85,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         super().__init__(
             root, None, train_split, batch_size, num_workers, {facts.category: facts.class_name, **(class_names or {})}
         )
+        self.title = f"BMAD, {facts.class_name}"
         self.category = facts.category
         self.published_counts = {facts.category: facts.counts}
         self.source = f"github.com/DorisBao/BMAD; made from {facts.origin}. The archive's folder of this set."

@@ -14,6 +14,9 @@ class BTAD(MVTecLayout):
     Reference: Mishra et al., VT-ADL, ISIE 2021.
     """
 
+    title = "BTAD"
+    paper = "mishra2021btad"
+    url = "https://avires.dimi.uniud.it"
     name = "btad"
     published_counts: Mapping[str, Counts] = {"01": (None, 21, 49), "02": (None, 30, 200), "03": (None, 400, 41)}
     published_total = (1799, 451, 290)

@@ -24,6 +24,10 @@ class DAGM(AnomalyDataModule):
     Reference: Wieler and Hahn, Weakly Supervised Learning for Industrial Optical Inspection, DAGM 2007.
     """
 
+    title = "DAGM 2007"
+    paper = "wieler2007dagm"
+    url = "https://hci.iwr.uni-heidelberg.de"
+    labels = "image, weak pixel"
     name = "dagm"
     published_total = (None, 6996, 1054)
     class_names = MappingProxyType(dict.fromkeys(CLASSES, "textured surface"))

@@ -11,6 +11,8 @@ class DTDSynthetic(MVTecLayout):
     Reference: Aota et al., Zero-shot versus Many-shot: Unsupervised Texture Anomaly Detection, WACV 2023.
     """
 
+    title = "DTD-Synthetic"
+    paper = "aota2023dtd"
     name = "dtd"
     class_names: Mapping[str, str] = {
         "Woven_001": "woven fabric",

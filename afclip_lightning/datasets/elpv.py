@@ -25,6 +25,10 @@ class ELPV(AnomalyDataModule):
     images, 2019.
     """
 
+    title = "ELPV"
+    paper = "deitsch2019elpv"
+    url = "https://github.com/zae-bayern/elpv-dataset"
+    labels = "image"
     name = "elpv"
     published_counts = MappingProxyType({CATEGORY: (1508 - 377, 377, 715)})
     layout = """

@@ -16,6 +16,9 @@ class GoodsAD(MVTecLayout):
     Reference: Zhang et al., PKU-GoodsAD: A Supermarket Goods Dataset, RA-L 9 (2024), arXiv 2307.04956.
     """
 
+    title = "GoodsAD"
+    paper = "zhang2024goodsad"
+    url = "https://github.com/jianzhang96/GoodsAD"
     name = "goods_ad"
     published_counts: Mapping[str, Counts] = {
         "cigarette_box": (183, 183, 246),

@@ -30,6 +30,9 @@ class HeadCT(AnomalyDataModule):
         ValueError: An argument is out of its range.
     """
 
+    title = "HeadCT"
+    url = "https://www.kaggle.com/felipekitamura"
+    labels = "image"
     name = "headct"
     layout = """
 labels.csv         a heading, then one line per image: number, 1 for a haemorrhage or 0

@@ -63,6 +63,10 @@ class Kaputt(AnomalyDataModule):
     Reference: Höfer et al., Kaputt: A Large-Scale Dataset for Visual Defect Detection, ICCV 2025, arXiv 2510.05903.
     """
 
+    title = "Kaputt"
+    paper = "hofer2025kaputt"
+    url = "https://huggingface.co/datasets/amazon/kaputt"
+    labels = "image"
     name = "kaputt"
     published = (CATEGORY,)
     class_names: Mapping[str, str] = {CATEGORY: "retail item"}

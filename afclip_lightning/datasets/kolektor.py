@@ -27,6 +27,9 @@ class KolektorSDD(MVTecLayout):
     Reference: Tabernik et al., Segmentation-Based Deep-Learning Approach for Surface-Defect Detection, 2020.
     """
 
+    title = "KolektorSDD"
+    paper = "tabernik2020ksdd"
+    url = "https://github.com/zqhang/AnomalyCLIP"
     name = "sdd"
     published_counts: Mapping[str, Counts] = {"electrical commutators": (None, 181, 74)}
     published = tuple(published_counts)
@@ -51,6 +54,9 @@ class KolektorSDDThirds(TiledLayout):
     Reference: Tabernik et al., Segmentation-Based Deep-Learning Approach for Surface-Defect Detection, 2020.
     """
 
+    title = "KolektorSDD, in thirds"
+    paper = "tabernik2020ksdd"
+    url = "https://www.vicos.si/resources/kolektorsdd/"
     name = "sdd_thirds"
     published_counts: Mapping[str, Counts] = {"electrical_commutators": (None, 286, 54)}
     published = tuple(published_counts)
@@ -96,6 +102,9 @@ class KolektorSDD2(AnomalyDataModule):
     Reference: Bozic et al., Mixed supervision for surface-defect detection, Computers in Industry 129 (2021).
     """
 
+    title = "KolektorSDD2"
+    paper = "bozic2021ksdd2"
+    url = "https://www.vicos.si"
     name = "sdd2"
     published_counts: Mapping[str, Counts] = {"surface": (2085, 894, 110)}
     class_names: Mapping[str, str] = {"surface": "production item surface"}

@@ -13,6 +13,9 @@ class MagneticTile(MVTecLayout):
     mask is empty.
     """
 
+    title = "Magnetic tiles"
+    paper = "huang2020magnetic"
+    url = "https://github.com/abin24"
     name = "magnetic_tile"
     published = ("magnetic_tile",)
     flat = True

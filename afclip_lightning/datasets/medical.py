@@ -33,6 +33,7 @@ class SubsetFacts:
         mask_threshold: Highest value of a mask file that is still normal; see `Sample`.
         copy: Folder inside the archive that holds the same files again, used where they are not beside it.
         class_name: What a prompt calls the category; empty where it is the category's name.
+        paper: Key of its paper in docs/references.bib; empty where there is none.
     """
 
     folder: str
@@ -47,6 +48,12 @@ class SubsetFacts:
     mask_threshold: int | None = None
     copy: str | None = None
     class_name: str = ""
+    paper: str = ""
+
+    @property
+    def labels(self) -> str:
+        """Returns what is labelled: images where there are normal ones, pixels where there are masks."""
+        return ", ".join([*(["image"] if self.normal else []), *(["pixel"] if self.masks else [])])
 
     @property
     def layout(self) -> str:
@@ -57,9 +64,11 @@ class SubsetFacts:
         return "\n".join(lines)
 
 
-def _polyps(folder: str, source: str, licence: str, count: int) -> SubsetFacts:
+def _polyps(folder: str, source: str, licence: str, count: int, paper: str = "") -> SubsetFacts:
     # The edges of these masks are smoothed, and some copies are JPEG: "any non-zero value" would widen the region.
-    return SubsetFacts(folder, "colon", "images", source, licence, (0, count), masks="masks", mask_threshold=127)
+    return SubsetFacts(
+        folder, "colon", "images", source, licence, (0, count), masks="masks", mask_threshold=127, paper=paper
+    )
 
 
 SUBSETS: dict[Subset, SubsetFacts] = {
@@ -93,6 +102,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         None,
         normal="non_glaucoma/image",
         class_name="retinal fundus",
+        paper="li2019lag",
     ),
     # The masks of later releases show the lungs, not the disease: they are no masks.
     "covid19": SubsetFacts(
@@ -117,19 +127,30 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         mask_suffix="_Segmentation",
     ),
     "colondb": _polyps(
-        "CVC-ColonDB", "CVC-ColonDB, in the polyp collection figshare 21221579.", "research, see there", 380
+        "CVC-ColonDB",
+        "CVC-ColonDB, in the polyp collection figshare 21221579.",
+        "research, see there",
+        380,
+        "tajbakhsh2015colondb",
     ),
     "clinicdb": _polyps(
-        "CVC-ClinicDB", "CVC-ClinicDB, in the polyp collection figshare 21221579.", "research, see there", 612
+        "CVC-ClinicDB",
+        "CVC-ClinicDB, in the polyp collection figshare 21221579.",
+        "research, see there",
+        612,
+        "bernal2015clinicdb",
     ),
     "kvasir": _polyps(
         "Kvasir",
         "Kvasir-SEG, from Simula or the polyp collection figshare 21221579.",
         "research and education by what is known; see there",
         1000,
+        "jha2020kvasir",
     ),
     "cvc300": _polyps("CVC-300", "CVC-300, in the polyp collection figshare 21221579.", "research, see there", 60),
-    "endo": _polyps("Endo", "EndoTect 2020, test images of the segmentation task.", "see there", 200),
+    "endo": _polyps(
+        "Endo", "EndoTect 2020, test images of the segmentation task.", "see there", 200, "hicks2021endotect"
+    ),
     "tn3k": SubsetFacts(
         "TN3K",
         "thyroid",
@@ -140,6 +161,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         masks="test-mask",
         mask_threshold=127,  # the masks are JPEG
         class_name="thyroid ultrasound",
+        paper="gong2021tn3k",
     ),
 }
 
@@ -178,6 +200,7 @@ class Medical(AnomalyDataModule):
         super().__init__(
             root, batch_size=batch_size, num_workers=num_workers, class_names={**own, **(class_names or {})}
         )
+        self.title, self.paper, self.labels = facts.folder, facts.paper, facts.labels
         self.layout = facts.layout
         self.source = facts.source
         self.licence = facts.licence

@@ -12,6 +12,9 @@ class MPDD(MVTecLayout):
     Incomplete copies go round: compare the counts.
     """
 
+    title = "MPDD"
+    paper = "jezek2021mpdd"
+    url = "https://github.com/stepanje/MPDD"
     name = "mpdd"
     published_counts: Mapping[str, Counts] = {
         "bracket_black": (None, 32, 47),

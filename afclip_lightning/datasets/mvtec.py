@@ -12,6 +12,9 @@ class MVTecAD(MVTecLayout):
     Reference: Bergmann et al., MVTec AD, CVPR 2019.
     """
 
+    title = "MVTec AD"
+    paper = "bergmann2019mvtec"
+    url = "https://www.mvtec.com/research-teaching/datasets/mvtec-ad"
     name = "mvtec"
     published_counts: Mapping[str, Counts] = {
         "bottle": (None, 20, 63),

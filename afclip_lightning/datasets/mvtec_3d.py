@@ -35,6 +35,9 @@ class MVTec3D(AnomalyDataModule):
     Reference: Bergmann et al., The MVTec 3D-AD Dataset, VISAPP 2022, arXiv 2112.09045.
     """
 
+    title = "MVTec 3D-AD (colours)"
+    paper = "bergmann2022mvtec3d"
+    url = "https://www.mvtec.com/research-teaching/datasets/mvtec-3d-ad"
     name = "mvtec_3d"
     published: ClassVar[tuple[str, ...]] = (
         "bagel",

@@ -39,6 +39,9 @@ class MVTecAD2(AnomalyDataModule):
     Reference: Heckler-Kram et al., The MVTec AD 2 dataset, arXiv 2503.21622.
     """
 
+    title = "MVTec AD 2"
+    paper = "hecklerkram2025mvtecad2"
+    url = "https://www.mvtec.com/research-teaching/datasets/mvtec-ad-2"
     name = "mvtec_ad_2"
     published: ClassVar[tuple[str, ...]] = (
         "can",

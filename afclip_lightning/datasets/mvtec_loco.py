@@ -20,6 +20,10 @@ class MVTecLOCO(SaturatedLayout):
         Localization, IJCV 130 (2022).
     """
 
+    title = "MVTec LOCO AD"
+    paper = "bergmann2022loco"
+    url = "https://www.mvtec.com/research-teaching/datasets/mvtec-loco-ad"
+    labels = "image, pixel, per defect"
     name = "mvtec_loco"
     published_counts: Mapping[str, Counts] = {
         "breakfast_box": (351, 102, 173),

@@ -92,6 +92,10 @@ class RealIAD(AnomalyDataModule):
     Reference: Wang et al., Real-IAD: A Real-World Multi-View Dataset, CVPR 2024, arXiv 2403.12580.
     """
 
+    title = "Real-IAD"
+    paper = "wang2024realiad"
+    url = "https://realiad4ad.github.io/Real-IAD"
+    labels = "image, pixel, objects of 5 views"
     name = "real_iad"
     published = (
         *("audiojack", "bottle_cap", "button_battery", "end_cap", "eraser", "fire_hood", "mint", "mounts", "pcb"),

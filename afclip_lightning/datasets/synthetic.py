@@ -49,6 +49,7 @@ class Synthetic(MVTecLayout):
         ValueError: An argument is out of its range.
     """
 
+    title = "Synthetic"
     name = "synthetic"
     published = SYNTHETIC_TRAIN + SYNTHETIC_TEST
     required = ("test", "ground_truth")

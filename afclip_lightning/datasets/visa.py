@@ -46,6 +46,9 @@ class VisA(MVTecLayout):
     Reference: Zou et al., SPot-the-Difference Self-Supervised Pre-training, ECCV 2022.
     """
 
+    title = "VisA"
+    paper = "zou2022visa"
+    url = "https://github.com/amazon-science/spot-diff"
     name = "visa"
     published_counts: Mapping[str, Counts] = {
         "candle": (900, 100, 100),

@@ -99,6 +99,12 @@ class AACLIP(AnomalyMethod):
     (Mwxinnn/AA-CLIP, 53db195).
     """
 
+    title = "AA-CLIP"
+    paper = "ma2025aaclip"
+    official_code = "Mwxinnn/AA-CLIP"
+    parity = (
+        "equal to the official code with `configs/official/aaclip.yaml`; the paper's loss and fusion are the default"
+    )
     needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # the blocks run in `loss` and `score`
     changes_blocks: ClassVar[bool] = True

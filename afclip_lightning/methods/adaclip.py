@@ -106,6 +106,10 @@ class AdaCLIP(AnomalyMethod):
     e27ee32).
     """
 
+    title = "AdaCLIP"
+    paper = "cao2024adaclip"
+    official_code = "caoyunkang/AdaCLIP"
+    parity = "equal to the official code, but for the grouping of its fusion, which is random there"
     needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # of the second pass
     changes_blocks: ClassVar[bool] = True

@@ -169,6 +169,10 @@ class AdaptCLIP(PromptMethod):
     Reference: AdaptCLIP (arXiv 2505.09926); the official code.
     """
 
+    title = "AdaptCLIP"
+    paper = "gao2026adaptclip"
+    official_code = "gaobb/AdaptCLIP"
+    parity = "equal to the official code, losses and running statistics too"
     takes_few_shot: ClassVar[bool] = True
     trains_beside_normal: ClassVar[bool] = True
     memory: MemoryBank

@@ -76,6 +76,10 @@ class AFCLIP(PromptMethod):
     Reference: AF-CLIP, Eq. (3) to (18).
     """
 
+    title = "AF-CLIP, AF-CLIP+"
+    paper = "fang2025afclip"
+    official_code = "Faustinaqq/AF-CLIP"
+    parity = "equal to the official code"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
     fixed_by_training = ("scales", "aggregation_sigma", "learnable_prompt", "states", "temperature")

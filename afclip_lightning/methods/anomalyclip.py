@@ -51,6 +51,10 @@ class AnomalyCLIP(PromptMethod):
     Reference: AnomalyCLIP (Zhou et al., 2024); the official code for what the paper leaves open.
     """
 
+    title = "AnomalyCLIP"
+    paper = "zhou2024anomalyclip"
+    official_code = "zqhang/AnomalyCLIP"
+    parity = "equal to the official code"
     fixed_by_training = (
         "normal_words",
         "abnormal_words",

@@ -74,6 +74,10 @@ class AnomalyDINO(AnomalyMethod):
     Reference: AnomalyDINO (arXiv 2405.14529, WACV 2025); the official code.
     """
 
+    title = "AnomalyDINO"
+    paper = "damm2025anomalydino"
+    official_code = "dammsi/AnomalyDINO"
+    parity = "equal to the official code, its mask with `morphology: column`"
     takes_few_shot: ClassVar[bool] = True
     uses_test_set: ClassVar[UsesTestSet] = "without few-shot images"
     memory: MemoryBank

@@ -99,6 +99,10 @@ class AnoVL(AnomalyMethod):
     Reference: AnoVL (Deng et al., 2023), with the numbers of its public code (hq-deng/AnoVL, 3a70bfd).
     """
 
+    title = "AnoVL (AnoCLIP)"
+    paper = "deng2023anovl"
+    official_code = "hq-deng/AnoVL"
+    parity = "equal to the official code"
     needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # views are encoded from the image
 

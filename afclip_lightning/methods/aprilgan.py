@@ -56,6 +56,10 @@ class APRILGAN(AnomalyMethod):
     Reference: APRIL-GAN (Chen et al., 2023), with the numbers of its public code (ByChelsea/VAND-APRIL-GAN, f13b8a6).
     """
 
+    title = "APRIL-GAN"
+    paper = "chen2023aprilgan"
+    official_code = "ByChelsea/VAND-APRIL-GAN"
+    parity = "equal to the official code"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
     uses_test_set: ClassVar[UsesTestSet] = "with few-shot images"  # whose highest values are scaled over the category

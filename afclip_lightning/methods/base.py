@@ -74,6 +74,10 @@ class AnomalyMethod(LightningModule, ABC):
         optimizer: Makes the optimiser of the trainable parameters; `None` for a method that trains nothing.
 
     Attributes:
+        title: What tables and pages call the method; by default its class.
+        paper: Key of its paper in docs/references.bib; empty for a rule of one's own.
+        official_code: The authors' repository on GitHub, `OWNER/NAME`; empty where none is public.
+        parity: What its numbers were compared with.
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
         rows_from_training: Persistent buffers that have as many rows as training gave them.
         takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
@@ -97,6 +101,10 @@ class AnomalyMethod(LightningModule, ABC):
         card: What checkpoints say of the training, as plain values of `heads.card.Card`; `None` for nothing.
     """
 
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    official_code: ClassVar[str] = ""
+    parity: ClassVar[str] = ""
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
     rows_from_training: ClassVar[tuple[str, ...]] = ()
     takes_few_shot: ClassVar[bool] = False

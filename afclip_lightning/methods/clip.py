@@ -56,6 +56,9 @@ class CLIP(AnomalyMethod):
     Reference: the baselines of WinCLIP, AnomalyCLIP and FAPrompt.
     """
 
+    title = "CLIP, CLIP-AC"
+    paper = "radford2021clip"
+    parity = "a baseline of the papers, in both of their protocols"
     needs_class_name: ClassVar[bool] = True
 
     def __init__(

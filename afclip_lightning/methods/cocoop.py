@@ -48,6 +48,10 @@ class CoCoOp(AnomalyMethod):
     Reference: CoCoOp (Zhou et al., 2022, arXiv 2203.05557), Eq. (2); the baseline of FAPrompt.
     """
 
+    title = "CoCoOp"
+    paper = "zhou2022cocoop"
+    official_code = "KaiyangZhou/CoOp"
+    parity = "a baseline of the papers, whose code is not published; prompts and loss as their tables are read"
     needs_class_name: ClassVar[bool] = True
     fixed_by_training: ClassVar[tuple[str, ...]] = ("normal_word", "abnormal_word", "temperature")
 

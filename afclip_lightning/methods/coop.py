@@ -45,6 +45,10 @@ class CoOp(CategoryPromptMethod):
     Reference: CoOp (Zhou et al., 2022, arXiv 2109.01134), Eq. (2); the baselines of AnomalyCLIP and FAPrompt.
     """
 
+    title = "CoOp"
+    paper = "zhou2022coop"
+    official_code = "KaiyangZhou/CoOp"
+    parity = "a baseline of the papers, whose code is not published; prompts and loss as their tables are read"
     fixed_by_training: ClassVar[tuple[str, ...]] = ("normal_word", "abnormal_word", "temperature")
 
     def __init__(

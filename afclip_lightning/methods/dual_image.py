@@ -80,6 +80,9 @@ class DualImageCLIP(AnomalyMethod):
     Reference: Dual-Image Enhanced CLIP, Eq. (1) to (13).
     """
 
+    title = "Dual-Image Enhanced CLIP"
+    paper = "zhang2024dualimage"
+    parity = "no public code to compare with; what the paper leaves open is an argument"
     needs_references: ClassVar[bool] = True
     needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # anomalies are synthesised in the image

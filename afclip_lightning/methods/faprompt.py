@@ -107,6 +107,10 @@ class FAPrompt(PromptMethod):
     Reference: FAPrompt, Eq. (1) to (11).
     """
 
+    title = "FAPrompt"
+    paper = "zhu2025faprompt"
+    official_code = "mala-lab/FAPrompt"
+    parity = "equal to the official code"
     fixed_by_training = (
         "normal_words",
         "abnormal_words",

@@ -55,6 +55,8 @@ class Fusion(AnomalyMethod):
         UserError: A head refuses its arguments.
     """
 
+    title = "Fusion"
+    parity = "a rule of this project: several heads as one, `afclip head fuse`"
     fixed_by_training = ("heads",)
     location: Tensor
     scale: Tensor

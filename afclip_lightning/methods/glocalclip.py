@@ -56,6 +56,10 @@ class GlocalCLIP(PromptMethod):
     Reference: GlocalCLIP (Ham et al., 2024, arXiv 2411.06071), the official code.
     """
 
+    title = "GlocalCLIP"
+    paper = "ham2024glocalclip"
+    official_code = "YUL-git/GlocalCLIP"
+    parity = "equal to the official code; the paper was not at hand"
     fixed_by_training = ("normal_words", "abnormal_words", "n_normal_tokens", "half_deep_tokens", "temperature")
 
     def __init__(

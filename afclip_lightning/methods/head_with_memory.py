@@ -49,6 +49,8 @@ class HeadWithMemory(AnomalyMethod):
         UserError: There is no such head, or it refuses its arguments.
     """
 
+    title = "Head with memory"
+    parity = "a rule of this project: what `afclip adapt` makes"
     takes_few_shot: ClassVar[bool] = True
     holds_head: ClassVar[bool] = True
     memory: MemoryBank

@@ -90,6 +90,9 @@ class KAnoCLIP(CategoryPromptMethod):
     Reference: KAnoCLIP (Li et al., 2025), Eq. (1) to (15).
     """
 
+    title = "KAnoCLIP"
+    paper = "li2025kanoclip"
+    parity = "no public code to compare with; what the paper leaves open is an argument"
     fixed_by_training = (
         "learnable_prompts",
         "normal_words",

@@ -92,6 +92,10 @@ class MRAD(AnomalyMethod):
     Reference: MRAD (arXiv 2602.00522, ICLR 2026); the official code.
     """
 
+    title = "MRAD-TF, MRAD-FT"
+    paper = "xu2026mrad"
+    official_code = "CROVO1026/MRAD"
+    parity = "equal to the official code; MRAD-CLIP is not built"
     fixed_by_training = ("variant", "neighbours")
     rows_from_training: ClassVar[tuple[str, ...]] = MEMORY
     normal_images: Tensor

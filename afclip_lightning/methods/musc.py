@@ -102,6 +102,10 @@ class MuSc(AnomalyMethod):
     Reference: MuSc (Li et al., ICLR 2024); subsets as in the official code.
     """
 
+    title = "MuSc"
+    paper = "li2024musc"
+    official_code = "xrli-U/MuSc"
+    parity = "equal to the official code"
     uses_test_set: ClassVar[UsesTestSet] = "always"
 
     def __init__(

@@ -33,6 +33,9 @@ class MuSc2(AnomalyMethod):
     Reference: Dual-Image Enhanced CLIP, Table 1; MuSc (Li et al., ICLR 2024).
     """
 
+    title = "MuSc-2"
+    paper = "zhang2024dualimage"
+    parity = "the paper gives the name and the numbers only; MuSc is equal to its official code"
     needs_references: ClassVar[bool] = True
 
     def __init__(

@@ -33,6 +33,8 @@ class NearestNeighbours(AnomalyMethod):
         ValueError: An argument is out of its range.
     """
 
+    title = "Nearest neighbours"
+    parity = "a rule of this project: a plain baseline"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
 

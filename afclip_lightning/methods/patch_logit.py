@@ -42,6 +42,8 @@ class PatchLogit(AnomalyMethod):
         ValueError: An argument is out of its range.
     """
 
+    title = "Patch logit"
+    parity = "a rule of this project: the head of the ready model `real`"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
     fixed_by_training = ("top_patches",)

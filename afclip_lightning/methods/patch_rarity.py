@@ -58,6 +58,9 @@ class PatchRarity(AnomalyMethod):
         ValueError: An argument is out of its range, or the image has one patch only.
     """
 
+    title = "Patch rarity"
+    parity = "a rule of this project: a plain baseline"
+
     def __init__(
         self,
         backbone: ClipBackbone,

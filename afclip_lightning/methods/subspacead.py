@@ -57,6 +57,10 @@ class SubspaceAD(AnomalyMethod):
     Reference: SubspaceAD (arXiv 2602.23013, CVPR 2026); the official code.
     """
 
+    title = "SubspaceAD"
+    paper = "lendering2026subspacead"
+    official_code = "CLendering/SubspaceAD"
+    parity = "equal to the official code"
     takes_few_shot: ClassVar[bool] = True
     uses_test_set: ClassVar[UsesTestSet] = "without few-shot images"
     memory: SubspaceBank

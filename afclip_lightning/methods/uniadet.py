@@ -57,6 +57,9 @@ class UniADet(AnomalyMethod):
     Reference: UniADet (arXiv 2601.05552).
     """
 
+    title = "UniADet"
+    paper = "gao2026uniadet"
+    parity = "no public code to compare with; what the paper leaves open is an argument"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
     fixed_by_training = ("temperature", "image_score", "top_patches")

@@ -94,6 +94,9 @@ class WinCLIP(AnomalyMethod):
     Reference: WinCLIP, Sec. 4.1 to 4.3, Eq. (1) and (4).
     """
 
+    title = "WinCLIP, WinCLIP+"
+    paper = "jeong2023winclip"
+    parity = "equal to two re-implementations, Accurate-WinCLIP and anomalib"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
     needs_class_name: ClassVar[bool] = True

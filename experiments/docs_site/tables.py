@@ -1,0 +1,90 @@
+"""Writes the tables of methods, datasets and papers into the pages that show them.
+
+    python -m experiments.docs_site.tables
+"""
+
+from collections.abc import Callable, Iterable
+
+from afclip_runtime.files import write_text
+from experiments.docs_site import facts, references
+from experiments.docs_site.repository import ROOT
+from experiments.pages import table_row, with_part
+
+SCRIPT = "experiments/docs_site/tables.py"
+
+
+def table(head: str, rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table; the heads of its columns stand in one string, with bars between."""
+    titles = [title.strip() for title in head.split("|")]
+    return "\n".join([table_row(titles), "|---" * len(titles) + "|", *map(table_row, rows)]) + "\n"
+
+
+def code(repository: str) -> str:
+    """Returns a link to a repository on GitHub, in Markdown."""
+    return f"[{repository}](https://github.com/{repository})" if repository else ""
+
+
+def methods(pages: str) -> str:
+    """Returns the table of methods.
+
+    Args:
+        pages: Path to the folder of their pages; what has a page there is a link.
+    """
+    rows = []
+    for cls in facts.method_classes():
+        name, paper = facts.page_name(cls), facts.paper_of(cls)
+        title = f"[{cls.title}]({pages}{name}.md)" if (ROOT / f"docs/methods/{name}.md").is_file() else cls.title
+        numbers = [paper.title, f"[{paper.arxiv}]({paper.address})"] if paper else ["", ""]
+        trains = "yes" if facts.trains(cls) else "no"
+        rows.append([title, *numbers, code(cls.official_code), facts.normal_images(cls), trains, cls.parity])
+    return table("method | paper | arXiv | official code | normal images | trains | compared with", rows)
+
+
+def datasets() -> str:
+    """Returns the table of datasets."""
+    rows = []
+    for data in facts.datasets():
+        paper = facts.paper_of(data)
+        count = str(len(data.find_categories()))
+        cells = [data.title, f"`{facts.class_of(data)}`", f"`{data.folder or data.name}`", count, facts.test_images(data)]
+        rows.append([*cells, data.labels, facts.where(data), data.licence, paper.linked_title if paper else ""])
+    return table("dataset | class | folder | categories | test images | labels | from | licence | paper", rows)
+
+
+def datasets_in_short() -> str:
+    """Returns one line per dataset: name, categories and images."""
+    rows = ((data.title, str(len(data.find_categories())), facts.test_images(data), data.labels) for data in facts.datasets())
+    return table("dataset | categories | normal / anomalous test images | labels", rows)
+
+
+def papers() -> str:
+    """Returns the list of papers, a section per kind."""
+    parts = []
+    for section, title in references.SECTIONS.items():
+        found = [paper for paper in references.papers().values() if paper.section == section]
+        lines = [f"- {paper.citation}" for paper in sorted(found, key=lambda paper: paper.authors[0].split()[-1])]
+        parts.append("\n".join([f"## {title}", "", *lines]))
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("README.md", "methods", lambda: methods("docs/methods/")),
+    ("README.md", "datasets", datasets_in_short),
+    ("docs/methods/index.md", "methods", lambda: methods("")),
+    ("data/README.md", "datasets", datasets),
+    ("docs/references.md", "papers", papers),
+)
+
+
+def written(path: str, name: str, part: Callable[[], str]) -> str:
+    """Returns a page with one of its parts written anew.
+
+    Raises:
+        ValueError: The page has no such part.
+    """
+    return with_part((ROOT / path).read_text(encoding="utf-8"), name, SCRIPT, part())
+
+
+if __name__ == "__main__":
+    for part in PARTS:
+        write_text(ROOT / part[0], written(*part))
