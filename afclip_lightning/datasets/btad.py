@@ -21,11 +21,7 @@ class BTAD(MVTecLayout):
     published_counts: Mapping[str, Counts] = {"01": (None, 21, 49), "02": (None, 30, 200), "03": (None, 400, 41)}
     published_total = (1799, 451, 290)
     published = tuple(published_counts)
-    class_names: Mapping[str, str] = {
-        "01": "industrial product",
-        "02": "industrial product",
-        "03": "industrial product",
-    }
+    class_names: Mapping[str, str] = dict.fromkeys(published_counts, "industrial product")
     normal_folder = "ok"
     required = ("test", "ground_truth")
     layout = """

@@ -26,7 +26,6 @@ class DAGM(AnomalyDataModule):
 
     title = "DAGM 2007"
     paper = "wieler2007dagm"
-    url = "https://hci.iwr.uni-heidelberg.de"
     labels = "image, weak pixel"
     name = "dagm"
     published_total = (None, 6996, 1054)

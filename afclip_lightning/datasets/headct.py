@@ -31,7 +31,6 @@ class HeadCT(AnomalyDataModule):
     """
 
     title = "HeadCT"
-    url = "https://www.kaggle.com/felipekitamura"
     labels = "image"
     name = "headct"
     layout = """

@@ -29,7 +29,6 @@ class KolektorSDD(MVTecLayout):
 
     title = "KolektorSDD"
     paper = "tabernik2020ksdd"
-    url = "https://github.com/zqhang/AnomalyCLIP"
     name = "sdd"
     published_counts: Mapping[str, Counts] = {"electrical commutators": (None, 181, 74)}
     published = tuple(published_counts)

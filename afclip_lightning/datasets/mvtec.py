@@ -7,10 +7,7 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 
 
 class MVTecAD(MVTecLayout):
-    """MVTec AD: 15 categories, 467 normal and 1258 anomalous test images, with masks.
-
-    Reference: Bergmann et al., MVTec AD, CVPR 2019.
-    """
+    """MVTec AD: 15 categories, 467 normal and 1258 anomalous test images, with masks."""
 
     title = "MVTec AD"
     paper = "bergmann2019mvtec"

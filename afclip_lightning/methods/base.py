@@ -18,6 +18,7 @@ from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.components.loss_watch import LossWatch
 from afclip_lightning.components.memory import Key, MemoryBank
+from afclip_lightning.components.provenance import Provenance
 from afclip_lightning.components.views import score_views
 from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.references import Pairing
@@ -55,7 +56,7 @@ def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: 
     return store.rounded(features)
 
 
-class AnomalyMethod(LightningModule, ABC):
+class AnomalyMethod(Provenance, LightningModule, ABC):
     """A head on a frozen backbone. A subclass builds its parts, names its features and implements `score`.
 
     A trained method also implements `loss`. Checkpoints hold what is learnt (parameters that train, and buffers that
@@ -73,11 +74,7 @@ class AnomalyMethod(LightningModule, ABC):
         spec: The features that the head takes.
         optimizer: Makes the optimiser of the trainable parameters; `None` for a method that trains nothing.
 
-    Attributes:
-        title: What tables and pages call the method; by default its class.
-        paper: Key of its paper in docs/references.bib; empty for a rule of one's own.
-        official_code: The authors' repository on GitHub, `OWNER/NAME`; empty where none is public.
-        parity: What its numbers were compared with.
+    Attributes, beside those of `Provenance`:
         fixed_by_training: Constructor arguments that a trained head depends on beside its features.
         rows_from_training: Persistent buffers that have as many rows as training gave them.
         takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
@@ -101,10 +98,6 @@ class AnomalyMethod(LightningModule, ABC):
         card: What checkpoints say of the training, as plain values of `heads.card.Card`; `None` for nothing.
     """
 
-    title: ClassVar[str] = ""
-    paper: ClassVar[str] = ""
-    official_code: ClassVar[str] = ""
-    parity: ClassVar[str] = ""
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
     rows_from_training: ClassVar[tuple[str, ...]] = ()
     takes_few_shot: ClassVar[bool] = False

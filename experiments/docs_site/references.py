@@ -54,6 +54,14 @@ class Paper:
         return f"[{self.title}]({self.address})" if self.address else self.title
 
     @property
+    def in_short(self) -> str:
+        """Returns first author, venue and year as a link, in Markdown."""
+        others = " et al." if len(self.authors) > 2 else ""
+        names = " and ".join(name.split()[-1] for name in self.authors[: 1 if others else 2])
+        text = " ".join(filter(None, [f"{names}{others},", self.venue, self.year]))
+        return f"[{text}]({self.address})" if self.address else text
+
+    @property
     def citation(self) -> str:
         """Returns authors, linked title, venue, year and id as one line of Markdown."""
         names = ", ".join(self.authors).replace(", others", " et al.")

@@ -1,6 +1,6 @@
 """Writes the tables of methods, datasets and papers into the pages that show them.
 
-    python -m experiments.docs_site.tables
+python -m experiments.docs_site.tables
 """
 
 from collections.abc import Callable, Iterable
@@ -45,15 +45,18 @@ def datasets() -> str:
     rows = []
     for data in facts.datasets():
         paper = facts.paper_of(data)
-        count = str(len(data.find_categories()))
-        cells = [data.title, f"`{facts.class_of(data)}`", f"`{data.folder or data.name}`", count, facts.test_images(data)]
-        rows.append([*cells, data.labels, facts.where(data), data.licence, paper.linked_title if paper else ""])
-    return table("dataset | class | folder | categories | test images | labels | from | licence | paper", rows)
+        names = [f"`{facts.class_of(data)}`", f"`{data.folder or data.name}`", data.title]
+        images = [str(len(data.find_categories())), facts.test_images(data), data.labels]
+        rows.append([*names, *images, facts.where(data), data.licence, paper.in_short if paper else ""])
+    return table("class | folder | dataset | categories | test images | labels | from | licence | paper", rows)
 
 
 def datasets_in_short() -> str:
     """Returns one line per dataset: name, categories and images."""
-    rows = ((data.title, str(len(data.find_categories())), facts.test_images(data), data.labels) for data in facts.datasets())
+    rows = (
+        (data.title, str(len(data.find_categories())), facts.test_images(data), data.labels)
+        for data in facts.datasets()
+    )
     return table("dataset | categories | normal / anomalous test images | labels", rows)
 
 
