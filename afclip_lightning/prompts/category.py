@@ -1,4 +1,4 @@
-"""Learnable prompts that say what the category is called."""
+"""Learnable prompts with the name of the category."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ class CategoryPrompts(WordTokens):
     """Learnable tokens, the same for every category: `[SOT] [N1] … [NK] normal bottle. [EOT]`.
 
     Args:
-        backbone: Its text tower is used and not kept.
-        normal: What may stand before the category in a normal prompt.
-        abnormal: Likewise in an abnormal prompt.
-        n_tokens: K, learnable tokens of a state.
-        init_std: Standard deviation of their initial values.
-        unified: Whether the two states have the same tokens (CoOp), and not each its own (KAnoCLIP).
-        start: Words, as many as there are tokens, that these start from; empty for a random start.
+        backbone: The backbone whose text tower is used. It is not stored.
+        normal: Words that may precede the category in a normal prompt.
+        abnormal: Words that may precede the category in an abnormal prompt.
+        n_tokens: K, number of learnable tokens per state.
+        init_std: Standard deviation of the tokens' initial values.
+        unified: Whether both states share the tokens (CoOp). Otherwise each state has its own (KAnoCLIP).
+        start: Words whose embeddings initialise the tokens, one per token. Empty for a random initialisation.
 
     Raises:
-        ValueError: The words to start from are not as many as the tokens.
+        ValueError: The number of words in `start` is not the number of tokens.
 
     Reference: KAnoCLIP, Eq. (1); CoOp, Eq. (2).
     """
@@ -61,11 +61,11 @@ class CategoryPrompts(WordTokens):
         return [f"{adjective} {class_name}." for state in self.adjectives for adjective in state]
 
     def forward(self, backbone: ClipBackbone, class_names: Sequence[str]) -> Tensor:
-        """Returns the embeddings of both states of each category, means over the adjectives, `[M, 2, D]`: one pass.
+        """Returns the embeddings of both states per category, averaged over the adjectives, `[M, 2, D]`, in one pass.
 
         Args:
-            backbone: The one that the prompts were built for.
-            class_names: What the M categories are called.
+            backbone: The backbone that the prompts were built for.
+            class_names: Names of the M categories.
 
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
@@ -84,10 +84,10 @@ class CategoryPrompts(WordTokens):
         return torch.stack([state.unflatten(0, (len(class_names), -1)).mean(dim=1) for state in states], dim=1)
 
     def of_samples(self, backbone: ClipBackbone, samples: Sequence[Sample]) -> Tensor:
-        """Returns the embeddings of each sample's category, `[B, 2, D]`, L2-normalised: one pass.
+        """Returns the embeddings of the category of each sample, `[B, 2, D]`, L2-normalised, in one pass.
 
         Args:
-            backbone: The one that the prompts were built for.
+            backbone: The backbone that the prompts were built for.
             samples: The B samples.
 
         Raises:
@@ -98,11 +98,11 @@ class CategoryPrompts(WordTokens):
         return torch.stack([text[class_names.index(sample.class_name)] for sample in samples])
 
     def shifted(self, backbone: ClipBackbone, class_names: Sequence[str], shift: Tensor) -> Tensor:
-        """Returns the embeddings of both states with a shift added to every learnable token, `[B, 2, D]`: one pass.
+        """Returns the embeddings of both states with a shift added to every learnable token, `[B, 2, D]`, in one pass.
 
         Args:
-            backbone: The one that the prompts were built for.
-            class_names: What the category of each image is called, or one name that stands for all.
+            backbone: The backbone that the prompts were built for.
+            class_names: Name of the category of each image, or one name for all.
             shift: `[B, width]`, one per image.
 
         Raises:
@@ -122,7 +122,7 @@ class CategoryPrompts(WordTokens):
 
 
 def _embeddings(backbone: ClipBackbone, words: str) -> Tensor:
-    """Returns the token embeddings `[n, width]` of words, without those of start and end."""
+    """Returns the token embeddings of words, `[n, width]`, without start and end token."""
     ids = backbone.tokenize([words])
     embedded: Tensor = backbone.text.token_embedding(ids[0, 1 : int(backbone.ends(ids))]).detach()
     return embedded

@@ -1,4 +1,4 @@
-"""From sentences to the two text embeddings that a score compares with."""
+"""Text embeddings of the two states, averaged over an ensemble of sentences."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
@@ -15,12 +15,12 @@ Names = Literal["category", "class_name"]
 
 
 def name_of(sample: Sample, names: Names) -> str:
-    """Returns what prompts call a sample's category.
+    """Returns the name of a sample's category in prompts.
 
     Args:
         sample: The sample.
-        names: `category`, its folder's name as it is (`metal_nut`), or `class_name`, what the dataset
-            has prompts call it (`metal nut`).
+        names: `category` is the name of its folder (`metal_nut`). `class_name` is the name that the dataset gives for
+            prompts (`metal nut`).
     """
     return sample.class_name if names == "class_name" else sample.category
 
@@ -30,12 +30,13 @@ def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
 
     Args:
         normal: `[..., K, D]`, one row per sentence, not normalised.
-        abnormal: Likewise, with a K of its own.
-        rule: `mean_then_norm` averages the embeddings as they come, so that longer vectors weigh more (WinCLIP's
-            re-implementations, AnoVL); `norm_mean_norm` normalises each before (CLIP, APRIL-GAN, AA-CLIP).
+        abnormal: The same for the abnormal state. K may differ.
+        rule: `mean_then_norm` averages the embeddings without normalisation, so that longer vectors weigh more
+            (WinCLIP's re-implementations, AnoVL). `norm_mean_norm` normalises each embedding first (CLIP, APRIL-GAN,
+            AA-CLIP).
 
     Raises:
-        ValueError: An unknown rule, or a state without a sentence.
+        ValueError: The rule is unknown, or a state has no sentence.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
@@ -51,17 +52,17 @@ def average_states(normal: Tensor, abnormal: Tensor, rule: Rule) -> Tensor:
 def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequence[str], rule: Rule) -> Tensor:
     """Returns one text embedding per state `[2, D]`, L2-normalised, row 0 normal and row 1 abnormal.
 
-    It is an ordinary tensor without gradient, also where Lightning's inference mode is on: what a method adapts at
-    test time may be compared with it.
+    It is an ordinary tensor without gradient, also inside Lightning's inference mode, so that test-time adaptation can
+    use it.
 
     Args:
-        backbone: Encodes the sentences, all of them in one call.
+        backbone: The backbone, which encodes all sentences in one call.
         normal: Sentences of the normal state.
         abnormal: Sentences of the abnormal state.
         rule: See `average_states`.
 
     Raises:
-        ValueError: An unknown rule, or a state without a sentence.
+        ValueError: The rule is unknown, or a state has no sentence.
     """
     with torch.inference_mode(False), torch.no_grad():
         embeddings = backbone.encode_text([*normal, *abnormal])
@@ -69,10 +70,10 @@ def embed_states(backbone: ClipBackbone, normal: Sequence[str], abnormal: Sequen
 
 
 class CategoryText:
-    """The text embeddings of each category, embedded when its first image comes and kept until the next reset.
+    """A cache of text embeddings per category. An entry is made for the first image of a category.
 
     Args:
-        embed: From a sample of a category to its text embeddings, `[2, D]`.
+        embed: Function from a sample to the text embeddings of its category, `[2, D]`.
     """
 
     def __init__(self, embed: Callable[[Sample], Tensor]) -> None:
@@ -80,12 +81,12 @@ class CategoryText:
         self.kept: dict[tuple[str, str], Tensor] = {}
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
-        """Returns the text embeddings of each sample's category, `[B, 2, D]`."""
+        """Returns the text embeddings of the category of each sample, `[B, 2, D]`."""
         for sample in samples:
             if (sample.dataset, sample.category) not in self.kept:
                 self.kept[sample.dataset, sample.category] = self.embed(sample)
         return torch.stack([self.kept[sample.dataset, sample.category] for sample in samples])
 
     def reset(self) -> None:
-        """Drops all of them: the backbone may move to another device between two passes."""
+        """Clears the cache, because the backbone may move to another device between two passes."""
         self.kept.clear()

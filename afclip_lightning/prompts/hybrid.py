@@ -1,4 +1,4 @@
-"""Hybrid prompts: tokens between the blocks of a tower, of which one part is learned and one is made for each image."""
+"""Hybrid prompts: tokens at the blocks of a tower, the sum of learned tokens and of tokens computed from each image."""
 
 import torch
 from torch import Tensor, nn
@@ -8,23 +8,24 @@ from afclip_lightning.backbones.clip import ClipBackbone
 
 
 class HybridTokens(nn.Module):
-    """Tokens for the first blocks of a tower: static ones, learned for each block, and dynamic ones, made of an image.
+    """Tokens for the first blocks of a tower: static ones, learned per block, and dynamic ones, computed from an image.
 
-    A block's tokens are the sum of both. The dynamic ones are the same for every block, each of a linear layer's own.
+    The tokens of a block are the sum of both. The dynamic tokens are the same for all blocks. Each dynamic token has
+    its own linear layer.
 
     Args:
-        blocks: Blocks that have tokens.
-        n_tokens: Tokens a block.
+        blocks: Number of blocks with tokens.
+        n_tokens: Tokens per block.
         width: Channels of a token.
-        condition: Channels of what dynamic tokens are made of.
+        condition: Channels of the image embedding that dynamic tokens are computed from.
         static: Whether there are static tokens.
         dynamic: Whether there are dynamic tokens.
         init_std: Standard deviation of the static tokens' initial values.
-        half: Round the tokens to 16-bit floats, as AdaCLIP's official code does, and so, in training, what each
-            copy of them adds to their gradient.
+        half: Whether tokens are rounded to 16-bit floats, as in AdaCLIP's official code. In training, the gradient of
+            each copy of a token is rounded as well.
 
     Raises:
-        ValueError: There are no blocks, no tokens, or neither kind of them.
+        ValueError: The number of blocks or tokens is 0, or both kinds of tokens are off.
 
     Reference: AdaCLIP (Cao et al., 2024, arXiv 2407.15795).
     """
@@ -51,10 +52,10 @@ class HybridTokens(nn.Module):
         self.dynamic = nn.Linear(condition, n_tokens * width) if dynamic else None
 
     def made_of(self, condition: Tensor) -> Tensor:
-        """Returns the dynamic tokens `[B, n, width]` of `[B, condition]`.
+        """Returns the dynamic tokens `[B, n, width]` for image embeddings `[B, condition]`.
 
         Raises:
-            TypeError: There are none.
+            TypeError: The object has no dynamic tokens.
         """
         if self.dynamic is None:
             raise TypeError("these prompts have no dynamic tokens")
@@ -62,11 +63,11 @@ class HybridTokens(nn.Module):
         return tokens
 
     def forward(self, condition: Tensor, copies: int = 1) -> tuple[Tensor, ...]:
-        """Returns the tokens of each block, `[B * copies, n, width]`, those of an image together.
+        """Returns the tokens per block, `[B * copies, n, width]`. The copies of an image are adjacent.
 
         Args:
-            condition: `[B, condition]`, what dynamic tokens are made of; of static ones it is the B alone.
-            copies: Sequences that each image's tokens are for.
+            condition: `[B, condition]`, image embeddings. Static tokens use only B.
+            copies: Number of sequences per image.
         """
         tokens = condition.new_zeros(self.blocks, 1, 1, 1) if self.static is None else self.static[:, None]
         if self.dynamic is not None:
@@ -78,14 +79,14 @@ class HybridTokens(nn.Module):
 
 
 class PromptedBlocks:
-    """Runs the blocks of a vision tower with prompts beside the image's tokens; one is for one pass.
+    """Runs the blocks of a vision tower with prompt tokens beside the image's tokens. An object serves one pass.
 
-    The first blocks have prompts of their own, which take the place of what the block before made of its prompts; the
-    others are given just that.
+    In the first blocks, new prompts replace the output of the previous block at their positions. The later blocks
+    receive that output.
 
     Args:
-        backbone: Whose blocks they are.
-        prompts: Of the first blocks, `[B, n, C]` each; one at least.
+        backbone: The backbone.
+        prompts: Prompts of the first blocks, `[B, n, C]` each, at least one.
     """
 
     def __init__(self, backbone: ClipBackbone, prompts: tuple[Tensor, ...]) -> None:
@@ -94,7 +95,7 @@ class PromptedBlocks:
         self.carried = prompts[0]
 
     def __call__(self, number: int, block: nn.Module, tokens: Tensor, rotation: Tensor | None) -> Tensor:
-        """Returns the image's tokens after a block; see `towers.Step`."""
+        """Returns the image's tokens after a block. See `towers.Step`."""
         prompts = self.prompts[number - 1] if number <= len(self.prompts) else self.carried
         tokens, self.carried = run_beside(block, tokens, prompts.to(tokens), self.n_prefix, rotation)
         return tokens

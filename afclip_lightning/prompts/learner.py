@@ -1,4 +1,4 @@
-"""Learnable prompt tokens, and the words that they are nearest to."""
+"""Learnable prompt tokens, and the nearest words of the vocabulary."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
@@ -15,15 +15,15 @@ from afclip_lightning.backbones.clip import ClipBackbone
 def embed_words(backbone: ClipBackbone, words: str, room: int) -> tuple[Tensor, int]:
     """Returns token embeddings `[T, width]` of `[SOT] words [EOT]`, without gradient, and the position of `[EOT]`.
 
-    They end there if the text tower is causal; if not, they leave room in its context length, and no more.
+    With a causal text tower, the sequence ends at `[EOT]`. Otherwise it is padded to the context length minus `room`.
 
     Args:
-        backbone: Its text tower is used.
+        backbone: The backbone whose text tower is used.
         words: The words of a prompt.
-        room: Positions to leave for learnable tokens.
+        room: Number of positions to leave for learnable tokens.
 
     Raises:
-        ValueError: The words and the learnable tokens do not fit in the context length, or there are fewer than none.
+        ValueError: Words and learnable tokens do not fit in the context length, or `room` is negative.
     """
     if room < 0:
         raise ValueError(f"learnable tokens must not be negative, got {room}")
@@ -40,28 +40,28 @@ def embed_words(backbone: ClipBackbone, words: str, room: int) -> tuple[Tensor, 
 
 
 class WordTokens(nn.Module):
-    """A part with learnable tokens that stand where words stand, so that each has words that it is nearest to.
+    """A module with learnable tokens at positions of words, which can be compared with the vocabulary.
 
     Attributes:
-        word_tokens: Names of its parameters `[prompts, tokens, width]` of that kind.
+        word_tokens: Names of the parameters with such tokens, `[prompts, tokens, width]`.
     """
 
     word_tokens: ClassVar[tuple[str, ...]]
 
 
 class StatePrompts(WordTokens):
-    """Learnable tokens, shared by all states, in front of each state's words: `[V1] … [Vn] [SOT] words [EOT]`.
+    """Learnable tokens, shared by all states, before the words of each state: `[V1] … [Vn] [SOT] words [EOT]`.
 
-    The learnable tokens stand before the start token, as in the official code.
+    The learnable tokens precede the start token, as in the official code.
 
     Args:
-        backbone: Its text tower is used and not kept.
-        states: The words of each state, e.g. normal and abnormal.
-        n_tokens: Learnable tokens.
-        init_std: Standard deviation of their initial values.
+        backbone: The backbone whose text tower is used. It is not stored.
+        states: The words of each state, for example normal and abnormal.
+        n_tokens: Number of learnable tokens.
+        init_std: Standard deviation of the tokens' initial values.
 
     Raises:
-        ValueError: The states do not fit beside the learnable tokens.
+        ValueError: Words and learnable tokens do not fit in the context length.
 
     Reference: AF-CLIP, Eq. (8).
     """
@@ -79,7 +79,7 @@ class StatePrompts(WordTokens):
         self.tokens = nn.Parameter(init_std * torch.randn(1, n_tokens, backbone.text.width))
 
     def forward(self, backbone: ClipBackbone) -> Tensor:
-        """Returns the states' text embeddings `[K, D]`, not normalised."""
+        """Returns the text embeddings of the states, `[K, D]`, not normalised."""
         prefix = self.tokens.expand(len(self.embeddings), -1, -1)
         shared = 1 + self.tokens.shape[1]  # the learnable tokens, and the start token
         embedded: Tensor = backbone.text(torch.cat([prefix, self.embeddings], dim=1), self.end, shared=shared)
@@ -87,22 +87,22 @@ class StatePrompts(WordTokens):
 
 
 class DeepTokens(nn.Module):
-    """Learnable tokens that stand after the start token of every prompt, other ones before each block from the second.
+    """Deep text tokens: learnable tokens after the start token of every prompt, new ones per block from the second.
 
-    They overwrite what lies in these positions; nothing of the sequence moves.
+    They overwrite the tokens at these positions. The sequence keeps its length.
 
     Args:
-        backbone: Its text tower is used and not kept.
-        depth: Blocks with learnable input, 2 at least: the first has the prompt's own tokens.
-        n_tokens: Tokens a block.
-        init_std: Standard deviation of their initial values.
-        half: Round the tokens to 16-bit floats before they are used, as AnomalyCLIP's and FAPrompt's official codes do,
-            and so, in training, what each prompt adds to their gradient.
+        backbone: The backbone whose text tower is used. It is not stored.
+        depth: Number of blocks with learnable input, at least 2. The first block has the prompt's own tokens.
+        n_tokens: Tokens per block.
+        init_std: Standard deviation of the tokens' initial values.
+        half: Whether tokens are rounded to 16-bit floats, as in the official codes of AnomalyCLIP and FAPrompt. In
+            training, the gradient that each prompt contributes is rounded as well.
 
     Raises:
-        ValueError: `depth` is less than 2 or more than the text tower's.
+        ValueError: `depth` is less than 2, or larger than the depth of the text tower.
 
-    Reference: AnomalyCLIP, Sec. 3.2; the official codes overwrite, where the paper speaks of attaching.
+    Reference: AnomalyCLIP, Sec. 3.2. The official codes overwrite tokens, where the paper speaks of attaching.
     """
 
     def __init__(
@@ -120,17 +120,20 @@ class DeepTokens(nn.Module):
     def of_depth(
         cls, backbone: ClipBackbone, depth: int, n_tokens: int, init_std: float, half: bool
     ) -> "DeepTokens | None":
-        """Returns the tokens for so many blocks with learnable input, `None` for one: the prompt's own tokens do."""
+        """Returns deep tokens for this number of blocks with learnable input.
+
+        `None` for one block, which needs none.
+        """
         return None if depth == 1 else cls(backbone, depth, n_tokens, init_std, half)
 
     def forward(self, prompts: int) -> tuple[Tensor, ...]:
-        """Returns the tokens of each block, `[n, width]`, or `[K, n, width]` where each prompt needs its own copy.
+        """Returns the tokens per block, `[n, width]`, or `[K, n, width]` where each prompt needs its own copy.
 
-        The official codes copy the tokens for each prompt and then round: backwards, each prompt's gradient is rounded
-        before they are added up. One rounding of the sum differs by up to 5e-4 of it.
+        The official codes copy the tokens for each prompt and then round. In the backward pass, the gradient of each
+        prompt is rounded before the sum. Rounding the sum once instead differs by up to 0.05 % of it.
 
         Args:
-            prompts: K.
+            prompts: K, number of prompts.
         """
         if not self.rounded:
             return self.tokens.unbind()
@@ -147,18 +150,18 @@ class ObjectPrompts(WordTokens):
     the tokens V of the normal one.
 
     Args:
-        backbone: Its text tower is used and not kept.
-        normal_words: What stands after the tokens of the normal prompt.
-        abnormal_words: What stands after the tokens of the abnormal prompts.
-        n_normal_tokens: Learnable tokens V.
-        n_abnormal_tokens: Learnable tokens A of each abnormal prompt.
-        n_abnormal_prompts: K.
-        compound: Whether abnormal prompts begin with the normal one's tokens.
-        deep: Deep tokens that all the prompts share.
+        backbone: The backbone whose text tower is used. It is not stored.
+        normal_words: Words after the tokens of the normal prompt.
+        abnormal_words: Words after the tokens of the abnormal prompts.
+        n_normal_tokens: Number of learnable tokens V.
+        n_abnormal_tokens: Number of learnable tokens A per abnormal prompt.
+        n_abnormal_prompts: K, number of abnormal prompts.
+        compound: Whether abnormal prompts start with the tokens of the normal prompt.
+        deep: Deep tokens that all prompts share.
         init_std: Standard deviation of the tokens' initial values.
 
     Raises:
-        ValueError: A number below 1, or more tokens than the text tower takes.
+        ValueError: A number is below 1, or the prompts do not fit in the context length.
 
     Reference: FAPrompt, Eq. (1).
     """
@@ -200,7 +203,7 @@ class ObjectPrompts(WordTokens):
         self.deep = deep
 
     def forward(self, backbone: ClipBackbone) -> Tensor:
-        """Returns the text embeddings `[1 + K, D]`, the normal one first, not normalised: one pass."""
+        """Returns the text embeddings `[1 + K, D]`, the normal one first, not normalised, in one pass."""
         return embed_together(backbone, [self])[0]
 
     def prompts(self) -> Tensor:
@@ -211,18 +214,20 @@ class ObjectPrompts(WordTokens):
         return torch.cat([F.pad(prompts, (0, 0, 0, length - prompts.shape[1])) for prompts in (normal, abnormal)])
 
     def normal(self, backbone: ClipBackbone, copies: int) -> Tensor:
-        """Returns the normal prompt's embedding `[copies, 1, D]`, each embedded by itself: one pass.
+        """Returns copies of the embedding of the normal prompt, `[copies, 1, D]`, in one pass.
 
-        In training with rounded deep tokens, each copy's part of their gradient is rounded.
+        Each copy is embedded by itself: in training with rounded deep tokens, the gradient of each copy is rounded.
         """
         prompts = fill_gap(self.normal_words, self.normal_tokens).expand(copies, -1, -1)
         return self.embed(backbone, prompts, self.end[:1].expand(copies))[:, None]
 
     def adapted(self, backbone: ClipBackbone, prior: Tensor) -> Tensor:
-        """Returns the abnormal prompts' embeddings `[B, K, D]` with a prior added to every abnormal token: one pass.
+        """Returns the embeddings of the abnormal prompts, `[B, K, D]`, with a prior added to every abnormal token.
+
+        It takes one pass.
 
         Args:
-            backbone: The one that the prompts were built for.
+            backbone: The backbone that the prompts were built for.
             prior: `[B, width]`, one per image.
 
         Reference: FAPrompt, Eq. (4).
@@ -232,13 +237,13 @@ class ObjectPrompts(WordTokens):
         return embedded.unflatten(0, (-1, self.abnormal_tokens.shape[0]))
 
     def embed(self, backbone: ClipBackbone, prompts: Tensor, end: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-        """Returns the embeddings `[M, D]` of prompts `[M, T, width]` with these deep tokens, not normalised: one pass.
+        """Returns the embeddings `[M, D]` of prompts `[M, T, width]` with these deep tokens, not normalised.
 
         Args:
-            backbone: The one that the prompts were built for.
-            prompts: With or without what is learnt.
-            end: `[M]`, where each ends.
-            sizes: How many, one after the other, begin with the same tokens; `None` is all.
+            backbone: The backbone that the prompts were built for.
+            prompts: Token embeddings, with or without learnable tokens.
+            end: `[M]`, position of the end of each prompt.
+            sizes: Numbers of consecutive prompts that start with the same tokens. `None` means all prompts.
         """
         deep = () if self.deep is None else self.deep(prompts.shape[0])
         shared = 1 + (self.normal_tokens.shape[1] if self.compound else 0)  # the start token, and V
@@ -248,18 +253,18 @@ class ObjectPrompts(WordTokens):
         return embedded
 
     def _abnormal(self, tokens: Tensor) -> Tensor:
-        """Returns prompts `[M, T, width]` of abnormal tokens `[M, m, width]`."""
+        """Returns prompts `[M, T, width]` with abnormal tokens `[M, m, width]`."""
         if self.compound:
             tokens = torch.cat([self.normal_tokens.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return fill_gap(self.abnormal_words, tokens)
 
 
 def embed_together(backbone: ClipBackbone, sets: Sequence[ObjectPrompts]) -> Tensor:
-    """Returns the text embeddings of S sets of prompts, `[S, 1 + K, D]`, the normal one first: one pass.
+    """Returns the text embeddings of S sets of prompts, `[S, 1 + K, D]`, the normal one first, in one pass.
 
     Args:
-        backbone: The one that the prompts were built for.
-        sets: Of the same words and numbers of tokens; they share their deep tokens.
+        backbone: The backbone that the prompts were built for.
+        sets: Sets of prompts with the same words and numbers of tokens. They share their deep tokens.
     """
     prompts = torch.stack([one.prompts() for one in sets])  # [S, 1 + K, T, width]
     count, size = prompts.shape[:2]
@@ -268,14 +273,14 @@ def embed_together(backbone: ClipBackbone, sets: Sequence[ObjectPrompts]) -> Ten
 
 
 class SentenceIds:
-    """The token ids of each category's sentences.
+    """The token ids of the sentences per category.
 
-    They are kept: reading a length off the device at each step would make the host wait for it.
+    They are cached, because reading a length from the device in each step would synchronise host and device.
 
     Args:
-        sentences: From what a category is called to its sentences, as many for each.
-        n_tokens: Learnable tokens that come in front of them, for which there must be room.
-        overwritten: Positions after the start token whose words others take the place of: a sentence must be longer.
+        sentences: Function from the name of a category to its sentences. The number is the same for all categories.
+        n_tokens: Number of learnable tokens before them, for which there must be room.
+        overwritten: Number of positions after the start token that are overwritten. A sentence must be longer.
     """
 
     def __init__(self, sentences: Callable[[str], Sequence[str]], n_tokens: int = 0, overwritten: int = 0) -> None:
@@ -285,24 +290,24 @@ class SentenceIds:
         self.kept: dict[tuple[str, torch.device], tuple[Tensor, Tensor, int]] = {}
 
     def __call__(self, backbone: ClipBackbone, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Returns ids `[M, K, T]` of M categories, and where each sentence ends behind the learnable tokens, `[M, K]`.
+        """Returns ids `[M, K, T]` of M categories, and the end of each sentence after the learnable tokens, `[M, K]`.
 
-        Ids end with the last end-of-text token if the text tower is causal; if not, they leave room for the learnable
-        tokens in its context, and no more.
+        With a causal text tower, ids end with the last end-of-text token. Otherwise they are padded to the context
+        length minus the number of learnable tokens.
 
         Args:
-            backbone: The one that the prompts were built for.
-            class_names: What the M categories are called.
+            backbone: The backbone that the prompts were built for.
+            class_names: Names of the M categories.
 
         Raises:
-            ValueError: A sentence does not fit into the text tower's context, or is too short.
+            ValueError: A sentence does not fit in the context length, or is too short.
         """
         ids, ends, longest = zip(*(self._of(backbone, class_name) for class_name in class_names), strict=True)
         length = max(longest) + 1 if backbone.text.is_causal else backbone.text.context_length
         return torch.stack(ids)[..., : length - self.n_tokens], torch.stack(ends)
 
     def _of(self, backbone: ClipBackbone, class_name: str) -> tuple[Tensor, Tensor, int]:
-        """Returns the token ids of a category's sentences, their ends behind the learnable tokens, and the last one."""
+        """Returns the token ids of a category's sentences, their ends after the learnable tokens, and the last end."""
         key = class_name, backbone.text.token_embedding.weight.device
         if key not in self.kept:
             texts = self.sentences(class_name)
@@ -325,7 +330,7 @@ class SentenceIds:
 
 
 def fill_gap(words: Tensor, tokens: Tensor) -> Tensor:
-    """Returns `[M, n + T, width]`: tokens `[M, n, width]` between the start token and the rest of `[T, width]`."""
+    """Returns `[M, n + T, width]`: tokens `[M, n, width]`, inserted after the start token of `[T, width]`."""
     words = words.expand(tokens.shape[0], -1, -1)
     return torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)
 
@@ -335,11 +340,11 @@ class NearestWord(NamedTuple):
 
     Attributes:
         parameter: Name of the token's parameter in the method.
-        prompt: Which prompt of the parameter, from 0.
-        token: Which token of the prompt, from 0.
-        rank: 1 for the nearest.
-        word: A word of the tokenizer's vocabulary, or a piece of one.
-        cosine: Cosine similarity, in [-1, 1], to four digits.
+        prompt: Index of the prompt in the parameter, from 0.
+        token: Index of the token in the prompt, from 0.
+        rank: Rank of the word, 1 for the nearest.
+        word: A word of the tokenizer's vocabulary, or a part of one.
+        cosine: Cosine similarity, in [-1, 1], rounded to four digits.
     """
 
     parameter: str
@@ -352,15 +357,16 @@ class NearestWord(NamedTuple):
 
 @torch.no_grad()
 def nearest_words(backbone: ClipBackbone, module: nn.Module, count: int = 3) -> list[NearestWord]:
-    """Returns the nearest words of each learnable token in a module, best first.
+    """Returns the nearest words of each learnable token in a module, nearest first.
 
-    Near by cosine and not, as in CoOp's code, by distance: learnable tokens are of other lengths than words, and the
-    shortest words would be nearest to all of them. Words without an embedding of their own are left out.
+    Words are compared by cosine, not by distance as in CoOp's code. Learnable tokens have other norms than words, and
+    by distance the shortest words would be nearest to all of them. Words without an embedding of their own are left
+    out.
 
     Args:
-        backbone: Whose words are looked through.
-        module: A method, or any part of one.
-        count: Words per token.
+        backbone: The backbone with the vocabulary.
+        module: A method, or a part of one.
+        count: Number of words per token.
     """
     vocabulary = backbone.text.token_embedding.weight.float()  # [V, width]
     _, group, sizes = vocabulary.unique(dim=0, return_inverse=True, return_counts=True)

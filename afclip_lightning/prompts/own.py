@@ -1,4 +1,4 @@
-"""Prompts of one's own, from a file: states and templates in any language that the text tower knows."""
+"""The user's own prompts from a file: states and templates in any language that the text tower knows."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,12 +12,12 @@ REMEDY = "It must hold `normal`, `abnormal` and `templates`, a list of texts eac
 
 @dataclass(frozen=True)
 class OwnPrompts:
-    """What the tables of `templates` hold, in other words. Each text holds `{}` once.
+    """Prompts in place of the tables of `templates`. Each text has `{}` exactly once.
 
     Attributes:
-        normal: Normal states, around the class name (`完好的{}`).
-        abnormal: Abnormal states, likewise (`{} mit Fehler`).
-        templates: Sentences around a state (`ein Foto von {}`).
+        normal: Normal states with the class name at `{}` (`完好的{}`).
+        abnormal: Abnormal states with the class name at `{}` (`{} mit Fehler`).
+        templates: Sentences with the state at `{}` (`ein Foto von {}`).
     """
 
     normal: list[str]
@@ -26,7 +26,7 @@ class OwnPrompts:
 
 
 def is_file(prompts: str) -> bool:
-    """Returns whether an argument means a file of prompts, and not the name of a table."""
+    """Returns whether an argument names a file of prompts rather than a table."""
     return Path(prompts).suffix in SUFFIXES
 
 
@@ -34,7 +34,7 @@ def read_prompts(path: str | Path) -> OwnPrompts:
     """Returns the prompts of a YAML file.
 
     Raises:
-        UserError: It cannot be read, a list is empty, or a text does not hold `{}` once; names the file and the text.
+        UserError: The file cannot be read, a list is empty, or a text does not have `{}` exactly once.
     """
     prompts = read_yaml(path, OwnPrompts, remedy=REMEDY)
     for name in (field.name for field in fields(prompts)):

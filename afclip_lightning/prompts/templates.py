@@ -1,10 +1,10 @@
-"""Prompt tables of the methods: states, sentence templates and the words between them. Data, each with its source.
+"""Prompt tables of the methods: states, sentence templates and words for the domain, each with its source.
 
-A state says how the object is (`flawless {}`), a template puts it into a sentence (`a photo of the {}`). Both hold `{}`
-once. Neither fits its article to the word that follows: the methods' codes do not, and `a photo of a abnormal bottle`
-is another embedding than the correct sentence.
+A state describes the object (`flawless {}`). A template puts it into a sentence (`a photo of the {}`). Both have `{}`
+once. Articles are not adapted to the word that follows: the official codes do not do so, and `a photo of a abnormal
+bottle` has another embedding than the correct sentence.
 
-The papers' codes take a category's name as it is, underscores and all (`metal_nut`), unless a table says otherwise.
+The official codes use the name of a category with its underscores (`metal_nut`), unless a table says otherwise.
 """
 
 import re
@@ -215,10 +215,11 @@ def sentences(
         states: Each with one `{}` for the class name.
         templates: Each with one `{}` for the state.
         class_name: What the category is called, for example `bottle`.
-        outer: What changes slowest. Only AnoVL's order is `template`; it matters where a sentence has a row of its own.
+        outer: The index that changes slowest, `state` or `template`. Only AnoVL uses `template`. The order matters
+            where each sentence has a row of its own.
 
     Raises:
-        ValueError: `outer` is neither.
+        ValueError: `outer` is neither `state` nor `template`.
     """
     phrases = [state.format(class_name) for state in states]
     if outer == "state":
@@ -229,13 +230,13 @@ def sentences(
 
 
 def in_domain(templates: Sequence[str], domain: Sequence[str]) -> tuple[str, ...]:
-    """Returns the templates with each of the domain's words for `photo`, all templates of a word together.
+    """Returns the templates with each of the domain's words in place of `photo`. The templates of a word are adjacent.
 
-    Where the word follows its article directly, the article fits it: `an industrial photo of a {}`.
+    Where the word follows its article directly, the article is adapted: `an industrial photo of a {}`.
 
     Args:
-        templates: With the word `photo`.
-        domain: Words for it, for example `ANOVL_OBJECT_DOMAIN`.
+        templates: Templates with the word `photo`.
+        domain: Words in place of it, for example `ANOVL_OBJECT_DOMAIN`.
     """
     return tuple(_with_medium(template, medium) for medium in domain for template in templates)
 
@@ -244,8 +245,8 @@ def domain_aware(class_name: str, texture: bool) -> tuple[list[str], list[str]]:
     """Returns AnoVL's normal and abnormal sentences, 462 each, templates outermost.
 
     Args:
-        class_name: What the category is called.
-        texture: Whether it is a texture, and not an object.
+        class_name: Name of the category.
+        texture: Whether the category is a texture rather than an object.
     """
     templates = in_domain(WINCLIP_TEMPLATES, ANOVL_TEXTURE_DOMAIN if texture else ANOVL_OBJECT_DOMAIN)
     normal, abnormal = (
