@@ -35,42 +35,43 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 def paper_optimizer(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the paper's optimiser. A named function, not a lambda, so that run folders can record it."""
+    """Returns the paper's optimiser. It is a named function so that run folders can record it."""
     return Adam(parameters, lr=1e-4, betas=(0.5, 0.999))
 
 
 class AFCLIP(PromptMethod):
     """AF-CLIP: neighbourhood aggregation, a shared attention adapter and learnable state prompts.
 
-    Tokens of four layers are aggregated over three windows; each of the 12 sets passes one adapter and the frozen
-    projection, and is compared with two text embeddings. The class token gives the image score, the patches the map.
-    With `k_shot` it is AF-CLIP+: the distance to a memory of normal patches is added, without training.
+    Tokens of four blocks are aggregated over three windows. Each of the 12 token sets passes one adapter and the frozen
+    projection, and is compared with two text embeddings. The class token gives the image score, and the patches give
+    the map. With `k_shot` it is AF-CLIP+: the distance to a memory of normal patches is added, without training.
 
-    Differs: the official code resizes training masks without binarising them before they are reduced to patches;
-    here any mask is binary at input size. It matters only for patches whose centre lies on a mask's edge.
+    Differs: the official code resizes training masks without binarising them before they are reduced to patches. Here
+    every mask is binary at input size. Only patches whose centre lies on the edge of a mask differ.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the adapter and the prompt.
+        optimizer: Function that builds the optimiser of the adapter and the prompt.
         layers: Tapped blocks, counted from 1.
-        scales: Windows of the aggregation in patches, odd; 1 is the token itself.
-        aggregation_sigma: Standard deviation of the aggregation weights in patches.
+        scales: Odd window sides of the aggregation, in patches. 1 is the token itself.
+        aggregation_sigma: Standard deviation of the aggregation weights, in patches.
         adapter: Whether tokens pass the adapter.
-        adapter_heads: Attention heads of the adapter, 64 channels each.
-        learnable_prompt: Whether learnable tokens stand before the states' words; if not, nothing of the text trains.
-        prompt_tokens: Learnable tokens.
-        prompt_init_std: Standard deviation of their initial values.
+        adapter_heads: Attention heads of the adapter, with 64 channels each.
+        learnable_prompt: Whether learnable tokens precede the words of the states. Without, no part of the text trains.
+        prompt_tokens: Number of learnable tokens.
+        prompt_init_std: Standard deviation of the tokens' initial values.
         states: Words of the normal and of the abnormal state.
-        temperature: Divides cosine similarities.
+        temperature: Divisor of the cosine similarities.
         focal_gamma: Exponent of the focal losses.
-        map_loss_weight: λ1, weight of the map's focal and L1 losses.
-        alignment_loss_weight: λ2, weight of the patch alignment loss; 0 leaves it out.
-        alias_targets: Repeat the official code's in-place change of its own targets: the alignment loss turns the
-            map's zeros into -1 before the backward pass, which changes gradients on normal patches (not the losses).
-        map_sigma: Gaussian filter of the final map, in pixels.
-        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot AF-CLIP.
+        map_loss_weight: λ1, weight of the focal and L1 losses of the map.
+        alignment_loss_weight: λ2, weight of the patch alignment loss. 0 leaves it out.
+        alias_targets: Whether to repeat the official code's in-place change of its own targets. Its alignment loss
+            turns the zeros of the map's targets into -1 before the backward pass. This changes gradients on normal
+            patches, but no loss value.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
+        k_shot: Few-shot images per category in the memory bank. 0 is zero-shot AF-CLIP.
         shot_seed: Seed of their random selection.
-        memory_map_weight: α of the map in AF-CLIP+: weight of the zero-shot map beside the memory's.
+        memory_map_weight: α of the map in AF-CLIP+: weight of the zero-shot map relative to that of the memory.
         memory_image_weight: α of the image score in AF-CLIP+.
 
     Reference: AF-CLIP, Eq. (3) to (18).
@@ -148,13 +149,13 @@ class AFCLIP(PromptMethod):
         return [partial(aggregate_patches, grid=grid, window=scale, sigma=sigma) for scale in self.scales]
 
     def aggregated(self, features: ClipFeatures) -> Iterator[Tensor]:
-        """Yields the tokens `[B, 1 + N, C]` of each set, layer after layer, the scales of a layer in order."""
+        """Yields the token sets `[B, 1 + N, C]`, block by block, with the scales of a block in order."""
         for tokens in features.tokens:
             for scale in self.scales:
                 yield aggregate_neighbours(tokens, features.grid, scale, self.aggregation_sigma)
 
     def adapted(self, features: ClipFeatures) -> Iterator[Tensor]:
-        """Yields the tokens of each set in the joint space, `[B, 1 + N, D]`, L2-normalised, as `aggregated` does.
+        """Yields the token sets in the joint space, `[B, 1 + N, D]`, L2-normalised, in the order of `aggregated`.
 
         Reference: AF-CLIP, Eq. (3) to (7).
         """
@@ -164,7 +165,7 @@ class AFCLIP(PromptMethod):
             yield F.normalize(self.backbone.project(one), dim=-1)
 
     def unit_tokens(self, features: ClipFeatures, text: Tensor) -> Iterator[UnitTokens]:
-        """Yields `adapted` beside text embeddings `[2, D]`, in float32 without forming them, where that is cheaper."""
+        """Yields the token sets of `adapted`, float32, for text embeddings `[2, D]`. They are formed only if needed."""
         ending, mixtures = self._ending(features.tokens[0].device, text), self.mixtures(features.grid)
         if ending is None or self.adapter is None:
             for tokens in self.adapted(features):
@@ -185,7 +186,7 @@ class AFCLIP(PromptMethod):
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the loss terms and their weighted sum `total`.
 
-        Images whose mask is not known take part in the image term only.
+        Images without a known mask contribute to the image term only.
 
         Reference: AF-CLIP, Eq. (11) to (15).
         """
@@ -220,7 +221,7 @@ class AFCLIP(PromptMethod):
         return {"total": total, **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns scores and maps: of the class token and the patches, in AF-CLIP+ beside the memory's.
+        """Returns scores and maps from class token and patches. AF-CLIP+ adds those of the memory.
 
         Reference: AF-CLIP, Sec. 4.4 and Eq. (18).
         """

@@ -148,7 +148,7 @@ class AnoVL(AnomalyMethod):
         return self.adapter.steps > 0
 
     def on_evaluation_end(self) -> None:
-        """Drops the text of the pass."""
+        """Releases the text embeddings of the pass."""
         super().on_evaluation_end()
         self.sentences.reset()
 

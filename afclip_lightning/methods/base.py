@@ -33,19 +33,19 @@ UsesTestSet = Literal["never", "with few-shot images", "without few-shot images"
 
 
 def adam(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the optimiser of AnomalyCLIP's, FAPrompt's and APRIL-GAN's codes. A named function for run folders."""
+    """Returns the optimiser of the codes of AnomalyCLIP, FAPrompt and APRIL-GAN. Run folders record it by name."""
     return Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
 
 
 def sgd(parameters: Iterable[Tensor]) -> SGD:
-    """Returns the optimiser of CoOp's and CoCoOp's codes. A named function for run folders."""
+    """Returns the optimiser of the codes of CoOp and CoCoOp. Run folders record it by name."""
     return SGD(parameters, lr=2e-3, momentum=0.9, weight_decay=5e-4)
 
 
 def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: FeatureStore | None) -> ClipFeatures:
-    """Returns the features of a batch: those that were read with it, or computed, and kept in the store.
+    """Returns the features of a batch: those read with it, or computed ones, which go into the store.
 
-    With a store, computed features are rounded as it keeps them: a result does not depend on what was there.
+    With a store, computed features are rounded as the store does. The result therefore does not depend on its content.
     """
     if batch.features is not None:
         return batch.features.map(Tensor.float)
@@ -59,43 +59,43 @@ def features_of(batch: Batch, backbone: ClipBackbone, spec: FeatureSpec, store: 
 class AnomalyMethod(Provenance, LightningModule, ABC):
     """A head on a frozen backbone. A subclass builds its parts, names its features and implements `score`.
 
-    A trained method also implements `loss`. Checkpoints hold what is learnt (parameters that train, and buffers that
-    are registered as persistent), plain hyperparameters and the feature spec; never the backbone.
+    A trained method also implements `loss`. Checkpoints hold the trained state (trainable parameters and persistent
+    buffers), plain hyperparameters and the feature spec. They never hold the backbone.
 
-    What a method takes beside features is declared, as the class attributes below say it: nothing outside looks for it.
+    Class attributes declare what a method needs in addition to features:
 
-    - With `takes_few_shot` it has the arguments `k_shot` and `shot_seed` and a `memory`. Where that holds anything
-      but the tapped patches, it implements `fit_memory`.
+    - With `takes_few_shot` it has the arguments `k_shot` and `shot_seed` and a `memory`. It implements `fit_memory`
+      unless the memory holds just the tapped patches.
     - With `needs_references` it has a `pairing`.
     - With `uses_test_set` it implements `observe` and `take_observed`.
 
     Args:
         backbone: The frozen CLIP.
-        spec: The features that the head takes.
-        optimizer: Makes the optimiser of the trainable parameters; `None` for a method that trains nothing.
+        spec: The features that the head needs.
+        optimizer: Function that builds the optimiser of the trainable parameters. `None` if nothing trains.
 
     Attributes, beside those of `Provenance`:
-        fixed_by_training: Constructor arguments that a trained head depends on beside its features.
-        rows_from_training: Persistent buffers that have as many rows as training gave them.
-        takes_few_shot: Whether it compares images with `k_shot` normal ones of their category, where that is above 0.
-        holds_head: Whether a zero-shot method may stand beside its memory: its arguments `head`, a name, and
+        fixed_by_training: Constructor arguments that a trained head depends on, other than its features.
+        rows_from_training: Persistent buffers whose number of rows is set by training.
+        takes_few_shot: Whether images are compared with `k_shot` normal images of their category.
+        holds_head: Whether a zero-shot method can be combined with its memory, by the arguments `head` and
             `head_arguments`.
         trains_beside_normal: Whether training also reads the normal images of the `train` split.
-        needs_references: Whether it compares each image with reference images, which the data module pairs it with.
-        uses_test_set: When it scores an image in relation to all test images of its category.
-        needs_pixels: Whether the images themselves are used beside their features, so that these cannot be kept.
-        changes_blocks: Whether something that it learns stands between the backbone's blocks, whose features are then
-            new with every step, and cannot be kept either. It runs the blocks itself, from the image.
-        needs_class_name: Whether its prompts say what the category is called.
-        k_shot: Few-shot images per category; 0 for a method that takes none.
-        shot_seed: Of their random selection.
-        memory: The bank that few-shot images go to, or `None`.
-        pairing: How images are paired with their references, or `None`.
-        head: The zero-shot method beside the memory, or `None`.
-        store: Where features are kept, or `None`; the command line sets it.
-        config: How the method is built, as the `model` section of a config says it, for checkpoints that stand alone;
-            `None` where the method was built in Python.
-        card: What checkpoints say of the training, as plain values of `heads.card.Card`; `None` for nothing.
+        needs_references: Whether each image is compared with reference images, which the data module assigns.
+        uses_test_set: Whether the score of an image depends on all test images of its category.
+        needs_pixels: Whether the images are used in addition to their features. Features are then not kept on disk.
+        changes_blocks: Whether trained parts lie between the blocks of the backbone. Features then change with every
+            step and are not kept on disk. The method runs the blocks itself.
+        needs_class_name: Whether its prompts have the name of the category.
+        k_shot: Few-shot images per category. 0 for a method without few-shot images.
+        shot_seed: Seed of their random selection.
+        memory: The memory bank of few-shot images, or `None`.
+        pairing: Rule that assigns references to images, or `None`.
+        head: The zero-shot method that is combined with the memory, or `None`.
+        store: The feature store, or `None`. The command line sets it.
+        config: The `model` section of a config that builds the method, for self-contained checkpoints. `None` if the
+            method was built in Python.
+        card: Facts on the training for checkpoints, as plain values of `heads.card.Card`, or `None`.
     """
 
     fixed_by_training: ClassVar[tuple[str, ...]] = ()
@@ -132,56 +132,59 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
 
     @abstractmethod
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns scores and maps, float32; deterministic, and the same for an image whatever else is in the batch."""
+        """Returns scores and maps, float32. They are deterministic and do not depend on other images of the batch."""
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms by name; `total` is what is minimised."""
+        """Returns the loss terms by name. `total` is minimised."""
         raise TypeError(f"{type(self).__name__} trains nothing: use the test command")
 
     @property
     def needs_test_set(self) -> bool:
-        """Returns whether it has no score of an image alone, as it is built: see `uses_test_set`.
+        """Returns whether scores need all test images with the present arguments. See `uses_test_set`.
 
-        A method that does so for some arguments says for which.
+        A method that needs them for some arguments only overrides this.
         """
         few_shot = "with few-shot images" if self.k_shot > 0 else "without few-shot images"
         return self.uses_test_set in ("always", few_shot)
 
     @classmethod
     def judges_with_few_shot(cls) -> bool:
-        """Returns whether few-shot images are all that it needs beside an image."""
+        """Returns whether an image and few-shot images suffice for a score."""
         return cls.takes_few_shot and cls.uses_test_set in ("never", "without few-shot images")
 
     @property
     def adapts(self) -> bool:
-        """Returns whether it trains something on each image that it tests."""
+        """Returns whether the method trains something on each test image."""
         return False
 
     def fit_memory(self, key: Key, image: Tensor) -> None:
-        """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`: on their tapped patches."""
+        """Fits the memory bank of a `(dataset, category)` on the tapped patches of normal images `[S, 3, H, W]`."""
         if self.memory is None:
             raise TypeError(f"{type(self).__name__} takes no few-shot images")
         self.memory.fit(key, self.backbone.encode_image(image.to(self.device), self.spec).tokens)
 
     def observe(self, test_set: WholeTestSet) -> Any:
-        """Returns what this process's part of the test images says of each other, as something that can be pickled.
+        """Returns the results that this process's share of the test images gives, in a form that can be pickled.
 
         It runs once before each pass of validate, test or predict.
         """
         raise TypeError(f"{type(self).__name__} does not compare test images with each other")
 
     def take_observed(self, observed: Sequence[Any]) -> None:
-        """Keeps what `observe` returned on each process, for `score`."""
+        """Stores the results of `observe` of all processes, for `score`."""
         raise TypeError(f"{type(self).__name__} does not compare test images with each other")
 
     @property
     def data(self) -> AnomalyData | None:
-        """Returns the data module of the run; `None` where the trainer was given loaders."""
+        """Returns the data module of the run. `None` if the trainer was given loaders."""
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, AnomalyData) else None
 
     def training_batches(self) -> Iterable[Batch]:
-        """Returns the training sets of the run in batches, once and in order; the trainer's loader if that is all."""
+        """Returns the training sets of the run as batches, once and in order.
+
+        Without a data module, the trainer's loader.
+        """
         if self.data is None:
             loader: Iterable[Batch] | None = self.trainer.train_dataloader
             assert loader is not None  # there is one to train with
@@ -191,24 +194,24 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
 
     @property
     def preprocess(self) -> Preprocess:
-        """Returns the preprocessing that a data module must use for this method's backbone."""
+        """Returns the preprocessing of this method's backbone, which the data module must use."""
         return self.backbone.preprocess
 
     def extract(self, batch: Batch) -> ClipFeatures:
-        """Returns what `score` and `loss` take of a batch: the backbone's features."""
+        """Returns the backbone's features of a batch, the input of `score` and `loss`."""
         return self.features_of(batch)
 
     def predict_from(self, wide: ClipFeatures, given: FeatureSpec, batch: Batch) -> AnomalyPrediction:
-        """Returns the prediction from the features of a wider spec, `given`, which several heads share."""
+        """Returns the prediction from features of a wider spec, `given`, which several heads share."""
         own = replace(batch, features=self.spec.select(wide, given))
         return self.score(self.extract(own), own)
 
     def features_of(self, batch: Batch) -> ClipFeatures:
-        """Returns the backbone's features of a batch; see the function of this name."""
+        """Returns the backbone's features of a batch. See the function `features_of`."""
         return features_of(batch, self.backbone, self.spec, self.store)
 
     def setup(self, stage: str) -> None:
-        """Asks the data module for few-shot images and references: before any image is read, since too few end the run.
+        """Requests few-shot images and references from the data module, before any image is read.
 
         Raises:
             DatasetError: A category has too few images.
@@ -221,10 +224,10 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
             self.data.pair(self.pairing)
 
     def on_evaluation_start(self) -> None:
-        """Prepares what stays the same for a whole pass of validate, test or predict: shows it the test set, if needed.
+        """Prepares a pass of validate, test or predict. Methods that need the test set observe it here.
 
         Raises:
-            TypeError: There is no data module to ask for the test images.
+            TypeError: There is no data module that could give the test images.
         """
         if not self.needs_test_set:
             return
@@ -235,7 +238,7 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
         self.take_observed(gathered(self.observe(WholeTestSet(self.data, self.preprocess, self.store))))
 
     def on_evaluation_end(self) -> None:
-        """Drops what `on_evaluation_start` prepared, and the memory bank of few-shot images."""
+        """Releases what `on_evaluation_start` prepared, and the memory bank of few-shot images."""
         if self.memory is not None:
             self.memory.reset()
 
@@ -268,16 +271,16 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def learnt_names(self) -> set[str]:
-        """Returns the names of what `fit` leaves behind: parameters that train, and persistent buffers of the head."""
+        """Returns the names of the trained state: trainable parameters and persistent buffers of the head."""
         frozen = {id(buffer) for buffer in self.backbone.buffers()}
         buffers = {name for name, buffer in self.named_buffers() if id(buffer) not in frozen}
         return self.trainable_names() | (buffers & super().state_dict().keys())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the total loss and logs each term; the progress bar has the last step's, which has left the device.
+        """Returns the total loss and logs each term. The progress bar shows the loss of the previous step.
 
         Raises:
-            TrainingError: The last step's loss is not finite.
+            TrainingError: The loss of the previous step is not finite.
         """
         if any(not sample.mask_known and sample.label != UNKNOWN for sample in batch.samples):
             rank_zero_warn("Training images without a mask take part in the image terms of the loss only.")  # once
@@ -291,10 +294,10 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
         return losses["total"]
 
     def on_train_epoch_end(self) -> None:
-        """Checks the last step's loss.
+        """Checks the loss of the last step.
 
         Raises:
-            TrainingError: It is not finite.
+            TrainingError: The loss is not finite.
         """
         self.watch.check()
 
@@ -311,24 +314,23 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
         return self.score(self.extract(batch), batch)
 
     def configure_optimizers(self) -> Optimizer | None:
-        """Returns the optimiser of the trainable parameters, or `None` if there are none."""
+        """Returns the optimiser of the trainable parameters, or `None` if nothing trains."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return self.optimizer(parameters) if self.optimizer and parameters else None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Returns what is learnt only."""
+        """Returns the trained state, without the backbone."""
         state = super().state_dict(*args, **kwargs)
         learnt = self.learnt_names()
         return {name: tensor for name, tensor in state.items() if name in learnt}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the feature spec and how the method is built, and keeps hyperparameters out of Lightning's own key.
+        """Adds feature spec and configuration of the method, and keeps hyperparameters out of Lightning's own key.
 
-        Hyperparameters under Lightning's key would silently override what the user gives on the command line beside
-        `--ckpt_path`.
+        Hyperparameters under Lightning's key would silently override options of the command line with `--ckpt_path`.
 
         Raises:
-            TrainingError: The last step's loss was not finite, and so the weights are no longer.
+            TrainingError: The loss of the last step is not finite, so the weights are not finite either.
         """
         self.watch.check()
         checkpoint["method"] = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -339,12 +341,12 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
             checkpoint["card"] = self.card
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another method, of other features or with other tensors.
+        """Rejects a checkpoint of another method, of other features or with other tensors.
 
-        Buffers of `rows_from_training` get as many rows as it has; what is in them is loaded after this.
+        Buffers of `rows_from_training` are resized to the rows of the checkpoint. Their values are loaded afterwards.
 
         Raises:
-            CheckpointError: Names every difference.
+            CheckpointError: The checkpoint does not fit. The message names every difference.
         """
         method = f"{type(self).__module__}.{type(self).__qualname__}"
         if checkpoint["method"] != method:
@@ -380,7 +382,7 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
 
 
 class PromptMethod(AnomalyMethod):
-    """A method with text embeddings that do not depend on the image: embedded once a step, and once a whole pass.
+    """A method whose text embeddings do not depend on the image. They are computed once per step or per pass.
 
     A subclass implements `embed_text` and asks for `text_embeddings`.
     """
@@ -389,25 +391,25 @@ class PromptMethod(AnomalyMethod):
 
     @abstractmethod
     def embed_text(self) -> Tensor:
-        """Returns the text embeddings as the parameters now give them."""
+        """Returns the text embeddings for the current parameters."""
 
     def text_embeddings(self) -> Tensor:
-        """Returns the text embeddings: inside validate, test or predict, those of the whole pass."""
+        """Returns the text embeddings. In validate, test and predict they are computed once per pass."""
         return self.embed_text() if self.pass_text is None else self.pass_text
 
     def on_evaluation_start(self) -> None:
-        """Embeds the text once for the pass."""
+        """Computes the text embeddings once for the pass."""
         super().on_evaluation_start()
         self.pass_text = self.embed_text()
 
     def on_evaluation_end(self) -> None:
-        """Drops the text of the pass."""
+        """Releases the text embeddings of the pass."""
         super().on_evaluation_end()
         self.pass_text = None
 
 
 class CategoryPromptMethod(AnomalyMethod):
-    """A method with text embeddings of the category: embedded once a step, and once per category in a whole pass.
+    """A method with text embeddings per category. They are computed once per step, or once per category and pass.
 
     A subclass implements `embed_text` and asks for `text_embeddings`.
     """
@@ -417,31 +419,34 @@ class CategoryPromptMethod(AnomalyMethod):
 
     @abstractmethod
     def embed_text(self, samples: Sequence[Sample]) -> Tensor:
-        """Returns the text embeddings of each sample's category as the parameters now give them, `[B, 2, D]`.
+        """Returns the text embeddings of the category of each sample for the current parameters, `[B, 2, D]`.
 
-        They are L2-normalised, row 0 normal and row 1 abnormal.
+        They are L2-normalised. Row 0 is normal and row 1 abnormal.
         """
 
     def text_embeddings(self, samples: Sequence[Sample]) -> Tensor:
-        """Returns the text embeddings `[B, 2, D]`: inside validate, test or predict, those of the whole pass."""
+        """Returns the text embeddings `[B, 2, D]`.
+
+        In validate, test and predict they are computed once per category and pass.
+        """
         return self.embed_text(samples) if self.pass_text is None else self.pass_text(samples)
 
     def on_evaluation_start(self) -> None:
-        """Lets the text of a category be embedded once in the pass."""
+        """Starts a pass in which the text of each category is embedded once."""
         super().on_evaluation_start()
         self.pass_text = CategoryText(lambda sample: self.embed_text([sample])[0])
 
     def on_evaluation_end(self) -> None:
-        """Drops the text of the pass."""
+        """Releases the text embeddings of the pass."""
         super().on_evaluation_end()
         self.pass_text = None
 
 
 def _form(tensor: Tensor) -> str:
-    """Returns a tensor's shape, and its type unless it is a floating-point one, which are converted to each other."""
+    """Returns the shape of a tensor, and its type unless it is floating point (those are converted to each other)."""
     return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")
 
 
 def _plain(value: Any) -> Any:
-    """Returns lists for tuples: a config gives the one, a default the other."""
+    """Returns tuples as lists: a config gives lists, a default tuples."""
     return list(value) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Methods of this package by name, for those that other methods hold."""
+"""Methods of this package by name, for methods that contain other methods."""
 
 import sys
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from afclip_lightning.methods.base import AnomalyMethod
 
 
 def zero_shot(name: str, backbone: ClipBackbone, arguments: Mapping[str, Any], beside: str) -> AnomalyMethod:
-    """Returns a method of this package that judges an image alone, to stand beside something else.
+    """Returns a zero-shot method of this package, to be combined with something else.
 
     Args:
-        name: Of its class.
+        name: Name of its class.
         backbone: The frozen CLIP.
-        arguments: Of its constructor.
-        beside: What it stands beside, for messages.
+        arguments: Arguments of its constructor.
+        beside: Name of what it is combined with, for messages.
 
     Raises:
-        ValueError: There is none of this name, or it needs more than an image.
-        UserError: It refuses an argument.
+        ValueError: There is no method of this name, or it needs more than an image.
+        UserError: The method rejects an argument.
     """
     package = sys.modules[__name__.rpartition(".")[0]]
     import_submodules(package)
