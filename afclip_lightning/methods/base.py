@@ -60,9 +60,8 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
     """A head on a frozen backbone. A subclass builds its parts, names its features and implements `score`.
 
     A trained method also implements `loss`. Checkpoints hold the trained state (trainable parameters and persistent
-    buffers), plain hyperparameters and the feature spec. They never hold the backbone.
-
-    Class attributes declare what a method needs in addition to features:
+    buffers), plain hyperparameters and the feature spec. They never hold the backbone. Class attributes declare what a
+    method needs in addition to features:
 
     - With `takes_few_shot` it has the arguments `k_shot` and `shot_seed` and a `memory`. It implements `fit_memory`
       unless the memory holds just the tapped patches.
@@ -78,8 +77,7 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
         fixed_by_training: Constructor arguments that a trained head depends on, other than its features.
         rows_from_training: Persistent buffers whose number of rows is set by training.
         takes_few_shot: Whether images are compared with `k_shot` normal images of their category.
-        holds_head: Whether a zero-shot method can be combined with its memory, by the arguments `head` and
-            `head_arguments`.
+        holds_head: Whether a zero-shot method (`head`, `head_arguments`) can be combined with its memory.
         trains_beside_normal: Whether training also reads the normal images of the `train` split.
         needs_references: Whether each image is compared with reference images, which the data module assigns.
         uses_test_set: Whether the score of an image depends on all test images of its category.
