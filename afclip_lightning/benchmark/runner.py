@@ -66,11 +66,12 @@ def state_of(cell: Cell) -> State | None:
     return State("done") if all(done) else None
 
 
-def forget_failure(cell: Cell) -> None:
+def clear_failure(cell: Cell) -> None:
     """Lets a cell that has failed be run again, and what of it is damaged be made again."""
     if not cell.folder.exists() or (lock := try_lock(cell.folder / LOCK)) is None:
         return
     with lock:
+        lock.attempts = 0
         (cell.folder / FAILED).unlink(missing_ok=True)
         for step in cell.steps:
             try:
@@ -182,7 +183,7 @@ def run_cells(
 
     for cell in cells:
         if retry:
-            forget_failure(cell)
+            clear_failure(cell)
         if state := state_of(cell):
             settle(cell, state)
     job = Cells([cell for cell in cells if cell.name not in states], run, time_limit)

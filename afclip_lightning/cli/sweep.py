@@ -1,17 +1,20 @@
 """`python -m afclip_lightning sweep`: search for the best options, here or on a cluster."""
 
 import argparse
-import shlex
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from afclip_runtime.cli.launch_options import add_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.launch import Outcome, Where, launch
 from afclip_runtime.launch.signals import STOPPED
 
 MOST_TRIALS = 10**6
 COUNT = numeric(int, lambda count: 1 <= count <= MOST_TRIALS, f"from 1 to {MOST_TRIALS}")
+SECONDS = numeric(float, lambda seconds: 0 < seconds < math.inf, "a number of seconds above 0")
 SEED = numeric(int, lambda seed: 0 <= seed < 2**31, f"from 0 to {2**31 - 1}")  # numbers of trials are added to it
 PLACE = 33
 DESCRIPTION = """\
@@ -27,17 +30,18 @@ Options after -- are given to every trial.
 
 @command()
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code: 0 done, 1 trials failed, 2 a mistake, 75 trials left, 130 Ctrl-C."""
+    """Runs the command and returns its exit code: 0 done, 1 trials failed, 2 a mistake, 75 trials are left."""
     own = list(args[: args.index("--")]) if "--" in args else list(args)
     options = _parser().parse_args(own)
-    return _search(options, list(args[len(own) + 1 :]))
+    where = where_of(options, "sweep", args)
+    return _search(options, where, list(args[len(own) + 1 :]))
 
 
-def _search(options: argparse.Namespace, extra: list[str]) -> int:
+def _search(options: argparse.Namespace, where: Where, extra: list[str]) -> int:
     try:
-        from afclip_lightning.sweep.launch import run_local, run_slurm
         from afclip_lightning.sweep.space import read_sweep
-        from afclip_lightning.sweep.study import Plan, write_table
+        from afclip_lightning.sweep.study import Plan, told, write_table
+        from afclip_lightning.sweep.trials import Trials
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'afclip_lightning[sweeps]'.") from error
     sweep = read_sweep(options.config)
@@ -49,23 +53,20 @@ def _search(options: argparse.Namespace, extra: list[str]) -> int:
         trials = min(trials, len(sweep.grid()))
     storage = options.storage or str(folder / "study.journal")
     plan = Plan(options.config, sweep, folder, storage, trials, options.seed, extra)
-    study = plan.study()
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    left = trials - sum(state.is_finished() for state in states)
-    code = 0
+    job = Trials(plan, options.time_limit)
+
+    def report(name: str, outcome: Outcome) -> None:
+        print(told(plan, job.study, int(name), outcome), flush=True)
+
+    ended = launch(job, where, folder, report)
+    print(write_table(plan, job.study))
+    left = job.left()
+    if ended.signal is not None:
+        return STOPPED
     if left > 0:
-        jobs = min(options.jobs, left)
-        if options.launcher == "local":
-            code = run_local(plan, jobs)
-        else:
-            run_slurm(plan, jobs, options.sbatch)
-    print(write_table(plan, study))
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    left = trials - sum(state.is_finished() for state in states)
-    if left > 0 and code == 0:
         print(f"{left} trials are left, or run by another process: the same command goes on.", file=sys.stderr)
         return STOPPED
-    return code or int(any(state.name == "FAIL" for state in states))
+    return int(any(trial.state.name == "FAIL" for trial in job.study.get_trials(deepcopy=False)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,19 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sweep file as of Weights & Biases")
     parser.add_argument("--trials", type=COUNT, metavar="N", help="trials in all, those of earlier calls too; run_cap")
-    parser.add_argument("--jobs", type=COUNT, default=1, metavar="N", help="trials at once; 1")
-    parser.add_argument("--launcher", choices=["local", "slurm"], default="local", help="where workers run; local")
     parser.add_argument("--out", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
     parser.add_argument("--storage", metavar="FILE_OR_URL", help="file or database of the study; DIR/study.journal")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the search; 0")
     parser.add_argument(
-        "--sbatch", type=_words, default=[], metavar="OPTIONS", help="options for sbatch: '--time=2:00:00 --gres=gpu:1'"
+        "--time_limit", type=SECONDS, metavar="SECONDS", help="end a trial that takes longer in one process; none"
     )
+    add_launch_options(parser, "trials")
     return parser
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}: {text}") from error

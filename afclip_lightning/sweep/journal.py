@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
@@ -10,7 +12,42 @@ from afclip_runtime.errors import UserError
 from afclip_runtime.files import open_regular
 
 
-def open_journal(path: Path) -> JournalFileBackend:
+class Journal(JournalFileBackend):
+    """A journal that says so when its file is taken away or exchanged while processes use it.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+        self.seen: tuple[int, int] | None = None  # number of the file, and its size after a whole line
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """Yields the changes from a number on.
+
+        Raises:
+            UserError: The file is another one than before, or shorter.
+        """
+        try:
+            with self.path.open("rb") as file:
+                now = os.fstat(file.fileno())
+                file.seek(max(0, now.st_size - 1))
+                whole = file.read(1) in (b"\n", b"")
+            if self.seen is not None and (now.st_ino != self.seen[0] or now.st_size < self.seen[1]):
+                raise FileNotFoundError
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.path}: was removed or exchanged while the sweep ran. Restore it, or begin anew with another "
+                "--out."
+            ) from error
+        if whole:
+            self.seen = now.st_ino, now.st_size
+        yield from super().read_logs(log_number_from)
+
+
+def open_journal(path: Path) -> Journal:
     """Returns a journal, a new one if there is none; a last line that a kill has cut off is removed.
 
     Optuna would append to such a line, and could then read neither.
@@ -26,7 +63,7 @@ def open_journal(path: Path) -> JournalFileBackend:
             _mend(path)
         finally:
             lock.release()
-    return JournalFileBackend(str(path))
+    return Journal(path)
 
 
 def _mend(path: Path) -> None:

@@ -1,22 +1,21 @@
 """The study of a sweep, its trials and its table.
 
-The study lies in a file or a database, and each worker takes its next trial from there: processes of this machine, or
-of the tasks of a SLURM array. A worker that dies leaves its trial, and the lock of it, to the next one.
+The study lies in a file or a database, and each worker takes its next trial from there. Whatever is known of a trial
+is in the study: its parameters, values, attempts, seconds and error. A worker that dies leaves its trial, and the lock
+of it, to the next one.
 """
 
-import fcntl
 import itertools
 import json
 import shlex
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -27,9 +26,12 @@ from afclip_lightning.sweep.journal import open_journal
 from afclip_lightning.sweep.space import Sweep
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import csv_text, write_text
-from afclip_runtime.launch.output import output_to
-from afclip_runtime.launch.signals import STOPPED
+from afclip_runtime.launch import Outcome
+from afclip_runtime.launch.locks import Lock, try_lock
+from afclip_runtime.launch.output import last_error
+from afclip_runtime.launch.signals import STOPPED, StoppedError
 
+LOG = "output.log"
 ATTEMPTS = 3  # a trial whose process has died so often has failed: it would take every worker with it
 
 
@@ -62,24 +64,38 @@ class Plan:
             UserError: Another sweep lies there, trials of one that is lost, or what no study can be read from.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
+        with self.reading():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / "study.lock"):
+            with self.lock():
                 return self._study()
-        except UserError:
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Makes one error of all that Optuna and its databases raise where the study is damaged, or gone.
+
+        Raises:
+            UserError: It is.
+        """
+        try:
+            yield
+        except (UserError, StoppedError):
             raise
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}). Choose another --out."
             ) from error
-        except (
-            Exception
-        ) as error:  # what Optuna and its databases make of a damaged or wrong one: errors of many classes
+        except Exception as error:  # of many classes
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
                 f"{self.storage}: no study can be read there ({reason}). Restore it, or begin anew with another "
                 "--out and --storage."
             ) from error
+
+    def lock(self) -> Lock:
+        """Returns the lock under which the study is opened and trials are claimed, as soon as nobody else has it."""
+        lock = try_lock(self.folder / "study.lock", wait=True)
+        assert lock is not None
+        return lock
 
     def _study(self) -> optuna.Study:
         sweep = self.sweep
@@ -127,37 +143,28 @@ def _storage(place: str) -> BaseStorage:
     return JournalStorage(open_journal(Path(place)))
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
+def trial_of(study: optuna.Study, number: int) -> optuna.Trial:
+    """Returns a trial of the study, to be gone on with."""
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
 
-def _try_lock(path: Path) -> IO[str] | None:
-    """Returns a locked file, or `None` while a living process has it; a lock ends with its process, on NFS too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | None:
+def claim(plan: Plan, study: optuna.Study, skip: Collection[str] = ()) -> tuple[optuna.Trial, Lock] | None:
     """Returns a trial to run and its lock: one that a process has left, or a new one; `None` if there is none.
 
     Taking up a trial where it was, instead of failing it and beginning another, keeps its number, its folder and its
     last checkpoint: a sweep that was interrupted ends as one that was not.
+
+    Args:
+        plan: The sweep.
+        study: Its study.
+        skip: Numbers of trials that are not taken up.
     """
-    with _locked(plan.folder / "study.lock"):
+    with plan.lock():
         trials = study.get_trials(deepcopy=False)
         for left in trials:
-            if left.state != TrialState.RUNNING:
+            if left.state != TrialState.RUNNING or str(left.number) in skip:
                 continue
-            lock = _try_lock(plan.run_folder(left.number) / "lock")
+            lock = try_lock(plan.run_folder(left.number) / "lock")
             if lock is None:
                 continue
             trial = optuna.Trial(study, left._trial_id)
@@ -166,13 +173,14 @@ def claim(plan: Plan, study: optuna.Study) -> tuple[optuna.Trial, IO[str]] | Non
                 return trial, lock
             trial.set_user_attr("error", f"its process died {ATTEMPTS} times")
             study.tell(trial, state=TrialState.FAIL)
+            lock.release()
         begun = sum(trial.state != TrialState.WAITING for trial in trials)
         if begun >= plan.trials:
             return None
         study.sampler = plan.sweep.sampler(plan.seed + begun)  # one seed for all would give two workers the same trial
         trial = study.ask(plan.sweep.space)
         _clear(plan.run_folder(trial.number))
-        lock = _try_lock(plan.run_folder(trial.number) / "lock")
+        lock = try_lock(plan.run_folder(trial.number) / "lock")
         assert lock is not None  # nobody else knows of it
         return trial, lock
 
@@ -199,47 +207,55 @@ def _clear(folder: Path) -> None:
         print(f"{folder} held a trial that the study does not know: it is now {kept.name}.", flush=True)
 
 
-def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> None:
-    """Runs one trial and tells the study what came out; tells it nothing if a signal stopped it, so that it goes on."""
+def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> Outcome:
+    """Runs one trial and tells the study what came out. Called with the output going to the trial's log.
+
+    Raises:
+        StoppedError: A signal stopped it; the study is told nothing, so that the trial goes on.
+        UserError: It failed.
+    """
     from afclip_lightning.engine import app
     from afclip_lightning.sweep.trial import TrialCLI, TrialReport
 
     folder = plan.run_folder(trial.number)
-    attempts = trial.user_attrs.get("attempts", 0)
-    trial.set_user_attr("attempts", attempts + 1)
+    log = folder / LOG
+    before = log.stat().st_size if log.exists() else 0
     arguments = [*plan.arguments(trial.params), f"--out={folder}"]
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
         arguments.append(f"--checkpoint={checkpoint}")
     else:  # what a process left that died before its first checkpoint
         (folder / "config.yaml").unlink(missing_ok=True)
-    start, error, state = time.monotonic(), "", TrialState.COMPLETE
-    with output_to(folder / "output.log"):
-        print(f"== trial {trial.number}: {shlex.join(arguments)}", flush=True)
-        sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
-        try:
-            code = app.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
-            if code == STOPPED:
-                trial.set_user_attr("attempts", attempts)
-                return
-            error = f"exit code {code}" if code else ""
-        except optuna.TrialPruned:
-            state = TrialState.PRUNED
-        except (Exception, SystemExit) as problem:  # one trial's; the others go on
-            traceback.print_exc()
-            error = f"{type(problem).__name__}: {problem}".splitlines()[0]
-    trial.set_user_attr("seconds", round(trial.user_attrs.get("seconds", 0) + time.monotonic() - start, 1))
+    print(f"== trial {trial.number}: {shlex.join(arguments)}", flush=True)
+    sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
+    start, state = time.monotonic(), TrialState.COMPLETE
+    try:
+        code = app.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
+        if code == STOPPED:
+            raise StoppedError
+        if code:
+            said = last_error(log, before)
+            raise UserError(f"exit code {code}{': ' * bool(said)}{said}")
+    except optuna.TrialPruned:
+        state = TrialState.PRUNED
+    finally:
+        trial.set_user_attr("seconds", round(trial.user_attrs.get("seconds", 0) + time.monotonic() - start, 1))
     reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
-    if state == TrialState.COMPLETE and not error and not reported:
-        error = f"{plan.sweep.metric} was never logged"
-    if error:
-        trial.set_user_attr("error", error)
-        study.tell(trial, state=TrialState.FAIL)
-        print(f"trial {trial.number} failed: {error}; see {folder / 'output.log'}", flush=True)
-        return
-    value = reported[max(reported)]
-    study.tell(trial, value if state == TrialState.COMPLETE else None, state)
-    print(f"trial {trial.number}: {value:.4f}{' given up' if state == TrialState.PRUNED else ''}", flush=True)
+    if not reported:
+        raise UserError(f"{plan.sweep.metric} was never logged")
+    study.tell(trial, reported[max(reported)] if state == TrialState.COMPLETE else None, state)
+    return Outcome()
+
+
+def told(plan: Plan, study: optuna.Study, number: int, outcome: Outcome) -> str:
+    """Returns a line on what became of a trial."""
+    if outcome.status == "failed":
+        return f"trial {number} failed: {outcome.error}; see {plan.run_folder(number) / LOG}"
+    if outcome.status == "stopped":
+        return f"trial {number} was stopped; the same command goes on with it"
+    trial = study.get_trials(deepcopy=False)[number]
+    value = trial.intermediate_values[max(trial.intermediate_values)]
+    return f"trial {number}: {value:.4f}{' given up' if trial.state == TrialState.PRUNED else ''}"
 
 
 def write_table(plan: Plan, study: optuna.Study) -> str:

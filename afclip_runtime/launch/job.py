@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from afclip_runtime.launch.locks import Lock, count_death
+from afclip_runtime.launch.locks import Lock
 
 ATTEMPTS = 3
 GRACE = 60.0
@@ -48,7 +48,8 @@ class Job(ABC):
     """Many units of work. It is picklable: the launcher has one copy, each worker process another.
 
     Attributes:
-        attempts: A unit whose process died so often has failed: else it would take every worker with it.
+        attempts: A unit that was begun so often by processes that died of it has failed: else it would take every
+            worker with it.
         grace: Seconds that a worker has to stop between two steps after a signal; with 0 it is killed at once.
         time_limit: Seconds that a unit may take; then its worker is killed, and the unit has failed.
     """
@@ -100,11 +101,19 @@ class Job(ABC):
         Called in the worker after a run that failed, in the launcher if the process died or took too long.
         """
 
-    def died(self, name: str, lock: Path) -> int:
-        """Counts that the process of a unit died, and returns how often it has. Called by the launcher.
+    def begin(self, unit: Unit) -> int:
+        """Counts that a unit is begun, and returns how often it was by processes that did not live to end it, and now.
+
+        Both this and `end` are for jobs that keep the count elsewhere than in the file of the lock.
+        """
+        unit.lock.attempts += 1
+        return unit.lock.attempts
+
+    def end(self, unit: Unit, stopped: bool) -> None:
+        """Takes back what `begin` counted, once a unit has been run.
 
         Args:
-            name: The unit.
-            lock: File of its lock, which keeps the count.
+            unit: The unit.
+            stopped: Whether it is left to be run: then earlier attempts still count.
         """
-        return count_death(lock, self.attempts)
+        unit.lock.attempts = unit.lock.attempts - 1 if stopped else 0

@@ -1,6 +1,7 @@
 """Runs a job where the user wants it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from afclip_runtime.errors import UserError
@@ -23,8 +24,9 @@ def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, o
     """
     if os.name != "posix":
         raise UserError("Work is launched on Linux and macOS only.")
-    if job.left() == 0:
+    if (left := job.left()) <= 0:
         return Ended()
+    where = replace(where, jobs=min(where.jobs, left))
     if where.launcher == "slurm":
         from afclip_runtime.launch.slurm import run_slurm
 

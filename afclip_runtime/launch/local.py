@@ -12,7 +12,8 @@ from pathlib import Path
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch import signals
-from afclip_runtime.launch.job import Job, Outcome
+from afclip_runtime.launch.job import Job, Outcome, Unit
+from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.signals import STOPS
 from afclip_runtime.launch.where import Ended, Report
 from afclip_runtime.launch.worker import Begun, Finished, Idle, Refused, serve
@@ -36,7 +37,7 @@ def run_local(job: Job, jobs: int, report: Report) -> Ended:
     with signals.noting() as noted:
         pool = _Pool(job, report, noted)
         try:
-            pool.run(min(jobs, job.left()))
+            pool.run(jobs)
         finally:
             pool.kill()
         signals.requeue()
@@ -93,9 +94,14 @@ class _Pool:
                 self._look_at(worker)
 
     def kill(self) -> None:
-        """Ends all workers, whatever they do."""
+        """Ends all workers, whatever they do; what they had is left to be run."""
         for worker in self.workers:
             worker.kill()
+        for worker in self.workers:
+            with suppress(UserError):
+                self._read(worker)  # it may have finished in the last moment
+            if worker.unit is not None:
+                self._end(worker.unit, stopped=True)
 
     def _start(self, index: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
@@ -121,9 +127,8 @@ class _Pool:
         self._read(worker)
         if worker.process.is_alive():
             if time.monotonic() > worker.limit and worker.unit is not None:
-                name = worker.unit.name
                 worker.kill()
-                self._fail(name, f"took longer than the limit of {self.job.time_limit:g} s")
+                self._fail(worker.unit, f"took longer than the limit of {self.job.time_limit:g} s")
                 self._replace(worker)
             return
         worker.kill()  # what it started
@@ -158,6 +163,13 @@ class _Pool:
                     case Refused(error):
                         raise UserError(error)
 
+    def _end(self, begun: Begun, stopped: bool) -> None:
+        """Takes back that a unit was begun whose process ended as we wanted, or with which no other shall begin."""
+        with suppress(UserError, OSError):
+            if (lock := try_lock(begun.lock)) is not None:
+                with lock:
+                    self.job.end(Unit(begun.name, lock), stopped)
+
     def _settle(self, name: str, outcome: Outcome) -> None:
         if outcome.status != "done":
             self.skip.add(name)
@@ -165,21 +177,23 @@ class _Pool:
             self.left_behind.add(name)
         self.report(name, outcome)
 
-    def _fail(self, name: str, error: str) -> None:
+    def _fail(self, unit: Begun, error: str) -> None:
         with suppress(UserError):  # on a full disk the outcome still says it
-            self.job.fail(name, error)
-        self._settle(name, Outcome("failed", error))
+            self.job.fail(unit.name, error)
+        self._end(unit, stopped=False)
+        self._settle(unit.name, Outcome("failed", error))
 
     def _died(self, worker: _Worker, unit: Begun) -> None:
         code = worker.process.exitcode
-        if self.stopping:  # its unit is left to be run
-            pass
+        if self.stopping:
+            self._end(unit, stopped=True)
         elif code == -signal.SIGTERM:  # a cluster that takes the machine away asks every process to end
+            self._end(unit, stopped=True)
             self._settle(unit.name, Outcome("stopped"))
-        elif (deaths := self.job.died(unit.name, unit.lock)) >= self.job.attempts:
-            times = "" if deaths == 1 else f" {deaths} times, the last time it was"
+        elif unit.attempt >= self.job.attempts:
+            times = "" if unit.attempt == 1 else f" {unit.attempt} times, the last time it was"
             hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-            self._fail(unit.name, f"its process died{times or ':'} {ending(code)}{hint}")
+            self._fail(unit, f"its process died{times or ':'} {ending(code)}{hint}")
         else:
             print(f"{unit.name}: its process was {ending(code)}; another takes its place.", file=sys.stderr, flush=True)
         self._replace(worker)

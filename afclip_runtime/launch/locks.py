@@ -2,7 +2,6 @@
 
 import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from afclip_runtime.errors import UserError, shown
@@ -24,17 +23,17 @@ class Lock:
         _held.add(os.path.abspath(path))
 
     @property
-    def deaths(self) -> int:
-        """How many processes have died that held it; see `count_death`."""
+    def attempts(self) -> int:
+        """How often what the lock is for was begun and not ended; kept in the file, from one holder to the next."""
         assert self._descriptor is not None
         content = os.pread(self._descriptor, 16, 0)
         return int(content) if content.isdigit() else 0
 
-    @deaths.setter
-    def deaths(self, count: int) -> None:
+    @attempts.setter
+    def attempts(self, count: int) -> None:
         assert self._descriptor is not None
         os.ftruncate(self._descriptor, 0)
-        if count:
+        if count > 0:
             os.pwrite(self._descriptor, b"%d" % count, 0)
 
     def release(self) -> None:
@@ -95,21 +94,3 @@ def _unusable(path: Path, error: OSError) -> UserError:
             "locks (NFS: without nolock; Lustre: with flock), or choose another --out."
         )
     return UserError(f"{shown(path)}: cannot be used ({error.strerror or error}). Choose another --out.")
-
-
-def count_death(path: Path, most: int) -> int:
-    """Counts in the file of a lock that a process which held it has died.
-
-    Returns how many have; 0 if another process holds it by now.
-
-    Args:
-        path: The file.
-        most: With this number the count begins anew.
-    """
-    with suppress(UserError, OSError):
-        if (lock := try_lock(path)) is not None:
-            with lock:
-                count = lock.deaths + 1
-                lock.deaths = 0 if count >= most else count
-                return count
-    return 0

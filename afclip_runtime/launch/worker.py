@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -28,10 +28,12 @@ class Begun:
     Attributes:
         name: The unit.
         lock: File of its lock.
+        attempt: How often it has been begun; see `Job.begin`.
     """
 
     name: str
     lock: Path
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,7 @@ def _work(connection: Connection, job: Job, skip: set[str]) -> None:
         if unit is None:
             connection.send(Idle())
             return
-        with unit.lock:
-            connection.send(Begun(unit.name, unit.lock.path))
-            outcome = run_unit(job, unit)
+        outcome = run_claimed(job, unit, connection.send)
         connection.send(Finished(unit.name, outcome))
         if not outcome.clean:
             return
@@ -111,19 +111,34 @@ def _work(connection: Connection, job: Job, skip: set[str]) -> None:
         gc.collect()
 
 
-def run_unit(job: Job, unit: Unit) -> Outcome:
-    """Runs a unit that this process has claimed and returns what became of it; the lock stays."""
+def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda begun: None) -> Outcome:
+    """Runs a unit that this process has claimed, releases its lock, and returns what became of it.
+
+    Args:
+        job: The job.
+        unit: The unit.
+        tell: Called before it is run.
+    """
+    with unit.lock:
+        attempt = job.begin(unit)
+        tell(Begun(unit.name, unit.lock.path, attempt))
+        if attempt <= job.attempts:
+            outcome = _run_logged(job, unit)
+        else:
+            outcome = Outcome("failed", f"its process died {attempt - 1} times, with its launcher")
+        if outcome.status == "failed":
+            with suppress(UserError):  # on a full disk the outcome still says it
+                job.fail(unit.name, outcome.error)
+        job.end(unit, outcome.status == "stopped")
+    return outcome
+
+
+def _run_logged(job: Job, unit: Unit) -> Outcome:
     try:
         with output_to(unit.log) if unit.log else nullcontext():
-            outcome = _run(job, unit)
+            return _run(job, unit)
     except OSError as error:  # of the log
-        outcome = Outcome("failed", str(error))
-    if outcome.status == "failed":
-        with suppress(UserError):  # on a full disk the outcome still says it
-            job.fail(unit.name, outcome.error)
-    if unit.lock.deaths:
-        unit.lock.deaths = 0
-    return outcome
+        return Outcome("failed", str(error))
 
 
 def _run(job: Job, unit: Unit) -> Outcome:

@@ -18,7 +18,7 @@ from afclip_lightning.cli import benchmark as command
 from afclip_runtime.launch import Ended, Outcome, Where
 from afclip_runtime.launch.signals import STOPPED
 from afclip_runtime.launch.where import Report
-from afclip_runtime.launch.worker import run_unit
+from afclip_runtime.launch.worker import run_claimed
 from tests.support import REPOSITORY
 from tests.support.fake_cells import run
 from tests.support.layouts.mvtec import write_mvtec
@@ -54,9 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def launch_here(job: runner.Cells, where: Where, folder: Path, report: Report) -> Ended:
     """Runs cells as a worker does, without the process."""
     while (unit := job.claim(())) is not None:
-        with unit.lock:
-            outcome = run_unit(job, unit)
-        report(unit.name, outcome)
+        report(unit.name, run_claimed(job, unit))
     return Ended()
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
-from afclip_lightning.benchmark.runner import Cells, Run, State, forget_failure, state_of
-from afclip_runtime.launch.worker import run_unit
+from afclip_lightning.benchmark.runner import Cells, Run, State, clear_failure, state_of
+from afclip_runtime.launch.worker import run_claimed
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -65,11 +65,10 @@ def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
 def run_here(cell: Cell, run: Run = run, retry: bool = False) -> State:
     """Runs a cell as a worker does, without the process, and returns what became of it."""
     if retry:
-        forget_failure(cell)
+        clear_failure(cell)
     job = Cells([cell], run)
     unit = job.claim(())
     if unit is None:
         return state_of(cell) or State("elsewhere")
-    with unit.lock:
-        outcome = run_unit(job, unit)
+    outcome = run_claimed(job, unit)
     return State(outcome.status, outcome.error, ran=True)

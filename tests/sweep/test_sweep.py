@@ -18,13 +18,13 @@ from optuna.trial import TrialState
 
 from afclip_lightning.cli.sweep import main as sweep_command
 from afclip_lightning.engine.app import main as afclip
-from afclip_lightning.sweep import launch
-from afclip_lightning.sweep.launch import check_arguments
 from afclip_lightning.sweep.space import _distribution, read_sweep
-from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, run_trial, write_table
+from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, told, write_table
+from afclip_lightning.sweep.trials import Trials, check_arguments
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import signals
+from afclip_runtime.launch import Ended, signals
 from afclip_runtime.launch.signals import STOPPED
+from afclip_runtime.launch.worker import run_claimed
 from tests.support import REPOSITORY
 from tests.support.commands import subprocess_of
 from tests.support.stops import stop_after
@@ -44,13 +44,12 @@ def plan_of(path: Path, place: str, trials: int = 2, storage: str = "") -> Plan:
 
 def run_next(plan: Plan) -> int:
     """Runs the next trial here and returns its number."""
-    study = plan.study()
-    claimed = claim(plan, study)
-    assert claimed is not None
-    trial, lock = claimed
-    with lock:
-        run_trial(plan, study, trial)
-    return trial.number
+    job = Trials(plan)
+    unit = job.claim(())
+    assert unit is not None
+    outcome = run_claimed(job, unit)
+    print(told(plan, job.study, int(unit.name), outcome))
+    return int(unit.name)
 
 
 @pytest.mark.slow
@@ -179,7 +178,7 @@ def test_failures_are_the_trials_own(folder: Path, capsys: pytest.CaptureFixture
         trial, lock = claimed
         assert trial.number == 1
         trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
-        lock.close()
+        lock.release()
     assert claim(wrong, study) is None
     assert "died" in study.trials[1].user_attrs["error"]
 
@@ -411,7 +410,7 @@ def test_trials_of_a_study_that_is_lost_are_left_alone(tmp_path: Path, capsys: p
     plan = plan_of(path, str(tmp_path / "s"))
     claimed = claim(plan, plan.study())
     assert claimed is not None
-    claimed[1].close()
+    claimed[1].release()
     (tmp_path / "s/sweep.csv").write_text("trial\n")
     (tmp_path / "s/study.journal").write_bytes(b"")
     assert sweep_command([f"--config={path}", "--trials=2", f"--out={tmp_path / 's'}"]) == 2
@@ -424,7 +423,7 @@ def test_trials_of_a_study_that_is_lost_are_left_alone(tmp_path: Path, capsys: p
     (tmp_path / "t/trials/0000/checkpoints").mkdir(parents=True)
     claimed = claim(plan, plan.study())
     assert claimed is not None
-    claimed[1].close()
+    claimed[1].release()
     assert [item.name for item in (tmp_path / "t/trials/0000").iterdir()] == ["lock"]
     assert (tmp_path / "t/trials/0000.earlier-1/checkpoints").is_dir()
 
@@ -455,7 +454,7 @@ def test_options_that_fit_takes_pass(tmp_path: Path) -> None:
 def test_trials_that_another_process_has_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "run_local", lambda plan, jobs: 0)
+    monkeypatch.setattr("afclip_lightning.cli.sweep.launch", lambda *anything: Ended())
     path = write_sweep(tmp_path / "sweep.yaml")
     assert sweep_command([f"--config={path}", "--trials=2", f"--out={tmp_path / 's'}"]) == STOPPED
     assert "2 trials are left" in capsys.readouterr().err
@@ -466,9 +465,9 @@ def test_workers_end_when_the_sweep_is_killed(tmp_path: Path) -> None:
     script = f"""
 import multiprocessing, os, threading, time
 from pathlib import Path
-from afclip_lightning.sweep import launch
+from afclip_runtime.launch.worker import end_with_the_launcher
 def worker():
-    threading.Thread(target=launch._stop_with_the_sweep, daemon=True).start()
+    threading.Thread(target=end_with_the_launcher, args=(60,), daemon=True).start()
     Path({str(tmp_path / "pid.part")!r}).write_text(str(os.getpid()))
     os.rename({str(tmp_path / "pid.part")!r}, {str(tmp_path / "pid")!r})
     time.sleep(60)
