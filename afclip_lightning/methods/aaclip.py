@@ -37,7 +37,7 @@ Names = Literal["description", "class_name", "category"]
 
 
 def image_adam(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the optimiser of AA-CLIP's visual stage. A named function for run folders."""
+    """Returns the optimiser of AA-CLIP's visual stage. Run folders record it by name."""
     return Adam(parameters, lr=5e-4, betas=(0.5, 0.999))
 
 
@@ -63,7 +63,8 @@ class AACLIP(AnomalyMethod):
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of both stages from two groups of parameters; its rate is the visual stage's.
+        optimizer: Function that builds the optimiser of both stages from two groups of parameters; its rate is the
+            visual stage's.
         layers: Tapped blocks, counted from 1.
         text_epochs: Epochs of stage 1; 0 is without: the text tower stays as it is.
         text_lr: Learning rate of stage 1.
@@ -81,9 +82,9 @@ class AACLIP(AnomalyMethod):
         image_score: `mean`, of the class's probability and of the highest in the map, in [0, 1]; `scaled`, the mean of
             the map's highest value and the image's, each scaled over all test images of the category (the code, on
             industrial sets); `map`, the map's highest value (the code, on medical sets).
-        names: What prompts call a category: `description`, the code's words for MVTec AD's and VisA's, else the class
+        names: Name of a category in prompts: `description`, the code's words for MVTec AD's and VisA's, else the class
             name; `class_name` (`metal nut`); or `category` (`metal_nut`).
-        temperature: Divides cosine similarities of patches.
+        temperature: Divisor of the cosine similarities of patches.
         blur_window: Side of the Gaussian window on the patches; the code has 9 on medical sets.
         blur_sigma: Its standard deviation in patches; the code has 1.5 on medical sets.
 

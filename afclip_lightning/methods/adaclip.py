@@ -37,7 +37,7 @@ PATCHES_A_CLUSTER = 5  # of `top_patches`
 
 
 def adamw(parameters: Iterable[Tensor]) -> AdamW:
-    """Returns the optimiser of AdaCLIP's official code. A named function for run folders."""
+    """Returns the optimiser of AdaCLIP's official code. Run folders record it by name."""
     return AdamW(parameters, lr=0.01, betas=(0.5, 0.999))
 
 
@@ -75,11 +75,11 @@ class AdaCLIP(AnomalyMethod):
     follows what the code's authors left of it in a comment, and its weight is that of the code's, 0.2. The code keeps
     the epoch of the best F1 on the test set of another dataset; here it is the last. It trains on a medical set beside
     the industrial one; the configs name industrial sets alone. Its unused first text prompts are left out. Masks are
-    resized bilinearly there; here any mask is binary at input size.
+    resized bilinearly there; here every mask is binary at input size.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of prompts and linear layers.
+        optimizer: Function that builds the optimiser of prompts and linear layers.
         layers: Tapped blocks, counted from 1.
         prompt_depth: J, first blocks with prompts. Those of the text's first block are its words: text has J - 1.
         prompt_tokens: M, prompts a block.
@@ -92,12 +92,12 @@ class AdaCLIP(AnomalyMethod):
         fusion: What is fused with the class token: `highest_cluster` (the paper), `top_patches` (the code), `none`.
         clusters: K, groups of patches.
         fusion_weight: Of the fused patches beside the class token, which has the rest of 1.
-        names: What prompts call a category: `category`, as the dataset does (`metal_nut`; the official code), or
+        names: Name of a category in prompts: `category`, as the dataset does (`metal_nut`; the official code), or
             `class_name` (`metal nut`). Dashes become spaces.
-        temperature: Divides cosine similarities.
+        temperature: Divisor of the cosine similarities.
         dice_of_rows: Take the Dice loss of each row of pixels and not of each image, as the official code comes to do
             at its batch size of 1.
-        map_sigma: Gaussian filter of the final map, in pixels.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 
     Raises:
         ValueError: An argument is out of its range.

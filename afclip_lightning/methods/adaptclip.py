@@ -145,7 +145,7 @@ class AdaptCLIP(PromptMethod):
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the adapters.
+        optimizer: Function that builds the optimiser of the adapters.
         layers: Tapped blocks of the V-V path, counted from 1; texts are compared with the last.
         vv_from: First block of the V-V path.
         prompt_tokens: Learnable tokens of each of the two prompts, behind which only a period stands.
@@ -153,10 +153,10 @@ class AdaptCLIP(PromptMethod):
         reduction: How many times narrower the visual adapters' bottlenecks are.
         width: Channels of the prompt-query adapter's heads, an even number.
         context: Whether patches themselves stand beside their differences in it.
-        temperature: Divides cosine similarities with texts.
-        map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
+        temperature: Divisor of the cosine similarities with texts.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
         prompt_seed: Of the draw of normal images in training.
-        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
 
     Attributes:
@@ -268,9 +268,9 @@ class AdaptCLIP(PromptMethod):
         """Returns what the visual and the textual adapter say.
 
         Args:
-            features: Of the backbone.
+            features: Features of the backbone.
             tokens: Of the last tapped layer, from `projected`.
-            text: From `text_embeddings`.
+            text: Result of `text_embeddings`.
         """
         assert features.class_token is not None  # the spec asks for it
         learnt, fixed = text

@@ -16,34 +16,34 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 class AnomalyCLIP(PromptMethod):
-    """AnomalyCLIP: learnable prompts that name no product, with deep text tokens, against patches of the V-V path.
+    """AnomalyCLIP: learnable prompts that name no product, with deep text tokens, and patches of the V-V path.
 
-    The class token of the original path gives the image score, the patches of the V-V path the map.
+    The class token of the original path gives the image score, and the patches of the V-V path give the map.
 
     Differs: deep tokens are not rounded to 16-bit floats unless `half_deep_tokens` asks for it. The official code
-    resizes training masks bilinearly; here any mask is binary at input size.
+    resizes training masks bilinearly; here every mask is binary at input size.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the prompts.
-        layers: Tapped blocks of the V-V path, counted from 1. The official scripts tap the last one only; with several
-            the maps add up.
+        optimizer: Function that builds the optimiser of the prompts.
+        layers: Tapped blocks of the V-V path, counted from 1. The official scripts tap the last block only. The maps of
+            several blocks are summed.
         vv_from: First block of the V-V path.
-        normal_words: What stands after the learnable tokens of the normal prompt.
-        abnormal_words: What stands after those of the abnormal prompts.
-        prompt_tokens: Learnable tokens of each prompt.
-        n_abnormal_prompts: Abnormal prompts, whose embeddings are averaged; above 1 it is the AnomalyCLIP Ensemble* of
-            FAPrompt's Table 5.
-        orthogonal_weight: Weight of the loss that keeps several abnormal prompts apart.
-        ensemble: Sets of prompts that are trained side by side, each from its own start and with its own loss, and
-            whose scores and maps are averaged: the AnomalyCLIP Ensemble of FAPrompt's Table 5.
-        prompt_depth: Text blocks with learnable input; 1 is without deep tokens.
-        deep_tokens: Deep text tokens a block.
+        normal_words: Words after the learnable tokens of the normal prompt.
+        abnormal_words: Words after the learnable tokens of the abnormal prompts.
+        prompt_tokens: Number of learnable tokens per prompt.
+        n_abnormal_prompts: Number of abnormal prompts, whose embeddings are averaged. Above 1 it is the AnomalyCLIP
+            Ensemble* of FAPrompt's Table 5.
+        orthogonal_weight: Weight of the loss that keeps several abnormal prompts orthogonal.
+        ensemble: Number of sets of prompts. Each is initialised and trained by itself, and their scores and maps are
+            averaged: the AnomalyCLIP Ensemble of FAPrompt's Table 5.
+        prompt_depth: Number of text blocks with learnable input. 1 means no deep tokens.
+        deep_tokens: Deep text tokens per block.
         prompt_init_std: Standard deviation of all learnable tokens' initial values.
-        half_deep_tokens: Round deep tokens to 16-bit floats, as the official code does.
-        temperature: Divides cosine similarities.
-        map_loss_weight: Weight of the map's losses beside the image's cross entropy.
-        map_sigma: Gaussian filter of the final map, in pixels.
+        half_deep_tokens: Whether deep tokens are rounded to 16-bit floats, as in the official code.
+        temperature: Divisor of the cosine similarities.
+        map_loss_weight: Weight of the map's losses relative to the cross entropy of the image.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -110,15 +110,15 @@ class AnomalyCLIP(PromptMethod):
         )
 
     def embed_text(self) -> Tensor:
-        """Returns the text embeddings of every member, `[E, 1 + K, D]`, the normal one first, not normalised."""
+        """Returns the text embeddings of the E members, `[E, 1 + K, D]`, the normal one first, not normalised."""
         return torch.stack([prompts(self.backbone) for prompts in self.members])
 
     def probabilities(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image logits `[E, B, 2]` and the patches' probabilities `[L, E, B, h, w]`.
 
         Args:
-            features: Of the backbone.
-            text: From `text_embeddings`.
+            features: Features of the backbone.
+            text: Result of `text_embeddings`.
         """
         pairs = prototypes(text)[:, None]  # [E, 1, 2, D]
         return (
@@ -127,7 +127,7 @@ class AnomalyCLIP(PromptMethod):
         )
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's."""
+        """Returns the loss terms and their weighted sum `total`. Images without a known mask have no map loss."""
         text = self.text_embeddings()
         logits, maps = self.probabilities(features, text)
         members = len(logits)
@@ -146,7 +146,7 @@ class AnomalyCLIP(PromptMethod):
         return {"total": members * total, **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the class token's probability and the maps of the layers added up, averaged over the members."""
+        """Returns the probability of the class token and the summed maps of the blocks, averaged over the ensemble."""
         logits, maps = self.probabilities(features, self.text_embeddings())
         anomaly_map = upsample_and_smooth(maps.sum(0).mean(0), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(anomaly_probability(logits).mean(0), anomaly_map)

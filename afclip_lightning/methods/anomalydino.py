@@ -52,7 +52,7 @@ class AnomalyDINO(AnomalyMethod):
     Args:
         backbone: The frozen tower: DINOv2 ViT-S/14 in the paper.
         layer: Tapped block, counted from 1; the last by default.
-        k_shot: Few-shot images per category; 0 is batched zero-shot.
+        k_shot: Few-shot images per category. 0 is batched zero-shot.
         shot_seed: Seed of their random selection.
         rotations: Copies of each few-shot image, itself included, at equal angles of the whole turn; 1 is itself alone.
         rotated: Categories that are rotated; `*` is all (`agnostic` in the code; `informed`: hazelnut, screw).
@@ -63,7 +63,7 @@ class AnomalyDINO(AnomalyMethod):
         neighbours: Nearest patches that a distance is the mean over, few-shot.
         neighbour_share: Share of all patches that it is the mean over, batched zero-shot.
         top_patches: Share of the patches that the image score is the mean of; of less than 100 the highest counts.
-        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+        map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Attributes:
         known: Distances of the patches of each test image, batched zero-shot.

@@ -80,7 +80,7 @@ class AnoVL(AnomalyMethod):
         backbone: The frozen CLIP.
         vv_from: First block of the V-V path.
         textures: Categories whose prompts speak of a texture and not of an object.
-        temperature: Divides cosine similarities.
+        temperature: Divisor of the cosine similarities.
         augment: Whether the image score is a mean over the 22 views and not of the image alone (MVTec AD in the code,
             and not VisA).
         adapter: `text`, which says how much of each prompt a token gets (MVTec AD in the code), or `linear`, from token

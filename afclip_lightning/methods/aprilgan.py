@@ -34,17 +34,17 @@ class APRILGAN(AnomalyMethod):
     category. These are therefore scored twice, first for the range.
 
     Differs: the official code shows every fifth training image as a collage with three others of its category; here
-    images stay as they are. It resizes training masks bilinearly; here any mask is binary at input size. Where all
+    images stay as they are. It resizes training masks bilinearly; here every mask is binary at input size. Where all
     maps of a category have the same maximum, it divides by zero; here the scaled maxima are 0.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the linear layers.
+        optimizer: Function that builds the optimiser of the linear layers.
         layers: Tapped blocks, counted from 1.
-        names: What prompts call a category: `category`, as the dataset does (`metal_nut`; the official code), or
+        names: Name of a category in prompts: `category`, as the dataset does (`metal_nut`; the official code), or
             `class_name` (`metal nut`).
-        temperature: Divides cosine similarities.
-        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        temperature: Divisor of the cosine similarities.
+        k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
 
     Attributes:
@@ -122,7 +122,7 @@ class APRILGAN(AnomalyMethod):
         their difference, and upsampling is linear: one plane is upsampled and not two.
 
         Args:
-            features: Of the backbone.
+            features: Features of the backbone.
             text: `[B, 2, D]`, from `text`.
         """
         for linear, tokens in zip(self.linear, features.tokens, strict=True):
@@ -165,7 +165,7 @@ class APRILGAN(AnomalyMethod):
         """Returns the sum of the layers' maps, with `k_shot` and of the distances to the memory, `[B, H, W]`.
 
         Args:
-            features: Of the backbone.
+            features: Features of the backbone.
             batch: The images.
             text: `[B, 2, D]`, from `text`.
         """

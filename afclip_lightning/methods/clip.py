@@ -46,9 +46,9 @@ class CLIP(AnomalyMethod):
         prompts: `clip_bare` (`normal bottle`), `clip_photo` (`A photo of a normal bottle`) or `clip_ac`
             (`normal bottle` in 80 templates); or a YAML file of one's own in any language that the text tower knows,
             with `normal`, `abnormal` and `templates` (`configs/prompts/german.yaml`).
-        names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), or
+        names: Name of a category in prompts: `category`, its folder's name as it is (`metal_nut`), or
             `class_name`, what the dataset has prompts call it (`metal nut`).
-        temperature: Divides cosine similarities. Of two probabilities the order does not depend on it.
+        temperature: Divisor of the cosine similarities. Of two probabilities the order does not depend on it.
 
     Raises:
         ValueError: An argument is out of its range.

@@ -30,17 +30,17 @@ class CoCoOp(AnomalyMethod):
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the prompts and the network.
+        optimizer: Function that builds the optimiser of the prompts and the network.
         vv_from: First block of the V-V path, whose last patches the map is then of; `None` for CLIP's own patches.
         normal_word: What stands before the category in the normal prompt.
         abnormal_word: Likewise in the abnormal prompt.
         prompt_tokens: Learnable tokens.
         start: Words, as many as there are tokens, that these start from; empty for a random start.
         prompt_init_std: Standard deviation of their initial values without such words.
-        temperature: Divides cosine similarities; that of CLIP's own training.
+        temperature: Divisor of the cosine similarities; that of CLIP's own training.
         warmup_lr: Learning rate of the first of several epochs. From the second on it falls from the optimiser's to 0,
             epoch by epoch, on a half cosine.
-        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+        map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -88,7 +88,7 @@ class CoCoOp(AnomalyMethod):
         """Returns the text embeddings of each image, `[B, 2, D]`, L2-normalised.
 
         Args:
-            features: Of the backbone.
+            features: Features of the backbone.
             samples: The B samples, or one that stands for all.
         """
         assert features.image_embedding is not None  # the spec asks for it

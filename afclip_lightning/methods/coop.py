@@ -28,16 +28,16 @@ class CoOp(CategoryPromptMethod):
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the prompts.
+        optimizer: Function that builds the optimiser of the prompts.
         vv_from: First block of the V-V path, whose last patches the map is then of; `None` for CLIP's own patches.
         normal_word: What stands before the category in the normal prompt.
         abnormal_word: Likewise in the abnormal prompt.
         prompt_tokens: Learnable tokens.
         prompt_init_std: Standard deviation of their initial values.
-        temperature: Divides cosine similarities; that of CLIP's own training.
+        temperature: Divisor of the cosine similarities; that of CLIP's own training.
         warmup_lr: Learning rate of the first of several epochs. From the second on it falls from the optimiser's to 0,
             epoch by epoch, on a half cosine.
-        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+        map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -76,7 +76,7 @@ class CoOp(CategoryPromptMethod):
         )
 
     def embed_text(self, samples: Sequence[Sample]) -> Tensor:
-        """Returns the text embeddings of each sample's category as the parameters now give them, `[B, 2, D]`."""
+        """Returns the text embeddings of the category of each sample, `[B, 2, D]`."""
         return self.prompts.of_samples(self.backbone, samples)
 
     def logits(self, features: ClipFeatures, batch: Batch) -> Tensor:

@@ -58,7 +58,7 @@ class DualImageCLIP(AnomalyMethod):
         n_references: Reference images of each image.
         alpha: Weight of the reference's score beside the text's.
         beta: Weight of the map's highest score in the image score, beside the class token's.
-        temperature: Divides cosine similarities with texts.
+        temperature: Divisor of the cosine similarities with texts.
         vv_from: First block of the V-V path.
         textures: Categories whose prompts speak of a texture and not of an object.
         steps: Steps of the adaptation; 0 leaves it out.

@@ -33,14 +33,14 @@ Aggregation = Literal["mean", "best_match", "weighted"]
 
 @dataclass
 class PromptScores:
-    """What the prompts say of a batch.
+    """Scores of a batch by the prompts.
 
     Attributes:
-        image_logits: `[B, 2]`, of the class token with the prior-enabled prompts.
+        image_logits: `[B, 2]`, logits of the class token with the prior-enabled prompts.
         free_map: `[B, h, w]`, probability of each patch with the prior-free prompts.
-        prior_map: `[B, h, w]`, with the prior-enabled ones; `None` without DAP.
+        prior_map: `[B, h, w]`, the same with the prior-enabled prompts. `None` without DAP.
         score: `[B]`, image-level anomaly score.
-        prior: `[B, width]`, what is added to the abnormal tokens; `None` without DAP.
+        prior: `[B, width]`, the prior that is added to the abnormal tokens. `None` without DAP.
     """
 
     image_logits: Tensor
@@ -56,53 +56,55 @@ class PromptScores:
 
 
 class FAPrompt(PromptMethod):
-    """FAPrompt: one normal prompt, K abnormal ones that begin with it and are kept apart, adapted to each image.
+    """FAPrompt: one normal prompt and K orthogonal abnormal prompts that start with it, adapted to each image.
 
-    The abnormal prompts' mean is compared with the patches of the V-V path. The M most anomalous patches make a prior,
-    which is added to the abnormal tokens; the adapted prompts give a second map and the image's probability.
+    The mean of the abnormal prompts is compared with the patches of the V-V path. The M most anomalous patches give a
+    prior, which is added to the abnormal tokens. The adapted prompts give a second map and the probability of the
+    image.
 
-    The paper's text and the released code differ. The defaults are the paper's; `configs/official/faprompt.yaml` holds
-    the code's: `prior_patches: first_k`, the word "damaged", the weight of the prior-free maximum, the cross entropy of
-    the class token, `score_as_logit`, and 16-bit deep tokens. What the paper leaves open (weights of the losses,
-    `map_sigma`, sizes) is the code's.
+    The paper and the released code differ. The defaults are the paper's. `configs/official/faprompt.yaml` has the
+    code's choices: `prior_patches: first_k`, the word "damaged", the weight of the prior-free maximum, the cross
+    entropy of the class token, `score_as_logit`, and 16-bit deep tokens. Where the paper is silent (weights of the
+    losses, `map_sigma`, sizes), the code's values are used.
 
-    Differs: the official code resizes training masks bilinearly; here any mask is binary at input size. Its unused
+    Differs: the official code resizes training masks bilinearly; here every mask is binary at input size. Its unused
     layers are left out.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the prompts and the prior network.
+        optimizer: Function that builds the optimiser of the prompts and the prior network.
         layer: Tapped block of the V-V path, counted from 1.
         vv_from: First block of the V-V path.
-        normal_words: What stands after the tokens of the normal prompt.
-        abnormal_words: What stands after the tokens of the abnormal prompts.
-        n_normal_tokens: Tokens of the normal prompt, with which the abnormal ones begin too.
-        n_abnormal_tokens: Further tokens of each abnormal prompt.
-        n_abnormal_prompts: K, abnormal prompts.
+        normal_words: Words after the tokens of the normal prompt.
+        abnormal_words: Words after the tokens of the abnormal prompts.
+        n_normal_tokens: Number of tokens of the normal prompt. The abnormal prompts start with the same tokens.
+        n_abnormal_tokens: Number of further tokens per abnormal prompt.
+        n_abnormal_prompts: K, number of abnormal prompts.
         cap_orthogonal: Whether a loss keeps the abnormal prompts orthogonal.
-        dap: Whether there is a prior. Without, there are one map and one set of prompts.
-        prior_patches: What the prior is made of: `topk`, the patches of the highest prior-free probability; `first_k`,
-            the first patches of the image, as in the released code; `image_token`, the class token.
-        n_prior_patches: M, patches that the prior is made of.
-        prior_loss: Whether a loss draws the prior of normal images to zero.
-        aggregation: How the abnormal prompts become one: `mean`; `best_match`, the most similar prompt of each token;
-            `weighted`, a mean with weights that a network of the prior network's shape gives for the prior's patches
-            (the paper says no more of its own).
-        prompt_depth: Text blocks with learnable input; 1 is without deep tokens.
-        deep_tokens: Deep text tokens a block.
+        dap: Whether a prior is used. Without, there are one map and one set of prompts.
+        prior_patches: Input of the prior: `topk`, the patches of the highest prior-free probability; `first_k`, the
+            first patches of the image, as in the released code; `image_token`, the class token.
+        n_prior_patches: M, number of patches of the prior.
+        prior_loss: Whether a loss drives the prior of normal images to 0.
+        aggregation: Aggregation of the abnormal prompts: `mean`; `best_match`, the most similar prompt per token;
+            `weighted`, a mean with weights from a network like the prior network, applied to the patches of the prior
+            (the paper does not specify its own).
+        prompt_depth: Number of text blocks with learnable input. 1 means no deep tokens.
+        deep_tokens: Deep text tokens per block.
         prompt_init_std: Standard deviation of all learnable tokens' initial values.
-        half_deep_tokens: Round deep tokens to 16-bit floats.
-        temperature: Divides cosine similarities.
+        half_deep_tokens: Whether deep tokens are rounded to 16-bit floats.
+        temperature: Divisor of the cosine similarities.
         prior_map_loss_weight: Weight of the losses of the prior-enabled map; those of the prior-free one have 1.
         orthogonal_loss_weight: Weight of the orthogonality loss.
-        image_ce_weight: Weight of a cross entropy of the class token's logits, beside the focal loss of the score.
-        score_as_logit: Take the image score, which is a probability, for a logit in its focal loss.
-        free_maximum_weight: Weight of the prior-free map's maximum in the image score; the prior-enabled one has the
-            rest of 1.
-        map_sigma: Gaussian filter of the final map, in pixels.
+        image_ce_weight: Weight of a cross entropy of the class token's logits, in addition to the focal loss of the
+            score.
+        score_as_logit: Whether the focal loss takes the image score, which is a probability, for a logit.
+        free_maximum_weight: Weight of the maximum of the prior-free map in the image score, from 0 to 1. The maximum of
+            the prior-enabled map has `1 - free_maximum_weight`.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 
     Raises:
-        ValueError: An argument is out of its range, or the image has fewer patches than the prior wants.
+        ValueError: An argument is out of its range, or the image has fewer patches than the prior needs.
 
     Reference: FAPrompt, Eq. (1) to (11).
     """
@@ -196,7 +198,7 @@ class FAPrompt(PromptMethod):
         return self.prompts(self.backbone)
 
     def tokens(self, features: ClipFeatures) -> Tensor:
-        """Returns the class token of the original path, then the patches of the V-V path: `[B, 1 + N, D]`, unit length.
+        """Returns the class token of the original path and the patches of the V-V path, `[B, 1 + N, D]`, L2-normalised.
 
         The class token passes no final normalisation, as in the official code.
         """
@@ -206,13 +208,13 @@ class FAPrompt(PromptMethod):
         return torch.cat([image[:, None], patches], dim=1)
 
     def evaluate(self, features: ClipFeatures, text: Tensor) -> PromptScores:
-        """Returns what the prompts say of a batch.
+        """Returns the scores of a batch.
 
         Args:
-            features: Of the backbone.
-            text: Prior-free embeddings, from `text_embeddings`.
+            features: Features of the backbone.
+            text: Prior-free embeddings, the result of `text_embeddings`.
 
-        Reference: FAPrompt, Eq. (3), (4), (6), (8) and (9); the score's weights are those of `free_maximum_weight`.
+        Reference: FAPrompt, Eq. (3), (4), (6), (8) and (9), with `free_maximum_weight` in the score.
         """
         tokens = self.tokens(features)
         patches = tokens[:, 1:]
@@ -243,10 +245,10 @@ class FAPrompt(PromptMethod):
         )
 
     def select(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Returns the tokens `[B, M, D]` that the prior is made of.
+        """Returns the tokens `[B, M, D]` that are the input of the prior.
 
         Args:
-            tokens: From `tokens`.
+            tokens: Result of `tokens`.
             text: Prior-free embeddings `[1 + K, D]`.
         """
         if self.prior_patches == "image_token":
@@ -264,9 +266,9 @@ class FAPrompt(PromptMethod):
         """Returns the logits of the two states, `[B, T, 2]`.
 
         Args:
-            tokens: `[B, T, D]`, unit length.
+            tokens: `[B, T, D]`, L2-normalised.
             text: `[B, 1 + K, D]`, the normal one first, not normalised.
-            weights: `[B, K]`, of the abnormal prompts, with `aggregation: weighted`.
+            weights: `[B, K]`, weights of the abnormal prompts, with `aggregation: weighted`.
         """
         if self.aggregation == "best_match":
             every = similarity_logits(tokens, F.normalize(text.float(), dim=-1), self.temperature)
@@ -276,7 +278,7 @@ class FAPrompt(PromptMethod):
         return similarity_logits(tokens, prototypes(text.float()), self.temperature)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's.
+        """Returns the loss terms and their weighted sum `total`. Images without a known mask have no map loss.
 
         Reference: FAPrompt, Eq. (2), (5), (7) and (10); the weights are the official code's.
         """
@@ -318,6 +320,6 @@ class FAPrompt(PromptMethod):
 
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:
-    """Returns the prior network: two layers, the hidden one a sixteenth of the input."""
+    """Returns the prior network: two layers, whose hidden width is 1/16 of the input width."""
     hidden = max(inputs // 16, 1)
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))

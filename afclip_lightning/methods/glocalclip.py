@@ -28,27 +28,28 @@ class GlocalCLIP(PromptMethod):
     `map_loss_weight`. Several `layers` are several here, and their maps add up.
 
     Differs: deep tokens are not rounded to 16-bit floats unless `half_deep_tokens` asks for it. The official code
-    resizes training masks bilinearly; here any mask is binary at input size. Its layers that nothing uses are left out.
+    resizes training masks bilinearly; here every mask is binary at input size. Its layers that nothing uses are left
+    out.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of the prompts.
+        optimizer: Function that builds the optimiser of the prompts.
         layers: Tapped blocks of the V-V path, counted from 1.
         vv_from: First block of the V-V path.
-        normal_words: What stands after the learnable tokens of the normal prompts.
-        abnormal_words: What stands after those of the abnormal prompts.
+        normal_words: Words after the learnable tokens of the normal prompts.
+        abnormal_words: Words after the learnable tokens of the abnormal prompts.
         n_normal_tokens: Tokens of a normal prompt, with which the abnormal one begins too.
         n_abnormal_tokens: Further tokens of an abnormal prompt.
-        prompt_depth: Text blocks with learnable input; 1 is without deep tokens.
-        deep_tokens: Deep text tokens a block.
+        prompt_depth: Number of text blocks with learnable input. 1 means no deep tokens.
+        deep_tokens: Deep text tokens per block.
         prompt_init_std: Standard deviation of all learnable tokens' initial values.
-        half_deep_tokens: Round deep tokens to 16-bit floats, as the official code does.
-        temperature: Divides cosine similarities.
+        half_deep_tokens: Whether deep tokens are rounded to 16-bit floats, as in the official code.
+        temperature: Divisor of the cosine similarities.
         map_loss_weight: Weight of the map's losses beside the image's cross entropy.
         contrastive_weight: Weight of the loss that draws the two pairs together.
         contrastive_margin: Distance up to which that loss drives the prompts of the two states apart; with 0, as in the
             official code, it does not.
-        map_sigma: Gaussian filter of the final map, in pixels.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -115,8 +116,8 @@ class GlocalCLIP(PromptMethod):
         """Returns the image logits `[B, 2]` and the patches' probabilities `[L, B, h, w]`.
 
         Args:
-            features: Of the backbone.
-            text: From `text_embeddings`.
+            features: Features of the backbone.
+            text: Result of `text_embeddings`.
         """
         of_image, of_patches = prototypes(text)
         return (
@@ -125,7 +126,7 @@ class GlocalCLIP(PromptMethod):
         )
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's."""
+        """Returns the loss terms and their weighted sum `total`. Images without a known mask have no map loss."""
         text = self.text_embeddings()
         logits, maps = self.probabilities(features, text)
         known, labelled = batch.known, batch.labelled

@@ -57,7 +57,7 @@ class KAnoCLIP(CategoryPromptMethod):
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Makes the optimiser of all that trains; its learning rate is that of the prompts.
+        optimizer: Function that builds the optimiser of all that trains; its learning rate is that of the prompts.
         head_lr: Learning rate of Bi-CMCI and Conv-Adapter.
         layers: Tapped blocks, counted from 1.
         vv_from: First block of the V-V path; without it the original path is tapped (no CLIP-VV).
@@ -78,11 +78,11 @@ class KAnoCLIP(CategoryPromptMethod):
             (`global`, Eq. (11) as printed), or none.
         adapter_bottleneck: Channels of its bottleneck.
         adapter_residual: Whether the image embedding is added to it; printed without.
-        temperature: Divides cosine similarities.
+        temperature: Divisor of the cosine similarities.
         knowledge_weight: α, weight of the knowledge loss; 0 reads no base.
         global_weight: β, weight of the cross entropy of the image score.
         local_weight: γ, weight of the map's losses.
-        map_sigma: Gaussian filter of the final map, in pixels.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -212,9 +212,9 @@ class KAnoCLIP(CategoryPromptMethod):
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
     def embed_text(self, samples: Sequence[Sample]) -> Tensor:
-        """Returns the text embeddings of each sample's category as the parameters now give them, `[B, 2, D]`.
+        """Returns the text embeddings of the category of each sample, `[B, 2, D]`.
 
-        They are L2-normalised, row 0 normal and row 1 abnormal.
+        They are L2-normalised. Row 0 is normal and row 1 abnormal.
 
         Reference: KAnoCLIP, Eq. (1).
         """
@@ -226,7 +226,7 @@ class KAnoCLIP(CategoryPromptMethod):
         """Returns the image embedding's probability `[B]`, and the abnormal map `[B, H, W]` before it is smoothed.
 
         Args:
-            features: Of the backbone.
+            features: Features of the backbone.
             text: `[B, 2, D]`.
 
         Reference: KAnoCLIP, Eq. (9), the first term of Eq. (12).
@@ -262,7 +262,7 @@ class KAnoCLIP(CategoryPromptMethod):
         return (probability + anomaly_map.amax(dim=(1, 2))) / 2
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and their weighted sum `total`; images of unknown mask take no part in the map's.
+        """Returns the loss terms and their weighted sum `total`. Images without a known mask have no map loss.
 
         Reference: KAnoCLIP, Eq. (2), (13) to (15).
 

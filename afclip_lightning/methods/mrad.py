@@ -27,7 +27,7 @@ KEYS_AT_START = 4  # of each kind
 
 
 def adam_of_mrad(parameters: Iterable[Tensor]) -> Adam:
-    """Returns the optimiser of the official code. A named function for run folders."""
+    """Returns the optimiser of the official code. Run folders record it by name."""
     return Adam(parameters, lr=4e-4, betas=(0.5, 0.999))
 
 
@@ -68,7 +68,7 @@ class MRAD(AnomalyMethod):
 
     Args:
         backbone: The frozen CLIP, or any vision tower whose blocks the V-V path runs on.
-        optimizer: Makes the optimiser of the linear maps.
+        optimizer: Function that builds the optimiser of the linear maps.
         variant: `FT` or `TF`.
         layer: Tapped block of the V-V path, counted from 1.
         vv_from: First block of the V-V path.
@@ -81,7 +81,7 @@ class MRAD(AnomalyMethod):
         final_lr: Learning rate at the end of training, which a half cosine leads to step by step.
         image_weight: Weight of the image's probability in its score; the rest is that of the map's highest values.
         top_pixels: Share of the map's pixels that these are.
-        map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
 
     Attributes:
         normal_images: Keys of normal images, `[K, D]`, L2-normalised, as all keys; and of the other three kinds.

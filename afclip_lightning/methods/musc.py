@@ -84,7 +84,7 @@ class MuSc(AnomalyMethod):
     Args:
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
-        scales: Windows of the aggregation in patches, odd; 1 is the patch itself.
+        scales: Odd window sides of the aggregation, in patches. 1 is the patch itself.
         interval: Share of the other images, those with the lowest distances, that a patch's score is the mean over.
         subsets: Into how many parts a category is divided, that are scored by themselves (not the image scores: they
             are constrained over the whole category); cost and disk fall with their number.

@@ -25,7 +25,7 @@ class MuSc2(AnomalyMethod):
     Args:
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
-        scales: Windows of the aggregation in patches, odd; 1 is the patch itself.
+        scales: Odd window sides of the aggregation, in patches. 1 is the patch itself.
         interval: Share of the references, those with the lowest distances, that a patch's score is the mean over.
         n_references: Other test images that an image is scored by.
         seed: Seed of their draw.

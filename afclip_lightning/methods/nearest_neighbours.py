@@ -27,7 +27,7 @@ class NearestNeighbours(AnomalyMethod):
         layers: Tapped blocks, counted from 1.
         k_shot: Few-shot images per category in the memory bank.
         shot_seed: Seed of their random selection.
-        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+        map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:
         ValueError: An argument is out of its range.

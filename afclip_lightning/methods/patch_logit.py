@@ -28,13 +28,13 @@ class PatchLogit(AnomalyMethod):
 
     Args:
         backbone: The frozen tower.
-        optimizer: Makes the optimiser of the weights.
+        optimizer: Function that builds the optimiser of the weights.
         layers: Tapped blocks, counted from 1.
         top_patches: How many of the most anomalous patches give the image score.
         image_weight: Weight of the image's loss beside the patches'.
         focal_gamma: Exponent of the focal loss of patches.
-        map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
-        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
+        k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
         memory_weight: Weight of the memory's distance beside the zero-shot probability.
 

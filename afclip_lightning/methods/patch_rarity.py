@@ -52,7 +52,7 @@ class PatchRarity(AnomalyMethod):
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
         share: Part of the other patches that counts as the nearest, in (0, 1].
-        map_sigma: Gaussian filter of the map, in pixels; 0 does not filter.
+        map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:
         ValueError: An argument is out of its range, or the image has one patch only.

@@ -42,7 +42,7 @@ class SubspaceAD(AnomalyMethod):
     Args:
         backbone: The frozen tower: DINOv2 with registers in the paper (giant, 672 px).
         layers: Tapped blocks, counted from 1.
-        k_shot: Few-shot images per category; 0 is batched zero-shot.
+        k_shot: Few-shot images per category. 0 is batched zero-shot.
         shot_seed: Seed of their random selection, and of the angles.
         rotations: Rotated copies of each few-shot image, black beyond its corners.
         unrotated: Categories of which there are none.

@@ -40,14 +40,14 @@ class UniADet(AnomalyMethod):
 
     Args:
         backbone: The frozen tower.
-        optimizer: Makes the optimiser of the vectors.
+        optimizer: Function that builds the optimiser of the vectors.
         layers: Tapped blocks, counted from 1.
-        temperature: Divides cosine similarities.
+        temperature: Divisor of the cosine similarities.
         image_score: Where the image score comes from: `class_token`, or `patches`: the mean logit of the
             `top_patches` most anomalous patches, which trains no vectors for images.
         top_patches: How many patches count for `image_score: patches`.
-        map_sigma: Gaussian filter of the final map, in pixels; 0 does not filter.
-        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot.
+        map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
+        k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
         memory_weight: Weight of the memory's distance beside the zero-shot probability.
 

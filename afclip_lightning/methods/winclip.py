@@ -76,10 +76,10 @@ class WinCLIP(AnomalyMethod):
         window_sizes: Sides of the windows in patches.
         templates: Sentence templates: `paper`, its 22, or `code`, the 21 of both codes, which leave one out, have
             another twice and end with a period; or a YAML file of one's own, with states too, as for `CLIP`.
-        names: What prompts call a category: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
+        names: Name of a category in prompts: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
             `class_name`, what the dataset has prompts call it (`metal nut`).
-        temperature: Divides cosine similarities.
-        k_shot: Few-shot images per category in the memory bank; 0 is zero-shot WinCLIP.
+        temperature: Divisor of the cosine similarities.
+        k_shot: Few-shot images per category in the memory bank. 0 is zero-shot WinCLIP.
         shot_seed: Seed of their random selection.
         patch_memory: Which patch tokens the memory bank of WinCLIP+ holds: `penultimate`, after the last block but one
             (the paper); `last`, after the last block (Accurate-WinCLIP); `last_normalised`, those after the tower's
