@@ -21,7 +21,7 @@ pytest.register_assert_rewrite("tests.support")
 from afclip_lightning.backbones.clip import ClipBackbone
 from tests.support.recipe import write_clip
 
-pytest_plugins = ["tests.support.browser", "tests.support.commands", "tests.support.nodes", "tests.support.slurm"]
+pytest_plugins = ["tests.support.browser", "tests.support.commands", "tests.support.slurm", "tests.support.spread"]
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

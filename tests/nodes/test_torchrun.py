@@ -1,5 +1,6 @@
 """Runs that torchrun starts on two nodes that share one folder: their files are those of one process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from afclip_lightning.backbones import store_files
 from tests.support import REPOSITORY
-from tests.support.nodes import TwoNodes, finished
+from tests.support.nodes import TwoNodes, finished, two_nodes
 from tests.support.processes import assert_alike, assert_same_features, assert_same_training, files_of, rows
 
 pytestmark = pytest.mark.slow
@@ -41,21 +42,23 @@ def write_config(path: Path, batch_size: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(two_nodes: TwoNodes) -> Path:
-    """What the nodes share, with the runs of one process under `one`."""
-    for name, batch_size in (("one", 4), ("two", 2)):
-        write_config(two_nodes.folder / f"{name}.yaml", batch_size)
-    two_nodes.run(1, "python", "-c", ONE_PROCESS.format(repository=REPOSITORY))
-    return two_nodes.folder
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    """Two nodes, in whose folder the runs of one process lie under `one`."""
+    with two_nodes(tmp_path_factory.mktemp("torchrun")) as nodes:
+        for name, batch_size in (("one", 4), ("two", 2)):
+            write_config(nodes.folder / f"{name}.yaml", batch_size)
+        nodes.run(1, "python", "-c", ONE_PROCESS.format(repository=REPOSITORY))
+        yield nodes
 
 
 def without(names: list[str], start: str) -> list[str]:
     return [name for name in names if not name.startswith(start)]
 
 
-def test_fit_with_a_tracker(two_nodes: TwoNodes, folder: Path) -> None:
+def test_fit_with_a_tracker(nodes: TwoNodes) -> None:
+    folder = nodes.folder
     loggers = f"--config={REPOSITORY}/configs/loggers/wandb.yaml"
-    finished(*two_nodes.torchrun("job7", "fit", *CONFIGS, loggers, WANDB_MODE="offline"))
+    finished(*nodes.torchrun("job7", "fit", *CONFIGS, loggers, WANDB_MODE="offline"))
     one, run = folder / "one/fit", folder / "runs/wandb/job7"  # named by torchrun, below the last config's name
     assert_same_training(run, one)
     for name in ("results.csv", "scores.csv", "nearest_words.csv"):
@@ -65,16 +68,18 @@ def test_fit_with_a_tracker(two_nodes: TwoNodes, folder: Path) -> None:
     assert [path.name for path in (folder / "runs").rglob("config.yaml")] == ["config.yaml"]
 
 
-def test_test(two_nodes: TwoNodes, folder: Path) -> None:
-    finished(*two_nodes.torchrun("tested", "test", *CONFIGS, "--checkpoint=one/fit/head.ckpt", "--out=two/test"))
+def test_test(nodes: TwoNodes) -> None:
+    folder = nodes.folder
+    finished(*nodes.torchrun("tested", "test", *CONFIGS, "--checkpoint=one/fit/head.ckpt", "--out=two/test"))
     one, run = folder / "one/test", folder / "two/test"
     for name in ("results.csv", "scores.csv"):
         assert_alike(rows(run / name), rows(one / name))
     assert files_of(run) == files_of(one)
 
 
-def test_features_build(two_nodes: TwoNodes, folder: Path) -> None:
-    finished(*two_nodes.torchrun("built", "features", "build", *CONFIGS, "--features.cache=two/store"))
+def test_features_build(nodes: TwoNodes) -> None:
+    folder = nodes.folder
+    finished(*nodes.torchrun("built", "features", "build", *CONFIGS, "--features.cache=two/store"))
     # values of this CLIP reach 56: 1e-5 of them
     assert_same_features(folder / "two/store", folder / "one/store", limit=5e-4)
     assert files_of(folder / "two/store") == files_of(folder / "one/store")

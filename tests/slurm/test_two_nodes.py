@@ -3,6 +3,7 @@
 `eval "$(SLURM_TEST_NODES=2 tests/slurm/cluster.sh start)"` makes two nodes of this machine.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from afclip_lightning.engine.app import main
 from tests.support.clips import small_config
 from tests.support.processes import assert_alike, assert_same_features, assert_same_training, files_of, rows
 from tests.support.slurm import finish, needs_nodes, slurm, submit
-from tests.support.sweeps import write_sweep
+from tests.support.spread import CODES, COMMANDS, assert_same_outcome, of_one_process
 from tests.support.table_runs import options, write_set
 
 pytestmark = [*needs_nodes(2), pytest.mark.usefixtures("environment_of_jobs")]
@@ -71,22 +72,16 @@ def test_features_build_as_one_process_does(images: Path) -> None:
     assert store_files.verify(images / "two") == []
 
 
-def test_sweep_as_one_process_does(folder: Path) -> None:
-    path = write_sweep(folder / "sweep.yaml", method="grid", parameters={"model.prompt_tokens": {"values": [2, 3, 4]}})
-    command = [sys.executable, "-m", "afclip_lightning", "sweep", f"--config={path}"]
-    told = []
-    for extra in (["--out=one"], ["--out=two", "--launcher=slurm", "--jobs=2", "--sbatch=--cpus-per-task=2"]):
-        done = subprocess.run([*command, *extra], capture_output=True, text=True, timeout=400, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        told.append(done.stdout)
-    tables = [rows(folder / place / "sweep.csv") for place in ("one", "two")]
-    for table in tables:
-        table.sort(key=lambda row: row["model.prompt_tokens"])
-        for row in table:
-            assert float(row.pop("seconds")) > 0
-            row.pop("trial")  # their order
-    assert_alike(tables[1], tables[0])
-    assert len(tables[0]) == 3
-    array = re.search(r"SLURM array (\d+)", told[1])
-    assert array, told[1]
-    assert len(nodes_of(array[1])) == 2, told[1]
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_an_array_on_both_nodes_does_what_one_process_does(
+    work: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    place = ["--launcher=slurm", "--jobs=2", f"--sbatch=--cpus-per-task={os.cpu_count()}", f"--out=slurm/{verb}"]
+    command = [sys.executable, "-m", *COMMANDS[verb], *place]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == CODES[verb], done.stdout + done.stderr
+    assert_same_outcome(verb, work / "slurm" / verb, of_one_process(verb, work))
+    array = re.search(r"SLURM array (\d+)", done.stdout)
+    assert array, done.stdout
+    assert len(nodes_of(array[1])) == 2, done.stdout

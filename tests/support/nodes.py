@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,12 +78,15 @@ def _refusal() -> str | None:
     return None if done.returncode == 0 else done.stderr.strip()
 
 
-@pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    """Two nodes for the tests of a module."""
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[TwoNodes]:
+    """Gives two nodes, which end with the body; skips the test where this machine cannot be made two.
+
+    Args:
+        folder: They share `shared/` in it.
+    """
     if reason := _refusal():
         pytest.skip(f"no namespaces to make two nodes of: {reason}")
-    folder = tmp_path_factory.mktemp("nodes")
     try:
         subprocess.run([SCRIPT, "start", folder], check=True, timeout=60)
         yield TwoNodes(folder / "shared")
