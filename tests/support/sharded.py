@@ -96,9 +96,9 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def write_tar(path: Path, folder: Path, mode: str = "w") -> None:
+def write_tar(path: Path, folder: Path, mode: str = "w", form: int = tarfile.PAX_FORMAT) -> None:
     """Writes the images of a folder, and a label beside each, as WebDataset has them."""
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+    with tarfile.open(path, mode, format=form) as archive:  # type: ignore[call-overload]
         for image in images_in(folder):
             archive.add(image, image.relative_to(folder).as_posix())
             add_member(archive, image.relative_to(folder).with_suffix(".cls").as_posix(), b"1")
