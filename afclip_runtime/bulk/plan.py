@@ -103,11 +103,10 @@ def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard
     """
     path = out / FOLDER / PLAN
     shards = Plan.read(out).shards if path.exists() else []
-    known: dict[str, tuple[int, int]] = {}  # by key: the shard, and what changes with the file
+    known: dict[str, tuple[int, int]] = {}  # by file: its shard, and what changes with the file
+    archives = _Archives(shards)
     for number, shard in enumerate(shards):
-        if shard.archive is not None:
-            known[shard.archive.key] = number, 0
-        else:
+        if shard.archive is None:
             files = read_files(out, number)
             known |= {file.key: (number, _state(file)) for file in files}
             shards[number] = shard_of(files)  # a run that was killed may have written the files and not the plan
@@ -120,16 +119,10 @@ def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard
             new.clear()
 
     for item in listing:
-        before = known.get(item.key)
         if isinstance(item, Archive):
-            shard = Shard(_digest([msgspec.to_builtins(item)]), item.images, item)
-            if before is None:
-                end_shard()
-                known[item.key] = len(shards), 0
-                shards.append(shard)
-            else:
-                shards[before[0]] = shard
-        elif before is None:
+            end_shard()
+            archives.add(item)
+        elif (before := known.get(item.key)) is None:
             known[item.key] = len(shards), _state(item)
             new.append(item)
             if len(new) == shard_images:
@@ -137,6 +130,7 @@ def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard
         elif before[1] != _state(item):
             changed.setdefault(before[0], {})[item.key] = item
     end_shard()
+    archives.end()
     for number, files_now in changed.items():
         files = [files_now.get(file.key, file) for file in read_files(out, number)]
         shards[number] = _write_files(out, number, files)
@@ -145,6 +139,53 @@ def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard
     plan = Plan(secrets.token_hex(8), settings, shards)
     write_json(path, msgspec.to_builtins(plan))
     return plan
+
+
+class _Archives:
+    """The archives among the shards of a plan, of which a Parquet file makes several.
+
+    One that has not changed keeps its shards. Those of one that was replaced are cut anew: a shard that it no longer
+    has is judged once more, and its part is empty then.
+
+    Args:
+        shards: Of the plan; they are brought up to date.
+    """
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
+        self.numbers: dict[str, dict[int, int]] = {}  # by file and first row group
+        self.states: dict[str, tuple[object, ...]] = {}  # of each file as the plan has it
+        self.replaced: dict[str, set[int]] = {}  # files, with the first row groups that they have by now
+        for number, shard in enumerate(shards):
+            if (archive := shard.archive) is not None:
+                self.numbers.setdefault(archive.key, {})[archive.first] = number
+                self.states.setdefault(archive.key, _state_of(archive))
+
+    def add(self, archive: Archive) -> None:
+        """Takes an archive as it is now."""
+        numbers = self.numbers.setdefault(archive.key, {})
+        if self.states.get(archive.key) == _state_of(archive) and archive.key not in self.replaced:
+            return
+        self.replaced.setdefault(archive.key, set()).add(archive.first)
+        shard = Shard(_digest([msgspec.to_builtins(archive)]), archive.images, archive)
+        if archive.first in numbers:
+            self.shards[numbers[archive.first]] = shard
+        else:
+            numbers[archive.first] = len(self.shards)
+            self.shards.append(shard)
+
+    def end(self) -> None:
+        """Empties the shards that replaced files no longer have."""
+        for key, now in self.replaced.items():
+            for first, number in self.numbers[key].items():
+                archive = self.shards[number].archive
+                if first not in now and archive is not None:
+                    empty = msgspec.structs.replace(archive, groups=0, images=0, error="")
+                    self.shards[number] = Shard(_digest([msgspec.to_builtins(empty)]), 0, empty)
+
+
+def _state_of(archive: Archive) -> tuple[object, ...]:
+    return archive.kind, archive.size, archive.mtime_ns, archive.column, archive.error
 
 
 def shard_of(files: Sequence[File]) -> Shard:

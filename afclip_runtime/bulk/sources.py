@@ -80,9 +80,8 @@ class Archive(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Returns what tells archives, and row groups of one file, apart."""
-        path = self.path if urls.is_url(self.path) else os.path.abspath(self.path)
-        return f"{path}\0{self.first}"
+        """Returns what tells the files of archives apart."""
+        return self.path if urls.is_url(self.path) else os.path.abspath(self.path)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ def plan_of(out: Path, patterns: Sequence[str], column: str | None = None, shard
     return make_plan(out, listing, "settings", shard_images)
 
 
+def job_of(out: Path, saves: tuple[str, ...] = (), calibration: Calibration | None = None) -> Job:
+    return Job(out, partial(load, calibration), saves, 2)
+
+
 def inspect(
     out: Path,
     *patterns: str | Path,
@@ -53,7 +57,7 @@ def inspect(
 ) -> Manifest:
     """Inspects by shards in this process, as `inspect` does, and returns the manifest."""
     plan = plan_of(out, list(map(str, patterns)), column, shard_images)
-    judge = Judge(Job(out, partial(load, calibration), saves, 2))
+    judge = Judge(job_of(out, saves, calibration))
     for number in plan.todo(out):
         judge(number)
     return finish(out, {None: calibration.good if calibration else None})
