@@ -1,8 +1,15 @@
-"""Sharded inspections with a model that costs microseconds, and images of every kind in every kind of source."""
+"""Sharded inspections with a model that costs microseconds, and images of every kind in every kind of source.
 
+`python -m tests.support.sharded IMAGES …` is the command with that model, as a process that tests can kill.
+"""
+
+import argparse
 import io
+import os
+import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +28,19 @@ from afclip_runtime.bulk.parts import part_path
 from afclip_runtime.bulk.plan import Plan, make_plan
 from afclip_runtime.bulk.sources import Listing
 from afclip_runtime.bulk.summary import Manifest, finish
+from afclip_runtime.cli.bulk import add_bulk_options, inspect_by_shards, is_by_shards
+from afclip_runtime.cli.inspect import (
+    SAVES,
+    add_inspect_options,
+    add_threshold_options,
+    give_thresholds,
+    inspected,
+    saves_of,
+    set_thresholds,
+)
+from afclip_runtime.cli.parser import CommandParser, command
 from afclip_runtime.inspection.calibration import Calibration
+from afclip_runtime.inspection.inputs import find_inputs
 from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.types import Tiling
 from tests.support.watcher import Blue, save_image
@@ -145,3 +164,57 @@ def web_server(folder: Path, broken: dict[str, int] | None = None) -> Iterator[s
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Slow(Blue):
+    def score(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.1)
+        return super().score(views)
+
+
+def load_of_options(options: argparse.Namespace, silent: bool) -> dict[str, Inspector]:
+    """Returns the model as the command loads it, in its own process and in workers."""
+    found = load()
+    if options.slow:
+        found["Blue"].engine = _Slow()
+    if options.deadly:
+        found["Blue"].stream = partial(_dying, found["Blue"].stream)  # type: ignore[method-assign]
+    give_thresholds(found.values(), options)
+    return found
+
+
+def _dying(stream: Any, images: Any, *args: Any) -> Any:
+    """Judges images until one is called `kill.png`: then the process dies, as of a decoder's fault."""
+
+    def watched() -> Iterator[Any]:
+        for image in images:
+            if getattr(image, "name", "") == "kill.png":
+                os._exit(9)
+            yield image
+
+    return stream(watched(), *args)
+
+
+@command("Stopped. The same command goes on from here.")
+def main(args: Sequence[str]) -> int:
+    parser = CommandParser("sharded")
+    add_inspect_options(parser, SAVES)
+    add_threshold_options(parser)
+    add_bulk_options(parser)
+    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--deadly", action="store_true")
+    given = ["--out", "out", "--threshold", "0.5", *args]
+    options = parser.parse_args(given, argparse.Namespace(num_workers=0, threads=None))
+    saves = saves_of(options, SAVES)
+    if not is_by_shards(options, options.paths, saves):
+        models = load_of_options(options, False)
+        with inspected(models, find_inputs(options.paths, options.out), options, saves):
+            return 0
+    prepare = partial(set_thresholds, options=options, saves=saves)
+    return inspect_by_shards(
+        options, given, "python -m tests.support.sharded", options.paths, saves, load_of_options, prepare
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""`inspect` by shards from the command line: options, exit codes, workers that share one output."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from afclip_runtime.bulk.parts import part_path
+from tests.support import REPOSITORY
+from tests.support.sharded import main, rows_of, write_numbered, write_tar
+from tests.support.watcher import is_anomalous
+
+LOCAL = ("--launcher", "local", "--shard_images", "4")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_numbered(tmp_path / "in", 10)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check(count: int) -> None:
+    """Each image has one row with its own verdict."""
+    rows = rows_of(Path("out"))
+    assert sorted(row["path"] for row in rows) == [f"in/{number:05d}.png" for number in range(count)]
+    for row in rows:
+        number = int(Path(row["path"]).stem)
+        assert row["verdict"] == ("anomalous" if is_anomalous(number) else "normal")
+
+
+def test_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["in", *LOCAL]) == 0
+    said = capsys.readouterr()
+    assert "10 inspected, 0 failed, 0 left out" in said.out
+    check(10)
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    assert (manifest["shards"], manifest["done"], manifest["rows"]) == (3, 3, 10)
+    assert [part["file"] for part in manifest["parts"]] == [f"parts/0000/00000{number}.parquet" for number in range(3)]
+    assert parquet.read_table("out/parts").num_rows == 10  # as pandas, polars and others read it
+    Path("in/bad.png").write_bytes(b"")
+    assert main(["in", *LOCAL]) == 1
+    assert "10 inspected, 1 failed, 0 left out" in capsys.readouterr().out
+
+
+def test_an_archive_is_inspected_by_shards_without_being_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(Path("a.tar"), Path("in"))
+    assert main(["a.tar"]) == 0
+    assert "10 inspected" in capsys.readouterr().out
+    Path("a.tar").write_bytes(Path("a.tar").read_bytes()[:5000])
+    assert main(["a.tar"]) == 1
+    assert "note: damaged: a.tar: the archive is damaged or cut off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["in", *LOCAL, "--webhook", "http://x"], "--webhook does not go with --launcher local: inspect local files"),
+        (["a.tar", "--watch", "in"], "--watch does not go with tar archives, Parquet files and URLs"),
+        (["in", "--shard_images", "5"], "--shard_images is of an inspection by shards: add --launcher local."),
+        (["in", "--jobs", "2"], "--jobs is of an inspection by shards: add --launcher local."),
+        (["in", "--image_column", "x"], "--image_column is of an inspection by shards: add --launcher local."),
+    ],
+)
+def test_options_that_do_not_go_together(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_one_output_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["in", *LOCAL]) == 0
+    assert main(["in", *LOCAL, "--threshold", "0.9"]) == 2
+    assert "out holds inspections with another threshold" in capsys.readouterr().err
+    assert main(["in"]) == 2
+    assert "out holds inspections with another output" in capsys.readouterr().err
+    check(10)
+
+
+def test_shards_that_another_job_has(capsys: pytest.CaptureFixture[str]) -> None:
+    from afclip_runtime.bulk.judging import claim
+
+    lock = claim(Path("out").absolute(), 1)
+    assert lock is not None
+    with lock:
+        assert main(["in", *LOCAL]) == 75
+    assert "1 of 3 shards are not judged yet: another job with this output has them" in capsys.readouterr().err
+    assert main(["in", *LOCAL]) == 0
+    check(10)
+
+
+def start(*args: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.sharded", "in", *LOCAL, *args],
+        env={"PATH": "", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_workers_and_two_jobs_share_one_output() -> None:
+    write_numbered(Path("in"), 200)
+    jobs = [start("--jobs", "2"), start("--jobs", "2")]
+    said = [job.communicate(timeout=300) for job in jobs]
+    assert all(job.returncode in (0, 75) for job in jobs), said
+    assert start().wait(300) == 0
+    check(200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_job_that_is_stopped_goes_on_where_it_was(number: signal.Signals) -> None:
+    write_numbered(Path("in"), 200)
+    job = start("--jobs", "2", "--slow")
+    while not part_path(Path("out"), 2).exists():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    job.send_signal(number)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGKILL: -9}[number], said
+    parts = {path: path.stat().st_mtime_ns for path in Path("out/parts").rglob("*.parquet")}
+    assert 3 <= len(parts) < 50
+    time.sleep(1)  # workers of a job that was killed end with it
+    assert start("--jobs", "2").wait(300) == 0
+    check(200)
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_its_worker_is_a_line_of_its_shard() -> None:
+    Path("in/kill.png").write_bytes(Path("in/00001.png").read_bytes())
+    job = start("--jobs", "2", "--deadly")
+    _, said = job.communicate(timeout=300)
+    assert job.returncode == 1, said
+    rows = rows_of(Path("out"))
+    assert len(rows) == 11
+    errors = {row["path"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"in/00008.png", "in/00009.png", "in/kill.png"}
+    assert "in/kill.png: the shard could not be judged: its process died 3 times" in errors["in/kill.png"]
