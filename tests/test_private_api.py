@@ -24,6 +24,7 @@ import torchmetrics
 import uvicorn.protocols.http.h11_impl
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
@@ -148,6 +149,12 @@ UNDERSCORED = [
         "_parser",
         "engine/app.py",
         "the config of a command as its parser writes it",
+    ),
+    Private(
+        lambda: DDPStrategy(),
+        "_timeout",
+        "engine/processes.py",
+        "how long a lost process is waited for, whichever of Lightning's words names the strategy",
     ),
     Private(
         lambda: DistributedDataParallel,

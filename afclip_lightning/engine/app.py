@@ -26,11 +26,12 @@ from afclip_lightning.datasets import catalogue
 from afclip_lightning.discovery import import_submodules
 from afclip_lightning.discovery.sections import instantiate_subclass, refusals
 from afclip_lightning.engine import flows, loggers
-from afclip_lightning.engine.checkpoint import AtomicCheckpointIO, read_checkpoint
+from afclip_lightning.engine.checkpoint import LAST, AtomicCheckpointIO, read_checkpoint
 from afclip_lightning.engine.factory import load_heads, read_any
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_run_arguments, parse
+from afclip_lightning.engine.processes import limit_waiting, lost_process_told
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import RunRecord, choose_run_folder, is_first_process
@@ -166,23 +167,31 @@ class AnomalyCLI(LightningCLI):
         wanted = (trainer.enable_progress_bar is not False, trainer.enable_model_summary is not False)
         trainer.callbacks = [*chosen_callbacks, *own, *display_callbacks(chosen_callbacks, *wanted)]
         trainer.plugins = [*as_list(trainer.plugins), AtomicCheckpointIO()]
-        return super().instantiate_trainer(logger=chosen, **kwargs)
+        strategy = trainer.strategy
+        built = super().instantiate_trainer(logger=chosen, **kwargs)
+        limit_waiting(built, strategy)
+        return built
+
+    def carry_out(self, flow: Callable[[Run], None]) -> None:
+        """Does what a command does, and says so if a process of the run is lost meanwhile."""
+        with lost_process_told(self.folder / LAST if self.subcommand == "fit" else None):
+            flow(self.run)
 
     def fit(self, **_: Any) -> None:
         """Trains and tests."""
-        flows.fit(self.run)
+        self.carry_out(flows.fit)
 
     def validate(self, **_: Any) -> None:
         """Tests without pictures."""
-        flows.validate(self.run)
+        self.carry_out(flows.validate)
 
     def test(self, **_: Any) -> None:
         """Tests."""
-        flows.test(self.run)
+        self.carry_out(flows.test)
 
     def predict(self, **_: Any) -> None:
         """Writes maps and a table of scores."""
-        flows.predict(self.run)
+        self.carry_out(flows.predict)
 
 
 def _quiet_lightning() -> None:

@@ -42,7 +42,7 @@ class FeatureBuildCLI(AnomalyCLI):
 
     def fit(self, **_: Any) -> None:
         """Walks the images of the tests, for all heads, and those of training."""
-        build_features(self.run)
+        self.carry_out(build_features)
 
 
 def build_features(run: Run) -> None:

@@ -51,6 +51,17 @@ def find_checkpoint(given: str, command: str) -> Path:
     raise CheckpointError(f"{path} has no {found.relative_to(path)}: it is not the folder of a run of `fit`.")
 
 
+def how_to_go_on(path: Path | None) -> str:
+    """Returns how a command that was stopped goes on.
+
+    Args:
+        path: The last checkpoint of its run; `None` where none is kept.
+    """
+    if path is None or not path.exists():
+        return "Nothing of it was kept; the same command begins anew."
+    return f"To go on: the same command with --out {path.parents[1]} --checkpoint {path}."
+
+
 def check_resumable(path: Path, checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
     """Checks that training can go on from a checkpoint, as far as the checkpoint itself tells.
 

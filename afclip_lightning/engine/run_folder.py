@@ -23,6 +23,8 @@ from afclip_runtime.launch.signals import restarted
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
 
+MADE = (str(LAST), "head.*", "results*.json", "predictions*.csv")  # what of a run's folder is worth keeping
+
 
 class RunRecord(SaveConfigCallback):
     """Writes what a run was into its folder: the resolved config, versions, git revision, command and backbone."""
@@ -87,7 +89,7 @@ def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
     if config.out:
         folder = Path(config.out)
         resumes = resumed is not None and folder.resolve() in resumed.resolve().parents
-        if (folder / "config.yaml").exists() and not resumes and not restarted():
+        if has_left_something(folder) and not resumes and not restarted():
             raise UserError(_how_to_get_on(folder))
     else:
         stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
@@ -102,6 +104,11 @@ def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
             folder = folder.with_name(f"{name}-{number}")
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
+
+
+def has_left_something(folder: Path) -> bool:
+    """Returns whether a folder holds what a run has made; one that was lost before that is begun anew there."""
+    return (folder / "config.yaml").exists() and any(any(folder.glob(pattern)) for pattern in MADE)
 
 
 def _how_to_get_on(folder: Path) -> str:

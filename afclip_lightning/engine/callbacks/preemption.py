@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from afclip_lightning.engine.processes import check_same_start
+from afclip_lightning.engine.resume import how_to_go_on
 from afclip_lightning.types import AnomalyPrediction, Batch
 from afclip_runtime.launch import signals
 from afclip_runtime.launch.signals import StoppedError
@@ -34,7 +36,12 @@ class Preemption(Callback):
         self.random_states = state_dict["random_states"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the random generators as they were: all that was drawn since was drawn before the stop too."""
+        """Sets the random generators as they were: all that was drawn since was drawn before the stop too.
+
+        Raises:
+            CheckpointError: Not all processes go on from the same checkpoint.
+        """
+        check_same_start(self.path, trainer)
         if self.random_states:
             cpu, *cuda = self.random_states
             torch.set_rng_state(cpu)
@@ -80,7 +87,7 @@ class Preemption(Callback):
     ) -> None:
         """Stops at once, each process by itself: they need not have the same number of batches."""
         if signals.requested():
-            raise StoppedError(self._how_to_go_on())
+            raise StoppedError(how_to_go_on(self.path))
 
     def on_predict_batch_end(
         self,
@@ -107,9 +114,4 @@ class Preemption(Callback):
             return
         if path is not None:
             trainer.save_checkpoint(path)
-        raise StoppedError(self._how_to_go_on())
-
-    def _how_to_go_on(self) -> str:
-        if self.path is None or not self.path.exists():
-            return "Nothing of it was kept; the same command begins anew."
-        return f"To go on: the same command with --out {self.path.parents[1]} --checkpoint {self.path}."
+        raise StoppedError(how_to_go_on(self.path))

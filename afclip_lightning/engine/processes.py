@@ -1,0 +1,73 @@
+"""The other processes of a run: how long they are waited for, and what is said when one of them is lost."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
+
+from afclip_lightning.distributed import gathered
+from afclip_lightning.engine.resume import how_to_go_on
+from afclip_runtime.errors import CheckpointError, TrainingError
+
+PATIENCE = timedelta(minutes=10)  # what the others may need between two exchanges: the results of a large test
+OF_GLOO = ("/gloo/", "Application timeout caused pair closure")  # its errors have no class of their own
+
+
+def limit_waiting(trainer: Trainer, strategy: object) -> None:
+    """Ends a run whose processes do not hear of each other for `PATIENCE`; torch waits three times as long.
+
+    The preparation of data is not waited for in an exchange, and may take any time.
+
+    Args:
+        trainer: The trainer.
+        strategy: What the user asked for; a class among it has a `timeout` of its own.
+    """
+    if isinstance(strategy, str) and isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = PATIENCE
+
+
+@contextmanager
+def lost_process_told(path: Path | None) -> Iterator[None]:
+    """Turns what torch says of a process that is gone or does not answer into an error that tells how to go on.
+
+    Args:
+        path: The last checkpoint, if the command keeps one.
+
+    Raises:
+        TrainingError: A process of this run is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, distributed.DistError) or any(mark in str(error) for mark in OF_GLOO)):
+            raise
+        reason = (
+            re.sub(r"^\[\S*gloo\S*\] ", "", str(error)).partition("\n")[0].partition(". This is")[0].removesuffix(".")
+        )
+        raise TrainingError(
+            f"Another process of this run has ended, or has not answered in time ({reason}). If a machine was lost, "
+            f"replace it; else the output of that process says why. {how_to_go_on(path)}"
+        ) from error
+
+
+def check_same_start(path: str | Path | None, trainer: Trainer) -> None:
+    """Refuses to train where the processes do not begin at the same step.
+
+    Args:
+        path: The checkpoint that this process goes on from.
+        trainer: The trainer, at the begin of training.
+
+    Raises:
+        CheckpointError: A process has not seen the checkpoint that others go on from.
+    """
+    steps = gathered(trainer.global_step)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"The processes of this run begin at different steps ({', '.join(map(str, steps))}, by rank): not all of "
+            f"them see the same {path}. The shared file system lags: start the same command again."
+        )
