@@ -8,7 +8,7 @@ from pathlib import Path
 from afclip_lightning.benchmark.matrix import Cell, Step
 from afclip_lightning.results.operating import OperatingPoint, points_as_metrics
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import atomic_path, csv_text, read_json, shown, wait_for_lock, write_text
+from afclip_runtime.files import atomic_path, csv_text, is_there, read_json, shown, wait_for_lock, write_text
 
 DONE, TABLE = "done.json", "results"
 REMEDY = "--retry makes it again."
@@ -131,7 +131,7 @@ def is_done(folder: Path, step: Step) -> bool:
     Raises:
         UserError: It has, and what it left cannot be read; the message names the file.
     """
-    if not (folder / DONE).exists():
+    if not is_there(folder / DONE):
         return False
     done = read_done(folder)
     if done.digest != step.digest:

@@ -22,7 +22,7 @@ from afclip_lightning.heads.foreign import Released
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
 from afclip_runtime.errors import CheckpointError, TrainingError, UserError
-from afclip_runtime.files import shown
+from afclip_runtime.files import is_there, shown
 from afclip_runtime.launch.signals import restarted
 
 UNTRAINED = "an UNTRAINED head (no --checkpoint)"
@@ -81,7 +81,7 @@ def fit(run: Run) -> None:
     _check_transfer(run)
     last = run.folder / LAST
     # the cluster repeats the command as it was
-    path = last if restarted() and last.exists() else run.config.ckpt_path
+    path = last if restarted() and is_there(last) else run.config.ckpt_path
     if run.config.test_before_fit and not path:  # the run that it goes on with did so
         _test(run, "Test before training", trained=False, name="results_untrained", pictures=False)
     name = type(run.method).__name__

@@ -14,6 +14,7 @@ from afclip_lightning.engine.options import quiet_trainer
 from afclip_lightning.heads import ready
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.errors import CheckpointError, message_of
+from afclip_runtime.files import is_there
 
 
 def find_checkpoint(given: str, command: str) -> Path:
@@ -34,7 +35,7 @@ def find_checkpoint(given: str, command: str) -> Path:
     if "://" in given:
         raise CheckpointError(f"--checkpoint {given}: only files of this machine are read. Copy the checkpoint first.")
     path = Path(given)
-    if not path.exists():
+    if not is_there(path):
         if command != "fit" and given in ready.names():
             return ready.path_of(given)
         raise CheckpointError(f"Checkpoint {path} does not exist.")

@@ -12,6 +12,7 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 """
 
 from afclip_runtime.errors import shown
+from afclip_runtime.files.lagging import is_there, wait_for
 from afclip_runtime.files.locks import LOCK_FILE, Lock, holder_of, take_lock, wait_for_lock
 from afclip_runtime.files.parquet import read_parquet
 from afclip_runtime.files.reading import (
@@ -49,6 +50,7 @@ __all__ = [
     "exposed",
     "fingerprint",
     "holder_of",
+    "is_there",
     "new_folder",
     "only_writer",
     "open_regular",
@@ -67,6 +69,7 @@ __all__ = [
     "shown",
     "take_lock",
     "to_type",
+    "wait_for",
     "wait_for_lock",
     "write_json",
     "write_json_lines",

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from afclip_lightning.cli import features
-from afclip_lightning.engine import processes
+from afclip_lightning.engine import flows, processes
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.callbacks.preemption import Preemption
-from afclip_lightning.engine.checkpoint import LAST
 from afclip_lightning.engine.feature_build import FeatureBuilder
 from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support import free_port
@@ -43,12 +42,6 @@ def at(owner: type, hook: str, number: signal.Signals, look: int = 0) -> Fault:
     return lambda: mock.patch.object(owner, hook, strike).start()
 
 
-def hide(path: Path) -> Fault:
-    """Returns a fault: the process does not see a file yet."""
-    exists = Path.exists
-    return lambda: mock.patch.object(Path, "exists", lambda self: self != path and exists(self)).start()
-
-
 FAULTS: dict[str, Fault] = {
     "none": lambda: None,
     "absent": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -56,7 +49,7 @@ FAULTS: dict[str, Fault] = {
     "silent in training": at(Preemption, "on_train_epoch_start", signal.SIGSTOP, 1),
     "killed in the test": at(Preemption, "on_test_batch_end", signal.SIGKILL),
     "killed in the build": at(FeatureBuilder, "predict_step", signal.SIGKILL),
-    "sees no checkpoint": hide(Path("run") / LAST),
+    "sees no checkpoint": lambda: mock.patch.object(flows, "is_there", return_value=False).start(),
     "sees all": lambda: None,
 }
 

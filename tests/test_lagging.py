@@ -1,0 +1,45 @@
+"""Files that another machine has just written, on a share whose client does not know of them yet."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from afclip_runtime.errors import UserError
+from afclip_runtime.files import is_there, lagging, wait_for
+
+
+@pytest.fixture
+def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is not there by its name until its folder has been listed, as an NFS client remembers it."""
+    path, known = tmp_path / "part", set[Path]()
+    exists, listdir = Path.exists, os.listdir
+
+    def list_folder(folder: Path) -> list[str]:
+        known.add(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(Path, "exists", lambda self: (self != path or self.parent in known) and exists(self))
+    monkeypatch.setattr(os, "listdir", list_folder)
+    return path
+
+
+def test_a_file_is_found_where_only_its_folder_shows_it(late: Path) -> None:
+    assert not is_there(late)
+    late.write_text("")
+    assert is_there(late)
+    assert not is_there(late.parent / "absent" / "part")
+
+
+def test_a_late_file_is_waited_for_and_one_that_never_comes_is_told(
+    late: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lagging, "LOOK", 0.05)
+    timer = threading.Timer(0.2, late.write_text, [""])
+    timer.start()
+    wait_for(late)
+    timer.join()
+    late.unlink()
+    with pytest.raises(UserError, match=r"part has not appeared within 0.2 s\. .* the shared file system lags"):
+        wait_for(late, patience=0.2)
