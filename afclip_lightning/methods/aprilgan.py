@@ -1,4 +1,4 @@
-"""APRIL-GAN, also called VAND: a linear layer per stage between patches and text; with `k_shot`, a memory bank."""
+"""APRIL-GAN, also called VAND: a linear layer per tapped block between patches and text. Few-shot, a memory bank."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
@@ -26,16 +26,16 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sampl
 
 
 class APRILGAN(AnomalyMethod):
-    """APRIL-GAN: a linear layer takes the patches of each tapped layer to the text's space; nothing else trains.
+    """APRIL-GAN: a linear layer per tapped block projects patches into the space of the text. Nothing else trains.
 
-    The class token gives the image score without training. The map is the sum over the layers, in [0, 4] for four. With
-    `k_shot` the cosine distances to a memory of normal patches are added to it, of every layer up to 2, and the image
-    score becomes the mean of itself and of the map's highest value, scaled to [0, 1] over the test images of the
-    category. These are therefore scored twice, first for the range.
+    The class token gives the image score without training. The map is the sum over the blocks, in [0, 4] for four
+    blocks. With `k_shot`, the cosine distances to a memory of normal patches are added, up to 2 per block. The image
+    score then is the mean of itself and the maximum of the map, scaled to [0, 1] over the test images of the category.
+    Test images are therefore scored twice, first for the range.
 
-    Differs: the official code shows every fifth training image as a collage with three others of its category; here
-    images stay as they are. It resizes training masks bilinearly; here every mask is binary at input size. Where all
-    maps of a category have the same maximum, it divides by zero; here the scaled maxima are 0.
+    Differs: the official code shows every fifth training image as a collage with three others of its category. Here
+    images stay as they are. It resizes training masks bilinearly. Here every mask is binary at input size. Where all
+    maps of a category have the same maximum, it divides by zero. Here the scaled maxima are 0.
 
     Args:
         backbone: The frozen CLIP.
@@ -48,7 +48,7 @@ class APRILGAN(AnomalyMethod):
         shot_seed: Seed of their random selection.
 
     Attributes:
-        ranges: Lowest and highest of the maps' maxima, by category; known within validate, test or predict.
+        ranges: Lowest and highest maximum of the maps per category. They are known during validate, test and predict.
 
     Raises:
         ValueError: An argument is out of its range.

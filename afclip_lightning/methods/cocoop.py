@@ -1,4 +1,4 @@
-"""CoCoOp as FAPrompt has it for a baseline: CoOp's prompts, with a shift that a small network makes of the image."""
+"""CoCoOp, a baseline of FAPrompt: CoOp's prompts, shifted by a small network of the image."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -18,28 +18,29 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sampl
 class CoCoOp(AnomalyMethod):
     """CoCoOp: `[V1] … [V4] normal bottle.` and `[V1] … [V4] anomalous bottle.`, each V shifted by the image.
 
-    Both states and all categories share the tokens, and a network of two layers makes of the image embedding what is
-    added to each. The cross entropy of the image embedding alone trains them: no mask is looked at. The map is of
-    CLIP's last patches; `vv_from` takes those of the V-V path. The published pixel numbers are far better than those of
-    CoOp (FAPrompt, Table 2), and what map they are of is not printed.
+    Both states and all categories share the tokens. A network of two layers turns the image embedding into the shift.
+    Only the cross entropy of the image embedding trains them. Masks are not used. The map compares the last patches of
+    CLIP, or with `vv_from` those of the V-V path. The published pixel numbers are far better than those of CoOp
+    (FAPrompt, Table 2), and the paper does not say which map they are from.
 
-    No code of those rows was found, and the appendices that describe them were not at hand. The two words are those of
-    the `CLIP` baseline here; tokens, start, optimiser and schedule are the official code's (KaiyangZhou/CoOp).
+    The code of these baselines was not found, and the appendices that describe them were not at hand. The words for the
+    states are those of our `CLIP` baseline. Tokens, initialisation, optimiser and schedule are those of the official
+    code of CoCoOp (KaiyangZhou/CoOp).
 
-    Differs: that code crops and mirrors training images at random; here they are as a test sees them.
+    Differs: that code crops and mirrors training images at random. Here they are as in a test.
 
     Args:
         backbone: The frozen CLIP.
         optimizer: Function that builds the optimiser of the prompts and the network.
-        vv_from: First block of the V-V path, whose last patches the map is then of; `None` for CLIP's own patches.
-        normal_word: What stands before the category in the normal prompt.
-        abnormal_word: Likewise in the abnormal prompt.
-        prompt_tokens: Learnable tokens.
-        start: Words, as many as there are tokens, that these start from; empty for a random start.
-        prompt_init_std: Standard deviation of their initial values without such words.
+        vv_from: First block of the V-V path, which the patches of the map then come from. `None` takes CLIP's own.
+        normal_word: Word before the category in the normal prompt.
+        abnormal_word: Word before the category in the abnormal prompt.
+        prompt_tokens: Number of learnable tokens.
+        start: Words whose embeddings initialise the tokens, one per token. Empty for a random initialisation.
+        prompt_init_std: Standard deviation of a random initialisation.
         temperature: Divisor of the cosine similarities; that of CLIP's own training.
-        warmup_lr: Learning rate of the first of several epochs. From the second on it falls from the optimiser's to 0,
-            epoch by epoch, on a half cosine.
+        warmup_lr: Learning rate of the first epoch. From the second epoch on, the rate falls from the optimiser's to 0
+            on a half cosine.
         map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:
@@ -89,7 +90,7 @@ class CoCoOp(AnomalyMethod):
 
         Args:
             features: Features of the backbone.
-            samples: The B samples, or one that stands for all.
+            samples: The B samples, or one sample for all.
         """
         assert features.image_embedding is not None  # the spec asks for it
         shift = self.shift_network(F.normalize(features.image_embedding.float(), dim=-1))

@@ -1,4 +1,4 @@
-"""CoOp as AnomalyCLIP and FAPrompt have it for a baseline: learnable prompts of two states that name the category."""
+"""CoOp, a baseline of AnomalyCLIP and FAPrompt: learnable prompts of the two states with the name of the category."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,28 +15,29 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sampl
 
 
 class CoOp(CategoryPromptMethod):
-    """CoOp: `[V1] … [V16] normal bottle.` and `[V1] … [V16] anomalous bottle.`, whose tokens V are learnt.
+    """CoOp: `[V1] … [V16] normal bottle.` and `[V1] … [V16] anomalous bottle.` with learnable tokens V.
 
-    Both states and all categories share the tokens. The cross entropy of the image embedding alone trains them: no mask
-    is looked at. The map is of CLIP's last patches, far below chance as CLIP's own is, in the published tables too;
-    `vv_from` takes those of the V-V path.
+    Both states and all categories share the tokens. Only the cross entropy of the image embedding trains them. Masks
+    are not used. The map compares the last patches of CLIP. It is far below chance, as in the published tables.
+    `vv_from` takes the patches of the V-V path instead.
 
-    No code of those rows was found, and the appendices that describe them were not at hand. The two words are those of
-    the `CLIP` baseline here; tokens, start, optimiser and schedule are the official code's (KaiyangZhou/CoOp).
+    The code of these baselines was not found, and the appendices that describe them were not at hand. The words for the
+    states are those of our `CLIP` baseline. Tokens, initialisation, optimiser and schedule are those of the official
+    code of CoOp (KaiyangZhou/CoOp).
 
-    Differs: that code crops and mirrors training images at random; here they are as a test sees them.
+    Differs: that code crops and mirrors training images at random. Here they are as in a test.
 
     Args:
         backbone: The frozen CLIP.
         optimizer: Function that builds the optimiser of the prompts.
-        vv_from: First block of the V-V path, whose last patches the map is then of; `None` for CLIP's own patches.
-        normal_word: What stands before the category in the normal prompt.
-        abnormal_word: Likewise in the abnormal prompt.
-        prompt_tokens: Learnable tokens.
+        vv_from: First block of the V-V path, which the patches of the map then come from. `None` takes CLIP's own.
+        normal_word: Word before the category in the normal prompt.
+        abnormal_word: Word before the category in the abnormal prompt.
+        prompt_tokens: Number of learnable tokens.
         prompt_init_std: Standard deviation of their initial values.
         temperature: Divisor of the cosine similarities; that of CLIP's own training.
-        warmup_lr: Learning rate of the first of several epochs. From the second on it falls from the optimiser's to 0,
-            epoch by epoch, on a half cosine.
+        warmup_lr: Learning rate of the first epoch. From the second epoch on, the rate falls from the optimiser's to 0
+            on a half cosine.
         map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Dual-Image Enhanced CLIP: test images are each other's reference, with test-time adaptation."""
+"""Dual-Image Enhanced CLIP: test images serve each other as references, with optional test-time adaptation."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -25,54 +25,56 @@ SimilarityLoss = Literal["cosine", "mse"]
 class DualImageCLIP(AnomalyMethod):
     """Dual-Image Enhanced CLIP: a patch is compared with texts and with the patches of other test images.
 
-    The class token of the original path gives the image score, the patches of the V-V path the map. The references of
-    an image are other images of its category, drawn by the data module; they may be anomalous. With `steps` above 0 it
-    is the paper's "Ours+": a linear adapter of each image's own learns to see a synthesised anomaly in it while its map
-    stays like the one without adapter. Nothing else trains, and nothing is kept from one image to the next.
+    The class token of the original path gives the image score, and the patches of the V-V path give the map. The
+    references of an image are other images of its category, drawn by the data module. They may be anomalous. With
+    `steps` above 0 it is the paper's "Ours+": each image trains a linear adapter, which learns to see a synthesised
+    anomaly while the map stays close to the map without adapter. Nothing else trains, and nothing is kept between
+    images.
 
-    There is no public code, and in the text copy of the paper that was at hand the values of α, β, λ, the temperature,
-    the learning rate and the image size are lost, and so are the formulas of Eq. (1) to (13). Their place is taken by
-    what the words around them and AnoVL's code, which the paper builds on, make most likely. Ours are:
+    No code is public. The text copy of the paper at hand lacks the values of α, β, λ, the temperature, the learning
+    rate and the image size, and the formulas of Eq. (1) to (13). They are replaced by the most likely reading of the
+    text
+    around them and of AnoVL's code, on which the paper builds. These choices are ours:
 
-    - `alpha`, `beta`, `similarity_weight`, `learning_rate`, `weight_decay`, `temperature` as numbers;
-    - Eq. (5) as one less the greatest cosine, between V-V patches of the last block in the joint space;
-    - Eq. (6) and (12) as weighted means, Eq. (12) with the greatest of the patches' scores;
-    - Eq. (13) as Eq. (6) with the adapted patches' text score, the reference's score being kept as it was;
-    - Eq. (7) and (8) as AnoVL's square adapter with its `residual` and, from `normalise_residual`, the length of the
-      token in it; its initial values (`start`), which all images share;
-    - that adapter and optimiser are fresh for each image;
-    - Eq. (10) over the patches of the mask alone or over all (`mask_loss`), a patch being anomalous from
+    - the values of `alpha`, `beta`, `similarity_weight`, `learning_rate`, `weight_decay` and `temperature`;
+    - Eq. (5) as 1 minus the largest cosine, between V-V patches of the last block in the joint space;
+    - Eq. (6) and (12) as weighted means, Eq. (12) with the maximum of the patch scores;
+    - Eq. (13) as Eq. (6) with the text score of the adapted patches and the unchanged reference score;
+    - Eq. (7) and (8) as AnoVL's square adapter with its `residual`, optionally with the normalised token
+      (`normalise_residual`), and with initial values (`start`) that all images share;
+    - a new adapter and optimiser for each image;
+    - Eq. (10) over the patches of the mask or over all patches (`mask_loss`), where a patch is anomalous from
       `synthesis.min_coverage` on; Eq. (11) as a cosine or as a mean square (`similarity_loss`);
-    - the number of random draws and their rule: one `seed` of pairs, synthesised anomalies and initial values;
-    - how more than one reference is drawn; see `draw_references`;
+    - one `seed` for pairs, synthesised anomalies and initial values;
+    - the selection of more than one reference; see `draw_references`;
     - squashed squares for both datasets, and AnoVL's pooling and upsampling of the map.
 
-    A category needs `n_references` + 1 test images, and images of any shape are squashed into squares. If patches are
-    much longer than 1, as vectors, an adapter whose `residual` takes them as they come hardly turns them; then set
-    `normalise_residual`.
+    A category needs at least `n_references` + 1 test images. Images of any shape are squashed into squares. If the norm
+    of the patches is much larger than 1, an adapter with unnormalised `residual` hardly changes their direction. Set
+    `normalise_residual` then.
 
-    Differs: the paper's textures are of DTD, here drawn ones unless `synthesis` names a folder.
+    Differs: the paper's textures are from DTD. Here they are drawn, unless `synthesis` names a folder.
 
     Args:
         backbone: The frozen CLIP.
-        n_references: Reference images of each image.
-        alpha: Weight of the reference's score beside the text's.
-        beta: Weight of the map's highest score in the image score, beside the class token's.
+        n_references: Number of reference images per image.
+        alpha: Weight of the reference score relative to the text score.
+        beta: Weight of the maximum of the map in the image score, relative to the class token.
         temperature: Divisor of the cosine similarities with texts.
         vv_from: First block of the V-V path.
-        textures: Categories whose prompts speak of a texture and not of an object.
-        steps: Steps of the adaptation; 0 leaves it out.
-        learning_rate: Of the adapters' AdamW.
-        weight_decay: Likewise.
-        start: Initial values of the adapters; see `TestTimeAdapter`.
-        residual: Share of the token itself in the adapted token.
-        normalise_residual: Whether that share is of the token at unit length, and not as it comes.
-        mask_loss: Over the patches of the synthesised anomaly (`anomalous`), or over these and the others, each kind
-            averaged (`all`).
-        similarity_loss: Of the adapted map and the one without adapter.
-        similarity_weight: λ, weight of the similarity loss beside the mask loss.
-        synthesis: Makes the anomalies; DRAEM's way with drawn textures by default.
-        seed: Of pairs, synthesised anomalies and initial values.
+        textures: Categories whose prompts speak of a texture rather than an object.
+        steps: Number of steps of the adaptation. 0 leaves it out.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        start: Initial values of the adapters. See `TestTimeAdapter`.
+        residual: Weight of the original token in the adapted token.
+        normalise_residual: Whether the original token is L2-normalised in it.
+        mask_loss: Patches of the mask loss: those of the synthesised anomaly (`anomalous`), or all, averaged per kind
+            (`all`).
+        similarity_loss: Similarity of the map with adapter to the map without.
+        similarity_weight: λ, weight of the similarity loss relative to the mask loss.
+        synthesis: Synthesis of anomalies. The default is DRAEM's with procedural textures.
+        seed: Seed of pairs, synthesised anomalies and initial values.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -134,7 +136,7 @@ class DualImageCLIP(AnomalyMethod):
 
     @property
     def adapts(self) -> bool:
-        """Returns whether there are steps of the adaptation."""
+        """Returns whether adaptation is on."""
         return self.adapter.steps > 0
 
     def on_evaluation_end(self) -> None:
@@ -147,7 +149,7 @@ class DualImageCLIP(AnomalyMethod):
         return embed_states(self.backbone, *prompts, "mean_then_norm")
 
     def patches(self, image: Tensor | ClipFeatures) -> Tensor:
-        """Returns the V-V patches of images `[B, 3, H, W]`, or of their features, in the joint space, `[B, N, D]`."""
+        """Returns the V-V patches of images `[B, 3, H, W]` or of their features, in the joint space, `[B, N, D]`."""
         features = image if isinstance(image, ClipFeatures) else self.backbone.encode_image(image, self.spec)
         return self.backbone.project(features.vv_tokens[0][:, 1:]).float()
 
@@ -155,7 +157,7 @@ class DualImageCLIP(AnomalyMethod):
         """Returns the probability of the abnormal text, `[B, N]`.
 
         Args:
-            tokens: `[B, N, D]`, of any length: patches, adapted patches, or the class token alone.
+            tokens: `[B, N, D]`, not necessarily normalised: patches, adapted patches, or the class token.
             text: `[B, 2, D]`, L2-normalised.
 
         Reference: Dual-Image Enhanced CLIP, Eq. (1), (2), (3) and (9).
@@ -166,11 +168,11 @@ class DualImageCLIP(AnomalyMethod):
         return similarity_logits(F.normalize(tokens, dim=-1), text, self.temperature)
 
     def reference_score(self, patches: Tensor, references: Sequence[Tensor]) -> Tensor:
-        """Returns one less the cosine to the most similar patch of all the references, `[B, N]`, in [0, 2].
+        """Returns 1 minus the cosine to the most similar patch of all references, `[B, N]`, in [0, 2].
 
         Args:
             patches: `[B, N, D]`.
-            references: Patches of each of the R references, `[B, N, D]`.
+            references: Patches of the R references, `[B, N, D]` each.
 
         Reference: Dual-Image Enhanced CLIP, Eq. (5).
         """
@@ -179,7 +181,7 @@ class DualImageCLIP(AnomalyMethod):
         return 1 - torch.stack(nearest).amax(dim=0)
 
     def joint_score(self, text_score: Tensor, reference_score: Tensor) -> Tensor:
-        """Returns the weighted mean of the patches' two scores.
+        """Returns the weighted mean of the text score and the reference score of patches.
 
         Reference: Dual-Image Enhanced CLIP, Eq. (6) and (13).
         """
@@ -191,10 +193,10 @@ class DualImageCLIP(AnomalyMethod):
         """Returns the loss of each image, `[B]`.
 
         Args:
-            adapters: Of the images.
-            patches: `[B, N, D]`, of the images.
-            altered: `[B, N, D]`, of the images with a synthesised anomaly.
-            anomalous: `[B, N]`, 1 in the synthesised anomaly, 0 elsewhere; 1 somewhere in each image.
+            adapters: Adapters of the images.
+            patches: `[B, N, D]`, patches of the images.
+            altered: `[B, N, D]`, patches of the images with a synthesised anomaly.
+            anomalous: `[B, N]`, 1 in the synthesised anomaly and 0 elsewhere. Each image has at least one 1.
             joint: `[B, N]`, the joint score without adapter.
             text: `[B, 2, D]`.
 
@@ -211,7 +213,7 @@ class DualImageCLIP(AnomalyMethod):
         return loss + self.similarity_weight * (adapted - joint).square().mean(dim=1)
 
     def synthesise(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the images with an anomaly each, `[B, 3, H, W]`, and which patches are anomalous, `[B, N]`, bool."""
+        """Returns the images with a synthesised anomaly, `[B, 3, H, W]`, and the anomalous patches, `[B, N]`, bool."""
         side = self.backbone.vision.patch_size
         references: Tensor | list[None] = [None] * len(batch.samples)
         if batch.reference is not None and batch.reference_rows is not None:
@@ -226,11 +228,11 @@ class DualImageCLIP(AnomalyMethod):
         return images, covered >= self.synthesis.min_coverage * side**2
 
     def adapt(self, batch: Batch, patches: Tensor, joint: Tensor, text: Tensor) -> BatchAdapters:
-        """Returns the trained adapters of a batch; takes one pass of the backbone, of the synthesised images.
+        """Returns the trained adapters of a batch. It takes one pass of the backbone over the synthesised images.
 
         Args:
             batch: The images.
-            patches: `[B, N, D]`, theirs.
+            patches: `[B, N, D]`, patches of the images.
             joint: `[B, N]`, their joint score without adapter.
             text: `[B, 2, D]`.
         """
@@ -242,7 +244,7 @@ class DualImageCLIP(AnomalyMethod):
         return F.normalize(patches, dim=-1) if self.normalise_residual else patches
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the class token's score beside the map's highest, and the map.
+        """Returns image scores, from class token and maximum of the map, and maps.
 
         Raises:
             ValueError: The batch has no reference images.

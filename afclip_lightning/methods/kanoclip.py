@@ -31,55 +31,55 @@ FIXED_OPENING = "a photo of a"
 
 
 class KAnoCLIP(CategoryPromptMethod):
-    """KAnoCLIP: prompts drawn to what is known of anomalies, and patches and text that look at each other.
+    """KAnoCLIP: prompts trained with knowledge on anomalies, and cross-attention between patches and text.
 
-    Normal and abnormal prompts with learnable tokens name the category (KnPL). Patches of the V-V path of four layers
-    (CLIP-VV) pass a bidirectional cross-attention with the two text embeddings each (Bi-CMCI); their comparison gives
-    the map. The image embedding passes an adapter (Conv-Adapter); its probability and the map's maximum give the image
-    score. Training draws the abnormal prompts to the sentences of a knowledge base, which is read for the categories
-    that are trained on and for no other, and never when a model is tested.
+    Normal and abnormal prompts with learnable tokens name the category (KnPL). Patches of the V-V path of four blocks
+    (CLIP-VV) pass a bidirectional cross-attention with the two text embeddings (Bi-CMCI). Their similarity gives the
+    map. The image embedding passes an adapter (Conv-Adapter). Its probability and the maximum of the map give the image
+    score. Training pulls the abnormal prompts towards the sentences of a knowledge base. The base is read for the
+    training categories only, and never in a test.
 
-    No code was published. Ours, where the paper is silent:
+    No code was published. Where the paper is silent, these choices are ours:
 
-    - sizes and training: 518 pixels, the tapped layers, the first block of the V-V path, the temperature, learning
-      rates, epochs and batch (see the configs), widths, heads and bottleneck;
-    - tokens of a state are the same for all adjectives and categories; an embedding is that of the mean over
-      adjectives; a period ends a prompt;
-    - the knowledge loss is a mean over the images of a batch, each with its category's sentences and, if it is
-      anomalous and its mask known, one of its own; `knowledge_margin`;
-    - Bi-CMCI: see `BiCrossAttention`; a stage has weights of its own; patches and text are of unit length before it;
-    - Norm of Eq. (9) is the mean of the stages' softmax, which is in [0, 1] and compares between images, as a scaling
-      of each image would not. Logits are upsampled, not their softmax. The two maps then add up to 1, and Eq. (10) is
-      the smoothed abnormal one. Training does not smooth;
+    - sizes and training: 518 pixels, the tapped blocks, the first block of the V-V path, the temperature, learning
+      rates, epochs and batch size (see the configs), widths, heads and bottleneck;
+    - all adjectives and categories share the tokens of a state; an embedding is the mean over adjectives; a prompt ends
+      with a period;
+    - the knowledge loss is a mean over the images of a batch. Each image has the sentences of its category and, if it
+      is anomalous with a known mask, one of its own; `knowledge_margin`;
+    - Bi-CMCI: see `BiCrossAttention`; each stage has its own weights; patches and text are L2-normalised before it;
+    - Norm of Eq. (9) is the mean over the stages of a softmax. It is in [0, 1] and comparable between images, unlike a
+      scaling per image. Logits are upsampled, not their softmax. The two maps add up to 1, and Eq. (10) is the smoothed
+      abnormal one. Training does not smooth;
     - Conv-Adapter: see `ConvAdapter`; with its residual it changes nothing at first;
-    - the sum of Eq. (12), of the abnormal state's probability, is halved, so that Eq. (14) has a probability;
-    - the focal loss is of both maps, with AnomalyCLIP's exponent and smoothed targets; so is its Dice loss.
+    - the sum of Eq. (12), of the probabilities of the abnormal state, is halved, so that Eq. (14) has a probability;
+    - focal and Dice loss cover both maps, with AnomalyCLIP's exponent and smoothed targets.
 
     Args:
         backbone: The frozen CLIP.
-        optimizer: Function that builds the optimiser of all that trains; its learning rate is that of the prompts.
+        optimizer: Function that builds the optimiser. Its learning rate is that of the prompts.
         head_lr: Learning rate of Bi-CMCI and Conv-Adapter.
         layers: Tapped blocks, counted from 1.
-        vv_from: First block of the V-V path; without it the original path is tapped (no CLIP-VV).
-        learnable_prompts: Whether prompts have learnable tokens and knowledge (KnPL); if not, `a photo of a normal
-            bottle.` and so on, of which nothing trains.
-        normal_words: What stands before the category in normal prompts.
-        abnormal_words: What stands before it in abnormal ones.
-        prompt_tokens: K, learnable tokens of a state.
-        prompt_init_std: Standard deviation of their initial values.
-        knowledge: Knowledge base of the training dataset: one that comes with the package, or a file.
+        vv_from: First block of the V-V path. `None` taps the original path (no CLIP-VV).
+        learnable_prompts: Whether prompts have learnable tokens and knowledge (KnPL). Without, they are fixed, such as
+            `a photo of a normal bottle.`
+        normal_words: Words before the category in normal prompts.
+        abnormal_words: Words before the category in abnormal prompts.
+        prompt_tokens: K, number of learnable tokens per state.
+        prompt_init_std: Standard deviation of the tokens' initial values.
+        knowledge: Knowledge base of the training dataset: the name of one in the package, or a file.
         knowledge_margin: Margin of the knowledge loss.
         interaction: Whether patches and text pass Bi-CMCI.
-        interaction_width: Channels inside a stage of it.
-        interaction_heads: Attention heads.
-        offset_groups: Groups of channels with points of their own in its deformable attention.
-        offset_stride: Patches between two points.
-        conv_adapter: Conv-Adapter on the class token and the last stage's patches (`spatial`), on the class token alone
-            (`global`, Eq. (11) as printed), or none.
+        interaction_width: Channels inside a stage of Bi-CMCI.
+        interaction_heads: Attention heads of Bi-CMCI.
+        offset_groups: Groups of channels in its deformable attention. Each group has its own sampling points.
+        offset_stride: Distance of two sampling points, in patches.
+        conv_adapter: Input of Conv-Adapter: the class token and the patches of the last stage (`spatial`), the class
+            token alone (`global`, Eq. (11) as printed), or `None` for no adapter.
         adapter_bottleneck: Channels of its bottleneck.
-        adapter_residual: Whether the image embedding is added to it; printed without.
+        adapter_residual: Whether the image embedding is added to its output. The printed equation has no residual.
         temperature: Divisor of the cosine similarities.
-        knowledge_weight: α, weight of the knowledge loss; 0 reads no base.
+        knowledge_weight: α, weight of the knowledge loss. With 0, no knowledge base is read.
         global_weight: β, weight of the cross entropy of the image score.
         local_weight: γ, weight of the map's losses.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
@@ -168,17 +168,17 @@ class KAnoCLIP(CategoryPromptMethod):
         self.fixed_text = CategoryText(self._embed_fixed)
 
     def setup(self, stage: str) -> None:
-        """Reads what is known of the categories that are trained on, before any training.
+        """Reads the knowledge base for the training categories, before training starts.
 
         Raises:
-            UserError: The base lacks one of them.
+            UserError: The base lacks a category.
         """
         super().setup(stage)
         if stage == "fit" and self.knowledge is not None and self.data is not None:
             self.knowledge.read([name for part in self.data.training_sets for name in part.selected_categories()])
 
     def configure_optimizers(self) -> Optimizer | None:
-        """Returns the optimiser, with two groups: the prompts, and the rest with `head_lr`."""
+        """Returns the optimiser with two parameter groups: the prompts, and the rest with `head_lr`."""
         optimizer = super().configure_optimizers()
         if optimizer is not None:
             (group,) = optimizer.param_groups
@@ -189,19 +189,19 @@ class KAnoCLIP(CategoryPromptMethod):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the digest of the sentences that were trained with."""
+        """Adds the digest of the sentences of the training."""
         super().on_save_checkpoint(checkpoint)
         if self.knowledge is not None and self.knowledge.sentences:
             checkpoint["knowledge_digest"] = knowledge_digest(self.knowledge.sentences)
 
     def on_train_end(self) -> None:
-        """Drops the embeddings of fixed sentences."""
+        """Releases the embeddings of fixed sentences."""
         self.fixed_text.reset()
         if self.knowledge is not None:
             self.knowledge.reset()
 
     def on_evaluation_end(self) -> None:
-        """Drops the texts of the pass."""
+        """Releases the text embeddings of the pass."""
         super().on_evaluation_end()
         self.fixed_text.reset()
 
@@ -223,7 +223,7 @@ class KAnoCLIP(CategoryPromptMethod):
         return self.prompts.of_samples(self.backbone, samples)
 
     def evaluate(self, features: ClipFeatures, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the image embedding's probability `[B]`, and the abnormal map `[B, H, W]` before it is smoothed.
+        """Returns the probability of the image embedding, `[B]`, and the abnormal map before smoothing, `[B, H, W]`.
 
         Args:
             features: Features of the backbone.
@@ -248,14 +248,14 @@ class KAnoCLIP(CategoryPromptMethod):
         return anomaly_probability(self.logits(image[:, None], text))[:, 0], torch.stack(stages).mean(0)
 
     def logits(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Returns the logits `[B, N, 2]` of tokens `[B, N, D]` and text `[B, 2, D]`, of any length."""
+        """Returns the logits `[B, N, 2]` of tokens `[B, N, D]` and text `[B, 2, D]`. Neither need be normalised."""
         tokens = tokens.float()
         lengths = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp(min=1e-12)
         # divided after and not before: of a token there are two similarities, and many channels
         return similarity_logits(tokens, F.normalize(text.float(), dim=-1), self.temperature) / lengths
 
     def image_score(self, probability: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Returns the mean of the image embedding's probability and the map's maximum, `[B]`, in [0, 1].
+        """Returns the mean of the probability of the image embedding and the maximum of the map, `[B]`, in [0, 1].
 
         Reference: KAnoCLIP, Eq. (12), halved.
         """
