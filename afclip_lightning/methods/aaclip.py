@@ -42,59 +42,59 @@ def image_adam(parameters: Iterable[Tensor]) -> Adam:
 
 
 class AACLIP(AnomalyMethod):
-    """AA-CLIP: text anchors that know anomalies, then patches that are drawn to them.
+    """AA-CLIP: text anchors for normal and abnormal, then patches that are aligned with them.
 
-    Stage 1, the first `text_epochs` epochs of a fit: adapters after the text tower's first blocks, and a projection in
-    place of its own, learn to keep the two states apart, against the frozen vision tower with V-V attention. Stage 2,
-    the other epochs: adapters after the vision tower's first blocks, and projections of patches, learn against the
-    texts, which stay. One optimiser holds both; what is not of the stage has no gradient. A fit goes on wherever it was
-    stopped.
+    Stage 1, the first `text_epochs` epochs of a fit, trains adapters after the first blocks of the text tower and a
+    projection that replaces its own. They separate the two states, with the frozen vision tower and V-V attention.
+    Stage 2, the other epochs, trains adapters after the first blocks of the vision tower and projections of patches,
+    with the fixed texts. One optimiser holds both stages. Parameters of the other stage have no gradient. A fit resumes
+    in either stage.
 
-    Paper and code differ (their issues 29, 33 and 38). By default stage 1 has the paper's loss, of the class token and
-    of the map, and the layers' projected patches are added up to one map. `configs/official/aaclip.yaml` holds the
-    code's choices: `text_stage: code`, which adds the class token to the patches, takes the last layer alone, squares a
-    mean, and attends over the batch; `map_fusion: maps`, a map and a loss per layer; and `image_score: scaled`.
+    Paper and code differ (issues 29, 33 and 38 of the code). By default stage 1 has the paper's loss, of class token
+    and map, and the projected patches of the blocks are summed to one map. `configs/official/aaclip.yaml` has the
+    code's choices: `text_stage: code`, which adds the class token to the patches, takes the last block only, squares a
+    mean, and attends over the batch; `map_fusion: maps`, a map and a loss per block; and `image_score: scaled`.
 
-    Differs: `image_score: mean` is ours, since the code's needs all test images at once. In stage 1 the paper's `Proj`
-    of frozen patches is taken to be the tower's own projection, and its cross entropy to have no temperature, as that
-    of stage 2. The code turns, shifts, mirrors and recolours training images and takes 32 of each category; here all
-    are taken as they are. Its batches are 16 and 2: the configs gather 8 of 2 in stage 1. Not compared with recorded
-    numbers, of which there are none: the paper's loss and fusion, and `mean`.
+    Differs: `image_score: mean` is ours, because the code's score needs all test images at once. In stage 1, the
+    paper's `Proj` of frozen patches is read as the tower's own projection, and its cross entropy as one without
+    temperature, like that of stage 2. The code augments training images and takes 32 per category. Here all are taken
+    unchanged. Its batch sizes are 16 and 2. The configs accumulate 8 batches of 2 in stage 1. The paper's loss and
+    fusion, and `mean`, have no recorded numbers.
 
     Args:
         backbone: The frozen CLIP.
         optimizer: Function that builds the optimiser of both stages from two groups of parameters; its rate is the
             visual stage's.
         layers: Tapped blocks, counted from 1.
-        text_epochs: Epochs of stage 1; 0 is without: the text tower stays as it is.
+        text_epochs: Epochs of stage 1. With 0, the text tower stays unchanged.
         text_lr: Learning rate of stage 1.
         milestones: Steps of stage 2 after which its learning rate falls.
-        lr_decay: What it is multiplied by then.
-        text_adapters: K_T, first blocks of the text tower with an adapter.
-        image_adapters: K_I, first blocks of the vision tower with an adapter.
-        text_weight: Share of the adapted token in the text tower; the token itself has the rest of 1.
-        image_weight: Likewise in the vision tower.
-        projection_relu: Whether a leaky rectifier follows the projections of patches.
+        lr_decay: Factor of the learning rate at a milestone.
+        text_adapters: K_T, number of blocks of the text tower with an adapter.
+        image_adapters: K_I, number of blocks of the vision tower with an adapter.
+        text_weight: Weight of the adapted token in the text tower, from 0 to 1.
+        image_weight: Weight of the adapted token in the vision tower, from 0 to 1.
+        projection_relu: Whether a leaky ReLU follows the projections of patches.
         vv_from: First block with V-V attention, in stage 1.
-        text_stage: Whose loss stage 1 has.
+        text_stage: Loss of stage 1: that of the `paper` or of the `code`.
         disentangle_weight: Weight of the loss that keeps the states' texts orthogonal.
-        map_fusion: What is added up over the layers: `tokens` (the paper) or `maps` (the code).
-        image_score: `mean`, of the class's probability and of the highest in the map, in [0, 1]; `scaled`, the mean of
-            the map's highest value and the image's, each scaled over all test images of the category (the code, on
-            industrial sets); `map`, the map's highest value (the code, on medical sets).
+        map_fusion: Sum over the blocks: of `tokens` (the paper) or of `maps` (the code).
+        image_score: `mean`, the mean of the probability of the class token and the maximum of the map, in [0, 1];
+            `scaled`, the same with both scaled over all test images of the category (the code, on industrial sets);
+            `map`, the maximum of the map (the code, on medical sets).
         names: Name of a category in prompts: `description`, the code's words for MVTec AD's and VisA's, else the class
             name; `class_name` (`metal nut`); or `category` (`metal_nut`).
         temperature: Divisor of the cosine similarities of patches.
-        blur_window: Side of the Gaussian window on the patches; the code has 9 on medical sets.
-        blur_sigma: Its standard deviation in patches; the code has 1.5 on medical sets.
+        blur_window: Side of the Gaussian window on the patches. The code has 9 on medical sets.
+        blur_sigma: Standard deviation of the window in patches. The code has 1.5 on medical sets.
 
     Attributes:
-        map_ranges: Lowest and highest value of the maps, by category, with `scaled`; known in validate, test, predict.
-        image_ranges: Likewise of the images' values.
+        map_ranges: Range of the maps per category, with `scaled`. It is known during validate, test and predict.
+        image_ranges: Range of the image values per category, in the same way.
 
     Raises:
         ValueError: An argument is out of its range.
-        WeightsError: The tower's blocks are not of a kind that V-V attention can run.
+        WeightsError: V-V attention cannot run on the blocks of the tower.
 
     Reference: AA-CLIP (Ma et al., 2025, arXiv 2503.06661), Eq. (4) and (7), with the numbers of its public code
     (Mwxinnn/AA-CLIP, 53db195).

@@ -43,11 +43,11 @@ def adamw(parameters: Iterable[Tensor]) -> AdamW:
 
 @dataclass
 class Tokens:
-    """What the prompted towers make of a batch, in the joint space, at unit length.
+    """Outputs of the prompted towers for a batch, in the joint space, L2-normalised.
 
     Attributes:
-        patches: One `[B, N, D]` per tapped layer.
-        image: `[B, D]`, of the class token.
+        patches: `[B, N, D]` per tapped block.
+        image: `[B, D]`, the class token.
         text: `[B, 2, D]`, normal and abnormal.
     """
 
@@ -57,46 +57,47 @@ class Tokens:
 
 
 class AdaCLIP(AnomalyMethod):
-    """AdaCLIP: hybrid prompts in the first blocks of both towers; linear layers from patches and class token to text.
+    """AdaCLIP: hybrid prompts in the first blocks of both towers, linear layers from patches and class token to text.
 
-    A first pass of the frozen tower gives the image embedding that dynamic prompts are made of; a second pass, with
-    the prompts, gives the patches and the class token. Text depends on the image too: all sentences are encoded for
-    each image. The map is the softmax of the layers' mean logits; the image's score is that of the class token, fused
-    with the centre of what looks anomalous.
+    A first pass of the frozen tower gives the image embedding for the dynamic prompts. A second pass, with the prompts,
+    gives the patches and the class token. The text depends on the image as well: all sentences are encoded per image.
+    The map is the softmax of the mean logits over the blocks. The image score is that of the class token, fused with
+    the centre of anomalous patches.
 
-    Paper and code differ in that fusion, as the code's own comment says: the paper groups all patches and takes the
-    group of the highest mean probability; the code groups the most anomalous patches and takes the mean of all
-    centres. The paper's is the default. `configs/official/adaclip.yaml` holds the code's choices: `top_patches`,
-    `half_prompts` and `dice_of_rows`.
+    Paper and code differ in that fusion, as a comment in the code says. The paper clusters all patches and takes the
+    cluster with the highest mean probability (the default). The code clusters the most anomalous patches and takes the
+    mean of all centres. `configs/official/adaclip.yaml` has the code's choices: `top_patches`, `half_prompts` and
+    `dice_of_rows`.
 
-    Differs: the code groups by scikit-learn's k-means, which begins at random; here it begins with the first patch and
-    goes on to the farthest, so that scores repeat and a graph can hold it (`components.clustering`). Against recorded
-    numbers the fusion is therefore compared with the recorded groups. The paper's own fusion has no recorded number: it
-    follows what the code's authors left of it in a comment, and its weight is that of the code's, 0.2. The code keeps
-    the epoch of the best F1 on the test set of another dataset; here it is the last. It trains on a medical set beside
-    the industrial one; the configs name industrial sets alone. Its unused first text prompts are left out. Masks are
-    resized bilinearly there; here every mask is binary at input size.
+    Differs: the code uses scikit-learn's k-means, which starts at random. Here k-means is deterministic
+    (`components.clustering`), so that scores repeat and a graph can hold it. Recorded numbers of the fusion are
+    therefore compared with the recorded clusters. The paper's fusion has no recorded number. It follows a comment of
+    the code's authors, with the code's weight, 0.2. The code keeps the epoch of the best F1 on the test set of another
+    dataset. Here it is the last epoch. The code trains on a medical set as well; most configs here name industrial sets
+    only. Its unused first text prompts are left out. It resizes masks bilinearly. Here every mask is binary at input
+    size.
 
     Args:
         backbone: The frozen CLIP.
         optimizer: Function that builds the optimiser of prompts and linear layers.
         layers: Tapped blocks, counted from 1.
-        prompt_depth: J, first blocks with prompts. Those of the text's first block are its words: text has J - 1.
-        prompt_tokens: M, prompts a block.
+        prompt_depth: J, number of blocks with prompts. The first text block has its words instead, so text has J - 1.
+        prompt_tokens: M, prompts per block.
         static_prompts: Whether there are prompts that all images share.
-        dynamic_prompts: Whether there are prompts made of each image.
+        dynamic_prompts: Whether there are prompts that are computed from each image.
         visual_prompts: Whether the vision tower has prompts.
-        text_prompts: Whether the text tower has prompts; without, text is encoded once a category.
+        text_prompts: Whether the text tower has prompts. Without, text is encoded once per category.
         prompt_init_std: Standard deviation of the static prompts' initial values.
-        half_prompts: Round prompts to 16-bit floats, as the official code does in any precision.
-        fusion: What is fused with the class token: `highest_cluster` (the paper), `top_patches` (the code), `none`.
-        clusters: K, groups of patches.
-        fusion_weight: Of the fused patches beside the class token, which has the rest of 1.
+        half_prompts: Whether prompts are rounded to 16-bit floats, as the official code does in any precision.
+        fusion: Patches that are fused with the class token: `highest_cluster` (the paper), `top_patches` (the code),
+            `none`.
+        clusters: K, number of clusters.
+        fusion_weight: Weight of the fused patches, from 0 to 1. The class token has `1 - fusion_weight`.
         names: Name of a category in prompts: `category`, as the dataset does (`metal_nut`; the official code), or
             `class_name` (`metal nut`). Dashes become spaces.
         temperature: Divisor of the cosine similarities.
-        dice_of_rows: Take the Dice loss of each row of pixels and not of each image, as the official code comes to do
-            at its batch size of 1.
+        dice_of_rows: Whether the Dice loss is that of each row of pixels rather than each image. The official code does
+            so at its batch size of 1.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 
     Raises:
@@ -335,11 +336,13 @@ class AdaCLIP(AnomalyMethod):
 
 
 def mean_of_centres(patches: Sequence[Tensor], members: Tensor) -> Tensor:
-    """Returns the mean of all groups' centres, `[B, D]`, at unit length; a centre is the mean over the layers too.
+    """Returns the mean of the centres of all clusters, `[B, D]`, L2-normalised.
+
+    A centre is also a mean over the blocks.
 
     Args:
-        patches: One `[B, M, D]` per layer.
-        members: `[B, M, K]`, which patch is in which group.
+        patches: `[B, M, D]` per block.
+        members: `[B, M, K]`, membership of the patches in the clusters.
 
     Reference: AdaCLIP's official code.
     """

@@ -1,4 +1,4 @@
-"""CLIP and CLIP-AC as other papers have them for baselines: nothing but two prompts, or an ensemble of them."""
+"""CLIP and CLIP-AC, the baselines of other papers: two prompts, or an ensemble of prompts."""
 
 from typing import ClassVar, Literal, get_args
 
@@ -31,24 +31,23 @@ PROMPTS = {  # normal states, abnormal states, templates
 
 
 class CLIP(AnomalyMethod):
-    """CLIP as it is: class token and last patches against the words "normal" and "anomalous". Nothing is trained.
+    """Plain CLIP: class token and last patches, compared with the words "normal" and "anomalous". Nothing is trained.
 
-    Two protocols go by this name, and differ in the backbone and in the prompts. The tables of WinCLIP, AnoVL and
-    Dual-Image CLIP take ViT-B-16-plus-240 and bare labels; those of AnomalyCLIP, FAPrompt and KAnoCLIP take
-    ViT-L-14-336 at 518 pixels and a photo. CLIP-AC is the same with CLIP's ImageNet ensemble of 80 templates. (WinCLIP
-    calls its bare labels CLIP-AC, and the ensemble CLIP-AC with prompt ensemble.) No code of either was found; the
-    sentences are as the papers are quoted.
+    Two protocols have this name. The tables of WinCLIP, AnoVL and Dual-Image CLIP use ViT-B-16-plus-240 and bare
+    labels. Those of AnomalyCLIP, FAPrompt and KAnoCLIP use ViT-L-14-336 at 518 pixels and "A photo of". CLIP-AC is the
+    same with CLIP's ImageNet ensemble of 80 templates. (WinCLIP calls its bare labels CLIP-AC, and the ensemble CLIP-AC
+    with prompt ensemble.) No code of either was found. The sentences are those that the papers quote.
 
-    Maps far below chance are no mistake: CLIP's last patches resemble the text of what they do not show.
+    Pixel AUROCs far below 50 % are correct: CLIP's last patches resemble the text of what they do not show.
 
     Args:
         backbone: The frozen CLIP.
         prompts: `clip_bare` (`normal bottle`), `clip_photo` (`A photo of a normal bottle`) or `clip_ac`
-            (`normal bottle` in 80 templates); or a YAML file of one's own in any language that the text tower knows,
-            with `normal`, `abnormal` and `templates` (`configs/prompts/german.yaml`).
+            (`normal bottle` in 80 templates). A YAML file with `normal`, `abnormal` and `templates`
+            (`configs/prompts/german.yaml`) gives prompts in any language that the text tower knows.
         names: Name of a category in prompts: `category`, its folder's name as it is (`metal_nut`), or
             `class_name`, what the dataset has prompts call it (`metal nut`).
-        temperature: Divisor of the cosine similarities. Of two probabilities the order does not depend on it.
+        temperature: Divisor of the cosine similarities. It does not change the order of scores.
 
     Raises:
         ValueError: An argument is out of its range.

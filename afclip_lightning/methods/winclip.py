@@ -35,16 +35,19 @@ SMALLEST = 1e-30  # scores below count as this much in a harmonic mean, which is
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def window_coverage(grid: tuple[int, int], size: int, device: torch.device) -> Tensor:
-    """Returns which windows cover a patch, `[N, W]`, float32, 1 or 0; order and `Raises` as of `window_index`."""
+    """Returns the windows that cover each patch, `[N, W]`, float32, 1 or 0.
+
+    Order and errors are those of `window_index`.
+    """
     index = window_index(grid, size)
     return torch.zeros(len(index), grid[0] * grid[1]).scatter_(1, index, 1.0).T.contiguous().to(device)
 
 
 def harmonic_aggregation(scores: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """Returns each patch's harmonic mean of the scores of the windows that cover it, `[B, h, w]`, float32.
+    """Returns the harmonic mean, per patch, of the scores of the windows that cover it, `[B, h, w]`, float32.
 
     Args:
-        scores: `[B, W]`, not negative but for rounding; a patch under a window with 0 gets 0.
+        scores: `[B, W]`, 0 or more up to rounding. A patch under a window with score 0 gets 0.
         grid: Patch grid `(h, w)`.
         size: Side of the windows in patches.
 
@@ -57,39 +60,38 @@ def harmonic_aggregation(scores: Tensor, grid: tuple[int, int], size: int) -> Te
 
 
 class WinCLIP(AnomalyMethod):
-    """WinCLIP: the image, and small windows of it, against an ensemble of prompts. Nothing is trained.
+    """WinCLIP: the image and small windows of it are compared with an ensemble of prompts. Nothing is trained.
 
-    The image's score is the probability of the abnormal state. Each window is encoded by itself and scored likewise;
-    a patch gets the harmonic mean over the windows that cover it, and then over the scales, the image being one.
-    With `k_shot` it is WinCLIP+: patches and windows are also compared with those of a few normal images, and the two
-    kinds of evidence are averaged.
+    The image score is the probability of the abnormal state. Each window is encoded and scored by itself. A patch gets
+    the harmonic mean over the windows that cover it, and then over the window sizes and the whole image. With `k_shot`
+    it is WinCLIP+: patches and windows are also compared with those of a few normal images, and both are averaged.
 
-    No code of the authors was found. Two independent ones, Accurate-WinCLIP and anomalib, agree in zero-shot numbers;
-    where they have another rule than the paper, it is an option.
+    The authors' code was not found. Two independent codes, Accurate-WinCLIP and anomalib, agree in zero-shot numbers.
+    Where their rule differs from the paper, it is an option.
 
-    Differs: the paper may have tiled wide images, as VisA's (`fit: tiles` of the evaluation does); both codes squash
-    an image into a square, and so do the configs.
-    Accurate-WinCLIP draws its normal images with replacement, here they are different ones.
+    Differs: the paper may have tiled wide images such as VisA's (`fit: tiles` of the evaluation). Both codes squash an
+    image into a square, and so do the configs. Accurate-WinCLIP draws normal images with replacement. Here they are
+    distinct.
 
     Args:
         backbone: The frozen CLIP; the paper's is ViT-B-16-plus-240 at its own size.
         window_sizes: Sides of the windows in patches.
-        templates: Sentence templates: `paper`, its 22, or `code`, the 21 of both codes, which leave one out, have
-            another twice and end with a period; or a YAML file of one's own, with states too, as for `CLIP`.
+        templates: Sentence templates: `paper`, the paper's 22; `code`, the 21 of both codes, which lack one template,
+            have another twice and end with a period; or a YAML file with states and templates, as for `CLIP`.
         names: Name of a category in prompts: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
             `class_name`, what the dataset has prompts call it (`metal nut`).
         temperature: Divisor of the cosine similarities.
         k_shot: Few-shot images per category in the memory bank. 0 is zero-shot WinCLIP.
         shot_seed: Seed of their random selection.
-        patch_memory: Which patch tokens the memory bank of WinCLIP+ holds: `penultimate`, after the last block but one
-            (the paper); `last`, after the last block (Accurate-WinCLIP); `last_normalised`, those after the tower's
-            final normalisation (anomalib).
-        map_fusion: How the two maps of WinCLIP+ become one: `mean` (anomalib), in [0, 1], or `sum` (Accurate-WinCLIP),
-            twice that. Metrics do not tell them apart.
+        patch_memory: Patch tokens in the memory bank of WinCLIP+: `penultimate`, after the last block but one (the
+            paper); `last`, after the last block (Accurate-WinCLIP); `last_normalised`, after the tower's final
+            normalisation (anomalib).
+        map_fusion: Fusion of the two maps of WinCLIP+: `mean`, in [0, 1] (anomalib), or `sum`, twice that
+            (Accurate-WinCLIP). Metrics are the same.
 
     Raises:
         ValueError: An argument is out of its range.
-        WeightsError: The tower's blocks cannot take a part of the tokens.
+        WeightsError: The blocks of the tower cannot process a subset of the tokens.
 
     Reference: WinCLIP, Sec. 4.1 to 4.3, Eq. (1) and (4).
     """
@@ -145,7 +147,7 @@ class WinCLIP(AnomalyMethod):
     def embed_text(self, sample: Sample) -> Tensor:
         """Returns the normal and the abnormal text embedding of a sample's category, `[2, D]`, L2-normalised.
 
-        Reference: WinCLIP, Sec. 4.1; the rule of averaging is the two codes'.
+        Reference: WinCLIP, Sec. 4.1. The averaging rule is that of the two codes.
         """
         name = name_of(sample, self.names)
         normal, abnormal = (sentences(states, self.templates, name) for states in self.states)
