@@ -1,4 +1,4 @@
-"""AdaptCLIP: adapters of tokens, of texts, and of a comparison with normal images, in one head."""
+"""AdaptCLIP: a visual, a textual and a prompt-query adapter in one head."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
@@ -34,7 +34,7 @@ TOP_TOKENS = 10  # per channel, whose mean stands beside that of all
 
 
 class Said(NamedTuple):
-    """What an adapter says of a batch: image logits `[B, 2]`, and the anomalous probability by place, `[B, h, w]`."""
+    """Output of an adapter for a batch: image logits `[B, 2]` and the map of anomalous probabilities `[B, h, w]`."""
 
     image: Tensor
     places: Tensor
@@ -45,7 +45,7 @@ class TokenAdapter(nn.Module):
 
     Args:
         channels: D.
-        reduction: How many times narrower the bottleneck is.
+        reduction: Reduction factor of the bottleneck.
 
     Reference: AdaptCLIP, visual adapter; the official code.
     """
@@ -67,16 +67,16 @@ class TokenAdapter(nn.Module):
 
 
 class PromptQueryAdapter(nn.Module):
-    """What tells anomalous from normal by an image's patches and what they differ in from the nearest normal ones.
+    """Classifies patches by their difference from the nearest normal patch, and the image by all of them.
 
-    Each tapped layer has a normalisation of its own; the two heads behind it, of places and of the image, are the
-    same for all layers, whose statistics so move once for each layer in a step.
+    Each tapped block has its own normalisation. The blocks share the two heads, for patches and for the image. The
+    running statistics of the heads are therefore updated once per block in a step.
 
     Args:
         channels: D.
-        layers: Tapped layers.
-        width: Channels of the heads' first part; the second has half.
-        context: Whether the patches themselves stand beside the differences.
+        layers: Number of tapped blocks.
+        width: Channels of the first layer of the heads. The second has half as many.
+        context: Whether the patches are added to their differences.
 
     Reference: AdaptCLIP, prompt-query adapter; the official code.
     """
@@ -125,43 +125,43 @@ class PromptQueryAdapter(nn.Module):
 
 
 class AdaptCLIP(PromptMethod):
-    """AdaptCLIP: three adapters on frozen CLIP, each of which learns beside what the others leave frozen.
+    """AdaptCLIP: three adapters on frozen CLIP that are trained independently of each other.
 
-    The visual adapter moves tokens, which are compared with fixed sentences; the textual adapter learns prompts, which
-    frozen tokens are compared with; the prompt-query adapter compares each patch with the nearest one of normal images.
-    In training that is one normal image of the category, drawn anew each epoch. Their losses are added up. The first
-    two are the zero-shot method; with `k_shot` all three speak, and the distances to the nearest patches too. It is the
-    same trained head for any number of few-shot images.
+    The visual adapter changes tokens, which are compared with fixed sentences. The textual adapter learns prompts,
+    which are compared with frozen tokens. The prompt-query adapter compares each patch with the nearest patch of normal
+    images. In training, that is one normal image of the category, drawn anew in each epoch. The losses are summed. The
+    first two adapters are the zero-shot method. With `k_shot`, all three are used, and the distances to the nearest
+    patches as well. The same trained head works for any number of few-shot images.
 
-    Batch normalisation's running statistics are part of what is learnt, and are in checkpoints and head files.
+    The running statistics of batch normalisation belong to the trained state, in checkpoints and head files.
 
-    Differs: beside the patches, the statistics of their visual adapter have the class token of the original path, one
-    token of 1,370; the official code has the V-V path's. In a fit over several processes statistics are those of all
-    images, and a step is that of one process up to rounding, which training amplifies: after 30 steps on drawn products
-    weights were apart by 6e-3, and by as much in one process whose first weights were moved by 6e-8. A last batch of a
-    single image, of which the official code makes an error, is normalised by the running statistics where it gives one
-    value per channel. Training masks are binary at the size of the input. The paper's text was not at hand: all rules
-    are the official code's (354d9e3).
+    Differs: the statistics of the visual adapter include the class token of the original path, one token of 1,370. The
+    official code has that of the V-V path. In a fit over several processes, statistics are those of all images. A step
+    equals that of one process up to rounding, which training amplifies: after 30 steps on drawn products, weights
+    differed by 6e-3, and by as much in one process whose initial weights were changed by 6e-8. A last batch of a single
+    image raises an error in the official code. Here it is normalised by the running statistics where it has one value
+    per channel. Training masks are binary at input size. The paper's text was not at hand: all rules are the official
+    code's (354d9e3).
 
     Args:
         backbone: The frozen CLIP.
         optimizer: Function that builds the optimiser of the adapters.
-        layers: Tapped blocks of the V-V path, counted from 1; texts are compared with the last.
+        layers: Tapped blocks of the V-V path, counted from 1. Texts are compared with the last block.
         vv_from: First block of the V-V path.
-        prompt_tokens: Learnable tokens of each of the two prompts, behind which only a period stands.
-        prompt_init_std: Standard deviation of their initial values.
-        reduction: How many times narrower the visual adapters' bottlenecks are.
-        width: Channels of the prompt-query adapter's heads, an even number.
-        context: Whether patches themselves stand beside their differences in it.
+        prompt_tokens: Number of learnable tokens per prompt. Only a period follows them.
+        prompt_init_std: Standard deviation of the tokens' initial values.
+        reduction: Reduction factor of the bottlenecks of the visual adapter.
+        width: Channels of the heads of the prompt-query adapter, an even number.
+        context: Whether the prompt-query adapter adds the patches to their differences.
         temperature: Divisor of the cosine similarities with texts.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
-        prompt_seed: Of the draw of normal images in training.
+        prompt_seed: Seed of the selection of normal images in training.
         k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
 
     Attributes:
-        prompts: What gives training images, in an epoch, the normal images that they are compared with, where batches
-            do not bring them as references: see `PromptImages.read`. A fit sets it.
+        prompts: The prompt images of training, if batches do not have them as references: see `PromptImages.read`. A
+            fit sets it.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -384,5 +384,5 @@ class AdaptCLIP(PromptMethod):
 
 
 def harmonic_mean(values: Sequence[Tensor]) -> Tensor:
-    """Returns the harmonic mean of tensors that are not negative; 0 where one is."""
+    """Returns the harmonic mean of non-negative tensors. It is 0 where one of them is 0."""
     return len(values) / torch.stack(list(values)).reciprocal().sum(dim=0)

@@ -1,4 +1,4 @@
-"""AnomalyDINO: distance to the nearest patches of a few normal images, where an image shows the product."""
+"""AnomalyDINO: distance to the nearest patches of a few normal images, in the foreground of an image."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -32,41 +32,44 @@ Place = tuple[str, str, str]  # dataset, category, path
 class AnomalyDINO(AnomalyMethod):
     """AnomalyDINO: cosine distance of each patch to the nearest of a few normal images and their rotated copies.
 
-    Nothing is trained. Patches are those of one layer after the tower's final normalisation. Where a category is
-    `masked`, patches that do not show the product, by the first principal component of the image's own patches, have
-    distance 0. The image score is the mean of the highest hundredth of the patches' distances, before upsampling and
-    filter. Distances are 1 less the cosine, in [0, 2].
+    Nothing is trained. Patches are those of one block after the tower's final normalisation. In categories that are
+    `masked`, background patches have distance 0. The background follows from the first principal component of the
+    image's own patches. The image score is the mean of the highest 1 % of the distances, before upsampling and
+    filtering. Distances are 1 minus the cosine, in [0, 2].
 
-    With `k_shot: 0` it is the batched zero-shot method: an image is compared with the patches of all other test images
-    of its category, without copies, and a patch's distance is the mean of those below the thousandth part, two at
-    least. The patches of a category lie in memory then, 4 I N C bytes for I images; comparisons are exact, some
-    thousand patches at a time.
+    With `k_shot: 0` it is the batched zero-shot method. An image is compared with the patches of all other test images
+    of its category, without copies. The distance of a patch is the mean of its lowest 0.1 % of distances, at least of
+    two. The patches of a category lie in memory, 4 I N C bytes for I images. Comparisons are exact, some thousand
+    patches at a time.
 
-    Differs: the code takes each image at its own aspect ratio; here a run has one frame, for which `resize: trim` of
-    the backbone is its rule (docs/sizes.md), and maps are filtered at the frame's size, not at the image's. Copies are
-    rotated at that size. The code dilates the mask along the column of all patches, so that it leaks over the ends of
-    rows: `morphology: column`. In the batched case the code gives NaN for less than 2,000 patches. Not built: the
-    metric L2. Whether a mask helps is the code's choice by category, for MVTec AD and VisA; others are not masked
-    unless `masked` names them. The paper's text was not at hand: the rules are the official code's (b3435f0).
+    Differs: the code keeps the aspect ratio of each image. Here a run has one input size, for which `resize: trim` of
+    the backbone is the code's rule (docs/sizes.md). Maps are filtered, and copies rotated, at that size. The code
+    dilates the mask along the column of all patches, so that it leaks over the ends of rows: `morphology: column`. In
+    the batched case the code gives NaN for fewer than 2,000 patches. The L2 metric is not built. Which categories are
+    masked is the code's choice for MVTec AD and VisA. Others are masked only if `masked` names them. The paper's text
+    was not at hand: the rules are the official code's (b3435f0).
 
     Args:
         backbone: The frozen tower: DINOv2 ViT-S/14 in the paper.
-        layer: Tapped block, counted from 1; the last by default.
+        layer: Tapped block, counted from 1. The last block by default.
         k_shot: Few-shot images per category. 0 is batched zero-shot.
         shot_seed: Seed of their random selection.
-        rotations: Copies of each few-shot image, itself included, at equal angles of the whole turn; 1 is itself alone.
-        rotated: Categories that are rotated; `*` is all (`agnostic` in the code; `informed`: hazelnut, screw).
-        masked: Categories whose background is masked; `*` is all.
-        mask_references: Whether few-shot images of these are masked too.
-        mask_threshold: Of the first component, in units of the tokens: that of DINOv2.
+        rotations: Number of rotated copies per few-shot image, at equal angles of a full turn, including the image. 1
+            means no further copy.
+        rotated: Categories whose few-shot images are rotated. `*` means all (`agnostic` in the code; `informed`:
+            hazelnut, screw).
+        masked: Categories whose background is masked. `*` means all.
+        mask_references: Whether their few-shot images are masked as well.
+        mask_threshold: Threshold of the first component, in units of the tokens of DINOv2.
         morphology: Whether the mask is dilated and closed on the patch `grid`, or along the `column` of all patches.
-        neighbours: Nearest patches that a distance is the mean over, few-shot.
-        neighbour_share: Share of all patches that it is the mean over, batched zero-shot.
-        top_patches: Share of the patches that the image score is the mean of; of less than 100 the highest counts.
+        neighbours: Few-shot: number of nearest patches that a distance is averaged over.
+        neighbour_share: Batched zero-shot: share of all patches that a distance is averaged over.
+        top_patches: Share of the patches that the image score is averaged over. Of fewer than 100 patches the highest
+            counts.
         map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Attributes:
-        known: Distances of the patches of each test image, batched zero-shot.
+        known: Batched zero-shot: distances of the patches of each test image.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -127,7 +130,7 @@ class AnomalyDINO(AnomalyMethod):
             return self.backbone.vision.normalise(features.tokens[0][:, 1:].float())
 
     def shown(self, patches: Tensor, categories: Sequence[str]) -> Tensor | None:
-        """Returns which patches show the product, `[B, N]`, bool; `None` where no category is masked."""
+        """Returns the patches that show the product, `[B, N]`, bool. `None` if no category is masked."""
         masked = [_names(self.masked, category) for category in categories]
         if not any(masked):
             return None
@@ -221,14 +224,15 @@ class AnomalyDINO(AnomalyMethod):
 
 
 def batched_distances(unit: Tensor, neighbour_share: float, device: torch.device | None = None) -> Tensor:
-    """Returns the mean distance of patches to those of the other images that are nearest, `[I, N]`, on the CPU.
+    """Returns the mean distance of patches to the nearest patches of the other images, `[I, N]`, on the CPU.
 
-    Which are nearer than the k-th counts, of k the share of all; at least one, where the official code has none.
+    With k the share of all patches, those nearer than the k-th count, and at least one. The official code may have
+    none.
 
     Args:
-        unit: Patches of a category's images, `[I, N, C]`, L2-normalised.
-        neighbour_share: The share.
-        device: Where they are compared.
+        unit: Patches of the images of a category, `[I, N, C]`, L2-normalised.
+        neighbour_share: Share of the patches.
+        device: Device of the comparison.
 
     Reference: AnomalyDINO, the official code of the batched case.
     """

@@ -28,14 +28,14 @@ SHIFTS = tuple((a * across, a * down) for a in (0.2, 0.1) for across, down in ((
 def augmented_views(image: Tensor) -> Iterator[Tensor]:
     """Yields the 22 views of images that AnoVL averages over, `[B, 3, H, W]` each, the images themselves first.
 
-    Then come eight rotations by up to a quarter turn, eight translations, the mirror image, the grey image and three
-    quarter turns. What comes in from outside is reflected.
+    Eight small rotations, eight translations, the mirror image, the grey image and three quarter turns follow. Pixels
+    from outside are reflected.
 
     Args:
         image: `[B, 3, H, W]`, normalised.
 
-    Reference: AnoVL's official code, which knows squares only. Differs: it also interpolates the quarter turns, on the
-    very places of pixels. An image that is no square is turned within its frame.
+    Reference: AnoVL's official code, which handles squares only. Differs: it interpolates quarter turns as well, at
+    pixel positions. An image that is no square is rotated within its frame.
     """
     yield image
     for sixteenth in SIXTEENTHS:
@@ -63,35 +63,34 @@ def _moved(image: Tensor, matrix: list[list[float]]) -> Tensor:
 
 
 class AnoVL(AnomalyMethod):
-    """AnoVL, also called AnoCLIP: domain-aware prompts against patches of the V-V path, with test-time adaptation.
+    """AnoVL, also called AnoCLIP: domain-aware prompts and patches of the V-V path, with test-time adaptation.
 
-    The class token of the original path gives the image score, averaged over 22 views of the image; the patches of the
-    V-V path give the map. With `steps` above 0 an adapter of each image's own is trained on its patches and on noisy
-    copies of them before the map is read off; the image score does not pass it.
+    The class token of the original path gives the image score, averaged over 22 views of the image. The patches of the
+    V-V path give the map. With `steps` above 0, each image trains an adapter on its patches and on noisy copies of them
+    before the map is computed. The image score does not pass the adapter.
 
-    Differs: the code's optimiser goes on from image to image of a category with the moments that it has, so that a
-    result depends on the images before it; here adapter and optimiser are fresh for each image, and all images start
-    from the same values. The code squashes MVTec AD's images bilinearly (`interpolation` of the backbone), and looks at
-    VisA's wide ones in two overlapping squares, which are tiles here (`fit` of the evaluation): its adapter trains on
-    both squares at once, here each has its own. It names categories as their folders are called, but for `macaroni`;
-    here samples carry a class name, which `class_names` of a dataset sets. Its configs set all this.
+    Differs: the code's optimiser carries its moments from image to image, so that a result depends on the images
+    before. Here adapter and optimiser are new for each image, and all start from the same values. The code squashes
+    MVTec AD's images bilinearly (`interpolation` of the backbone). It sees VisA's wide images in two overlapping
+    squares, which are tiles here (`fit` of the evaluation). Its adapter trains on both squares at once. Here each has
+    its own. The code names categories by their folders, except `macaroni`. Here samples have a class name, which
+    `class_names` of a dataset sets. The configs set all this.
 
     Args:
         backbone: The frozen CLIP.
         vv_from: First block of the V-V path.
-        textures: Categories whose prompts speak of a texture and not of an object.
+        textures: Categories whose prompts speak of a texture rather than an object.
         temperature: Divisor of the cosine similarities.
-        augment: Whether the image score is a mean over the 22 views and not of the image alone (MVTec AD in the code,
-            and not VisA).
-        adapter: `text`, which says how much of each prompt a token gets (MVTec AD in the code), or `linear`, from token
-            to token (VisA).
-        steps: Steps of the adaptation; 0 leaves it out.
-        learning_rate: Of the adapters' AdamW.
-        weight_decay: Likewise.
-        residual: Share of the token itself in the adapted token.
+        augment: Whether the image score is averaged over the 22 views (in the code for MVTec AD, not for VisA).
+        adapter: `text`, whose outputs weight the prompts (MVTec AD in the code), or `linear`, from token to token
+            (VisA).
+        steps: Number of steps of the adaptation. 0 leaves it out.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW.
+        residual: Weight of the original token in the adapted token.
         noise_std: Standard deviation of the noise in the copies.
-        hard_weight: Weight of the hard loss beside the entropy.
-        seed: Of the noise and the adapters' initial values.
+        hard_weight: Weight of the hard loss relative to the entropy.
+        seed: Seed of the noise and of the adapters' initial values.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -144,7 +143,7 @@ class AnoVL(AnomalyMethod):
 
     @property
     def adapts(self) -> bool:
-        """Returns whether there are steps of the adaptation."""
+        """Returns whether adaptation is on."""
         return self.adapter.steps > 0
 
     def on_evaluation_end(self) -> None:
@@ -158,9 +157,9 @@ class AnoVL(AnomalyMethod):
             return self.backbone.encode_text([*normal, *abnormal])
 
     def text(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        """Returns the texts of each sample's category, `[B, 2, D]`, and its sentences, `[B, K, D]`, all of unit length.
+        """Returns text embeddings of the samples' categories, `[B, 2, D]`, and sentences, `[B, K, D]`, L2-normalised.
 
-        The first half of the K sentences is normal, the other half abnormal.
+        The first half of the K sentences is normal, the second half abnormal.
         """
         sentences = self.sentences(samples)
         halves = (one.chunk(2) for one in sentences)
@@ -168,7 +167,7 @@ class AnoVL(AnomalyMethod):
         return torch.stack(states), F.normalize(sentences, dim=-1)
 
     def logits(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Returns the logits of tokens `[B, N, D]`, of any length, `[B, N, 2]`."""
+        """Returns the logits `[B, N, 2]` of tokens `[B, N, D]`, not necessarily normalised."""
         return similarity_logits(F.normalize(tokens, dim=-1), text, self.temperature)
 
     def patches(self, features: ClipFeatures) -> Tensor:
@@ -176,7 +175,7 @@ class AnoVL(AnomalyMethod):
         return self.backbone.project(features.vv_tokens[0][:, 1:]).float()
 
     def image_score(self, features: ClipFeatures, batch: Batch, text: Tensor) -> Tensor:
-        """Returns the class token's probability, `[B]`, with `augment` the mean over the views."""
+        """Returns the probability of the class token, `[B]`. With `augment` it is the mean over the views."""
         assert features.image_embedding is not None  # the spec asks for it
         embeddings = [features.image_embedding]
         if self.augment:
@@ -189,7 +188,7 @@ class AnoVL(AnomalyMethod):
         return embedding
 
     def noise(self, samples: Sequence[Sample], shape: Sequence[int]) -> Iterator[Tensor]:
-        """Yields the noise of each step, `[B, *shape]`; every image has a stream of its own."""
+        """Yields the noise of each step, `[B, *shape]`. Each image has its own random generator."""
         streams = [generator_of(sample, self.seed) for sample in samples]
         while True:
             drawn = [stream.standard_normal(tuple(shape), dtype=np.float32) for stream in streams]
@@ -198,8 +197,8 @@ class AnoVL(AnomalyMethod):
     def adapt(self, samples: Sequence[Sample], patches: Tensor, text: Tensor, sentences: Tensor) -> BatchAdapters:
         """Returns the trained adapters of a batch.
 
-        The soft loss is the entropy of the patches' probabilities, the hard one takes patches for normal and their
-        noisy copies for abnormal.
+        The soft loss is the entropy of the patches' probabilities. The hard loss labels patches as normal and their
+        noisy copies as abnormal.
 
         Args:
             samples: The images.

@@ -1,4 +1,4 @@
-"""Several heads as one: each on the scale of what it says of normal images; one score and one map."""
+"""Several heads as one: each is standardised by its values on normal images."""
 
 import math
 from collections import defaultdict
@@ -21,38 +21,38 @@ NO_SPREAD = 1e-6  # of the location: less is rounding
 
 
 class Fusion(AnomalyMethod):
-    """The weighted mean of what several heads say, each in standard deviations from what it says of normal images.
+    """The weighted mean of several heads, each standardised by its values on normal images.
 
-    Heads have scales of their own: probabilities, distances, or standard deviations of a memory. A sum of them as they
-    are is the vote of whichever spreads most. `scale` is the standard deviation over normal images, of scores and of
-    the values of maps, so that each head brings as much noise as any other, and one that often finds defects in normal
-    images counts less: what ranks images depends on `scale` alone. It is that within categories, since images are
-    ranked within theirs: what differs from category to category is no noise. `location`, the mean, puts normal images
-    at 0. Quantiles far out in the tail would say more of false alarms, but a few images do not have them.
+    Heads have different scales: probabilities, distances, or standard deviations of a memory. A plain sum is decided by
+    the head with the largest spread. `scale` is the standard deviation over normal images, of scores and of map values.
+    Each head therefore contributes the same noise, and a head that often finds defects in normal images counts less.
+    The ranking of images depends on `scale` only. It is the deviation within categories, because images are ranked
+    within their category. `location`, the mean, moves normal images to 0. Quantiles in the tail would tell more about
+    false alarms, but few images do not have them.
 
-    A head beside others may be trained already. `head fuse` makes a fusion of checkpoints, whose tensors it then holds
-    itself, and takes the two statistics from folders of normal images, of a product or of the auxiliary dataset. Where
-    no head has to be trained, `fit` takes them from the normal images of the auxiliary dataset, and trains nothing. No
-    test image has a part in them.
+    Heads may be trained already. `head fuse` makes a fusion of checkpoints and holds their tensors itself. It takes the
+    two statistics from folders of normal images, of a product or of the auxiliary dataset. If no head has to be
+    trained, `fit` takes them from the normal images of the auxiliary dataset and trains nothing. Test images are not
+    used.
 
-    Unfitted, as other heads begin with random weights, it is the mean of the heads as they are.
+    Unfitted, it is the mean of the heads without standardisation.
 
-    The rule is ours; what it gives is measured in experiments/fusion.
+    The rule is ours. Measurements are in experiments/fusion.
 
     Args:
         backbone: The frozen CLIP.
-        heads: Of each `method`, the name of a zero-shot method, and `arguments`, of its constructor.
-        weights: Of the heads, in their order; all the same by default.
+        heads: Per head, `method`, the name of a zero-shot method, and `arguments` of its constructor.
+        weights: Weights of the heads, in their order. They are equal by default.
 
     Attributes:
-        heads: The methods; they share the backbone and one pass.
-        location: What they say of normal images, `[heads, 2]`: of scores, and of the values of maps.
-        scale: How much that varies within a category, likewise.
+        heads: The methods, which share the backbone and one pass.
+        location: Mean on normal images, `[heads, 2]`, of scores and of map values.
+        scale: Standard deviation within a category, `[heads, 2]`, in the same order.
 
     Raises:
         ValueError: There are fewer than two heads, they cannot share a pass, one needs more than an image, or a weight
             is not positive.
-        UserError: A head refuses its arguments.
+        UserError: A head rejects its arguments.
     """
 
     title = "Fusion"

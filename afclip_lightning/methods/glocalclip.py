@@ -1,4 +1,4 @@
-"""GlocalCLIP: AnomalyCLIP with prompts of its own for the image, and others for its patches."""
+"""GlocalCLIP: AnomalyCLIP with separate prompts for the image and for its patches."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 class GlocalCLIP(PromptMethod):
     """GlocalCLIP: a normal and an abnormal prompt for the image, and another pair for its patches.
 
-    No prompt names a product. The abnormal prompt of a pair begins with the tokens of its normal one. Both pairs share
-    the deep text tokens, and a loss draws them together. The class token of the original path gives the image score,
-    the patches of the V-V path the map.
+    No prompt names a product. The abnormal prompt of a pair starts with the tokens of its normal prompt. Both pairs
+    share the deep text tokens, and a loss pulls them together. The class token of the original path gives the image
+    score, and the patches of the V-V path give the map.
 
-    The paper was not at hand: the rules are the official code's, and the defaults are what it trains on VisA with. That
-    code names four tapped blocks, but adds to one tensor in place, so that all four are the last one. So its map is
-    four times the one here, in the same order, and its losses of the map count four times beside the image's: that is
-    `map_loss_weight`. Several `layers` are several here, and their maps add up.
+    The paper was not at hand: the rules are the official code's, and the defaults are those that it trains on VisA
+    with. The code names four tapped blocks but adds to one tensor in place, so that all four are the last block. Its
+    map is four times the map here, in the same order, and its losses of the map count four times (`map_loss_weight`).
+    Here several `layers` are different blocks, and their maps are summed.
 
     Differs: deep tokens are not rounded to 16-bit floats unless `half_deep_tokens` asks for it. The official code
     resizes training masks bilinearly; here every mask is binary at input size. Its layers that nothing uses are left
@@ -38,16 +38,16 @@ class GlocalCLIP(PromptMethod):
         vv_from: First block of the V-V path.
         normal_words: Words after the learnable tokens of the normal prompts.
         abnormal_words: Words after the learnable tokens of the abnormal prompts.
-        n_normal_tokens: Tokens of a normal prompt, with which the abnormal one begins too.
-        n_abnormal_tokens: Further tokens of an abnormal prompt.
+        n_normal_tokens: Number of tokens of a normal prompt. The abnormal prompt starts with the same tokens.
+        n_abnormal_tokens: Number of further tokens of an abnormal prompt.
         prompt_depth: Number of text blocks with learnable input. 1 means no deep tokens.
         deep_tokens: Deep text tokens per block.
         prompt_init_std: Standard deviation of all learnable tokens' initial values.
         half_deep_tokens: Whether deep tokens are rounded to 16-bit floats, as in the official code.
         temperature: Divisor of the cosine similarities.
-        map_loss_weight: Weight of the map's losses beside the image's cross entropy.
-        contrastive_weight: Weight of the loss that draws the two pairs together.
-        contrastive_margin: Distance up to which that loss drives the prompts of the two states apart; with 0, as in the
+        map_loss_weight: Weight of the map's losses relative to the cross entropy of the image.
+        contrastive_weight: Weight of the loss that pulls the two pairs together.
+        contrastive_margin: Distance up to which that loss pushes the prompts of the two states apart. With 0, as in the
             official code, it does not.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels.
 

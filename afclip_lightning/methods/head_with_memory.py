@@ -1,4 +1,4 @@
-"""A memory of a few normal images, beside a zero-shot head or alone, both on the scale of these images."""
+"""A memory of a few normal images, alone or with a zero-shot head, both standardised by these images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,31 +22,31 @@ _NOWHERE = Path("few-shot image")
 
 
 class HeadWithMemory(AnomalyMethod):
-    """Distance of each patch to a few normal images, standardised by these, beside a zero-shot head's map.
+    """Distance of each patch to a few normal images, standardised by these images, plus the map of a zero-shot head.
 
-    The memory holds all patches of `k_shot` normal images, layer by layer. How far the patches of one of these images
-    are from the others says what is usual: of each layer, the distance to the nearest patch is taken in standard
-    deviations from that mean. The map is the mean over the layers, and `head_weight` times the head's map in standard
-    deviations of what the head says of the normal images: a head that finds defects in normal images counts less. A
-    light Gaussian filter over the patches follows, and the image's score is the highest value of that.
+    The memory holds all patches of `k_shot` normal images, block by block. Distances between the patches of these
+    images give the usual mean and standard deviation. The distance of a patch to its nearest patch is standardised with
+    them, per block. The map is the mean over the blocks, plus `head_weight` times the map of the head, standardised by
+    the head's values on the normal images. A head that finds defects in normal images counts less. A light Gaussian
+    filter over the patches follows. The image score is the maximum of the result.
 
-    The rule is ours. The memory is that of `NearestNeighbours`, which has none of the rest: layers weigh as much as
-    their distances vary, no filter, no head. Measured: experiments/adapt.
+    The rule is ours. `NearestNeighbours` has the same memory without standardisation, filter and head. Measurements are
+    in experiments/adapt.
 
     Args:
         backbone: The frozen CLIP.
-        layers: Tapped blocks of the memory, counted from 1; by default four at equal distances, the last among them.
-        head: Name of the zero-shot method beside it; empty for the memory alone.
-        head_arguments: Its constructor arguments.
-        head_weight: Weight of its map.
-        smoothing: Standard deviation of the filter, in patches; 0 does not filter.
-        bank_size: Patches that the memory holds of a layer, at most; of more, as many are drawn with a fixed seed.
+        layers: Tapped blocks of the memory, counted from 1. By default four at equal distances, including the last.
+        head: Name of the zero-shot method. Empty for the memory alone.
+        head_arguments: Constructor arguments of the head.
+        head_weight: Weight of the head's map.
+        smoothing: Standard deviation of the filter, in patches. 0 does not filter.
+        bank_size: Maximum number of patches per block. Of more, so many are sampled with a fixed seed.
         k_shot: Few-shot images per category in the memory bank.
         shot_seed: Seed of their random selection.
 
     Raises:
         ValueError: An argument is out of its range, or the head needs more than an image.
-        UserError: There is no such head, or it refuses its arguments.
+        UserError: There is no such head, or it rejects its arguments.
     """
 
     title = "Head with memory"

@@ -1,4 +1,4 @@
-"""MRAD: labelled keys of an auxiliary dataset, and what they say of images like them; no text."""
+"""MRAD: retrieval from a memory of labelled keys of an auxiliary dataset. No text."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -32,14 +32,14 @@ def adam_of_mrad(parameters: Iterable[Tensor]) -> Adam:
 
 
 class Queries(NamedTuple):
-    """What is looked up: the image `[B, D]` and its patches `[B, N, C]`, both L2-normalised, float32."""
+    """Queries of a batch: images `[B, D]` and their patches `[B, N, C]`, L2-normalised, float32."""
 
     image: Tensor
     patches: Tensor
 
 
 class ImageKeys(NamedTuple):
-    """What the memory keeps of one image: where it lies, and its keys, by their place in `MEMORY`."""
+    """Keys of one image in the memory: its path, and its keys by their place in `MEMORY`."""
 
     path: str
     keys: dict[int, Tensor]
@@ -48,22 +48,22 @@ class ImageKeys(NamedTuple):
 class MRAD(AnomalyMethod):
     """MRAD: a memory of labelled keys, image by image and region by region, built from the auxiliary dataset by `fit`.
 
-    A query's probability of being anomalous is the mean of the labels of the keys, weighted by a softmax of its
-    similarities to them. The temperature is 1, so that probabilities move by a few hundredths around the share of
-    anomalous keys: half precision, or a temperature, gives another method. Of each image of the auxiliary dataset the
-    memory has one key; of its patches one or two: the mean of the anomalous and that of the normal ones, the patches
-    being means over their neighbourhoods. Image keys are class tokens of the original path, patches of the V-V path.
+    The probability that a query is anomalous is the mean of the labels of the keys, weighted by a softmax of their
+    similarities. The temperature is 1, so that probabilities differ by a few hundredths from the share of anomalous
+    keys. Half precision, or another temperature, gives another method. The memory has one key per image of the
+    auxiliary dataset, and one or two keys of its patches: the mean of the anomalous and of the normal patches, averaged
+    over neighbourhoods. Image keys are class tokens of the original path, and patches come from the V-V path.
 
     `TF` compares queries and keys as they are: `fit` reads the auxiliary dataset once, and nothing is trained. `FT`
-    learns a linear map of the queries and one of the keys, for images and for patches, in one epoch over the same
-    images; the keys that are most like a query are hidden then, as the image's own are among them.
+    trains a linear map of the queries and one of the keys, for images and for patches, in one epoch over the same
+    images. The keys most similar to a query are hidden in training, because the image's own keys are among them.
 
-    Untrained, as other heads begin with random weights, the memory has a few random keys.
+    Untrained, the memory has a few random keys, as other heads start with random weights.
 
-    Differs: the maps of the keys have no bias. A softmax does not see it, its gradient is 0, and what moves it in the
-    official code is rounding noise; of the code's 2,755,584 parameters for ViT-L/14 it is 1,536. Masks are binary at
-    the size of the input, where the code resizes them bilinearly. The code's builder fails on a last batch of one
-    image. MRAD-CLIP, with prompts, is not built. The paper's text was not at hand: all rules are the official code's
+    Differs: the maps of the keys have no bias. A softmax does not depend on it, its gradient is 0, and the official
+    code changes it by rounding noise only. It is 1,536 of the code's 2,755,584 parameters for ViT-L/14. Masks are
+    binary at input size. The code resizes them bilinearly. The code's builder fails on a last batch of one image.
+    MRAD-CLIP, with prompts, is not built. The paper's text was not at hand: all rules are the official code's
     (1cc1c6b). `memory_size` and `neighbours` are ours.
 
     Args:
@@ -72,19 +72,20 @@ class MRAD(AnomalyMethod):
         variant: `FT` or `TF`.
         layer: Tapped block of the V-V path, counted from 1.
         vv_from: First block of the V-V path.
-        memory_size: Keys that the memory has at most, of images and of patches each; of more, as many are drawn with a
-            fixed seed, of each label its share.
-        neighbours: How many keys a query is compared with, those most like it; all by default.
-        hidden_images: Share of the image keys, those most like a query, that it does not see in training.
-        hidden_patches: Likewise, of the patch keys.
-        temperature: Divides the image's probabilities in the cross entropy.
-        final_lr: Learning rate at the end of training, which a half cosine leads to step by step.
-        image_weight: Weight of the image's probability in its score; the rest is that of the map's highest values.
-        top_pixels: Share of the map's pixels that these are.
+        memory_size: Maximum number of image keys, and of patch keys. Of more, so many are sampled with a fixed seed,
+            and each label keeps its share.
+        neighbours: Number of most similar keys that a query is compared with. `None` means all.
+        hidden_images: Share of the image keys, the most similar ones, that a query does not see in training.
+        hidden_patches: The same share of the patch keys.
+        temperature: Divisor of the image's probabilities in the cross entropy.
+        final_lr: Learning rate at the end of training. It is reached on a half cosine, step by step.
+        image_weight: Weight of the probability of the image in its score, from 0 to 1. The highest values of the map
+            have `1 - image_weight`.
+        top_pixels: Share of the pixels that count as the highest values of the map.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
 
     Attributes:
-        normal_images: Keys of normal images, `[K, D]`, L2-normalised, as all keys; and of the other three kinds.
+        normal_images: Keys of normal images, `[K, D]`, L2-normalised. The other three kinds of keys are alike.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -157,7 +158,7 @@ class MRAD(AnomalyMethod):
             self.register_buffer(name, F.normalize(torch.randn(KEYS_AT_START, channels), dim=-1))
 
     def patches(self, features: ClipFeatures) -> Tensor:
-        """Returns the patches of the V-V path, each the mean over its neighbourhoods, `[B, N, C]`, not normalised."""
+        """Returns the patches of the V-V path, averaged over neighbourhoods, `[B, N, C]`, not normalised."""
         tokens = self.backbone.vision.normalise(features.vv_tokens[0][:, 1:].float())
         return neighbourhood_mean(tokens, features.grid)
 
@@ -167,16 +168,16 @@ class MRAD(AnomalyMethod):
         return self.backbone.embed_tokens(features.class_token, final_norm=False)
 
     def queries(self, features: ClipFeatures) -> Queries:
-        """Returns what is looked up of a batch."""
+        """Returns the queries of a batch."""
         with torch.autocast(self.device.type, enabled=False):
             return Queries(self.images(features), F.normalize(self.patches(features), dim=-1))
 
     def probabilities(self, queries: Queries, hide: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns the probability of images `[B]` and of patches `[B, N]` to be anomalous.
+        """Returns the probabilities that images `[B]` and patches `[B, N]` are anomalous.
 
         Args:
-            queries: Of a batch.
-            hide: Whether the keys that are most like a query are hidden, as in training.
+            queries: Queries of a batch.
+            hide: Whether the most similar keys are hidden, as in training.
         """
         image, patches = queries
         levels = [

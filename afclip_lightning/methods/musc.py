@@ -38,14 +38,14 @@ class Scored(NamedTuple):
 
 
 def constrain(scores: Tensor, embeddings: Tensor, windows: Sequence[int]) -> Tensor:
-    """Returns the image scores `[I]` of a category, each averaged with those of the images most like it, in [0, 1].
+    """Returns the image scores `[I]` of a category, each averaged with those of the most similar images, in [0, 1].
 
-    Scores are scaled to [0, 1] over the category first; if all are equal they are 0.
+    Scores are scaled to [0, 1] over the category first. If all are equal, they are 0.
 
     Args:
         scores: `[I]`.
         embeddings: `[I, D]`, image embeddings, L2-normalised.
-        windows: How many images, itself included, an average is over; the result is the mean of one average each.
+        windows: Numbers of images, itself included, that are averaged. The result is the mean of these averages.
 
     Reference: MuSc, RsCIN.
     Differs: equal scores become 0, where the official code gives NaN.
@@ -62,42 +62,41 @@ def constrain(scores: Tensor, embeddings: Tensor, windows: Sequence[int]) -> Ten
 class MuSc(AnomalyMethod):
     """MuSc: mutual scoring of the unlabelled test images of a category; no training, no prompt, no normal image.
 
-    A patch is normal if most other images have one like it. A score therefore needs all test images of its category:
-    when `validate`, `test` or `predict` begins, the data module's test images are walked category by category, without
-    their labels and masks, and what comes of it is looked up when an image's batch comes. The work follows the test
-    set, so that limits on the number of batches do not shorten it.
+    A patch is normal if most other images have a similar patch. A score therefore needs all test images of its
+    category. At the start of `validate`, `test` or `predict`, the test images of the data module are scored category by
+    category, without labels and masks. The results are used when the batch of an image comes. The work depends on the
+    test set, so limits on the number of batches do not shorten it.
 
-    Over several processes each walks whole categories of its own, dealt by their cost, and all exchange the results:
-    more processes than categories do not help, and one that is done waits as long as the strategy's `timeout`
-    allows.
+    Several processes each score whole categories, distributed by their cost, and exchange the results. More processes
+    than categories do not help. A process that is done waits for at most the `timeout` of the strategy.
 
-    Cost of a category of I images, for N patches of C channels, L layers and R scales: I² N² C L R operations, half of
-    what every ordered pair would take, since the product of two blocks of images gives the nearest patches in both
-    directions. For ViT-L/14 at 518 pixels, 4 layers and 3 scales that is 2.3 · 10^10 · I²: from I = 40 on more than
-    the backbone's 10^12 per image. On disk are the features, 4 L I N C bytes, and the distances of a layer,
-    4 R I² N bytes: 22 MB · I and 16 kB · I². With m images per block, I² / 2m images are read back per layer, for all
-    scales at once. In memory are two blocks and their similarities, within `block_mb`; one image's distances,
-    4 I N bytes; and what is kept of each test image, 4 N bytes.
+    Cost of a category of I images with N patches of C channels, L blocks and R scales: I² N² C L R operations. This is
+    half the cost of all ordered pairs, because the product of two blocks of images gives the nearest patches in both
+    directions. For ViT-L/14 at 518 pixels, 4 blocks and 3 scales it is 2.3 · 10^10 · I². From I = 40 on, that is more
+    than the backbone's 10^12 per image. The features (4 L I N C bytes, 22 MB per image) and the distances of a block (4
+    R I² N bytes, 16 kB per pair) are on disk. With m images per block, I² / 2m images are read back per tapped block,
+    for all scales at once. Two blocks and their similarities are in memory, within `block_mb`, and the distances of one
+    image, 4 I N bytes. Each test image keeps 4 N bytes.
 
-    Differs: subsets are drawn without looking at the kinds of defects, which the official code divides evenly.
+    Differs: subsets are drawn without looking at the kinds of defects. The official code distributes these evenly.
 
     Args:
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
         scales: Odd window sides of the aggregation, in patches. 1 is the patch itself.
-        interval: Share of the other images, those with the lowest distances, that a patch's score is the mean over.
-        subsets: Into how many parts a category is divided, that are scored by themselves (not the image scores: they
-            are constrained over the whole category); cost and disk fall with their number.
+        interval: Share of the other images with the lowest distances. The score of a patch is the mean over them.
+        subsets: Number of parts of a category that are scored separately. Image scores are still constrained over the
+            whole category. Cost and disk space fall with the number.
         seed: Seed of the division.
         rscin_windows: Numbers of most similar images, itself included, that an image score is averaged over (RsCIN): 1,
-            2, 3 for MVTec AD and 1, 8, 9 for VisA. Empty takes the largest value of the map as it is.
-        block_mb: Memory for features and similarities at a time, on the device, in MiB. Results do not depend on it.
-            More reads less back from the disk; on a CPU few images per block are faster, whose similarities fit its
-            cache.
-        feature_dir: Where the features lie while a category is scored; the run folder by default.
+            2, 3 for MVTec AD and 1, 8, 9 for VisA. Empty takes the maximum of the map.
+        block_mb: Memory for features and similarities on the device, in MiB. Results do not depend on it. More memory
+            reads less back from the disk. On a CPU, few images per block are faster because their similarities fit into
+            the cache.
+        feature_dir: Folder of the features while a category is scored. The run folder by default.
 
     Attributes:
-        known: What the running evaluation knows of each image.
+        known: Results of the running evaluation per image.
 
     Reference: MuSc (Li et al., ICLR 2024); subsets as in the official code.
     """

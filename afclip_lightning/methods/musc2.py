@@ -1,4 +1,4 @@
-"""MuSc-2: MuSc where each test image is scored by few others of its category."""
+"""MuSc-2: MuSc with few references per test image."""
 
 import math
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 class MuSc2(AnomalyMethod):
-    """MuSc-2: MuSc where each test image is scored by few others of its category, one by default.
+    """MuSc-2: MuSc where each test image is scored by few other images of its category, one by default.
 
-    The reference may be anomalous, or like the image where that is. The image score is the largest value of the map,
-    which is not constrained by other images' scores.
+    The reference may be anomalous itself. The image score is the maximum of the map, without the constraint by the
+    scores of other images.
 
-    Differs: the paper gives the name and the numbers only. Which images form pairs, and that the interval average has
-    at least one reference, is ours.
+    Differs: the paper gives the name and the numbers only. The choice of pairs is ours, and so is the rule that the
+    interval average has at least one reference.
 
     Args:
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
         scales: Odd window sides of the aggregation, in patches. 1 is the patch itself.
-        interval: Share of the references, those with the lowest distances, that a patch's score is the mean over.
-        n_references: Other test images that an image is scored by.
-        seed: Seed of their draw.
+        interval: Share of the references with the lowest distances. The score of a patch is the mean over them.
+        n_references: Number of references per image.
+        seed: Seed of their selection.
 
     Reference: Dual-Image Enhanced CLIP, Table 1; MuSc (Li et al., ICLR 2024).
     """

@@ -14,13 +14,13 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 class NearestNeighbours(AnomalyMethod):
     """Distance of each patch to the nearest patch of a few normal images. Nothing is trained.
 
-    The memory holds all patches of `k_shot` normal images per category, layer by layer. A patch's score is half its
-    cosine distance to the nearest of them, in [0, 1], and the mean over the layers. The image's score is the maximum of
-    its patches'. No text is used, so that any vision tower will do: CLIP's, or DINOv2's beside an untrained text tower.
+    The memory holds all patches of `k_shot` normal images per category, block by block. The score of a patch is half
+    its cosine distance to the nearest of them, in [0, 1], averaged over the blocks. The image score is the maximum over
+    its patches. No text is used, so that any vision tower works: CLIP's, or DINOv2's with an untrained text tower.
 
-    The idea is that of many methods (the few-shot parts of WinCLIP and AF-CLIP; PatchCore, with a subset of the
-    patches). The rule above is ours: no projection, no aggregation of neighbouring patches, no subset, layers of equal
-    weight.
+    Many methods share the idea (the few-shot parts of WinCLIP and AF-CLIP; PatchCore, with a subset of the patches).
+    The rule above is ours: no projection, no aggregation of neighbouring patches, no subset, equal weights of the
+    blocks.
 
     Args:
         backbone: The frozen CLIP.

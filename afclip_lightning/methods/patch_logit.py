@@ -1,4 +1,4 @@
-"""Patch logit: one linear rule of what a patch is and of how it differs from the rest of its image; no text."""
+"""Patch logit: a linear rule on each patch and on its difference from the rest of the image. No text."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -18,25 +18,25 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 class PatchLogit(AnomalyMethod):
-    """One logit per patch, linear in the tapped tokens; the mean of the highest gives the image score. No text.
+    """One logit per patch, linear in the tapped tokens. The mean of the highest logits gives the image score. No text.
 
-    The rule is ours, made to hold for photos when it has been trained on drawn pictures. Of each tapped layer it takes
-    the normalised token, and the token less the mean of its image's: a logistic regression over both. UniADet is the
-    nearest of the published methods: it compares the token alone, by cosine and layer by layer, and takes the image
-    score from the class token. With `k_shot` the distance to a memory of normal patches is added to the map, and its
-    highest value to the image score.
+    The rule is ours, made to work on photos after training on drawn pictures. It is a logistic regression over two
+    inputs per tapped block: the normalised token, and the token minus the mean token of its image. UniADet is the
+    nearest published method. It compares the token alone, by cosine and per block, and takes the image score from the
+    class token. With `k_shot`, the distance to a memory of normal patches is added to the map, and its maximum to the
+    image score.
 
     Args:
         backbone: The frozen tower.
         optimizer: Function that builds the optimiser of the weights.
         layers: Tapped blocks, counted from 1.
-        top_patches: How many of the most anomalous patches give the image score.
-        image_weight: Weight of the image's loss beside the patches'.
+        top_patches: Number of the most anomalous patches that give the image score.
+        image_weight: Weight of the image's loss relative to that of the patches.
         focal_gamma: Exponent of the focal loss of patches.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
         k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
-        memory_weight: Weight of the memory's distance beside the zero-shot probability.
+        memory_weight: Weight of the memory's distance relative to the zero-shot probability.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -126,13 +126,13 @@ class PatchLogit(AnomalyMethod):
 
 
 def patch_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
-    """Returns the focal loss of patches: the mean of the normal ones, three times, and of the anomalous, a scalar.
+    """Returns the focal loss of patches, a scalar: three times the mean over normal ones plus that over anomalous ones.
 
-    The means are apart because nearly all patches are normal; nothing is said of a patch of another target.
+    The means are separate because nearly all patches are normal. Patches with another target are left out.
 
     Args:
         logits: `[B, N]`.
-        target: `[B, N]`: 0 normal, 1 anomalous, anything else for neither.
+        target: `[B, N]`: 0 normal, 1 anomalous, any other value for neither.
         gamma: Focusing exponent.
     """
     correct = torch.where(target == 1, logits, -logits)

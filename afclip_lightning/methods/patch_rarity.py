@@ -15,13 +15,13 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 
 
 def patch_rarity(tokens: Tensor, share: float) -> Tensor:
-    """Returns how rare each patch is among the patches of its own image, `[B, N]`, in [0, 1], float32.
+    """Returns the rarity of each patch among the patches of its own image, `[B, N]`, in [0, 1], float32.
 
-    That is half the cosine distance to another patch, the mean over the nearest ones.
+    It is half the cosine distance to the nearest other patches, averaged over them.
 
     Args:
-        tokens: `[B, 1 + N, C]` with N of 2 at least; the class token is left out.
-        share: Of the N - 1 other patches, which part counts as the nearest, in (0, 1]; at least one does.
+        tokens: `[B, 1 + N, C]` with N at least 2. The class token is left out.
+        share: Share of the N - 1 other patches that count as the nearest, in (0, 1]. At least one counts.
     """
     with torch.autocast(tokens.device.type, enabled=False):
         patches = F.normalize(tokens[:, 1:].float(), dim=-1)
@@ -38,24 +38,24 @@ def patch_rarity(tokens: Tensor, share: float) -> Tensor:
 
 
 class PatchRarity(AnomalyMethod):
-    """How rare a patch is within its own image, on the backbone's features. Nothing is trained, no other image is seen.
+    """Rarity of a patch within its own image, on the backbone's features. Nothing is trained, no other image is seen.
 
-    What most of the image shows is taken for normal. A patch's score is half its mean cosine distance to the nearest of
-    the image's other patches, a `share` of them, and the mean over the layers. The image's score is the maximum of its
-    patches'. No text is used, so that any vision tower will do: CLIP's, or DINOv2's beside an untrained text tower.
+    What most of the image shows counts as normal. The score of a patch is half its mean cosine distance to the nearest
+    other patches of the image, a `share` of them, averaged over the blocks. The image score is the maximum over its
+    patches. No text is used, so that any vision tower works: CLIP's, or DINOv2's with an untrained text tower.
 
-    The rule is ours; MuSc compares the patches of *different* images in a like way. Where it must fail: a defect that
-    covers more than `share` of the image resembles itself, and a part that is there once, such as a bottle's neck, is
-    rare.
+    The rule is ours. MuSc compares the patches of *different* images in a similar way. It fails on a defect that covers
+    more than `share` of the image, because the defect resembles itself. It also fails on a part that occurs once, such
+    as the neck of a bottle.
 
     Args:
         backbone: The frozen CLIP.
         layers: Tapped blocks, counted from 1.
-        share: Part of the other patches that counts as the nearest, in (0, 1].
+        share: Share of the other patches that count as the nearest, in (0, 1].
         map_sigma: Standard deviation of the Gaussian filter of the map, in pixels. 0 does not filter.
 
     Raises:
-        ValueError: An argument is out of its range, or the image has one patch only.
+        ValueError: An argument is out of its range, or the image has only one patch.
     """
 
     title = "Patch rarity"

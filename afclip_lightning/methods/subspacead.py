@@ -1,4 +1,4 @@
-"""SubspaceAD: how far a patch is from the principal subspace of the patches of a few normal images."""
+"""SubspaceAD: distance of a patch to the principal subspace of the patches of a few normal images."""
 
 import math
 from collections.abc import Sequence
@@ -26,29 +26,29 @@ BLUR_SIGMA = 4.0  # of a filter of 3 x 3 pixels, which is nearly their mean
 class SubspaceAD(AnomalyMethod):
     """SubspaceAD: a principal component analysis of the patches of a few normal images; nothing is trained.
 
-    Patches are means over the tapped layers, as they come out of the blocks. Of the patches of `k_shot` normal images
-    and of rotated copies of each, the mean and the fewest axes with `explained_variance` of the variance are kept: that
-    is the memory. A patch's score is its squared distance to that subspace, so that scores have no bound. The image
-    score is the mean of the map's highest values. With `k_shot: 0` it is the batched zero-shot method: the subspace is
-    that of all test images of the category, without copies.
+    Patches are means over the tapped blocks, without normalisation. The memory is the mean and the fewest axes that
+    explain `explained_variance` of the variance of the patches of `k_shot` normal images and their rotated copies. The
+    score of a patch is its squared distance to that subspace and has no upper bound. The image score is the mean of the
+    highest values of the map. With `k_shot: 0` it is the batched zero-shot method: the subspace is that of all test
+    images of the category, without copies.
 
-    Differs: few-shot images are turned at the size that the backbone sees, by OpenCV and not by Pillow, whose nearest
-    pixels are others at a few places; angles are drawn for each image from its own seed, where the code's choice of
-    images and angles depends on the categories before. The code draws the angles twice, so that mean and covariance are
-    of other copies: `two_draws`. Not built: the other scores of the code (Mahalanobis, cosine, Euclidean, dropped
-    components, kernel PCA), its mask of the background by attention, which divides by patches that it skips, and its
-    F1, which needs a validation set. The paper's text was not at hand: the rules are the official code's (2ca687e).
+    Differs: few-shot images are rotated at input size, by OpenCV and not by Pillow, whose nearest pixels differ in a
+    few places. Angles come from a seed per image; in the code, images and angles depend on the categories before. The
+    code draws the angles twice, so that mean and covariance are of different copies: `two_draws`. Not built: the other
+    scores of the code (Mahalanobis, cosine, Euclidean, dropped components, kernel PCA), its background mask by
+    attention, which divides by patches that it skips, and its F1, which needs a validation set. The paper's text was
+    not at hand: the rules are the official code's (2ca687e).
 
     Args:
         backbone: The frozen tower: DINOv2 with registers in the paper (giant, 672 px).
         layers: Tapped blocks, counted from 1.
         k_shot: Few-shot images per category. 0 is batched zero-shot.
         shot_seed: Seed of their random selection, and of the angles.
-        rotations: Rotated copies of each few-shot image, black beyond its corners.
-        unrotated: Categories of which there are none.
-        two_draws: The angles are drawn twice, for the mean and for the covariance: the official code's rule.
-        explained_variance: Share of the variance that the axes have, in (0, 1].
-        top_pixels: Share of the map's pixels that the image score is the mean of.
+        rotations: Number of rotated copies per few-shot image, black outside the image.
+        unrotated: Categories without rotated copies.
+        two_draws: Whether the angles are drawn twice, for the mean and for the covariance, as in the official code.
+        explained_variance: Share of the variance that the axes explain, in (0, 1].
+        top_pixels: Share of the pixels that the image score is averaged over.
         blur: Whether the map is filtered over 3 x 3 pixels.
 
     Raises:
@@ -93,7 +93,7 @@ class SubspaceAD(AnomalyMethod):
         self.memory = SubspaceBank(explained_variance)
 
     def patches(self, features: ClipFeatures) -> Tensor:
-        """Returns the mean of the patches over the layers, `[B, N, C]`, float32."""
+        """Returns the mean of the patches over the blocks, `[B, N, C]`, float32."""
         return torch.stack([tokens[:, 1:].float() for tokens in features.tokens]).mean(dim=0)
 
     def fit_memory(self, key: Key, image: Tensor) -> None:
@@ -166,7 +166,7 @@ class SubspaceAD(AnomalyMethod):
 
 
 def small_blur(maps: Tensor) -> Tensor:
-    """Returns maps `[B, H, W]` after a Gaussian filter of 3 x 3 pixels, mirrored at the border pixels.
+    """Returns maps `[B, H, W]` after a Gaussian filter of 3 x 3 pixels. Borders are mirrored without the edge.
 
     Reference: SubspaceAD, the official code.
     """

@@ -1,4 +1,4 @@
-"""UniADet: linear classifiers of frozen tokens, apart for image and pixels and for each layer; no text."""
+"""UniADet: linear classifiers of frozen tokens, separate for image and pixels and per tapped block. No text."""
 
 import math
 from collections.abc import Sequence
@@ -26,30 +26,30 @@ ImageScore = Literal["class_token", "patches"]
 
 
 class UniADet(AnomalyMethod):
-    """UniADet: two learnt vectors, normal and anomalous, for each task and each layer, compared with the tokens.
+    """UniADet: two learned vectors, normal and anomalous, per task and per tapped block, compared with the tokens.
 
-    The class token of each tapped layer gives the image score, its patches the map; both are probabilities, averaged
-    over the layers. Nothing else trains: 4 C numbers per layer (20,480 for five layers of a ViT-L, as the paper says).
-    No text is used, so that any vision tower will do. With `k_shot` the distance to a memory of normal patches is added
-    to the map, and its highest value to the image score.
+    The class token of each tapped block gives the image score, and its patches give the map. Both are probabilities,
+    averaged over the blocks. Nothing else trains: 4 C numbers per block (20,480 for five blocks of a ViT-L, as the
+    paper says). No text is used, so that any vision tower works. With `k_shot`, the distance to a memory of normal
+    patches is added to the map, and its maximum to the image score.
 
-    The paper's code is not published. Ours, where it says nothing: tokens and vectors are compared by cosine over a
-    temperature; the probabilities of the layers are averaged; the losses of the layers are added; maps are upsampled as
-    logits; the filter of the final map; how the memory is weighted. Ours and no part of the paper: `image_score:
-    patches`. The class-aware augmentation of the paper is not built.
+    The paper's code is not published. Where the paper is silent, these choices are ours: tokens and vectors are
+    compared by cosine over a temperature; probabilities are averaged over the blocks; losses are summed over the
+    blocks; maps are upsampled as logits; the filter of the final map; the weight of the memory. `image_score: patches`
+    is ours and not part of the paper. The class-aware augmentation of the paper is not built.
 
     Args:
         backbone: The frozen tower.
         optimizer: Function that builds the optimiser of the vectors.
         layers: Tapped blocks, counted from 1.
         temperature: Divisor of the cosine similarities.
-        image_score: Where the image score comes from: `class_token`, or `patches`: the mean logit of the
-            `top_patches` most anomalous patches, which trains no vectors for images.
-        top_patches: How many patches count for `image_score: patches`.
+        image_score: Source of the image score: `class_token`, or `patches`, the mean logit of the `top_patches` most
+            anomalous patches, which trains no vectors for images.
+        top_patches: Number of patches for `image_score: patches`.
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
         k_shot: Few-shot images per category in the memory bank. 0 is zero-shot.
         shot_seed: Seed of their random selection.
-        memory_weight: Weight of the memory's distance beside the zero-shot probability.
+        memory_weight: Weight of the memory's distance relative to the zero-shot probability.
 
     Raises:
         ValueError: An argument is out of its range.
