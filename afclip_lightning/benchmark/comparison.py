@@ -236,9 +236,11 @@ def over_runs(parts: Sequence[Resampled | None], picks: np.ndarray) -> Resampled
     values = np.array([part.value for part in known])
     samples = np.stack([part.samples for part in known])[picks, np.arange(picks.shape[1])].mean(axis=0)
     without = tuple(np.mean(group, axis=0) for group in zip(*(part.without for part in known), strict=True))
+    sizes = known[0].sizes
     if len(known) > 1:  # the runs are one more group of what is drawn together
         without += ((values.sum() - values) / (len(values) - 1),)
-    return Resampled(float(values.mean()), samples, without)
+        sizes += (len(values),)
+    return Resampled(float(values.mean()), samples, without, sizes)
 
 
 def _left_out(runs: Sequence[Recorded], found: Sequence[_Run]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from afclip_lightning.inspection.saved_masks import read_saved_mask, spro_weight
 from afclip_lightning.metrics import AnomalyMetrics, region_areas
 from afclip_lightning.metrics.fixed_thresholds import Rule
 from afclip_lightning.metrics.image_counts import ImageRecord
+from afclip_lightning.metrics.kept_counts import CountsFile
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.metrics.spro import spro_result
 from afclip_lightning.types import MOSTLY_MARKED, Saturations
@@ -235,6 +236,7 @@ def evaluate(
     """
     mostly: list[Path] = []
     remarks: Counter[str] = Counter()
+    counts = CountsFile()
     for path, mask_path in pairs.items():
         anomaly_map = read_map(path)
         mask: np.ndarray = np.zeros(anomaly_map.shape, np.uint8)
@@ -279,7 +281,7 @@ def evaluate(
             raise DatasetError(f"{named}{error}") from error
         if records is not None:
             kept = areas.reshape(-1) if inside is None else areas[torch.from_numpy(inside.copy())]
-            records.append(ImageRecord.of(str(path), int(label), float(score[0]), values, kept, weight))
+            records.append(counts.keep(ImageRecord.of(str(path), int(label), float(score[0]), values, kept, weight)))
     return mostly, remarks
 
 

@@ -5,11 +5,11 @@ their order or their process. The images of a category are then brought to commo
 any sample of them, images drawn twice included, are a weighted sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,20 @@ alarms are allowed, equal shares would be too coarse."""
 
 REGION = 2**36
 """Weight of one whole region in common groups: sums of up to 2^17 regions are exact in float64."""
+
+
+class Counts(Protocol):
+    """The pixels of one image, in memory or where they are kept; see `kept_counts`."""
+
+    @property
+    def is_saturated(self) -> bool:
+        """Returns whether there are weights of sPRO."""
+
+    def swapped(self) -> "Counts":
+        """Returns the counts with weights of sPRO in place of region weights, where there are any."""
+
+    def load(self) -> "ImageCounts":
+        """Returns the counts."""
 
 
 class ImageCounts(NamedTuple):
@@ -113,6 +127,19 @@ class ImageCounts(NamedTuple):
         """Returns the bins that the numbers are of."""
         return Bins.between(self.lowest, self.highest, IMAGE_BINS, WIDE_MANTISSA if self.wide else MANTISSA)
 
+    @property
+    def is_saturated(self) -> bool:
+        """See `Counts`."""
+        return self.saturated_weight is not None
+
+    def swapped(self) -> "ImageCounts":
+        """See `Counts`."""
+        return self if self.saturated_weight is None else self._replace(region_weight=self.saturated_weight)
+
+    def load(self) -> "ImageCounts":
+        """Returns these."""
+        return self
+
     def histogram(self) -> ScoreHistogram:
         """Returns the counts as a histogram, which can be widened and merged."""
         counts = np.zeros((3, self.partition.size), np.int64)
@@ -161,13 +188,17 @@ class ImageRecord:
         name: What tells it from the others of its category: its path.
         label: 1 = anomalous, 0 = normal.
         score: Its image score, finite; `None` where it has none.
-        counts: Its pixels; `None` where their labels are not known.
+        counts: Its pixels, or where they are kept; `None` where their labels are not known.
     """
 
     name: str
     label: int
     score: float | None
-    counts: ImageCounts | None
+    counts: Counts | None
+
+    def pixels(self) -> ImageCounts | None:
+        """Returns its pixels; read from where they are kept, each time anew."""
+        return None if self.counts is None else self.counts.load()
 
     @classmethod
     def of(
@@ -242,26 +273,23 @@ class CategoryCounts:
         if len(set(names)) < len(names):
             twice = next(a for a, b in pairwise(names) if a == b)
             raise ValueError(f"{twice}: two images of a category have this name")
+        masked = [(i, record) for i, record in enumerate(records) if record.counts is not None]
         whole = ScoreHistogram.empty(IMAGE_BINS)
-        for record in records:
-            if record.counts is not None:
-                whole.merge(record.counts.histogram())
+        for _, counts in _pixels(masked):
+            whole.merge(counts.histogram())
         seen = whole.score_counts()
         used = whole.counts[:2].any(0).nonzero().squeeze(1).numpy()  # as `score_counts` lists them
-        moved = [None if r.counts is None else _moved(r.counts, whole) for r in records]
         of_normal_images = np.zeros(whole.counts.shape[1])
-        for record, at in zip(records, moved, strict=True):
-            if record.label == 0 and record.counts is not None and at is not None:
-                np.add.at(of_normal_images, at[0], record.counts.pixels)
+        for _, counts in _pixels([(i, record) for i, record in masked if record.label == 0]):
+            np.add.at(of_normal_images, _moved(counts, whole)[0], counts.pixels)
         group = _groups(seen, of_normal_images[used])
         size = int(group[-1]) + 1 if len(group) else 0
         of_bin = np.zeros(whole.counts.shape[1], np.int64)
         of_bin[used] = group
-        counts = np.zeros((3, len(records), size))
-        for i, (record, at) in enumerate(zip(records, moved, strict=True)):
-            if record.counts is not None and at is not None:
-                counts[:, i] = _grouped(record.counts, of_bin[at[0]], of_bin[at[1]], size)
-        normal, anomalous, weight = np.ascontiguousarray(counts[:, :, ::-1])
+        normal, anomalous, weight = grouped = np.zeros((3, len(records), size))
+        for i, counts in _pixels(masked):
+            bins, marked = _moved(counts, whole)  # found again: those of all images are more than the images
+            grouped[:, i] = _grouped(counts, of_bin[bins], of_bin[marked], size)[:, ::-1]
         first = np.searchsorted(group, np.arange(size))
         alone = np.bincount(group, minlength=size) == 1
         return cls(
@@ -296,14 +324,22 @@ class CategoryCounts:
 def _above(records: Sequence[ImageRecord], thresholds: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Returns how many scores of each image are above thresholds; see `CategoryCounts.above`."""
     found = {}
-    scores, counts = [record.score for record in records], [record.counts for record in records]
+    scores = [record.score for record in records]
     if "image" in thresholds and None not in scores:
         labels = np.array([record.label for record in records])
         over = is_anomalous(np.array(scores, np.float64), thresholds["image"])
         found["image"] = np.stack([over & (labels == 0), over & (labels == 1), *np.zeros((2, len(over)))])
-    if "pixel" in thresholds and None not in counts:
-        found["pixel"] = np.stack([part.above(thresholds["pixel"]) for part in counts if part is not None], axis=1)
+    if "pixel" in thresholds and all(record.counts is not None for record in records):
+        of_pixels = [counts.above(thresholds["pixel"]) for _, counts in _pixels(list(enumerate(records)))]
+        found["pixel"] = np.stack(of_pixels, axis=1)
     return found
+
+
+def _pixels(records: Sequence[tuple[int, ImageRecord]]) -> Iterator[tuple[int, ImageCounts]]:
+    """Yields the places of images whose pixel labels are known, and their pixels, one at a time in memory."""
+    for i, record in records:
+        if (counts := record.pixels()) is not None:
+            yield i, counts
 
 
 def _moved(counts: ImageCounts, whole: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:

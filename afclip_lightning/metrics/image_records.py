@@ -5,7 +5,8 @@ A NumPy archive (`.npz`) of plain arrays, nothing pickled. The images stand one 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -69,24 +70,42 @@ def write_records(path: Path, records: Mapping[Key, Sequence[ImageRecord]]) -> N
     ordered = {key: sorted(part, key=lambda record: record.name) for key, part in records.items()}
     images = [record for part in ordered.values() for record in part]
     head = _Head(FORMAT, [(*key, [record.name for record in part]) for key, part in ordered.items()])
-    arrays: dict[str, np.ndarray] = {"head": np.frombuffer(json.dumps(asdict(head)).encode(), np.uint8)}
-    nothing = ImageCounts(0, 0, False, *(np.zeros(0, _TYPES[name]) for name in (*_OF_BINS, *_OF_MARKED)))
-    counts = [nothing if record.counts is None else record.counts for record in images]
-    values: dict[str, list[Any]] = {
+    sizes = [(0, 0, False, 0, 0) if (part := record.pixels()) is None else _size(part) for record in images]
+    lowest, highest, wide, bins_of, marked_of = zip(*sizes, strict=True) if sizes else ((),) * 5
+    values: dict[str, Sequence[Any]] = {
         "label": [record.label for record in images],
         "score": [np.nan if record.score is None else record.score for record in images],
         "masked": [record.counts is not None for record in images],
-        "wide": [part.wide for part in counts],
-        "lowest": [part.lowest for part in counts],
-        "highest": [part.highest for part in counts],
-        "bins_of": [len(part.bins) for part in counts],
-        "marked_of": [len(part.marked) for part in counts],
+        "wide": wide,
+        "lowest": lowest,
+        "highest": highest,
+        "bins_of": bins_of,
+        "marked_of": marked_of,
     }
-    arrays |= {name: np.array(values[name], number) for name, number in _OF_IMAGES.items()}
-    for name in (*_OF_BINS, *_OF_MARKED):
-        arrays[name] = np.concatenate([getattr(nothing, name), *(getattr(part, name) for part in counts)])
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        text = np.frombuffer(json.dumps(asdict(head)).encode(), np.uint8)
+        _write_array(archive, "head", np.uint8, len(text), [text])
+        for name, kind in _OF_IMAGES.items():
+            _write_array(archive, name, kind, len(images), [np.array(values[name], kind)])
+        for number, names in (("bins_of", _OF_BINS), ("marked_of", _OF_MARKED)):
+            for name, kind in names.items():
+                parts = (getattr(part, name) for record in images if (part := record.pixels()) is not None)
+                _write_array(archive, name, kind, sum(values[number]), parts)
+
+
+def _size(counts: ImageCounts) -> tuple[int, int, bool, int, int]:
+    return counts.lowest, counts.highest, counts.wide, len(counts.bins), len(counts.marked)
+
+
+def _write_array(
+    archive: zipfile.ZipFile, name: str, kind: type[np.generic], size: int, parts: Iterable[np.ndarray]
+) -> None:
+    """Writes an array `[size]`, as NumPy's `savez_compressed` does, from its parts, one at a time in memory."""
+    header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (size,)}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.astype(kind).tobytes())
 
 
 def read_records(path: Path) -> dict[Key, list[ImageRecord]]:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
-from afclip_lightning.metrics.resampling import draws, metrics_of, without_each
+from afclip_lightning.metrics.resampling import blocks, draws, metrics_of, without_each
 from afclip_lightning.metrics.spro import OF_PRO, saturated
 from afclip_lightning.results import LEVEL, MEAN, TITLE_OF_ALL, Interval, Key
 from afclip_lightning.types import IntervalKind
@@ -26,6 +26,11 @@ FEWEST = 5
 ONE_KIND = {"image_fixed_fpr": 0, "image_fixed_tpr": 1}
 """What takes images of one kind alone: of this label."""
 
+LEFT_OUT = 4096
+"""Images of either kind that are left out one by one, spread over all of them; of up to so many each is. The time then
+grows with the images and not with their square; they estimate a skewness, which `a` of BCa is 1/6 of, over the square
+root of the images."""
+
 FEWEST_SAMPLES = 100
 """Samples that an interval needs: the outermost 2.5 % are then two or three of them."""
 
@@ -36,12 +41,19 @@ class Resampled(NamedTuple):
     Attributes:
         value: The metric of the images themselves.
         samples: `[r]`, of samples drawn from them.
-        without: By group of images that are drawn together, `[n]` each: the metric without each of the n images.
+        without: By group of images that are drawn together, `[m]` each: the metric without each of m images.
+        images: How many images each group has, where these are some of them; by default as many.
     """
 
     value: float
     samples: np.ndarray
     without: tuple[np.ndarray, ...]
+    images: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Returns how many images each group has."""
+        return self.images or tuple(map(len, self.without))
 
 
 @dataclass(frozen=True)
@@ -158,17 +170,26 @@ def resampled(
     plain = metrics_of(images, np.ones((1, count)), fpr_limit)
     if not any(_enough(images, key) for key in plain):
         return dict.fromkeys(plain)
-    weights = np.concatenate([np.ones((1, count)), without_each(count), draws(images.labels, replicates, seed)])
+    groups = [np.flatnonzero(images.labels == label) for label in (0, 1) if label in images.labels]
+    left_out = [group[np.linspace(0, len(group) - 1, min(len(group), LEFT_OUT)).astype(int)] for group in groups]
+    without = [_without(images, at, fpr_limit) for at in left_out]
+    samples = metrics_of(images, draws(images.labels, replicates, seed), fpr_limit)
     return {
         key: Resampled(
-            float(values[0]),
-            values[1 + count :],
-            tuple(values[1 : 1 + count][images.labels == label] for label in (0, 1) if label in images.labels),
+            float(values[0]), samples[key], tuple(of_group[key] for of_group in without), tuple(map(len, groups))
         )
-        if _enough(images, key) and np.isfinite(values).all()
+        if _enough(images, key) and all(np.isfinite(part[key]).all() for part in (plain, samples, *without))
         else None
-        for key, values in metrics_of(images, weights, fpr_limit).items()
+        for key, values in plain.items()
     }
+
+
+def _without(images: CategoryCounts, positions: np.ndarray, fpr_limit: float) -> dict[str, np.ndarray]:
+    """Returns the metrics of a category without one image each, `[m]`, for the images at `m` positions."""
+    count = len(images.labels)
+    parts = blocks(len(positions), count)
+    found = [metrics_of(images, without_each(count, positions[part]), fpr_limit) for part in parts]
+    return {key: np.concatenate([of_part[key] for of_part in found]) for key in found[0]}
 
 
 def resampled_spro(
@@ -218,7 +239,7 @@ def mean_of(parts: Sequence[Resampled | None]) -> Resampled | None:
     samples = np.sum([part.samples for part in known], axis=0) / len(known)
     # without one image, the mean moves by its share of what the metric of its category moves
     without = tuple(value + (group - part.value) / len(known) for part in known for group in part.without)
-    return Resampled(value, samples, without)
+    return Resampled(value, samples, without, tuple(size for part in known for size in part.sizes))
 
 
 def interval(metric: Resampled, kind: IntervalKind = "bca", level: float = LEVEL) -> Interval:
@@ -252,19 +273,20 @@ def _moved(ends: np.ndarray, metric: Resampled) -> np.ndarray:
         return ends
     bias, normal = ndtri(below), ndtri(ends)
     shift = bias + normal
-    scale = 1 - _acceleration(metric.without) * shift
+    scale = 1 - _acceleration(metric.without, metric.sizes) * shift
     return np.asarray(ndtr(bias + shift / scale)) if (scale > 0).all() else ends
 
 
-def _acceleration(without: Sequence[np.ndarray]) -> float:
+def _acceleration(without: Sequence[np.ndarray], images: Sequence[int] = ()) -> float:
     """Returns how fast the standard error changes with the metric: the skewness of what each image adds, over 6.
 
     Args:
         without: See `Resampled`.
+        images: Likewise.
     """
     third, second = 0.0, 0.0
-    for group in without:
-        influence = (len(group) - 1) * (group.mean() - group)
-        third += float((influence**3).sum()) / len(group) ** 3
-        second += float((influence**2).sum()) / len(group) ** 2
+    for group, size in zip(without, images or map(len, without), strict=True):
+        influence, share = (size - 1) * (group.mean() - group), size / len(group)
+        third += share * float((influence**3).sum()) / size**3
+        second += share * float((influence**2).sum()) / size**2
     return third / (6 * second**1.5) if second > 0 else 0.0

@@ -24,7 +24,7 @@ BLOCK = 2**18
 
 
 def draws(labels: np.ndarray, replicates: int, seed: Sequence[int | str] = (0,)) -> np.ndarray:
-    """Returns how often each image is in each sample, `[replicates, n]`, float64; the same for the same arguments.
+    """Returns how often each image is in each sample, `[replicates, n]`, uint16; the same for the same arguments.
 
     Args:
         labels: `[n]`, 1 = anomalous, 0 = normal. Either kind is drawn by itself, as often as it is there.
@@ -33,17 +33,33 @@ def draws(labels: np.ndarray, replicates: int, seed: Sequence[int | str] = (0,))
     """
     numbers = [zlib.crc32(part.encode("utf-8", "surrogateescape")) if isinstance(part, str) else part for part in seed]
     rng = np.random.default_rng(numbers)
-    weights = np.zeros((replicates, len(labels)))
+    weights = np.zeros((replicates, len(labels)), np.uint16)  # float64 would be 800 MB per 100,000 images
     for label in (0, 1):
         at = np.flatnonzero(labels == label)
         if len(at):
-            weights[:, at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), replicates)
+            for part in blocks(replicates, len(at)):
+                rows = part.stop - part.start
+                weights[part, at] = rng.multinomial(len(at), np.full(len(at), 1 / len(at)), rows)
     return weights
 
 
-def without_each(count: int) -> np.ndarray:
-    """Returns the samples that leave out one image each, `[count, count]`, as `draws` gives them."""
-    return 1 - np.eye(count)
+def without_each(count: int, positions: np.ndarray | None = None) -> np.ndarray:
+    """Returns the samples that leave out one image each, `[m, count]`.
+
+    Args:
+        count: Number of images.
+        positions: `[m]`, of the images that are left out; by default all.
+    """
+    left_out = np.arange(count) if positions is None else positions
+    weights = np.ones((len(left_out), count))
+    weights[np.arange(len(left_out)), left_out] = 0
+    return weights
+
+
+def blocks(rows: int, width: int, values: int = 2**24) -> list[slice]:
+    """Returns which of many rows to work on at a time: so many of them as `values` of their elements, at least one."""
+    step = max(values // max(width, 1), 1)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0.3) -> dict[str, np.ndarray]:
@@ -51,7 +67,7 @@ def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0
 
     Args:
         images: The n images.
-        weights: `[r, n]`, how often each is in each sample.
+        weights: `[r, n]`, how often each is in each sample, of any type.
         fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
 
     Returns:
@@ -62,7 +78,7 @@ def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0
         `aupimo.check_defined`. Where thresholds are fixed, `image_fixed_fpr`, `image_fixed_tpr`,
         `image_fixed_balanced_accuracy`, `image_fixed_f1`, and the same of pixels: what `operating_point` finds.
     """
-    values = _fixed(images, weights)
+    values = _in_blocks(lambda part: _fixed(images, part), weights, len(images.labels))
     if images.labels.any() and not images.labels.all() and not np.isnan(images.scores).any():
         values |= _in_blocks(lambda part: _image_metrics(images, part), weights, len(images.labels))
     if images.masked.all() and images.anomalous.any() and images.normal.any():
@@ -114,8 +130,7 @@ def _in_blocks(
     metrics: Callable[[np.ndarray], dict[str, np.ndarray]], weights: np.ndarray, width: int
 ) -> dict[str, np.ndarray]:
     """Returns the metrics of all samples, from those of a few at a time."""
-    rows = max(BLOCK // max(width, 1), 1)
-    parts = [metrics(weights[start : start + rows]) for start in range(0, len(weights), rows)]
+    parts = [metrics(weights[part].astype(np.float64, copy=False)) for part in blocks(len(weights), width, BLOCK)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 

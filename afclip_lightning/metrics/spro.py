@@ -91,13 +91,10 @@ def spro_result(result: Result, metric: AnomalyMetrics) -> Result:
 
 def saturated(records: Sequence[ImageRecord]) -> CategoryCounts | None:
     """Returns the images with saturated weights in place of region weights; `None` where none of them has any."""
-    if not any(record.counts is not None and record.counts.saturated_weight is not None for record in records):
+    if not any(record.counts is not None and record.counts.is_saturated for record in records):
         return None
     return CategoryCounts.of([_swapped(record) for record in records])
 
 
 def _swapped(record: ImageRecord) -> ImageRecord:
-    counts = record.counts
-    if counts is None or counts.saturated_weight is None:
-        return record
-    return replace(record, counts=counts._replace(region_weight=counts.saturated_weight))
+    return record if record.counts is None else replace(record, counts=record.counts.swapped())

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.stats import rankdata
 
-from afclip_lightning.metrics import intervals
+from afclip_lightning.metrics import intervals, resampling
 from afclip_lightning.metrics.image_counts import CategoryCounts, ImageRecord
 from afclip_lightning.metrics.intervals import Resampled, Settings, interval, intervals_of, mean_of, resampled
 from afclip_lightning.results import FIXED, MEAN
@@ -194,3 +194,34 @@ def test_false_alarms_among_normal_images_alone_have_an_interval():
     assert found.notes == [
         "No interval of x/a: it has 25 normal and 0 anomalous images, and an interval needs 5 of each, but for I-FPR."
     ]
+
+
+def test_of_many_images_some_are_left_out_and_the_interval_moves_little(monkeypatch):
+    rng = np.random.default_rng(2)
+    images = CategoryCounts.of(images_of(rng.normal(size=400), rng.normal(1.0, size=200)))
+    whole = resampled(images, 400)
+    monkeypatch.setattr(intervals, "LEFT_OUT", 64)
+    some = resampled(images, 400)
+    for key, one in whole.items():
+        assert [len(group) for group in one.without] == [400, 200]
+        assert [len(group) for group in some[key].without] == [64, 64]
+        assert some[key].sizes == one.sizes == (400, 200)
+        np.testing.assert_array_equal(some[key].samples, one.samples)
+        (low, high), width = interval(one), np.ptp(interval(one))
+        assert interval(some[key]) == (pytest.approx(low, abs=width / 50), pytest.approx(high, abs=width / 50))
+
+
+def test_what_is_left_out_is_worked_on_in_parts(monkeypatch):
+    images = CategoryCounts.of(images_of(*scores(0, 20, 20)))
+    whole = resampled(images, 100)
+    shapes = []
+
+    def without(count, positions):
+        shapes.append((len(positions), count))
+        return resampling.without_each(count, positions)
+
+    monkeypatch.setattr(intervals, "without_each", without)
+    monkeypatch.setattr(intervals, "blocks", lambda rows, width: resampling.blocks(rows, width, values=120))
+    for key, one in resampled(images, 100).items():
+        np.testing.assert_array_equal(np.concatenate(one.without), np.concatenate(whole[key].without))
+    assert shapes == [(3, 40)] * 6 + [(2, 40)] + [(3, 40)] * 6 + [(2, 40)]

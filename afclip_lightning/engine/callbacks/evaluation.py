@@ -1,8 +1,8 @@
 """Scores predictions against labels and masks, category by category, and writes the results."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from afclip_lightning.engine.callbacks.head_evaluation import HeadEvaluation, Re
 from afclip_lightning.engine.checkpoint import HEAD_FILE
 from afclip_lightning.metrics import AnomalyMetrics, ProDefinition
 from afclip_lightning.metrics.fixed_thresholds import Rule
-from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.intervals import Settings
 from afclip_lightning.results import TOLERANCE, Key, MaskCounts
 from afclip_lightning.results.operating import points_as_metrics
@@ -136,7 +135,8 @@ class Evaluation(Callback):
         self.fpr_limit = fpr_limit
         self.about = Pass()
         self.heads: dict[str, HeadEvaluation] = {}
-        self._facts: list[tuple[Key, Path, MaskFacts]] = []
+        self._masks: dict[Key, MaskCounts] = {}
+        self._mostly: dict[Key, Path] = {}
         self._fixed: dict[str, float] = {}  # of a calibration
 
     @property
@@ -185,10 +185,11 @@ class Evaluation(Callback):
                 self.resolution,
                 keep_images=self.keep_images and trainer.state.fn != "fit",
                 saturated={key: self.new_metric(pro_definition="exact").to(pl_module.device) for key in saturated},
+                folder=Path(trainer.default_root_dir),
             )
             for name, method in _methods(pl_module).items()
         }
-        self._facts = []
+        self._masks, self._mostly = {}, {}
 
     def on_test_batch_end(
         self,
@@ -208,8 +209,7 @@ class Evaluation(Callback):
         if batch.masks is not None:
             for sample, facts in zip(batch.samples, batch.masks, strict=True):
                 if sample.mask_path is not None:
-                    key = (sample.dataset, sample.category)
-                    self._facts.append((key, sample.mask_path, replace(facts, areas=None)))
+                    self._count_mask((sample.dataset, sample.category), sample.mask_path, facts)
         for name, head in self.heads.items():
             head.update(prediction_of(outputs, name), batch)
 
@@ -251,15 +251,14 @@ class Evaluation(Callback):
         if in_fit:
             return  # a validation while training is only logged
         own = {name: head.own_scores() for name, head in self.heads.items()}
-        records = {name: head.records for name, head in self.heads.items()}
-        parts = gathered((own, self._count_masks(), records))
+        parts = gathered((own, self._count_masks()))
         counts: dict[Key, MaskCounts] = {}
-        for _, of_process, _ in parts:
+        for _, of_process in parts:
             for key, found in of_process.items():
                 counts[key] = counts.get(key, MaskCounts()).plus(found)
         for name, head in self.heads.items():
-            head.scores = sorted(score for of_process, _, _ in parts for score in of_process[name])
-            head.records = _together([of_process[name] for _, _, of_process in parts])
+            head.scores = sorted(score for of_process, _ in parts for score in of_process[name])
+            head.collect_records()
             head.add_masks(counts)
             head.name = self.about.name if name == MAIN_HEAD else f"{self.about.name}_{name}"
             if trainer.is_global_zero:
@@ -301,19 +300,19 @@ class Evaluation(Callback):
         parts = trainer.datamodule.test_sets  # type: ignore[attr-defined]
         return fixed_by(self.rule, trainer, pl_module, self.heads, parts)
 
+    def _count_mask(self, key: Key, path: Path, mask: MaskFacts) -> None:
+        """Counts what becomes of a mask; of those that mark most of their picture the first is kept for a note."""
+        seen = mask.seen if self.resolution == "backbone" else mask.regions
+        one = MaskCounts(1, int(seen == 0), mask.regions, seen, int(mask.marks_most))
+        self._masks[key] = self._masks.get(key, MaskCounts()).plus(one)
+        if mask.marks_most:
+            self._mostly.setdefault(key, path)
+
     def _count_masks(self) -> dict[Key, MaskCounts]:
         """Returns what became of this process's masks by category, and says which mark most of their picture."""
-        counts: dict[Key, MaskCounts] = {}
-        mostly: dict[Key, list[Path]] = {}
-        for key, path, mask in self._facts:
-            seen = mask.seen if self.resolution == "backbone" else mask.regions
-            one = MaskCounts(1, int(seen == 0), mask.regions, seen, int(mask.marks_most))
-            counts[key] = counts.get(key, MaskCounts()).plus(one)
-            if mask.marks_most:
-                mostly.setdefault(key, []).append(path)
-        for key, paths in mostly.items():
-            print(f"note: {say_mostly('/'.join(key), len(paths), paths[0])}")
-        return counts
+        for key, path in self._mostly.items():
+            print(f"note: {say_mostly('/'.join(key), self._masks[key].mostly, path)}")
+        return self._masks
 
     def _describe(self, trainer: Trainer, name: str, head: HeadEvaluation) -> None:
         """Notes the conditions of the pass and says in the title what a table must not be read without."""
@@ -396,17 +395,6 @@ def _methods(pl_module: Any) -> Mapping[str, Any]:
 def _place(stage: str, head: str) -> str:
     """Returns what the names of a head's logged metrics begin with."""
     return stage if head == MAIN_HEAD else f"{stage}/{head}"
-
-
-def _together(parts: Sequence[Mapping[Key, list[ImageRecord]] | None]) -> dict[Key, list[ImageRecord]] | None:
-    """Returns what is kept of the images of all processes, by category; `None` where nothing is."""
-    if None in parts:
-        return None
-    together: dict[Key, list[ImageRecord]] = {}
-    for part in parts:
-        for key, records in (part or {}).items():
-            together.setdefault(key, []).extend(records)
-    return {key: records for key, records in together.items() if records}  # none of a run limited to a few batches
 
 
 def _fingerprint(path: Path) -> str | None:

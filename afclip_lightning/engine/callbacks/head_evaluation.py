@@ -11,6 +11,7 @@ from torch import Tensor
 
 from afclip_lightning import results
 from afclip_lightning.data.regions import inside_frame, inspected_maps
+from afclip_lightning.distributed import gathered, processes, rank
 from afclip_lightning.engine.callbacks.predictions import not_finite
 from afclip_lightning.metrics import AnomalyMetrics, Curve, NotFiniteError, label_regions
 from afclip_lightning.metrics.groups import Group, groups_of, records_of, with_groups, write_groups
@@ -18,6 +19,7 @@ from afclip_lightning.metrics.image_counts import ImageRecord
 from afclip_lightning.metrics.image_records import records_file, write_records
 from afclip_lightning.metrics.image_results import aupimo_by_category, type_rows, with_aupimo
 from afclip_lightning.metrics.intervals import Settings, intervals_of
+from afclip_lightning.metrics.kept_counts import CountsFile
 from afclip_lightning.metrics.operating_points import operating_points
 from afclip_lightning.metrics.spro import saturated_weight, spro_result
 from afclip_lightning.results import ImageScore, Key, MaskCounts, Row
@@ -26,6 +28,7 @@ from afclip_runtime.errors import DatasetError, shown
 from afclip_runtime.views.resizing import resize_map
 
 Resolution = Literal["backbone", "image"]
+AT_ONCE = 256  # images whose counts processes exchange together
 Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
 
 
@@ -38,6 +41,8 @@ class HeadEvaluation:
         resolution: See `Evaluation`.
         keep_images: Whether what each image adds to the metrics is kept: for intervals, AUPIMO and defect types.
         saturated: Empty metrics of the categories whose sets say when a defect is found whole: of sPRO.
+        folder: Where what is kept of images lies until the pass has ended, beyond what stays in memory; see
+            `CountsFile`.
 
     Attributes:
         name: Stem of its tables in the run folder.
@@ -61,6 +66,7 @@ class HeadEvaluation:
         resolution: Resolution,
         keep_images: bool = False,
         saturated: Mapping[Key, AnomalyMetrics] = MappingProxyType({}),
+        folder: Path | None = None,
     ) -> None:
         self.method = method
         self.metrics = metrics
@@ -75,6 +81,7 @@ class HeadEvaluation:
         self.scores: list[ImageScore] = []
         self.groups: dict[Key, list[Group]] = {}
         self.records: dict[Key, list[ImageRecord]] | None = {key: [] for key in metrics} if keep_images else None
+        self._counts = CountsFile(folder)
         self._scored: list[Scored] = []
 
     def update(self, prediction: AnomalyPrediction, batch: Batch) -> None:
@@ -117,15 +124,32 @@ class HeadEvaluation:
             )
         if self.records is not None:
             self.records[key] += [
-                ImageRecord.of(
-                    *(name, label, score, counted(maps[i], inside, i)),
-                    counted(areas[i], inside, i) if mask_known or not label else None,
-                    None if weights is None else weights[i],
+                self._counts.keep(
+                    ImageRecord.of(
+                        *(name, label, score, counted(maps[i], inside, i)),
+                        counted(areas[i], inside, i) if mask_known or not label else None,
+                        None if weights is None else weights[i],
+                    )
                 )
                 for i, (name, label, score, mask_known) in enumerate(
                     zip(names, labels.tolist(), scores.tolist(), known.tolist(), strict=True)
                 )
             ]
+
+    def collect_records(self) -> None:
+        """Brings what is kept of the images of all processes to the first one; one process has all of them.
+
+        They come `AT_ONCE` images at a time: no process holds more of them in memory.
+        """
+        if self.records is not None and processes() > 1:
+            own = [(key, record) for key, part in self.records.items() for record in part]
+            self.records = {key: [] for key in self.records}
+            for start in range(0, max(gathered(len(own))), AT_ONCE):
+                for part in gathered(own[start : start + AT_ONCE]):
+                    for key, record in part if rank() == 0 else ():
+                        self.records[key].append(self._counts.keep(record))
+        if self.records is not None:  # a run that is limited to a few batches has none of some categories
+            self.records = {key: part for key, part in self.records.items() if part}
 
     def inside_at_resolution(self, rows: list[int], batch: Batch) -> Tensor | None:
         """Returns which pixels are inspected, `[R, H, W]`, bool, at the size evaluated; `None` for all.
