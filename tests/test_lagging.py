@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import is_there, lagging, wait_for
+from afclip_runtime.files import is_there, lagging, refresh, wait_for
 
 
 @pytest.fixture
@@ -36,10 +36,19 @@ def test_a_late_file_is_waited_for_and_one_that_never_comes_is_told(
     late: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lagging, "LOOK", 0.05)
+    monkeypatch.setattr(lagging, "LONGEST_LAG", 5.0)
     timer = threading.Timer(0.2, late.write_text, [""])
     timer.start()
     wait_for(late)
     timer.join()
     late.unlink()
+    monkeypatch.setattr(lagging, "LONGEST_LAG", 0.2)
     with pytest.raises(UserError, match=r"part has not appeared within 0.2 s\. .* the shared file system lags"):
-        wait_for(late, patience=0.2)
+        wait_for(late)
+
+
+def test_a_look_anew_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = tmp_path.stat().st_mtime_ns
+    refresh(tmp_path / "absent" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    assert tmp_path.stat().st_mtime_ns > before  # which outdates what a client remembers of it

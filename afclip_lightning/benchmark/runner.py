@@ -14,7 +14,7 @@ from typing import Literal
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.table import DONE, REMEDY, Done, is_done, read_backbone, read_results
 from afclip_runtime.errors import UserError, message_of
-from afclip_runtime.files import atomic_path, read_json, write_json
+from afclip_runtime.files import atomic_path, read_json, refresh, write_json
 from afclip_runtime.launch import Job, Outcome, Unit, Where, launch
 from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.output import last_error
@@ -66,6 +66,14 @@ def state_of(cell: Cell) -> State | None:
     return State("done") if all(done) else None
 
 
+def _state_now(cell: Cell) -> State | None:
+    """Returns the state of a cell whose lock another machine may have had a moment ago."""
+    for folder in (cell.folder, *(cell.folder / step.name for step in cell.steps)):
+        if folder.is_dir():
+            refresh(folder)
+    return state_of(cell)
+
+
 def clear_failure(cell: Cell) -> None:
     """Lets a cell that has failed be run again, and what of it is damaged be made again."""
     if not cell.folder.exists() or (lock := try_lock(cell.folder / LOCK)) is None:
@@ -114,7 +122,7 @@ class Cells(Job):
             lock = try_lock(cell.folder / LOCK)
             if lock is None:
                 self._open.append(cell)  # its process may die
-            elif state_of(cell) is None:
+            elif _state_now(cell) is None:
                 return Unit(cell.name, lock, cell, cell.folder / LOG)
             else:
                 lock.release()

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_runtime.bulk.parts import PER_FOLDER, Facts, facts_of, new_part, numbered
+from afclip_runtime.bulk.parts import PER_FOLDER, Facts, facts_of, new_part, numbered, part_path
 from afclip_runtime.bulk.plan import FOLDER, Plan, Shard, read_files, shard_of
 from afclip_runtime.bulk.reading import open_archive, open_files
 from afclip_runtime.bulk.sources import Archive, File
 from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import refresh
 from afclip_runtime.inspection.folder import save_pictures
 from afclip_runtime.inspection.table import Record, record_of
 from afclip_runtime.launch import signals
@@ -69,7 +70,7 @@ class Judge:
         self.job = job
         self.on_image = on_image
         os.chdir(job.cwd)  # of a worker on another machine
-        self.plan = Plan.read(job.out)
+        self.plan = Plan.wait_for(job.out, 0)
         self.models = job.load() if models is None else models
 
     def __call__(self, number: int) -> Facts | None:
@@ -94,6 +95,9 @@ class Judge:
             UserError: A model needs few-shot images first.
             StoppedError: A signal asks this process to stop.
         """
+        if number >= len(self.plan.shards):
+            self.plan = Plan.wait_for(self.job.out, number)
+        refresh(part_path(self.job.out, number).parent)  # whoever had the lock may have written it a moment ago
         before = facts_of(self.job.out, number)
         if before is not None and self.plan.is_done(number, before):
             return before
@@ -101,7 +105,7 @@ class Judge:
 
     def is_done(self, number: int) -> bool:
         """Returns whether a shard needs not be judged in this run."""
-        return self.plan.is_done(number, facts_of(self.job.out, number))
+        return number < len(self.plan.shards) and self.plan.is_done(number, facts_of(self.job.out, number))
 
 
 def claim(out: Path, number: int) -> Lock | None:

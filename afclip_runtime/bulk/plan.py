@@ -1,6 +1,7 @@
 """The plan of a job: its shards, kept on disk, so that workers on any machine read their own shard only."""
 
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -9,8 +10,16 @@ import msgspec
 
 from afclip_runtime.bulk.parts import Facts, facts_of, numbered
 from afclip_runtime.bulk.sources import Archive, File
-from afclip_runtime.errors import UserError
-from afclip_runtime.files import TABLE_LIMIT, read_json, read_json_lines, write_json, write_json_lines
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.files import (
+    TABLE_LIMIT,
+    lagging,
+    read_json,
+    read_json_lines,
+    wait_for,
+    write_json,
+    write_json_lines,
+)
 
 FOLDER, PLAN = "plan", "plan.json"
 REMEDY = "Choose another --out, or remove the folder."
@@ -52,6 +61,25 @@ class Plan(msgspec.Struct, frozen=True):
         """
         return read_json(out / FOLDER / PLAN, cls, remedy=REMEDY, limit=TABLE_LIMIT)
 
+    @classmethod
+    def wait_for(cls, out: Path, number: int) -> "Plan":
+        """Returns the plan that another machine has just written, as soon as it has a shard of this number.
+
+        Raises:
+            UserError: It does not appear, as a shared file system lags; or it is damaged.
+        """
+        path = out / FOLDER / PLAN
+        wait_for(path)
+        deadline = time.monotonic() + lagging.LONGEST_LAG
+        while number >= len((plan := cls.read(out)).shards):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{shown(path)} has no shard {number} after {lagging.LONGEST_LAG:g} s: the shared file system "
+                    "lags. Start the same command again later."
+                )
+            time.sleep(lagging.LOOK)
+        return plan
+
     def is_done(self, number: int, facts: Facts | None) -> bool:
         """Returns whether a part is what this run needs: of the shard's images, without one that failed before."""
         return (
@@ -77,11 +105,12 @@ def files_path(out: Path, number: int) -> Path:
 
 
 def read_files(out: Path, number: int) -> list[File]:
-    """Returns the files of a shard.
+    """Returns the files of a shard, which another machine may have listed a moment ago.
 
     Raises:
-        UserError: Their list is absent or damaged.
+        UserError: Their list does not appear, or is damaged.
     """
+    wait_for(files_path(out, number))
     return [file for _, file in read_json_lines(files_path(out, number), File, remedy=REMEDY)]
 
 

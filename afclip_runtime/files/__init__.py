@@ -12,7 +12,7 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 """
 
 from afclip_runtime.errors import shown
-from afclip_runtime.files.lagging import is_there, wait_for
+from afclip_runtime.files.lagging import is_there, refresh, wait_for
 from afclip_runtime.files.locks import LOCK_FILE, Lock, holder_of, take_lock, wait_for_lock
 from afclip_runtime.files.parquet import read_parquet
 from afclip_runtime.files.reading import (
@@ -65,6 +65,7 @@ __all__ = [
     "read_rows",
     "read_text",
     "read_yaml",
+    "refresh",
     "sha256_of",
     "shown",
     "take_lock",

@@ -1,11 +1,13 @@
 """Files that another machine has just written: a shared file system may show them late.
 
-A client of a network share remembers for up to a minute that a name was not there, and asks the server again when it
-lists the folder.
+A client of a network share remembers for up to a minute what a folder holds, and that a name was not there. What it
+changes there itself, and for most shares a listing, makes it ask the file server again.
 """
 
 import os
+import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from afclip_runtime.errors import UserError, shown
@@ -14,8 +16,22 @@ LONGEST_LAG = 60.0  # seconds; NFS remembers what a folder holds for at most tha
 LOOK = 0.5  # seconds between two looks
 
 
+def refresh(folder: Path) -> None:
+    """Makes the system ask the file server anew what a folder holds, by a file that is made there and removed.
+
+    Args:
+        folder: The folder, which need not be there; nothing happens where nothing can be written.
+    """
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    probe = folder / f".{secrets.token_hex(8)}.tmp"
+    with suppress(OSError):
+        probe.touch()
+        probe.unlink()
+
+
 def is_there(path: Path) -> bool:
-    """Returns whether a file is there, as the file server says; a share may take longer to know of it by itself."""
+    """Returns whether a file is there by its name, or in the list of its folder, which a share may know sooner."""
     if path.exists():
         return True
     try:
@@ -24,22 +40,18 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def wait_for(path: Path, patience: float | None = None) -> None:
-    """Waits for a file that another process has written or is about to.
-
-    Args:
-        path: The file.
-        patience: Seconds; `LONGEST_LAG` by default.
+def wait_for(path: Path) -> None:
+    """Waits for a file that another process has written or is about to, for `LONGEST_LAG`.
 
     Raises:
         UserError: It has not appeared.
     """
-    seconds = LONGEST_LAG if patience is None else patience
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + LONGEST_LAG
     while not is_there(path):
         if time.monotonic() > deadline:
             raise UserError(
-                f"{shown(path)} has not appeared within {seconds:g} s. If another machine has written it, the shared "
-                "file system lags: start the same command again later."
+                f"{shown(path)} has not appeared within {LONGEST_LAG:g} s. If another machine has written it, the "
+                "shared file system lags: start the same command again later. If it was removed, choose another "
+                "folder."
             )
-        time.sleep(min(LOOK, seconds))
+        time.sleep(LOOK)

@@ -92,8 +92,8 @@ def wait_for_lock(path: Path) -> Lock:
     """
     if (lock := take_lock(path, PATIENCE)) is None:
         raise UserError(
-            f"{shown(path)}: {holder_of(path)} has this lock for {PATIENCE:g} s. End that process; if its machine is "
-            "gone, wait until the file server gives up its locks, or choose another folder."
+            f"{shown(path)}: {holder_of(path)} has this lock for more than {PATIENCE:g} s. Start again when it has "
+            "ended; if its machine is gone, when the file server has given up its locks. Or choose another folder."
         )
     return lock
 
