@@ -1,4 +1,4 @@
-"""PyTorch's zip archives: checked before they are believed, and read without running anything that they hold."""
+"""PyTorch's zip archives: checksums are verified, and the content is read without running any of its code."""
 
 import io
 import pickle
@@ -18,11 +18,11 @@ from afclip_runtime.files import open_regular
 
 
 def read_archive(path: str | Path, error: type[UserError]) -> Any:
-    """Returns what `torch.save` wrote: tensors, on the CPU, and plain values; nothing else is made of the file.
+    """Returns the content of a file of `torch.save`: tensors, on the CPU, and plain values. Other objects are rejected.
 
     Args:
         path: A zip archive of `torch.save`.
-        error: Class of the error.
+        error: Class of the error that is raised.
 
     Raises:
         UserError: The file cannot be opened, is no such archive, is damaged, or holds other objects.
@@ -31,11 +31,11 @@ def read_archive(path: str | Path, error: type[UserError]) -> Any:
 
 
 def read_modules(path: str | Path, error: type[UserError], classes: Collection[str]) -> Any:
-    """Returns what `torch.save` wrote, as `read_archive` does, but with modules that were pickled whole.
+    """Returns the content of a file of `torch.save` that contains whole pickled modules. See `read_archive`.
 
-    Each object of the classes becomes a `StoredModule`, which holds what the object held and can do nothing; the
-    classes themselves are not looked for. This is not left to `torch.load`: its `weights_only` takes such stand-ins
-    from a list of the whole process alone, and its words for what it refuses advise to trust the file.
+    Each object of the named classes becomes a `StoredModule`, which holds the object's state and has no behaviour. The
+    classes themselves are not imported. `torch.load` is not used: its `weights_only` takes stand-ins from a list of the
+    whole process only, and its messages advise to trust the file.
 
     Args:
         path: A zip archive of `torch.save`.
@@ -43,7 +43,7 @@ def read_modules(path: str | Path, error: type[UserError], classes: Collection[s
         classes: Full names of the classes.
 
     Raises:
-        UserError: See `read_archive`; the message names what else the file asks for.
+        UserError: See `read_archive`. The message names other classes that the file needs.
     """
     return _read(path, error, lambda file: _unpickled(file, lambda name: name in classes))
 
@@ -61,14 +61,16 @@ def _read(path: str | Path, error: type[UserError], read: Callable[[BinaryIO], A
 
 
 def load_saved(path: str | Path, mmap: bool) -> Any:
-    """Returns what `torch.save` wrote, in a zip archive or as it did until 2020; check an archive with `check_archive`.
+    """Returns the content of a file of `torch.save`, a zip archive or the format until 2020.
+
+    `check_archive` checks archives.
 
     Args:
         path: The file.
-        mmap: Whether the tensors of an archive are read when they are looked at.
+        mmap: Whether the tensors of an archive are memory-mapped.
 
     Raises:
-        Exception: It is damaged or holds other objects than tensors and plain values; of many classes.
+        Exception: The file is damaged, or holds other objects than tensors and plain values. The class varies.
     """
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
@@ -80,15 +82,15 @@ _DEEPEST, _MOST_MODULES = 64, 100_000
 
 
 def check_archive(file: BinaryIO, path: str | Path, error: type[UserError]) -> None:
-    """Compares the content of a zip archive with its checksums, which torch does not look at.
+    """Compares the content of a zip archive with its checksums, which torch ignores.
 
     Args:
-        file: The archive, open.
+        file: The open archive.
         path: Its name for messages.
-        error: Class of the error.
+        error: Class of the error that is raised.
 
     Raises:
-        UserError: It is damaged, or holds what torch does not write.
+        UserError: The archive is damaged, or holds entries that torch does not write.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -108,7 +110,7 @@ def check_archive(file: BinaryIO, path: str | Path, error: type[UserError]) -> N
 
 
 def reason(problem: BaseException) -> str:
-    """Returns what was wrong with tensors that could not be read, without torch's advice to trust the file."""
+    """Returns the reason of a failed read, without torch's advice to trust the file."""
     if isinstance(problem, _RefusedError):
         return f"holds {shown(problem)}, and nothing is read but tensors and plain values: it would be run"
     if isinstance(problem, pickle.UnpicklingError):
@@ -131,19 +133,19 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
     """Returns the tensors of a TorchScript archive by name: parameters, buffers and other attributes, on the CPU.
 
-    The archive's code stays unread: `torch.jit.load` would run what it holds to restore its modules.
+    The code in the archive is not run, as `torch.jit.load` would do to restore its modules.
 
     Args:
-        file: The archive, open.
+        file: The open archive.
 
     Raises:
-        Exception: It is damaged or holds something else; of many classes.
+        Exception: The archive is damaged or of another kind. The class varies.
     """
     return tensors_of(_unpickled(file, lambda name: name.split(".")[0] == "__torch__"))
 
 
 class StoredModule:
-    """Stands for a module of the archive: what it held, and nothing that it could do."""
+    """The state of a module of the archive, without its behaviour."""
 
     held: Any = None
 
@@ -152,10 +154,10 @@ class StoredModule:
 
     @property
     def parts(self) -> Mapping[str, Any]:
-        """Returns its tensors and the modules in it by name, among other attributes; those of `nn.Module` lie deeper.
+        """Returns the tensors and submodules by name. `nn.Module` keeps them in nested dictionaries.
 
         Raises:
-            ValueError: It keeps them in a way of its own.
+            ValueError: They are stored in an unknown way.
         """
         if not isinstance(self.held, Mapping):
             raise ValueError("a module keeps its tensors in a way of its own")
@@ -170,18 +172,18 @@ class StoredModule:
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """An archive asks for something by a name that stands for nothing here."""
+    """An archive refers to a name that is not allowed."""
 
 
 def _unpickled(file: BinaryIO, is_module: Callable[[str], bool]) -> Any:
-    """Returns what an archive of torch holds, its tensors on the CPU.
+    """Returns the content of an archive of torch, with tensors on the CPU.
 
     Args:
-        file: The archive, open.
-        is_module: Whether a full name is that of a class which a `StoredModule` stands for.
+        file: The open archive.
+        is_module: Function that says whether a full name is that of a class to be read as a `StoredModule`.
 
     Raises:
-        Exception: It is damaged or holds something else; of many classes.
+        Exception: The archive is damaged or of another kind. The class varies.
     """
     with zipfile.ZipFile(file) as archive:
         root = next(name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]).split("/")[0]
@@ -194,10 +196,10 @@ def _unpickled(file: BinaryIO, is_module: Callable[[str], bool]) -> Any:
 
 
 def _check_places(content: bytes) -> None:
-    """Refuses a pickle that keeps something in a place beyond its own length: all places before it would be made.
+    """Rejects a pickle with a memo index beyond its own length, which would allocate all entries before it.
 
     Raises:
-        ValueError: It does, or is cut or damaged.
+        ValueError: There is such an index, or the pickle is truncated or damaged.
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
@@ -205,7 +207,7 @@ def _check_places(content: bytes) -> None:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes tensors, containers and `StoredModule`s; every other name is refused."""
+    """Builds tensors, containers and `StoredModule`s. Every other name is rejected."""
 
     def __init__(self, content: Any, archive: zipfile.ZipFile, root: str, is_module: Callable[[str], bool]) -> None:
         super().__init__(content)
@@ -268,10 +270,11 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 def tensors_of(module: Any) -> dict[str, Tensor]:
-    """Returns the tensors of a stored module and of those in it, by their names.
+    """Returns the tensors of a stored module and of its submodules, by name.
 
     Raises:
-        ValueError: It is no module, keeps its tensors in a way of its own, or holds too many modules, or itself.
+        ValueError: It is no module, stores its tensors in an unknown way, contains too many modules, or contains
+            itself.
     """
     tensors: dict[str, Tensor] = {}
     _collect(module, "", tensors, count())
@@ -279,7 +282,7 @@ def tensors_of(module: Any) -> dict[str, Tensor]:
 
 
 def _collect(module: Any, prefix: str, tensors: dict[str, Tensor], visits: Iterator[int]) -> None:
-    """Adds the tensors of a module and of those below it by their names."""
+    """Adds the tensors of a module and of its submodules, by name."""
     if not isinstance(module, StoredModule):
         raise ValueError("a module keeps its tensors in a way of its own")
     if prefix.count(".") > _DEEPEST or next(visits) > _MOST_MODULES:  # a few that hold each other would go on for ever

@@ -1,4 +1,4 @@
-"""Other walks through a frozen block than its own (the V-V dual path, tokens put beside), and the parts of one."""
+"""Other passes through a frozen block than its own: the V-V dual path and extra tokens; and the parts of a block."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, [B, heads, T, d] e
 
 
 class BlockParts(NamedTuple):
-    """A frozen block taken apart."""
+    """The parts of a frozen block."""
 
     normalise: Callable[[Tensor], Tensor]  # before the attention
     project: Callable[[Tensor], QKV]  # [B, T, C] to queries, keys, values as the block compares them
@@ -37,11 +37,11 @@ def run_block(block: nn.Module, tokens: Tensor, rotation: Tensor | None) -> Tens
     """Returns tokens `[B, T, C]` after a frozen block.
 
     Args:
-        block: Of a vision tower.
+        block: Block of a vision tower.
         tokens: `[B, T, C]`.
         rotation: Sines and cosines of the rotary embedding of the last tokens, as timm concatenates them:
-            `[h, n, 2 * d]` of all images or `[B, h, n, 2 * d]` of each, h being the heads, or 1 for all of them; `None`
-            where the tower has no rotary embedding.
+            `[h, n, 2 * d]` for all images or `[B, h, n, 2 * d]` per image. h is the number of heads, or 1 for all
+            heads. `None` if the tower has no rotary embedding.
     """
     output: Tensor = block(tokens) if rotation is None else block(tokens, rope=rotation)
     return output
@@ -50,16 +50,16 @@ def run_block(block: nn.Module, tokens: Tensor, rotation: Tensor | None) -> Tens
 def run_beside(
     block: nn.Module, tokens: Tensor, extra: Tensor, n_prefix: int, rotation: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns tokens `[B, T, C]` and extra ones `[B, n, C]` after a frozen block in which they see each other.
+    """Returns tokens `[B, T, C]` and extra tokens `[B, n, C]` after a frozen block in which they attend to each other.
 
-    The extra tokens stand between the prefix and the patches, as registers do: they have no place in the image, and no
-    rotation. Attention does not ask where a token stands, so that this is the same as after the patches.
+    The extra tokens stand between the prefix and the patches, as registers do. They have no position in the image and
+    no rotation. Attention does not depend on the order of tokens, so the result is the same as after the patches.
 
     Args:
-        block: Of a vision tower; one with a rotary embedding must be one that `has_dual_path`.
+        block: Block of a vision tower. With a rotary embedding, it must be one that `has_dual_path`.
         tokens: `[B, T, C]`.
         extra: `[B, n, C]`.
-        n_prefix: Tokens before the patches: the class token and registers.
+        n_prefix: Number of tokens before the patches: the class token and registers.
         rotation: See `run_block`.
     """
     split = [n_prefix, extra.shape[1], tokens.shape[1] - n_prefix]
@@ -76,15 +76,15 @@ def run_beside(
 
 
 def value_block(block: nn.Module, tokens: Tensor, over_batch: bool = False) -> Tensor:
-    """Returns tokens `[B, T, C]` after a frozen block whose attention compares values with values; it has but one path.
+    """Returns tokens `[B, T, C]` after a frozen block with V-V attention, in a single path.
 
     Args:
-        block: One that `has_dual_path`.
+        block: A block that `has_dual_path`.
         tokens: `[B, T, C]`.
-        over_batch: Have a token attend to those in its place of all images of the batch, and not to those of its own
-            image: what AA-CLIP's official code comes to, whose axes are the other way round.
+        over_batch: Whether a token attends to the tokens at its position of all images of the batch instead of the
+            tokens of its image. AA-CLIP's official code does so, because its axes are swapped.
 
-    Reference: CLIP Surgery, with the feed-forward half, as in AA-CLIP's official code.
+    Reference: CLIP Surgery, with the feed-forward layer, as in AA-CLIP's official code.
     """
     parts = _parts(block, None)
     values = parts.project(parts.normalise(tokens))[2]  # [B, heads, T, d]
@@ -102,23 +102,23 @@ def dual_block(
 ) -> tuple[Tensor, Tensor]:
     """Returns both streams `[B, T, C]` after a frozen block; neither input is changed.
 
-    The original stream is the block's own output. The V-V stream adds attention of values to values through the same
-    projections, with the values of the *original* stream, and no feed-forward half.
+    The original stream is the block's own output. The V-V stream adds attention of values to values, with the same
+    projections and the values of the *original* stream, and has no feed-forward layer.
 
-    In a block with a rotary embedding (RoPE) the values are compared as they are: *neither* is rotated, nor normalised
-    as queries and keys are. That is the published definition, softmax(V Vᵀ / √d) V, taken literally: V-V attention
-    gathers patches of like content wherever they lie. Rotating both would compare vᵢᵀ R(j - i) vⱼ. Then even equal
-    values agree less, or disagree, the further apart they are, by pairs of channels and frequencies that were trained
-    for queries and keys; values were never rotated in training, so that their channels form no such pairs. What a block
-    does to the result of its attention (normalisation, projection, layer scale) it does to both streams.
+    In a block with a rotary embedding (RoPE), values are compared unchanged: they are *neither* rotated nor normalised
+    as queries and keys are. This is the published definition, softmax(V Vᵀ / √d) V, taken literally: V-V attention
+    gathers patches of similar content wherever they lie. With rotation it would compare vᵢᵀ R(j - i) vⱼ. Equal values
+    would then agree less with distance, by pairs of channels and frequencies that were trained for queries and keys.
+    Values were never rotated in training, so their channels form no such pairs. Normalisation, projection and layer
+    scale after the attention apply to both streams.
 
     Args:
-        block: One that `has_dual_path`, in eval mode: dropout and drop paths are off.
+        block: A block that `has_dual_path`, in eval mode, without dropout and drop path.
         original: The original stream before the block.
-        value: The V-V stream before the block; before the first block of the dual path, the original one.
-        rotation: See `run_block`; of the original stream alone.
+        value: The V-V stream before the block. Before the first block of the dual path, it is the original stream.
+        rotation: See `run_block`. It applies to the original stream only.
 
-    Reference: KAnoCLIP, Eq. (4) to (8); CLIP Surgery; AnomalyCLIP's and FAPrompt's official codes; none has RoPE.
+    Reference: KAnoCLIP, Eq. (4) to (8); CLIP Surgery; the official codes of AnomalyCLIP and FAPrompt. None has RoPE.
     """
     parts = _parts(block, rotation)
     q, k, v = parts.project(parts.normalise(original))
@@ -138,7 +138,7 @@ def _parts(block: Any, rotation: Tensor | None) -> BlockParts:
 
 
 def open_clip_parts(block: Any) -> BlockParts:
-    """Returns a `ResidualAttentionBlock` of open_clip's taken apart."""
+    """Returns the parts of open_clip's `ResidualAttentionBlock`."""
     attention = block.attn
     return BlockParts(
         block.ln_1,
@@ -149,7 +149,7 @@ def open_clip_parts(block: Any) -> BlockParts:
 
 
 def open_clip_qkv(attention: nn.MultiheadAttention, tokens: Tensor, channels: slice = slice(None)) -> Tensor:
-    """Returns queries, keys and values side by side, `[..., 3 * C]`, or some of these channels."""
+    """Returns concatenated queries, keys and values, `[..., 3 * C]`, or some of these channels."""
     return F.linear(tokens, attention.in_proj_weight[channels], attention.in_proj_bias[channels])
 
 
@@ -197,7 +197,7 @@ def _scaled(tokens: Tensor, gamma: Tensor | None) -> Tensor:
 
 
 def _eva_qkv(attention: Any, tokens: Tensor, rotation: Tensor | None) -> QKV:
-    """Returns what an attention of the EVA family compares: queries and keys normalised and rotated, values as is."""
+    """Returns the inputs of attention in the EVA family: normalised, rotated queries and keys, and unchanged values."""
     if attention.qkv is None:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (part(tokens).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for part in projections)
@@ -213,12 +213,12 @@ def _eva_qkv(attention: Any, tokens: Tensor, rotation: Tensor | None) -> QKV:
 
 
 def _rotate(part: Tensor, rotation: Tensor, half: bool) -> Tensor:
-    """Returns `[B, heads, T, d]` with the last tokens rotated; those before them have no place in the image."""
+    """Returns `[B, heads, T, d]` with the last tokens rotated. The tokens before them have no position in the image."""
     first = part.shape[2] - rotation.shape[-2]
     return torch.cat([part[:, :, :first], apply_rot_embed_cat(part[:, :, first:], rotation, half=half)], dim=2)
 
 
 def _split(projected: Tensor, heads: int) -> QKV:
-    """Returns queries, keys and values of all heads from those side by side, `[B, T, 3 * C]`."""
+    """Returns queries, keys and values per head from the concatenation `[B, T, 3 * C]`."""
     q, k, v = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return q, k, v

@@ -1,4 +1,4 @@
-"""A model by its name, built and filled with weights: open_clip's, or a vision tower of timm that has no text."""
+"""Builds a model by name and loads its weights: a model of open_clip, or a vision tower of timm without text."""
 
 import difflib
 import logging
@@ -24,10 +24,10 @@ RANDOM_TEXT = {"width": 384, "heads": 6, "layers": 4}
 
 
 def config_of(model: str) -> tuple[str, dict[str, Any]]:
-    """Returns the name of an architecture of open_clip's and its config; the name of a JSON file's is its stem.
+    """Returns the name and the config of an architecture of open_clip. The name of a JSON file is its stem.
 
     Raises:
-        ValueError: There is none; the message names those like it.
+        ValueError: There is no such architecture. The message names similar ones.
     """
     if model.endswith(".json"):
         if not Path(model).is_file():
@@ -44,11 +44,11 @@ def config_of(model: str) -> tuple[str, dict[str, Any]]:
 def build_clip(
     name: str, config: dict[str, Any], weights: str, activation: Activation, seed: int, cache_dir: str | None
 ) -> tuple[Any, bool]:
-    """Returns a model of open_clip's, and whether its activation is QuickGELU; see `ClipBackbone`.
+    """Returns a model of open_clip, and whether its activation is QuickGELU. See `ClipBackbone`.
 
     Raises:
-        WeightsError: The weights cannot be had or do not fit.
-        ValueError: An activation that contradicts the config.
+        WeightsError: The weights are not available or do not fit.
+        ValueError: The activation contradicts the config.
     """
     file = None if weights == RANDOM else find_weights(name, weights, cache_dir)
     if activation == "gelu" and config.get("quick_gelu"):
@@ -64,10 +64,10 @@ def build_clip(
 
 
 def timm_name(model: str) -> str:
-    """Returns `timm:NAME` of `timm:NAME.TAG`: the tag names weights, of which the architecture is the same.
+    """Returns `timm:NAME` of `timm:NAME.TAG`. The tag names weights; the architecture does not depend on it.
 
     Raises:
-        ValueError: timm has no such model; the message names those like it.
+        ValueError: timm has no such model. The message names similar ones.
     """
     name = model.removeprefix(TIMM).partition(".")[0]
     if not timm.is_model(name):
@@ -77,10 +77,10 @@ def timm_name(model: str) -> str:
 
 
 def build_vision_only(model: str, weights: str, text: TextSource, seed: int, cache_dir: str | None) -> "VisionOnly":
-    """Returns a vision tower of timm's; see `ClipBackbone`.
+    """Returns a vision tower of timm. See `ClipBackbone`.
 
     Raises:
-        WeightsError: The weights cannot be had or do not fit.
+        WeightsError: The weights are not available or do not fit.
     """
     with _seeded(seed):
         built = VisionOnly(timm_name(model).removeprefix(TIMM), text == "random")
@@ -96,12 +96,12 @@ def build_vision_only(model: str, weights: str, text: TextSource, seed: int, cac
 
 
 class VisionOnly(nn.Module):
-    """A vision tower of timm's (DINOv2, DINOv3, TIPSv2, PE-Spatial, RADIO), whose own space is the joint space.
+    """A vision tower of timm (DINOv2, DINOv3, TIPSv2, PE-Spatial, RADIO). Its own space serves as the joint space.
 
     Attributes:
         visual: The tower.
         text: `None`, or a text tower with random weights.
-        embed_dim: D, of the joint space.
+        embed_dim: D, channels of the joint space.
     """
 
     def __init__(self, name: str, random_text: bool) -> None:
@@ -112,7 +112,7 @@ class VisionOnly(nn.Module):
 
 
 class _Tower(TimmModel):
-    """open_clip's adapter without a projection, and pooled as the tower's authors do, where they have a class token."""
+    """open_clip's adapter of a timm tower, without projection, pooled by the class token if the tower has one."""
 
     def __init__(self, name: str) -> None:
         nn.Module.__init__(self)

@@ -1,8 +1,8 @@
-"""Prompts through a causal text transformer: what they begin with alike once, and in the last block their ends alone.
+"""Prompts through a causal text transformer: a common beginning passes once, and the last block computes only the ends.
 
-Nothing that comes later changes a token there. So tokens that prompts have in common, up to the first other one, pass
-once for all of them; and of the last block, which nothing looks at but the embedding at a prompt's end, all other
-tokens need their keys and values only.
+In a causal transformer, later tokens do not change earlier ones. Tokens that prompts have in common at their beginning
+therefore pass once for all prompts. The last block is used at the end of a prompt only, so the other tokens need just
+their keys and values there.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,12 @@ from afclip_lightning.backbones.attention import open_clip_parts, open_clip_qkv
 
 
 class PromptPack(NamedTuple):
-    """How K prompts lie in one row of tokens, `[G * P + K * T, C]`: their G beginnings, then the rest of each.
+    """Layout of K prompts in one row of tokens, `[G * P + K * T, C]`: their G beginnings, then the rest of each prompt.
 
     Attributes:
-        sizes: How many prompts, one after the other, have each beginning; they add up to K.
-        beginning: P, tokens of a beginning; 0 is without.
-        rest: T, tokens of a prompt after it.
+        sizes: Numbers of consecutive prompts that share a beginning. Their sum is K.
+        beginning: P, number of tokens of a beginning. 0 means no common beginning.
+        rest: T, number of tokens of a prompt after it.
     """
 
     sizes: Sequence[int]
@@ -55,15 +55,15 @@ def walk_to_ends(
     shared: int = 0,
     sizes: Sequence[int] | None = None,
 ) -> Tensor:
-    """Returns the embedding at each prompt's end after the last block, `[K, C]`.
+    """Returns the embedding at the end of each prompt after the last block, `[K, C]`.
 
     Args:
         blocks: open_clip's `ResidualAttentionBlock`s, with a causal mask.
         prompts: `[K, S, C]`, with the positional embedding.
-        end: `[K]`, int64, position of each prompt's end-of-text token, behind what prompts share.
+        end: `[K]`, int64, position of the end-of-text token of each prompt, after the common beginning.
         deep_tokens: See `TextTower`.
-        shared: First positions that prompts have in common, deep tokens included.
-        sizes: How many prompts, one after the other, have them in common; `None` is all.
+        shared: Number of first positions that prompts have in common, deep tokens included.
+        sizes: Numbers of consecutive prompts that have them in common. `None` means all prompts.
     """
     if shared <= max((tokens.shape[-2] for tokens in deep_tokens), default=0):
         shared = 0  # where prompts part, deep tokens stand on both sides
@@ -91,7 +91,7 @@ def _with_deep_tokens(tokens: Tensor, deep: Tensor, pack: PromptPack) -> Tensor:
 
 
 def _block(block: Any, tokens: Tensor, pack: PromptPack, mask: Tensor) -> Tensor:
-    """Returns the row of tokens after a block; `mask`, `[T, P + T]`, is what the rest of a prompt looks at."""
+    """Returns the row of tokens after a block. `mask`, `[T, P + T]`, is the attention mask of the rest of a prompt."""
     parts, heads = open_clip_parts(block), block.attn.num_heads
     first, rest = pack.unpack(open_clip_qkv(block.attn, parts.normalise(tokens)))
     (q_first, k_first, v_first), (q, k, v) = first.chunk(3, dim=-1), rest.chunk(3, dim=-1)
@@ -115,12 +115,15 @@ def _last_block(block: Any, tokens: Tensor, pack: PromptPack, end: Tensor) -> Te
 
 
 def _at(prompts: Tensor, position: Tensor) -> Tensor:
-    """Returns of each prompt `[K, T, C]` the token at its position, `[K, C]`."""
+    """Returns the token at one position per prompt `[K, T, C]`, `[K, C]`."""
     return prompts[torch.arange(prompts.shape[0], device=prompts.device), position]
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Returns what queries `[B, T, C]` take from values `[B, S, C]`, `[B, T, C]`; without a mask causally."""
+    """Returns the attention of queries `[B, T, C]` over values `[B, S, C]`, `[B, T, C]`.
+
+    Without a mask it is causal.
+    """
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values))
     taken = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return taken.transpose(1, 2).flatten(2)

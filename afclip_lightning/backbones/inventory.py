@@ -1,4 +1,4 @@
-"""Which files the presets need, and which of them are on this machine already; nothing here uses the network."""
+"""Files that the presets need, and whether they are on this machine. Nothing here uses the network."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from afclip_runtime.errors import WeightsError
 
 @dataclass(frozen=True)
 class Needed:
-    """What a preset needs.
+    """The weights of a preset.
 
     Attributes:
-        preset: Its name.
-        model: Its architecture.
-        weights: What fills it: a tag, `timm:NAME.TAG`, `pip:PACKAGE`.
-        download_mb: Size of the download in MB of 10^6 bytes, as its page says; `None` where no page was at hand.
-        size: The same in words; counted from the parameters where no page was at hand.
-        licence: Of the weights; `None` where that is not known.
-        path: Where the file lies on this machine; `None` if it does not.
-        get: What gets it: a repository of the hub, or a command of pip.
+        preset: Name of the preset.
+        model: Architecture.
+        weights: Weights: a tag, `timm:NAME.TAG`, `pip:PACKAGE`.
+        download_mb: Size of the download in MB of 10^6 bytes, as its page says. `None` if no page was at hand.
+        size: The same in words. It is counted from the parameters if no page was at hand.
+        licence: Licence of the weights. `None` if it is unknown.
+        path: Path of the file on this machine. `None` if it is absent.
+        get: How to get the file: a repository of the hub, or a pip command.
     """
 
     preset: str
@@ -36,10 +36,10 @@ class Needed:
 
 
 def needed(cache_dir: str | None = None) -> Iterator[Needed]:
-    """Yields what each preset needs, in the order of the table.
+    """Yields the weights of each preset, in the order of the table.
 
     Args:
-        cache_dir: Where downloads are kept; the hub's own place by default.
+        cache_dir: Folder of downloads. The default is the hub's.
     """
     for preset in PRESETS.values():
         weights = own_weights(preset)
@@ -50,17 +50,17 @@ def needed(cache_dir: str | None = None) -> Iterator[Needed]:
 
 
 def own_weights(preset: Preset) -> str:
-    """Returns the weights that fill a preset's model, or its vision tower where it has no text."""
+    """Returns the weights of a preset's model, or of its vision tower if it has no text."""
     return preset.vision_weights or preset.weights
 
 
 def locate(model: str, weights: str, cache_dir: str | None = None) -> Path | None:
-    """Returns where weights lie on this machine: in the package, in an installed package or in the cache; else `None`.
+    """Returns the path of weights in the package, in an installed package or in the cache. `None` if they are absent.
 
     Args:
-        model: Architecture that a tag is of.
-        weights: A tag, `embedded`, or a name that begins with `hf-hub:`, `timm:` or `pip:`.
-        cache_dir: Where downloads are kept; the hub's own place by default.
+        model: Architecture of a tag.
+        weights: A tag, `embedded`, or a name that starts with `hf-hub:`, `timm:` or `pip:`.
+        cache_dir: Folder of downloads. The default is the hub's.
 
     Raises:
         WeightsError: There are no such weights.

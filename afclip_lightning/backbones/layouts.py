@@ -1,4 +1,4 @@
-"""State dicts of other makers, by the names that open_clip and timm give the same tensors."""
+"""Conversion of other libraries' state dicts to the tensor names of open_clip and timm."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,13 +13,14 @@ Rename = tuple[str, str]  # what a name begins with, as a regular expression, an
 
 @dataclass(frozen=True)
 class Layout:
-    """How one maker names the tensors of a kind of model.
+    """Tensor names of one library for a kind of model.
 
     Attributes:
-        name: Of the layout, in words.
+        name: Name of the layout, in words.
         mark: A tensor that no other layout has.
-        convert: Returns the state dict with the names of open_clip (a whole CLIP) or of Meta's DINO (a tower, whose
-            names timm understands); what is no part of the model is left out. The given one is emptied on the way.
+        convert: Function that returns the state dict with the names of open_clip (a whole CLIP) or of Meta's DINO (a
+            tower, whose names timm understands), without tensors that are no part of the model. It empties its
+            argument.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Layout:
 
 
 def _renamed(state: State, renames: Sequence[Rename]) -> State:
-    """Returns the tensors whose names are known, with their new ones; the first rename that matches counts."""
+    """Returns the tensors with known names under their new names. The first rule that matches applies."""
     renamed = {}
     for name in list(state):
         for old, new in renames:
@@ -40,11 +41,11 @@ def _renamed(state: State, renames: Sequence[Rename]) -> State:
 
 
 def _fuse(state: State, fused: str) -> None:
-    """Joins query, key and value of each block into one tensor; a bias that one of them lacks is 0.
+    """Joins query, key and value of each block into one tensor. A missing bias becomes 0.
 
     Args:
-        state: With names that end in `.attn.query.weight` and so on.
-        fused: What stands for `query.` in the new name: `qkv.` or `in_proj_`.
+        state: State dict with names that end in `.attn.query.weight` and so on.
+        fused: Replacement of `query.` in the new name: `qkv.` or `in_proj_`.
     """
     for name in [name for name in state if ".attn.query." in name]:
         query = state[name]
@@ -161,7 +162,7 @@ _WRAPPERS = (
 
 
 def foreign_layout(names: Sequence[str]) -> tuple[Layout, str] | None:
-    """Returns the layout of another maker that these tensors are named in, and the prefix of all of them; or `None`."""
+    """Returns the layout of these tensor names and their common prefix. `None` if the layout is not a foreign one."""
     for layout in FOREIGN:
         for prefix in ("", *_WRAPPERS):
             if prefix + layout.mark in names:
@@ -170,7 +171,7 @@ def foreign_layout(names: Sequence[str]) -> tuple[Layout, str] | None:
 
 
 def converted(state: State) -> State:
-    """Returns a state dict with the names of open_clip or timm, if it has those of another maker; else as it is."""
+    """Returns a state dict with the names of open_clip or timm. One without a foreign layout is returned unchanged."""
     found = foreign_layout(list(state))
     if found is None:
         return state

@@ -1,4 +1,4 @@
-"""A tower's final normalisation and projection as tensors, for heads that join their own last matrix with them."""
+"""The final normalisation and projection of a tower as tensors, for heads that merge their last matrix with them."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,14 @@ from afclip_lightning.backbones.towers import ClipVisionTower, TimmVisionTower, 
 
 
 class NormedProjection(NamedTuple):
-    """A layer normalisation and the matrix behind it.
+    """A layer normalisation followed by a matrix.
 
     Attributes:
-        weight: `[C]`, the normalisation's.
-        bias: `[C]`, the normalisation's.
-        eps: What the normalisation adds to the variance.
+        weight: `[C]`, weight of the normalisation.
+        bias: `[C]`, bias of the normalisation.
+        eps: Added to the variance.
         matrix: `[D, C]`.
-        shift: `[D]`, what is added after the matrix, if anything is.
+        shift: `[D]`, bias after the matrix, or `None`.
     """
 
     weight: Tensor
@@ -25,13 +25,13 @@ class NormedProjection(NamedTuple):
     shift: Tensor | None
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Returns the matrix `[D, C]` and the shift `[D]` behind a normalisation without weight and bias."""
+        """Returns the matrix `[D, C]` and the shift `[D]` after a normalisation without weight and bias."""
         shift = self.matrix @ self.bias
         return self.matrix * self.weight, shift if self.shift is None else shift + self.shift
 
 
 def normed_projection(tower: VisionTower) -> NormedProjection | None:
-    """Returns what the tower's `project` does, or `None` if it is more than a layer normalisation and a matrix."""
+    """Returns the tensors of the tower's `project`, or `None` if it is more than a layer normalisation and a matrix."""
     visual = tower.visual
     if type(tower) is ClipVisionTower:
         norm, matrix, shift = visual.ln_post, visual.proj.T, None

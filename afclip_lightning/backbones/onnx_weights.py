@@ -1,4 +1,4 @@
-"""Tensors of an ONNX file by the names that they had in PyTorch; the graph is read, never run."""
+"""Tensors of an ONNX file by their names in PyTorch. The graph is read and never run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from afclip_runtime.errors import WeightsError
 
 
 def parse_onnx(content: bytes, source: str) -> Any:
-    """Returns the `ModelProto` of a file's bytes; whoever drops the bytes then keeps the tensors once in memory.
+    """Returns the `ModelProto` of a file's bytes. It copies the tensors, so the caller can release the bytes.
 
     Args:
-        content: The file's bytes.
-        source: What a message names.
+        content: The bytes of the file.
+        source: Name of the file for messages.
 
     Raises:
         WeightsError: The package `onnx` is missing, or the content is no ONNX.
@@ -35,14 +35,14 @@ def parse_onnx(content: bytes, source: str) -> Any:
 def tensors_of(model: Any, source: str, joined: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
     """Returns the tensors that `torch.onnx.export` wrote, by their names in the module's state dict.
 
-    The exporter keeps the names of parameters, but for the weights of linear layers: these it transposes and numbers
-    (`onnx::MatMul_1966`), while the node that multiplies by them says which layer it was (`/a/b/MatMul`: `a.b.weight`).
+    The exporter keeps the names of parameters, except the weights of linear layers. It transposes and numbers these
+    (`onnx::MatMul_1966`). The name of the node that multiplies by them tells the layer (`/a/b/MatMul`: `a.b.weight`).
 
     Args:
-        model: From `parse_onnx`.
-        source: What a message names.
-        joined: Tensors that the exporter cut into parts: name in the state dict → names in the file, which are joined
-            along the second axis. Parts that are not named here and have a number alone are left out.
+        model: Result of `parse_onnx`.
+        source: Name of the file for messages.
+        joined: Tensors that the exporter split: name in the state dict → names in the file. The parts are concatenated
+            along the second axis. Other parts that have only a number are left out.
 
     Raises:
         WeightsError: A part is missing.

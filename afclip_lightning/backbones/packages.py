@@ -1,6 +1,6 @@
-"""Weights that come inside packages of the Python package index: which files they are, and how they are read.
+"""Weights inside packages of the Python package index.
 
-Nothing of such a package is imported or run: its metadata says where the file lies, the hash says whether it is the one
+The package is neither imported nor run. Its metadata gives the path of the file. The hash tells whether it is the file
 that the recipe was written for.
 """
 
@@ -25,22 +25,22 @@ MOST = 2**33  # bytes of a file in a package
 
 @dataclass(frozen=True)
 class Shipped:
-    """A vision tower in one version of a package, and the recipe that makes a state dict of its file.
+    """A vision tower in one version of a package, and the recipe that turns its file into a state dict.
 
     Attributes:
         package: Name on the package index.
         version: The version whose file this is.
         file: Path in the installed package.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
         sha256: Hash of the file.
         licence: Licence of the package, as its metadata says.
-        model: Architecture that the tensors fit, as `model` names it.
-        what: What it is, in words.
-        mean: Mean of the channels that it was trained with.
-        std: Standard deviation, likewise.
-        prefix: Of the tensors that belong to the tower; it is cut off.
-        joined: See `tensors_of`; names with the prefix.
-        rename: What gives the tensors the names that timm knows.
+        model: Architecture of the tensors, as `model` names it.
+        what: Description in words.
+        mean: Mean of the channels in its training.
+        std: Standard deviation of the channels in its training.
+        prefix: Prefix of the tensors that belong to the tower. It is removed.
+        joined: See `tensors_of`. The names have the prefix.
+        rename: Function that gives the tensors the names that timm knows.
     """
 
     package: str
@@ -79,10 +79,10 @@ SHIPPED = (
 
 
 def recipes_of(package: str) -> list[Shipped]:
-    """Returns what is known of a package, one entry per version and file.
+    """Returns the recipes of a package, one per version and file.
 
     Raises:
-        WeightsError: Nothing is known of it.
+        WeightsError: There is no recipe for the package.
     """
     found = [entry for entry in SHIPPED if _plain(entry.package) == _plain(package)]
     if not found:
@@ -92,10 +92,10 @@ def recipes_of(package: str) -> list[Shipped]:
 
 
 def find_package(package: str) -> tuple[Path, str]:
-    """Returns where the file of weights of an installed package lies, and the package's version; imports nothing.
+    """Returns the path of the weights in an installed package, and the package's version. It imports nothing.
 
     Raises:
-        WeightsError: The package is not known, not installed, or has no such file.
+        WeightsError: The package is unknown, not installed, or lacks the file.
     """
     recipes = recipes_of(package)
     try:
@@ -110,13 +110,13 @@ def find_package(package: str) -> tuple[Path, str]:
 
 
 def read_package(package: str) -> tuple[dict[str, Tensor], Shipped]:
-    """Returns the state dict of the vision tower that an installed package ships, and what it is.
+    """Returns the state dict of the vision tower that an installed package ships, and its recipe.
 
     Args:
         package: Name on the package index.
 
     Raises:
-        WeightsError: The package is not known or not installed, or its file is another one than the recipe is for.
+        WeightsError: The package is unknown or not installed, or its file is not the one of the recipe.
     """
     recipes = recipes_of(package)
     path, version = find_package(package)
@@ -142,5 +142,5 @@ def _works(recipes: Sequence[Shipped]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Returns a package's name as the index compares it."""
+    """Returns the name of a package in the normalised form of the index."""
     return re.sub(r"[-_.]+", "-", name).lower()

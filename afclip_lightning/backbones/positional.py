@@ -1,4 +1,4 @@
-"""Resizing of positional embeddings; the papers' codes use three different rules and the features differ."""
+"""Resizing of positional embeddings. The papers' codes use different rules, and the features depend on them."""
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,13 @@ OFFSET = 0.1  # of a patch, which DINOv2 adds against rounding in the number of 
 def resize_positional_embedding(
     table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], rule: PosEmbedResize
 ) -> Tensor:
-    """Returns the positional embedding of another patch grid.
+    """Returns the positional embedding for another patch grid.
 
     Args:
-        table: `[P + h * w, C]`: P prefix rows (class token, registers), which are kept, then the grid, row-major.
+        table: `[P + h * w, C]`: P prefix rows (class token, registers), which are kept, then the grid in row-major
+            order.
         grid: Native grid `(h, w)`.
-        new_grid: Wanted grid.
+        new_grid: New grid `(h, w)`.
         rule: `bilinear` (AF-CLIP, FAPrompt, AnomalyCLIP), `bicubic` without antialiasing (MuSc, AdaCLIP) or
             `bicubic_antialias` (open_clip's own, APRIL-GAN, AA-CLIP), or `bicubic_offset`, without antialiasing and
             scaled by a tenth of a patch more than the grids are apart (DINOv2's own models without registers,
