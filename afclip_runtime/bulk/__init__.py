@@ -7,6 +7,7 @@
 | `plan.py` | cuts the listing into shards and keeps it on disk |
 | `reading.py` | reads the images of one shard |
 | `judging.py` | judges one shard and writes its part: the one function that every launcher calls |
+| `routes.py`, `shards.py`, `on_ray.py` | where that runs: in this process, as units of the launcher, on Ray Data |
 | `parts.py` | the Parquet files of the output, and what is known of each |
 | `summary.py` | the end of a job: the column drift, manifest.json |
 """

@@ -36,17 +36,25 @@ class Job:
 
     Attributes:
         out: Folder of the output, absolute.
-        load: Loads the models, by name; a function of a module, or a `functools.partial` of one.
+        load: Loads the models, by name; a function of a module, or a `functools.partial` of one. It takes `threads`.
         saves: Which pictures to write.
         num_workers: Threads that decode.
         cwd: Folder that relative paths of images start from.
+        threads: Threads that a batch is scored with, where the launcher shares them; `None` leaves it to `load`.
+        gpu: Whether the models run on a GPU where there is one.
     """
 
     out: Path
-    load: "Callable[[], Mapping[str, Inspector]]"
+    load: "Callable[..., Mapping[str, Inspector]]"
     saves: tuple[str, ...] = ()
     num_workers: int = 2
     cwd: Path = field(default_factory=Path.cwd)
+    threads: int | None = None
+    gpu: bool = False
+
+    def load_models(self) -> "Mapping[str, Inspector]":
+        """Returns the models, by name."""
+        return self.load() if self.threads is None else self.load(threads=self.threads)
 
 
 class Judge:
@@ -71,7 +79,7 @@ class Judge:
         self.on_image = on_image
         os.chdir(job.cwd)  # of a worker on another machine
         self.plan = Plan.wait_for(job.out, 0)
-        self.models = job.load() if models is None else models
+        self.models = job.load_models() if models is None else models
 
     def __call__(self, number: int) -> Facts | None:
         """Judges a shard unless that is done, and returns what its part says; `None` if another process has it.

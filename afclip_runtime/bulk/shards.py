@@ -1,64 +1,12 @@
-"""The shards of a job as the launcher's units of work: in this process, in local workers, on SLURM or on Ray."""
+"""The shards of a job as units of work of the launcher."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 from afclip_runtime import launch
 from afclip_runtime.bulk.judging import Job, Judge, claim, write_failure
-from afclip_runtime.bulk.parts import Facts, facts_of
 from afclip_runtime.bulk.plan import Plan
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import Ended, Outcome, Unit, Where, signals
-
-if TYPE_CHECKING:
-    from afclip_runtime.inspection.inspector import Inspector
-
-    OnShard = Callable[[Facts], None]
-
-
-def judge_shards(
-    job: Job,
-    todo: Sequence[int],
-    where: Where,
-    models: "Mapping[str, Inspector]",
-    on_shard: "OnShard",
-    on_image: Callable[[], None] = lambda: None,
-) -> Ended:
-    """Judges shards where the user wants it. What was done lies on disk; see `Plan.todo`.
-
-    Args:
-        job: The job.
-        todo: Numbers of the shards.
-        where: Where it runs; one local worker is this process.
-        models: They are loaded in this process already.
-        on_shard: Called after each shard, but those that other machines have judged.
-        on_image: Called after each image that this process has judged.
-
-    Raises:
-        UserError: A file cannot be written, or no worker can begin.
-    """
-    if where.launcher == "ray":
-        from afclip_runtime.bulk.on_ray import judge_on_ray
-
-        return judge_on_ray(job, todo, where.jobs, where.ray_address, on_shard)
-    if where.launcher == "local" and where.jobs == 1:
-        return _judge_here(Judge(job, models, on_image), todo, on_shard)
-
-    def report(name: str, outcome: Outcome) -> None:
-        if (facts := facts_of(job.out, int(name))) is not None:
-            on_shard(facts)
-
-    return launch.launch(Shards(job, todo), where, job.out, report)
-
-
-def _judge_here(judge: Judge, todo: Sequence[int], on_shard: "OnShard") -> Ended:
-    with signals.noting() as noted:
-        with suppress(signals.StoppedError):
-            for number in todo:
-                if (facts := judge(number)) is not None:
-                    on_shard(facts)
-        return Ended(noted[0] if noted else None)
+from afclip_runtime.launch import Unit
 
 
 class Shards(launch.Job):

@@ -112,7 +112,7 @@ def inspect_by_shards(
     from afclip_runtime.bulk.judging import Job
     from afclip_runtime.bulk.parts import require_pyarrow
     from afclip_runtime.bulk.plan import Plan
-    from afclip_runtime.bulk.shards import judge_shards
+    from afclip_runtime.bulk.routes import judge_shards
     from afclip_runtime.bulk.summary import finish
 
     require_pyarrow()
@@ -124,7 +124,8 @@ def inspect_by_shards(
     prepare(models)
     plan = Plan.read(out) if options.planned else _plan(options, patterns, models, saves)
     todo = plan.todo(out)
-    job = Job(out, partial(load, options, True), tuple(saves), options.num_workers)
+    gpu = any(model.engine.name == "torch" for model in models.values()) and getattr(options, "device", "cpu") != "cpu"
+    job = Job(out, partial(_load_in_worker, load, options), tuple(saves), options.num_workers, gpu=gpu)
     with _Progress(plan, todo, len(models)) as progress:
         ended = judge_shards(job, todo, where, models, progress.add_shard, progress.add_image)
     if options.planned:
@@ -137,6 +138,11 @@ def inspect_by_shards(
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return ended.code
     return _exit_code(manifest, out)
+
+
+def _load_in_worker(load: "Load", options: argparse.Namespace, threads: int | None = None) -> "Mapping[str, Inspector]":
+    """Returns the models in a worker, with as many threads as the options say, else as the worker may use."""
+    return load(argparse.Namespace(**{**vars(options), "threads": options.threads or threads}), True)
 
 
 def _threads(options: argparse.Namespace, jobs: int) -> int | None:

@@ -46,14 +46,19 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def noting() -> Iterator[list[signal.Signals]]:
+def noting(raises: bool = False) -> Iterator[list[signal.Signals]]:
     """Yields the list that `STOPS` are noted in while the body runs; those that are ignored, as by nohup, stay so.
 
     Afterwards the handlers are what they were, and nothing is noted.
+
+    Args:
+        raises: Whether the first signal ends the body as well, with `StoppedError`: for one that waits in a library.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
         _noted.append(signal.Signals(number))
+        if raises and len(_noted) == 1:
+            raise StoppedError("a signal asked for it")
 
     before = {number: signal.getsignal(number) for number in STOPS}
     heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]

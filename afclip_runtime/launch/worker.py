@@ -125,7 +125,7 @@ def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda beg
         if attempt <= job.attempts:
             outcome = _run_logged(job, unit)
         else:
-            outcome = Outcome("failed", f"its process died {attempt - 1} times, with its launcher")
+            outcome = Outcome("failed", f"its process died {attempt - 1} times")
         if outcome.status == "failed":
             with suppress(UserError):  # on a full disk the outcome still says it
                 job.fail(unit.name, outcome.error)
