@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import holder_of, locks, only_writer, take_lock, wait_for_lock
+from afclip_runtime.files import holder_of, locks, new_folder, only_writer, only_writer_of, take_lock, wait_for_lock
 
 HOLD = """
 import sys, time, pathlib
@@ -52,3 +52,19 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     for take in (lambda: take_lock(tmp_path / "lock"), lambda: only_writer(tmp_path).__enter__()):
         with pytest.raises(UserError, match=r"its file system has no locks .* mount it with locks"):
             take()
+
+
+def test_a_folder_that_is_replaced_and_a_file_have_one_writer(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "bundle") as temporary:
+        (temporary / "a").write_text("first")
+        with (
+            pytest.raises(UserError, match="bundle: another process"),
+            new_folder(tmp_path / "bundle"),
+        ):
+            pytest.fail("two writers")
+    with only_writer_of(tmp_path / "weights"):
+        with pytest.raises(UserError, match="weights: another process"), only_writer_of(tmp_path / "weights"):
+            pytest.fail("two writers")
+        with only_writer_of(tmp_path / "others"):
+            pass
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["bundle", "bundle/a"]

@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from afclip_lightning.backbones.sources import LOCAL_WAY, Repository, downloading
 from afclip_runtime.errors import WeightsError, shown
-from afclip_runtime.files import check_writable
+from afclip_runtime.files import check_writable, only_writer_of
 
 PART = 2**20  # bytes that are read at a time
 TRIES = 5  # in a row without a single new byte
@@ -73,9 +73,14 @@ def download(remote: Remote, path: Path, progress: bool = True) -> None:
 
     Raises:
         WeightsError: The file is not available, or is not the expected one. The part is kept if it can be resumed.
-        UserError: The file cannot be written.
+        UserError: The file cannot be written, or another process downloads it.
     """
     check_writable(path)
+    with only_writer_of(path):
+        _download(remote, path, progress)
+
+
+def _download(remote: Remote, path: Path, progress: bool) -> None:
     part = path.with_name(f"{path.name}.part")
     have = part.stat().st_size if part.is_file() else 0
     with tqdm(total=remote.size, initial=have, unit="B", unit_scale=True, desc=path.name, disable=not progress) as bar:

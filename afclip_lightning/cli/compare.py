@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError, shown
-from afclip_runtime.files import write_json, write_text
+from afclip_runtime.files import only_writer, write_json, write_text
 
 if TYPE_CHECKING:
+    from afclip_lightning.benchmark.comparison import Comparison
     from afclip_lightning.benchmark.recorded import Group
 
 PLACE = 33
@@ -46,34 +47,40 @@ def main(args: Sequence[str]) -> int:
     if not found.methods[0].values:
         reason = " ".join(found.notes) or "No category has both normal and anomalous images."
         raise UserError(f"There is nothing to compare. {reason}")
-    grids = comparison_tables.tables(found)
     said = [*comparison_tables.explained(found), *_remarks(groups)]
     text = "\n\n".join(
         [
             f"# Comparison of {', '.join(shown(group.name) for group in groups)}",
             *said,
-            *(render.markdown(g, True) for g in grids),
+            *(render.markdown(grid, True) for grid in comparison_tables.tables(found)),
         ]
     )
     print(text)
-    out: Path | None = options.out
-    if out is not None:
-        write_text(out / "comparison.csv", comparison_tables.to_csv(found))
-        write_json(out / "comparison.json", comparison_tables.to_json(found))
-        write_text(out / "comparison.tex", render.latex(grids))
-        diagrams = []
-        if find_spec("matplotlib"):
-            from afclip_lightning.benchmark import rank_diagram
-
-            diagrams = [rank_diagram.write(ranked, out) for ranked in found.ranked]
-        pictures = [f"![{svg.stem}]({svg.name})" for svg, _ in diagrams]
-        write_text(out / "comparison.md", "\n\n".join([text, *pictures]) + "\n")
-        print(f"\nTables: {shown(out / 'comparison.md')}, .csv, .json, .tex")
-        if diagrams:
-            print(f"Mean ranks: {shown(out / 'ranks_*.svg')}, .png")
-        elif found.ranked:
-            print("Mean ranks are drawn by matplotlib, which is not installed: pip install 'afclip_lightning[plots]'")
+    if options.out is not None:
+        with only_writer(options.out):
+            _write(options.out, found, text)
     return 0
+
+
+def _write(out: Path, found: "Comparison", text: str) -> None:
+    """Writes the tables of a comparison, and the diagrams of mean ranks, and says where they are."""
+    from afclip_lightning.benchmark import comparison_tables, render
+
+    write_text(out / "comparison.csv", comparison_tables.to_csv(found))
+    write_json(out / "comparison.json", comparison_tables.to_json(found))
+    write_text(out / "comparison.tex", render.latex(comparison_tables.tables(found)))
+    diagrams = []
+    if find_spec("matplotlib"):
+        from afclip_lightning.benchmark import rank_diagram
+
+        diagrams = [rank_diagram.write(ranked, out) for ranked in found.ranked]
+    pictures = [f"![{svg.stem}]({svg.name})" for svg, _ in diagrams]
+    write_text(out / "comparison.md", "\n\n".join([text, *pictures]) + "\n")
+    print(f"\nTables: {shown(out / 'comparison.md')}, .csv, .json, .tex")
+    if diagrams:
+        print(f"Mean ranks: {shown(out / 'ranks_*.svg')}, .png")
+    elif found.ranked:
+        print("Mean ranks are drawn by matplotlib, which is not installed: pip install 'afclip_lightning[plots]'")
 
 
 def _named(argument: str) -> tuple[str, list[Path]]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afclip_runtime.errors import UserError, shown
+from afclip_runtime.errors import UserError, WriteError, shown
 from afclip_runtime.files.reading import read_text
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def take_lock(path: Path, patience: float = 0) -> Lock | None:
         patience: Seconds to wait for it.
 
     Raises:
-        UserError: The file cannot be written, or its file system has no locks.
+        WriteError: The file cannot be written.
+        UserError: Its file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -78,7 +79,7 @@ def take_lock(path: Path, patience: float = 0) -> Lock | None:
                 f"{where}: its file system has no locks ({error.strerror}), so that two processes could write there at "
                 "once. Choose a folder on another one, or mount it with locks (NFS without nolock, Lustre with flock)."
             ) from error
-        raise UserError(f"{where}: cannot be written ({error.strerror or error}). Choose another folder.") from error
+        raise WriteError(f"{where}: cannot be written ({error.strerror or error}). Choose another folder.") from error
     with suppress(OSError):  # a full disk holds a lock all the same
         path.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
     return Lock(lock)

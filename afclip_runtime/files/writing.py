@@ -46,14 +46,21 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` to write to; on success it takes the place of `path`, on failure it goes.
 
-    A process that is killed in the moment of the exchange may leave the old folder beside it, as `.NAME.….before`.
+    A process that is killed in the moment of the exchange may leave the old folder beside it, as `.NAME.….before`. One
+    process at a time writes it.
 
     Args:
         path: The folder; one that is there is replaced, whatever it holds.
 
     Raises:
         WriteError: The disk is full or not writable; what was there before is unchanged.
+        UserError: Another process writes it.
     """
+    with only_writer_of(path):
+        yield from _new_folder(path)
+
+
+def _new_folder(path: Path) -> Iterator[Path]:
     mark = secrets.token_hex(4)
     temporary, before = (path.absolute().with_name(f".{path.name[:40]}.{mark}.{what}") for what in ("tmp", "before"))
     try:
@@ -112,19 +119,37 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: Another process writes there, or the folder cannot be written.
     """
     made = [part for part in (folder, *folder.parents) if not part.exists()]
-    path = folder / LOCK_FILE
-    if (lock := take_lock(path)) is None:
+    try:
+        with _locked(folder / LOCK_FILE, folder):
+            yield
+    finally:
+        with suppress(OSError):
+            for part in made:
+                part.rmdir()
+
+
+@contextmanager
+def only_writer_of(path: Path) -> Iterator[None]:
+    """Keeps a file, or a folder that is replaced, to this process while the body runs; the lock lies beside it.
+
+    Raises:
+        UserError: Another process writes it, or its folder cannot be written.
+    """
+    with _locked(path.absolute().with_name(f".{path.name[:40]}{LOCK_FILE}"), path):
+        yield
+
+
+@contextmanager
+def _locked(lock_file: Path, what: Path) -> Iterator[None]:
+    if (lock := take_lock(lock_file)) is None:
         raise UserError(
-            f"{folder}: another process is writing there ({holder_of(path)}). Wait until it has ended, or choose "
-            "another folder."
+            f"{shown(what)}: another process is writing there ({holder_of(lock_file)}). Wait until it has ended, or "
+            "choose another place."
         )
     try:
         yield
     finally:
         lock.release(remove=True)
-        with suppress(OSError):
-            for part in made:
-                part.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from afclip_lightning.backbones import downloads
 from afclip_lightning.backbones.downloads import download, remote_of
 from afclip_lightning.backbones.sources import Repository
 from afclip_runtime.errors import UserError, WeightsError
+from afclip_runtime.files import only_writer_of
 from tests.support.hub import Hub, serving
 
 CONTENT = bytes(range(256)) * 400
@@ -45,6 +46,12 @@ def test_a_cut_connection_is_taken_up_where_it_ended(hub: Hub, tmp_path: Path, c
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["w.safetensors"]
     starts = [sum(cuts[:number]) for number in range(len(cuts) + 1)]
     assert ranges(hub) == [f"bytes={start}-" if start else None for start in starts]
+
+
+def test_one_process_downloads_a_file(hub: Hub, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with only_writer_of(path), pytest.raises(UserError, match=r"w\.safetensors: another process is writing there"):
+        download(remote_of(PLACE), path, progress=False)
 
 
 def test_what_an_earlier_call_has_left_is_used(hub: Hub, tmp_path: Path) -> None:

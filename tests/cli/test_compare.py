@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.cli import compare
+from afclip_runtime.files import only_writer
 from tests.support.recorded_runs import write_recorded
 
 MANY = dict.fromkeys("abcdef", (8, 9))
@@ -63,6 +64,9 @@ def test_the_files_say_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
         write_recorded(tmp_path / name, skill, seed=i, categories=MANY)
         for i, (name, skill) in enumerate([("x", 0.5), ("y|$", 1.5), ("z", 1.0)])
     ]
+    with only_writer(tmp_path / "out"):
+        assert compare.main([*map(str, runs), f"--out={tmp_path / 'out'}", "--replicates=200"]) == 2
+    assert "another process is writing there" in capsys.readouterr().err
     text = said(capsys, *runs, "--out", tmp_path / "out", "--replicates", "200")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"comparison.{kind}" for kind in ("md", "csv", "json", "tex")} < names
