@@ -1,6 +1,6 @@
 """Files that another machine has just written: a shared file system may show them late.
 
-A client of a network share remembers for up to a minute what a folder holds, and that a name was not there. What it
+A client of a network share caches for up to a minute what a folder holds, and that a name was not there. What it
 changes there itself, and for most shares a listing, makes it ask the file server again.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from afclip_runtime.errors import UserError, shown
 
-LONGEST_LAG = 60.0  # seconds; NFS remembers what a folder holds for at most that long, unless it is told otherwise
+LONGEST_LAG = 60.0  # seconds; NFS caches the content of a folder for at most that long, unless it is mounted otherwise
 LOOK = 0.5  # seconds between two looks
 
 

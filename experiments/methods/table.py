@@ -1,4 +1,4 @@
-"""README's table of what a method costs, from `cost.csv`, which `benchmark.py` writes.
+"""The table of what a method costs in docs/performance.md, from `cost.csv`, which `benchmark.py` writes.
 
 python -m experiments.methods.table    # writes it into the page
 """
@@ -11,10 +11,10 @@ from afclip_runtime.files.tables import csv_text, read_rows
 from experiments.pages import table_row, with_part
 
 COSTS = Path(__file__).with_name("cost.csv")
-PAGE = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/performance.md"
 COLUMNS = {
     "trainable_parameters": "trainable parameters",
-    "gflops": "GFLOP a test image",
+    "gflops": "GFLOP per test image",
     "test_1": "test, batch 1",
     "step_1": "step, batch 1",
     "test_8": "test, batch 8",

@@ -7,7 +7,7 @@ from afclip_lightning.engine.factory import methods
 from experiments.methods import benchmark, table
 
 
-def test_the_readme_has_the_table_of_the_measured_rows() -> None:
+def test_the_page_has_the_table_of_the_measured_rows() -> None:
     page = table.PAGE.read_text(encoding="utf-8")
     assert table.in_page(page) == page, "run python -m experiments.methods.table"
 
