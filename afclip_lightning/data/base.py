@@ -303,10 +303,12 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         """
         found = []
         for category in self.selected_categories():
+            if not (folders := self.folders_of(category, split)):
+                continue
             read: set[Path] | None = None  # while files are unpaired, which is an error of its own
             with suppress(DatasetError):
                 read = self.files_of(category, split)
-            for folder in self.folders_of(category, split):
+            for folder in folders:
                 found += unread(survey(folder), read)
         return found
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from afclip_lightning.data.mapped import mapped
 from afclip_lightning.data.picture_hash import ALIKE, VIEWS, close_pairs, hashes_of, reduced, structure
 from afclip_lightning.types import Sample
 from afclip_runtime.errors import DatasetError, UserError, shown
@@ -22,6 +23,10 @@ from afclip_runtime.images.reader import read
 Kind = Literal["the same file", "byte for byte the same", "nearly the same picture"]
 RULE = 1
 """Of hashes; another number makes those on disk void."""
+PAIRS = 4096
+"""Candidates that are compared at a time: 33 MB of structures at most."""
+LOOKS = 16384
+"""Small pictures that are kept for other candidates, 6.4 kB each; of more, all are read anew where they come again."""
 DRAFT = 320
 """Least side that a JPEG is decoded at, in pixels: four times what is looked at."""
 
@@ -46,27 +51,41 @@ def same_files(first: Sequence[Sample], second: Sequence[Sample]) -> list[Copy]:
     Only files of equal sizes are read, and of those to their ends only what begins alike.
     """
     by_place = {sample.image_path.resolve(): sample for sample in reversed(first)}
-    by_size: dict[int, list[Sample]] = defaultdict(list)
-    for sample in by_place.values():
-        by_size[_size(sample.image_path)].append(sample)
-    digests: dict[tuple[Path, bool], str] = {}
-
-    def digest(sample: Sample, whole: bool) -> str:
-        key = sample.image_path, whole
-        if key not in digests:
-            digests[key] = _digest(sample.image_path, whole)
-        return digests[key]
-
+    alike = _Alike(by_place.values(), (_size, _beginning, _content))
     found = []
     for sample in second:
         if one := by_place.get(sample.image_path.resolve()):
             found.append(Copy(one, sample, "the same file"))
-            continue
-        alike: Iterable[Sample] = by_size.get(_size(sample.image_path), ())
-        for whole in (False, True):
-            alike = [one for one in alike if digest(one, whole) == digest(sample, whole) != ""]
-        found += [Copy(one, sample, "byte for byte the same") for one in alike][:1]
+        elif equal := alike.to(sample):
+            found.append(Copy(equal, sample, "byte for byte the same"))
     return found
+
+
+class _Alike:
+    """Samples by what their files have in common, found out in steps and of those alone that were alike so far.
+
+    Args:
+        samples: The samples.
+        steps: What tells files apart, the cheapest first; an empty text where that is not known.
+    """
+
+    def __init__(self, samples: Iterable[Sample], steps: Sequence[Callable[[Path], str]]) -> None:
+        self.first, *self.rest = steps
+        self.by: dict[str, list[Sample]] = defaultdict(list)
+        for sample in samples:
+            self.by[self.first(sample.image_path)].append(sample)
+        self.further: dict[str, _Alike] = {}
+
+    def to(self, sample: Sample) -> Sample | None:
+        """Returns the first of the samples that is like another in all steps; `None` if none is."""
+        fact = self.first(sample.image_path)
+        if not fact or fact not in self.by:
+            return None
+        if not self.rest:
+            return self.by[fact][0]
+        if fact not in self.further:
+            self.further[fact] = _Alike(self.by[fact], self.rest)
+        return self.further[fact].to(sample)
 
 
 def near_copies(
@@ -94,10 +113,12 @@ def near_copies(
         looks = _Looks(pool)
         best: dict[int, tuple[float, int]] = {}  # by rows of `second`
         for rows, others, view, other in _candidates(*hashes):
-            alike = looks.correlation([first[row] for row in rows], view, [second[row] for row in others], other)
-            for row, one, value in zip(others.tolist(), rows.tolist(), alike.tolist(), strict=True):
-                if value >= ALIKE:
-                    best[row] = max(best.get(row, (0.0, 0)), (value, -one))
+            for start in range(0, len(rows), PAIRS):
+                ones, twos = rows[start : start + PAIRS].tolist(), others[start : start + PAIRS].tolist()
+                alike = looks.correlation([first[row] for row in ones], view, [second[row] for row in twos], other)
+                for row, one, value in zip(twos, ones, alike.tolist(), strict=True):
+                    if value >= ALIKE:
+                        best[row] = max(best.get(row, (0.0, 0)), (value, -one))
     return [Copy(first[-one], second[row], "nearly the same picture") for row, (_, one) in sorted(best.items())]
 
 
@@ -114,7 +135,7 @@ def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 class _Looks:
-    """The structures of candidates, each read once.
+    """The structures of candidates.
 
     Args:
         pool: Threads that read.
@@ -126,8 +147,10 @@ class _Looks:
 
     def correlation(self, first: list[Sample], view: int, second: list[Sample], other: int) -> np.ndarray:
         """Returns the correlation of each pair's structures, `[N]`; 0 where one cannot be read."""
+        if len(self.small) > LOOKS:
+            self.small.clear()
         new = [sample for sample in dict.fromkeys([*first, *second]) if sample not in self.small]
-        self.small.update(zip(new, self.pool.map(_small, new), strict=True))
+        self.small.update(zip(new, mapped(self.pool, _small, new), strict=True))
         left, right = self._structures(first, view), self._structures(second, other)
         return np.array([float(left[a] @ right[b]) for a, b in zip(first, second, strict=True)])
 
@@ -155,14 +178,14 @@ class _Hashes:
         """Returns the hashes of images, `[N, 6]`, uint64; all 0 where one cannot be read."""
         keys = [_key(sample) for sample in samples]
         new = [(key, sample) for key, sample in zip(keys, samples, strict=True) if key not in self.known]
-        found = pool.map(_small, [sample for _, sample in new])
+        found = mapped(pool, _hashes_of, (sample for _, sample in new))
         bar = tqdm(found, desc="looking for copies", total=len(new), unit="image", disable=not progress or not new)
         unread = np.zeros(len(VIEWS), np.uint64)
         hashes = dict(self.known)
-        for (key, _), small in zip(new, bar, strict=True):
-            hashes[key] = unread if small is None else hashes_of(small)
-            if small is not None:
-                self.known[key] = hashes[key]
+        for (key, _), one in zip(new, bar, strict=True):
+            hashes[key] = unread if one is None else one
+            if one is not None:
+                self.known[key] = one
         return np.array([hashes[key] for key in keys], np.uint64).reshape(-1, len(VIEWS))
 
     def save(self) -> None:
@@ -198,19 +221,26 @@ def _small(sample: Sample) -> np.ndarray | None:
         return None
 
 
-def _size(path: Path) -> int:
+def _hashes_of(sample: Sample) -> np.ndarray | None:
+    small = _small(sample)
+    return None if small is None else hashes_of(small)
+
+
+def _size(path: Path) -> str:
     with suppress(OSError):
-        return path.stat().st_size
-    return -1
+        return str(path.stat().st_size)
+    return ""
 
 
-def _digest(path: Path, whole: bool) -> str:
-    """Returns a digest of a file or of its beginning; an empty text where it cannot be read."""
+def _beginning(path: Path) -> str:
+    with suppress(OSError, UserError), open_regular(path) as file:
+        return hashlib.blake2b(file.read(2**14)).hexdigest()
+    return ""
+
+
+def _content(path: Path) -> str:
     with suppress(OSError, UserError):
-        if whole:
-            return fingerprint(path)
-        with open_regular(path) as file:
-            return hashlib.blake2b(file.read(2**14)).hexdigest()
+        return fingerprint(path)
     return ""
 
 

@@ -18,6 +18,7 @@ from afclip_lightning.backbones.store_files import image_digest
 from afclip_lightning.data.defects import as_defects, cropped, read_defects, resized
 from afclip_lightning.data.images import read_image, read_mask, read_mask_of, upright_shape
 from afclip_lightning.data.loading_options import Loading
+from afclip_lightning.data.sample_array import SampleArray
 from afclip_lightning.metrics import count_regions, region_areas
 from afclip_lightning.types import Batch, Defect, MaskFacts, Sample
 from afclip_runtime.errors import DatasetError
@@ -143,7 +144,7 @@ class AnomalyDataset(Dataset[Any]):
         skipped: dict[Path, str] | None = None,
     ) -> None:
         loading = loading or Loading()
-        self.samples = list(samples)
+        self.samples = SampleArray(samples)
         self.loading = loading
         self.skipped = {} if skipped is None else skipped
         self.references = references

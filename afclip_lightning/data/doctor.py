@@ -1,7 +1,7 @@
 """Says what is wrong with a dataset on disk, before a result says it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,6 +14,7 @@ from afclip_lightning.data.base import AnomalyDataModule
 from afclip_lightning.data.defects import read_defects
 from afclip_lightning.data.images import mask_files, turn_of
 from afclip_lightning.data.left_out import LeftOut, sentences, short
+from afclip_lightning.data.mapped import mapped
 from afclip_lightning.data.masks import say_mostly
 from afclip_lightning.data.published import Counts
 from afclip_lightning.types import MOSTLY_MARKED, UNKNOWN, Sample, Split
@@ -122,7 +123,7 @@ def examine(
         report.problems = [str(error)]
         return report
     samples: dict[str, list[Sample]] = {}
-    for category in categories:
+    for category in tqdm(categories, desc="listing", unit="category", disable=not progress or len(categories) == 1):
         train, test = (_list(dataset, category, split, report.problems) for split in SPLITS)
         samples[category] = [*(train or ()), *(test or ())]
         if complete and test == []:
@@ -135,16 +136,19 @@ def examine(
     looked_at: list[_Seen] = []
     with ThreadPoolExecutor(threads) as pool:
         everything = [sample for part in samples.values() for sample in part]
-        bar = tqdm(pool.map(_look, everything), total=len(everything), unit="image", disable=not progress)
+        bar = tqdm(mapped(pool, _look, everything), total=len(everything), unit="image", disable=not progress)
         looked_at.extend(bar)
+    by_category: dict[str, list[_Seen]] = defaultdict(list)
+    for seen in looked_at:
+        by_category[seen.sample.category].append(seen)
     for row in report.categories:
-        part = [seen for seen in looked_at if seen.sample.category == row.category]
+        part = by_category[row.category]
         row.masks = sum(seen.sample.mask_path is not None for seen in part)
         sizes = np.array([seen.size for seen in part if seen.size])
         if len(sizes):
             row.sizes = tuple(np.concatenate([sizes.min(0), sizes.max(0)]).tolist())
     report.problems += [problem for seen in looked_at for problem in seen.problems]
-    _tell_pixels(looked_at, dataset, report)
+    _tell_pixels(looked_at, by_category, dataset, report)
     _find_duplicates(looked_at, dataset.root, report)
     if not dataset.published_counts and dataset.published_total == (None, None, None):
         report.notes.append("There are no published counts to compare with.")
@@ -257,7 +261,9 @@ def _mask_of(seen: _Seen) -> Path:
     return seen.sample.mask_path
 
 
-def _tell_pixels(looked_at: list[_Seen], dataset: AnomalyDataModule, report: Report) -> None:
+def _tell_pixels(
+    looked_at: list[_Seen], by_category: Mapping[str, list[_Seen]], dataset: AnomalyDataModule, report: Report
+) -> None:
     """Notes what is worth knowing of pixels and no file's own fault, with numbers of images and masks."""
     report.notes += say(Counter(remark for seen in looked_at for remark in seen.remarks))
     report.notes += say(Counter(note for seen in looked_at for note in seen.mask_notes), "mask")
@@ -268,7 +274,7 @@ def _tell_pixels(looked_at: list[_Seen], dataset: AnomalyDataModule, report: Rep
             f"as anomalous. The first: {masks[0]}."
         )
     for row in report.categories:
-        masked = [seen for seen in looked_at if seen.sample.category == row.category and seen.marked]
+        masked = [seen for seen in by_category[row.category] if seen.marked]
         most = [seen for seen in masked if seen.marked > MOSTLY_MARKED]
         if most:
             said = say_mostly(row.category, len(most), _mask_of(most[0]))

@@ -85,6 +85,7 @@ class ListedData(AnomalyDataModule):
             raise ValueError(f"{type(self).__name__} reads a {' or a '.join(self.kinds)}, got {file}")
         self.name = name or self.root.resolve().name
         self._read: tuple[tuple[int, int, int], list[Entry]] | None = None
+        self._by_part: dict[tuple[str, str], list[Entry]] = {}
 
     @abstractmethod
     def read_entries(self) -> Iterable[Entry]:
@@ -110,7 +111,9 @@ class ListedData(AnomalyDataModule):
         if self._read is None or self._read[0] != state:
             found = list(self.read_entries())
             self._check_entries(found)
-            self._read = state, found
+            self._read, self._by_part = (state, found), {}
+            for entry in found:
+                self._by_part.setdefault((entry.category, entry.split), []).append(entry)
         return self._read[1]
 
     def _check_entries(self, entries: list[Entry]) -> None:
@@ -161,12 +164,12 @@ class ListedData(AnomalyDataModule):
         """
         found: dict[Path, Entry] = {}
         files: dict[tuple[int, int], Entry] = {}
-        for entry in self.entries():
-            if (entry.category, entry.split) == (category, split):
-                image = file_inside(self.root, entry.image, entry.where)
-                found[image] = entry
-                status = image.stat()
-                self._refuse_labels(entry, files.setdefault((status.st_dev, status.st_ino), entry), image)
+        self.entries()  # reads the file again where it has changed
+        for entry in self._by_part.get((category, split), ()):
+            image = file_inside(self.root, entry.image, entry.where)
+            found[image] = entry
+            status = image.stat()
+            self._refuse_labels(entry, files.setdefault((status.st_dev, status.st_ino), entry), image)
         return found
 
     def missing(self) -> list[Path]:

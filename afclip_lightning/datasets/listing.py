@@ -89,18 +89,19 @@ class Listing(ListedData):
                 entry names, or another image's mask.
         """
         images = self.images(category, split)
+        stems = {image.stem for image in images}
         samples = []
         for image, entry in images.items():
-            mask = self._mask(entry, image, images) if entry.label else None
+            mask = self._mask(entry, image, images, stems) if entry.label else None
             known = not entry.label or mask is not None
             samples.append(Sample(self.name, category, split, image, entry.label, mask, known))
         return self.with_types(sorted(samples, key=lambda sample: sample.image_path.as_posix()), images)
 
-    def _mask(self, entry: Entry, image: Path, images: Collection[Path]) -> Path | None:
+    def _mask(self, entry: Entry, image: Path, images: Collection[Path], stems: Collection[str]) -> Path | None:
         if not entry.mask or os.path.isdir(find(self.root, entry.mask)):
             return None
         mask = file_inside(self.root, entry.mask, entry.where)
-        own = mask.with_name(f"{image.stem}{_mask_suffix(mask, images)}{mask.suffix}")
+        own = mask.with_name(f"{image.stem}{_mask_suffix(mask, stems)}{mask.suffix}")
         # where masks lie beside their images, what has the image's very name is the image
         if own != mask and own not in images and os.path.isfile(own):
             raise DatasetError(
@@ -135,9 +136,8 @@ class Listing(ListedData):
                     yield Entry(where, normal_form(category), split.lower(), image, label, mask, *facts)
 
 
-def _mask_suffix(mask: Path, images: Collection[Path]) -> str:
-    """Returns what follows the stem of an image in that of a mask: of the image with the longest stem that fits."""
-    stems = {image.stem for image in images}
+def _mask_suffix(mask: Path, stems: Collection[str]) -> str:
+    """Returns what follows the stem of an image in that of a mask: the longest of the images' stems that fits."""
     fitting = (end for end in range(len(mask.stem), 0, -1) if mask.stem[:end] in stems)
     known = next((suffix for suffix in MASK_SUFFIXES if mask.stem.endswith(suffix)), "")
     return next((mask.stem[end:] for end in fitting), known)
