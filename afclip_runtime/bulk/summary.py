@@ -83,7 +83,7 @@ def finish(out: Path, normals: "Mapping[str | None, NormalScores | None]") -> Ma
     done = sum(plan.is_done(number, facts) for number, facts in enumerate(found))
     drift: dict[str, str] = {}
     if done == len(found):
-        drift = _set_drift(out, [facts.shard for facts in parts], normals)
+        drift = _set_drift(out, parts, normals)
     manifest = Manifest(
         settings=plan.settings,
         shards=len(found),
@@ -109,12 +109,14 @@ def _name(out: Path, number: int) -> str:
     return part_path(out, number).relative_to(out).as_posix()
 
 
-def _set_drift(out: Path, shards: Sequence[int], normals: "Mapping[str | None, NormalScores | None]") -> dict[str, str]:
+def _set_drift(
+    out: Path, parts: Sequence[Facts], normals: "Mapping[str | None, NormalScores | None]"
+) -> dict[str, str]:
     """Brings the column drift of all parts up to date; returns why calibrations no longer hold, by method."""
     watched = {method: Drift(scores) for method, scores in normals.items() if scores is not None}
     drifted: dict[str, str] = {}
-    for number in shards if watched else ():
-        path = part_path(out, number)
+    for facts in parts if watched else ():
+        path = part_path(out, facts.shard)
         column, differs = [], False
         for batch in rows_of(path, ["method", "score", "drift"]):
             for method, score, before in _values(batch):
@@ -124,9 +126,10 @@ def _set_drift(out: Path, shards: Sequence[int], normals: "Mapping[str | None, N
                 differs |= column[-1] != before
                 if alarm:
                     drifted[method or ""] = str(alarm)
-        if differs and (lock := claim(out, number)) is not None:  # else another job judges it again, and does this
+        if differs and (lock := claim(out, facts.shard)) is not None:
             with lock:
-                replace_column(path, "drift", _taking(column))
+                if facts_of(out, facts.shard) == facts:  # else another job has judged it again, and will do this
+                    replace_column(path, "drift", _taking(column))
     for method, drift in watched.items():
         if alarm := drift.finish():
             drifted[method or ""] = str(alarm)

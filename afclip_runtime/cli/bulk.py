@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +115,7 @@ def inspect_by_shards(
     from afclip_runtime.bulk.summary import finish
 
     require_pyarrow()
-    where = where_of(options, "inspect", args, program=program)
-    where = replace(where, command=[*where.command, PLANNED])
+    where = where_of(options, "inspect", [PLANNED, *args], program=program)
     out = Path(os.path.abspath(options.out))
     options = argparse.Namespace(**{**vars(options), "out": out, "threads": _threads(options, where.jobs)})
     models = load(options, False)
