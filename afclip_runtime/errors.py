@@ -1,5 +1,6 @@
 """Errors that a user can mend: shown as one message without a traceback, with exit code 2."""
 
+import errno
 import os
 import shlex
 import unicodedata
@@ -85,6 +86,11 @@ class UserError(Exception):
 
 class WriteError(UserError):
     """A file cannot be written as things are: the disk is full, or a folder is away. The same may succeed later."""
+
+
+def is_for_want_of_space(message: str) -> bool:
+    """Returns whether a message says that a disk is full, or that a user may take no more of it."""
+    return any(os.strerror(code) in message for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 class DatasetError(UserError):

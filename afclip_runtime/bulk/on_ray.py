@@ -55,12 +55,11 @@ class Actor:
         try:
             if shards.judge is None:
                 shards.start()
-            lock = claim(out, number)
+            if (lock := claim(out, number)) is None:
+                return Answer()
+            run_claimed(shards, Unit(str(number), lock, number))
         except (UserError, OSError) as error:
             return Answer(refused=message_of(error))
-        if lock is None:
-            return Answer()
-        run_claimed(shards, Unit(str(number), lock, number))
         return Answer(facts_of(out, number), shards.error)
 
 

@@ -32,9 +32,12 @@ class Lock:
     @attempts.setter
     def attempts(self, count: int) -> None:
         assert self._descriptor is not None
-        os.ftruncate(self._descriptor, 0)
-        if count > 0:
-            os.pwrite(self._descriptor, b"%d" % count, 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            if count > 0:
+                os.pwrite(self._descriptor, b"%d" % count, 0)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
 
     def release(self) -> None:
         """Lets others have it. A second call does nothing."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from afclip_runtime.errors import UserError, message_of
+from afclip_runtime.errors import UserError, is_for_want_of_space, message_of
 from afclip_runtime.launch import signals
 from afclip_runtime.launch.job import Job, Outcome, Unit
 from afclip_runtime.launch.output import output_to
@@ -118,6 +118,9 @@ def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda beg
         job: The job.
         unit: The unit.
         tell: Called before it is run.
+
+    Raises:
+        UserError: The disk is full; the unit is left to be run.
     """
     with unit.lock:
         attempt = job.begin(unit)
@@ -126,10 +129,15 @@ def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda beg
             outcome = _run_logged(job, unit)
         else:
             outcome = Outcome("failed", f"its process died {attempt - 1} times")
-        if outcome.status == "failed":
-            with suppress(UserError):  # on a full disk the outcome still says it
+        failed = outcome.status == "failed"
+        full = failed and is_for_want_of_space(outcome.error)  # no fault of the unit, and the next would fail likewise
+        if failed and not full:
+            with suppress(UserError):
                 job.fail(unit.name, outcome.error)
-        job.end(unit, outcome.status == "stopped")
+        with suppress(UserError, OSError) if full else nullcontext():
+            job.end(unit, full or outcome.status == "stopped")
+    if full:
+        raise UserError(f"{unit.name}: {outcome.error} The same command goes on from here.")
     return outcome
 
 

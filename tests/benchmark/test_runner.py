@@ -277,9 +277,8 @@ def test_on_a_full_disk_what_is_finished_stays_readable(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)  # every file of ours passes through it
-    outcome = run_here(cells[1])
-    assert outcome.status == "failed"
-    assert "No space left" in outcome.error
+    with pytest.raises(UserError, match="No space left"):
+        run_here(cells[1])
     with pytest.raises(UserError, match="No space left"):
         assemble(tmp_path, cells)
     assert (tmp_path / "results.csv").read_text() == kept
@@ -303,3 +302,14 @@ def test_the_state_of_a_step_is_what_it_was_run_as(tmp_path: Path) -> None:
     done = json.loads((tmp_path / "cells/method/set0-0/done.json").read_text())
     assert done.pop("seconds") >= 0
     assert done == {"method": "method", "train": "", "seed": 0, "dataset": "set0", "shots": 0, "digest": "1"}
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_no_fault_of_a_cell(tmp_path: Path) -> None:
+    space = tmp_path / "space"
+    cells = [cell(tmp_path, "good"), cell(tmp_path, "large", f"full:{space}"), cell(tmp_path, "next")]
+    with pytest.raises(UserError, match=r"large: .*last\.ckpt.*\. The same command goes on from here\."):
+        run_cells(cells, run=run)
+    assert not list(tmp_path.rglob("failed.json"))
+    space.touch()
+    assert {state.status for state in run_cells(cells, run=run).values()} == {"done"}

@@ -1,5 +1,6 @@
 """Runs that cost nothing, for the worker processes: they read the option `--do` and write what a run writes."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -38,6 +39,9 @@ def run(arguments: Sequence[str]) -> int:
             return 2
         case "sleep":
             time.sleep(float(detail))
+        case "full":  # until the file is there
+            if not Path(detail).exists():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "last.ckpt"))
         case "once":  # fails until the file is there
             if not Path(detail).exists():
                 return 2
