@@ -1,0 +1,40 @@
+"""The options that say where work runs, and the command that tasks on other machines run."""
+
+import argparse
+import sys
+
+import pytest
+
+from afclip_runtime.cli.launch_options import add_launch_options, where_of
+from afclip_runtime.launch import Where
+
+
+def read(args: list[str], optional: bool = False) -> Where:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--retry", action="store_true")
+    add_launch_options(parser, "cells", optional)
+    end = args.index("--") if "--" in args else len(args)
+    return where_of(parser.parse_args(args[:end]), "benchmark", args, drop=("--retry",))
+
+
+def test_a_task_runs_the_same_command_with_one_local_worker() -> None:
+    cluster = ["--launcher", "slurm", "--jobs=8", "--retry", "--sbatch", "--gres=gpu:1 --time=1"]
+    where = read([*cluster, "--config=--jobs", "--", "--jobs=3"])
+    assert (where.launcher, where.jobs, where.ray_address) == ("slurm", 8, None)
+    assert list(where.sbatch) == ["--gres=gpu:1", "--time=1"]
+    task = ["--config=--jobs", "--launcher=local", "--jobs=1", "--", "--jobs=3"]
+    assert list(where.command) == [sys.executable, "-m", "afclip_lightning", "benchmark", *task]
+
+
+def test_without_options_the_work_runs_here() -> None:
+    assert (read([]).launcher, read([]).jobs) == ("local", 1)
+
+
+@pytest.mark.parametrize(
+    "args", [["--jobs", "0"], ["--jobs", "x"], ["--launcher", "cloud"], ["--sbatch", "'"], ["--launcher"]]
+)
+def test_wrong_values_are_refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read(args)
+    assert args[0] in capsys.readouterr().err
