@@ -392,6 +392,45 @@ def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes, message: str
     assert journal.read_bytes() == content
 
 
+@pytest.mark.parametrize("taken", ["removed", "emptied", "exchanged"])
+def test_a_study_that_is_taken_away_while_the_sweep_runs_is_one_error(tmp_path: Path, taken: str) -> None:
+    job = Trials(plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s")))
+    unit = job.claim(())
+    assert unit is not None
+    assert job.begin(unit) == 1
+    journal = tmp_path / "s/study.journal"
+    content = journal.read_bytes()
+    if taken == "emptied":
+        journal.write_bytes(b"")
+    else:
+        journal.unlink()
+    if taken == "exchanged":
+        (tmp_path / "other").write_bytes(content)
+        (tmp_path / "other").rename(journal)
+    for use in (job.left, lambda: job.claim(()), lambda: job.fail("0", "x"), lambda: job.end(unit, stopped=True)):
+        with pytest.raises(
+            UserError, match=r"study\.journal: was removed or exchanged while the sweep ran\. Restore it"
+        ):
+            use()
+
+
+def test_what_is_known_of_a_trial_is_read_from_the_study(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"), trials=1)
+    job = Trials(plan)
+    for attempt in (1, 2):
+        unit = job.claim(())
+        assert unit is not None
+        assert Trials(plan).begin(unit) == attempt  # by a launcher that has just been started
+        job.end(unit, stopped=attempt == 2)
+        unit.lock.release()
+        assert (tmp_path / "s/trials/0000/lock").read_bytes() == b""
+    assert plan.study().trials[0].user_attrs == {"attempts": 1}
+    Trials(plan).fail("0", "no memory left")
+    Trials(plan).fail("0", "said twice")
+    assert plan.study().trials[0].user_attrs["error"] == "no memory left"
+    assert (Trials(plan).left(), Trials(plan).claim(())) == (0, None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["x.db", "nonsense://x", "sqlite:////nowhere/x.db", "file"])
 def test_a_storage_that_is_none_is_named(tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
