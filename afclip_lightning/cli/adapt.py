@@ -109,11 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} adapt", description=DESCRIPTION)
     share = numeric(float, lambda value: 0 < value <= 0.5, "above 0 and at most 0.5")
     parser.add_argument("--normal", type=Path, required=True, metavar="DIR", help="normal images of the product")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder that the model is written to"
+        "--fpr",
+        type=share,
+        default=0.01,
+        metavar="SHARE",
+        help="false-positive rate of the image threshold on normal images (%(default)s)",
     )
-    parser.add_argument("--fpr", type=share, default=0.01, metavar="SHARE", help="of normal images (%(default)s)")
-    parser.add_argument("--pixel_fpr", type=share, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)")
+    parser.add_argument(
+        "--pixel_fpr",
+        type=share,
+        default=0.001,
+        metavar="SHARE",
+        help="false-positive rate of the pixel threshold on the pixels of normal images (%(default)s)",
+    )
     parser.add_argument(
         "--fit_head", action="store_true", help="train the head further on anomalies drawn onto the normal images"
     )
@@ -122,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
         type=numeric(int, lambda value: value >= 0, "0 or above"),
         default=0,
         metavar="N",
-        help="of what --fit_head draws (%(default)s)",
+        help="seed of the anomalies of --fit_head (%(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="take the place of a model that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that exists")
     add_model_options(parser, few_shot=False, roi=False)
     return parser

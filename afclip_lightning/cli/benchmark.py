@@ -168,7 +168,12 @@ def _render(
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} benchmark", description=DESCRIPTION)
     parser.add_argument(
-        "--config", type=Path, action="append", required=True, metavar="FILE", help="the matrix; a later one over it"
+        "--config",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="file of the matrix; a later file overrides an earlier one",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the benchmark; runs/<config> by default")
     parser.add_argument(

@@ -75,13 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         "--labelled",
         type=Path,
         metavar="DIR|CSV",
-        help="labelled images: folders, of which those named good are normal; or a table with path and label, 0 or 1",
+        help="labelled images: folders, where a folder named good is normal; or a table with path and label, 0 or 1",
     )
     parser.add_argument(
         "--criterion",
         choices=("fpr", "f1", "balanced"),
         default="fpr",
-        help="what chooses the threshold (%(default)s)",
+        help="criterion that chooses the threshold (%(default)s)",
     )
     add_choice_options(parser)
     add_model_options(parser, engine=True)

@@ -136,10 +136,14 @@ def _parser() -> argparse.ArgumentParser:
         help="run folder, or a table in it such as results_x.json; NAME=RUN,RUN for runs of one method",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write comparison.md, .csv, .json, .tex and the diagrams of ranks there"
+        "--out", type=Path, metavar="DIR", help="folder of comparison.md, .csv, .json, .tex and the rank diagrams"
     )
     parser.add_argument(
-        "--replicates", type=REPLICATES, default=1000, metavar="N", help="samples of the images (%(default)s)"
+        "--replicates",
+        type=REPLICATES,
+        default=1000,
+        metavar="N",
+        help="number of bootstrap samples of the images (%(default)s)",
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the samples (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="seed of the samples (%(default)s)")
     return parser

@@ -177,15 +177,18 @@ def _parser() -> argparse.ArgumentParser:
             "--root",
             type=Path,
             metavar="DIR",
-            help="its folder; by default the one in AFCLIP_DATA, or data",
+            help="folder of the dataset; by default the one in AFCLIP_DATA, or data",
         )
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")
-    check.add_argument("--against", metavar="NAME", help="list the pictures that this dataset has too, and no more")
+    check.add_argument("--against", metavar="NAME", help="only list the images that this dataset has as well")
     check.add_argument("--against_root", type=Path, metavar="DIR", help="folder of the dataset of --against")
     for verb in (check, show):
         verb.add_argument(
-            "--threads", type=THREADS, default=os.cpu_count() or 1, help="files to read at a time (%(default)s)"
+            "--threads",
+            type=THREADS,
+            default=os.cpu_count() or 1,
+            help="number of files that are read at once (%(default)s)",
         )
     show.add_argument("--out", type=Path, metavar="DIR", help=f"folder of the output ({SHOWN}/NAME)")
     show.add_argument(
@@ -193,12 +196,18 @@ def _parser() -> argparse.ArgumentParser:
         type=PER_TYPE,
         default=6,
         metavar="N",
-        help="pictures per defect type, and of the normal images of a category and split (%(default)s)",
+        help="number of pictures per defect type, and of normal images per category and split (%(default)s)",
     )
     show.add_argument(
-        "--seed", type=SEED, default=0, metavar="N", help="of the pictures, spread over all images (%(default)s)"
+        "--seed", type=SEED, default=0, metavar="N", help="seed of the selection of pictures (%(default)s)"
     )
     prepare.add_argument(
-        "--from", dest="archives", type=Path, nargs="+", required=True, metavar="ARCHIVE", help="what you downloaded"
+        "--from",
+        dest="archives",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="ARCHIVE",
+        help="archive or folder that was downloaded",
     )
     return parser

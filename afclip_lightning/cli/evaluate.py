@@ -111,12 +111,14 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="whether --maps is one category, or each folder in it is one (%(default)s)",
     )
-    parser.add_argument("--unmasked_are_normal", action="store_true", help="a map without a mask is of a normal image")
+    parser.add_argument(
+        "--unmasked_are_normal", action="store_true", help="treat a map without a mask as that of a normal image"
+    )
     parser.add_argument(
         "--empty_masks",
         choices=("refuse", "normal"),
         default="refuse",
-        help="a mask that marks nothing, outside of a folder named good: a mistake, or of a normal image (%(default)s)",
+        help="meaning of an empty mask outside of a folder named good: a mistake, or a normal image (%(default)s)",
     )
     parser.add_argument(
         "--mask_threshold",
@@ -128,18 +130,18 @@ def _parser() -> argparse.ArgumentParser:
         "--roi",
         type=Path,
         metavar="FILE|DIR",
-        help="region of interest, as of inspect, or a folder of CATEGORY.json or .png: only pixels inside count",
+        help="region of interest as in inspect, or a folder of CATEGORY.json or .png; only pixels inside count",
     )
     parser.add_argument(
         "--threshold",
         metavar="RULE",
-        help="beside the best threshold, one that is fixed without labels, on --normal_maps: mean+3sd, q0.99",
+        help="a threshold that is fixed without labels on --normal_maps, in addition to the best one: mean+3sd, q0.99",
     )
     parser.add_argument(
         "--normal_maps",
         type=Path,
         metavar="DIR",
-        help="maps of other, normal images, for --threshold; those of each category in a folder of its name",
+        help="maps of other, normal images for --threshold, one folder per category with its name",
     )
     parser.add_argument("--exact", action="store_true", help="sort all pixels instead of counting them in bins")
     parser.add_argument("--fpr_limit", type=float, default=0.3, help="limit of integration of PRO (%(default)s)")
@@ -147,17 +149,17 @@ def _parser() -> argparse.ArgumentParser:
         "--pro_definition",
         choices=PRO,
         default="exact",
-        help="which PRO (%(default)s); others need --exact",
+        help="definition of PRO (%(default)s); the others need --exact",
     )
     parser.add_argument(
         "--aupimo",
         action="store_true",
-        help="find AUPIMO too, as with --intervals: recall of each image where almost no normal pixel is a false alarm",
+        help="compute AUPIMO, as with --intervals: the recall per image at very low false-positive rates",
     )
     parser.add_argument(
         "--defect_types",
         action="store_true",
-        help="rows by defect type too, the folder that a map lies in: all normal images against those of one type",
+        help="add rows per defect type (the folder of a map): all normal images against those of one type",
     )
     parser.add_argument(
         "--intervals",
@@ -176,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         default=results.TOLERANCE,
-        help="error of binning that is not worth a word (%(default)s)",
+        help="error of binning up to which there is no warning (%(default)s)",
     )
     parser.add_argument(
         "--out",
@@ -184,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="write the table there too: FILE.csv (and FILE_by_type.csv with --defect_types), or FILE.json, which has "
+        help="also write the table to FILE.csv (and FILE_by_type.csv with --defect_types), or FILE.json, which has "
         "thresholds, error bounds and notes as well; may be given again",
     )
     return parser

@@ -159,18 +159,21 @@ def _parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     add_model_names(model)
     model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
-    parser.add_argument("--to", required=True, choices=list(SUFFIXES), help="a bundle, or the kind of file")
+    parser.add_argument("--to", required=True, choices=list(SUFFIXES), help="format: a bundle, or a kind of file")
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="the folder or the file; by default the model's name, here"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="folder or file of the output; by default named like the model, in the working directory",
     )
-    parser.add_argument("--overwrite", action="store_true", help="take the place of a bundle that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that exists")
     parser.add_argument(
         "--category",
         default="object",
         metavar="CLASS_NAME",
-        help="what prompts call the product (default: %(default)s)",
+        help="name of the product in prompts (default: %(default)s)",
     )
-    parser.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
+    parser.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="folder of normal images for few-shot")
     add_calibration_options(parser.add_argument_group("thresholds"))
     add_view_options(parser)
     group = parser.add_argument_group("INT8")
@@ -185,10 +188,10 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--quantiser",
         choices=["onnxruntime", "nncf"],
-        help="whose quantiser writes the file: ONNX Runtime's by default; both engines run it",
+        help="quantiser that writes the file: by default that of ONNX Runtime; both engines run the file",
     )
     group.add_argument(
-        "--tolerance", type=_share, metavar="SHARE", help="most that INT8 may change, see above (default: 0.1)"
+        "--tolerance", type=_share, metavar="SHARE", help="largest change that INT8 may cause, see above (default: 0.1)"
     )
     return parser
 

@@ -94,6 +94,6 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--json", action="store_true", help="print JSON")
         if name == "prune":
             verb.add_argument("--key", help="features of this backbone, as `info` names it, or KEY/TAP")
-            verb.add_argument("--days", type=DAYS, help="files not read for so many days")
+            verb.add_argument("--days", type=DAYS, help="files that were not read for this number of days")
             verb.add_argument("--damaged", action="store_true", help="damaged files")
     return parser

@@ -110,29 +110,40 @@ def _fuse(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} head", description=DESCRIPTION)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
-    show = verbs.add_parser("show", help="what a head says of itself")
+    show = verbs.add_parser("show", help="show the card of a head")
     show.add_argument("head", metavar="FILE|NAME", help="a head, the folder of a run, or the name of a ready model")
-    show.add_argument("--json", action="store_true", help="as JSON")
+    show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=_show)
-    pack = verbs.add_parser("pack", help="a checkpoint as a head file")
+    pack = verbs.add_parser("pack", help="write a checkpoint as a head file")
     pack.add_argument("checkpoint", metavar="FILE", help="head.ckpt as fit writes it, or a head file")
     pack.add_argument("--out", type=Path, required=True, metavar="FILE", help="the head file, .safetensors")
-    pack.add_argument("--card", type=Path, metavar="YAML", help="the card; that of the checkpoint by default")
+    pack.add_argument("--card", type=Path, metavar="YAML", help="file of the card; by default that of the checkpoint")
     pack.set_defaults(run=_pack)
-    imported = verbs.add_parser("import", help="a head that another project's code trained as a head file")
-    imported.add_argument("file", type=Path, metavar="FILE", help="as that code wrote it; of two files, either")
-    imported.add_argument("--method", metavar="NAME", help="what it should be a head of; by default what it is")
+    imported = verbs.add_parser("import", help="write a head that another project's code trained as a head file")
     imported.add_argument(
-        "--out", type=Path, metavar="FILE", help="the head file; by default FILE.safetensors in the working directory"
+        "file", type=Path, metavar="FILE", help="file as that code wrote it; of two files, either one"
     )
-    imported.add_argument("--card", type=Path, metavar="YAML", help="what you know of it: what it was trained on")
-    imported.add_argument("--model.KEY", metavar="VALUE", help="another argument than that code's, as in fit and test")
+    imported.add_argument(
+        "--method", metavar="NAME", help="expected method of the head; by default the method that it is found to be"
+    )
+    imported.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="head file of the output; by default FILE.safetensors in the working directory",
+    )
+    imported.add_argument("--card", type=Path, metavar="YAML", help="file of the card: what is known of the training")
+    imported.add_argument(
+        "--model.KEY", metavar="VALUE", help="argument of the method that differs from that code, as in fit and test"
+    )
     imported.set_defaults(run=_import)
-    fused = verbs.add_parser("fuse", help="several heads on one backbone as one")
+    fused = verbs.add_parser("fuse", help="fuse several heads on one backbone into one head")
     fused.add_argument("heads", nargs="+", metavar="FILE|NAME", help="heads, folders of runs, ready models, methods")
-    fused.add_argument("--normal", type=Path, nargs="+", required=True, metavar="DIR", help="normal images, by product")
+    fused.add_argument(
+        "--normal", type=Path, nargs="+", required=True, metavar="DIR", help="folder of normal images per product"
+    )
     fused.add_argument("--out", type=Path, required=True, metavar="FILE", help="the head file, .safetensors")
-    fused.add_argument("--category", default="object", metavar="NAME", help="what prompts call the product (object)")
+    fused.add_argument("--category", default="object", metavar="NAME", help="name of the product in prompts (object)")
     fused.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …, or auto: a GPU if there is one")
     fused.add_argument("--model.KEY", metavar="VALUE", help="an argument of all heads, as in inspect")
     fused.set_defaults(run=_fuse)

@@ -186,10 +186,13 @@ def _parser() -> argparse.ArgumentParser:
         "--image_url",
         default="/data/local-files/?d=",
         metavar="PREFIX",
-        help="what stands before the path of an image in labelstudio.json (%(default)s: Label Studio's local files)",
+        help="prefix of the path of an image in labelstudio.json (%(default)s: Label Studio's local files)",
     )
     parser.add_argument(
-        "--methods", default="", metavar="NAMES", help="methods that train nothing, by name or config, commas between"
+        "--methods",
+        default="",
+        metavar="NAMES",
+        help="methods that train nothing, by name or config, separated by commas",
     )
     volumes = parser.add_argument_group("volumes")
     add_cut_options(volumes.add_argument, None)
@@ -204,8 +207,8 @@ def _parser() -> argparse.ArgumentParser:
         "--feedback_to",
         choices=("threshold", "memory"),
         default="threshold",
-        help="what it changes: the threshold of the calibration, or the few-shot images: normal ones are copied to "
-        "--few_shot_dir, below feedback/, and the thresholds must be made anew (%(default)s)",
+        help="target of the feedback: the threshold of the calibration, or the few-shot images. Normal images are "
+        "copied to --few_shot_dir, below feedback/, and the thresholds must be made anew (%(default)s)",
     )
     add_model_options(parser, engine=True)
     add_bulk_options(parser)

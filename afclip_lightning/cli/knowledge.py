@@ -143,15 +143,19 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--dataset", required=True, metavar="NAME", help="a dataset, or a class, whose arguments are options"
     )
-    build.add_argument("--root", type=Path, metavar="DIR", help="its folder, where images or categories are read there")
-    build.add_argument("--endpoint", metavar="URL", help="the server; {URL}/v1/chat/completions is asked")
+    build.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder of the dataset, if images or categories are read from it"
+    )
+    build.add_argument("--endpoint", metavar="URL", help="URL of the server; requests go to {URL}/v1/chat/completions")
     build.add_argument("--model", required=True, metavar="NAME", help="model that describes the categories")
     build.add_argument("--vision_model", metavar="NAME", help="model that describes the images; by default none does")
-    build.add_argument("--out", type=Path, metavar="FILE", help="the base to write, ending in .yaml")
+    build.add_argument("--out", type=Path, metavar="FILE", help="knowledge base to write, ending in .yaml")
     build.add_argument("--sentences", type=int, default=5, metavar="N", help="sentences per category (%(default)s)")
     build.add_argument(
         "--key_variable", metavar="NAME", help=f"environment variable that holds the key ({KEY_VARIABLE}, if set)"
     )
-    build.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds per answer (%(default)g)")
-    build.add_argument("--dry_run", action="store_true", help="print the questions and ask nothing")
+    build.add_argument(
+        "--timeout", type=float, default=120.0, metavar="S", help="time limit per answer, in seconds (%(default)g)"
+    )
+    build.add_argument("--dry_run", action="store_true", help="print the questions and send nothing")
     return parser

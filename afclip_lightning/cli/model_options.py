@@ -50,11 +50,11 @@ def add_model_options(
     model.add_argument("--model.KEY", metavar="VALUE", help="an argument of the method, as in fit and test")
     if category:
         model.add_argument(
-            "--category", default="object", metavar="CLASS_NAME", help="the product, for prompts (%(default)s)"
+            "--category", default="object", metavar="CLASS_NAME", help="name of the product in prompts (%(default)s)"
         )
     if few_shot:
-        model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="few-shot images: a folder of normal ones")
-    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; a GPU if there is one by default")
+        model.add_argument("--few_shot_dir", type=Path, metavar="DIR", help="folder of normal images for few-shot")
+    model.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; by default a GPU if there is one")
     if engine:
         add_engine_options(model, ("torch", *GRAPH_ENGINES))
     add_batch_options(model)
@@ -63,11 +63,11 @@ def add_model_options(
 
 def add_model_names(group: OptionGroup) -> None:
     """Adds the two options that name a model: a ready one, or a head of one's own."""
-    group.add_argument("--model", metavar="NAME", help="a model that comes ready; head show NAME says what it is")
+    group.add_argument("--model", metavar="NAME", help="a ready model; head show NAME describes it")
     group.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="or head.ckpt as fit writes it, a head file, the folder of one, a config that trains nothing, or a bundle "
+        help="head.ckpt as fit writes it, a head file, the folder of one, a config that trains nothing, or a bundle "
         "that export wrote (for inspect, calibrate and serve)",
     )
 

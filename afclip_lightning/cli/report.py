@@ -47,12 +47,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="run folder, a table in it such as results_x.json, or the output folder of inspect",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page; report.html in that folder by default")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file of the page; by default report.html in that folder"
+    )
     parser.add_argument(
         "--originals",
         action="store_true",
-        help="show inspected images without an overlay too, read from where they lay; by default the page holds "
-        "pictures of that folder alone",
+        help="show inspected images without an overlay too, read from their original path; by default the page has "
+        "only pictures of that folder",
     )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
@@ -62,5 +64,5 @@ def _parser() -> argparse.ArgumentParser:
         help="images with a score above it are called anomalous; by default that of the best F1 on the test labels, "
         "category by category",
     )
-    limit.add_argument("--calibration", type=Path, metavar="FILE", help="the threshold that `calibrate` wrote there")
+    limit.add_argument("--calibration", type=Path, metavar="FILE", help="calibration file, whose threshold is used")
     return parser

@@ -252,23 +252,51 @@ def _progress(items: Any, total: int | None, what: str) -> Any:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} submit", description=DESCRIPTION)
-    parser.add_argument("--out", type=Path, default=Path("submission"), metavar="DIR", help="folder (%(default)s)")
-    parser.add_argument("--check", type=Path, metavar="DIR|FILE", help="look at a submission, and write nothing")
     parser.add_argument(
-        "--maps", type=Path, action="append", default=[], metavar="DIR", help="in place of a model; may be given again"
+        "--out", type=Path, default=Path("submission"), metavar="DIR", help="folder of the submission (%(default)s)"
+    )
+    parser.add_argument("--check", type=Path, metavar="DIR|FILE", help="check a submission and write nothing")
+    parser.add_argument(
+        "--maps",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder of maps in place of a model; may be given again",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--root", type=Path, metavar="DIR", help="of MVTec AD 2; mvtec_ad_2 in AFCLIP_DATA by default")
-    data.add_argument("--categories", nargs="+", metavar="NAME", help="only these, which is not packed")
-    data.add_argument("--public", action="store_true", help="write the public part too, and say what it scores")
     data.add_argument(
-        "--k_shot", type=int, default=0, metavar="K", help="few-shot images of train/good; as many as the model says"
+        "--root", type=Path, metavar="DIR", help="folder of MVTec AD 2; by default mvtec_ad_2 in AFCLIP_DATA"
     )
-    data.add_argument("--shot_seed", type=int, metavar="N", help="of their selection; that of the model by default")
+    data.add_argument(
+        "--categories", nargs="+", metavar="NAME", help="categories to write; a part of them is not packed"
+    )
+    data.add_argument("--public", action="store_true", help="also write the public part, and print its metrics")
+    data.add_argument(
+        "--k_shot",
+        type=int,
+        default=0,
+        metavar="K",
+        help="number of few-shot images of train/good; by default that of the model",
+    )
+    data.add_argument(
+        "--shot_seed", type=int, metavar="N", help="seed of their selection; by default that of the model"
+    )
     rules = parser.add_argument_group("maps and masks")
-    rules.add_argument("--factor", type=finite, default=3.0, metavar="X", help="standard deviations (%(default)s)")
-    rules.add_argument("--threshold", type=finite, metavar="X", help="by hand, in the unit of the maps")
-    rules.add_argument("--no_masks", action="store_true", help="no masks: the server then gives no SegF1")
-    rules.add_argument("--longest", type=int, metavar="PX", help="longest side of a stored map; that of the image")
+    rules.add_argument(
+        "--factor",
+        type=finite,
+        default=3.0,
+        metavar="X",
+        help="number of standard deviations of the threshold above the mean (%(default)s)",
+    )
+    rules.add_argument("--threshold", type=finite, metavar="X", help="threshold by hand, in the unit of the maps")
+    rules.add_argument("--no_masks", action="store_true", help="write no masks; the server then gives no SegF1")
+    rules.add_argument(
+        "--longest",
+        type=int,
+        metavar="PX",
+        help="longest side of a stored map, in pixels; by default that of the image",
+    )
     add_model_options(parser, few_shot=False, category=False, roi=False)
     return parser

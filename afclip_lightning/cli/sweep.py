@@ -75,13 +75,27 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s --config FILE [options] [-- OPTIONS OF EVERY TRIAL]",
         description=DESCRIPTION,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sweep file as of Weights & Biases")
-    parser.add_argument("--trials", type=COUNT, metavar="N", help="trials in all, those of earlier calls too; run_cap")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="runs and table; runs/sweeps/<name>")
-    parser.add_argument("--storage", metavar="FILE_OR_URL", help="file or database of the study; DIR/study.journal")
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of the search; 0")
     parser.add_argument(
-        "--time_limit", type=SECONDS, metavar="SECONDS", help="end a trial that takes longer in one process; none"
+        "--config", type=Path, required=True, metavar="FILE", help="sweep file in the format of Weights & Biases"
+    )
+    parser.add_argument(
+        "--trials",
+        type=COUNT,
+        metavar="N",
+        help="number of trials in all, including earlier calls; by default run_cap of the file",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of runs and table; by default runs/sweeps/<name>"
+    )
+    parser.add_argument(
+        "--storage", metavar="FILE_OR_URL", help="file or database of the study; by default DIR/study.journal"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the search; by default 0")
+    parser.add_argument(
+        "--time_limit",
+        type=SECONDS,
+        metavar="SECONDS",
+        help="end a trial that takes longer in one process; by default there is no limit",
     )
     add_launch_options(parser, "trials")
     return parser

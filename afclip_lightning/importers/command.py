@@ -62,7 +62,7 @@ Kinds of --from; --from KIND --help lists the options of each:
 """
     outer = make_parser(f"{PROGRAM} datasets import", description=description)
     outer.add_argument("file", type=Path, metavar="FILE", help="the export: a file or a folder")
-    outer.add_argument("--from", dest="kind", required=True, choices=known, metavar="KIND", help="what it is")
+    outer.add_argument("--from", dest="kind", required=True, choices=known, metavar="KIND", help="format of the export")
     outer.add_argument("--out", type=Path, required=True, metavar="SET", help="folder of the set that is written")
     kind = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     kind.add_argument("--from", dest="kind", nargs="?")

@@ -36,28 +36,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--masks", type=Path, metavar="DIR", help="folder of masks; by default beside the volumes (_seg, _mask …)")
     add_cut_options(add, "axial")
-    add("--bits", type=int, choices=(8, 16), default=8, help="of a slice's pixel (%(default)s)")
-    add("--pixels", choices=("square", "stored"), default="square", help="square, or as the voxels are (%(default)s)")
+    add("--bits", type=int, choices=(8, 16), default=8, help="bits per pixel of a slice (%(default)s)")
+    add(
+        "--pixels",
+        choices=("square", "stored"),
+        default="square",
+        help="shape of a pixel: square, or as the voxels (%(default)s)",
+    )
     add(
         "--anomalous",
         metavar="VALUES",
         help="values of masks, or numbers of DICOM segments, that mean anomalous, as 2 or 1,4; by default all but 0",
     )
-    add("--unmasked_are_normal", action="store_true", help="take volumes without a mask for normal ones")
+    add("--unmasked_are_normal", action="store_true", help="treat volumes without a mask as normal")
     add(
         "--min_content",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="normal slices of which no larger share is not black are left out (%(default)s: those that are all black)",
+        help="leave out normal slices of which at most this share is not black (%(default)s: all-black slices)",
     )
-    add("--train_share", type=float, default=0.0, metavar="SHARE", help="of the patients in training (%(default)s)")
-    add("--seed", type=int, default=0, help="chooses them (%(default)s)")
+    add(
+        "--train_share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the patients in training (%(default)s)",
+    )
+    add("--seed", type=int, default=0, help="seed of the selection of patients (%(default)s)")
     add("--patients", type=Path, metavar="CSV", help="table with the columns volume and patient")
-    add("--category", default="", help="what the set's one category is called; by default as the set")
-    add("--sequence", default="", metavar="NAME", help="which images of BraTS: flair, t1, t1ce, t2 (flair)")
-    add("--on_error", choices=("stop", "skip"), default="stop", help="skip: go on after a volume that is not read")
-    add("--keep_names", action="store_true", help=f"write {NAMES}, which says what file each volume is")
+    add("--category", default="", help="name of the category; by default that of the set")
+    add("--sequence", default="", metavar="NAME", help="sequence of BraTS: flair, t1, t1ce, t2 (flair)")
+    add("--on_error", choices=("stop", "skip"), default="stop", help="skip: go on after a volume that cannot be read")
+    add("--keep_names", action="store_true", help=f"write {NAMES}, which names the file of each volume")
 
 
 def convert(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ def add_cut_options(add: Callable[..., Any], axis: Axis | None) -> None:
         axis: The default of `--axis`.
     """
     default = f" ({axis})" if axis else "; without it, no volume is cut"
-    add("--axis", choices=AXES, default=axis, help=f"anatomical axis that slices follow one another on{default}")
+    add("--axis", choices=AXES, default=axis, help=f"anatomical axis along which a volume is cut into slices{default}")
     add(
         "--window",
         default="auto",
@@ -23,6 +23,6 @@ def add_cut_options(add: Callable[..., Any], axis: Axis | None) -> None:
         help=f"{', '.join(PRESETS)}, CENTRE,WIDTH, percentile, percentile:LOW,HIGH, or auto: soft_tissue for CT, else "
         "percentile (%(default)s)",
     )
-    add("--channel", type=int, metavar="N", help="which volume of a file with four axes, from 0")
-    add("--form", choices=("sform", "qform"), default="", help="which geometry of NIfTI files whose two disagree")
-    add("--codes", default="", metavar="RAS", help="how the axes of files lie that do not say it")
+    add("--channel", type=int, metavar="N", help="index of the volume in a file with four axes, from 0")
+    add("--form", choices=("sform", "qform"), default="", help="geometry to use where the two of a NIfTI file differ")
+    add("--codes", default="", metavar="RAS", help="orientation of the axes of files that do not state it")

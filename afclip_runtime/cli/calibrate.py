@@ -222,17 +222,29 @@ def said_of(threshold: "Threshold") -> str:
 
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose thresholds, and say where they are written."""
-    parser.add_argument("--fpr", type=finite, default=0.01, metavar="SHARE", help="of normal images (%(default)s)")
     parser.add_argument(
-        "--pixel_fpr", type=finite, default=0.001, metavar="SHARE", help="of their pixels (%(default)s)"
+        "--fpr",
+        type=finite,
+        default=0.01,
+        metavar="SHARE",
+        help="false-positive rate of the image threshold on normal images (%(default)s)",
     )
-    parser.add_argument("--threshold", type=finite, metavar="X", help="of image scores, fixed by hand")
-    parser.add_argument("--pixel_threshold", type=finite, metavar="X", help="of the values of maps, fixed by hand")
     parser.add_argument(
-        "--product", metavar="NAME", help="what the calibration is for, and is called by; the category by default"
+        "--pixel_fpr",
+        type=finite,
+        default=0.001,
+        metavar="SHARE",
+        help="false-positive rate of the pixel threshold on the pixels of normal images (%(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="beside the model by default")
-    parser.add_argument("--overwrite", action="store_true", help="take the place of a calibration that is there")
+    parser.add_argument("--threshold", type=finite, metavar="X", help="image threshold, fixed by hand")
+    parser.add_argument("--pixel_threshold", type=finite, metavar="X", help="pixel threshold, fixed by hand")
+    parser.add_argument(
+        "--product", metavar="NAME", help="product of the calibration, which names its file; by default the category"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file of the calibration; by default next to the model"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a calibration that exists")
 
 
 def _parser() -> argparse.ArgumentParser:

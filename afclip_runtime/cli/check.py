@@ -72,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="by default the one that this program lies in, or the working directory",
+        help="folder of the bundle; by default the folder of this program, or the working directory",
     )
     return parser

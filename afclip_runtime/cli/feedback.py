@@ -22,10 +22,10 @@ def add_feedback_options(parser: argparse.ArgumentParser) -> OptionGroup:
     group.add_argument(
         "--feedback",
         choices=MARKS,
-        help="the verdict on these images is wrong: they are normal, or anomalous; undo takes that back. They are "
-        "judged once more, --out stays as it is, and the threshold moves by a bounded rule",
+        help="mark the verdict on these images as wrong: they are normal, or anomalous; undo takes it back. They are "
+        "judged once more, --out does not change, and the threshold moves by a bounded rule",
     )
-    group.add_argument("--feedback_by", default="", metavar="NAME", help="who says so, for the audit file")
+    group.add_argument("--feedback_by", default="", metavar="NAME", help="name of the person, for the audit file")
     return group
 
 

@@ -54,13 +54,13 @@ def _ask(url: str, seconds: float) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("python -m afclip_runtime health", description=DESCRIPTION)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, metavar="DIR", help="where a watcher writes its results")
-    what.add_argument("--url", help="of a page: its address and /health")
+    what.add_argument("--out", type=Path, metavar="DIR", help="output folder of a watcher")
+    what.add_argument("--url", help="URL of a page: its address and /health")
     parser.add_argument(
         "--within",
         type=finite,
         default=60.0,
         metavar="SECONDS",
-        help="of the last sign of life, or of an answer (%(default)g)",
+        help="time limit for the last sign of life, or for an answer, in seconds (%(default)g)",
     )
     return parser

@@ -164,16 +164,17 @@ def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -
         action="append",
         default=[],
         metavar="PATTERN",
-        help="names of files that are left out of folders without a line, as '*.heic'; may be given again",
+        help="pattern of file names in folders that get no line, such as '*.heic'; may be given again",
     )
     parser.add_argument(
-        "--save", default="", metavar="WHAT", help=f"pictures to write, of {', '.join(saves)}, with commas between"
+        "--save", default="", metavar="WHAT", help=f"pictures to write: {', '.join(saves)}, separated by commas"
     )
     parser.add_argument(
         "--max_megapixels",
         type=_megapixels,
         metavar="N",
-        help="an image file of more pixels gets a line with an error, before it is decoded (without: 134)",
+        help="size limit of an image, in megapixels; a larger one gets a line with an error before it is decoded "
+        "(by default 134)",
     )
     add_watch_options(parser)
 
@@ -182,8 +183,12 @@ def add_threshold_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say by which thresholds images are judged."""
     thresholds = parser.add_argument_group("thresholds")
     add_calibration_options(thresholds)
-    thresholds.add_argument("--threshold", type=finite, metavar="X", help="image scores above it are anomalous")
-    thresholds.add_argument("--pixel_threshold", type=finite, metavar="X", help="likewise, values of the map")
+    thresholds.add_argument(
+        "--threshold", type=finite, metavar="X", help="image threshold: scores above it are anomalous"
+    )
+    thresholds.add_argument(
+        "--pixel_threshold", type=finite, metavar="X", help="pixel threshold: values of the map above it are anomalous"
+    )
 
 
 def saves_of(options: argparse.Namespace, known: Sequence[str]) -> list[str]:

@@ -35,8 +35,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="folder that `export --to bundle` wrote; by default the one that this program lies in, or the working "
-        "directory",
+        help="folder that `export --to bundle` wrote; by default the folder of this program, or the working directory",
     )
     add_engine_options(model, GRAPH_ENGINES)
     add_batch_options(model)
@@ -48,18 +47,20 @@ def add_engine_options(group: OptionGroup, engines: Sequence[str]) -> None:
     group.add_argument(
         "--engine",
         choices=engines,
-        help="what runs the model: onnx (ONNX Runtime) and openvino run bundles, on the CPU; by default the first that "
+        help="engine of the model: onnx (ONNX Runtime) and openvino run bundles, on the CPU; by default the first that "
         "is installed" + ("; torch runs the head itself" if "torch" in engines else ""),
     )
     group.add_argument(
-        "--threads", type=_threads, metavar="N", help="threads that a batch is scored with; all cores by default"
+        "--threads", type=_threads, metavar="N", help="number of threads that score a batch; by default all cores"
     )
 
 
 def add_batch_options(group: OptionGroup) -> None:
     """Adds the options that say how much is done at once."""
     group.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
-    group.add_argument("--num_workers", type=int, default=2, metavar="N", help="threads that decode (%(default)s)")
+    group.add_argument(
+        "--num_workers", type=int, default=2, metavar="N", help="number of threads that decode images (%(default)s)"
+    )
 
 
 def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
@@ -76,10 +77,12 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
         help="an image of another shape than the model's input, often a square: squashed (the default), padded, or in "
         "tiles",
     )
-    view.add_argument("--tiles", type=int, metavar="N", help="beside the whole, tiles: N along the shorter side")
-    view.add_argument("--tile_size", type=int, metavar="PX", help="or tiles of this side, in pixels of the image")
+    view.add_argument("--tiles", type=int, metavar="N", help="also inspect tiles: N along the shorter side")
     view.add_argument(
-        "--overlap", type=float, metavar="SHARE", help=f"of neighbouring tiles, at least ({Tiling().overlap})"
+        "--tile_size", type=int, metavar="PX", help="side of the tiles, in pixels of the image, in place of --tiles"
+    )
+    view.add_argument(
+        "--overlap", type=float, metavar="SHARE", help=f"smallest overlap of neighbouring tiles ({Tiling().overlap})"
     )
     view.add_argument(
         "--white",
@@ -104,9 +107,10 @@ def add_calibration_options(group: OptionGroup) -> None:
     which.add_argument(
         "--calibration",
         metavar="PRODUCT|FILE",
-        help="by default that of the category, or the only one beside the checkpoint or in the bundle, if any",
+        help="calibration file; by default that of the category, or the only one next to the checkpoint or in the "
+        "bundle",
     )
-    which.add_argument("--no_calibration", action="store_true", help="take no calibration")
+    which.add_argument("--no_calibration", action="store_true", help="use no calibration")
 
 
 def wanted_calibration(options: argparse.Namespace) -> str | None:

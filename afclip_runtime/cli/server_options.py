@@ -77,20 +77,20 @@ class Server:
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a server to a parser."""
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
-    server.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    server.add_argument("--host", default="127.0.0.1", help="address that the server listens on (%(default)s)")
+    server.add_argument("--port", type=int, default=8000, help="port of the server; 0 takes a free one (%(default)s)")
     server.add_argument(
         "--allow_host",
         action="append",
         default=[],
         metavar="NAME",
-        help="another name that the server is called by, from a browser's address bar; may be given again",
+        help="another host name of the server, as in the address bar of a browser; may be given again",
     )
     server.add_argument(
         "--token_file",
         type=Path,
         metavar="FILE",
-        help="a text file with the token, 32 characters or more, that requests to /api must bring",
+        help="text file with the token that requests to /api must have, 32 characters or more",
     )
     server.add_argument(
         "--proxy",
@@ -100,10 +100,22 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="address or network of a proxy whose X-Forwarded-For is believed; may be given again",
     )
-    server.add_argument("--queue", type=int, default=32, metavar="N", help="requests at once (%(default)s)")
-    server.add_argument("--max_mb", type=int, default=32, metavar="N", help="of an image file (%(default)s)")
-    server.add_argument("--max_megapixels", type=int, default=40, metavar="N", help="of an image (%(default)s)")
-    server.add_argument("--max_few_shot", type=int, default=16, metavar="N", help="few-shot images (%(default)s)")
+    server.add_argument(
+        "--queue", type=int, default=32, metavar="N", help="largest number of requests at once (%(default)s)"
+    )
+    server.add_argument(
+        "--max_mb", type=int, default=32, metavar="N", help="size limit of an image file, in MB (%(default)s)"
+    )
+    server.add_argument(
+        "--max_megapixels",
+        type=int,
+        default=40,
+        metavar="N",
+        help="size limit of an image, in megapixels (%(default)s)",
+    )
+    server.add_argument(
+        "--max_few_shot", type=int, default=16, metavar="N", help="largest number of few-shot images (%(default)s)"
+    )
 
 
 def _network(text: str) -> str:
