@@ -1,5 +1,6 @@
 """What one head says of the images of a pass, scored against labels and masks."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from afclip_runtime.views.resizing import resize_map
 
 Resolution = Literal["backbone", "image"]
 AT_ONCE = 256  # images whose counts processes exchange together
-Scored = tuple[list[Sample], Tensor, Tensor]  # a batch, its scores and the maxima of its maps, each [B]
+Scored = tuple[list[ImageScore], Tensor, Tensor]  # facts of a batch, its scores and the maxima of its maps, each [B]
 
 
 class HeadEvaluation:
@@ -93,7 +94,8 @@ class HeadEvaluation:
         """
         # left on their device until the end: reading them here would wait for it in every step
         inspected = inspected_maps(prediction.anomaly_map, batch.samples, self.method.preprocess)
-        self._scored.append((batch.samples, prediction.pred_score, inspected.flatten(1).amax(dim=1)))
+        facts = [_without_score(sample) for sample in batch.samples]
+        self._scored.append((facts, prediction.pred_score, inspected.flatten(1).amax(dim=1)))
         keys = batch.keys
         for key in dict.fromkeys(keys):
             rows = [i for i, k in enumerate(keys) if k == key]
@@ -260,12 +262,9 @@ class HeadEvaluation:
     def own_scores(self) -> list[ImageScore]:
         """Returns what this process's images were given."""
         return [
-            ImageScore(
-                *(s.dataset, s.category, str(s.image_path), s.label, score, highest, s.mask_known, s.defect_type),
-                group=s.group,
-            )
-            for samples, scores, maxima in self._scored
-            for s, score, highest in zip(samples, scores.tolist(), maxima.tolist(), strict=True)
+            one._replace(score=score, map_max=highest)
+            for facts, scores, maxima in self._scored
+            for one, score, highest in zip(facts, scores.tolist(), maxima.tolist(), strict=True)
         ]
 
     def write(self, folder: Path, tolerance: float, fpr_limit: float) -> None:
@@ -283,3 +282,9 @@ class HeadEvaluation:
 def counted(pixels: Tensor, inside: Tensor | None, row: int) -> Tensor:
     """Returns what of a row's pixels `[H, W]` counts in metrics: those that are inspected, `[n]`, or all."""
     return pixels if inside is None else pixels[inside[row].to(pixels.device)]
+
+
+def _without_score(sample: Sample) -> ImageScore:
+    """Returns what is known of an image before its score, in less memory than its sample takes."""
+    facts = sample.dataset, sample.category, str(sample.image_path), sample.label, math.nan, math.nan
+    return ImageScore(*facts, sample.mask_known, sample.defect_type, group=sample.group)
