@@ -114,13 +114,15 @@ def inspect_by_shards(
     from afclip_runtime.bulk.routes import judge_shards
     from afclip_runtime.bulk.summary import finish
 
+    if os.name != "posix":
+        raise UserError("images are inspected by shards on Linux and macOS only: name local files without --launcher.")
     require_pyarrow()
     where = where_of(options, "inspect", [PLANNED, *args], program=program)
     out = Path(os.path.abspath(options.out))
     options = argparse.Namespace(**{**vars(options), "out": out, "threads": _threads(options, where.jobs)})
     models = load(options, False)
     prepare(models)
-    plan = Plan.read(out) if options.planned else _plan(options, patterns, models, saves)
+    plan = Plan.wait_for(out, 0) if options.planned else _plan(options, patterns, models, saves)
     todo = plan.todo(out)
     gpu = any(model.engine.name == "torch" for model in models.values()) and getattr(options, "device", "cpu") != "cpu"
     job = Job(out, partial(_load_in_worker, load, options), tuple(saves), options.num_workers, gpu=gpu)

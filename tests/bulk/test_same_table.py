@@ -154,6 +154,8 @@ def test_web_server_of_images_and_archives(
 ) -> None:
     inspect(tmp_path / "images", *[f"{server}/images/{p.relative_to(folder).as_posix()}" for p in images_in(folder)])
     check(tmp_path / "images", expected, folder, f"{server}/images")
+    inspect(tmp_path / "folder", f"{server}/images/")
+    check(tmp_path / "folder", expected, folder, f"{server}/images")
     write_tar(folder.parent / "b.tar.gz", folder, "w:gz")
     write_table(folder.parent / "b.parquet", {"image": [path.read_bytes() for path in images_in(folder)]})
     inspect(tmp_path / "tar", f"{server}/b.tar.gz")
