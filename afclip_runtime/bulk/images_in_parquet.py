@@ -116,7 +116,7 @@ def choose_column(table: "ParquetFile", source: str, wanted: str | None) -> Colu
 
 
 def _kind(of: Any) -> Literal["bytes", "struct", "path"] | None:
-    """Returns what a type of pyarrow holds of an image."""
+    """Returns the kind of column that a pyarrow type makes; `None` if it cannot hold images."""
     from pyarrow import types
 
     if types.is_dictionary(of):
@@ -136,7 +136,7 @@ def row_groups(table: "ParquetFile", rows: int) -> Iterator[tuple[int, int, int]
 
     Args:
         table: The file.
-        rows: Of a run; a row group is not cut.
+        rows: Rows per run, at least; a row group is not cut.
     """
     first = held = 0
     total = table.metadata.num_row_groups
@@ -152,7 +152,7 @@ def read_cells(table: "ParquetFile", column: Column, first: int = 0, count: int 
 
     Args:
         table: The file.
-        column: Of the images.
+        column: Column of the images.
         first: The first row group.
         count: How many; all that follow by default.
     """

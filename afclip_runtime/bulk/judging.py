@@ -82,7 +82,7 @@ class Judge:
         self.models = job.load_models() if models is None else models
 
     def __call__(self, number: int) -> Facts | None:
-        """Judges a shard unless that is done, and returns what its part says; `None` if another process has it.
+        """Judges a shard unless that is done, and returns the facts of its part; `None` if another process has it.
 
         Raises:
             WriteError: A file cannot be written.
@@ -155,7 +155,7 @@ def write_failure(out: Path, number: int, error: str) -> None:
 
     Args:
         out: Folder of the output.
-        number: Of the shard.
+        number: Number of the shard.
         error: What became of the process.
 
     Raises:
@@ -179,7 +179,7 @@ class _Tally:
 
     Args:
         plan: The job's.
-        number: Of the shard.
+        number: Number of the shard.
         digest: Of its images as they were read.
 
     Attributes:
@@ -200,7 +200,7 @@ class _Tally:
         return row
 
     def facts(self) -> Facts:
-        """Returns what the part says of itself."""
+        """Returns the facts that are stored with the part."""
         return Facts(
             shard=self.number,
             digest=self.digest,

@@ -24,7 +24,7 @@ REMEDY = "Remove the file and start again: its shard is then judged again."
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a part says of itself.
+    """Facts that are stored with a part.
 
     Attributes:
         shard: Its number.
@@ -106,7 +106,7 @@ class PartWriter:
             self._flush()
 
     def close(self, facts: Facts) -> None:
-        """Writes what is left, and what the part says of itself."""
+        """Writes the remaining rows and the facts."""
         self._flush()
         self.file.add_key_value_metadata({KEY: json.dumps(msgspec.to_builtins(facts))})
         self.file.close()
@@ -136,7 +136,7 @@ def new_part(out: Path, number: int) -> Iterator[PartWriter]:
 
 
 def facts_of(out: Path, number: int) -> Facts | None:
-    """Returns what a part says of itself; `None` if there is no part, or it is damaged: its shard is judged again."""
+    """Returns the facts that are stored with a part; `None` if it is absent or damaged: its shard is judged again."""
     from pyarrow import ArrowException, parquet
 
     path = part_path(out, number)

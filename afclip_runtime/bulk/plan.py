@@ -171,13 +171,13 @@ def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard
 
 
 class _Archives:
-    """The archives among the shards of a plan, of which a Parquet file makes several.
+    """The archives among the shards of a plan. A Parquet file makes several shards.
 
     One that has not changed keeps its shards. Those of one that was replaced are cut anew: a shard that it no longer
     has is judged once more, and its part is empty then.
 
     Args:
-        shards: Of the plan; they are brought up to date.
+        shards: Shards of the plan; they are brought up to date.
     """
 
     def __init__(self, shards: list[Shard]) -> None:

@@ -76,7 +76,7 @@ def _source(file: File) -> "Source | Fetch":
 
 
 def _refusing(error: str) -> "Callable[[], NoReturn]":
-    """Returns what raises the error of an image in the place where it would be read."""
+    """Returns a function that raises the error of an image when the image would be read."""
 
     def refuse() -> NoReturn:
         raise UserError(error)

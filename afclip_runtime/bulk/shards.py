@@ -35,7 +35,7 @@ class Shards(launch.Job):
         """Returns the next shard that nobody has.
 
         Raises:
-            UserError: A file could not be written: the others would fail likewise.
+            UserError: A file could not be written, so the next ones cannot be either.
         """
         assert self.judge is not None
         if self.error:

@@ -27,7 +27,7 @@ class File(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         path: Its path or URL, as the table shows it.
         size: In bytes; `None` if it is not known.
-        mtime_ns: When it was last changed, in nanoseconds; likewise.
+        mtime_ns: Time of its last change, in nanoseconds; `None` if it is not known.
         error: Why it is no image; empty if it may be one.
         left_out: Whether it is a file of a folder that is of no kind that is read.
     """
@@ -45,11 +45,11 @@ class File(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def slice(self) -> None:
-        """Likewise."""
+        """Files here have no number among slices."""
 
     @property
     def key(self) -> str:
-        """Returns what tells files apart."""
+        """Returns the identity of the file: its absolute path, or its URL."""
         return self.path if urls.is_url(self.path) else os.path.abspath(self.path)
 
 
@@ -60,7 +60,7 @@ class Archive(msgspec.Struct, frozen=True, omit_defaults=True):
         kind: Which of them.
         path: Its path or URL.
         size: In bytes; `None` if it is not known.
-        mtime_ns: When it was last changed, in nanoseconds; likewise.
+        mtime_ns: Time of its last change, in nanoseconds; `None` if it is not known.
         column: Column of the images.
         first: The first row group.
         groups: Number of row groups.
@@ -80,7 +80,7 @@ class Archive(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """Returns what tells the files of archives apart."""
+        """Returns the identity of the archive's file: its absolute path, or its URL."""
         return self.path if urls.is_url(self.path) else os.path.abspath(self.path)
 
 

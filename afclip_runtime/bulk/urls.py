@@ -72,7 +72,7 @@ def _walk(system: Any, path: str, url: str) -> Iterator[UrlFile]:
 
 
 def matching(url: str) -> list[UrlFile]:
-    """Returns what a pattern (`*`) at a URL matches, sorted by name.
+    """Returns the files that match a pattern (`*`) at a URL, sorted by name.
 
     Raises:
         UserError: It cannot be reached.

@@ -59,7 +59,7 @@ def is_by_shards(options: argparse.Namespace, patterns: Sequence[str], saves: Se
     """Returns whether images are inspected by shards; refuses options that do not go with that.
 
     Args:
-        options: Of the command.
+        options: Options of the command.
         patterns: What is inspected.
         saves: What `--save` names.
 
@@ -96,7 +96,7 @@ def inspect_by_shards(
     """Inspects images by shards, says what became of them, and returns the exit code.
 
     Args:
-        options: Of the command.
+        options: Options of the command.
         args: As they were typed, for tasks on other machines.
         program: How the program is called.
         patterns: What is inspected.
