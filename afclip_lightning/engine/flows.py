@@ -15,6 +15,7 @@ from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.checkpoint import HEAD_FILE, read_checkpoint
 from afclip_lightning.engine.factory import checkpoint_of, note_assumed, read_any, restore, restore_released
 from afclip_lightning.engine.resume import LAST, check_optimizer
+from afclip_lightning.engine.run_folder import is_repeated
 from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.engine.training_card import training_card
@@ -23,7 +24,6 @@ from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD
 from afclip_runtime.errors import CheckpointError, TrainingError, UserError
 from afclip_runtime.files import is_there, shown
-from afclip_runtime.launch.signals import restarted
 
 UNTRAINED = "an UNTRAINED head (no --checkpoint)"
 
@@ -80,8 +80,7 @@ def fit(run: Run) -> None:
     """
     _check_transfer(run)
     last = run.folder / LAST
-    # the cluster repeats the command as it was
-    path = last if restarted() and is_there(last) else run.config.ckpt_path
+    path = last if is_repeated(run.folder) and is_there(last) else run.config.ckpt_path
     if run.config.test_before_fit and not path:  # the run that it goes on with did so
         _test(run, "Test before training", trained=False, name="results_untrained", pictures=False)
     name = type(run.method).__name__

@@ -17,10 +17,12 @@ from afclip_lightning.engine import loggers
 from afclip_lightning.engine.checkpoint import LAST
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import write_json, write_text
+from afclip_runtime.files import is_there, read_json, write_json, write_text
 from afclip_runtime.launch.signals import restarted
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
+RECORD_FILE = "run.json"
+NO_NAME = "none"  # what torchrun calls a job that it was given no --rdzv-id for
 RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
 
 MADE = (str(LAST), "head.*", "results*.json", "predictions*.csv")  # what of a run's folder is worth keeping
@@ -40,6 +42,7 @@ class RunRecord(SaveConfigCallback):
         write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
         facts = {
             "command": sys.argv,
+            "job": _job_name(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "git_revision": git_revision(),
             "python": platform.python_version(),
@@ -50,7 +53,7 @@ class RunRecord(SaveConfigCallback):
             "backbone": method.backbone.description,
             "feature_spec": method.spec.to_dict(),
         }
-        write_json(folder / "run.json", facts)
+        write_json(folder / RECORD_FILE, facts)
         loggers.record(trainer, (folder / "config.yaml").read_text(encoding="utf-8"), facts)
 
 
@@ -88,13 +91,10 @@ def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
         return Path(chosen)
     if config.out:
         folder = Path(config.out)
-        resumes = resumed is not None and folder.resolve() in resumed.resolve().parents
-        if has_left_something(folder) and not resumes and not restarted():
-            raise UserError(_how_to_get_on(folder))
     else:
         stem = Path(str(config.config[-1])).stem if config.get("config") else "run"
         job = _job_name()
-        if job == "none" or (job is None and int(config.trainer.num_nodes) > 1):
+        if job == NO_NAME or (job is None and int(config.trainer.num_nodes) > 1):
             raise UserError("The processes cannot agree on a run folder: give --out, or torchrun a --rdzv-id.")
         name = job or time.strftime("%Y%m%d-%H%M%S")
         folder = Path("runs") / stem / name
@@ -102,6 +102,9 @@ def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
         while not job and folder.exists():
             number += 1
             folder = folder.with_name(f"{name}-{number}")
+    resumes = resumed is not None and folder.resolve() in resumed.resolve().parents
+    if has_left_something(folder) and not resumes and not is_repeated(folder):
+        raise UserError(_how_to_get_on(folder))
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
 
@@ -109,6 +112,27 @@ def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
 def has_left_something(folder: Path) -> bool:
     """Returns whether a folder holds what a run has made; one that was lost before that is begun anew there."""
     return (folder / "config.yaml").exists() and any(any(folder.glob(pattern)) for pattern in MADE)
+
+
+def is_repeated(folder: Path) -> bool:
+    """Returns whether the run that a folder holds is this one, begun before.
+
+    SLURM repeats the command of a job that it has put into the queue again. torchrun repeats that of processes that
+    have died, on each node, and does not say so where none of the node's own has; so does a user, who gives the same
+    command with the same `--rdzv-id`.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        UserError: What it says of its run is damaged.
+    """
+    if restarted():
+        return True
+    if (job := _job_name()) in (None, NO_NAME) or not is_there(folder / RECORD_FILE):
+        return False
+    facts = read_json(folder / RECORD_FILE, dict[str, Any], remedy="Give another --out.")
+    return facts.get("job") == job and facts.get("command", [])[1:] == sys.argv[1:]
 
 
 def _how_to_get_on(folder: Path) -> str:
@@ -131,4 +155,4 @@ def _job_name() -> str | None:
     """Returns a name that all processes of a cluster job share without talking to each other, or `None` outside one."""
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', '0')}"
-    return os.environ.get("TORCHELASTIC_RUN_ID")  # "none" unless torchrun was given one
+    return os.environ.get("TORCHELASTIC_RUN_ID")

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from afclip_lightning.engine import run_folder
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.heads import ready
-from afclip_runtime.errors import CheckpointError
-from afclip_runtime.files import only_writer
+from afclip_runtime.errors import CheckpointError, UserError
+from afclip_runtime.files import only_writer, write_json
 from tests.support.small_run import run, write_small_run
 
 
@@ -243,6 +245,42 @@ def test_which_process_holds_the_folder(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert run_folder.is_first_process() is first
+
+
+@pytest.mark.parametrize(("environment", "arguments", "repeated"), [
+    ({"TORCHELASTIC_RUN_ID": "job7"}, ["fit", "--out=run"], True),
+    ({"TORCHELASTIC_RUN_ID": "job7"}, ["fit", "--out=run", "--model.layers=[1]"], False),
+    ({"TORCHELASTIC_RUN_ID": "job8"}, ["fit", "--out=run"], False),
+    ({"TORCHELASTIC_RUN_ID": "none"}, ["fit", "--out=run"], False),  # it was given no name
+    ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}, ["fit"], True),
+    ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "0"}, ["fit"], False),
+    ({}, ["fit", "--out=run"], False),
+])  # fmt: skip
+def test_a_folder_holds_the_run_of_a_job_that_was_begun_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], arguments: list[str], repeated: bool
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    job = "none" if environment.get("TORCHELASTIC_RUN_ID") == "none" else "job7"
+    write_json(tmp_path / "run.json", {"command": ["/there/__main__.py", "fit", "--out=run"], "job": job})
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["/here/__main__.py", *arguments])
+    assert run_folder.is_repeated(tmp_path) is repeated
+
+
+def test_a_folder_that_is_named_by_a_job_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(run_folder.RUN_FOLDER_VARIABLE, "")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
+    options = Namespace(out=None, config=["small.yaml"], trainer=Namespace(num_nodes=2))
+    folder = run_folder.choose_run_folder(options, None)
+    assert folder == Path("runs/small/job7")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    (folder / "head.ckpt").touch()
+    with pytest.raises(UserError, match="holds an earlier run"):
+        run_folder.choose_run_folder(options, None)
 
 
 @pytest.mark.slow
