@@ -28,6 +28,5 @@ def nodes(work: Path) -> Iterator[TwoNodes]:
 def test_both_nodes_do_what_one_process_does(nodes: TwoNodes, work: Path, verb: str) -> None:
     place = ["--launcher=ray", f"--ray_address={ADDRESS}", "--jobs=2", f"--out=ray/{verb}"]
     command = nodes.begin(1, "python", "-m", *COMMANDS[verb], *place)
-    said = command.communicate(timeout=400)[0]
-    assert command.returncode == CODES[verb], said
+    assert command.code(timeout=400) == CODES[verb], command.said()
     assert_same_outcome(verb, work / "ray" / verb, of_one_process(verb, work))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,27 @@ PROBED = "hostname node1; mount -t tmpfs tmpfs /mnt; ip link add type veth; ip l
 
 
 @dataclass(frozen=True)
+class Running:
+    """A command that runs on a node.
+
+    Attributes:
+        process: The process.
+        log: What it says, stderr with stdout.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def code(self, timeout: float = 300) -> int:
+        """Waits for its end and returns its exit code."""
+        return self.process.wait(timeout)
+
+    def said(self) -> str:
+        """Returns what it has said so far."""
+        return self.log.read_text(errors="replace")
+
+
+@dataclass(frozen=True)
 class TwoNodes:
     """Two nodes, `node1` and `node2`.
 
@@ -28,20 +50,21 @@ class TwoNodes:
 
     folder: Path
 
-    def begin(self, node: int, *command: str | Path, **variables: str) -> subprocess.Popen[str]:
-        """Starts a command on a node: with this source, one thread, and what it says as text, stderr with stdout."""
+    def begin(self, node: int, *command: str | Path, **variables: str) -> Running:
+        """Starts a command on a node, with this source and one thread."""
         place = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "AFCLIP_CACHE": "/tmp/cache"}
         place |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         whole = [str(SCRIPT), "run", str(self.folder.parent), str(node), *map(str, command)]
-        return subprocess.Popen(
-            whole, env={**os.environ, **place, **variables}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        log = self.folder.parent / f"{len(list(self.folder.parent.glob('*.txt')))}-node{node}.txt"
+        with log.open("xb") as file:
+            environment = {**os.environ, **place, **variables}
+            return Running(subprocess.Popen(whole, env=environment, stdout=file, stderr=subprocess.STDOUT), log)
 
     def run(self, node: int, *command: str | Path, **variables: str) -> str:
         """Runs a command on a node to its end, which must be a success, and returns what it said."""
         return finished(self.begin(node, *command, **variables))
 
-    def torchrun(self, job: str, *command: str, restarts: int = 0, **variables: str) -> list[subprocess.Popen[str]]:
+    def torchrun(self, job: str, *command: str, restarts: int = 0, **variables: str) -> list[Running]:
         """Starts a command of the project on both nodes, one process each, as torchrun does.
 
         Args:
@@ -61,12 +84,16 @@ class TwoNodes:
         subprocess.run([SCRIPT, "lose", self.folder.parent, str(node)], check=True)
 
 
-def finished(*processes: subprocess.Popen[str], timeout: float = 300) -> str:
-    """Waits for processes, which must succeed, and returns what they said."""
-    said = [process.communicate(timeout=timeout)[0] for process in processes]
-    codes = [process.returncode for process in processes]
-    assert not any(codes), "\n".join(said)
-    return "\n".join(said)
+def finished(*commands: Running, timeout: float = 300) -> str:
+    """Waits for commands, which must succeed, and returns what they said."""
+    end = time.monotonic() + timeout
+    left = list(commands)
+    while left and not any(command.process.poll() for command in commands) and time.monotonic() < end:
+        left = [command for command in left if command.process.poll() is None]
+        time.sleep(0.1)
+    said = "\n".join(command.said() for command in commands)
+    assert [command.process.poll() for command in commands] == [0] * len(commands), said
+    return said
 
 
 def _refusal() -> str | None:
