@@ -23,7 +23,7 @@ from tests.support.options import options_of
 
 RUNS = {"fit", "validate", "test", "predict"}
 PROGRAM = re.compile(r"(?:-m afclip_lightning|(?<![\w./-])afclip) ([a-z]\w*)\b([^\n]*)")
-FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "data/README.md", "docs/*.md"]
+FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "data/README.md", "docs/**/*.md"]
 FILES += ["experiments/**/*.md", "experiments/**/*.yaml", "experiments/**/*.sbatch", "configs/**/*.yaml"]
 TO_BE_WRITTEN = {"configs/off_centre_demo.yaml", "configs/x_mvtec.yaml"}  # by who follows the guide
 
