@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from afclip_lightning.backbones.spec import PosEmbedResize
 from afclip_lightning.backbones.store_layout import SUFFIX, Folder, keys, over_folders, place_of, taps
 from afclip_runtime.errors import DatasetError, UserError, shown
-from afclip_runtime.files import open_regular, parts_of, read_json
+from afclip_runtime.files import open_regular, parts_of, read_json, refresh
 from afclip_runtime.types import ImageSize
 from afclip_runtime.views.frame import Interpolation, Resize
 
@@ -208,20 +207,23 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
     known = [name for of in check_store(root) for name in (of, *(f"{of}/{tap}" for tap in taps(root, of)))]
     if key is not None and key not in known:
         raise UserError(f"{root} has no features under the key {key!r}; `features info` lists the keys.")
-    oldest = time.time() - days * 86400 if days is not None else -math.inf
+    now = refresh(root)  # the clock of another machine may be hours off
+    oldest = now - days * 86400 if days is not None else -math.inf
     count = size = 0
-    for removed, freed in over_folders(root, partial(_pruned, key=key, oldest=oldest, damaged=damaged), "Pruning"):
+    for removed, freed in over_folders(
+        root, partial(_pruned, key=key, now=now, oldest=oldest, damaged=damaged), "Pruning"
+    ):
         count, size = count + removed, size + freed
     if key is not None:
         shutil.rmtree(root / key)
     return count, size
 
 
-def _pruned(folder: Folder, key: str | None, oldest: float, damaged: bool) -> tuple[int, int]:
+def _pruned(folder: Folder, key: str | None, now: float, oldest: float, damaged: bool) -> tuple[int, int]:
     """Removes what `prune` removes of a folder; returns how many files and bytes."""
     count = size = 0
     whole = key in (folder.key, f"{folder.key}/{folder.tap}")
-    hour = time.time() - 3600
+    hour = now - 3600
     for suffix in (SUFFIX, ".tmp"):
         for entry in folder.entries(suffix):
             with suppress(FileNotFoundError):

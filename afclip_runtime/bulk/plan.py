@@ -13,9 +13,9 @@ from afclip_runtime.bulk.sources import Archive, File
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import (
     TABLE_LIMIT,
-    lagging,
     read_json,
     read_json_lines,
+    shared,
     wait_for,
     write_json,
     write_json_lines,
@@ -70,14 +70,14 @@ class Plan(msgspec.Struct, frozen=True):
         """
         path = out / FOLDER / PLAN
         wait_for(path)
-        deadline = time.monotonic() + lagging.LONGEST_LAG
+        deadline = time.monotonic() + shared.LONGEST_LAG
         while number >= len((plan := cls.read(out)).shards):
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{shown(path)} has no shard {number} after {lagging.LONGEST_LAG:g} s: the shared file system "
+                    f"{shown(path)} has no shard {number} after {shared.LONGEST_LAG:g} s: the shared file system "
                     "lags. Start the same command again later."
                 )
-            time.sleep(lagging.LOOK)
+            time.sleep(shared.LOOK)
         return plan
 
     def is_done(self, number: int, facts: Facts | None) -> bool:

@@ -12,7 +12,6 @@ escaped (`'\xff.png`). Both are read back exactly. For messages and pages there 
 """
 
 from afclip_runtime.errors import shown
-from afclip_runtime.files.lagging import is_there, refresh, wait_for
 from afclip_runtime.files.locks import LOCK_FILE, Lock, holder_of, take_lock, wait_for_lock
 from afclip_runtime.files.parquet import read_parquet
 from afclip_runtime.files.reading import (
@@ -26,6 +25,7 @@ from afclip_runtime.files.reading import (
     read_text,
     sha256_of,
 )
+from afclip_runtime.files.shared import is_there, refresh, wait_for
 from afclip_runtime.files.tables import csv_text, read_csv, read_rows
 from afclip_runtime.files.typed import REMEDY, parse_json, parse_yaml, read_json, read_json_lines, read_yaml, to_type
 from afclip_runtime.files.writing import (

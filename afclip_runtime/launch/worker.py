@@ -137,7 +137,7 @@ def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda beg
         with suppress(UserError, OSError) if full else nullcontext():
             job.end(unit, full or outcome.status == "stopped")
     if full:
-        raise UserError(f"{unit.name}: {outcome.error} The same command goes on from here.")
+        raise UserError(f"{unit.name}: {outcome.error.removesuffix('.')}. The same command goes on from here.")
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 import tracemalloc
 from collections import Counter
 from hashlib import blake2b
@@ -119,6 +120,21 @@ def test_a_file_in_a_folder_of_other_digests_is_damaged(store: FeatureStore) -> 
     assert store.load(DIGESTS[0]) is None
     assert store_files.prune(store.folder.parent, None, None, damaged=True)[0] == 1
     assert not other.exists()
+
+
+@pytest.mark.parametrize("skew", [-7200, 7200, 3 * 86400])
+def test_the_clock_of_another_machine_takes_nothing_that_is_new(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, skew: int
+) -> None:
+    path = store.path(DIGESTS[0], "layer-01")
+    fresh, left = path.with_name(".fresh.tmp"), path.with_name(".left.tmp")
+    fresh.touch()
+    left.touch()
+    now = time.time()
+    os.utime(left, (now - 4000, now - 4000))
+    monkeypatch.setattr(time, "time", lambda: now + skew)  # the times of files are the file server's
+    assert store_files.prune(store.folder.parent, None, 1.0, damaged=False) == (1, 0)
+    assert fresh.exists()
 
 
 def crowd(root: Path, images: int) -> None:

@@ -9,7 +9,7 @@ from afclip_runtime.bulk.judging import Judge
 from afclip_runtime.bulk.parts import Facts
 from afclip_runtime.bulk.plan import FOLDER, PLAN, Plan, files_path
 from afclip_runtime.errors import UserError
-from afclip_runtime.files import lagging
+from afclip_runtime.files import shared
 from tests.support.disks import half_written, small_disk
 from tests.support.sharded import inspect, job_of, main, plan_of, rows_of, write_numbered
 
@@ -21,8 +21,8 @@ LOCAL = ("in", "--launcher", "local", "--shard_images", "4", "--save", "map")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_numbered(tmp_path / "in", 10)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lagging, "LOOK", 0.02)
-    monkeypatch.setattr(lagging, "LONGEST_LAG", 5.0)
+    monkeypatch.setattr(shared, "LOOK", 0.02)
+    monkeypatch.setattr(shared, "LONGEST_LAG", 5.0)
 
 
 def come_late(*paths: Path) -> threading.Timer:
@@ -63,7 +63,7 @@ def test_a_plan_that_is_older_than_the_job_is_read_again() -> None:
 def test_a_list_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     plan_of(OUT, ["in"])
     files_path(OUT, 1).unlink()
-    monkeypatch.setattr(lagging, "LONGEST_LAG", 0.1)
+    monkeypatch.setattr(shared, "LONGEST_LAG", 0.1)
     with pytest.raises(UserError, match=r"000001.jsonl has not appeared within 0.1 s"):
         Judge(job_of(OUT))(1)
 

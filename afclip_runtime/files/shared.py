@@ -1,4 +1,4 @@
-"""Files that another machine has just written: a shared file system may show them late.
+"""A file system that several machines share: it shows late what another one has just written, and has its own clock.
 
 A client of a network share caches for up to a minute what a folder holds, and that a name was not there. What it
 changes there itself, and for most shares a listing, makes it ask the file server again.
@@ -16,18 +16,24 @@ LONGEST_LAG = 60.0  # seconds; NFS caches the content of a folder for at most th
 LOOK = 0.5  # seconds between two looks
 
 
-def refresh(folder: Path) -> None:
+def refresh(folder: Path) -> float:
     """Makes the system ask the file server anew what a folder holds, by a file that is made there and removed.
 
+    Returns the time by the clock that times of files there are from, in seconds; that of this machine where nothing can
+    be written.
+
     Args:
-        folder: The folder, which need not be there; nothing happens where nothing can be written.
+        folder: The folder. If it is not there, the next one above it is taken.
     """
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     probe = folder / f".{secrets.token_hex(8)}.tmp"
+    now = time.time()
     with suppress(OSError):
         probe.touch()
+        now = probe.stat().st_mtime
         probe.unlink()
+    return now
 
 
 def is_there(path: Path) -> bool:
