@@ -112,7 +112,7 @@ def _judge(ray: Any, job: Job, todo: Sequence[int], jobs: int, on_shard: Callabl
             on_shard(answer.facts)
 
 
-def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, float]]:
+def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, Any]]:
     """Returns the number of actors, and what each has: `num_cpus` and `num_gpus`.
 
     Processors are shared equally, so that all actors find room on the nodes.
