@@ -57,7 +57,8 @@ def known(verb: str, flag: str, args: list[str]) -> bool:
     """Returns whether a verb takes a flag; that of a method's or a dataset's argument is one of any class."""
     if verb == "datasets" and args[:1] == ["import"]:
         return flag in flags_of_import()
-    verb = "fit" if verb == "features" and args[:1] == ["build"] else verb
+    if verb == "features" and args[:1] == ["build"]:
+        return flag in flags_of(verb) or known("fit", flag, args)
     section, dot, _ = flag.removeprefix("--").partition(".")
     of_a_class = dot and section in {"model", "data"} and (section == "model" or verb in RUNS)
     if of_a_class or (verb == "datasets" and {"check", "show"} & set(args)):

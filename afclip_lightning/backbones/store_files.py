@@ -59,11 +59,11 @@ class DamagedError(UserError):
     """A file of features is torn, changed or in another's place."""
 
 
-def image_digest(path: Path, white: int | None = None, roi: str = "") -> str:
+def image_digest(image: Path | bytes, white: int | None = None, roi: str = "") -> str:
     """Returns the name that an image's features go by: from the file's content and from how it is seen.
 
     Args:
-        path: The image.
+        image: The image file, or its content.
         white: See `Sample`.
         roi: Fingerprint of the region of interest; empty for the whole image.
 
@@ -72,7 +72,8 @@ def image_digest(path: Path, white: int | None = None, roi: str = "") -> str:
     """
     seen = [f"white {white}" if white is not None else "", f"roi {roi}" if roi else ""]
     digest = hashlib.blake2b(digest_size=20, key=" ".join(filter(None, seen)).encode())
-    for part in parts_of(path, remedy="Replace the file.", error=DatasetError):
+    parts = [image] if isinstance(image, bytes) else parts_of(image, remedy="Replace the file.", error=DatasetError)
+    for part in parts:
         digest.update(part)
     return digest.hexdigest()
 

@@ -2,21 +2,31 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.backbones.store_files import check_files, check_store, info, prune
+from afclip_lightning.cli.model_options import split_model_arguments
+from afclip_runtime.cli.launch_options import add_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.launch import signals
 from afclip_runtime.types import in_pixels
 
+if TYPE_CHECKING:
+    from afclip_lightning.engine.feature_chunks import Images
+    from afclip_lightning.engine.feature_sources import SourceOptions
+
 PLACE = 12
+COUNT = numeric(int, lambda count: count >= 1, "at least 1")
 DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # every file is older than -1 days, and would go
 DESCRIPTION = """\
 Features of a frozen backbone, one file per tapped layer and image, for --features.cache of fit, validate and test.
 
-  build --config FILE --features.cache DIR ...   compute what is not there; options as those of fit
+  build --config FILE --features.cache DIR ...   compute what is not there; options as those of fit, and --launcher
   info DIR                                       what lies there, of which backbone, how large
   verify DIR                                     read every file and compare its checksum; exit code 1 if one is damaged
   prune DIR [--key KEY] [--days N] [--damaged]   remove features: of one backbone or tap, not read for N days, damaged
@@ -25,25 +35,93 @@ A run makes the features that it does not find by itself; `build` makes them wit
 stopped and started again at any time, and several may run at once.
 """
 
-BUILD_HELP = """\
-usage: python -m afclip_lightning features build --config FILE --features.cache DIR ...
-
+BUILD_DESCRIPTION = """\
 Computes the features that fit with the same options would read, and keeps them in DIR: those of the images that it
-trains on and of those that it tests on. All options are those of fit: python -m afclip_lightning fit --help
+trains on and of those that it tests on. All other options are those of fit: python -m afclip_lightning fit --help
+
+With --launcher, workers share the images by chunks of about 500. Each worker uses one device and loads the backbone
+once; --trainer.devices, num_nodes and strategy do not count. A worker or the command may be killed at any time: the
+same command goes on with the chunks that are left. An image whose features are there already is not computed again.
+The files are those of one process, byte for byte, on the same kind of device with the same batch_size; an image that
+is there several times may differ by rounding.
+
+With --images, the images are those of the sources and not of datasets. Features go by the content of an image file: a
+dataset that is unpacked later finds them. The options of fit are then --config (one file, whose model counts),
+--model.KEY, --features.cache, --features.dtype, --trainer.precision and --trainer.accelerator.
 """
 
 
 def build(args: Sequence[str]) -> int:
     """Computes the features that a run with these options would read, and returns the exit code."""
-    if "--help" in args or "-h" in args:
-        print(BUILD_HELP)
-        return 0
-    from afclip_lightning.engine import app
-    from afclip_lightning.engine.feature_build import FeatureBuildCLI
-
-    if not any(arg.split("=")[0] == "--features.cache" for arg in args):
+    options, rest = _build_parser().parse_known_args(args)
+    if not any(arg.split("=")[0] == "--features.cache" for arg in rest):
         raise UserError("Say where the features go: --features.cache DIR.")
-    return app.main(["fit", *args], FeatureBuildCLI)
+    signals.listen()  # before the slow imports: a signal that nobody listens to ends the process
+    from afclip_lightning.engine import app
+
+    if options.launcher is None and not options.images:
+        from afclip_lightning.engine.feature_build import FeatureBuildCLI
+
+        return app.main(["fit", *rest], FeatureBuildCLI)
+    from afclip_lightning.engine.feature_chunks import build_chunks, images_of_run
+
+    load: Callable[[bool], Images] = partial(images_of_run, ["fit", *rest])
+    if options.images:
+        from afclip_lightning.engine.feature_sources import images_of_sources
+
+        others, arguments = split_model_arguments(rest)
+        load = partial(images_of_sources, _source_options(others, options), arguments)
+    where = where_of(options, "features build", args)
+    where = replace(where, command=[*where.command, "--task"])
+    return app.main([], lambda _: build_chunks(load, where, options.task))
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        f"{PROGRAM} features build",
+        usage=f"{PROGRAM} features build --config FILE --features.cache DIR [--images SOURCE ...] [--launcher X] ...",
+        description=BUILD_DESCRIPTION,
+        allow_abbrev=False,
+    )
+    _add_build_options(parser)
+    return parser
+
+
+def _add_build_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `fit` does not have."""
+    add_launch_options(parser, "chunks", optional=True)
+    images = parser.add_argument_group("images that are in no dataset")
+    images.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="compute the features of these images instead: folders, patterns, image files, tar archives (WebDataset), "
+        "Parquet files with the bytes or the paths of images, and URLs of them",
+    )
+    images.add_argument("--image_column", metavar="NAME", help="column of the images in Parquet files")
+    images.add_argument("--batch_size", type=COUNT, default=8, metavar="N", help="images per batch; 8 by default")
+    images.add_argument("--num_workers", type=COUNT, default=2, metavar="N", help="decoder threads; 2 by default")
+    parser.add_argument("--task", action="store_true", help=argparse.SUPPRESS)  # of SLURM or Ray, for a build
+
+
+def _source_options(args: Sequence[str], options: argparse.Namespace) -> "SourceOptions":
+    """Returns what `--images` needs of the options of fit.
+
+    Raises:
+        UserError: One of them has no effect with `--images`.
+    """
+    from afclip_lightning.engine.feature_sources import SourceOptions
+
+    parser = CommandParser(f"{PROGRAM} features build", allow_abbrev=False)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--features.cache", dest="cache", type=Path, required=True)
+    parser.add_argument("--features.dtype", dest="dtype", choices=["float16", "float32"], default="float16")
+    parser.add_argument("--trainer.precision", dest="precision", default="32-true")
+    parser.add_argument("--trainer.accelerator", dest="accelerator", default="auto")
+    of_fit = vars(parser.parse_args(args))
+    own = {name: getattr(options, name) for name in ("image_column", "batch_size", "num_workers")}
+    return SourceOptions(tuple(options.images), **of_fit, **own)
 
 
 @command()
@@ -86,7 +164,7 @@ def _render(entries: list[dict[str, Any]]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} features", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{build,info,verify,prune}")
-    verbs.add_parser("build")  # whose options are those of fit: `build` above reads them
+    _add_build_options(verbs.add_parser("build"))  # its other options are those of fit: `build` above reads them
     for name in ("info", "verify", "prune"):
         verb = verbs.add_parser(name)
         verb.add_argument("root", type=Path, metavar="DIR", help="folder of the store")

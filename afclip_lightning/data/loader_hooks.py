@@ -155,6 +155,13 @@ class LoaderHooks(LightningDataModule, ABC):
         references = draw_references(samples, self.pairing) if self.pairing and not training else None
         return self._loader(samples, partial(ordered_sampler, references=references), references, training)
 
+    def image_loader(self, samples: Sequence[Sample]) -> "DataLoader[Batch]":
+        """Returns a loader of images alone, in the order of the samples: their masks are not read."""
+        from torch.utils.data import SequentialSampler
+
+        alone = [replace(sample, mask_path=None, mask_known=False, saturations=None) for sample in samples]
+        return self._loader(alone, SequentialSampler, training=True)
+
     def named(self, samples: Sequence[Sample]) -> list[Sample]:
         """Returns samples with what prompts call their categories."""
         return [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]

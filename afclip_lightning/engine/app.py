@@ -203,7 +203,7 @@ def _quiet_lightning() -> None:
     )
 
 
-def main(args: list[str] | None = None, command: Callable[[list[str] | None], AnomalyCLI] = AnomalyCLI) -> int:
+def main(args: list[str] | None = None, command: Callable[[list[str] | None], object] = AnomalyCLI) -> int:
     """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped.
 
     Raises:

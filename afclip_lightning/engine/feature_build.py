@@ -1,5 +1,7 @@
 """`features build`: the features that a run would read, and nothing else."""
 
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from afclip_lightning.engine.run_parts import trained_on
 from afclip_lightning.engine.shared_pass import SharedPass
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import Batch, Split
+from afclip_runtime.launch import signals
+from afclip_runtime.launch.signals import StoppedError
 
 
 class FeatureBuilder(LightningModule):
@@ -28,7 +32,13 @@ class FeatureBuilder(LightningModule):
         self.method = method
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> int:
-        """Keeps the features of a batch, and returns of how many images."""
+        """Keeps the features of a batch, and returns of how many images.
+
+        Raises:
+            StoppedError: A signal asks this process to stop.
+        """
+        if signals.requested():
+            raise StoppedError("The same command goes on from here.")
         self.method.features_of(batch)
         return len(batch.samples)
 
@@ -45,19 +55,43 @@ class FeatureBuildCLI(AnomalyCLI):
         self.carry_out(build_features)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Images that a run reads in one go.
+
+    Attributes:
+        reader: Whose features they are.
+        dataset: Dataset of the images.
+        split: Split of the dataset.
+    """
+
+    reader: AnomalyMethod | SharedPass
+    dataset: AnomalyDataModule
+    split: Split
+
+
+def parts_of(run: Run) -> list[Part]:
+    """Returns what a run reads: the tests, for all heads, and then the training."""
+    tests: list[tuple[AnomalyDataModule, Split]] = [(dataset, "test") for dataset in run.data.test_sets]
+    training = [part for part in trained_on(run.method, run.data) if part not in tests]
+    return [Part(run.tested, *test) for test in tests] + [Part(run.method, *part) for part in training]
+
+
+def only_compute(run: Run) -> None:
+    """Leaves nothing of a run but its passes: what a build computes is recorded nowhere else."""
+    callbacks = run.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    run.trainer.loggers = []
+
+
 def build_features(run: Run) -> None:
     """Computes the features that are not there of all images that a run reads."""
     run.data.prepare_data()
-    callbacks = run.trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]  # nothing to record
-    run.trainer.loggers = []
-    tests: list[tuple[AnomalyDataModule, Split]] = [(dataset, "test") for dataset in run.data.test_sets]
-    training = [part for part in trained_on(run.method, run.data) if part not in tests]
-    for reader, splits in ((run.tested, tests), (run.method, training)):
-        if splits:
-            run.read_for(reader)
-            loaders = [dataset.ordered_loader(split) for dataset, split in splits]
-            run.trainer.predict(FeatureBuilder(reader), loaders, return_predictions=False)
+    only_compute(run)
+    for reader, parts in groupby(parts_of(run), lambda part: part.reader):
+        run.read_for(reader)
+        loaders = [part.dataset.ordered_loader(part.split) for part in parts]
+        run.trainer.predict(FeatureBuilder(reader), loaders, return_predictions=False)
     if run.trainer.is_global_zero:
         assert run.method.store is not None
         print(f"Features: {run.method.store.folder}")

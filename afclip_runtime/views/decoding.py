@@ -200,7 +200,7 @@ class Decoder:
         """Yields each image in its order, with its views; those must be taken before the next image is."""
         with _threads(self.num_workers) as pool:
             ahead = self.ahead + self.num_workers
-            for item in _in_order(pool, self._decode, enumerate(self.images), ahead, _bytes_held):
+            for item in in_order(pool, self._decode, enumerate(self.images), ahead, _bytes_held):
                 yield item, iter(()) if isinstance(item, Failure) else self._views(pool, item)
 
     def _decode(self, numbered: "tuple[int, Source | Fetch]") -> Decoded | Failure:
@@ -227,7 +227,7 @@ class Decoder:
         yield View(item.index, item.layout.views[0], item.first)
         if (image := item.image) is not None:
             others = item.layout.views[1:]
-            cut = _in_order(pool, lambda view: item.layout.cut(image, view), others, 2 * self.num_workers)
+            cut = in_order(pool, lambda view: item.layout.cut(image, view), others, 2 * self.num_workers)
             yield from (View(item.index, view, pixels) for view, pixels in zip(others, cut, strict=True))
 
 
@@ -248,7 +248,7 @@ def _bytes_held(numbered: "tuple[int, Source | Fetch]") -> int:
     return len(source.data) if isinstance(source, Content) else 0
 
 
-def _in_order(
+def in_order(
     pool: ThreadPoolExecutor | None,
     do: Callable[[A], B],
     items: Iterable[A],

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.cli import features
 from afclip_lightning.components.losses import patch_alignment_loss
 from afclip_lightning.engine.app import main
@@ -117,7 +118,7 @@ def test_a_test_over_processes_gives_one_table(folder: Path, method: str) -> Non
 
 def test_features_of_processes_are_those_of_one(folder: Path) -> None:
     assert_same_features(folder / "two/store", folder / "one/store")
-    assert len({path.name for path in store_files.feature_files(folder / "one/store")}) == 9 + 11
+    assert len({path.name for path in feature_files(folder / "one/store")}) == 9 + 11
     assert store_files.verify(folder / "two/store") == []
 
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from afclip_lightning.backbones import store_files
+from afclip_lightning.backbones.store_layout import feature_files
 from tests.support import REPOSITORY
 from tests.support.nodes import TwoNodes, finished, two_nodes
 from tests.support.processes import assert_alike, assert_same_features, assert_same_training, files_of, rows
@@ -85,7 +86,7 @@ def test_features_build(nodes: TwoNodes) -> None:
     # values of this CLIP reach 56: 1e-5 of them
     assert_same_features(folder / "two/store", folder / "one/store", limit=5e-4)
     assert files_of(folder / "two/store") == files_of(folder / "one/store")
-    assert len({path.name for path in store_files.feature_files(folder / "two/store")}) == 16 + 11
+    assert len({path.name for path in feature_files(folder / "two/store")}) == 16 + 11
     assert store_files.verify(folder / "two/store") == []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.backbones import store_files
+from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.cli import features
 from afclip_lightning.engine.app import main
 from tests.support.clips import small_config
@@ -68,7 +69,7 @@ def test_features_build_as_one_process_does(images: Path) -> None:
     on_two_nodes("features", "build", *options("AFCLIP", 2), store, "--features.cache=two")
     assert_same_features(images / "two", images / "one")
     assert files_of(images / "two") == files_of(images / "one")
-    assert len({path.name for path in store_files.feature_files(images / "two")}) == 9 + 11
+    assert len({path.name for path in feature_files(images / "two")}) == 9 + 11
     assert store_files.verify(images / "two") == []
 
 

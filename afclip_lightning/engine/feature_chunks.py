@@ -1,0 +1,295 @@
+"""`features build --launcher`: chunks of images are the launcher's units, and each worker loads the backbone once.
+
+What is done is noted in the folder of the build, `STORE/.build/ID`, until the build is complete. The next one looks at
+every image again, as files may have been removed meanwhile.
+"""
+
+import hashlib
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from afclip_lightning.backbones.store import FeatureStore
+from afclip_lightning.engine.feature_build import FeatureBuildCLI, FeatureBuilder, Part, only_compute, parts_of
+from afclip_lightning.engine.flows import Run
+from afclip_lightning.types import Sample
+from afclip_runtime.bulk.parts import numbered
+from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.files import read_json, write_json
+from afclip_runtime.launch import Ended, Job, Outcome, Unit, Where, launch, signals
+from afclip_runtime.launch.locks import try_lock
+from afclip_runtime.launch.signals import StoppedError
+from afclip_runtime.launch.worker import run_claimed
+
+CHUNK = 500  # images
+BUILDS, COMPLETE = ".build", "complete"
+ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+REMEDY = "Remove it and start again."
+Report = Callable[[str, Outcome], None]
+
+
+class RunOnlyCLI(FeatureBuildCLI):
+    """Builds all that a run needs, on one device, and computes nothing.
+
+    Args:
+        args: Those of `fit`.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__([*args, *ONE_DEVICE])
+
+    def fit(self, **_: Any) -> None:
+        """Leaves the computing to `FeatureChunks`."""
+        self.run.data.prepare_data()
+        only_compute(self.run)
+
+
+class Images(Protocol):
+    """Images in chunks whose features are computed.
+
+    Attributes:
+        digest: What tells these images and features from others.
+        sizes: Images of each chunk; 0 where only reading it tells.
+        store: Where the features go.
+    """
+
+    digest: str
+    sizes: list[int]
+    store: FeatureStore
+
+    def compute(self, number: int) -> None:
+        """Computes the features of a chunk that are not there.
+
+        Raises:
+            DatasetError: An image cannot be read.
+            UserError: The store cannot be written.
+            StoppedError: A signal asks this process to stop.
+        """
+
+
+class RunImages:
+    """The images of the datasets that a run reads; see `Images`.
+
+    A chunk is a whole number of batches: each image is computed in the batch that it has in one process.
+
+    Args:
+        run: The run.
+
+    Attributes:
+        chunks: Part, first image and the one after the last, of each chunk.
+    """
+
+    def __init__(self, run: Run) -> None:
+        assert run.method.store is not None
+        self.store = run.method.store
+        self.run = run
+        self.parts = parts_of(run)
+        self.reader: Any = None  # whom the data is read for
+        facts = hashlib.blake2b(digest_size=8)
+        self.samples: list[list[Sample]] = []
+        self.chunks: list[tuple[int, int, int]] = []
+        for number, part in enumerate(self.parts):
+            self._read_for(part)
+            samples = part.dataset.samples(part.split)
+            assert part.reader.store is not None
+            size = max(1, CHUNK // part.dataset.batch_size) * part.dataset.batch_size
+            facts.update(repr((part.reader.store.key, part.reader.store.spec.taps, size)).encode())
+            for sample in samples:
+                seen = f"{sample.image_path}\0{sample.white}\0{sample.roi.fingerprint if sample.roi else ''}\n"
+                facts.update(seen.encode("utf-8", "surrogateescape"))
+            self.samples.append(samples)
+            self.chunks += [(number, first, min(first + size, len(samples))) for first in range(0, len(samples), size)]
+        self.digest = facts.hexdigest()
+        self.sizes = [end - first for _, first, end in self.chunks]
+
+    def _read_for(self, part: Part) -> None:
+        if self.reader is not part.reader:
+            self.reader = part.reader
+            self.run.read_for(part.reader)
+
+    def compute(self, number: int) -> None:
+        """See `Images.compute`."""
+        position, first, end = self.chunks[number]
+        part = self.parts[position]
+        self._read_for(part)
+        loader = part.dataset.image_loader(self.samples[position][first:end])
+        self.run.trainer.predict(FeatureBuilder(part.reader), loader, return_predictions=False)
+
+
+class FeatureChunks(Job):
+    """Chunks of images for the launcher's workers.
+
+    Args:
+        load: Loads the backbone and lists the images, and is told whether the build has begun; a `functools.partial` of
+            a module's function, which each worker calls.
+        images: What it has listed in this process.
+    """
+
+    def __init__(self, load: Callable[[bool], Images], images: Images) -> None:
+        self.load = load
+        self.digest = images.digest
+        self.folder = (images.store.folder.parent / BUILDS / images.digest).absolute()
+        self.sizes = images.sizes
+        self.images: Images | None = images
+        self.error = ""  # why no chunk can be computed
+        self.rest = deque(range(len(self.sizes)))  # those that this process has not seen done
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "images": None}  # a worker has its own
+
+    def left(self) -> int:
+        """Returns how many chunks are still to be computed."""
+        return sum(not self.is_done(number) and not self.failure(number) for number in range(len(self.sizes)))
+
+    def start(self) -> None:
+        """Loads the backbone and lists the images.
+
+        Raises:
+            UserError: There are other images than when the build began.
+        """
+        self.images = self.load(True)
+        if self.images.digest != self.digest:
+            raise UserError("The images have changed since the build began. Start it again.")
+
+    def claim(self, skip: Collection[str]) -> Unit | None:
+        """Returns the next chunk that nobody has.
+
+        Raises:
+            UserError: The store cannot be written.
+        """
+        if self.error:
+            raise UserError(self.error)
+        for _ in range(len(self.rest)):
+            number = self.rest.popleft()
+            if str(number) in skip or self.is_done(number) or self.failure(number):
+                continue
+            lock = try_lock(self._lock(number))
+            if lock is None:
+                self.rest.append(number)  # its process may die
+            elif self.is_done(number):
+                lock.release()
+            else:
+                return Unit(str(number), lock, number)
+        return None
+
+    def run(self, unit: Unit) -> None:
+        """Computes a chunk."""
+        assert self.images is not None
+        try:
+            self.images.compute(unit.content)
+            self._write("done", unit.content, {})
+        except DatasetError:
+            raise
+        except UserError as error:  # of the disk or the backbone: all other chunks would fail too
+            self.error = str(error)
+            raise
+
+    def fail(self, name: str, error: str) -> None:
+        """Notes why a chunk failed."""
+        self._write("failed", int(name), {"error": error})
+
+    def is_done(self, number: int) -> bool:
+        """Returns whether the features of a chunk are there."""
+        return numbered(self.folder / "done", number, ".json").exists() or self.is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all chunks were done; their notes are removed then."""
+        return (self.folder / COMPLETE).exists()
+
+    def failure(self, number: int) -> str:
+        """Returns why a chunk has failed; empty if it has not."""
+        path = numbered(self.folder / "failed", number, ".json")
+        return read_json(path, dict[str, str], remedy=REMEDY)["error"] if path.exists() else ""
+
+    def failures(self) -> list[str]:
+        """Returns why chunks have failed."""
+        return [error for number in range(len(self.sizes)) if (error := self.failure(number))]
+
+    def prepare(self) -> None:
+        """Clears failures and attempts, and what an earlier build has done if it was complete."""
+        shutil.rmtree(self.folder if self.is_complete else self.folder / "failed", ignore_errors=True)
+        for number in range(len(self.sizes)):
+            path = self._lock(number)
+            if path.exists() and not self.is_done(number) and (lock := try_lock(path)) is not None:
+                with lock:
+                    lock.attempts = 0
+
+    def conclude(self) -> None:
+        """Notes that the build is complete, and removes the notes of chunks."""
+        write_json(self.folder / COMPLETE, {})
+        for name in ("done", "locks", "failed"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def _lock(self, number: int) -> Path:
+        return numbered(self.folder / "locks", number, ".lock")
+
+    def _write(self, kind: str, number: int, content: dict[str, str]) -> None:
+        write_json(numbered(self.folder / kind, number, ".json"), content)
+
+
+def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> None:
+    """Computes features in workers.
+
+    Args:
+        load: See `FeatureChunks`.
+        where: Where the workers run; one local worker is this process.
+        task: Whether this is one worker of a build that another process has begun.
+
+    Raises:
+        UserError: A worker cannot begin, the store cannot be written, or an image cannot be read.
+        StoppedError: A signal has ended the build.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    images = load(task)
+    job, store = FeatureChunks(load, images), images.store.folder
+    if not task:
+        job.prepare()
+    alone = where.launcher == "local" and where.jobs == 1
+    if not alone:
+        del images
+        job.images = None  # its backbone takes memory that the workers may need
+    with tqdm(total=sum(job.sizes), unit="image", disable=not sys.stderr.isatty()) as bar:
+
+        def report(name: str, outcome: Outcome) -> None:
+            if outcome.status == "done":
+                bar.update(job.sizes[int(name)])
+
+        bar.update(sum(size for number, size in enumerate(job.sizes) if job.is_done(number)))
+        ended = _work_here(job, report) if alone else launch(job, where, job.folder, report)
+    if ended.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended.signal is not None:
+        raise StoppedError("The same command goes on from here.")
+    if failures := job.failures():
+        raise DatasetError("\n".join([*failures, "The other images are done. The same command tries these again."]))
+    left = job.left()
+    if left and not task:
+        raise UserError(f"{left} of {len(job.sizes)} chunks are left, which other processes have. Start it again.")
+    if not task:
+        job.conclude()
+        print(f"Features: {store}")
+
+
+def images_of_run(args: Sequence[str], begun: bool) -> RunImages:
+    """Returns the images that `fit` reads with these options, whether or not the build has begun."""
+    return RunImages(RunOnlyCLI(args).run)
+
+
+def _work_here(job: FeatureChunks, report: Report) -> Ended:
+    """Computes chunks in this process, until none is left that nobody has."""
+    skip: set[str] = set()
+    with signals.noting() as noted:
+        while not noted and (unit := job.claim(skip)) is not None:
+            outcome = run_claimed(job, unit)
+            report(unit.name, outcome)
+            if outcome.status != "done":
+                skip.add(unit.name)
+        signals.requeue()
+        return Ended(noted[0] if noted else None)
