@@ -1,4 +1,4 @@
-"""The record of everything that backbone features depend on."""
+"""The record of everything that features depend on."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,20 +23,20 @@ class FeatureSpec:
 
     Attributes:
         model: Architecture, as open_clip names it.
-        weights: Where the weights came from: a tag, a file, or `random`.
-        weights_hash: Fingerprint of the weights' content; the same weights in another file have the same.
+        weights: Source of the weights: a tag, a file, or `random`.
+        weights_hash: Fingerprint of the weights' content. It does not depend on the file.
         activation: `quick_gelu` or `gelu`.
-        image_size: Of the input, in pixels: the side of a square, or height and width.
+        image_size: Size of the input in pixels: the side of a square, or height and width.
         pos_embed: How the positional embedding was resized to this image size.
         mean: Mean of the channels that images are normalised with.
-        std: Standard deviation, likewise.
-        layers: Tapped blocks of the original path, counted from 1 as the papers do.
-        vv_layers: Tapped blocks of the V-V path, likewise.
-        vv_from: First block of the V-V path; `None` where it is not tapped.
-        image_embedding: Whether the class token after the last block and the image embedding are asked for; if not,
-            the blocks after the last tap are not run.
-        resize: How an image is brought to that size; see `preprocess.Preprocess`.
-        interpolation: The filter of that, likewise.
+        std: Standard deviation of the channels that images are normalised with.
+        layers: Tapped blocks of the original path, counted from 1 as in the papers.
+        vv_layers: Tapped blocks of the V-V path, counted from 1.
+        vv_from: First block of the V-V path. `None` if it is not tapped.
+        image_embedding: Whether the class token after the last block and the image embedding are included. Without, the
+            blocks after the last tap do not run.
+        resize: How an image is resized. See `preprocess.Preprocess`.
+        interpolation: Filter of resizing.
     """
 
     model: str
@@ -56,18 +56,18 @@ class FeatureSpec:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Returns the name of each thing that a pass gives: a tapped layer, a layer of the V-V path, the embedding."""
+        """Returns the names of the taps: a block, a block of the V-V path, the embedding."""
         layers = [f"layer-{number:02}" for number in self.layers]
         layers += [f"vv-{number:02}-from-{self.vv_from:02}" for number in self.vv_layers]
         return (*layers, *(["embedding"] if self.image_embedding else []))
 
     @property
     def untapped(self) -> "FeatureSpec":
-        """Returns the spec without its taps: what those of one backbone share."""
+        """Returns the spec without its taps, which all specs of a backbone share."""
         return replace(self, layers=(), vv_layers=(), vv_from=None, image_embedding=False)
 
     def select(self, features: "ClipFeatures", given: "FeatureSpec") -> "ClipFeatures":
-        """Returns what this spec names of the features of a wider one, `given`."""
+        """Returns the features of this spec from those of a wider spec, `given`."""
         return replace(
             features,
             tokens=tuple(features.tokens[given.layers.index(number)] for number in self.layers),
@@ -79,17 +79,20 @@ class FeatureSpec:
     def to_dict(self) -> dict[str, Any]:
         """Returns the spec as plain values, for checkpoints and run folders.
 
-        A field of `LATER_FIELDS` is there only if it differs: heads and kept features from before it are still found.
+        A field of `LATER_FIELDS` is included only if it differs from its default, so that older heads and kept features
+        are still found.
         """
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in values.items() if key not in LATER_FIELDS or value != LATER_FIELDS[key]}
 
     def differences(self, other: dict[str, Any], names: tuple[str, str] = ("here", "in the checkpoint")) -> list[str]:
-        """Returns what differs from a stored spec, one line per field; a file's path does not matter, its content does.
+        """Returns the differences from a stored spec, one line per field.
+
+        The content of a weights file counts, not its path.
 
         Args:
-            other: From `to_dict`.
-            names: What to call this spec and the other.
+            other: Result of `to_dict`.
+            names: Names of this spec and the other in the lines.
         """
         mine, other = LATER_FIELDS | self.to_dict(), LATER_FIELDS | other
         fields = sorted((mine.keys() | other.keys()) - {"weights"})
@@ -101,10 +104,10 @@ class FeatureSpec:
 
 
 def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
-    """Returns the spec of the one pass that gives what all of these name.
+    """Returns the spec of one pass that gives the features of all specs.
 
     Raises:
-        ValueError: They are of different backbones, or their V-V paths begin at different blocks.
+        ValueError: The specs are of different backbones, or their V-V paths start at different blocks.
     """
     return reduce(_union, specs)
 

@@ -1,4 +1,4 @@
-"""The text towers that open_clip builds, open to prompts that are learned."""
+"""The text towers of open_clip, which here also take learnable prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
@@ -13,14 +13,16 @@ from afclip_runtime.errors import WeightsError
 
 
 def check_text_tower(model: str, config: Mapping[str, Any]) -> None:
-    """Refuses a model whose text tower is one of the hub's: building it is a download, and it takes no learned prompts.
+    """Rejects a model whose text tower is from the hub.
+
+    Building it needs a download, and it takes no learnable prompts.
 
     Args:
         model: open_clip's name of an architecture.
         config: Its configuration.
 
     Raises:
-        WeightsError: Names models of many languages that can be had.
+        WeightsError: The text tower is from the hub. The message names multilingual models that work.
     """
     if name := config["text_cfg"].get("hf_model_name"):
         raise WeightsError(
@@ -30,7 +32,7 @@ def check_text_tower(model: str, config: Mapping[str, Any]) -> None:
 
 
 class TextTower(nn.Module):
-    """open_clip's text transformer, open to embeddings that are not of tokens.
+    """open_clip's text transformer. It takes embeddings in place of tokens, such as learnable prompts.
 
     Args:
         clip: An open_clip model: plain `CLIP` holds the text parts itself, `CustomTextCLIP` under `text`.
@@ -61,7 +63,10 @@ class TextTower(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Returns whether no position after a prompt's end can change its embedding, so that it may be cut there."""
+        """Returns whether attention is causal.
+
+        Positions after the end of a prompt then do not matter and may be cut.
+        """
         return self.attn_mask is not None and self.pooling != "last"
 
     @property
@@ -87,16 +92,17 @@ class TextTower(nn.Module):
         """Returns text embeddings `[K, D]`, not normalised.
 
         Args:
-            embeddings: `[K, T, width]`, token embeddings without the positional one. If the tower `is_causal` they may
-                end with the last end-of-text token of the K prompts; if not, T is the context length.
-            end: `[K]`, int64, position of each prompt's end-of-text token.
-            deep_tokens: Tokens `[n, width]` of all prompts, or `[K, n, width]` of each, that stand in the positions 1
-                to n before the second block, the third, and so on.
-            shared: First positions that prompts have in common, deep tokens included: where nothing later can change
-                them, they are computed once and not for each.
-            sizes: How many prompts, one after the other, have them in common; `None` is all the K.
-            adapters: What changes the tokens `[K, T, width]` after the first block, the second, and so on.
-            projection: From normalised end-of-text tokens `[K, width]` to text embeddings, in place of the tower's own.
+            embeddings: `[K, T, width]`, token embeddings without the positional embedding. If the tower `is_causal`, T
+                may end at the last end-of-text token of the K prompts. Otherwise T is the context length.
+            end: `[K]`, int64, position of the end-of-text token per prompt.
+            deep_tokens: Per block from the second on, tokens for the positions 1 to n: `[n, width]` for all prompts, or
+                `[K, n, width]`.
+            shared: Number of first positions that prompts have in common, deep tokens included. A causal tower computes
+                them once.
+            sizes: Numbers of consecutive prompts that have them in common. `None` means all K.
+            adapters: Per block from the first on, a function of the tokens `[K, T, width]` after it.
+            projection: Function from normalised end-of-text tokens `[K, width]` to text embeddings, in place of the
+                tower's projection.
         """
         hidden = embeddings + self.positional_embedding[: embeddings.shape[1]]
         plain = all(isinstance(block, ResidualAttentionBlock) for block in self.transformer.resblocks)

@@ -1,4 +1,4 @@
-"""Tokenizers of text towers: CLIP's own, which comes with open_clip, and those that lie on the hub or in a folder."""
+"""Tokenizers of text towers: CLIP's, which comes with open_clip, and tokenizers of the hub or in a folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ NEEDED = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Turns prompts into token ids, and knows where each ends.
+    """Turns prompts into token ids, and finds the end of each.
 
     Attributes:
         encode: open_clip's tokenizer.
-        pooling: Which position is the prompt's embedding: that of the largest id (CLIP), that of the first end-of-text
-            token (MetaCLIP 2), or the last one whatever stands there (SigLIP).
+        pooling: Position of the prompt's embedding: that of the largest id (CLIP), of the first end-of-text token
+            (MetaCLIP 2), or the last position (SigLIP).
         eos_id: Id of the end-of-text token, for `eos`.
     """
 
@@ -40,7 +40,7 @@ class Tokenizer:
         """Returns token ids `[K, context_length]`, int64, padded.
 
         Raises:
-            UserError: A prompt has more tokens than the text tower takes.
+            UserError: A prompt exceeds the context length of the text tower.
         """
         ids = self.encode(list(prompts))
         length = ids.shape[1]
@@ -54,7 +54,7 @@ class Tokenizer:
         return ids
 
     def ends(self, ids: Tensor) -> Tensor:
-        """Returns the position of each prompt's last token before the padding, its end-of-text token, `[K]`.
+        """Returns the position of the end-of-text token per prompt, the last before the padding, `[K]`.
 
         Args:
             ids: `[K, T]`.
@@ -69,7 +69,7 @@ class Tokenizer:
         return (last + 1).clamp(max=ids.shape[1] - 1) if self._id("eos") == pad else last
 
     def word(self, token_id: int) -> str:
-        """Returns the word, or the piece of one, that a token id stands for."""
+        """Returns the word, or the part of a word, of a token id."""
         return str(self._inner.decode([token_id])).strip()
 
     @property
@@ -83,15 +83,15 @@ class Tokenizer:
 
 @lru_cache
 def load_tokenizer(model: str, folder: str | None, cache_dir: str | None) -> Callable[..., Tensor]:
-    """Returns the tokenizer of a model of open_clip's, made once: it reads a vocabulary of 49,408 words and more.
+    """Returns the tokenizer of a model of open_clip. It is cached, as it reads a vocabulary of at least 49,408 words.
 
     Args:
         model: open_clip's name of an architecture.
-        folder: Where the files of a tokenizer lie; by default CLIP's own, or the hub's.
-        cache_dir: Where downloads are kept; the hub's own place by default.
+        folder: Folder with the files of a tokenizer. By default CLIP's tokenizer, or that of the hub.
+        cache_dir: Folder of downloads. The default is the hub's.
 
     Raises:
-        WeightsError: It cannot be had; the message names the folder's way.
+        WeightsError: The tokenizer is not available. The message says how to use a folder.
         UserError: The package that reads it is not installed.
     """
     text = (open_clip.get_model_config(model) or {}).get("text_cfg", {})

@@ -1,4 +1,4 @@
-"""One small interface over the vision towers that open_clip builds."""
+"""A common interface of the vision towers of open_clip and timm."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +25,15 @@ Step = Callable[[int, nn.Module, Tensor, Tensor | None], Tensor]
 class VisionTower(nn.Module, ABC):
     """A vision tower seen as blocks with taps and a per-token projection into the joint space.
 
-    A tower's tokens are P prefix tokens, of which the first is the class token if it has one and the others are
-    registers, then the patches of its grid, row-major. A pass gives the patches; registers are left out.
+    The tokens of a tower are P prefix tokens and then the patches of its grid, row-major. The first prefix token is the
+    class token if the tower has one. The others are registers, which a pass leaves out.
 
     Attributes:
         depth: Number of blocks.
         width: C, channels of a tapped token.
-        patch_size: Side in pixels of a patch: the stride of the whole stem, whatever it is made of.
-        n_prefix: P.
-        has_class_token: Whether the first token is one.
+        patch_size: Side of a patch in pixels: the stride of the whole stem.
+        n_prefix: P, number of prefix tokens.
+        has_class_token: Whether the first token is a class token.
     """
 
     visual: VisionTransformer | TimmModel
@@ -46,11 +46,11 @@ class VisionTower(nn.Module, ABC):
     @property
     @abstractmethod
     def grid(self) -> tuple[int, int]:
-        """Returns the patch grid `(h, w)` at the present size, as the tower makes it."""
+        """Returns the patch grid `(h, w)` at the current size."""
 
     @abstractmethod
     def resize(self, image_size: tuple[int, int], rule: PosEmbedResize) -> None:
-        """Makes the tower take images of another height and width, both multiples of the patch size."""
+        """Sets another height and width of the input, both multiples of the patch size."""
 
     @property
     @abstractmethod
@@ -59,14 +59,14 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, image: Tensor) -> tuple[Tensor, Rotations]:
-        """Returns what the first block takes, `[B, P + N, C]`, and the rotary embedding of the patches for each block.
+        """Returns the input of the first block, `[B, P + N, C]`, and the rotary embedding of the patches per block.
 
-        That one is `[1 or heads, N, 2 * d]`, sines and cosines, or `None` in a tower without.
+        The rotary embedding is `[1 or heads, N, 2 * d]`, sines and cosines, or `None` in a tower without one.
         """
 
     @abstractmethod
     def pool(self, tokens: Tensor) -> Tensor:
-        """Returns the image embedding `[B, D]` of what the last block gives, `[B, P + N, C]`."""
+        """Returns the image embedding `[B, D]` from the output of the last block, `[B, P + N, C]`."""
 
     @abstractmethod
     def normalise(self, tokens: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class VisionTower(nn.Module, ABC):
 
         Args:
             image: `[B, 3, H, W]`, normalised.
-            spec: Which features. The blocks after the last tap are run for the image embedding only.
-            step: Runs a block before the V-V path in place of `run_block`, with what is learned between blocks.
+            spec: The features. The blocks after the last tap run for the image embedding only.
+            step: Function that replaces `run_block` for blocks before the V-V path, with trained parts between blocks.
         """
         tokens, vv_tokens = [], []
         last = self.depth if spec.image_embedding else max(spec.layers + spec.vv_layers)
@@ -103,7 +103,7 @@ class VisionTower(nn.Module, ABC):
         return features
 
     def _walk(self, image: Tensor, vv_from: int, last: int, step: Step | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields the number of each block and both streams after it; they are one before the block `vv_from`."""
+        """Yields the number of each block and both streams after it. Before the block `vv_from` they are the same."""
         embedded, rotations = self.embed(image)
         original = value = embedded
         for number, (block, rotation) in enumerate(zip(self.blocks[:last], rotations, strict=False), 1):
@@ -118,7 +118,7 @@ class VisionTower(nn.Module, ABC):
     def _class_and_patches(self, original: Tensor, patches: Tensor) -> Tensor:
         """Returns `[B, 1 + N, C]`: the class token of one stream, and the patches of another.
 
-        A tower without a class token has the mean of its patches in that place.
+        A tower without a class token has the mean of its patches in its place.
         """
         first = original[:, :1] if self.has_class_token else original[:, self.n_prefix :].mean(1, keepdim=True)
         return torch.cat([first, patches[:, self.n_prefix :]], dim=1)
@@ -128,7 +128,7 @@ class ClipVisionTower(VisionTower):
     """open_clip's own vision transformer.
 
     Raises:
-        WeightsError: Another kind of tower, or one that pools by attention.
+        WeightsError: The tower is of another kind, or pools by attention.
     """
 
     def __init__(self, visual: VisionTransformer) -> None:
@@ -191,7 +191,7 @@ class TimmVisionTower(VisionTower):
     """A vision transformer of timm inside an open_clip model: SigLIP, EVA, PE, ViTamin, MobileCLIP-B, DINOv2 and 3.
 
     Raises:
-        WeightsError: Another kind of tower.
+        WeightsError: The tower is of another kind.
     """
 
     def __init__(self, visual: TimmModel) -> None:
@@ -262,8 +262,8 @@ class TimmVisionTower(VisionTower):
     def project(self, tokens: Tensor, final_norm: bool = True) -> Tensor:
         """See the base class.
 
-        A tower that pools by attention (SigLIP, PE) projects a token as it would embed an image of that token alone:
-        attention over one token gives its value, whatever the query.
+        A tower that pools by attention (SigLIP, PE) projects a token as it would embed an image of that single token:
+        attention over one token gives its value for any query.
 
         Reference: MaskCLIP, Sec. 3.2 (arXiv 2112.01071), which takes the value path of CLIP's own attention pooling.
         """

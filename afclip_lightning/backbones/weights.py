@@ -1,4 +1,4 @@
-"""Weights into a backbone: read from files of every kind, checked, and told apart by their content."""
+"""Loads weights into a backbone: files of every kind are read, checked and identified by their content."""
 
 import hashlib
 import sys
@@ -55,7 +55,7 @@ def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
         weights: Tag, file, `hf-hub:` name, `embedded` or `random`.
 
     Raises:
-        WeightsError: A file of an architecture that exists with both activations: nothing in it tells which.
+        WeightsError: The architecture exists with both activations, and the file does not tell which one it is for.
     """
     if config.get("quick_gelu") or weights in (RANDOM, EMBEDDED):
         return bool(config.get("quick_gelu", False))
@@ -100,10 +100,10 @@ def load_weights(clip: nn.Module, path: Path) -> None:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """Returns the names of the tensors of a file, without reading the tensors; none if it tells no names so.
+    """Returns the names of the tensors of a file without reading the tensors. Empty if the format does not allow that.
 
     Raises:
-        Exception: It is damaged; of many classes.
+        Exception: The file is damaged. The class varies.
     """
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -115,13 +115,13 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def _for_towers(state: dict[str, Tensor], clip: nn.Module) -> dict[str, Tensor]:
-    """Returns a state dict of OpenAI's names with those of a model that keeps its text tower under `text`."""
+    """Returns a state dict with OpenAI's names under the names of a model with its text tower at `text`."""
     return state if hasattr(clip, "token_embedding") else convert_to_custom_text_state_dict(state)
 
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Looks at the file first, and says of all errors of the body that the file is not usable as weights of `what`."""
+    """Checks the file first, and turns all errors of the body into one: the file is not usable as weights of `what`."""
     with open_regular(path, error=WeightsError) as file:
         if zipfile.is_zipfile(file):
             check_archive(file, path, WeightsError)
@@ -132,10 +132,10 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 def check_finite(module: nn.Module, source: str | Path) -> None:
-    """Refuses weights that hold NaN or infinity: every score would be NaN.
+    """Rejects weights with NaN or infinity, as every score would be NaN.
 
     Raises:
-        WeightsError: Names the source and the tensor.
+        WeightsError: A value is not finite. The message names the source and the tensor.
     """
     for name, tensor in module.state_dict().items():
         if not is_finite(tensor):
@@ -143,7 +143,10 @@ def check_finite(module: nn.Module, source: str | Path) -> None:
 
 
 def has_cut_vocabulary(path: Path) -> bool:
-    """Returns whether the file holds a token table that `expand_vocabulary` must fill up; reads its index only."""
+    """Returns whether the file has a reduced token table, which `expand_vocabulary` must complete.
+
+    It reads the index only.
+    """
     if path.suffix != ".safetensors":
         return False
     with safe_open(path, "pt") as file:
@@ -151,7 +154,7 @@ def has_cut_vocabulary(path: Path) -> bool:
 
 
 def expand_vocabulary(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    """Returns a full state dict, float32, of weights whose token table was cut to the tokens that their captions held.
+    """Returns a full state dict, float32, of weights whose token table was reduced to the tokens of their captions.
 
     Args:
         tensors: A state dict in which `token_embedding.weight` has a row for each of `token_ids` `[V]`, and
@@ -165,15 +168,15 @@ def expand_vocabulary(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor
 
 
 def load_vision_weights(tower: nn.Module, weights: str, cache_dir: str | None = None) -> None:
-    """Fills a vision tower with weights of its own; only the projection head may be missing there.
+    """Loads weights into a vision tower. Only the projection head may be missing.
 
     Args:
-        tower: Of timm, or open_clip's own.
-        weights: A local file, or a name that begins with `hf-hub:`, `timm:` or `pip:`; see `sources` and `packages`.
-        cache_dir: Where downloads are kept.
+        tower: A tower of timm or open_clip.
+        weights: A local file, or a name that starts with `hf-hub:`, `timm:` or `pip:`. See `sources` and `packages`.
+        cache_dir: Folder of downloads.
 
     Raises:
-        WeightsError: The weights cannot be had or do not fit the tower.
+        WeightsError: The weights are not available or do not fit the tower.
     """
     with _fitting(weights):
         state = _timm_names(converted(_vision_state(weights, cache_dir)), tower)
@@ -201,7 +204,7 @@ def _vision_state(weights: str, cache_dir: str | None) -> dict[str, Tensor]:
 
 
 def _timm_names(state: dict[str, Tensor], tower: nn.Module) -> dict[str, Tensor]:
-    """Returns a state dict with the names of a tower of timm's: timm itself knows those of a tower's authors."""
+    """Returns a state dict with timm's names. timm converts the names of the authors of a tower."""
     known = getattr(sys.modules[type(tower).__module__], "checkpoint_filter_fn", None)
     if known is None or tower.state_dict().keys() == state.keys():
         return state
@@ -210,7 +213,7 @@ def _timm_names(state: dict[str, Tensor], tower: nn.Module) -> dict[str, Tensor]
 
 @contextmanager
 def _fitting(weights: str) -> Iterator[None]:
-    """Says of what torch finds wrong with a state dict that these weights do not fit the tower."""
+    """Turns torch's errors on a state dict into one: the weights do not fit the tower."""
     try:
         yield
     except WeightsError:
@@ -222,18 +225,19 @@ def _fitting(weights: str) -> Iterator[None]:
 
 
 def fingerprint(state: dict[str, Tensor], computed: Collection[str] = ()) -> str:
-    """Returns 16 hexadecimal digits that tell weights apart by content: names, shapes, sums and sampled values.
+    """Returns a fingerprint of weights, 16 hexadecimal digits, from names, shapes, sums and sampled values.
 
-    Processors round what they compute differently in its last bits. Of tensors that were drawn or resized here, and not
-    read, the first values count alone, to two digits: the same recipe has the same fingerprint on any machine.
+    Processors differ in the last bits of computed values. Tensors that were initialised at random or resized here,
+    rather than loaded, therefore count by their first values only, to two digits. The same recipe has the same
+    fingerprint on any machine.
 
-    Hashing every byte of a large CLIP would take seconds at each start. The sums are over the bit patterns, as
-    integers, so that they do not depend on the order of summation. They are taken part by part: torch makes all of a
-    tensor 64 bits wide before it adds up, and the words of a multilingual text tower are 1 to 4 GB.
+    Hashing every byte of a large CLIP would take seconds at each start. The sums are over the bit patterns as integers,
+    so that they do not depend on the order of summation. They are computed in parts: torch widens a tensor to 64 bits
+    before a sum, and the token table of a multilingual text tower is 1 to 4 GB.
 
     Args:
         state: The tensors by name.
-        computed: Names of those that were drawn or resized.
+        computed: Names of the tensors that were initialised at random or resized.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):

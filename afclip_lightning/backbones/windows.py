@@ -1,4 +1,4 @@
-"""Windows of patches, each seen by the vision tower as if it were the whole image."""
+"""Windows of patches. The vision tower encodes each as if it were the whole image."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,7 +22,7 @@ def window_index(grid: tuple[int, int], size: int, device: torch.device | None =
     Args:
         grid: Patch grid `(h, w)`.
         size: Side of a window in patches.
-        device: Where it is kept.
+        device: Device of the result.
 
     Raises:
         ValueError: The window does not fit the grid.
@@ -35,20 +35,20 @@ def window_index(grid: tuple[int, int], size: int, device: torch.device | None =
 
 @torch.no_grad()
 def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Returns the image embedding of each window alone, one `[B, W, D]` a size, not normalised.
+    """Returns the image embedding of each window by itself, `[B, W, D]` per size, not normalised.
 
-    A window's patches keep the positions that they have in the image, and see each other and the class token only.
+    The patches of a window keep their positions in the image, and attend to each other and the class token only.
 
     Args:
-        vision: The tower.
+        vision: The vision tower.
         image: `[B, 3, H, W]`, normalised.
         sizes: Sides of the windows in patches.
 
     Raises:
         ValueError: A window does not fit the grid.
 
-    Reference: WinCLIP, Sec. 4.2. Differs: the tower's first normalisation comes before the windows are taken and not
-    after; it is of each token by itself.
+    Reference: WinCLIP, Sec. 4.2. Differs: the tower's first normalisation precedes the windows. It works per token, so
+    the result is the same.
     """
     embedded, rotations = vision.embed(image)
     prefix = torch.arange(vision.n_prefix, device=image.device)  # class token, registers

@@ -104,7 +104,8 @@ def _judge(ray: Any, job: Job, todo: Sequence[int], jobs: int, on_shard: Callabl
     job = replace(job, threads=int(resources["num_cpus"]))
     pool = data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)
     shards = data.from_items(list(todo), override_num_blocks=len(todo))  # a block is what an actor takes at once
-    for row in shards.map(Actor, fn_constructor_args=(job,), compute=pool, **resources).iter_rows():
+    actor: Any = Actor  # Ray's types know functions only
+    for row in shards.map(actor, fn_constructor_args=(job,), compute=pool, **resources).iter_rows():
         answer = msgspec.json.decode(row["answer"], type=Answer)
         if answer.refused:
             raise UserError(answer.refused)
@@ -112,7 +113,7 @@ def _judge(ray: Any, job: Job, todo: Sequence[int], jobs: int, on_shard: Callabl
             on_shard(answer.facts)
 
 
-def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, float]]:
+def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, Any]]:
     """Returns the number of actors, and what each has: `num_cpus` and `num_gpus`.
 
     Processors are shared equally, so that all actors find room on the nodes.

@@ -10,6 +10,7 @@ from pathlib import Path
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.launch import signals
 from afclip_runtime.launch.job import GRACE
+from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.where import Ended, Where
 
 LOOK = 5  # seconds between two looks at the queue
@@ -26,7 +27,7 @@ def run_slurm(where: Where, folder: Path) -> Ended:
         folder: Of the job; the tasks log to `slurm/` in it.
 
     Raises:
-        UserError: SLURM refuses, or is not there.
+        UserError: SLURM refuses, or is not there, or every task ended with a mistake.
     """
     logs = folder / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,13 @@ def run_slurm(where: Where, folder: Path) -> Ended:
             deadline = time.monotonic() + LOOK
             while not noted and time.monotonic() < deadline:
                 time.sleep(0.2)
-        return Ended(noted[0] if noted else None)
+        if noted:
+            return Ended(noted[0])
+    files = sorted(logs.glob(f"{job}_*.log"))
+    errors = [last_error(file) for file in files]
+    if files and all(errors):  # a task that did its work says of none; those of units stand in their own logs
+        raise UserError(f"{shown(files[0])}: {errors[0]}")
+    return Ended()
 
 
 def _ask(command: Sequence[str], script: str | None = None) -> str:

@@ -1,5 +1,6 @@
 """A benchmark on this machine, on Ray and on SLURM: the same matrix gives the same table."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch import Where, launch
 from tests.support import REPOSITORY
-from tests.support.slurm import needs_nodes
+from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 
 DRAWN = "root: drawn, image_size: 112, train_normal: 2, test_normal: 2, test_anomalous: 2"
@@ -69,7 +70,7 @@ def worker(folder: Path, name: str) -> list[str]:
 import sys
 from pathlib import Path
 from afclip_runtime.launch import Where, launch
-from tests.support.slurm import needs_nodes
+from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 if __name__ == "__main__":
     job = SmallJob(Path({str(folder)!r}), {[name]!r})
@@ -86,7 +87,7 @@ def test_a_signal_ends_the_tasks_of_ray_between_two_steps(folder: Path) -> None:
 import sys
 from pathlib import Path
 from afclip_runtime.launch import Where, launch
-from tests.support.slurm import needs_nodes
+from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 if __name__ == "__main__":
     job = SmallJob(Path({str(folder)!r}), ["stops:100-1"])
@@ -123,3 +124,55 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         launch(job, Where("ray"), tmp_path)
     with pytest.raises(UserError, match="sbatch is not there: --launcher slurm needs a SLURM cluster"):
         launch(job, Where("slurm", command=["python", "-m", "x", "y"]), tmp_path)
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    """Puts a cluster on the path whose array number 7 has two tasks, each of which says something and ends."""
+    tools = {
+        "sbatch": f"for arg; do case $arg in --output=*) log=${{arg#--output=}};; esac; done\n"
+        f"for n in 1 2; do echo '{task}' >\"${{log/\\%A_\\%a/7_$n}}\"; done; cat >script; echo '7;test'",
+        "squeue": "echo 6",
+    }
+    for name, text in tools.items():
+        path = folder / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(folder)
+
+
+def test_an_array_whose_tasks_all_end_with_a_mistake_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Where("slurm", 2, command=["python", "-m", "x", "y", "--a", "b c"])
+    stand_in(tmp_path, monkeypatch, "error: there is no model")
+    with pytest.raises(UserError, match=r"slurm/7_1\.log: there is no model"):
+        launch(SmallJob(tmp_path, ["done-1", "done-2"]), where, tmp_path)
+    assert (tmp_path / "script").read_text() == "#!/bin/bash\nexec srun python -m x y --a 'b c'\n"
+    stand_in(tmp_path, monkeypatch, "1 of 2 units are done")
+    assert launch(SmallJob(tmp_path, ["done-1", "done-2"]), where, tmp_path).code == 0
+
+
+@pytest.mark.parametrize("launcher", [pytest.param("slurm", marks=needs_nodes(1))])
+def test_a_task_that_makes_room_goes_into_the_queue_again(
+    launcher: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    job = SmallJob(folder, ["stops:8-1"])
+    launcher_of_it = multiprocessing.get_context("spawn").Process(
+        target=launch, args=(job, Where(launcher, command=worker(folder, "stops:8-1")), folder)
+    )
+    launcher_of_it.start()
+    for _ in range(600):
+        if (folder / "stops:8-1.txt").exists():
+            break
+        time.sleep(0.1)
+    [log] = (folder / "slurm").glob("*.log")
+    slurm("scancel", "--signal=USR1", log.stem)
+    finish(log.stem, log)
+    launcher_of_it.join(60)
+    assert launcher_of_it.exitcode == 0
+    assert f"SLURM job {log.stem} goes into the queue again" in log.read_text()
+    assert job.ran() == ["stops:8-1"] * 2
+    assert job.left() == 0

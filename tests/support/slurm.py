@@ -55,16 +55,16 @@ def submit(script: str, *args: str, **options: str) -> str:
     return slurm("sbatch", *fixed, *flags, str(SCRIPTS / script), *args)
 
 
-def finish(job: str) -> str:
+def finish(job: str, log: Path = Path("job.log")) -> str:
     """Waits for the end of a job, does not let it wait two minutes for its second start, and returns what it said."""
     for _ in range(600):
         states = slurm("squeue", "--noheader", "--me", "--format=%i %r").splitlines()
         mine = [state for state in states if state.split()[0] == job]
         if not mine:
-            return Path("job.log").read_text()
+            return log.read_text()
         if "BeginTime" in mine[0]:
             time.sleep(3)  # what was issued in the second of the requeue is revoked: a start then would be refused
             slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
         time.sleep(0.5)
     slurm("scancel", job)
-    pytest.fail(Path("job.log").read_text())
+    pytest.fail(log.read_text())
