@@ -402,9 +402,9 @@ def test_a_study_that_is_taken_away_while_the_sweep_runs_is_one_error(tmp_path: 
     content = journal.read_bytes()
     if taken == "emptied":
         journal.write_bytes(b"")
-    else:
+    elif taken == "removed":
         journal.unlink()
-    if taken == "exchanged":
+    else:
         (tmp_path / "other").write_bytes(content)
         (tmp_path / "other").rename(journal)
     for use in (job.left, lambda: job.claim(()), lambda: job.fail("0", "x"), lambda: job.end(unit, stopped=True)):
