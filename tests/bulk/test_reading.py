@@ -1,15 +1,19 @@
 """Images of a shard on their way to the model: as they come, and no more bytes of them at once than is allowed."""
 
 import io
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from afclip_runtime.bulk.parts import PartWriter
 from afclip_runtime.images.reader import Content
+from afclip_runtime.inspection.table import Record
 from afclip_runtime.views import decoding
-from tests.support.sharded import load
+from tests.support.sharded import inspect, load, write_numbered
 
 COUNT = 40
 
@@ -35,6 +39,28 @@ def test_large_files_are_not_read_far_ahead(
         ahead.append(len(pulled) - len(seen))
     assert seen == [(number, number) for number in range(COUNT)]
     assert 0 < max(ahead) <= most
+
+
+def test_a_slow_writer_slows_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_numbered(tmp_path / "images", COUNT)
+    decoded, written, ahead = [], [], []
+    decode, add = decoding.read, PartWriter.add
+
+    def counted(source: object) -> object:
+        decoded.append(source)
+        return decode(source)  # type: ignore[arg-type]
+
+    def slow(part: PartWriter, row: Record) -> None:
+        time.sleep(0.02)  # decoding one of these images takes a hundredth of that
+        ahead.append(len(decoded) - len(written))
+        written.append(row)
+        add(part, row)
+
+    monkeypatch.setattr(decoding, "read", counted)
+    monkeypatch.setattr(PartWriter, "add", slow)
+    inspect(tmp_path / "out", tmp_path / "images", shard_images=COUNT)
+    assert len(decoded) == len(written) == COUNT
+    assert 4 < max(ahead) <= 4 + 2 + 4  # decoded ahead: a batch and an image per thread; and the batch that is written
 
 
 def test_what_is_fetched_fails_for_itself() -> None:
