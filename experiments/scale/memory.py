@@ -23,9 +23,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--shard_images", type=int, default=250)
     parser.add_argument("--folder", type=Path, help="where bundle and images are kept for the next time")
+    parser.add_argument("--bundle", type=Path, help="another bundle than that of the embedded model")
     options = parser.parse_args()
     with working_folder(options.folder) as place:
-        bundle = write_bundle(place / "model")
+        bundle = options.bundle or write_bundle(place / "model")
         for launcher in options.launchers:
             for count in options.images:
                 images, out = write_images(place / str(count), count, SIDE), place / "out"

@@ -20,7 +20,7 @@ FEW = {"decode": 2, "model": 2, "ray": 1}  # shards that tell start-up
 
 
 def seconds(
-    case: str, count: int, side: int, kind: str, options: list[str], place: Path, shards: bool = True
+    case: str, count: int, side: int, kind: str, options: list[str], place: Path, bundle: Path, shards: bool = True
 ) -> dict[str, float]:
     """Returns images per second, by the clock and by processor time, and the seconds of start-up.
 
@@ -30,10 +30,10 @@ def seconds(
         side: Of the images, in pixels.
         kind: Suffix of their files.
         options: Of the command.
-        place: Folder of images, bundle and outputs.
+        place: Folder of images and outputs.
+        bundle: The model.
         shards: Whether the command works by shards.
     """
-    bundle = write_bundle(place / "model")
     few = FEW[case] * SHARD[case]
     of = {n: write_images(place / f"{case}_{n}", n, side, kind) for n in (few, count)}
     cut = ["--shard_images", str(SHARD[case])] if shards else []
@@ -57,12 +57,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20000, help="of Ray Data beside a plain inspect")
     parser.add_argument("--only", nargs="+", choices=list(SHARD), default=list(SHARD))
     parser.add_argument("--folder", type=Path, help="where bundle and images are kept for the next time")
+    parser.add_argument("--bundle", type=Path, help="another bundle than that of the embedded model")
     options = parser.parse_args()
     with working_folder(options.folder) as place:
+        bundle = options.bundle or write_bundle(place / "model")
         for case, count, side, kind in (("decode", 60, 2400, "jpg"), ("model", 1200, 112, "png")):
             if case in options.only:
                 one, two = (
-                    seconds(case, count, side, kind, ["--launcher", "local", "--jobs", jobs], place) for jobs in "12"
+                    seconds(case, count, side, kind, ["--launcher", "local", "--jobs", jobs], place, bundle)
+                    for jobs in "12"
                 )
                 found = {
                     "one": one,
@@ -72,8 +75,8 @@ def main() -> None:
                 }
                 print(json.dumps({case: found}, indent=1), flush=True)
         if "ray" in options.only:
-            plain = seconds("ray", options.images, 64, "png", [], place, shards=False)
-            ray = seconds("ray", options.images, 64, "png", ["--launcher", "ray"], place)
+            plain = seconds("ray", options.images, 64, "png", [], place, bundle, shards=False)
+            ray = seconds("ray", options.images, 64, "png", ["--launcher", "ray"], place, bundle)
             found = {
                 "plain": plain,
                 "ray": ray,
