@@ -11,13 +11,17 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from afclip_runtime.bulk.parts import Facts, facts_of, new_part
+import numpy as np
+
+from afclip_runtime.bulk.parts import Facts, facts_of, new_part, part_path
 from afclip_runtime.bulk.plan import make_plan
 from afclip_runtime.bulk.sources import Listing
 from afclip_runtime.images.maps import write_map
 from afclip_runtime.images.reader import read
 from afclip_runtime.inspection.bundle import open_bundle
+from afclip_runtime.inspection.table import Record, RegionRecord
 from experiments.scale.material import working_folder, write_bundle, write_images
 
 SIDES = (256, 512, 1024, 2048)
@@ -75,6 +79,28 @@ def of_parts(place: Path, count: int) -> dict[str, float]:
     return {"part_ms": 1000 / count * processor_seconds(lambda: [facts_of(place / "out", n) for n in range(count)])}
 
 
+def of_rows(place: Path, regions: int) -> float:
+    """Returns the bytes of a row in a part of 1,000 rows with scores of their own, each with so many regions."""
+    rng = np.random.default_rng(0)
+    with new_part(place / "rows", regions) as part:
+        for number in range(1000):
+            score, probability, area = (float(f"{value:.9g}") for value in rng.random(3))
+            corners = rng.integers(0, 1024, (regions, 4)).tolist()
+            found = [RegionRecord(tuple(box), int(rng.integers(1, 10**5)), float(rng.random())) for box in corners]
+            values: dict[str, Any] = {
+                "score": score,
+                "probability": probability,
+                "threshold": 0.5,
+                "threshold_from": "calibration",
+            }
+            values |= {"verdict": "anomalous" if regions else "normal", "area": area, "regions": found}
+            path = f"/share/images/{number // 1000:05d}/{number:08d}.jpg"
+            facts = {"size": int(rng.integers(10**5, 10**6)), "mtime_ns": int(rng.integers(1, 10**18))}
+            part.add(Record(path=path, error="", name=f"0000/000012/{number:08d}", **facts, **values))
+        part.close(Facts(shard=regions, digest="x", settings="x", run="x"))
+    return part_path(place / "rows", regions).stat().st_size / 1000
+
+
 def main() -> None:
     """Measures and prints JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +108,16 @@ def main() -> None:
     options = parser.parse_args()
     with working_folder(options.folder) as place:
         print(json.dumps({"images": of_sides(place)}, indent=1), flush=True)
-        print(json.dumps({**of_files(place, 50_000), **of_parts(place, 500)}, indent=1))
+        print(
+            json.dumps(
+                {
+                    **of_files(place, 50_000),
+                    **of_parts(place, 500),
+                    "row_bytes": {n: of_rows(place, n) for n in (0, 5)},
+                },
+                indent=1,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     with working_folder(options.folder) as place:
         bundle = options.bundle or write_bundle(place / "model")
-        for case, count, side, kind in (("decode", 60, 2400, "jpg"), ("model", 1200, 112, "png")):
+        for case, count, side, kind in (("decode", 60, 2400, "jpg"), ("model", 600, 112, "png")):
             if case in options.only:
                 one, two = (
                     seconds(case, count, side, kind, ["--launcher", "local", "--jobs", jobs], place, bundle)
