@@ -8,7 +8,7 @@ from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-from experiments.docs_site import api, built_links, methods, repository
+from experiments.docs_site import api, built_links, methods, repository, tutorials
 
 log = get_plugin_logger("docs_site")
 
@@ -25,6 +25,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         add(files, config, repository.page_of(path), repository.as_page(path), level)
     for name, text in api.pages().items():
         add(files, config, name, text)
+    for script in tutorials.scripts():
+        page = tutorials.run(script)
+        add(files, config, f"tutorials/{script.stem}.md", page.text)
+        for name, picture in page.pictures.items():
+            files.append(File.generated(config, f"tutorials/{script.stem}-{name}", content=picture))
     config.nav = [expanded(entry, files) for entry in config.nav or []]
     return files
 

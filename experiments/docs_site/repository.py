@@ -45,6 +45,8 @@ def resolved(source: str, target: str) -> tuple[str, str]:
 
 def page_of(path: str) -> str:
     """Returns the page of the site that shows a file of the repository."""
+    if path.startswith("docs/tutorials/"):
+        return str(Path(path.removeprefix("docs/")).with_suffix(".md"))
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path in PAGES:
