@@ -24,9 +24,9 @@ LAYERS = {"layers": [2, 4, 6, 8]}
 
 
 # %% [markdown]
-# `PatchRarity` sees each image by itself. `NearestNeighbours` compares its patches with those of the normal images. A circuit
-# board has many parts that are there once, and alone they look rare. The gain depends on the product: on the drawn
-# toothbrush there is none.
+# `PatchRarity` sees each image by itself. `NearestNeighbours` compares its patches with those of the normal
+# images. A circuit board has many parts that are there once, and alone they look rare. The gain depends on the
+# product: on the drawn toothbrush there is none.
 
 
 # %%

@@ -45,7 +45,7 @@ def resolved(source: str, target: str) -> tuple[str, str]:
 
 def page_of(path: str) -> str:
     """Returns the page of the site that shows a file of the repository."""
-    if path.startswith("docs/tutorials/"):
+    if path.startswith("docs/tutorials/") and path.endswith(".py"):
         return str(Path(path.removeprefix("docs/")).with_suffix(".md"))
     if path.startswith("docs/"):
         return path.removeprefix("docs/")

@@ -58,7 +58,7 @@ def run(script: Path) -> Page:
                 page.text += f"{text}\n\n"
                 continue
             printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):  # progress bars
                 exec(compile(text, str(script), "exec"), vars(module))
             page.text += f"```python\n{text}\n```\n\n"
             if output := printed.getvalue().rstrip():
