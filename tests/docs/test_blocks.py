@@ -26,6 +26,7 @@ NEEDS = {
     "network": "the internet",
     "part": "no whole program: a part of one, or a command with a gap that the reader fills",
     "photos of your own": "folders of images; a test has drawn ones",
+    "ray": "a Ray cluster",
     "saved maps": "maps of another program",
     "server": "a program that goes on until it is stopped",
     "slurm": "a SLURM cluster",
@@ -120,7 +121,8 @@ def test_scripts_and_modules_are_ones_that_there_are() -> None:
         if program.startswith("experiments."):
             assert importlib.util.find_spec(program), block.place
         if program == "sbatch":
-            assert Path(REPOSITORY / args[0]).is_file(), block.place
+            (script,) = (arg for arg in args if arg.endswith(".sbatch"))
+            assert Path(REPOSITORY / script).is_file(), block.place
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=ids)
