@@ -10,6 +10,7 @@ from lightning import LightningModule
 from lightning.pytorch.callbacks import ProgressBar
 
 from afclip_lightning.data.base import AnomalyDataModule
+from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.app import AnomalyCLI
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.run_parts import trained_on
@@ -92,6 +93,7 @@ def build_features(run: Run) -> None:
         run.read_for(reader)
         loaders = [part.dataset.ordered_loader(part.split) for part in parts]
         run.trainer.predict(FeatureBuilder(reader), loaders, return_predictions=False)
+    gathered(None)  # a process that is lost has not made its part: the others must not say that all is done
     if run.trainer.is_global_zero:
         assert run.method.store is not None
         print(f"Features: {run.method.store.folder}")
