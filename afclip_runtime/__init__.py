@@ -6,9 +6,9 @@ Nothing here imports torch, Lightning, open_clip or afclip_lightning.
 import os
 import sys
 
-# Engines report to their makers that they run, and mark the machine with an identifier, unless they are told not to
-# before they are imported: nothing here goes to a network without being asked
+# Engines send telemetry to their vendors, with an identifier of the machine, unless it is disabled before the import.
+# Nothing here uses a network unless the user asks for it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO and nncf do without it then
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO and nncf work without it
 
 __version__ = "0.1.0"

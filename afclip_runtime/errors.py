@@ -1,4 +1,4 @@
-"""Errors that a user can mend: shown as one message without a traceback, with exit code 2."""
+"""Errors that a user can correct: shown as one message without a traceback, with exit code 2."""
 
 import errno
 import os
@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from typing import Any
 
 PROGRAM = "python -m afclip_lightning"
-"""How messages call the program."""
+"""Command of the program in messages."""
 
 
 def shown(text: object) -> str:
-    r"""Returns a name as it can be printed: control and invisible characters escaped, and bytes that are no UTF-8.
+    r"""Returns a printable name: control characters, invisible characters and bytes that are not UTF-8 are escaped.
 
-    Names come from outside, and a terminal would obey what stands in them.
+    Names come from outside, and a terminal would execute control sequences in them.
     """
     name = os.fspath(text) if isinstance(text, os.PathLike) else text
     name = name if isinstance(name, str) else str(text)
@@ -25,7 +25,7 @@ def shown(text: object) -> str:
 
 
 def escape(char: str) -> str:
-    r"""Returns a character in ASCII: `\x1b`, `\u202e`, and `\xff` for a byte that is no UTF-8, as Python keeps it."""
+    r"""Returns a character as an ASCII escape: `\x1b`, `\u202e`, or `\xff` for a byte that is not UTF-8."""
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
@@ -33,18 +33,18 @@ def escape(char: str) -> str:
 
 
 def typed(*words: object) -> str:
-    """Returns a command of the program as it is typed into a shell: what holds spaces or signs is quoted.
+    """Returns a command of the program as typed into a shell. Words with spaces or special characters are quoted.
 
     Args:
-        words: Its arguments; capitals (`IMAGES`) stand for what the reader fills in.
+        words: Arguments of the command. Words in capitals (`IMAGES`) are placeholders.
     """
     return f"{PROGRAM} {shlex.join(map(shown, words))}"
 
 
 def install_extra(extra: str) -> str:
-    """Returns how optional packages of what is installed here are installed: of afclip_lightning or of the runtime.
+    """Returns the command that installs an extra of the installed package, afclip_lightning or afclip_runtime.
 
-    A bundle holds the runtime as a folder, which pip knows nothing of: its requirements.txt lists them.
+    A bundle holds the runtime as a plain folder, not installed by pip. Its requirements.txt lists the packages.
 
     Args:
         extra: Name of the extra.
@@ -62,22 +62,22 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     """Returns a number of things, as `1 image` or `1,200 categories`.
 
     Args:
-        number: How many.
-        noun: What one of them is called.
-        plural: What several are; by default the noun with an s.
+        number: Number of things.
+        noun: Noun in the singular.
+        plural: Noun in the plural. By default the singular with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def indented(text: str) -> str:
-    """Returns a text with each line two spaces to the right."""
+    """Returns a text with each line indented by two spaces."""
     return "\n".join("  " + line for line in text.strip("\n").splitlines())
 
 
 class UserError(Exception):
-    """Something outside the code is wrong (a path, a file); the message says what, where and what to do.
+    """An error of the input, such as a path or a file. The message says what is wrong, where, and the remedy.
 
-    What cannot be printed in the message is escaped (`shown`): it may hold names of files.
+    Characters of the message that cannot be printed are escaped (`shown`), since it may contain names of files.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -85,25 +85,28 @@ class UserError(Exception):
 
 
 class WriteError(UserError):
-    """A file cannot be written as things are: the disk is full, or a folder is away. The same may succeed later."""
+    """A file cannot be written at present: the disk is full, or a folder is not mounted.
+
+    A later attempt may succeed.
+    """
 
 
 def is_for_want_of_space(message: str) -> bool:
-    """Returns whether a message says that a disk is full, or that a user may take no more of it."""
+    """Returns whether a message says that a disk is full or that the user's quota is used up."""
     return any(os.strerror(code) in message for code in (errno.ENOSPC, errno.EDQUOT))
 
 
 class DatasetError(UserError):
-    """A dataset is absent, incomplete or damaged; the message names the file or folder."""
+    """A dataset is missing, incomplete or damaged. The message names the file or folder."""
 
 
 class DatasetNotFoundError(DatasetError):
-    """A dataset does not lie where it should; the message says what is there instead, and how to get the dataset.
+    """A dataset is not at the expected place. The message says what is there instead, and how to get the dataset.
 
     Args:
         dataset: The `AnomalyDataModule`.
         problem: What is wrong.
-        hint: What the folder seems to hold instead.
+        hint: What the folder seems to contain instead.
     """
 
     def __init__(self, dataset: Any, problem: str, hint: str = "") -> None:
@@ -127,7 +130,7 @@ class UnpairedError(DatasetError):
 
     Args:
         problems: One sentence per file.
-        hint: What may be behind all of them, for the message.
+        hint: Possible common cause, for the message.
     """
 
     def __init__(self, problems: list[str], hint: str = "") -> None:
@@ -137,17 +140,17 @@ class UnpairedError(DatasetError):
 
 
 class WeightsError(UserError):
-    """Backbone weights cannot be had or do not fit; the message names the local-file way."""
+    """Backbone weights are not available or do not fit. The message says how to use a local file."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written, read or does not fit the model; the message names the difference."""
+    """A checkpoint cannot be written or read, or does not fit the model. The message names the difference."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on (a loss that is not finite); the message names the step and the images."""
+    """Training cannot continue because a loss is not finite. The message names the step and the images."""
 
 
 def message_of(error: BaseException) -> str:
-    """Returns the message alone: a loader process wraps it in its own traceback."""
+    """Returns the message without the traceback in which a data loader process wraps it."""
     return str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

@@ -1,4 +1,4 @@
-"""Signs of life of a command that runs for months: for systemd, and for the health check of a container."""
+"""Heartbeats of a long-running command, for systemd and for the health check of a container."""
 
 import math
 import os
@@ -11,11 +11,11 @@ from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import read_text
 
 FILE = ".alive"
-"""Of a folder of results: milliseconds of the machine's monotonic clock at the last sign of life."""
+"""File in a folder of results. It holds the time of the last heartbeat, in ms of the machine's monotonic clock."""
 
 
 def notify(state: str) -> None:
-    """Tells systemd a state of this service, as its sd_notify(3) does; tells nobody where systemd did not start it.
+    """Reports a state of this service to systemd, like sd_notify(3). Does nothing if systemd did not start it.
 
     Args:
         state: `READY=1`, `WATCHDOG=1` or `STOPPING=1`.
@@ -23,20 +23,20 @@ def notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address or not hasattr(socket, "AF_UNIX"):
         return
-    if address.startswith("@"):  # a name that lies in no folder
+    if address.startswith("@"):  # an abstract socket, without a file
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.sendto(state.encode(), address)
 
 
 class Heartbeat:
-    """Signs of life of what writes into a folder; a full disk or a folder that is gone does not stop it.
+    """Heartbeat of the process that writes into a folder. A full disk or a missing folder does not stop the process.
 
-    The clock is the monotonic one, which all processes of a machine share until it starts anew: whoever sets the time
-    neither hides a dead process nor makes a living one look dead.
+    It uses the monotonic clock, which all processes of a machine share until a restart. A change of the system time
+    therefore neither hides a dead process nor makes a living process look dead.
 
     Args:
-        folder: Where the results lie.
+        folder: Folder of the results.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,12 +44,12 @@ class Heartbeat:
         self._ready = False
 
     def beat(self) -> None:
-        """Gives a sign of life; the first also says that the service is ready."""
+        """Writes a heartbeat. The first one also reports that the service is ready."""
         if not self._ready:
             notify("READY=1")
             self._ready = True
         notify("WATCHDOG=1")
-        text = f"{math.floor(1000 * time.monotonic()):020d}\n".encode()  # of one length, for a full disk takes it too
+        text = f"{math.floor(1000 * time.monotonic()):020d}\n".encode()  # fixed length: fits a full disk
         with suppress(OSError):
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
             try:
@@ -59,14 +59,14 @@ class Heartbeat:
 
 
 def check_alive(folder: Path, within: float) -> float:
-    """Returns how many seconds ago what writes into a folder gave a sign of life.
+    """Returns the age in seconds of the last heartbeat of the process that writes into a folder.
 
     Args:
-        folder: Where its results lie.
-        within: Most seconds.
+        folder: Folder of its results.
+        within: Maximum age in seconds.
 
     Raises:
-        UserError: It gave none, or a longer time ago, or before the machine started.
+        UserError: There is no heartbeat, or it is older, or it is from before the machine started.
     """
     path = folder / FILE
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What thresholds are: the one rule for them, and those that come with a head."""
+"""Thresholds: the rule that applies them, and the default thresholds of a head."""
 
 from typing import TYPE_CHECKING, Annotated, Literal, overload
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: it comes with a head, for any product
+ThresholdFrom = Literal["calibration", "default", "hand"]  # `default`: comes with a head, for any product
 Verdict = Literal["normal", "anomalous"]
 
 
@@ -21,16 +21,16 @@ def is_anomalous(score: "np.ndarray", threshold: float) -> "np.ndarray": ...
 
 
 def is_anomalous(score: "float | np.ndarray", threshold: float) -> "bool | np.ndarray":
-    """Returns whether a score, or each value of an array, is anomalous: above the threshold. One that equals it is not.
+    """Returns whether a score, or each value of an array, is above the threshold. A score equal to it is normal.
 
-    This is the one rule of the package. A calibrated threshold may be the score of a normal image, which is no alarm
-    then. The threshold of the best F1 is the number just below the lowest score that it calls anomalous.
+    All of the package uses this rule. A calibrated threshold may equal the score of a normal image, which then raises
+    no alarm. The threshold of the best F1 is the number just below the lowest score that it calls anomalous.
 
     Args:
-        score: Of an image or a pixel, or any array of them.
-        threshold: In the same unit.
+        score: Score of an image or a pixel, or an array of scores.
+        threshold: Threshold in the unit of the scores.
     """
-    # NumPy would round the threshold to an array's float32, beyond the score just above or below it.
+    # NumPy would round the threshold to the float32 of the array, past the score just above or below it.
     return (score if isinstance(score, float) else score.astype(float)) > threshold
 
 
@@ -38,8 +38,9 @@ class DefaultThreshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A threshold that comes with a head.
 
     Attributes:
-        value: What lies above it is anomalous, and what equals it is not; see `is_anomalous`.
-        scale: Unit of `probability`: the distance to a typical normal value over log 9; `None` where it is not known.
+        value: Scores above it are anomalous, scores equal to it are not. See `is_anomalous`.
+        scale: Unit of `probability`: the distance to a typical normal value divided by log 9. `None` if it is not
+            known.
     """
 
     value: float
@@ -47,14 +48,14 @@ class DefaultThreshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DefaultThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The thresholds that come with a head: for products that it was not calibrated on, and so a first guess.
+    """The default thresholds of a head: a first guess for products without a calibration.
 
-    They hold for zero-shot scores of whole images.
+    They apply to zero-shot scores of whole images.
 
     Attributes:
-        chosen: How and on what they were chosen, in a sentence.
-        image: Of image scores; `None` for none.
-        pixel: Of the values of maps; `None` for none.
+        chosen: How and on which data they were chosen, in one sentence.
+        image: Threshold of image scores, or `None`.
+        pixel: Threshold of the values of maps, or `None`.
     """
 
     chosen: str

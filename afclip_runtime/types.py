@@ -1,4 +1,4 @@
-"""How images are seen: sizes and tiles."""
+"""Types for how the model sees images: sizes and tiles."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -24,18 +24,19 @@ def in_pixels(size: ImageSize) -> str:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is seen: as a whole, and beside that in tiles of a chosen scale.
+    """How the model sees an image: as a whole, and optionally also in tiles of a chosen scale.
 
-    The map of an image is the mean of the whole's and the tiles' maps.
+    The map of an image is the mean of the maps of the whole and of the tiles.
 
     Attributes:
-        fit: How an image of another shape than the backbone's frame, as a rule a square, is seen as a whole: `squash`
-            resizes it to the frame, as the papers do (or as the backbone's `resize` says); `pad` keeps its shape and
-            repeats its border pixels up to the frame; `tiles` sees it in the largest tiles of the frame's shape.
-        tiles: Tiles along the shorter side; 1 leaves them out. They have the frame's shape.
-        tile_size: Shorter side of the tiles in pixels of the image, in place of `tiles`; as the image has room.
-        overlap: Share of a tile's side that it has in common with the next one, at least.
-        view_score: Which score an image has: the `highest` of all its views, or their `mean` (AnoVL, on VisA).
+        fit: How an image whose aspect ratio differs from the backbone's frame (usually a square) becomes the view of
+            the whole. `squash` resizes it to the frame, as the papers do (or as the backbone's `resize` says). `pad`
+            keeps its aspect ratio and fills the frame with repeated border pixels. `tiles` covers it with the largest
+            tiles of the frame's aspect ratio.
+        tiles: Number of tiles along the shorter side. 1 means no tiles. Tiles have the frame's aspect ratio.
+        tile_size: Shorter side of the tiles in pixels of the image, in place of `tiles`. Limited by the image's size.
+        overlap: Minimum share of a tile's side that overlaps with the next tile, 0 to 0.75.
+        view_score: Score of an image: the `highest` score of its views, or their `mean` (AnoVL, on VisA).
 
     Raises:
         ValueError: A value is out of its range, or both `tiles` and `tile_size` are given.
@@ -59,14 +60,17 @@ class Tiling:
             raise ValueError(f"overlap must be 0 to 0.75, got {self.overlap}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain values; of the score only if it is the mean, as calibrations know them."""
+        """Returns the settings as plain values, as calibrations store them.
+
+        `view_score` is included only if it is `mean`.
+        """
         return {key: value for key, value in asdict(self).items() if (key, value) != ("view_score", "highest")}
 
     def tile(self, largest: tuple[int, int]) -> tuple[int, int] | None:
-        """Returns height and width of the tiles in pixels of an image, or `None` where there are none.
+        """Returns height and width of the tiles in pixels of an image, or `None` without tiles.
 
         Args:
-            largest: Of a tile that the image can hold, of the shape of the backbone's frame.
+            largest: Height and width in pixels of the largest tile with the frame's aspect ratio in the image.
         """
         if self.tile_size is None and self.tiles == 1:
             return None

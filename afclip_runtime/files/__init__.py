@@ -1,14 +1,15 @@
-r"""Files: how they are opened and read as typed values, and how they are written.
+r"""Reading files as typed values, and writing files.
 
-Reading: only regular files are opened, sizes and nesting are bounded, and what a file holds is checked against a type
-(a dataclass, `dict[str, float]`, ...) before anyone sees it. Each refusal is one `UserError` that names the file, the
-field or line, and what to do. Nothing else in the package parses JSON, YAML, CSV or Parquet.
+Reading: only regular files are opened, and sizes and nesting are bounded. The content is checked against a type (a
+dataclass, `dict[str, float]`, ...) before it is returned. Each error is one `UserError` that names the file, the field
+or line, and the remedy. No other part of the package parses JSON, YAML, CSV or Parquet.
 
-Writing: in one step, so that a crash or a full disk never leaves half of a file.
+Writing is atomic: a crash or a full disk never leaves half of a file.
 
-Names of files need not be UTF-8, and may hold anything. JSON keeps them as Python's `json` does (`"\udcff"`). In CSV, a
-text that begins like a formula or holds control characters is written after an apostrophe, those and backslashes
-escaped (`'\xff.png`). Both are read back exactly. For messages and pages there is `shown`.
+Names of files may contain any bytes, also bytes that are not UTF-8. JSON keeps them as Python's `json` does
+(`"\udcff"`). In CSV, a text that starts like a formula or contains control characters starts with an apostrophe, and
+control characters and backslashes are escaped (`'\xff.png`). Both are read back exactly. Messages and pages use
+`shown`.
 """
 
 from afclip_runtime.errors import shown

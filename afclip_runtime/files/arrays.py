@@ -1,4 +1,4 @@
-"""NumPy archives (`.npz`) of plain arrays, nothing pickled."""
+"""NumPy archives (`.npz`) of plain arrays, without pickled objects."""
 
 import zipfile
 import zlib
@@ -10,19 +10,20 @@ import numpy as np
 from afclip_runtime.files.reading import TABLE_LIMIT, open_regular
 
 PACKING = 50
-"""How many times its size a file beyond `TABLE_LIMIT` may unpack to; counts of images unpack to some five times."""
+"""Maximum ratio of unpacked to packed size of a file above `TABLE_LIMIT`; counts of images have a ratio of about 5."""
 
 
 def read_arrays(path: Path, types: Mapping[str, type[np.generic]]) -> dict[str, np.ndarray]:
-    """Returns arrays `[n]` of an archive by name.
+    """Returns the arrays `[n]` of an archive by name.
 
     Args:
         path: The archive.
-        types: Of the arrays, by their names; others in the archive are not read.
+        types: Types of the arrays to read, by name. Other arrays of the archive are not read.
 
     Raises:
         UserError: The file cannot be opened.
-        ValueError: It is no archive, damaged or too large, or one of the arrays is absent or of another type or shape.
+        ValueError: The file is not an archive, is damaged or too large, or one of the arrays is missing or of another
+            type or shape.
     """
     with open_regular(path) as file:
         try:

@@ -1,7 +1,7 @@
-"""Locks on files: which process works on what, on this machine and on all that share a file system.
+"""Locks on files between processes of one machine, and of all machines that share a file system.
 
-The system lets go of a lock when its process ends, however it ends. On a network share that is the file server's to
-notice: where a machine is lost, its locks stay until the server gives them up.
+The operating system releases a lock when its process ends, also after a crash. On a network share, the file server does
+this. If a machine is lost, its locks remain until the server releases them.
 """
 
 import errno
@@ -17,26 +17,26 @@ from afclip_runtime.files.reading import read_text
 if TYPE_CHECKING:
     from filelock import FileLock
 
-LOCK_FILE = ".lock"  # of the process that writes into a folder
+LOCK_FILE = ".lock"  # held by the process that writes into a folder
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-PATIENCE = 120.0  # seconds; longer than any of our own holds a lock that others wait for
+PATIENCE = 120.0  # seconds; longer than this package holds any lock that others wait for
 
 
 class Lock:
-    """A lock that this process has, until the body or `release` ends it, or nothing refers to it any more.
+    """A lock that this process holds until the end of the `with` body, `release`, or garbage collection.
 
     Args:
-        held: Of the package filelock.
+        held: Lock of the package filelock.
     """
 
     def __init__(self, held: "FileLock") -> None:
         self._held = held
 
     def release(self, remove: bool = False) -> None:
-        """Lets go of the lock.
+        """Releases the lock.
 
         Args:
-            remove: Removes its file as well. Whoever waits for it looks whether the file is still there.
+            remove: Whether to remove the lock file as well. Waiting processes check that the file still exists.
         """
         if remove:
             with suppress(OSError):
@@ -51,21 +51,21 @@ class Lock:
 
 
 def take_lock(path: Path, patience: float = 0) -> Lock | None:
-    """Returns the lock of a file, which is made with its folder; `None` while another process has it.
+    """Returns the lock of a file, or `None` while another process holds it. The file and its folder are created.
 
-    The file names the process that has the lock, see `holder_of`.
+    The file names the process that holds the lock, see `holder_of`.
 
     Args:
-        path: The file. Nothing else is kept in it.
-        patience: Seconds to wait for it.
+        path: The lock file. It has no other content.
+        patience: Seconds to wait for the lock.
 
     Raises:
         WriteError: The file cannot be written.
-        UserError: Its file system has no locks.
+        UserError: The file system has no locks.
     """
     from filelock import FileLock, Timeout
 
-    # its way out where a file system has no locks is a file that a killed process leaves for ever
+    # the fallback on a file system without locks is a file that remains for ever after a killed process
     lock = FileLock(path, timeout=patience, thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,16 +80,16 @@ def take_lock(path: Path, patience: float = 0) -> Lock | None:
                 "once. Choose a folder on another one, or mount it with locks (NFS without nolock, Lustre with flock)."
             ) from error
         raise WriteError(f"{where}: cannot be written ({error.strerror or error}). Choose another folder.") from error
-    with suppress(OSError):  # a full disk holds a lock all the same
+    with suppress(OSError):  # a lock works also on a full disk
         path.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
     return Lock(lock)
 
 
 def wait_for_lock(path: Path) -> Lock:
-    """Returns the lock of a file that processes hold for moments only.
+    """Waits for the lock of a file that processes hold only briefly, and returns it.
 
     Raises:
-        UserError: See `take_lock`; or another process has it for longer than `PATIENCE`.
+        UserError: See `take_lock`; or another process holds the lock for longer than `PATIENCE`.
     """
     if (lock := take_lock(path, PATIENCE)) is None:
         raise UserError(
@@ -100,7 +100,7 @@ def wait_for_lock(path: Path) -> Lock:
 
 
 def holder_of(path: Path) -> str:
-    """Returns which process has a lock, as `process 4711 on node07`; `another process` where that cannot be read."""
+    """Returns the process that holds a lock, as `process 4711 on node07`, or `another process` if it is not known."""
     with suppress(UserError):
         if text := read_text(path, limit=1000).strip():
             return f"process {shown(text)}"

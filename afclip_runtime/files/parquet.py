@@ -1,4 +1,4 @@
-"""Parquet files: tables of typed columns, read by pyarrow, which is an extra."""
+"""Parquet files: tables of typed columns, read by pyarrow, an optional dependency."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from afclip_runtime.files.typed import REMEDY, Source, check_values, typed
 T = TypeVar("T")
 
 INSTALL = "pip install 'afclip_lightning[parquet]'"
-ROW_LIMIT = 10_000_000  # rows of one value pack to almost nothing
+ROW_LIMIT = 10_000_000  # rows of equal values are compressed to almost nothing
 
 
 def read_parquet(
@@ -23,18 +23,18 @@ def read_parquet(
     limit: int = TABLE_LIMIT,
     error: type[UserError] = UserError,
 ) -> list[T]:
-    """Returns the rows of a Parquet file as a type; a mistake in a row is named by its number, from 0.
+    """Returns the rows of a Parquet file as typed values. An error in a row names its number, counted from 0.
 
     Args:
         path: The file.
-        kind: A dataclass or `msgspec.Struct` with a field per column; other columns are not read.
+        kind: A dataclass or `msgspec.Struct` with a field per column. Other columns are not read.
         remedy: See `to_type`.
-        limit: Most bytes that it may have, packed and unpacked.
+        limit: Maximum size of the file in bytes, packed and unpacked.
         error: Class of the error.
 
     Raises:
-        UserError: pyarrow is not installed; the file cannot be read, is no Parquet file, is damaged or too large, has
-            no such column, or a cell is not of its field's type.
+        UserError: pyarrow is not installed. Or the file cannot be read, is not a Parquet file, is damaged or too large,
+            lacks a column, or a cell does not have the type of its field.
     """
     source = Source(shown(path), remedy, error)
     content = read_bytes(path, limit=limit, error=error)

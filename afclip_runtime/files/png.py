@@ -9,11 +9,11 @@ from afclip_runtime.files.writing import atomic_path
 
 
 def write_png(path: Path, pixels: np.ndarray, durable: bool = True) -> None:
-    """Writes a grey image without loss in one step, with nothing beside its pixels.
+    """Writes a grey image losslessly and atomically, without metadata.
 
     Args:
         path: The file.
-        pixels: `[H, W]`, uint8 or uint16; or a mask, bool, which is written as 0 and 255.
+        pixels: `[H, W]`, uint8 or uint16. Or a mask, bool, which is written as 0 and 255.
         durable: See `atomic_path`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Opening files: regular ones only, and no more of them than is expected."""
+"""Opening and reading files: only regular files, and only up to a size limit."""
 
 import hashlib
 import os
@@ -10,31 +10,31 @@ from typing import BinaryIO
 from afclip_runtime.errors import UserError, shown
 
 DOCUMENT_LIMIT = 2**26  # bytes of a JSON or YAML file
-TABLE_LIMIT = 2**31  # bytes of a file of lines: a million images take some 300 MB
+TABLE_LIMIT = 2**31  # bytes of a file of lines: a million images need about 300 MB
 
 
 def open_regular(path: str | Path, *, error: type[UserError] = UserError) -> BinaryIO:
-    """Returns a regular file, open for reading; never waits, as opening a named pipe does.
+    """Opens a regular file for reading. Never blocks, as opening a named pipe would.
 
     Args:
-        path: The file; links are followed.
+        path: The file. Links are followed.
         error: Class of the error.
 
     Raises:
-        UserError: It is absent, may not be read, or is a folder, a named pipe, a device or a socket.
+        UserError: The file does not exist, may not be read, or is a folder, a named pipe, a device or a socket.
     """
     try:
-        _check_regular(os.stat(path), path, error)  # before opening: that alone can set a device off
+        _check_regular(os.stat(path), path, error)  # before opening, since opening alone may trigger a device
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
         try:
-            _check_regular(os.fstat(file.fileno()), path, error)  # it may have been exchanged in between
+            _check_regular(os.fstat(file.fileno()), path, error)  # the file may have been replaced in between
         except UserError:
             file.close()
             raise
     except FileNotFoundError as problem:
         raise error(f"{shown(path)} does not exist.") from problem
-    except (OSError, ValueError) as problem:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as problem:  # ValueError: an invalid file name
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
         remedy = ": allow it to be read" if isinstance(problem, PermissionError) else ""
         raise error(f"{shown(path)}: cannot be opened ({reason}{remedy}).") from problem
@@ -49,7 +49,7 @@ def _check_regular(status: os.stat_result, path: str | Path, error: type[UserErr
 
 
 def exposed(path: Path) -> str:
-    """Returns a warning if other users of this machine may read or change a file that holds a secret; "" if not."""
+    """Returns a warning if other users of this machine may read or change a file with a secret, else ""."""
     if os.name != "posix" or not stat.S_IMODE(path.stat().st_mode) & 0o027:
         return ""
     return f"warning: {shown(path)} can be read or changed by other users of this machine: chmod 600 it."
@@ -60,11 +60,11 @@ def read_bytes(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[Use
 
     Args:
         path: The file.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be opened or read, or is larger.
+        UserError: The file cannot be opened or read, or exceeds the limit.
     """
     try:
         with open_regular(path, error=error) as file:
@@ -90,7 +90,7 @@ def sha256_of(path: str | Path, *, error: type[UserError] = UserError) -> str:
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be opened or read.
+        UserError: The file cannot be opened or read.
     """
     digest = hashlib.sha256()
     for part in parts_of(path, error=error):
@@ -99,15 +99,15 @@ def sha256_of(path: str | Path, *, error: type[UserError] = UserError) -> str:
 
 
 def parts_of(path: str | Path, *, remedy: str = "", error: type[UserError] = UserError) -> Iterator[bytes]:
-    """Yields the content of a file of any size, part by part.
+    """Yields the content of a file of any size in parts of 1 MiB.
 
     Args:
         path: The file.
-        remedy: What to do where it cannot be read, as the end of the message.
+        remedy: Last sentence of the message if the file cannot be read.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be opened or read.
+        UserError: The file cannot be opened or read.
     """
     try:
         with open_regular(path, error=error) as file:
@@ -119,15 +119,15 @@ def parts_of(path: str | Path, *, remedy: str = "", error: type[UserError] = Use
 
 
 def read_text(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[UserError] = UserError) -> str:
-    r"""Returns the content of a text file in UTF-8, line breaks as `\n`, a byte order mark left out.
+    r"""Returns the content of a text file in UTF-8, with line breaks as `\n` and without a byte order mark.
 
     Args:
         path: The file.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be read, is larger, or holds what no text in UTF-8 does; the message names the line.
+        UserError: The file cannot be read, exceeds the limit, or is not text in UTF-8. The message names the line.
     """
     content = read_bytes(path, limit=limit, error=error)
     at, what = content.find(b"\0"), "NUL"

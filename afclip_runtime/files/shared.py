@@ -1,7 +1,7 @@
-"""A file system that several machines share: it shows late what another one has just written, and has its own clock.
+"""File systems that several machines share: changes of another machine appear late, and the file server has its clock.
 
-A client of a network share caches for up to a minute what a folder holds, and that a name was not there. What it
-changes there itself, and for most shares a listing, makes it ask the file server again.
+A client of a network share caches the entries of a folder, and also missing names, for up to a minute. A change that
+the client itself makes in the folder refreshes the cache. On most shares a listing of the folder does so, too.
 """
 
 import os
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from afclip_runtime.errors import UserError, shown
 
-LONGEST_LAG = 60.0  # seconds; NFS caches the content of a folder for at most that long, unless it is mounted otherwise
-LOOK = 0.5  # seconds between two looks
+LONGEST_LAG = 60.0  # seconds; maximum time that NFS caches a folder, unless mounted with other options
+LOOK = 0.5  # seconds between two checks
 
 
 def refresh(folder: Path) -> float:
-    """Makes the system ask the file server anew what a folder holds, by a file that is made there and removed.
+    """Refreshes the cached entries of a folder. For this, it creates a file there and removes it.
 
-    Returns the time by the clock that times of files there are from, in seconds; that of this machine where nothing can
-    be written.
+    Returns the current time of the file server's clock, which sets the times of files there, in seconds. If nothing can
+    be written, returns the time of this machine.
 
     Args:
-        folder: The folder. If it is not there, the next one above it is taken.
+        folder: The folder. If it does not exist, the nearest existing parent is used.
     """
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -37,7 +37,7 @@ def refresh(folder: Path) -> float:
 
 
 def is_there(path: Path) -> bool:
-    """Returns whether a file is there by its name, or in the list of its folder, which a share may know sooner."""
+    """Returns whether a file exists: by its name, or in the list of its folder, which a share may update sooner."""
     if path.exists():
         return True
     try:
@@ -47,10 +47,10 @@ def is_there(path: Path) -> bool:
 
 
 def wait_for(path: Path) -> None:
-    """Waits for a file that another process has written or is about to, for `LONGEST_LAG`.
+    """Waits up to `LONGEST_LAG` for a file that another process writes.
 
     Raises:
-        UserError: It has not appeared.
+        UserError: The file has not appeared.
     """
     deadline = time.monotonic() + LONGEST_LAG
     while not is_there(path):

@@ -1,4 +1,4 @@
-"""CSV files: read strictly, and written so that neither a spreadsheet nor a name from outside can alter them."""
+"""CSV files. They are read strictly, and no cell is written in a form that a spreadsheet takes for a formula."""
 
 import csv
 import io
@@ -25,18 +25,18 @@ def read_rows(
     limit: int = TABLE_LIMIT,
     error: type[UserError] = UserError,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the rows of a CSV file as text by column, each with the number of its first line, but no blank lines.
+    """Yields the rows of a CSV file as text by column, each with the number of its first line. Blank lines are skipped.
 
     Args:
-        path: The file; its first line names the columns.
-        delimiter: What stands between cells.
+        path: The file. Its first line names the columns.
+        delimiter: Separator of cells.
         remedy: See `to_type`.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be read; a column is named twice, a row has more or fewer cells than there are columns, a
-            quote is not closed, or a cell is too long. The message names the line.
+        UserError: The file cannot be read, a column name appears twice, the number of cells in a row differs from the
+            number of columns, a quote is not closed, or a cell is too long. The message names the line.
     """
     source = Source(shown(path), remedy, error)
     text = read_text(path, limit=limit, error=error)
@@ -75,17 +75,18 @@ def read_csv(
     limit: int = TABLE_LIMIT,
     error: type[UserError] = UserError,
 ) -> list[T]:
-    """Returns the rows of a CSV file that this package wrote, as a type.
+    """Returns the rows of a CSV file that this package wrote, as typed values.
 
     Args:
-        path: The file; columns that the type does not name are passed over.
-        kind: A dataclass or `msgspec.Struct` with a field per column; an empty cell is the field's default, if any.
+        path: The file. Columns without a field in the type are ignored.
+        kind: A dataclass or `msgspec.Struct` with a field per column. An empty cell becomes the field's default, if
+            any.
         remedy: See `to_type`.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: See `read_rows`; or a cell is not of its field's type, or a number is not finite.
+        UserError: See `read_rows`; or a cell does not have the type of its field, or a number is not finite.
     """
     source = Source(shown(path), remedy, error)
     optional = {field.encode_name for field in msgspec.inspect.type_info(kind).fields if not field.required}  # type: ignore[attr-defined]
@@ -96,7 +97,7 @@ def read_csv(
         row = typed(given, kind, where, strict=False)
         check_values(msgspec.to_builtins(row), where, finite=True)
         rows.append(row)
-    if not rows:  # without a row, nothing above has looked at the columns
+    if not rows:  # the columns are not yet checked
         columns = {name.strip() for name in read_text(path, limit=limit, error=error).split("\n")[0].split(",")}
         required = [field.encode_name for field in msgspec.inspect.type_info(kind).fields if field.required]  # type: ignore[attr-defined]
         if absent := [name for name in required if name not in columns]:
@@ -105,7 +106,7 @@ def read_csv(
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Returns a table as CSV: numbers in full, text so that no spreadsheet takes it for a formula, `None` as nothing.
+    """Returns a table as CSV. Numbers have all digits, text is safe from evaluation as a formula, `None` is empty.
 
     Args:
         columns: Names of the columns.
@@ -117,8 +118,8 @@ def csv_text(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     return buffer.getvalue()
 
 
-_FORMULA = tuple("=+-@＝＋－＠'")  # the apostrophe, because it marks an escaped cell
-_SPECIAL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and what stands for bytes that are no UTF-8
+_FORMULA = tuple("=+-@＝＋－＠'")  # the apostrophe too, since it marks an escaped cell
+_SPECIAL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, bytes that are not UTF-8
 
 
 def _cell(value: Any) -> Any:
@@ -129,7 +130,7 @@ def _cell(value: Any) -> Any:
 
 
 def _uncell(cell: str) -> str:
-    """Returns the text that `_cell` made a cell of."""
+    """Returns the text of a cell, the inverse of `_cell`."""
     if not cell.startswith("'"):
         return cell
 
@@ -137,6 +138,6 @@ def _uncell(cell: str) -> str:
         code = int(match[1] or match[2] or match[3], 16)
         return chr(code + 0xDC00 if match[1] and code >= 0x80 else code)
 
-    with suppress(ValueError):  # no such character: it was not written here
+    with suppress(ValueError):  # no such character: the cell was not written by `_cell`
         return re.sub(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})", char, cell[1:])
     return cell

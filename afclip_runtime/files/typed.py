@@ -1,4 +1,4 @@
-"""JSON and YAML as typed values; whatever is wrong with a file, there is one error that says where and what to do."""
+"""JSON and YAML as typed values. Each fault of a file becomes one error with the place and the remedy."""
 
 import json
 import math
@@ -15,38 +15,38 @@ from afclip_runtime.files.reading import DOCUMENT_LIMIT, TABLE_LIMIT, read_text
 T = TypeVar("T")
 
 REMEDY = "Restore it, or run the command that wrote it again."
-DEPTH_LIMIT = 64  # lists and mappings within each other
+DEPTH_LIMIT = 64  # nested lists and mappings
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a value comes from, for messages: a name, what to do about a mistake there, the class of errors."""
+    """Source of a value, for messages: its name, the remedy of a mistake, the class of errors."""
 
     name: str
     remedy: str
     error: type[UserError]
 
     def refuse(self, what: str) -> UserError:
-        """Returns the error that says what is wrong there."""
+        """Returns the error with a problem of this source."""
         return self.error(f"{self.name}: {what}. {self.remedy}".rstrip())
 
     def line(self, number: int) -> "Source":
-        """Returns one line of the source."""
+        """Returns the source of one line."""
         return replace(self, name=f"{self.name}, line {number}")
 
 
 def to_type(value: Any, kind: type[T], source: str, *, remedy: str = REMEDY, error: type[UserError] = UserError) -> T:
-    """Returns plain values (from JSON, YAML, a checkpoint) as a type: strictly, so that no text becomes a number.
+    """Converts plain values (from JSON, YAML, a checkpoint) to a type. It is strict: no text becomes a number.
 
     Args:
         value: Lists, mappings, text, numbers.
         kind: A dataclass, `msgspec.Struct`, `dict[str, float]`, ...; `Annotated[float, msgspec.Meta(gt=0)]` for limits.
-        source: Where the value is from, as a message begins.
-        remedy: What to do about a mistake, as a message ends.
+        source: Source of the value, with which a message begins.
+        remedy: Remedy of a mistake, with which a message ends.
         error: Class of the error.
 
     Raises:
-        UserError: Names the field and what is expected there.
+        UserError: A value has another type. The message names the field and the expected type.
     """
     return typed(value, kind, Source(source, remedy, error))
 
@@ -60,7 +60,7 @@ def parse_json(
     remedy: str = REMEDY,
     error: type[UserError] = UserError,
 ) -> T:
-    """Returns a JSON text as a type.
+    """Parses a JSON text as a type.
 
     Args:
         text: The text.
@@ -71,7 +71,7 @@ def parse_json(
         error: Class of the error.
 
     Raises:
-        UserError: It is no JSON, is nested too deep, has a key twice, or is of another type.
+        UserError: The text is not JSON, is nested too deep, repeats a key, or has another type.
     """
     return _json(text, kind, Source(source, remedy, error), finite)
 
@@ -85,18 +85,18 @@ def read_json(
     limit: int = DOCUMENT_LIMIT,
     error: type[UserError] = UserError,
 ) -> T:
-    """Returns the content of a JSON file as a type.
+    """Reads a JSON file as a type.
 
     Args:
         path: The file.
         kind: See `to_type`.
         finite: See `parse_json`.
         remedy: See `to_type`.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be read, or see `parse_json`.
+        UserError: The file cannot be read, or see `parse_json`.
     """
     return _json(read_text(path, limit=limit, error=error), kind, Source(shown(path), remedy, error), finite)
 
@@ -114,16 +114,16 @@ def read_json_lines(
     """Returns the values of a file with one JSON text per line, each with the number of its line.
 
     Args:
-        path: The file; blank lines are passed over.
-        kind: Type of a line; see `to_type`.
+        path: The file. Blank lines are skipped.
+        kind: Type of a line. See `to_type`.
         finite: See `parse_json`.
-        cut_end: Whether a last line without a line break is left out: a kill has cut it off.
+        cut_end: Whether to ignore a last line without a line break, which a killed process may have left incomplete.
         remedy: See `to_type`.
-        limit: Most bytes that the file may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: Names the line; see `read_json`.
+        UserError: See `read_json`. The message names the line.
     """
     source = Source(shown(path), remedy, error)
     lines = read_text(path, limit=limit, error=error).split("\n")
@@ -135,7 +135,7 @@ def read_json_lines(
 
 
 def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, error: type[UserError] = UserError) -> T:
-    """Returns a YAML text as a type: plain values only, keys once, aliases within bounds.
+    """Parses a YAML text as a type: plain values only, no repeated keys, a limited size with aliases expanded.
 
     Args:
         text: The text.
@@ -145,9 +145,9 @@ def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, e
         error: Class of the error.
 
     Raises:
-        UserError: It is no YAML of this kind, or is of another type.
+        UserError: The text is not YAML of this kind, or has another type.
     """
-    from afclip_runtime.files.yaml_loader import YAMLError, load  # configs are YAML; what inspects images reads none
+    from afclip_runtime.files.yaml_loader import YAMLError, load  # configs are YAML; inspection reads none
 
     where = Source(source, remedy, error)
     try:
@@ -160,7 +160,7 @@ def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, e
         ) from problem
     except RecursionError as problem:
         raise where.refuse("is nested too deep") from problem
-    except Exception as problem:  # what becomes of `2026-13-45` or `!!int x`: errors of many classes
+    except Exception as problem:  # `2026-13-45` or `!!int x` raise errors of many classes
         raise where.refuse(f"is no YAML that is read here ({problem})") from problem
     check_values(value, where, finite=False)
     return typed(value, kind, where)
@@ -174,17 +174,17 @@ def read_yaml(
     limit: int = DOCUMENT_LIMIT,
     error: type[UserError] = UserError,
 ) -> T:
-    """Returns the content of a YAML file as a type.
+    """Reads a YAML file as a type.
 
     Args:
         path: The file.
         kind: See `to_type`.
         remedy: See `to_type`.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be read, or see `parse_yaml`.
+        UserError: The file cannot be read, or see `parse_yaml`.
     """
     return parse_yaml(read_text(path, limit=limit, error=error), kind, shown(path), remedy=remedy, error=error)
 
@@ -199,14 +199,14 @@ def _json(text: str | bytes, kind: type[T], source: Source, finite: bool) -> T:
             raise source.refuse("is empty") from problem
         where = source.line(problem.lineno) if problem.lineno > 1 else source
         raise where.refuse(f"is no JSON ({problem.msg} at column {problem.colno})") from problem
-    except ValueError as problem:  # a key twice, bytes that are no text, a number of thousands of digits
+    except ValueError as problem:  # a repeated key, bytes that are not text, a number of thousands of digits
         raise source.refuse(f"is no JSON that is read here ({problem})") from problem
     check_values(value, source, finite)
     return typed(value, kind, source)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object of JSON, refusing a key that stands twice, of which the last would be kept."""
+    """Returns an object of JSON. Rejects a repeated key, since only its last value would be kept."""
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -215,7 +215,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_values(value: Any, source: Source, finite: bool) -> None:
-    """Refuses deep nesting and, if so asked, numbers that are not finite."""
+    """Rejects deep nesting and, if `finite`, numbers that are not finite."""
     level = [("", value)]
     for _ in range(DEPTH_LIMIT):
         below: list[tuple[str, Any]] = []
@@ -245,11 +245,11 @@ _WORDS = {
     "list": "a list",
     "NoneType": "nothing",
 }
-"""What msgspec calls the types, in words."""
+"""msgspec's names of types, in words."""
 
 
 def typed(value: Any, kind: type[T], source: Source, strict: bool = True) -> T:
-    """Returns a value as a type; unless strict, text may become a number."""
+    """Converts a value to a type. Unless strict, text may become a number."""
     try:
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError as problem:

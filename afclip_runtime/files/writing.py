@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a full disk never leaves half of one."""
+"""Atomic writing of files: a crash or a full disk never leaves half of a file."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from afclip_runtime.files.locks import LOCK_FILE, holder_of, take_lock
 
 @contextmanager
 def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; on success it takes the place of `path`, on failure it is removed.
+    """Yields a temporary path beside `path` to write to. On success it replaces `path`, on failure it is removed.
 
     Args:
         path: The file.
-        durable: Whether it is on the disk when this returns, so that even a loss of power leaves the old file or the
-            new one. That costs milliseconds per file, and is not needed where a reader finds a torn file and makes it
+        durable: Whether to flush the file to disk first, so that a loss of power leaves the old file or the new one.
+            This costs milliseconds per file. It is not needed if the reader detects an incomplete file and writes it
             again.
 
     Raises:
-        WriteError: The disk is full or not writable; what was there before is unchanged.
+        WriteError: The disk is full or not writable. The old file is unchanged.
     """
-    # two nodes may have equal process ids; a name may be as long as the disk allows already
+    # two nodes may have equal process ids; the name may already have the maximum length
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,17 +44,17 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` to write to; on success it takes the place of `path`, on failure it goes.
+    """Yields an empty folder beside `path` to write to. On success it replaces `path`, on failure it is removed.
 
-    A process that is killed in the moment of the exchange may leave the old folder beside it, as `.NAME.….before`. One
-    process at a time writes it.
+    Only one process at a time can write it. A process that is killed during the replacement may leave the old folder as
+    `.NAME.….before`.
 
     Args:
-        path: The folder; one that is there is replaced, whatever it holds.
+        path: The folder. An existing folder is replaced with all of its content.
 
     Raises:
-        WriteError: The disk is full or not writable; what was there before is unchanged.
-        UserError: Another process writes it.
+        WriteError: The disk is full or not writable. The old folder is unchanged.
+        UserError: Another process writes the folder.
     """
     with only_writer_of(path):
         yield from _new_folder(path)
@@ -76,10 +76,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):
-            if before.exists() and not path.exists():  # it failed or was interrupted between the two renames
+            if before.exists() and not path.exists():  # failed or interrupted between the two renames
                 before.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
-        if path.exists():  # else `before` is all that is left of the old folder
+        if path.exists():  # else `before` is the only copy of the old folder
             shutil.rmtree(before, ignore_errors=True)
 
 
@@ -91,10 +91,10 @@ def _cannot_write(path: Path, error: OSError) -> WriteError:
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder of a file, and refuses early what could not be written there after minutes of work.
+    """Creates the folder of a file, and raises early if the file could not be written later.
 
     Raises:
-        UserError: It cannot be written, or is a folder.
+        UserError: The file cannot be written, or is a folder.
     """
     if path.is_dir():
         raise UserError(f"{shown(path)} is a folder. Name a file.")
@@ -111,9 +111,9 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keeps a folder to this process while the body runs. A process that is killed leaves the folder free.
+    """Locks a folder for this process while the body runs. The lock of a killed process is released.
 
-    The folder is made, and those above it; they go again if nothing was written there.
+    The folder and its parents are created. They are removed again if they stay empty.
 
     Raises:
         UserError: Another process writes there, or the folder cannot be written.
@@ -130,7 +130,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def only_writer_of(path: Path) -> Iterator[None]:
-    """Keeps a file, or a folder that is replaced, to this process while the body runs; the lock lies beside it.
+    """Locks a file, or a folder that is replaced, for this process while the body runs. The lock file is beside it.
 
     Raises:
         UserError: Another process writes it, or its folder cannot be written.
@@ -153,16 +153,16 @@ def _locked(lock_file: Path, what: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step; what is left in it of names that are no UTF-8 is escaped."""
+    """Writes a text file atomically. Bytes of names that are not UTF-8 are escaped."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """Writes a file with one JSON text per line in one step; `read_json_lines` reads it."""
+    """Writes a file with one JSON text per line atomically. `read_json_lines` reads it."""
     write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one step."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

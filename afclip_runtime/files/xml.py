@@ -1,4 +1,4 @@
-"""XML files: elements alone. What declares a document type is refused: no entity is ever expanded or fetched."""
+"""XML files without a document type. A declared document type is rejected: no entity is ever expanded or fetched."""
 
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -17,11 +17,11 @@ def read_xml(
     Args:
         path: The file.
         remedy: See `to_type`.
-        limit: Most bytes that it may have.
+        limit: Maximum size of the file in bytes.
         error: Class of the error.
 
     Raises:
-        UserError: It cannot be read, or see `parse_xml`.
+        UserError: The file cannot be read, or see `parse_xml`.
     """
     content = read_bytes(path, limit=limit, error=error)
     return parse_xml(content, shown(path), remedy=remedy, error=error)
@@ -31,13 +31,13 @@ def parse_xml(content: bytes, source: str, *, remedy: str = REMEDY, error: type[
     """Returns the root of an XML text.
 
     Args:
-        content: The text, in any encoding that it declares and that the parser knows.
+        content: The text, in any encoding that it declares and the parser knows.
         source: See `to_type`.
         remedy: See `to_type`.
         error: Class of the error.
 
     Raises:
-        UserError: It is no XML, declares a document type, or is nested too deep.
+        UserError: The text is not XML, declares a document type, or is nested too deep.
     """
     where = Source(source, remedy, error)
     builder, depth = TreeBuilder(), 0
@@ -66,6 +66,6 @@ def parse_xml(content: bytes, source: str, *, remedy: str = REMEDY, error: type[
         parser.Parse(content, True)
     except expat.ExpatError as problem:
         raise where.line(problem.lineno).refuse(f"is no XML ({expat.ErrorString(problem.code)})") from problem
-    except (ValueError, LookupError) as problem:  # an encoding that is not known
+    except (ValueError, LookupError) as problem:  # an unknown encoding
         raise where.refuse(f"is no XML that is read here ({problem})") from problem
     return builder.close()

@@ -1,4 +1,4 @@
-"""YAML as plain values, within bounds. PyYAML comes with afclip_lightning; the runtime by itself has no use for it."""
+"""YAML as plain values of a limited size. PyYAML comes with afclip_lightning; the runtime alone does not use it."""
 
 import re
 from typing import Any
@@ -8,19 +8,19 @@ from yaml import YAMLError
 
 __all__ = ["YAMLError", "load"]
 
-VALUES_LIMIT = 2**20  # values of a YAML file, aliases written out
+VALUES_LIMIT = 2**20  # values of a YAML file, aliases expanded
 
 
 def load(text: str, depth: int) -> Any:
-    """Returns the plain values of a text of YAML.
+    """Returns the plain values of a YAML text.
 
     Args:
         text: The text.
-        depth: Most lists and mappings within each other.
+        depth: Maximum number of nested lists and mappings.
 
     Raises:
-        YAMLError: It is no YAML, or is beyond the bounds.
-        Exception: It holds a value that its type does not have.
+        YAMLError: The text is not YAML, or exceeds the limits.
+        Exception: A value is invalid for its tag.
     """
     loader = _Loader(text, depth)
     try:
@@ -30,13 +30,13 @@ def load(text: str, depth: int) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as plain values, within bounds: a short text may stand for a huge value."""
+    """Loader of plain values of a limited size, since aliases let a short text describe a huge value."""
 
     def __init__(self, text: str, limit: int) -> None:
         super().__init__(text)
         self.limit = limit
         self.depth = 0
-        self.sizes: dict[yaml.Node, int] = {}  # values below each finished node, aliases written out
+        self.sizes: dict[yaml.Node, int] = {}  # values below each finished node, aliases expanded
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 1e-3 for text; YAML 1.2, and whoever writes it, for a number
+# In YAML 1.1, 1e-3 is text. In YAML 1.2, and as users expect, it is a number.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
