@@ -1,1 +1,1 @@
-"""Images on disk: found, read in every kind of file, as 8-bit RGB."""
+"""Finding image files and reading them as 8-bit RGB."""

@@ -1,4 +1,4 @@
-"""DICOM files: shown as the file says; needs the extra `dicom`."""
+"""DICOM files, with the grey values that the file prescribes for display; needs the extra `dicom`."""
 
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -15,7 +15,7 @@ FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroups
 JPEG_AND_OTHERS = "1.2.840.10008.1.2.4."
 LOSSY = frozenset(JPEG_AND_OTHERS + end for end in ("50", "51", "81"))  # JPEG, JPEG-LS near-lossless
 PERHAPS_LOSSY = frozenset(JPEG_AND_OTHERS + end for end in ("91", "93", "203"))  # JPEG 2000
-# Where an enhanced object keeps what others have at their top level.
+# Sequences in which an enhanced object keeps elements that other objects have at the top level.
 SHOWN_BY = (
     ("PixelValueTransformationSequence", ("RescaleSlope", "RescaleIntercept", "RescaleType")),
     ("FrameVOILUTSequence", ("WindowCenter", "WindowWidth", "VOILUTFunction")),
@@ -23,20 +23,20 @@ SHOWN_BY = (
 
 
 def decode_dicom(file: BinaryIO, name: str, stored: bool) -> Picture:
-    """Returns the only frame of a DICOM file.
+    """Returns the frame of a DICOM file with a single frame.
 
-    Grey values are rescaled to their unit, then shown by the file's first VOI table or, if it has none, its first
-    window. Without either, 8 bits are as they are, and more span their own range, without what is padding.
-    `MONOCHROME1` is turned round, so that bright is bright.
+    Grey values are rescaled to their unit. Then the file's first VOI table is applied or, without one, its first
+    window. Without either, 8-bit values stay as they are, and the range of other values, without padding, is stretched
+    to 8 bits. `MONOCHROME1` is inverted, so that larger = brighter.
 
     Args:
         file: The file.
-        name: What messages call it.
-        stored: Values as they are stored, as of a mask: nothing of the above but the turning.
+        name: Name of the image in messages.
+        stored: Whether to return the stored values, as for a mask: of the above only `MONOCHROME1` is inverted.
 
     Raises:
-        DatasetError: pydicom is not installed, or what it needs to decompress the pixels, or the file has several
-            frames, a palette, or colours of more than 8 bits.
+        DatasetError: pydicom or its decompressor of the pixels is not installed, or the file has several frames, a
+            palette, or colours of more than 8 bits.
     """
     try:
         from pydicom.pixels import get_decoder, pixel_array
@@ -46,10 +46,10 @@ def decode_dicom(file: BinaryIO, name: str, stored: bool) -> Picture:
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not get_decoder(syntax).is_available:
         raise DatasetError(
-            f"{name}: its pixels are compressed ({syntax.name}), and what decompresses them is not installed. Install "
+            f"{name}: its pixels are compressed ({syntax.name}), and their decompressor is not installed. Install "
             f"it: {install_extra('dicom')}; or save the file uncompressed."
         )
-    kind, values = data.PhotometricInterpretation, pixel_array(data)  # [H, W] or [H, W, 3], YBR turned to RGB
+    kind, values = data.PhotometricInterpretation, pixel_array(data)  # [H, W] or [H, W, 3], YBR converted to RGB
     lossy = None if syntax in PERHAPS_LOSSY else syntax in LOSSY
     if values.ndim == 3 and values.dtype == np.uint8:
         bits = 8
@@ -66,10 +66,10 @@ def decode_dicom(file: BinaryIO, name: str, stored: bool) -> Picture:
 
 
 def dicom_shape(file: BinaryIO, name: str) -> tuple[int, int]:
-    """Returns height and width of a DICOM file's picture.
+    """Returns height and width of the image in a DICOM file.
 
     Raises:
-        DatasetError: pydicom is not installed, or the picture is too large.
+        DatasetError: pydicom is not installed, or the image is too large.
     """
     data = _read(file, name, stop_before_pixels=True)
     return int(data.Rows), int(data.Columns)
@@ -99,7 +99,7 @@ def _read(file: BinaryIO, name: str, stop_before_pixels: bool = False) -> "Datas
 
 
 def _shown(values: np.ndarray, data: "Dataset", white_is_low: bool) -> np.ndarray:
-    """Returns stored grey values `[H, W]` as they are shown, uint8."""
+    """Converts stored grey values `[H, W]` to display values, uint8."""
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     shown_by = _lifted(data)
@@ -121,17 +121,20 @@ def _shown(values: np.ndarray, data: "Dataset", white_is_low: bool) -> np.ndarra
     bright = np.clip(bright, 0, 1)
     if white_is_low:
         bright = 1 - bright
-    if padding is not None:  # background, and no part of the picture
+    if padding is not None:  # background, not part of the image
         bright[padding] = 0
     return np.rint(255 * bright).astype(np.uint8)
 
 
 def _lifted(data: "Dataset") -> "Dataset":
-    """Returns what says how values are shown; of an enhanced object from its functional groups, the frame's last."""
+    """Returns the elements that prescribe the display of values.
+
+    For an enhanced object they come from its functional groups. Those of the frame take precedence.
+    """
     from pydicom import Dataset
 
     found = Dataset()
-    found.file_meta = data.file_meta  # tables of 16-bit words are in its byte order
+    found.file_meta = data.file_meta  # it has the byte order of tables of 16-bit words
     names = [name for _, keywords in SHOWN_BY for name in keywords]
     for keyword in ("ModalityLUTSequence", "PixelRepresentation", "BitsStored", *names):
         if keyword in data:
@@ -147,12 +150,12 @@ def _lifted(data: "Dataset") -> "Dataset":
 
 
 def _keeps_order(shown_by: "Dataset") -> bool:
-    """Returns whether rescaled values rise in a straight line with the stored ones, which then show the same."""
+    """Returns whether rescaling is linear and increasing, so that the stored values give the same display."""
     return "ModalityLUTSequence" not in shown_by and float(shown_by.get("RescaleSlope") or 1) > 0
 
 
 def _first_table(data: "Dataset") -> "Dataset | None":
-    """Returns the first VOI table, if it is complete: pydicom takes it before a window."""
+    """Returns the first VOI table if it is complete. pydicom prefers it over a window."""
     for item in list(data.get("VOILUTSequence") or ())[:1]:
         if item.get("LUTDescriptor") is not None and item.get("LUTData") is not None:
             return item
@@ -160,7 +163,7 @@ def _first_table(data: "Dataset") -> "Dataset | None":
 
 
 def _window(data: "Dataset") -> tuple[float, float, str] | None:
-    """Returns centre, width and function of the first window, or `None` if the file names none."""
+    """Returns centre, width and function of the first window, or `None` without a window."""
     if data.get("WindowCenter") in (None, "") or data.get("WindowWidth") in (None, ""):
         return None
     center, width = (float(np.atleast_1d(value)[0]) for value in (data.WindowCenter, data.WindowWidth))
@@ -168,7 +171,7 @@ def _window(data: "Dataset") -> tuple[float, float, str] | None:
 
 
 def _through_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    """Returns how bright values are shown, black 0 and white 1, before they are cut to that range.
+    """Applies a window. Returns brightness, 0 for black and 1 for white, not clipped to this range.
 
     Reference: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
 
@@ -187,7 +190,7 @@ def _through_window(values: np.ndarray, center: float, width: float, function: s
 
 
 def padding_of(values: np.ndarray, data: "Dataset") -> np.ndarray | None:
-    """Returns which stored values are padding, `[H, W]`, bool; `None` if the file names none."""
+    """Returns which stored values are padding, `[H, W]`, bool; `None` if the file defines no padding."""
     if data.get("PixelPaddingValue") is None:
         return None
     limits = [data.PixelPaddingValue]
@@ -198,6 +201,6 @@ def padding_of(values: np.ndarray, data: "Dataset") -> np.ndarray | None:
 
 
 def _as_stored(value: Any, dtype: np.dtype, allocated: int) -> int:
-    """Returns a padding value with the sign that the stored values have: some files write it without."""
+    """Returns a padding value with the sign of the stored values, which some files write as unsigned."""
     number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
     return number - 2**allocated if dtype.kind == "i" and number >= 2 ** (allocated - 1) else number

@@ -1,4 +1,4 @@
-"""Images on disk: finding them in folders, and telling what else lies there."""
+"""Finding image files in folders, and telling them from other files."""
 
 import os
 from collections import Counter
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (
 )
 DICOM_BY_CONTENT = frozenset({".ima"})  # and files without a suffix
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")  # whose slices are images
-# What lies beside images and is none, in files that need no word.
+# Files that often accompany images, and are skipped without a message.
 OTHER_SUFFIXES = (
     frozenset({".txt", ".md", ".rst", ".log", ".html", ".htm", ".css", ".js", ".pdf", ".rtf", ".doc", ".docx", ".tex"})
     | frozenset({".json", ".jsonl", ".yaml", ".yml", ".xml", ".toml", ".ini", ".cfg", ".csv", ".tsv", ".xls", ".xlsx"})
@@ -33,11 +33,11 @@ OTHER_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Returns the image files directly in `folder` but hidden ones, sorted by name; an absent folder has none.
+    """Returns the image files directly in `folder`, sorted by name, without hidden files. A missing folder has none.
 
-    What an image file is, its suffix says. DICOM files are told by their content where they have no suffix, a number
-    (part of a UID) or `.IMA` in its place. A link that leads nowhere, or to itself, counts as an image, and so does
-    what has an image's name and is no file (a FIFO, a device): left out in silence it would change the counts.
+    The suffix decides what an image file is. A file without a suffix, or with a number (part of a UID) or `.IMA` as
+    suffix, is an image if its content is DICOM. A broken link with an image's name counts as an image, and so does a
+    FIFO or a device: skipping them silently would change the counts.
 
     Raises:
         DatasetError: The folder cannot be listed.
@@ -46,10 +46,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Returns the folders directly in `folder` but hidden ones, sorted by name; an absent folder has none.
+    """Returns the folders directly in `folder`, sorted by name, without hidden folders. A missing folder has none.
 
     Raises:
-        DatasetError: The folder cannot be listed, or a link that could be meant as a folder leads nowhere or to itself.
+        DatasetError: The folder cannot be listed, or contains a broken link that may be meant as a folder.
     """
     entries = _sort(folder)
     if entries.lost:
@@ -58,14 +58,15 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def walk_folders(folder: Path, leave_out: Collection[Path] = ()) -> Iterator[Path]:
-    """Yields a folder and all below it but hidden ones, each before what lies in it; nothing if it does not exist.
+    """Yields a folder and all folders below it, parents first, without hidden folders. A missing folder yields nothing.
 
     Args:
-        folder: Where to begin.
-        leave_out: Folders that are not stepped into.
+        folder: Folder at which to start.
+        leave_out: Folders that are not entered.
 
     Raises:
-        DatasetError: A folder cannot be listed, or a symbolic link leads nowhere or back to a folder that it lies in.
+        DatasetError: A folder cannot be listed, or a symbolic link is broken or leads back to a folder that contains
+            it.
     """
     out = {os.path.abspath(path) for path in leave_out}
     return _walk(folder, out, ()) if folder.is_dir() else iter(())
@@ -85,11 +86,12 @@ def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
     """Returns the images in `folder` and all folders below it, sorted by path.
 
     Args:
-        folder: Where to begin.
-        leave_out: Folders that are not stepped into.
+        folder: Folder at which to start.
+        leave_out: Folders that are not entered.
 
     Raises:
-        DatasetError: A folder cannot be listed, or a symbolic link leads nowhere or back to a folder that it lies in.
+        DatasetError: A folder cannot be listed, or a symbolic link is broken or leads back to a folder that contains
+            it.
     """
     found = survey(folder, leave_out)
     if found.problems:
@@ -99,13 +101,13 @@ def walk_images(folder: Path, leave_out: Collection[Path] = ()) -> list[Path]:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in a folder and all folders below it.
+    """Images and other files of a folder and all folders below it.
 
     Attributes:
         images: The images, sorted by path.
-        others: Files that are not read and look as if they were meant, sorted by path: of an unknown suffix
-            (`.heic`, `.cr2`), or binary without one. Texts, tables, archives and hidden files are not among them.
-        problems: By path, a sentence each: a folder that cannot be listed, a link that leads nowhere or back.
+        others: Files that are not read but may be meant as images, sorted by path: with an unknown suffix (`.heic`,
+            `.cr2`), or binary without a suffix. Texts, tables, archives and hidden files are not included.
+        problems: One sentence per path: a folder that cannot be listed, a link that is broken or leads back.
     """
 
     images: list[Path]
@@ -114,11 +116,11 @@ class Found:
 
 
 def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
-    """Returns the images in `folder` and all folders below it, and what else lies there; it goes on after a problem.
+    """Returns the images, other files and problems of `folder` and all folders below it. It continues after a problem.
 
     Args:
-        folder: Where to begin; an absent folder has nothing.
-        leave_out: Folders that are not stepped into.
+        folder: Folder at which to start. A missing folder has no files.
+        leave_out: Folders that are not entered.
     """
     found = Found([], [], {})
     for path, kind, problem in walk_files(folder, leave_out):
@@ -132,7 +134,7 @@ def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
 
 
 def other_files(folder: Path) -> list[Path]:
-    """Returns the `others` of `Found` that lie directly in `folder`, sorted by name.
+    """Returns the `others` of `Found` directly in `folder`, sorted by name.
 
     Raises:
         DatasetError: The folder cannot be listed.
@@ -141,7 +143,7 @@ def other_files(folder: Path) -> list[Path]:
 
 
 def say_others(others: Sequence[Path]) -> str:
-    """Returns a sentence that names files that are not read, with their number; empty for none."""
+    """Returns a sentence with the number and kinds of files that are not read. Empty without files."""
     if not others:
         return ""
     kinds = Counter(path.suffix.lower() or "without suffix" for path in others)
@@ -165,7 +167,7 @@ class Entry(NamedTuple):
     Attributes:
         path: The file, or the folder or link that has the problem.
         kind: See `kind_of`.
-        problem: A sentence; empty if there is none.
+        problem: The problem as a sentence, or empty.
     """
 
     path: Path
@@ -174,13 +176,13 @@ class Entry(NamedTuple):
 
 
 def walk_files(folder: Path, leave_out: Collection[Path] = ()) -> Iterator[Entry]:
-    """Yields the files in `folder` and below it but hidden ones, sorted by path. It goes on after a problem.
+    """Yields the files in `folder` and below it, sorted by path, without hidden files. It continues after a problem.
 
-    Memory holds the names of one folder at a time, and of those above it.
+    Memory holds only the names of the current folder and of its parents.
 
     Args:
-        folder: Where to begin; an absent folder has nothing.
-        leave_out: Folders that are not stepped into.
+        folder: Folder at which to start. A missing folder has no files.
+        leave_out: Folders that are not entered.
     """
     yield from _walk_files(folder, leave_out, ())
 
@@ -208,7 +210,7 @@ def _walk_files(folder: Path, leave_out: Collection[Path], above: tuple[str, ...
 
 
 class _Entries(NamedTuple):
-    """What lies directly in a folder, each sorted by name; `lost` are links that could be meant as folders."""
+    """Entries of a folder, each list sorted by name. `lost` are broken links that may be meant as folders."""
 
     images: list[Path]
     folders: list[Path]
@@ -217,7 +219,7 @@ class _Entries(NamedTuple):
 
 
 def _sort(folder: Path) -> _Entries:
-    """Returns what lies directly in a folder but hidden entries.
+    """Returns the entries of a folder by kind, without hidden entries.
 
     Raises:
         DatasetError: The folder cannot be listed.
@@ -232,7 +234,7 @@ def _sort(folder: Path) -> _Entries:
 
 
 def _list(folder: Path) -> "list[os.DirEntry[str]]":
-    """Returns the entries of a folder but hidden ones, sorted by name; an absent folder has none.
+    """Returns the entries of a folder, sorted by name, without hidden entries. A missing folder has none.
 
     Raises:
         DatasetError: The folder cannot be listed.
@@ -247,7 +249,7 @@ def _list(folder: Path) -> "list[os.DirEntry[str]]":
 
 
 def _kind(entry: "os.DirEntry[str]", path: Path) -> Literal["folder", "image", "other", "beside", "lost"] | None:
-    """Returns what an entry of a folder is; `None` of a FIFO, a device and the like without an image's name."""
+    """Returns the kind of an entry of a folder; `None` for a FIFO, a device and the like without an image's name."""
     if _is(entry.is_dir):
         return "folder"
     suffix = path.suffix.lower()
@@ -257,10 +259,12 @@ def _kind(entry: "os.DirEntry[str]", path: Path) -> Literal["folder", "image", "
 
 
 def kind_of(path: Path) -> Literal["image", "other", "beside"]:
-    """Returns what a file is by its name, and by its content where the name does not say: see `Found`.
+    """Returns the kind of a file by its name, or by its content if the name does not tell. See `Found`.
+
+    `beside` is a file that often accompanies images and is skipped without a message.
 
     Args:
-        path: The file, no folder. What lies beside images and needs no word is `beside`.
+        path: The file, not a folder.
     """
     name, suffix = path.name.lower(), path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
@@ -273,18 +277,18 @@ def kind_of(path: Path) -> Literal["image", "other", "beside"]:
     start = first_bytes(path) if unnamed or suffix in DICOM_BY_CONTENT else b""
     if is_dicom(start):
         return "image"
-    return "other" if not unnamed or b"\0" in start else "beside"  # a text has no zero byte
+    return "other" if not unnamed or b"\0" in start else "beside"  # texts have no zero byte
 
 
 def _is(what: Callable[[], bool]) -> bool:
     try:
         return what()
-    except OSError:  # a link to itself, a closed folder
+    except OSError:  # a link to itself, a folder without permission
         return False
 
 
 def first_bytes(path: Path) -> bytes:
-    """Returns as much of a file's beginning as tells DICOM; nothing of a file that cannot be read."""
+    """Returns the first bytes of a file, enough to recognise DICOM. Empty if the file cannot be read."""
     try:
         with open_regular(path) as file:
             return file.read(DICOM_MARK.stop)

@@ -1,20 +1,20 @@
-"""How large an image may be; checked before its pixels are decoded."""
+"""Size limits of images, checked before the pixels are decoded."""
 
 from afclip_runtime.errors import DatasetError
 
-MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, in each loader process
+MAX_PIXELS = 2**27  # per image: 400 MB as RGB, in each loader process
 
 
 def check_size(name: object, width: int, height: int) -> None:
     """Checks an image's size before its pixels are decoded.
 
     Args:
-        name: The file, or what messages call the image.
-        width: Of the image, in pixels.
-        height: Likewise.
+        name: The file, or the name of the image in messages.
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
 
     Raises:
-        DatasetError: It has more than `MAX_PIXELS` pixels, or none.
+        DatasetError: The image has more than `MAX_PIXELS` pixels, or none.
     """
     if width * height > MAX_PIXELS:
         raise too_large(name)
@@ -23,15 +23,15 @@ def check_size(name: object, width: int, height: int) -> None:
 
 
 def check_most(name: object, shape: tuple[int, int], most: int) -> None:
-    """Refuses an image of more pixels than its user wants to be read.
+    """Checks the number of pixels against a limit of the user.
 
     Args:
-        name: The file, or what messages call the image.
+        name: The file, or the name of the image in messages.
         shape: Height and width, in pixels.
-        most: Pixels that it may have.
+        most: Maximum number of pixels.
 
     Raises:
-        DatasetError: It has more.
+        DatasetError: The image has more pixels.
     """
     height, width = shape
     if width * height > most:

@@ -15,10 +15,10 @@ MAP_SUFFIXES = frozenset({".npy", ".tif", ".tiff", ".png"})
 
 
 def read_map(path: Path) -> np.ndarray:
-    """Returns an anomaly map as `[H, W]`, in the type that it was saved in; float32 if `write_map` scaled it.
+    """Returns an anomaly map `[H, W]` in its saved type, or in float32 if `write_map` scaled it.
 
     Raises:
-        DatasetError: The file cannot be read, or holds something else than one grey image.
+        DatasetError: The file cannot be read, or is not a single grey image.
     """
     if path.suffix.lower() == ".npy":
         return _read_array(path)
@@ -37,10 +37,10 @@ def read_map(path: Path) -> np.ndarray:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    """Returns the only map of a NumPy file, without the axes of length 1 before its rows and columns.
+    """Returns the map of a NumPy file, without leading axes of length 1.
 
     Raises:
-        DatasetError: It cannot be read, or holds something else.
+        DatasetError: The file cannot be read, or is not a single map.
     """
     with open_regular(path, error=DatasetError) as file:
         start = file.read(len(np.lib.format.MAGIC_PREFIX))
@@ -48,8 +48,8 @@ def _read_array(path: Path) -> np.ndarray:
         reason = "it is an archive, .npz" if start[:2] == b"PK" else "it is no NumPy file"
         raise DatasetError(f"{path}: cannot be read as an array ({reason}). Save the map with numpy.save.")
     try:
-        values = np.lib.format.open_memmap(path, mode="r")  # takes no memory for what a header only claims
-    except Exception as error:  # a damaged header leads NumPy to many of them
+        values = np.lib.format.open_memmap(path, mode="r")  # needs no memory for a wrong size in the header
+    except Exception as error:  # a damaged header raises errors of many classes
         raise DatasetError(f"{path}: cannot be read as an array ({error}). Save the map again.") from error
     if values.ndim < 2 or values.shape[:-2].count(1) != values.ndim - 2 or values.dtype.kind not in "fiub":
         raise DatasetError(f"{path}: expected numbers [H, W], got {values.dtype} {[*values.shape]}.")
@@ -59,9 +59,9 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:
-    """Writes a map `[H, W]` as a 16-bit PNG in one step, scaled to all of its range; `read_map` undoes that.
+    """Writes a map `[H, W]` atomically as a 16-bit PNG, scaled to the full range. `read_map` restores the values.
 
-    The texts `low` and `step` in the file say how: value = low + pixel * step.
+    The texts `low` and `step` in the file give the scale: value = low + pixel * step.
 
     Raises:
         UserError: The file cannot be written.

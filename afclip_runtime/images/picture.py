@@ -1,4 +1,4 @@
-"""A decoded image: the file's own values, upright, larger = brighter, and what they become."""
+"""A decoded image: the values of the file, upright, larger = brighter, and their conversion to RGB and to masks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ import numpy as np
 from afclip_runtime.errors import DatasetError
 
 DEEPEST = 65535  # largest value that an image may hold
-SMALL_SHARE = 8  # an image whose values stay below this part of its range is nearly black
+SMALL_SHARE = 8  # an image whose values stay below range / SMALL_SHARE is nearly black
 NEARLY_BLACK = (
-    "uses less than an eighth of its range, as 12 bits in a 16-bit file do, and is seen nearly black: say what is "
-    "white (--white or, of a dataset, --loading.white: auto, or the number of bits)"
+    "uses less than an eighth of its range, as 12 bits in a 16-bit file do, and looks nearly black to the model: set "
+    "the white level (--white or, of a dataset, --loading.white: auto, or the number of bits)"
 )
 
-# What brings values upright that lie as EXIF's orientation says: transpose first, then flip the rows, the columns.
+# Steps from an EXIF orientation to upright: transpose first, then flip the rows, then the columns.
 _TURNS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -30,16 +30,16 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as its file has it.
+    """A decoded image.
 
     Attributes:
-        name: What messages call it.
-        values: `[H, W]`, or `[H, W, 3]` in RGB, in the file's own precision; upright, larger = brighter, without alpha.
-        bits: Bits of a value by what the file declares, where they are unsigned whole numbers; else 0.
-        shape: Height and width of the upright image in the file, which a draft does not change.
-        orientation: How it lay in the file, as EXIF counts: 1 to 8.
-        lossy: Whether the compression changed values; `None` if the file does not say.
-        notes: What is worth a word, each as it ends a sentence that begins with a number of images.
+        name: Name of the image in messages.
+        values: `[H, W]`, or `[H, W, 3]` in RGB, in the precision of the file. Upright, larger = brighter, no alpha.
+        bits: Bits per value as the file declares, for unsigned integers; else 0.
+        shape: Height and width of the upright image in the file. A draft does not change them.
+        orientation: EXIF orientation of the image in the file, 1 to 8.
+        lossy: Whether the compression changed values. `None` if the file does not tell.
+        notes: Remarks for the user, each the end of a sentence that begins with a number of images.
         texts: Texts of a PNG file, by name.
     """
 
@@ -53,16 +53,15 @@ class Picture:
     texts: Mapping[str, str] = field(default_factory=dict)
 
     def rgb(self, white: int | None = None) -> np.ndarray:
-        """Returns the image as the backbones take it: `[H, W, 3]`, uint8, RGB.
+        """Returns the image in the form of a backbone's input: `[H, W, 3]`, uint8, RGB.
 
-        Whole numbers of more than 16 bits, or with a sign, are read as 16 bits where none lies outside of those.
+        Signed integers, and integers of more than 16 bits, count as 16-bit values if all are in 0 to 65535.
 
         Args:
-            white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits
-                hold.
+            white: Value that becomes 255, for images of more than 8 bits. By default the largest value of their bits.
 
         Raises:
-            DatasetError: It holds fractions, or values outside of 0 to 65535.
+            DatasetError: The image contains floating-point values, or values outside 0 to 65535.
         """
         values = self.values
         if values.dtype != np.uint8:
@@ -70,7 +69,7 @@ class Picture:
         if values.ndim == 3:
             return values
         rgb = np.empty((*values.shape, 3), np.uint8)
-        for channel in range(3):  # one by one is four times as fast as all at once
+        for channel in range(3):  # one channel at a time is 4 times as fast as all at once
             rgb[..., channel] = values
         return rgb
 
@@ -89,7 +88,7 @@ class Picture:
 
     @property
     def highest(self) -> int:
-        """Returns the largest value of an image of more than 8 bits; 0 for any other."""
+        """Returns the largest value of an image of more than 8 bits, 0 for other images."""
         return int(self.values.max()) if self.bits > 8 else 0
 
     def nearly_black(self, white: int | None = None) -> bool:
@@ -97,40 +96,40 @@ class Picture:
         return 8 < self.bits <= 16 and self.highest < (white or 2**self.bits - 1) / SMALL_SHARE
 
     def remarks(self, white: int | None = None) -> tuple[str, ...]:
-        """Returns its notes, and whether it is nearly black."""
+        """Returns the notes of the image, and a remark if it is nearly black."""
         return (*self.notes, NEARLY_BLACK) if self.nearly_black(white) else self.notes
 
     def region(self, threshold: int | None = None) -> np.ndarray:
-        """Returns what a mask marks: `[H, W]`, uint8 in {0, 1}.
+        """Returns the anomalous region of a mask: `[H, W]`, uint8 in {0, 1}.
 
         Args:
-            threshold: Highest value that is still normal, in the file's own values. By default 0, and half of the
-                range where the compression blurred the mask's edges.
+            threshold: Highest normal value, in the values of the file. By default 0, or half of the range if lossy
+                compression blurred the edges of the mask.
         """
         values = self.grey()
         return (values > self.cut(threshold)).astype(np.uint8)
 
     def cut(self, threshold: int | None = None) -> int:
-        """Returns the highest value of a mask that is still normal; see `region`."""
+        """Returns the highest normal value of a mask; see `region`."""
         if threshold is not None:
             return threshold
         half = (2**self.bits - 1) // 2
-        if self.lossy is None:  # lossless where it may be lossy: a small value is one of its labels then
+        if self.lossy is None:  # not known: if all values are small, they are labels, so the mask is lossless
             return half if self.values.max() > half else 0
         return half if self.lossy else 0
 
     def grey(self) -> np.ndarray:
-        """Returns the highest of the colours, `[H, W]`: what counts of a mask."""
+        """Returns the maximum over the colour channels, `[H, W]`, which counts in a mask."""
         return self.values if self.values.ndim == 2 else self.values.max(axis=-1)
 
 
 def say(notes: Mapping[str, int], noun: str = "image") -> list[str]:
-    """Returns a sentence for each note that images, or masks, had, with their number."""
+    """Returns one sentence per note, with the number of images (or masks) that have it."""
     return [f"1 {noun} {note}." if count == 1 else f"{count} {noun}s: each {note}." for note, count in notes.items()]
 
 
 def upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns values `[H, W, …]` turned upright, from how EXIF says that they lie; of an unknown number as they are."""
+    """Returns values `[H, W, …]` turned upright by their EXIF orientation. An unknown orientation changes nothing."""
     transposed, rows, columns = _TURNS.get(orientation, _TURNS[1])
     if transposed:
         values = values.swapaxes(0, 1)
@@ -138,14 +137,14 @@ def upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def inverted(values: np.ndarray, bits: int) -> np.ndarray:
-    """Returns values of which 0 is white, turned round: larger = brighter."""
+    """Inverts values in which 0 is white, so that larger = brighter."""
     if values.dtype.kind == "f":
         return -values
     return ~values if values.dtype.kind == "i" else (2**bits - 1 - values).astype(values.dtype)
 
 
 def widened(values: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
-    """Returns unsigned values of less than 8 bits scaled to 8, as bilevel images are shown, and their bits."""
+    """Scales unsigned values of less than 8 bits to 8 bits, as for bilevel images. Returns values and bits."""
     if not 0 < bits < 8:
         return values, bits
     return np.rint(values.astype(np.float32) * (255 / (2**bits - 1))).astype(np.uint8), 8
@@ -153,5 +152,5 @@ def widened(values: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
 
 @lru_cache
 def _eight_bits(white: int) -> np.ndarray:
-    """Returns what the values 0 to 65535 become in 8 bits."""
+    """Returns the 8-bit value of each value from 0 to 65535."""
     return np.minimum(np.rint(np.arange(DEEPEST + 1) / (white / 255)), 255).astype(np.uint8)

@@ -1,13 +1,12 @@
-"""Which pixels a shape marks: one rule for the shapes of all tools.
+"""Rasterisation of shapes, with the same rules for the annotation tools of all kinds.
 
-1. A pixel is marked if its centre lies in the shape or on its outline.
-2. Where a shape is so thin that it passes between centres, the pixel is marked that holds the middle of the passage: of
-   each stretch of a row or column of centres that lies in the shape and holds no centre. A crack of less than a pixel
-   stays one connected line.
-3. A shape that still marks nothing, a speck, marks the pixel that holds its middle.
+1. A pixel is marked if its centre is in the shape or on its outline.
+2. A thin shape may pass between two neighbouring centres of a row or column. Then the pixel at the middle of this
+   section is marked. A crack narrower than a pixel stays one connected line.
+3. A shape that still marks no pixel, a speck, marks the pixel at its middle.
 
-Lines follow rule 1, as the pixels within half of their width, and rule 3. A hole takes away the pixels whose centre
-lies in it or on its outline. Coordinates count to a millionth of a pixel. What lies outside of the image is cut off.
+Lines follow rule 1 (pixels within half of the line width) and rule 3. A hole removes the pixels whose centre is in it
+or on its outline. Coordinates are rounded to a millionth of a pixel. Parts outside the image are clipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +16,21 @@ import numpy as np
 
 from afclip_runtime.images.shapes import FURTHEST, Area, Bitmap, Ellipse, Line, Points, Polygon
 
-STEP = 1e-6  # of a pixel: what coordinates count to, so that rounding moves no point off a centre
-MOST_CROSSINGS = 2**26  # of outlines with rows of centres: some gigabytes of memory above that
+STEP = 1e-6  # pixels: resolution of coordinates, so that rounding moves no point off a centre
+MOST_CROSSINGS = 2**26  # crossings of outlines with rows of centres; more would need gigabytes of memory
 SMALLEST_RADIUS = 1e-3
 
 Spans = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Rows, and where in each the shape begins and ends, in pixels."""
+"""Rows, and start and end of the shape in each row, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Marked:
-    """What a shape marks of an image.
+    """The pixels of an image that a shape marks.
 
     Attributes:
         mask: `[H, W]`, bool.
-        clipped: Whether part of the shape lies outside of the image.
+        clipped: Whether part of the shape is outside the image.
     """
 
     mask: np.ndarray
@@ -39,23 +38,23 @@ class Marked:
 
 
 def mark(area: Area, shape: tuple[int, int], line_width: float = 1.0) -> Marked:
-    """Returns the pixels that a shape marks; none only if all of it lies outside of the image, or a bitmap is empty.
+    """Returns the pixels that a shape marks. There are none only if it is outside the image, or is an empty bitmap.
 
     Args:
         area: The shape.
         shape: Height and width of the image, in pixels.
-        line_width: Width of lines that have none of their own, in pixels; at least 1.
+        line_width: Width of lines without a width, in pixels, at least 1.
 
     Raises:
-        ValueError: A bitmap cannot be decoded, or the shape has far too many corners, or such ones far off.
+        ValueError: A bitmap cannot be decoded, or the shape has far too many corners, or is too far away.
     """
     mask = np.zeros(shape, bool)
     if isinstance(area, Bitmap):
         return Marked(mask, _place(mask, area))
-    with np.errstate(all="ignore"):  # of numbers that are refused
+    with np.errstate(all="ignore"):  # numbers that overflow are rejected below
         low, high = _bounds(area, line_width)
-    if not max(abs(low).max(), abs(high).max()) <= FURTHEST:  # nor not a number
-        raise ValueError("it lies more than a billion pixels off")
+    if not max(abs(low).max(), abs(high).max()) <= FURTHEST:  # false for NaN, too
+        raise ValueError("it is more than a billion pixels away")
     if isinstance(area, Polygon):
         for part in area.parts:
             _fill(mask, _crossings([part], shape), _crossings([part[:, ::-1]], shape[::-1]))
@@ -75,7 +74,7 @@ def mark(area: Area, shape: tuple[int, int], line_width: float = 1.0) -> Marked:
 
 
 def _place(mask: np.ndarray, bitmap: Bitmap) -> bool:
-    """Puts a bitmap's pixels on a mask, and returns whether some lie outside."""
+    """Draws the pixels of a bitmap on a mask. Returns whether some are outside."""
     pixels = bitmap.decode()
     top, left = max(bitmap.top, 0), max(bitmap.left, 0)
     rows = slice(top - bitmap.top, max(mask.shape[0] - bitmap.top, 0))
@@ -106,7 +105,7 @@ def _dig(mask: np.ndarray, holes: Sequence[Points]) -> None:
 
 
 def _strokes(line: Line, width: float) -> Iterator[Polygon | Ellipse]:
-    """Yields the discs and the bars that a line consists of."""
+    """Yields the discs and the bars of a line."""
     for x, y in line.points:
         yield Ellipse((x, y), (width / 2, width / 2))
     for start, end in zip(line.points, line.points[1:], strict=False):
@@ -128,10 +127,10 @@ def _transposed(area: Polygon | Ellipse) -> Polygon | Ellipse:
 
 
 def _crossings(rings: Sequence[Points], shape: tuple[int, int]) -> list[Spans]:
-    """Returns which stretches of the rows of centres lie in outlines: where these end counts as inside.
+    """Returns the sections of the rows of centres that are in outlines. The ends of a section count as inside.
 
-    An edge belongs to the rows from its upper end on, without its lower one, and then the other way round: both
-    together make the outline a part of the shape.
+    The first pass includes the upper end of each edge but not the lower, the second pass the lower but not the upper.
+    Both together make the outline part of the shape.
     """
     starts = np.concatenate(list(rings))
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
@@ -139,7 +138,7 @@ def _crossings(rings: Sequence[Points], shape: tuple[int, int]) -> list[Spans]:
     found = []
     for lower_included in (False, True):
         upper, lower = np.minimum(starts[:, 1], ends[:, 1]) - 0.5, np.maximum(starts[:, 1], ends[:, 1]) - 0.5
-        tiny = STEP / 4  # coordinates are multiples of `STEP`, but for rounding
+        tiny = STEP / 4  # coordinates are multiples of `STEP`, up to rounding
         if lower_included:
             first, last = np.floor(upper + tiny) + 1, np.floor(lower + tiny)
         else:
@@ -159,9 +158,9 @@ def _crossings(rings: Sequence[Points], shape: tuple[int, int]) -> list[Spans]:
 
 
 def _chords(ellipse: Ellipse, shape: tuple[int, int]) -> list[Spans]:
-    """Returns which stretches of the rows of centres lie in an ellipse.
+    """Returns the sections of the rows of centres that are in an ellipse.
 
-    In its own axes (dx cos + dy sin)² / a² + (dy cos - dx sin)² / b² ≤ 1, which is a quadratic equation of dx.
+    In the axes of the ellipse, (dx cos + dy sin)² / a² + (dy cos - dx sin)² / b² ≤ 1, a quadratic inequality in dx.
     """
     turn = np.deg2rad(ellipse.angle)
     cos, sin = np.cos(turn), np.sin(turn)
@@ -177,7 +176,7 @@ def _chords(ellipse: Ellipse, shape: tuple[int, int]) -> list[Spans]:
 
 
 def _fill(mask: np.ndarray, rows: list[Spans], columns: list[Spans], thin: bool = True) -> None:
-    """Marks what lies in stretches of the rows and of the columns; by rule 2 too, if `thin`."""
+    """Marks the pixels in sections of the rows and of the columns. If `thin`, rule 2 applies, too."""
     for canvas, spans in ((mask, rows), (mask.T, columns)):
         for row, start, end in spans:
             first = np.ceil(start - 0.5 - STEP).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The one reader of image files: from a path, bytes or a Pillow image to a `Picture`."""
+"""The reader of image files: from a path, bytes or a Pillow image to a `Picture`. All of the package uses it."""
 
 import io
 import os
@@ -21,11 +21,11 @@ from afclip_runtime.images.picture import Picture
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of an image file that lies in an archive, a table or at a URL.
+    """The bytes of an image file from an archive, a table or a URL.
 
     Attributes:
-        name: What messages call it; its suffix counts as that of a path does.
-        data: All of its bytes.
+        name: Name of the image in messages. Its suffix has the same meaning as in a path.
+        data: All bytes of the file.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Content:
 
 Source: TypeAlias = Path | bytes | Content | Image.Image
 
-# What Pillow may open, whatever a file is called; none of them runs another program, as vector formats do.
+# Formats that Pillow may open, regardless of the file name. None of them runs another program, as vector formats do.
 FORMATS = (
     "PNG", "JPEG", "BMP", "WEBP", "GIF", "JPEG2000", "PPM", "AVIF", "DIB", "PCX", "QOI", "SGI", "SUN", "TGA",
 )  # fmt: skip
@@ -58,23 +58,24 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of large images at a limit of its own; MAX_PIXELS is the limit here, and an error.
+# Pillow warns about large images at its own limit. Here, the limit is MAX_PIXELS, and exceeding it is an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read(source: Source, *, draft: int | None = None, stored: bool = False) -> Picture:
-    """Returns an image, mask or map: its own values, upright, larger = brighter, without alpha.
+    """Returns an image, mask or map: the values of the file, upright, larger = brighter, without alpha.
 
-    What a file is, its content says. Of several pages the first is read, in TIFF files the first that is no thumbnail.
-    A Pillow image that was opened from a file gives what the file gives; one that was made in memory is taken as it is.
+    The content decides the format, not the name. Of several pages the first is read, in TIFF files the first that is
+    not a thumbnail. A Pillow image opened from a file gives the same result as the file. A Pillow image created in
+    memory is used as it is.
 
     Args:
-        source: A file, the bytes of one with or without its name, or a Pillow image.
+        source: A file, the bytes of a file with or without its name, or a Pillow image.
         draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size, if no side falls below this many pixels.
-        stored: Values of a DICOM file as they are stored, as of a mask; else as the file says that they are shown.
+        stored: Whether to return the stored values of a DICOM file, as for a mask, and not its display values.
 
     Raises:
-        DatasetError: It cannot be read or decoded to its end, or has more than `MAX_PIXELS` pixels.
+        DatasetError: The image cannot be read or is truncated, or has more than `MAX_PIXELS` pixels.
     """
     name = name_of(source)
     with _guarded(name):
@@ -85,7 +86,7 @@ def read(source: Source, *, draft: int | None = None, stored: bool = False) -> P
 
 
 def read_shape(source: Path | bytes | Content) -> tuple[tuple[int, int], int]:
-    """Returns height and width of an upright image, and how it lies in the file (1 to 8), from its header alone.
+    """Returns height and width of the upright image, and its EXIF orientation (1 to 8), from the header alone.
 
     Raises:
         DatasetError: The header cannot be read, or the image has more than `MAX_PIXELS` pixels.
@@ -105,14 +106,14 @@ def read_shape(source: Path | bytes | Content) -> tuple[tuple[int, int], int]:
             with Image.open(file, formats=_formats()) as image:
                 check_size(name, *image.size)
                 width, height = image.size
-                # a PNG's own decodes the image, to see what follows its pixels
+                # for a PNG, `image.getexif` decodes the image to find chunks after the pixels
                 exif = image.getexif() if _says_more_later(file, start) else Image.Image.getexif(image)
                 orientation = exif.get(ORIENTATION, 1)
     return (width, height) if _lies(orientation) else (height, width), orientation
 
 
 def _says_more_later(file: BinaryIO, start: bytes) -> bool:
-    """Returns whether what may say how a PNG file lies follows its pixels."""
+    """Returns whether a chunk after the pixels of a PNG file may give its orientation."""
     if not start.startswith(PNG_MARK):
         return False
     place = file.tell()
@@ -128,7 +129,7 @@ def _says_more_later(file: BinaryIO, start: bytes) -> bool:
 
 
 def name_of(source: Any) -> str:
-    """Returns what messages call an image."""
+    """Returns the name of an image in messages."""
     if isinstance(source, Image.Image):
         source = getattr(source, "filename", "") or b""
     if isinstance(source, Content):
@@ -137,16 +138,16 @@ def name_of(source: Any) -> str:
 
 
 def is_dicom(start: bytes) -> bool:
-    """Returns whether a file begins as DICOM files do: 128 bytes of anything, then `DICM`."""
+    """Returns whether the first bytes of a file are those of DICOM: any 128 bytes, then `DICM`."""
     return start[DICOM_MARK] == b"DICM"
 
 
 @contextmanager
 def _guarded(name: str) -> Iterator[None]:
-    """Makes one error of whatever a decoder runs into.
+    """Converts any error of a decoder into a `DatasetError`.
 
     Raises:
-        DatasetError: Names the image.
+        DatasetError: The image cannot be read. The message names it.
     """
     try:
         yield
@@ -162,7 +163,7 @@ def _guarded(name: str) -> Iterator[None]:
             f"{name}: cannot be read as an image (it is no image of a kind that is read here: {READ_HERE}). Replace "
             "the file or remove it."
         ) from error
-    # Damaged files lead decoders to any error: OSError, SyntaxError, struct.error, RecursionError, MemoryError …
+    # Damaged files cause any error in decoders: OSError, SyntaxError, struct.error, RecursionError, MemoryError …
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise DatasetError(f"{name}: cannot be read as an image ({reason}). Replace the file or remove it.") from error
@@ -188,7 +189,7 @@ def _start(file: BinaryIO) -> bytes:
 
 
 def _formats() -> tuple[str, ...]:
-    """Returns those of `FORMATS` that this Pillow has."""
+    """Returns the `FORMATS` that the installed Pillow supports."""
     if any(kind not in Image.OPEN for kind in FORMATS):
         Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
@@ -212,7 +213,7 @@ def _decode(file: BinaryIO, name: str, draft: int | None, stored: bool, page: in
         bits = _pnm_bits(image)
         image.load()
         deep = _deep_colours(file)
-        if bits and image.mode == "I":  # in 16 bits, whatever the file has
+        if bits and image.mode == "I":  # Pillow scales to 16 bits
             deep = np.rint(np.asarray(image) * ((2**bits - 1) / 65535)).astype(np.uint16), bits
         several = image.format in ANIMATED and getattr(image, "is_animated", False)
         notes = (SEVERAL_FRAMES,) if several else ()
@@ -227,15 +228,15 @@ def _picture(
     deep: tuple[np.ndarray, int] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Picture:
-    """Returns a decoded Pillow image.
+    """Returns a decoded Pillow image as a `Picture`.
 
     Args:
         image: The image.
-        name: What messages call it.
+        name: Name of the image in messages.
         size: Width and height in the file.
-        lossy: Whether the file's compression changed values.
-        deep: Its values as they lie and their bits, if Pillow has them with fewer bits than the file.
-        notes: What is worth a word.
+        lossy: Whether the compression of the file changed values.
+        deep: Values, not yet upright, and their bits, if Pillow changes the values of the file.
+        notes: Remarks for the user.
     """
     orientation = image.getexif().get(ORIENTATION, 1)
     if deep is not None:
@@ -250,7 +251,7 @@ def _picture(
 
 
 def _lies(orientation: object) -> bool:
-    """Returns whether rows and columns of an upright image are exchanged in the file."""
+    """Returns whether the orientation exchanges rows and columns."""
     return isinstance(orientation, int) and 5 <= orientation <= 8
 
 
@@ -258,7 +259,7 @@ def _values(image: Image.Image, name: str) -> tuple[np.ndarray, int]:
     """Returns the values of a decoded Pillow image in any mode, and their bits.
 
     Raises:
-        DatasetError: Its colours are not read.
+        DatasetError: The colour mode is not supported.
     """
     mode = image.mode
     if mode in ("RGB", "L"):
@@ -282,7 +283,7 @@ def _values(image: Image.Image, name: str) -> tuple[np.ndarray, int]:
 
 
 def _deep_colours(file: BinaryIO) -> tuple[np.ndarray, int] | None:
-    """Returns the values and bits of a file, if it is one of those whose values Pillow changes; see `_deep_bits`."""
+    """Returns the values and bits of a file whose values Pillow would change, else `None`; see `_deep_bits`."""
     file.seek(0)
     start = _start(file)
     bits = _deep_bits(file.read() if start.startswith(JPEG2000_MARKS) else start)
@@ -299,7 +300,7 @@ def _deep_colours(file: BinaryIO) -> tuple[np.ndarray, int] | None:
 
 
 def _pnm_bits(image: Image.Image) -> int:
-    """Returns the bits of a grey PNM file of 9 to 15, before Pillow decodes it; 0 of any other."""
+    """Returns the bits of a grey PNM file of 9 to 15 bits before Pillow decodes it, 0 for other files."""
     tiles = getattr(image, "tile", None)
     if image.format != "PPM" or not tiles:
         return 0
@@ -310,24 +311,25 @@ def _pnm_bits(image: Image.Image) -> int:
 
 
 def _deep_bits(content: bytes) -> int:
-    """Returns the bits of a PNG or JPEG 2000 file of more than 8, where Pillow changes its values; 0 of any other.
+    """Returns the bits of a PNG or JPEG 2000 file of more than 8 bits whose values Pillow changes, 0 for other files.
 
-    It keeps 8 bits of colours, of JPEG 2000 with the brightest values black, and scales grey JPEG 2000 to 16 bits.
+    Pillow keeps 8 bits of colours, makes the brightest colours of JPEG 2000 black, and scales grey JPEG 2000 to 16
+    bits.
     """
     if content.startswith(PNG_MARK):
         return 16 if content[24:25] == b"\x10" and content[25:26] in (b"\2", b"\4", b"\6") else 0
     place = content.find(JPEG2000_MARKS[1]) if content.startswith(JPEG2000_MARKS) else -1
     if place < 0:
         return 0
-    first = place + 42  # the marker SIZ ends with the number of channels, and 3 bytes of each
+    first = place + 42  # the marker SIZ ends with the number of channels and 3 bytes per channel
     channels = int.from_bytes(content[first - 2 : first], "big")
     depths = set(content[first : first + 3 * channels : 3])
-    bits = max(depths, default=0) + 1  # signed ones have 128 more
+    bits = max(depths, default=0) + 1  # signed channels have 128 more
     return bits if channels and len(depths) == 1 and 8 < bits <= 16 else 0
 
 
 def _lossy(kind: str | None, file: BinaryIO | None) -> bool | None:
-    """Returns whether a file's compression changed values; `None` if it does not say."""
+    """Returns whether the compression of a file changed values; `None` if the file does not tell."""
     if kind in ("JPEG", "MPO"):
         return True
     if kind == "WEBP" and file is not None:
@@ -336,22 +338,22 @@ def _lossy(kind: str | None, file: BinaryIO | None) -> bool | None:
 
 
 def _webp_is_lossy(file: BinaryIO) -> bool | None:
-    """Returns whether the first picture of a WebP file is lossy, by the names of its chunks."""
+    """Returns whether the first frame of a WebP file is lossy, by the names of its chunks."""
     file.seek(12)
     while len(head := file.read(8)) == 8:
         kind, size = head[:4], int.from_bytes(head[4:], "little")
         if kind in (b"VP8 ", b"VP8L"):
             return kind == b"VP8 "
-        # a frame of an animation holds chunks of its own behind 16 bytes
+        # a frame of an animation contains its own chunks after 16 bytes
         file.seek(16 if kind == b"ANMF" else size + size % 2, os.SEEK_CUR)
     return None
 
 
 def _of_pillow(image: Image.Image, name: str, stored: bool) -> Picture:
-    """Returns what a Pillow image holds: from its own file, where Pillow would decode that wrongly.
+    """Returns a Pillow image as a `Picture`. Reads its file again if Pillow would decode it wrongly.
 
     Raises:
-        DatasetError: Its file is needed and no longer there.
+        DatasetError: The file is needed and no longer available.
     """
     check_size(name, *image.size)
     loaded = not getattr(image, "tile", None)
@@ -362,7 +364,7 @@ def _of_pillow(image: Image.Image, name: str, stored: bool) -> Picture:
         content = _own_file(image)
         if content is None and kind == "TIFF":
             raise DatasetError(
-                f"{name}: Pillow does not decode every TIFF file of this kind as it is meant, and the file is closed. "
+                f"{name}: Pillow does not decode every TIFF file of this kind correctly, and the file is closed. "
                 "Give its path."
             )
         if content is not None and (kind in ("TIFF", "PPM") or _deep_bits(content)):
@@ -375,14 +377,14 @@ def _of_pillow(image: Image.Image, name: str, stored: bool) -> Picture:
 
 
 def _has_its_size(image: Image.Image, found: Picture) -> bool:
-    """Returns whether an image still has the size that its file had, and was not made smaller in its place."""
+    """Returns whether an image still has the size of its file, and was not resized in place."""
     tags = getattr(image, "tag_v2", {})
     size = {tags.get(256), tags.get(257)} if image.format == "TIFF" else set(found.shape)
     return size == set(image.size)
 
 
 def _is_right(image: Image.Image) -> bool:
-    """Returns whether Pillow's values of a TIFF file are as they are meant: those of 8 bits, and 16 bits of grey."""
+    """Returns whether Pillow decodes a TIFF file correctly, as it does for 8 bits and for 16-bit grey."""
     tags = getattr(image, "tag_v2", {})
     bits, photometric = set(tags.get(258, (1,))), tags.get(262, 1)
     deep = bits == {16} and image.mode.startswith("I;16") and photometric == 1
@@ -392,16 +394,16 @@ def _is_right(image: Image.Image) -> bool:
 
 
 def _may_be_mapped(image: Image.Image) -> bool:
-    """Returns whether a TIFF file is of the kind that Pillow (from 11.0 on) maps with its sides exchanged.
+    """Returns whether Pillow (from 11.0 on) may memory-map a TIFF file with height and width exchanged.
 
-    It does so with an uncompressed file that lies on its side, opened by its path, and loses that it lay so.
+    It does so for an uncompressed file that is rotated by 90° and opened by its path, and loses the orientation.
     """
     tags = getattr(image, "tag_v2", {})
     return bool(getattr(image, "filename", "")) and tags.get(259, 1) == 1 and image.width != image.height
 
 
 def _own_file(image: Image.Image) -> bytes | None:
-    """Returns the content of the file that a Pillow image was opened from; `None` if it is no longer there."""
+    """Returns the content of the file of a Pillow image; `None` if it is no longer available."""
     files: tuple[Any, Any] = (getattr(image, "fp", None), getattr(image, "_fp", None))
     for file in files:
         try:

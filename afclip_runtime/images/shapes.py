@@ -1,7 +1,7 @@
-"""Areas of an image in one form, whatever drew them: polygons, ellipses, lines, bitmaps.
+"""Shapes of annotations in a common form for all tools: polygons, ellipses, lines, bitmaps.
 
-Coordinates are pixels of the image, x to the right and y down; the pixel in column c and row r covers x from c to c + 1
-and y from r to r + 1, so its centre is (c + 0.5, r + 0.5). Readers of tools that count otherwise convert to that.
+Coordinates are pixels of the image, x to the right and y down. The pixel in column c and row r covers x from c to c + 1
+and y from r to r + 1, so its centre is (c + 0.5, r + 0.5). Readers of tools with other coordinates convert to these.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-FURTHEST = 1e9  # pixels from the image: no shape is drawn that far off
+FURTHEST = 1e9  # pixels; no real shape is that far from the image
 
 Points: TypeAlias = np.ndarray
 """`[n, 2]`, float64, x and y."""
@@ -21,9 +21,9 @@ class Polygon:
     """Closed outlines.
 
     Attributes:
-        parts: Outlines, which need not be closed by their first point again. Within each, what it surrounds an even
-            number of times is outside; together they mark what any of them marks.
-        holes: Outlines of what is taken away.
+        parts: Outlines, whose last point need not repeat the first. Within an outline, the even-odd rule applies. The
+            polygon is the union of the outlines.
+        holes: Outlines of holes.
     """
 
     parts: tuple[Points, ...]
@@ -36,8 +36,8 @@ class Ellipse:
 
     Attributes:
         centre: x and y.
-        radii: Half of the width and half of the height, before it is turned.
-        angle: By how much it is turned, in degrees, clockwise as one sees the image.
+        radii: Half of the width and half of the height, before the rotation.
+        angle: Rotation in degrees, clockwise on the screen.
     """
 
     centre: tuple[float, float]
@@ -47,11 +47,11 @@ class Ellipse:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """An open line with round ends, through points.
+    """An open polyline with round ends.
 
     Attributes:
-        points: `[n, 2]`, n of at least 1.
-        width: In pixels, at least 1; `None` for the width that the user gives.
+        points: `[n, 2]`, n >= 1.
+        width: Width in pixels, at least 1. `None` for the width that the user gives.
     """
 
     points: Points
@@ -60,12 +60,12 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Bitmap:
-    """Pixels.
+    """A shape of single pixels.
 
     Attributes:
-        decode: Returns them, `[h, w]`, bool; raises `ValueError` where they cannot be decoded.
-        left: Column of the image that the first column lies on.
-        top: Row of the image that the first row lies on.
+        decode: Function that returns the pixels, `[h, w]`, bool. It raises `ValueError` if they cannot be decoded.
+        left: Column of the image at which the first column is placed.
+        top: Row of the image at which the first row is placed.
     """
 
     decode: Callable[[], np.ndarray]
@@ -77,10 +77,10 @@ Area: TypeAlias = Polygon | Ellipse | Line | Bitmap
 
 
 def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:
-    """Returns points `[n, 2]` of pairs, or of numbers that are x and y in turns.
+    """Returns points `[n, 2]` from pairs, or from alternating x and y.
 
     Raises:
-        ValueError: There is none, a coordinate has no partner, or one is not finite.
+        ValueError: There is no point, the count of numbers is odd, or a number is not finite.
     """
     if not isinstance(numbers, (list, tuple, np.ndarray)):
         raise ValueError("its points are no pairs of numbers")
@@ -101,9 +101,9 @@ def rectangle(box: Sequence[float], angle: float = 0.0, pivot: Literal["centre",
     """Returns a rectangle as a polygon.
 
     Args:
-        box: Left side, upper side, width and height in pixels, before it is turned.
-        angle: By how much it is turned, in degrees, clockwise as one sees the image.
-        pivot: What it is turned about: its `centre`, or its first `corner`, the upper left one.
+        box: Left side, upper side, width and height in pixels, before the rotation.
+        angle: Rotation in degrees, clockwise on the screen.
+        pivot: Centre of rotation: the `centre` of the rectangle, or its upper left `corner`.
 
     Raises:
         ValueError: A number is not finite, or far too large.
@@ -111,7 +111,7 @@ def rectangle(box: Sequence[float], angle: float = 0.0, pivot: Literal["centre",
     x, y, width, height = box
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
     about = np.array([width / 2, height / 2]) if pivot == "centre" else np.zeros(2)
-    if not abs(angle) <= FURTHEST:  # nor not a number
+    if not abs(angle) <= FURTHEST:  # false for NaN, too
         raise ValueError(f"it is turned by {angle} degrees")
     turn = np.deg2rad(angle % 360)
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])

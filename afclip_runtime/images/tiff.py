@@ -1,4 +1,4 @@
-"""TIFF files: which page, which colours, which way up. tifffile decodes them; Pillow misreads many."""
+"""TIFF files: choice of the page, colours, orientation. tifffile decodes them, as Pillow misreads many."""
 
 import logging
 from typing import BinaryIO
@@ -12,7 +12,7 @@ from afclip_runtime.images.limits import MAX_PIXELS, check_size
 from afclip_runtime.images.picture import Picture, inverted, upright, widened
 
 ORIENTATION = 274
-MAX_BYTES = 16 * MAX_PIXELS  # of all that a page decodes to: 8 bytes a pixel and a second plane
+MAX_BYTES = 16 * MAX_PIXELS  # bytes of a decoded page: 8 bytes per pixel and a second plane
 SEVERAL = "holds several full-size pages, of which the first is read"
 REDUCED, MASK = 1, 4  # bits of NewSubfileType: a thumbnail, a transparency mask
 GREY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
@@ -22,7 +22,7 @@ LOSSY = JPEG | {
 }  # fmt: skip
 PERHAPS_LOSSY = {COMPRESSION.JPEG2000, COMPRESSION.JPEGXR, COMPRESSION.WEBP, COMPRESSION.JPEGXL, COMPRESSION.LERC}
 
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs of a damaged file, our error says
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our error reports damaged files
 
 
 def decode_tiff(file: BinaryIO, name: str, page: int | None = None) -> Picture:
@@ -30,11 +30,11 @@ def decode_tiff(file: BinaryIO, name: str, page: int | None = None) -> Picture:
 
     Args:
         file: The file.
-        name: What messages call it.
-        page: Which page; by default the first that is no thumbnail.
+        name: Name of the image in messages.
+        page: Number of the page. By default the first that is not a thumbnail.
 
     Raises:
-        DatasetError: It is too large, or of a kind that is not read.
+        DatasetError: The image is too large, or of a kind that is not supported.
     """
     with TiffFile(file, name="image") as tiff:
         number, several = (page, False) if page is not None else _choose(tiff)
@@ -42,7 +42,7 @@ def decode_tiff(file: BinaryIO, name: str, page: int | None = None) -> Picture:
         _check(chosen, name)
         if chosen.photometric == PHOTOMETRIC.YCBCR and chosen.compression not in JPEG:
             values, bits = _with_pillow(file, number), 8
-            orientation = 1  # Pillow turns it
+            orientation = 1  # Pillow applies the orientation
         else:
             values, bits = _colours(chosen, name)
             orientation = orientation_of(chosen)
@@ -53,10 +53,10 @@ def decode_tiff(file: BinaryIO, name: str, page: int | None = None) -> Picture:
 
 
 def tiff_header(file: BinaryIO, name: str) -> tuple[int, int, int]:
-    """Returns height and width as they lie in the file, and the orientation, of the page that is read.
+    """Returns stored height and width, and the orientation, of the page that is read.
 
     Raises:
-        DatasetError: It is too large.
+        DatasetError: The image is too large.
     """
     with TiffFile(file, name="image") as tiff:
         page = _page(tiff, _choose(tiff)[0])
@@ -65,7 +65,7 @@ def tiff_header(file: BinaryIO, name: str) -> tuple[int, int, int]:
 
 
 def orientation_of(page: TiffPage) -> int:
-    """Returns how a page lies, 1 to 8."""
+    """Returns the orientation of a page, 1 to 8."""
     tag = page.tags.get(ORIENTATION)
     return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 
@@ -77,7 +77,7 @@ def _page(tiff: TiffFile, number: int) -> TiffPage:
 
 
 def _choose(tiff: TiffFile) -> tuple[int, bool]:
-    """Returns the number of the first full-size page, or of the first of all, and whether there are more of them."""
+    """Returns the number of the first full-size page (else 0), and whether there are more full-size pages."""
     if not len(tiff.pages):
         raise ValueError("it has no page")
     first = None
@@ -94,7 +94,7 @@ def _check(page: TiffPage, name: str) -> None:
     """Checks a page before it is decoded.
 
     Raises:
-        DatasetError: It is too large, or no picture.
+        DatasetError: The page is too large, or not an image.
     """
     check_size(name, page.imagewidth, page.imagelength)
     if page.imagedepth > 1:
@@ -111,10 +111,10 @@ def _check(page: TiffPage, name: str) -> None:
 
 
 def _colours(page: TiffPage, name: str) -> tuple[np.ndarray, int]:
-    """Returns a page's values as they lie, `[H, W]` or RGB `[H, W, 3]`, larger = brighter, and their bits.
+    """Returns the values of a page, not yet upright, and their bits: `[H, W]` or RGB `[H, W, 3]`, larger = brighter.
 
     Raises:
-        DatasetError: Its colours are not read.
+        DatasetError: The colours are not supported.
     """
     kind = page.photometric
     values = page.asarray()
@@ -130,7 +130,7 @@ def _colours(page: TiffPage, name: str) -> tuple[np.ndarray, int]:
     if kind == PHOTOMETRIC.SEPARATED and values.shape[2:] and values.shape[2] >= 4 and bits:
         return _without_ink(values, bits), bits
     if kind in GREY:
-        # some write colours without saying so
+        # some files declare grey and contain colours
         alike = values.ndim == 3 and values.shape[2] >= 3 and not any(page.extrasamples)
         values = values if values.ndim == 2 else values[..., :3] if alike else values[..., 0]
         if kind == PHOTOMETRIC.MINISWHITE:
@@ -139,7 +139,7 @@ def _colours(page: TiffPage, name: str) -> tuple[np.ndarray, int]:
     if kind in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) and values.ndim == 3 and values.shape[2] >= 3:
         return widened(values[..., :3], bits)
     raise DatasetError(
-        f"{name}: its colours ({getattr(kind, 'name', kind)}, {page.samplesperpixel} samples a pixel) are not read. "
+        f"{name}: its colours ({getattr(kind, 'name', kind)}, {page.samplesperpixel} samples per pixel) are not read. "
         "Save it as grey or RGB."
     )
 
@@ -148,20 +148,20 @@ def _palette(page: TiffPage, values: np.ndarray) -> np.ndarray:
     if page.colormap is None:
         raise ValueError("it has no palette")
     colours: np.ndarray = page.colormap
-    if colours.max() > 255:  # else it was written with 8 bits, as libtiff takes it too
+    if colours.max() > 255:  # else it has 8 bits, which libtiff accepts, too
         colours = colours >> 8
     return colours.astype(np.uint8).T[values]
 
 
 def _without_ink(values: np.ndarray, bits: int) -> np.ndarray:
-    """Returns CMYK values as RGB, by the rule that Pillow has: what ink and black leave of white."""
+    """Converts CMYK values to RGB by Pillow's rule: white minus ink, times white minus black."""
     white = 2**bits - 1
     left = white - values[..., :4].astype(np.float64)
     return np.rint(left[..., :3] * left[..., 3:] / white).astype(values.dtype)
 
 
 def _with_pillow(file: BinaryIO, page: int) -> np.ndarray:
-    """Returns a page in YCbCr as RGB: libtiff knows how its samples are shared by pixels."""
+    """Converts a page in YCbCr to RGB. libtiff supports its chroma subsampling."""
     file.seek(0)
     with Image.open(file, formats=("TIFF",)) as image:
         image.seek(page)

@@ -1,4 +1,4 @@
-"""Which value of an image of more than 8 bits is white."""
+"""White level: the value of white in images of more than 8 bits."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from afclip_runtime.images.reader import read
 
 White: TypeAlias = Literal["auto", "bits"] | int
 
-LOOKED_AT = 64  # images of a set that its white is estimated from
+LOOKED_AT = 64  # images from which the white level of a set is estimated
 
 
 def check_white(white: Any) -> None:
     """Checks a white level.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The white level is not `auto`, `bits` or a number from 1 to 65535.
     """
     number = isinstance(white, int) and not isinstance(white, bool) and 1 <= white <= DEEPEST
     if white not in ("auto", "bits") and not number:
@@ -25,17 +25,17 @@ def check_white(white: Any) -> None:
 
 
 def white_value(white: White, images: Iterable[Path]) -> int | None:
-    """Returns the value that becomes 255; `None` for the largest that an image's own bits hold.
+    """Returns the value that becomes 255; `None` for the largest value of the bits of each image.
 
-    `auto` is the smallest 2^k - 1, from 8 bits on, that no value of up to 64 images exceeds which lie evenly over the
-    set; images of 8 bits say nothing, and files that cannot be read are left to who reads them.
+    For `auto`, up to 64 images, evenly spread over the set, are read. The white level is the smallest 2^k - 1, k >= 8,
+    that none of their values exceeds. Images of 8 bits and files that cannot be read are ignored.
 
     Args:
-        white: The level: `auto`, `bits`, or a number: up to 16 of bits, above of the value itself.
-        images: The images of the set, in a fixed order; walked for `auto` only.
+        white: The level: `auto`, `bits`, or a number. A number up to 16 is a number of bits, a larger one the value.
+        images: Images of the set. Only `auto` reads them.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The level is none of these.
     """
     check_white(white)
     if isinstance(white, int):
@@ -54,10 +54,10 @@ def _estimated(images: Sequence[Path]) -> int | None:
 
 
 def white_from_text(text: str) -> White:
-    """Returns a level from a command line.
+    """Parses a white level of a command line.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a white level.
     """
     white: Any = int(text) if text.isdecimal() else text
     check_white(white)
