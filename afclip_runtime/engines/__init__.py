@@ -1,4 +1,4 @@
-"""Engines: what runs a model. torch is the one of `afclip_lightning`; the others run a graph that `export` wrote."""
+"""Engines that run a model. `afclip_lightning` has torch; the engines here run a graph that `export` wrote."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ def open_graph(name: str, path: Path, facts: GraphFacts, threads: int | None = N
 
     Args:
         name: `onnx` or `openvino`.
-        path: The graph.
-        facts: What is known of it.
+        path: File of the graph.
+        facts: Facts that the file does not contain.
         threads: See `GraphEngine`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What runs a model: torch, ONNX Runtime or OpenVINO. All of them are asked in one way."""
+"""The common interface of engines, which run a model: torch, ONNX Runtime or OpenVINO."""
 
 from typing import Any, Final, Protocol
 
@@ -6,29 +6,29 @@ import numpy as np
 
 from afclip_runtime.views.frame import Frame
 
-PRECISION: Final = "precision"  # setting: what the engine computes in, FLOAT32 where it is absent
+PRECISION: Final = "precision"  # setting: number format of the computation; FLOAT32 if missing
 FLOAT32: Final = "float32"
 INT8: Final = "int8"
-GRAPH_DIGEST: Final = "graph"  # setting in INT8: what the graph's file is known by
+GRAPH_DIGEST: Final = "graph"  # setting in INT8: digest of the graph's file
 
 
 class Engine(Protocol):
-    """A model that gives scores and maps of views.
+    """A model that returns scores and maps of views.
 
     Attributes:
         name: `torch`, `onnx` or `openvino`.
-        frame: What the backbone takes.
+        frame: Input frame of the backbone.
         method: Name of the method, for messages.
-        backbone: Its backbone in words.
-        settings: What scores depend on beside the checkpoint and the way in which images are seen, as plain values; a
-            calibration is bound to them.
+        backbone: Description of the backbone.
+        settings: Settings that scores depend on, apart from the checkpoint and the tiling, as plain values. A
+            calibration holds for these settings only.
     """
 
     name: str
 
     @property
     def frame(self) -> Frame:
-        """What the backbone takes."""
+        """Input frame of the backbone."""
 
     @property
     def method(self) -> str:
@@ -36,14 +36,14 @@ class Engine(Protocol):
 
     @property
     def backbone(self) -> str:
-        """The backbone in words."""
+        """Description of the backbone."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What scores depend on beside the checkpoint and the way in which images are seen."""
+        """Settings that scores depend on, apart from the checkpoint and the tiling."""
 
     def check_ready(self) -> None:
-        """Refuses to score what cannot be scored yet.
+        """Checks that the model can score.
 
         Raises:
             UserError: The method needs few-shot images first.

@@ -1,4 +1,4 @@
-"""A graph that `export` wrote, as an engine: what ONNX Runtime and OpenVINO have in common."""
+"""Base class of the engines that run a graph written by `export`: ONNX Runtime and OpenVINO."""
 
 import importlib.util
 from abc import ABC, abstractmethod
@@ -17,13 +17,13 @@ IMAGE, SCORE, MAP = "image", "score", "map"  # names of the input and of the out
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What is known of a graph that its file does not say.
+    """Facts of a graph that its file does not contain.
 
     Attributes:
-        frame: What the backbone takes.
+        frame: Input frame of the backbone.
         method: Name of the method.
-        backbone: The backbone in words.
-        settings: What scores depend on beside the checkpoint and the way in which images are seen.
+        backbone: Description of the backbone.
+        settings: Settings that scores depend on, apart from the checkpoint and the tiling.
     """
 
     frame: Frame
@@ -37,8 +37,8 @@ class Port:
     """An input or an output of a graph.
 
     Attributes:
-        type: Of its values, as NumPy calls it.
-        shape: Its sides; `None` for one of any length.
+        type: Type of the values, as NumPy's name.
+        shape: Length per axis; `None` for any length.
     """
 
     type: str
@@ -51,16 +51,16 @@ class Port:
 class GraphEngine(ABC):
     """A graph file that runs on the CPU; see `afclip_runtime.engines.base.Engine`.
 
-    Views are refused unless they are uint8 and of the frame's shape: OpenVINO would round a float image to uint8
-    without a word.
+    Views must be uint8 and of the frame's shape. This is checked, since OpenVINO would silently round a float image to
+    uint8.
 
     Args:
         path: An ONNX file with the input `image` and the outputs `score` and `map`, for batches of any size.
-        facts: What is known of it.
-        threads: Most threads that a batch is scored with; all processor cores by default.
+        facts: Facts that the file does not contain.
+        threads: Maximum number of threads per batch. By default all processor cores.
 
     Raises:
-        UserError: The engine's package is not installed, or the file is damaged or another graph; or `threads` is
+        UserError: The engine's package is not installed, the file is damaged or contains another graph, or `threads` is
             below 1.
     """
 
@@ -77,7 +77,7 @@ class GraphEngine(ABC):
         self.path, self.facts, self.threads = path, facts, threads
         try:
             ports = self._open()
-        except Exception as error:  # of any kind: each package has its own
+        except Exception as error:  # each package has its own classes of errors
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"{shown(path)}: {self.package} cannot read the graph ({reason}). Copy the file again, or export again."
@@ -86,7 +86,7 @@ class GraphEngine(ABC):
 
     @property
     def frame(self) -> Frame:
-        """What the backbone takes."""
+        """Input frame of the backbone."""
         return self.facts.frame
 
     @property
@@ -96,21 +96,21 @@ class GraphEngine(ABC):
 
     @property
     def backbone(self) -> str:
-        """The backbone in words."""
+        """Description of the backbone."""
         return self.facts.backbone
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What scores depend on beside the checkpoint and the way in which images are seen.
+        """Settings that scores depend on, apart from the checkpoint and the tiling.
 
-        In INT8 the engine is among them: where two of them round a value to another step, scores differ by half as much
-        as INT8 differs from float32.
+        In INT8 they include the engine. Two engines may round a value to different steps. Scores then differ by half as
+        much as INT8 differs from float32.
         """
         settings = self.facts.settings
         return settings | {"engine": self.name} if settings.get(PRECISION) == INT8 else settings
 
     def check_ready(self) -> None:
-        """Does nothing: few-shot images are in the graph, and cannot be missing."""
+        """Does nothing: few-shot images are part of the graph."""
         return
 
     def score(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,17 +132,17 @@ class GraphEngine(ABC):
 
     @abstractmethod
     def _open(self) -> dict[str, Port]:
-        """Opens the file, and returns its inputs and outputs by name."""
+        """Opens the file. Returns its inputs and outputs by name."""
 
     @abstractmethod
     def _run(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores views whose type and shape were checked."""
+        """Scores views of a checked type and shape."""
 
     def _check(self, ports: dict[str, Port]) -> None:
-        """Refuses a graph that is not of the kind that `export` writes for this frame.
+        """Checks that the inputs and outputs of the graph are those that `export` writes for this frame.
 
         Raises:
-            UserError: Names the first input or output that is another.
+            UserError: An input or output differs. The message names the first.
         """
         height, width = self.frame.shape
         wanted = {

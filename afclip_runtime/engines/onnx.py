@@ -17,7 +17,7 @@ class OnnxEngine(GraphEngine):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
+        options.log_severity_level = 3  # errors only: warnings are about internal optimisations
         options.intra_op_num_threads = self.threads or 0
         self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         return {

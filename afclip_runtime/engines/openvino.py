@@ -11,8 +11,8 @@ from afclip_runtime.engines.graph import IMAGE, MAP, SCORE, GraphEngine, Port
 class OpenVinoEngine(GraphEngine):
     """A graph that OpenVINO runs; see `GraphEngine`.
 
-    It computes in float32. OpenVINO's own choice on a processor that has bfloat16 is bfloat16, which moved maps by up
-    to 0.02: a calibration would not hold from one processor to the next.
+    It computes in float32. By default, OpenVINO uses bfloat16 on processors that support it. This changed maps by up to
+    0.02, so that a calibration would not hold on another processor.
     """
 
     name = "openvino"
@@ -26,7 +26,7 @@ class OpenVinoEngine(GraphEngine):
         if self.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self.threads
         self.compiled = core.compile_model(core.read_model(self.path), "CPU", settings)
-        self.lock = Lock()  # a compiled model has one place for its inputs
+        self.lock = Lock()  # a compiled model has one input buffer
         return {
             port.get_any_name(): Port(
                 port.get_element_type().to_dtype().name,

@@ -1,4 +1,4 @@
-"""Scores and maps of drawn images, recorded with a graph: an engine that gives other numbers is found out."""
+"""Scores and maps of random images, recorded with a graph, to detect an engine that gives other numbers."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 Score = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 IMAGES = 3
-POINTS = 8  # along either side of a map, evenly spread, whose values are recorded
+POINTS = 8  # recorded points per side of a map, evenly spaced
 SEED = 20
 
 
 class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Scores and values of maps that a model gives of drawn images.
+    """Scores and values of maps of a model for random images.
 
     Attributes:
-        scores: Of each image.
-        maps: Of each image, the values of its map at `POINTS` times `POINTS` pixels, row by row.
-        tolerance: By how much an engine's scores and values may differ at most, absolute.
+        scores: Score per image.
+        maps: Per image, the values of its map at `POINTS` times `POINTS` pixels, row by row.
+        tolerance: Maximum absolute difference of an engine's scores and values.
     """
 
     scores: tuple[float, ...]
@@ -36,26 +36,26 @@ class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"needs one score and {POINTS**2} values of a map per image")
 
     def difference(self, engine: "Engine", images: int | None = None) -> float:
-        """Returns the largest absolute difference between an engine's numbers and those recorded; nan if one is nan.
+        """Returns the largest absolute difference between an engine's numbers and the recorded ones; nan if one is nan.
 
         Args:
-            engine: Scores the drawn images, in one batch.
-            images: How many of them, from the first on; all by default.
+            engine: Engine that scores the random images in one batch.
+            images: Number of images, from the first on. By default all.
         """
         count = len(self.scores) if images is None else images
         scores, maps = engine.score(drawn(len(self.scores), engine.frame.shape, SEED)[:count])
         pairs = [(scores, self.scores[:count]), (_values(maps), self.maps[:count])]
-        return float(np.max([np.abs(got - np.array(want)).max() for got, want in pairs]))  # nan comes through
+        return float(np.max([np.abs(got - np.array(want)).max() for got, want in pairs]))  # nan stays nan
 
     def check(self, engine: "Engine", images: int | None = None) -> float:
-        """Returns the difference, and refuses an engine that differs by more than the tolerance.
+        """Returns the difference, and raises if it exceeds the tolerance.
 
         Args:
             engine: See `difference`.
-            images: Likewise.
+            images: See `difference`.
 
         Raises:
-            UserError: It does.
+            UserError: The difference exceeds the tolerance.
         """
         found = self.difference(engine, images)
         if not found <= self.tolerance:  # nan too
@@ -68,10 +68,10 @@ class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def record(score: Score, shape: tuple[int, int], tolerance: float) -> SelfTest:
-    """Returns the self-test of a model: it scores the drawn images.
+    """Records the self-test of a model, which scores the random images.
 
     Args:
-        score: The model: scores and maps of views, as an engine gives them.
+        score: Function of the model that returns scores and maps of views, as `Engine.score`.
         shape: Height and width of the frame, in pixels.
         tolerance: See `SelfTest`.
     """
@@ -81,29 +81,29 @@ def record(score: Score, shape: tuple[int, int], tolerance: float) -> SelfTest:
 
 
 def drawn(count: int, shape: tuple[int, int], seed: int) -> np.ndarray:
-    """Returns drawn images `[B, H, W, 3]`, uint8: coarse blots with fine noise; the same with every version of NumPy.
+    """Returns random images `[B, H, W, 3]`, uint8: coarse blocks with fine noise, equal in all versions of NumPy.
 
     Args:
-        count: How many.
+        count: B, number of images.
         shape: Height and width, in pixels.
-        seed: Each gives other images.
+        seed: Seed of the generator.
     """
     height, width = shape
     rows, columns = -(-height // 8), -(-width // 8)
-    stream = np.random.PCG64(seed)  # its raw words are the same for ever; the distributions of a Generator need not be
+    stream = np.random.PCG64(seed)  # raw words are stable between versions; distributions may change
     blots = _bytes(stream, (count, rows, columns, 3)).repeat(8, 1).repeat(8, 2)[:, :height, :width]
     noise = _bytes(stream, (count, height, width, 3)) % 64
     return (blots * 0.75).astype(np.uint8) + noise
 
 
 def _bytes(stream: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns drawn bytes of a shape."""
+    """Returns random bytes of a shape."""
     count = int(np.prod(shape))
     words = stream.random_raw(-(-count // 8)).astype("<u8")
     return words.view(np.uint8)[:count].reshape(shape)
 
 
 def _values(maps: np.ndarray) -> np.ndarray:
-    """Returns the values of maps `[B, H, W]` that are recorded, `[B, POINTS * POINTS]`."""
+    """Returns the recorded values of maps `[B, H, W]`, as `[B, POINTS * POINTS]`."""
     rows, columns = (np.linspace(0, side - 1, POINTS).round().astype(int) for side in maps.shape[1:])
     return maps[:, rows[:, None], columns].reshape(len(maps), -1)

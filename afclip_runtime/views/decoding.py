@@ -1,4 +1,4 @@
-"""Images on their way to a model: read and cut into views by threads, and put together again."""
+"""The path of images to the model: threads read them and cut them into views; maps of views are merged again."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +23,8 @@ Source: TypeAlias = "str | Path | bytes | Content | Image.Image | np.ndarray"
 Fetch: TypeAlias = Callable[[], Source]
 A = TypeVar("A")
 B = TypeVar("B")
-NAMELESS = Path("image")  # what an image that comes from no file is called
-BYTES_AHEAD = 2**28  # of files that are held at once until they are decoded, beside a last one of any size
+NAMELESS = Path("image")  # name of an image without a file
+BYTES_AHEAD = 2**28  # limit of encoded files in memory that wait for decoding; one more file of any size may be added
 
 
 def read_pixels(source: Source, white: int | None = None) -> np.ndarray:
@@ -33,16 +33,16 @@ def read_pixels(source: Source, white: int | None = None) -> np.ndarray:
 
 
 def pixels_and_remarks(source: Source, white: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns an image `[H, W, 3]`, uint8, RGB, upright, and what of its file is worth a word; see `Picture`.
+    """Returns an image `[H, W, 3]`, uint8, RGB, upright, and the remarks on its file; see `Picture`.
 
     Args:
-        source: A path, the bytes of a file, with or without its name, a Pillow image, or an array `[H, W, 3]`, uint8,
+        source: A path, the bytes of a file with or without its name, a Pillow image, or an array `[H, W, 3]`, uint8,
             RGB.
-        white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
+        white: Value that becomes 255, for images of more than 8 bits. By default the largest value of their bits.
 
     Raises:
         DatasetError: The file cannot be read, or the image is too large.
-        ValueError: The array is of another kind.
+        ValueError: The array has another shape or type.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
@@ -53,10 +53,10 @@ def pixels_and_remarks(source: Source, white: int | None = None) -> tuple[np.nda
 
 
 def check_sources(images: Sequence[Source]) -> None:
-    """Refuses what is no list of images.
+    """Checks that images are a list of image sources.
 
     Raises:
-        TypeError: Names what it is.
+        TypeError: They are not. The message names the type.
     """
     if isinstance(images, (str, bytes, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim != 4):
         raise TypeError(f"a list of images is needed, got one {type(images).__name__}: predict takes one image")
@@ -81,7 +81,7 @@ class View:
 
     Attributes:
         index: Position of the image.
-        view: Which of its views.
+        view: Number of the view.
         pixels: `[h, w, 3]`, uint8, of the frame's shape.
     """
 
@@ -92,15 +92,15 @@ class View:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image that was read.
+    """A decoded image.
 
     Attributes:
         index: Position of the image.
-        name: What messages call it.
-        layout: Its views.
-        remarks: What is worth a word of the image's file.
-        first: `[h, w, 3]`, uint8, of the frame's shape: the first view.
-        image: `[H, W, 3]`, uint8; `None` where neither the result nor a further view needs it.
+        name: Name of the image in messages.
+        layout: Views of the image.
+        remarks: Remarks on the file.
+        first: The first view, `[h, w, 3]`, uint8, of the frame's shape.
+        image: `[H, W, 3]`, uint8. `None` if neither the result nor another view needs it.
     """
 
     index: int
@@ -124,11 +124,11 @@ class Begun:
 
     Args:
         decoded: The image.
-        tiling: How it is seen.
-        keep_image: Whether the result holds the image.
+        tiling: Tiling of the image.
+        keep_image: Whether the result contains the image.
 
     Attributes:
-        left: Views that are not scored yet.
+        left: Number of views that are not scored yet.
         finite: Whether all scores and maps so far are finite.
     """
 
@@ -144,7 +144,7 @@ class Begun:
         self.left = len(self.layout.views)
 
     def add(self, view: int, score: float, anomaly_map: np.ndarray) -> None:
-        """Adds what the model says of a view: its score, and its map `[h, w]`, float32."""
+        """Adds the result of the model for a view: its score, and its map `[h, w]`, float32."""
         self.scores.append(score)
         self.finite &= bool(np.isfinite(score) and np.isfinite(anomaly_map).all())
         self.layout.add(self.anomaly_map, view, anomaly_map)
@@ -152,26 +152,26 @@ class Begun:
 
     @property
     def score(self) -> float:
-        """Returns the image's score, once all of its views are there."""
+        """Returns the score of the image. All views must be scored."""
         return sum(self.scores) / len(self.scores) if self.mean else max(self.scores)
 
 
 class Decoder:
-    """Reads images and cuts their views, ahead of who scores them.
+    """Reads images and cuts their views while earlier images are scored.
 
-    Threads suffice: Pillow decodes and resizes without Python's lock.
+    Threads suffice, since Pillow decodes and resizes without the global interpreter lock.
 
     Args:
-        images: What is read, or a function that fetches it, which the thread that decodes it calls. They are taken as
-            they are needed.
-        tiling: How images are seen.
-        frame: What the backbone takes.
+        images: Sources of images, or functions that return a source, called in the decoding thread. The iterable is
+            consumed as needed.
+        tiling: Tiling of the images.
+        frame: Input frame of the backbone.
         keep_images: Whether the decoded images are kept.
         white: See `pixels_and_remarks`.
-        ahead: Images that are decoded ahead.
-        num_workers: Threads that decode; 0 decodes in the caller's.
-        roi: Which part of the images is inspected; all of it by default.
-        most_pixels: Pixels that an image may have; by default as many as can be read.
+        ahead: Number of images that are decoded in advance.
+        num_workers: Number of decoding threads. 0 decodes in the caller's thread.
+        roi: Region of interest. By default the whole image.
+        most_pixels: Maximum number of pixels of an image. The default is `MAX_PIXELS`.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Decoder:
         self.most_pixels = most_pixels
 
     def __iter__(self) -> Iterator[tuple[Decoded | Failure, Iterator[View]]]:
-        """Yields each image in its order, with its views; those must be taken before the next image is."""
+        """Yields the images in order, each with its views. The views must be consumed before the next image."""
         with _threads(self.num_workers) as pool:
             ahead = self.ahead + self.num_workers
             for item in in_order(pool, self._decode, enumerate(self.images), ahead, _bytes_held):
@@ -208,7 +208,7 @@ class Decoder:
         try:
             if callable(source):
                 source = source()
-            if self.most_pixels is not None and isinstance(source, (str, Path, bytes, Content)):  # or it is decoded
+            if self.most_pixels is not None and isinstance(source, (str, Path, bytes, Content)):  # others are decoded
                 shape, _ = read_shape(Path(source) if isinstance(source, str) else source)
                 check_most(name_of(source), shape, self.most_pixels)
             image, remarks = pixels_and_remarks(source, self.white)
@@ -255,14 +255,15 @@ def in_order(
     ahead: int,
     weight: Callable[[A], int] = lambda item: 0,
 ) -> Iterator[B]:
-    """Yields what is made of each item, in their order, a number of them made ahead; without threads, none is.
+    """Yields the result of a function for each item, in order. Threads compute results in advance.
 
     Args:
-        pool: The threads.
-        do: What makes it.
-        items: They are taken as they are needed.
-        ahead: How many are made ahead at most.
-        weight: Bytes that an item holds; those that are ahead hold `BYTES_AHEAD` at most, beside the last one.
+        pool: The threads. Without, nothing is computed in advance.
+        do: The function.
+        items: The items, consumed as needed.
+        ahead: Maximum number of results in advance.
+        weight: Function that returns the size of an item in bytes. Items in advance, without the last one, have at most
+            `BYTES_AHEAD`.
     """
     if pool is None:
         yield from map(do, items)

@@ -1,4 +1,4 @@
-"""The frame that a backbone takes, and how an image is put into it."""
+"""The input frame of a backbone, and how an image is placed in it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,22 +10,22 @@ from afclip_runtime.types import ImageSize, height_and_width
 
 Resize = Literal["squash", "crop", "trim"]
 Interpolation = Literal["bicubic", "bilinear"]
-Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are beyond the last pixel
+Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are exclusive
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-REACH = {"bicubic": 2.0, "bilinear": 1.0}  # of the filters, in pixels of image or frame, whichever are larger
-BLANK = (123, 117, 104)  # mean colour of the pictures that CLIP was trained on, which normalisation brings to about 0
+REACH = {"bicubic": 2.0, "bilinear": 1.0}  # of the filters, in pixels of the image or the frame, whichever are larger
+BLANK = (123, 117, 104)  # mean colour of CLIP's training images; about 0 after normalisation
 
 
 def place(rule: Resize | Literal["pad"], height: int, width: int, size: ImageSize) -> Box:
-    """Returns where an image lies once it is resized, in pixels of the backbone's frame; what lies outside is cut off.
+    """Returns the box of the resized image in pixels of the backbone's frame. Parts outside the frame are cut off.
 
     Args:
-        rule: `squash` ignores the aspect ratio. `crop` and `trim` keep it, so that the shorter side fits, and cut off
-            the rest: on both ends, as CLIP's own transform does, or at the right and at the bottom, as AnomalyDINO's
-            code. `pad` keeps it so that the longer side fits.
-        height: Of the image, in pixels.
-        width: Likewise.
-        size: Of the frame.
+        rule: `squash` ignores the aspect ratio. `crop` and `trim` keep it and fit the shorter side. `crop` cuts off
+            both ends, as CLIP's transform does; `trim` cuts off the right or the bottom, as AnomalyDINO's code does.
+            `pad` keeps the aspect ratio and fits the longer side.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+        size: Size of the frame.
     """
     tall, wide = height_and_width(size)
     if rule == "squash":
@@ -44,10 +44,10 @@ def place(rule: Resize | Literal["pad"], height: int, width: int, size: ImageSiz
 
 
 def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Interpolation) -> np.ndarray:
-    """Returns an image `[H, W]` or `[H, W, 3]`, uint8, resized to a place in the frame, and the frame cut out.
+    """Resizes an image `[H, W]` or `[H, W, 3]`, uint8, to a box in the frame, and returns the frame.
 
-    The filter is Pillow's, antialiased, as in the papers' codes; OpenCV's has no antialiasing and gives other pixels.
-    Where the frame is larger than the image, the pixels of its border are repeated.
+    The filter is Pillow's, with antialiasing, as in the code of the papers. OpenCV's has no antialiasing and gives
+    other pixels. Where the frame is larger than the image, the border pixels of the image are repeated.
     """
     left, top, right, bottom = box
     height, width = height_and_width(size)
@@ -60,20 +60,20 @@ def into_frame(image: np.ndarray, box: Box, size: ImageSize, interpolation: Inte
 
 
 def repeat_border(pixels: np.ndarray, above: int, below: int, left: int, right: int) -> np.ndarray:
-    """Returns an image or a map, `[H, W]` or `[H, W, 3]`, with that many pixels more on each side: its border's."""
+    """Extends an image or a map, `[H, W]` or `[H, W, 3]`, by repeated border pixels on each side."""
     return np.pad(pixels, ((above, below), (left, right), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
 
 
 def clear_in_frame(inside: np.ndarray, box: Box, size: ImageSize, interpolation: Interpolation) -> np.ndarray:
-    """Returns which pixels of the frame are made of inspected pixels of the image only, bool, of the frame's shape.
+    """Returns which pixels of the frame depend only on inspected pixels of the image, bool, of the frame's shape.
 
-    Those at the border of the inspected part, which the filter mixes with what lies beyond, are not among them.
+    Pixels at the border of the inspected part, which the filter mixes with pixels outside, are not included.
 
     Args:
         inside: `[H, W]`, bool: which pixels of the image are inspected.
         box: See `into_frame`.
-        size: Likewise.
-        interpolation: Likewise.
+        size: See `into_frame`.
+        interpolation: See `into_frame`.
     """
     left, top, right, bottom = box
     outside = ~inside
@@ -90,7 +90,7 @@ def clear_in_frame(inside: np.ndarray, box: Box, size: ImageSize, interpolation:
 
 
 def _sources(length: int, resized: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of each resized pixel the first pixel along a side that it is made of and the first beyond, as Pillow."""
+    """Returns the range of source pixels per resized pixel along a side (end exclusive), as Pillow computes it."""
     if length == resized:
         return np.arange(length), np.arange(length) + 1
     scale = length / resized
@@ -101,12 +101,12 @@ def _sources(length: int, resized: int, reach: float) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Frame:
-    """What a backbone takes of an image.
+    """The input frame of a backbone.
 
     Attributes:
-        image_size: In pixels: the side of a square, or height and width.
-        rule: How an image is brought to that size: see `place`.
-        interpolation: Filter of that.
+        image_size: Size in pixels: the side of a square, or height and width.
+        rule: How an image is resized to the frame. See `place`.
+        interpolation: Filter of resizing.
     """
 
     image_size: ImageSize

@@ -1,20 +1,20 @@
-"""Maps at another size, with numpy alone: bilinear, and a mean where they shrink, as OpenCV's, up to rounding."""
+"""Resizing of maps with numpy alone: bilinear, or area mean for a smaller map. Equal to OpenCV's up to rounding."""
 
 import numpy as np
 
-BLOCK = 2**16  # values that are interpolated together, so that they stay in the processor's cache
+BLOCK = 2**16  # values per interpolation step, few enough for the processor's cache
 
 
 def resize_map(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns a map at another size: the mean of what a pixel covers where both sides shrink, else bilinear.
+    """Resizes a map: by the area mean if both sides shrink, else bilinearly.
 
-    Pillow has neither: its box filter counts a pixel as a whole or not at all, and its bilinear one takes 15 times as
-    long.
+    Pillow is no alternative. Its box filter does not weight pixels by the covered part, and its bilinear filter takes
+    15 times as long.
 
     Args:
         anomaly_map: `[h, w]`, float32.
-        height: Of the result, in pixels.
-        width: Likewise.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
     """
     size = anomaly_map.shape
     if height < size[0] and width < size[1]:
@@ -23,16 +23,18 @@ def resize_map(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def bilinear(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns a map between the centres of whose pixels values change evenly, and beyond the outermost not at all.
+    """Resizes a map by linear interpolation between the centres of its pixels.
+
+    Values are constant beyond the outermost.
 
     Args:
         anomaly_map: `[h, w]`, float32.
-        height: Of the result, in pixels.
-        width: Likewise.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
     """
     column, across = _between(anomaly_map.shape[1], width)
     row, down = _between(anomaly_map.shape[0], height)
-    wide = np.take(anomaly_map, column, axis=1)  # indexing would store it by columns
+    wide = np.take(anomaly_map, column, axis=1)  # indexing would give column-major order
     wide += across * np.take(_steps(anomaly_map, 1), column, axis=1)
     steps = _steps(wide, 0)
     result = np.empty((height, width), np.float32)
@@ -46,31 +48,31 @@ def bilinear(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def area_mean(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns a map whose pixels are the means of what they cover, parts of pixels included.
+    """Resizes a map by the mean over the area of each new pixel. Partly covered pixels have a fractional weight.
 
     Args:
         anomaly_map: `[h, w]`, float32.
-        height: Of the result, in pixels, at most h.
-        width: Likewise, at most w.
+        height: Height of the result, in pixels, at most h.
+        width: Width of the result, in pixels, at most w.
     """
     return _mean_of_rows(_mean_of_rows(anomaly_map, height).T, width).T
 
 
 def _between(count: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each of `wanted` pixels along a side the pixel of `count` before its centre, and how far beyond."""
+    """Returns per new pixel along a side (of `wanted`) the old pixel (of `count`) before its centre, and the offset."""
     place = ((np.arange(wanted) + 0.5) * (count / wanted) - 0.5).clip(0, count - 1)
     before = place.astype(np.intp)
     return before, (place - before).astype(np.float32)
 
 
 def _steps(values: np.ndarray, axis: int) -> np.ndarray:
-    """Returns by how much each value differs from the next along an axis; 0 for the last."""
+    """Returns the difference of each value to the next along an axis; 0 for the last."""
     last = np.take(values, [-1], axis=axis)
     return np.diff(values, axis=axis, append=last)
 
 
 def _mean_of_rows(values: np.ndarray, wanted: int) -> np.ndarray:
-    """Returns the means of the rows that each of `wanted` ones covers."""
+    """Returns per new row (`wanted`) the mean of the rows that it covers."""
     ends = np.arange(wanted + 1) * (len(values) / wanted)
     whole = ends.astype(np.intp)
     part = (ends - whole).astype(np.float32)[:, None]

@@ -1,4 +1,4 @@
-"""The region of interest of a product: which part of its images is inspected."""
+"""The region of interest of a product: the part of its images that is inspected."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 SUFFIXES = frozenset({".json"}) | IMAGE_SUFFIXES
 SAME_SHAPE = 0.01  # largest relative difference of aspect ratios that counts as the same shape
-MOST_GREY = 0.05  # share of a picture that may be neither black nor white: softened edges
+MOST_GREY = 0.05  # maximum share of pixels that are neither black nor white, for soft edges
 MOST_RUNS = 2**20
 REMEDY = (
     'A region of interest is {"size": [width, height], "include": [[[x, y], …]], "ignore": [[[x, y], …]]} in pixels, '
@@ -37,18 +37,18 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Roi:
-    """Which pixels of a product's images are inspected. What lies outside changes no score, no map and no verdict.
+    """The pixels of a product's images that are inspected. Pixels outside affect no score, no map and no verdict.
 
-    A pixel is inspected if it lies in an outline of `include`, or there is none, and in no outline of `ignore`. Points
-    are in pixels; the centre of the first pixel is (0.5, 0.5).
+    A pixel is inspected if it is in an outline of `include` (or `include` is empty) and in no outline of `ignore`.
+    Points are in pixels. The centre of the first pixel is (0.5, 0.5).
 
     Attributes:
-        size: Width and height of the image that it was drawn on, in pixels.
-        include: Outlines of what is inspected; without one, the whole image.
-        ignore: Outlines of what is not.
-        runs: In place of outlines, what a picture says: numbers of pixels, row after row, that are ignored and
-            inspected in turns, ignored ones first.
-        source: File that it was read from, for messages.
+        size: Width and height in pixels of the image on which the region was drawn.
+        include: Outlines of the inspected part. Empty for the whole image.
+        ignore: Outlines of ignored parts.
+        runs: Run lengths of a mask, in place of outlines: alternating numbers of ignored and inspected pixels, row by
+            row, ignored pixels first.
+        source: File of the region, for messages.
 
     Raises:
         ValueError: No pixel is inspected, an outline has fewer than 3 points, or the runs do not fit the size.
@@ -77,7 +77,7 @@ class Roi:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Returns what the region is known by in a calibration, 16 hexadecimal digits; the file's name is no part."""
+        """Returns the identifier of the region in calibrations, 16 hexadecimal digits, independent of its file."""
         outlines = [[[[float(x), float(y)] for x, y in one] for one in part] for part in (self.include, self.ignore)]
         content = json.dumps([self.size, outlines, self.runs])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -90,22 +90,22 @@ class Roi:
 
     @property
     def name(self) -> str:
-        """Returns what messages call it."""
+        """Returns the name of the region in messages."""
         return self.source or "the region of interest"
 
     def inside(self, height: int, width: int, image: object = "the image") -> np.ndarray:
         """Returns which pixels of an image are inspected, `[H, W]`, bool, read-only.
 
-        An image of another size than `size` must have the same shape: its aspect ratio may differ by 1 %, or its width
-        by the pixel that rounding costs.
+        The size of the image may differ from `size`, but not its aspect ratio. A difference of 1 % of the ratio, or of
+        1 pixel of the width due to rounding, is allowed.
 
         Args:
-            height: Of the image, in pixels.
-            width: Likewise.
-            image: What messages call it.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
+            image: Name of the image in messages.
 
         Raises:
-            DatasetError: The image has another shape, or none of its pixels would be inspected.
+            DatasetError: The image has another aspect ratio, or none of its pixels would be inspected.
         """
         wide, tall = self.size
         fits = abs(width * tall / (height * wide) - 1) <= SAME_SHAPE or abs(width - height * wide / tall) < 1
@@ -123,7 +123,7 @@ class Roi:
         return found
 
 
-@lru_cache(maxsize=8)  # one camera, one size: as a rule all images of a run share one entry
+@lru_cache(maxsize=8)  # one camera has one size: usually all images of a run share one entry
 def _inside(roi: Roi, height: int, width: int) -> np.ndarray:
     wide, tall = roi.size
     if roi.runs:
@@ -143,14 +143,14 @@ def _inside(roi: Roi, height: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def clear_in_view(roi: Roi, shape: tuple[int, int], box: Box, place: Box, frame: Frame) -> np.ndarray:
-    """Returns which pixels of a view are made of inspected pixels only, bool, of the frame's shape, read-only.
+    """Returns which pixels of a view depend only on inspected pixels, bool, of the frame's shape, read-only.
 
     Args:
         roi: The region of interest.
         shape: Height and width of the image, in pixels.
-        box: Part of the image that the view shows.
-        place: Where that part lies in the frame.
-        frame: What the backbone takes.
+        box: Part of the image in the view.
+        place: Box of that part in the frame.
+        frame: Input frame of the backbone.
     """
     left, top, right, bottom = box
     inside = roi.inside(*shape)[top:bottom, left:right]
@@ -168,7 +168,7 @@ def _drawn(outlines: Sequence[Outline], shape: tuple[int, int], scale: tuple[flo
 
 
 class _Outlines(msgspec.Struct, forbid_unknown_fields=True):
-    """The project's own form."""
+    """The format of this project."""
 
     size: tuple[Side, Side]
     include: list[Outline] = []
@@ -185,7 +185,7 @@ class _Drawn(msgspec.Struct):
 
 
 class _LabelMe(msgspec.Struct):
-    """A file of LabelMe; the picture that it may hold is not read."""
+    """A file of LabelMe. An embedded image is not read."""
 
     shapes: list[_Drawn]
     height: Side = msgspec.field(name="imageHeight")
@@ -193,15 +193,15 @@ class _LabelMe(msgspec.Struct):
 
 
 def read_roi(path: Path) -> Roi:
-    """Returns the region of interest that a file holds.
+    """Reads a region of interest from a file.
 
-    - `.json`: outlines, in pixels of an image of `size`; or, with `"relative": true`, in shares of its width and
-      height. Or a file of LabelMe: polygons and rectangles labelled `ignore` are ignored, others inspected.
-    - A picture: white is inspected, black is ignored. Where there are more than two values, as of softened edges, half
-      of the range divides them.
+    - `.json`: outlines in pixels of an image of `size`. With `"relative": true`, in shares of its width and height. Or
+      a file of LabelMe: polygons and rectangles labelled `ignore` are ignored, others are inspected.
+    - A picture: white is inspected, black is ignored. If there are more than two values, as with soft edges, values
+      above half of the range are inspected.
 
     Raises:
-        DatasetError: It cannot be read, is of another form, or leaves nothing to inspect.
+        DatasetError: The file cannot be read, has another format, or leaves nothing to inspect.
     """
     try:
         found = _from_json(path) if path.suffix.lower() == ".json" else _from_picture(path)

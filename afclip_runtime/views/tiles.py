@@ -1,4 +1,4 @@
-"""From an image of any size to the frames that a backbone takes, and from their maps back to the image's own size."""
+"""Views of an image of any size in the frame of the backbone, and merging of their maps at the size of the image."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ MAX_VIEWS = 4096
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one side of an image, evenly spread from its one end to the other.
+    """Tiles along one side of an image, evenly spaced from end to end.
 
     Attributes:
-        length: Of the image, in pixels.
-        side: Of a tile, in pixels, not above `length`.
-        overlap: Share of a tile that it has in common with the next, at least.
+        length: Length of the image side, in pixels.
+        side: Length of a tile, in pixels, at most `length`.
+        overlap: Minimum share of a tile that overlaps with the next tile.
     """
 
     length: int
@@ -37,9 +37,9 @@ class Axis:
 
     @cached_property
     def _window(self) -> np.ndarray:
-        """Returns how much the pixels of a tile count before they are normalised: less and less towards its ends.
+        """Returns the weights of the pixels of a tile before normalisation. They decrease towards the ends of the tile.
 
-        Where no overlap is asked for they count alike.
+        Without overlap, all weights are equal.
         """
         from_end = np.minimum(np.arange(self.side), np.arange(self.side)[::-1]) + 0.5
         return np.minimum(from_end / max(0.5, self.overlap * self.side), 1.0)
@@ -52,7 +52,7 @@ class Axis:
         return total
 
     def weights(self, index: int) -> np.ndarray:
-        """Returns how much the pixels of a tile count, `[side]`, float32; over all tiles it is 1 for each pixel."""
+        """Returns the weights of the pixels of a tile, `[side]`, float32. Over all tiles, they sum to 1 per pixel."""
         start = self.starts[index]
         return (self._window / self._total[start : start + self.side]).astype(np.float32)
 
@@ -62,10 +62,10 @@ class Level:
     """Equal tiles that cover an image.
 
     Attributes:
-        rows: Along its height.
-        columns: Along its width.
-        inside: Where a tile lies in the frame that the backbone sees, in its pixels; all of it, unless the frame is
-            larger than what it shows, or shows a part.
+        rows: Tiles along the height.
+        columns: Tiles along the width.
+        inside: Box of a tile in the frame, in pixels of the frame. It differs from the whole frame if the frame is
+            padded or cuts off a part of the tile.
     """
 
     rows: Axis
@@ -76,7 +76,7 @@ class Level:
         return len(self.rows.starts) * len(self.columns.starts)
 
     def box(self, index: int) -> Box:
-        """Returns where a tile lies in the image."""
+        """Returns the box of a tile in the image."""
         row, column = divmod(index, len(self.columns.starts))
         left, top = self.columns.starts[column], self.rows.starts[row]
         return left, top, left + self.columns.side, top + self.rows.side
@@ -86,19 +86,19 @@ class Layout:
     """The views of one image.
 
     Args:
-        height: Of the image, in pixels.
-        width: Likewise.
-        tiling: How it is seen.
-        frame: What the backbone takes, and how it sees a whole.
-        roi: Which part of the image is inspected; all of it by default.
-        name: What messages call the image.
+        height: Height of the image, in pixels.
+        width: Width of the image, in pixels.
+        tiling: Tiling of the image.
+        frame: Input frame of the backbone.
+        roi: Region of interest. By default the whole image.
+        name: Name of the image in messages.
 
     Attributes:
-        inside: `[H, W]`, bool: which pixels are inspected; `None` for all.
-        views: Numbers of the views that show something of them.
+        inside: `[H, W]`, bool: which pixels are inspected. `None` for all.
+        views: Numbers of the views that contain inspected pixels.
 
     Raises:
-        UserError: It would take more than `MAX_VIEWS` views, or the region of interest does not fit the image.
+        UserError: More than `MAX_VIEWS` views would be needed, or the region of interest does not fit the image.
     """
 
     def __init__(
@@ -142,9 +142,9 @@ class Layout:
         raise IndexError(view)
 
     def cut(self, image: np.ndarray, view: int) -> np.ndarray:
-        """Returns what the backbone sees of the image `[H, W, 3]` in one view, `[h, w, 3]`, uint8.
+        """Returns one view of the image `[H, W, 3]`, the input of the backbone, `[h, w, 3]`, uint8.
 
-        Pixels that are not inspected, or that the filter mixes with such, have the colour `BLANK`.
+        Pixels that are not inspected, or that the filter mixes with such pixels, have the colour `BLANK`.
         """
         level, index = self._find(view)
         box = left, top, right, bottom = level.box(index)
@@ -155,12 +155,12 @@ class Layout:
         return seen
 
     def add(self, anomaly_map: np.ndarray, view: int, seen: np.ndarray) -> None:
-        """Adds the map of a view to the map of the image, in place; after all views that is the merged map.
+        """Adds the map of a view to the map of the image, in place. After all views, it is the merged map.
 
         Args:
-            anomaly_map: `[H, W]`, float32; zeros at first.
-            view: Which view.
-            seen: `[h, w]`, float32, the view's map.
+            anomaly_map: Map of the image, `[H, W]`, float32, initially zeros.
+            view: Number of the view.
+            seen: Map of the view, `[h, w]`, float32.
         """
         level, index = self._find(view)
         left, top, right, bottom = level.box(index)
@@ -175,14 +175,14 @@ class Layout:
 
 
 def _largest(height: int, width: int, tall: int, wide: int) -> tuple[int, int]:
-    """Returns height and width of the largest part of an image that has the shape of a frame."""
+    """Returns height and width of the largest part of an image with the aspect ratio of a frame."""
     if height * wide <= width * tall:
         return height, max(1, min(width, round(height * wide / tall)))
     return max(1, min(height, round(width * tall / wide))), width
 
 
 def _out_of_frame(seen: np.ndarray, inside: Box) -> np.ndarray:
-    """Returns the map of what lies at a place in the frame; where it reaches beyond, the border's values go on."""
+    """Returns the map of a box in the frame. Beyond the frame, the values of its border are repeated."""
     left, top, right, bottom = inside
     height, width = seen.shape
     part = seen[max(0, top) : bottom, max(0, left) : right]
