@@ -1,4 +1,4 @@
-"""Evaluation of anomaly scores and maps: streaming, exact sums, one state per category."""
+"""Evaluation of anomaly scores and maps. Metrics are streamed, their sums are exact, and each category has a state."""
 
 from afclip_lightning.metrics.anomaly_metrics import AnomalyMetrics, NotFiniteError
 from afclip_lightning.metrics.curves import (

@@ -30,23 +30,21 @@ class NotFiniteError(ValueError):
 
 
 class AnomalyMetrics(Metric):
-    """Image and pixel metrics of one category, streamed: memory does not grow with the number of pixels.
+    """Image and pixel metrics of one category. They are streamed: memory does not grow with the number of pixels.
 
-    Scores are ranked in the precision that they come in: in float32, or, from the first score on that float32 cannot
-    hold, in float64. Whole numbers beyond 2^53 may fall together even there; every score then counts as one that may
-    have been moved, in the error bounds.
+    Scores are ranked in float32. From the first score that float32 cannot represent, they are ranked in float64. Whole
+    numbers beyond 2^53 may become equal even there. The error bounds then treat every score as rounded.
 
-    Pixel scores are counted in bins (see `ScoreHistogram`), with a proven bound of what that can cost; `compute` warns
-    where the bound is over the tolerance. Image scores are kept and ranked exactly. The result does not depend on the
-    order of the images, nor on how they are cut into batches or shared between processes. Maps are counted on their own
-    device, which must be that of the metric.
+    Pixel scores are counted in bins (see `ScoreHistogram`). The error of binning has a proven bound, and `compute`
+    warns if the bound exceeds the tolerance. Image scores are kept and ranked exactly. The result does not depend on
+    the order of the images, their batches or their processes. Maps and metric must be on the same device.
 
     Args:
-        bins: How many scores are told apart, 2^10 to 2^22; a state takes up to `48 * bins` bytes.
-        exact: Keep all pixel scores and sort them instead: O(pixels) memory, no error.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1]; that of `pixel_pro_05` is 0.05.
-        pro_definition: Which `pixel_pro`: `exact` or, with `exact=True` only, one of the others that `pro` knows.
-        tolerance: Largest error bound that is passed over in silence.
+        bins: Largest number of scores that are distinguished, 2^10 to 2^22. A state takes up to `48 * bins` bytes.
+        exact: Keep and sort all pixel scores instead of binning them. Memory is O(pixels), and there is no error.
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1]. The limit of `pixel_pro_05` is 0.05.
+        pro_definition: Definition of `pixel_pro`: `exact` or, with `exact=True` only, another definition of `pro`.
+        tolerance: Largest error bound without a warning.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -112,25 +110,24 @@ class AnomalyMetrics(Metric):
         region_weight: Tensor | None = None,
         inside: Array | None = None,
     ) -> None:
-        """Adds a batch; a batch that is refused leaves the state as it was.
+        """Adds a batch. A batch that is refused leaves the state as it was.
 
         Args:
-            anomaly_map: `[B, H, W]`, pixel scores of any type of numbers, finite, higher = more anomalous. H and W may
+            anomaly_map: `[B, H, W]`, pixel scores of any numeric type, finite, higher = more anomalous. H and W may
                 differ from batch to batch.
             mask: `[B, H, W]`, any non-zero value is anomalous.
             pred_score: `[B]`, image scores, finite. Without them there are no image metrics.
-            label: `[B]`, 1 = anomalous, 0 = normal; by default that of the mask.
-            mask_known: `[B]`, bool; `False` where an anomalous image has no mask. It means nothing for normal images.
-                All known by default.
-            region_area: `[B, H, W]`, int32, `region_areas` of each mask, where a loader has labelled them already; on
-                the device of the maps, for nothing to be copied. Found here by default.
-            names: What the B images are called in error messages.
-            allow_empty_mask: Accept an anomalous image whose known mask is empty, because resizing the mask lost all of
-                it, say.
+            label: `[B]`, 1 = anomalous, 0 = normal. By default, an image is anomalous if its mask is not empty.
+            mask_known: `[B]`, bool; `False` where an anomalous image has no mask. It is ignored for normal images. All
+                masks are known by default.
+            region_area: `[B, H, W]`, int32, `region_areas` of each mask, on the device of the maps, where a loader has
+                computed them already. They are computed here by default.
+            names: Names of the B images in error messages.
+            allow_empty_mask: Accept an anomalous image whose known mask is empty. Resizing can empty a mask.
             region_weight: `[B, H, W]`, int64, weight of each anomalous pixel in PRO, in units of `histogram.REGION`, on
-                the device of the maps; `REGION / area` by default. See `spro`.
-            inside: `[B, H, W]`, bool: pixels that count; all by default. What is marked elsewhere is not, and areas of
-                regions that are given must be of what is left.
+                the device of the maps. It is `REGION / area` by default. See `spro`.
+            inside: `[B, H, W]`, bool, the pixels that are evaluated; all by default. Masks are ignored elsewhere, and
+                `region_area` must be that of the remaining parts.
 
         Raises:
             ValueError: If shapes do not fit, a score is not finite, a label is neither 0 nor 1 or disagrees with its
@@ -192,7 +189,7 @@ class AnomalyMetrics(Metric):
             self.precision = torch.tensor(ROUNDED, device=self.device)
 
     def compute(self) -> dict[str, float]:
-        """Returns the metrics that are defined, each in [0, 1]; warns where binning may have moved one too far.
+        """Returns the metrics that are defined, each in [0, 1]. Warns if an error bound exceeds the tolerance.
 
         Returns:
             `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
@@ -211,7 +208,8 @@ class AnomalyMetrics(Metric):
     def result(self) -> Result:
         """Returns the metrics with their error bounds and thresholds.
 
-        Like `image_counts` and `pixel_counts`, of this process only unless inside `with metrics.sync_context():`.
+        Like `image_counts` and `pixel_counts`, it covers this process only, unless it is called inside
+        `with metrics.sync_context():`.
         """
         return result_of(
             self.image_counts(),
@@ -231,7 +229,7 @@ class AnomalyMetrics(Metric):
 
     @property
     def has_bounds(self) -> bool:
-        """Returns whether binning, or rounding, may have moved scores of pixels."""
+        """Returns whether binning or rounding may have moved pixel scores."""
         return not self.exact or self._rounded
 
     @property
@@ -240,7 +238,7 @@ class AnomalyMetrics(Metric):
         return int(self.unmasked) == 0
 
     def image_counts(self) -> ScoreCounts:
-        """Returns the counts of image scores, for the functions in `curves` (thresholds, for one)."""
+        """Returns the counts of image scores, for the functions in `curves`."""
         return self._untied(exact_counts(_concatenate(self.normal_images), _concatenate(self.anomalous_images)))
 
     def pixel_counts(self) -> ScoreCounts:
@@ -255,7 +253,7 @@ class AnomalyMetrics(Metric):
         return int(self.precision) == ROUNDED
 
     def _untied(self, counts: ScoreCounts) -> ScoreCounts:
-        """Returns the counts, without a tie that is known where rounding may have made it."""
+        """Returns the counts with no bin marked as tied, if rounding may have made scores equal."""
         return counts._replace(tied=np.zeros_like(counts.tied)) if self._rounded else counts
 
     def plot(self, axes: Sequence["Axes"] | None = None) -> tuple["Figure", Sequence["Axes"]]:
@@ -288,7 +286,7 @@ class AnomalyMetrics(Metric):
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        """Adds the states of all processes, having brought them to the same bins: torchmetrics adds equal shapes."""
+        """Adds the states of all processes. Their bins are aligned first, because torchmetrics adds equal shapes."""
         here = torch.stack([self.lowest, self.highest, self.precision])
         states = torch.stack(dist_sync_fn(here, group=process_group or self.process_group)).tolist()
         histogram, number = self._histogram(), torch.float32
@@ -299,14 +297,14 @@ class AnomalyMetrics(Metric):
             ranges = [range_ if state[2] else wide_range(*range_) for state, range_ in zip(states, ranges, strict=True)]
         histogram.widen(min(lowest for lowest, _ in ranges), max(highest for _, highest in ranges))
         self._set_histogram(histogram)
-        for name in LISTS:  # flat and of one type, also from a process that has none
+        for name in LISTS:  # flat and of one type, also in a process without images
             kind = torch.float64 if name == WEIGHTS else number
             parts = [part.flatten().to(kind) for part in getattr(self, name)]
             setattr(self, name, [torch.cat([torch.empty(0, dtype=kind, device=self.device), *parts])])
         super()._sync_dist(dist_sync_fn, process_group)
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
-        """Adds another state: what `merge_state` and `forward` are made of."""
+        """Adds another state. `merge_state` and `forward` call this."""
         lowest, highest = int(incoming_state["lowest"]), int(incoming_state["highest"])
         wide = int(incoming_state["precision"]) > FLOAT32
         histogram = self._histogram()
@@ -317,7 +315,7 @@ class AnomalyMetrics(Metric):
 
 
 def _concatenate(state: list[Tensor] | Tensor) -> np.ndarray:
-    """Returns a list state as one array, `[n]`; torchmetrics turns the list into a tensor when it synchronises."""
+    """Returns a list state as one array, `[n]`. torchmetrics turns the list into a tensor when it synchronises."""
     parts = [state] if isinstance(state, Tensor) else state
     return torch.cat([torch.empty(0), *(part.cpu() for part in parts)]).numpy()
 
@@ -333,7 +331,7 @@ def _refuse(bad: Tensor, names: Sequence[str] | None, reason: str, error: type[V
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
-    """Raises unless all that has pixels is `[B, H, W]`, all else `[B]`, and none of them empty."""
+    """Raises unless tensors of pixels are `[B, H, W]`, all others are `[B]`, and none of them is empty."""
     shape = tensors["anomaly_map"].shape
     per_pixel = {"anomaly_map", "mask", "region_area", "inside"}
     fits = [tensor.shape == (shape if key in per_pixel else shape[:1]) for key, tensor in tensors.items()]

@@ -1,15 +1,15 @@
-"""AUPIMO: how much of each anomalous image is found where almost no pixel of a normal image is a false alarm.
+"""AUPIMO: recall of each anomalous image at thresholds where almost no pixel of a normal image is a false alarm.
 
 The *shared* false-positive rate of a threshold is the mean over the normal images of the share of their pixels above
 it. An image's AUPIMO is its recall, the share of its anomalous pixels above the threshold, averaged over the logarithm
-of that rate from 1e-5 to 1e-4. Its parts are written for groups of scores, visited from the highest down, so that
-samples of images need them once: recall does not change with the sample, the rates do.
+of that rate from 1e-5 to 1e-4. Both are computed for groups of scores, from the highest to the lowest. Samples of the
+images share the recall of each image; only the rates change from sample to sample.
 
 Reference: Bertoldo et al., AUPIMO: Redefining Visual Anomaly Detection Benchmarks with High Speed and Low Tolerance,
     BMVC 2024, arXiv 2401.01984.
-Differs: the authors' thresholds are equidistant, and a bound is the rate of one of them that is nearest; here every
-    group of scores is a threshold, the bounds are exact, and scores that are tied count one half, as in AUROC. Where
-    the bounds are rates that a threshold has, and thresholds lie between all scores, both are the same
+Differs: The authors' thresholds are equidistant, and their integration starts and ends at the thresholds whose rates
+    are nearest to the bounds. Here every group of scores is a threshold, the bounds are exact, and tied scores count
+    one half, as in AUROC. Both agree where thresholds lie between all scores and have the bounds as rates
     (tests/golden/README_aupimo.md).
 """
 
@@ -22,7 +22,7 @@ from afclip_lightning.metrics.curves import UndefinedMetricError
 from afclip_lightning.metrics.image_counts import CategoryCounts
 
 FPR_BOUNDS = (1e-5, 1e-4)
-"""Between which shared false-positive rates recall is averaged."""
+"""Lowest and highest shared false-positive rate over which recall is averaged."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Aupimo:
     """AUPIMO of the anomalous images of a category.
 
     Attributes:
-        images: Of each image that has anomalous pixels, by its name, in [0, 1].
-        error_bounds: How far binning can have moved each of them.
-        mean: Their mean.
-        error_bound: How far binning can have moved the mean.
+        images: AUPIMO of each image that has anomalous pixels, by image name, in [0, 1].
+        error_bounds: Largest error of each by binning, by image name.
+        mean: Mean over these images.
+        error_bound: Largest error of the mean by binning.
     """
 
     images: Mapping[str, float]
@@ -43,11 +43,11 @@ class Aupimo:
 
 
 def aupimo(images: CategoryCounts) -> Aupimo:
-    """Returns the AUPIMO of each anomalous image, with a bound of what binning can have changed.
+    """Returns the AUPIMO of each anomalous image, with a bound of the error by binning.
 
-    In a group recall rises from `T` to `T + dT` while the logarithm of the rate passes a share `d` of its range. The
-    truth lies between `d T` and `d (T + dT)`, of which the mean is taken: it is off by at most `d dT / 2`. A group
-    whose scores are known to be equal has no error.
+    Within a group, recall rises from `T` to `T + dT` while the logarithm of the rate covers a share `d` of its range.
+    The exact contribution lies between `d T` and `d (T + dT)`. Their mean is taken, so the error is at most
+    `d dT / 2`. A group whose scores are known to be equal has no error.
 
     Args:
         images: The images of one category.
@@ -74,7 +74,7 @@ def check_defined(images: CategoryCounts) -> None:
 
     Raises:
         UndefinedMetricError: A mask is not known, no image has anomalous pixels, or the normal images have too few
-            pixels, or none, for the lowest of the rates.
+            pixels for the lowest rate.
     """
     if not images.masked.all():
         raise UndefinedMetricError("undefined unless all masks are known")
@@ -89,15 +89,15 @@ def check_defined(images: CategoryCounts) -> None:
 
 
 def has_recall(images: CategoryCounts) -> np.ndarray:
-    """Returns which images have anomalous pixels, `[n]`, bool; a mask that resizing has emptied has none."""
+    """Returns which images have anomalous pixels, `[n]`, bool. A mask that resizing has emptied has none."""
     found: np.ndarray = images.anomalous.sum(axis=1) > 0
     return found
 
 
 def tail_recall(images: CategoryCounts) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, of the images that have anomalous pixels, mean recall within each group and its rise, each `[a, g]`.
+    """Returns the mean recall within each group and its rise, each `[a, g]`, of the images with anomalous pixels.
 
-    The mean is that of the recall above the group and with it; both are in [0, 1].
+    The mean recall is the mean of the recall without the group and with it. Both results are in [0, 1].
     """
     anomalous = images.anomalous[has_recall(images)]
     rise = anomalous / anomalous.sum(axis=1, keepdims=True)
@@ -105,13 +105,13 @@ def tail_recall(images: CategoryCounts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tail_shares(images: CategoryCounts, weights: np.ndarray) -> np.ndarray:
-    """Returns which share of the range of rates, in logarithms, each group covers, `[r, g]`; a sample's add up to 1.
+    """Returns the share of the logarithmic range of rates that each group covers, `[r, g]`. A row sums to 1.
 
-    Rates below the range count as its lower end: what is found at no false alarm at all is found there too.
+    Rates below the range are clamped to its lower end: pixels found without a false alarm are found there too.
 
     Args:
         images: The n images, a normal one among them.
-        weights: `[r, n]`, how often each is in each sample; every sample needs a normal one.
+        weights: `[r, n]`, how often each image is in each sample. Every sample needs a normal image.
     """
     normal = images.labels == 0
     rates = images.normal[normal] / images.normal[normal].sum(axis=1, keepdims=True)

@@ -1,13 +1,13 @@
-"""Ranking metrics as pure functions of score counts, each with a proven bound of what binning can change.
+"""Ranking metrics as pure functions of score counts, each with a proven bound of the error by binning.
 
-A score is anomalous if it is above the threshold (`results.is_anomalous`); a bin's threshold is the number just below
-its lowest score.
+A score is anomalous if it is above the threshold (`results.is_anomalous`). The threshold of a bin is the largest number
+below its lowest score.
 
 Notation: thresholds are visited from the highest down. Bin i holds `n_i` normal and `p_i` anomalous scores; `FP_i` and
 `TP_i` are the sums over the bins visited so far, bin i included; `N` and `P` are the totals. Every edge between two
-bins is a threshold of the unbinned scores too, so binned curves run through points of the exact ones, and only the
-unknown order inside each bin is lost. All bounds follow from the worst such order; a bin whose scores are known to be
-equal has none, and adds nothing.
+bins is a threshold of the unbinned scores too. So binned curves pass through points of the exact curves, and only the
+order inside each bin is lost. All bounds follow from the worst order. A bin whose scores are known to be equal adds
+nothing to them.
 """
 
 from typing import NamedTuple
@@ -17,15 +17,15 @@ import numpy as np
 from afclip_lightning.metrics.histogram import ScoreCounts
 
 CURVE_POINTS = 200
-"""Most points of a curve that is kept for drawing."""
+"""Largest number of points of a curve that is kept for drawing."""
 
 
 class UndefinedMetricError(ValueError):
-    """The scores leave a metric without a value: there are, say, no anomalous ones."""
+    """A metric is undefined for these scores, for example because none is anomalous."""
 
 
 class Curve(NamedTuple):
-    """A curve as the few points that it takes to draw it.
+    """A curve, reduced to the points needed to draw it.
 
     Attributes:
         x: `[n]`, in [0, 1], ascending.
@@ -37,16 +37,15 @@ class Curve(NamedTuple):
 
     @classmethod
     def of(cls, x: np.ndarray, y: np.ndarray, width: float = 1.0) -> "Curve":
-        """Returns at most `CURVE_POINTS` of a curve's points, equally far apart along it.
+        """Returns at most `CURVE_POINTS` points of a curve, equally spaced along it.
 
-        Along a curve means `sum |dx| / width + |dy|`, which for one that only rises is at most 2. Of what is left out,
-        no point is farther from the line through the others than one such step: beside the one straight piece that may
-        be longer, all that is skipped between two points is shorter than that.
+        The distance along a curve is `sum |dx| / width + |dy|`, at most 2 for a curve that only rises. A point that is
+        left out is at most one step from the line through the points that are kept.
 
         Args:
             x: `[n]`, n at least 1, ascending.
             y: `[n]`.
-            width: How much of x the picture shows.
+            width: Width of the range of x that is shown.
         """
         along = np.append(0, np.cumsum(np.abs(np.diff(x)) / width + np.abs(np.diff(y))))
         kept = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)))
@@ -74,8 +73,8 @@ def roc_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
 def precision_recall_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     """Returns recall and precision at every threshold, each `[n + 1]`, recall ascending from 0 to 1.
 
-    Average precision takes them as steps: a precision holds back to the recall of the point before. The first point
-    repeats the precision of the highest threshold, for its step to begin at 0.
+    Average precision reads them as steps: a precision holds from the recall of the previous point on. The first point
+    repeats the precision of the highest threshold, so that its step begins at recall 0.
 
     Raises:
         UndefinedMetricError: If there is no normal or no anomalous score.
@@ -100,7 +99,7 @@ def auroc(counts: ScoreCounts) -> float:
 def auroc_error_bound(counts: ScoreCounts) -> float:
     """Returns the largest possible difference between `auroc` of these bins and of the scores in them.
 
-    Each of the `n_i p_i` pairs within a bin counts one half and might truly count 0 or 1:
+    Each of the `n_i p_i` pairs within a bin counts one half, while its exact value is in [0, 1]:
     `sum_i n_i p_i / (2 N P)`.
 
     Raises:
@@ -149,7 +148,7 @@ def average_precision_error_bound(counts: ScoreCounts) -> float:
 
 
 def f1_max(counts: ScoreCounts) -> tuple[float, float]:
-    """Returns the best F1 over all thresholds, in [0, 1], and the (highest) threshold that reaches it.
+    """Returns the best F1 over all thresholds, in [0, 1], and the highest threshold that reaches it.
 
     `F1_i = 2 TP_i / (TP_i + FP_i + P)`
 
@@ -163,7 +162,7 @@ def f1_max(counts: ScoreCounts) -> tuple[float, float]:
 
 
 def f1_max_error_bound(counts: ScoreCounts) -> float:
-    """Returns how much the best F1 of the scores in these bins can exceed that of the bins (it is never below).
+    """Returns how much the best F1 of the scores in these bins can exceed that of the bins. It is never below.
 
     F1 grows with TP and falls with FP; inside bin i, `TP <= TP_i` and `FP >= FP_{i-1}`:
     `max_i 2 TP_i / (TP_i + FP_{i-1} + P) - max_i F1_i`.
@@ -177,9 +176,9 @@ def f1_max_error_bound(counts: ScoreCounts) -> float:
 
 
 def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> float:
-    """Returns the lowest threshold at which at most the share `fpr` of the normal scores is called anomalous.
+    """Returns the lowest threshold at which at most the share `fpr` of the normal scores is above it.
 
-    Infinite if even the highest bin holds more than that. Needs no anomalous scores.
+    It is infinite if even the highest bin holds a larger share. No anomalous scores are needed.
 
     Args:
         counts: Counts with at least one normal score.
@@ -197,9 +196,9 @@ def threshold_at_fpr(counts: ScoreCounts, fpr: float) -> float:
 
 
 def threshold_at_sensitivity(counts: ScoreCounts, sensitivity: float) -> float:
-    """Returns the highest threshold at which at least the share `sensitivity` of the anomalous scores is found.
+    """Returns the highest threshold at which at least the share `sensitivity` of the anomalous scores is above it.
 
-    Needs no normal scores.
+    No normal scores are needed.
 
     Args:
         counts: Counts with at least one anomalous score.

@@ -1,4 +1,4 @@
-"""Thresholds that are fixed without labels: rules on the scores of normal images, or on those of their pixels."""
+"""Rules that fix thresholds without anomalous images: from the scores of normal images, or of their pixels."""
 
 import math
 import re
@@ -18,20 +18,21 @@ FACTOR = 3.0
 class Moments:
     """Count, mean and spread of scores, in float64: 24 bytes, whatever the number of scores.
 
-    Moments of parts merge to those of the whole, so that no more than one map is ever in memory. With the moments of
-    each image merged in one fixed order the result is the same, bit for bit, however images were shared between
+    Moments of parts are merged into those of the whole, so that only one map at a time is in memory. If the moments of
+    the images are merged in a fixed order, the result is the same, bit for bit, however images were distributed over
     processes.
 
-    Rounding: one map is passed twice, so that its `squares` are off by some 20 u (NumPy sums in pairs), where u is
-    1.1e-16. Each merge adds a few u times the condition number, the root of 1 + mean² / variance. A thousand maps whose
-    mean is a thousand standard deviations give a relative error of `sd` below 1e-9; that of a float32 score is 6e-8.
+    Rounding: each map is read twice, so that the relative error of its `squares` is about 20 u (NumPy sums in pairs),
+    where u is 1.1e-16. Each merge adds a few u times the condition number, the root of 1 + mean² / variance. For a
+    thousand maps whose mean is a thousand standard deviations, the relative error of `sd` is below 1e-9. That of a
+    float32 score is 6e-8.
 
     Reference: Chan, Golub, LeVeque, Algorithms for computing the sample variance, The American Statistician 37 (1983).
 
     Attributes:
-        count: How many scores.
-        mean: Their mean; 0 of none.
-        squares: Sum of their squared distances to the mean.
+        count: Number of scores.
+        mean: Mean of the scores; 0 if there is none.
+        squares: Sum of the squared distances of the scores to the mean.
     """
 
     count: int = 0
@@ -54,7 +55,7 @@ class Moments:
                 "a score of a normal image is NaN or infinite, so no threshold comes from it. Mend its map."
             )
         values -= mean
-        rest = float(values.sum())  # what rounding of the mean left
+        rest = float(values.sum())  # not 0, because the mean is rounded
         return cls(scores.size, mean + rest / scores.size, max(float(values @ values) - rest * rest / scores.size, 0.0))
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -69,24 +70,24 @@ class Moments:
 
     @classmethod
     def merged(cls, parts: Iterable["Moments"]) -> "Moments":
-        """Returns the moments of all parts together, added from the first to the last."""
+        """Returns the moments of all parts together, merged from the first to the last."""
         return sum(parts, cls())
 
     @property
     def sd(self) -> float:
-        """Returns the standard deviation of these scores, the root of the mean squared distance (as `numpy.std`)."""
+        """Returns the standard deviation of these scores, the root of the mean squared distance, as `numpy.std`."""
         return math.sqrt(self.squares / self.count) if self.count else math.nan
 
 
 def mean_plus_sd(normal: Moments, factor: float = FACTOR) -> float:
-    """Returns the mean of normal scores plus some standard deviations: what is above it is anomalous.
+    """Returns the threshold `mean + factor * sd` of normal scores. Scores above it are anomalous.
 
-    It is no quantile: of scores with a normal distribution 0.13 % lie above it at 3, of others up to 10 %
-    (Cantelli's inequality, `1 / (1 + factor²)`).
+    It is not a quantile. With 3 standard deviations, 0.13 % of normally distributed scores lie above it. For other
+    distributions it may be up to 10 % (Cantelli's inequality, `1 / (1 + factor²)`).
 
     Args:
         normal: Moments of the scores of normal images, or of the pixels of their maps.
-        factor: Standard deviations.
+        factor: Number of standard deviations.
 
     Raises:
         UserError: There are fewer than 2 scores.
@@ -107,10 +108,10 @@ def mean_plus_sd(normal: Moments, factor: float = FACTOR) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a threshold comes from the scores of normal images.
+    """Rule that computes a threshold from the scores of normal images.
 
     Attributes:
-        text: As it was written: `mean+3sd` or `q0.99`.
+        text: The rule as it was written: `mean+3sd` or `q0.99`.
         factor: Standard deviations above the mean; `None` for a quantile.
         fpr: Share of the normal scores that may lie above the threshold; `None` for mean and standard deviation.
     """
@@ -124,7 +125,7 @@ class Rule:
         """Returns the rule that a text names.
 
         Raises:
-            ValueError: It names none.
+            ValueError: The text names no rule.
         """
         if found := re.fullmatch(r"mean\+(\d+(?:\.\d+)?)sd", text):
             return cls(text, factor=float(found[1]))
@@ -134,23 +135,23 @@ class Rule:
 
     @property
     def fewest(self) -> int:
-        """Returns how many scores of normal images it needs."""
+        """Returns the number of scores of normal images that the rule needs."""
         return 2 if self.fpr is None else math.ceil(1 / self.fpr - 1e-9)
 
     def threshold(self, moments: Moments, counts: ScoreCounts, binned: bool = True) -> float:
-        """Returns the threshold of normal scores; what is above it is anomalous.
+        """Returns the threshold of normal scores. Scores above it are anomalous.
 
-        A quantile is the lowest of these scores that at most its share of them lies above; of binned scores, the upper
-        end of its bin, or the lower one of the highest bin.
+        A quantile is the lowest score such that at most the share `fpr` of the scores lies above it. For binned scores
+        it is the upper end of its bin, or the lower end if the bin is the highest.
 
         Args:
-            moments: Of the scores.
-            counts: Of the same scores, all of them normal.
-            binned: Whether the counts are of bins; of distinct scores otherwise.
+            moments: Moments of the scores.
+            counts: Counts of the same scores, all of them normal.
+            binned: Whether scores were counted in bins. Otherwise each distinct score was counted.
 
         Raises:
-            UserError: There are too few scores for the rule: less than 2, or for a quantile so few that not one may lie
-                above it.
+            UserError: There are too few scores for the rule: less than 2, or, for a quantile, so few that not even one
+                may lie above it.
         """
         if self.factor is not None:
             return mean_plus_sd(moments, self.factor)

@@ -1,4 +1,4 @@
-"""Metrics of what several images show: of objects seen in several views, of volumes seen in slices."""
+"""Metrics of groups of images: the views of an object, or the slices of a volume."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,10 +20,10 @@ class Group(NamedTuple):
     """Images that are judged together.
 
     Attributes:
-        name: As their samples have it; of an image that is judged alone, its path.
-        label: 1 = at least one of them is anomalous, 0 = all are normal.
-        score: By the rule of `groups_of`.
-        images: How many they are.
+        name: Name of the group in its samples. The path, if an image is judged alone.
+        label: 1 = at least one image is anomalous, 0 = all images are normal.
+        score: Score of the group; see `groups_of`.
+        images: Number of images.
     """
 
     name: str
@@ -33,16 +33,18 @@ class Group(NamedTuple):
 
 
 def groups_of(scores: Sequence[ImageScore], rule: GroupScore = "highest") -> dict[Key, list[Group]]:
-    """Returns the groups of each category in which one has more than one image, by name; an image alone is one too.
+    """Returns the groups of each category, sorted by name. An image without a group is a group of one image.
 
-    - `highest`: a group is as anomalous as its most anomalous image. The rule of Real-IAD's S-AUROC (Wang et al.,
-      arXiv 2403.12580), whose published command has ADEval take the highest score of an object's five views, and call
-      it anomalous if one view is.
-    - `mean`: the mean of its images' scores.
+    Categories in which every group is a single image are left out.
+
+    - `highest`: the highest score of the images. This is the rule of Real-IAD's S-AUROC (Wang et al., arXiv
+      2403.12580): its published command has ADEval take the highest score of an object's five views. An object is
+      anomalous if one view is.
+    - `mean`: the mean score of the images.
 
     Args:
-        scores: What was said of the images, of all processes.
-        rule: How the score of a group follows from those of its images.
+        scores: Scores of the images of all processes.
+        rule: Rule that computes the score of a group from those of its images.
     """
     members: dict[Key, dict[tuple[bool, str], list[ImageScore]]] = {}
     for image in scores:
@@ -59,15 +61,15 @@ def groups_of(scores: Sequence[ImageScore], rule: GroupScore = "highest") -> dic
 
 
 def _score(scores: Sequence[float], rule: GroupScore) -> float:
-    return max(scores) if rule == "highest" else fsum(scores) / len(scores)  # in whatever order they came
+    return max(scores) if rule == "highest" else fsum(scores) / len(scores)  # independent of the order
 
 
 def with_groups(rows: Sequence[Row], groups: Mapping[Key, Sequence[Group]]) -> list[Row]:
     """Returns the rows of categories with AUROC, AP and F1-max of their groups, and the threshold of F1-max.
 
     Args:
-        rows: Without means.
-        groups: By dataset and category. Where all are normal, or all anomalous, nothing is added.
+        rows: Rows of categories, without means.
+        groups: Groups by dataset and category. A category whose groups have one label only stays as it is.
     """
     result = []
     for row in rows:
@@ -79,18 +81,18 @@ def with_groups(rows: Sequence[Row], groups: Mapping[Key, Sequence[Group]]) -> l
 
 
 def write_groups(groups: Mapping[Key, Sequence[Group]], path: Path) -> None:
-    """Writes what was said of each group as CSV, by dataset, category and name; scores in full.
+    """Writes the score of each group as CSV, sorted by dataset, category and name, with all digits.
 
     Args:
-        groups: By dataset and category.
-        path: The file.
+        groups: Groups by dataset and category.
+        path: Path of the file.
     """
     lines = [(*key, *group) for key, part in groups.items() for group in part]
     write_text(path, csv_text(["dataset", "category", "group", "label", "score", "images"], lines))
 
 
 def records_of(groups: Mapping[Key, Sequence[Group]]) -> dict[Key, list[ImageRecord]]:
-    """Returns groups in the form that intervals are found from: as images without pixels, told apart by their place."""
+    """Returns groups as records of images without pixels, named by their position, so that intervals can be found."""
     return {
         key: [ImageRecord(f"{i:09}", group.label, group.score, None) for i, group in enumerate(part)]
         for key, part in groups.items()

@@ -1,9 +1,9 @@
-"""The one streaming state of the metrics: how many pixels, and how much region weight, have which score.
+"""Streaming histogram of scores: the number of pixels, and the region weight, per bin of scores.
 
-Scores are binned by the pattern of their bits, float32 or, where that would merge some, float64, in bins as fine as a
-fixed number of them allows for the range of scores seen so far. When the range grows, neighbouring bins are added
-together; bins of a wider range are always unions of those of a narrower one. All counts are integers, hence histograms
-add exactly: the result depends on which scores came, not on their order, nor on how the stream was cut or distributed.
+Scores are binned by their bit pattern, as float32 or, where that would merge some, as float64. The bins are as fine as
+a fixed number of bins allows for the range of scores so far. When the range grows, neighbouring bins are added: bins of
+a wider range are always unions of bins of a narrower one. All counts are integers, so histograms add exactly. The
+result depends on the scores only, not on their order, nor on how they were cut into batches or distributed.
 """
 
 from dataclasses import dataclass, replace
@@ -17,32 +17,32 @@ REGION = 2**42
 """Fixed-point weight of one whole region. An int64 bin holds 2^21 regions; see `pro_error_bound` for the rounding."""
 
 MANTISSA = 23
-"""Bits below the exponent in a float32: the keys of one octave are 2^23."""
+"""Number of mantissa bits of a float32: one octave has 2^23 keys."""
 
 WIDE_MANTISSA = 52
-"""The same of a float64."""
+"""Number of mantissa bits of a float64."""
 
 OCTAVES = 30
-"""Magnitudes this many factors of two below the largest share a bin; zero has its own."""
+"""Magnitudes this many factors of two below the largest share a bin. Zero has its own bin."""
 
 BINS = 2**19
-"""Default resolution: at most 24 MiB a state, and 2^16 bins an octave for scores between 0.01 and 1."""
+"""Default resolution: at most 24 MiB per state, and 2^16 bins per octave for scores between 0.01 and 1."""
 
 CHUNK = 2**20
-"""Pixels counted at a time, so that temporaries are a few MiB however large the batch."""
+"""Number of pixels counted at a time, so that temporaries take a few MiB, whatever the size of the batch."""
 
 
 class ScoreCounts(NamedTuple):
-    """What every curve is computed from: counts of scores in ascending bins.
+    """Counts of scores in ascending bins. Every curve is computed from them.
 
     Attributes:
-        lowest: `[n]`, float32 or float64, strictly ascending; no score of the bin is lower, every score of a lower bin
-            is.
+        lowest: `[n]`, float32 or float64, strictly ascending. No score of the bin is lower, and every score of a lower
+            bin is.
         normal: `[n]`, int64, normal pixels (or images) in the bin.
         anomalous: `[n]`, int64, anomalous pixels (or images) in the bin.
-        region_weight: `[n]`, int64, sum of `REGION / area` over the anomalous pixels in the bin, where `area` is that
-            of the region which the pixel belongs to.
-        tied: `[n]`, bool, whether all scores of the bin are known to be equal, so that no order is lost in it.
+        region_weight: `[n]`, int64, sum of `REGION / area` over the anomalous pixels in the bin, where `area` is the
+            area of the pixel's region.
+        tied: `[n]`, bool, whether all scores of the bin are known to be equal, so that binning loses no order.
     """
 
     lowest: np.ndarray
@@ -53,15 +53,15 @@ class ScoreCounts(NamedTuple):
 
     @property
     def thresholds(self) -> np.ndarray:
-        """Returns the highest threshold that each bin is above, `[n]`: the number just below its lowest score."""
+        """Returns the highest threshold below each bin, `[n]`: the largest number below its lowest score."""
         return np.nextafter(self.lowest, self.lowest.dtype.type(-np.inf))
 
 
 def score_keys(scores: Tensor) -> Tensor:
     """Returns integers in the order of the scores: `a < b` exactly if `key(a) < key(b)`; -0 and +0 share key 0.
 
-    A pattern is sign and magnitude, and magnitudes are in order already. Negating those of negative scores turns the
-    pattern into two's complement.
+    A bit pattern is sign and magnitude, and magnitudes are in order already. Negating the magnitude of negative scores
+    turns the pattern into two's complement.
 
     Args:
         scores: Any shape, float32 or float64, finite.
@@ -94,7 +94,7 @@ def wide_keys(keys: Tensor) -> Tensor:
 
 
 def wide_range(lowest: int, highest: int) -> tuple[int, int]:
-    """Returns a range of float32 keys as one of float64 keys; reversed, both are those of nothing."""
+    """Returns a range of float32 keys as a range of float64 keys. A reversed range is empty, and stays so."""
     if lowest > highest:
         return 2**63 - 1, -(2**63)
     low, high = wide_keys(torch.tensor([lowest, highest])).tolist()
@@ -108,13 +108,13 @@ def region_weight(areas: Tensor) -> Tensor:
 
 
 class Bins(NamedTuple):
-    """A partition of the keys between two of them. Even bins hold one score, odd bins what lies between two even ones.
+    """A partition of a range of keys. Even bins hold one score, odd bins the scores between two even bins.
 
-    So scores that are equal because they are coarse (half precision, integers, 0 and 1 where a map is saturated) are
-    told from scores that merely fall into one bin.
+    So coarse scores that are equal (half precision, integers, 0 and 1 where a map is saturated) are distinguished from
+    different scores in one bin.
 
     Attributes:
-        floor: Keys up to this magnitude are taken together, those of each sign apart and zero apart.
+        floor: Keys up to this magnitude share a bin per sign. Zero has its own bin.
         shift: The even bins are at multiples of `2^shift` beyond the floor.
         first: Number of the first bin.
         size: Number of bins.
@@ -131,12 +131,12 @@ class Bins(NamedTuple):
     def between(cls, lowest: int, highest: int, limit: int, mantissa: int = MANTISSA) -> "Bins":
         """Returns the finest partition of `[lowest, highest]` with at most `limit` even bins.
 
-        Both `floor` and `shift` grow with the range, and the floor is a multiple of every possible `2^shift`: therefore
+        Both `floor` and `shift` grow with the range, and the floor is a multiple of every possible `2^shift`. Therefore
         the bins of a wider range are unions of these.
         """
         octave = max(abs(lowest), abs(highest)) >> mantissa
         floor = max(octave - OCTAVES + 1, 0) << mantissa
-        # What the keys of either sign span; what is left of that beyond the floor may shrink as the floor rises.
+        # The span of the keys of either sign. The part beyond the floor may shrink as the floor rises.
         reach = OCTAVES << mantissa
         span = min(max(highest, 0) - max(lowest, 0), reach) + min(max(-lowest, 0) - max(-highest, 0), reach)
         shift = 0
@@ -147,7 +147,7 @@ class Bins(NamedTuple):
 
     def index(self, keys: Tensor) -> Tensor:
         """Returns the bins, from 0, of keys of any shape and integer type."""
-        keys = keys - self.floor if self.above else _beyond(keys, self.floor)  # the first is the common case, and fast
+        keys = keys - self.floor if self.above else _beyond(keys, self.floor)  # the first is common, and faster
         below = keys >> self.shift
         return keys.add_(2**self.shift - 1).bitwise_right_shift_(self.shift).add_(below).sub_(self.first)
 
@@ -155,12 +155,12 @@ class Bins(NamedTuple):
         """Returns the lowest key in each bin: `[n]`, int64, for bins `[n]`, int64."""
         number = index + self.first
         keys = (number >> 1 << self.shift) + (number & 1)
-        # The bin just above zero begins with the smallest number that there is.
+        # The bin just above zero begins with the smallest positive number.
         return torch.where(keys == 1, keys, keys + keys.sign() * self.floor)
 
 
 def _beyond(keys: Tensor, floor: int) -> Tensor:
-    """Returns a new tensor with how far keys lie beyond the floor, with their sign; -1, 0 or 1 within it."""
+    """Returns a new tensor of the signed distances of keys beyond the floor; -1, 0 or 1 within the floor."""
     beyond = keys - keys.clamp(-floor, floor)
     return torch.where(beyond == 0, keys.clamp(-1, 1), beyond)
 
@@ -169,15 +169,16 @@ def _beyond(keys: Tensor, floor: int) -> Tensor:
 class ScoreHistogram:
     """Additive counts by score.
 
-    Keys are those of float32 scores until a score comes that only float64 holds. The bins in use are then brought to
-    float64, where they are the same bins, or parts of one. That holds unless all scores are below 2^-96, where the
-    steps of float32 become even and those of float64 do not: such scores are counted in float64 from the start.
+    Keys are those of float32 scores until a score comes that only float64 can represent. The bins in use are then
+    converted to float64 bins. Each remains one bin, or becomes a part of one. This would fail if all scores were below
+    2^-96, where float32 steps become uniform and float64 steps do not. Such scores are counted in float64 from the
+    start.
 
     Attributes:
-        lowest: Lowest key seen; above `highest` if none was.
-        highest: Highest key seen.
-        counts: `[3, n]`, int64: normal pixels, anomalous pixels and region weight of the n bins between them.
-        limit: Largest number of distinct scores that are told apart.
+        lowest: Lowest key so far; above `highest` if there is none.
+        highest: Highest key so far.
+        counts: `[3, n]`, int64: normal pixels, anomalous pixels and region weight of the n bins between these keys.
+        limit: Largest number of scores that are distinguished.
         wide: Whether keys are those of float64 scores.
     """
 
@@ -189,22 +190,22 @@ class ScoreHistogram:
 
     @classmethod
     def empty(cls, limit: int = BINS, device: torch.device | None = None) -> "ScoreHistogram":
-        """Returns a histogram of nothing."""
+        """Returns an empty histogram."""
         return cls(2**31, -(2**31), torch.zeros(3, 0, dtype=torch.int64, device=device), limit)
 
     @property
     def bins(self) -> Bins:
-        """Returns the bins of the counts, of which there is at least one."""
+        """Returns the bins of the counts. There must be at least one."""
         return Bins.between(self.lowest, self.highest, self.limit, WIDE_MANTISSA if self.wide else MANTISSA)
 
     def add(self, scores: Tensor, areas: Tensor, weights: Tensor | None = None) -> None:
-        """Adds pixels, counted on the device of `counts`, which they must be on.
+        """Adds pixels. They must be on the device of `counts`.
 
         Args:
-            scores: Any shape, float32 or float64, finite. Float64 is kept apart in float64.
+            scores: Any shape, float32 or float64, finite. Float64 scores are distinguished in float64.
             areas: Same shape, int32: area in pixels of the anomalous region of the pixel, 0 = normal.
-            weights: Same shape, int64: weight of each anomalous pixel, where a whole region weighs `REGION`; by default
-                `REGION / area`.
+            weights: Same shape, int64: weight of each anomalous pixel, `REGION / area` by default. A whole region
+                weighs `REGION`.
         """
         if not scores.numel():
             return
@@ -235,11 +236,11 @@ class ScoreHistogram:
             self.counts[2].index_add_(0, index, of_region)
 
     def _tiny(self, lowest: int, highest: int) -> bool:
-        """Returns whether with the float32 keys `lowest` to `highest` all scores so far are below 2^-96."""
+        """Returns whether all scores, including the float32 keys `lowest` to `highest`, are below 2^-96."""
         return not self.wide and 0 < max(-lowest, highest, -self.lowest, self.highest) < (OCTAVES + 1) << MANTISSA
 
     def to_float64(self) -> None:
-        """Brings the counts to bins of float64 scores; does nothing if they are."""
+        """Converts the counts to bins of float64 scores. Does nothing if they already are."""
         if self.wide:
             return
         counts, bins = self.counts, self.bins if self.counts.shape[1] else None
@@ -263,7 +264,7 @@ class ScoreHistogram:
             self._take(other.counts.to(self.counts.device), other.bins)
 
     def widen(self, lowest: int, highest: int) -> None:
-        """Makes the range contain the keys `lowest` to `highest` too; reversed, they are those of nothing."""
+        """Extends the range to the keys `lowest` to `highest`. A reversed range is empty and changes nothing."""
         if lowest > highest or (self.lowest <= lowest and highest <= self.highest):
             return
         counts, bins = self.counts, self.bins if self.counts.shape[1] else None
@@ -275,7 +276,7 @@ class ScoreHistogram:
             self._take(counts, bins)
 
     def _take(self, counts: Tensor, bins: Bins) -> None:
-        """Adds counts of bins that are parts of these."""
+        """Adds counts of finer bins, each of which is part of one bin here."""
         used = counts[:2].any(0).nonzero().squeeze(1)
         self.counts.index_add_(1, self.bins.index(bins.keys(used)), counts[:, used])
 
@@ -293,13 +294,13 @@ class ScoreHistogram:
 def exact_counts(
     normal: np.ndarray, anomalous: np.ndarray, areas: np.ndarray | None = None, weights: np.ndarray | None = None
 ) -> ScoreCounts:
-    """Returns counts by distinct score, from all the scores: O(n log n) time, for verification and for small n.
+    """Returns counts of each distinct score, in O(n log n) time: for verification and for small n.
 
     Args:
         normal: `[n]`, float32 or float64, scores of the normal pixels or images.
-        anomalous: `[p]`, likewise, scores of the anomalous ones.
+        anomalous: `[p]`, float32 or float64, scores of the anomalous pixels or images.
         areas: `[p]`, area of the region of each anomalous pixel; 1 by default.
-        weights: `[p]`, whole numbers, in place of areas: weight of each anomalous pixel, in units of `REGION`.
+        weights: `[p]`, whole numbers, instead of areas: weight of each anomalous pixel, in units of `REGION`.
     """
     normal_values, normal_counts = np.unique(normal, return_counts=True)
     values, inverse, value_counts = np.unique(anomalous, return_inverse=True, return_counts=True)

@@ -1,8 +1,8 @@
-"""What each image adds to the metrics of its category, small enough to be kept: what resampling images needs.
+"""Counts of each image's scores, small enough to be kept, so that images can be resampled.
 
-An image's pixels are counted in bins of its own range, so that what is kept of it does not depend on the other images,
-their order or their process. The images of a category are then brought to common groups of bins, in which the counts of
-any sample of them, images drawn twice included, are a weighted sum.
+An image's pixels are counted in bins of its own range. So its counts do not depend on the other images, their order or
+their process. The images of a category are then converted to common groups of bins. In these, the counts of any sample
+of images, repeated images included, are a weighted sum.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,32 +29,33 @@ from afclip_lightning.metrics.scores import Array, ranked, to_tensor
 from afclip_runtime.thresholds import is_anomalous
 
 IMAGE_BINS = 2**13
-"""Resolution of one image's counts: of at most 2^14 bins, 6 bytes are kept per bin used and 14 more per bin of
-anomalous pixels, 22 with sPRO: without it at most 328 kB per image, and some 50 kB of one of 518 x 518 pixels with
-large defects."""
+"""Resolution of one image's counts: at most 2^14 bins. A used bin takes 6 bytes, a bin with anomalous pixels 14 more
+(22 with sPRO). Without sPRO that is at most 328 kB per image, and about 50 kB for 518 x 518 pixels with large
+defects."""
 
 ANOMALOUS_GROUPS, REGION_GROUPS, NORMAL_GROUPS = 1536, 384, 384
-"""A group of bins holds at most one part in so many of a category's anomalous pixels, region weight and normal pixels,
-unless a single bin holds more. Average precision loses most by grouping, and by that of the anomalous pixels."""
+"""Number of equal shares of a category's anomalous pixels, region weight and normal pixels. A group of bins holds at
+most one share of each, unless a single bin holds more. Grouping affects average precision most, through the anomalous
+pixels."""
 
 TAIL = (1e-7, 1e-1)
 TAIL_GROUPS = 32
-"""Groups per factor of ten in the false-positive rate of the pixels of normal images, within `TAIL`: where few false
-alarms are allowed, equal shares would be too coarse."""
+"""Groups per factor of ten in the false-positive rate of the pixels of normal images, within `TAIL`. Equal shares would
+be too coarse where few false alarms are allowed."""
 
 REGION = 2**36
 """Weight of one whole region in common groups: sums of up to 2^17 regions are exact in float64."""
 
 
 class Counts(Protocol):
-    """The pixels of one image, in memory or where they are kept; see `kept_counts`."""
+    """The pixel counts of one image, in memory or in a file; see `kept_counts`."""
 
     @property
     def is_saturated(self) -> bool:
         """Returns whether there are weights of sPRO."""
 
     def swapped(self) -> "Counts":
-        """Returns the counts with weights of sPRO in place of region weights, where there are any."""
+        """Returns the counts with the weights of sPRO, if there are any, in place of the region weights."""
 
     def load(self) -> "ImageCounts":
         """Returns the counts."""
@@ -68,11 +69,11 @@ class ImageCounts(NamedTuple):
         highest: Highest key of its scores.
         wide: Whether keys are those of float64 scores.
         bins: `[n]`, uint16, ascending numbers of the bins used.
-        pixels: `[n]`, uint32, pixels in each.
-        marked: `[m]`, uint16, ascending, the bins that hold anomalous pixels.
-        anomalous: `[m]`, uint32, how many.
+        pixels: `[n]`, uint32, number of pixels in each bin.
+        marked: `[m]`, uint16, ascending numbers of the bins that hold anomalous pixels.
+        anomalous: `[m]`, uint32, number of anomalous pixels in each of these.
         region_weight: `[m]`, int64, see `ScoreCounts`.
-        saturated_weight: `[m]`, int64, the same of sPRO; `None` where it is not asked for. See `spro`.
+        saturated_weight: `[m]`, int64, sum of the weights of sPRO; `None` without sPRO. See `spro`.
     """
 
     lowest: int
@@ -101,7 +102,7 @@ class ImageCounts(NamedTuple):
         used, marked = pixels.nonzero()[0], anomalous.nonzero()[0]
         saturated = None
         if saturated_weight is not None:
-            other = ScoreHistogram.empty(IMAGE_BINS, anomaly_map.device)  # of the same scores, so of the same bins
+            other = ScoreHistogram.empty(IMAGE_BINS, anomaly_map.device)  # the same scores give the same bins
             other.add(anomaly_map, region_area, saturated_weight)
             saturated = other.counts[2].cpu().numpy()[marked]
         return cls(
@@ -118,13 +119,13 @@ class ImageCounts(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Returns the bytes that are kept of the image."""
+        """Returns the size of the arrays, in bytes."""
         parts = (self.bins, self.pixels, self.marked, self.anomalous, self.region_weight, self.saturated_weight)
         return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def partition(self) -> Bins:
-        """Returns the bins that the numbers are of."""
+        """Returns the partition that `bins` and `marked` number."""
         return Bins.between(self.lowest, self.highest, IMAGE_BINS, WIDE_MANTISSA if self.wide else MANTISSA)
 
     @property
@@ -141,7 +142,7 @@ class ImageCounts(NamedTuple):
         return self
 
     def histogram(self) -> ScoreHistogram:
-        """Returns the counts as a histogram, which can be widened and merged."""
+        """Returns the counts as a histogram that can be widened and merged."""
         counts = np.zeros((3, self.partition.size), np.int64)
         counts[0, self.bins] = self.pixels
         counts[0, self.marked] -= self.anomalous
@@ -149,10 +150,10 @@ class ImageCounts(NamedTuple):
         return ScoreHistogram(self.lowest, self.highest, torch.from_numpy(counts), IMAGE_BINS, self.wide)
 
     def above(self, threshold: float) -> np.ndarray:
-        """Returns the normal and the anomalous pixels above a threshold, and how far each can be off, `[4]`, float64.
+        """Returns the numbers of normal and anomalous pixels above a threshold, and their errors, `[4]`, float64.
 
-        Only of the pixels in the bin that the threshold falls into it is not known, unless that bin holds one score:
-        half of them count as above, so that half of them is what it can be off by.
+        The numbers are exact except for the bin that the threshold falls into, unless that bin holds one score. Half
+        of its pixels count as above the threshold, so the error is at most half of its pixels.
         """
         first, inside = self._first_above(threshold)
         normal = self.pixels.astype(np.float64)
@@ -163,7 +164,7 @@ class ImageCounts(NamedTuple):
         return np.array([over[0] + half[0], over[1] + half[1], *half])
 
     def _first_above(self, threshold: float) -> tuple[int, int]:
-        """Returns the first bin whose scores are above a threshold, and the bin that it falls into; -1 for none."""
+        """Returns the first bin whose scores are above a threshold, and the bin of the threshold; -1 for none."""
         number = np.float64 if self.wide else np.float32
         limits = np.finfo(number)
         if threshold < limits.min:
@@ -182,13 +183,13 @@ class ImageCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is kept of one image.
+    """The record of one image.
 
     Attributes:
-        name: What tells it from the others of its category: its path.
+        name: Path of the image, unique in its category.
         label: 1 = anomalous, 0 = normal.
-        score: Its image score, finite; `None` where it has none.
-        counts: Its pixels, or where they are kept; `None` where their labels are not known.
+        score: Image score, finite; `None` without an image score.
+        counts: Counts of its pixels, in memory or in a file; `None` if the mask is not known.
     """
 
     name: str
@@ -197,7 +198,7 @@ class ImageRecord:
     counts: Counts | None
 
     def pixels(self) -> ImageCounts | None:
-        """Returns its pixels; read from where they are kept, each time anew."""
+        """Returns the counts of its pixels. Counts in a file are read at each call."""
         return None if self.counts is None else self.counts.load()
 
     @classmethod
@@ -210,15 +211,15 @@ class ImageRecord:
         region_area: Tensor | None,
         saturated_weight: Tensor | None = None,
     ) -> "ImageRecord":
-        """Returns what is kept of an image that `AnomalyMetrics.update` has taken.
+        """Returns the record of an image that `AnomalyMetrics.update` has accepted.
 
         Args:
-            name: Its path.
+            name: Path of the image.
             label: 1 = anomalous, 0 = normal.
-            score: Its image score, if it has one.
-            anomaly_map: `[H, W]`, any type of numbers, finite.
+            score: Image score, if there is one.
+            anomaly_map: `[H, W]`, any numeric type, finite.
             region_area: `[H, W]`, int32, `region_areas` of its mask; `None` where the mask is not known.
-            saturated_weight: `[H, W]`, int64, of sPRO; see `spro.saturated_weight`.
+            saturated_weight: `[H, W]`, int64, weight of each pixel in sPRO; see `spro.saturated_weight`.
         """
         if region_area is None:
             return cls(name, label, score, None)
@@ -231,17 +232,19 @@ class CategoryCounts:
     """The images of one category in common groups of bins, highest scores first.
 
     Attributes:
-        names: What tells the n images apart, ascending.
+        names: Names of the n images, ascending.
         labels: `[n]`, int64, 1 = anomalous, 0 = normal.
-        scores: `[n]`, float64, image scores; NaN where an image has none.
-        masked: `[n]`, bool, whether the labels of the pixels are known.
+        scores: `[n]`, float64, image scores; NaN for an image without one.
+        masked: `[n]`, bool, whether the mask of each image is known.
         lowest: `[g]`, lowest score of each group, descending.
         normal: `[n, g]`, float64 whole numbers: normal pixels of each image in each group.
-        anomalous: `[n, g]`, likewise, anomalous pixels.
-        region_weight: `[n, g]`, likewise, sums of `REGION / area`, where `area` is that of the pixel's region.
+        anomalous: `[n, g]`, float64 whole numbers: anomalous pixels of each image in each group.
+        region_weight: `[n, g]`, float64 whole numbers: sums of `REGION / area`, where `area` is the area of the
+            pixel's region.
         tied: `[g]`, bool, whether all scores of a group are known to be equal.
-        above: Where thresholds are fixed, by level (`image`, `pixel`), `[4, n]`: normal and anomalous scores of each
-            image above them, and how far each of these can be off; absent of a level that not all images have.
+        above: `[4, n]` for each level (`image`, `pixel`) with a fixed threshold: normal and anomalous scores of each
+            image above the threshold, and the largest error of each. A level is absent unless all images have scores
+            of it.
     """
 
     names: tuple[str, ...]
@@ -259,11 +262,11 @@ class CategoryCounts:
     def of(
         cls, records: Sequence[ImageRecord], thresholds: Mapping[str, float] = MappingProxyType({})
     ) -> "CategoryCounts":
-        """Returns the images of a category; in which order and parts they came makes no difference.
+        """Returns the images of a category. The order of the records makes no difference.
 
         Args:
-            records: At least one, of different names.
-            thresholds: By level, those that were fixed; see `above`.
+            records: At least one record, with different names.
+            thresholds: Fixed thresholds by level; see `above`.
 
         Raises:
             ValueError: Two images have one name.
@@ -278,7 +281,7 @@ class CategoryCounts:
         for _, counts in _pixels(masked):
             whole.merge(counts.histogram())
         seen = whole.score_counts()
-        used = whole.counts[:2].any(0).nonzero().squeeze(1).numpy()  # as `score_counts` lists them
+        used = whole.counts[:2].any(0).nonzero().squeeze(1).numpy()  # the order of `score_counts`
         of_normal_images = np.zeros(whole.counts.shape[1])
         for _, counts in _pixels([(i, record) for i, record in masked if record.label == 0]):
             np.add.at(of_normal_images, _moved(counts, whole)[0], counts.pixels)
@@ -288,7 +291,7 @@ class CategoryCounts:
         of_bin[used] = group
         normal, anomalous, weight = grouped = np.zeros((3, len(records), size))
         for i, counts in _pixels(masked):
-            bins, marked = _moved(counts, whole)  # found again: those of all images are more than the images
+            bins, marked = _moved(counts, whole)  # computed twice: for all images they take more memory than the images
             grouped[:, i] = _grouped(counts, of_bin[bins], of_bin[marked], size)[:, ::-1]
         first = np.searchsorted(group, np.arange(size))
         alone = np.bincount(group, minlength=size) == 1
@@ -308,7 +311,7 @@ class CategoryCounts:
     def pixel_counts(self, weights: np.ndarray | None = None) -> ScoreCounts:
         """Returns the counts of a sample of the images, for the functions in `curves` and `pro` and their error bounds.
 
-        A whole region weighs less here than in `ScoreCounts`, and its weights are rounded once more: the part of
+        A whole region weighs less here than in `ScoreCounts`, and its weights are rounded once more. The part of
         `pro_error_bound` that is due to rounding grows by 1/64.
 
         Args:
@@ -322,7 +325,7 @@ class CategoryCounts:
 
 
 def _above(records: Sequence[ImageRecord], thresholds: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Returns how many scores of each image are above thresholds; see `CategoryCounts.above`."""
+    """Returns the number of scores of each image above fixed thresholds; see `CategoryCounts.above`."""
     found = {}
     scores = [record.score for record in records]
     if "image" in thresholds and None not in scores:
@@ -336,14 +339,14 @@ def _above(records: Sequence[ImageRecord], thresholds: Mapping[str, float]) -> d
 
 
 def _pixels(records: Sequence[tuple[int, ImageRecord]]) -> Iterator[tuple[int, ImageCounts]]:
-    """Yields the places of images whose pixel labels are known, and their pixels, one at a time in memory."""
+    """Yields the position and the pixel counts of each image with a known mask, one at a time in memory."""
     for i, record in records:
         if (counts := record.pixels()) is not None:
             yield i, counts
 
 
 def _moved(counts: ImageCounts, whole: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which bins of the category hold the image's bins, `[n]`, and its bins of anomalous pixels, `[m]`."""
+    """Returns the category's bin of each bin of an image, `[n]`, and of each of its marked bins, `[m]`."""
     numbers = torch.from_numpy(np.concatenate([counts.bins, counts.marked]).astype(np.int64))
     keys = counts.partition.keys(numbers)
     if whole.wide and not counts.wide:
@@ -369,8 +372,8 @@ def _grouped(counts: ImageCounts, group: np.ndarray, marked: np.ndarray, size: i
 def _groups(counts: ScoreCounts, of_normal_images: np.ndarray) -> np.ndarray:
     """Returns the group of each used bin, `[k]`, ascending from 0.
 
-    A group ends where the share of what lies above it passes the next of equal steps; for the pixels of normal images,
-    where its logarithm does.
+    A group ends where the share of scores above it passes the next of equal steps. For the pixels of normal images,
+    the logarithm of that share is compared.
 
     Args:
         counts: The k used bins of all images.

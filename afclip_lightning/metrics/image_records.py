@@ -1,7 +1,7 @@
-"""What is kept of each image, as a file: what comparisons of runs, and intervals found later, are made of.
+"""The file of image records. Comparisons of runs, and intervals that are computed later, read it.
 
-A NumPy archive (`.npz`) of plain arrays, nothing pickled. The images stand one behind the other, and their bins too;
-`bins_of` and `marked_of` say how many belong to each.
+It is a NumPy archive (`.npz`) of plain arrays; nothing is pickled. The arrays of the images are concatenated.
+`bins_of` and `marked_of` say how many elements belong to each image.
 """
 
 import json
@@ -23,7 +23,7 @@ from afclip_runtime.files.arrays import read_arrays
 
 FORMAT = 1
 
-_WHOLE = ("lowest", "highest", "bins_of", "marked_of")  # numbers of each image
+_WHOLE = ("lowest", "highest", "bins_of", "marked_of")  # one number per image
 _Types = dict[str, type[np.generic]]
 _OF_IMAGES: _Types = {"label": np.int8, "score": np.float64, "masked": np.bool_, "wide": np.bool_}
 _OF_IMAGES |= dict.fromkeys(_WHOLE, np.int64)
@@ -34,11 +34,11 @@ _TYPES: _Types = {**_OF_IMAGES, **_OF_BINS, **_OF_MARKED}
 
 @dataclass(frozen=True)
 class _Head:
-    """What is no number.
+    """The part of the file that is not numeric.
 
     Attributes:
         format: Version of the file.
-        images: Dataset, category, and the names of its images, in the order of the arrays.
+        images: Dataset, category and image names of each category, in the order of the arrays.
     """
 
     format: int
@@ -46,10 +46,10 @@ class _Head:
 
 
 def records_file(suffix: str = "") -> str:
-    """Returns the name of the file, in the folder of a run.
+    """Returns the name of the file in the folder of a run.
 
     Args:
-        suffix: What follows `results` in the names of its tables; see `find_table`.
+        suffix: Suffix of the run's tables, after `results`; see `find_table`.
     """
     return f"image_counts{suffix}.npz"
 
@@ -58,11 +58,11 @@ RECORDS_FILE = records_file()
 
 
 def write_records(path: Path, records: Mapping[Key, Sequence[ImageRecord]]) -> None:
-    """Writes the images of all categories in one step, sorted by name within each: equal records give equal bytes.
+    """Writes the records of all categories in one step. Equal records give equal bytes: images are sorted by name.
 
     Args:
-        path: The file.
-        records: By dataset and category.
+        path: Path of the file.
+        records: Records by dataset and category.
 
     Raises:
         UserError: The disk is full or not writable.
@@ -100,7 +100,7 @@ def _size(counts: ImageCounts) -> tuple[int, int, bool, int, int]:
 def _write_array(
     archive: zipfile.ZipFile, name: str, kind: type[np.generic], size: int, parts: Iterable[np.ndarray]
 ) -> None:
-    """Writes an array `[size]`, as NumPy's `savez_compressed` does, from its parts, one at a time in memory."""
+    """Writes an array `[size]` from its parts, one at a time in memory, as NumPy's `savez_compressed` does."""
     header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (size,)}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -109,10 +109,10 @@ def _write_array(
 
 
 def read_records(path: Path) -> dict[Key, list[ImageRecord]]:
-    """Returns what `write_records` wrote.
+    """Returns the records that `write_records` wrote.
 
     Raises:
-        UserError: The file is absent, damaged, or of another kind; the message names it.
+        UserError: The file is absent, damaged, or of another kind. The message names it.
     """
     try:
         arrays = read_arrays(path, {"head": np.uint8, **_TYPES})
@@ -135,7 +135,7 @@ def _check(head: _Head, arrays: Mapping[str, np.ndarray]) -> None:
     if head.format != FORMAT:
         raise ValueError(f"its format is {head.format}, this version reads {FORMAT}")
     if len({(dataset, category) for dataset, category, _ in head.images}) < len(head.images):
-        raise ValueError("a category stands there twice")
+        raise ValueError("it holds a category twice")
     images = sum(len(names) for *_, names in head.images)
     fits = all(len(arrays[name]) == images for name in _OF_IMAGES)
     for number, parts in (("bins_of", _OF_BINS), ("marked_of", _OF_MARKED)):
@@ -146,10 +146,10 @@ def _check(head: _Head, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _record(name: str, i: int, arrays: Mapping[str, np.ndarray], ends: Mapping[str, np.ndarray]) -> ImageRecord:
-    """Returns the image at this place.
+    """Returns the record of image `i`.
 
     Raises:
-        ValueError: Its bins are not those of its range.
+        ValueError: The bins of the image are not those of its range.
     """
 
     def part(of: str, number: str) -> np.ndarray:
@@ -172,7 +172,7 @@ def _record(name: str, i: int, arrays: Mapping[str, np.ndarray], ends: Mapping[s
 
 
 def _holds(counts: ImageCounts) -> bool:
-    """Returns whether the bins ascend within the partition, and each that holds anomalous pixels holds as many."""
+    """Returns whether the bins ascend within the partition and no bin has more anomalous pixels than pixels."""
     at = np.searchsorted(counts.bins, counts.marked).clip(max=len(counts.bins) - 1)
     return (
         0 < len(counts.bins) <= int(counts.bins[-1]) + 1 <= counts.partition.size

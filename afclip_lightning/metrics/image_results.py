@@ -1,4 +1,4 @@
-"""Metrics of some of a category's images, from what is kept of each: of all, or of one defect type."""
+"""Metrics of a category, or of one of its defect types, from the records of its images."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,11 +16,11 @@ from afclip_lightning.results import MEAN, Key, Row, aggregate
 
 
 def result_of_images(records: Sequence[ImageRecord], fpr_limit: float = 0.3) -> Result:
-    """Returns all metrics of some images, AUPIMO among them; those of images are exact, those of pixels have bounds.
+    """Returns all metrics of some images, including AUPIMO. Image metrics are exact, pixel metrics have error bounds.
 
     Args:
         records: At least one image.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1].
     """
     images = CategoryCounts.of(records)
     normal, anomalous = (images.scores[images.labels == label] for label in (0, 1))
@@ -41,10 +41,10 @@ def result_of_images(records: Sequence[ImageRecord], fpr_limit: float = 0.3) -> 
 
 
 def aupimo_by_category(records: Mapping[Key, Sequence[ImageRecord]]) -> tuple[dict[Key, Aupimo], list[str]]:
-    """Returns the AUPIMO of each category that has one, and why the others have none, a sentence each.
+    """Returns the AUPIMO of each category that has one, and one sentence per category that has none.
 
     Args:
-        records: The images by dataset and category.
+        records: Image records by dataset and category.
     """
     found: dict[Key, Aupimo] = {}
     notes = []
@@ -60,8 +60,8 @@ def with_aupimo(rows: Sequence[Row], found: Mapping[Key, Aupimo]) -> list[Row]:
     """Returns the rows of categories with their AUPIMO and its error bound.
 
     Args:
-        rows: Without means.
-        found: By dataset and category.
+        rows: Rows of categories, without means.
+        found: AUPIMO by dataset and category.
     """
     return [
         replace(
@@ -78,7 +78,7 @@ def with_aupimo(rows: Sequence[Row], found: Mapping[Key, Aupimo]) -> list[Row]:
 def type_rows(
     records: Mapping[Key, Sequence[ImageRecord]], types: Mapping[str, str], fpr_limit: float = 0.3
 ) -> list[Row]:
-    """Returns the rows by defect type of all categories, see `results_by_type`, and their means, see `type_means`."""
+    """Returns the rows by defect type of all categories (see `results_by_type`) and their means (see `type_means`)."""
     rows = [
         replace(result.row(dataset, category), defect_type=name)
         for (dataset, category), images in records.items()
@@ -88,13 +88,13 @@ def type_rows(
 
 
 def type_means(rows: Sequence[Row]) -> list[Row]:
-    """Returns, for each dataset of which all categories have the same types, two or more, the mean rows.
+    """Returns the mean rows of each dataset whose categories all have the same two or more defect types.
 
-    These are the mean of each type over the categories, and the mean of these means: what is printed of MVTec LOCO AD,
-    whose types are logical and structural anomalies.
+    These are the mean of each type over the categories, and the mean of these means. They are the published numbers of
+    MVTec LOCO AD, whose types are logical and structural anomalies.
 
     Args:
-        rows: By defect type, without means.
+        rows: Rows by defect type, without means.
     """
     means = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
@@ -120,12 +120,12 @@ def _mean(dataset: str, rows: Sequence[Row], name: str) -> Row:
 def results_by_type(
     records: Sequence[ImageRecord], types: Mapping[str, str], fpr_limit: float = 0.3
 ) -> dict[str, Result]:
-    """Returns the metrics of each defect type, sorted by name: all normal images against those of the type.
+    """Returns the metrics of each defect type, sorted by name: all normal images against the images of the type.
 
     Args:
         records: The images of one category.
-        types: By name of an image, its defect type; empty, or absent, where it is not known.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        types: Defect type by image name; empty or absent where it is not known.
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1].
     """
     normal = [record for record in records if not record.label]
     by_type: dict[str, list[ImageRecord]] = {}

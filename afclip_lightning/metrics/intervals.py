@@ -1,8 +1,8 @@
-"""How sure a metric is: bootstrap intervals over the images of a category, and of the mean over categories.
+"""Bootstrap intervals of metrics, over the images of a category, and of means over categories.
 
-The images that were tested are a sample of those that could have been. A metric of images drawn anew from them, many
-times, spreads about as the metric of other samples would. Normal and anomalous images are drawn apart, since a test set
-has a number of each by choice, and every category is drawn by itself.
+The tested images are a sample of all possible images. A metric of images that are drawn again from them, many times,
+varies about as much as the metric of other samples would. Normal and anomalous images are drawn separately, because
+the number of each is a choice of the test set. Each category is drawn separately too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,29 +20,30 @@ from afclip_lightning.results import LEVEL, MEAN, TITLE_OF_ALL, Interval, Key
 from afclip_lightning.types import IntervalKind
 
 FEWEST = 5
-"""Images of either kind that an interval needs. Of n images, a sample is n times the same one with chance `n^(1 - n)`:
-0.2 % of 5 images, but 1.6 % of 4, which is most of the 2.5 % at either end of a 95 % interval."""
+"""Smallest number of normal and of anomalous images for an interval. A sample of n images is n times the same image
+with probability `n^(1 - n)`: 0.2 % for 5 images, but 1.6 % for 4. That is most of the 2.5 % at either end of a 95 %
+interval."""
 
 ONE_KIND = {"image_fixed_fpr": 0, "image_fixed_tpr": 1}
-"""What takes images of one kind alone: of this label."""
+"""Metrics that are computed from images of one label only, and that label."""
 
 LEFT_OUT = 4096
-"""Images of either kind that are left out one by one, spread over all of them; of up to so many each is. The time then
-grows with the images and not with their square; they estimate a skewness, which `a` of BCa is 1/6 of, over the square
-root of the images."""
+"""Largest number of normal and of anomalous images that are left out one by one; with more images, evenly spaced ones
+are. So the time grows with the number of images, not with its square. They estimate the skewness in `a` of BCa, which
+is 1/6 of the skewness, divided by the square root of the number of images."""
 
 FEWEST_SAMPLES = 100
-"""Samples that an interval needs: the outermost 2.5 % are then two or three of them."""
+"""Smallest number of samples for an interval: the outermost 2.5 % are then two or three samples."""
 
 
 class Resampled(NamedTuple):
-    """A metric of one category, or of a mean, with what other samples of the images would give.
+    """A metric of one category, or a mean over categories, with its values on bootstrap samples.
 
     Attributes:
         value: The metric of the images themselves.
-        samples: `[r]`, of samples drawn from them.
-        without: By group of images that are drawn together, `[m]` each: the metric without each of m images.
-        images: How many images each group has, where these are some of them; by default as many.
+        samples: `[r]`, the metric of each sample drawn from them.
+        without: For each group of images that are drawn together, `[m]`: the metric without each of m images.
+        images: Number of images of each group, if only m of them were left out; m by default.
     """
 
     value: float
@@ -52,21 +53,21 @@ class Resampled(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Returns how many images each group has."""
+        """Returns the number of images of each group."""
         return self.images or tuple(map(len, self.without))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How intervals are found.
+    """Settings of bootstrap intervals.
 
     Attributes:
         replicates: Number of samples.
         kind: See `interval`.
-        seed: Of the draws. Runs on the same images have the same draws.
+        seed: Seed of the draws. Runs on the same images have the same draws.
 
     Raises:
-        ValueError: One of them is out of range.
+        ValueError: A setting is out of range.
     """
 
     replicates: int = 1000
@@ -89,8 +90,8 @@ class Intervals:
     """The intervals of a run.
 
     Attributes:
-        by_row: By dataset and category, `mean` among them: the interval of each metric that has one.
-        notes: Why there are none where there are none, a sentence each.
+        by_row: The interval of each metric that has one, by dataset and category, including `mean`.
+        notes: One sentence per category, or mean, that lacks an interval, with the reason.
     """
 
     by_row: dict[Key, dict[str, Interval]] = field(default_factory=dict)
@@ -107,13 +108,13 @@ def intervals_of(
     """Returns the intervals of each category, and of each dataset's mean over its categories.
 
     Args:
-        records: The images by dataset and category, in any order.
-        settings: How intervals are found.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
-        thresholds: By dataset and category and by level, those that were fixed without labels. They stay as they are in
-            every sample: what other normal images would have made of them is not in the intervals.
-        groups: What several images show, likewise (see `groups.records_of`). Whole groups are drawn for their metrics;
-            those of images and pixels draw image by image even so.
+        records: Image records by dataset and category, in any order.
+        settings: Settings of the intervals.
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1].
+        thresholds: Thresholds that were fixed without labels, by dataset and category, and by level. Every sample uses
+            the same thresholds: the intervals leave out that other normal images would give other thresholds.
+        groups: Groups of images by dataset and category; see `groups.records_of`. Whole groups are drawn for group
+            metrics. Single images are drawn for image and pixel metrics.
     """
     result = Intervals()
     for dataset in dict.fromkeys(dataset for dataset, _ in records):
@@ -121,7 +122,7 @@ def intervals_of(
         for category in (name for other, name in records if other == dataset and records[other, name]):
             try:
                 images = CategoryCounts.of(records[dataset, category], thresholds.get((dataset, category), {}))
-            except ValueError as error:  # an image is there twice
+            except ValueError as error:  # a repeated image
                 result.notes.append(f"No interval of {dataset}/{category}: {error}.")
                 of_dataset.append(dict.fromkeys(TITLE_OF_ALL))
                 continue
@@ -155,16 +156,16 @@ def _ends(metrics: Mapping[str, Resampled | None], settings: Settings) -> dict[s
 def resampled(
     images: CategoryCounts, replicates: int, seed: Sequence[int | str] = (0,), fpr_limit: float = 0.3
 ) -> dict[str, Resampled | None]:
-    """Returns the metrics of a category; `None` of one that has no interval.
+    """Returns the metrics of a category; `None` for a metric that has no interval.
 
-    There is none of fewer than `FEWEST` normal or anomalous images, unless it is of `ONE_KIND`, nor where a sample has
-    no value because all anomalous pixels lie in a few images.
+    A metric has no interval if there are fewer than `FEWEST` normal or anomalous images, unless it is in `ONE_KIND`. It
+    has none either if a sample leaves it undefined, because all anomalous pixels lie in a few images.
 
     Args:
         images: The category.
         replicates: Number of samples.
         seed: See `draws`.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1].
     """
     count = len(images.labels)
     plain = metrics_of(images, np.ones((1, count)), fpr_limit)
@@ -185,7 +186,7 @@ def resampled(
 
 
 def _without(images: CategoryCounts, positions: np.ndarray, fpr_limit: float) -> dict[str, np.ndarray]:
-    """Returns the metrics of a category without one image each, `[m]`, for the images at `m` positions."""
+    """Returns the metrics of a category without one image, `[m]` each, for each of the images at `m` positions."""
     count = len(images.labels)
     parts = blocks(len(positions), count)
     found = [metrics_of(images, without_each(count, positions[part]), fpr_limit) for part in parts]
@@ -195,7 +196,7 @@ def _without(images: CategoryCounts, positions: np.ndarray, fpr_limit: float) ->
 def resampled_spro(
     images: CategoryCounts, replicates: int, seed: Sequence[int | str] = (0,), fpr_limit: float = 0.3
 ) -> dict[str, Resampled | None]:
-    """Returns `pixel_spro` and `pixel_spro_05` of a category with saturated weights, as `resampled` does PRO."""
+    """Returns `pixel_spro` and `pixel_spro_05` of a category with saturated weights; see `resampled`."""
     found = resampled(images, replicates, seed, fpr_limit)
     return {OF_PRO[key]: value for key, value in found.items() if key in OF_PRO}
 
@@ -203,19 +204,19 @@ def resampled_spro(
 def resampled_groups(
     groups: CategoryCounts, replicates: int, seed: Sequence[int | str] = (0,)
 ) -> dict[str, Resampled | None]:
-    """Returns `group_auroc`, `group_ap` and `group_f1_max` of a category, as `resampled` does those of images."""
+    """Returns `group_auroc`, `group_ap` and `group_f1_max` of a category; see `resampled`."""
     found = resampled(groups, replicates, (*seed, "groups"))
     return {f"group_{key.removeprefix('image_')}": value for key, value in found.items()}
 
 
 def _enough(images: CategoryCounts, metric: str = "") -> bool:
-    """Returns whether there are enough images for the interval of a metric, by default of one that takes both kinds."""
+    """Returns whether there are enough images for the interval of a metric; by default one that needs both labels."""
     kinds = (ONE_KIND[metric],) if metric in ONE_KIND else (0, 1)
     return all((images.labels == kind).sum() >= FEWEST for kind in kinds)
 
 
 def _why_none(images: CategoryCounts, metrics: Mapping[str, Resampled | None], noun: str = "images") -> str | None:
-    """Returns why metrics of a category have no interval, in words; `None` if all have one."""
+    """Returns in words why metrics of a category have no interval; `None` if all have one."""
     if not _enough(images):
         anomalous = int(images.labels.sum())
         normal = len(images.labels) - anomalous
@@ -237,7 +238,7 @@ def mean_of(parts: Sequence[Resampled | None]) -> Resampled | None:
         return None
     value = sum(part.value for part in known) / len(known)
     samples = np.sum([part.samples for part in known], axis=0) / len(known)
-    # without one image, the mean moves by its share of what the metric of its category moves
+    # Without one image, the mean changes by 1 / categories of the change of the category's metric.
     without = tuple(value + (group - part.value) / len(known) for part in known for group in part.without)
     return Resampled(value, samples, without, tuple(size for part in known for size in part.sizes))
 
@@ -245,16 +246,17 @@ def mean_of(parts: Sequence[Resampled | None]) -> Resampled | None:
 def interval(metric: Resampled, kind: IntervalKind = "bca", level: float = LEVEL) -> Interval:
     """Returns the interval of a metric.
 
-    - `percentile`: between the quantiles of the samples, `(1 - level) / 2` at either end.
-    - `bca`: bias-corrected and accelerated; the quantiles are moved by how many samples are below the metric itself
-      (those equal to it count one half), and by how much its spread changes with its value, from the metric without
-      each image. It is second-order accurate. Where no quantile is left to take, because all samples are on one side of
-      the metric or one image outweighs all others, it is the percentile interval.
+    - `percentile`: between the quantiles `(1 - level) / 2` and `(1 + level) / 2` of the samples.
+    - `bca`: bias-corrected and accelerated. The bias correction shifts the quantiles by the share of samples below the
+      metric itself; samples equal to it count one half. The acceleration is how the spread of the metric changes with
+      its value, estimated from the metric without each image. The interval is second-order accurate. It is the
+      percentile interval if the shifted quantiles do not exist, because all samples are on one side of the metric or
+      one image outweighs all others.
 
     Args:
         metric: See `resampled` and `mean_of`.
-        kind: One of the above.
-        level: Confidence, in (0, 1).
+        kind: `percentile` or `bca`.
+        level: Confidence level, in (0, 1).
 
     Reference: Efron, Better Bootstrap Confidence Intervals, JASA 82 (1987), Eq. 2.3 and 6.6; for groups that are drawn
         apart, Davison and Hinkley, Bootstrap Methods and their Application (1997), Eq. 5.26.
@@ -267,7 +269,7 @@ def interval(metric: Resampled, kind: IntervalKind = "bca", level: float = LEVEL
 
 
 def _moved(ends: np.ndarray, metric: Resampled) -> np.ndarray:
-    """Returns the quantiles that BCa takes in place of others, `[2]`."""
+    """Returns the quantiles of BCa in place of those of the percentile interval, `[2]`."""
     below = ((metric.samples < metric.value).mean() + (metric.samples <= metric.value).mean()) / 2
     if not 0 < below < 1:
         return ends
@@ -278,11 +280,11 @@ def _moved(ends: np.ndarray, metric: Resampled) -> np.ndarray:
 
 
 def _acceleration(without: Sequence[np.ndarray], images: Sequence[int] = ()) -> float:
-    """Returns how fast the standard error changes with the metric: the skewness of what each image adds, over 6.
+    """Returns how fast the standard error changes with the metric: 1/6 of the skewness of each image's contribution.
 
     Args:
         without: See `Resampled`.
-        images: Likewise.
+        images: See `Resampled`.
     """
     third, second = 0.0, 0.0
     for group, size in zip(without, images or map(len, without), strict=True):

@@ -1,4 +1,4 @@
-"""Counts of images in a temporary file: memory does not grow by what is kept of each image."""
+"""Counts of images in a temporary file, so that memory does not grow with the number of images."""
 
 import tempfile
 from dataclasses import replace
@@ -11,7 +11,7 @@ from afclip_lightning.metrics.image_counts import ImageCounts, ImageRecord
 from afclip_runtime.errors import WriteError, shown
 
 IN_MEMORY = 2**26
-"""Bytes that are kept in memory; what is more goes to the file."""
+"""Number of bytes that are kept in memory. Further bytes are written to the file."""
 
 _TYPES: dict[str, type[np.generic]] = {  # in the order of the file, so that each array is aligned
     "region_weight": np.int64,
@@ -24,22 +24,22 @@ _TYPES: dict[str, type[np.generic]] = {  # in the order of the file, so that eac
 
 
 class CountsFile:
-    """Where counts of images lie: in memory as long as they are few, then in a file without a name.
+    """Storage of image counts: memory as long as they are few, then a file without a name.
 
     The system removes the file when nothing refers to it any more, and when the process is killed.
 
     Args:
-        folder: Where the file lies; by default in the system's folder of temporary files.
+        folder: Folder of the file; by default the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         place = None if folder is None else str(folder)
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=place)  # noqa: SIM115  (as long as records)
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY, dir=place)  # noqa: SIM115  (open as long as records use it)
         self._end = 0
 
     def keep(self, record: ImageRecord) -> ImageRecord:
-        """Returns a record whose counts lie here.
+        """Stores the counts of a record and returns the record that refers to them.
 
         Raises:
             WriteError: The disk is full or not writable.
@@ -54,7 +54,7 @@ class CountsFile:
         place = KeptCounts(self, self._end, head, lengths, counts.is_saturated)
         try:
             if self.folder is not None:
-                self.folder.mkdir(parents=True, exist_ok=True)  # a trainer's is made when something is written
+                self.folder.mkdir(parents=True, exist_ok=True)  # a trainer creates its folder at its first write
             self._file.seek(self._end)
             self._file.write(data)
         except OSError as error:
@@ -67,21 +67,21 @@ class CountsFile:
         return replace(record, counts=place)
 
     def read(self, at: int, size: int) -> bytes:
-        """Returns bytes from a place on."""
+        """Returns `size` bytes from position `at` on."""
         self._file.seek(at)
         return self._file.read(size)
 
 
 class KeptCounts(NamedTuple):
-    """Where the counts of one image lie.
+    """Stored counts of one image.
 
     Attributes:
-        file: The file.
-        at: Their first byte.
+        file: The file that holds them.
+        at: Position of their first byte.
         head: Lowest and highest key, and whether keys are those of float64 scores; see `ImageCounts`.
-        lengths: Elements of each array, in the order of the file; 0 of one that is absent.
+        lengths: Number of elements of each array, in the order of the file; 0 for an absent array.
         is_saturated: Whether there are weights of sPRO.
-        is_swapped: Whether these are taken in place of region weights.
+        is_swapped: Whether the weights of sPRO replace the region weights.
     """
 
     file: CountsFile
@@ -111,5 +111,5 @@ class KeptCounts(NamedTuple):
         return counts.swapped() if self.is_swapped else counts
 
     def __reduce__(self) -> tuple[object, ...]:
-        # to another process goes what lies in the file
+        # another process has no access to the file, so the counts themselves are sent
         return ImageCounts, tuple(self.load())

@@ -1,4 +1,4 @@
-"""Scores of normal images, kept in little memory, which thresholds are fixed by."""
+"""Scores of normal images in little memory, from which thresholds are fixed."""
 
 from dataclasses import dataclass, field
 
@@ -15,24 +15,24 @@ Level = str  # `image` or `pixel`
 
 @dataclass(frozen=True)
 class NormalScores:
-    """What is kept of the normal images of a category that thresholds come from.
+    """Scores of the normal images of a category, from which thresholds are fixed.
 
     Attributes:
-        images: By path, the image score and the moments of the map.
-        pixels: The values of all maps.
+        images: Image score and moments of the map, by path.
+        pixels: Histogram of the values of all maps.
     """
 
     images: dict[str, tuple[float, Moments]] = field(default_factory=dict)
     pixels: ScoreHistogram = field(default_factory=ScoreHistogram.empty)
 
     def add(self, name: str, score: float, anomaly_map: Tensor) -> None:
-        """Adds an image, with the values of its map, of any shape, on any device."""
+        """Adds an image with its map. The map may have any shape and be on any device."""
         values, _ = ranked(anomaly_map.cpu())
         self.images[name] = score, Moments.of(values.numpy())
         self.pixels.add(values, torch.zeros(values.shape, dtype=torch.int32))
 
     def merge(self, other: "NormalScores") -> None:
-        """Adds those of another process."""
+        """Adds the scores of another process."""
         self.images.update(other.images)
         self.pixels.merge(other.pixels)
 
@@ -42,7 +42,7 @@ class NormalScores:
         Raises:
             UserError: There are too few scores.
         """
-        ordered = [self.images[name] for name in sorted(self.images)]  # floats are added in one order
+        ordered = [self.images[name] for name in sorted(self.images)]  # a fixed order of floating-point sums
         scores = np.array([score for score, _ in ordered], np.float64)
         pixels = Moments.merged(moments for _, moments in ordered)
         return {

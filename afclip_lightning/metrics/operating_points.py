@@ -1,6 +1,7 @@
-"""What a threshold makes of images and pixels that was fixed without their labels, beside the best threshold.
+"""Results at thresholds that were fixed without the test labels, beside those at the best threshold.
 
-The best threshold is chosen by the labels that it is then judged with; a product runs at one that was fixed before.
+The best threshold is chosen with the labels that it is then judged by. A product runs at a threshold that was fixed
+before.
 """
 
 from collections.abc import Mapping
@@ -16,27 +17,27 @@ from afclip_lightning.results.operating import OperatingPoint
 def operating_point(
     counts: ScoreCounts, threshold: float, rule: str, best_f1: float | None = None, binned: bool = False
 ) -> OperatingPoint:
-    """Returns what a threshold makes of scores.
+    """Returns the rates and F1 of scores at a threshold.
 
-    Where the threshold falls into a bin whose scores differ, half of them count as above it: `f1` lies between its
-    values with none and with all of the normal, or of the anomalous, ones there. One bin holds few scores.
+    If the threshold falls into a bin whose scores differ, half of them count as above it. The exact `f1` lies between
+    its values with none and with all of the bin's normal, or anomalous, scores above it. One bin holds few scores.
 
     Args:
-        counts: Counts of the scores of a category's images, or pixels.
-        threshold: What is above it is anomalous.
-        rule: How it was fixed.
-        best_f1: At the best threshold.
-        binned: Whether a score that is alone in its bin may lie anywhere in it.
+        counts: Counts of the scores of a category's images or pixels.
+        threshold: Scores above it are anomalous.
+        rule: Rule that fixed the threshold.
+        best_f1: F1 at the best threshold.
+        binned: Whether a score that is alone in its bin may lie anywhere in the bin.
     """
-    lowest = counts.lowest.astype(np.float64)  # else NumPy rounds the threshold to float32
+    lowest = counts.lowest.astype(np.float64)  # otherwise NumPy rounds the threshold to float32
     above = np.where(lowest > threshold, 1.0, 0.0)
-    last = int(np.searchsorted(lowest, threshold, side="right")) - 1  # the bin that the threshold lies in, or beyond
+    last = int(np.searchsorted(lowest, threshold, side="right")) - 1  # the bin of the threshold, or the last below it
     open_normal = open_anomalous = 0.0
     if last >= 0:
         open_normal, open_anomalous = float(counts.normal[last]), float(counts.anomalous[last])
         if not counts.tied[last]:
             above[last] = 0.5
-        elif not binned or open_normal + open_anomalous > 1:  # equal scores, which are known
+        elif not binned or open_normal + open_anomalous > 1:  # otherwise the scores are equal, and known
             open_normal = open_anomalous = 0.0
     normal, anomalous = float(counts.normal.sum()), float(counts.anomalous.sum())
     fp, tp = float(counts.normal @ above), float(counts.anomalous @ above)
@@ -54,13 +55,13 @@ def operating_point(
 def operating_points(
     metrics: AnomalyMetrics, result: Result, thresholds: Mapping[str, float], rule: str
 ) -> dict[str, OperatingPoint]:
-    """Returns what thresholds make of a category's `image` scores and `pixel` scores, where these are known.
+    """Returns the results of a category at the thresholds of its `image` and `pixel` scores, where these are known.
 
     Args:
-        metrics: Of the category.
-        result: What it says.
-        thresholds: Of `image`, of `pixel`, or of both.
-        rule: How they were fixed.
+        metrics: Metrics of the category.
+        result: Result of these metrics.
+        thresholds: Threshold of `image`, of `pixel`, or of both.
+        rule: Rule that fixed them.
     """
     points = {}
     if "image" in thresholds and metrics.all_scored:

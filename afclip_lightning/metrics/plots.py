@@ -1,4 +1,4 @@
-"""Curves of the pixel metrics, drawn with matplotlib, which is imported here alone."""
+"""Curves of the pixel metrics, drawn with matplotlib. Only this module imports it."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -22,12 +22,12 @@ def plot_curves(
 
     Args:
         counts: Counts of pixels.
-        fpr_limit: Limit of integration of PRO, in (0, 1]; the area up to it is shaded.
+        fpr_limit: Integration limit of PRO, in (0, 1]. The area up to it is shaded.
         axes: Three axes to draw on; a new figure by default.
 
     Raises:
         UndefinedMetricError: If there is no normal or no anomalous pixel.
-        ValueError: If there are not three axes, or the limit is out of range.
+        ValueError: If the number of axes is not three, or the limit is out of range.
     """
     fpr, tpr = roc_curve(counts)
     if axes is None:
@@ -37,7 +37,7 @@ def plot_curves(
     roc, precision_recall, overlap = axes
     roc.plot(fpr, tpr)
     roc.set(xlabel="false-positive rate", ylabel="true-positive rate", title=f"ROC: AUROC {auroc(counts):.4f}")
-    # Steps, as average precision takes it: no precision is reached between two thresholds.
+    # Drawn as steps, like average precision: between two thresholds there is no precision.
     precision_recall.plot(*precision_recall_curve(counts), drawstyle="steps-pre")
     title = f"Precision-recall: AP {average_precision(counts):.4f}"
     precision_recall.set(xlabel="recall", ylabel="precision", title=title)

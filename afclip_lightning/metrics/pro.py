@@ -27,7 +27,7 @@ def region_areas(mask: np.ndarray) -> np.ndarray:
     """
     marked = (mask != 0).astype(np.uint8)
     result = np.zeros(mask.shape, np.int32)
-    x, y, width, height = cv2.boundingRect(marked)  # regions are small, and labelling costs by the pixel
+    x, y, width, height = cv2.boundingRect(marked)  # regions are small, and the time of labelling grows with the pixels
     box = slice(y, y + height), slice(x, x + width)
     if width:
         _, labels, stats, _ = cv2.connectedComponentsWithStats(marked[box], connectivity=8)
@@ -38,7 +38,7 @@ def region_areas(mask: np.ndarray) -> np.ndarray:
 
 
 def label_regions(masks: Tensor) -> Tensor:
-    """Returns the area of the region of each pixel of masks `[B, H, W]`, of the same shape, int32, on the CPU."""
+    """Returns the area of the region of each pixel, `[B, H, W]`, int32, on the CPU, for masks `[B, H, W]`."""
     areas = torch.zeros(masks.shape, dtype=torch.int32)
     for area, mask in zip(areas.numpy(), masks.cpu().numpy(), strict=True):
         area[:] = region_areas(mask)
@@ -55,8 +55,8 @@ def count_regions(mask: np.ndarray) -> int:
 def pro_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     """Returns false-positive rate and PRO at every threshold, each `[n + 1]`, ascending from (0, 0) to (1, 1).
 
-    `PRO(t)` is the mean over regions of the share of the region above t; that is, every anomalous pixel
-    weighs 1 / (area of its region), divided by the number of regions.
+    `PRO(t)` is the mean over regions of the share of the region above t. So every anomalous pixel weighs
+    1 / (area of its region), divided by the number of regions.
 
     Raises:
         UndefinedMetricError: If there is no normal or no anomalous pixel.
@@ -69,27 +69,28 @@ def pro_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
 def pro(counts: ScoreCounts, fpr_limit: float = 0.3, definition: ProDefinition = "exact") -> float:
     """Returns the normalised area under the PRO curve up to a false-positive rate, in [0, 1].
 
-    - `exact`: every score is a threshold; the curve starts at (0, 0), is linear between the thresholds and at the
+    - `exact`: every score is a threshold. The curve starts at (0, 0), is linear between the thresholds and at the
       limit, and its area is divided by the limit.
-    - `mvtec`: the official evaluation of MVTec; 100 of the sorted normal scores, equally far apart by rank, are the
-      thresholds, and (1, 1) is added. Limit and division as in `exact`.
+    - `mvtec`: the official evaluation of MVTec. The thresholds are 100 of the sorted normal scores, equally spaced by
+      rank, and (1, 1) is added. Limit and division as in `exact`.
     - `legacy_cflow`: 200 thresholds, equidistant between the lowest and the highest score. Only points with
-      `FPR < fpr_limit` are kept, their FPR is rescaled as `(FPR - min) / (max - min)`, and the area under them is taken
-      as it is, so that it depends on where the thresholds happen to fall (CFLOW-AD, AnomalyCLIP, FAPrompt).
-    - `legacy_afclip`: the same, rescaled as `FPR / max` (the released code of AF-CLIP).
+      `FPR < fpr_limit` are kept, and their FPR is rescaled as `(FPR - min) / (max - min)`. The result is the area under
+      them, so it depends on where the thresholds happen to fall (CFLOW-AD, AnomalyCLIP, FAPrompt).
+    - `legacy_afclip`: like `legacy_cflow`, but rescaled as `FPR / max` (the released code of AF-CLIP).
 
-    The last three are for comparison with printed tables. Their thresholds fall anywhere, so they are theirs only on
-    counts by distinct score (`exact_counts`); on binned counts they are approximations without a bound.
+    The last three are for comparison with published tables. They are exact only on counts of distinct scores
+    (`exact_counts`). On binned counts they are approximations without a bound, because their thresholds fall inside
+    bins.
 
     Args:
         counts: Counts of pixels.
-        fpr_limit: Where integration stops, in (0, 1].
-        definition: One of the above.
+        fpr_limit: Integration limit, in (0, 1].
+        definition: `exact`, `mvtec`, `legacy_cflow` or `legacy_afclip`.
 
     Raises:
-        UndefinedMetricError: If there is no normal or no anomalous pixel, or, for the legacy definitions, all scores
-            are equal or fewer than two different rates are below the limit.
-        ValueError: If the limit or the definition is unknown.
+        UndefinedMetricError: If there is no normal or no anomalous pixel. For the legacy definitions, also if all
+            scores are equal or fewer than two different rates are below the limit.
+        ValueError: If the limit is out of range or the definition is unknown.
 
     Reference: Bergmann et al., Uninformed Students, CVPR 2020 (per-region overlap, integrated to an FPR of 0.3).
     """
@@ -104,16 +105,16 @@ def pro(counts: ScoreCounts, fpr_limit: float = 0.3, definition: ProDefinition =
 
 
 def pro_error_bound(counts: ScoreCounts, fpr_limit: float = 0.3) -> float:
-    """Returns the largest possible difference between `pro` of these bins, by `exact`, and of the scores in them.
+    """Returns the largest possible difference between the `exact` `pro` of these bins and of the scores in them.
 
     Ties: between two bin edges the exact curve rises monotonically inside a rectangle `df` wide and `dy` high. With `w`
     the part of `df` below the limit, the exact area is in `[w y, w (y + dy)]` and the straight line gives
-    `w (y + dy w / (2 df))`: they differ by at most `w dy (1 - w / (2 df))`, that is `df dy / 2` off the limit. Scores
-    known to be equal are the straight line.
+    `w (y + dy w / (2 df))`. They differ by at most `w dy (1 - w / (2 df))`, which is `df dy / 2` away from the limit.
+    For scores known to be equal, the exact curve is the straight line.
 
-    Rounding: region weights are integers, off by at most 1/2 per pixel. With `A` anomalous pixels of total weight `W`,
-    numerator and denominator of `PRO(t)` are off by at most `A / 2`, and `PRO(t)` itself by `A / W`: the mean area of a
-    region / 2^42.
+    Rounding: region weights are integers, with an error of at most 1/2 per pixel. With `A` anomalous pixels of total
+    weight `W`, the error of the numerator and of the denominator of `PRO(t)` is at most `A / 2`. That of `PRO(t)` is at
+    most `A / W`, which is the mean area of a region divided by 2^42.
 
     Raises:
         UndefinedMetricError: If there is no normal or no anomalous pixel.
@@ -132,7 +133,7 @@ def _check_limit(fpr_limit: float) -> None:
 
 
 def to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the part of an ascending curve up to the limit, where it is interpolated."""
+    """Returns the part of an ascending curve up to the limit. The point at the limit is interpolated."""
     inside = fpr <= limit
     return np.append(fpr[inside], limit), np.append(overlap[inside], np.interp(limit, fpr, overlap))
 
@@ -146,7 +147,7 @@ def _area_to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
 def _mvtec_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     """Returns FPR and PRO, each `[101]`, ascending: `score > t` is anomalous, for t among the normal scores by rank.
 
-    The rate is that of the rank, `1 - (rank + 1) / N`, whatever is tied with it, as in the official script.
+    The rate of a rank is `1 - (rank + 1) / N`. Ties are ignored, as in the official script.
     """
     _, _, fp, _ = descending(counts)
     total = int(fp[-1])
@@ -163,9 +164,10 @@ def _legacy_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
     low, high = scores[0], scores[-1]
     if low == high:
         raise UndefinedMetricError("undefined if all scores are equal")
-    # in the scores' own type, float32 in the released codes: the thresholds decide which scores they fall between
+    # In the type of the scores, which is float32 in the released codes: rounding decides between which scores a
+    # threshold falls.
     thresholds = np.arange(low, high, (high - low) / np.float32(LEGACY_THRESHOLDS), dtype=scores.dtype)
-    passed = np.searchsorted(thresholds, scores, side="left")  # how many thresholds are below the score
+    passed = np.searchsorted(thresholds, scores, side="left")  # number of thresholds below the score
     size = len(thresholds) + 1
     # Score > threshold j exactly if more than j thresholds are below it. Descending thresholds: ascending FPR.
     fpr = np.bincount(passed, counts.normal, size)[:0:-1].cumsum() / normal.sum()
@@ -174,7 +176,7 @@ def _legacy_curve(counts: ScoreCounts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rescaled_area(fpr: np.ndarray, overlap: np.ndarray, limit: float, from_lowest: bool) -> float:
-    """Returns the area under the points below the limit, FPR rescaled to end at 1 and, if wanted, begin at 0."""
+    """Returns the area under the points below the limit. FPR is rescaled to end at 1 and, if wanted, to begin at 0."""
     kept = fpr < limit
     fpr, overlap = fpr[kept], overlap[kept]
     start = fpr.min(initial=1) if from_lowest else 0

@@ -1,11 +1,11 @@
-"""Metrics of many samples of a category's images at once: what intervals and paired comparisons are made of.
+"""Metrics of many samples of a category's images at once, for intervals and paired comparisons.
 
-A sample draws as many normal and as many anomalous images as there are, with replacement, so that the share of
-anomalous images stays. Its counts are a weighted sum of those of the images. These sums are of whole numbers that
-float64 holds: the same images and draws give the same counts in whatever order they are added.
+A sample draws with replacement as many normal and as many anomalous images as the category has, so that the share of
+anomalous images stays the same. Its counts are a weighted sum of the counts of the images. All of them are whole
+numbers that float64 represents exactly, so the order of the sum makes no difference.
 
-Image metrics are exact. Pixel metrics are those of the common groups of bins (`CategoryCounts`): of sample `w` they are
-within the bounds that `auroc_error_bound` and its like prove of `images.pixel_counts(w)`.
+Image metrics are exact. Pixel metrics are computed in the common groups of bins (`CategoryCounts`). For sample `w`,
+they are within the error bounds of `images.pixel_counts(w)`, such as `auroc_error_bound`.
 """
 
 import zlib
@@ -20,20 +20,20 @@ from afclip_lightning.metrics.image_counts import CategoryCounts
 from afclip_lightning.metrics.result import SMALL_LIMIT
 
 BLOCK = 2**18
-"""Values of one array that are worked on at a time: 2 MiB, which a processor's cache holds."""
+"""Number of values of one array that are processed at a time: 2 MiB, which fit into a processor's cache."""
 
 
 def draws(labels: np.ndarray, replicates: int, seed: Sequence[int | str] = (0,)) -> np.ndarray:
-    """Returns how often each image is in each sample, `[replicates, n]`, uint16; the same for the same arguments.
+    """Returns how often each image is in each sample, `[replicates, n]`, uint16. Equal arguments give equal draws.
 
     Args:
-        labels: `[n]`, 1 = anomalous, 0 = normal. Either kind is drawn by itself, as often as it is there.
+        labels: `[n]`, 1 = anomalous, 0 = normal. Images of each label are drawn separately, as many as there are.
         replicates: Number of samples, at least 1.
         seed: Numbers and names, such as a seed, the dataset and the category.
     """
     numbers = [zlib.crc32(part.encode("utf-8", "surrogateescape")) if isinstance(part, str) else part for part in seed]
     rng = np.random.default_rng(numbers)
-    weights = np.zeros((replicates, len(labels)), np.uint16)  # float64 would be 800 MB per 100,000 images
+    weights = np.zeros((replicates, len(labels)), np.uint16)  # float64 would take 800 MB per 100,000 images
     for label in (0, 1):
         at = np.flatnonzero(labels == label)
         if len(at):
@@ -48,7 +48,7 @@ def without_each(count: int, positions: np.ndarray | None = None) -> np.ndarray:
 
     Args:
         count: Number of images.
-        positions: `[m]`, of the images that are left out; by default all.
+        positions: `[m]`, positions of the images that are left out; by default all.
     """
     left_out = np.arange(count) if positions is None else positions
     weights = np.ones((len(left_out), count))
@@ -57,26 +57,26 @@ def without_each(count: int, positions: np.ndarray | None = None) -> np.ndarray:
 
 
 def blocks(rows: int, width: int, values: int = 2**24) -> list[slice]:
-    """Returns which of many rows to work on at a time: so many of them as `values` of their elements, at least one."""
+    """Returns slices of rows to process at a time, each with at most `values` elements, but at least one row."""
     step = max(values // max(width, 1), 1)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0.3) -> dict[str, np.ndarray]:
-    """Returns each metric that the images have, of each sample.
+    """Returns each metric that is defined for the images, for each sample.
 
     Args:
         images: The n images.
-        weights: `[r, n]`, how often each is in each sample, of any type.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        weights: `[r, n]`, how often each image is in each sample, of any type.
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1].
 
     Returns:
-        `[r]`, float64, in [0, 1], each; NaN of a sample in which all images, or all pixels, are of one kind.
+        `[r]` per metric, float64, in [0, 1]; NaN for a sample in which all images, or all pixels, have the same label.
         `image_auroc`, `image_ap`, `image_f1_max`: absent unless there are normal and anomalous images and all have
         scores. `pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_pro`, `pixel_pro_05`: absent unless there are normal
         and anomalous pixels and the mask of every anomalous image is known. `pixel_aupimo`: where it is defined; see
         `aupimo.check_defined`. Where thresholds are fixed, `image_fixed_fpr`, `image_fixed_tpr`,
-        `image_fixed_balanced_accuracy`, `image_fixed_f1`, and the same of pixels: what `operating_point` finds.
+        `image_fixed_balanced_accuracy`, `image_fixed_f1`, and the same for pixels; see `operating_point`.
     """
     values = _in_blocks(lambda part: _fixed(images, part), weights, len(images.labels))
     if images.labels.any() and not images.labels.all() and not np.isnan(images.scores).any():
@@ -91,7 +91,7 @@ def metrics_of(images: CategoryCounts, weights: np.ndarray, fpr_limit: float = 0
 
 
 def _fixed(images: CategoryCounts, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what fixed thresholds make of each sample, of what is defined for the images themselves."""
+    """Returns the metrics of each sample at fixed thresholds, if they are defined for the images themselves."""
     values = {}
     for level, (fp, tp) in ((level, counts[:2]) for level, counts in images.above.items()):
         if level == "image":
@@ -114,9 +114,9 @@ def _aupimo(images: CategoryCounts, weights: np.ndarray, at: np.ndarray, recall:
 
     Args:
         images: The n images.
-        weights: `[r, n]`.
+        weights: `[r, n]`, how often each image is in each sample.
         at: `[n]`, bool, which images have anomalous pixels.
-        recall: `[a, g]`, of these; see `tail_recall`.
+        recall: `[a, g]`, mean recall of these images; see `tail_recall`.
     """
     drawn = weights[:, at]
     both = drawn.any(axis=1) & weights[:, images.labels == 0].any(axis=1)
@@ -129,14 +129,14 @@ def _aupimo(images: CategoryCounts, weights: np.ndarray, at: np.ndarray, recall:
 def _in_blocks(
     metrics: Callable[[np.ndarray], dict[str, np.ndarray]], weights: np.ndarray, width: int
 ) -> dict[str, np.ndarray]:
-    """Returns the metrics of all samples, from those of a few at a time."""
+    """Returns the metrics of all samples, computed for a few at a time."""
     parts = [metrics(weights[part].astype(np.float64, copy=False)) for part in blocks(len(weights), width, BLOCK)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _image_metrics(images: CategoryCounts, weights: np.ndarray) -> dict[str, np.ndarray]:
     order = np.argsort(-images.scores, kind="stable")
-    first = np.flatnonzero(np.append(True, np.diff(images.scores[order]) != 0))  # of equal scores
+    first = np.flatnonzero(np.append(True, np.diff(images.scores[order]) != 0))  # first of equal scores
     drawn = weights[:, order]
     anomalous = np.add.reduceat(drawn * images.labels[order], first, axis=1)
     normal = np.add.reduceat(drawn, first, axis=1) - anomalous
@@ -157,7 +157,7 @@ def _ranking(normal: np.ndarray, anomalous: np.ndarray) -> tuple[dict[str, np.nd
 
     Args:
         normal: `[r, g]`, normal images or pixels of each sample by descending score.
-        anomalous: `[r, g]`, anomalous ones.
+        anomalous: `[r, g]`, anomalous images or pixels of each sample by descending score.
     """
     fp, tp = normal.cumsum(axis=1), anomalous.cumsum(axis=1)
     negatives, positives = fp[:, -1:], tp[:, -1:]
@@ -181,7 +181,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _area_to_limit(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> np.ndarray:
     """Returns the normalised area under ascending curves `[r, g]` that begin at (0, 0), up to the limit; see `pro`."""
-    end = int((fpr < limit).sum(axis=1).max()) + 1  # the first point at or beyond the limit, in every sample
+    end = int((fpr < limit).sum(axis=1).max()) + 1  # includes the first point at or beyond the limit of every sample
     fpr, overlap = (np.pad(part[:, :end], ((0, 0), (1, 0))) for part in (fpr, overlap))
     width, rise = np.diff(fpr), np.diff(overlap)
     inside = np.diff(fpr.clip(max=limit))

@@ -1,4 +1,4 @@
-"""What is known of a category once its scores are counted: metrics, their bounds, thresholds and curves."""
+"""The result of a category, from the counts of its scores: metrics, error bounds, thresholds and curves."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,23 +10,24 @@ from afclip_lightning.metrics.pro import ProDefinition, pro, pro_curve, pro_erro
 from afclip_lightning.results import MaskCounts, Row
 
 SMALL_LIMIT = 0.05
-"""Limit of integration of `pixel_pro_05`, that of MVTec AD 2 (arXiv 2503.21622): few false alarms are allowed there."""
+"""Integration limit of `pixel_pro_05`, from MVTec AD 2 (arXiv 2503.21622), where few false alarms are allowed."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that is known of a category. A metric that is not defined is absent everywhere.
+    """The result of a category. A metric that is not defined is absent everywhere.
 
     Attributes:
         metrics: `image_auroc`, `image_ap`, `image_f1_max`, `pixel_ap`, `pixel_auroc`, `pixel_f1_max`, `pixel_pro`,
             `pixel_pro_05`, each in [0, 1].
-        error_bounds: How far binning, and rounding of whole numbers beyond 2^53, can have moved each metric; empty if
+        error_bounds: Largest error of each metric by binning, and by rounding of whole numbers beyond 2^53. Empty if
             there was neither.
-        thresholds: Of `image_f1_max` and `pixel_f1_max`: the highest that reaches it; what is above is anomalous.
+        thresholds: The highest threshold that reaches `image_f1_max`, and `pixel_f1_max`. Scores above it are
+            anomalous.
         normal: Number of normal images.
         anomalous: Number of anomalous images.
-        curves: `image_roc`, `image_pr`, `pixel_roc`, `pixel_pr` and, up to its limit and by the exact definition,
-            `pixel_pro`: each where its metrics are defined.
+        curves: `image_roc`, `image_pr`, `pixel_roc`, `pixel_pr` and `pixel_pro`, each where its metrics are defined.
+            `pixel_pro` ends at its limit and follows the exact definition.
     """
 
     metrics: dict[str, float]
@@ -61,16 +62,16 @@ def result_of(
     fpr_limit: float = 0.3,
     definition: ProDefinition = "exact",
 ) -> Result:
-    """Returns what the counts of a category say.
+    """Returns the result of a category from the counts of its scores.
 
     Args:
         images: Counts of image scores.
         pixels: Counts of pixel scores.
-        scored: Whether all images have scores; there are no image metrics otherwise.
-        masked: Whether the masks of all anomalous images are known; there are no pixel metrics otherwise.
-        image_bounds: Whether scores of images may have been moved, so that their metrics have error bounds.
-        pixel_bounds: The same of pixels.
-        fpr_limit: Limit of integration of `pixel_pro`, in (0, 1].
+        scored: Whether all images have scores. Otherwise there are no image metrics.
+        masked: Whether the masks of all anomalous images are known. Otherwise there are no pixel metrics.
+        image_bounds: Whether image scores may have been moved, so that image metrics have error bounds.
+        pixel_bounds: Whether pixel scores may have been moved, so that pixel metrics have error bounds.
+        fpr_limit: Integration limit of `pixel_pro`, in (0, 1].
         definition: See `pro`.
     """
     values: dict[str, float] = {}
@@ -89,7 +90,7 @@ def result_of(
         drawn["pixel_pro"] = Curve.of(*to_limit(*pro_curve(pixels), fpr_limit), width=fpr_limit)
         bounds |= _bounds("pixel", pixels) if pixel_bounds else {}
         for key, limit in (("pixel_pro", fpr_limit), ("pixel_pro_05", SMALL_LIMIT)):
-            with suppress(curves.UndefinedMetricError):  # by a legacy definition
+            with suppress(curves.UndefinedMetricError):  # some legacy definitions are undefined
                 values[key] = pro(pixels, limit, definition)
             if pixel_bounds:
                 bounds[key] = pro_error_bound(pixels, limit)
@@ -97,7 +98,7 @@ def result_of(
 
 
 def group_metrics(groups: ScoreCounts) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns `group_auroc`, `group_ap`, `group_f1_max` and the threshold of the last; nothing if all are of one kind.
+    """Returns `group_auroc`, `group_ap`, `group_f1_max` and the threshold of the last; nothing if all have one label.
 
     Args:
         groups: Counts of the scores of groups of images.

@@ -1,4 +1,4 @@
-"""Whether a method is better than another or was lucky: tests on the same images, and over categories or datasets."""
+"""Significance tests between methods: on the same images, and over categories or datasets."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from afclip_lightning.results import LEVEL as LEVEL
 
 
 class Difference(NamedTuple):
-    """By how much one method is above another, and whether chance explains it.
+    """The difference between two methods, and its significance.
 
     Attributes:
         value: The difference as measured, in the metric's unit.
         low: Lower end of its interval at `LEVEL`.
-        high: Upper end.
-        p_value: Two-sided, in [0, 1]: how likely a difference at least as large is if there is none.
+        high: Upper end of its interval at `LEVEL`.
+        p_value: Two-sided p-value, in [0, 1]: the probability of a difference at least as large if there is none.
     """
 
     value: float
@@ -26,11 +26,12 @@ class Difference(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """How k methods rank over n categories or datasets.
+    """Ranks of k methods over n categories or datasets.
 
     Attributes:
-        ranks: `[k]`, mean rank of each, in [1, k]; 1 is the best. Equal values share the mean of their ranks.
-        p_value: Of Friedman's test: how likely mean ranks at least as far apart are if the methods are alike.
+        ranks: `[k]`, mean rank of each method, in [1, k]; 1 is the best. Equal values share the mean of their ranks.
+        p_value: p-value of Friedman's test: the probability of mean ranks at least as far apart if the methods are
+            equal.
         critical_difference: Mean ranks that differ by at least this are significantly different (Nemenyi).
     """
 
@@ -45,14 +46,14 @@ def delong(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Mid-ranks give the structural components in O(n log n) per method instead of O(n²).
 
     Args:
-        scores: `[k, n]`, by method.
+        scores: `[k, n]`, image scores of each method.
         labels: `[n]`, 1 = anomalous, 0 = normal.
 
     Returns:
         `[k]` in [0, 1] and `[k, k]`.
 
     Raises:
-        ValueError: There are fewer than two normal or two anomalous images, of which no variance is known.
+        ValueError: There are fewer than two normal or two anomalous images, so that the variance is undefined.
 
     Reference: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), equations of section 2; Sun and Xu, IEEE Signal
         Processing Letters 21 (2014), algorithm 2.
@@ -69,14 +70,14 @@ def delong(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def delong_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> Difference:
-    """Returns by how much the AUROC of the first method is above that of the second, by DeLong's test.
+    """Returns the AUROC of the first method minus that of the second, with DeLong's test.
 
-    Where no image says anything of the variance (both separate the images perfectly, or rank them alike), a difference
-    of 0 has the p-value 1, and another one NaN, as have the ends of its interval.
+    The variance is 0 if both methods separate the images perfectly, or rank them alike. A difference of 0 then has the
+    p-value 1. For another difference, the p-value and the ends of the interval are NaN.
 
     Args:
-        first: `[n]`, image scores.
-        second: `[n]`, those of the other method, of the same images.
+        first: `[n]`, image scores of the first method.
+        second: `[n]`, image scores of the second method, of the same images.
         labels: `[n]`, 1 = anomalous, 0 = normal.
 
     Raises:
@@ -85,7 +86,7 @@ def delong_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray)
     areas, covariance = delong(np.stack([first, second]), labels)
     value = float(areas[0] - areas[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if variance <= 1e-15 * float(covariance.trace()) or variance == 0:  # what rounding leaves of equal components
+    if variance <= 1e-15 * float(covariance.trace()) or variance == 0:  # rounding of equal components
         return Difference(0.0, 0.0, 0.0, 1.0) if abs(value) < 1e-12 else Difference(value, np.nan, np.nan, np.nan)
     deviation = variance**0.5
     reach = float(stats.norm.ppf((1 + LEVEL) / 2)) * deviation
@@ -95,9 +96,9 @@ def delong_difference(first: np.ndarray, second: np.ndarray, labels: np.ndarray)
 def bootstrap_difference(value: float, samples: np.ndarray) -> Difference:
     """Returns a difference with the percentile interval and the two-sided p-value of its bootstrap samples.
 
-    The p-value is twice the smaller of the shares of samples at or below 0 and at or above 0, each counted with one
-    more, so that it is never 0. The interval is made of the samples themselves: it leaves 0 out exactly if the p-value
-    is at most `1 - LEVEL`.
+    The p-value is twice the smaller of two shares: of samples at or below 0, and of samples at or above 0. One is added
+    to each count, so that the p-value is never 0. The ends of the interval are samples. The interval excludes 0 exactly
+    if the p-value is at most `1 - LEVEL`.
 
     Args:
         value: The difference as measured.
@@ -119,14 +120,15 @@ def bootstrap_difference(value: float, samples: np.ndarray) -> Difference:
 
 
 def may_be_best(values: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Returns which methods may be the best: the one that truly is, is among them with a confidence of `LEVEL`.
+    """Returns the methods that may be the best. The truly best one is among them with a confidence of `LEVEL`.
 
-    A method is left out if another is further above it, in standard deviations of their difference, than the furthest
-    of all is above it by chance in all but `1 - LEVEL` of the samples. That holds for all methods together.
+    A method is excluded if the lead of another method over it, in standard deviations of their difference, exceeds a
+    limit. The limit is the quantile `LEVEL`, over the samples, of the largest lead by chance. It holds for all methods
+    together.
 
     Args:
-        values: `[k]`, as measured; higher is better.
-        samples: `[k, r]`, in the same samples of the images.
+        values: `[k]`, metric of each method; higher is better.
+        samples: `[k, r]`, metric of each method in the same samples of the images.
 
     Returns:
         `[k]`, bool; the highest value is always among them.
@@ -137,7 +139,7 @@ def may_be_best(values: np.ndarray, samples: np.ndarray) -> np.ndarray:
     for i in range(len(values)):
         above = samples - samples[i]  # [k, r]
         spread = above.std(axis=1)
-        varies = spread > 0  # not the method itself, nor one that says the same
+        varies = spread > 0  # excludes the method itself, and methods with equal scores
         if ((values > values[i]) & ~varies).any():
             kept[i] = False
         elif varies.any():
@@ -156,11 +158,11 @@ def fewest_samples() -> int:
 def wilcoxon(differences: np.ndarray) -> float:
     """Returns the two-sided p-value of the signed-rank test.
 
-    It is exact for few differences, and else by the normal distribution. The ranks of differences that are 0 are split
-    between both signs, as Demšar does.
+    It is exact for few differences, and otherwise based on the normal distribution. The ranks of zero differences are
+    split between both signs, as Demšar does.
 
     Args:
-        differences: `[n]`, of two methods, one per category or dataset.
+        differences: `[n]`, differences of two methods, one per category or dataset.
 
     Reference: Wilcoxon, Biometrics Bulletin 1 (1945); Demšar, JMLR 7 (2006), section 3.1.3.
     """
@@ -170,12 +172,12 @@ def wilcoxon(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Returns p-values corrected for their number, so that one error among all of them is as unlikely as it says.
+    """Returns p-values corrected for their number: they bound the probability of any error among all tests.
 
-    SciPy has no such correction; statsmodels has, and would bring pandas for these lines.
+    SciPy has no such correction. statsmodels has it, but would add pandas as a dependency.
 
     Args:
-        p_values: `[n]`, of tests that are looked at together.
+        p_values: `[n]`, p-values of tests that are read together.
 
     Reference: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
@@ -188,10 +190,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def ranking(values: np.ndarray) -> Ranking:
-    """Returns how methods rank over categories or datasets.
+    """Returns the ranks of methods over categories or datasets.
 
     Args:
-        values: `[n, k]`, higher is better; n at least 2, k at least 3.
+        values: `[n, k]`, metric of each method in each category or dataset; higher is better; n >= 2, k >= 3.
 
     Reference: Friedman, JASA 32 (1937); Nemenyi (1963) as in Demšar, JMLR 7 (2006), section 3.2.2.
     """
@@ -204,7 +206,7 @@ def ranking(values: np.ndarray) -> Ranking:
 
 
 def cliques(ranks: np.ndarray, critical_difference: float) -> list[list[int]]:
-    """Returns the largest groups of methods that do not differ significantly, the best ranks first.
+    """Returns the maximal groups of methods that do not differ significantly, best ranks first.
 
     Args:
         ranks: `[k]`, mean ranks.

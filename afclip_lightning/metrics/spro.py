@@ -1,16 +1,16 @@
-"""Saturated per-region overlap (sPRO): PRO in which a defect counts as found whole once enough of it is found.
+"""Saturated per-region overlap (sPRO): PRO that counts a defect as wholly found once enough of its pixels are found.
 
 `sPRO(t)` is the mean over defects of `min(found / s, 1)`, where `found` is the number of the defect's pixels above t
 and `s` its saturation, at most its area. The first `s` pixels of a defect that are found are those with its `s` highest
-scores, whatever t is. So sPRO is PRO in which these weigh `1 / s` each and the others nothing: a sum over pixels, which
-streams, adds up over processes and has the error bounds that PRO has.
+scores, whatever t is. So sPRO is PRO with a weight of `1 / s` for each of these pixels and 0 for the others. It is a
+sum over pixels, which can be streamed and summed over processes, and it has the error bounds of PRO.
 
 Reference: Bergmann et al., Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly Detection and
-    Localization, IJCV 130 (2022). A defect is what one mask file marks, whatever number of parts it has. Normal are the
-    pixels that no defect holds. The published evaluation takes logical and structural anomalies apart, each with all
-    normal images, and prints the mean of the two: rows by defect type are these two.
-Differs: every score is a threshold, where the published evaluation refines a grid of thresholds until neighbouring
-    points of the curve are close. Where masks are resized, a defect's saturation is the same share of its area.
+    Localization, IJCV 130 (2022). The pixels of one mask file are one defect, whatever its number of parts. Pixels of
+    no defect are normal. The published evaluation is done separately for logical and structural anomalies, each with
+    all normal images, and reports the mean of the two. The rows by defect type are these two.
+Differs: Every score is a threshold. The published evaluation refines a grid of thresholds until neighbouring points of
+    the curve are close. If masks are resized, a defect's saturation remains the same share of its area.
 """
 
 from collections.abc import Sequence
@@ -27,18 +27,19 @@ from afclip_lightning.metrics.result import SMALL_LIMIT, Result
 from afclip_lightning.types import Defect
 
 OF_PRO = {"pixel_pro": "pixel_spro", "pixel_pro_05": "pixel_spro_05"}
-"""What PRO of saturated weights is called."""
+"""Names of the PRO metrics when their weights are saturated."""
 
 
 def saturated_weight(anomaly_map: Tensor, defects: Sequence[Defect]) -> Tensor:
-    """Returns what each pixel weighs in sPRO, `[H, W]`, int64, in units of `REGION`, on the device of the map.
+    """Returns the weight of each pixel in sPRO, `[H, W]`, int64, in units of `REGION`, on the device of the map.
 
-    Of a defect of area `a` and saturation `s = share a`, the `floor(s)` highest scores weigh `1 / s` each, the next one
-    what is left to 1. Which of equal scores these are makes no difference. A pixel of several defects weighs their sum.
+    In a defect of area `a` and saturation `s = share a`, the `floor(s)` highest scores weigh `1 / s` each, and the next
+    one weighs the remainder to 1. The choice among equal scores makes no difference. The weights of a pixel of several
+    defects are added.
 
     Args:
-        anomaly_map: `[H, W]`, any type of numbers.
-        defects: Of the image, at the map's size.
+        anomaly_map: `[H, W]`, any numeric type.
+        defects: Defects of the image, at the size of the map.
     """
     weight = torch.zeros(anomaly_map.shape, dtype=torch.float64, device=anomaly_map.device)
     for defect in defects:
@@ -57,12 +58,12 @@ def saturated_weight(anomaly_map: Tensor, defects: Sequence[Defect]) -> Tensor:
 
 
 def spro_of(counts: ScoreCounts, fpr_limit: float, bounds: bool = True) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns `pixel_spro` and `pixel_spro_05`, in [0, 1], and their error bounds; nothing where there is no defect.
+    """Returns `pixel_spro` and `pixel_spro_05`, in [0, 1], and their error bounds; nothing without defects.
 
     Args:
         counts: Counts of pixels, with saturated weights in place of region weights.
-        fpr_limit: Limit of integration of `pixel_spro`, in (0, 1].
-        bounds: Whether binning, or rounding, may have moved scores.
+        fpr_limit: Integration limit of `pixel_spro`, in (0, 1].
+        bounds: Whether binning or rounding may have moved scores.
     """
     if not counts.normal.any() or not counts.region_weight.any():
         return {}, {}
@@ -78,11 +79,11 @@ def with_spro(result: Result, counts: ScoreCounts, fpr_limit: float, bounds: boo
 
 
 def spro_result(result: Result, metric: AnomalyMetrics) -> Result:
-    """Returns a result with the sPRO of a metric that was given saturated weights; without, where a mask is not known.
+    """Returns a result with the sPRO of a metric with saturated weights; without sPRO if a mask is not known.
 
     Args:
-        result: Of the same images.
-        metric: Of this process only unless inside `with metric.sync_context():`.
+        result: Result of the same images.
+        metric: Metric of this process, or of all processes inside `with metric.sync_context():`.
     """
     if not metric.all_masked:
         return result
@@ -90,7 +91,7 @@ def spro_result(result: Result, metric: AnomalyMetrics) -> Result:
 
 
 def saturated(records: Sequence[ImageRecord]) -> CategoryCounts | None:
-    """Returns the images with saturated weights in place of region weights; `None` where none of them has any."""
+    """Returns the images with saturated weights in place of region weights; `None` if no image has any."""
     if not any(record.counts is not None and record.counts.is_saturated for record in records):
         return None
     return CategoryCounts.of([_swapped(record) for record in records])

@@ -91,7 +91,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     assert len(read_records(path)["mvtec", "bottle"]) == 12  # the change alone is no fault
     for match, arrays in {
         "its format is 2": {"head": head(format=2)},
-        "a category stands there twice": {"head": head(images=[["a", "b", []], ["a", "b", []]])},
+        "it holds a category twice": {"head": head(images=[["a", "b", []], ["a", "b", []]])},
         "its parts do not fit each other": {"head": head(images=[["a", "b", []]])},
         "images": {"head": head(images=3)},
         "score is float32": {"score": np.zeros(14, np.float32)},
