@@ -11,4 +11,4 @@ import sys
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO and nncf work without it
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,6 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from afclip_lightning.discovery.configs import find_config
 from afclip_runtime import files
 from afclip_runtime.errors import UserError
 
@@ -34,7 +35,7 @@ def load_yaml(path: Path, remedy: str = files.REMEDY) -> DictConfig:
     Raises:
         UserError: It cannot be read.
     """
-    content = files.read_yaml(path, dict[str, Any], remedy=remedy)
+    content = files.read_yaml(find_config(path), dict[str, Any], remedy=remedy)
     with reading(path):
         return OmegaConf.create(content)
 

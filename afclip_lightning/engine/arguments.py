@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from afclip_lightning.discovery.configs import find_config
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import parse_yaml, read_yaml
 
@@ -17,6 +18,17 @@ T = TypeVar("T")
 CONFIG = ("--config", "-c")
 OF_ONE_DATASET = ("root", "name", "categories", "class_names")  # arguments that mean nothing to another
 REMEDY = "Mend it, or leave it out."
+
+
+def with_found_configs(args: Sequence[str]) -> list[str]:
+    """Returns arguments in which a config that comes with the package is named by its path: see `find_config`."""
+    found = list(args)
+    for place in range(len(args)):
+        option, value = option_at(args, place)
+        if (option in CONFIG or option == "--data") and value.endswith((".yaml", ".yml")):
+            at = place if "=" in args[place] else place + 1
+            found[at] = args[at].removesuffix(value) + str(find_config(value))
+    return found
 
 
 def check_files(args: Sequence[str]) -> None:

@@ -20,7 +20,13 @@ from afclip_lightning.data.base import AnomalyData
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.discovery import descendants
 from afclip_lightning.discovery.messages import one_line
-from afclip_lightning.engine.arguments import check_files, unclosed, with_sections, without_leftovers
+from afclip_lightning.engine.arguments import (
+    check_files,
+    unclosed,
+    with_found_configs,
+    with_sections,
+    without_leftovers,
+)
 from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.head_model import with_model_of_head
@@ -76,6 +82,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespa
     Raises:
         UserError: A config or a checkpoint cannot be read.
     """
+    args = with_found_configs(args)
     check_files(args)
     kept, notes = without_leftovers(with_presets(with_model_of_head(args)))
     return parser.parse_args(with_sections(kept)), notes

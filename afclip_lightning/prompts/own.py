@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from afclip_lightning.discovery.configs import find_config
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import read_yaml
 
@@ -36,7 +37,7 @@ def read_prompts(path: str | Path) -> OwnPrompts:
     Raises:
         UserError: The file cannot be read, a list is empty, or a text does not have `{}` exactly once.
     """
-    prompts = read_yaml(path, OwnPrompts, remedy=REMEDY)
+    prompts = read_yaml(find_config(path), OwnPrompts, remedy=REMEDY)
     for name in (field.name for field in fields(prompts)):
         texts: list[str] = getattr(prompts, name)
         if not texts:

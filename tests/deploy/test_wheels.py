@@ -20,7 +20,7 @@ from tests.support.uploads import encoded, picture
 pytestmark = pytest.mark.slow
 
 TOO_HEAVY = {"torch", "lightning", "open-clip-torch", "timm", "opencv-python-headless", "scipy", "albumentations"}
-NEEDED = ("afclip_lightning", "afclip_runtime", "pyproject.toml", "README.md", "LICENSE")
+NEEDED = ("afclip_lightning", "afclip_runtime", "configs", "pyproject.toml", "CHANGELOG.md", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
