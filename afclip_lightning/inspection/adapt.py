@@ -1,4 +1,4 @@
-"""A model of one product, made of a zero-shot head and normal images: their memory, and a threshold from them."""
+"""Adapts a zero-shot head to one product: a memory bank of normal images, and a threshold from their scores."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,12 +25,12 @@ from afclip_runtime.inspection.calibration import Calibration, Threshold, origin
 from afclip_runtime.inspection.drift import keep
 from afclip_runtime.types import Tiling
 
-FOLDS = 8  # parts that normal images are held out in
+FOLDS = 8  # most folds in which normal images are held out
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How images are seen, and what they are called; see `load`."""
+    """How images are cut and prepared, and what the product is called. See `load`."""
 
     tiling: Tiling
     category: str = "object"
@@ -42,14 +42,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it.
+    """The result of an adaptation.
 
     Attributes:
         head: The head file.
         image: Threshold of image scores.
         pixel: Threshold of the values of maps.
-        scores: Of each normal image, when the memory did not have it.
-        unlike: Which of them score far above the others.
+        scores: Score of each normal image by a memory without it.
+        unlike: Images that score far above the others.
         is_toy: See `Predictor.is_toy`.
     """
 
@@ -63,13 +63,13 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the method of one product is built.
+    """How to build the method of one product.
 
     Attributes:
-        model: Its `model` section.
-        checkpoint: Where its trained tensors come from: of a zero-shot head, or of a method that was adapted before.
-        card: What that says of itself.
-        head: Trained tensors of the head beside the memory, in place of the checkpoint's.
+        model: `model` section of the method.
+        checkpoint: Source of the trained tensors: a zero-shot head, or a method that was adapted before.
+        card: Card of the checkpoint.
+        head: Trained tensors of the head beside the memory. They replace those of the checkpoint.
     """
 
     model: dict[str, Any]
@@ -78,10 +78,10 @@ class Recipe:
     head: Mapping[str, Tensor] | None = None
 
     def build(self, arguments: Mapping[str, Any], backbones: factory.Backbones) -> AnomalyMethod:
-        """Returns the method, in eval mode on the CPU, its memory empty.
+        """Returns the method with an empty memory, in eval mode on the CPU.
 
         Raises:
-            UserError: An argument is wrong, or the head does not fit.
+            UserError: An argument is wrong, or the head does not fit the method.
         """
         method = factory.build(self.model, arguments, backbones)
         if self.checkpoint is not None:
@@ -96,17 +96,17 @@ class Recipe:
 
 
 def recipe_of(name: str, arguments: Mapping[str, Any]) -> Recipe:
-    """Returns how the method of one product is made of a model.
+    """Returns how to build the method of one product from a model.
 
-    What trained nothing and takes few-shot images stays the method that it is. Any other, a zero-shot head, is put
-    beside a memory of the layers that it taps: the method that `holds_head`.
+    A method that trains nothing and takes few-shot images is used as it is. Any other model is a zero-shot head. It is
+    combined with a memory of the layers that it taps, in the method that `holds_head`.
 
     Args:
         name: A checkpoint, a head file, the folder of one, a config, or the name of a ready model or of a method.
-        arguments: Constructor arguments in place of the model's.
+        arguments: Constructor arguments that replace the model's.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The model cannot be read.
     """
     found = find_model(name)
     if isinstance(found, str):
@@ -127,10 +127,10 @@ def recipe_of(name: str, arguments: Mapping[str, Any]) -> Recipe:
 
 
 def _beside(method: str, given: dict[str, Any], layers: Sequence[int] | None) -> dict[str, Any]:
-    """Returns the `model` section of a head beside a memory, of the head's arguments."""
+    """Returns the `model` section of a head beside a memory, from the head's arguments."""
     own = {name: value for name, value in given.items() if name != "backbone"}
     if own.get("k_shot"):
-        own["k_shot"] = 0  # as a head it judges an image alone
+        own["k_shot"] = 0  # here the head judges an image without few-shot images
     arguments = {"head": _short(method), "head_arguments": own}
     taps = {"layers": list(layers)} if layers else {}
     holder = next(name for name, cls in factory.methods().items() if cls.holds_head)
@@ -153,43 +153,43 @@ def adapt(
 ) -> Adapted:
     """Makes a model of one product and writes it: the head file with the memory, and its calibration beside it.
 
-    Each normal image is scored by a memory, and a head if that is fitted, without its part of the images, of which
-    there are at most `FOLDS`: these scores are what the threshold comes from. The memory that is kept holds all images,
-    so that a further normal image scores a little lower than they do, and the threshold errs on the side of fewer false
-    alarms.
+    The threshold comes from held-out scores. The images are divided into at most `FOLDS` folds, and each fold is scored
+    by a memory of the other folds (and by a head fitted on them, with `fit_seed`). The final memory holds all images. A
+    new normal image therefore scores slightly lower than the held-out ones did, and the threshold gives fewer false
+    alarms rather than more.
 
     Args:
         recipe: From `recipe_of`.
-        normal: Normal images, each once.
-        out: The folder.
-        seen: How images are seen.
-        fpr: Share of normal images that the threshold may call anomalous.
-        pixel_fpr: Likewise, of the pixels of their maps.
-        progress: Is given what a loop goes over and its length, and shows how far it is.
-        fit_seed: Seed of the pseudo-anomalies that the head is trained further on; `None` leaves it as it is.
+        normal: Normal images, without repeats.
+        out: Output folder.
+        seen: How images are cut and prepared.
+        fpr: Share of normal images that the threshold may call anomalous, in (0, 1).
+        pixel_fpr: Share of the pixels of their maps that the pixel threshold may call anomalous.
+        progress: Wraps a loop, given its items and their number, and shows its progress.
+        fit_seed: Seed of the pseudo-anomalies that the head is trained on. `None` does not train the head.
 
     Raises:
-        UserError: There are too few images, one cannot be read, the head cannot be trained, or the folder cannot be
-            written.
+        UserError: There are too few images, an image cannot be read, the head cannot be trained, or the folder cannot
+            be written.
     """
     if len(normal) < FEWEST_HELD_OUT:
         raise UserError(
-            f"{normal[0] if normal else 'the folder'}: one normal image is too few: a threshold needs another one that "
-            "it is not compared with itself. Give two different ones at least; four are a start."
+            f"{normal[0] if normal else 'the folder'}: one normal image is too few: a threshold needs a second one to "
+            "compare with. Give at least two different images; four are a start."
         )
     backbones: factory.Backbones = {}
     parts = _Parts(recipe, normal, seen, backbones, progress, fit_seed)
     model = parts.model(range(len(normal)), progress)
     method, key = model.method, (DATASET, seen.category)
-    assert method.memory is not None  # it took few-shot images
+    assert method.memory is not None  # the method takes few-shot images
     whole = method.memory
-    whole.keep(whole.to_tensors(key))  # rounded as the file keeps them
+    whole.keep(whole.to_tensors(key))  # rounded as in the file
     scores, pixel = _held_out(model, normal, parts, seen.num_workers, pixel_fpr, progress)
     image = from_held_out(scores, fpr)
     method.memory = whole
     written = out / PACKED
     arguments = {**recipe.model["init_args"], "k_shot": len(normal)}
-    for file in (out / HEAD_FILE, calibration_of(out)):  # of what was here before: it would not fit
+    for file in (out / HEAD_FILE, calibration_of(out)):  # left by an earlier run: they would not fit the new model
         with suppress(FileNotFoundError):
             file.unlink()
     write_head_file(
@@ -219,14 +219,14 @@ def adapt(
 
 
 def calibration_of(out: Path) -> Path:
-    """Returns where the calibration of an adapted model lies."""
+    """Returns the path of the calibration of an adapted model."""
     place = calibration_path(out / PACKED)
     assert place is not None  # a file's has a place
     return place
 
 
 class _Parts:
-    """Makes models of parts of the normal images; with `fit_seed` the head is fitted on the same part.
+    """Makes models from parts of the normal images. With `fit_seed` the head is fitted on the same part.
 
     Raises:
         UserError: An image cannot be read, or the head cannot be trained.
@@ -259,7 +259,7 @@ class _Parts:
         return model
 
     def model(self, images: Sequence[int], progress: Progress | None = None) -> Predictor:
-        """Returns the model of some of the normal images, by their numbers: no other has a part in it."""
+        """Returns the model of some of the normal images, given by number. No other image influences it."""
         recipe = self.recipe
         if self.drawn is not None:
             head = self._predictor(recipe).method.head
@@ -303,11 +303,11 @@ def _held_out(
 
 
 def card_of(base: Card, normal: Sequence[Path], category: str, drawn: Drawn | None) -> Card:
-    """Returns the card of an adapted model: that of the head, without numbers and thresholds, which no longer hold."""
+    """Returns the card of an adapted model: the head's card without its results and thresholds (no longer valid)."""
     images = [TrainedOn(dataset=f"normal images in {normal[0].parent.name}", images=len(normal))]
     if drawn is not None:
         images.append(TrainedOn(dataset="pseudo-anomalies drawn onto these", images=int(drawn.marked.sum())))
-    limits = (f"It knows one product ({category}), seen as in these {len(normal)} normal images.", *base.limits)
+    limits = (f"It knows one product ({category}), as these {len(normal)} normal images show it.", *base.limits)
     card = msgspec.structs.replace(
         base,
         title=f"{base.title or 'A memory'}, adapted to {len(normal)} normal images",
@@ -322,6 +322,6 @@ def card_of(base: Card, normal: Sequence[Path], category: str, drawn: Drawn | No
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns plain values as JSON has them."""
+    """Returns plain values with the types of JSON."""
     plain: dict[str, Any] = msgspec.to_builtins(dict(values))
     return plain

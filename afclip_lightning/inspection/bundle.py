@@ -40,7 +40,7 @@ from afclip_runtime.types import Tiling
 LICENCE, REQUIREMENTS = "LICENCE.txt", "requirements.txt"
 PACKAGE = Path(afclip_runtime.__file__).parent
 APACHE = "Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0"
-COMPARED = ((1.5, 2.0), (1.0, 0.6))  # height and width of images that the bundle is compared on, in frames
+COMPARED = ((1.5, 2.0), (1.0, 0.6))  # height and width of the compared images, as multiples of the frame
 
 REQUIRED = """\
 # What this bundle needs to judge images. python -m pip install -r requirements.txt
@@ -67,22 +67,24 @@ onnxruntime>=1.20
 
 
 def export_bundle(model: Predictor, folder: Path, overwrite: bool = False, int8: Int8 | None = None) -> float:
-    """Writes a model as a bundle, in one step, and returns by how much it differs from the model at most.
+    """Writes a model as a bundle, atomically, and returns its largest absolute difference from the model.
 
-    In INT8 it is compared with the INT8 graph on ONNX Runtime, and has no calibration: the model's is of float32.
+    Every installed engine is compared with the model: on synthetic images in batches of several sizes, and on larger
+    images with the model's tiling.
 
-    Every engine that is installed is compared with the model: on drawn images in batches of several sizes, and on
-    larger ones that are seen as the model sees them, in tiles too.
+    An INT8 bundle is compared with the INT8 graph on ONNX Runtime instead. It has no calibration, because the model's
+    calibration holds for float32 scores.
 
     Args:
-        model: On the CPU. Its memory bank goes with it, and its calibration; thresholds by hand do not.
-        folder: The bundle; it must not exist, or be a bundle where `overwrite` is true.
-        overwrite: Whether a bundle that is there is replaced; calibrations and feedback of it stay.
-        int8: How INT8 is made; `None` writes float32.
+        model: Model on the CPU. The bundle includes its memory bank and its calibration, but no thresholds that were
+            set by hand.
+        folder: Folder of the bundle. It must not exist yet, or be a bundle if `overwrite` is true.
+        overwrite: Whether an existing bundle is replaced. Its calibrations and feedback stay.
+        int8: How INT8 is made. `None` writes float32.
 
     Raises:
-        UserError: INT8 changes too much, the method cannot be a graph, an engine has other numbers than the model, or
-            the folder is there already or cannot be written; what was there before is unchanged.
+        UserError: INT8 changes too much, the method cannot be exported as a graph, an engine computes other numbers
+            than the model, or the folder exists already or cannot be written. An existing folder stays unchanged.
     """
     check_place(folder, overwrite)
     with new_folder(folder) as temporary:
@@ -110,7 +112,7 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False, int8:
 
 
 def card_of_bundle(model: Predictor) -> BundleCard:
-    """Returns what the card of a model's bundle says."""
+    """Returns the card of a model's bundle."""
     return BundleCard(
         format=FORMAT,
         runtime=afclip_runtime.__version__,
@@ -134,7 +136,7 @@ def card_of_bundle(model: Predictor) -> BundleCard:
 
 
 def own_thresholds(model: Predictor) -> DefaultThresholds | None:
-    """Returns the head's own thresholds, if they hold for the model as it is: whether images are whole is not asked."""
+    """Returns the head's own thresholds if they hold for the model. Its tiling and region are not checked here."""
     bare = copy.copy(model)
     bare.use(None)
     bare.tiling, bare.roi = Tiling(), None
@@ -142,42 +144,44 @@ def own_thresholds(model: Predictor) -> DefaultThresholds | None:
 
 
 def compare(model: Predictor, folder: Path, engine: str) -> float:
-    """Returns by how much scores and maps of a bundle differ from the model's at most, on images larger than a frame.
+    """Returns the largest absolute difference of scores and maps between a bundle and its model.
+
+    They are compared on images larger than a frame.
 
     Args:
         model: The model.
         folder: Its bundle.
-        engine: What runs the bundle.
+        engine: Engine that runs the bundle.
     """
     height, width = model.engine.frame.shape
     shapes = [(round(height * tall), round(width * wide)) for tall, wide in COMPARED]
-    shapes = [model.roi.size[::-1]] if model.roi else shapes  # a region of interest is of images of one shape
+    shapes = [model.roi.size[::-1]] if model.roi else shapes  # a region of interest holds for one image size
     images = [drawn(1, shape, seed)[0] for seed, shape in enumerate(shapes)]
     wanted, got = model.predict_many(images), open_bundle(folder, engine=engine, calibration=None).predict_many(images)
     pairs = [
         pair for a, b in zip(wanted, got, strict=True) for pair in ((a.score, b.score), (a.anomaly_map, b.anomaly_map))
     ]
-    return float(np.max([np.abs(np.subtract(a, b)).max() for a, b in pairs]))  # nan comes through
+    return float(np.max([np.abs(np.subtract(a, b)).max() for a, b in pairs]))  # nan propagates
 
 
 def tested(folder: Path, engine: str) -> float:
-    """Returns by how much an engine differs at most from what a bundle says of the drawn images.
+    """Returns the largest difference of an engine from the results that a bundle stores for synthetic images.
 
     Raises:
-        UserError: It is more than the bundle allows.
+        UserError: The difference is larger than the bundle allows.
     """
     model = open_bundle(folder, engine=engine, calibration=None)
     return model.card.self_test.check(model.engine)
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the SHA-256 of each file of a folder, as `sha256sum -c` reads them."""
+    """Writes the SHA-256 of each file of a folder, in the format of `sha256sum -c`."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     write_text(folder / SUMS, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names if name != SUMS))
 
 
 def licence_note(model: Predictor) -> str:
-    """Returns what is known of the licences of what a bundle holds, and what its user has to check."""
+    """Returns the known licences of a bundle's contents, and what its user has to check."""
     card, backbone, few = model.card, model.method.backbone, model.few_shot is not None
     licence = card.licence if card else ""
     trained = [
@@ -185,21 +189,21 @@ def licence_note(model: Predictor) -> str:
     ]
     return "\n".join(
         [
-            "Licences of what this folder holds",
+            "Licences of the contents of this folder",
             "",
             f"afclip_runtime/ and the texts: {APACHE}",
             f"Head ({model.title or model.engine.method}): {licence or 'not stated; ask who trained it'}",
             *trained,
             f"Backbone ({backbone.description}): {backbone_licence(backbone.model, backbone.weights.split('+'))}",
             "",
-            f"{GRAPH} holds the weights of head and backbone: whoever passes this folder on passes them on.",
-            "Check before you use it in a product or pass it on:",
+            f"{GRAPH} holds the weights of head and backbone. Whoever shares this folder also shares these weights.",
+            "Check before you use it in a product or share it:",
             "  - the licence of the backbone's weights: some exclude commercial use (cc-by-nc, apple-amlr), and others",
             "    have terms of their own (dinov3-license)",
             "  - the licence of the images that the head was trained on",
             f"  - the licences of the packages in {REQUIREMENTS}",
             *(
-                ["  - whether what the memory bank keeps of the few-shot images may be passed on: it is in the graph"]
+                ["  - whether you may share features of the few-shot images: the graph holds them in its memory bank"]
                 * few
             ),
             "",
@@ -208,26 +212,26 @@ def licence_note(model: Predictor) -> str:
 
 
 def backbone_licence(model: str, weights: Sequence[str]) -> str:
-    """Returns the licence of a backbone's weights, as its publisher states it, as far as it is known here.
+    """Returns the licence of a backbone's weights as its publisher states it, if it is known here.
 
     Args:
         model: Architecture.
-        weights: What fills it: a tag, `pip:PACKAGE`, a file …
+        weights: Sources of the weights: a tag, `pip:PACKAGE`, a file …
     """
     found = [entry.licence for entry in SHIPPED if PIP + entry.package in weights]
     found += [e.licence for e in PRESETS.values() if e.model == model and own_weights(e) in weights and e.licence]
     found += [APACHE] if EMBEDDED in weights else []
     if set(weights) == {RANDOM}:
-        return "none: its numbers are drawn"
+        return "none: its weights are random"
     spelled = {name.lower(): name for name in reversed(found)}
-    return ", ".join(spelled.values()) or "not known here: see the page that the weights are from"
+    return ", ".join(spelled.values()) or "not known here: see the page where the weights are published"
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
-    """Refuses a place where something lies.
+    """Raises if a bundle cannot be written to this folder.
 
     Raises:
-        UserError: Something does that is no bundle; or a bundle, and it is not to be replaced.
+        UserError: The folder exists and is not a bundle, or is a bundle that is not to be replaced.
     """
     if not folder.exists():
         return

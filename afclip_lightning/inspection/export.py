@@ -1,4 +1,4 @@
-"""A model as one traced graph, from pixels to score and map, in a file of its own."""
+"""Exports a model as one traced graph, from pixels to score and map."""
 
 import copy
 import importlib.util
@@ -36,19 +36,19 @@ Target = Literal["onnx", "torch_export"]
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]  # from pixels to scores and maps
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_LIMIT = 2**31 - 2**22  # bytes of tensors in one ONNX file, beside which the graph has room
-BATCHES = (1, 3, 8)  # that a file is compared with the model on
+ONNX_LIMIT = 2**31 - 2**22  # bytes of tensors in one ONNX file; the remainder of 2 GB holds the graph
+BATCHES = (1, 3, 8)  # sizes on which a file is compared with the model
 RESIZES: dict[Resize, str] = {
     "squash": "whatever the aspect ratio",
     "crop": "the aspect ratio kept and the middle cut out",
     "trim": "the aspect ratio kept, the right and the bottom cut off",
 }
-TOLERANCE = 1e-4  # of scores and values of maps, absolute
-FACTS = "afclip_lightning.json"  # where a torch program has what it says of itself
+TOLERANCE = 1e-4  # absolute difference of scores and map values
+FACTS = "afclip_lightning.json"  # metadata inside the archive of a torch program
 
 
 class BatchMemory(MemoryBank):
-    """The memory of one category, compared with a whole batch at once: a graph has no loop over images."""
+    """The memory of one category, compared with a whole batch at once, because a graph has no loop over images."""
 
     def __init__(self, memory: MemoryBank) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class BatchMemory(MemoryBank):
         self.key, self.memory, self.bank = key, memory, bank
 
     def fit_missing(self, *args: Any) -> None:
-        """There is nothing to fit."""
+        """Does nothing: the memory is complete."""
 
     def distance(self, keys: Sequence[Key], set_index: int, tokens: Tensor, neighbours: int = 1) -> Tensor:
         """See the base class."""
@@ -78,14 +78,14 @@ class BatchMemory(MemoryBank):
 
 
 class Graph(nn.Module):
-    """What is traced: normalisation, backbone and head of a model that is ready to predict.
+    """The module that is traced: normalisation, backbone and head of a model that is ready to predict.
 
     Args:
-        model: Stays as it is.
-        roi: Region of interest that the graph heeds by itself; `None` for a graph of views, which come prepared.
+        model: The model. It is not changed.
+        roi: Region of interest that the graph applies itself. `None` for a graph of prepared views.
 
     Raises:
-        UserError: The method looks at more than an image, or trains on it.
+        UserError: The method compares images with each other, or trains on each test image.
     """
 
     pixel_mean: Tensor
@@ -105,7 +105,7 @@ class Graph(nn.Module):
         if method.memory is not None and method.memory.banks:
             method.memory = BatchMemory(method.memory)
         self.method = method
-        # one row stands for all: texts of a category broadcast over the batch
+        # one row is enough: the text features of a category broadcast over the batch
         self.sample = Sample(
             DATASET, model.category, "test", NAMELESS, UNKNOWN, mask_known=False, class_name=model.category
         )
@@ -118,7 +118,7 @@ class Graph(nn.Module):
             self.register_buffer("inside", torch.tensor(method.preprocess.inside(roi)).bool())
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scores `[B]` and maps `[B, H, W]` of pixels `[B, H, W, 3]`, uint8."""
+        """Returns scores `[B]` and maps `[B, H, W]` for pixels `[B, H, W, 3]`, uint8."""
         if self.heeds:
             image = torch.where(self.clear, image, self.blank)
         pixels = ((image.float() / 255 - self.pixel_mean) / self.pixel_std).permute(0, 3, 1, 2)
@@ -133,16 +133,16 @@ class Graph(nn.Module):
 
 
 def clear_of(roi: Roi, model: Predictor) -> np.ndarray:
-    """Returns which pixels of the frame a graph leaves as they are, `[H, W]`, bool, in images of the region's size."""
+    """Returns which pixels of the frame a graph does not mask, `[H, W]`, bool, for images of the region's size."""
     (width, height), frame = roi.size, model.engine.frame
     box = place(frame.rule, height, width, frame.image_size)
     return clear_in_view(roi, (height, width), (0, 0, width, height), box, frame)
 
 
 def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
-    """Writes a model as a graph, and as `PATH.json` what the file says of itself, which is returned too.
+    """Writes a model as a graph, writes its metadata to `PATH.json`, and returns the metadata.
 
-    The graph heeds the model's region of interest by itself, in images of the size that it was drawn on.
+    The graph applies the model's region of interest itself, for images of the size that the region was drawn on.
 
     Raises:
         UserError: See `write_graph`.
@@ -153,17 +153,17 @@ def export(model: Predictor, path: Path, to: Target) -> dict[str, Any]:
 
 
 def write_graph(model: Predictor, path: Path, to: Target, roi: Roi | None = None) -> dict[str, Any]:
-    """Writes a model as a graph, compares the two, and returns what the file says of itself.
+    """Writes a model as a graph, compares the two, and returns the metadata of the file.
 
     Args:
-        model: On the CPU. Its memory bank goes with it.
-        path: The file.
+        model: Model on the CPU. The graph includes its memory bank.
+        path: File to write.
         to: `onnx`, or `torch_export` for `torch.export.load`.
         roi: See `Graph`.
 
     Raises:
-        UserError: The method cannot be a graph, the graph has other numbers than the model, the format cannot hold it,
-            a package is missing, or the file cannot be written; no file is left.
+        UserError: The method cannot be exported as a graph, the graph computes other numbers than the model, the format
+            cannot hold it, a package is missing, or the file cannot be written. No file is left behind.
     """
     if to == "onnx":
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
@@ -185,7 +185,7 @@ def write_graph(model: Predictor, path: Path, to: Target, roi: Roi | None = None
 
 
 def trace(model: Predictor, roi: Roi | None = None) -> ExportedProgram:
-    """Returns the program of a model, for batches of any size.
+    """Returns the traced program of a model, for batches of any size.
 
     Raises:
         UserError: The method cannot be traced.
@@ -193,14 +193,14 @@ def trace(model: Predictor, roi: Roi | None = None) -> ExportedProgram:
     graph = Graph(model, roi).eval()
     shape = model.method.preprocess.shape
     model.engine.check_ready()
-    model.engine.score(drawn(2, shape, seed=2))  # fills all caches, which must not keep what is made while tracing
+    model.engine.score(drawn(2, shape, seed=2))  # fills all caches now: they must not keep tensors of the trace
     try:
         with torch.no_grad(), quiet():
             batch = Dim("batch", min=1)
             program = torch.export.export(
                 graph, (torch.from_numpy(drawn(2, shape, seed=2)),), dynamic_shapes=({0: batch},)
             )
-    except Exception as error:  # of any kind: all the code of a method runs
+    except Exception as error:  # any exception: all code of a method runs here
         name, reason = type(model.method).__name__, str(error).strip().partition("\n")[0]
         raise UserError(f"{name} cannot be exported: torch does not trace it ({reason}).") from error
     _drop_unused(program)
@@ -208,7 +208,7 @@ def trace(model: Predictor, roi: Roi | None = None) -> ExportedProgram:
 
 
 def describe(model: Predictor, to: Target, roi: Roi | None = None) -> dict[str, Any]:
-    """Returns what one has to know to use the file, as plain values."""
+    """Returns the metadata that a user of the file needs, as plain values."""
     preprocess, (image, pixel), sources = model.method.preprocess, model.thresholds, model.thresholds_from
     height, width = preprocess.shape
     return {
@@ -240,7 +240,7 @@ def describe(model: Predictor, to: Target, roi: Roi | None = None) -> dict[str, 
 
 
 def _said_of(roi: Roi) -> dict[str, Any]:
-    """Returns what one has to know of a region of interest that a graph heeds, as plain values."""
+    """Returns the metadata of a region of interest that a graph applies, as plain values."""
     width, height = roi.size
     return {
         "in_graph": True,
@@ -251,7 +251,7 @@ def _said_of(roi: Roi) -> dict[str, Any]:
 
 
 def compare(model: Predictor, run: Run, roi: Roi | None = None) -> float:
-    """Returns by how much scores and maps differ from the model's at most, over batches of several sizes."""
+    """Returns the largest absolute difference of scores and maps from the model's, over batches of several sizes."""
     shape, largest = model.method.preprocess.shape, 0.0
     for count in BATCHES:
         image = drawn(count, shape, seed=count)
@@ -260,13 +260,13 @@ def compare(model: Predictor, run: Run, roi: Roi | None = None) -> float:
         if roi is not None:
             maps = np.stack([only_inside(one, model.method.preprocess.inside(roi).astype(bool)) for one in maps])
         pairs = zip(run(image), (scores, maps), strict=True)
-        # nan, which is not ordered, must come through
+        # nan has no order, and must propagate
         largest = float(np.max([largest, *(np.abs(got - want).max() for got, want in pairs)]))
     return largest
 
 
 def _drop_unused(program: ExportedProgram) -> None:
-    """Drops the tensors that a program does not use: the text tower, which is most of many a backbone."""
+    """Drops the tensors that a program does not use, such as the text tower: often most of a backbone."""
     inputs = program.graph_signature.input_specs
     for node in [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]:
         spec = next(spec for spec in inputs if spec.arg.name == node.name)  # type: ignore[union-attr]
@@ -282,7 +282,7 @@ def _write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) 
     """Writes a program as ONNX.
 
     Raises:
-        UserError: Its tensors are more than an ONNX file can hold.
+        UserError: Its tensors are larger than an ONNX file can hold.
     """
     size = sum(t.nbytes for t in (*program.state_dict.values(), *program.constants.values()) if isinstance(t, Tensor))
     if size > ONNX_LIMIT:
@@ -297,7 +297,7 @@ def _write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, Any]) 
     except torch.onnx.OnnxExporterError as error:
         name, reason = facts["method"], str(error.__cause__ or error).strip().partition("\n")[0]
         raise UserError(f"{name} cannot be exported to ONNX ({reason}). Use --to torch_export.") from error
-    assert converted is not None  # it would be, had the file been written at once
+    assert converted is not None  # it is `None` only if the exporter writes the file itself
     for name, value in facts.items():
         converted.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(value)
     converted.save(path, external_data=False)
@@ -328,7 +328,7 @@ def _read_torch(path: Path) -> Run:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps torch's and ONNX's notes to themselves; what they cannot do is an error."""
+    """Suppresses notes of torch and ONNX. Their failures are still errors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

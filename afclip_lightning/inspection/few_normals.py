@@ -1,4 +1,4 @@
-"""What a few normal images say: a threshold, the false-positive rate they can promise, which are unlike the rest."""
+"""Statistics of a few normal images: a threshold, the lowest false-positive rate they support, and outliers."""
 
 import math
 
@@ -7,25 +7,26 @@ import numpy as np
 from afclip_runtime.inspection.calibration import CONFIDENCE, ENOUGH, FEWEST, Threshold, from_normals, require, scale_of
 from afclip_runtime.inspection.pixel_tail import PixelTail
 
-FEWEST_HELD_OUT = 2  # a spread needs two
-UNLIKE = 6.0  # median absolute deviations above the median, each of a normal distribution's standard deviation
-LEAST_SPREAD = 0.05  # of the median: equal scores have no deviation
+FEWEST_HELD_OUT = 2  # a standard deviation needs two
+UNLIKE = 6.0  # above the median, in median absolute deviations scaled to a normal distribution's standard deviation
+LEAST_SPREAD = 0.05  # share of the median: equal scores have no deviation
 
 
 def from_held_out(scores: np.ndarray, fpr: float) -> Threshold:
-    """Returns the threshold that a share `fpr` of normal images will exceed, of as few as two.
+    """Returns the threshold that a share `fpr` of normal images will exceed, from two or more images.
 
-    From `FEWEST` images on it is that of `from_normals`. Of fewer it is the upper prediction limit of a normal
-    distribution: mean + t · s · sqrt(1 + 1 / n), with t the quantile of Student's distribution of n - 1 degrees of
-    freedom. A further score lies above it with a probability of `fpr` if scores are distributed normally, which so few
-    cannot show. The interval is that of the distribution's quantile, from the non-central t distribution.
+    From `FEWEST` images on it is the threshold of `from_normals`. For fewer images it is the upper prediction limit of
+    a normal distribution: mean + t · s · sqrt(1 + 1 / n), with t the quantile of Student's distribution with n - 1
+    degrees of freedom. A new score lies above it with probability `fpr` if scores are normally distributed. So few
+    scores cannot show whether they are. The interval is that of the distribution's quantile, from the non-central t
+    distribution.
 
     Args:
-        scores: `[n]`, of normal images that the model did not have when it scored them.
-        fpr: In (0, 0.5].
+        scores: `[n]`, scores of held-out normal images.
+        fpr: Share of normal images, in (0, 0.5].
 
     Raises:
-        DatasetError: There are fewer than two.
+        DatasetError: There are fewer than two scores.
 
     Reference: Hahn and Meeker, Statistical Intervals (1991), Sec. 4.8 (prediction) and 4.4 (quantiles).
     """
@@ -43,15 +44,15 @@ def from_held_out(scores: np.ndarray, fpr: float) -> Threshold:
 
 
 def pixel_tail(images: int, fpr: float) -> PixelTail:
-    """Returns what the maps of held-out normal images are added to, of as few as two."""
+    """Returns the accumulator for the maps of held-out normal images, of which there are two or more."""
     return PixelTail(images, fpr, FEWEST_HELD_OUT)
 
 
 def promise(count: int, fpr: float) -> str:
-    """Returns which false-positive rate so many normal images can promise, in a sentence.
+    """Returns a text on the false-positive rate that a number of normal images can guarantee.
 
-    Whatever the scores' distribution, a further normal image exceeds the highest of n with a probability of
-    1 / (n + 1): no threshold from n images promises less.
+    For any distribution of scores, a new normal image exceeds the highest of n scores with probability 1 / (n + 1). No
+    threshold from n images guarantees less.
     """
     least, enough = 1 / (count + 1), math.ceil(ENOUGH / fpr)
     if fpr >= least:
@@ -64,10 +65,12 @@ def promise(count: int, fpr: float) -> str:
 
 
 def unlike_the_rest(scores: np.ndarray) -> list[int]:
-    """Returns which images score far above the others, the highest first; none of fewer than four images.
+    """Returns the numbers of images that score far above the others, the highest first.
+
+    With fewer than four images it returns none.
 
     Args:
-        scores: `[n]`, of normal images that the model did not have when it scored them.
+        scores: `[n]`, scores of held-out normal images.
     """
     if len(scores) < 4:
         return []

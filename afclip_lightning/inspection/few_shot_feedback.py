@@ -1,4 +1,4 @@
-"""Feedback that joins the few-shot images: normal images that were judged anomalous, and the audit file beside them."""
+"""Feedback that adds falsely reported normal images to the few-shot images, and keeps an audit file beside them."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,11 @@ from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import atomic_path, fingerprint, only_writer, read_json_lines, write_json_lines
 from afclip_runtime.inspection.feedback import Line, Mark, facts_of
 
-FOLDER, AUDIT = "feedback", "feedback.jsonl"  # below the folder of few-shot images
+FOLDER, AUDIT = "feedback", "feedback.jsonl"  # in the folder of few-shot images
 
 
 class Copied(Line, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A line on a few-shot image.
+    """A line of the audit file on a few-shot image.
 
     Attributes:
         copy: Name of the copy beside the audit file.
@@ -25,17 +25,17 @@ class Copied(Line, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def mark_few_shot(few_shot: Path, mark: Mark, image: Path, who: str = "") -> Copied:
     """Copies a normal image to the few-shot images, or removes that copy, and returns the new line of the audit file.
 
-    The memory is fitted on all images of the folder when a model is loaded, so this one is part of it from then on.
+    When a model is loaded, its memory is fitted on all images of the folder, so the copy takes effect at the next load.
 
     Args:
         few_shot: Folder of the few-shot images.
         mark: `normal` or `undo`.
-        image: The file.
-        who: Says so, beside the account of this process.
+        image: File of the image.
+        who: Name of the person, recorded beside the account of this process.
 
     Raises:
-        UserError: The image is marked as anomalous, was copied before, or was not and there is nothing to undo; or a
-            file cannot be read or written.
+        UserError: The image is marked as anomalous, was copied before, or has no copy to undo; or a file cannot be read
+            or written.
     """
     if mark == "anomalous":
         raise UserError(f"{shown(image)}: few-shot images are normal ones. Mark it as anomalous for the threshold.")

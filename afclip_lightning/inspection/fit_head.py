@@ -1,4 +1,4 @@
-"""A zero-shot head trained further for one product: on pseudo-anomalies that are drawn onto normal images of it."""
+"""Trains a zero-shot head further for one product, on pseudo-anomalies drawn onto its normal images."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from afclip_lightning.types import Batch, Sample
 from afclip_runtime.errors import UserError
 
 DRAWN = 8  # pseudo-anomalies per view of an image, where there is room
-MOST = 384  # pictures, drawn on or not, whose features are kept: a gigabyte of a ViT-B at 518 px
+MOST = 384  # pictures whose features are kept, with or without anomalies: 1 GB for a ViT-B at 518 px
 STEPS = 30
 BATCH = 16  # half of it normal
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Normal images as they are and with pseudo-anomalies, as the head takes them.
+    """Features of normal images with and without pseudo-anomalies, ready for the head.
 
     Attributes:
-        rows: The features of R pictures by tap, float16, on the CPU.
-        spec: What they are.
+        rows: Features of R pictures by tap, float16, on the CPU.
+        spec: Kind of the features.
         grid: Patch grid `(h, w)`.
-        mask: `[R, H, W]`, uint8, 1 = anomalous; all zero for those that nothing was drawn onto.
-        owner: `[R]`: which normal image a picture was made of.
-        samples: Of the pictures.
+        mask: `[R, H, W]`, uint8, 1 = anomalous. It is all zero for pictures without pseudo-anomalies.
+        owner: `[R]`, number of the normal image that a picture was made from.
+        samples: Samples of the pictures.
     """
 
     rows: list[dict[str, Tensor]]
@@ -61,10 +61,10 @@ class Drawn:
 
 
 def check(head: AnomalyMethod | None) -> AnomalyMethod:
-    """Returns the head beside a memory if it can be trained further on kept features.
+    """Returns the head beside a memory if it can be trained further on stored features.
 
     Raises:
-        UserError: There is none, or it cannot.
+        UserError: There is no head, or it cannot be trained.
     """
     if head is None or not head.trainable_names():
         raise UserError(
@@ -72,7 +72,7 @@ def check(head: AnomalyMethod | None) -> AnomalyMethod:
             "ready (--model) or a trained head (--checkpoint), or leave --fit_head out."
         )
     if head.needs_pixels:
-        raise UserError(f"--fit_head keeps features, and {type(head).__name__} needs the images: leave it out.")
+        raise UserError(f"--fit_head trains on stored features, and {type(head).__name__} needs images: leave it out.")
     return head
 
 
@@ -84,16 +84,18 @@ def draw(
     seed: int,
     progress: Progress,
 ) -> Drawn:
-    """Returns normal images and what is drawn onto them: anomalies of DRAEM's kind, half of the image's own texture.
+    """Returns features of normal images and of copies with pseudo-anomalies.
 
-    Of more than `MOST` / 2 views as many are taken, at equal distances.
+    The anomalies are DRAEM's, half of them with the image's own texture. Of more than `MOST` / 2 views, at
+    most `MOST` / 2 evenly spaced ones are used.
 
     Args:
-        head: On its device.
-        images: Of each its path and its views `[H, W, 3]`, uint8, at the backbone's size.
-        category: What prompts call the product.
-        seed: What is drawn onto an image depends on it and on the names of the image and its folder alone.
-        progress: Is given what the loop goes over and its length.
+        head: Head on its device.
+        images: Path and views of each image; a view is `[H, W, 3]`, uint8, at the backbone's size.
+        category: Name of the product in prompts.
+        seed: Seed of the drawing. The anomalies of an image depend only on it and on the names of the image and its
+            folder.
+        progress: Wraps a loop, given its items and their number.
     """
     preprocess, patch = head.preprocess, head.preprocess.shape[0] // head.backbone.grid[0]
     kinds = DraemSynthesis(), DraemSynthesis(ReferenceTextures())
@@ -121,19 +123,19 @@ def draw(
 
 
 def fit(head: AnomalyMethod, drawn: Drawn, images: Collection[int], seed: int) -> None:
-    """Trains a head further, in place, with its own loss and optimiser, on some of the images and what is drawn there.
+    """Trains a head further, in place, with its own loss and optimiser, on some of the pictures.
 
     Args:
-        head: On its device; it comes back in eval mode.
-        drawn: From `draw`.
-        images: Which normal images, by number; the others have no part in it.
-        seed: Of the batches; the same one gives the same head.
+        head: Head on its device. It is in eval mode afterwards.
+        drawn: Result of `draw`.
+        images: Numbers of the normal images to train on. Pictures of other images are not used.
+        seed: Seed of the batches. The same seed gives the same head.
     """
     used = torch.isin(drawn.owner, torch.tensor(sorted(images)))
     kinds = [torch.nonzero(used & (drawn.marked == kind))[:, 0] for kind in (False, True)]
     generator = torch.Generator().manual_seed(seed)
     optimizer = head.configure_optimizers()
-    assert optimizer is not None  # `check` saw that it trains
+    assert optimizer is not None  # `check` ensures that it trains
     head.train()
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)

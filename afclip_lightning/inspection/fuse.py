@@ -1,4 +1,4 @@
-"""Several heads as one head file: their tensors, and the scales that normal images give them."""
+"""Fuses several heads into one head file: their tensors, and their scales from normal images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,22 +31,22 @@ def fuse(
     category: str = "object",
     device: str = "auto",
 ) -> Path:
-    """Writes a fusion of heads as a head file that needs none of theirs, and returns it.
+    """Writes a fusion of heads as one self-contained head file, and returns it.
 
     Args:
-        names: Of each head a checkpoint, a head file, the folder of one, another project's head, a config of a method
-            that trains nothing, or the name of a ready model or of a method, which is built on the backbone of the
-            first head and taps it as deep as its paper's.
-        normal: Normal images, by what they show: what differs from one group to the next counts as no noise.
-        out: The head file.
-        progress: Is given what the loop over the images goes over and its length, and shows how far it is.
-        arguments: Constructor arguments of the heads in place of their own; those of the backbone, as a rule.
-        category: What prompts call the product.
+        names: Name of each head: a checkpoint, a head file or its folder, another project's head, a config of a method
+            that trains nothing, a ready model, or a method. A method is built on the backbone of the first head, and
+            taps it at the relative depths of its paper.
+        normal: Normal images, grouped by what they show. Differences between groups do not count as noise.
+        out: Head file to write.
+        progress: Wraps the loop over the images, given its items and their number, and shows its progress.
+        arguments: Constructor arguments that replace those of the heads, usually of the backbone.
+        category: Name of the product in prompts.
         device: See `predictor.load`.
 
     Raises:
-        UserError: A head or an image cannot be read, the heads cannot share a pass, one needs more than an image, there
-            are too few images, or the file cannot be written.
+        UserError: A head or an image cannot be read, the heads cannot share a backbone pass, a head needs more than one
+            image, there are too few images, or the file cannot be written.
     """
     backbones: factory.Backbones = {}
     heads: list[AnomalyMethod] = []
@@ -65,7 +65,7 @@ def fuse(
         },
     }
     predictor = Predictor(lambda more: _fused(model, heads, backbones), Tiling(), category, device, 1)
-    fusion: Any = predictor.method  # made of its name: no method is imported here
+    fusion: Any = predictor.method  # built by name: this module imports no method
     groups: list[list[Tensor]] = [[] for _ in normal]
     every = [(group, path) for group, images in zip(groups, normal, strict=True) for path in images]
     with torch.inference_mode():
@@ -88,23 +88,23 @@ def fuse(
 
 
 def _like_the_first(method: str, head: AnomalyMethod, backbones: factory.Backbones) -> dict[str, Any]:
-    """Returns arguments that build a method, named alone, on the backbone of the first head, its taps as deep in it."""
+    """Returns arguments for a method that is given by name: the first head's backbone, and taps of its own depth."""
     backbone = factory.backbone_arguments(next(iter(backbones)))
     taps = tap_arguments(factory.method_class(method), head.backbone.vision.depth)
     return {f"backbone.{key}": value for key, value in backbone.items()} | taps
 
 
 def _check_backbones(names: Sequence[str], heads: Sequence[AnomalyMethod]) -> None:
-    """Checks that heads are on one backbone.
+    """Raises if the heads do not use the same backbone.
 
     Raises:
-        UserError: Names what differs.
+        UserError: The backbones differ. The message names the differences.
     """
     first = heads[0].spec.untapped
     for name, head in zip(names[1:], heads[1:], strict=True):
         if problems := first.differences(head.spec.untapped.to_dict(), (f"of {shown(names[0])}", f"of {shown(name)}")):
             raise UserError(
-                f"{shown(name)} is no head on the backbone of {shown(names[0])}, and heads are fused on one:\n  "
+                f"{shown(name)} uses another backbone than {shown(names[0])}. Fused heads share one backbone:\n  "
                 + "\n  ".join(problems)
             )
 
@@ -120,7 +120,7 @@ def _fused(model: dict[str, Any], heads: Sequence[AnomalyMethod], backbones: fac
 
 
 def _card(names: Sequence[str], normal: Sequence[Sequence[Path]]) -> Card:
-    """Returns the card of a fusion: what its heads were trained on, and where its scales come from."""
+    """Returns the card of a fusion: the training data of its heads and the source of its scales."""
     cards = [card for card in (card_of(find_model(name)) for name in names) if card is not None]
     folders = {images[0].parent: len(images) for images in normal if images}
     scales = [TrainedOn(dataset=f"scales: normal images in {at.name}", images=count) for at, count in folders.items()]
@@ -136,6 +136,6 @@ def _card(names: Sequence[str], normal: Sequence[Sequence[Path]]) -> Card:
 
 
 def _plain(values: Any) -> dict[str, Any]:
-    """Returns plain values as JSON has them."""
+    """Returns plain values with the types of JSON."""
     plain: dict[str, Any] = msgspec.to_builtins(dict(values))
     return plain

@@ -1,8 +1,8 @@
-"""`export --int8`: the linear layers of the backbone's blocks in INT8; what follows the last block stays in float32.
+"""`export --int8`: the linear layers of the backbone's blocks in INT8, everything after the last block in float32.
 
-The file is ONNX with quantise and dequantise nodes, which ONNX Runtime and OpenVINO both run with integer kernels.
-ONNX Runtime's quantiser writes it, or NNCF's. Measured and left out (docs/deployment.md): SmoothQuant, percentiles,
-INT8 of the head.
+The file is ONNX with quantise and dequantise nodes. ONNX Runtime and OpenVINO both run it with integer kernels. ONNX
+Runtime's quantiser writes it, or NNCF's. SmoothQuant, percentiles and INT8 of the head were measured and left out
+(docs/deployment.md).
 """
 
 import copy
@@ -51,10 +51,10 @@ class Int8:
     """How INT8 is made and tested.
 
     Attributes:
-        images: Folder of images of the product; see `read_images`.
-        quantiser: Whose quantiser writes the file.
-        tolerance: Most of each of `Change.shares`.
-        say: Is given what INT8 changes, as a table.
+        images: Folder of images of the product. See `read_images`.
+        quantiser: Quantiser that writes the file.
+        tolerance: Upper limit of each of `Change.shares`.
+        say: Called with the table of changes.
         progress: See `measure`.
     """
 
@@ -66,9 +66,9 @@ class Int8:
 
 
 def export_int8(model: Predictor, path: Path, int8: Int8) -> dict[str, Any]:
-    """Writes a model as an ONNX file in INT8, and as `PATH.json` what the file says of itself, which is returned too.
+    """Writes a model as an ONNX file in INT8, writes its metadata to `PATH.json`, and returns the metadata.
 
-    The graph heeds the model's region of interest by itself, as that of `export` does.
+    The graph applies the model's region of interest itself, as in `export`.
 
     Raises:
         UserError: See `write_int8_graph`.
@@ -79,17 +79,18 @@ def export_int8(model: Predictor, path: Path, int8: Int8) -> dict[str, Any]:
 
 
 def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None = None) -> dict[str, Any]:
-    """Writes a model as an ONNX file in INT8, and returns what the file says of itself, and what INT8 changes.
+    """Writes a model as an ONNX file in INT8, and returns the file's metadata, including the changes by INT8.
 
     Args:
-        model: On the CPU. Its calibration is used to compare verdicts, and does not go with the file: it is of float32.
-        path: The file.
-        int8: How it is made.
-        roi: Region of interest that the graph heeds by itself, in whole images; `None` for a graph of views.
+        model: Model on the CPU. Its calibration serves to compare verdicts. The file does not include it, because it
+            holds for float32 scores.
+        path: File to write.
+        int8: How INT8 is made and tested.
+        roi: Region of interest that the graph applies itself, to whole images. `None` for a graph of views.
 
     Raises:
         UserError: There are too few images, the model cannot be exported, its backbone has nothing to quantise, or INT8
-            changes more than the tolerance; no file is left.
+            changes more than the tolerance. No file is left behind.
     """
     quantise = _by_nncf() if int8.quantiser == "nncf" else _by_onnxruntime
     given = read_images(int8.images, model.roi)
@@ -104,12 +105,12 @@ def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None =
         change = measure(models[0], models[1], given, model.thresholds[0], len(nodes), size, int8.progress)
         if beyond := change.beyond(int8.tolerance):
             raise UserError(
-                f"{shown(path)} was not written: INT8 changes {' and '.join(beyond)} by more than --tolerance "
-                f"{int8.tolerance:g} of what there is.\n{indented(change.table())}\nGive more images of what the "
-                "camera sees (--calibration_images), a larger --tolerance, or export without --int8."
+                f"{shown(path)} was not written: INT8 changes {' and '.join(beyond)} by a share above --tolerance "
+                f"{int8.tolerance:g}.\n{indented(change.table())}\nGive more images of what the camera sees "
+                "(--calibration_images), a larger --tolerance, or export without --int8."
             )
         int8.say(change.table())
-        del facts["largest_difference"]  # it was of the file in float32
+        del facts["largest_difference"]  # it describes the float32 file
         report = change.to_dict() | {"quantiser": int8.quantiser, "tolerance": int8.tolerance}
         facts |= {PRECISION: INT8, "int8": report}
         _write_facts(temporary, facts)
@@ -119,15 +120,15 @@ def write_int8_graph(model: Predictor, path: Path, int8: Int8, roi: Roi | None =
 def card_of_int8(card: BundleCard, model: Predictor, graph: Path, report: dict[str, Any]) -> BundleCard:
     """Returns the card of a bundle whose graph is INT8.
 
-    Its self-test holds what the INT8 graph says of the drawn images. Engines may differ from that by twice as much as
-    INT8 differs from float32 there: what they round in another way is about half of that. Other images or another
-    quantiser give another graph with other scores, so that a calibration is bound to the graph.
+    Its self-test holds the results of the INT8 graph for synthetic images. Engines may differ from them by twice the
+    difference between INT8 and float32 there; their different rounding causes about half of that difference. Other
+    images or another quantiser give another graph with other scores, so a calibration is bound to the graph.
 
     Args:
-        card: Of the model in float32.
+        card: Card of the model in float32.
         model: The model.
         graph: The INT8 graph.
-        report: What INT8 changes, as plain values.
+        report: Changes by INT8, as plain values.
     """
     engine = open_graph("onnx", graph, card.facts)
     differs = card.self_test.difference(engine)
@@ -142,9 +143,10 @@ def card_of_int8(card: BundleCard, model: Predictor, graph: Path, report: dict[s
 
 
 def block_matrices(model: Predictor) -> set[str]:
-    """Returns the digests of the weight matrices of the backbone's blocks, as they are and transposed.
+    """Returns the digests of the weight matrices of the backbone's blocks, plain and transposed.
 
-    The exporter gives folded weights new names, and towers name their layers in many ways: the numbers stay the same.
+    The layers are found by their weights and not by name: the exporter renames folded weights, and names differ between
+    towers.
     """
     weights = [p.detach().cpu().numpy() for p in model.method.backbone.vision.blocks.parameters() if p.ndim == 2]
     return {_digest(matrix) for weight in weights for matrix in (weight, weight.T)}
@@ -154,8 +156,8 @@ def linear_nodes(graph: "onnx.GraphProto", matrices: Collection[str]) -> list[st
     """Returns the names of the nodes that multiply with one of these matrices.
 
     Args:
-        graph: Of an ONNX file.
-        matrices: Digests; see `block_matrices`.
+        graph: Graph of an ONNX file.
+        matrices: Digests from `block_matrices`.
     """
     from onnx import numpy_helper
 
@@ -171,30 +173,30 @@ def block_layers(source: Path, model: Predictor) -> list[str]:
     """Returns the names of the nodes of an ONNX file that are linear layers of the backbone's blocks.
 
     Raises:
-        UserError: It has none of them.
+        UserError: The file has no such node.
     """
     import onnx
 
     if not (nodes := linear_nodes(onnx.load(source).graph, block_matrices(model))):
         raise UserError(
-            "--int8 finds no linear layer of the backbone's blocks in the graph, so that nothing would become faster. "
+            "--int8 finds no linear layer of the backbone's blocks in the graph, so INT8 would not make it faster. "
             "Export without --int8."
         )
     return nodes
 
 
 def _by_onnxruntime(source: Path, target: Path, nodes: list[str], batches: Iterator[np.ndarray]) -> None:
-    """Writes an ONNX file anew with some linear layers in INT8.
+    """Writes a copy of an ONNX file with some linear layers in INT8.
 
-    Weights have 7 bits and a scale per output channel, activations 8 bits and one scale, from the least to the highest
-    value that the images gave. Processors without VNNI add two products of 8 bits in 16 bits, and clip the sum without
-    a word: with weights of 7 bits it always fits, and all processors give the same numbers up to rounding.
+    Weights have 7 bits and one scale per output channel. Activations have 8 bits and one scale, from the lowest to the
+    highest value that the images gave. Processors without VNNI add two 8-bit products in 16 bits, and clip the sum
+    silently. With 7-bit weights the sum always fits, so all processors give the same numbers up to rounding.
 
     Args:
-        source: The file in float32.
-        target: The new file.
+        source: File in float32.
+        target: New file.
         nodes: Names of the layers.
-        batches: Views `[B, H, W, 3]`, uint8, that the ranges of activations are taken from.
+        batches: Views `[B, H, W, 3]`, uint8, that give the ranges of activations.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -210,12 +212,12 @@ def _by_onnxruntime(source: Path, target: Path, nodes: list[str], batches: Itera
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"OpTypesToExcludeOutputQuantization": LINEAR},  # what follows them is float anyway
+        extra_options={"OpTypesToExcludeOutputQuantization": LINEAR},  # the layers after them are float32 anyway
     )
 
 
 def _by_nncf() -> Callable[[Path, Path, list[str], Iterator[np.ndarray]], None]:
-    """Returns what does the same as `_by_onnxruntime` with NNCF, without its SmoothQuant.
+    """Returns the counterpart of `_by_onnxruntime` with NNCF, without SmoothQuant.
 
     Raises:
         UserError: NNCF is not installed.
@@ -237,9 +239,9 @@ def _by_nncf() -> Callable[[Path, Path, list[str], Iterator[np.ndarray]], None]:
             subset_size=len(views),
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(names=others),
-            # SmoothQuant changes layers that are to be ignored, too: findings/nncf_smooths_ignored_layers.sh
+            # SmoothQuant also changes ignored layers: findings/nncf_smooths_ignored_layers.sh
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE,  # weights of 7 bits, as above
+                overflow_fix=nncf.OverflowFix.ENABLE,  # 7-bit weights, see `_by_onnxruntime`
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
             ),
         )
@@ -249,7 +251,7 @@ def _by_nncf() -> Callable[[Path, Path, list[str], Iterator[np.ndarray]], None]:
 
 
 class _Reader:
-    """Batches as ONNX Runtime's quantiser asks for them."""
+    """Batches in the form that ONNX Runtime's quantiser reads."""
 
     def __init__(self, batches: Iterator[np.ndarray]) -> None:
         self.batches = batches
@@ -264,7 +266,7 @@ def _digest(matrix: np.ndarray) -> str:
 
 
 def _batches(model: Predictor, images: Sequence[Path]) -> Iterator[np.ndarray]:
-    """Yields the views of images as the model sees them, a batch at a time."""
+    """Yields the views of images as the model sees them, in batches."""
     size = model.batch_size
     for image in images:
         views = model.views(image)
@@ -280,7 +282,7 @@ def _uncalibrated(model: Predictor) -> Predictor:
 
 
 def _run_by_graph(model: Predictor, path: Path, heeds: bool) -> Inspector:
-    """Returns a model that a file runs, which sees images as the model does; whole ones if the graph heeds a region."""
+    """Returns an inspector that runs a file with the model's tiling, or on whole images if the graph has a region."""
     facts = GraphFacts(model.engine.frame, model.engine.method, model.engine.backbone, {})
     tiling = Tiling() if heeds else model.tiling
     runs = Inspector(open_graph("onnx", path, facts), tiling, model.category, model.batch_size)
@@ -289,7 +291,7 @@ def _run_by_graph(model: Predictor, path: Path, heeds: bool) -> Inspector:
 
 
 def _write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Replaces what an ONNX file says of itself."""
+    """Replaces the metadata of an ONNX file."""
     import onnx
 
     file = onnx.load(path)

@@ -1,4 +1,4 @@
-"""What INT8 changes: scores, maps, AUROC and verdicts of a float32 and an INT8 model on the same images."""
+"""The changes by INT8: scores, maps, AUROC and verdicts of a float32 and an INT8 model on the same images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,10 +19,10 @@ from afclip_runtime.inspection.inspector import Inspector
 from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.thresholds import is_anomalous
 
-Thresholds = tuple[float, float]  # of the float32 and of the INT8 model
+Thresholds = tuple[float, float]  # of the float32 model, of the INT8 model
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP"}
-FPR = 0.01  # of the thresholds that are made for the comparison, as `calibrate` has it by default
+FPR = 0.01  # of the thresholds made for the comparison: the default of `calibrate`
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ChangedVerdict:
     """An image whose verdict changes.
 
     Attributes:
-        image: The file.
-        scores: Of float32 and of INT8.
-        anomalous: Likewise.
+        image: File of the image.
+        scores: Scores of float32 and of INT8.
+        anomalous: Verdicts of float32 and of INT8.
     """
 
     image: str
@@ -42,26 +42,26 @@ class ChangedVerdict:
 
 @dataclass(frozen=True)
 class Change:
-    """What INT8 changes on the images compared.
+    """The changes by INT8 on the compared images.
 
     Attributes:
-        calibrated_on: Images that ranges were taken from.
-        compared_on: Images that the models were compared on.
-        held_out: Whether these are others.
-        source: Where they lie, in words.
-        layers: Linear layers that are INT8.
-        size: Of the two files, in bytes.
-        score_spread: From the 5th to the 95th percentile of the float32 scores.
+        calibrated_on: Number of images that the ranges come from.
+        compared_on: Number of images that the models were compared on.
+        held_out: Whether no compared image is among those that the ranges come from.
+        source: Location of the compared images, in words.
+        layers: Number of INT8 linear layers.
+        size: Sizes of the float32 and the INT8 file, in bytes.
+        score_spread: Distance from the 5th to the 95th percentile of the float32 scores.
         score_largest: Largest change of a score, absolute.
         score_mean: Mean change of a score, with its sign.
         map_spread: Standard deviation of the values of the float32 maps, over the pixels of all images.
         map_rms: Root mean square of the change of these values.
-        map_largest: Largest change of one of them, absolute.
+        map_largest: Largest absolute change of these values.
         metrics: Image AUROC, pixel AUROC and pixel AP, in [0, 1], of float32 and INT8, as far as labels define them.
-        labels: Why a metric is missing, in words; empty if none is.
-        thresholds: Of float32 and INT8 verdicts; `None` where no verdict was compared.
-        thresholds_from: Where they come from, in words, or why there is none.
-        verdicts: The images whose verdict changes.
+        labels: Reason why a metric is missing; empty if none is.
+        thresholds: Thresholds of the float32 and INT8 verdicts. `None` if no verdict was compared.
+        thresholds_from: Source of the thresholds, or the reason why there is none.
+        verdicts: Images whose verdict changes.
     """
 
     calibrated_on: int
@@ -84,7 +84,7 @@ class Change:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What `--tolerance` is an upper limit of: changes as shares of what there is."""
+        """Relative changes, which `--tolerance` limits: of scores and maps by their spread, of verdicts by images."""
         shares = {
             "scores": _share(self.score_largest, self.score_spread),
             "maps": _share(self.map_rms, self.map_spread),
@@ -92,15 +92,15 @@ class Change:
         return shares if self.thresholds is None else shares | {"verdicts": len(self.verdicts) / self.compared_on}
 
     def beyond(self, tolerance: float) -> list[str]:
-        """Returns the shares that are beyond a tolerance, by name; one that is not a number is."""
+        """Returns the names of the shares above a tolerance. NaN counts as above."""
         return [name for name, share in self.shares.items() if not share <= tolerance]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the change and its shares as plain values."""
+        """Returns the changes and their shares as plain values."""
         return {**asdict(self), "shares": self.shares}
 
     def table(self) -> str:
-        """Returns the change as a table, and which images it is of."""
+        """Returns the changes as a table, with a text on the images."""
         shares = self.shares
         lines = [("measure", "unit", "float32", "INT8", "change", "share")]
         lines += [
@@ -138,7 +138,7 @@ def _word(anomalous: bool) -> str:
 
 
 def _share(change: float, spread: float) -> float:
-    """Returns a change as a share; of scores that are all one, none is small."""
+    """Returns a change as a share of a spread; infinite for a change without spread."""
     if spread > 0 or np.isnan(spread):
         return change / spread
     return 0.0 if change == 0 else float("inf")
@@ -183,7 +183,7 @@ class _Labels:
             mask = read_mask_of(sample.image_path, sample.mask_path, sample.mask_threshold)[0]
             if inside is not None:
                 mask = mask * inside
-                label = int(mask.any())  # as in a test: normal where all that is marked lies outside
+                label = int(mask.any())  # as in `test`: normal if the mask marks only pixels outside
         for metrics, found in zip(self.metrics, pair, strict=True):
             metrics.update(
                 found.anomaly_map[None],
@@ -209,17 +209,17 @@ def measure(
     size: tuple[int, int],
     progress: Progress,
 ) -> Change:
-    """Returns what INT8 changes.
+    """Returns the changes by INT8.
 
     Args:
         exact: The float32 model.
         int8: The INT8 model.
         given: The images.
-        threshold: Of image scores, for the verdicts of both; `None` for one of each model, made from the normal images
-            that it was calibrated on.
-        layers: Linear layers that are INT8.
-        size: Of the two files, in bytes.
-        progress: Is given what the loop over the images goes over and its length, and shows how far it is.
+        threshold: Threshold of image scores, for the verdicts of both models. `None` for one threshold per model, from
+            the normal images that calibrated INT8.
+        layers: Number of INT8 linear layers.
+        size: Sizes of the float32 and the INT8 file, in bytes.
+        progress: Wraps the loop over the images, given its items and their number, and shows its progress.
 
     Raises:
         UserError: An image cannot be read, or a score is not finite.
@@ -262,7 +262,7 @@ def measure(
 def _thresholds(
     exact: Inspector, int8: Inspector, given: GivenImages, threshold: float | None
 ) -> tuple[Thresholds | None, str]:
-    """Returns the thresholds of both, and where they come from, in words."""
+    """Returns the thresholds of both models, and a text on their source."""
     if threshold is not None:
         return (threshold, threshold), f"both at the threshold in use, {threshold:.4g}"
     if len(given.normal) < FEWEST:
@@ -274,7 +274,7 @@ def _thresholds(
 
 
 def _both(exact: Inspector, int8: Inspector, paths: Sequence[Path]) -> Iterator[tuple[Inspection, Inspection]]:
-    """Yields what both models say of each image.
+    """Yields the inspections of each image by both models.
 
     Raises:
         UserError: An image cannot be read, or a score is not finite.
@@ -297,7 +297,7 @@ def _changed(paths: Sequence[Path], scores: np.ndarray, thresholds: Thresholds) 
 
 
 def _missing(given: GivenImages, metrics: dict[str, tuple[float, float]]) -> str:
-    """Returns why a metric is missing, in words; empty if none is."""
+    """Returns the reason why a metric is missing; empty if none is."""
     if not given.labelled:
         return "No AUROC: the images have no labels. Put normal ones below a folder good, and anomalous ones beside it."
     if "image_auroc" not in metrics:

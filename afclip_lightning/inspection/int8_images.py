@@ -10,23 +10,23 @@ from afclip_runtime.errors import UserError, shown
 from afclip_runtime.images.find import list_folders
 from afclip_runtime.views.roi import Roi
 
-FEWEST = 8  # images, below which a change of scores says little
-MOST = 64  # images that ranges are taken from; more did not change them
+FEWEST = 8  # images; fewer are too few to compare scores
+MOST = 64  # images that give the ranges; more did not change them
 TEST: Split = "test"
 TRAIN: Split = "train"
 
 
 @dataclass(frozen=True)
 class GivenImages:
-    """What a folder of calibration images gives.
+    """The images of a calibration folder.
 
     Attributes:
-        calibrating: Images that the ranges of activations are taken from; in labelled sets not all are normal.
-        normal: Those of them that are known, or assumed, to be normal.
-        compared: Images that the two models are compared on, with their labels and masks.
-        held_out: Whether no compared image is one of `calibrating`.
-        labelled: Whether images are told apart as normal and anomalous; if not, all of them count as normal.
-        source: Where both kinds lie, in words.
+        calibrating: Images that give the ranges of activations. In labelled sets not all are normal.
+        normal: Images of `calibrating` that are known or assumed to be normal.
+        compared: Images on which the two models are compared, with their labels and masks.
+        held_out: Whether no compared image is in `calibrating`.
+        labelled: Whether the images are labelled as normal or anomalous. If not, all count as normal.
+        source: Location of the compared images, in words.
     """
 
     calibrating: list[Path]
@@ -38,19 +38,20 @@ class GivenImages:
 
 
 def read_images(folder: Path, roi: Roi | None = None) -> GivenImages:
-    """Returns what a folder gives.
+    """Returns the images of a calibration folder.
 
-    A folder of a product in MVTec AD's layout has both parts: `train/good` calibrates, `test` is compared, with its
-    masks. Of any other folder every second image calibrates, up to `MOST`, and the rest is compared; of fewer than
-    2 × `FEWEST` images all do both. Images below a folder `good` are normal then, and others anomalous.
+    A product's folder in MVTec AD's layout has both parts: `train/good` for calibration, and `test` with its masks for
+    the comparison. In any other folder, every second image calibrates, up to `MOST`, and the rest is compared. With
+    fewer than 2 × `FEWEST` images, all images do both. Images below a folder `good` are then normal, and others are
+    anomalous.
 
     Args:
-        folder: See above.
-        roi: Which part of the images is inspected; `None` for all of it.
+        folder: Folder of the images.
+        roi: Part of the images that is inspected. `None` for whole images.
 
     Raises:
         DatasetError: The folder cannot be read.
-        UserError: It has too few images, or several products.
+        UserError: The folder has too few images, or several products.
     """
     given = _read(folder)
     return replace(given, compared=[replace(sample, roi=roi) for sample in given.compared])
@@ -104,7 +105,7 @@ def _sample(folder: Path, path: Path, anomalous: bool) -> Sample:
 
 
 def _spread(samples: list[Sample], most: int) -> list[Sample]:
-    """Returns at most so many samples, evenly spread over the list."""
+    """Returns at most `most` samples, evenly spread over the list."""
     count = min(len(samples), most)
     return [samples[index * len(samples) // count] for index in range(count)]
 

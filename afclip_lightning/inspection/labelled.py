@@ -1,4 +1,4 @@
-"""Images that a calibration is made from, each known to be normal or anomalous."""
+"""Labelled images for a calibration, each normal or anomalous."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ def read_labelled(source: Path) -> Labelled:
     """Returns images, and whether each is anomalous.
 
     Args:
-        source: A folder, in which images below a folder `good` are normal and all others anomalous; or a CSV file with
-            the columns `path`, from the file's folder, and `label`, 0 or 1.
+        source: A folder in which images below a folder `good` are normal and all others anomalous; or a CSV file with
+            the columns `path` (relative to the file's folder) and `label` (0 or 1).
 
     Raises:
-        DatasetError: It is neither, or a line of the file is wrong.
+        DatasetError: The source is neither a folder nor a CSV file, or a line of the file is wrong.
     """
     if source.is_dir():
         return [(path, NORMAL_FOLDER not in path.relative_to(source).parts[:-1]) for path in walk_images(source)]

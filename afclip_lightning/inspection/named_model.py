@@ -1,4 +1,4 @@
-"""What a model is named by: a file, the folder of a head, a ready model, or a method that trains nothing."""
+"""Finds a model by its name: a file, the folder of a head, a ready model, or a method that trains nothing."""
 
 import difflib
 import json
@@ -17,18 +17,18 @@ from afclip_runtime.errors import UserError, shown
 from afclip_runtime.inspection.bundle import CALIBRATION, is_bundle
 from afclip_runtime.inspection.calibration import SUFFIX, fingerprint
 
-WHERE = ("backbone.weights", "backbone.vision_weights")  # where they lie; their hash says what they are
+WHERE = ("backbone.weights", "backbone.vision_weights")  # locations of the weights; their hash identifies them
 
 
 def find_model(name: str | Path) -> Path | str:
-    """Returns the file that a name stands for, or the name itself where it is a method's.
+    """Returns the file that a name stands for, or the name itself if it names a method.
 
     Args:
-        name: A checkpoint, a head file, the folder of one, a config of a method that trains nothing, the name of a
-            ready model, or of a method. What lies on disk goes before the names.
+        name: A checkpoint, a head file or its folder, a config of a method that trains nothing, a ready model, or a
+            method. A file on disk takes precedence over the name of a model or method.
 
     Raises:
-        UserError: There is nothing of this name; the message says what there is.
+        UserError: No model has this name. The message lists the names.
     """
     path = Path(name)
     if is_bundle(path):
@@ -58,11 +58,11 @@ def build_model(model: Path | str, arguments: Mapping[str, Any], backbones: fact
 
     Args:
         model: From `find_model`.
-        arguments: Constructor arguments in place of its own.
+        arguments: Constructor arguments that replace the model's.
         backbones: See `factory.load_head`.
 
     Raises:
-        UserError: See `factory.load_head`; or the method has to be trained.
+        UserError: The method has to be trained. See also `factory.load_head`.
     """
     if isinstance(model, Path):
         return factory.load_head(model, arguments, backbones)
@@ -73,10 +73,10 @@ def build_model(model: Path | str, arguments: Mapping[str, Any], backbones: fact
 
 
 def known_by(model: Path | str, arguments: Mapping[str, Any]) -> str:
-    """Returns what a model is known by in a calibration: the digest of its file; of a config, of its resolved `model`.
+    """Returns the identity of a model in a calibration: the digest of its file, or of a config's resolved `model`.
 
     Args:
-        model: From `find_model`; a method's name stands for itself.
+        model: From `find_model`. The name of a method is its own identity.
         arguments: See `build_model`.
 
     Raises:
@@ -90,13 +90,13 @@ def known_by(model: Path | str, arguments: Mapping[str, Any]) -> str:
 
 
 def calibration_path(name: str | Path) -> Path | None:
-    """Returns where the calibration of a model lies, that of the product without name; `None` for a method's name.
+    """Returns the path of the calibration of a model for the product without name; `None` for a method's name.
 
-    It lies beside the model's file, and of a bundle in it. A ready model's lies in the working directory:
-    `real.calibration.json`.
+    It lies beside the model's file, or inside a bundle. That of a ready model lies in the working directory, for
+    example `real.calibration.json`.
 
     Raises:
-        UserError: There is no such model.
+        UserError: The model does not exist.
     """
     if is_bundle(Path(name)):
         return Path(name) / CALIBRATION
@@ -107,7 +107,7 @@ def calibration_path(name: str | Path) -> Path | None:
 
 
 def card_of(model: Path | str) -> Card | None:
-    """Returns what a head file says of itself; `None` where it is none.
+    """Returns the card of a head file; `None` for any other model.
 
     Args:
         model: From `find_model`.

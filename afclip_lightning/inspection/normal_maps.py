@@ -12,18 +12,18 @@ from afclip_runtime.views.roi import Roi
 
 
 def thresholds_from(folder: Path, category: str, rule: Rule, roi: Roi | None = None) -> dict[str, float]:
-    """Returns the thresholds of `image` and `pixel` that a rule gives of the maps of normal images.
+    """Returns the thresholds `image` and `pixel` that a rule gives for the maps of normal images.
 
-    The score of an image is the maximum of its map, as where maps are scored.
+    The score of an image is the maximum of its map, as in `evaluate`.
 
     Args:
-        folder: Holds the maps, at whatever depth: those of each category in a folder of its name, or all of one.
-        category: Whose maps are meant; if there is no folder of this name, all are.
-        rule: The rule.
-        roi: Which pixels count; all by default.
+        folder: Folder of the maps, at any depth: one folder per category, named like it, or the maps of one category.
+        category: Category of the maps. If no folder has this name, all maps are used.
+        rule: Rule of the thresholds.
+        roi: Pixels that count; all by default.
 
     Raises:
-        DatasetError: There is no folder, or a map that cannot be read.
+        DatasetError: The folder does not exist, or a map cannot be read.
         UserError: There are too few maps for the rule.
     """
     if not folder.is_dir():

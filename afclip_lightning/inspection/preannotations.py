@@ -1,7 +1,7 @@
-"""`inspect --save labelstudio,coco`: what models mark, in files that annotation tools import.
+"""`inspect --save labelstudio,coco`: the regions that models mark, in files that annotation tools import.
 
-What is marked on an image is kept in a file of its own as it goes, so that a run that was stopped goes on; at the end
-of each run, the files for the tools are made of all of them.
+The regions of an image are stored in a file per image, so that a stopped run can resume. At the end of each run, the
+files for the tools are made from all of these.
 """
 
 import json
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from afclip_runtime.inspection.verdict import Inspection
 
 TOOLS = ("labelstudio", "coco")
-PARTS = "regions"  # folder of a file per image
+PARTS = "regions"  # folder with one file per image
 REMEDY = "Remove the output folder, and inspect again."
 
 
 def keep_regions(outcome: "Inspection", folder: Path, item: Input, name: str) -> None:
-    """Keeps what is marked on an image for the annotation tools.
+    """Stores the regions of an image for the annotation tools.
 
     Raises:
         UserError: The file cannot be written.
@@ -38,10 +38,10 @@ def keep_regions(outcome: "Inspection", folder: Path, item: Input, name: str) ->
 
 
 def read_marked(path: Path) -> MarkedImage:
-    """Returns what was kept of an image.
+    """Returns the stored regions of an image.
 
     Raises:
-        UserError: It cannot be read, or is not as it must be.
+        UserError: The file cannot be read, or has another form.
     """
     image = read_json(path, MarkedImage, remedy=REMEDY)
     try:
@@ -55,13 +55,13 @@ def write_preannotations(rows: Iterable[Record], folder: Path, saves: Sequence[s
     """Writes the files for the tools, and returns them.
 
     Args:
-        rows: Of all images, of all methods.
-        folder: Of the output.
-        saves: Which tools there are.
-        address: What stands before the path of an image in Label Studio.
+        rows: Rows of all images and all methods.
+        folder: Output folder.
+        saves: The tools.
+        address: Prefix of the path of an image in Label Studio.
 
     Raises:
-        UserError: What was kept of an image cannot be read, or a file not be written.
+        UserError: The stored regions of an image cannot be read, or a file cannot be written.
     """
     by_method: dict[str | None, list[Record]] = {}
     for row in rows:

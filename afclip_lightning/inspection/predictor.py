@@ -1,4 +1,4 @@
-"""One's own images through a trained head or a training-free method: `load`, then `predict`."""
+"""Inspects your own images with a trained head or a training-free method: `load`, then `predict`."""
 
 import hashlib
 import math
@@ -54,32 +54,32 @@ def load(
     batch_size: int = 8,
     backbones: factory.Backbones | None = None,
 ) -> "Predictor":
-    """Returns a model that images can be given to.
+    """Returns a model for the inspection of images.
 
     Args:
-        path: A checkpoint or a head file, the folder of one, the name of a ready model, or a config or the name of a
+        path: A checkpoint or a head file, or its folder, the name of a ready model, or a config or the name of a
             method that trains nothing.
-        arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
+        arguments: Constructor arguments that replace the file's. A dot leads into a group (`backbone.weights`).
         device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU if there is one.
-        tiling: How images are seen; squashed into a square by default.
-        category: What prompts call the product, for methods whose prompts name it.
-        few_shot: Few-shot images, all normal; see `Predictor.fit_few_shot`.
-        threshold: Scores above it are anomalous, in place of the calibration's.
-        pixel_threshold: Values of the map above it are anomalous, in place of the calibration's.
-        calibration: A product's name, or a file that `calibrate` wrote; `auto` takes that of the category, or the only
-            one beside the checkpoint if there is one; `None` takes none. Those of a ready model lie in the working
-            directory. Without one, the thresholds that come with the head are taken, if any do.
-        white: What is white in images of more than 8 bits: `bits`, the largest value that the file's depth holds, or a
-            number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. That of the calibration by
-            default, and `bits` without one.
-        roi: Which part of the images is inspected, or a file of it, see `read_roi`. That of the calibration by default,
-            and the whole image without one.
-        batch_size: Views per batch, a view being an image or a tile of it.
-        backbones: Those that are there already; what is built is added.
+        tiling: How images are cut into views. By default they are squashed into a square.
+        category: Name of the product in prompts, for methods whose prompts name it.
+        few_shot: Few-shot images, all normal. See `Predictor.fit_few_shot`.
+        threshold: Scores above it are anomalous. It replaces that of the calibration.
+        pixel_threshold: Values of the map above it are anomalous. It replaces that of the calibration.
+        calibration: Name of a product, or a file that `calibrate` wrote. `auto` takes the calibration of the category,
+            or the only one beside the checkpoint, if any. `None` takes none. Those of a ready model lie in the working
+            directory. Without a calibration, the thresholds that come with the head are used, if any.
+        white: White value of images of more than 8 bits: `bits`, the largest value of the file's depth; or a number. Up
+            to 16 it counts bits (12 for a 12-bit camera), above 16 it is the value itself. By default it is that of the
+            calibration, or `bits` without one.
+        roi: Part of the images that is inspected, or its file; see `read_roi`. By default it is that of the
+            calibration, or the whole image without one.
+        batch_size: Views per batch. A view is an image or a tile.
+        backbones: Backbones that are loaded already. New ones are added.
 
     Raises:
-        UserError: A file cannot be read, an argument is wrong, or the calibration is of another checkpoint or of other
-            settings.
+        UserError: A file cannot be read, an argument is wrong, or the calibration belongs to another checkpoint or to
+            other settings.
     """
     known: factory.Backbones = {} if backbones is None else backbones
     given, named = dict(arguments or {}), find_model(path)
@@ -93,7 +93,7 @@ def load(
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
     if white == "auto":
-        raise ValueError("white is auto, which is looked up in a set of images: give bits or a number")
+        raise ValueError("white must be bits or a number, got auto (a value that needs a set of images)")
     place, beside = None if calibration is None else Path(calibration), calibration_path(path)
     if isinstance(calibration, str) and (beside or calibration == "auto"):
         place = find(beside, calibration, category) if beside else None
@@ -116,21 +116,21 @@ def load(
 
 
 class Predictor(Inspector):
-    """A model for one's own images that torch runs. `load` makes one.
+    """A model that inspects your own images with torch. `load` makes one.
 
     Args:
-        build: Makes the method, with these constructor arguments in place of its own.
-        tiling: How images are seen.
-        category: What prompts call the product.
+        build: Makes the method, with constructor arguments that replace its own.
+        tiling: How images are cut into views.
+        category: Name of the product in prompts.
         device: See `load`.
         batch_size: Views per batch.
 
     Attributes:
-        card: What the head says of itself, or `None`.
-        arguments: Constructor arguments that were given in place of the file's.
+        card: Card of the head, or `None`.
+        arguments: Constructor arguments that replace the file's.
 
     Raises:
-        UserError: The method compares all images of a test set, or the device is not there.
+        UserError: The method compares all images of a test set, or the device is not available.
     """
 
     engine: TorchEngine
@@ -149,18 +149,19 @@ class Predictor(Inspector):
 
     @property
     def few_shot(self) -> str | None:
-        """Digest of the few-shot images; `None` without."""
+        """Digest of the few-shot images; `None` without few-shot images."""
         return self.engine.few_shot
 
     def fit_few_shot(self, images: Sequence[Source], progress: Progress | None = None) -> None:
-        """Fits the memory bank of a few-shot method on few-shot images, in place of those before.
+        """Fits the memory bank of a few-shot method on few-shot images, in place of earlier ones.
 
-        They are seen as all images are, tiles included. Methods that compare an image with reference images (Dual-Image
-        CLIP, MuSc-2) take them for these, each as a whole. Thresholds of a calibration no longer hold, and are dropped.
+        They are cut into views as all images are, tiles included. Methods that compare an image with reference images
+        (Dual-Image CLIP, MuSc-2) use them as references, uncut. Thresholds of a calibration no longer hold, and are
+        dropped.
 
         Args:
             images: See `predict`.
-            progress: Is given what the loop over the images goes over and its length, and shows how far it is.
+            progress: Wraps the loop over the images, given its items and their number, and shows its progress.
 
         Raises:
             UserError: The method has no memory, or an image cannot be read.
@@ -187,24 +188,24 @@ class Predictor(Inspector):
 
     @property
     def takes_few_shot(self) -> bool:  # type: ignore[override]
-        """Whether the method judges an image beside few-shot images: see `fit_few_shot`."""
+        """Whether the method compares an image with few-shot images. See `fit_few_shot`."""
         return _takes_few_shot(type(self.method))
 
     @property
     def is_toy(self) -> bool:  # type: ignore[override]
-        """Whether the backbone is the tiny one of this package, which has seen drawn pictures only."""
+        """Whether the backbone is the tiny one of this package, trained on synthetic pictures only."""
         return self.method.spec.weights == EMBEDDED
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What scores depend on beside the checkpoint, as plain values."""
+        """Settings that scores depend on, apart from the checkpoint, as plain values."""
         return {**super().settings, "arguments": self.arguments}
 
     @property
     def defaults(self) -> DefaultThresholds | None:
-        """The head's own thresholds where they are in use; see the base class.
+        """The head's own thresholds if they are in use; see the base class.
 
-        They do not hold with few-shot images, nor of a head with other arguments than its own.
+        They do not hold with few-shot images, nor for a head with other arguments than its own.
         """
         as_it_was = self.few_shot is None and not self.arguments.keys() - set(WHERE)
         return super().defaults if as_it_was else None
@@ -216,12 +217,12 @@ class Predictor(Inspector):
 
 
 def _takes_few_shot(method: type[AnomalyMethod]) -> bool:
-    """Returns whether a method judges an image beside few-shot images, and needs no other test image for it."""
+    """Returns whether a method compares an image with few-shot images, and needs no other test image."""
     return method.needs_references or method.judges_with_few_shot()
 
 
 def _takes_none(method: type[AnomalyMethod]) -> UserError:
-    """Returns why a method is not given few-shot images."""
+    """Returns the error for a method that takes no few-shot images."""
     if method.takes_few_shot:
         return _needs_test_set(method)
     names = [name for name, cls in factory.methods().items() if _takes_few_shot(cls)]

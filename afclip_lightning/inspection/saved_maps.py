@@ -1,4 +1,4 @@
-"""Saved anomaly maps of any method: which mask belongs to each, and how well the maps find what the masks mark."""
+"""Scores saved anomaly maps of any method: finds the mask of each map, and computes the metrics."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,9 +33,9 @@ from afclip_runtime.views.roi import Roi
 
 NORMAL_FOLDER = "good"
 ALONE = "all"
-"""What the table calls the one category of a folder that has no more."""
+"""Name in the table for the only category of a folder."""
 
-# What a map may have been saved as, and is not read from: its images are left out, and that is said.
+# Suffixes of maps that cannot be read. Their images are left out, and a note says so.
 OTHER_SUFFIXES = (IMAGE_SUFFIXES - MAP_SUFFIXES) | {
     ".npz",
     ".mat",
@@ -48,7 +48,7 @@ OTHER_SUFFIXES = (IMAGE_SUFFIXES - MAP_SUFFIXES) | {
     ".raw",
 }
 
-NO_MASKS = (OTHER_SUFFIXES - IMAGE_SUFFIXES) | {".npy"}  # what a mask may have been saved as, and is not read from
+NO_MASKS = (OTHER_SUFFIXES - IMAGE_SUFFIXES) | {".npy"}  # suffixes of masks that cannot be read
 
 Layout = Literal["auto", "category", "categories"]
 EmptyMasks = Literal["refuse", "normal"]
@@ -56,13 +56,14 @@ EmptyMasks = Literal["refuse", "normal"]
 
 @dataclass(frozen=True)
 class Category:
-    """What is scored together.
+    """The maps and masks that are scored together.
 
     Attributes:
-        name: As the table has it.
+        name: Name in the table.
         maps: Folder of its maps.
         masks: Folder of its masks.
-        saturations: Where a file among the masks says so; each image has a folder of masks then, as in MVTec LOCO AD.
+        saturations: Saturation file beside the masks, if any. Each image then has a folder of masks, as in MVTec LOCO
+            AD.
     """
 
     name: str
@@ -71,14 +72,14 @@ class Category:
 
     @cached_property
     def saturations(self) -> Saturations | None:
-        """Returns how much of each kind of defect has to be found; read when it is first asked for."""
+        """Returns the saturation thresholds of the kinds of defects, read on first use."""
         file = self.masks / SATURATION_FILE
         return read_saturations(file) if file.is_file() else None
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How a folder of maps is understood.
+    """How a folder of maps is interpreted.
 
     Attributes:
         layout: See `find_categories`.
@@ -97,11 +98,11 @@ class Rules:
 
 @dataclass
 class Notes:
-    """What a person should know beside the table.
+    """Notes for the user, printed beside the table.
 
     Attributes:
         lines: One sentence each.
-        left_out: How many files that look like maps or masks were not read.
+        left_out: Number of files that look like maps or masks and were not read.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -114,11 +115,11 @@ def find_categories(maps: Path, masks: Path, layout: Layout = "auto") -> list[Ca
     Args:
         maps: Folder of the maps.
         masks: Folder of the masks.
-        layout: `category`: all is one category, whose folders are kinds of defects; `categories`: each folder is a
-            category; `auto`: one category where maps, or a folder named `test` or `good`, lie directly in `maps`.
+        layout: `category`: the folder is one category, and its folders are kinds of defects. `categories`: each folder
+            is a category. `auto`: one category if maps, or a folder named `test` or `good`, lie directly in `maps`.
 
     Raises:
-        DatasetError: There is no such folder, or it could be meant either way.
+        DatasetError: The folder does not exist, or its layout is ambiguous.
     """
     if not maps.is_dir():
         raise DatasetError(f"{maps} is not a folder.")
@@ -153,10 +154,11 @@ def pair_maps(maps: Path, masks: Path, unmasked_are_normal: bool) -> dict[Path, 
     Args:
         maps: Folder of the category's maps.
         masks: Folder of its masks; beside a saturation file each image has a folder of masks.
-        unmasked_are_normal: Take every map without a mask for that of a normal image, wherever it lies.
+        unmasked_are_normal: Whether every map without a mask counts as a normal image, in any folder.
 
     Raises:
-        DatasetError: A map that is not known to be of a normal image has no mask, a mask no map, or two share a name.
+        DatasetError: A map outside the folder of normal images has no mask, a mask has no map, or two maps share a
+            name.
     """
     per_defect = (masks / SATURATION_FILE).is_file()
     maps, masks = _inner(maps, "test"), _inner(masks, "ground_truth")
@@ -189,9 +191,9 @@ def _is_normal(path: Path, maps: Path) -> bool:
 
 
 def defect_types(pairs: dict[Path, Path | None], maps: Path) -> dict[str, str]:
-    """Returns what is wrong with each anomalous image, by the path of its map: the folder that it lies in.
+    """Returns the defect type of each anomalous image, by the path of its map: the name of its folder.
 
-    Where there is one folder only (`bad`) it tells nothing, and there are no types.
+    A single folder (`bad`) tells no types, so there are none then.
 
     Args:
         pairs: See `pair_maps`.
@@ -214,25 +216,24 @@ def evaluate(
     saturated: AnomalyMetrics | None = None,
     roi: Roi | None = None,
 ) -> tuple[list[Path], Counter[str]]:
-    """Feeds maps and masks to the metrics, one at a time.
+    """Adds maps and masks to the metrics, one at a time.
 
-    Returns the masks that mark most of their picture, and what else is worth a word of masks, each with their number.
+    Returns the masks that mark most of their picture, and other notes on masks with the number of masks each.
 
     Args:
         pairs: See `pair_maps`.
         maps: Folder of the category's maps.
-        metrics: Of the category.
-        empty_masks: What a mask that marks nothing makes of an image outside of the normal folder: a mistake, as in
-            `test`, or a normal image.
+        metrics: Metrics of the category.
+        empty_masks: Meaning of an empty mask outside the normal folder: a mistake, as in `test`, or a normal image.
         mask_threshold: Highest value of a mask that is still normal; by default the reader's rule.
-        records: Takes what is kept of each image, if anything is.
-        saturations: How much of each kind of defect has to be found, where masks are folders.
-        saturated: Takes what sPRO is made of then.
-        roi: Which pixels count; all by default. An image is normal where all that is marked lies elsewhere.
+        records: Collects the records of the images, if given.
+        saturations: Saturation thresholds of the kinds of defects, if masks are folders.
+        saturated: Collects the values of sPRO, if masks are folders.
+        roi: Pixels that count; all by default. An image is normal if its mask marks only pixels outside.
 
     Raises:
         DatasetError: A file cannot be read, a map and its mask differ in size, a map is not finite, an image in a
-            folder of normal ones has anomalous pixels, or one outside of it has none; the message names the file.
+            folder of normal images has anomalous pixels, or an image outside has none. The message names the file.
     """
     mostly: list[Path] = []
     remarks: Counter[str] = Counter()
@@ -258,7 +259,7 @@ def evaluate(
             if empty_masks == "refuse":
                 raise DatasetError(
                     f"{mask_path}: the mask marks nothing, but its image {path} is anomalous. Replace the mask, or "
-                    f"move the map to the normal ones ({NORMAL_FOLDER}); if black masks are of normal images, add "
+                    f"move the map to the normal ones ({NORMAL_FOLDER}); if black masks mean normal images, add "
                     "--empty_masks normal."
                 )
             label = False
@@ -295,21 +296,21 @@ def score(
     normal_maps: Path | None = None,
     types: dict[str, str] | None = None,
 ) -> tuple[list[results.Row], Notes]:
-    """Returns a row per category that has maps, and what else there is to say.
+    """Returns one row per category that has maps, and the notes.
 
     Args:
         maps: Folder of the maps.
         masks: Folder of the masks.
-        rules: How they are understood.
+        rules: How the folders are interpreted.
         new_metrics: Makes the metrics of a category.
-        records: Takes what is kept of each image by dataset and category, if anything is.
-        rule: How thresholds are fixed on `normal_maps`; see `thresholds_from`.
+        records: Collects the records of the images by dataset and category, if given.
+        rule: Rule that sets thresholds from `normal_maps`. See `thresholds_from`.
         normal_maps: Folder of maps of other, normal images.
-        types: Takes the defect types, if they are asked for; see `defect_types`.
+        types: Collects the defect types, if given. See `defect_types`.
 
     Raises:
         UserError: There are too few normal maps for the rule.
-        DatasetError: A file cannot be read, maps and masks do not belong together, or there is no map.
+        DatasetError: A file cannot be read, maps and masks do not match, or there is no map.
     """
     notes, rows, pairs = Notes(), [], {}
     categories = find_categories(maps, masks, rules.layout)
@@ -349,7 +350,7 @@ def score(
     for category in with_maps:
         roi = regions.get(category.name)
         if roi and category.saturations:
-            raise DatasetError(f"{category.masks}: sPRO is of whole defects. Leave out --roi.")
+            raise DatasetError(f"{category.masks}: sPRO needs whole defects. Leave out --roi.")
         metrics, dataset = new_metrics(), maps.resolve().name or "maps"
         of_category = None if records is None else records.setdefault((dataset, category.name), [])
         saturated = new_metrics() if category.saturations else None
@@ -373,10 +374,10 @@ def score(
 
 
 def _check_pure(found: Sequence[tuple[str, dict[Path, Path | None]]]) -> None:
-    """Refuses folders of which some hold normal images only and all others anomalous ones only.
+    """Raises if every folder holds either normal images only or anomalous images only.
 
     Raises:
-        DatasetError: They look like the kinds of defects of one category.
+        DatasetError: The folders look like the kinds of defects of one category.
     """
     normal = [name for name, pairs in found if not any(pairs.values())]
     anomalous = [name for name, pairs in found if all(pairs.values())]
@@ -398,7 +399,7 @@ def _note_left_out(category: Category, notes: Notes) -> None:
         stems = {path.stem for path in folder.iterdir() if _is_map(path)} if inside else set()
         for path in _files(folder):
             suffix = path.suffix.lower()
-            lost = suffix in OTHER_SUFFIXES and path.stem not in stems  # else it is a picture of the map beside it
+            lost = suffix in OTHER_SUFFIXES and path.stem not in stems  # otherwise it is a picture of the map beside it
             if lost or (_is_map(path) and not inside):
                 left_out.append((suffix if inside else f"outside {inner.name}", path))
     _note(maps, left_out, f"Save maps as {', '.join(sorted(MAP_SUFFIXES))}.", notes)
@@ -443,5 +444,5 @@ def _inner(folder: Path, name: str) -> Path:
 
 
 def _is_map(path: Path) -> bool:
-    """Returns whether a path has a map's name; what is no file then (a link that leads nowhere) is refused by name."""
+    """Returns whether a path has the name of a map. Raises if it is not a file, for example a broken link."""
     return path.suffix.lower() in MAP_SUFFIXES and not path.is_dir() and not path.name.startswith(".")

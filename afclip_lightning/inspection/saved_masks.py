@@ -1,4 +1,4 @@
-"""The masks that saved maps are scored against: a file per image, or a folder with a file per defect."""
+"""Reads the masks that saved maps are scored against: one file per image, or a folder with one file per defect."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from afclip_runtime.images.reader import read
 
 
 def read_saved_mask(path: Path, threshold: int | None) -> tuple[np.ndarray, list[str]]:
-    """Returns a mask, `[H, W]`, uint8 in {0, 1}, and what is worth a word of its files.
+    """Returns a mask, `[H, W]`, uint8 in {0, 1}, and notes on its files.
 
     Args:
-        path: The mask, or a folder of masks, of which this is the union.
+        path: A mask, or a folder of masks whose union is returned.
         threshold: Highest value that is still normal; by default the reader's rule.
 
     Raises:
-        DatasetError: A file cannot be read, the folder has none, or they are not of one size.
+        DatasetError: A file cannot be read, the folder has no mask, or its masks differ in size.
     """
     files = mask_files(path)
     found = [read(file, stored=True) for file in files]
@@ -30,12 +30,12 @@ def read_saved_mask(path: Path, threshold: int | None) -> tuple[np.ndarray, list
 
 
 def spro_weight(anomaly_map: np.ndarray, folder: Path | None, saturations: Saturations) -> Tensor:
-    """Returns what each pixel of a map weighs in sPRO, `[H, W]`; see `saturated_weight`.
+    """Returns the weight of each pixel of a map in sPRO, `[H, W]`. See `saturated_weight`.
 
     Args:
         anomaly_map: `[H, W]`.
-        folder: Of the image's masks, of the map's size; `None` of a normal image.
-        saturations: Of the image's category.
+        folder: Folder of the image's masks, which have the map's size; `None` for a normal image.
+        saturations: Saturation thresholds of the image's category.
 
     Raises:
         DatasetError: See `read_defects`.

@@ -1,4 +1,4 @@
-"""torch as the engine that runs a model: the method itself."""
+"""The engine that runs a model with torch."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ class TorchEngine:
     """A method on a device; see `afclip_runtime.engines.base.Engine`.
 
     Args:
-        method: Is brought to the device, in eval mode.
-        device: Where it runs.
-        category: What prompts call the product.
+        method: The method. It is moved to the device and set to eval mode.
+        device: Device of the method.
+        category: Name of the product in prompts.
 
     Attributes:
         anomaly_method: The method.
-        few_shot: Digest of the few-shot images; `None` without.
+        few_shot: Digest of the few-shot images; `None` without few-shot images.
     """
 
     name = "torch"
@@ -44,7 +44,7 @@ class TorchEngine:
 
     @property
     def frame(self) -> Frame:
-        """What the backbone takes."""
+        """The input of the backbone."""
         return self.anomaly_method.preprocess.frame
 
     @property
@@ -59,7 +59,7 @@ class TorchEngine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Few-shot images and features; of the weights their hash, wherever they lie."""
+        """Few-shot images and features. Weights appear as their hash, independent of their location."""
         features = self.anomaly_method.spec.to_dict()
         return {
             "shots": self.few_shot,
@@ -67,11 +67,11 @@ class TorchEngine:
         }
 
     def with_references(self, images: Sequence[np.ndarray], known_by: str) -> "TorchEngine":
-        """Returns an engine that compares each image with others.
+        """Returns an engine that compares each image with reference images.
 
         Args:
-            images: `[h, w, 3]`, uint8, of the frame's shape each.
-            known_by: Their digest.
+            images: Reference images `[h, w, 3]`, uint8, each of the frame's shape.
+            known_by: Digest of the reference images.
         """
         other = copy.copy(self)
         other.references = self.anomaly_method.preprocess.to_tensors(images).to(self.device)
@@ -82,7 +82,7 @@ class TorchEngine:
         """Fills the memory from the views of few-shot images.
 
         Args:
-            pictures: The views of each image, `[h, w, 3]`, uint8.
+            pictures: Views of each image, `[h, w, 3]`, uint8.
             size: Views per batch.
             known_by: Digest of the images.
         """
@@ -98,10 +98,10 @@ class TorchEngine:
         self.few_shot = known_by
 
     def check_ready(self) -> None:
-        """Refuses to score without the few-shot images that the method needs.
+        """Raises if the method needs few-shot images and has none.
 
         Raises:
-            UserError: There are none.
+            UserError: There are no few-shot images.
         """
         method, memory = self.anomaly_method, self.anomaly_method.memory
         has_none = self.few_shot is None and not (memory and memory.is_kept)
@@ -112,7 +112,7 @@ class TorchEngine:
             )
 
     def batch_of(self, views: Sequence[np.ndarray]) -> Batch:
-        """Returns views `[h, w, 3]`, uint8, of nothing known, as a batch on the device."""
+        """Returns unlabelled views `[h, w, 3]`, uint8, as a batch on the device."""
         count, name, preprocess = len(views), self.category, self.anomaly_method.preprocess
         sample = Sample(DATASET, name, "test", NAMELESS, UNKNOWN, mask_known=False, class_name=name)
         return Batch(

@@ -1,4 +1,4 @@
-"""Volumes among what is inspected: cut into slices, judged as a whole, and their maps put back into their own frame."""
+"""Inspection of volumes: they are cut into slices and judged as a whole, and their maps are resampled to their grid."""
 
 import glob
 import os
@@ -23,20 +23,20 @@ from afclip_runtime.thresholds import is_anomalous
 if TYPE_CHECKING:
     from afclip_runtime.inspection.verdict import Inspection
 
-FOLDER = "volumes"  # of the slices, below that of the output
+FOLDER = "volumes"  # folder of the slices, in the output folder
 RULE = re.compile(r"highest|mean|mean_top_[1-9]\d*")
 
 
 @dataclass(frozen=True)
 class CutInputs:
-    """What became of the volumes among the inputs.
+    """The volumes among the inputs, cut into slices.
 
     Attributes:
-        inputs: Their slices; and an input with an error per volume that cannot be read.
-        taken: Absolute paths of their files and masks, which are no images of their own.
-        records: How each was cut, by its name.
-        paths: Where each lies, by its name.
-        notes: A sentence each on what is worth one.
+        inputs: Slices of the volumes, and one input with an error per volume that cannot be read.
+        taken: Absolute paths of the volumes' files and masks, which are not inputs themselves.
+        records: Record of how each volume was cut, by its name.
+        paths: Path of each volume, by its name.
+        notes: Notes for the user, one sentence each.
     """
 
     inputs: list[Input]
@@ -47,13 +47,13 @@ class CutInputs:
 
 
 def keep_for_volume(outcome: "Inspection", folder: Path, item: Input, name: str) -> None:
-    """Keeps the map of a slice until its volume is complete; of what is no slice, nothing.
+    """Stores the map of a slice until its volume is complete. It does nothing for other images.
 
     Args:
-        outcome: What the model says of the slice.
-        folder: Of the output.
+        outcome: Inspection of the slice.
+        folder: Output folder.
         item: The slice.
-        name: Of its files.
+        name: Name of its files.
 
     Raises:
         UserError: The file cannot be written.
@@ -68,22 +68,22 @@ def keep_for_volume(outcome: "Inspection", folder: Path, item: Input, name: str)
 
 
 class VolumeVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What the tables say of a volume.
+    """The row of a volume in the tables.
 
     Attributes:
-        volume: Its name in this folder.
-        path: As it was given.
-        method: Name of the method, where several share the table.
-        axis: Which slices follow one another along.
-        slices: How many were judged.
-        rule: How the score comes from those of the slices.
-        score: Of the volume.
-        threshold: That of the slices.
-        verdict: `None` without a threshold.
-        anomalous_slices: How many slices lie above the threshold; `None` without one.
+        volume: Name of the volume in this folder.
+        path: Path of the volume as given.
+        method: Name of the method, if several share the table.
+        axis: Axis along which the slices follow one another.
+        slices: Number of slices that were judged.
+        rule: Rule that gives the score from those of the slices.
+        score: Score of the volume.
+        threshold: Threshold of the slices.
+        verdict: Verdict; `None` without a threshold.
+        anomalous_slices: Number of slices above the threshold; `None` without a threshold.
         highest_slice: Number of the slice with the highest score.
-        map: The map as a NIfTI file, from this folder; empty if it was not saved.
-        error: Why there is no score, or none of some slices; else empty.
+        map: Path of the map as a NIfTI file, relative to this folder; empty if it was not saved.
+        error: Reason why the volume or some slices have no score; otherwise empty.
     """
 
     volume: str
@@ -102,10 +102,10 @@ class VolumeVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_rule(rule: str) -> str:
-    """Returns how a volume's score comes from its slices: `highest`, `mean`, or `mean_top_N`, of the N highest.
+    """Returns the rule for a volume's score: `highest`, `mean`, or `mean_top_N` (mean of the N highest slices).
 
     Raises:
-        UserError: It is none of these.
+        UserError: The rule is none of these.
     """
     if not RULE.fullmatch(rule):
         raise UserError(f"--volume_score {rule}: give highest, mean or mean_top_N, as mean_top_5.")
@@ -113,7 +113,7 @@ def check_rule(rule: str) -> str:
 
 
 def score_of(scores: Sequence[float], rule: str) -> float:
-    """Returns the score of a volume from those of its slices, of which there is one at least."""
+    """Returns the score of a volume from those of its slices, at least one."""
     ordered = sorted(scores, reverse=True)
     count = 1 if rule == "highest" else len(ordered) if rule == "mean" else int(rule.rpartition("_")[2])
     best = ordered[:count]
@@ -123,18 +123,18 @@ def score_of(scores: Sequence[float], rule: str) -> float:
 def cut_inputs(
     patterns: Iterable[str], out: Path, cutting: Cutting, progress: Callable[[Iterable[int]], Iterable[int]]
 ) -> CutInputs:
-    """Cuts the volumes that files, folders and patterns name into slices below the output's folder.
+    """Cuts the volumes among files, folders and patterns into slices, in the output folder.
 
-    DICOM files of one slice stay images. A volume keeps its number where others are added.
+    DICOM files of one slice stay images. A volume keeps its number when others are added.
 
     Args:
-        patterns: Files, folders, patterns.
-        out: Folder of the output.
-        cutting: How they are cut.
+        patterns: Files, folders and patterns.
+        out: Output folder.
+        cutting: How the volumes are cut.
         progress: See `cut_all`.
 
     Raises:
-        UserError: A folder or a DICOM header cannot be read, or a volume was exchanged since an earlier run.
+        UserError: A folder or a DICOM header cannot be read, or a volume was replaced since an earlier run.
     """
     sources, taken, notes = _sources(patterns, out)
     place = out / FOLDER
@@ -162,7 +162,7 @@ def _slice(place: Path, record: VolumeRecord, index: int) -> Input:
 
 
 def _sources(patterns: Iterable[str], out: Path) -> tuple[list[Source], set[str], list[str]]:
-    """Returns the volumes, without their masks, the absolute paths of all their files, and what is worth a line."""
+    """Returns the volumes without their masks, the absolute paths of all their files, and the notes."""
     found: dict[str, Source] = {}
     taken: set[str] = set()
     notes: list[str] = []
@@ -180,7 +180,7 @@ def _sources(patterns: Iterable[str], out: Path) -> tuple[list[Source], set[str]
 
 
 def _numbered(place: Path, sources: Sequence[Source]) -> list[str]:
-    """Returns the name of each volume, that of an earlier run where there was one, and writes which is which."""
+    """Returns the name of each volume, the one of an earlier run if any, and writes the list of names."""
     path = place / NAMES
     known = {row["path"]: row["volume"] for _, row in read_rows(path)} if path.exists() else {}
     for source in sources:
@@ -192,17 +192,17 @@ def _numbered(place: Path, sources: Sequence[Source]) -> list[str]:
 def judge(
     rows: Mapping[tuple[str | None, str], Record], cut: CutInputs, out: Path, rule: str, saves: Sequence[str]
 ) -> list[VolumeVerdict]:
-    """Writes `volumes.jsonl` and `volumes.csv`, a line per volume and method, and the maps that are complete.
+    """Writes `volumes.jsonl` and `volumes.csv`, one line per volume and method, and the complete maps.
 
-    The threshold is that of the slices. With `highest` a volume is anomalous if any of its slices is, so that the more
-    slices there are, the more normal volumes are called anomalous.
+    The threshold is that of the slices. With `highest`, a volume is anomalous if any of its slices is. The more slices
+    a volume has, the more often a normal volume is then called anomalous.
 
     Args:
-        rows: What the table of images holds.
+        rows: Rows of the table of images.
         cut: The volumes.
-        out: Folder of the output.
+        out: Output folder.
         rule: See `check_rule`.
-        saves: What is saved.
+        saves: Kinds of files that are saved.
 
     Returns:
         The lines.

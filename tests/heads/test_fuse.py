@@ -115,7 +115,7 @@ def test_another_backbone_is_named(folder: Path, tmp_path: Path, capsys: pytest.
     write_head(tmp_path / "c.ckpt", {}, "AFCLIP", other)
     assert fuse(folder, tmp_path / "out.safetensors", str(folder / "a"), str(tmp_path / "c.ckpt")) == 2
     said = capsys.readouterr().err
-    assert "is no head on the backbone of" in said
+    assert "uses another backbone than" in said
     assert "image_size: 56 of" in said
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -116,20 +116,20 @@ WITH_NAN = np.where(RAMP == 3, np.float16(np.nan), RAMP)
 NOISE = np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH), np.uint8) * np.uint8(255)
 GREY = np.zeros((HEIGHT, WIDTH), np.uint8)
 FAULTS: dict[str, tuple[str, bytes, str]] = {
-    "float32": (MAP, tiff(RAMP.astype(np.float32)), "maps that are no float16 (float32)"),
+    "float32": (MAP, tiff(RAMP.astype(np.float32)), "maps that are not float16 (float32)"),
     "nan": (MAP, tiff(WITH_NAN), "maps with NaN or infinity"),
     "infinity": (MAP, tiff(np.where(RAMP == 3, np.float16(np.inf), RAMP)), "maps with NaN or infinity"),
     "constant": (MAP, tiff(ONES), "constant maps"),
-    "three channels": (MAP, tiff(np.stack([RAMP] * 3, -1)), "maps that are no [H, W]"),
+    "three channels": (MAP, tiff(np.stack([RAMP] * 3, -1)), "maps that are not [H, W]"),
     "cut off": (MAP, tiff(RAMP)[:-40], "maps that cannot be read (failed to read"),
     "empty": (MAP, b"", "maps that cannot be read"),
     "larger": (MAP, tiff(np.pad(RAMP, 1)), "maps that are larger than their image"),
     "grey values": (MASK, image(GREY + np.uint8(1)), "masks with values other than 0 and 255"),
-    "colours": (MASK, image(GREY, "RGB"), "masks that are no PNG of 8 bits, grey"),
-    "bilevel": (MASK, image(GREY, "1"), "masks that are no PNG of 8 bits, grey"),
+    "colours": (MASK, image(GREY, "RGB"), "masks that are not grey PNG files of 8 bits"),
+    "bilevel": (MASK, image(GREY, "1"), "masks that are not grey PNG files of 8 bits"),
     "mask of another size": (MASK, image(np.zeros((5, 6), np.uint8)), "masks of another size than their image"),
     "mask cut off": (MASK, image(NOISE)[:90], "masks that cannot be read"),
-    "unknown": (MAP.replace("001", "007"), tiff(RAMP), "files of images that there are not"),
+    "unknown": (MAP.replace("001", "007"), tiff(RAMP), "files of images that do not exist"),
     "suffix": (MAP.replace("tiff", "tif"), tiff(RAMP), "files that are no <category>/<part>/<name>.tiff"),
     "category": (MAP.replace("rice", "bottle"), tiff(RAMP), "files that are no <category>/<part>/<name>.tiff"),
 }

@@ -1,1 +1,1 @@
-"""What MVTec AD 2's server scores: maps and masks of images whose labels it alone has, written, checked and packed."""
+"""Writes, checks and packs submissions to MVTec AD 2's server: maps and masks of images with secret labels."""

@@ -1,4 +1,4 @@
-"""What the server would refuse of a submission, or score otherwise than meant."""
+"""Checks a submission for files that the server would refuse or score wrongly."""
 
 import gzip
 import os
@@ -19,24 +19,24 @@ from afclip_runtime.files import read_bytes
 from afclip_runtime.images.reader import read, read_shape
 
 MOST_BYTES = 2**28
-"""Of one map; the largest image of the set takes 9 MB in float16."""
+"""Size limit of one map. The map of the dataset's largest image takes 9 MB in float16."""
 
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, OSError)
-"""What reading an archive raises that is no `.tar.gz`, or is cut off."""
+"""Errors raised by archives that are not `.tar.gz`, or are truncated."""
 
 File = tuple[str, int, Callable[[], bytes]]
-"""Path with `/`, size in bytes, and what reads it."""
+"""Path with `/`, size in bytes, and the function that reads the file."""
 Progress = Callable[..., Any]
 
 
 @dataclass
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        problems: What the server would refuse, or what would spoil the scores: a sentence each, with the files.
-        maps: How many maps there are.
-        masks: How many masks there are.
+        problems: Problems that the server would refuse, or that would spoil the scores, with their files.
+        maps: Number of maps.
+        masks: Number of masks.
     """
 
     problems: dict[str, list[str]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Report:
         self.problems.setdefault(problem, []).append(name)
 
     def lines(self) -> list[str]:
-        """Returns a sentence for each problem: what is wrong, of how many files, and the first of them."""
+        """Returns one sentence per problem: the problem, the number of files, and the first file."""
         return [
             f"{problem}: {len(names)}, the first is {shown(names[0])}"
             if len(names) > 1
@@ -58,16 +58,16 @@ class Report:
 
 
 def check(place: Path, expected: Sequence[Item] | None, progress: Progress = iter) -> Report:
-    """Returns what is wrong with a submission. Each file is read once, none is unpacked to the disk.
+    """Returns the problems of a submission. Each file is read once, and nothing is unpacked to disk.
 
     Args:
-        place: Its folder, or the packed file.
-        expected: The images that there must be maps of; `None` where the dataset is not at hand: then categories,
-            parts and the number of maps are looked at, and sizes only against those of the masks.
-        progress: Is given what the loop over the files goes over, and shows how far it is.
+        place: Folder of the submission, or the packed file.
+        expected: Images that must have a map. `None` without the dataset: then only categories, parts and the number of
+            maps are checked, and sizes are compared with those of the masks.
+        progress: Wraps the loop over the files, and shows its progress.
 
     Raises:
-        UserError: There is no such folder or file, or it is no `.tar.gz`.
+        UserError: The folder or file does not exist, or is not a `.tar.gz`.
     """
     report = Report()
     images = {item.key: item.image for item in expected} if expected is not None else None
@@ -84,7 +84,7 @@ def check(place: Path, expected: Sequence[Item] | None, progress: Progress = ite
             continue
         key = key.removesuffix(suffix)
         if images is not None and key not in images:
-            report.add("files of images that there are not", name)
+            report.add("files of images that do not exist", name)
             continue
         if size > MOST_BYTES:
             report.add(f"files of more than {MOST_BYTES // 2**20} MB", name)
@@ -101,7 +101,7 @@ def check(place: Path, expected: Sequence[Item] | None, progress: Progress = ite
 
 
 def _files(place: Path) -> Iterator[File]:
-    """Yields the files of a submission; of a folder only those that would be packed."""
+    """Yields the files of a submission. In a folder, it yields only those that would be packed."""
     if place.is_dir():
         if not (place / MAPS).is_dir():
             deeper = [path.name for path in sorted(place.iterdir()) if (path / MAPS).is_dir()]
@@ -124,14 +124,14 @@ def _files(place: Path) -> Iterator[File]:
                 name = member.name.removeprefix("./")
                 file = archive.extractfile(member) if member.isfile() else None
                 yield name, member.size, partial(_member, place, file)
-            while packed.read(2**20):  # to its end, which says whether all of it is there
+            while packed.read(2**20):  # to its end, to find a truncated archive
                 pass
     except DAMAGED as error:
         raise _unreadable(place, error) from error
 
 
 def _member(place: Path, file: IO[bytes] | None) -> bytes:
-    """Returns what a file of an archive holds; nothing of what is no file."""
+    """Returns the bytes of a file in an archive; no bytes if the entry is not a file."""
     try:
         return file.read() if file else b""
     except DAMAGED as error:
@@ -143,7 +143,7 @@ def _unreadable(place: Path, error: Exception) -> UserError:
 
 
 def _map_problem(content: Callable[[], bytes]) -> tuple[str, tuple[int, int] | None]:
-    """Returns what is wrong with a map, or an empty text, and its height and width."""
+    """Returns the problem of a map, or an empty text, and its height and width."""
     try:
         found = read(content(), stored=True)
     except DatasetError as error:
@@ -152,30 +152,30 @@ def _map_problem(content: Callable[[], bytes]) -> tuple[str, tuple[int, int] | N
     if found.notes:
         return "maps with several pages", found.shape
     if values.ndim != 2:
-        return f"maps that are no [H, W] ({[*values.shape]})", found.shape
+        return f"maps that are not [H, W] ({[*values.shape]})", found.shape
     if values.dtype != np.float16:
-        return f"maps that are no float16 ({values.dtype})", found.shape
+        return f"maps that are not float16 ({values.dtype})", found.shape
     if not np.isfinite(values).all():
         return "maps with NaN or infinity", found.shape
     return "constant maps, which say nothing" if (values == values[0, 0]).all() else "", found.shape
 
 
 def _mask_problem(content: Callable[[], bytes]) -> tuple[str, tuple[int, int] | None]:
-    """Returns what is wrong with a mask, or an empty text, and its height and width."""
+    """Returns the problem of a mask, or an empty text, and its height and width."""
     held = content()
     try:
         found = read(held, stored=True)
     except DatasetError as error:
         return f"masks that cannot be read ({str(error).partition('(')[2].partition(')')[0]})", None
-    if held[:4] != b"\x89PNG" or tuple(held[24:26]) != (8, 0):  # of its header: bits, and grey
-        return "masks that are no PNG of 8 bits, grey", found.shape
+    if held[:4] != b"\x89PNG" or tuple(held[24:26]) != (8, 0):  # header: bits per value, and grey
+        return "masks that are not grey PNG files of 8 bits", found.shape
     if np.isin(found.values, (0, 255)).all():
         return "", found.shape
     return "masks with values other than 0 and 255", found.shape
 
 
 def _complete(report: Report, shapes: dict[str, dict[str, Any]], images: dict[str, Path] | None) -> None:
-    """Adds what is missing."""
+    """Adds the missing files to the report."""
     maps, masks = shapes[MAPS], shapes[MASKS]
     if images is not None:
         for key in sorted(images.keys() - maps.keys()):
@@ -196,7 +196,7 @@ def _complete(report: Report, shapes: dict[str, dict[str, Any]], images: dict[st
 
 
 def _sizes(report: Report, shapes: dict[str, dict[str, tuple[int, int]]], images: dict[str, Path] | None) -> None:
-    """Adds what has another size than it may have; what could not be read has been named already."""
+    """Adds the files of a wrong size to the report. Unreadable files are in it already."""
     for kind, found in shapes.items():
         for key, shape in found.items():
             if shape == (0, 0) or images is None:

@@ -1,4 +1,4 @@
-"""Maps as float16, so that nothing that is measured of them changes."""
+"""Encodes maps as float16 without a change of their metrics."""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy as np
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 ROOM = 4
-"""Factors of two that the farthest normal pixel stays below 1: one 2^20 times as far still fits float16."""
+"""Powers of two by which the farthest normal pixel stays below 1. A pixel 2^20 times as far still fits float16."""
 
 
 @dataclass(frozen=True)
 class Encoding:
     """How the scores of a category become float16: `(score - threshold) * factor`.
 
-    Float16 has 11 significant bits, so that its steps are fine near 0 and coarse elsewhere: scores around 0.5 would lie
-    on steps of 0.0005, and whatever differs by less would be tied. Taken from the threshold, the steps are finest where
-    normal and anomalous pixels are told apart: an error is at most 2^-11 of the distance to the threshold, or 2^-20 of
-    that of the farthest normal pixel. What is above 0 is above the threshold. The rule is affine, so that upsampling a
-    map by interpolation gives the same before and after it, and monotone, so that no metric changes but by ties. The
-    factor is a power of two, and rounds nothing.
+    Float16 has 11 significant bits, so its steps are fine near 0 and coarse elsewhere. Scores around 0.5 would have
+    steps of 0.0005, and smaller differences would become ties. Relative to the threshold, the steps are finest where
+    normal and anomalous pixels are separated: an error is at most 2^-11 of the distance to the threshold, or 2^-20 of
+    that of the farthest normal pixel. Values above 0 are above the threshold. The rule is affine, so it commutes with
+    upsampling by interpolation. It is monotone, so metrics change only by ties. The factor is a power of two, so it
+    causes no rounding.
 
     Attributes:
-        threshold: What becomes 0.
-        factor: A power of two.
+        threshold: Score that becomes 0.
+        factor: Scale, a power of two.
     """
 
     threshold: float
@@ -36,18 +36,18 @@ class Encoding:
         """Returns the encoding for normal scores between two values.
 
         Args:
-            threshold: What becomes 0.
-            lowest: The lowest normal score.
-            highest: The highest one.
+            threshold: Score that becomes 0.
+            lowest: Lowest normal score.
+            highest: Highest normal score.
         """
         farthest = max(abs(lowest - threshold), abs(highest - threshold))
         exponent = math.frexp(farthest)[1] if farthest else 0  # farthest is below 2^exponent
         return cls(threshold, 2.0 ** max(min(-ROOM - exponent, 1000), -1000))
 
     def encode(self, scores: np.ndarray) -> tuple[np.ndarray, int]:
-        """Returns scores of any shape as float16, and how many were too far away for it and became its limit.
+        """Returns scores of any shape as float16, and how many were clipped to its limits.
 
-        What is above the threshold stays above 0, also where float16 would round it to 0.
+        Scores above the threshold stay above 0, even if float16 would round them to 0.
         """
         values = (scores.astype(np.float64) - self.threshold) * self.factor
         above = values > 0
@@ -56,7 +56,7 @@ class Encoding:
         return np.clip(values, -LARGEST, LARGEST).astype(np.float16), beyond
 
     def decode(self, values: np.ndarray) -> np.ndarray:
-        """Returns the scores that float16 values stand for, float64."""
+        """Returns the scores of float16 values, float64."""
         return values.astype(np.float64) / self.factor + self.threshold
 
 

@@ -1,4 +1,4 @@
-"""Where the maps and masks of a submission lie, and which there must be."""
+"""The layout of a submission: paths of its maps and masks, and its images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ PUBLIC: Part = "test_public"
 VALIDATION: Part = "validation"
 ARCHIVE = "submission.tar.gz"
 RECORD = "submission.json"
-"""What a folder says of how it was made; it is not packed."""
+"""Record of how a folder was made. It is not packed."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """Returns what map and mask are called but for folder and suffix: `can/test_private/000_regular`."""
+        """Returns the path of map and mask without their folder and suffix: `can/test_private/000_regular`."""
         return f"{self.category}/{self.part}/{self.name}"
 
     @property
@@ -56,10 +56,10 @@ def items_of(data: MVTecAD2, category: str, part: Part, may_be_absent: bool = Fa
         data: The dataset.
         category: One of its categories.
         part: One of its parts.
-        may_be_absent: Whether there may be none.
+        may_be_absent: Whether the part may have no images.
 
     Raises:
-        DatasetError: There is none.
+        DatasetError: The part has no images.
     """
     folder = data.root / category / part
     kinds: Sequence[Path] = [folder] if part in PRIVATE else [folder / "bad", folder / "good"]

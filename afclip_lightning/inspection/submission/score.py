@@ -1,4 +1,4 @@
-"""What the server would say of the public part: SegF1 of the written masks, and PRO up to 0.05 of the written maps."""
+"""Scores the public part as the server would: SegF1 of the written masks, and PRO up to 0.05 of the written maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from afclip_runtime.images.reader import read
 
 @dataclass(frozen=True)
 class PublicScore:
-    """Scores of the public part of a category, in [0, 1], of its files as they were written.
+    """Scores of the written files of a category's public part, in [0, 1].
 
     Attributes:
         category: The category.
         seg_f1: F1 of all its pixels at the fixed threshold; `None` without masks, or if nothing is anomalous.
-        f1_max: The best F1 that any threshold could have.
+        f1_max: Highest F1 of any threshold.
         pro_05: PRO up to a false-positive rate of 0.05.
         pixel_auroc: AUROC of the pixels.
         fpr: Share of the normal pixels above the threshold; `None` without masks.
@@ -37,12 +37,12 @@ class PublicScore:
 
 
 def seg_f1(hits: int, false: int, missed: int) -> float | None:
-    """Returns F1 from pixels pooled over a category, in [0, 1]; `None` where nothing is or is called anomalous.
+    """Returns F1 of pixels pooled over a category, in [0, 1]; `None` if no pixel is anomalous or called anomalous.
 
     Args:
-        hits: Anomalous pixels above the threshold.
-        false: Normal pixels above it.
-        missed: Anomalous pixels that are not above it.
+        hits: Number of anomalous pixels above the threshold.
+        false: Number of normal pixels above the threshold.
+        missed: Number of anomalous pixels not above the threshold.
     """
     total = 2 * hits + false + missed
     return 2 * hits / total if total else None
@@ -57,17 +57,17 @@ def score(
 
     Args:
         items: The images.
-        samples: What is known of each.
-        folder: Of the submission.
-        masks: Whether it has masks.
+        samples: Samples of the images.
+        folder: Folder of the submission.
+        masks: Whether the submission has masks.
         progress: See `write`.
 
     Raises:
-        DatasetError: A file cannot be read, or a mask of the dataset is not of its image's size.
+        DatasetError: A file cannot be read, or a mask of the dataset has another size than its image.
     """
     known = {sample.image_path: sample for sample in samples}
     metrics = AnomalyMetrics()
-    counts = np.zeros((2, 2), np.int64)  # called anomalous or not, anomalous or not
+    counts = np.zeros((2, 2), np.int64)  # predicted, actual
     category = items[0].category
     for item in progress(items, len(items), f"{category}, scores"):
         sample = known[item.image]
@@ -79,7 +79,7 @@ def score(
         if called is not None:
             if called.shape != region.shape:
                 raise DatasetError(
-                    f"{sample.mask_path}: the mask is not of the size of its image {item.image}. Replace it."
+                    f"{sample.mask_path}: the mask has another size than its image {item.image}. Replace it."
                 )
             counts += np.bincount(2 * called.ravel() + region.ravel(), minlength=4).reshape(2, 2)
         at_size = resized(values, *shape).astype(np.float32)

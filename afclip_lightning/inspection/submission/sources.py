@@ -1,4 +1,4 @@
-"""Where the maps of a submission come from: a model, or files that some program wrote."""
+"""Sources of a submission's maps: a model, or files of any program."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,38 +22,38 @@ PREDICTIONS = "predictions*.csv"
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What is read of a line of `predict`'s table."""
+    """The columns that are read from `predict`'s table."""
 
     image: str
     map: str
 
 
 class MapSource(ABC):
-    """Gives the anomaly map of an image."""
+    """A source of anomaly maps."""
 
     @abstractmethod
     def facts(self, category: str, validation: Sequence[Item]) -> dict[str, Any]:
-        """Returns what the maps of a category, and its threshold, depend on, as plain values.
+        """Returns the facts that determine the maps and the threshold of a category, as plain values.
 
         Args:
             category: The category.
-            validation: Its validation images.
+            validation: Validation images of the category.
         """
 
     def files(self, items: Sequence[Item]) -> dict[str, str]:
-        """Returns, by key, what the files of maps are known by; nothing of maps that are in no file."""
+        """Returns the identities of the maps' files by key. Maps that are not in files are absent."""
         return {}
 
     @abstractmethod
     def known(self, items: Sequence[Item]) -> list[Item]:
-        """Returns those of the images that it can give a map of."""
+        """Returns the images for which it has a map."""
 
     @abstractmethod
     def check(self, items: Sequence[Item]) -> None:
-        """Checks that there is a map of each image, before anything is written.
+        """Raises if an image has no map, before anything is written.
 
         Raises:
-            UserError: There is none.
+            UserError: An image has no map.
         """
 
     @abstractmethod
@@ -61,7 +61,7 @@ class MapSource(ABC):
         """Yields images of one category with their maps `[H, W]`, finite, at most as large as the image.
 
         Raises:
-            UserError: There is no map of an image, or it cannot be used.
+            UserError: An image has no map, or its map cannot be used.
         """
 
 
@@ -70,7 +70,7 @@ class ModelMaps(MapSource):
 
     Args:
         load: Returns the model for a category.
-        num_workers: Processes that decode.
+        num_workers: Number of processes that decode images.
     """
 
     def __init__(self, load: Callable[[str], Predictor], num_workers: int) -> None:
@@ -83,16 +83,16 @@ class ModelMaps(MapSource):
         return self._loaded[1]
 
     def facts(self, category: str, validation: Sequence[Item]) -> dict[str, Any]:
-        """Returns what the model's scores depend on."""
+        """Returns the settings that determine the model's scores."""
         model = self._model(category)
         return {"checkpoint": model.checkpoint, **model.settings}
 
     def known(self, items: Sequence[Item]) -> list[Item]:
-        """Returns all of them."""
+        """Returns all images."""
         return list(items)
 
     def check(self, items: Sequence[Item]) -> None:
-        """Does nothing: a model has a map of any image."""
+        """Does nothing: a model gives a map for any image."""
 
     def stream(self, items: Sequence[Item]) -> Iterator[tuple[Item, np.ndarray]]:
         """See `MapSource`."""
@@ -112,7 +112,7 @@ class FileMaps(MapSource):
         folders: The folders.
 
     Raises:
-        UserError: There is no such folder, or it holds no map.
+        UserError: A folder does not exist, or holds no map.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -125,18 +125,18 @@ class FileMaps(MapSource):
                 self._predicted.update(_predicted(table))
 
     def facts(self, category: str, validation: Sequence[Item]) -> dict[str, Any]:
-        """Returns the folders, and a digest of what the files of validation images are known by."""
+        """Returns the folders, and a digest of the identities of the validation images' files."""
         known_by = sha256(repr(sorted(self.files(validation).items())).encode()).hexdigest()[:16]
         return {"maps": [str(folder.resolve()) for folder in self.folders], "validation maps": known_by}
 
     def files(self, items: Sequence[Item]) -> dict[str, str]:
-        """Returns, by key, size and time of each file, which tell it from one that took its place."""
+        """Returns size and time of each file by key, which tell it from a later file of the same name."""
         found = ((item.key, self._file(item)) for item in items)
         stats = ((key, path.stat()) for key, path in found if path is not None)
         return {key: f"{facts.st_size} {facts.st_mtime_ns}" for key, facts in stats}
 
     def known(self, items: Sequence[Item]) -> list[Item]:
-        """Returns those that have a map."""
+        """Returns the images that have a map."""
         return [item for item in items if self._file(item)]
 
     def stream(self, items: Sequence[Item]) -> Iterator[tuple[Item, np.ndarray]]:
@@ -169,29 +169,29 @@ class FileMaps(MapSource):
 
 
 def _predicted(table: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields image and map of the lines of a table that `predict` wrote."""
+    """Yields image and map of each line of a table that `predict` wrote."""
     for row in read_csv(table, _Prediction, remedy="Name the run folder of predict.", error=DatasetError):
         yield Path(row.image).resolve(), table.parent / row.map
 
 
 def _at_most(anomaly_map: np.ndarray, item: Item) -> np.ndarray:
-    """Returns a map of `predict`, which is at the size of the backbone's input, at most as large as its image."""
+    """Returns a map of `predict` at most as large as its image. `predict` writes maps at the backbone's input size."""
     (height, width), _ = read_shape(item.image)
     return resized(anomaly_map, min(height, anomaly_map.shape[0]), min(width, anomaly_map.shape[1]))
 
 
 def _checked(path: Path, anomaly_map: np.ndarray, item: Item) -> np.ndarray:
-    """Returns a map if it can be used.
+    """Returns a map after a check of its values and size.
 
     Raises:
-        DatasetError: It holds NaN or infinity, or is larger than its image.
+        DatasetError: The map holds NaN or infinity, or is larger than its image.
     """
     if not np.isfinite(anomaly_map).all():
-        raise DatasetError(f"{path}: the map holds NaN or infinity. Mend what wrote it.")
+        raise DatasetError(f"{path}: the map holds NaN or infinity. Fix the program that wrote it.")
     image, shape = read_shape(item.image)[0], anomaly_map.shape
     if shape[0] > image[0] or shape[1] > image[1]:
         raise DatasetError(
             f"{path}: the map is {shape[1]}×{shape[0]} pixels and its image {item.image} is {image[1]}×{image[0]}. "
-            "A map may be smaller, which is upsampled, but not larger. Save it at the size of the image."
+            "A map may be smaller (it is upsampled), but not larger. Save it at the size of the image."
         )
     return anomaly_map

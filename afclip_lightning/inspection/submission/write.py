@@ -1,4 +1,4 @@
-"""Writes a submission: thresholds from validation images, then maps and masks, each file in one step."""
+"""Writes a submission: thresholds from validation images, then maps and masks, each file atomically."""
 
 import gzip
 import json
@@ -29,10 +29,12 @@ class Rules:
     """How a submission is made.
 
     Attributes:
-        factor: Standard deviations of the pixels of validation images that the threshold lies above their mean.
-        threshold: The threshold by hand, in the unit of the maps, for all categories; `None` to take it from these.
+        factor: Distance of the threshold above the mean of the validation images' pixels, in standard deviations.
+        threshold: Threshold set by hand for all categories, in the unit of the maps. `None` takes it from validation
+            images.
         masks: Whether masks are written.
-        longest: Longest side of a stored map in pixels; `None` for the size of its image. Masks have that always.
+        longest: Longest side of a stored map in pixels; `None` for the size of its image. Masks always have the size of
+            the image.
     """
 
     factor: float = FACTOR
@@ -43,19 +45,19 @@ class Rules:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What is fixed of a category before a test image is seen.
+    """The values of a category that are fixed before a test image is seen.
 
     Attributes:
         threshold: Pixels above it are anomalous, in the unit of the method's maps.
-        factor: Of the encoding: stored = (score - threshold) * factor.
-        mean: Mean of the pixels that it comes from.
-        sd: Their standard deviation.
-        images: How many images these are of.
-        of_validation: Whether they are validation images; else those of the private parts, which then scale the maps
-            and fix no threshold.
-        facts: What the maps depend on.
-        beyond: Pixels of the maps so far that float16 had no room for.
-        files: By key of an image that was written, what the file of its map was known by, where it was in a file.
+        factor: Factor of the encoding: stored = (score - threshold) * factor.
+        mean: Mean of the pixels that give the threshold.
+        sd: Standard deviation of these pixels.
+        images: Number of images of these pixels.
+        of_validation: Whether these are validation images. Otherwise they are images of the private parts, which only
+            scale the maps and set no threshold.
+        facts: Facts that determine the maps.
+        beyond: Number of pixels so far that were clipped to float16's limits.
+        files: Identity of each written map's source file by key, for maps that come from files.
     """
 
     threshold: float
@@ -76,7 +78,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a folder says of how it was made."""
+    """The record of how a folder was made."""
 
     rules: Rules
     categories: dict[str, Fixed]
@@ -93,15 +95,15 @@ def fix(
     """Returns threshold and encoding of a category, from one pass over the maps of its validation images.
 
     Args:
-        source: Of the maps.
+        source: Source of the maps.
         category: The category.
-        validation: Its validation images.
-        items: The images of the submission; their maps scale the encoding where validation images have none.
+        validation: Validation images of the category.
+        items: Images of the submission. Their maps scale the encoding if validation images have none.
         rules: How the submission is made.
-        progress: Is given what a loop over maps goes over, its length and its name.
+        progress: Wraps a loop over maps, given its items, their number and its name.
 
     Raises:
-        UserError: Masks are wanted, and there is neither a threshold nor a map of a validation image.
+        UserError: Masks are to be written, and there is neither a threshold nor a map of a validation image.
     """
     normal = source.known(validation)
     if not normal and rules.masks and rules.threshold is None:
@@ -131,18 +133,18 @@ def write(
     rules: Rules,
     progress: Progress,
 ) -> dict[str, Fixed]:
-    """Writes what is not there yet, or is of a map that was replaced since; returns what was fixed of each category.
+    """Writes the missing files and those of maps that were replaced since, and returns the fixed values by category.
 
     Args:
-        source: Of the maps.
-        plan: By category, its validation images and the images of the submission.
-        folder: Of the submission.
-        rules: How it is made.
+        source: Source of the maps.
+        plan: Validation images and images of the submission, by category.
+        folder: Folder of the submission.
+        rules: How the submission is made.
         progress: See `fix`.
 
     Raises:
-        UserError: The folder holds a submission that was made otherwise; a map cannot be had or a file not written; a
-            threshold has no normal images.
+        UserError: The folder holds a submission that was made with other settings, a map cannot be read, a file cannot
+            be written, or a threshold has no normal images.
     """
     record = folder / RECORD
     known = _record_of(folder, rules) if record.exists() else {}
@@ -158,9 +160,7 @@ def write(
             fixed = before
         else:
             if there:
-                raise UserError(
-                    f"{folder} holds maps of {category} that {record} knows nothing of. Choose another --out."
-                )
+                raise UserError(f"{folder} holds maps of {category} that are not in {record}. Choose another --out.")
             fixed = known[category] = fix(source, category, validation, items, rules, progress)
             _keep(record, rules, known)
         same = {item.key for item in there if fixed.files.get(item.key) == files.get(item.key)}
@@ -172,7 +172,7 @@ def write(
                     beyond = fixed.beyond + _save(item, anomaly_map, folder, fixed.encoding, rules)
                     of_item = {item.key: files[item.key]} if item.key in files else {}
                     fixed = replace(fixed, beyond=beyond, files=fixed.files | of_item)
-        finally:  # what is written and not noted, because the process was killed, is written again
+        finally:  # files that a killed process did not record are written again
             if fixed is not known[category]:
                 known[category] = fixed
                 _keep(record, rules, known)
@@ -180,13 +180,13 @@ def write(
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns the facts that differ, by name, of what was read from JSON and what would be written to it."""
+    """Returns the names of the facts that differ between stored JSON and the values to write."""
     old, new = ({key: json.dumps(value, sort_keys=True) for key, value in facts.items()} for facts in (before, now))
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
 def _save(item: Item, anomaly_map: np.ndarray, folder: Path, encoding: Encoding, rules: Rules) -> int:
-    """Writes mask and map of an image, the map last. Returns how many pixels float16 had no room for."""
+    """Writes mask and map of an image, the map last. Returns how many pixels were clipped to float16's limits."""
     height, width = read_shape(item.image)[0]
     if rules.masks:
         above = is_anomalous(resized(anomaly_map, height, width), encoding.threshold)
@@ -207,10 +207,10 @@ def _is_there(item: Item, folder: Path, rules: Rules) -> bool:
 
 
 def _record_of(folder: Path, rules: Rules) -> dict[str, Fixed]:
-    """Returns what a folder says of how it was made.
+    """Returns the record of how a folder was made.
 
     Raises:
-        UserError: It was made by other rules.
+        UserError: The folder was made with other rules.
     """
     kept = read_json(folder / RECORD, _Record, remedy="Choose another --out.")
     if kept.rules != rules:
@@ -227,10 +227,10 @@ def _keep(record: Path, rules: Rules, known: dict[str, Fixed]) -> None:
 
 
 def pack(folder: Path, items: Sequence[Item], masks: bool, progress: Progress) -> Path:
-    """Packs maps and masks as the server takes them, and returns the file; equal files make an equal one.
+    """Packs maps and masks into the server's format, and returns the archive. Equal files give an equal archive.
 
     Raises:
-        UserError: A file is not there, or the archive cannot be written.
+        UserError: A file is missing, or the archive cannot be written.
     """
     names = [item.map_name for item in items] + [item.mask_name for item in items if masks]
     if absent := [name for name in names if not (folder / name).is_file()]:
@@ -239,7 +239,7 @@ def pack(folder: Path, items: Sequence[Item], masks: bool, progress: Progress) -
     with (
         atomic_path(out) as temporary,
         temporary.open("wb") as file,
-        # the name and the time of an archive would make equal ones differ
+        # without name and time, equal contents give equal archives
         gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as archive,
     ):
