@@ -1,4 +1,4 @@
-"""A bundle: a folder that judges images without torch. `export --to bundle` writes it; `open_bundle` reads it."""
+"""Bundles: folders that inspect images without torch. `export --to bundle` writes one, `open_bundle` reads it."""
 
 import os
 from collections.abc import Mapping
@@ -21,20 +21,20 @@ from afclip_runtime.types import Tiling
 from afclip_runtime.views.frame import Frame
 from afclip_runtime.views.roi import Roi, read_roi
 
-FORMAT = 1  # of bundle.json; another one is refused
+FORMAT = 1  # of bundle.json; another format is rejected
 CARD, GRAPH, SUMS = "bundle.json", "model.onnx", "SHA256SUMS"
-CALIBRATION = f"{Path(GRAPH).stem}{SUFFIX}"  # that of the product without name, if `calibrate` made one here
+CALIBRATION = f"{Path(GRAPH).stem}{SUFFIX}"  # of the product without a name, if `calibrate` made one here
 AGAIN = "Copy the bundle again, or export it again."
 
 Precision = Literal["float32", "int8"]
 
 
 class Version(msgspec.Struct, frozen=True):
-    """What the card of a bundle of any format says first.
+    """The fields that the card of a bundle has in every format.
 
     Attributes:
-        format: Of the card.
-        runtime: Version of afclip_runtime that the bundle was written for.
+        format: Format of the card.
+        runtime: Version of afclip_runtime for which the bundle was written.
     """
 
     format: int
@@ -42,28 +42,28 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What bundle.json holds.
+    """Content of bundle.json.
 
     Attributes:
         format: See `Version`.
-        runtime: Likewise.
+        runtime: See `Version`.
         method: Name of the method.
-        backbone: The backbone in words.
-        title: What the head calls itself; empty if it does not.
-        category: What prompts call the product; it is in the graph.
-        precision: What the graph computes in.
-        checkpoint: What the checkpoint is known by in a calibration.
-        frame: What the backbone takes.
-        tiling: How images are seen.
-        white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
-        roi: Which part of the images is inspected; `None` for all of it.
-        settings: What else scores depend on: few-shot images, features, arguments; as a calibration has them.
-        calibration: Thresholds, with their scales and intervals and what is kept of the normal scores; `None` without.
-        thresholds: The head's own; `None` without, or where they do not hold.
-        is_toy: Whether the backbone is the tiny one of afclip_lightning, which has seen drawn pictures only.
-        self_test: What the model says of drawn images.
-        versions: Of the packages that wrote the bundle.
-        int8: What INT8 changes, measured when the bundle was written; `None` in float32.
+        backbone: Description of the backbone.
+        title: Title of the head, or empty.
+        category: Name of the product in prompts. It is part of the graph.
+        precision: Number format of the graph's computation.
+        checkpoint: Fingerprint of the checkpoint.
+        frame: Input frame of the backbone.
+        tiling: Tiling of the images.
+        white: Value that becomes 255 in images of more than 8 bits. `None` for the largest value of their bits.
+        roi: Region of interest. `None` for the whole image.
+        settings: Other settings that scores depend on: few-shot images, features, arguments. As in a calibration.
+        calibration: Thresholds with their scales, intervals and kept normal scores, or `None`.
+        thresholds: Default thresholds of the head. `None` if it has none, or if they do not apply.
+        is_toy: Whether the backbone is the tiny one of afclip_lightning, trained only on drawn images.
+        self_test: Recorded results of the model for random images.
+        versions: Versions of the packages that wrote the bundle.
+        int8: Measured effect of INT8 at the time of export. `None` for float32.
     """
 
     format: int
@@ -88,17 +88,17 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def facts(self) -> GraphFacts:
-        """What is known of the graph."""
+        """Facts of the graph that its file does not contain."""
         return GraphFacts(self.frame, self.method, self.backbone, self.settings)
 
 
 class BundleInspector(Inspector):
-    """A model that a graph of a bundle runs. `open_bundle` makes one.
+    """The model of a bundle, run by an engine. `open_bundle` creates it.
 
     Args:
-        card: Of the bundle.
-        engine: What runs the graph.
-        tiling: How images are seen.
+        card: Card of the bundle.
+        engine: Engine that runs the graph.
+        tiling: Tiling of the images.
         batch_size: Views per batch.
     """
 
@@ -109,7 +109,7 @@ class BundleInspector(Inspector):
 
     @property
     def is_toy(self) -> bool:  # type: ignore[override]
-        """Whether the backbone is the tiny one of afclip_lightning, which has seen drawn pictures only."""
+        """Whether the backbone is the tiny one of afclip_lightning, trained only on drawn images."""
         return self.card.is_toy
 
 
@@ -124,22 +124,22 @@ def open_bundle(
     roi: Roi | str | Path | None = None,
     batch_size: int = 8,
 ) -> BundleInspector:
-    """Returns the model of a bundle, checked: the sums of card and graph, the version, and a drawn image's score.
+    """Opens a bundle. Checks the checksums of card and graph, the version, and the score of a random image.
 
     Args:
         folder: The bundle.
-        engine: `onnx` or `openvino`; by default the first of them whose package is installed.
-        threads: Most threads that a batch is scored with; all processor cores by default.
-        tiling: How images are seen; as the bundle says by default.
-        calibration: A product's name, or a file that `calibrate` wrote; `auto` takes that of the category, or the only
-            one that lies in the bundle as a file, else the one that was exported; `None` takes none.
-        white: See `load` of afclip_lightning; as the calibration or the bundle says by default.
-        roi: Which part of the images is inspected, or a file of it, see `read_roi`; likewise by default.
+        engine: `onnx` or `openvino`. By default the first of them whose package is installed.
+        threads: Maximum number of threads per batch. By default all processor cores.
+        tiling: Tiling of the images. The default is that of the bundle.
+        calibration: Name of a product, or a file that `calibrate` wrote. `auto` uses the calibration of the category,
+            or the only calibration file in the bundle, else the exported calibration. `None` uses none.
+        white: See `load` of afclip_lightning. The default is that of the calibration or the bundle.
+        roi: Region of interest, or its file, see `read_roi`. The default is that of the calibration or the bundle.
         batch_size: Views per batch.
 
     Raises:
-        UserError: The bundle is damaged or of another version, the engine is missing or gives other scores than those
-            recorded, or the calibration does not fit.
+        UserError: The bundle is damaged or of another version, the engine is missing or its scores differ from the
+            recorded ones, or the calibration does not fit.
     """
     card = read_card(folder)
     sums = read_sums(folder)
@@ -166,15 +166,15 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_card(folder: Path) -> BundleCard:
-    """Returns what the card of a bundle says.
+    """Reads the card of a bundle.
 
     Raises:
-        UserError: There is no bundle, its card is damaged, or it is of a version that this runtime does not read.
+        UserError: There is no bundle, its card is damaged, or this runtime does not read its version.
     """
     path = folder / CARD
     if not folder.exists():
         raise UserError(
-            f"{shown(folder)}: there is no such folder. --bundle names what `afclip export --to bundle` wrote."
+            f"{shown(folder)}: there is no such folder. --bundle takes a folder that `afclip export --to bundle` wrote."
         )
     if not is_bundle(folder):
         raise UserError(
@@ -186,10 +186,10 @@ def read_card(folder: Path) -> BundleCard:
 
 
 def check_version(folder: Path, version: Version) -> None:
-    """Refuses a bundle that another runtime is needed for.
+    """Checks that this runtime can read a bundle.
 
     Raises:
-        UserError: Names both versions.
+        UserError: It cannot. The message names both versions.
     """
     here = afclip_runtime.__version__
     if version.format != FORMAT or _parts(version.runtime) > _parts(here):
@@ -201,7 +201,7 @@ def check_version(folder: Path, version: Version) -> None:
 
 
 def _parts(version: str) -> tuple[int, ...]:
-    """Returns the numbers of a version, to be compared; what follows the first part that is none does not count."""
+    """Returns the numbers of a version for comparison, up to the first part that is not a number."""
     numbers: list[int] = []
     for part in version.split("."):
         if not part.isdecimal():
@@ -211,10 +211,10 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file of a bundle, by its name in the folder, as `sha256sum -c` reads them.
+    """Returns the SHA-256 of each file of a bundle, by its name in the folder, in the format of `sha256sum -c`.
 
     Raises:
-        UserError: The file cannot be read, or a line is none of a sum.
+        UserError: The file cannot be read, or a line has another format.
     """
     path, sums = folder / SUMS, {}
     _require(path)
@@ -227,16 +227,16 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def _require(path: Path) -> None:
-    """Refuses a bundle that lacks a file."""
+    """Raises if a file of a bundle is missing."""
     if not os.path.lexists(path):
         raise UserError(f"{shown(path)} does not exist. {AGAIN}")
 
 
 def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
-    """Refuses a file that is another than the one that was exported.
+    """Checks that a file is the exported one.
 
     Raises:
-        UserError: It is, or it is missing.
+        UserError: The file differs or is missing.
     """
     if name not in sums:
         raise UserError(f"{shown(folder / SUMS)}: has no sum of {shown(name)}. {AGAIN}")
@@ -246,15 +246,15 @@ def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
 
 
 def installed_engines() -> list[str]:
-    """Returns the names of the engines whose packages are installed, in the order in which they are chosen."""
+    """Returns the names of the engines whose packages are installed, in order of preference."""
     return [name for name, engine in GRAPH_ENGINES.items() if find_spec(engine.package)]
 
 
 def chosen_engine(name: str | None) -> str:
-    """Returns the engine that is named, or the first that is installed.
+    """Returns the named engine, or by default the first installed one.
 
     Raises:
-        UserError: None is installed, or the name is `torch`'s or of none.
+        UserError: No engine is installed, or the name is `torch` or unknown.
     """
     if name == "torch":
         raise UserError(
@@ -271,7 +271,7 @@ def chosen_engine(name: str | None) -> str:
 
 
 def _calibration(folder: Path, card: BundleCard, wanted: str | Path | None) -> tuple[Calibration | None, Path]:
-    """Returns the calibration that is meant, and the file that holds it."""
+    """Returns the selected calibration, and its file."""
     if wanted is None:
         return None, folder
     mine = card.calibration

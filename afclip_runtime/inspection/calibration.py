@@ -1,4 +1,4 @@
-"""Thresholds from normal images or labelled ones, with their uncertainty, and the file that keeps them."""
+"""Thresholds from normal or labelled images, with their uncertainty, and the calibration file."""
 
 import hashlib
 import json
@@ -26,27 +26,27 @@ Criterion = Literal["f1", "balanced"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 SUFFIX = ".calibration.json"
-ANY_PRODUCT = "object"  # what prompts call a product whose name they were not told
+ANY_PRODUCT = "object"  # name in prompts of a product without a name
 CONFIDENCE = 0.9
 FEWEST = 8
-ENOUGH = 10  # normal images above the threshold that make a quantile worth more than a fit
+ENOUGH = 10  # normal images above the threshold from which on a quantile is better than a fit
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold, and how it came about.
+    """A threshold, and how it was chosen.
 
     Attributes:
-        value: What lies above it is anomalous, and what equals it is not; see `is_anomalous`.
-        scale: Distance to a typical normal value over log 9, the unit of `probability`; `None` where no normal image
-            was seen.
+        value: Scores above it are anomalous, scores equal to it are not. See `is_anomalous`.
+        scale: Distance to a typical normal value divided by log 9, the unit of `probability`. `None` without normal
+            images.
         method: How it was chosen.
-        n: Images that it comes from.
-        fpr: Share of normal images, or of their pixels, that it was chosen to let through as anomalous; measured where
-            it was chosen otherwise; `None` where no normal image was seen.
-        interval: Within which the threshold lies, at `confidence`; `None` where it was fixed by hand.
-        confidence: Of the interval.
+        n: Number of images from which it was chosen.
+        fpr: False-positive rate on normal images, or on their pixels: the chosen rate, or the measured rate of a
+            threshold that was chosen by another criterion. `None` without normal images.
+        interval: Confidence interval of the threshold. `None` if it was fixed by hand.
+        confidence: Confidence level of the interval.
     """
 
     value: float
@@ -60,14 +60,14 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a calibration comes from, to be told when it is used.
+    """Origin of a calibration, which is reported when it is used.
 
     Attributes:
-        product: What it is for; `object` where nobody gave it a name.
-        source: Folder or table of the images; empty if the thresholds were fixed by hand.
-        images: How many images that were, each copy counted once.
-        date: When it was made, in UTC, as `2026-01-31 14:05`.
-        version: Of afclip_lightning.
+        product: Name of the product, or `object` without a name.
+        source: Folder or table of the images. Empty if the thresholds were fixed by hand.
+        images: Number of images, without copies.
+        date: Date and time in UTC, as `2026-01-31 14:05`.
+        version: Version of afclip_lightning.
     """
 
     product: str
@@ -83,17 +83,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds of one checkpoint, seen in one way.
+    """Thresholds for one checkpoint with fixed settings.
 
     Attributes:
-        image: Of image scores.
-        pixel: Of the values of maps; `None` without normal images.
+        image: Threshold of image scores.
+        pixel: Threshold of the values of maps. `None` without normal images.
         checkpoint: Fingerprint of the checkpoint.
-        settings: What else the scores depend on: tiles, category, few-shot images, features.
-        origin: Product, date, images; `None` in files of earlier versions.
-        good: What is kept of the normal images' scores, by the file's name for it; `None` if they were too few, or in
-            files of earlier versions.
-        roi: Which part of the images was inspected; `None` for all of it.
+        settings: Other settings that scores depend on: tiles, category, few-shot images, features.
+        origin: Product, date, images. `None` in files of earlier versions.
+        good: Kept scores of normal images (`good` in the file). `None` if there were too few, or in files of earlier
+            versions.
+        roi: Region of interest. `None` for the whole image.
     """
 
     image: Threshold
@@ -112,7 +112,7 @@ class Calibration:
             raise ValueError("settings.roi: the scores were made with another region of interest than the file holds")
 
     def save(self, path: Path) -> None:
-        """Writes the calibration in one step.
+        """Writes the calibration atomically.
 
         Raises:
             UserError: The file cannot be written.
@@ -121,10 +121,10 @@ class Calibration:
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":
-        """Returns a calibration that `save` wrote.
+        """Reads a calibration that `save` wrote.
 
         Raises:
-            DatasetError: The file cannot be read, or is no calibration.
+            DatasetError: The file cannot be read, or is not a calibration.
         """
         return read_json(path, cls, remedy="Calibrate again.", error=DatasetError)
 
@@ -132,15 +132,15 @@ class Calibration:
         return str(self.origin or "of an earlier version, which kept neither product nor date")
 
     def check(self, path: Path, checkpoint: str, settings: Mapping[str, Any]) -> None:
-        """Refuses a checkpoint or settings other than those that were calibrated.
+        """Checks that the checkpoint and the settings in use are those of the calibration.
 
         Args:
-            path: The calibration, for the message.
+            path: File of the calibration, for the message.
             checkpoint: Fingerprint of the checkpoint in use.
-            settings: Those in use.
+            settings: Settings in use.
 
         Raises:
-            CheckpointError: Names every difference.
+            CheckpointError: They differ. The message names every difference.
         """
         problems = [] if checkpoint == self.checkpoint else ["another checkpoint"]
         mine, now = (json.loads(json.dumps(values)) for values in (self.settings, settings))
@@ -169,7 +169,7 @@ class Calibration:
 
 
 def origin(product: str, source: str, images: int) -> Origin:
-    """Returns where a calibration that is made now comes from."""
+    """Returns the origin of a calibration that is made now."""
     import afclip_runtime
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
@@ -177,31 +177,31 @@ def origin(product: str, source: str, images: int) -> Origin:
 
 
 def check_product(name: str) -> str:
-    """Returns the name of a product, in the normal form of its letters.
+    """Returns the name of a product in the Unicode normal form C.
 
     Raises:
-        UserError: It can be no part of a file's name, or two names could be one there.
+        UserError: The name cannot be part of a file name, or would not be unique there.
     """
     if not is_product(name):
         raise UserError(
-            f"{name!r} can be no part of a file's name: a product is called by at most 60 letters, digits, spaces and "
-            "the signs . + - _. Name it with --product."
+            f"{name!r} cannot be part of a file name: the name of a product has at most 60 letters, digits, spaces "
+            "and the signs . + - _. Name it with --product."
         )
     return unicodedata.normalize("NFC", name)
 
 
 def is_product(name: str) -> bool:
-    """Returns whether a product can be called so: a file of it is named after it."""
+    """Returns whether a text is a valid name of a product, which becomes part of a file name."""
     name = unicodedata.normalize("NFC", name)
     return re.fullmatch(r"\w(?:[\w .+-]{0,58}[\w+-])?", name) is not None and len(name.encode()) < 200
 
 
 def place_of(beside: Path, product: str) -> Path:
-    """Returns where the calibration of a product lies.
+    """Returns the path of the calibration of a product.
 
     Args:
-        beside: That of the product without name, `head.calibration.json`.
-        product: Its name; see `check_product`.
+        beside: Path of the calibration of the product without a name, `head.calibration.json`.
+        product: Name of the product; see `check_product`.
     """
     if product == ANY_PRODUCT:
         return beside
@@ -209,15 +209,15 @@ def place_of(beside: Path, product: str) -> Path:
 
 
 def find(beside: Path, wanted: str, category: str) -> Path | None:
-    """Returns the calibration that is meant.
+    """Returns the path of the selected calibration, or `None` without calibrations.
 
     Args:
-        beside: Where that of the product without name lies, whether it is there or not.
-        wanted: A product's name; a file; or `auto`: that of the category, or the only one that there is.
-        category: What prompts call the product.
+        beside: Path of the calibration of the product without a name, which need not exist.
+        wanted: Name of a product, a file, or `auto`: the calibration of the category, or the only one.
+        category: Name of the product in prompts.
 
     Raises:
-        UserError: The product has none, or it is not clear which one is meant.
+        UserError: The product has no calibration, or `auto` finds several.
     """
     there = _calibrations(beside)
     if wanted != "auto":
@@ -234,7 +234,7 @@ def find(beside: Path, wanted: str, category: str) -> Path | None:
 
 
 def _calibrations(beside: Path) -> list[Path]:
-    """Returns the calibrations that lie beside a checkpoint, without those of other checkpoints."""
+    """Returns the calibrations beside a checkpoint, without those of other checkpoints."""
     head = beside.name.removesuffix(SUFFIX)
     names = sorted(p.name for p in beside.parent.iterdir()) if beside.parent.is_dir() else []
     mine = [name for name in names if name.endswith(SUFFIX) and f"{name.removesuffix(SUFFIX)}.".startswith(f"{head}.")]
@@ -255,20 +255,20 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def fingerprint(content: bytes) -> str:
-    """Returns what a checkpoint's content is known by, 16 hexadecimal digits."""
+    """Returns the fingerprint of a checkpoint's content, 16 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def probability(values: np.ndarray, threshold: float, scale: float) -> np.ndarray:
     """Returns scores or maps on a scale from 0 to 1, in their type: a logistic curve that is 0.5 at the threshold.
 
-    A typical normal value gets 0.1, and one as far above the threshold 0.9. It rises with the score, and is no
-    frequency.
+    A typical normal value gets 0.1, and a value at the same distance above the threshold 0.9. The result increases with
+    the score. It is not a frequency.
 
     Args:
         values: Scores, of any shape.
-        threshold: Of them.
-        scale: Of the threshold, positive.
+        threshold: Threshold of the scores.
+        scale: Scale of the threshold, positive.
     """
     exponent = np.clip((values - threshold) / scale, -80, 80)
     return np.asarray(1 / (1 + np.exp(-exponent)), dtype=values.dtype)
@@ -277,19 +277,19 @@ def probability(values: np.ndarray, threshold: float, scale: float) -> np.ndarra
 def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
     """Returns the threshold that a share `fpr` of normal images will exceed.
 
-    Of enough images (`fpr` of them are at least `ENOUGH`) it is a quantile: the order statistic that a further normal
-    image exceeds with a probability of at most `fpr`, with an interval from the binomial distribution, whatever the
-    scores' distribution. Of fewer the tail is extrapolated: a generalised Pareto distribution over the highest fifth of
-    the scores (at least ten, at most half), fitted by probability-weighted moments, which stay sane where the
-    likelihood has no maximum; the interval is of a bootstrap that draws anew from the scores and the fitted tail.
+    With enough images (`n * fpr` is at least `ENOUGH`), it is a quantile: the order statistic that a new normal image
+    exceeds with a probability of at most `fpr`. Its interval is from the binomial distribution and holds for any
+    distribution of scores. With fewer images, the tail is extrapolated. A generalised Pareto distribution is fitted to
+    the highest fifth of the scores (at least 10, at most half of them) by probability-weighted moments, which also work
+    where the likelihood has no maximum. The interval is from a bootstrap of the scores and the fitted tail.
 
-    On samples of 8 to 500 drawn from known distributions, intervals of 90 % held the true threshold in 74 % (heavy
-    tails) to 95 % of the cases, those of quantiles in 91 to 95 %. Where 1 % was asked for, the true rate was on average
-    about 4 % with 8 images, 2 % with 20 to 50 and 1.1 % with 200.
+    On samples of 8 to 500 scores from known distributions, intervals of 90 % contained the true threshold in 74 %
+    (heavy tails) to 95 % of the cases, and intervals of quantiles in 91 to 95 %. For a requested rate of 1 %, the true
+    rate was on average about 4 % with 8 images, 2 % with 20 to 50 and 1.1 % with 200.
 
     Args:
-        scores: `[n]`, of normal images.
-        fpr: In (0, 0.5].
+        scores: Scores of normal images, `[n]`.
+        fpr: False-positive rate, in (0, 0.5].
 
     Raises:
         DatasetError: There are fewer than `FEWEST` images.
@@ -314,10 +314,10 @@ def from_normals(scores: np.ndarray, fpr: float) -> Threshold:
 
 
 def require(count: int, fewest: int = FEWEST) -> None:
-    """Refuses fewer normal images than a threshold can come from.
+    """Checks that there are enough normal images for a threshold.
 
     Raises:
-        DatasetError: Says how many there must be.
+        DatasetError: There are too few. The message says how many are needed.
     """
     if count < fewest:
         raise DatasetError(
@@ -328,7 +328,7 @@ def require(count: int, fewest: int = FEWEST) -> None:
 
 
 def _exceedances(n: int) -> int:
-    """Returns how many of n scores are the tail."""
+    """Returns the number of scores in the tail of n scores."""
     return min(max(n // 5, 10), n // 2)
 
 
@@ -341,8 +341,8 @@ def _tail(scores: np.ndarray, fpr: float) -> tuple[np.ndarray, np.ndarray, np.nd
     mean = excess.mean(axis=1)
     weighted = (excess * (1 - (np.arange(1, m + 1) - 0.35) / m)).mean(axis=1)
     shape = 2 - mean / np.maximum(mean - 2 * weighted, 1e-12)
-    shape = np.clip(shape, -0.5, 0.5)  # beyond, moments say nothing
-    scale = mean * (1 - shape)  # so that the mean is kept where the shape was clipped
+    shape = np.clip(shape, -0.5, 0.5)  # outside, the moments are not reliable
+    scale = mean * (1 - shape)  # keeps the mean if the shape was clipped
     return start + pareto_excess(np.full(len(scores), fpr * n / m), shape, scale), shape, scale
 
 
@@ -351,8 +351,9 @@ def from_labels(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion)
 
     Args:
         scores: `[n]`.
-        anomalous: `[n]`, bool; some are and some are not.
-        criterion: `f1`, or `balanced`: the mean of the shares of anomalous and of normal images that are told right.
+        anomalous: Labels, `[n]`, bool. Both kinds must occur.
+        criterion: `f1`, or `balanced` for balanced accuracy: the mean of the shares of anomalous and of normal images
+            with the right verdict.
 
     Raises:
         DatasetError: One kind is missing.
@@ -379,18 +380,18 @@ def _best(scores: np.ndarray, anomalous: np.ndarray, criterion: Criterion) -> fl
     f1, balanced = 2 * found / (found + false + found[-1]), found / found[-1] - false / false[-1]
     merit = f1 if criterion == "f1" else balanced
     below = np.append(ranked[1:], np.nextafter(ranked[-1], -np.inf))
-    merit[below == ranked] = -1.0  # equal scores are on one side
+    merit[below == ranked] = -1.0  # equal scores are on the same side
     best = int(merit.argmax())
-    return float(min((ranked[best] + below[best]) / 2, np.nextafter(ranked[best], -np.inf)))  # a mean may be rounded up
+    return float(min((ranked[best] + below[best]) / 2, np.nextafter(ranked[best], -np.inf)))  # the mean may round up
 
 
 def fixed(value: float, normal: np.ndarray) -> Threshold:
-    """Returns a threshold that was chosen by hand, and which share of the normal scores `[n]` exceeds it, if any."""
+    """Returns a threshold chosen by hand, with the share of normal scores `[n]` above it, if there are any."""
     share = float(is_anomalous(normal, value).mean()) if len(normal) else None
     return Threshold(value, scale_of(value, normal) if len(normal) else None, "fixed", len(normal), share, None)
 
 
 def scale_of(value: float, normal: np.ndarray) -> float:
-    """Returns the unit of `probability`: a typical normal score is log 9 of them away, and is given 0.1."""
+    """Returns the unit of `probability`. A typical normal score is log 9 units below the threshold, and so gets 0.1."""
     distance = abs(float(value) - float(np.median(normal))) / math.log(9)
-    return max(distance, 1e-6 * max(abs(float(value)), 1.0))  # all scores may be one
+    return max(distance, 1e-6 * max(abs(float(value)), 1.0))  # all scores may be equal

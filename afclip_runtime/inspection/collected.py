@@ -1,4 +1,4 @@
-"""Normal images that are given one by one, and the calibration that comes from them."""
+"""Calibration from normal images that are added one by one."""
 
 import hashlib
 
@@ -16,10 +16,10 @@ PIXEL_FPR = 0.001
 
 
 class Collected:
-    """What is kept of normal images: their scores and the highest values of their maps, not the images.
+    """Scores of normal images and the highest values of their maps. The images themselves are not kept.
 
     Args:
-        most: How many there may be.
+        most: Maximum number of images.
     """
 
     def __init__(self, most: int) -> None:
@@ -31,14 +31,14 @@ class Collected:
         return len(self.scores)
 
     def holds(self, file: bytes) -> bool:
-        """Returns whether an equal file was added."""
+        """Returns whether an identical file was added."""
         return digest(file) in self.scores
 
     def add(self, file: bytes, found: Inspection) -> None:
-        """Adds what the model says of a normal image.
+        """Adds the result of the model for a normal image.
 
         Raises:
-            UserError: There are as many as there may be.
+            UserError: The maximum number is reached.
         """
         if len(self.scores) >= self.most:
             raise UserError(
@@ -48,14 +48,14 @@ class Collected:
         self.tail.add(found.inspected)
 
     def calibration(self, model: Inspector, fpr: float) -> Calibration:
-        """Returns the calibration of a model whose scores these are.
+        """Returns a calibration from the collected scores.
 
         Args:
-            model: The model.
+            model: The model that gave the scores.
             fpr: Share of normal images that will exceed the threshold, in (0, 0.5].
 
         Raises:
-            DatasetError: They are too few.
+            DatasetError: There are too few images.
         """
         require(len(self))
         scores = np.array(list(self.scores.values()))
@@ -65,5 +65,5 @@ class Collected:
 
 
 def digest(file: bytes) -> bytes:
-    """Returns what tells a file from others."""
+    """Returns a digest of a file, to recognise copies."""
     return hashlib.blake2b(file, digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Connected components of a mask, with numpy alone: where each one lies, its area and the highest value in it."""
+"""Connected components of a mask, with numpy alone: box, area and highest value of each component."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ class Components(NamedTuple):
     """The components of a mask, in the order of their first pixels, row by row.
 
     Attributes:
-        boxes: `[n, 4]`, int64: left, top, right and bottom in pixels; right and bottom are beyond the last pixel.
+        boxes: `[n, 4]`, int64: left, top, right and bottom in pixels. Right and bottom are exclusive.
         areas: `[n]`, int64, in pixels.
-        highest: `[n]`, of the map's type: its highest value in each component.
+        highest: `[n]`, in the map's type: highest value of the map per component.
     """
 
     boxes: np.ndarray
@@ -20,7 +20,7 @@ class Components(NamedTuple):
 
 
 def find_components(mask: np.ndarray, anomaly_map: np.ndarray) -> Components:
-    """Returns the components of a mask whose pixels touch each other, corners included.
+    """Returns the 8-connected components of a mask.
 
     Args:
         mask: `[H, W]`, bool.
@@ -34,7 +34,7 @@ def find_components(mask: np.ndarray, anomaly_map: np.ndarray) -> Components:
     lengths = ends - starts
     highest = np.maximum.reduceat(anomaly_map[mask], np.cumsum(lengths) - lengths)
 
-    order = np.argsort(labels, kind="stable")  # runs of a component side by side, from its top to its bottom
+    order = np.argsort(labels, kind="stable")  # groups the runs of a component, from top to bottom
     first = np.flatnonzero(np.diff(labels[order], prepend=-1))
     last = np.append(first[1:], len(order)) - 1
     rows, left = np.divmod(starts, stride)
@@ -50,7 +50,7 @@ def find_components(mask: np.ndarray, anomaly_map: np.ndarray) -> Components:
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where the runs of marked pixels along rows start and end: row * (width + 1) + column, `[n]` each."""
+    """Returns start and end of the runs of marked pixels in rows, as row * (width + 1) + column, `[n]` each."""
     height, width = mask.shape
     changes = np.empty((height, width + 1), np.bool_)
     changes[:, 0], changes[:, -1] = mask[:, 0], mask[:, -1]
@@ -60,7 +60,7 @@ def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _touching(starts: np.ndarray, ends: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pairs of runs of neighbouring rows that touch, as the number of the lower and of the upper one."""
+    """Returns the pairs of touching runs in neighbouring rows, as indices of the lower and of the upper run."""
     first = np.searchsorted(ends, starts - stride)
     counts = np.searchsorted(starts, ends - stride, side="right") - first
     lower = np.repeat(np.arange(len(starts)), counts)
@@ -69,15 +69,16 @@ def _touching(starts: np.ndarray, ends: np.ndarray, stride: int) -> tuple[np.nda
 
 
 def _connected(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns for each of `count` nodes of a graph the lowest node that it is connected with, `[count]`.
+    """Returns per node of a graph the lowest node that is connected with it, `[count]`.
 
-    In each round either all trees that have an edge to a higher root are hung below one, or all that have one to a
-    lower root, whichever are more. That is at least half of those that have an edge, so log2(count) rounds are enough.
+    In each round, trees are attached to other roots: either all trees with an edge to a higher root, or all trees with
+    an edge to a lower root, whichever are more. These are at least half of the trees with an edge, so log2(count)
+    rounds are enough.
 
     Args:
-        count: Of the nodes.
-        one: `[e]`, the node at one end of each edge.
-        other: `[e]`, that at its other end.
+        count: Number of nodes.
+        one: First node per edge, `[e]`.
+        other: Second node per edge, `[e]`.
     """
     nodes = np.arange(count)
     roots = nodes
@@ -92,5 +93,5 @@ def _connected(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         apart = one != other
         one, other = one[apart], other[apart]
     lowest = nodes.copy()
-    lowest[roots[::-1]] = nodes[::-1]  # of several that are written to a place, the last one stays
+    lowest[roots[::-1]] = nodes[::-1]  # of several values written to one index, the last one remains
     return lowest[roots]

@@ -1,4 +1,4 @@
-"""Copies among the images that a calibration is made from: each image counts once."""
+"""Removal of copies among the images of a calibration, so that each image counts once."""
 
 import sys
 from pathlib import Path
@@ -8,15 +8,15 @@ from afclip_runtime.files import sha256_of
 from afclip_runtime.images.find import walk_images
 
 Labelled = list[tuple[Path, bool]]
-"""Images, and whether each is anomalous."""
+"""Images with their labels: whether the image is anomalous."""
 
 
 def without_copies(labelled: Labelled, few_shot_dir: Path | None) -> Labelled:
-    """Returns images without copies, and says how many there were.
+    """Returns the images without copies, and prints the number of copies.
 
     Raises:
-        UserError: One cannot be read; has copies with both labels; or is one of the few-shot images: to the
-            model these are normal beyond all others.
+        UserError: An image cannot be read, has copies with both labels, or is one of the few-shot images, whose scores
+            are too low.
     """
     few_shot = (
         set() if few_shot_dir is None else {sha256_of(path, error=DatasetError) for path in walk_images(few_shot_dir)}
@@ -26,7 +26,7 @@ def without_copies(labelled: Labelled, few_shot_dir: Path | None) -> Labelled:
         digest = sha256_of(path, error=DatasetError)
         if digest in few_shot:
             raise UserError(
-                f"{path} is one of --few_shot_dir too: a threshold from images that the model compares with is too low."
+                f"{path} is also in --few_shot_dir: a threshold from images that the model compares with is too low."
             )
         first, known = found.setdefault(digest, (path, label))
         if known != label:

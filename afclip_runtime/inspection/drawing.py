@@ -1,4 +1,4 @@
-"""An anomaly map drawn over its image, with numpy and Pillow alone."""
+"""Overlays of anomaly maps on images, with numpy and Pillow alone."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-COLD = 0.1  # what a typical normal value gets: the image is left as it is there
-HEAT = 0.6  # most of an overlay's colour that is the map's and not the image's
+COLD = 0.1  # heat of a typical normal value; there the image is unchanged
+HEAT = 0.6  # maximum opacity of the map's colour
 CONTOUR = (255, 255, 255)
 TURBO = bytes.fromhex(  # 256 colours, RGB: Turbo by A. Mikhailov (Google, 2019; Apache-2.0), as OpenCV rounds them
     "30123b32154333184a341b51351e5836215f37246638276d392a733a2d793b2f803c32863d358b3e38913f3b973f3e9c"
@@ -30,7 +30,7 @@ TURBO = bytes.fromhex(  # 256 colours, RGB: Turbo by A. Mikhailov (Google, 2019;
 
 
 def blend(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Returns an image under a map in colours, `[H, W, 3]`, uint8; the colours cover more where it is hotter.
+    """Returns an image with a coloured map over it, `[H, W, 3]`, uint8. The opacity increases with the heat.
 
     Args:
         image: `[H, W, 3]`, uint8, RGB.
@@ -44,13 +44,13 @@ def blend(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def outline(mask: np.ndarray, thickness: int) -> np.ndarray:
-    """Returns the lines around the regions of a mask, and around their holes, `[H, W]`, bool.
+    """Returns the contours of the regions of a mask and of their holes, `[H, W]`, bool.
 
-    They run along the outermost pixels of the regions, half of their thickness on either side.
+    The lines are centred on the outermost pixels of the regions.
 
     Args:
         mask: `[H, W]`, bool.
-        thickness: Of the lines, in pixels; 2 is drawn as 3, 4 as 5.
+        thickness: Thickness of the lines, in pixels. 2 is drawn as 3, 4 as 5.
     """
     lines = np.zeros_like(mask)
     marked = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
@@ -64,7 +64,7 @@ def outline(mask: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Returns a picture `[H, W, 3]`, uint8, with the first caption that fits on a band at its foot, if any does."""
+    """Returns a picture `[H, W, 3]`, uint8, with a band at the bottom for the first caption that fits, if any."""
     from PIL import ImageDraw, ImageFont
 
     height, width, _ = picture.shape
@@ -91,7 +91,7 @@ def with_caption(picture: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 
 
 def _thickened(lines: np.ndarray, thickness: int) -> np.ndarray:
-    """Returns where a disc around one of the marked pixels reaches, `[H, W]`, bool."""
+    """Returns the dilation of marked pixels by a disc, `[H, W]`, bool."""
     radius = thickness // 2
     heights = [math.isqrt(thickness**2 // 4 - across**2) for across in range(radius + 1)]
     thick, wide = lines.copy(), lines.copy()
@@ -99,7 +99,7 @@ def _thickened(lines: np.ndarray, thickness: int) -> np.ndarray:
         if across:
             wide[:, across:] |= lines[:, :-across]
             wide[:, :-across] |= lines[:, across:]
-        lower = heights[across + 1] + 1 if across < radius else 0  # what is wider covers these rows
+        lower = heights[across + 1] + 1 if across < radius else 0  # the wider rows cover these
         for down in range(lower, height + 1):
             end = max(0, len(wide) - down)
             thick[down:] |= wide[:end]

@@ -1,4 +1,4 @@
-"""Drift: whether a stream of scores still looks like the normal images that its calibration comes from."""
+"""Drift detection: whether a stream of scores still fits the normal images of the calibration."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -15,33 +15,33 @@ from afclip_runtime.inspection.distributions import beta_binomial
 
 Side = Literal["higher", "lower"]
 
-FALSE_ALARMS = 0.01  # share of streams without drift that ever raise an alarm
-FEWEST = 8  # normal images that say anything
-MOST_KEPT = 10_000  # scores of normal images in a calibration; of more, so many are drawn
+FALSE_ALARMS = 0.01  # maximum share of streams without drift that ever raise an alarm
+FEWEST = 8  # minimum number of normal images
+MOST_KEPT = 10_000  # maximum number of normal scores in a calibration; of more, a random sample is kept
 
-RANGE = 0.95  # share of the normal images that lie in the normal range
-PARTS = (0.25, 0.5, 0.75)  # where the range is cut, as shares of it
+RANGE = 0.95  # share of the normal images in the normal range
+PARTS = (0.25, 0.5, 0.75)  # cuts of the range, as shares of its images
 
-BLOCK = 10  # images between two looks at the stream
-WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # blocks that a look goes back
+BLOCK = 10  # images between two checks of the stream
+WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # lengths of the windows of a check, in blocks
 ANOMALOUS = 0.5  # share of the images of a window that may be anomalous
-BURST = 20  # and so many more
-MISSED = 0.1  # share of the images in the normal range that may be anomalous, or otherwise odd
-MISSED_BURST = 5  # and so many more
-RECOVERED = 10  # blocks that must look normal again for the drift to be over
-DOUBT = 0.05  # level of the tests that say so: the higher, the more normal they must look
+BURST = 20  # number of anomalous images allowed in addition
+MISSED = 0.1  # share of the images in the normal range that may be anomalous, or otherwise unusual
+MISSED_BURST = 5  # number of such images allowed in addition
+RECOVERED = 10  # number of blocks that must be normal again to end a drift
+DOUBT = 0.05  # level of the tests for this; a higher level demands a better fit
 
 
 @dataclass(frozen=True)
 class NormalScores:
-    """What a calibration keeps of its normal images' scores.
+    """The scores of normal images in a calibration.
 
     Attributes:
-        n: How many there are.
-        scores: All of them, ascending; of more than `MOST_KEPT`, so many drawn at random. Empty in files of earlier
-            versions, which kept the next two instead.
-        median: The (n + 1) // 2-th of them from below.
-        upper: The ceil(0.8 n)-th.
+        n: Number of scores.
+        scores: All scores, ascending, or a random sample of `MOST_KEPT`. Empty in files of earlier versions, which kept
+            `median` and `upper` instead.
+        median: The (n + 1) // 2-th smallest score.
+        upper: The ceil(0.8 n)-th smallest score.
     """
 
     n: Annotated[int, msgspec.Meta(ge=FEWEST)]
@@ -58,7 +58,7 @@ class NormalScores:
             raise ValueError("good.scores: expected ascending numbers")
 
     def cuts(self) -> tuple[list[int], list[float]]:
-        """Returns the ranks and values of the scores that cut the normal range; the last one is its upper end."""
+        """Returns the ranks and values of the scores that divide the normal range. The last one is its upper end."""
         if not self.scores:
             assert self.median is not None
             assert self.upper is not None
@@ -69,24 +69,24 @@ class NormalScores:
 
 
 def keep(scores: np.ndarray) -> NormalScores | None:
-    """Returns what a calibration keeps of normal images' scores `[n]`; `None` if they are too few to compare with."""
+    """Returns the scores to keep in a calibration, from normal scores `[n]`; `None` if there are too few to compare."""
     if len(scores) < FEWEST:
         return None
     if len(scores) > MOST_KEPT:
         scores = np.random.default_rng(0).choice(scores, MOST_KEPT, replace=False)
-    kept = tuple(float(f"{score:.9g}") for score in np.sort(scores))  # what tells all float32 apart
+    kept = tuple(float(f"{score:.9g}") for score in np.sort(scores))  # 9 digits distinguish all float32 values
     return NormalScores(len(kept), kept)
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A drift that was found.
+    """A detected drift.
 
     Attributes:
         side: Whether the scores are higher or lower than those of the normal images.
-        image: Number of the image of the stream at which it was found, from 1.
-        window: Over how many of the last images.
-        said: What was found, in a sentence or two.
+        image: Number of the image in the stream at which it was detected, from 1.
+        window: Number of last images in the test.
+        said: Description in one or two sentences.
     """
 
     side: Side
@@ -99,32 +99,32 @@ class Alarm:
 
 
 class Drift:
-    """Watches a stream of scores, and tells when the calibration no longer holds.
+    """Detects in a stream of scores when the calibration no longer holds.
 
-    Every `BLOCK` images it looks back over windows of 20 to 1,280 images, at three things:
+    Every `BLOCK` images it tests windows of the last 20 to 1,280 images in three ways:
 
-    - *Too few in the normal range*, which ends at the score that 95 % of the normal images do not exceed, even if half
-      of the window's images and `BURST` more are anomalous: the scores are higher.
-    - *Too few in the lower part of the range*, of the images in it, even if a tenth of them and `MISSED_BURST` more are
-      anomalous ones that the model missed: the scores are higher.
-    - *Too many in the lower part of the range*, with the same allowance: the scores are lower.
+    - *Too few images in the normal range*, even if half of the window's images and `BURST` more are anomalous. The
+      range ends at the score that 95 % of the normal images do not exceed. The scores are then higher.
+    - *Too few of the images in the range are in its lower part*, even if a tenth of them and `MISSED_BURST` more are
+      anomalies that the model missed. The scores are then higher.
+    - *Too many of the images in the range are in its lower part*, with the same allowance. The scores are then lower.
 
-    A further normal image lies below the k-th of n normal ones with a chance that is distributed as Beta(k, n + 1 - k),
-    so the number of m that do is beta-binomial, whatever the scores' distribution and however few the normal images.
-    Each test has a level of its own; the levels of all tests that will ever be made add up to half of `FALSE_ALARMS`,
-    and those of `finish` to the other half. So at most one stream in a hundred *ever* raises an alarm, however long it
-    is, if its normal images are drawn independently like those of the calibration and no more of them are anomalous
-    than is allowed for.
+    The probability that a new normal image is below the k-th smallest of n normal scores has the distribution Beta(k, n
+    + 1 - k). So the number of such images among m is beta-binomial, for any distribution of scores and any number of
+    normal images. Each test has its own level. The levels of all tests of an endless stream sum to half of
+    `FALSE_ALARMS`, and those of `finish` to the other half. So at most 1 % of streams of any length *ever* raise a
+    false alarm. This holds if normal images are drawn independently, as those of the calibration, and no more images
+    are anomalous than allowed.
 
-    After an alarm the drift is over when the last 100 images look normal again (`DOUBT`).
+    After an alarm, the drift ends when the last 100 images are normal again (`DOUBT`).
 
     Args:
-        normal: What is kept of the normal images' scores; without it nothing is ever found.
+        normal: Normal scores of the calibration. Without them, nothing is ever detected.
 
     Attributes:
-        images: How many scores were added.
-        alarm: The drift that lasts; `None` while the calibration holds.
-        alarms: How many there were.
+        images: Number of scores added.
+        alarm: The current drift; `None` while the calibration holds.
+        alarms: Number of alarms so far.
 
     Reference: Balakrishnan and Ng, Precedence-Type Tests and Applications (2006).
     """
@@ -135,12 +135,12 @@ class Drift:
         self.alarm: Alarm | None = None
         self.alarms = 0
         self.ranks, self.values = normal.cuts() if normal else ([], [])
-        self.tests = 2 * len(self.ranks) - 1  # of a window
+        self.tests = 2 * len(self.ranks) - 1  # per window
         self.counts = np.zeros((2, len(self.ranks) + 1), np.int64)  # images so far, by part of the range
         self.looks: deque[np.ndarray] = deque([self.counts.copy()], max(WINDOWS) + 1)
 
     def add(self, score: float) -> Alarm | None:
-        """Adds the score of the next image, and returns the drift that lasts, if any."""
+        """Adds the score of the next image. Returns the current drift, if any."""
         if not self.n:
             return None
         score = float(np.float32(score))
@@ -153,9 +153,9 @@ class Drift:
         return self.alarm
 
     def finish(self) -> Alarm | None:
-        """Looks at all images once more, as those of a run that is over, and returns the drift that lasts, if any.
+        """Tests all images of a finished run once more. Returns the current drift, if any.
 
-        Of a whole run no burst needs to be allowed for: at most half of its images may be anomalous, in any order.
+        For a whole run no burst is allowed in addition: at most half of its images may be anomalous, in any order.
         """
         if self.n and self.alarm is None:
             self._sound(_compare(self.ranks, self.n, self.counts, FALSE_ALARMS / 2 / self.tests), self.images)
@@ -177,7 +177,7 @@ class Drift:
             window = self.counts - self.looks[-RECOVERED - 1]
             if _compare(self.ranks, self.n, window, DOUBT / self.tests) is None:
                 self.alarm = None
-                self.looks = deque([self.counts.copy()], self.looks.maxlen)  # what drifted is looked at no more
+                self.looks = deque([self.counts.copy()], self.looks.maxlen)  # images of the drift are not tested again
 
     def _sound(self, found: tuple[Side, str] | None, window: int) -> None:
         if found:
@@ -197,32 +197,32 @@ REMEDY: dict[Side, str] = {
 
 
 def _level(look: int) -> float:
-    """Returns the level of all tests of a look together; those of looks 1, 2, … add up to half of `FALSE_ALARMS`."""
-    epoch = look.bit_length()  # looks 2 ** (epoch - 1) … 2 ** epoch - 1 share 1 / (epoch * (epoch + 1)) of it
+    """Returns the total level of the tests of a check; those of checks 1, 2, … sum to half of `FALSE_ALARMS`."""
+    epoch = look.bit_length()  # checks 2 ** (epoch - 1) … 2 ** epoch - 1 share 1 / (epoch * (epoch + 1)) of it
     return FALSE_ALARMS / 2 / (epoch * (epoch + 1)) / 2 ** (epoch - 1)
 
 
 def _compare(
     ranks: Sequence[int], n: int, window: np.ndarray, level: float, burst: int = 0, missed: int = 0
 ) -> tuple[Side, str] | None:
-    """Returns on which side a window of a stream differs from the normal images, and what was counted; else `None`.
+    """Returns the side on which a window differs from the normal images, and the counts in words; else `None`.
 
     Args:
-        ranks: Of the normal scores that cut the normal range; the last is its upper end.
-        n: Normal scores.
-        window: `[2, parts + 1]`, images by part of the range, the part above it last. In the first row a score that
-            equals a cut belongs to the part below it, in the second to that above.
-        level: Of each test.
-        burst: Images that may be anomalous, beside a share of `ANOMALOUS`.
-        missed: Images in the range that may be anomalous, beside a share of `MISSED` of them.
+        ranks: Ranks of the normal scores that divide the normal range. The last is its upper end.
+        n: Number of normal scores.
+        window: Number of images per part of the range, with the part above it last, `[2, parts + 1]`. A score equal to
+            a cut counts in the part below it in the first row, and in the part above it in the second row.
+        level: Level of each test.
+        burst: Number of images that may be anomalous in addition to the share `ANOMALOUS`.
+        missed: Number of images in the range that may be anomalous in addition to the share `MISSED`.
     """
     *cuts, top = ranks
-    upto, below = (np.cumsum(row).tolist() for row in window)  # scores up to each cut, and scores below it
+    upto, below = (np.cumsum(row).tolist() for row in window)  # number of scores up to each cut, and below it
     images, usual = upto[-1], upto[-2]
     if usual <= _few(images - math.ceil(ANOMALOUS * images) - burst, top, n + 1 - top, level):
         return "higher", f"only {usual} lie in the normal range"
     for part, rank in enumerate(cuts):
-        inside = below[-2]  # equal scores speak for the calibration, on either side
+        inside = below[-2]  # equal scores count in favour of the calibration, on either side
         trials, low = inside - math.ceil(MISSED * inside) - missed, min(upto[part], inside)
         if low <= _few(trials, rank, top - rank, level):
             return "higher", (
@@ -241,7 +241,7 @@ def _compare(
 
 @lru_cache(2**16)
 def _few(trials: int, a: int, b: int, level: float) -> int:
-    """Returns the largest number of successes that is too few at a level, if their chance is Beta(a, b); -1 if none."""
+    """Returns the largest number of successes that is too few at a level, for beta-binomial counts; -1 if none."""
     if trials < 1:
         return -1
     return int(np.searchsorted(np.cumsum(beta_binomial(trials, a, b)), level)) - 1

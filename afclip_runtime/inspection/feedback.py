@@ -1,4 +1,4 @@
-"""Feedback: verdicts that were wrong, in an audit file beside the calibration, and how far they move its threshold."""
+"""Feedback: wrong verdicts in an audit file beside the calibration, and how they move its threshold."""
 
 import getpass
 import hashlib
@@ -19,21 +19,21 @@ from afclip_runtime.inspection.calibration import SUFFIX, Calibration, Threshold
 from afclip_runtime.thresholds import Verdict, is_anomalous
 
 Mark = Literal[Verdict, "undo"]
-AUDIT = ".feedback.jsonl"  # what an audit file's name ends with
+AUDIT = ".feedback.jsonl"  # end of the name of an audit file
 OF_NORMALS = ("quantile", "tail_fit")  # methods of thresholds that feedback can move
-LONGEST = 200  # letters of a name that is written down
+LONGEST = 200  # maximum length of a recorded name
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A line of an audit file. Lines are added and never changed, so undoing a mark adds one too.
+    """A line of an audit file. Lines are added and never changed. Undoing a mark also adds a line.
 
     Attributes:
-        number: Of the line, from 1.
-        date: When, in UTC.
-        who: Who said so: the account, and the name that was given.
-        mark: What the image is; `undo` takes back what was said of it.
-        image: What the file is known by.
-        path: Of the file, as it was given.
+        number: Number of the line, from 1.
+        date: Date and time in UTC.
+        who: Author: the account, and the given name.
+        mark: True kind of the image. `undo` withdraws the mark of the image.
+        image: Identifier of the file.
+        path: Path of the file, as given.
     """
 
     number: int
@@ -45,15 +45,15 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Entry(Line, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A line on a calibration.
+    """A line for a calibration.
 
     Attributes:
-        score: Of the image.
-        verdict: That was wrong.
-        calibration: What the calibration is known by; lines of another one move nothing.
-        threshold_before: Of image scores, when it was said.
-        threshold_after: Likewise, from then on.
-        rule: Of thresholds, by its number; see `moved`.
+        score: Score of the image.
+        verdict: The wrong verdict.
+        calibration: Identifier of the calibration. Lines of another calibration have no effect.
+        threshold_before: Threshold of image scores before this line.
+        threshold_after: Threshold of image scores after this line.
+        rule: Number of the rule that moved the threshold; see `moved`.
     """
 
     score: float
@@ -65,29 +65,28 @@ class Entry(Line, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def verdict_meant(self) -> Verdict | None:
-        """What the image is; `None` if that was taken back."""
+        """True kind of the image; `None` if the mark was withdrawn."""
         return None if self.mark == "undo" else self.mark
 
 
 def moved(calibration: Calibration, false_alarms: Sequence[float], missed: Sequence[float]) -> Threshold:
-    """Returns the threshold of image scores that a calibration has with feedback. This is rule 1.
+    """Returns the threshold of image scores of a calibration with feedback. This is rule 1.
 
-    - False alarms join the normal images, each at most as high as the upper end of the threshold's interval, and the
-      threshold is chosen anew for the same false-positive rate. It never falls by that, and never rises above the
+    - False alarms are added to the normal scores, each clipped to the upper end of the threshold's interval. The
+      threshold is then chosen again for the same false-positive rate. It does not decrease, and does not exceed the
       highest false alarm.
-    - A missed anomaly lowers the threshold to just below its score. Those that lie below the interval's lower end move
-      nothing: no threshold of this calibration finds them. Where the two disagree, the missed anomaly counts.
-    - k marks move the threshold at most k / (k + 1) of the way to the end of its interval: one half of it, two two
-      thirds. So it never leaves the interval in which it lies anyway with a confidence of 90 %, and one wrong mark does
-      at most half of that.
+    - A missed anomaly lowers the threshold to just below its score. Missed anomalies below the interval have no effect,
+      since no threshold of this calibration finds them. In a conflict with a false alarm, the missed anomaly counts.
+    - k marks move the threshold by at most k / (k + 1) of the way to the end of its interval: 1 mark by 1/2, 2 marks by
+      2/3. So it stays in its 90 % interval, and one wrong mark moves it by at most half of the way.
 
-    False alarms that are told of are no random sample of normal images, and so alone would raise the threshold too far;
-    the interval holds them back. Beyond, calibrate again with the images.
+    Reported false alarms are not a random sample of normal images. Alone they would raise the threshold too far, which
+    the interval prevents. For larger changes, calibrate again with the images.
 
     Args:
-        calibration: As it was made.
-        false_alarms: Scores of normal images that were judged anomalous.
-        missed: Scores of anomalous images that were judged normal.
+        calibration: The original calibration.
+        false_alarms: Scores of normal images with the verdict anomalous.
+        missed: Scores of anomalous images with the verdict normal.
 
     Raises:
         UserError: See `check_movable`.
@@ -109,10 +108,10 @@ def moved(calibration: Calibration, false_alarms: Sequence[float], missed: Seque
 
 
 def check_movable(calibration: Calibration) -> tuple[float, float]:
-    """Returns the interval within which feedback moves a calibration's threshold.
+    """Returns the interval in which feedback can move the threshold of a calibration.
 
     Raises:
-        UserError: The threshold does not come from normal images whose scores were kept.
+        UserError: The threshold was not chosen from normal images, or their scores were not kept.
     """
     image = calibration.image
     if image.method not in OF_NORMALS or image.interval is None:
@@ -129,13 +128,13 @@ def check_movable(calibration: Calibration) -> tuple[float, float]:
 
 
 def audit_file(calibrated_by: Path) -> Path:
-    """Returns where the feedback on a calibration lies: `head.feedback.jsonl` beside `head.calibration.json`."""
+    """Returns the audit file of a calibration: `head.feedback.jsonl` beside `head.calibration.json`."""
     stem = calibrated_by.name.removesuffix(SUFFIX).removesuffix(".json")
     return calibrated_by.with_name(stem + AUDIT)
 
 
 def known_by(calibration: Calibration) -> str:
-    """Returns what a calibration is known by in an audit file, 16 hexadecimal digits."""
+    """Returns the identifier of a calibration in an audit file, 16 hexadecimal digits."""
     made = calibration.origin
     facts = [calibration.checkpoint, calibration.image.value, calibration.image.n, made and [made.product, made.date]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -145,13 +144,13 @@ class Feedback:
     """The feedback on a calibration.
 
     Args:
-        calibration: As it was made; it is never changed.
-        path: The audit file; `None` keeps the feedback in memory, for a calibration that is in no file.
+        calibration: The original calibration. It is never changed.
+        path: The audit file. `None` keeps the feedback in memory, for a calibration without a file.
 
     Attributes:
-        before: The calibration as it was made.
+        before: The original calibration.
         calibration: The calibration with the feedback.
-        entries: All lines, those on earlier calibrations among them.
+        entries: All lines, also those of earlier calibrations.
 
     Raises:
         UserError: The file cannot be read, or the threshold cannot be moved.
@@ -174,7 +173,7 @@ class Feedback:
 
     @property
     def marks(self) -> dict[str, Entry]:
-        """The marks that hold, by image: the last line on an image counts, and `undo` takes it back."""
+        """The valid marks by image. The last line of an image counts; `undo` withdraws its mark."""
         return self._marks_of(self.entries)
 
     def _marks_of(self, entries: Sequence[Entry]) -> dict[str, Entry]:
@@ -189,18 +188,18 @@ class Feedback:
         return replace(self.before, image=moved(self.before, scores["normal"], scores["anomalous"]))
 
     def mark(self, mark: Mark, image: str, path: str, score: float, who: str = "") -> Entry:
-        """Notes that an image was judged wrongly, or takes that back, and returns the new line.
+        """Marks the verdict of an image as wrong, or withdraws the mark. Returns the new line.
 
         Args:
-            mark: What the image is, or `undo`.
-            image: What the file is known by.
-            path: Of the file, to be written down.
-            score: Of the image.
-            who: Says so, beside the account of this process.
+            mark: True kind of the image, or `undo`.
+            image: Identifier of the file.
+            path: Path of the file, for the record.
+            score: Score of the image.
+            who: Name of the author, in addition to the account of this process.
 
         Raises:
-            UserError: The verdict on the image is right as it is, there is nothing to undo, the threshold cannot be
-                moved, or the file cannot be written; nothing has changed then.
+            UserError: The verdict of the image is already right, there is nothing to undo, the threshold cannot be
+                moved, or the file cannot be written. Then nothing has changed.
         """
         with only_writer(self.path.parent) if self.path else nullcontext():
             self._read()  # another process may have written since
@@ -213,7 +212,7 @@ class Feedback:
         return entries[-1]
 
     def _next(self, mark: Mark, image: str, path: str, score: float, who: str) -> Entry:
-        """Returns the line of a mark; the threshold in it is that before."""
+        """Returns the line of a mark, with the threshold before it."""
         check_movable(self.before)
         score = float(np.float32(score))
         now, known = self.calibration.image.value, self.marks.get(image)
@@ -248,7 +247,7 @@ class Feedback:
 
 
 def facts_of(before: Sequence[Line], mark: Mark, image: str, path: str, who: str) -> dict[str, Any]:
-    """Returns what every line of an audit file says; see `Line`."""
+    """Returns the fields of every line of an audit file; see `Line`."""
     return {
         "number": len(before) + 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Inspecting many images into one output folder: the tables, and the pictures beside them."""
+"""Inspection of many images into an output folder: the tables, and the pictures beside them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     Judged = tuple[Input, Record, Inspection | UserError]
     Observer = Callable[[Record, Inspection | UserError], None]
 
-JPEG_LIMIT = 65500  # longest side that the format can have
+JPEG_LIMIT = 65500  # longest side of a JPEG image, in pixels
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
-        new: Inspections that this run began.
-        failed: How many of them gave an error, without what was left out.
-        left_out: How many were of files that are of no kind that is read.
-        replaced: Rows of an earlier run whose file was replaced since; they are among the new ones.
-        drifts: By model, how the scores of all its rows compare with the normal images of its calibration.
+        new: Number of inspections in this run.
+        failed: Number of them with an error, without files that were left out.
+        left_out: Number of files of a kind that is not read.
+        replaced: Number of rows of an earlier run whose file was replaced since. They count as new, too.
+        drifts: Per model, the drift of the scores of all its rows from the normal images of its calibration.
         rows: All rows, by method and key of the image.
     """
 
@@ -45,7 +45,7 @@ class Done:
 
 
 def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequence[str]) -> None:
-    """Writes what of an inspection is to be saved, each file in one step.
+    """Writes the chosen pictures of an inspection, each file atomically.
 
     Raises:
         UserError: A file cannot be written.
@@ -67,7 +67,7 @@ def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequenc
         overlay = Image.fromarray(outcome.overlay())
         kind, suffix = ("JPEG", ".jpg") if max(overlay.size) <= JPEG_LIMIT else ("PNG", ".png")
         with atomic_path(folder / "overlays" / f"{name}{suffix}") as temporary:
-            overlay.save(temporary, kind, quality=90, comment="".join(outcome.captions[:1]))  # if none fits on it
+            overlay.save(temporary, kind, quality=90, comment="".join(outcome.captions[:1]))  # none may fit on it
 
 
 def judge(
@@ -81,17 +81,17 @@ def judge(
     drift: "Drift",
     keeps: "Sequence[Keep]" = (),
 ) -> "Iterator[Judged]":
-    """Judges files, saves what is to be saved of each, and yields each with its row, which is not in the table yet.
+    """Inspects files, saves their pictures, and yields each file with its row, which is not yet in the table.
 
     Args:
         model: The model.
-        method: Its name, where several share the table.
+        method: Name of the model if several models share the table.
         inputs: The files.
-        table: It names the files that are saved.
+        table: The table, which gives names to saved files.
         place: Folder of the model's files.
         saves: See `inspect`.
         num_workers: See `inspect`.
-        drift: Of the stream so far; see `drift_of`. The scores are added to it.
+        drift: Drift of the stream so far, see `drift_of`. The scores are added to it.
         keeps: See `inspect`.
 
     Raises:
@@ -115,15 +115,15 @@ def judge(
 
 
 def drift_of(model: "Inspector", method: str | None, table: Table) -> "Drift":
-    """Returns how a stream of images compares with the normal ones of a model's calibration, as the table has it.
+    """Returns the drift of the images in a table from the normal images of a model's calibration.
 
-    A run that was stopped goes on where it was. Slices of volumes are left out: neighbours are much alike, and so no
-    independent images.
+    A resumed run thereby continues its stream. Slices of volumes are left out, since neighbouring slices are similar
+    and thus not independent.
 
     Args:
-        model: Whose scores these are.
-        method: Its name, where several share the table.
-        table: Of the stream so far.
+        model: The model that gave the scores.
+        method: Name of the model if several models share the table.
+        table: Table of the stream so far.
     """
     from afclip_runtime.inspection.drift import Drift
 
@@ -143,17 +143,18 @@ def inspect(
     keeps: "Sequence[Keep]" = (),
     observers: "Sequence[Observer]" = (),
 ) -> Done:
-    """Inspects what is not done yet, and what was replaced since, and returns what was done.
+    """Inspects the files that have no row yet, and those that were replaced since.
 
     Args:
-        models: By name.
+        models: Models by name.
         inputs: The files.
-        folder: Of the output.
-        saves: Which pictures to write.
-        num_workers: Threads that decode.
-        keeps: Each is given an inspection, the folder of its model, the input and the name of its files, before the
-            row is written.
-        observers: Each is given a row, and what it comes from, once it is written: once per image and model.
+        folder: Output folder.
+        saves: Kinds of pictures to write.
+        num_workers: Number of decoding threads.
+        keeps: Functions that are called before a row is written, with the inspection, the folder of its model, the
+            input and the name of its files.
+        observers: Functions that are called after a row is written, with the row and its inspection or error. Once per
+            image and model.
 
     Raises:
         WriteError: A file cannot be written.
@@ -184,14 +185,16 @@ def inspect(
 
 
 def settings_of(models: "Mapping[str, Inspector]", saves: Sequence[str]) -> dict[str, Any]:
-    """Returns what all rows of one output have in common, as `check_settings` takes it."""
+    """Returns the settings that all rows of an output share, for `check_settings`."""
     facts = {name: [model.checkpoint, model.settings] for name, model in models.items()}
     thresholds = {name: model.thresholds_before_feedback for name, model in models.items()}
     return {"model": facts, "threshold": thresholds, "save": sorted(saves)}
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> str:
-    """Refuses a folder whose images were inspected otherwise; a new folder gets the settings. Returns their digest.
+    """Checks that the images of a folder were inspected with these settings. Returns the digest of the settings.
+
+    The settings are written into a new folder.
 
     Raises:
         UserError: The folder has other settings, or cannot be written to.

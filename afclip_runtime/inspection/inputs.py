@@ -1,4 +1,4 @@
-"""What `inspect` is given: files, folders with all below them, patterns; and what of it is no image."""
+"""Inputs of `inspect`: files, folders with all their subfolders, patterns. Files that are not images are errors."""
 
 import fnmatch
 import glob
@@ -14,15 +14,15 @@ class Input:
     """A file to be inspected.
 
     Attributes:
-        path: As it was given.
-        name: Its path from the folder that holds all that was given, without suffix: what its files are called. Of
-            `shop/bolts` all names begin with `bolts`.
-        error: Why it is no image; empty if it may be one.
-        left_out: Whether it is a file of a folder that is of no kind that is read.
-        size: In bytes; `None` if there is no such file.
-        mtime_ns: When it was last changed, in nanoseconds; with the size it tells a file from one that replaced it.
-        volume: Name of the volume that it is a slice of; empty if it is none.
-        slice: Its number among the slices.
+        path: Path, as given.
+        name: Name of its output files: the path relative to the common parent folder of all inputs, without suffix. For
+            the input `shop/bolts`, all names begin with `bolts`.
+        error: Reason why it is not an image. Empty if it may be one.
+        left_out: Whether it is a file of a folder and of a kind that is not read.
+        size: Size in bytes; `None` if the file does not exist.
+        mtime_ns: Time of the last change, in nanoseconds. With the size, it shows whether the file was replaced.
+        volume: Name of its volume if it is a slice, else empty.
+        slice: Number of the slice.
     """
 
     path: Path
@@ -36,23 +36,23 @@ class Input:
 
     @property
     def key(self) -> str:
-        """Returns what tells files apart."""
+        """Returns the key of the file, its absolute path."""
         return os.path.abspath(self.path)
 
 
 def find_inputs(
     patterns: Iterable[str], leave_out: Path, ignore: Sequence[str] = (), taken: Collection[str] = ()
 ) -> list[Input]:
-    """Returns the files of files, folders and patterns, each once, in the order in which they are named.
+    """Returns the files of paths, folders and patterns in the given order, each file once.
 
-    What is not there, a folder that cannot be read or has no image, and a file of a folder that is no image are inputs
-    with an error. Hidden files are left out.
+    An input with an error results from a missing file, a folder that cannot be read or has no image, and a file in a
+    folder that is not an image. Hidden files are left out.
 
     Args:
         patterns: Files, folders, patterns.
-        leave_out: Folder whose files are no inputs: that of the output.
-        ignore: Patterns of file names that are left out of folders in silence.
-        taken: Absolute paths of files that are no inputs: those of volumes.
+        leave_out: Folder whose files are not inputs: the output folder.
+        ignore: Patterns of names of files that are silently left out of folders.
+        taken: Absolute paths of files that are not inputs, since they belong to volumes.
     """
     out = os.path.abspath(leave_out)
     found: dict[Path, tuple[str, bool]] = {}
@@ -85,12 +85,12 @@ def _state(path: Path) -> tuple[int | None, int | None]:
 
 
 def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tuple[str, bool]]]:
-    """Returns the files below a folder, sorted by path, each with why it is no image, and whether it is left out.
+    """Returns the files below a folder, sorted by path, each with `error` and `left_out` of `Input`.
 
     Args:
-        folder: Where to begin.
-        out: A folder that is not stepped into.
-        ignore: Patterns of file names that are left out in silence.
+        folder: The folder.
+        out: A folder that is not entered.
+        ignore: Patterns of names of files that are silently left out.
     """
     from afclip_runtime.images.find import survey
 
@@ -106,7 +106,7 @@ def _below(folder: Path, out: str, ignore: Sequence[str]) -> list[tuple[Path, tu
 
 
 def input_below(folder: Path, path: Path, ignore: Sequence[str] = ()) -> Input | None:
-    """Returns a file of a folder as `find_inputs` does of the folder; `None` if it is no image and needs no line.
+    """Returns a file of a folder as `find_inputs` of the folder does; `None` if `find_inputs` would ignore it.
 
     Args:
         folder: The folder.
@@ -129,11 +129,11 @@ def is_ignored(path: Path, patterns: Sequence[str]) -> bool:
 
 
 def why_left_out(path: Path, name: str = "") -> str:
-    """Returns the error of a file of a folder that is of no kind that is read.
+    """Returns the error message of a file of a kind that is not read.
 
     Args:
         path: The file.
-        name: What the message calls it; its path by default.
+        name: Name of the file in the message. The default is its path.
     """
     kind = f"of the kind {path.suffix}" if path.suffix else "without suffix"
     way = "It is a volume: cut it with --axis axial" if _volume_suffix(path) else "Save it as PNG, TIFF or JPEG"
@@ -141,14 +141,17 @@ def why_left_out(path: Path, name: str = "") -> str:
 
 
 def _volume_suffix(path: Path) -> str:
-    """Returns the suffix of a volume's file, `.nii.gz` too; empty of another file."""
+    """Returns the suffix of a volume's file, such as `.nii.gz`; empty for other files."""
     from afclip_runtime.images.find import VOLUME_SUFFIXES
 
     return max((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
 
 
 def count_left_out(inputs: Iterable[Input]) -> str:
-    """Returns how many files were left out, by suffix, as `3 left out (.cr2 1, .heic 2)`, and what volumes need."""
+    """Returns the number of files that were left out, by suffix, as `3 left out (.cr2 1, .heic 2)`.
+
+    With volumes, it also names the option that cuts them into slices.
+    """
     paths = [item.path for item in inputs if item.left_out]
     suffixes = Counter(_volume_suffix(path) or path.suffix.lower() or "no suffix" for path in paths)
     if not suffixes:

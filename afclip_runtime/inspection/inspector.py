@@ -1,4 +1,4 @@
-"""A model for one's own images, whatever engine runs it: verdicts, and where their thresholds come from."""
+"""The inspector: a model with thresholds that gives verdicts on images, with any engine."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,28 +32,28 @@ from afclip_runtime.views.tiles import Layout
 
 
 class Inspector:
-    """A model for one's own images.
+    """A model with thresholds that inspects images.
 
-    What it says of an image depends on neither the batch that it is in nor on other images.
+    The result for an image does not depend on its batch or on other images.
 
     Args:
-        engine: What runs the model.
-        tiling: How images are seen.
-        category: What prompts call the product.
+        engine: Engine that runs the model.
+        tiling: Tiling of the images.
+        category: Name of the product in prompts.
         batch_size: Views per batch.
 
     Attributes:
-        calibrated_by: The file that the calibration was read from, if any.
-        feedback: What was said of verdicts under the calibration; `None` without one.
-        title: What the head calls itself; empty if it does not.
-        head_thresholds: The head's own thresholds, or `None`; they are used as `defaults` says.
-        threshold: Of image scores, in place of the calibration's or the head's own.
-        pixel_threshold: Of the values of maps, likewise.
-        checkpoint: What the checkpoint is known by in a calibration.
-        white: The value that becomes 255 in images of more than 8 bits; `None` for the largest that their bits hold.
-        most_pixels: Pixels that an image file may have; one of more is an error. `None` for as many as can be read.
-        roi: Which part of the images is inspected; `None` for all of it.
-        remarks: What was worth a word of the images so far, and of how many.
+        calibrated_by: File of the calibration, if any.
+        feedback: Feedback on the verdicts of the calibration; `None` without a calibration.
+        title: Title of the head, or empty.
+        head_thresholds: Default thresholds of the head, or `None`. See `defaults` for when they apply.
+        threshold: Threshold of image scores that replaces that of the calibration or the head.
+        pixel_threshold: Threshold of the values of maps that replaces that of the calibration or the head.
+        checkpoint: Fingerprint of the checkpoint.
+        white: Value that becomes 255 in images of more than 8 bits. `None` for the largest value of their bits.
+        most_pixels: Maximum number of pixels of an image file. More are an error. `None` for `MAX_PIXELS`.
+        roi: Region of interest. `None` for the whole image.
+        remarks: Remarks on image files so far, with the number of images.
 
     Raises:
         ValueError: `batch_size` is below 1.
@@ -82,11 +82,11 @@ class Inspector:
         self.remarks: Counter[str] = Counter()
 
     def use(self, calibration: Calibration | None, place: Path | None = None) -> None:
-        """Takes a calibration, with the feedback that lies beside its file, in place of the one before.
+        """Sets the calibration, with the feedback beside its file.
 
         Args:
-            calibration: As it was made; `None` goes without.
-            place: The file that it was read from, if any.
+            calibration: The original calibration; `None` for none.
+            place: File of the calibration, if any.
 
         Raises:
             UserError: The feedback cannot be read, or the threshold cannot be moved.
@@ -96,32 +96,32 @@ class Inspector:
 
     @property
     def calibration(self) -> Calibration | None:
-        """Where thresholds come from, with the feedback on it; `None` for none. `use` sets it."""
+        """The calibration with its feedback, or `None`. `use` sets it."""
         return self.feedback.calibration if self.feedback else None
 
     def predict(self, image: Source) -> Inspection:
-        """Returns what the model says of an image.
+        """Inspects an image.
 
         Args:
             image: A path, the bytes of a file, a Pillow image, or an array `[H, W, 3]`, uint8, RGB.
 
         Raises:
             UserError: The image cannot be read, its score is not finite, or the method needs few-shot images first.
-            TypeError: It is something else.
+            TypeError: The argument is not an image.
         """
         if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
             raise TypeError("predict takes one image, and got several: predict_many takes them")
         return self.predict_many([image])[0]
 
     def predict_many(self, images: Sequence[Source]) -> list[Inspection]:
-        """Returns what the model says of images, in their order; the same as of each by itself, up to rounding.
+        """Inspects images. The results are in the same order and equal those of `predict`, up to rounding.
 
         Args:
             images: See `predict`.
 
         Raises:
             UserError: An image cannot be read, a score is not finite, or the method needs few-shot images first.
-            TypeError: One is no image.
+            TypeError: An element is not an image.
         """
         check_sources(images)
         found: dict[int, Inspection] = {}
@@ -134,17 +134,16 @@ class Inspector:
     def stream(
         self, images: "Iterable[Source | Fetch]", num_workers: int = 0, keep_images: bool = True
     ) -> Iterator[tuple[int, Inspection | UserError]]:
-        """Yields the position of each image with what the model says of it, or with why it cannot be read.
+        """Yields the position of each image with its inspection, or with the error of an image that cannot be read.
 
-        Images come in their order. Memory holds the images that are decoded ahead (a batch's number of them, where
-        each has one view, and one per thread), a batch of views, and one map at the size of each image that is not
-        complete.
+        Images are in order. Memory holds the images that are decoded in advance (as many as in a batch if each has one
+        view, plus one per thread), a batch of views, and one map at the size of each unfinished image.
 
         Args:
-            images: See `predict`; or functions that fetch them, which the threads that decode call. They are taken as
-                they are needed.
-            num_workers: Threads that decode; 0 decodes in this one.
-            keep_images: Whether the results hold the images, for `overlay`.
+            images: See `predict`; or functions that return an image, called in the decoding threads. The iterable is
+                consumed as needed.
+            num_workers: Number of decoding threads. 0 decodes in the caller's thread.
+            keep_images: Whether the results contain the images, for `overlay`.
 
         Raises:
             UserError: The method needs few-shot images first.
@@ -177,7 +176,7 @@ class Inspector:
         waiting: list[Begun | Failure],
         keep_images: bool,
     ) -> Iterator[tuple[Begun, View]]:
-        """Yields all views, and notes each image among those that wait for their scores."""
+        """Yields all views, and adds each image to the list of those that wait for scores."""
         for item, views in decoded:
             if isinstance(item, Failure):
                 waiting.append(item)
@@ -189,7 +188,7 @@ class Inspector:
                 yield begun, view
 
     def _complete(self, waiting: list[Begun | Failure]) -> Iterator[tuple[int, Inspection | UserError]]:
-        """Yields what is known of the first images that wait, up to one whose views are not all scored."""
+        """Yields the results of the first waiting images, up to one whose views are not all scored."""
         while waiting and (isinstance(waiting[0], Failure) or not waiting[0].left):
             first = waiting.pop(0)
             if isinstance(first, Failure):
@@ -198,7 +197,9 @@ class Inspector:
                 yield first.index, self._judge(first)
 
     def views(self, image: Source) -> list[np.ndarray]:
-        """Returns the views of an image as the backbone sees them, `[h, w, 3]`, uint8 each; the first is the whole.
+        """Returns the views of an image, the inputs of the backbone, each `[h, w, 3]`, uint8.
+
+        The first is the whole image.
 
         Raises:
             UserError: The image cannot be read.
@@ -209,7 +210,7 @@ class Inspector:
         return [layout.cut(pixels, view) for view in layout.views]
 
     def fit_few_shot(self, images: Sequence[Source]) -> None:
-        """Refuses few-shot images: a model that takes them replaces this.
+        """Rejects few-shot images. Models that use them override this.
 
         Raises:
             UserError: Always.
@@ -218,7 +219,7 @@ class Inspector:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What scores depend on beside the checkpoint, as plain values."""
+        """Settings that scores depend on, apart from the checkpoint, as plain values."""
         return {
             "tiling": self.tiling.to_dict(),
             "category": self.category,
@@ -229,34 +230,34 @@ class Inspector:
 
     @property
     def defaults(self) -> DefaultThresholds | None:
-        """The head's own thresholds where they are in use; they know nothing of the product at hand.
+        """The default thresholds of the head if they apply, else `None`. They do not depend on the product.
 
-        They hold where there is no calibration and images are seen as they were chosen for: whole.
+        They apply without a calibration, and only to whole images, for which they were chosen.
         """
         whole = self.tiling == Tiling() and self.roi is None
         return self.head_thresholds if self.calibration is None and whole else None
 
     @property
     def in_use(self) -> tuple[Threshold | DefaultThreshold | None, Threshold | DefaultThreshold | None]:
-        """Returns the threshold of image scores and that of maps, with their scales; those by hand aside."""
+        """Returns the thresholds of image scores and of maps, with their scales, without thresholds set by hand."""
         chosen = self.calibration or self.defaults
         return (chosen.image, chosen.pixel) if chosen else (None, None)
 
     @property
     def thresholds(self) -> tuple[float | None, float | None]:
-        """Returns the threshold of image scores and that of the values of maps; `None` where there is none."""
+        """Returns the threshold of image scores and that of the values of maps; `None` for none."""
         image, pixel = self.in_use
         return _value(image, self.threshold), _value(pixel, self.pixel_threshold)
 
     @property
     def thresholds_before_feedback(self) -> tuple[float | None, float | None]:
-        """The two thresholds as they are without feedback."""
+        """The two thresholds without feedback."""
         image, pixel = self.thresholds
         return self.feedback.before.image.value if self.feedback and self.threshold is None else image, pixel
 
     @property
     def thresholds_from(self) -> tuple[ThresholdFrom | None, ThresholdFrom | None]:
-        """Returns where the two thresholds come from; `None` where there is none."""
+        """Returns the sources of the two thresholds; `None` for none."""
         by_hand = self.threshold, self.pixel_threshold
         source: ThresholdFrom = "default" if self.calibration is None else "calibration"
         image, pixel = (
@@ -267,7 +268,7 @@ class Inspector:
 
     @property
     def scales(self) -> tuple[float | None, float | None]:
-        """Returns the units of `probability`, of image scores and of the values of maps; `None` where there is none."""
+        """Returns the units of `probability` of image scores and of the values of maps; `None` for none."""
         image, pixel = self.in_use
         return None if image is None else image.scale, None if pixel is None else pixel.scale
 
@@ -288,6 +289,6 @@ def _value(chosen: Threshold | DefaultThreshold | None, given: float | None) -> 
 
 
 def _batches(views: Iterator[tuple[Begun, View]], size: int) -> Iterator[list[tuple[Begun, View]]]:
-    """Yields views so many at a time, the last ones fewer."""
+    """Yields batches of views. The last one may be smaller."""
     while batch := list(islice(views, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""The loop of `inspect --watch DIR`: files are judged as they come, messages are queued, and files are moved."""
+"""The loop of `inspect --watch DIR`: new files are inspected, messages are queued, and files are moved."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
     from afclip_runtime.inspection.inspector import Inspector
     from afclip_runtime.inspection.verdict import Inspection
 
-CHUNK = 64  # images after which all that is written is brought to the disk itself, and files are moved
-STEP = 0.2  # seconds after which a pause notices that it is to end
+CHUNK = 64  # number of images after which written data is flushed to disk, and files are moved
+STEP = 0.2  # seconds between two checks in a pause whether to stop
 
 
 @dataclass
 class Line:
-    """Watches a folder, and judges what comes.
+    """Watches a folder, and inspects new files.
 
-    Each image goes this way: its pictures are saved, its message is queued, its row is written, the observers are told,
-    and its file is moved. A process that is killed anywhere goes on from there: an image without a row is judged again,
-    its message has the same id, and the row says where the file goes.
+    The steps per image are: save its pictures, queue its message, write its row, call the observers, move its file. A
+    killed process can continue after any step. An image without a row is inspected again, its message gets the same id,
+    and the row tells the destination of the file.
 
-    What cannot be written, because the disk is full or a folder is away, is tried again until it can be.
+    If something cannot be written, because the disk is full or a folder is not mounted, it is tried again until it can.
 
     Attributes:
-        models: By name.
+        models: Models by name.
         watched: The folder.
-        table: Of the output, open.
-        out: Folder of the output.
-        saves: Which pictures to write.
-        num_workers: Threads that decode.
-        poll: Seconds between looks.
+        table: Table of the output, open.
+        out: Output folder.
+        saves: Kinds of pictures to write.
+        num_workers: Number of decoding threads.
+        poll: Seconds between two scans of the folder.
         idle: Seconds without a new file after which the watch ends; `None` for never.
-        say: Is told of what keeps the watch from going on, and when it goes on.
-        stopped: Whether the watch is to end.
-        ignore: Patterns of file names that are left out in silence.
+        say: Function that receives a message when a fault stops the watch, and when it continues.
+        stopped: Function that returns whether the watch shall end.
+        ignore: Patterns of names of files that are silently left out.
         keeps: See `folder.inspect`.
         observers: See `folder.inspect`.
-        mover: Moves judged files; `None` leaves them.
-        webhook: Gets a message per row; `None` for none.
+        mover: Moves inspected files; `None` for no moves.
+        webhook: Sends one message per row; `None` for no messages.
         scope: See `image_message`.
-        alive: Is called again and again.
-        clock: Seconds, monotonic.
-        sleep: Waits for so many seconds.
-        new: Inspections so far.
-        failed: How many of them gave an error, without what was left out.
-        left_out: How many were of files that are of no kind that is read.
-        drifts: By model, how the stream compares with the normal images of its calibration.
+        alive: Function that is called regularly, as a sign of life.
+        clock: Monotonic clock, in seconds.
+        sleep: Function that waits for a number of seconds.
+        new: Number of inspections so far.
+        failed: Number of them with an error, without files that were left out.
+        left_out: Number of files of a kind that is not read.
+        drifts: Per model, the drift of the stream from the normal images of its calibration.
     """
 
     models: "Mapping[str, Inspector]"
@@ -91,13 +91,13 @@ class Line:
         self._drifted: set[str] = set()
 
     def _compare(self) -> None:
-        """Compares the stream with normal images as the table has it."""
+        """Computes the drifts from the rows of the table."""
         several = len(self.models) > 1
         for name, model in self.models.items():
             self.drifts[name] = drift_of(model, name if several else None, self.table)
 
     def run(self) -> None:
-        """Watches until it is told to end, or nothing new has come for so long as `idle` says.
+        """Watches until `stopped` returns true, or until no new file has appeared for `idle` seconds.
 
         Raises:
             WriteError: The folder of the output cannot be written to for longer than `idle`.
@@ -109,7 +109,7 @@ class Line:
             self.alive()
             had_work = False
             try:
-                self._settle()  # before the look: what an earlier run judged and did not move yet is not new
+                self._settle()  # before the scan: files that an earlier run inspected but did not move are not new
                 asked = self.clock()
                 found = (input_below(self.watched.folder, path, self.ignore) for path in self.watched.look())
                 todo |= {item.key: item for item in found if item is not None}
@@ -120,7 +120,7 @@ class Line:
                 if self.idle is not None and self.clock() - since >= self.idle:
                     raise
                 failures += 1
-                self._compare()  # an image whose row could not be written is judged again, and counts once
+                self._compare()  # an image whose row could not be written is inspected again, and counts once
                 if failures == 1:
                     self.say(f"{error} What is left is done once it can be; nothing is lost.")
                 self._pause(pause_after(failures))
@@ -138,10 +138,10 @@ class Line:
             self._pause(self.watched.pause(self.poll))
 
     def _judge(self, todo: dict[str, Input]) -> None:
-        """Judges files, and takes them out of `todo` as their rows are written.
+        """Inspects files, and removes them from `todo` when their rows are written.
 
         Raises:
-            WriteError: Something cannot be written; what is left in `todo` was not judged by all models.
+            WriteError: Something cannot be written. The files left in `todo` were not inspected by all models.
         """
         several = len(self.models) > 1
         for number, (name, model) in enumerate(self.models.items(), 1):
@@ -172,7 +172,7 @@ class Line:
         if self.webhook:
             self.webhook.put(
                 *image_message(row, self.scope)
-            )  # before the row: an image that has one is not judged again
+            )  # before the row: an image with a row is not inspected again
         self.table.add(row)
         if self.mover:
             self.mover.add(row)
@@ -183,14 +183,14 @@ class Line:
             observe(row, outcome)
 
     def _tell(self, name: str) -> None:
-        """Says once that a calibration no longer holds, and once that it holds again."""
+        """Reports once that a calibration no longer holds, and once that it holds again."""
         alarm = self.drifts[name].alarm
         if (alarm is None) == (name in self._drifted):
             self._drifted ^= {name}
             self.say(f"{name}: the scores are those of normal images again." if alarm is None else f"{name}: {alarm}")
 
     def _settle(self) -> None:
-        """Brings messages and rows to the disk itself, and moves files."""
+        """Flushes messages and rows to disk, and moves files."""
         if self.webhook:
             self.webhook.outbox.sync()
         if self.mover:
@@ -205,7 +205,10 @@ class Line:
 
 @contextmanager
 def until_signalled() -> Iterator[Callable[[], bool]]:
-    """Yields whether Ctrl-C or SIGTERM has come while the body runs; the second one interrupts as Ctrl-C does."""
+    """Yields a function that returns whether Ctrl-C or SIGTERM was received.
+
+    A second signal raises KeyboardInterrupt.
+    """
     import signal
     from types import FrameType
 

@@ -1,4 +1,4 @@
-"""`inspect --move_to good/,bad/`: where a judged file goes, and the move, which no crash leaves half done."""
+"""`inspect --move_to good/,bad/`: destinations of inspected files, and moves that survive a crash."""
 
 import errno
 import filecmp
@@ -19,25 +19,25 @@ from afclip_runtime.files import atomic_path
 from afclip_runtime.inspection.table import Record, Table
 
 State = tuple[int | None, int | None]
-"""Size in bytes and time of the last change in nanoseconds, which tell a file from one that replaced it."""
+"""Size in bytes and time of the last change in nanoseconds, which show whether a file was replaced."""
 
 
 class TakenError(Exception):
-    """Another file has the name that a file was to get."""
+    """Another file has the destination's name."""
 
 
 class ReplacedError(Exception):
-    """The file is no longer the one that was judged."""
+    """The file is no longer the inspected one."""
 
 
 @dataclass(frozen=True)
 class Destinations:
-    """The folders that judged files go to.
+    """The destination folders of inspected files.
 
     Attributes:
-        normal: Of normal images.
-        anomalous: Of anomalous images.
-        unread: Of files that could not be judged; `None` leaves these where they are.
+        normal: Folder of normal images.
+        anomalous: Folder of anomalous images.
+        unread: Folder of files that could not be inspected; `None` leaves them where they are.
     """
 
     normal: Path
@@ -46,14 +46,14 @@ class Destinations:
 
     @classmethod
     def read(cls, text: str, watched: Path) -> "Destinations":
-        """Returns the folders that a text names, as `good/,bad/` or `good/,bad/,unread/`.
+        """Parses folders from a text, as `good/,bad/` or `good/,bad/,unread/`.
 
         Args:
-            text: Two or three folders with commas between.
-            watched: The folder that files come from.
+            text: Two or three folders, separated by commas.
+            watched: The watched folder, from which files are moved.
 
         Raises:
-            UserError: They are not two or three different folders, or one holds the watched folder.
+            UserError: These are not two or three different folders, or one contains the watched folder.
         """
         parts = [part.strip() for part in text.split(",")]
         if len(parts) not in (2, 3) or not all(parts):
@@ -73,16 +73,16 @@ class Destinations:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Returns all of them."""
+        """Returns all destination folders."""
         return tuple(folder for folder in (self.normal, self.anomalous, self.unread) if folder is not None)
 
     def of(self, verdict: str | None) -> Path | None:
-        """Returns the folder of a verdict, of `None` that of files that could not be judged."""
+        """Returns the folder of a verdict. `None` is a file that could not be inspected."""
         return {"normal": self.normal, "anomalous": self.anomalous}.get(verdict or "", self.unread)
 
 
 def free_path(path: Path, attempt: int = 0) -> Path:
-    """Returns a path that no file has: the given one, or else with a number at its end, as `part_2.png`."""
+    """Returns a free path: the given one, or one with a number at the end, as `part_2.png`."""
     free = path
     while os.path.lexists(free):
         attempt += 1
@@ -91,20 +91,20 @@ def free_path(path: Path, attempt: int = 0) -> Path:
 
 
 def move(source: Path, destination: Path, state: State) -> None:
-    """Moves a file to a name that no file has, to another file system too, where it is copied and then removed.
+    """Moves a file to a free path. To another file system, it is copied and then removed.
 
-    A name is reserved by an empty file before it is used, so no file is ever overwritten. A crash may leave that empty
-    file, or the whole file in both places; `finish` tells these.
+    An empty file first reserves the name, so no file is ever overwritten. A crash may leave this empty file, or the
+    complete file in both places. `finish` handles both cases.
 
     Args:
         source: The file.
-        destination: Its new name.
-        state: What the file was when it was judged.
+        destination: Its new path.
+        state: State of the file at its inspection.
 
     Raises:
-        ReplacedError: The file is another by now; it stays, and the name stays free.
-        TakenError: A file has the name.
-        WriteError: The disk is full, or one of the folders is away.
+        ReplacedError: The file was replaced since. It stays, and the destination stays free.
+        TakenError: A file has the destination's name.
+        WriteError: The disk is full, or one of the folders is not available.
     """
     with _explained(destination):
         if _state(source) != state:
@@ -124,15 +124,15 @@ def move(source: Path, destination: Path, state: State) -> None:
 
 
 def _take(source: Path, destination: Path, state: State) -> None:
-    """Puts a file in the place of the empty file that reserves its name."""
-    if not source.is_symlink():  # of a link, the content is copied: where a link leads may depend on where it lies
+    """Replaces the empty file that reserves a name by the file."""
+    if not source.is_symlink():  # of a link, the content is copied, since the target may depend on the link's folder
         try:
             os.replace(source, destination)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
         else:
-            if _state(destination) != state:  # it was replaced since the look at it
+            if _state(destination) != state:  # replaced since the check
                 os.replace(destination, free_path(source))
                 raise ReplacedError
             return
@@ -143,22 +143,22 @@ def _take(source: Path, destination: Path, state: State) -> None:
             raise ReplacedError
         with suppress(OSError):
             os.utime(temporary, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    sync_folder(destination.parent)  # before the only other copy goes
+    sync_folder(destination.parent)  # before the only other copy is removed
     source.unlink()
 
 
 def finish(source: Path, destination: Path, state: State) -> None:
-    """Ends a move that a crash or a full disk kept from its end; does nothing if it had ended.
+    """Finishes a move that a crash or a full disk interrupted. Does nothing if it was complete.
 
     Args:
-        source: The file as it was judged.
-        destination: Where it was to go.
+        source: The inspected file.
+        destination: Its new path.
         state: See `move`.
 
     Raises:
-        ReplacedError: The source is another file by now.
-        TakenError: Another file has the name.
-        WriteError: The disk is full, or one of the folders is away.
+        ReplacedError: The source was replaced since.
+        TakenError: Another file has the destination's name.
+        WriteError: The disk is full, or one of the folders is not available.
     """
     with _explained(destination):
         if not os.path.lexists(source):
@@ -179,14 +179,14 @@ def finish(source: Path, destination: Path, state: State) -> None:
 
 
 class Mover:
-    """Moves files to the folders of their verdicts, once their rows are on the disk itself.
+    """Moves files to the folders of their verdicts after their rows are flushed to disk.
 
-    The rows say where files go before they go, so what a crash kept from its end is ended at the next start.
+    A row records the destination before the move, so the next start can finish a move that a crash interrupted.
 
     Args:
         destinations: The folders.
-        watched: The folder that files come from. What lies in a folder below it gets to a folder of the same name.
-        table: Where the rows are.
+        watched: The watched folder. A file of a subfolder is moved to a subfolder of the same name.
+        table: Table with the rows.
     """
 
     def __init__(self, destinations: Destinations, watched: Path, table: Table) -> None:
@@ -195,7 +195,7 @@ class Mover:
         self._open = deque((row, finish) for row in begun if _state(Path(row.path)) == (row.size, row.mtime_ns))
 
     def plan(self, row: Record) -> Record:
-        """Returns the row of a judged file that says where the file goes; the row as it is, if the file stays."""
+        """Returns the row of an inspected file with its destination. The row is unchanged if the file stays."""
         folder = self.destinations.of(row.verdict)
         if folder is None:
             return row
@@ -203,7 +203,7 @@ class Mover:
         return msgspec.structs.replace(row, moved_to=str(destination))
 
     def add(self, row: Record) -> None:
-        """Notes a row from `plan` that was written, for the next `settle`."""
+        """Adds a written row from `plan` to those of the next `settle`."""
         if row.moved_to:
             self._open.append((row, move))
 
@@ -211,7 +211,7 @@ class Mover:
         """Moves all files whose rows were written.
 
         Raises:
-            WriteError: A file cannot be moved, or a row not be written. What is left is moved by the next call.
+            WriteError: A file cannot be moved, or a row cannot be written. The next call moves the remaining files.
         """
         if self._open:
             self.table.sync()
@@ -236,7 +236,7 @@ class Mover:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk; does nothing where folders cannot be opened (Windows)."""
+    """Flushes the names in a folder to disk. Does nothing where folders cannot be opened (Windows)."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Whether a file is still being written, where the system can tell: on the local disks of Linux."""
+"""Detection of files that are still open for writing. It works on local disks of Linux."""
 
 import errno
 import os
@@ -14,18 +14,18 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 
 class LocalDisks:
-    """The disks of this machine, asked whether a process has a file open for writing.
+    """Finds out whether a process has a file on a local disk open for writing.
 
-    A read lease is granted on such a disk unless someone has the file open for writing. It is granted to the owner of a
-    file and to root; of files of others, nothing is known. On a network share it may be denied for other reasons, so
-    files there are not asked about.
+    On a local disk, Linux grants a read lease unless a process has the file open for writing. It grants a lease only to
+    the owner of a file and to root, so nothing is known about files of other users. On a network share, a lease may be
+    denied for other reasons, so files there are not tested.
     """
 
     def __init__(self) -> None:
         self._devices: dict[int, bool] = {}
 
     def is_open_for_writing(self, path: str) -> bool:
-        """Returns whether a process of this machine has a file open for writing; `False` where none can tell."""
+        """Returns whether a process of this machine has a file open for writing; `False` if it is not known."""
         if sys.platform != "linux":
             return False
         import fcntl
@@ -41,17 +41,17 @@ class LocalDisks:
                 self._devices[device] = _is_local(device)
             if not self._devices[device]:
                 return False
-            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # by default the signal of a broken lease ends a process
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # the default signal of a broken lease ends a process
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except OSError as error:
             return error.errno == errno.EAGAIN
         finally:
-            os.close(file)  # which gives the lease back
+            os.close(file)  # releases the lease
         return False
 
 
 def _is_local(device: int) -> bool:
-    """Returns whether a device is a file system of this machine, by the table of mounts."""
+    """Returns whether a device is a local file system, by the mount table."""
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(UserError):
         for line in read_text(MOUNTS).splitlines():

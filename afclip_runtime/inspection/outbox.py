@@ -1,4 +1,4 @@
-"""Messages that wait on disk until they are delivered."""
+"""A queue on disk of messages that wait for delivery."""
 
 import os
 import sqlite3
@@ -11,17 +11,17 @@ from typing import Any
 
 from afclip_runtime.errors import UserError, WriteError, shown
 
-KEPT = 100_000  # delivered messages whose ids are kept, so that one that is put again is not sent again
+KEPT = 100_000  # delivered messages whose ids are kept, so that no message is sent again
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message that waits.
+    """A waiting message.
 
     Attributes:
-        number: Its place in the order in which messages came.
-        id: What tells it from others; the same message put twice has one id.
-        body: What is sent, JSON in UTF-8.
+        number: Number in the order of arrival.
+        id: Unique id. A message that is added twice has the same id.
+        body: Content, JSON in UTF-8.
     """
 
     number: int
@@ -30,17 +30,17 @@ class Message:
 
 
 class Outbox:
-    """Messages that wait on disk until they are delivered, each once; two threads may use it.
+    """A queue on disk of messages that wait for delivery, each id once. Two threads may use it.
 
-    A SQLite database in one file. What `put` returned from survives the end of the process, however it ends, and what
-    `sync` returned from a loss of power. Memory holds one message.
+    It is a SQLite database in one file. After `put` has returned, a message survives a crash of the process. After
+    `sync` has returned, it survives a loss of power. Memory holds one message.
 
     Args:
-        path: The file; it is made if there is none.
+        path: The file. A missing file is created.
 
     Raises:
-        UserError: It is no such database, or another process uses it.
-        WriteError: It cannot be written.
+        UserError: The file is not such a database, or another process uses it.
+        WriteError: The file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class Outbox:
         except (OSError, sqlite3.Error) as error:
             raise self._cannot_write(error) from error
         try:
-            # alone in it, SQLite needs no memory shared between processes, which network file systems do not have
+            # with exclusive access, SQLite needs no shared memory, which network file systems lack
             self._run("PRAGMA locking_mode = EXCLUSIVE")
             self._run("PRAGMA journal_mode = WAL")
             self._run("PRAGMA synchronous = NORMAL")
@@ -71,7 +71,7 @@ class Outbox:
             raise
 
     def put(self, id: str, body: bytes) -> None:
-        """Adds a message, unless one of this id was ever added.
+        """Adds a message, unless a message with this id was added before.
 
         Raises:
             WriteError: It cannot be written.
@@ -79,17 +79,17 @@ class Outbox:
         self._run("INSERT OR IGNORE INTO messages (id, body) VALUES (?, ?)", (id, body))
 
     def next(self) -> Message | None:
-        """Returns the message to send: the first of those that were refused least often; `None` if none waits."""
+        """Returns the next message to send: the first of those with the fewest refusals; `None` if none waits."""
         columns = "SELECT number, id, body FROM messages WHERE delivered_at IS NULL"
         found = self._run(f"{columns} ORDER BY refusals, number LIMIT 1")
         return Message(*found[0]) if found else None
 
     def delivered(self, message: Message, when: str) -> None:
-        """Marks a message as delivered, and drops its body.
+        """Marks a message as delivered, and removes its body.
 
         Args:
             message: The message.
-            when: The time, for who looks into the file.
+            when: Time of the delivery, for a reader of the file.
 
         Raises:
             WriteError: It cannot be written.
@@ -97,7 +97,7 @@ class Outbox:
         self._run("UPDATE messages SET delivered_at = ?, body = x'' WHERE number = ?", (when, message.number))
 
     def refused(self, message: Message) -> None:
-        """Puts a message behind those that were refused less often, so that one bad message holds up no other.
+        """Moves a message behind those with fewer refusals, so that one bad message does not block the others.
 
         Raises:
             WriteError: It cannot be written.
@@ -109,7 +109,7 @@ class Outbox:
         return int(count)
 
     def sync(self) -> None:
-        """Waits until all messages are on the disk itself.
+        """Flushes all messages to disk.
 
         Raises:
             WriteError: They cannot be written.

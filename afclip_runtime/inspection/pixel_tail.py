@@ -1,4 +1,4 @@
-"""The threshold of anomaly maps, from the maps of normal images."""
+"""The pixel threshold from the anomaly maps of normal images."""
 
 import math
 
@@ -10,20 +10,20 @@ MAX_KEPT = 2**24
 
 
 class PixelTail:
-    """The highest values of normal images' maps, as many as a pixel threshold can depend on; images weigh the same.
+    """The highest values of the maps of normal images, as many as can affect the threshold. Images have equal weights.
 
-    Of large maps, or many, a part of the pixels is drawn, so that memory stays below 4 × `MAX_KEPT` bytes.
+    Of large or many maps, a random sample of the pixels is used, so that memory stays below 4 × `MAX_KEPT` bytes.
 
     Args:
-        images: How many there will be, at most.
-        fpr: Share of the pixels that is to lie above the threshold.
-        fewest: Images that there must be.
+        images: Maximum number of images.
+        fpr: Share of the pixels above the threshold.
+        fewest: Minimum number of images.
     """
 
     def __init__(self, images: int, fpr: float, fewest: int = FEWEST) -> None:
         self.fpr = fpr
         self.fewest = fewest
-        self.share = min(1.0, images * fpr)  # if all that lies above were in one image
+        self.share = min(1.0, images * fpr)  # in case all pixels above the threshold are in one image
         self.most = max(1, MAX_KEPT // max(images, 1))
         self.rng = np.random.default_rng(0)
         self.highest: list[np.ndarray] = []
@@ -41,7 +41,7 @@ class PixelTail:
         self.medians.append(float(np.median(values)))
 
     def threshold(self) -> Threshold:
-        """Returns the threshold, with an interval of a bootstrap over images: pixels of one go together.
+        """Returns the threshold. Its interval is from a bootstrap over images, since pixels of an image are dependent.
 
         Raises:
             DatasetError: There are fewer than `fewest` images.

@@ -1,12 +1,12 @@
-"""How long to wait before what failed is tried again."""
+"""Pauses between attempts."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds; doubled from one failure to the next
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds; the pause doubles with each failure
 
 
 def pause_after(failures: int) -> float:
-    """Returns the pause after so many failures in a row, in seconds.
+    """Returns the pause in seconds after a number of consecutive failures.
 
     Args:
-        failures: At least 1.
+        failures: Number of failures, at least 1.
     """
     return min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE)

@@ -1,4 +1,4 @@
-"""The two tables of `inspect`: JSON lines, and the same as CSV."""
+"""The two tables of `inspect`: JSON lines and CSV, with the same rows."""
 
 import json
 import os
@@ -34,14 +34,14 @@ COLUMNS = (
     "error",
     "name",
 )
-OF_VOLUMES = ("volume", "slice")  # columns where volumes are among the inputs
-OF_MOVES = ("moved_to",)  # likewise, where files are moved once they are judged
-LONGEST = 240  # bytes of a file's name without suffix; file systems take 255
-LONGEST_PATH = 1000  # bytes of a whole name with its folders; systems take 4096, of which the output's folder is a part
+OF_VOLUMES = ("volume", "slice")  # columns if there are volumes among the inputs
+OF_MOVES = ("moved_to",)  # column if inspected files are moved
+LONGEST = 240  # bytes of a file's name without suffix; the limit of file systems is 255
+LONGEST_PATH = 1000  # bytes of a name with its folders; the limit of systems is 4096 with the output folder
 
 
 class RegionRecord(msgspec.Struct, frozen=True):
-    """A region, as a table has it; see `Region`."""
+    """A region in a table; see `Region`."""
 
     box: tuple[int, int, int, int]
     area: int
@@ -49,29 +49,28 @@ class RegionRecord(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What the tables say of an image.
+    """The row of an image in the tables.
 
     Attributes:
-        path: As it was given.
-        method: Name of the method, where several share the table.
-        score: Of the image.
-        probability: 0.5 is the threshold.
-        threshold: Of the score.
-        threshold_from: `calibration`, `hand`, or `default`: it comes with the head and is not of this product; `None`
-            without a threshold, and in tables of earlier versions.
-        verdict: `None` without a threshold.
+        path: Path, as given.
+        method: Name of the method if several methods share the table.
+        score: Score of the image.
+        probability: Score on a scale from 0 to 1, where 0.5 is the threshold.
+        threshold: Threshold of the score.
+        threshold_from: `calibration`, `hand`, or `default` for the head's threshold, which is not specific to the
+            product. `None` without a threshold, and in tables of earlier versions.
+        verdict: Verdict; `None` without a threshold.
         area: Share of the image above the pixel threshold, from 0 to 1.
-        regions: Of the mask.
-        drift: Whether the scores are `higher` or `lower` by now than those of the calibration's normal images, so that
-            the verdict is of little worth; `None` while the calibration holds.
-        error: Why there is no score; else empty.
-        name: Of the image's files.
-        size: Of the file, in bytes; `None` in tables of earlier versions.
-        mtime_ns: When the file was last changed, in nanoseconds; likewise.
-        volume: Name of the volume that it is a slice of; `None` if it is none.
-        slice: Its number among the slices; likewise.
-        moved_to: Where the file was moved; `None` if it stays, empty if another file took its place before it could be
-            moved.
+        regions: Regions of the mask.
+        drift: Whether the scores have become `higher` or `lower` than those of the calibration's normal images, so that
+            the verdict is unreliable. `None` while the calibration holds.
+        error: Reason for a missing score, else empty.
+        name: Name of the image's output files.
+        size: Size of the file, in bytes; `None` in tables of earlier versions.
+        mtime_ns: Time of the file's last change, in nanoseconds; `None` in tables of earlier versions.
+        volume: Name of its volume if the image is a slice, else `None`.
+        slice: Number of the slice, else `None`.
+        moved_to: New path of a moved file. `None` if it stays, empty if it was replaced before it could be moved.
     """
 
     path: str
@@ -94,30 +93,30 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> tuple[str | None, str]:
-        """Returns what tells rows apart: method and absolute path.
+        """Returns the key of the row: method and absolute path.
 
-        The path of a file that was moved may be that of another file later, so what tells files from those that
-        replaced them is added, after a sign that no path has.
+        Another file may later get the path of a moved file. So size and time of a moved file are added, after a
+        character that no path contains.
         """
         path = os.path.abspath(self.path)
         return self.method, path if self.moved_to is None else f"{path}\0{self.size},{self.mtime_ns}"
 
 
 class Table:
-    """The two tables of a run: JSON lines, and the same as CSV. Every line is written before the next image is judged.
+    """The two tables of a run: JSON lines and CSV. Each row is written before the next image is inspected.
 
-    What an earlier run left is read from the JSON lines. These are dropped, and both files written anew: lines of
-    images that failed, of files that were replaced since, and a last one that was cut off.
+    Rows of an earlier run are read from the JSON lines, and both files are written again. Rows of images that failed,
+    of files that were replaced since, and an incomplete last line are dropped.
 
     Args:
-        folder: Where they lie.
+        folder: Folder of the tables.
         several: Whether several methods share them.
-        inputs: Files as they are now.
-        moves: Whether files are moved once they are judged.
+        inputs: The files in their current state.
+        moves: Whether inspected files are moved.
 
     Attributes:
-        rows: What is in them, by method and key of the image.
-        replaced: How many rows were of files that were replaced since.
+        rows: Rows by method and key of the image.
+        replaced: Number of rows whose files were replaced since.
 
     Raises:
         UserError: The folder cannot be written to, or the table cannot be read.
@@ -156,23 +155,23 @@ class Table:
             os.close(file)
 
     def todo(self, inputs: Iterable[Input], method: str | None) -> list[Input]:
-        """Returns the inputs that have no row of a method, and those whose file was replaced since."""
+        """Returns the inputs without a row of a method, and those whose file was replaced since."""
         return [
             item for item in inputs if (row := self.rows.get((method, item.key))) is None or _was_replaced(row, item)
         ]
 
     def free_name(self, item: Input) -> str:
-        """Returns the name of an image's files: its own unless another image has it; then its suffix tells them apart.
+        """Returns a free name for the output files of an image.
 
-        Where that does not either, as it lies in other folders that an earlier run took for its root, its whole path,
-        and where names differ only in case or in the form of their letters, a digest of it.
+        The candidates are its name, its name with suffix, its absolute path (an earlier run may have had another root),
+        and its name with a digest, if names differ only in case or Unicode form.
         """
         whole = Path(item.key).relative_to(Path(item.key).anchor).as_posix()
         for name in (item.name, item.name + item.path.suffix, whole, f"{item.name}~{_digest(item.key)}"):
             name = _fitting(name)
             if self.names.setdefault(_same(name), item.key) == item.key:
                 return name
-        name = _fitting(f"{item.name}~{_digest(f'{item.key} {item.size} {item.mtime_ns}')}")  # of moved ones
+        name = _fitting(f"{item.name}~{_digest(f'{item.key} {item.size} {item.mtime_ns}')}")  # for moved files
         self.names[_same(name)] = item.key
         return name
 
@@ -194,14 +193,14 @@ class Table:
                     rest = rest[os.write(file, rest) :]
             except OSError as error:
                 for begun, size in zip(self.files, sizes, strict=False):
-                    os.ftruncate(begun, size)  # a row that is written in part would spoil the next one
+                    os.ftruncate(begun, size)  # an incomplete row would damage the next one
                 raise _cannot_write(path, error) from error
         self.rows[row.key] = row
         if row.moved_to is not None and not row.error:
             self.names[_same(row.name)] = row.key[1]  # the next file of this path gets another name
 
     def sync(self) -> None:
-        """Waits until all rows are on the disk itself, which a loss of power does not undo.
+        """Flushes all rows to disk, so that they survive a loss of power.
 
         Raises:
             WriteError: They cannot be written.
@@ -219,7 +218,7 @@ class Table:
 
 
 class Inspected(Protocol):
-    """What a row says of a file itself; see `Input`."""
+    """The facts of a file in a row; see `Input`."""
 
     @property
     def path(self) -> Path | str:
@@ -227,32 +226,32 @@ class Inspected(Protocol):
 
     @property
     def size(self) -> int | None:
-        """In bytes."""
+        """Size in bytes."""
 
     @property
     def mtime_ns(self) -> int | None:
-        """When it was last changed."""
+        """Time of the last change, in nanoseconds."""
 
     @property
     def volume(self) -> str:
-        """Name of the volume that it is a slice of."""
+        """Name of its volume if it is a slice, else empty."""
 
     @property
     def slice(self) -> int | None:
-        """Its number among the slices."""
+        """Number of the slice."""
 
 
 def record_of(
     item: Inspected, method: str | None, name: str, outcome: "Inspection | UserError", drift: "Alarm | None" = None
 ) -> Record:
-    """Returns the record of an image.
+    """Returns the row of an image.
 
     Args:
         item: The image.
-        method: Name of the method, where several share the table.
-        name: Of its files.
-        outcome: What the model says of it, or why it says nothing.
-        drift: That which lasts in the stream, if any.
+        method: Name of the method if several methods share the table.
+        name: Name of its output files.
+        outcome: Its inspection, or its error.
+        drift: Current drift of the stream, if any.
     """
     facts: dict[str, Any] = {
         "path": str(item.path),
@@ -283,12 +282,13 @@ def record_of(
 
 
 def _require_there(path: Path, file: int) -> None:
-    """Refuses an open file that is no longer at its path: the system would take lines that nobody ever finds.
+    """Checks that an open file is still at its path, since rows would otherwise be lost.
 
-    Some shares give a file a new inode each time, so that alone does not tell: what was removed also has no name left.
+    Some shares give a file a new inode at each access, so another inode alone proves nothing. A removed file also has
+    no link left.
 
     Raises:
-        WriteError: It was removed, moved or replaced, or its share is away.
+        WriteError: The file was removed, moved or replaced, or its share is not available.
     """
     try:
         here = os.fstat(file)
@@ -312,12 +312,12 @@ def _was_replaced(row: Record, item: Input | None) -> bool:
 
 
 def _same(name: str) -> str:
-    """Returns what names have in common that some file system takes for one."""
+    """Returns a common form of names that some file system treats as equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _fitting(name: str) -> str:
-    """Returns a name whose parts, with the suffix of a map or picture, are not too long for a file system."""
+    """Returns a name whose parts, with the suffix of a map or picture, fit the limits of file systems."""
     if len(os.fsencode(name)) > LONGEST_PATH:
         return f"{_cut(name.rpartition('/')[2])}~{_digest(name)}"
     return "/".join(
@@ -336,7 +336,7 @@ def _digest(text: str) -> str:
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.9g}")  # what tells all float32 apart
+    return None if value is None else float(f"{value:.9g}")  # 9 digits distinguish all float32 values
 
 
 def json_line(row: Record) -> str:
@@ -345,7 +345,7 @@ def json_line(row: Record) -> str:
 
 
 def plain(row: Record) -> dict[str, Any]:
-    """Returns a row as plain values by column; columns that are of no use here are left out."""
+    """Returns a row as plain values by column, without columns that are not used."""
     absent = {
         name for name in ("method", "drift", "size", "mtime_ns", *OF_VOLUMES, *OF_MOVES) if getattr(row, name) is None
     }

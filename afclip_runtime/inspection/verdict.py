@@ -1,4 +1,4 @@
-"""What a model says of one image, in the image's own frame: score, verdict, map, mask, regions, overlay."""
+"""The result for one image, in the pixels of the image: score, verdict, map, mask, regions, overlay."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +12,17 @@ from afclip_runtime.inspection.drawing import CONTOUR, blend, outline, with_capt
 from afclip_runtime.thresholds import ThresholdFrom, is_anomalous
 from afclip_runtime.views.tiles import Box
 
-CAPTIONS = (  # of an overlay without common scale: the first that leaves most of the image free
+CAPTIONS = (  # of an overlay without a common scale; the first that fits is drawn
     "Colours run from this image's lowest to its highest value. No calibration, so no common scale.",
     "Colours: this image's lowest to highest value",
     "Colours: own scale",
     "own scale",
 )
-BY_DEFAULT = (  # likewise, where the scale is the head's own
+BY_DEFAULT = (  # of an overlay with the head's default threshold and scale
     "Default threshold of the head, not calibrated",
     "Default threshold",
 )
-OWN_SCALE_BY_DEFAULT = (  # likewise, where the head has a threshold of its own and no scale
+OWN_SCALE_BY_DEFAULT = (  # of an overlay with the head's default threshold without a scale
     "Colours run from this image's lowest to its highest value; contours by the head's default threshold.",
     "Own scale; default threshold of the head",
     "Default threshold",
@@ -31,12 +31,12 @@ OWN_SCALE_BY_DEFAULT = (  # likewise, where the head has a threshold of its own 
 
 @dataclass(frozen=True)
 class Region:
-    """Pixels above the pixel threshold that touch each other, corners included.
+    """An 8-connected region of pixels above the pixel threshold.
 
     Attributes:
-        box: Left, top, right and bottom in pixels of the image; right and bottom are beyond the last pixel.
-        area: In pixels.
-        score: Highest value of the map in it.
+        box: Left, top, right and bottom in pixels of the image. Right and bottom are exclusive.
+        area: Area in pixels.
+        score: Highest value of the map in the region.
     """
 
     box: Box
@@ -46,19 +46,19 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What a model says of an image.
+    """The result of a model for an image.
 
     Attributes:
         score: Anomaly score of the image; higher is more anomalous.
-        anomaly_map: `[H, W]`, float32, anomaly score of each pixel of the image as it was given.
-        threshold: Scores above it are anomalous; `None` if there is none. See `is_anomalous`.
-        pixel_threshold: Likewise for the values of the map.
+        anomaly_map: Anomaly score of each pixel of the original image, `[H, W]`, float32.
+        threshold: Threshold of the score; `None` for none. See `is_anomalous`.
+        pixel_threshold: Threshold of the values of the map; `None` for none.
         scale: Unit of `probability`; `None` without calibration.
-        pixel_scale: Likewise for the values of the map.
-        image: `[H, W, 3]`, uint8, RGB, the image; `None` if it was not kept.
-        threshold_from: Where the threshold comes from; `None` if there is none.
-        pixel_threshold_from: Likewise for the values of the map.
-        inside: `[H, W]`, bool: which pixels are inspected; `None` for all. The map has its lowest value elsewhere.
+        pixel_scale: Unit of the probability of the values of the map; `None` without calibration.
+        image: The image, `[H, W, 3]`, uint8, RGB; `None` if it was not kept.
+        threshold_from: Source of the threshold; `None` for none.
+        pixel_threshold_from: Source of the pixel threshold; `None` for none.
+        inside: Which pixels are inspected, `[H, W]`, bool; `None` for all. The map has its lowest value elsewhere.
     """
 
     score: float
@@ -79,9 +79,9 @@ class Inspection:
 
     @property
     def probability(self) -> float | None:
-        """Returns the score on a scale from 0 to 1 whose 0.5 is the threshold; `None` without calibration.
+        """Returns the score on a scale from 0 to 1, where 0.5 is the threshold; `None` without calibration.
 
-        It is no frequency; see `afclip_runtime.inspection.calibration.probability`.
+        It is not a frequency; see `afclip_runtime.inspection.calibration.probability`.
         """
         if self.threshold is None or self.scale is None:
             return None
@@ -89,9 +89,9 @@ class Inspection:
 
     @cached_property
     def mask(self) -> np.ndarray | None:
-        """Returns which inspected pixels lie above the pixel threshold, `[H, W]`, bool; `None` without one.
+        """Returns which inspected pixels are above the pixel threshold, `[H, W]`, bool; `None` without a threshold.
 
-        It does not depend on the verdict: the highest value of a map and the score of an image are two things.
+        It does not depend on the verdict, since the score of an image is not the highest value of its map.
         """
         if self.pixel_threshold is None:
             return None
@@ -100,7 +100,7 @@ class Inspection:
 
     @property
     def area(self) -> float | None:
-        """Returns which share of the inspected pixels the mask marks, 0 to 1; `None` without a pixel threshold."""
+        """Returns the share of inspected pixels in the mask, 0 to 1; `None` without a pixel threshold."""
         return None if self.mask is None else float(self.mask.sum() / self.inspected.size)
 
     @property
@@ -110,7 +110,7 @@ class Inspection:
 
     @cached_property
     def regions(self) -> tuple[Region, ...] | None:
-        """Returns the regions of the mask, that with the highest value first; `None` without a pixel threshold."""
+        """Returns the regions of the mask by decreasing highest value; `None` without a pixel threshold."""
         if self.mask is None:
             return None
         boxes, areas, highest = find_components(self.mask, self.anomaly_map)
@@ -123,7 +123,7 @@ class Inspection:
         return tuple(sorted(found, key=lambda region: -region.score))
 
     def at(self, threshold: float | None, pixel_threshold: float | None) -> "Inspection":
-        """Returns the same at other thresholds, fixed by hand."""
+        """Returns the same inspection with other thresholds, set by hand."""
         return replace(
             self,
             threshold=threshold,
@@ -134,15 +134,15 @@ class Inspection:
 
     @property
     def shares_scale(self) -> bool:
-        """Returns whether the colours of its picture mean the same as those of other images."""
+        """Returns whether the colours of the overlay have the same scale as those of other images."""
         return self.pixel_threshold is not None and self.pixel_scale is not None
 
     def heat(self) -> np.ndarray:
-        """Returns how hot each pixel is drawn, `[H, W]`, float32, in [0, 1].
+        """Returns the heat of each pixel in the overlay, `[H, W]`, float32, in [0, 1].
 
-        With a calibration that is the calibrated value of the map, 0.5 at the pixel threshold, so that the pictures of
-        all images share one scale. Without, the map runs from its lowest to its highest value: even a normal image then
-        has a hot spot.
+        With a calibration it is the calibrated value of the map, 0.5 at the pixel threshold, so that the overlays of
+        all images share one scale. Without a calibration, it spans the lowest to the highest value of the map. Then
+        even a normal image has a hot spot.
         """
         if self.pixel_threshold is not None and self.pixel_scale is not None:
             return probability(self.anomaly_map, self.pixel_threshold, self.pixel_scale)
@@ -151,20 +151,20 @@ class Inspection:
 
     @property
     def captions(self) -> Sequence[str]:
-        """Returns what its picture says of its colours and its threshold, shorter and shorter; nothing if calibrated.
+        """Returns alternative captions of the overlay, from long to short. There are none with a calibration.
 
-        That is where the colours run from this image's lowest to its highest value, for want of a threshold, and where
-        the threshold is the head's own.
+        They explain that the colours span this image's lowest to highest value, or that the threshold is the default
+        threshold of the head.
         """
         if self.pixel_threshold_from == "default":
             return BY_DEFAULT if self.shares_scale else OWN_SCALE_BY_DEFAULT
         return () if self.shares_scale else CAPTIONS
 
     def overlay(self) -> np.ndarray:
-        """Returns the image under its map in colours, with the contours of the mask, `[H, W, 3]`, uint8, RGB.
+        """Returns the image with its coloured map and the contours of the mask, `[H, W, 3]`, uint8, RGB.
 
-        What is not inspected is dark and without colours.
-        The first of `captions` that fits stands at its foot; on an image of few pixels none does.
+        Pixels that are not inspected are dark and have no heat colours. The first of `captions` that fits is at the
+        bottom. On a small image none may fit.
 
         Raises:
             ValueError: The image was not kept.
@@ -180,8 +180,8 @@ class Inspection:
 
 
 def only_inside(anomaly_map: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Returns a map `[H, W]` whose pixels that are not inspected have the lowest value of those that are.
+    """Returns a map `[H, W]` in which pixels outside have the lowest value of the inspected pixels.
 
-    So its highest value, its picture and its file say nothing of what lies outside.
+    So its highest value, its overlay and its file do not depend on pixels outside.
     """
     return np.where(inside, anomaly_map, anomaly_map[inside].min())

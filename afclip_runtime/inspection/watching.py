@@ -1,11 +1,11 @@
-"""The files of a folder as they come, each once it is complete: `inspect --watch DIR`.
+"""New files of a folder, each reported when it is complete: `inspect --watch DIR`.
 
-The folder is polled. What a system tells of changes by itself (inotify and its like) says nothing of what other
-machines write to a share, and drops events in a burst, so polling is needed anyway, and is enough.
+The folder is polled. Notifications of the system (such as inotify) do not report files that other machines write to a
+share, and drop events in a burst. So polling is needed anyway, and is enough.
 
-A file is complete once its size and time have not changed for the quiet time, and, as far as the system tells, once no
-process has it open for writing (see `open_files`). Nothing tells a file that was renamed into the folder, and is
-complete at once, from one that is written slowly, so it waits for the quiet time too.
+A file is complete when its size and time have not changed for the quiet time and, as far as the system can tell, no
+process has it open for writing (see `open_files`). A file that was renamed into the folder is complete at once. But it
+looks like a file that is written slowly, so it also waits for the quiet time.
 """
 
 import os
@@ -18,24 +18,27 @@ from typing import NamedTuple
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.inspection.open_files import LocalDisks
 
-SHARE = 0.05  # of the time, at most, that goes into looking: a folder of very many files is looked at less often
-ROUND = 60  # looks in which the sizes and times of all files that were handed on are looked at once
+SHARE = 0.05  # maximum share of the time for scans: a folder with very many files is scanned less often
+ROUND = 60  # number of scans in which size and time of each reported file are checked once
 
 
 class _Seen(NamedTuple):
-    """A file as it was seen last; a file that was renamed to its name has another inode."""
+    """Last known state of a file. A file that was renamed to its name has another inode."""
 
     inode: int
     size: int
     mtime_ns: int
 
     def equals(self, other: "_Seen") -> bool:
-        """Returns whether it is the same file as far as tables tell: some shares give a file a new inode each time."""
+        """Returns whether size and time are equal.
+
+        The inode does not count, since some shares change it at each access.
+        """
         return self[1:] == other[1:]
 
 
 class _Growing(NamedTuple):
-    """A file that may not be complete yet: what it was when it changed last, and when that was seen."""
+    """A file that may be incomplete: its state after the last change, and when this was seen."""
 
     seen: _Seen
     since: float
@@ -43,28 +46,28 @@ class _Growing(NamedTuple):
 
 @dataclass
 class _Folder:
-    """What is known of the files directly in a folder, by name: those that were handed on, and those that wait."""
+    """State of the files directly in a folder, by name: files that were reported, and files that wait."""
 
     done: dict[str, _Seen]
     growing: dict[str, _Growing]
 
 
 class WatchedFolder:
-    """A folder and all below it, whose files are handed on as they are complete, and again when they are replaced.
+    """A folder with its subfolders, whose files are reported when they are complete, and again when they are replaced.
 
-    Hidden files and folders are passed over. Waiting is measured on a clock that is never set. Times of files are only
-    compared with earlier times of the same file, so clocks that differ or go backwards do no harm.
+    Hidden files and folders are skipped. Waiting times use the monotonic clock. Times of files are only compared with
+    earlier times of the same file, so clocks that differ or run backwards do no harm.
 
     Args:
-        folder: Where to look.
-        leave_out: Folders below it that are not looked into.
-        quiet: Seconds that a file must be unchanged for.
-        say: Is told when a folder cannot be read, and when it can be again.
-        alive: Is called again and again while the folder is looked at.
-        clock: Seconds, monotonic.
+        folder: The folder.
+        leave_out: Folders below it that are not entered.
+        quiet: Seconds for which a file must be unchanged.
+        say: Function that receives a message when a folder cannot be read, and when it can be read again.
+        alive: Function that is called regularly during a scan, as a sign of life.
+        clock: Monotonic clock, in seconds.
 
     Attributes:
-        changed: When a file was last seen that is new or has changed, on that clock.
+        changed: Time on this clock at which a new or changed file was last seen.
 
     Raises:
         UserError: There is no such folder.
@@ -87,13 +90,13 @@ class WatchedFolder:
         self._folders: dict[str, _Folder] = {}
         self._problems: set[str] = set()
         self._looks = 0
-        self._new = 0.0  # seconds of the last look that went into files that were not handed on before
+        self._new = 0.0  # seconds of the last scan spent on files that were not reported before
         self._next = self.changed = clock()
 
     def look(self) -> list[Path]:
-        """Returns the files that are complete since the last look, those with the earliest time of change first.
+        """Returns the files that have become complete since the last scan, by increasing time of change.
 
-        Of a folder that cannot be read, what is known is kept, so nothing is handed on twice when it is back.
+        The state of a folder that cannot be read is kept, so that no file is reported twice when it is back.
         """
         begun = self._clock()
         self._looks, self._new = self._looks + 1, 0.0
@@ -123,19 +126,19 @@ class WatchedFolder:
         return [Path(path) for _, path in sorted(found)]
 
     def pause(self, shortest: float) -> float:
-        """Returns for how many seconds to wait before the next look.
+        """Returns the pause before the next scan, in seconds.
 
         Args:
-            shortest: Seconds that are waited at least. After a look that took long, it is more; see `SHARE`.
+            shortest: Minimum pause in seconds. After a long scan the pause is longer; see `SHARE`.
         """
         return max(shortest, self._next - self._clock())
 
     def _look_into(self, place: str, before: _Folder, found: list[tuple[int, str]]) -> tuple[_Folder, list[str]]:
-        """Returns what is known of the files of a folder now, and its folders; adds complete files to `found`.
+        """Returns the new state of a folder, and its subfolders. Adds complete files to `found`.
 
         Args:
             place: The folder.
-            before: What was known of it.
+            before: State of the folder at the last scan.
             found: Time of change and path of complete files.
         """
         now, inner = _Folder({}, {}), []
@@ -148,7 +151,7 @@ class WatchedFolder:
                 done = before.done.get(name)
                 inode = entry.inode()
                 if done is not None and done.inode == inode and inode % ROUND != turn:
-                    now.done[name] = done  # most files, and no question to the disk about them
+                    now.done[name] = done  # most files, without disk access
                     continue
                 path = os.path.join(place, name)
                 if entry.is_dir():
@@ -171,12 +174,12 @@ class WatchedFolder:
         return now, inner
 
     def _growing(self, before: _Growing | None, seen: _Seen, asked: float, path: str) -> _Growing | None:
-        """Returns a file as one that may not be complete; `None` if it is complete.
+        """Returns the state of a file that may be incomplete; `None` if it is complete.
 
         Args:
-            before: As it was at the look before.
-            seen: As it is now.
-            asked: When that was asked, on the clock.
+            before: State at the last scan.
+            seen: State now.
+            asked: Time of the query, on the clock.
             path: The file.
         """
         if before is None or not before.seen.equals(seen):
@@ -187,7 +190,7 @@ class WatchedFolder:
         return None
 
     def _note(self, place: str, problem: str) -> None:
-        """Says once that a folder cannot be read, and once that it can be read again."""
+        """Reports once that a folder cannot be read, and once that it can be read again."""
         if problem and place not in self._problems:
             self._problems.add(place)
             self._say(f"{shown(place)}: cannot be read ({problem}). It is looked for until it is back.")
@@ -197,7 +200,7 @@ class WatchedFolder:
 
 
 def check_watched(folder: Path) -> None:
-    """Refuses what cannot be watched.
+    """Checks that a folder can be watched.
 
     Raises:
         UserError: There is no such folder.
@@ -207,9 +210,9 @@ def check_watched(folder: Path) -> None:
 
 
 def _seen(entry: "os.DirEntry[str]") -> _Seen | None:
-    """Returns a file as it is now; `None` if it is gone again."""
+    """Returns the state of a file now; `None` if it no longer exists."""
     try:
         facts = os.stat(entry.path)
     except OSError:
-        return _Seen(entry.inode(), -1, -1) if entry.is_symlink() else None  # a link that leads nowhere gets a line
+        return _Seen(entry.inode(), -1, -1) if entry.is_symlink() else None  # a broken link gets a row
     return _Seen(entry.inode(), facts.st_size, facts.st_mtime_ns)

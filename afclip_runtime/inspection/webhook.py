@@ -1,8 +1,8 @@
-"""`inspect --webhook URL`: one message per judged image, signed, sent by a thread of its own from a queue on disk.
+"""`inspect --webhook URL`: one signed message per inspected image, sent by a thread from a queue on disk.
 
-Messages are those of the Standard Webhooks specification (standardwebhooks.com), so receivers can check them with its
-libraries: `webhook-id`, `webhook-timestamp` (seconds since 1970, of the attempt) and `webhook-signature`, which is
-`v1,` and the base64 of HMAC-SHA256 over `ID.TIMESTAMP.BODY`.
+Messages follow the Standard Webhooks specification (standardwebhooks.com), so receivers can check them with its
+libraries. The headers are `webhook-id`, `webhook-timestamp` (of the attempt, in seconds since 1970) and
+`webhook-signature`: `v1,` and the base64 of HMAC-SHA256 over `ID.TIMESTAMP.BODY`.
 """
 
 import base64
@@ -28,28 +28,28 @@ from afclip_runtime.inspection.outbox import Message, Outbox
 from afclip_runtime.inspection.retry import pause_after
 from afclip_runtime.inspection.table import Record, plain
 
-TIMEOUT = 10.0  # seconds of a connection, and of each wait for an answer
-FEWEST_BYTES = 24  # of a secret, as the specification has it
-MARK = "whsec_"  # before a secret in base64
-REFUSALS = frozenset({400, 413, 415, 422})  # answers that may be about one message alone
+TIMEOUT = 10.0  # seconds for the connection, and for each answer
+FEWEST_BYTES = 24  # of a secret, as in the specification
+MARK = "whsec_"  # prefix of a secret in base64
+REFUSALS = frozenset({400, 413, 415, 422})  # status codes that may concern a single message
 
 
 class Webhook:
-    """Sends what waits in an outbox to a URL, one message after another, in a thread of its own.
+    """Sends the messages of an outbox to a URL, one after another, in a separate thread.
 
-    A message counts as delivered once the answer has a status of 2xx. Else it is tried again, after pauses that grow
-    from 1 to 60 seconds, without end: at least once. A receiver knows what it got before by `webhook-id`. Redirects are
-    not followed: they would hand images' records to another host.
+    A message is delivered when the status of the answer is 2xx. Otherwise it is sent again without limit, after pauses
+    that grow from 1 to 60 seconds. Delivery is thus at least once, and a receiver recognises repeated messages by
+    `webhook-id`. Redirects are not followed, since they would disclose the rows to another host.
 
     Args:
-        url: Where messages are sent: http or https.
-        outbox: Where messages wait.
-        secret: What they are signed with; `None` sends them unsigned.
-        say: Is told once when the receiver cannot be reached, and once when it can be again.
-        pause: Waits for so many seconds, or until it is told to end, and returns whether it was.
+        url: URL of the receiver, http or https.
+        outbox: Queue of the messages.
+        secret: Secret of the signature; `None` sends unsigned messages.
+        say: Function that receives a message when the receiver cannot be reached, and when it can be reached again.
+        pause: Function that waits for a number of seconds or until the end is requested, and returns whether it is.
 
     Raises:
-        UserError: The URL is none that is sent to.
+        UserError: The URL is invalid, see `check_url`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Webhook:
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
 
     def start(self) -> None:
-        """Begins to send."""
+        """Starts the thread."""
         self._thread.start()
 
     def put(self, id: str, content: bytes) -> None:
@@ -89,11 +89,11 @@ class Webhook:
         self._woken.set()
 
     def close(self, grace: float = 0.0, patient: Callable[[], bool] = lambda: False) -> int:
-        """Ends the thread, once nothing waits or the grace is over, and returns how many messages wait.
+        """Ends the thread when no message waits or the grace period is over. Returns the number of waiting messages.
 
         Args:
-            grace: In seconds.
-            patient: Whether the grace begins anew with each message that gets out.
+            grace: Grace period in seconds.
+            patient: Function that returns whether the grace period restarts with each delivered message.
         """
         end, waiting = time.monotonic() + grace, len(self.outbox)
         while self._thread.is_alive() and (left := len(self.outbox)) and time.monotonic() < end:
@@ -109,13 +109,13 @@ class Webhook:
     def _work(self) -> None:
         try:
             self._send_all()
-        except Exception as error:  # else the thread would end without a word
+        except Exception as error:  # else the thread would end silently
             self._fault = error
 
     def _send_all(self) -> None:
         failures = 0
         while True:
-            self._woken.clear()  # before the look at the end, which would be missed after it
+            self._woken.clear()  # before the check of `_ended`, else its signal could be lost
             if self._ended.is_set():
                 return
             try:
@@ -137,7 +137,7 @@ class Webhook:
                 self._say(f"webhook: {self.host} takes messages again.")
 
     def _send(self, message: Message) -> str:
-        """Sends a message, notes what became of it, and returns what went wrong; empty if nothing."""
+        """Sends a message and records the outcome. Returns the problem, or an empty text."""
         status, problem = self._post(message)
         if not problem:
             self.outbox.delivered(message, datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -146,7 +146,7 @@ class Webhook:
         return problem
 
     def _post(self, message: Message) -> tuple[int | None, str]:
-        """Returns the status of the answer, if there is one, and what is wrong; empty if nothing."""
+        """Sends a message. Returns the status of the answer, if any, and the problem, or an empty text."""
         request = urllib.request.Request(self.url, message.body, headers_of(message, self.secret, int(time.time())))
         try:
             with self._opener.open(request, timeout=TIMEOUT) as answer:
@@ -160,13 +160,13 @@ class Webhook:
 
 
 def image_message(row: Record, scope: str) -> tuple[str, bytes]:
-    """Returns the id and the body of the message of an image's row.
+    """Returns the id and the body of the message for an image's row.
 
-    The id is the same whenever the same file is judged with the same outcome (a score or an error) within a scope.
+    The id is the same if the same file is inspected again with the same outcome (a score or an error) in a scope.
 
     Args:
         row: The row.
-        scope: What tells models and their settings apart.
+        scope: Identifier of the models and their settings.
     """
     identity = [scope, row.method, os.path.abspath(row.path), row.size, row.mtime_ns, row.error]
     id = f"img_{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
@@ -180,8 +180,8 @@ def headers_of(message: Message, secret: bytes | None, now: int) -> dict[str, st
 
     Args:
         message: The message.
-        secret: What it is signed with; `None` leaves the signature out.
-        now: Seconds since 1970.
+        secret: Secret of the signature; `None` for no signature.
+        now: Time in seconds since 1970.
     """
     headers = {
         "Content-Type": "application/json",
@@ -197,10 +197,10 @@ def headers_of(message: Message, secret: bytes | None, now: int) -> dict[str, st
 
 
 def check_url(url: str) -> str:
-    """Returns the host of a URL, and its port if it names one: what messages may show of it.
+    """Checks a URL. Returns its host, with its port if given: the part that messages may show.
 
     Raises:
-        UserError: It is not of http or https, has no host, or holds a user name or a password.
+        UserError: The URL is not http or https, has no host, or contains a user name or a password.
     """
     try:
         parts = urlsplit(url)
@@ -218,10 +218,10 @@ def check_url(url: str) -> str:
 
 
 def read_secret(path: Path) -> bytes:
-    """Returns the secret in a file: `whsec_` and base64, or else the text itself without spaces around it.
+    """Reads a secret from a file: `whsec_` and base64, or else the text itself without surrounding spaces.
 
     Raises:
-        UserError: It cannot be read, or is too short.
+        UserError: The file cannot be read, or the secret is too short.
     """
     text = read_text(path, limit=4096).strip()
     secret = text.encode()

@@ -476,7 +476,7 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     for options, message in {
         (): "name normal images",
         ("--normal", "images"): "3 normal images are too few",
-        ("--normal", "images", "--few_shot_dir", "images"): "is one of --few_shot_dir too",
+        ("--normal", "images", "--few_shot_dir", "images"): "is also in --few_shot_dir",
         ("--normal", "images", "--criterion", "f1"): "needs labelled images",
         ("--labelled", "labels.csv"): "labels.csv, line 2: needs the columns path and label",
         ("--normal", "images", "--fpr", "0"): "above 0 and at most 0.5",
@@ -511,7 +511,7 @@ def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixtur
     assert calibrate.main([*command, "--normal", "nut", "--product", "bolt"]) == 2
     assert "head.bolt.calibration.json is there already (bolt, 20" in capsys.readouterr().err
     assert calibrate.main([*command, "--normal", "nut", "--category", "a/b"]) == 2
-    assert "'a/b' can be no part of a file's name" in capsys.readouterr().err
+    assert "'a/b' cannot be part of a file name" in capsys.readouterr().err
     assert Calibration.read(folder / "head.bolt.calibration.json") == kept
     (folder / "head.2.ckpt").write_bytes((folder / "head.ckpt").read_bytes())  # its calibrations are none of head.ckpt
     (folder / "head.2.calibration.json").write_text("{}")

@@ -237,7 +237,7 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "a\nb", "a.", "x" * 61, "\u00fc" * 61, "a\0", "*"])
 def test_names_that_make_no_file_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="can be no part of a file's name"):
+    with pytest.raises(UserError, match="cannot be part of a file name"):
         place_of(Path("head.calibration.json"), name)
 
 
