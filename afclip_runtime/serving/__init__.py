@@ -1,1 +1,1 @@
-"""The page on which images are judged."""
+"""The web page and HTTP service for inspecting images."""

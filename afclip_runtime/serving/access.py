@@ -1,4 +1,4 @@
-"""The token of the page: read from a file, compared in constant time, and few wrong ones taken from one address."""
+"""The token of the service: read from a file, compared in constant time, with a limit of wrong tokens per address."""
 
 import hashlib
 import hmac
@@ -18,22 +18,23 @@ from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import read_text
 
 FEWEST = 32  # characters of a token: 128 bits as hexadecimal digits
-MOST = 4096  # characters; a header has a limit of its own
-ATTEMPTS = 10  # wrong tokens of one address within the window
+MOST = 4096  # characters; headers have a limit, too
+ATTEMPTS = 10  # wrong tokens per address and window
 WINDOW = 60.0  # seconds
-ADDRESSES = 4096  # addresses whose wrong tokens are counted; the one that failed longest ago is dropped
+ADDRESSES = 4096  # maximum number of addresses with counts; the one whose last failure is oldest is dropped
 MAKE = "python -c 'import secrets; print(secrets.token_urlsafe(32))' > FILE"
 BEARER = HTTPBearer(auto_error=False, description="The token of the file that `serve --token_file` names.")
 
 
 def read_token(path: Path) -> str:
-    """Returns the token that a file holds, without the white space around it.
+    """Reads a token from a file, without surrounding white space.
 
     Args:
         path: A text file of one line.
 
     Raises:
-        UserError: It cannot be read, or its token is short, long, or holds anything but visible ASCII characters.
+        UserError: The file cannot be read, or the token is too short, too long, or contains other than visible ASCII
+            characters.
     """
     token = read_text(path, limit=2 * MOST).strip()
     if not FEWEST <= len(token) <= MOST:
@@ -42,34 +43,35 @@ def read_token(path: Path) -> str:
         )
     if not all("!" <= char <= "~" for char in token):
         raise UserError(
-            f"{shown(path)}: the token holds white space or a character that no header takes. Make one: {MAKE}"
+            f"{shown(path)}: the token contains white space or a character that is not allowed in a header. "
+            f"Make one: {MAKE}"
         )
     return token
 
 
 class TokenCheck:
-    """Lets requests pass that bring the token.
+    """Accepts requests that have the token.
 
-    An address that sent `ATTEMPTS` wrong tokens within `WINDOW` seconds is refused until the window has passed, with
-    the right one too: otherwise it could go on guessing.
+    After `ATTEMPTS` wrong tokens within `WINDOW` seconds, all requests of an address are rejected until the window has
+    passed, even with the right token. Otherwise the address could continue to guess.
 
     Args:
         token: The token.
-        clock: Seconds that never go backwards.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, token: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._digest = hashlib.sha256(token.encode()).digest()  # of one length: a comparison tells nothing of it
+        self._digest = hashlib.sha256(token.encode()).digest()  # fixed length: the comparison discloses nothing
         self._clock = clock
         self._failed: OrderedDict[str, deque[float]] = OrderedDict()
 
     async def __call__(
         self, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
     ) -> None:
-        """Returns if the request may pass.
+        """Checks the token of a request.
 
         Raises:
-            HTTPException: 401, no token or a wrong one; 429, too many wrong ones came from this address.
+            HTTPException: 401: the token is missing or wrong. 429: too many wrong tokens came from this address.
         """
         address = network_of(request.client.host if request.client else "")
         wait = self._wait(address)
@@ -87,7 +89,7 @@ class TokenCheck:
             raise HTTPException(401, "This is not the token.", {"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
     def _wait(self, address: str) -> float:
-        """Returns for how many seconds an address is still refused."""
+        """Returns the number of seconds for which an address is still rejected."""
         failed = self._failed.get(address)
         return failed[0] + WINDOW - self._clock() if failed is not None and len(failed) == ATTEMPTS else 0.0
 
@@ -102,10 +104,10 @@ class TokenCheck:
 
 
 def network_of(host: str) -> str:
-    """Returns the key that wrong tokens are counted by: an IPv4 address, or the /64 network of an IPv6 address.
+    """Returns the key for counts of wrong tokens: an IPv4 address, or the /64 network of an IPv6 address.
 
     Args:
-        host: Address of a client; any other text is returned as it is.
+        host: Address of a client. Any other text is returned unchanged.
     """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

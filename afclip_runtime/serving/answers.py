@@ -1,4 +1,4 @@
-"""What `serve` answers with, as JSON."""
+"""The JSON answers of `serve`."""
 
 import base64
 from typing import Literal
@@ -11,17 +11,17 @@ from afclip_runtime.inspection.verdict import Inspection
 from afclip_runtime.thresholds import ThresholdFrom, Verdict
 from afclip_runtime.views.resizing import area_mean
 
-MAP_SIDE = 1024  # longest side of a map that is sent, in pixels; a backbone sees a few hundred
+MAP_SIDE = 1024  # longest side of a sent map, in pixels; the input of a backbone has a few hundred
 
 
 class ModelFacts(BaseModel):
-    """What the server runs.
+    """The model, thresholds and limits of the server.
 
-    Thresholds and scales are those of the calibration, or without one those that come with the head: `threshold_from`
-    is `default` then, and `chosen` says how; `null` without both. `title` is the head's own. `max_few_shot` is 0 where
-    the method takes no few-shot images. `calibration` says which one it is; one can be made from `min_normals` images
-    or more, of which `normals` were given; so many `marks` of feedback hold for its threshold. `toy`: the backbone has
-    seen drawn pictures only. `roi`: share of the images that is inspected; `null` for all of it.
+    Thresholds and scales are those of the calibration, or else the defaults of the head. Then `threshold_from` is
+    `default`, and `chosen` says how they were chosen. Without both they are `null`. `title` is the title of the head.
+    `max_few_shot` is 0 if the method takes no few-shot images. `calibration` describes the calibration. A new one needs
+    at least `min_normals` normal images; `normals` were given so far. `marks`: number of valid feedback marks. `toy`:
+    the backbone was trained only on drawn images. `roi`: inspected share of the images; `null` for the whole image.
     """
 
     title: str
@@ -56,9 +56,9 @@ class RegionFacts(BaseModel):
 
 
 class MapValues(BaseModel):
-    """A map, made smaller if the image is large: row by row, 16 bits, little-endian, Base64; low + step * value.
+    """A map, reduced if the image is large: row by row, 16 bits, little-endian, Base64; map = low + step * value.
 
-    `inside` says which pixels are inspected: row by row, a bit each, the highest first, Base64; `null` if all are.
+    `inside` tells which pixels are inspected: row by row, one bit per pixel, highest bit first, Base64. `null` for all.
     """
 
     width: int
@@ -70,10 +70,10 @@ class MapValues(BaseModel):
 
 
 class Result(BaseModel):
-    """What the model says of an image. What needs a threshold is `null` without one; `map` if it was asked for.
+    """The result for an image. Fields that need a threshold are `null` without one. `map` is given on request.
 
-    `image` is what the file is known by, for feedback, and `mark` what was said of it. `note` says if the calibration
-    no longer holds for the images that came.
+    `image` is the identifier of the file, for feedback, and `mark` its mark. `note` tells if the calibration no longer
+    holds for the last images.
     """
 
     image: str
@@ -102,7 +102,7 @@ class DriftFacts(BaseModel):
 
 
 class Health(BaseModel):
-    """How the server is: `ok`, or `drift` where the calibration no longer holds; and how many requests wait."""
+    """State of the server: `ok`, or `drift` if the calibration no longer holds; and the number of waiting requests."""
 
     status: Literal["ok", "drift"]
     waiting: int
@@ -110,14 +110,14 @@ class Health(BaseModel):
 
 
 def result_of(found: Inspection, note: str, with_map: bool, image: str = "", mark: Verdict | None = None) -> Result:
-    """Returns an inspection as it is sent.
+    """Returns the answer for an inspection.
 
     Args:
         found: The inspection.
-        note: What is to be said of the last images.
-        with_map: Whether its map is sent too.
-        image: What the file is known by.
-        mark: What was said of it.
+        note: Note on the last images.
+        with_map: Whether the answer contains the map.
+        image: Identifier of the file.
+        mark: Feedback mark of the image.
     """
     height, width = found.anomaly_map.shape
     regions = found.regions
@@ -140,7 +140,7 @@ def result_of(found: Inspection, note: str, with_map: bool, image: str = "", mar
 
 
 def _map_values(anomaly_map: np.ndarray, inside: np.ndarray | None) -> MapValues:
-    """Returns a map as it is sent."""
+    """Returns the answer's form of a map."""
     height, width = anomaly_map.shape
     share = min(1.0, MAP_SIDE / max(height, width))
     if share < 1:

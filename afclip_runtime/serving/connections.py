@@ -1,4 +1,4 @@
-"""Connections of `serve` whose peer stays silent: closed after a time, and the oldest first where there are many."""
+"""Closing of silent connections of `serve`: after a time limit, and the oldest first if there are too many."""
 
 import asyncio
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-SILENCE = 10.0  # seconds within which the head of a request must be here
+SILENCE = 10.0  # seconds within which the head of a request must arrive
 
 
 def _most() -> int:
-    """Returns how many connections there are at once: each takes a file descriptor."""
+    """Returns the maximum number of connections, each of which needs a file descriptor."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit
@@ -22,10 +22,10 @@ MOST = _most()
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP as uvicorn has it, without connections that stay silent for ever, which would take all file descriptors.
+    """uvicorn's HTTP protocol with a time limit for silent connections, which would use up all file descriptors.
 
-    uvicorn itself closes a connection that stays silent after an answer, but not one that never asked, nor one whose
-    request's head does not end. Bodies that do not end have a limit of their own, in the application.
+    uvicorn closes a connection that is silent after an answer. It does not close one that never sends a request, or
+    whose request head never ends. Bodies that never end have a separate limit in the application.
     """
 
     silence: asyncio.TimerHandle | None = None
@@ -37,7 +37,7 @@ class PatientProtocol(H11Protocol):
         return self.silence is not None or (self.cycle is not None and self.cycle.more_body)
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the clock, and makes room."""
+        """Starts the clock, and closes the oldest silent connection if there are too many."""
         super().connection_made(transport)
         self._listen()
         waiting = [other for other in self.connections if isinstance(other, PatientProtocol) and other.waits]
@@ -45,7 +45,7 @@ class PatientProtocol(H11Protocol):
             min(waiting, key=lambda other: other.since).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Stops the clock once the head of a request is here."""
+        """Stops the clock when the head of a request has arrived."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop()

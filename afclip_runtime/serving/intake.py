@@ -1,4 +1,4 @@
-"""What is sent to `serve`: bodies of requests, within limits of size and time, and the image in a form."""
+"""Reading of request bodies of `serve` within limits of size and time, and of the image in a form."""
 
 import asyncio
 import logging
@@ -8,23 +8,23 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-PATIENCE = 60  # seconds within which a request's body must be here
-DRAINED = 4  # a body is read to its end for the answer to arrive, but no more than so many times the limit
-ARRIVING = 2**28  # bytes of all bodies together that have not ended yet, and at least two of the largest
-FORM = 2**16  # bytes of a form around the image
+PATIENCE = 60  # seconds within which a request's body must arrive
+DRAINED = 4  # a too large body is read on, so that the client gets the answer, up to this multiple of the limit
+ARRIVING = 2**28  # limit of the bytes of all incomplete bodies; at least two of the largest bodies are allowed
+FORM = 2**16  # bytes of a form apart from the image
 HOW = (
     "Send the file itself, as curl --data-binary @image.png does, or a form with one file, as curl -F file=@image.png."
 )
 
 
 class Intake:
-    """Reads the bodies of requests. What has not ended yet takes no place in the queue.
+    """Reads the bodies of requests. Incomplete bodies take no place in the queue.
 
     Args:
-        limit: Bytes of an image file.
+        limit: Maximum size of an image file in bytes.
 
     Attributes:
-        arriving: Bytes of bodies that have not ended yet.
+        arriving: Bytes of incomplete bodies.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,11 +32,11 @@ class Intake:
         self.arriving = 0
 
     async def image(self, request: Request) -> bytes:
-        """Returns the image file that a request brings: its body, or the file in the form that is its body.
+        """Returns the image file of a request: its body, or the file in the form in its body.
 
         Raises:
-            HTTPException: 400, it was cut off; 408, it takes too long; 413, it is larger than the limit; 422, it is a
-                form without one file; 503, too much arrives at once.
+            HTTPException: 400: the upload was cut off. 408: it takes too long. 413: it is larger than the limit. 422:
+                it is a form without exactly one file. 503: too much arrives at once.
         """
         kind, options = parse_options_header(request.headers.get("content-type"))
         if kind != b"multipart/form-data":
@@ -79,15 +79,15 @@ class Intake:
 
 
 def file_of_form(body: bytes, boundary: bytes, limit: int) -> bytes:
-    """Returns the one file of a form.
+    """Returns the file of a form with a single file.
 
     Args:
         body: The form, `multipart/form-data`.
-        boundary: Between its parts.
-        limit: Bytes of the file.
+        boundary: Boundary between its parts.
+        limit: Maximum size of the file in bytes.
 
     Raises:
-        HTTPException: 422, it is no form, or does not hold one file; 413, the file is larger.
+        HTTPException: 422: the body is not a form, or does not contain exactly one file. 413: the file is larger.
     """
     files: list[bytearray] = []
     header, value = bytearray(), bytearray()

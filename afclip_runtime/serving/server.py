@@ -1,4 +1,4 @@
-"""The HTTP application behind `serve`: the page, the requests, and who may send them."""
+"""The HTTP application of `serve`: the page, the API, and access control."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,7 +35,7 @@ HEADERS = {
 PAGES = {"/": ("serve.html", "text/html"), "/serve.css": ("serve.css", "text/css")}
 PAGES |= {f"/{name}": (name, "text/javascript") for name in ("serve.js", "roi.js")}
 PAGES |= {"/sample.jpg": ("sample.jpg", "image/jpeg")}
-Known = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]  # what an image is known by
+Known = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]  # identifier of an image
 Text = Annotated[str, Field(max_length=200)]
 FILE = {"type": "string", "format": "binary"}
 FORM = {"schema": {"type": "object", "properties": {"file": FILE}, "required": ["file"]}}
@@ -46,10 +46,10 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
     """Returns the application.
 
     Args:
-        model: What it serves.
-        limits: What it takes.
-        hosts: Names that it may be called by. A page of another site whose name was made to lead here is refused.
-        token: What requests to /api must bring; `None` lets all pass.
+        model: The model.
+        limits: Limits of requests.
+        hosts: Allowed host names. Other names are rejected, as a defence against DNS rebinding.
+        token: Token that requests to /api must have; `None` for none.
     """
     service = Service(model, limits)
     api = APIRouter(prefix="/api", dependencies=[Depends(TokenCheck(token))] if token else [])
@@ -61,7 +61,7 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
         notify("STOPPING=1")
         service.thread.shutdown()
 
-    # FastAPI's own pages of documentation load scripts from elsewhere
+    # FastAPI's documentation pages load scripts from other servers
     app = FastAPI(
         title="afclip_lightning", version=afclip_runtime.__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
@@ -83,30 +83,30 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
 
     @app.get("/health", response_model_exclude_none=True)
     async def health() -> Health:
-        """Says that the server answers, how many requests wait, and whether the calibration holds.
+        """Tells that the server answers, the number of waiting requests, and whether the calibration holds.
 
-        With a token it is open all the same, and says less: `/api/health` has what the drift is.
+        It needs no token. If the server has a token, only `/api/health` describes the drift.
         """
         return _health(service, in_short=token is not None)
 
     @api.get("/health", response_model_exclude_none=True)
     async def whole_health() -> Health:
-        """Says the same, and what the drift is."""
+        """Like `/health`, with a description of the drift."""
         return _health(service)
 
     @api.get("/model")
     async def facts() -> ModelFacts:
-        """Says what the server runs."""
+        """Returns the model, thresholds and limits."""
         return service.facts()
 
     @api.post("/inspect", openapi_extra=IMAGE_BODY)
     async def inspect(request: Request, map: bool = False) -> Result:
-        """Judges the image that is the request's body, or the file in its form; `map=true`: with its map."""
+        """Inspects the image in the request's body, or the file in its form. `map=true` returns the map, too."""
         return await service.take(request, lambda body: _result(service.inspect(body), map))
 
     @api.post("/few_shot", openapi_extra=IMAGE_BODY)
     async def add_few_shot(request: Request) -> ModelFacts:
-        """Adds the few-shot image, a normal one, that is the request's body. A calibration no longer holds then."""
+        """Adds a few-shot image, a normal image in the request's body. The calibration then no longer holds."""
         await service.take(request, service.add_few_shot)
         return service.facts()
 
@@ -119,20 +119,20 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
 
     @api.post("/normals", openapi_extra=IMAGE_BODY)
     async def collect(request: Request) -> ModelFacts:
-        """Adds a normal image, the request's body, to those that a calibration is made from."""
+        """Adds a normal image, the request's body, for a calibration."""
         await service.take(request, service.collect)
         return service.facts()
 
     @api.delete("/normals")
     async def reset_normals() -> ModelFacts:
-        """Removes the normal images and their calibration; that of the command holds again."""
+        """Removes the normal images and their calibration. The calibration of the command is used again."""
         with service.place():
             await service.run(service.reset_normals)
         return service.facts()
 
     @api.post("/calibration")
     async def calibrate(fpr: Annotated[float, Query(gt=0, le=0.5)] = 0.01) -> ModelFacts:
-        """Makes thresholds from the normal images, which a share `fpr` of normal images will exceed."""
+        """Calibrates from the normal images: a share `fpr` of normal images will exceed the threshold."""
         with service.place():
             await service.run(lambda: service.calibrate(fpr))
         return service.facts()
@@ -149,16 +149,16 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
 
     @api.post("/feedback")
     async def mark(image: Known, mark: Verdict, name: Text = "", who: Text = "") -> ModelFacts:
-        """Says that the verdict on an image is wrong: it is `mark`. The threshold moves by a bounded rule.
+        """Marks the verdict on an image as wrong: the image is `mark`. The threshold moves by a bounded rule.
 
-        `image` is what the answer to its inspection calls it, `name` that of the file; both are written down, and `who`
-        says so.
+        `image` is its identifier in the answer to its inspection, `name` the name of the file, `who` the author. All
+        are recorded.
         """
         return await give(mark, image, name, who)
 
     @api.delete("/feedback/{image}")
     async def unmark(image: Known, who: Text = "") -> ModelFacts:
-        """Takes back what was said of an image. The audit file gets a line more, and none less."""
+        """Withdraws the mark of an image. This adds a line to the audit file and removes none."""
         return await give("undo", image, "", who)
 
     async def give(mark: Mark, image: str, name: str, who: str) -> ModelFacts:
@@ -168,7 +168,7 @@ def create_app(model: Inspector, limits: Limits, hosts: Sequence[str], token: st
 
     @api.get("/feedback")
     async def feedback() -> list[dict[str, Any]]:
-        """Returns the lines of the audit file, undone ones too."""
+        """Returns the lines of the audit file, including withdrawn marks."""
         known = service.model.feedback
         return [msgspec.to_builtins(entry) for entry in known.entries] if known else []
 

@@ -1,4 +1,4 @@
-"""The model behind `serve`: one thread that runs it, a bounded queue before it, and what the requests change."""
+"""The model of `serve`: one thread that runs it, a bounded queue, and the state that requests change."""
 
 import asyncio
 import copy
@@ -24,20 +24,20 @@ from afclip_runtime.serving.answers import DriftFacts, ModelFacts
 from afclip_runtime.serving.intake import Intake
 from afclip_runtime.thresholds import Verdict
 
-RECENT = 1000  # images that are known when they come again, or their verdict is called wrong
+RECENT = 1000  # last images that are recognised when they are sent again or marked
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes.
+    """Limits of the server.
 
     Attributes:
-        size: Bytes of an image file.
-        pixels: Pixels of an image.
-        queue: Requests that wait or run at once; more are told to come again.
-        few_shot: Few-shot images.
-        normals: Normal images that a calibration is made from.
+        size: Maximum size of an image file in bytes.
+        pixels: Maximum number of pixels of an image.
+        queue: Maximum number of waiting and running requests. More are rejected with a request to retry.
+        few_shot: Maximum number of few-shot images.
+        normals: Maximum number of normal images for a calibration.
     """
 
     size: int = 32 * 2**20
@@ -49,13 +49,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Judged:
-    """An image that was judged.
+    """An inspected image.
 
     Attributes:
-        image: What its file is known by, 16 hexadecimal digits.
-        mark: What was said of it in feedback, if anything.
-        found: What the model says of it.
-        note: What is to be said of the last images.
+        image: Identifier of the file, 16 hexadecimal digits.
+        mark: Feedback mark of the image, if any.
+        found: Its inspection.
+        note: Note on the last images.
     """
 
     image: str
@@ -65,13 +65,13 @@ class Judged:
 
 
 class DriftWatch:
-    """Watches the stream of images that the server is given.
+    """Drift detection in the stream of images of the server.
 
     Args:
-        calibration: That in use, if any.
+        calibration: The calibration in use, if any.
 
     Attributes:
-        facts: The drift that lasts; `None` while the calibration holds.
+        facts: The current drift; `None` while the calibration holds.
     """
 
     def __init__(self, calibration: Calibration | None) -> None:
@@ -80,11 +80,11 @@ class DriftWatch:
 
     @property
     def said(self) -> str:
-        """What is to be said of the drift; empty while the calibration holds."""
+        """Description of the drift; empty while the calibration holds."""
         return self.facts.said if self.facts else ""
 
     def add(self, score: float) -> str:
-        """Adds the score of an image, and returns what is to be said."""
+        """Adds the score of an image. Returns the description of the drift."""
         alarm = self.drift.add(score)
         if alarm is None:
             self.facts = None
@@ -95,24 +95,24 @@ class DriftWatch:
 
 
 class Service:
-    """A model with its queue, its few-shot images, and the normal images that it is calibrated from.
+    """A model with its queue, its few-shot images, and the normal images of its calibration.
 
     Args:
-        model: As it was loaded; it stays as it is.
-        limits: What is taken.
+        model: The loaded model. It is not changed.
+        limits: Limits of requests.
 
     Attributes:
-        waiting: Requests that wait or run now.
+        waiting: Number of waiting and running requests.
     """
 
     def __init__(self, model: Inspector, limits: Limits) -> None:
         self.loaded = model
         self.model = model
         self.limits = limits
-        self.few_shot: list[bytes] = []  # as they came: decoded they would be many times larger
+        self.few_shot: list[bytes] = []  # as files: decoded they would be many times larger
         self.normals = Collected(limits.normals)
         self.drift = DriftWatch(model.calibration)
-        self.judged: dict[str, float] = {}  # scores of the last images, by what they are known by
+        self.judged: dict[str, float] = {}  # scores of the last images, by identifier
         self.intake = Intake(limits.size)
         self.waiting = 0
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -122,7 +122,7 @@ class Service:
         """Holds a place in the queue.
 
         Raises:
-            HTTPException: 503, there is none.
+            HTTPException: 503: the queue is full.
         """
         if self.waiting >= self.limits.queue:
             raise HTTPException(
@@ -135,12 +135,12 @@ class Service:
             self.waiting -= 1
 
     async def take(self, request: Request, job: Callable[[bytes], T]) -> T:
-        """Runs a job in the model's thread on the image that a request brings, and returns its result.
+        """Runs a job in the model's thread on the image of a request, and returns its result.
 
-        It takes a place in the queue when it is here as a whole.
+        The request takes a place in the queue when its body is complete.
 
         Raises:
-            HTTPException: 503, the queue is full; 422, it is no image that can be judged; see `Intake.image`.
+            HTTPException: 503: the queue is full. 422: the image cannot be inspected. See also `Intake.image`.
         """
         body = await self.intake.image(request)
         with self.place():
@@ -150,7 +150,7 @@ class Service:
         """Runs a job in the model's thread, and returns its result.
 
         Raises:
-            HTTPException: 422, with the message of a `UserError`.
+            HTTPException: 422: the message of a `UserError`.
         """
         try:
             return await asyncio.get_running_loop().run_in_executor(self.thread, job)
@@ -158,7 +158,7 @@ class Service:
             raise HTTPException(422, message_of(error)) from error
 
     def inspect(self, body: bytes) -> Judged:
-        """Judges an image file, and notes if the calibration no longer holds for the last images."""
+        """Inspects an image file. The result notes if the calibration no longer holds for the last images."""
         found, known = self.model.predict(self.open(body)), fingerprint(body)
         is_new = self.judged.pop(known, None) is None
         self.judged[known] = found.score
@@ -169,16 +169,16 @@ class Service:
         return Judged(known, entry.verdict_meant if entry else None, found, said)
 
     def mark(self, mark: Mark, image: str, name: str, who: str) -> Entry:
-        """Notes that the verdict on an image was wrong, or takes that back; the threshold moves from now on.
+        """Marks the verdict on an image as wrong, or withdraws the mark. The threshold moves at once.
 
         Args:
-            mark: What the image is, or `undo`.
-            image: What it is known by in the answer to its inspection.
-            name: Of the file, to be written down.
-            who: Says so.
+            mark: True kind of the image, or `undo`.
+            image: Identifier of the image in the answer to its inspection.
+            name: Name of the file, for the record.
+            who: Name of the author.
 
         Raises:
-            UserError: The image was not judged lately, there is no calibration; see `Feedback.mark`.
+            UserError: The image is not one of the last ones, or there is no calibration. See also `Feedback.mark`.
         """
         feedback = self.model.feedback
         if feedback is None:
@@ -186,22 +186,22 @@ class Service:
         known = feedback.marks.get(image)
         if known is None and image not in self.judged:
             raise UserError(
-                f"This image is none of the last {RECENT} that were judged. Inspect it again, then mark it."
+                f"This image is not among the last {RECENT} inspected images. Inspect it again, then mark it."
             )
         score = self.judged.get(image, known.score if known else 0.0)
         return feedback.mark(mark, image, name or (known.path if known else ""), score, who)
 
     def collect(self, body: bytes) -> None:
-        """Adds a normal image to those that a calibration is made from; a copy of one changes nothing."""
+        """Adds a normal image for a calibration. A copy is ignored."""
         if not self.normals.holds(body):
             self.normals.add(body, self.model.predict(self.open(body)))
 
     def calibrate(self, fpr: float) -> None:
-        """Takes the thresholds that the normal images give."""
+        """Calibrates from the normal images."""
         self._use(self.normals.calibration(self.model, fpr))
 
     def reset_normals(self) -> None:
-        """Removes the normal images and their calibration; without few-shot images the loaded one holds again."""
+        """Removes the normal images and their calibration. Without few-shot images, the loaded one is used again."""
         self.normals = Collected(self.limits.normals)
         as_made = self.loaded.feedback.before if self.loaded.feedback else self.loaded.calibration
         if self.few_shot:
@@ -221,7 +221,7 @@ class Service:
         self._fit([*self.few_shot, body])
 
     def reset_few_shot(self) -> None:
-        """Goes back to the model as it was loaded."""
+        """Removes the few-shot images, and uses the loaded model again."""
         self._fit([])
 
     def _fit(self, few_shot: list[bytes]) -> None:
@@ -230,14 +230,14 @@ class Service:
             model = copy.copy(self.loaded)
             model.fit_few_shot([self.open(body) for body in few_shot])
         self.model, self.few_shot = model, few_shot
-        self.normals = Collected(self.limits.normals)  # their scores were of other few-shot images
+        self.normals = Collected(self.limits.normals)  # scores with other few-shot images
         self.drift = DriftWatch(model.calibration)
 
     def open(self, body: bytes) -> bytes:
-        """Returns the bytes of an image file whose header was read.
+        """Checks the header of an image file, and returns its bytes.
 
         Raises:
-            UserError: It is none, or too large.
+            UserError: The file is not an image, or the image is too large.
         """
         (height, width), _ = read_shape(body)
         if width * height > self.limits.pixels:

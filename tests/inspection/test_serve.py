@@ -507,7 +507,7 @@ def test_the_token_in_a_browser(closed_server: str, page: "Page", tmp_path: Path
     page.wait_for_selector("#sign-in[open]")
     page.keyboard.press("Escape")
     page.wait_for_selector("#message:not([hidden])")
-    assert "wants its token" in page.inner_text("#message")
+    assert "requires a token" in page.inner_text("#message")
 
 
 @pytest.mark.browser
@@ -671,7 +671,7 @@ def test_the_built_in_picture_in_a_browser(page: "Page", tmp_path: Path) -> None
         assert "by the head's default threshold, not by one of your product" in page.inner_text("#calibrated")
         page.click("#sample")
         page.wait_for_selector("#verdict.anomalous, #verdict.normal")
-        assert page.inner_text("#name") == "the built-in picture · 384 × 384"
+        assert page.inner_text("#name") == "the sample image · 384 × 384"
         assert page.inner_text("#why") == (
             "By the default threshold of the head, not of your product: calibrate from normal images."
         )

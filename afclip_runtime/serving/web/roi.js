@@ -1,12 +1,12 @@
 "use strict";
 
-// Draws a region of interest on the image and saves it as the file that calibrate --roi takes.
+// Draws a region of interest on the image, and saves it as a file for calibrate --roi.
 
 const outlines = {size: null, include: [], ignore: []}; // corners in pixels of the image
-let drawing = null; // {kind, corners}: the outline that is not closed yet
-const NEAR = 10; // CSS pixels: a click that near to the first corner closes the outline
+let drawing = null; // {kind, corners}: the outline that is still open
+const NEAR = 10; // CSS pixels: a click this close to the first corner closes the outline
 
-// An image is shown: outlines stay for images of the same size.
+// Called when an image is shown. Outlines are kept for images of the same size.
 function regionShown(width, height) {
   const [w, h] = outlines.size ?? [];
   if (w !== width || h !== height) Object.assign(outlines, {size: [width, height], include: [], ignore: []});
@@ -30,9 +30,9 @@ function drawOutlines() {
   const count = closed.length;
   for (const kind of ["include", "ignore"]) $(`draw-${kind}`).setAttribute("aria-pressed", drawing?.kind === kind);
   $("remove-outlines").hidden = $("download-region").hidden = !count;
-  $("region-said").textContent = drawing ? "Click the corners on the image; click the first one again, or press Enter, to close. Backspace takes one back, Escape all of them."
+  $("region-said").textContent = drawing ? "Click the corners on the image. Click the first corner again or press Enter to close the outline. Backspace removes the last corner, Escape the outline."
     : count ? `${count} ${count === 1 ? "outline" : "outlines"}. Download the file and calibrate with it: calibrate --roi roi.json --normal DIR.`
-    : "Region of interest: draw on the image which part of it is inspected, and calibrate with the file.";
+    : "Region of interest: draw the inspected part on the image, and calibrate with the file.";
 }
 
 function close() {

@@ -9,16 +9,16 @@ const COLOURS = Array.from({length: 256}, (_, i) => {
 
 let model = null; // facts of the server
 let shown = null; // {file, result, values, inside}: the inspected image
-let latest = 0; // number of the latest request: the answer to an older one is dropped
-const chosen = {threshold: null, pixel: null}; // by hand; null is the calibration's
+let latest = 0; // number of the latest request; answers to older ones are ignored
+const chosen = {threshold: null, pixel: null}; // set by hand; null for the model's threshold
 const given = (key) => chosen[key] ?? model?.[key === "pixel" ? "pixel_threshold" : "threshold"] ?? null;
-const byDefault = (key) => chosen[key] === null && model?.threshold_from === "default"; // the head's own, of no product
+const byDefault = (key) => chosen[key] === null && model?.threshold_from === "default"; // the head's threshold, for any product
 const digits = (value) => String(Number(value.toPrecision(4)));
 
-// The token, where the server wants one: kept until the tab is closed, or on this page only where the browser keeps nothing.
+// The token, if the server requires one. It is kept until the tab is closed, or until a reload if the browser has no storage.
 const kept = (() => { try { return window.sessionStorage; } catch { return null; } })();
 let token = kept?.getItem("token") ?? null;
-let asking = null; // while the token is asked for: all requests wait for one answer
+let asking = null; // set while the dialog is open: all requests wait for it
 
 function askToken(why) {
   asking ??= new Promise((resolve, reject) => {
@@ -27,7 +27,7 @@ function askToken(why) {
     dialog.returnValue = "";
     dialog.onclose = () => {
       asking = null;
-      if (dialog.returnValue !== "given") return reject(new Error("The server wants its token. Reload the page to give it."));
+      if (dialog.returnValue !== "given") return reject(new Error("The server requires a token. Reload the page to enter it."));
       token = $("token").value;
       kept?.setItem("token", token);
       resolve();
@@ -50,7 +50,7 @@ async function answerOf(path, options = {}) {
     const body = await answer.json().catch(() => null);
     const why = typeof body?.detail === "string" ? body.detail : `The server answers ${answer.status}.`;
     if (answer.status !== 401 && answer.status !== 429) throw new Error(why);
-    if (sent === token) await askToken(sent === null ? "" : why); // else it was given meanwhile
+    if (sent === token) await askToken(sent === null ? "" : why); // else it was entered meanwhile
   }
 }
 
@@ -61,7 +61,7 @@ async function send(path, file) {
   return ask(path, {method: "POST", body: file, headers: {"Content-Type": "application/octet-stream"}});
 }
 
-// What is wrong with a file; the server does not know its name.
+// The error of a file with its name, which the server does not know.
 const about = (file, error) => `${file.name}: ${error.message.replace(/^the image: /, "")}`;
 
 function say(id, text) {
@@ -155,10 +155,10 @@ async function show(file, result) {
     const image = $("image");
     URL.revokeObjectURL(image.src);
     image.src = URL.createObjectURL(file);
-    const seen = await image.decode().then(() => true, () => false); // the server reads kinds that a browser does not
+    const seen = await image.decode().then(() => true, () => false); // the server reads formats that a browser does not
     image.className = seen ? "" : "unseen";
     if (!seen) image.src = blank(result.width, result.height);
-    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // such an image is shown larger
+    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // a small image is enlarged
   }
   shown = {file, result, values, inside};
   $("drop").hidden = $("try").hidden = true;
@@ -173,7 +173,7 @@ function blank(width, height) {
   return "data:image/svg+xml," + encodeURIComponent(`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}"/>`);
 }
 
-// The slider covers what lies around the values of this image and the threshold; where there is none it stands dimmed in the middle.
+// The slider covers the range of this image's values and the threshold. Without a threshold it is dimmed, in the middle.
 function range(key) {
   const {result} = shown;
   const high = key === "pixel" ? result.map.low + result.map.step * 65535 : result.score;
@@ -193,7 +193,7 @@ function draw() {
   const picture = new ImageData(width, height), marked = new Uint8Array(width * height);
   let area = 0, inspected = 0;
   for (let i = 0; i < values.length; i++) {
-    if (!inside[i]) { picture.data[4 * i + 3] = 170; continue; } // what is not inspected is dark
+    if (!inside[i]) { picture.data[4 * i + 3] = 170; continue; } // pixels that are not inspected are dark
     inspected++;
     const heat = calibrated ? 1 / (1 + Math.exp((pixel - values[i]) / model.pixel_scale)) : (values[i] - low) / span;
     picture.data.set(COLOURS[Math.round(255 * Math.min(Math.max(heat, 0), 1))], 4 * i);
@@ -220,7 +220,7 @@ function draw() {
     : model.threshold_from === "default" ? `Default of the head. ${model.chosen}` : "None yet: calibrate, or choose them here.";
 }
 
-// What was said of the verdict, or a way to say it: of the calibration's threshold, and not of one that was chosen by hand.
+// Shows the mark of the verdict, or the button to mark it. Only for the calibration's threshold, not for one set by hand.
 function feedback({mark, score}) {
   $("feedback").hidden = model.threshold_from !== "calibration" || (!mark && chosen.threshold !== null);
   $("marked").textContent = mark ? `Marked as ${mark}.` : "";
@@ -235,7 +235,7 @@ async function giveFeedback() {
     facts(await (mark ? ask(`/api/feedback?${new URLSearchParams({image: result.image, mark, name: file.name.slice(-200)})}`, {method: "POST"})
       : ask(`/api/feedback/${result.image}`, {method: "DELETE"})));
     result.mark = mark;
-    say("feedback-message", model.threshold === before ? "Noted. The threshold stays where it is."
+    say("feedback-message", model.threshold === before ? "Noted. The threshold does not change."
       : `Noted. The threshold has moved from ${digits(before)} to ${digits(model.threshold)}.`);
     range("threshold");
     draw();
@@ -244,7 +244,7 @@ async function giveFeedback() {
   }
 }
 
-// White between the marked and the others, with a dark line outside so that it shows on white too.
+// White contour around the marked region, with a dark line outside to be visible on white.
 function contour(picture, marked, width, height) {
   const reach = Math.max(1, Math.round(Math.max(width, height) / 400));
   const paint = (i, colour) => picture.data.set([colour, colour, colour, 255], 4 * i);
@@ -292,7 +292,7 @@ function choose(key, text, other) {
 
 async function changeFewShot(action) {
   say("few-shot-message", "");
-  chosen.threshold = chosen.pixel = null; // other scores: what was chosen no longer holds
+  chosen.threshold = chosen.pixel = null; // scores change, so thresholds set by hand no longer hold
   try {
     await action();
   } catch (error) {
@@ -308,14 +308,14 @@ $("file").addEventListener("change", (event) => {
 });
 $("sample").addEventListener("click", async () => {
   const picture = await fetch("/sample.jpg").then((answer) => answer.blob()).catch(() => null);
-  if (picture) inspect(new File([picture], "the built-in picture", {type: picture.type}));
+  if (picture) inspect(new File([picture], "the sample image", {type: picture.type}));
   else say("message", "The server does not answer. Is it still running?");
 });
 $("again").addEventListener("click", () => $("file").click());
 $("download").addEventListener("click", async () => {
   say("normals-message", "");
   try {
-    saveAs(await (await answerOf("/api/calibration")).blob(), "head.calibration.json"); // a link alone would not bring the token
+    saveAs(await (await answerOf("/api/calibration")).blob(), "head.calibration.json"); // a plain link would not send the token
   } catch (error) {
     say("normals-message", error.message);
   }
