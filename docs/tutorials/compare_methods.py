@@ -45,6 +45,6 @@ print(f"p = {difference.p_value:.2f}")
 
 # %%
 figure, axes = plt.subplots(figsize=(5, 1.6), layout="constrained")
-axes.errorbar(auroc, list(METHODS), xerr=spread, fmt="o", capsize=4)
+axes.errorbar(auroc, list(METHODS), xerr=[spread, np.minimum(spread, 1 - auroc)], fmt="o", capsize=4)
 axes.set(xlabel="AUROC with 95 % interval", xlim=(0, 1.05), ylim=(-0.5, 1.5))
 figure.savefig("intervals.png", dpi=120)

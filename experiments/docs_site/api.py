@@ -4,6 +4,7 @@ from pathlib import Path
 
 from experiments.docs_site.repository import ROOT
 
+BEHIND_GUIDES = "---\nsearch:\n  boost: 0.3\n---\n\n"  # what a reader searches for is in a guide first
 PACKAGES = ("afclip_lightning", "afclip_runtime")
 
 
@@ -33,7 +34,7 @@ def page(folder: Path) -> str:
     if not modules:
         return ""
     name = dotted(folder)
-    parts = [f"# {name}\n"]
+    parts = [f"{BEHIND_GUIDES}# {name}\n"]
     if '"""' in (folder / "__init__.py").read_text(encoding="utf-8")[:3]:
         parts.append(f"::: {name}\n")
     parts += [f"## {path.stem}\n\n::: {name}.{path.stem}\n" for path in modules]

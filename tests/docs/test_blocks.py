@@ -9,13 +9,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from afclip_lightning.cli import verbs
 from afclip_lightning.datasets.catalogue import dataset_classes
 from afclip_lightning.engine.app import main as run_main
 from tests.support import REPOSITORY
 from tests.support.blocks import Block, blocks, commands, program_of
+from tests.support.deploy import RUNTIME, project_of
 
 NEEDS = {
     "a fresh environment": "an environment to install into",
@@ -105,10 +105,8 @@ def test_targets_of_make_are_ones_that_there_are() -> None:
 
 
 def test_extras_that_are_installed_are_ones_that_there_are() -> None:
-    projects = [
-        tomllib.loads((REPOSITORY / path).read_text()) for path in ("pyproject.toml", "afclip_runtime/pyproject.toml")
-    ]
-    extras = {project["project"]["name"]: set(project["project"]["optional-dependencies"]) for project in projects}
+    projects = [project_of(folder) for folder in (REPOSITORY, RUNTIME)]
+    extras = {project["name"]: set(project["optional-dependencies"]) for project in projects}
     named = re.findall(
         r"(afclip_\w+?)(?:-[\d.]+-py3-none-any\.whl)?\[([\w,]+)\]", "\n".join(block.text for block in BLOCKS)
     )

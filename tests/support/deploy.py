@@ -6,6 +6,7 @@ import subprocess
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -74,13 +75,19 @@ def run(*command: str | Path, timeout: float = 600, **options: object) -> str:
     return str(done.stdout)
 
 
-def runtime_project() -> dict[str, list[Requirement]]:
-    """Returns what the runtime's pyproject.toml requires: by extra, and without one under ""."""
+def project_of(folder: Path) -> dict[str, Any]:
+    """Returns the section `project` of a folder's pyproject.toml."""
     try:
         import tomllib
     except ImportError:  # Python 3.10
         import tomli as tomllib  # type: ignore[no-redef]
-    project = tomllib.loads((RUNTIME / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project
+
+
+def runtime_project() -> dict[str, list[Requirement]]:
+    """Returns what the runtime's pyproject.toml requires: by extra, and without one under ""."""
+    project = project_of(RUNTIME)
     named = {"": project["dependencies"], **project["optional-dependencies"]}
     return {extra: [Requirement(line) for line in lines] for extra, lines in named.items()}
 
