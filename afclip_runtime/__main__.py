@@ -8,7 +8,7 @@ from afclip_runtime.cli.program import run_program
 from afclip_runtime.cli.verbs import Verbs
 
 CODES = """\
-Exit codes: 0 done; 1 some images could not be read or were left out; 2 a user error that the message explains; 3 the
+Exit codes: 0 done; 1 some images could not be read or were left out; 2 a mistake that the message explains; 3 the
 calibration no longer holds; 70 a fault of the program; 130 Ctrl-C; 141 the reader of the output has ended."""
 
 VERBS = Verbs("afclip_runtime.cli", RUNTIME, CODES)

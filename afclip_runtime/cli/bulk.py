@@ -1,4 +1,4 @@
-"""`inspect` by shards: options, and what the command does with them."""
+"""`inspect` by shards: its options and its run."""
 
 import argparse
 import os
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 
     Load = Callable[[argparse.Namespace, bool], Mapping[str, Inspector]]
 
-PLANNED = "--planned"  # of tasks on other machines: the plan is there, and the end is for whoever started them
+PLANNED = "--planned"  # for tasks on other machines: the plan exists, and the launcher writes the summary
 NOT_BY_SHARDS = ("watch", "move_to", "webhook", "feedback", "axis")
 SAVES_OF_A_TABLE = {"labelstudio", "coco", "nifti"}
 STOPPED = 75
 _shard_images = numeric(int, lambda value: 1 <= value <= 10**6, "from 1 to 1,000,000")
 
 DESCRIPTION = """\
-Very many images are inspected by shards: with --launcher, or where a source is a tar archive, a Parquet file or a URL.
-  sources                   beside files, folders, patterns and lists: tar archives of images as WebDataset has them
-                            (.tar, .tar.gz; shards-{000..127}.tar), Parquet files with the bytes of images or their
-                            paths (--image_column), and all of these at URLs (s3://, gs://, https:// …)
-  parts/0000/000000.parquet one file per shard: the columns of inspections.csv, with size and mtime_ns; no .csv, .jsonl
-  manifest.json             what became of the job: shards, failed, damaged archives, drift
-  plan/                     the shards; new images of a later run become further shards
-Pictures are named by shard and row, at most 1,000 per folder. Two jobs with one output share its shards.
-docs/scale.md says more.
+Very many images are inspected in shards: with --launcher, or if a source is a tar archive, a Parquet file or a URL.
+  sources                   files, folders, patterns and lists, and also: tar archives in the WebDataset format (.tar,
+                            .tar.gz; shards-{000..127}.tar), Parquet files with the bytes of images or their paths
+                            (--image_column), and all of these at URLs (s3://, gs://, https:// …)
+  parts/0000/000000.parquet one file per shard, with the columns of inspections.csv, size and mtime_ns. There is no
+                            inspections.csv or .jsonl
+  manifest.json             result of the job: numbers of shards and failed images, damaged archives, drift
+  plan/                     list of the shards. New images of a later run become new shards
+Pictures are named by shard and row, at most 1,000 per folder. Two jobs with the same output share its shards. See
+docs/scale.md.
 """
 
 
 def add_bulk_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of shards, and of where they are judged."""
+    """Adds the options of shards and of the launcher."""
     group = parser.add_argument_group("very many images, by shards")
     group.add_argument(
         "--shard_images", type=_shard_images, metavar="N", help="images per shard, of files and Parquet rows (1,000)"
@@ -56,15 +57,15 @@ def add_bulk_options(parser: argparse.ArgumentParser) -> None:
 
 
 def is_by_shards(options: argparse.Namespace, patterns: Sequence[str], saves: Sequence[str]) -> bool:
-    """Returns whether images are inspected by shards; refuses options that do not go with that.
+    """Returns whether images are inspected by shards, and checks that the options allow it.
 
     Args:
         options: Options of the command.
-        patterns: What is inspected.
-        saves: What `--save` names.
+        patterns: Sources of images.
+        saves: Values of `--save`.
 
     Raises:
-        UserError: Names the option and the remedy.
+        UserError: An option does not go with shards. The message names the option and the remedy.
     """
     from afclip_runtime.bulk.sources import is_sharded
 
@@ -72,9 +73,9 @@ def is_by_shards(options: argparse.Namespace, patterns: Sequence[str], saves: Se
     if options.launcher is None and not by_source:
         names = ("shard_images", "image_column", "ray_address", "sbatch")
         if given := [name for name in names if getattr(options, name)]:
-            raise UserError(f"--{given[0]} is of an inspection by shards: add --launcher local.")
+            raise UserError(f"--{given[0]} needs an inspection by shards: add --launcher local.")
         if options.jobs != 1:
-            raise UserError("--jobs is of an inspection by shards: add --launcher local.")
+            raise UserError("--jobs needs an inspection by shards: add --launcher local.")
         return False
     why = f"--launcher {options.launcher}" if options.launcher else "tar archives, Parquet files and URLs"
     others = [f"--{name}" for name in NOT_BY_SHARDS if getattr(options, name, None)]
@@ -93,20 +94,20 @@ def inspect_by_shards(
     load: "Load",
     prepare: Callable[["Mapping[str, Inspector]"], None],
 ) -> int:
-    """Inspects images by shards, says what became of them, and returns the exit code.
+    """Inspects images by shards, prints a summary, and returns the exit code.
 
     Args:
         options: Options of the command.
-        args: As they were typed, for tasks on other machines.
-        program: How the program is called.
-        patterns: What is inspected.
-        saves: Which pictures to write.
-        load: Loads the models as options say, in silence if it is asked for; a function of a module, or a
-            `functools.partial` of one.
-        prepare: Says which thresholds they have, and refuses what they cannot do.
+        args: Arguments as typed, for tasks on other machines.
+        program: Command of the program.
+        patterns: Sources of images.
+        saves: Kinds of pictures to write.
+        load: Loads the models from the options; silently if the second argument is true. It must be picklable: a
+            function of a module, or a `functools.partial` of one.
+        prepare: Sets and prints the thresholds of the models, and checks the options against them.
 
     Raises:
-        UserError: There is nothing to inspect, the output is of another job, or a file cannot be written.
+        UserError: There is nothing to inspect, the output belongs to another job, or a file cannot be written.
     """
     from afclip_runtime.bulk.judging import Job
     from afclip_runtime.bulk.parts import require_pyarrow
@@ -141,12 +142,12 @@ def inspect_by_shards(
 
 
 def _load_in_worker(load: "Load", options: argparse.Namespace, threads: int | None = None) -> "Mapping[str, Inspector]":
-    """Returns the models in a worker, with as many threads as the options say, else as the worker may use."""
+    """Loads the models in a worker. `threads` applies if the options do not set the number of threads."""
     return load(argparse.Namespace(**{**vars(options), "threads": options.threads or threads}), True)
 
 
 def _threads(options: argparse.Namespace, jobs: int) -> int | None:
-    """Returns the threads of each worker: those of this machine are shared among its workers."""
+    """Returns the number of threads per worker. The workers of this machine share its cores."""
     if options.threads is not None or options.launcher != "local" or jobs == 1:
         return options.threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -172,12 +173,12 @@ def _plan(
 
 
 class _Progress:
-    """How far a job is, on a terminal: images, images per second, how long it will take, and how many failed.
+    """Progress bar of a job: images, images per second, remaining time, and number of failures.
 
     Args:
         plan: The plan.
-        todo: Numbers of the shards that are judged.
-        methods: How many methods judge each image.
+        todo: Numbers of the shards to inspect.
+        methods: Number of methods per image.
     """
 
     def __init__(self, plan: "Plan", todo: Sequence[int], methods: int) -> None:
@@ -186,7 +187,7 @@ class _Progress:
         counts = [plan.shards[number].images for number in todo]
         self.total = None if None in counts else sum(filter(None, counts)) * methods
         self.todo = len(todo)
-        self.by_image = False  # as they are judged, in this process
+        self.by_image = False  # whether this process counts single images
         self.shards = self.rows = self.failed = 0
         self.bar: Any = tqdm(total=self.total, unit=" images", disable=None, smoothing=0)
 
@@ -196,9 +197,9 @@ class _Progress:
         self.bar.update()
 
     def add_shard(self, facts: "Facts") -> None:
-        """Counts a shard; its images only if they were not counted yet."""
+        """Counts a shard. Its images are counted only if this process does not count single images."""
         self.shards, self.rows, self.failed = self.shards + 1, self.rows + facts.rows, self.failed + facts.failed
-        if self.total is None:  # only reading the others tells: they are taken for as large as those so far
+        if self.total is None:  # the sizes of other shards are not known; the mean so far is assumed
             self.bar.total = round(self.rows / self.shards * self.todo)
         if self.failed:
             self.bar.set_postfix_str(f"{self.failed:,} failed", refresh=False)
@@ -213,10 +214,10 @@ class _Progress:
 
 
 def _say(manifest: "Manifest", judged: int, out: Path) -> None:
-    """Says what became of a job."""
+    """Prints the summary of a job."""
     print(
         f"{manifest.rows - manifest.failed - manifest.left_out:,} inspected, {manifest.failed:,} failed, "
-        f"{manifest.left_out:,} left out, in {counted(manifest.done, 'shard')}, {judged:,} of them judged now: "
+        f"{manifest.left_out:,} left out, in {counted(manifest.done, 'shard')}, {judged:,} of them in this run: "
         f"{out / 'parts'}"
     )
     for damage in manifest.damaged:
@@ -228,8 +229,8 @@ def _say(manifest: "Manifest", judged: int, out: Path) -> None:
 def _exit_code(manifest: "Manifest", out: Path) -> int:
     if left := manifest.shards - manifest.done:
         print(
-            f"{left:,} of {counted(manifest.shards, 'shard')} are not judged yet: another job with this output has "
-            "them, or their processes have ended. The same command looks again. What is known by now is in "
+            f"{left:,} of {counted(manifest.shards, 'shard')} are not inspected yet: another job with this output has "
+            "them, or their processes have ended. Start the same command again to check. The result so far is in "
             f"{out / 'manifest.json'}.",
             file=sys.stderr,
         )

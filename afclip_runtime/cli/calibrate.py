@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 PLACE = 40
 FROM_NORMALS = """\
-From normal images alone (--normal): the threshold that a share --fpr of normal images will exceed. Of at least 10
-images it is a quantile; of fewer, the tail of their scores is fitted. The interval that is printed says how far to
-trust it: from few images it is wide.
+From normal images alone (--normal): the threshold that a share --fpr of normal images will exceed. If this share is
+at least 10 images, the threshold is a quantile. With fewer images, the tail of their scores is fitted. The printed
+interval shows the uncertainty. It is wide if there are few images.
 """
 OF_MAPS = """\
-The threshold of the map is one that a share --pixel_fpr of the normal images' pixels will exceed.
+A share --pixel_fpr of the pixels of normal images will exceed the pixel threshold.
 
-Never calibrate on images that you report results on: what is measured on them afterwards is no measurement.
+Never calibrate on images on which you report results: results on these images would not be valid.
 """
 DESCRIPTION = f"""\
-Chooses the threshold of the image score and that of the map, and writes them into the bundle
-(model.PRODUCT.calibration.json; model.calibration.json without --product), where inspect and serve find them before
-those that were exported. They hold for this bundle, seen in this way; of a float32 bundle on every engine, of an INT8
-bundle on the engine that they were made with: engines round INT8 differently.
-With --roi it holds the region of interest too: inspect and serve take it from there, and refuse another one.
+Chooses the image threshold and the pixel threshold, and writes them into the bundle (model.PRODUCT.calibration.json;
+model.calibration.json without --product). inspect and serve prefer them to the exported ones. They hold for this bundle
+and these options. For a float32 bundle they hold on every engine, for an INT8 bundle only on the engine of the
+calibration, since engines round INT8 differently.
+With --roi the calibration contains the region of interest. inspect and serve use it, and reject another one.
 
 {FROM_NORMALS}\
 By hand: --threshold.
@@ -63,11 +63,11 @@ def calibrate(options: argparse.Namespace, labelled: "Labelled", place: Path, pr
     """Chooses the thresholds of a model and writes them.
 
     Args:
-        options: Of the command.
-        labelled: Images, and whether each is anomalous.
-        place: The file that is written.
-        product: What the calibration is for.
-        load: Returns the model that sees these images, without a calibration.
+        options: Options of the command.
+        labelled: Images with their labels: whether the image is anomalous.
+        place: File to write.
+        product: Product of the calibration.
+        load: Function that loads the model for these images, without a calibration.
 
     Raises:
         UserError: There are too few images, one cannot be read, or an option is out of its range.
@@ -90,7 +90,9 @@ def calibrate(options: argparse.Namespace, labelled: "Labelled", place: Path, pr
 
 
 def normal_images(folder: Path | None) -> "Labelled":
-    """Returns the images of a folder of normal ones, and says what else lies there; none for no folder.
+    """Returns the images of a folder of normal images, and prints notes on other files.
+
+    Without a folder there are none.
 
     Raises:
         UserError: The folder has no image.
@@ -108,15 +110,15 @@ def normal_images(folder: Path | None) -> "Labelled":
 
 
 def place_of_calibration(options: argparse.Namespace, beside: Path | None, product: str) -> Path:
-    """Returns where the calibration is to be written.
+    """Returns the path at which to write the calibration.
 
     Args:
-        options: Of the command.
-        beside: That of the product without name; `None` where a calibration has no place of its own.
-        product: What it is for.
+        options: Options of the command.
+        beside: Path of the calibration of the product without a name; `None` if the model is not a file.
+        product: Product of the calibration.
 
     Raises:
-        UserError: Another one lies there, or nothing can be written there.
+        UserError: A calibration exists there, or nothing can be written there.
     """
     from afclip_runtime.files import check_writable
     from afclip_runtime.inspection.calibration import Calibration, place_of
@@ -124,7 +126,7 @@ def place_of_calibration(options: argparse.Namespace, beside: Path | None, produ
     place: Path | None = options.out
     if place is None:
         if beside is None:
-            raise UserError("the model is no file that a calibration could lie beside: give --out FILE.")
+            raise UserError("the model is not a file, so the calibration has no default path: give --out FILE.")
         place = place_of(beside, product)
     if place.exists() and not options.overwrite:
         try:
@@ -137,10 +139,10 @@ def place_of_calibration(options: argparse.Namespace, beside: Path | None, produ
 
 
 def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
-    """Refuses too few images, before a model is loaded.
+    """Checks that there are enough images, before a model is loaded.
 
     Raises:
-        UserError: There are.
+        UserError: There are too few.
     """
     from afclip_runtime.inspection.calibration import require
 
@@ -157,7 +159,7 @@ def _check_enough(options: argparse.Namespace, labels: Sequence[bool]) -> None:
 def _thresholds(
     options: argparse.Namespace, model: "Inspector", labelled: "Labelled"
 ) -> "tuple[Threshold, Threshold | None, np.ndarray]":
-    """Returns the thresholds of image scores and of maps, and the scores of the normal images; prints the thresholds.
+    """Returns the image threshold, the pixel threshold and the scores of normal images. Prints the thresholds.
 
     Raises:
         UserError: An image cannot be read, or there are too few.
@@ -193,15 +195,15 @@ def _thresholds(
     print("image score:", said_of(image))
     if anomalous.any():
         found, false = (is_anomalous(part, image.value) for part in (scores[anomalous], normal))
-        counts = f"{found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} normal ones"
-        print(f"  above it lie {counts}")
+        counts = f"{found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} normal images"
+        print(f"  above it: {counts}")
     if pixel:
         print("map:        ", said_of(pixel))
     return image, pixel, normal
 
 
 def said_of(threshold: "Threshold") -> str:
-    """Returns a threshold in words: how it came about, and how far to trust it."""
+    """Returns a threshold in words: how it was chosen, and its uncertainty."""
     how = {
         "quantile": "quantile of {n} normal images",
         "tail_fit": "tail fitted to {n} normal images, which are few for this rate",
@@ -213,15 +215,15 @@ def said_of(threshold: "Threshold") -> str:
     }[threshold.method].format(n=threshold.n)
     text = f"threshold {threshold.value:.4g}, {how}"
     if threshold.fpr is not None:
-        text += f"; share of normal ones above it: {threshold.fpr:.3g}"
+        text += f"; false-positive rate: {threshold.fpr:.3g}"
     if threshold.interval is not None:
         low, high = threshold.interval
-        text += f"\n  it lies between {low:.4g} and {high:.4g} with a confidence of {threshold.confidence:.0%}"
+        text += f"\n  {threshold.confidence:.0%} confidence interval: {low:.4g} to {high:.4g}"
     return text
 
 
 def add_choice_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that choose thresholds, and say where they are written."""
+    """Adds the options of the thresholds and of the calibration file."""
     parser.add_argument(
         "--fpr",
         type=finite,

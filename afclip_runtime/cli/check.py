@@ -1,4 +1,4 @@
-"""`python -m afclip_runtime check`: whether a bundle is whole, and the engines here give its numbers."""
+"""`python -m afclip_runtime check`: check the files of a bundle, and its scores on the installed engines."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from afclip_runtime.errors import UserError
 
 PLACE = 44
 DESCRIPTION = """\
-Checks a bundle: the SHA-256 of each of its files, its version, its calibrations, and what each engine that is installed
-says of drawn images, beside what the exported model said of them.
+Checks a bundle: the SHA-256 of each file, the version, the calibrations, and the results of each installed engine for
+random images, compared with those of the exported model.
 
-Exit codes: 0 all is well; 2 something is not, which the message says.
+Exit codes: 0 the bundle is intact; 2 it is not, and the message says why.
 """
 
 
 @command()
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code: 0 all is well, 2 something is not."""
+    """Runs the command and returns its exit code: 0 the bundle is intact, 2 it is not."""
     from afclip_runtime.inspection.bundle import (
         GRAPH,
         chosen_engine,
@@ -34,18 +34,16 @@ def main(args: Sequence[str]) -> int:
     card, sums = read_card(folder), read_sums(folder)
     if problems := _problems(folder, sums):
         raise UserError("\n".join(problems))
-    chosen_engine(None)  # refuses where none is installed
+    chosen_engine(None)  # raises if none is installed
     models = {name: open_bundle(folder, engine=name, calibration=None) for name in installed_engines()}
     print(f"{folder}: {card.method} on {card.backbone}, {card.precision}, category {card.category}")
-    print(
-        f"{len(sums)} files are those that were exported; {GRAPH} has {(folder / GRAPH).stat().st_size / 2**20:.0f} MB"
-    )
+    print(f"{len(sums)} files are as exported; {GRAPH} has {(folder / GRAPH).stat().st_size / 2**20:.0f} MB")
     for name, model in models.items():
         found = card.self_test.check(model.engine)
         print(
-            f"{name}: differs from the exported model by {found:.1e} at most; {card.self_test.tolerance:.0e} is allowed"
+            f"{name}: differs from the exported model by at most {found:.1e}; {card.self_test.tolerance:.0e} is allowed"
         )
-    print(f"calibration that was exported: {card.calibration or 'none'}")
+    print(f"exported calibration: {card.calibration or 'none'}")
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         made = Calibration.read(path)
         made.check(path, card.checkpoint, {**made.settings, "category": card.category, **card.settings})
@@ -54,7 +52,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _problems(folder: Path, sums: dict[str, str]) -> list[str]:
-    """Returns a sentence per file of a bundle that is missing or was changed."""
+    """Returns one sentence per missing or changed file of a bundle."""
     from afclip_runtime.inspection.bundle import check_sum
 
     found = []

@@ -1,4 +1,4 @@
-"""The option --feedback of `inspect`: verdicts that were wrong, of the command line."""
+"""The option --feedback of `inspect`, which marks wrong verdicts."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MARKS = (*get_args(Verdict), "undo")
 
 
 def add_feedback_options(parser: argparse.ArgumentParser) -> OptionGroup:
-    """Adds the options that say which verdicts were wrong, and returns their group."""
+    """Adds the options of feedback, and returns their group."""
     group = parser.add_argument_group("feedback")
     group.add_argument(
         "--feedback",
@@ -30,10 +30,10 @@ def add_feedback_options(parser: argparse.ArgumentParser) -> OptionGroup:
 
 
 def require_images(images: Sequence[Path], options: argparse.Namespace) -> None:
-    """Refuses feedback on nothing, and with options that it does not heed.
+    """Checks the options of feedback.
 
     Raises:
-        UserError: There is no image, or a threshold by hand, which feedback does not move.
+        UserError: There is no image, or a threshold is set by hand, which feedback does not move.
     """
     if not images:
         raise UserError("--feedback is on images whose verdict was wrong: name them.")
@@ -42,16 +42,16 @@ def require_images(images: Sequence[Path], options: argparse.Namespace) -> None:
 
 
 def give_feedback(model: "Inspector", mark: "Mark", images: Sequence[Path], who: str) -> None:
-    """Marks images whose verdict was wrong, and prints how far the threshold of the calibration moves.
+    """Marks the verdicts of images as wrong, and prints how the threshold of the calibration moves.
 
     Args:
-        model: With its calibration.
+        model: The model with its calibration.
         mark: One of `MARKS`.
         images: The files, at least one; see `require_images`.
-        who: Says so.
+        who: Name of the author.
 
     Raises:
-        UserError: There is no calibration, or an image cannot be read or marked; those before it are marked.
+        UserError: There is no calibration, or an image cannot be read or marked. Images before it are marked.
     """
     from afclip_runtime.files import fingerprint
 

@@ -1,4 +1,4 @@
-"""`python -m afclip_runtime health`: whether a watcher or a page lives, for containers and monitors."""
+"""`python -m afclip_runtime health`: check that a watcher or a server is running, for containers and monitors."""
 
 import argparse
 import http.client
@@ -13,7 +13,7 @@ from afclip_runtime.supervision import check_alive
 
 PLACE = 43
 DESCRIPTION = """\
-Says whether `inspect --watch` or `serve` lives. Exit codes: 0 it does; 2 it does not, with the reason.
+Checks that `inspect --watch` or `serve` is running. Exit codes: 0 it is; 2 it is not, and the message says why.
 
   python -m afclip_runtime health --out inspections
   python -m afclip_runtime health --url http://127.0.0.1:8000/health
@@ -22,7 +22,7 @@ Says whether `inspect --watch` or `serve` lives. Exit codes: 0 it does; 2 it doe
 
 @command()
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code: 0 it lives, 2 it does not."""
+    """Runs the command and returns its exit code: 0 it is running, 2 it is not."""
     options = _parser().parse_args(args)
     if options.out is not None:
         print(f"alive {check_alive(options.out, options.within):.1f} s ago")
@@ -32,14 +32,14 @@ def main(args: Sequence[str]) -> int:
 
 
 def _ask(url: str, seconds: float) -> str:
-    """Returns what a page says of its health.
+    """Returns the answer of a server's health check.
 
     Raises:
-        UserError: It does not answer, or not with 200.
+        UserError: The server does not answer, or not with status 200.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url} is no address of a page; one is http://127.0.0.1:8000/health.")
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores proxies of the environment
     try:
         with direct.open(url, timeout=seconds) as answer:
             return str(answer.read(4096).decode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""`python -m afclip_runtime inspect`: score, verdict and map of one's own images, with a bundle."""
+"""`python -m afclip_runtime inspect`: score, verdict and map of images, with a bundle."""
 
 import argparse
 import io
@@ -41,59 +41,61 @@ if TYPE_CHECKING:
 
 PLACE = 41
 SAVES = ("map", "npy", "mask", "overlay")
-OF_THRESHOLD = ("mask", "labelstudio", "coco")  # what there is none of without a pixel threshold
+OF_THRESHOLD = ("mask", "labelstudio", "coco")  # outputs that need a pixel threshold
 _megapixels = numeric(float, lambda value: value > 0, "above 0")
 FILES = """\
-Inspects images: files, folders with all below them, patterns (*), or - for a list of paths from standard input.
+Inspects images: files, folders with their subfolders, patterns (*), or - for a list of paths from standard input.
 
-The output folder gets, as it goes, one line per image:
+The output folder gets one line per image at once:
   inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold,
                             threshold_from (calibration, hand or default), verdict, area (share of inspected pixels
-                            that are marked), regions (box = left, top, right, bottom; area in pixels; highest score),
-                            drift (higher or lower: the calibration no longer holds, see below), error, name (of the
-                            files below); in .jsonl also size and mtime_ns of the file
-  maps/NAME.png             --save map: 16 bits, value = low + pixel * step, both texts in the file; evaluate reads it
+                            above the pixel threshold), regions (box = left, top, right, bottom; area in pixels; highest
+                            score), drift (higher or lower: the calibration no longer holds, see below), error, name (of
+                            the files below); in .jsonl also size and mtime_ns of the file
+  maps/NAME.png             --save map: 16 bits, value = low + pixel * step; low and step are texts in the file. The
+                            command evaluate reads it
   npy/NAME.npy              --save npy: the map as float32
   masks/NAME.png            --save mask: 255 above the pixel threshold
   overlays/NAME.jpg         --save overlay: image, map and contours
 """
 RUNS = f"""\
-All are of the image's own size. An overlay without calibration says that its colours have no common scale.
-A run that was stopped goes on where it was, tries again what failed, and judges a file again that was replaced (its
-size or time has changed). One process writes into an output folder at a time.
+All pictures have the size of the image. An overlay without calibration notes that its colours have no common scale.
+A stopped run continues where it was. It tries failed images again, and inspects a replaced file (whose size or time has
+changed) again. Only one process at a time can write into an output folder.
 
-Files of a folder that could be images and are of no kind that is read here (.heic, .cr2 …) get a line with an error as
-well, and are counted as left out; texts, tables, archives, hidden files and what --ignore names do not. A folder that
-cannot be read costs one line.
+Files of a folder that may be images but whose format is not read here (.heic, .cr2 …) get a line with an error and
+count as left out. Texts, tables, archives, hidden files and files that match --ignore get no line. A folder that cannot
+be read gets one line.
 
-Thresholds come from the command calibrate, or by hand; else a ready model has its own, which know nothing of your
-product: threshold_from says default then. Without a threshold there is no verdict.
+Thresholds come from the command calibrate, or are set by hand. Otherwise a ready model has default thresholds, which do
+not depend on your product; threshold_from is then default. Without a threshold there is no verdict.
 
-As images come, their scores are compared with those of the calibration's normal images. Where they have become higher
-or lower (light, camera or product have changed), the calibration no longer holds: column drift from that image on, a
-note, and exit code 3. At most 1 % of runs without a change ever say so, if at most half of the images are anomalous and
-no more than 40 in a row.
+Drift: the scores of the images are compared with those of the calibration's normal images. If they have become higher
+or lower (light, camera or product have changed), the calibration no longer holds. Then the column drift is set from
+this image on, a note is printed, and the exit code is 3. At most 1 % of runs without a change report a drift, if at
+most half of the images are anomalous and at most 40 of them in a row.
 
-A verdict was wrong? The same command with those images and --feedback normal (a false alarm) or --feedback anomalous
-(a missed anomaly) moves the threshold, within the interval in which it lies anyway; --feedback undo takes that back. An
-audit file beside the calibration, head.feedback.jsonl, gets a line each; the calibration stays as it is.
+Feedback: to correct a wrong verdict, run the same command on these images with --feedback normal (a false alarm) or
+--feedback anomalous (a missed anomaly). This moves the threshold within its confidence interval; --feedback undo
+withdraws it. The audit file beside the calibration, head.feedback.jsonl, gets one line per mark. The calibration itself
+does not change.
 
 {OF_WATCHING}
-Exit codes: 0 all images were judged; 1 some could not be read or were left out (column error); 3 the calibration no
-longer holds (column drift), whether or not all could be read; 2 a mistake that the message explains; 70 an error of
-this program; 130 interrupted.
+Exit codes: 0 all images were inspected; 1 some could not be read or were left out (column error); 3 the calibration no
+longer holds (column drift), even if some could not be read; 2 a mistake that the message explains; 70 a fault of the
+program; 130 interrupted.
 """
 DESCRIPTION = f"""\
 {FILES}\
 {RUNS}
 {OF_SHARDS}
-Volumes (NIfTI, DICOM series …) and files for annotation tools are of `afclip inspect`, with afclip_lightning installed.
+Volumes (NIfTI, DICOM series …) and files for annotation tools need `afclip inspect` of afclip_lightning.
 """
 
 
 @command("Stopped. The same command goes on from here.")
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code, as the description has them."""
+    """Runs the command and returns its exit code, see the description."""
     from afclip_runtime.inspection.inputs import find_inputs
 
     options = parse_paths_or_watch(_parser(), args)
@@ -123,11 +125,11 @@ def main(args: Sequence[str]) -> int:
 
 
 def load_of_bundle(options: argparse.Namespace, silent: bool) -> "dict[str, Inspector]":
-    """Returns the model of a bundle as the options want it, by name.
+    """Loads the model of a bundle with the options of the command. Returns it by name.
 
     Args:
-        options: Of the command; they name the bundle.
-        silent: Whether what is worth a word of it was said before.
+        options: Options of the command, with the bundle.
+        silent: Whether to print nothing.
 
     Raises:
         UserError: See `load_bundle`.
@@ -139,21 +141,21 @@ def load_of_bundle(options: argparse.Namespace, silent: bool) -> "dict[str, Insp
 
 
 def check_inputs(inputs: "Sequence[Input]", options: argparse.Namespace) -> None:
-    """Refuses a run that has nothing to do.
+    """Checks that there is something to inspect.
 
     Raises:
-        UserError: There is no file, and no folder is watched.
+        UserError: There is no file, and no folder to watch.
     """
     if not inputs and options.watch is None:
         raise UserError("there is nothing to inspect: name files or folders, or give --watch DIR.")
 
 
 def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -> None:
-    """Adds the options that say which images are inspected, and what is written of them.
+    """Adds the options of inputs and outputs.
 
     Args:
-        parser: Of the command.
-        saves: What `--save` takes.
+        parser: Parser of the command.
+        saves: Allowed values of `--save`.
     """
     parser.add_argument("paths", nargs="*", metavar="PATH", help="file, folder, pattern, or - for a list")
     parser.add_argument(
@@ -180,7 +182,7 @@ def add_inspect_options(parser: argparse.ArgumentParser, saves: Sequence[str]) -
 
 
 def add_threshold_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say by which thresholds images are judged."""
+    """Adds the options of thresholds."""
     thresholds = parser.add_argument_group("thresholds")
     add_calibration_options(thresholds)
     thresholds.add_argument(
@@ -192,10 +194,10 @@ def add_threshold_options(parser: argparse.ArgumentParser) -> None:
 
 
 def saves_of(options: argparse.Namespace, known: Sequence[str]) -> list[str]:
-    """Returns what is to be saved of each image.
+    """Returns the values of `--save`.
 
     Raises:
-        UserError: Something else is named.
+        UserError: A value is not allowed.
     """
     saves = list(filter(None, options.save.split(",")))
     if unknown := set(saves) - set(known):
@@ -224,10 +226,11 @@ def readable(inputs: "Sequence[Input]") -> list[Path]:
 
 
 def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespace, saves: Sequence[str]) -> None:
-    """Gives the models the thresholds by hand, and says which thresholds they have.
+    """Sets the models' thresholds that are given by hand, and prints the thresholds of all models.
 
     Raises:
-        UserError: What is to be saved needs a pixel threshold, or what is to be moved a threshold, and there is none.
+        UserError: There is no pixel threshold, which a value of `--save` needs, or no threshold, which `--move_to`
+            needs.
     """
     give_thresholds(models.values(), options)
     for name, model in models.items():
@@ -239,7 +242,7 @@ def set_thresholds(models: "Mapping[str, Inspector]", options: argparse.Namespac
 
 
 def give_thresholds(models: "Iterable[Inspector]", options: argparse.Namespace) -> None:
-    """Gives models the thresholds by hand, and the largest image that they read."""
+    """Sets the models' thresholds that are given by hand, and their limit of image sizes."""
     for model in models:
         model.threshold, model.pixel_threshold = options.threshold, options.pixel_threshold
         model.most_pixels = None if options.max_megapixels is None else int(options.max_megapixels * 10**6)
@@ -253,13 +256,13 @@ def inspected(
     saves: Sequence[str],
     keeps: "Sequence[Keep]" = (),
 ) -> "Iterator[Done]":
-    """Inspects images into the folder of the output, which nobody else writes into until the body has ended.
+    """Inspects images into the output folder, which stays locked for this process until the body has ended.
 
     Args:
-        models: By name.
-        inputs: The files; none where a folder is watched.
-        options: Of the command.
-        saves: Which pictures to write.
+        models: Models by name.
+        inputs: The files; empty if a folder is watched.
+        options: Options of the command.
+        saves: Kinds of pictures to write.
         keeps: See `folder.inspect`.
 
     Raises:
@@ -285,15 +288,15 @@ def report(
     lines: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> int:
-    """Says what a run did, and returns the exit code.
+    """Prints the summary of a run, and returns the exit code.
 
     Args:
-        models: By name.
-        inputs: The files; none where a folder was watched.
-        done: What the run did.
-        out: Folder of the output.
-        lines: What else it did.
-        notes: What else is worth a word.
+        models: Models by name.
+        inputs: The files; empty if a folder was watched.
+        done: Result of the run.
+        out: Output folder.
+        lines: More lines of the summary.
+        notes: More notes.
     """
     from afclip_runtime.images.picture import say
     from afclip_runtime.inspection.inputs import count_left_out
@@ -304,12 +307,12 @@ def report(
     for line in lines:
         print(line)
     if done.replaced:
-        print(f"{done.replaced} of these had been inspected before and were replaced since.")
+        print(f"{done.replaced} of these were inspected before and have been replaced since.")
     for sentence in [*notes, *say(sum((model.remarks for model in models.values()), Counter[str]()))]:
         print(f"note: {sentence}", file=sys.stderr)
     drifted = any(row.drift for row in done.rows.values())
     for name, drift in done.drifts.items():
-        if alarm := drift.finish() if inputs else drift.alarm:  # a watched stream has no end that could be looked at
+        if alarm := drift.finish() if inputs else drift.alarm:  # a watched stream has no end to test
             drifted = True
             print(f"note: {name}: {alarm}", file=sys.stderr)
     return 3 if drifted else 1 if done.failed or done.left_out else 0

@@ -1,4 +1,4 @@
-"""Options of the commands that have many units of work: where that work runs."""
+"""Launcher options of the commands with many units of work."""
 
 import argparse
 import shlex
@@ -14,12 +14,12 @@ JOBS = numeric(int, lambda jobs: jobs >= 1, "at least 1")
 
 
 def add_launch_options(parser: argparse.ArgumentParser, units: str, optional: bool = False) -> None:
-    """Adds the options that say where the work runs.
+    """Adds the options of the launcher.
 
     Args:
-        parser: Of the command.
-        units: What its units of work are called: `cells`.
-        optional: Whether the command does without a launcher where none is named.
+        parser: Parser of the command.
+        units: Name of its units of work, as `cells`.
+        optional: Whether the command can run without a launcher.
     """
     group = parser.add_argument_group("where the work runs")
     group.add_argument(
@@ -47,21 +47,21 @@ def add_launch_options(parser: argparse.ArgumentParser, units: str, optional: bo
 def where_of(
     options: argparse.Namespace, verb: str, args: Sequence[str], drop: Collection[str] = (), program: str = PROGRAM
 ) -> Where:
-    """Returns where the options want the work to run.
+    """Returns where the work shall run.
 
     Args:
-        options: Of a parser with `add_launch_options`.
-        verb: Of the command: `features build`.
-        args: What follows the verb, as it was typed.
-        drop: Flags without a value that tasks on other machines are not given.
-        program: How the program is called.
+        options: Options of a parser with `add_launch_options`.
+        verb: Verb of the command, as `features build`.
+        args: Arguments after the verb, as typed.
+        drop: Flags without a value that tasks on other machines shall not get.
+        program: Command of the program.
     """
     command = [sys.executable, *program.split()[1:], *verb.split(), *_of_a_task(args, drop)]
     return Where(options.launcher or "local", options.jobs, options.ray_address, options.sbatch, command)
 
 
 def _of_a_task(args: Sequence[str], drop: Collection[str]) -> Iterator[str]:
-    """Yields the arguments of the same command with one worker where it is started; what follows `--` stays behind."""
+    """Yields the arguments of the same command with one local worker. Arguments after `--` stay at the end."""
     end = list(args).index("--") if "--" in args else len(args)
     rest = iter(args[:end])
     for arg in rest:

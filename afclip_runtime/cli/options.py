@@ -1,4 +1,4 @@
-"""Options of the commands that judge images: how they are seen, by which thresholds, and by which engine."""
+"""Options of the commands that inspect images: views, thresholds and engine."""
 
 import argparse
 import sys
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from afclip_runtime.inspection.inspector import Inspector
 
 RUNTIME = "python -m afclip_runtime"
-"""How messages call the program without torch."""
+"""Command of the program without torch, for messages."""
 
 TOY = (
-    "the backbone is the tiny CLIP that comes with afclip_lightning. It has seen drawn pictures only, to try things "
-    "out: its scores of photos mean nothing."
+    "the backbone is the tiny CLIP that comes with afclip_lightning. It is for trials, trained on drawn pictures only: "
+    "its scores of photos are meaningless."
 )
-DEFAULT = "the head's default thresholds, which know nothing of your product: calibrate on normal images of it"
+DEFAULT = "the head's default thresholds, which do not depend on your product: calibrate on normal images of it"
 GRAPH_ENGINES = ("onnx", "openvino")
 
 _threads = numeric(int, lambda value: 1 <= value <= 1024, "from 1 to 1024")
 
 
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which bundle judges, and by which engine."""
+    """Adds the options of the bundle and its engine."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--bundle",
@@ -43,7 +43,7 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine_options(group: OptionGroup, engines: Sequence[str]) -> None:
-    """Adds the options that say which engine runs the model."""
+    """Adds the options of the engine."""
     group.add_argument(
         "--engine",
         choices=engines,
@@ -56,7 +56,7 @@ def add_engine_options(group: OptionGroup, engines: Sequence[str]) -> None:
 
 
 def add_batch_options(group: OptionGroup) -> None:
-    """Adds the options that say how much is done at once."""
+    """Adds the options of batches and threads."""
     group.add_argument("--batch_size", type=int, default=8, metavar="N", help="views per batch (%(default)s)")
     group.add_argument(
         "--num_workers", type=int, default=2, metavar="N", help="number of threads that decode images (%(default)s)"
@@ -64,13 +64,13 @@ def add_batch_options(group: OptionGroup) -> None:
 
 
 def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
-    """Adds the options that say how images are seen.
+    """Adds the options of views.
 
     Args:
-        parser: Of the command.
+        parser: Parser of the command.
         roi: Whether the command takes a region of interest.
     """
-    view = parser.add_argument_group("how images are seen; a bundle says it itself")
+    view = parser.add_argument_group("views of images; a bundle has its own defaults")
     view.add_argument(
         "--fit",
         choices=get_args(Fit),
@@ -102,7 +102,7 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
 
 
 def add_calibration_options(group: OptionGroup) -> None:
-    """Adds the options that say which calibration it is."""
+    """Adds the options of the calibration."""
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--calibration",
@@ -114,15 +114,15 @@ def add_calibration_options(group: OptionGroup) -> None:
 
 
 def wanted_calibration(options: argparse.Namespace) -> str | None:
-    """Returns the calibration that the options name, as `load` and `open_bundle` take it."""
+    """Returns the calibration of the options, as an argument of `load` and `open_bundle`."""
     return None if options.no_calibration else options.calibration or "auto"
 
 
 def check_batch_options(options: argparse.Namespace) -> None:
-    """Refuses numbers that are out of their range.
+    """Checks the range of `--batch_size` and `--num_workers`.
 
     Raises:
-        UserError: One is.
+        UserError: A number is out of its range.
     """
     if options.batch_size < 1 or options.num_workers < 0:
         raise UserError(
@@ -132,11 +132,11 @@ def check_batch_options(options: argparse.Namespace) -> None:
 
 
 def tiling_of(options: argparse.Namespace, otherwise: Tiling | None = None) -> Tiling:
-    """Returns how images are seen.
+    """Returns the tiling of the options.
 
     Args:
-        options: From `add_view_options`.
-        otherwise: What holds where an option is not given; an image squashed into the frame by default.
+        options: Options of `add_view_options`.
+        otherwise: Default of options that are not given. Without it, an image is squashed into the frame.
 
     Raises:
         UserError: A value is out of its range.
@@ -155,10 +155,10 @@ def tiling_of(options: argparse.Namespace, otherwise: Tiling | None = None) -> T
 
 
 def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Literal['bits'] | None":
-    """Returns the white level that the options name, looked up in the images for `auto`; `None` if they name none.
+    """Returns the white level of the options, estimated from the images for `auto`; `None` without the option.
 
     Raises:
-        UserError: It is no level, or there is no image to look it up in.
+        UserError: The value is not a white level, or there is no image for `auto`.
     """
     if options.white is None:
         return None
@@ -176,13 +176,13 @@ def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Lite
 def load_bundle(
     folder: Path, options: argparse.Namespace, calibration: str | None, images: Sequence[Path] = ()
 ) -> "BundleInspector":
-    """Returns the model of a bundle, as the options want it.
+    """Opens a bundle with the options of the command.
 
     Args:
         folder: The bundle.
-        options: From `add_bundle_options`, or those of afclip_lightning.
-        calibration: As `open_bundle` takes it.
-        images: Those that are to be seen, for a white level that is looked up in them.
+        options: Options of `add_bundle_options`, or of afclip_lightning.
+        calibration: See `open_bundle`.
+        images: Images from which `--white auto` is estimated.
 
     Raises:
         UserError: See `open_bundle`; or an option is out of its range.
@@ -207,10 +207,10 @@ def load_bundle(
 
 
 def bundle_of(options: argparse.Namespace) -> Path:
-    """Returns the bundle that `--bundle` names, else the one that this program lies in, else the working directory.
+    """Returns the bundle of `--bundle`, else the bundle that contains this program, else the working directory.
 
     Raises:
-        UserError: None is named, and neither is a bundle.
+        UserError: The option is missing, and neither folder is a bundle.
     """
     from afclip_runtime.inspection.bundle import is_bundle
 
@@ -223,9 +223,9 @@ def bundle_of(options: argparse.Namespace) -> Path:
 
 
 def thresholds_of(model: "Inspector") -> str:
-    """Returns in words where the thresholds of a model come from."""
+    """Returns the source of a model's thresholds in words."""
     image, pixel = (value is not None for value in (model.threshold, model.pixel_threshold))
-    by_hand = {(True, True): "both", (True, False): "that of the score", (False, True): "that of the map"}
+    by_hand = {(True, True): "both", (True, False): "image threshold", (False, True): "pixel threshold"}
     said = f"; {by_hand[image, pixel]} given by hand" if image or pixel else ""
     if model.calibration is not None:
         by_feedback = f"; {model.feedback}" if str(model.feedback or "") else ""
@@ -241,7 +241,7 @@ def thresholds_of(model: "Inspector") -> str:
 
 
 def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Returns what a loop over images goes over, and shows on a terminal how far it is."""
+    """Returns an iterable over images that shows a progress bar on a terminal."""
     from tqdm import tqdm
 
     return tqdm(items, total=total, unit=" images", disable=None)

@@ -1,4 +1,4 @@
-"""What all commands have in common: their parser, the exit codes of mistakes, and flags that had another name."""
+"""Common parts of all commands: the parser, exit codes of mistakes, and renamed flags."""
 
 import argparse
 import difflib
@@ -14,7 +14,7 @@ Command = Callable[[Sequence[str]], int]
 Number = TypeVar("Number", int, float)
 OptionGroup = argparse._ArgumentGroup  # what `add_argument_group` returns
 
-_MODEL = {"--shots": "--few_shot_dir", "--ckpt_path": "--checkpoint"}  # what Lightning and our runs call it
+_MODEL = {"--shots": "--few_shot_dir", "--ckpt_path": "--checkpoint"}  # names in Lightning and in run folders
 _RUN = {"--run_dir": "--out"}
 RENAMED: dict[str, dict[str, str]] = {
     "calibrate": {"--output": "--out", **_MODEL},
@@ -30,15 +30,17 @@ RENAMED: dict[str, dict[str, str]] = {
     "test": _RUN,
     "validate": _RUN,
 }
-"""Flags that had another name, by command: the old name is still understood."""
+"""Renamed flags by command. The old names still work."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command: keeps the description's lines, takes no half names, and says what is wrong in a line.
+    """The parser of a command.
+
+    It keeps the lines of descriptions, allows no abbreviated flags, and prints short errors.
 
     Args:
-        prog: How the command is called.
-        options: As `argparse.ArgumentParser` takes them.
+        prog: Command line of the command.
+        options: See `argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str, **options: Any) -> None:
@@ -46,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message, the nearest name of a mistyped flag, and where all flags are; ends with exit code 2."""
+        """Prints the message, the nearest name of a mistyped flag, and the help command. Ends with exit code 2."""
         near: list[str] = []
         if message.startswith("unrecognized arguments: "):
             names = self._flags()
@@ -57,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
         sys.exit(2)
 
     def _flags(self) -> list[str]:
-        """Returns the flags of this parser and of those of its verbs."""
+        """Returns the flags of this parser and of its subparsers."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -66,12 +68,12 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def numeric(kind: Callable[[str], Number], holds: Callable[[Number], bool], wanted: str) -> Callable[[str], Number]:
-    """Returns the type of an option that is a number; the parser says of any other text that it must be `wanted`.
+    """Returns the argparse type of a numeric option. For an invalid text, the parser reports "must be `wanted`".
 
     Args:
         kind: `int` or `float`.
-        holds: Whether a number is allowed.
-        wanted: What is allowed, in words.
+        holds: Function that returns whether a number is allowed.
+        wanted: Description of the allowed numbers.
     """
 
     def read(text: str) -> Number:
@@ -90,10 +92,10 @@ finite = numeric(float, math.isfinite, "a finite number")
 
 
 def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
-    """Returns a decorator of a command's `main`: 2 and a line for a mistake that the message explains, 130 for Ctrl-C.
+    """Returns a decorator for a command's `main`. It prints a `UserError` and returns 2, and returns 130 after Ctrl-C.
 
     Args:
-        interrupted: What is said after Ctrl-C.
+        interrupted: Message after Ctrl-C.
     """
 
     def decorate(run: Command) -> Command:
@@ -114,11 +116,11 @@ def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
 
 
 def with_new_names(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the arguments of a command with the names that its flags have today, and a sentence per renamed flag.
+    """Returns the arguments of a command with the current names of its flags, and a sentence per renamed flag.
 
     Args:
         verb: The command.
-        args: What follows it. What follows `--` is for other commands, and stays.
+        args: Arguments of the command. Those after `--` are for other commands, and are not changed.
     """
     new = RENAMED.get(verb, {})
     end = list(args).index("--") if "--" in args else len(args)

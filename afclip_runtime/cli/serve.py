@@ -1,4 +1,4 @@
-"""`python -m afclip_runtime serve`: a page where an image is judged, with a bundle."""
+"""`python -m afclip_runtime serve`: a web page and an HTTP service that inspect images, with a bundle."""
 
 import argparse
 import sys
@@ -19,8 +19,8 @@ from afclip_runtime.cli.server_options import REQUESTS, add_server_options, read
 PLACE = 42
 DESCRIPTION = (
     """\
-Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images. A picture to
-try comes with it. What a bundle compares with is in its graph: it takes no few-shot images.
+Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images. It has a
+sample image. A bundle takes no few-shot images: they are part of its graph.
 
 """
     + REQUESTS

@@ -1,4 +1,4 @@
-"""The server behind `serve`: its flags, its requests in words, and how it is run, whatever engine runs the model."""
+"""The server of `serve`: its flags, the description of its requests, and its start. It works with any engine."""
 
 import argparse
 import ipaddress
@@ -17,45 +17,46 @@ if TYPE_CHECKING:
 
 REQUESTS = """\
   GET    /                 the page
-  POST   /api/inspect      the request is an image file, or a form with one; the answer is JSON: score, verdict, area,
+  POST   /api/inspect      inspects the image file in the body, or in a form; the answer is JSON: score, verdict, area,
                            regions; note (if the calibration no longer holds)
                            curl --data-binary @image.png http://127.0.0.1:8000/api/inspect
                            curl -F file=@image.png http://127.0.0.1:8000/api/inspect
   GET    /api/model        method, backbone, calibration, thresholds and where they come from, limits
-  GET    /sample.jpg       the picture to try
-  POST   /api/normals      likewise an image, of a normal product, to calibrate from; a copy counts once
-  POST   /api/calibration  takes the thresholds that 8 or more of them give (?fpr=0.01: share of normal images above)
+  GET    /sample.jpg       the sample image
+  POST   /api/normals      adds the normal image in the body or form, for a calibration; a copy counts once
+  POST   /api/calibration  calibrates from 8 or more normal images (?fpr=0.01: share of normal images above)
   GET    /api/calibration  the calibration in use, as a file for --calibration
-  DELETE /api/normals      removes them and their thresholds; those of --calibration hold again
-  POST   /api/few_shot     likewise an image, of a normal product: a few-shot image, for a method that takes them
-  DELETE /api/few_shot     removes them
-  POST   /api/feedback     ?image=…&mark=normal: the verdict on this image was wrong, image being what the answer of
-                           inspect calls it; the threshold moves by a bounded rule, with a line in an audit file
-  DELETE /api/feedback/ID  takes that back; GET /api/feedback: all lines
-  GET    /health           whether the server answers, how many requests wait, whether the calibration holds (drift)
-  GET    /api/health       the same, where a token is needed: since when, and in words
-  GET    /openapi.json     all of it, for programs
+  DELETE /api/normals      removes the normal images and their thresholds; those of --calibration are used again
+  POST   /api/few_shot     adds the normal image in the body or form as a few-shot image, for a few-shot method
+  DELETE /api/few_shot     removes the few-shot images
+  POST   /api/feedback     ?image=ID&mark=normal: marks the verdict on an image as wrong, with the ID in the answer of
+                           inspect; the threshold moves by a bounded rule, and the audit file gets a line
+  DELETE /api/feedback/ID  withdraws the mark; GET /api/feedback: all lines
+  GET    /health           tells that the server answers, the number of waiting requests, and whether the calibration
+                           holds (drift)
+  GET    /api/health       the same, with a description of the drift; it may need the token
+  GET    /openapi.json     the OpenAPI description
 
-Images are read as inspect reads them, stay in memory and are written nowhere. All who use one server share its few-shot
-images and its calibration. By default nobody but this machine reaches it. With --token_file whatever is below /api
-needs the token of that file (curl --oauth2-bearer TOKEN); the page asks for it. 10 wrong ones within a minute, and
-their address is refused for the rest of it. HTTPS is a proxy's work: docs/deployment.md. A connection that stays silent
-for 10 seconds is closed; an image has 60 seconds to arrive. SIGINT and SIGTERM finish what was begun, and end it with
-exit code 0.
+Images are read as by inspect. They stay in memory and are not stored. All users of a server share its few-shot images
+and its calibration. By default only this machine can reach the server. With --token_file, all requests below /api need
+the token of this file (curl --oauth2-bearer TOKEN), and the page asks for it. After 10 wrong tokens within a minute,
+the address is rejected for the rest of this minute. HTTPS needs a proxy: docs/deployment.md. A connection is closed if
+it is silent for 10 seconds, or if an image does not arrive within 60 seconds. After SIGINT or SIGTERM the server
+finishes current requests, and ends with exit code 0.
 """
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server as its flags say.
+    """Settings of a server, from its flags.
 
     Attributes:
-        host: Address that it listens at.
-        port: Its port; 0 takes a free one.
-        names: Other names that it is called by.
-        limits: What it takes.
-        token: What requests to /api must bring; `None` lets all pass.
-        proxies: Addresses or networks of proxies, who say where a request is from.
+        host: Address on which it listens.
+        port: Its port; 0 for a free one.
+        names: Other host names of the server.
+        limits: Limits of requests.
+        token: Token that requests to /api must have; `None` for none.
+        proxies: Addresses or networks of proxies, which are trusted to tell the address of a client.
     """
 
     host: str
@@ -67,7 +68,7 @@ class Server:
 
     @property
     def is_local(self) -> bool:
-        """Whether this machine alone reaches it."""
+        """Whether only this machine can reach it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -126,10 +127,10 @@ def _network(text: str) -> str:
 
 
 def read_server_options(options: argparse.Namespace) -> Server:
-    """Returns the server that the flags say, before a model is loaded for it; prints what is to be warned of.
+    """Returns the settings of a server from its flags, before a model is loaded. Prints warnings.
 
     Raises:
-        UserError: A package is missing, a limit is below 1, or the file holds no token.
+        UserError: A package is missing, a limit is below 1, or the file contains no token.
     """
     try:
         import fastapi  # noqa: F401
@@ -163,7 +164,7 @@ def run_server(model: "Inspector", server: Server) -> None:
     """Serves a model until SIGINT or SIGTERM; prints the address first.
 
     Raises:
-        UserError: The address is taken, or is none of this machine.
+        UserError: The address is in use, or does not belong to this machine.
     """
     import uvicorn
 
@@ -182,7 +183,7 @@ def run_server(model: "Inspector", server: Server) -> None:
     name = f"[{server.host}]" if family == socket.AF_INET6 else server.host
     print(f"http://{name}:{listener.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn raises the signal once more when it has stopped in peace
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again after a graceful stop
     config = uvicorn.Config(
         app,
         http=PatientProtocol,

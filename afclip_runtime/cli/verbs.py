@@ -1,4 +1,4 @@
-"""The commands of a package: the modules of a folder that have a `main`, found without importing one."""
+"""The commands of a package: its modules with a function `main`, found without importing them."""
 
 import ast
 import difflib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from afclip_runtime.cli.described import described
 from afclip_runtime.cli.parser import Command
 
-LAST = 99  # the place of a command that names none
+LAST = 99  # place of a command without `PLACE`
 
 
 @dataclass(frozen=True, order=True)
@@ -19,9 +19,9 @@ class Verb:
     """A command, as its file describes it.
 
     Attributes:
-        place: Where it stands in the list of commands: `PLACE` of its module. The tens tell what belongs together.
-        name: The name of its module.
-        line: What it does: the module's first line, after the colon.
+        place: Place in the list of commands: `PLACE` of its module. Commands with the same tens form a group.
+        name: Name of its module.
+        line: Description: the first line of the module's docstring after the colon.
     """
 
     place: int
@@ -33,9 +33,9 @@ class Verbs:
     """The commands of a package.
 
     Args:
-        package: Where their modules lie.
-        program: How the package is called on a command line.
-        codes: What its exit codes mean, as the list of commands ends.
+        package: Package of the modules.
+        program: Command line of the program.
+        codes: Description of the exit codes, for the end of the list of commands.
     """
 
     def __init__(self, package: str, program: str, codes: str) -> None:
@@ -44,12 +44,12 @@ class Verbs:
     def run(
         self, args: Sequence[str], named: str, renamed: Callable[[str, list[str]], list[str]] = lambda _, rest: rest
     ) -> int:
-        """Runs a command, or tells which there are, and returns the exit code.
+        """Runs a command, or prints the list of commands. Returns the exit code.
 
         Args:
-            args: The command line: the name of the command, and what it is given.
+            args: The command line: the name of the command and its arguments.
             named: Package and version.
-            renamed: Makes of a command and its arguments those that it takes today.
+            renamed: Function from a command and its arguments to the arguments with current names.
         """
         if not args or args[0] in ("--help", "-h"):
             print(self.overview(), file=sys.stdout if args else sys.stderr)
@@ -65,7 +65,7 @@ class Verbs:
         return command(renamed(name, rest))
 
     def verbs(self) -> list[Verb]:
-        """Returns all commands, in the order in which they are used. Their modules are read, and not imported."""
+        """Returns all commands, sorted by place. Their modules are read, not imported."""
         found = (self._read(name) for name in self._modules())
         return sorted(verb for verb in found if verb)
 
@@ -77,13 +77,13 @@ class Verbs:
         return main
 
     def unknown(self, name: str) -> str:
-        """Returns the message about a name that is no command's, with the nearest one."""
+        """Returns the message for an unknown command, with the nearest name."""
         near = difflib.get_close_matches(name, [verb.name for verb in self.verbs()], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         return f'there is no command "{name}".{hint} All commands: {self.program} --help'
 
     def overview(self) -> str:
-        """Returns the list of all commands, a line each, and the exit codes."""
+        """Returns the list of all commands, one line per command, and the exit codes."""
         found = self.verbs()
         width = max(len(verb.name) for verb in found)
         lines = []
@@ -99,7 +99,7 @@ class Verbs:
         return {module.name for module in pkgutil.iter_modules(folder)}
 
     def _read(self, name: str) -> Verb | None:
-        """Returns the command of a module, as its file describes it; `None` if it has none."""
+        """Returns the command of a module, as its file describes it; `None` if the module is not a command."""
         found = described(self.package, name, "main")
         if found is None:
             return None

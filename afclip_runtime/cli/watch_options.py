@@ -1,4 +1,4 @@
-"""Options of `inspect --watch DIR`, and what the command does with them."""
+"""`inspect --watch DIR`: its options and its run."""
 
 import argparse
 import math
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
     from afclip_runtime.inspection.inspector import Inspector
     from afclip_runtime.inspection.webhook import Webhook
 
-OUTBOX = "webhook.sqlite"  # in the folder of the output
-GRACE = 5.0  # seconds that messages have to get out once the watch has ended; after a signal, all of them together
+OUTBOX = "webhook.sqlite"  # in the output folder
+GRACE = 5.0  # seconds for the delivery of each message after the watch has ended; after a signal, of all messages
 QUIET, POLL = 2.0, 1.0
 
 DESCRIPTION = """\
-With --watch DIR, files of a folder and all below it are judged as they come, those first that are there, into the same
-tables, each once however often the command is stopped and started. A file is taken once its size and time have not
-changed for --watch_quiet seconds and no process has it open for writing (as far as the system tells: of one's own
-files on local disks of Linux); hidden files (.NAME) and temporary ones (.tmp, .part …) are passed over. A file that is
-replaced later is judged again: the last line of a path counts. A full disk and a folder that is away are waited for.
-  --move_to good/,bad/      then moves each file to the folder of its verdict, normal or anomalous, under its path below
-                            DIR; a third folder takes what could not be judged. No file is overwritten: a number is
-                            added to the name. Column moved_to has the place.
-  --webhook URL             then sends one JSON message per image, from webhook.sqlite in the output folder, which keeps
-                            it until the receiver has answered with 2xx. docs/deployment.md has its form.
-Ctrl-C and SIGTERM end a watch after the image at hand, with an exit code as below; a second one at once, with 130.
+With --watch DIR, the files of a folder and its subfolders are inspected: existing files first, then new files as they
+arrive. The tables are the same, and each file is inspected once, even if the command is stopped and started again. A
+file is inspected when its size and time have not changed for --watch_quiet seconds and no process has it open for
+writing (which the system tells only for your own files on local disks of Linux). Hidden files (.NAME) and temporary
+files (.tmp, .part …) are skipped. A file that is replaced later is inspected again: the last line of a path counts. If
+the disk is full or a folder is not available, the command waits.
+  --move_to good/,bad/      moves each file to the folder of its verdict, normal or anomalous, with its path below DIR.
+                            A third folder is for files that could not be inspected. No file is overwritten: a number is
+                            added to the name. The column moved_to has the new path.
+  --webhook URL             sends one JSON message per image. webhook.sqlite in the output folder keeps it until the
+                            receiver has answered with 2xx. docs/deployment.md describes the message.
+Ctrl-C and SIGTERM end a watch after the current image, with an exit code as below. A second signal ends it at once,
+with exit code 130.
 """
 
 _seconds = numeric(float, lambda value: 0 <= value < math.inf, "a number of seconds, 0 or more")
@@ -74,11 +76,11 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_paths_or_watch(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.Namespace:
-    """Returns the options of a command that judges files, folders, or a folder that it watches.
+    """Parses the options of a command that inspects files and folders, or watches a folder.
 
     Args:
-        parser: Of the command; it ends the program with exit code 2 where none of them is named.
-        args: What follows the command.
+        parser: Parser of the command. Without paths and --watch, it ends the program with exit code 2.
+        args: Arguments of the command.
     """
     options = parser.parse_args(args)
     if not options.paths and options.watch is None:
@@ -87,21 +89,21 @@ def parse_paths_or_watch(parser: argparse.ArgumentParser, args: Sequence[str]) -
 
 
 def check_watch_options(options: argparse.Namespace, saves: Sequence[str], several: bool) -> None:
-    """Refuses options that do not go together, before anything is loaded; warns of a secret that others can read.
+    """Checks that the options go together, before anything is loaded. Warns of a secret that others can read.
 
     Args:
-        options: Of the command.
-        saves: Which pictures are to be written.
-        several: Whether several models are named.
+        options: Options of the command.
+        saves: Kinds of pictures to write.
+        several: Whether there are several models.
 
     Raises:
-        UserError: Names the options and the remedy.
+        UserError: They do not. The message names the options and the remedy.
     """
     if options.watch is None:
         names = ("watch_quiet", "watch_poll", "watch_idle", "move_to", "webhook", "webhook_secret_file")
         if given := [name for name in names if getattr(options, name) is not None]:
             raise UserError(
-                f"--{given[0]} goes with --watch DIR; with --watch_idle 0, that ends once all files are judged."
+                f"--{given[0]} goes with --watch DIR; with --watch_idle 0, it ends when all files are inspected."
             )
         return
     from afclip_runtime.files import exposed
@@ -118,7 +120,7 @@ def check_watch_options(options: argparse.Namespace, saves: Sequence[str], sever
             raise UserError("--move_to needs one verdict per image, and several models are named. Name one.")
         if {"labelstudio", "coco"} & set(saves):
             raise UserError(
-                "--save labelstudio and coco say where images are, and --move_to moves them. Leave one of them out."
+                "--save labelstudio and coco record paths of images, and --move_to moves them. Leave one of them out."
             )
     if options.webhook is not None:
         check_url(options.webhook)
@@ -131,7 +133,7 @@ def check_watch_options(options: argparse.Namespace, saves: Sequence[str], sever
 
 
 def check_threshold(options: argparse.Namespace, models: "Mapping[str, Inspector]") -> None:
-    """Refuses to move files that get no verdict.
+    """Checks that files to be moved get a verdict.
 
     Raises:
         UserError: A model has no threshold.
@@ -148,13 +150,13 @@ def watch(
     keeps: "Sequence[Keep]" = (),
     observers: "Sequence[Observer]" = (),
 ) -> "Done":
-    """Watches a folder until it is told to end, and returns what was done.
+    """Watches a folder until the end is requested. Returns the result.
 
     Args:
-        models: By name.
-        options: Of the command, checked.
-        saves: Which pictures to write.
-        scope: What tells the models and their settings from others.
+        models: Models by name.
+        options: Options of the command, checked.
+        saves: Kinds of pictures to write.
+        scope: Identifier of the models and their settings.
         keeps: See `folder.inspect`.
         observers: See `folder.inspect`.
 

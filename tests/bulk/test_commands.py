@@ -62,9 +62,9 @@ def test_an_archive_is_inspected_by_shards_without_being_asked(capsys: pytest.Ca
     [
         (["in", *LOCAL, "--webhook", "http://x"], "--webhook does not go with --launcher local: inspect local files"),
         (["a.tar", "--watch", "in"], "--watch does not go with tar archives, Parquet files and URLs"),
-        (["in", "--shard_images", "5"], "--shard_images is of an inspection by shards: add --launcher local."),
-        (["in", "--jobs", "2"], "--jobs is of an inspection by shards: add --launcher local."),
-        (["in", "--image_column", "x"], "--image_column is of an inspection by shards: add --launcher local."),
+        (["in", "--shard_images", "5"], "--shard_images needs an inspection by shards: add --launcher local."),
+        (["in", "--jobs", "2"], "--jobs needs an inspection by shards: add --launcher local."),
+        (["in", "--image_column", "x"], "--image_column needs an inspection by shards: add --launcher local."),
     ],
 )
 def test_options_that_do_not_go_together(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_shards_that_another_job_has(capsys: pytest.CaptureFixture[str]) -> None
     assert lock is not None
     with lock:
         assert main(["in", *LOCAL]) == 75
-    assert "1 of 3 shards are not judged yet: another job with this output has them" in capsys.readouterr().err
+    assert "1 of 3 shards are not inspected yet: another job with this output has them" in capsys.readouterr().err
     assert main(["in", *LOCAL]) == 0
     check(10)
 

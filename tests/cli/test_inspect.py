@@ -421,7 +421,7 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert calibrate.main([*command, "--fpr", "0.05"]) == 0
     said = capsys.readouterr().out
     assert "tail fitted to 14 normal images, which are few for this rate" in said
-    assert "with a confidence of 90%" in said
+    assert "90% confidence interval: " in said
     assert "Never report results on the images" in said
     kept = Calibration.read(folder / "head.calibration.json")
     assert kept.pixel is not None
