@@ -158,7 +158,7 @@ async function show(file, result) {
     const seen = await image.decode().then(() => true, () => false); // the server reads formats that a browser does not
     image.className = seen ? "" : "unseen";
     if (!seen) image.src = blank(result.width, result.height);
-    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // a small image is enlarged
+    $("frame").className = Math.max(result.width, result.height) < 480 ? "small" : ""; // a small image is upsampled
   }
   shown = {file, result, values, inside};
   $("drop").hidden = $("try").hidden = true;
