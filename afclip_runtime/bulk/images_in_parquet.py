@@ -1,4 +1,4 @@
-"""Images in Parquet files: their bytes, as Hugging Face's datasets store them too, or their paths."""
+"""Images in Parquet files: their bytes, as in Hugging Face datasets, or their paths."""
 
 import shutil
 import tempfile
@@ -26,8 +26,8 @@ PATH_NAMES = (
     "image_url",
     "image",
 )
-ROWS_AT_ONCE = 16  # images whose bytes are held at once
-BUFFER = 2**20  # bytes of a column that are read at once
+ROWS_AT_ONCE = 16  # images with bytes in memory at once
+BUFFER = 2**20  # bytes per read of a column
 
 
 class Column(NamedTuple):
@@ -46,9 +46,9 @@ class Cell(NamedTuple):
     """An image of a table.
 
     Attributes:
-        row: Its number in the file, from 0.
-        data: Its bytes; `None` if the cell is empty.
-        path: The path that the table says it had, or has; `None` if it says none.
+        row: Number of the row in the file, from 0.
+        data: Bytes of the image; `None` if the cell is empty.
+        path: Path of the image in the table, current or former; `None` without a path.
     """
 
     row: int
@@ -64,7 +64,7 @@ def open_table(source: str) -> "Iterator[ParquetFile]":
         source: A path or URL.
 
     Raises:
-        UserError: pyarrow is not installed; or the file cannot be read, or is damaged, also while the body reads it.
+        UserError: pyarrow is not installed, or the file cannot be read or is damaged. Also raised while the body reads.
     """
     try:
         import pyarrow
@@ -88,15 +88,15 @@ def open_table(source: str) -> "Iterator[ParquetFile]":
 
 
 def choose_column(table: "ParquetFile", source: str, wanted: str | None) -> Column:
-    """Returns the column of the images: that which is named, else the one that holds bytes, else the one of paths.
+    """Returns the column of the images: the named column, else the column with bytes, else the column with paths.
 
     Args:
         table: The file.
-        source: What messages call it.
-        wanted: `--image_column`, if it is given.
+        source: Name of the file in messages.
+        wanted: Value of `--image_column`, if given.
 
     Raises:
-        UserError: There is no such column, none that holds images, or more than one.
+        UserError: The named column does not exist, or there is no column of images, or more than one.
     """
     columns = {field.name: Column(field.name, kind) for field in table.schema_arrow if (kind := _kind(field.type))}
     names = ", ".join(table.schema_arrow.names) or "none"
@@ -116,7 +116,7 @@ def choose_column(table: "ParquetFile", source: str, wanted: str | None) -> Colu
 
 
 def _kind(of: Any) -> Literal["bytes", "struct", "path"] | None:
-    """Returns the kind of column that a pyarrow type makes; `None` if it cannot hold images."""
+    """Returns the kind of a column by its pyarrow type; `None` if it cannot contain images."""
     from pyarrow import types
 
     if types.is_dictionary(of):
@@ -132,11 +132,11 @@ def _kind(of: Any) -> Literal["bytes", "struct", "path"] | None:
 
 
 def row_groups(table: "ParquetFile", rows: int) -> Iterator[tuple[int, int, int]]:
-    """Yields runs of row groups that have so many rows together, or more: the first one, their number, their rows.
+    """Yields runs of row groups: the first group, the number of groups, the number of rows.
 
     Args:
         table: The file.
-        rows: Rows per run, at least; a row group is not cut.
+        rows: Minimum number of rows per run. A row group is not divided.
     """
     first = held = 0
     total = table.metadata.num_row_groups
@@ -154,7 +154,7 @@ def read_cells(table: "ParquetFile", column: Column, first: int = 0, count: int 
         table: The file.
         column: Column of the images.
         first: The first row group.
-        count: How many; all that follow by default.
+        count: Number of row groups. By default all that follow.
     """
     total = table.metadata.num_row_groups
     groups = range(first, total if count is None else min(total, first + count))

@@ -1,4 +1,4 @@
-"""Judging one shard: read its images, judge them, save their pictures, write its part."""
+"""Inspection of one shard: read its images, inspect them, save their pictures, write its part."""
 
 import os
 import re
@@ -27,21 +27,22 @@ if TYPE_CHECKING:
     from afclip_runtime.views.decoding import Fetch, Source
 
 KINDS = ("maps", "npy", "masks", "overlays")  # folders of pictures
-LONGEST_STEM = 80  # characters that a picture's name keeps of its image's
+LONGEST_STEM = 80  # maximum number of characters of an image's name in the names of its pictures
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs, beside what lies in the output folder; it can be pickled.
+    """Picklable settings of a worker. All other data is in the output folder.
 
     Attributes:
-        out: Folder of the output, absolute.
-        load: Loads the models, by name; a function of a module, or a `functools.partial` of one. It takes `threads`.
-        saves: Which pictures to write.
-        num_workers: Threads that decode.
-        cwd: Folder that relative paths of images start from.
-        threads: Threads that a batch is scored with, where the launcher shares them; `None` leaves it to `load`.
-        gpu: Whether the models run on a GPU where there is one.
+        out: Output folder, absolute.
+        load: Function that loads the models by name, with an argument `threads`. It must be picklable: a function of a
+            module, or a `functools.partial` of one.
+        saves: Kinds of pictures to write.
+        num_workers: Number of decoding threads.
+        cwd: Folder of relative paths of images.
+        threads: Number of threads per batch if the launcher divides the cores; `None` leaves it to `load`.
+        gpu: Whether the models use a GPU if there is one.
     """
 
     out: Path
@@ -53,17 +54,17 @@ class Job:
     gpu: bool = False
 
     def load_models(self) -> "Mapping[str, Inspector]":
-        """Returns the models, by name."""
+        """Loads the models. Returns them by name."""
         return self.load() if self.threads is None else self.load(threads=self.threads)
 
 
 class Judge:
-    """Judges shard after shard, with models that are loaded once.
+    """Inspects shards with models that are loaded once.
 
     Args:
         job: The job.
-        models: Those that are loaded already, if any.
-        on_image: Called after each image.
+        models: Models that are already loaded, if any.
+        on_image: Function that is called after each image.
 
     Raises:
         UserError: A model cannot be loaded, or there is no plan.
@@ -77,12 +78,12 @@ class Judge:
     ) -> None:
         self.job = job
         self.on_image = on_image
-        os.chdir(job.cwd)  # of a worker on another machine
+        os.chdir(job.cwd)  # for a worker on another machine
         self.plan = Plan.wait_for(job.out, 0)
         self.models = job.load_models() if models is None else models
 
     def __call__(self, number: int) -> Facts | None:
-        """Judges a shard unless that is done, and returns the facts of its part; `None` if another process has it.
+        """Inspects a shard unless it is done. Returns the facts of its part; `None` if another process has the shard.
 
         Raises:
             WriteError: A file cannot be written.
@@ -96,7 +97,7 @@ class Judge:
             return self.judge(number)
 
     def judge(self, number: int) -> Facts:
-        """Judges a shard that this process has claimed, unless another one had done so before; see `claim`.
+        """Inspects a claimed shard, unless another process has done so before; see `claim`.
 
         Raises:
             WriteError: A file cannot be written.
@@ -105,19 +106,19 @@ class Judge:
         """
         if number >= len(self.plan.shards):
             self.plan = Plan.wait_for(self.job.out, number)
-        refresh(part_path(self.job.out, number).parent)  # whoever had the lock may have written it a moment ago
+        refresh(part_path(self.job.out, number).parent)  # the last holder of the lock may just have written it
         before = facts_of(self.job.out, number)
         if before is not None and self.plan.is_done(number, before):
             return before
         return _judge(self, number)
 
     def is_done(self, number: int) -> bool:
-        """Returns whether a shard needs not be judged in this run."""
+        """Returns whether a shard is done in this run."""
         return number < len(self.plan.shards) and self.plan.is_done(number, facts_of(self.job.out, number))
 
 
 def claim(out: Path, number: int) -> Lock | None:
-    """Returns the lock of a shard, which this process has from now on; `None` while another one has it.
+    """Takes the lock of a shard. Returns `None` while another process has it.
 
     Raises:
         UserError: The output folder cannot be written.
@@ -151,15 +152,15 @@ def _judge(judge: Judge, number: int) -> Facts:
 
 
 def write_failure(out: Path, number: int, error: str) -> None:
-    """Writes the part of a shard whose process died again and again: each image gets the error, and is tried again.
+    """Writes the part of a shard whose processes died. Each image gets the error, and the next run tries it again.
 
     Args:
-        out: Folder of the output.
+        out: Output folder.
         number: Number of the shard.
-        error: What became of the process.
+        error: How the process ended.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The part cannot be written.
     """
     plan = Plan.read(out)
     shard = plan.shards[number]
@@ -175,12 +176,12 @@ def write_failure(out: Path, number: int, error: str) -> None:
 
 
 class _Tally:
-    """What is counted of a part that is being written.
+    """Counts of a part while it is written.
 
     Args:
-        plan: The job's.
+        plan: Plan of the job.
         number: Number of the shard.
-        digest: Of its images as they were read.
+        digest: Digest of its images as they were read.
 
     Attributes:
         damaged: See `Facts`.
@@ -200,7 +201,7 @@ class _Tally:
         return row
 
     def facts(self) -> Facts:
-        """Returns the facts that are stored with the part."""
+        """Returns the facts to store in the part."""
         return Facts(
             shard=self.number,
             digest=self.digest,
@@ -215,21 +216,21 @@ class _Tally:
 
 
 def _line_of(tally: _Tally, archive: Archive, method: str | None) -> Record:
-    """Returns the row of a damaged archive itself, counted."""
+    """Returns the row of a damaged archive itself, and counts it."""
     file = File(archive.path, archive.size, archive.mtime_ns)
     return tally.count(file, record_of(file, method, "", UserError(tally.damaged)))
 
 
 class _Reader:
-    """The images of a shard; what ends them early is noted, as those that came before are still on their way.
+    """The images of a shard. An error of the archive is stored, since earlier images are not yet scored.
 
     Args:
         shard: The shard.
         files: Its files, unless it is an archive.
 
     Attributes:
-        waiting: Files whose images are on their way to the model, by position.
-        damaged: What is wrong with the archive; empty if nothing is.
+        waiting: Files whose images are not yet scored, by position.
+        damaged: Problem of the archive, or empty.
     """
 
     def __init__(self, shard: Shard, files: list[File]) -> None:
@@ -256,9 +257,9 @@ def _outcomes(model: "Inspector", reader: _Reader, job: Job) -> "Iterator[tuple[
 
 
 def _picture_name(number: int, row: int, path: str) -> str:
-    """Returns the name of an image's files, which no other image has: by shard and row, with what tells it to a person.
+    """Returns the unique name of an image's pictures: shard, row, and the end of the image's name for a reader.
 
-    A folder holds `PER_FOLDER` of them.
+    A folder has at most `PER_FOLDER` of them.
     """
     stem = re.sub(r"[^\w.-]+", "_", path.rstrip("/").rpartition("/")[2].rpartition(".")[0] or path)[-LONGEST_STEM:]
     return f"{_folder(number)}/{row // PER_FOLDER:04d}/{row % PER_FOLDER:03d}_{stem}"
@@ -269,6 +270,6 @@ def _folder(number: int) -> str:
 
 
 def _remove_pictures(place: Path, number: int) -> None:
-    """Removes the pictures of a shard that is judged again: it may have fewer images by now."""
+    """Removes the pictures of a shard that is inspected again, since it may now have fewer images."""
     for kind in KINDS:
         shutil.rmtree(place / kind / _folder(number), ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Judging shards on Ray Data: one actor per device loads the models once, and judges shard after shard.
+"""Inspection of shards on Ray Data: one actor per device loads the models once, and inspects shards.
 
-What travels are numbers of shards and what their parts say. An actor reads, decodes and judges the images itself and
-writes the part. No image enters Ray's object store, and the memory of an actor is that of a local worker.
+Only numbers of shards and facts of parts are sent. An actor reads, decodes and inspects the images itself, and writes
+the part. No image enters Ray's object store, and an actor needs as much memory as a local worker.
 """
 
 import logging
@@ -25,11 +25,11 @@ from afclip_runtime.launch.worker import run_claimed
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an actor says of a shard.
+    """The answer of an actor for a shard.
 
     Attributes:
-        facts: What its part says; `None` while another process judges it, or the part could not be written.
-        refused: Why no shard can be judged: the models cannot be loaded, or the disk is full. Else empty.
+        facts: Facts of its part; `None` while another process has the shard, or if the part could not be written.
+        refused: Reason why no shard can be inspected: the models cannot be loaded, or the disk is full. Else empty.
     """
 
     facts: Facts | None = None
@@ -37,7 +37,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Actor:
-    """Judges the shards that Ray Data hands to it. The models are loaded with the first one.
+    """Inspects shards for Ray Data. The models are loaded with the first shard.
 
     Args:
         job: The job.
@@ -47,7 +47,7 @@ class Actor:
         self.shards = Shards(job, [])
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, bytes]:
-        """Judges the shard whose number is `item`, and returns an `Answer` as JSON."""
+        """Inspects the shard with the number `item`. Returns an `Answer` as JSON."""
         return {"answer": msgspec.json.encode(self._answer(int(row["item"])))}
 
     def _answer(self, number: int) -> Answer:
@@ -66,23 +66,23 @@ class Actor:
 def judge_on_ray(
     job: Job, todo: Sequence[int], jobs: int, address: str | None, on_shard: Callable[[Facts], None]
 ) -> Ended:
-    """Judges shards in the actors of a Ray cluster, and returns how that ended.
+    """Inspects shards in the actors of a Ray cluster, and returns how this ended.
 
-    Ray starts an actor again that has died, on another node if its own is lost; its shard is judged anew. Actors die
-    with this process.
+    Ray restarts a dead actor, on another node if its node is lost, and its shard is inspected again. Actors end with
+    this process.
 
     Args:
-        job: The job. All nodes have its folder under the same path, and the same installation.
+        job: The job. All nodes must have its folder under the same path, and the same installation.
         todo: Numbers of the shards.
-        jobs: Actors; at most one per GPU, where the job uses GPUs and the cluster has any.
-        address: Of a running cluster; without one Ray is started on this machine.
-        on_shard: Called after each shard.
+        jobs: Number of actors; at most one per GPU if the job uses GPUs and the cluster has any.
+        address: Address of a running cluster; without one, Ray is started on this machine.
+        on_shard: Function that is called after each shard.
 
     Raises:
         UserError: Ray is not installed, there is no such cluster, the models cannot be loaded, or a part cannot be
             written.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of actors whose arguments might be lost
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns about actors with large arguments
     with output_to(Path(os.devnull)):
         ray = open_ray(address)
     with signals.noting(raises=True) as noted:
@@ -103,7 +103,7 @@ def _judge(ray: Any, job: Job, todo: Sequence[int], jobs: int, on_shard: Callabl
     actors, resources = share_of(nodes, min(jobs, len(todo)), job.gpu)
     job = replace(job, threads=int(resources["num_cpus"]))
     pool = data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)
-    shards = data.from_items(list(todo), override_num_blocks=len(todo))  # a block is what an actor takes at once
+    shards = data.from_items(list(todo), override_num_blocks=len(todo))  # an actor gets one block at a time
     actor: Any = Actor  # Ray's types know functions only
     for row in shards.map(actor, fn_constructor_args=(job,), compute=pool, **resources).iter_rows():
         answer = msgspec.json.decode(row["answer"], type=Answer)
@@ -114,14 +114,14 @@ def _judge(ray: Any, job: Job, todo: Sequence[int], jobs: int, on_shard: Callabl
 
 
 def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, Any]]:
-    """Returns the number of actors, and what each has: `num_cpus` and `num_gpus`.
+    """Returns the number of actors, and the resources of each: `num_cpus` and `num_gpus`.
 
-    Processors are shared equally, so that all actors find room on the nodes.
+    Actors get equal numbers of processors, such that all actors fit on the nodes.
 
     Args:
-        nodes: `CPU` and `GPU` that each node has.
-        jobs: Actors that are asked for.
-        gpu: Whether each has a GPU, where there is any.
+        nodes: Numbers of `CPU` and `GPU` per node.
+        jobs: Requested number of actors.
+        gpu: Whether each actor has a GPU, if there are any.
     """
     gpus = sum(int(node.get("GPU", 0)) for node in nodes) if gpu else 0
     actors = min(jobs, gpus) if gpus else jobs

@@ -1,4 +1,4 @@
-"""The output of a sharded `inspect`: one Parquet file per shard, which says itself what it holds."""
+"""The output of a sharded `inspect`: one self-describing Parquet file per shard."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     import pyarrow
 
 FOLDER = "parts"
-KEY = b"afclip"  # of what a part says of itself, among the metadata of its file
-ROWS = 1000  # of a row group: so many are held until they are written
+KEY = b"afclip"  # key of the facts in the metadata of a part
+ROWS = 1000  # rows per row group, which are in memory until they are written
 PER_FOLDER = 1000  # files
-OF_FILES = ("size", "mtime_ns")  # columns of the parts beside those of inspections.csv
-REMEDY = "Remove the file and start again: its shard is then judged again."
+OF_FILES = ("size", "mtime_ns")  # columns of the parts in addition to those of inspections.csv
+REMEDY = "Remove the file and start again: its shard is then inspected again."
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts that are stored with a part.
+    """Facts that are stored in a part.
 
     Attributes:
-        shard: Its number.
-        digest: What tells the shard's images from others.
+        shard: Number of the shard.
+        digest: Digest of the shard's images.
         settings: Digest of the job's settings.
-        run: The run that wrote it; see `Plan`.
-        rows: Lines: one per image and method.
-        failed: How many of them have an error, without what was left out.
-        left_out: How many are of files that are of no kind that is read.
-        damaged: What is wrong with the archive that the shard is; empty if nothing is.
-        seconds: How long it took.
+        run: Run that wrote the part; see `Plan`.
+        rows: Number of rows: one per image and method.
+        failed: Number of rows with an error, without files that were left out.
+        left_out: Number of rows of files of a kind that is not read.
+        damaged: Problem of the shard's archive, or empty.
+        seconds: Duration of the inspection in seconds.
     """
 
     shard: int
@@ -50,7 +50,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def numbered(folder: Path, number: int, suffix: str) -> Path:
-    """Returns the file of a shard in a folder, which holds `PER_FOLDER` files per folder."""
+    """Returns the file of a shard in a folder with subfolders of `PER_FOLDER` files."""
     return folder / f"{number // PER_FOLDER:04d}" / f"{number:06d}{suffix}"
 
 
@@ -60,7 +60,7 @@ def part_path(out: Path, number: int) -> Path:
 
 
 def require_pyarrow() -> None:
-    """Refuses a job early where its parts could not be written.
+    """Checks early that parts can be written.
 
     Raises:
         UserError: pyarrow is not installed.
@@ -72,7 +72,7 @@ def require_pyarrow() -> None:
 
 
 def schema() -> "pyarrow.Schema":
-    """Returns the columns of a part: those of `inspections.csv`, and size and time of the file."""
+    """Returns the schema of a part: the columns of `inspections.csv`, and size and time of the file."""
     import pyarrow as pa
 
     region = pa.struct([("box", pa.list_(pa.int32(), 4)), ("area", pa.int64()), ("score", pa.float64())])
@@ -85,10 +85,10 @@ def schema() -> "pyarrow.Schema":
 
 
 class PartWriter:
-    """Rows on their way into a part. Memory holds `ROWS` of them.
+    """Writes rows into a part. Memory holds at most `ROWS` rows.
 
     Args:
-        path: The file that is written.
+        path: File to write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,10 +121,10 @@ class PartWriter:
 
 @contextmanager
 def new_part(out: Path, number: int) -> Iterator[PartWriter]:
-    """Yields a writer of a shard's part, which must be closed in the body; the part is there once the body has ended.
+    """Yields a writer of a shard's part. The body must close it. The part appears when the body has ended.
 
     Raises:
-        WriteError: The disk is full or not writable; a part that was there before is unchanged.
+        WriteError: The disk is full or not writable. An earlier part is unchanged.
     """
     with atomic_path(part_path(out, number)) as temporary:
         writer = PartWriter(temporary)
@@ -136,7 +136,7 @@ def new_part(out: Path, number: int) -> Iterator[PartWriter]:
 
 
 def facts_of(out: Path, number: int) -> Facts | None:
-    """Returns the facts that are stored with a part; `None` if it is absent or damaged: its shard is judged again."""
+    """Returns the facts of a part; `None` if it is missing or damaged, so that its shard is inspected again."""
     from pyarrow import ArrowException, parquet
 
     path = part_path(out, number)
@@ -148,22 +148,22 @@ def facts_of(out: Path, number: int) -> Facts | None:
 
 
 def rows_of(path: Path, columns: Sequence[str]) -> "Iterator[pyarrow.RecordBatch]":
-    """Yields the rows of a part, batch by batch.
+    """Yields the rows of a part in batches.
 
     Raises:
-        UserError: It is damaged.
+        UserError: The part is damaged.
     """
     with _opened(path) as file:
         yield from file.iter_batches(ROWS, columns=list(columns), use_threads=False)
 
 
 def replace_column(path: Path, name: str, values: "Callable[[int], pyarrow.Array]") -> None:
-    """Writes a part anew, in one step, with other values in a column.
+    """Replaces the values of a column of a part, atomically.
 
     Args:
         path: The part.
         name: The column.
-        values: Returns as many of the next values as it is asked for.
+        values: Function that returns a given number of next values.
 
     Raises:
         UserError: The part is damaged, or the disk is full.
@@ -198,5 +198,5 @@ def _facts(file: Any, path: Path) -> Facts:
 
 
 def _text(value: Any) -> Any:
-    """Returns a value as Parquet holds it: a text is UTF-8, so that other bytes of a file's name are escaped."""
+    """Returns a value for Parquet. Bytes of a text that are not UTF-8 are escaped."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

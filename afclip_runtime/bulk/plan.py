@@ -1,4 +1,4 @@
-"""The plan of a job: its shards, kept on disk, so that workers on any machine read their own shard only."""
+"""The plan of a job: its shards. It is on disk, so that workers on any machine read only their own shard."""
 
 import secrets
 import time
@@ -26,12 +26,12 @@ REMEDY = "Choose another --out, or remove the folder."
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is judged at once, and written as one part.
+    """A unit of inspection, written as one part.
 
     Attributes:
-        digest: What tells its images, with their sizes and times, from others.
-        images: How many it has; `None` if only reading it tells.
-        archive: The archive that it is; `None` of files, which are listed in a file of their own.
+        digest: Digest of its images with their sizes and times.
+        images: Number of its images; `None` if it is not known before reading.
+        archive: Its archive; `None` for files, which are listed in a separate file.
     """
 
     digest: str
@@ -40,12 +40,12 @@ class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The shards of a job; their numbers are their positions.
+    """The shards of a job. The number of a shard is its position.
 
     Attributes:
-        run: What tells the run that made the plan, or looked through it again, from the runs before.
+        run: Identifier of the last run that made or updated the plan.
         settings: Digest of the job's settings.
-        shards: They stay as they are; images that are new are appended as further shards.
+        shards: The shards. Existing shards stay, and new images are appended as new shards.
     """
 
     run: str
@@ -54,19 +54,19 @@ class Plan(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, out: Path) -> "Plan":
-        """Returns the plan of an output folder.
+        """Reads the plan of an output folder.
 
         Raises:
-            UserError: There is none, or it is damaged.
+            UserError: The plan is missing or damaged.
         """
         return read_json(out / FOLDER / PLAN, cls, remedy=REMEDY, limit=TABLE_LIMIT)
 
     @classmethod
     def wait_for(cls, out: Path, number: int) -> "Plan":
-        """Returns the plan that another machine has just written, as soon as it has a shard of this number.
+        """Waits until the plan, which another machine may just have written, has a shard of this number. Returns it.
 
         Raises:
-            UserError: It does not appear, as a shared file system lags; or it is damaged.
+            UserError: The plan or the shard does not appear because a shared file system lags, or the plan is damaged.
         """
         path = out / FOLDER / PLAN
         wait_for(path)
@@ -81,7 +81,7 @@ class Plan(msgspec.Struct, frozen=True):
         return plan
 
     def is_done(self, number: int, facts: Facts | None) -> bool:
-        """Returns whether a part is what this run needs: of the shard's images, without one that failed before."""
+        """Returns whether a part is up to date: it has the shard's images, without failures of earlier runs."""
         return (
             facts is not None
             and (facts.digest, facts.settings) == (self.shards[number].digest, self.settings)
@@ -89,11 +89,11 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def todo(self, out: Path, numbers: Iterable[int] | None = None) -> list[int]:
-        """Returns which shards are to be judged in this run.
+        """Returns the numbers of the shards to inspect in this run.
 
         Args:
-            out: Folder of the output.
-            numbers: Shards that are looked at; all by default.
+            out: Output folder.
+            numbers: Shards to check. By default all.
         """
         looked_at = range(len(self.shards)) if numbers is None else numbers
         return [number for number in looked_at if not self.is_done(number, facts_of(out, number))]
@@ -105,7 +105,7 @@ def files_path(out: Path, number: int) -> Path:
 
 
 def read_files(out: Path, number: int) -> list[File]:
-    """Returns the files of a shard, which another machine may have listed a moment ago.
+    """Returns the files of a shard, whose list another machine may just have written.
 
     Raises:
         UserError: Their list does not appear, or is damaged.
@@ -115,30 +115,29 @@ def read_files(out: Path, number: int) -> list[File]:
 
 
 def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard_images: int) -> Plan:
-    """Brings the plan of an output folder up to date, and returns it.
+    """Updates the plan of an output folder, and returns it.
 
-    Shards that there are stay what they are. Files that were replaced (their size or time has changed) are noted in
-    the shard that has them. Images that are new become new shards, in the order of the listing. What is no longer
-    listed stays.
+    Existing shards keep their files. The size and time of replaced files are updated in their shards. New images become
+    new shards, in the order of the listing. Files that are no longer listed stay.
 
     Args:
-        out: Folder of the output.
-        listing: What there is now.
+        out: Output folder.
+        listing: The current files and archives.
         settings: Digest of the job's settings.
-        shard_images: Files per shard.
+        shard_images: Number of files per shard.
 
     Raises:
-        UserError: The plan that is there is damaged, there is nothing to inspect, or the disk is full.
+        UserError: The existing plan is damaged, there is nothing to inspect, or the disk is full.
     """
     path = out / FOLDER / PLAN
     shards = Plan.read(out).shards if path.exists() else []
-    known: dict[str, tuple[int, int]] = {}  # by file: its shard, and what changes with the file
+    known: dict[str, tuple[int, int]] = {}  # by file: its shard, and its state
     archives = _Archives(shards)
     for number, shard in enumerate(shards):
         if shard.archive is None:
             files = read_files(out, number)
             known |= {file.key: (number, _state(file)) for file in files}
-            shards[number] = shard_of(files)  # a run that was killed may have written the files and not the plan
+            shards[number] = shard_of(files)  # a killed run may have written the files but not the plan
     changed: dict[int, dict[str, File]] = {}
     new: list[File] = []
 
@@ -171,27 +170,27 @@ def make_plan(out: Path, listing: Iterable[File | Archive], settings: str, shard
 
 
 class _Archives:
-    """The archives among the shards of a plan. A Parquet file makes several shards.
+    """The archives among the shards of a plan. A Parquet file has one or more shards.
 
-    One that has not changed keeps its shards. Those of one that was replaced are cut anew: a shard that it no longer
-    has is judged once more, and its part is empty then.
+    An unchanged archive keeps its shards. A replaced archive is divided again. A shard that it no longer has becomes
+    empty and is inspected once more, so that its part becomes empty.
 
     Args:
-        shards: Shards of the plan; they are brought up to date.
+        shards: Shards of the plan, which are updated.
     """
 
     def __init__(self, shards: list[Shard]) -> None:
         self.shards = shards
         self.numbers: dict[str, dict[int, int]] = {}  # by file and first row group
-        self.states: dict[str, tuple[object, ...]] = {}  # of each file as the plan has it
-        self.replaced: dict[str, set[int]] = {}  # files, with the first row groups that they have by now
+        self.states: dict[str, tuple[object, ...]] = {}  # state of each file in the plan
+        self.replaced: dict[str, set[int]] = {}  # replaced files, with the first row groups of their current shards
         for number, shard in enumerate(shards):
             if (archive := shard.archive) is not None:
                 self.numbers.setdefault(archive.key, {})[archive.first] = number
                 self.states.setdefault(archive.key, _state_of(archive))
 
     def add(self, archive: Archive) -> None:
-        """Takes an archive as it is now."""
+        """Adds an archive of the current listing."""
         numbers = self.numbers.setdefault(archive.key, {})
         if self.states.get(archive.key) == _state_of(archive) and archive.key not in self.replaced:
             return
@@ -204,7 +203,7 @@ class _Archives:
             self.shards.append(shard)
 
     def end(self) -> None:
-        """Empties the shards that replaced files no longer have."""
+        """Empties the shards that replaced archives no longer have."""
         for key, now in self.replaced.items():
             for first, number in self.numbers[key].items():
                 archive = self.shards[number].archive
@@ -218,7 +217,7 @@ def _state_of(archive: Archive) -> tuple[object, ...]:
 
 
 def shard_of(files: Sequence[File]) -> Shard:
-    """Returns the shard that files make."""
+    """Returns the shard of files."""
     return Shard(_digest([msgspec.to_builtins(file) for file in files]), len(files))
 
 

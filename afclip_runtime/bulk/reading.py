@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_files(files: list[File]) -> "Iterator[Image]":
-    """Yields files, each with how its image is had."""
+    """Yields files, each with the source of its image."""
     for file in files:
         yield file, _source(file)
 
@@ -28,7 +28,7 @@ def open_archive(archive: Archive) -> "Iterator[Image]":
     """Yields the images of an archive, in its order.
 
     Raises:
-        UserError: The archive is damaged; what came before was yielded.
+        UserError: The archive is damaged. Images before the damage were yielded.
     """
     if archive.error:
         raise UserError(archive.error)
@@ -60,7 +60,7 @@ def _of_cell(source: str, cell: Cell) -> "Image":
     if cell.data is not None:
         name = f"{path}/{cell.path}" if cell.path else path
         return File(name, len(cell.data)), Content(name, cell.data)
-    if cell.path:  # the bytes were left out of the table
+    if cell.path:  # the table has only the path
         file = File(beside(source, cell.path))
         return file, _source(file)
     error = f"{shown(source)}, row {cell.row}: the cell is empty."
@@ -76,7 +76,7 @@ def _source(file: File) -> "Source | Fetch":
 
 
 def _refusing(error: str) -> "Callable[[], NoReturn]":
-    """Returns a function that raises the error of an image when the image would be read."""
+    """Returns a function that raises the error of an image, in place of reading it."""
 
     def refuse() -> NoReturn:
         raise UserError(error)

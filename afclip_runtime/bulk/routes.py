@@ -1,4 +1,4 @@
-"""Where shards are judged: in this process, in local workers, on SLURM or on Ray."""
+"""Inspection of shards in this process, in local workers, on SLURM or on Ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,15 +23,15 @@ def judge_shards(
     on_shard: "OnShard",
     on_image: Callable[[], None] = lambda: None,
 ) -> Ended:
-    """Judges shards where the user wants it. What was done lies on disk; see `Plan.todo`.
+    """Inspects shards with the chosen launcher. Results are on disk; see `Plan.todo`.
 
     Args:
         job: The job.
         todo: Numbers of the shards.
-        where: Where it runs; one local worker is this process.
-        models: They are loaded in this process already.
-        on_shard: Called after each shard, but those that other machines have judged.
-        on_image: Called after each image that this process has judged.
+        where: Where it runs. One local worker is this process.
+        models: Models loaded in this process.
+        on_shard: Function that is called after each shard, except those of other machines.
+        on_image: Function that is called after each image of this process.
 
     Raises:
         UserError: A file cannot be written, or no worker can begin.

@@ -19,12 +19,12 @@ class Shards(launch.Job):
 
     def __init__(self, job: Job, todo: Sequence[int]) -> None:
         self.job = job
-        self.rest = list(todo)  # in a worker: what this process has not seen done
+        self.rest = list(todo)  # in a worker: shards that this process does not know to be done
         self.judge: Judge | None = None
         self.error = ""
 
     def left(self) -> int:
-        """Returns how many shards are still to be judged."""
+        """Returns the number of shards still to be inspected."""
         return len(Plan.read(self.job.out).todo(self.job.out, self.rest))
 
     def start(self) -> None:
@@ -32,10 +32,10 @@ class Shards(launch.Job):
         self.judge = Judge(self.job)
 
     def claim(self, skip: Collection[str]) -> Unit | None:
-        """Returns the next shard that nobody has.
+        """Claims the next free shard.
 
         Raises:
-            UserError: A file could not be written, so the next ones cannot be either.
+            UserError: A file could not be written, so further files cannot be written either.
         """
         assert self.judge is not None
         if self.error:
@@ -54,7 +54,7 @@ class Shards(launch.Job):
         return None
 
     def run(self, unit: Unit) -> None:
-        """Judges a shard."""
+        """Inspects a shard."""
         assert self.judge is not None
         try:
             self.judge.judge(unit.content)
@@ -63,5 +63,5 @@ class Shards(launch.Job):
             raise
 
     def fail(self, name: str, error: str) -> None:
-        """Writes a part that says so of each image of the shard."""
+        """Writes a part with the error for each image of the shard."""
         write_failure(self.job.out, int(name), error)

@@ -1,4 +1,4 @@
-"""What a sharded `inspect` is given: files, folders, patterns, archives, tables and URLs, listed as a stream."""
+"""Sources of a sharded `inspect`: files, folders, patterns, archives, tables and URLs, listed as a stream."""
 
 import glob
 import os
@@ -22,14 +22,14 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class File(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An image file that is to be inspected.
+    """An image file to inspect.
 
     Attributes:
-        path: Its path or URL, as the table shows it.
-        size: In bytes; `None` if it is not known.
+        path: Its path or URL, as in the table.
+        size: Size in bytes; `None` if it is not known.
         mtime_ns: Time of its last change, in nanoseconds; `None` if it is not known.
-        error: Why it is no image; empty if it may be one.
-        left_out: Whether it is a file of a folder that is of no kind that is read.
+        error: Reason why it is not an image. Empty if it may be one.
+        left_out: Whether it is a file of a folder and of a kind that is not read.
     """
 
     path: str
@@ -40,12 +40,12 @@ class File(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def volume(self) -> str:
-        """Files here are slices of no volume."""
+        """Empty, since these files are not slices of volumes."""
         return ""
 
     @property
     def slice(self) -> None:
-        """Files here have no number among slices."""
+        """`None`, since these files are not slices of volumes."""
 
     @property
     def key(self) -> str:
@@ -57,15 +57,15 @@ class Archive(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tar archive, or row groups of a Parquet file that holds the bytes of images.
 
     Attributes:
-        kind: Which of them.
+        kind: Kind of the archive.
         path: Its path or URL.
-        size: In bytes; `None` if it is not known.
+        size: Size in bytes; `None` if it is not known.
         mtime_ns: Time of its last change, in nanoseconds; `None` if it is not known.
         column: Column of the images.
         first: The first row group.
         groups: Number of row groups.
-        images: How many it holds; `None` if only reading it tells.
-        error: Why it cannot be read; else empty.
+        images: Number of images; `None` if it is not known before reading.
+        error: Reason why it cannot be read, or empty.
     """
 
     kind: Literal["tar", "parquet"]
@@ -86,14 +86,14 @@ class Archive(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Listing:
-    """What is listed, and how.
+    """A listing of sources.
 
     Attributes:
         patterns: Files, folders, patterns, URLs.
-        leave_out: Folder whose files are no sources: that of the output.
-        ignore: Patterns of file names that are left out of folders in silence.
-        image_column: Column of the images in Parquet files; found by its type by default.
-        shard_images: Rows of a Parquet file that make a shard.
+        leave_out: Folder whose files are not sources: the output folder.
+        ignore: Patterns of names of files that are silently left out of folders.
+        image_column: Column of the images in Parquet files. By default it is found by its type.
+        shard_images: Minimum number of rows of a Parquet file per shard.
     """
 
     patterns: Sequence[str]
@@ -103,9 +103,10 @@ class Listing:
     shard_images: int = 1000
 
     def __iter__(self) -> Iterator[File | Archive]:
-        """Yields what is found, in the order in which it is named; folders by path. What is named twice comes twice.
+        """Yields files and archives in the order of the patterns; files of a folder are sorted by path.
 
-        What is not there, cannot be read or is no image is yielded with an error.
+        A source that is given twice is yielded twice. Sources that are missing, cannot be read or are not images are
+        yielded with an error.
         """
         for pattern in self.patterns:
             for text in expand_braces(pattern):
@@ -148,7 +149,7 @@ class Listing:
             elif is_archive(urls.suffix_source(url)):
                 files = [urls.describe(url)]
             elif _has_image_suffix(url):
-                files = None  # asking for the size of each would take as long as reading small ones
+                files = None  # a request for the size would take as long as reading a small file
             else:
                 files = urls.walk(url) if not url.startswith("http") or url.endswith("/") else None
             if files is None:
@@ -177,7 +178,7 @@ class Listing:
             yield File(path, size, mtime_ns)
 
     def _table(self, path: str, size: int | None, mtime_ns: int | None) -> Iterator[File | Archive]:
-        """Yields the row groups of a Parquet file that holds bytes, or the files of one that holds paths."""
+        """Yields the row groups of a Parquet file with bytes, or the files of a Parquet file with paths."""
         try:
             with open_table(path) as table:
                 column = choose_column(table, path, self.image_column)
@@ -194,7 +195,7 @@ class Listing:
 
 
 def _listed(source: str, table: "images_in_parquet.ParquetFile", column: Column) -> Iterator[File]:
-    """Yields the files that a column names: URLs, and paths from the folder of the table."""
+    """Yields the files of a column: URLs, and paths relative to the folder of the table."""
     for cell in read_cells(table, column):
         if not cell.path:
             yield File(f"{source}/{cell.row}", error=f"{shown(source)}, row {cell.row}: the cell is empty.")
@@ -204,7 +205,7 @@ def _listed(source: str, table: "images_in_parquet.ParquetFile", column: Column)
 
 
 def beside(source: str, path: str) -> str:
-    """Returns where a path leads that stands in a table: it starts from the table's folder, unless it is absolute."""
+    """Resolves a path in a table: it is relative to the table's folder, unless it is absolute."""
     if urls.is_url(path):
         return _path_of(path)
     if urls.is_url(source):
@@ -213,7 +214,7 @@ def beside(source: str, path: str) -> str:
 
 
 def is_sharded(patterns: Iterable[str]) -> bool:
-    """Returns whether something that is named can only be inspected by shards: a URL, a tar archive, a Parquet file."""
+    """Returns whether a source can only be inspected by shards: a URL, a tar archive or a Parquet file."""
     return any(urls.is_url(pattern) or (is_archive(pattern) and not os.path.isdir(pattern)) for pattern in patterns)
 
 
@@ -223,9 +224,9 @@ def is_archive(name: str) -> bool:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yields what a pattern with braces stands for, as shells have them: `{000..127}`, `{train,val}`.
+    """Expands braces in a pattern as shells do: `{000..127}`, `{train,val}`.
 
-    A name that exists as it is stands for itself.
+    The name of an existing file is not expanded.
     """
     match = _BRACES.search(pattern)
     if match is None or os.path.lexists(pattern):
@@ -246,12 +247,12 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _path_of(text: str) -> str:
-    """Returns the path of a `file://` URL; other texts as they are."""
+    """Returns the path of a `file://` URL; other texts are unchanged."""
     return unquote(urlsplit(text).path) if text.lower().startswith("file://") else text
 
 
 def _is_of_no_kind(name: Path) -> bool:
-    """Returns whether a file at a URL could be meant as an image by its suffix, and is of no kind that is read."""
+    """Returns whether a file at a URL may be meant as an image by its suffix, but its kind is not read."""
     suffix = name.suffix.lower()
     return bool(suffix) and not suffix[1:].isdigit() and suffix not in DICOM_BY_CONTENT and kind_of(name) == "other"
 

@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """An archive that is damaged: its path, what is wrong, and the shard that has what could be read."""
+    """A damaged archive: its path, the problem, and the shard with the readable images."""
 
     path: str
     problem: str
@@ -29,7 +29,7 @@ class Damage(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part: its file in the output folder, its rows, and how many of them failed."""
+    """A part: its file in the output folder, its number of rows, and the number of failed rows."""
 
     file: str
     rows: int
@@ -37,19 +37,20 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a job.
+    """The result of a job.
 
     Attributes:
         settings: Digest of inspect.json.
-        shards: How many there are.
-        done: How many of them have a part that is up to date; the same command judges the others.
-        rows: Lines of all parts: one per image and method.
-        failed: How many of them have an error, without what was left out.
-        left_out: How many are of files that are of no kind that is read.
-        seconds: That all parts took together, in all workers.
-        damaged: Archives that could not be read to their end.
-        drift: By method (`""` for the only one), why the calibration no longer holds; absent while it does.
-        parts: In the order of the shards.
+        shards: Number of shards.
+        done: Number of shards with an up-to-date part. The same command inspects the others.
+        rows: Number of rows of all parts: one per image and method.
+        failed: Number of rows with an error, without files that were left out.
+        left_out: Number of rows of files of a kind that is not read.
+        seconds: Total duration of all parts, in all workers, in seconds.
+        damaged: Archives that could not be read to the end.
+        drift: Per method (`""` for a single one), why the calibration no longer holds. Without methods whose
+            calibration holds.
+        parts: The parts, in the order of the shards.
     """
 
     settings: str
@@ -65,14 +66,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def finish(out: Path, normals: "Mapping[str | None, NormalScores | None]") -> Manifest:
-    """Sets the column drift, once all shards are done, and writes the manifest.
+    """Sets the column drift if all shards are done, and writes the manifest.
 
-    The scores are walked in the order of the shards, as if one process had judged all images. Parts where the column
-    is another by now are written anew.
+    The scores are processed in the order of the shards, as if one process had inspected all images. Parts whose column
+    changes are written again.
 
     Args:
-        out: Folder of the output.
-        normals: By method (`None` for the only one), what its calibration keeps of normal images.
+        out: Output folder.
+        normals: Per method (`None` for a single one), the normal scores of its calibration.
 
     Raises:
         UserError: A part is damaged, or the disk is full.
@@ -112,7 +113,7 @@ def _name(out: Path, number: int) -> str:
 def _set_drift(
     out: Path, parts: Sequence[Facts], normals: "Mapping[str | None, NormalScores | None]"
 ) -> dict[str, str]:
-    """Brings the column drift of all parts up to date; returns why calibrations no longer hold, by method."""
+    """Updates the column drift of all parts. Returns per method why its calibration no longer holds."""
     watched = {method: Drift(scores) for method, scores in normals.items() if scores is not None}
     drifted: dict[str, str] = {}
     for facts in parts if watched else ():
@@ -128,7 +129,7 @@ def _set_drift(
                     drifted[method or ""] = str(alarm)
         if differs and (lock := claim(out, facts.shard)) is not None:
             with lock:
-                if facts_of(out, facts.shard) == facts:  # else another job has judged it again, and will do this
+                if facts_of(out, facts.shard) == facts:  # else another job has it, and will set the column
                     replace_column(path, "drift", _taking(column))
     for method, drift in watched.items():
         if alarm := drift.finish():
@@ -141,7 +142,7 @@ def _values(batch: "pyarrow.RecordBatch") -> "Iterator[tuple[Any, ...]]":
 
 
 def _taking(values: Sequence[str | None]) -> Any:
-    """Returns a function that gives so many of the next values."""
+    """Returns a function that returns a given number of next values."""
     import pyarrow as pa
 
     rest = iter(values)

@@ -1,4 +1,4 @@
-"""Images in tar archives, as WebDataset stores them: read once from the beginning to the end, in bounded memory."""
+"""Images in tar archives, as in WebDataset, read in one pass in bounded memory."""
 
 import tarfile
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ class Member(NamedTuple):
     """An image of an archive.
 
     Attributes:
-        name: Its path within the archive.
-        size: In bytes.
-        mtime_ns: When it was last changed, in nanoseconds.
+        name: Path in the archive.
+        size: Size in bytes.
+        mtime_ns: Time of the last change, in nanoseconds.
         data: Its bytes; `None` if it cannot be read.
-        error: Why it cannot; else empty.
+        error: Reason why it cannot be read, or empty.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 class _Header(tarfile.TarInfo):
-    """A header that tells a damaged archive from a whole one, which has an end mark: `tarfile` ends at either."""
+    """A header that distinguishes damage from the end mark of an archive. `tarfile` stops silently at both."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "tarfile.TarInfo":
@@ -44,14 +44,14 @@ class _Header(tarfile.TarInfo):
 
 
 def read_tar(file: IO[bytes], name: str) -> Iterator[Member]:
-    """Yields the images of an archive in its order. What is no image by its suffix is passed over, and so are folders.
+    """Yields the images of an archive in its order. Folders and files without the suffix of an image are skipped.
 
     Args:
-        file: The archive, packed by gzip or not.
-        name: What messages call it.
+        file: The archive, with or without gzip compression.
+        name: Name of the archive in messages.
 
     Raises:
-        UserError: The archive is damaged or cut off; what came before was yielded.
+        UserError: The archive is damaged or cut off. Images before the damage were yielded.
     """
     try:
         with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as archive:
@@ -64,12 +64,12 @@ def read_tar(file: IO[bytes], name: str) -> Iterator[Member]:
         raise UserError(
             f"{name}: the archive is damaged or cut off ({reason}). What came before was judged. Copy it again."
         ) from error
-    except Exception as error:  # zlib.error and others of packed data
+    except Exception as error:  # zlib.error and other errors of compressed data
         raise UserError(f"{name}: the archive cannot be unpacked ({error}). Copy it again.") from error
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a member is an image by its suffix, and not hidden (as `._1.png`, which macOS adds)."""
+    """Returns whether a member has an image's suffix and is not hidden (such as `._1.png`, which macOS adds)."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 

@@ -1,4 +1,4 @@
-"""Files at URLs (s3, gs, http …), through fsspec, which is an extra."""
+"""Files at URLs (s3, gs, http …), by fsspec, an optional dependency."""
 
 import time
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from afclip_runtime.errors import UserError, install_extra, shown
 
-ATTEMPTS, PAUSE = 3, 0.5  # of one request; seconds before the second one, doubled before the third
-READ_AHEAD = 2**23  # bytes of an archive that are fetched at once
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)  # errors that stay
+ATTEMPTS, PAUSE = 3, 0.5  # attempts per request; seconds before the second attempt, doubled before the third
+READ_AHEAD = 2**23  # bytes per fetch of an archive
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)  # permanent errors
 
 
 class UrlFile(NamedTuple):
-    """A file at a URL, with its size in bytes and the time of its last change in nanoseconds, where they are known."""
+    """A file at a URL, with its size in bytes and the time of its last change in nanoseconds, if known."""
 
     url: str
     size: int | None
@@ -23,13 +23,13 @@ class UrlFile(NamedTuple):
 
 
 def is_url(text: str) -> bool:
-    """Returns whether a text is a URL; a letter and a colon (`C:`) are a drive."""
+    """Returns whether a text is a URL. A single letter as scheme (`C:`) is a drive."""
     scheme, mark, _ = text.partition("://")
     return bool(mark) and len(scheme) > 1 and scheme.replace("+", "").replace("-", "").isalnum()
 
 
 def suffix_source(url: str) -> str:
-    """Returns the path within a URL, which ends in the suffix; of http without what follows `?`."""
+    """Returns the path of a URL, which ends with the suffix of the file; for http without the query."""
     return urlsplit(url).path if url.startswith(("http://", "https://")) else url
 
 
@@ -45,10 +45,12 @@ def describe(url: str) -> UrlFile:
 
 
 def walk(url: str) -> Iterator[UrlFile] | None:
-    """Returns the files of a folder and of all folders below it but hidden ones, by name; `None` if it is no folder.
+    """Returns the files of a folder and all folders below it, sorted by name, without hidden files.
+
+    Returns `None` if it is not a folder.
 
     Raises:
-        UserError: It cannot be reached; also while it is walked.
+        UserError: The URL cannot be reached. Also raised during the iteration.
     """
     system, path = _system(url)
     with _explained(url):
@@ -96,7 +98,7 @@ def fetch(url: str) -> bytes:
 
 @contextmanager
 def opened(url: str) -> Iterator[IO[bytes]]:
-    """Yields a file, open for reading from its beginning to its end.
+    """Opens a file for sequential reading.
 
     Raises:
         UserError: There is no such file, or it cannot be reached.
@@ -110,10 +112,10 @@ def opened(url: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Makes one error of whatever a file system raises: each has classes of its own.
+    """Converts errors of all file systems, each of which has its own classes, into a `UserError`.
 
     Raises:
-        UserError: Names the URL.
+        UserError: The file cannot be read. The message names the URL.
     """
     try:
         yield
@@ -131,12 +133,12 @@ def _explained(url: str) -> Iterator[None]:
 
 
 def _again(request: Any) -> Any:
-    """Returns the answer to a request, which is made again where the error may pass."""
+    """Returns the answer to a request. The request is repeated after a temporary error."""
     for attempt in range(ATTEMPTS):
         try:
             return request()
         except Exception as error:
-            status = getattr(error, "status", 500)  # of HTTP: 4xx stays, but for 429, too many requests
+            status = getattr(error, "status", 500)  # HTTP: 4xx is permanent, except 429, too many requests
             lasts = isinstance(error, LASTING) or (400 <= status < 500 and status != 429)
             if lasts or attempt == ATTEMPTS - 1:
                 raise
@@ -145,10 +147,10 @@ def _again(request: Any) -> Any:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """Returns the file system of a URL, and what it calls the file.
+    """Returns the file system of a URL, and the path of the file in it.
 
     Raises:
-        UserError: The packages that read it are not installed, or there is none.
+        UserError: The packages for the scheme are not installed, or there are none.
     """
     scheme = url.partition("://")[0].lower()
     try:
@@ -163,7 +165,7 @@ def _system(url: str) -> tuple[Any, str]:
         package = "aiohttp" if scheme in ("http", "https") else package
         remedy = f": pip install {package}" if package and package != "fsspec" else f" ({error})"
         raise UserError(f"{scheme}:// is read by a package that is not installed{remedy}.") from error
-    except Exception as error:  # no such scheme, no credentials: errors of the file system's own classes
+    except Exception as error:  # unknown scheme, no credentials: each file system has its own classes of errors
         reason = shown(" ".join(str(error).split())[:200])
         raise UserError(f"{shown(url)}: {scheme}:// cannot be used ({reason}).") from error
     return system, str(path)

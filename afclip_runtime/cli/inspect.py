@@ -46,7 +46,7 @@ _megapixels = numeric(float, lambda value: value > 0, "above 0")
 FILES = """\
 Inspects images: files, folders with their subfolders, patterns (*), or - for a list of paths from standard input.
 
-The output folder gets one line per image at once:
+The output folder gets one line per image, as soon as it is inspected:
   inspections.csv, .jsonl   path, method (of several), score, probability (0.5 = the threshold), threshold,
                             threshold_from (calibration, hand or default), verdict, area (share of inspected pixels
                             above the pixel threshold), regions (box = left, top, right, bottom; area in pixels; highest

@@ -1,9 +1,9 @@
-"""One launcher for all that has many units of work: cells of a benchmark, trials of a sweep, shards of images.
+"""The launcher for commands with many units of work: cells of a benchmark, trials of a sweep, shards of images.
 
-A `Job` says what its units are, how one is claimed and how one is run. `launch` runs it where the user wants: in worker
-processes of this machine, in the tasks of a SLURM array, or in those of a Ray cluster. Units are claimed by locks on
-the file system that all share, so that workers anywhere, of several launchers too, have the work among themselves; a
-lock whose process is gone is free. What has been done lies on disk: the same command goes on from there.
+A `Job` defines its units, how a unit is claimed and how it is run. `launch` runs it in worker processes of this
+machine, in tasks of a SLURM array, or in tasks of a Ray cluster. Units are claimed by locks on the shared file system.
+So workers on all machines, also of several launchers, share the work. The lock of a dead process is free. Results are
+on disk, and the same command continues from there.
 """
 
 from afclip_runtime.launch.job import Job, Outcome, Unit

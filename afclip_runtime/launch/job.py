@@ -1,4 +1,4 @@
-"""The protocol of a job: what there is to do, who does the next part, and what became of it."""
+"""The protocol of a job: its units of work, claiming and running a unit, and the outcome of a unit."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -14,12 +14,12 @@ GRACE = 60.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a unit.
+    """The outcome of a unit.
 
     Attributes:
-        status: `done`, `failed`, or `stopped`: a signal ended its process, and the unit is left to be run.
-        error: Why it failed.
-        clean: Whether its process can go on: not after an exception, which may hold memory.
+        status: `done`, `failed`, or `stopped`: a signal ended its process, and the unit is still to be run.
+        error: Reason of the failure.
+        clean: Whether its process can continue. After an exception it cannot, since the exception may hold memory.
     """
 
     status: Literal["done", "failed", "stopped"] = "done"
@@ -29,13 +29,13 @@ class Outcome:
 
 @dataclass
 class Unit:
-    """A unit of work that this process has claimed: nobody else takes it before its lock is released.
+    """A unit of work that this process has claimed. No other process gets it before its lock is released.
 
     Attributes:
-        name: What tells it from the other units of the job.
-        lock: Released when the unit has been run, and by the system when the process is gone.
-        content: What the job needs to run it.
-        log: File that all output of `run` is appended to, that of child processes too; `None` leaves it where it is.
+        name: Unique name in the job.
+        lock: Its lock, released after the run, or by the system when the process ends.
+        content: Data of the job for its run.
+        log: File to which all output of `run` is appended, including that of child processes; `None` for no file.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Unit:
 
 
 class Job(ABC):
-    """Many units of work. It is picklable: the launcher has one copy, each worker process another.
+    """Many units of work. A job is picklable: the launcher and each worker process have their own copies.
 
     Attributes:
-        attempts: A unit that was begun so often by processes that died of it has failed: else it would take every
-            worker with it.
-        grace: Seconds that a worker has to stop between two steps after a signal; with 0 it is killed at once.
-        time_limit: Seconds that a unit may take; then its worker is killed, and the unit has failed.
+        attempts: Number of worker processes that may die in a unit. Then the unit has failed, so that it does not kill
+            every worker.
+        grace: Seconds for a worker to stop between two steps after a signal. With 0 it is killed at once.
+        time_limit: Time limit of a unit in seconds. Then its worker is killed, and the unit has failed.
     """
 
     attempts: int = ATTEMPTS
@@ -60,35 +60,35 @@ class Job(ABC):
 
     @abstractmethod
     def left(self) -> int:
-        """Returns how many units are still to be run; no more workers start than that. Called by the launcher."""
+        """Returns the number of units still to be run, the maximum number of workers. Called by the launcher."""
 
     def start(self) -> None:  # noqa: B027  # many jobs need nothing
-        """Loads what all units need. Called once in each worker, before its first unit.
+        """Loads the data and models of all units. Called once in each worker, before its first unit.
 
         Raises:
-            UserError: No unit can be run; the whole launch ends with it.
+            UserError: No unit can be run. It ends the whole launch.
         """
 
     @abstractmethod
     def claim(self, skip: Collection[str]) -> Unit | None:
-        """Returns the next unit that is not finished and that nobody has; `None` if this process finds none.
+        """Claims the next unit that is neither finished nor claimed; returns `None` if there is none.
 
-        A unit may be finished in the moment before its lock is free: whoever gets the lock looks again. Called in a
-        worker.
+        Another process may finish a unit just before its lock is released. So check again with the lock whether the
+        unit is finished. Called in a worker.
 
         Args:
             skip: Names of units that are not tried again in this launch.
 
         Raises:
-            UserError: The job cannot go on; the whole launch ends with it.
+            UserError: The job cannot continue. It ends the whole launch.
         """
 
     @abstractmethod
     def run(self, unit: Unit) -> Outcome | None:
-        """Runs a unit and returns what became of it; `None` means done. Called in a worker.
+        """Runs a unit and returns its outcome; `None` means done. Called in a worker.
 
-        What it writes appears whole or not at all: the process may die anywhere. A `UserError` or an `OSError` is why
-        it failed; after any other exception, whose traceback goes to the log, the process is replaced.
+        All files must be written atomically, since the process may die at any time. A `UserError` or an `OSError` is
+        the reason of a failure. After any other exception, whose traceback goes to the log, the process is replaced.
 
         Raises:
             StoppedError: `signals.requested()` was true between two steps.
@@ -96,24 +96,24 @@ class Job(ABC):
 
     @abstractmethod
     def fail(self, name: str, error: str) -> None:
-        """Records that a unit has failed, for all who look later; it may be told twice.
+        """Records on disk that a unit has failed. It may be called twice.
 
-        Called in the worker after a run that failed, in the launcher if the process died or took too long.
+        Called in the worker after a failed run, and in the launcher if the process died or took too long.
         """
 
     def begin(self, unit: Unit) -> int:
-        """Counts that a unit is begun, and returns how often it was by processes that did not live to end it, and now.
+        """Counts an attempt of a unit. Returns the number of attempts so far that did not end, including this one.
 
-        Both this and `end` are for jobs that keep the count elsewhere than in the file of the lock.
+        Override this and `end` to keep the count elsewhere than in the lock file.
         """
         unit.lock.attempts += 1
         return unit.lock.attempts
 
     def end(self, unit: Unit, stopped: bool) -> None:
-        """Takes back what `begin` counted, once a unit has been run.
+        """Resets the count of `begin` after a unit has been run.
 
         Args:
             unit: The unit.
-            stopped: Whether it is left to be run: then earlier attempts still count.
+            stopped: Whether the unit is still to be run. Then only this attempt is removed from the count.
         """
         unit.lock.attempts = unit.lock.attempts - 1 if stopped else 0

@@ -1,4 +1,4 @@
-"""Runs a job where the user wants it."""
+"""Start of a job with the chosen launcher."""
 
 import os
 from dataclasses import replace
@@ -10,17 +10,17 @@ from afclip_runtime.launch.where import Ended, Report, Where
 
 
 def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, outcome: None) -> Ended:
-    """Runs the units of a job that are not finished, and returns when none is left that a worker can take.
+    """Runs the unfinished units of a job. Returns when no unit is left that a worker can claim.
 
     Args:
         job: The job.
         where: Where it runs.
-        folder: Of the job: tasks on other machines log to `slurm/` and `ray/` in it.
-        report: Called after each unit that a worker of this machine has run.
+        folder: Folder of the job. Tasks on other machines log to its subfolders `slurm/` and `ray/`.
+        report: Function that is called after each unit run by a worker of this machine.
 
     Raises:
-        UserError: No unit can be run: what the job's `start` says, or workers die before they begin one, or there is
-            no such cluster.
+        UserError: No unit can be run: the job's `start` has failed, workers die before their first unit, or there is no
+            such cluster.
     """
     if os.name != "posix":
         raise UserError("Work is launched on Linux and macOS only.")

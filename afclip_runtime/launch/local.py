@@ -1,4 +1,4 @@
-"""Worker processes of this machine: started, watched, replaced and ended."""
+"""The pool of worker processes of this machine."""
 
 import multiprocessing
 import os
@@ -18,18 +18,18 @@ from afclip_runtime.launch.signals import STOPS
 from afclip_runtime.launch.where import Ended, Report
 from afclip_runtime.launch.worker import Begun, Finished, Idle, Refused, serve
 
-LOOK = 0.2  # seconds between two looks at signals and clocks
-STILLBORN = 3  # workers that may die before they begin a unit
+LOOK = 0.2  # seconds between two checks of signals and clocks
+STILLBORN = 3  # number of workers that may die before their first unit
 NEVER = float("inf")
 
 
 def run_local(job: Job, jobs: int, report: Report) -> Ended:
-    """Runs the units of a job in worker processes that stay, so that each pays once for its imports and its model.
+    """Runs the units of a job in persistent worker processes, so that each imports packages and loads models only once.
 
     Args:
         job: The job.
-        jobs: Worker processes.
-        report: Called after each unit.
+        jobs: Number of worker processes.
+        report: Function that is called after each unit.
 
     Raises:
         UserError: See `launch`.
@@ -45,20 +45,20 @@ def run_local(job: Job, jobs: int, report: Report) -> Ended:
 
 
 class _Worker:
-    """A worker process as the launcher sees it."""
+    """The launcher's state of a worker process."""
 
     def __init__(self, index: int, process: BaseProcess, connection: Connection) -> None:
         self.index, self.process, self.connection = index, process, connection
-        self.unit: Begun | None = None  # what it runs
-        self.limit = NEVER  # of the unit's time, on the monotonic clock
+        self.unit: Begun | None = None  # current unit
+        self.limit = NEVER  # deadline of the unit, on the monotonic clock
         self.ran = self.idle = False
 
     def kill(self) -> None:
-        """Ends the process and all that it started."""
+        """Kills the process and its child processes."""
         assert self.process.pid is not None
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()  # where it had no time to found its group
+        self.process.kill()  # in case it has no process group yet
         self.process.join()
 
 
@@ -67,9 +67,9 @@ class _Pool:
         self.job, self.report, self.noted = job, report, noted
         self.workers: list[_Worker] = []
         self.skip: set[str] = set()  # units that are not tried again
-        self.left_behind: set[str] = set()  # those of them that are still to be run
+        self.left_behind: set[str] = set()  # stopped units among them, which are still to be run
         self.stillborn = 0
-        self.deadline = NEVER  # of workers that were asked to stop
+        self.deadline = NEVER  # for workers that were asked to stop
         self.devices: list[str] = []
 
     @property
@@ -77,7 +77,7 @@ class _Pool:
         return self.deadline < NEVER
 
     def run(self, jobs: int) -> None:
-        """Returns when no worker finds anything more to run, or all have stopped."""
+        """Returns when no worker finds another unit, or when all have stopped."""
         if jobs > 1:
             self.devices = visible_devices()
         for index in range(jobs):
@@ -94,21 +94,21 @@ class _Pool:
                 self._look_at(worker)
 
     def kill(self) -> None:
-        """Ends all workers, whatever they do; what they had is left to be run."""
+        """Kills all workers. Their units are still to be run."""
         for worker in self.workers:
             worker.kill()
         for worker in self.workers:
             with suppress(UserError):
-                self._read(worker)  # it may have finished in the last moment
+                self._read(worker)  # the unit may have been finished meanwhile
             if worker.unit is not None:
                 self._end(worker.unit, stopped=True)
 
     def _start(self, index: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+        context = multiprocessing.get_context("spawn")  # forking a process with threads may hang
         ours, theirs = context.Pipe()
         device = self.devices[index % len(self.devices)] if self.devices else None
         process = context.Process(target=serve, args=(theirs, self.job, frozenset(self.skip), device))
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: a signal waits until the worker listens
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: a signal waits until the worker has its handlers
         try:
             process.start()
         finally:
@@ -131,8 +131,8 @@ class _Pool:
                 self._fail(worker.unit, f"took longer than the limit of {self.job.time_limit:g} s")
                 self._replace(worker)
             return
-        worker.kill()  # what it started
-        self._read(worker)  # what it said at last
+        worker.kill()  # its child processes
+        self._read(worker)  # its last messages
         if worker.idle:
             self._remove(worker)
         elif worker.unit is not None:
@@ -144,12 +144,12 @@ class _Pool:
             if self.stillborn >= STILLBORN:
                 raise UserError(
                     f"{self.stillborn} workers have ended before they began any work, the last one "
-                    f"{ending(worker.process.exitcode)}. What they printed says more."
+                    f"{ending(worker.process.exitcode)}. See their output for the reason."
                 )
             self._replace(worker)
 
     def _read(self, worker: _Worker) -> None:
-        with suppress(EOFError, OSError):  # it is gone
+        with suppress(EOFError, OSError):  # the worker has ended
             while worker.connection.poll():
                 match worker.connection.recv():
                     case Begun() as unit:
@@ -164,7 +164,7 @@ class _Pool:
                         raise UserError(error)
 
     def _end(self, begun: Begun, stopped: bool) -> None:
-        """Takes back that a unit was begun whose process ended as we wanted, or with which no other shall begin."""
+        """Resets the attempts of a unit whose process was ended on purpose, or that shall not be tried again."""
         with suppress(UserError, OSError):
             if (lock := try_lock(begun.lock)) is not None:
                 with lock:
@@ -178,7 +178,7 @@ class _Pool:
         self.report(name, outcome)
 
     def _fail(self, unit: Begun, error: str) -> None:
-        with suppress(UserError):  # on a full disk the outcome still says it
+        with suppress(UserError):  # on a full disk, the outcome still reports it
             self.job.fail(unit.name, error)
         self._end(unit, stopped=False)
         self._settle(unit.name, Outcome("failed", error))
@@ -187,7 +187,7 @@ class _Pool:
         code = worker.process.exitcode
         if self.stopping:
             self._end(unit, stopped=True)
-        elif code == -signal.SIGTERM:  # a cluster that takes the machine away asks every process to end
+        elif code == -signal.SIGTERM:  # a cluster that reclaims the machine terminates all processes
             self._end(unit, stopped=True)
             self._settle(unit.name, Outcome("stopped"))
         elif unit.attempt >= self.job.attempts:
@@ -213,16 +213,16 @@ class _Pool:
 
 
 def ending(code: int | None) -> str:
-    """Returns how a process ended, as `killed by SIGKILL`."""
+    """Returns a description of how a process ended, as `killed by SIGKILL`."""
     return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended by exit code {code}"
 
 
 def visible_devices() -> list[str]:
-    """Returns the GPUs that are there to be shared among workers; nothing where there is one or none."""
+    """Returns the GPUs to share among workers; empty with at most one GPU."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         devices = [device for device in given.split(",") if device]
-    else:  # the driver lists them, without a library that would take memory on each
+    else:  # the driver lists them; a library would use memory on each GPU
         cards = Path("/proc/driver/nvidia/gpus")
         devices = [str(number) for number in range(len(list(cards.iterdir())))] if cards.is_dir() else []
     return devices if len(devices) > 1 else []

@@ -1,4 +1,4 @@
-"""Locks on a file system that several machines share: a lock ends with its process, however that ends."""
+"""Locks on a shared file system. A lock ends with its process, also after a crash."""
 
 import errno
 import os
@@ -6,15 +6,15 @@ from pathlib import Path
 
 from afclip_runtime.errors import UserError, shown
 
-_held: set[str] = set()  # the system's locks are those of a process: a second claim in it would succeed
+_held: set[str] = set()  # system locks belong to the process: a second claim in the same process would succeed
 
 
 class Lock:
-    """A lock that this process holds; a context manager that releases it.
+    """A lock that this process holds. It is a context manager that releases the lock.
 
     Args:
-        path: Its file, which stays when the lock is released: whoever removed it could remove that of the next holder.
-        descriptor: Of the open file. Closing any other of the same file would release the lock too.
+        path: Lock file. It is kept after the release, since removing it could remove the file of the next holder.
+        descriptor: Descriptor of the open file. Closing another descriptor of the file would also release the lock.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -24,7 +24,7 @@ class Lock:
 
     @property
     def attempts(self) -> int:
-        """How often what the lock is for was begun and not ended; kept in the file, from one holder to the next."""
+        """Number of attempts that did not end. It is stored in the lock file, and passed from holder to holder."""
         assert self._descriptor is not None
         content = os.pread(self._descriptor, 16, 0)
         return int(content) if content.isdigit() else 0
@@ -40,7 +40,7 @@ class Lock:
             raise _unusable(self.path, error) from error
 
     def release(self) -> None:
-        """Lets others have it. A second call does nothing."""
+        """Releases the lock. A second call does nothing."""
         if self._descriptor is not None:
             _held.discard(os.path.abspath(self.path))
             os.close(self._descriptor)
@@ -54,14 +54,14 @@ class Lock:
 
 
 def try_lock(path: Path, wait: bool = False) -> Lock | None:
-    """Returns a lock, or `None` while a living process has it.
+    """Takes a lock. Returns `None` while a living process holds it.
 
     Args:
-        path: Its file; it is made if there is none, with its folder.
-        wait: Waits until it is free. Not for a lock that this process holds.
+        path: Lock file. A missing file is created, with its folder.
+        wait: Whether to wait until the lock is free. Not allowed for a lock that this process holds.
 
     Raises:
-        UserError: The file cannot be made, or the file system has no locks.
+        UserError: The file cannot be created, or the file system has no locks.
     """
     import fcntl
 
@@ -83,7 +83,7 @@ def try_lock(path: Path, wait: bool = False) -> Lock | None:
             raise
     except (BlockingIOError, PermissionError) as error:
         if error.errno == errno.EAGAIN or (error.errno == errno.EACCES and os.access(path, os.W_OK)):
-            return None  # POSIX allows either for a lock that another has
+            return None  # POSIX allows either error for a lock of another process
         raise _unusable(path, error) from error
     except OSError as error:
         raise _unusable(path, error) from error
@@ -93,7 +93,7 @@ def try_lock(path: Path, wait: bool = False) -> Lock | None:
 def _unusable(path: Path, error: OSError) -> UserError:
     if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
         return UserError(
-            f"{shown(path)}: its file system has no locks ({error.strerror}), which tell workers apart. Mount it with "
-            "locks (NFS: without nolock; Lustre: with flock), or choose another --out."
+            f"{shown(path)}: its file system has no locks ({error.strerror}), which workers need to share work. "
+            "Mount it with locks (NFS: without nolock; Lustre: with flock), or choose another --out."
         )
     return UserError(f"{shown(path)}: cannot be used ({error.strerror or error}). Choose another --out.")

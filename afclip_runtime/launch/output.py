@@ -1,4 +1,4 @@
-"""The output of a process that runs one thing after another: each into a file of its own, and what it said there."""
+"""Redirection of a process's output to log files, and the last error in a log."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ LOOKED_AT = 2**16  # bytes at the end of a log
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Sends all output to the end of a file, that of libraries and of child processes too."""
+    """Appends all output to a file, including that of libraries and child processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(1), os.dup(2)]
@@ -33,11 +33,11 @@ def output_to(path: Path) -> Iterator[None]:
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """Returns what a command line said of a mistake at the end of a log; an empty text if it said nothing.
+    """Returns the last error message of a command in its log; empty without a message.
 
     Args:
         log: The file.
-        begin: Bytes at its beginning that are not looked at.
+        begin: Number of bytes to skip at the beginning.
     """
     with log.open("rb") as file:
         file.seek(max(begin, log.stat().st_size - LOOKED_AT))

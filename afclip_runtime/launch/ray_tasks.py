@@ -1,4 +1,4 @@
-"""Workers that are tasks of a Ray cluster, each of which runs the command on its node."""
+"""Workers as tasks of a Ray cluster. Each task runs the command on its node."""
 
 import importlib
 import os
@@ -16,24 +16,24 @@ from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.signals import STOPPED
 from afclip_runtime.launch.where import Ended, Where
 
-LOOK = 0.5  # seconds between two looks at the tasks
-RETRIES = 3  # of a task whose node or process is lost; its units are taken up
-HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # variables of the environment that tasks have too
+LOOK = 0.5  # seconds between two checks of the tasks
+RETRIES = 3  # of a task whose node or process is lost; it continues with the remaining units
+HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # prefixes of environment variables that tasks inherit
 
 
 def run_ray(where: Where, folder: Path, grace: float) -> Ended:
-    """Runs workers as tasks of a Ray cluster and waits until they have ended.
+    """Runs workers as tasks of a Ray cluster, and waits until they have ended.
 
-    Each task has a CPU, and a GPU if the cluster has any. It runs the command with one local worker as a process of its
-    own, in the folder that this process runs in. One whose node is lost is begun again on another.
+    Each task has one CPU, and one GPU if the cluster has any. It runs the command with one local worker in a separate
+    process, in the current folder of this process. A task whose node is lost starts again on another node.
 
     Args:
-        where: Workers, the cluster's address, and the command.
-        folder: Of the job; the tasks log to `ray/` in it.
-        grace: Seconds that workers have to stop after a signal.
+        where: Number of workers, address of the cluster, and the command.
+        folder: Folder of the job. The tasks log to its subfolder `ray/`.
+        grace: Seconds for workers to stop after a signal.
 
     Raises:
-        UserError: Ray is not installed, there is no such cluster, or every task ended with a mistake.
+        UserError: Ray is not installed, there is no such cluster, or every task ended with a user error.
     """
     ray = open_ray(where.ray_address)
     try:
@@ -64,10 +64,10 @@ def run_ray(where: Where, folder: Path, grace: float) -> Ended:
 
 
 def open_ray(address: str | None) -> Any:
-    """Returns the module `ray`, connected to a cluster; without an address one of this machine is started.
+    """Returns the module `ray`, connected to a cluster. Without an address, a cluster on this machine is started.
 
     Raises:
-        UserError: Ray is not installed, or nothing answers there.
+        UserError: Ray is not installed, or no cluster answers at the address.
     """
     try:
         ray = importlib.import_module("ray")
@@ -90,14 +90,14 @@ def _code(ray: Any, task: Any) -> int | str:
 
 
 def run_command(command: Sequence[str], folder: str, variables: dict[str, str], log: str, grace: float) -> int:
-    """Runs the command on the node of a task and returns its exit code; ends it when the task is cancelled.
+    """Runs the command on the node of a task, and returns its exit code. A cancelled task ends the command.
 
     Args:
         command: The command.
-        folder: It runs in.
-        variables: Set in its environment.
-        log: File that its output is appended to.
-        grace: Seconds that it has to stop.
+        folder: Working directory.
+        variables: Environment variables.
+        log: File to which its output is appended.
+        grace: Seconds for the command to stop.
     """
     with Path(log).open("ab") as file:
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
-"""Signals that ask a process to make room, as a cluster sends them before it takes the machine away.
+"""Signals that ask a process to stop, as a cluster sends them before it reclaims the machine.
 
-A handler only notes the signal; whoever works looks at the note between two steps. Lightning's own handler saves a
-checkpoint where it stands, which may be the middle of a step, with half of the parameters updated.
+A handler only records the signal, and the work checks for it between two steps. Lightning's handler saves a checkpoint
+at once, perhaps in the middle of a step with half of the parameters updated.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPED = 75  # exit code of what can go on: sysexits.h calls it a temporary failure
+STOPPED = 75  # exit code of work that can continue, a temporary failure in sysexits.h
 SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGUSR1", "SIGTERM"))
 STOPS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 
@@ -20,20 +20,20 @@ _noted: list[signal.Signals] = []
 
 
 class StoppedError(Exception):
-    """The work has ended between two steps because a signal asked for it; the message says how it goes on."""
+    """A signal has stopped the work between two steps. The message says how to continue."""
 
 
 class Asked(KeyboardInterrupt):
-    """A signal asks a command to end, as Ctrl-C does."""
+    """A signal that asks a command to end, like Ctrl-C."""
 
 
 def interruption(number: signal.Signals) -> KeyboardInterrupt:
-    """Returns what is raised where a signal interrupts a command: `Asked`, unless it is Ctrl-C."""
+    """Returns the exception for a signal that interrupts a command: `KeyboardInterrupt` for Ctrl-C, else `Asked`."""
     return KeyboardInterrupt() if number == signal.SIGINT else Asked()
 
 
 def listen(*signals: signal.Signals) -> None:
-    """Notes the signals from now on, `SIGNALS` unless others are given; a second one but SIGUSR1 ends the process."""
+    """Records signals from now on, by default `SIGNALS`. A second signal other than SIGUSR1 ends the process."""
     for number in signals or SIGNALS:
         signal.signal(number, _note)
 
@@ -47,12 +47,12 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def noting(raises: bool = False) -> Iterator[list[signal.Signals]]:
-    """Yields the list that `STOPS` are noted in while the body runs; those that are ignored, as by nohup, stay so.
+    """Yields a list in which signals of `STOPS` are recorded while the body runs. Ignored signals stay ignored.
 
-    Afterwards the handlers are what they were, and nothing is noted.
+    Afterwards the earlier handlers are restored, and the list is empty.
 
     Args:
-        raises: Whether the first signal ends the body as well, with `StoppedError`: for one that waits in a library.
+        raises: Whether the first signal also raises `StoppedError` in the body, for a body that waits in a library.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -78,19 +78,19 @@ def requested() -> bool:
 
 
 def restarted() -> bool:
-    """Returns whether SLURM has put this job into the queue again after it had begun."""
+    """Returns whether SLURM has requeued this job after its start."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def requeue() -> None:
-    """Puts the SLURM job that this process is the first task of into the queue again, if SIGUSR1 asked for it.
+    """Requeues the SLURM job after SIGUSR1, if this process is the first task of the job.
 
-    After SIGTERM it is for SLURM, or for whoever sent it, to decide.
+    After SIGTERM, SLURM or the sender of the signal decides about this.
     """
     if signal.SIGUSR1 not in _noted or "SLURM_JOB_ID" not in os.environ or os.environ.get("SLURM_PROCID") != "0":
         return
     job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:  # its plain number may also be that of the whole array
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the job id may also be that of the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     print(f"SLURM job {job} goes into the queue again.", file=sys.stderr, flush=True)
     subprocess.run(["scontrol", "requeue", job], check=False)

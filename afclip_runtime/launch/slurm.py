@@ -1,4 +1,4 @@
-"""Workers that are the tasks of a SLURM array."""
+"""Workers as tasks of a SLURM array."""
 
 import shlex
 import subprocess
@@ -13,21 +13,21 @@ from afclip_runtime.launch.job import GRACE
 from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.where import Ended, Where
 
-LOOK = 5  # seconds between two looks at the queue
+LOOK = 5  # seconds between two checks of the queue
 
 
 def run_slurm(where: Where, folder: Path) -> Ended:
-    """Submits an array of workers and waits until its tasks have ended.
+    """Submits an array of workers, and waits until its tasks have ended.
 
-    Each task runs the command with one local worker, from the folder that this process runs in. One that is preempted,
-    or signalled a minute before its time limit, is put into the queue again. A signal ends the waiting only.
+    Each task runs the command with one local worker, in the current folder of this process. A task is requeued if it is
+    preempted, or signalled one minute before its time limit. A signal to this process only ends the waiting.
 
     Args:
-        where: Workers, options for sbatch, and the command.
-        folder: Of the job; the tasks log to `slurm/` in it.
+        where: Number of workers, options for sbatch, and the command.
+        folder: Folder of the job. The tasks log to its subfolder `slurm/`.
 
     Raises:
-        UserError: SLURM refuses, or is not there, or every task ended with a mistake.
+        UserError: SLURM rejects the job or is not installed, or every task ended with a user error.
     """
     logs = folder / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def run_slurm(where: Where, folder: Path) -> Ended:
             return Ended(noted[0])
     files = sorted(logs.glob(f"{job}_*.log"))
     errors = [last_error(file) for file in files]
-    if files and all(errors):  # a task that did its work says of none; those of units stand in their own logs
+    if files and all(errors):  # a task that did its work reports no error; errors of units are in their own logs
         raise UserError(f"{shown(files[0])}: {errors[0]}")
     return Ended()
 

@@ -1,4 +1,4 @@
-"""Where a job runs, and how that ended."""
+"""Where a job runs, and how a launch ended."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Where:
     """Where the work runs.
 
     Attributes:
-        launcher: `local`: worker processes of this machine; `slurm`: tasks of an array; `ray`: tasks of a Ray cluster.
-        jobs: Workers.
-        ray_address: Of a running Ray cluster; `None` starts Ray on this machine.
+        launcher: `local`: worker processes of this machine. `slurm`: tasks of an array. `ray`: tasks of a Ray cluster.
+        jobs: Number of workers.
+        ray_address: Address of a running Ray cluster; `None` starts Ray on this machine.
         sbatch: Options for sbatch.
-        command: The command that does the same work with one local worker, for tasks on other machines.
+        command: Command that does the same work with one local worker, for tasks on other machines.
     """
 
     launcher: Literal["local", "slurm", "ray"] = "local"
@@ -36,10 +36,10 @@ HERE = Where()
 
 @dataclass(frozen=True)
 class Ended:
-    """How a launch ended. What became of the units lies on disk, whatever the launcher.
+    """How a launch ended. The outcomes of the units are on disk.
 
     Attributes:
-        signal: What stopped it; `None` if it ran until there was nothing left that it could take.
+        signal: Signal that stopped it; `None` if it ran until no unit was left to claim.
     """
 
     signal: Signals | None = None

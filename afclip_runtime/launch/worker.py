@@ -1,4 +1,4 @@
-"""A worker: a process that claims and runs unit after unit, and tells the launcher what it does."""
+"""A worker: a process that claims and runs units one after another, and reports to the launcher."""
 
 import gc
 import multiprocessing
@@ -23,12 +23,12 @@ from afclip_runtime.launch.signals import STOPS, StoppedError
 
 @dataclass(frozen=True)
 class Begun:
-    """A worker begins a unit.
+    """Message: a worker begins a unit.
 
     Attributes:
-        name: The unit.
-        lock: File of its lock.
-        attempt: How often it has been begun; see `Job.begin`.
+        name: Name of the unit.
+        lock: Its lock file.
+        attempt: Number of the attempt; see `Job.begin`.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Begun:
 
 @dataclass(frozen=True)
 class Finished:
-    """A worker has run a unit.
+    """Message: a worker has run a unit.
 
     Attributes:
-        name: The unit.
-        outcome: What became of it.
+        name: Name of the unit.
+        outcome: Its outcome.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class Refused:
-    """No unit can be run.
+    """Message: no unit can be run.
 
     Attributes:
-        error: Why.
+        error: The reason.
     """
 
     error: str
@@ -62,34 +62,34 @@ class Refused:
 
 @dataclass(frozen=True)
 class Idle:
-    """A worker finds nothing more to run, and ends."""
+    """Message: a worker finds no more units, and ends."""
 
 
 Message = Begun | Finished | Refused | Idle
 
 
 def serve(connection: Connection, job: Job, skip: Collection[str], device: str | None) -> None:
-    """Runs in the worker: unit after unit, until none is left, a signal asks it to stop, or the launcher is gone.
+    """Main function of a worker: runs units until none is left, a signal asks it to stop, or the launcher has ended.
 
     Args:
-        connection: To the launcher, which gets `Message`s.
-        job: What to do.
+        connection: Connection to the launcher, which receives `Message`s.
+        job: The job.
         skip: Names of units that are not tried again.
-        device: The GPU that this worker has; `None` leaves it what there is.
+        device: GPU of this worker; `None` for all.
     """
-    multiprocessing.set_start_method(None, force=True)  # loaders start as they do elsewhere, not as this process did
-    os.setsid()  # Ctrl-C is the launcher's to handle; and all that this process starts can be ended with it
+    multiprocessing.set_start_method(None, force=True)  # data loaders use the default start method
+    os.setsid()  # the launcher handles Ctrl-C; and the group of this process can be killed as a whole
     if job.grace:
         signals.listen(*STOPS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     threading.Thread(target=end_with_the_launcher, args=(job.grace,), daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    with suppress(BrokenPipeError, ConnectionResetError):  # the launcher is gone
+    with suppress(BrokenPipeError, ConnectionResetError):  # the launcher has ended
         try:
             job.start()
             gc.collect()
-            gc.freeze()  # what has been imported stays: the collections between units need not look at it
+            gc.freeze()  # imported modules stay, so collections between units can skip them
             _work(connection, job, set(skip))
         except (UserError, OSError) as error:
             connection.send(Refused(message_of(error)))
@@ -112,15 +112,15 @@ def _work(connection: Connection, job: Job, skip: set[str]) -> None:
 
 
 def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda begun: None) -> Outcome:
-    """Runs a unit that this process has claimed, releases its lock, and returns what became of it.
+    """Runs a claimed unit, releases its lock, and returns the outcome.
 
     Args:
         job: The job.
         unit: The unit.
-        tell: Called before it is run.
+        tell: Function that is called before the run.
 
     Raises:
-        UserError: The disk is full; the unit is left to be run.
+        UserError: The disk is full. The unit is still to be run.
     """
     with unit.lock:
         attempt = job.begin(unit)
@@ -130,7 +130,7 @@ def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda beg
         else:
             outcome = Outcome("failed", f"its process died {attempt - 1} times")
         failed = outcome.status == "failed"
-        full = failed and is_for_want_of_space(outcome.error)  # no fault of the unit, and the next would fail likewise
+        full = failed and is_for_want_of_space(outcome.error)  # not a fault of the unit
         if failed and not full:
             with suppress(UserError):
                 job.fail(unit.name, outcome.error)
@@ -145,7 +145,7 @@ def _run_logged(job: Job, unit: Unit) -> Outcome:
     try:
         with output_to(unit.log) if unit.log else nullcontext():
             return _run(job, unit)
-    except OSError as error:  # of the log
+    except OSError as error:  # of the log file
         return Outcome("failed", str(error))
 
 
@@ -159,16 +159,16 @@ def _run(job: Job, unit: Unit) -> Outcome:
     except OSError as error:
         traceback.print_exc()
         return Outcome("failed", str(error))
-    except BaseException as error:  # SystemExit too: whatever a unit does, it does to itself
+    except BaseException as error:  # also SystemExit: it ends the unit only
         traceback.print_exc()
         return Outcome("failed", f"{type(error).__name__}: {error}", clean=False)
 
 
 def end_with_the_launcher(grace: float) -> None:
-    """Ends this process and all that it started when the launcher is gone, however that was ended.
+    """Ends this process and its child processes when the launcher has ended, also after a crash.
 
     Args:
-        grace: Seconds that it has to stop between two steps.
+        grace: Seconds to stop between two steps.
     """
     launcher = multiprocessing.parent_process()
     assert launcher is not None
