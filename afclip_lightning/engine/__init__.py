@@ -1,1 +1,1 @@
-"""One run of the command line: its options, its folder, and what it trains and tests."""
+"""A run of the command line: its options, its folder, its training and its tests."""

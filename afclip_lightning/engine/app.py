@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with a check of the data first, a run folder, and results at the end."""
+"""The command line: LightningCLI with an early check of the data, a run folder, and results at the end."""
 
 import logging
 import shutil
@@ -56,13 +56,13 @@ class AnomalyCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` for any method and any dataset.
 
     `fit` trains and then tests, so that one command gives a results table. The data is checked before a model is
-    built. Everything a run writes lies in one folder.
+    built. A run writes all its files into one folder.
     """
 
     def __init__(self, args: list[str] | None = None) -> None:
         import_submodules(afclip_lightning.methods)
         import_submodules(afclip_lightning.datasets)
-        with ExitStack() as self._running:  # what is held until the command ends
+        with ExitStack() as self._running:  # resources of the command, released when it ends
             super().__init__(
                 AnomalyMethod,
                 AnomalyData,
@@ -78,12 +78,12 @@ class AnomalyCLI(LightningCLI):
             )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of a run beside those of trainer, model and data."""
+        """Adds the options of a run to those of trainer, model and data."""
         add_run_arguments(parser)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Returns the commands, each with the arguments of the trainer's method that are no options or our own."""
+        """Returns the commands. Each has the arguments of the trainer's method that are not options, or that we set."""
         return {name: {*skipped, "ckpt_path"} for name, skipped in LightningCLI.subcommands().items()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -94,7 +94,7 @@ class AnomalyCLI(LightningCLI):
         check_options(self.config[self.config.subcommand].as_dict(), self.config.subcommand)
 
     def _parse_ckpt_path(self) -> None:
-        """Reads the checkpoint before anything is built; its hyperparameters never override what the user gives."""
+        """Reads the checkpoint before anything is built. Its hyperparameters never override the user's options."""
         command = self.config.subcommand
         config = self.config[command]
         if config.ckpt_path is None:
@@ -122,7 +122,7 @@ class AnomalyCLI(LightningCLI):
             config.trainer.limit_val_batches = 0
 
     def choose_folder(self, config: Namespace) -> Path:
-        """Returns the run folder, held by the first process until the command ends."""
+        """Returns the run folder. The first process locks it until the command ends."""
         resumed = Path(config.ckpt_path) if self.subcommand == "fit" and config.ckpt_path else None
         folder = choose_run_folder(config, resumed)
         if is_first_process():
@@ -147,7 +147,7 @@ class AnomalyCLI(LightningCLI):
         self.run = Run(command, config, self.folder, heads, tested, data, self.trainer)
 
     def _feature_folder(self, features: FeatureCache) -> Path | None:
-        """Returns where features are kept; a temporary folder is removed when the command ends."""
+        """Returns the folder of the feature store. A temporary folder is removed when the command ends."""
         if features.cache is not None or not features.temporary or self.subcommand != "fit":
             return features.cache
         folder = self.folder / "features"
@@ -173,7 +173,7 @@ class AnomalyCLI(LightningCLI):
         return built
 
     def carry_out(self, flow: Callable[[Run], None]) -> None:
-        """Does what a command does, and says so if a process of the run is lost meanwhile."""
+        """Carries out a command. If a process of the run is lost meanwhile, the error says so."""
         with lost_process_told(self.folder / LAST if self.subcommand == "fit" else None):
             flow(self.run)
 
@@ -195,7 +195,7 @@ class AnomalyCLI(LightningCLI):
 
 
 def _quiet_lightning() -> None:
-    """Leaves out what Lightning says of itself: the frozen backbone is in eval mode on purpose."""
+    """Silences messages of Lightning that do not apply here: the frozen backbone is in eval mode on purpose."""
     for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -204,7 +204,7 @@ def _quiet_lightning() -> None:
 
 
 def main(args: list[str] | None = None, command: Callable[[list[str] | None], object] = AnomalyCLI) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 a mistake that the message explains, 75 stopped.
+    """Runs a command and returns its exit code: 0 done, 2 an error that the message explains, 75 stopped.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -213,7 +213,7 @@ def main(args: list[str] | None = None, command: Callable[[list[str] | None], ob
     try:
         with loggers.ending():
             command(args)
-    except (StoppedError, SIGTERMException) as stop:  # Lightning's own comes at the end of an epoch, which is kept
+    except (StoppedError, SIGTERMException) as stop:  # Lightning raises its own at the end of an epoch, which is saved
         print(f"Stopped. {stop}", file=sys.stderr)
         requeue()
         return STOPPED
@@ -231,15 +231,15 @@ def main(args: list[str] | None = None, command: Callable[[list[str] | None], ob
 
 
 def _explained(error: Exception) -> str:
-    """Returns what a user can do about an error; an empty text where nothing is known of it."""
+    """Returns a message that says what to do about an error; empty if the error is unexpected."""
     if isinstance(error, UserError):
         return message_of(error)
-    if isinstance(error, MisconfigurationException):  # what only Lightning knows of its options
+    if isinstance(error, MisconfigurationException):  # options that only Lightning can check
         return " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU has too little memory for this batch_size: {error}"
     if message := killed_loader(error):
         return message
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-        return str(error)  # a full disk or a folder that may not be written, outside our own writers
+        return str(error)  # a full disk or a folder without write permission, outside our own writers
     return ""

@@ -1,4 +1,4 @@
-"""The arguments of a command before they are parsed: what cannot be read, leftovers of another dataset, null."""
+"""Checks and changes of a command's arguments before they are parsed: unreadable values, leftovers, null."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from afclip_runtime.files import parse_yaml, read_yaml
 T = TypeVar("T")
 
 CONFIG = ("--config", "-c")
-OF_ONE_DATASET = ("root", "name", "categories", "class_names")  # arguments that mean nothing to another
-REMEDY = "Mend it, or leave it out."
+OF_ONE_DATASET = ("root", "name", "categories", "class_names")  # arguments that apply to one dataset only
+REMEDY = "Correct it, or leave it out."
 
 
 def with_found_configs(args: Sequence[str]) -> list[str]:
@@ -32,10 +32,10 @@ def with_found_configs(args: Sequence[str]) -> list[str]:
 
 
 def check_files(args: Sequence[str]) -> None:
-    """Checks that the configs of a command can be read; the parser would say neither which one nor why.
+    """Checks that the configs of a command can be read. The parser would say neither which one is wrong nor why.
 
     Raises:
-        UserError: One is no YAML file of options.
+        UserError: A config is not a YAML file of options.
     """
     for place in range(len(args)):
         option, value = option_at(args, place)
@@ -44,7 +44,7 @@ def check_files(args: Sequence[str]) -> None:
 
 
 def unclosed(args: Sequence[str]) -> str:
-    """Returns what is wrong with a list or mapping among the arguments that is no YAML; an empty text if none is."""
+    """Returns the problem of a list or mapping among the arguments that is not YAML; an empty text if there is none."""
     for place in range(len(args)):
         option, value = option_at(args, place)
         if option and value.startswith(("{", "[")):
@@ -56,12 +56,13 @@ def unclosed(args: Sequence[str]) -> str:
 
 
 def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns arguments in which what belongs to one dataset ends where another dataset takes its place.
+    """Returns the arguments without values that belong to a dataset which a later argument replaces.
 
-    The parser keeps whatever the new class takes too, and would look for the categories of the old set, in its folder.
+    The parser would keep each value that the new class accepts too, such as the categories and the folder of the old
+    dataset.
 
     Returns:
-        The arguments, and a sentence on each set of which something was left out.
+        The arguments, and one sentence per dataset whose values were left out.
     """
     kept: list[str] = []
     notes: list[str] = []
@@ -73,18 +74,18 @@ def without_leftovers(args: Sequence[str]) -> tuple[list[str], list[str]]:
             kept.append(f"--data={json.dumps(leftovers)}")
         data = _merged(data, new)
         given = option.removeprefix("--data.")
-        if given != option and given in OF_ONE_DATASET:  # by the user's own hand: it stays
+        if given != option and given in OF_ONE_DATASET:  # the user gave it explicitly: it stays
             data.get("init_args", {}).pop(given, None)
         kept.append(arg)
     return kept, notes
 
 
 def with_sections(args: Sequence[str]) -> list[str]:
-    """Returns arguments in which a value that the parser would spoil stands in a section of its own.
+    """Returns the arguments, with each value that the parser would corrupt moved into a section.
 
-    Of an option of an option (`--model.backbone.vision_weights=null`) the parser reads the value, writes it with `str`
-    and reads it again: null becomes the text "None", and so within lists. A section is read once:
-    `--model={backbone: {vision_weights: null}}`. It is merged with what is there, as the option would be.
+    For a nested option (`--model.backbone.vision_weights=null`), the parser reads the value, writes it with `str` and
+    reads it again. So null becomes the text "None", also within lists. A section is read only once:
+    `--model={backbone: {vision_weights: null}}`. It is merged with earlier arguments, as the option would be.
     """
     kept: list[str] = []
     place = 0
@@ -97,9 +98,9 @@ def with_sections(args: Sequence[str]) -> list[str]:
 
 
 def _section(option: str, value: str) -> str:
-    """Returns an option as a section of what it belongs to; an empty text if its value comes through as it is."""
+    """Returns an option as a section; an empty text if the parser keeps its value as it is."""
     names = [name for name in option.removeprefix("--").split(".") if name != "init_args"]
-    outer = 2 if names[0] == "trainer" else 1  # the trainer's own options are the parser's, not those of an option
+    outer = 2 if names[0] == "trainer" else 1  # the trainer's own options are not nested for the parser
     if len(names) < outer + 2 or not value:
         return ""
     try:
@@ -107,14 +108,14 @@ def _section(option: str, value: str) -> str:
         if isinstance(section, str) or parse_yaml(str(section), object, option, remedy=REMEDY) == section:
             return ""
     except UserError:
-        return ""  # the parser says so
+        return ""  # the parser reports it
     for name in reversed(names[outer:]):
         section = {name: section}
     return f"--{'.'.join(names[:outer])}={yaml.safe_dump(section, default_flow_style=True, width=math.inf).strip()}"
 
 
 def _data(option: str, value: str) -> dict[str, Any]:
-    """Returns what an option says of the data: its class and its arguments."""
+    """Returns the section of the data that an option sets: its class and its arguments."""
     if option == "--data" and not value.startswith("{") and not value.endswith((".yaml", ".yml")):
         return {"class_path": value, "init_args": {}}
     if option in CONFIG:
@@ -129,7 +130,7 @@ def _data(option: str, value: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a section in which every dataset's arguments lie in `init_args`, where they may also lie beside it."""
+    """Returns a section with each dataset's arguments in `init_args`. In the input they may also be beside it."""
     if isinstance(value, list):
         return [_plain(part) for part in value]
     if not isinstance(value, Mapping):
@@ -142,13 +143,13 @@ def _plain(value: Any) -> Any:
 
 
 def _is_another(old: Any, new: Any) -> bool:
-    """Returns whether a section names another class than the one before it."""
+    """Returns whether a section names another class than the section before it."""
     names = [str(section.get("class_path") or "").rpartition(".")[2] for section in (old, new)]
     return all(names) and names[0] != names[1]
 
 
 def _leftovers(old: Any, new: Any, notes: list[str]) -> Any:
-    """Returns the section that clears in `old` what `new` puts another dataset in the place of; `None` for nothing."""
+    """Returns the section that clears the arguments of datasets in `old` that `new` replaces; `None` if none is."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):  # as the parser pairs them
         parts = [_leftovers(before, after, notes) for before, after in zip(old, new, strict=True)]
         kept = [part or _as_it_is(was) for part, was in zip(parts, old, strict=True)]
@@ -163,7 +164,7 @@ def _leftovers(old: Any, new: Any, notes: list[str]) -> Any:
             notes.append(f"Left out: {_listed(dropped)} of {was}, which mean nothing to {now}.")
     else:
         found = {name: _leftovers(before[name], after[name], notes) for name in after if name in before}
-        # of one dataset the parser would give its arguments to each of several that take its place
+        # If several datasets replace one, the parser would give its arguments to each of them.
         several = [name for name in found if isinstance(before[name], Mapping) and isinstance(after[name], list)]
         cleared = {name: part for name, part in found.items() if part} | dict.fromkeys(several)
     return {"class_path": old["class_path"], "init_args": cleared} if cleared else None
@@ -174,7 +175,7 @@ def _as_it_is(section: Any) -> Any:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """Returns what the parser makes of two sections, as far as `_leftovers` asks."""
+    """Returns two sections merged as the parser merges them, as far as `_leftovers` needs it."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [_merged(before, after) for before, after in zip(old, new, strict=True)]
     if not (isinstance(old, Mapping) and isinstance(new, Mapping) and "init_args" in old) or _is_another(old, new):
@@ -188,7 +189,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def option_at(args: Sequence[str], place: int) -> tuple[str, str]:
-    """Returns the option that begins at a place, and its value; empty texts where none begins."""
+    """Returns the option at a position of the arguments, and its value; empty texts if no option begins there."""
     name, equals, value = args[place].partition("=")
     if not name.startswith("-"):
         return "", ""
@@ -198,24 +199,24 @@ def option_at(args: Sequence[str], place: int) -> tuple[str, str]:
 
 
 def read_value(option: str, value: str, kind: type[T]) -> T:
-    """Returns a list or mapping that an option is given.
+    """Returns the list or mapping that is the value of an option.
 
     Args:
         option: The option, for messages.
         value: Its value, as YAML.
-        kind: What it must be.
+        kind: Type that the value must have.
 
     Raises:
-        UserError: It is no YAML, or of another kind.
+        UserError: The value is not YAML, or has another type.
     """
     return parse_yaml(value, kind, f"{option} {value}", remedy="Close each bracket and quote.")
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """Returns what a value of `--config` says: a file, or a mapping in its place.
+    """Returns the content of a value of `--config`: a file, or a mapping in its place.
 
     Raises:
-        UserError: It is no YAML mapping.
+        UserError: The value is not a YAML mapping.
     """
     if value.startswith("{"):
         return parse_yaml(value, dict[str, Any], "--config", remedy=REMEDY)

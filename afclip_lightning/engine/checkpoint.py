@@ -1,4 +1,4 @@
-"""Checkpoint files: written in one step, read without unpickling objects, believed after a look at all that is used."""
+"""Checkpoint files. They are written in one step, read without unpickling objects, and checked before use."""
 
 import io
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from afclip_lightning.heads.file import SUFFIX, is_head_file, read_head_file
 from afclip_runtime.errors import CheckpointError, shown
 from afclip_runtime.files import atomic_path, to_type
 
-HEAD_FILE = "head.ckpt"  # of a run's folder: what was trained, for everything but going on with training
-PACKED = "head" + SUFFIX  # the same as a head file, where there is one in its place
-LAST = Path("checkpoints") / "last.ckpt"  # likewise: what training goes on from
+HEAD_FILE = "head.ckpt"  # in a run's folder: the trained head, for everything except resuming training
+PACKED = "head" + SUFFIX  # a head in another format, in place of `head.ckpt`
+LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder: the state that training resumes from
 REMEDY = "Name another checkpoint, or train the head again."
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; loads with `weights_only=True`."""
+    """Writes a checkpoint to a temporary file and renames it; loads with `weights_only=True`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Writes the checkpoint; on failure the file that was there before is unchanged.
+        """Writes the checkpoint. On failure, the earlier file is unchanged.
 
         Raises:
             UserError: The disk is full or not writable.
@@ -47,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @dataclass(frozen=True)
 class _Model:
-    """How a method is built, as in the `model` section of a config."""
+    """Class and arguments of a method, as in the `model` section of a config."""
 
     class_path: str
     init_args: dict[str, Any] | None = None
@@ -55,7 +55,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a checkpoint of ours holds beside Lightning's own entries."""
+    """The entries of our checkpoints, apart from Lightning's own."""
 
     state_dict: dict[str, Tensor]
     method: str
@@ -66,10 +66,10 @@ class _Content:
 
 
 def head_in(folder: Path) -> Path:
-    """Returns the head of a folder: `head.ckpt`, as a run leaves it, or `head.safetensors`.
+    """Returns the head of a folder: `head.ckpt`, as a run writes it, or `head.safetensors`.
 
     Raises:
-        CheckpointError: Both are there.
+        CheckpointError: The folder has both.
     """
     ours, packed = folder / HEAD_FILE, folder / PACKED
     if ours.exists() and packed.exists():
@@ -81,16 +81,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Returns the content of a checkpoint or of a head file, its tensors on the CPU.
 
     Raises:
-        CheckpointError: The file is absent, damaged, holds objects, is not one of ours, an entry is of another type, or
-            a trained tensor is not finite.
+        CheckpointError: The file is absent, damaged, holds objects or is not one of ours; or an entry has another type,
+            or a trained tensor is not finite.
     """
     if is_head_file(path):
         return read_head_file(path).to_checkpoint()
     checkpoint = read_archive(path, CheckpointError)
     if not isinstance(checkpoint, dict) or "feature_spec" not in checkpoint:
         raise CheckpointError(
-            f"{path} has no feature spec: it was not written by afclip_lightning. {REMEDY} What another project's code "
-            "wrote, `afclip head import` reads."
+            f"{path} has no feature spec: it was not written by afclip_lightning. {REMEDY} `afclip head import` reads "
+            "files of other projects' code."
         )
     for name in ("method", "method_hyperparameters", "feature_spec", "model", "card"):
         if not _is_plain(checkpoint.get(name)):
@@ -101,14 +101,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = to_type(checkpoint, _Content, shown(path), remedy=REMEDY, error=CheckpointError)
     for name, tensor in content.state_dict.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.nbytes > size:
-            raise CheckpointError(f"{path}: state_dict: {name} is no plain tensor. {REMEDY}")
+            raise CheckpointError(f"{path}: state_dict: {name} is not a plain tensor. {REMEDY}")
         if not is_finite(tensor):
             raise CheckpointError(f"{path}: state_dict: {name} holds NaN or infinity: its training failed. {REMEDY}")
     return checkpoint
 
 
 def _is_plain(value: Any) -> bool:
-    """Returns whether a value is text, a number, or lists and mappings of such."""
+    """Returns whether a value is text, a number, or a list or mapping of these."""
     if isinstance(value, dict):
         return all(map(_is_plain, (*value, *value.values())))
     return (

@@ -1,4 +1,4 @@
-"""Methods from checkpoints and configs, and the heads of a pass."""
+"""Builds methods from checkpoints and configs, and the heads of a pass."""
 
 import importlib
 import json
@@ -37,13 +37,14 @@ def load_head(
 
     Args:
         path: A checkpoint, a head file, the folder of one (`head.ckpt`, `head.safetensors`), another project's head
-            (`heads.foreign`), or a YAML file with a `model` section as `fit` and `test` take it.
-        arguments: Constructor arguments in place of the file's; a dot leads into a group (`backbone.weights`).
-        backbones: Those that are there already; what is built is added.
+            (`heads.foreign`), or a YAML file with a `model` section, like the configs of `fit` and `test`.
+        arguments: Constructor arguments that replace those of the file. A dot separates a group from its entry
+            (`backbone.weights`).
+        backbones: Backbones that are already built. A backbone that is built here is added.
 
     Raises:
         CheckpointError: The file is absent or damaged, does not say how its method is built, or does not fit it.
-        UserError: A config cannot be read, an argument is wrong, or its method has to be trained first.
+        UserError: A config cannot be read, an argument is wrong, or the method has to be trained first.
     """
     path = Path(path)
     if path.suffix in CONFIG_SUFFIXES:
@@ -69,13 +70,13 @@ def load_head(
 
 
 def model_of(path: Path) -> dict[str, Any]:
-    """Returns how the method of a head is built, as the `model` section of a config says it, without an optimiser.
+    """Returns the class and arguments of a head's method, like the `model` section of a config, without an optimiser.
 
     Args:
         path: A checkpoint, a head file, or another project's head.
 
     Raises:
-        CheckpointError: The file is absent or damaged, or does not say it.
+        CheckpointError: The file is absent or damaged, or does not say how its method is built.
     """
     checkpoint = read_any(path)
     return checkpoint.model if isinstance(checkpoint, Released) else _model_in(checkpoint, path)
@@ -104,31 +105,31 @@ def checkpoint_of(path: Path) -> str | None:
 def _own(model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `model` entry of a checkpoint, without its optimiser, if building it imports nothing.
 
-    A config is written by its user and may name any class. A checkpoint comes from anywhere: it must not choose what is
-    run, least of all a module of the working directory.
+    A config is written by its user and may name any class. A checkpoint may come from anywhere. It must not choose the
+    code that runs, least of all a module of the working directory.
 
     Raises:
-        UserError: It names a class that is neither ours nor imported already.
+        UserError: The entry names a class that is neither ours nor already imported.
     """
     name, arguments = model["class_path"], dict(model.get("init_args") or {})
     own = methods()
     module, _, cls_name = name.rpartition(".")
     if name not in own and not hasattr(sys.modules.get(module), cls_name):
         raise UserError(
-            f"its method {name!r} is none of ours, and a checkpoint's module is not imported. Ours are "
-            f"{', '.join(own)}; in Python, import the module yourself and call afclip_lightning.load."
+            f"its method {name!r} is not one of ours, and a checkpoint's module is not imported. Ours are "
+            f"{', '.join(own)}. In Python, import the module yourself and call afclip_lightning.load."
         )
-    arguments.pop("optimizer", None)  # nothing is trained with it here
+    arguments.pop("optimizer", None)  # nothing is trained here
     if "'class_path'" in repr(arguments):
         raise UserError("its arguments name a class, and nothing is imported for a checkpoint. Train the head again.")
     return {"class_path": name, "init_args": arguments}
 
 
 def restore(method: AnomalyMethod, checkpoint: dict[str, Any]) -> None:
-    """Gives a method the trained tensors of a checkpoint, and the memory bank that came with them.
+    """Loads the trained tensors of a checkpoint into a method, and the checkpoint's memory bank if it has one.
 
     Raises:
-        CheckpointError: It does not fit.
+        CheckpointError: The checkpoint does not fit the method.
     """
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"], strict=False)  # the backbone is not in it; the rest was checked
@@ -159,8 +160,8 @@ def load_released(
     """Returns the method of another project's head, in eval mode on the CPU.
 
     Args:
-        released: From `heads.foreign`.
-        arguments: Constructor arguments in place of those that the project's code fixes; see `load_head`.
+        released: The head, read by `heads.foreign`.
+        arguments: Constructor arguments that replace those that the project's code fixes; see `load_head`.
         backbones: See `load_head`.
 
     Raises:
@@ -177,10 +178,10 @@ def load_released(
 
 
 def restore_released(method: AnomalyMethod, released: Released) -> None:
-    """Gives a method the trained tensors of another project's head.
+    """Loads the trained tensors of another project's head into a method.
 
     Raises:
-        CheckpointError: It does not fit.
+        CheckpointError: The head does not fit the method.
     """
     try:
         restore(method, released.checkpoint(method))
@@ -189,7 +190,7 @@ def restore_released(method: AnomalyMethod, released: Released) -> None:
 
 
 def note_assumed(method: AnomalyMethod, released: Released) -> None:
-    """Notes what is known of another project's head, and what had to be assumed."""
+    """Logs what is known about another project's head, and what had to be assumed."""
     rank_zero_info(f"{shown(released.path)}:\n{in_lines(released.says(method))}")
 
 
@@ -199,7 +200,7 @@ def build(
     """Returns the method that a `model` section describes, in eval mode.
 
     Args:
-        model: `class_path`, full or the class's name alone, and `init_args`.
+        model: `class_path`, a full path or a class name of ours, and `init_args`.
         arguments: See `load_head`.
         backbones: See `load_head`.
 
@@ -222,36 +223,36 @@ def build(
             with refusals(f"{cls.__name__}: "):
                 known[key] = ClipBackbone(**backbone_arguments(key))
         method = make(backbone=known[key])
-    except (MemoryError, RuntimeError) as error:  # torch's words for sizes that no memory holds
+    except (MemoryError, RuntimeError) as error:  # torch raises these for sizes that exceed the memory
         raise UserError(f"{cls.__name__} cannot be built with these arguments: {reason(error)}.") from error
     method.eval()
     return method
 
 
 def backbone_key(arguments: Mapping[str, Any], where: str = "backbone") -> str:
-    """Returns all arguments of a backbone, those that are not given too, as JSON.
+    """Returns all arguments of a backbone, including the defaults, as JSON.
 
     Args:
-        arguments: Those that are given.
-        where: What a message begins with.
+        arguments: Arguments that are given.
+        where: Beginning of an error message.
 
     Raises:
-        UserError: One is unknown or wrong.
+        UserError: An argument is unknown or wrong.
     """
     return json.dumps(all_arguments(ClipBackbone, arguments, where), sort_keys=True)
 
 
 def backbone_arguments(key: str) -> dict[str, Any]:
-    """Returns all arguments of a backbone, as `backbone_key` put them down."""
+    """Returns the arguments of a backbone from a key of `backbone_key`."""
     arguments: dict[str, Any] = json.loads(key)
     return arguments
 
 
 def method_class(name: str) -> type[AnomalyMethod]:
-    """Returns a method's class by its full path, or by its name alone if it is one of ours.
+    """Returns a method's class by its full path, or by its name if it is one of ours.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such method.
     """
     module, _, cls_name = name.rpartition(".")
     found: Any = None
@@ -277,7 +278,7 @@ def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[s
 
     Args:
         path: A YAML file.
-        arguments: See `load_head`; what they replace may refer to anything.
+        arguments: See `load_head`. References in replaced values are not resolved.
 
     Raises:
         UserError: The file cannot be read or has no such section.
@@ -294,7 +295,7 @@ def read_model(path: Path, arguments: Mapping[str, Any] | None = None) -> dict[s
 
 
 def with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the `init_args` of a `model` section with others in their place: see `load_head`."""
+    """Returns the `init_args` of a `model` section, some of them replaced; see `load_head`."""
     method = method_class(model["class_path"])
     given = model.get("init_args") or {}
     if not isinstance(given, Mapping):
@@ -306,7 +307,7 @@ def with_arguments(model: Mapping[str, Any], arguments: Mapping[str, Any] | None
 
 
 def load_heads(method: AnomalyMethod, others: Mapping[str, Path]) -> dict[str, AnomalyMethod]:
-    """Returns a run's own method and the others that are tested with it, by name; they share its backbone."""
+    """Returns a run's own method and the other heads that are tested with it, by name. They share its backbone."""
     assert method.config is not None
     backbones = {backbone_key(method.config["init_args"]["backbone"]): method.backbone}
     return {MAIN_HEAD: method} | {name: load_head(path, backbones=backbones) for name, path in others.items()}

@@ -1,4 +1,4 @@
-"""`features build`: the features that a run would read, and nothing else."""
+"""`features build`: computes the features that a run would read."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,10 +22,10 @@ from afclip_runtime.launch.signals import StoppedError
 
 
 class FeatureBuilder(LightningModule):
-    """Computes the features of batches and keeps them.
+    """Computes the features of batches and stores them.
 
     Args:
-        method: Whose features: a method's, or of all the heads of a shared pass; it has a store.
+        method: A method, or the heads of a shared pass, whose features are computed. It must have a store.
     """
 
     def __init__(self, method: AnomalyMethod | SharedPass) -> None:
@@ -33,7 +33,7 @@ class FeatureBuilder(LightningModule):
         self.method = method
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> int:
-        """Keeps the features of a batch, and returns of how many images.
+        """Stores the features of a batch, and returns the number of its images.
 
         Raises:
             StoppedError: A signal asks this process to stop.
@@ -45,23 +45,23 @@ class FeatureBuilder(LightningModule):
 
 
 class FeatureBuildCLI(AnomalyCLI):
-    """Computes the features that `fit` with the same options would read, and nothing else."""
+    """Computes the features that `fit` with the same options would read."""
 
     def choose_folder(self, config: Namespace) -> Path:
-        """Returns a folder in which nothing is written; several nodes need not agree on it."""
+        """Returns a folder in which nothing is written, so that several nodes need not agree on it."""
         return Path("runs")
 
     def fit(self, **_: Any) -> None:
-        """Walks the images of the tests, for all heads, and those of training."""
+        """Computes the features of the test images, for all heads, and of the training images."""
         self.carry_out(build_features)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images that a run reads in one go.
+    """Images that a run reads in one pass.
 
     Attributes:
-        reader: Whose features they are.
+        reader: Method or heads whose features are computed.
         dataset: Dataset of the images.
         split: Split of the dataset.
     """
@@ -72,21 +72,21 @@ class Part:
 
 
 def parts_of(run: Run) -> list[Part]:
-    """Returns what a run reads: the tests, for all heads, and then the training."""
+    """Returns the parts that a run reads: the test images, for all heads, and then the training images."""
     tests: list[tuple[AnomalyDataModule, Split]] = [(dataset, "test") for dataset in run.data.test_sets]
     training = [part for part in trained_on(run.method, run.data) if part not in tests]
     return [Part(run.tested, *test) for test in tests] + [Part(run.method, *part) for part in training]
 
 
 def only_compute(run: Run) -> None:
-    """Leaves nothing of a run but its passes: what a build computes is recorded nowhere else."""
+    """Removes loggers, callbacks and records from a run, so that a build writes features only."""
     callbacks = run.trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:] = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
     run.trainer.loggers = []
 
 
 def build_features(run: Run) -> None:
-    """Computes the features that are not there of all images that a run reads."""
+    """Computes the missing features of all images that a run reads."""
     run.data.prepare_data()
     only_compute(run)
     for reader, parts in groupby(parts_of(run), lambda part: part.reader):

@@ -1,7 +1,7 @@
 """`features build --launcher`: chunks of images are the launcher's units, and each worker loads the backbone once.
 
-What is done is noted in the folder of the build, `STORE/.build/ID`, until the build is complete. The next one looks at
-every image again, as files may have been removed meanwhile.
+Finished chunks are noted in the folder of the build, `STORE/.build/ID`, until the build is complete. The next build
+checks every image again, because feature files may have been removed meanwhile.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ Report = Callable[[str, Outcome], None]
 
 
 class RunOnlyCLI(FeatureBuildCLI):
-    """Builds all that a run needs, on one device, and computes nothing.
+    """Builds all parts of a run, on one device, and computes nothing.
 
     Args:
-        args: Those of `fit`.
+        args: Arguments of `fit`.
     """
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -51,12 +51,12 @@ class RunOnlyCLI(FeatureBuildCLI):
 
 
 class Images(Protocol):
-    """Images in chunks whose features are computed.
+    """Images, in chunks, whose features are computed.
 
     Attributes:
-        digest: What tells these images and features from others.
-        sizes: Images of each chunk; 0 where only reading it tells.
-        store: Where the features go.
+        digest: Identifies these images and features.
+        sizes: Number of images of each chunk; 0 if it is known only after reading.
+        store: Folder of the feature store.
     """
 
     digest: str
@@ -64,7 +64,7 @@ class Images(Protocol):
     store: FeatureStore
 
     def compute(self, number: int) -> None:
-        """Computes the features of a chunk that are not there.
+        """Computes the missing features of a chunk.
 
         Raises:
             DatasetError: An image cannot be read.
@@ -76,13 +76,13 @@ class Images(Protocol):
 class RunImages:
     """The images of the datasets that a run reads; see `Images`.
 
-    A chunk is a whole number of batches: each image is computed in the batch that it has in one process.
+    A chunk is a whole number of batches, so that each image is computed in the same batch as in a single process.
 
     Args:
         run: The run.
 
     Attributes:
-        chunks: Part, first image and the one after the last, of each chunk.
+        chunks: Part, first image and end (exclusive) of each chunk.
     """
 
     def __init__(self, run: Run) -> None:
@@ -90,7 +90,7 @@ class RunImages:
         self.store = run.method.store
         self.run = run
         self.parts = parts_of(run)
-        self.reader: Any = None  # whom the data is read for
+        self.reader: Any = None  # method or heads that the data is connected to
         facts = hashlib.blake2b(digest_size=8)
         self.samples: list[list[Sample]] = []
         self.chunks: list[tuple[int, int, int]] = []
@@ -126,9 +126,9 @@ class FeatureChunks(Job):
     """Chunks of images for the launcher's workers.
 
     Args:
-        load: Loads the backbone and lists the images, and is told whether the build has begun; a `functools.partial` of
-            a module's function, which each worker calls.
-        images: What it has listed in this process.
+        load: Loads the backbone and lists the images. Its argument is whether the build has begun. Each worker calls
+            it, so it must be a `functools.partial` of a module's function.
+        images: Images that it has listed in this process.
     """
 
     def __init__(self, load: Callable[[bool], Images], images: Images) -> None:
@@ -138,27 +138,27 @@ class FeatureChunks(Job):
         self.sizes = images.sizes
         self.images: Images | None = images
         self.error = ""  # why no chunk can be computed
-        self.rest = deque(range(len(self.sizes)))  # those that this process has not seen done
+        self.rest = deque(range(len(self.sizes)))  # chunks that this process does not know to be done
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "images": None}  # a worker has its own
 
     def left(self) -> int:
-        """Returns how many chunks are still to be computed."""
+        """Returns the number of chunks that are still to be computed."""
         return sum(not self.is_done(number) and not self.failure(number) for number in range(len(self.sizes)))
 
     def start(self) -> None:
         """Loads the backbone and lists the images.
 
         Raises:
-            UserError: There are other images than when the build began.
+            UserError: The images have changed since the build began.
         """
         self.images = self.load(True)
         if self.images.digest != self.digest:
             raise UserError("The images have changed since the build began. Start it again.")
 
     def claim(self, skip: Collection[str]) -> Unit | None:
-        """Returns the next chunk that nobody has.
+        """Claims the next chunk that no other process has claimed, and returns it.
 
         Raises:
             UserError: The store cannot be written.
@@ -186,7 +186,7 @@ class FeatureChunks(Job):
             self._write("done", unit.content, {})
         except DatasetError:
             raise
-        except UserError as error:  # of the disk or the backbone: all other chunks would fail too
+        except UserError as error:  # a fault of the disk or the backbone: all other chunks would fail too
             self.error = str(error)
             raise
 
@@ -195,25 +195,25 @@ class FeatureChunks(Job):
         self._write("failed", int(name), {"error": error})
 
     def is_done(self, number: int) -> bool:
-        """Returns whether the features of a chunk are there."""
+        """Returns whether the features of a chunk are computed."""
         return numbered(self.folder / "done", number, ".json").exists() or self.is_complete
 
     @property
     def is_complete(self) -> bool:
-        """Whether all chunks were done; their notes are removed then."""
+        """Whether all chunks were done. Their notes are removed then."""
         return (self.folder / COMPLETE).exists()
 
     def failure(self, number: int) -> str:
-        """Returns why a chunk has failed; empty if it has not."""
+        """Returns the error of a chunk; empty if it has not failed."""
         path = numbered(self.folder / "failed", number, ".json")
         return read_json(path, dict[str, str], remedy=REMEDY)["error"] if path.exists() else ""
 
     def failures(self) -> list[str]:
-        """Returns why chunks have failed."""
+        """Returns the errors of the chunks that have failed."""
         return [error for number in range(len(self.sizes)) if (error := self.failure(number))]
 
     def prepare(self) -> None:
-        """Clears failures and attempts, and what an earlier build has done if it was complete."""
+        """Clears failures and attempts, and the notes of an earlier build if it was complete."""
         shutil.rmtree(self.folder if self.is_complete else self.folder / "failed", ignore_errors=True)
         for number in range(len(self.sizes)):
             path = self._lock(number)
@@ -239,11 +239,11 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
 
     Args:
         load: See `FeatureChunks`.
-        where: Where the workers run; one local worker is this process.
-        task: Whether this is one worker of a build that another process has begun.
+        where: Launcher of the workers. A single local worker is this process.
+        task: Whether this process is one worker of a build that another process has begun.
 
     Raises:
-        UserError: A worker cannot begin, the store cannot be written, or an image cannot be read.
+        UserError: A worker cannot start, the store cannot be written, or an image cannot be read.
         StoppedError: A signal has ended the build.
         KeyboardInterrupt: Ctrl-C.
     """
@@ -283,7 +283,7 @@ def images_of_run(args: Sequence[str], begun: bool) -> RunImages:
 
 
 def _work_here(job: FeatureChunks, report: Report) -> Ended:
-    """Computes chunks in this process, until none is left that nobody has."""
+    """Computes chunks in this process until all others are claimed by other processes."""
     skip: set[str] = set()
     with signals.noting() as noted:
         while not noted and (unit := job.claim(skip)) is not None:

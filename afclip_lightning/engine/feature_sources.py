@@ -1,6 +1,6 @@
-"""`features build --images`: features of images that are in no dataset: folders, archives, Parquet files and URLs.
+"""`features build --images`: features of images outside datasets, in folders, archives, Parquet files and URLs.
 
-Features go by the content of the image file: a dataset that is unpacked later finds them.
+Features are stored by the content of the image file, so that a dataset that is unpacked later finds them.
 """
 
 import hashlib
@@ -38,20 +38,20 @@ from afclip_runtime.views.decoding import in_order
 if TYPE_CHECKING:
     from afclip_runtime.views.decoding import Fetch, Source
 
-TOLD = 20  # images of a chunk that a message names
+TOLD = 20  # most images of a chunk that a message names
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What `features build --images` is given.
+    """Options of `features build --images`.
 
     Attributes:
         sources: Folders, globs, files, tar archives, Parquet files and URLs.
         config: A config of `fit`, which names the method and its backbone.
         cache: Folder of the store.
-        dtype: Type that features are kept in.
-        precision: Of the trainer.
-        accelerator: Of the trainer.
+        dtype: Type of the stored features.
+        precision: Precision of the trainer.
+        accelerator: Accelerator of the trainer.
         batch_size: Images per batch.
         num_workers: Threads that read and decode.
         image_column: Column of the images in Parquet files; found by its type by default.
@@ -69,12 +69,12 @@ class SourceOptions:
 
 
 class SourceImages:
-    """The images of sources; see `feature_chunks.Images`. What there is is frozen when a build begins.
+    """The images of sources; see `feature_chunks.Images`. The list of images is fixed when a build begins.
 
     Args:
-        method: Whose features are computed; it has a store.
+        method: Method whose features are computed. It must have a store.
         options: The options.
-        begun: Whether the build has begun: its list of images is there.
+        begun: Whether the build has begun, so that its list of images exists.
 
     Raises:
         UserError: There are no images.
@@ -117,10 +117,10 @@ class SourceImages:
         return plan
 
     def compute(self, number: int) -> None:
-        """Computes the features of a chunk that are not there; those of the other images if one cannot be read.
+        """Computes the missing features of a chunk. If an image cannot be read, those of the others are computed.
 
         Raises:
-            DatasetError: Images cannot be read, which it names.
+            DatasetError: Images cannot be read. The message names them.
             UserError: The store cannot be written.
             StoppedError: A signal asks this process to stop.
         """
@@ -131,7 +131,7 @@ class SourceImages:
             raise DatasetError("\n".join([*problems[:TOLD], *more]))
 
     def _batches(self, number: int, problems: list[str]) -> Iterator[Batch]:
-        """Yields the images of a chunk whose features are not there, in batches; notes what cannot be read."""
+        """Yields the images of a chunk that lack features, in batches; notes images that cannot be read."""
         shard, items = self.plan.shards[number], []
         collate = Collate(self.method.preprocess, store=self.store)
         images = open_archive(shard.archive) if shard.archive else open_files(read_files(self.folder, number))
@@ -146,13 +146,13 @@ class SourceImages:
                     if len(items) == self.options.batch_size:
                         yield _batch(collate, items)
                         items = []
-            except UserError as error:  # of the archive
+            except UserError as error:  # an error of the archive
                 problems.append(str(error))
             if items:
                 yield _batch(collate, items)
 
     def _read(self, named: "tuple[str, Source | Fetch]") -> Item | UserError | None:
-        """Returns an image at the backbone's size; `None` if its features are there, or why it cannot be read."""
+        """Returns an image at the backbone's size; `None` if its features exist; the error if it cannot be read."""
         name, source = named
         try:
             content = _content(name, source() if callable(source) else source)
@@ -166,7 +166,7 @@ class SourceImages:
 
 
 def _content(name: str, source: "Source") -> Content:
-    """Returns the bytes of an image, which are read once: for its digest and for its pixels."""
+    """Returns the bytes of an image. They are read once, for its digest and for its pixels."""
     if isinstance(source, Content):
         return source
     assert isinstance(source, Path)
@@ -181,15 +181,15 @@ def _batch(collate: Collate, items: Sequence[Item]) -> Batch:
 
 
 def images_of_sources(options: SourceOptions, arguments: Mapping[str, Any], begun: bool) -> SourceImages:
-    """Returns the images of sources, with the method whose features of them are computed.
+    """Returns the images of sources, with the method that computes their features.
 
     Args:
         options: The options.
-        arguments: Constructor arguments of the method in place of the config's.
+        arguments: Constructor arguments of the method that replace those of the config.
         begun: See `SourceImages`.
 
     Raises:
-        UserError: The config cannot be read, an argument is wrong, or the method's features cannot be kept.
+        UserError: The config cannot be read, an argument is wrong, or the method's features cannot be stored.
     """
     method = build(read_model(options.config, arguments), arguments)
     keep_features({MAIN_HEAD: method}, FeatureCache(options.cache, dtype=options.dtype), Loading(), options.precision)

@@ -1,4 +1,4 @@
-"""What `fit`, `validate`, `test` and `predict` do, from beginning to end, once everything is built."""
+"""The steps of `fit`, `validate`, `test` and `predict`, once everything is built."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,14 @@ UNTRAINED = "an UNTRAINED head (no --checkpoint)"
 
 @dataclass
 class Run:
-    """What a command works with.
+    """The parts of a run.
 
     Attributes:
         command: `fit`, `validate`, `test` or `predict`.
-        config: Its options; the groups among them are objects.
+        config: Options of the command. Groups of options are objects.
         folder: The run folder.
-        heads: The run's own method, `MAIN_HEAD`, and those that are tested with it, by name.
-        tested: What is tested: the method, or all the heads in one pass.
+        heads: The run's own method, `MAIN_HEAD`, and the other heads that are tested with it, by name.
+        tested: The module that is tested: the method, or all heads in one pass.
         data: The data.
         trainer: The trainer, with the evaluation and the pictures among its callbacks.
     """
@@ -57,31 +57,31 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation:
-        """Returns what scores the passes."""
+        """Returns the callback that scores the passes."""
         evaluation: Evaluation = self.config.evaluation
         return evaluation
 
     @property
     def pictures(self) -> Pictures:
-        """Returns what draws the tests."""
+        """Returns the callback that draws the pictures of tests."""
         pictures: Pictures = self.config.pictures
         return pictures
 
     def read_for(self, reader: AnomalyMethod | SharedPass) -> None:
-        """Has the data read for a pass: with the features of whoever takes it. Each pass begins with this."""
+        """Connects the data to the method or heads of the next pass. Each pass begins with this."""
         self.data.connect(self.method.preprocess, self.config.loading, reader.store, self.config.few_shot_dir)
 
 
 def fit(run: Run) -> None:
-    """Trains and tests; a method with nothing to train is only tested.
+    """Trains and tests. A method with nothing to train is only tested.
 
     Raises:
-        UserError: It would be trained and tested on the same images.
+        UserError: The method would be trained and tested on the same images.
     """
     _check_transfer(run)
     last = run.folder / LAST
     path = last if is_repeated(run.folder) and is_there(last) else run.config.ckpt_path
-    if run.config.test_before_fit and not path:  # the run that it goes on with did so
+    if run.config.test_before_fit and not path:  # the resumed run has done so
         _test(run, "Test before training", trained=False, name="results_untrained", pictures=False)
     name = type(run.method).__name__
     if path and not run.method.trainable_names():
@@ -108,7 +108,7 @@ def validate(run: Run) -> None:
 
 
 def predict(run: Run) -> None:
-    """Writes maps as they come and keeps none in memory; the table of scores comes at the end."""
+    """Writes each map as soon as it is computed, and the table of scores at the end."""
     heading = "Predictions" if _load_head(run) else f"Predictions of {UNTRAINED}"
     if run.trainer.is_global_zero:
         print(heading)
@@ -119,8 +119,8 @@ def predict(run: Run) -> None:
 
 
 def _check_transfer(run: Run) -> None:
-    """Checks that what is trained on is there, and is not what is tested on."""
-    trained = trained_on(run.method, run.data)  # what is not there is said before a test of the untrained method
+    """Checks that the training data exists and is not the test data."""
+    trained = trained_on(run.method, run.data)  # missing data is an error before the untrained method is tested
     tested = [(dataset, "test") for dataset in run.data.test_sets] if run.config.test_after_fit else []
     if trained and trained[:1] == tested and run.data.training_sets == [run.data]:
         raise UserError(
@@ -131,14 +131,14 @@ def _check_transfer(run: Run) -> None:
 
 
 def _train(run: Run, path: str | Path | None) -> None:
-    """Trains, from a checkpoint on if one is given, and writes the trained head."""
+    """Trains, resuming from a checkpoint if one is given, and writes the trained head."""
     if path:
         check_optimizer(Path(path), read_checkpoint(path)["optimizer_states"], run.method)
         if run.trainer.is_global_zero:
             print(f"Training goes on from {path}.")
     run.read_for(run.method)
     if isinstance(run.trainer.strategy, DDPStrategy) and not run.method.trainable_names():
-        # what is built from the data without a gradient; DDP, which reduces gradients, would refuse a model without
+        # Such a method is built from the data without gradients. DDP reduces gradients and would refuse it.
         run.trainer.strategy.configure_ddp = _nothing  # type: ignore[method-assign]
     run.trainer.fit(run.method, datamodule=run.data, ckpt_path=path, weights_only=run.config.weights_only)
     if run.method.trainable_names() and run.trainer.global_step == 0:
@@ -155,9 +155,9 @@ def _nothing() -> None:
 
 
 def _load_head(run: Run) -> bool:
-    """Gives the method the head of `--checkpoint`, and returns whether it needs none or has one.
+    """Loads the head of `--checkpoint` into the method. Returns whether the method is ready for a test.
 
-    The trainer is told of no checkpoint: it would only warn where it finds none, and test what is there.
+    The trainer gets no checkpoint: if it found none, it would only warn and test the untrained head.
     """
     if run.config.ckpt_path:
         checkpoint = read_any(run.config.ckpt_path)
@@ -172,10 +172,10 @@ def _load_head(run: Run) -> bool:
 
 
 def _check_assumed(run: Run, released: Released) -> None:
-    """Compares what a config says with what another project's code fixes and its file does not hold.
+    """Compares a config with the settings that another project's code fixes and its file does not contain.
 
     Raises:
-        CheckpointError: It differs: the numbers would be those of neither.
+        CheckpointError: They differ: the results would be those of neither.
     """
     if not (problems := released.differences(run.method)):
         return
@@ -191,9 +191,9 @@ def _test(run: Run, title: str, trained: bool = True, name: str = "results", pic
 
     Args:
         run: The run.
-        title: What the test is called.
-        trained: Whether the method needs no training or has had it.
-        name: Stem of the tables.
+        title: Title of the test.
+        trained: Whether the method is trained or needs no training.
+        name: Stem of the tables' file names.
         pictures: Whether pictures are drawn.
     """
     run.pictures.wanted = pictures
@@ -203,7 +203,7 @@ def _test(run: Run, title: str, trained: bool = True, name: str = "results", pic
 
 
 def _begin(run: Run, title: str, trained: bool, name: str = "results") -> None:
-    """Says to the evaluation what the next pass is of, and to the data who reads it."""
+    """Prepares the evaluation and the data for the next pass."""
     if not trained and run.method.learnt_names():
         title = f"{title} of {UNTRAINED}"
     titles, checkpoints = {}, {}
@@ -211,7 +211,7 @@ def _begin(run: Run, title: str, trained: bool, name: str = "results") -> None:
         said = title if head == MAIN_HEAD else f"{head}, in the same pass"
         titles[head] = f"{said} · {type(method).__name__} on {method.backbone.description}"
         checkpoints[head] = None if head == MAIN_HEAD else checkpoint_of(run.config.heads[head])
-    if run.command != "fit":  # there it is what training goes on from
+    if run.command != "fit":  # there, training resumes from it
         checkpoints[MAIN_HEAD] = run.config.ckpt_path
     run.evaluation.about = Pass(name, titles, checkpoints)
     run.read_for(run.tested)

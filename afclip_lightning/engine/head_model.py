@@ -1,4 +1,4 @@
-"""`test --checkpoint FILE` without a model: the file says how its method is built, a config names the data alone."""
+"""`test --checkpoint FILE` without a model: the file says how its method is built, and a config names the data only."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from afclip_lightning.engine.arguments import CONFIG, option_at, read_config
 from afclip_lightning.engine.factory import model_of
 from afclip_lightning.engine.resume import find_checkpoint
 
-COMMANDS = ("test", "validate", "predict")  # fit has an optimiser, which no head file knows
+COMMANDS = ("test", "validate", "predict")  # fit needs an optimiser, which is in no head file
 CHECKPOINT = ("--checkpoint", "--ckpt_path")
 
 
 def with_model_of_head(args: Sequence[str]) -> list[str]:
-    """Returns the arguments of a command, with the model of its checkpoint first where nothing names a method.
+    """Returns the arguments of a command. The model of its checkpoint comes first if no argument names a method.
 
-    What follows goes before it: `--model.k_shot 4`, or arguments in a config without `class_path`.
+    Later arguments override it: `--model.k_shot 4`, or arguments in a config without `class_path`.
 
     Raises:
         CheckpointError: The file is absent or damaged, or does not say how its method is built.

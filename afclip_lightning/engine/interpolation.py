@@ -1,4 +1,4 @@
-"""Interpolation: `${model.init_args.temperature}`, `${oc.env:NAME}` in configs, filled in once all parts are merged."""
+"""Interpolation in configs, such as `${model.init_args.temperature}` and `${oc.env:NAME}`, after all are merged."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +10,14 @@ from afclip_runtime.errors import UserError
 
 
 def resolve(config: Mapping[str, Any], part: str | None = None) -> dict[str, Any]:
-    """Returns a config with its references filled in; they name keys from its root, or relative ones (`${.key}`).
+    """Returns a config with its references filled in. They name keys from its root, or relative keys (`${.key}`).
 
     Args:
-        config: Of plain values. What has been replaced in it is never looked up.
-        part: Key of the part to return; all of it by default. The rest is looked up only where that refers to it.
+        config: Config of plain values. References in values that were replaced are never looked up.
+        part: Key of the part to return; the whole config by default. Other parts are read only if it refers to them.
 
     Raises:
-        UserError: A reference names nothing, leads back to itself or cannot be read.
+        UserError: A reference names no key, is circular or cannot be read.
     """
     try:
         tree = OmegaConf.create(dict(config))
@@ -25,5 +25,5 @@ def resolve(config: Mapping[str, Any], part: str | None = None) -> dict[str, Any
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rpartition("raised while resolving interpolation: ")[2].strip('"')
         key = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{key}{reason}. Mend the reference, or give a value in its place.") from error
+        raise UserError(f"{key}{reason}. Correct the reference, or give a value in its place.") from error
     return resolved

@@ -1,4 +1,4 @@
-"""The loggers of a run: files in its folder, one Weights & Biases run a folder, offline where there is no key."""
+"""The loggers of a run: files in its folder, and one Weights & Biases run per folder, offline without a key."""
 
 import os
 import sys
@@ -19,16 +19,16 @@ from afclip_runtime.files import parse_yaml, read_text, write_text
 
 @rank_zero_only
 def prepare(logger: Logger, folder: Path, command: str, tags: Sequence[str]) -> None:
-    """Points a logger that was given no folder at the run folder, and gives a W&B run its name, group, tags and id.
+    """Points a logger without a folder at the run folder, and gives a W&B run its name, group, tags and id.
 
-    What the config or a `WANDB_…` variable says comes first. A run folder has one W&B run: who continues the run
-    continues that too. Without a key nothing is asked and nothing is sent, unless `WANDB_MODE` says otherwise.
+    Values of the config or of a `WANDB_…` variable have priority. A run folder has one W&B run: resuming the run
+    resumes the W&B run too. Without a key, W&B asks for nothing and sends nothing, unless `WANDB_MODE` is set.
 
     Args:
-        logger: As the config built it; the run folder was not known then, hence the private attributes.
+        logger: Logger as the config built it. The run folder was not known then, hence the private attributes.
         folder: The run folder.
         command: `fit`, `validate`, `test` or `predict`.
-        tags: What to find the run by: the method and the datasets.
+        tags: Tags of the run: the method and the datasets.
     """
     if isinstance(logger, TensorBoardLogger) and logger.save_dir == ".":
         logger._root_dir, logger._name, logger._version = str(folder), "tensorboard", ""
@@ -55,7 +55,7 @@ def prepare(logger: Logger, folder: Path, command: str, tags: Sequence[str]) -> 
 
 
 def _run_id(path: Path) -> str:
-    """Returns the id that a file keeps; a new one at first."""
+    """Returns the id in a file. If there is no file, writes one with a new id."""
     if not path.exists():
         write_text(path, uuid.uuid4().hex[:8])
     return read_text(path, limit=100).strip()
@@ -68,7 +68,7 @@ def _has_key() -> bool:
 
     servers = {wandb.setup().settings.base_url}
     if "WANDB_BASE_URL" not in os.environ:
-        servers.add("https://api.wandb.ai")  # where keys were kept before the default was another
+        servers.add("https://api.wandb.ai")  # the earlier default server
     return any(get_netrc_auth(server) for server in servers)
 
 
@@ -80,11 +80,11 @@ def wandb_runs(trainer: Trainer) -> list[Any]:
 
 
 def record(trainer: Trainer, config: str, facts: Mapping[str, Any]) -> None:
-    """Gives the W&B run the resolved config and, under `run`, the facts of the run.
+    """Sends the resolved config and, under `run`, the facts of the run to the W&B run.
 
     Args:
-        trainer: Whose loggers are used.
-        config: YAML.
+        trainer: Trainer whose loggers are used.
+        config: The config, as YAML.
         facts: Versions, git revision, backbone and so on.
     """
     for run in wandb_runs(trainer):
@@ -95,10 +95,10 @@ def record(trainer: Trainer, config: str, facts: Mapping[str, Any]) -> None:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Ends the W&B run that the body began: as finished, or as failed where the body raises.
+    """Ends the W&B run that the body started: as finished, or as failed if the body raises.
 
     Raises:
-        UserError: W&B refuses to begin: a wrong key, no network.
+        UserError: W&B cannot start, for example because of a wrong key or no network.
     """
     before, exit_code = _active_run(), 1
     try:

@@ -1,4 +1,4 @@
-"""Checks of a command's options that need neither data nor model: said at once, not after minutes of work."""
+"""Checks of a command's options that need neither data nor model, so that errors come at once."""
 
 import importlib
 import logging
@@ -19,7 +19,7 @@ from afclip_lightning.types import MAIN_HEAD
 from afclip_runtime.errors import UserError, message_of
 
 LARGEST_SEED = np.iinfo(np.uint32).max
-PRECISIONS = ("16-true", "bf16-true", "64-true", "64")  # those that the methods are not made for
+PRECISIONS = ("16-true", "bf16-true", "64-true", "64")  # precisions that the methods do not support
 LEAST = {
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
@@ -30,7 +30,7 @@ LEAST = {
     "evaluation.tolerance": 0,
     "map_sigma": 0,
 }
-MOST = {"batch_size": 2**20, "num_workers": 2**10}  # more is a slip of the keyboard that takes the machine down
+MOST = {"batch_size": 2**20, "num_workers": 2**10}  # more is a typing error that would exhaust the machine's memory
 NOT_HERE = {
     "default_root_dir": "a run lies in --out",
     "model_registry": "checkpoints are sent nowhere; they lie in the run folder",
@@ -41,11 +41,11 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
     """Checks the values of all options of a command.
 
     Args:
-        config: They, as plain values.
+        config: The options, as plain values.
         command: `fit`, `validate`, `test` or `predict`.
 
     Raises:
-        UserError: One is out of its range, or this machine has no such device.
+        UserError: An option is out of its range, or this machine has no such device.
     """
     for section in ("model", "data"):
         check_nulls(None, config[section], section)
@@ -67,20 +67,20 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
         raise UserError("--heads are for test, validate and fit: predict writes the maps of one method.")
     for name, path in config["heads"].items():
         if name == MAIN_HEAD:
-            raise UserError(f"--heads: {name!r} is no name for a head: the run's own has it. Choose another.")
+            raise UserError(f"--heads: {name!r} is the name of the run's own head. Choose another.")
         if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(f"--heads: {name!r} is no name for a head; letters, digits, _ and - make one.")
+            raise UserError(f"--heads: {name!r} is not a valid name for a head. Use letters, digits, _ and -.")
         if not Path(path).exists():
             raise UserError(f"--heads: {name}: {path} does not exist.")
     if config["few_shot_dir"] is not None and not config["few_shot_dir"].is_dir():
-        raise UserError(f"--few_shot_dir: {config['few_shot_dir']} is no folder.")
+        raise UserError(f"--few_shot_dir: {config['few_shot_dir']} is not a folder.")
     for option, instead in NOT_HERE.items():
         if trainer[option] is not None:
             raise UserError(f"--trainer.{option}: {instead}.")
     if trainer["barebones"]:
         raise UserError("--trainer.barebones leaves out the tables and checkpoints that a run is for.")
     if trainer["val_check_interval"] == 0:
-        raise UserError("--trainer.val_check_interval 0 is never: --trainer.limit_val_batches 0 leaves validation out.")
+        raise UserError("--trainer.val_check_interval 0 means never: use --trainer.limit_val_batches 0 for that.")
     for tested, part in (("test", "test"), ("validate", "val"), ("predict", "predict")):
         if command == tested and _is_zero(trainer[f"limit_{part}_batches"]):
             raise UserError(f"--trainer.limit_{part}_batches 0 leaves nothing to {tested}.")
@@ -95,7 +95,7 @@ def check_options(config: Mapping[str, Any], command: str) -> None:
 
 
 def _check_optimizer(options: Any) -> None:
-    """Makes the optimiser of a parameter that is there for it alone."""
+    """Checks the options of the optimiser by building it with a dummy parameter."""
     if not isinstance(options, Mapping) or "class_path" not in options:
         return  # a function of ours
     module, _, name = options["class_path"].rpartition(".")
@@ -107,7 +107,7 @@ def _check_optimizer(options: Any) -> None:
 
 
 def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
-    """Returns a trainer that writes and prints nothing, with the options that say how and where it trains.
+    """Returns a trainer that writes and prints nothing, with the options of its devices and its training.
 
     Raises:
         UserError: Lightning refuses an option, or this machine has no such device.
@@ -127,7 +127,7 @@ def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return Trainer(**{**plain, **quiet})  # type: ignore[arg-type]
-    except Exception as error:  # Lightning's own, and what its checks run into with values that they do not expect
+    except Exception as error:  # Lightning's errors, and those of its checks on unexpected values
         raise UserError(f"--trainer: {' '.join(message_of(error).split())}") from error
     finally:
         log.setLevel(level)
@@ -141,8 +141,8 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the values of nested options with their keys."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            if not isinstance(name, str) and not key.startswith("data"):  # a dataset says so itself
-                raise UserError(f"{key}: {name!r} is no text. A name that reads as a number goes in quotes.")
+            if not isinstance(name, str) and not key.startswith("data"):  # a dataset checks this itself
+                raise UserError(f"{key}: {name!r} is not text. Put a name that reads as a number in quotes.")
             yield from _leaves(part, f"{key}.{name}" if key else str(name))
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for number, part in enumerate(value):

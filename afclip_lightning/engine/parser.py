@@ -1,4 +1,4 @@
-"""The parser of `fit`, `validate`, `test` and `predict`: references between options, and mistakes in a few lines."""
+"""The parser of `fit`, `validate`, `test` and `predict`: references between options, and short error messages."""
 
 import argparse
 import difflib
@@ -36,13 +36,13 @@ from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.errors import PROGRAM, UserError
 
 FORMER = {"words": "class_names", "run_dir": "out"}
-"""Names that options had before, and have now."""
+"""Former names of options, with the names that replaced them."""
 
 GROUPS: dict[str, type] = {"loading": Loading, "features": FeatureCache, "pictures": Pictures, "evaluation": Evaluation}
 
 
 def add_run_arguments(parser: LightningArgumentParser) -> None:
-    """Adds the options of a run beside those of trainer, model and data."""
+    """Adds the options of a run to those of trainer, model and data."""
     parser.add_argument(
         "--out", "--run_dir", type=str | None, default=None, help="Run folder; runs/<config>/<time> by default."
     )
@@ -51,8 +51,8 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
         "--checkpoint",
         type=str | None,
         default=None,
-        help="Trained head: a checkpoint, the folder of a run or a ready model (real); it says how its method is built "
-        "where no config and no --model does. With fit, what training goes on from.",
+        help="Trained head: a checkpoint, the folder of a run or a ready model (real). If no config and no --model "
+        "names a method, the head does. With fit: the checkpoint from which training resumes.",
     )
     parser.add_argument("--test_before_fit", type=bool, default=False, help="Test the untrained method first.")
     parser.add_argument("--test_after_fit", type=bool, default=True, help="Test when training has ended.")
@@ -71,13 +71,13 @@ def add_run_arguments(parser: LightningArgumentParser) -> None:
     for name, cls in GROUPS.items():
         parser.add_class_arguments(cls, name)
     for action in parser._actions:
-        # Lightning annotates `float | int | None`, of which the first takes 1, one batch, as 1.0, all of them
+        # Lightning annotates `float | int | None`. The first type would read 1 (one batch) as 1.0 (all batches).
         if action.dest.startswith("trainer.limit_"):
             action._typehint = int | float | None  # type: ignore[attr-defined]
 
 
 def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Returns the options of a command, and a sentence on each set of which something was left out.
+    """Returns the options of a command, and one sentence per dataset whose values were left out.
 
     Raises:
         UserError: A config or a checkpoint cannot be read.
@@ -89,14 +89,14 @@ def parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespa
 
 
 class AnomalyArgumentParser(LightningArgumentParser):
-    """Says what is wrong in a few lines, with the nearest name, instead of listing every option."""
+    """Reports an error in a few lines, with the nearest name, instead of listing every option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and ends with exit code 2."""
         if self.exit_on_error:
             hints = "".join(f"\nDid you mean {close!r} instead of {key!r}?" for key, close in self._nearest(message))
             args = getattr(self, "args", None) or []
-            words = [*self.prog.split(), *args]  # the command's own parser has it in its name, the one above in `args`
+            words = [*self.prog.split(), *args]  # the command's own parser has it in its name, the parent in `args`
             command = next((f" {word}" for word in words if word in LightningCLI.subcommands()), "")
             message = unclosed(args) or one_line(message, AnomalyMethod, AnomalyData)
             print(f"error: {message}{hints}\nAll options: {PROGRAM}{command} --help", file=sys.stderr)
@@ -104,13 +104,13 @@ class AnomalyArgumentParser(LightningArgumentParser):
         raise UserError(message) from ex
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Reads a config without a preset that it names, which was filled in behind it."""
+        """Reads a config without its preset, whose values were filled in before."""
         return super().parse_string(without_preset(content) if f"{NAME}:" in content else content, *args, **kwargs)
 
     def _parse_common(self, cfg: Namespace, *args: Any, **kwargs: Any) -> Namespace:
         """Fills in references once all files and options of a command are merged.
 
-        The library would do it one level higher, where a config's `${model...}` is that of no command.
+        The library would do so one level higher, where a config's `${model...}` does not resolve.
         """
         commands = self._subcommands_action
         name = commands and cfg.get(commands.dest)
@@ -132,7 +132,7 @@ class AnomalyArgumentParser(LightningArgumentParser):
         options |= {flag.lstrip("-") for action in actions for flag in action.option_strings}
         names = _argument_names()
         for key in sorted(unknown):
-            if former := FORMER.keys() & key.split("."):  # of `words: {a: plug}` the library names the key `words.a`
+            if former := FORMER.keys() & key.split("."):  # for `words: {a: plug}` the library names the key `words.a`
                 yield from ((name, FORMER[name]) for name in former)
                 continue
             prefix, dot, _ = key.rpartition(".")

@@ -1,7 +1,7 @@
-"""What `preset` in a backbone's section stands for, on the command line and in configs: filled in before parsing.
+"""Replaces `preset` in a backbone's section, on the command line and in configs, by its values before parsing.
 
-A preset gives way to what is given beside it, on the same command line or in the same file, and takes the place of
-what an earlier file says. What is recorded of a run are the values, not the name.
+Values on the same command line, or in the same file, override those of the preset. The preset overrides values of an
+earlier file. The config of a run records the values, not the name of the preset.
 """
 
 import inspect
@@ -20,19 +20,19 @@ from afclip_lightning.methods.base import AnomalyMethod
 NAME = "preset"
 BACKBONE = "backbone."
 MODEL = "--model."
-PAPERS_DEPTH = 24  # blocks of ViT-L, which the defaults of `layer` and `vv_from` count
+PAPERS_DEPTH = 24  # blocks of ViT-L, for which the defaults of `layer` and `vv_from` are made
 
 
 def tap_arguments(method: type, depth: int, layers: Sequence[int] | None = None) -> dict[str, Any]:
-    """Returns the arguments of a method that count blocks of the vision tower, for a tower of another depth.
+    """Returns the arguments of a method that are block numbers, for a vision tower of another depth.
 
-    Several `layers` become those of a preset, if there is one. All others, `layer` and `vv_from` keep their place in
-    the depth; a V-V path that begins at the first block does so in every tower.
+    Several `layers` become those of a preset, if there is one. All others, `layer` and `vv_from` are scaled with the
+    depth. A V-V path that begins at the first block does so in every tower.
 
     Args:
-        method: The class.
-        depth: Blocks of the tower.
-        layers: Of the tower's preset.
+        method: Class of the method.
+        depth: Number of blocks of the tower.
+        layers: Block numbers of the tower's preset.
     """
     found: dict[str, Any] = {}
     for name in ("layers", "layer", "vv_from"):
@@ -51,12 +51,12 @@ def _scaled(block: int, depth: int) -> int:
 
 
 def fill_in(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]:
-    """Returns the arguments of a method with a preset among them filled in; those beside it stay.
+    """Returns the arguments of a method with a preset replaced by its values. Given arguments override these.
 
     Args:
-        arguments: By name; a dot leads into the backbone (`backbone.preset`). The preset's name may be a reference
-            (`${oc.env:NAME}`).
-        method: The class; the backbone's arguments alone are filled in where it is not known.
+        arguments: Arguments by name. A dot separates the backbone from its argument (`backbone.preset`). The preset's
+            name may be a reference (`${oc.env:NAME}`).
+        method: Class of the method. If it is `None`, only the arguments of the backbone are filled in.
 
     Raises:
         UserError: There is no such preset.
@@ -70,7 +70,7 @@ def fill_in(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]
 
 
 def fill_in_section(arguments: Mapping[str, Any], method: type | None) -> dict[str, Any]:
-    """Returns the `init_args` of a method, of which `backbone` is a section; see `fill_in`."""
+    """Returns the `init_args` of a method with a section `backbone`; see `fill_in`."""
     backbone = arguments.get("backbone")
     if not isinstance(backbone, Mapping) or NAME not in backbone:
         return dict(arguments)
@@ -79,14 +79,14 @@ def fill_in_section(arguments: Mapping[str, Any], method: type | None) -> dict[s
 
 
 def _nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments by name with those of the backbone in a section of their own."""
+    """Returns arguments by name, with the arguments of the backbone in a section."""
     outer = {name: value for name, value in arguments.items() if not name.startswith(BACKBONE)}
     inner = {name.removeprefix(BACKBONE): arguments[name] for name in arguments if name not in outer}
     return outer | ({"backbone": inner} if inner else {})
 
 
 def with_presets(args: Sequence[str]) -> list[str]:
-    """Returns the arguments of a command with what each preset stands for in its place, or behind its config.
+    """Returns the arguments of a command. The values of each preset replace it, or follow its config.
 
     Raises:
         UserError: There is no such preset, or a config cannot be read.
@@ -114,8 +114,8 @@ def with_presets(args: Sequence[str]) -> list[str]:
 
 
 def without_preset(config: str) -> str:
-    """Returns a config, as text, without the key that `with_presets` has filled in: the parser does not know it."""
-    tree = OmegaConf.create(config)  # reads numbers as the parser does
+    """Returns a config, as text, without the key `preset`, which the parser does not know; see `with_presets`."""
+    tree = OmegaConf.create(config)  # it reads numbers like the parser
     for key in ("model.init_args.backbone", "model.backbone"):
         if OmegaConf.is_dict(backbone := OmegaConf.select(tree, key)):
             backbone.pop(NAME, None)
@@ -124,19 +124,19 @@ def without_preset(config: str) -> str:
 
 def _tokens(arguments: Mapping[str, Any], method: type | None, beside: Collection[str]) -> list[str]:
     filled = {name: value for name, value in fill_in(arguments, method).items() if name not in beside}
-    # the backbone as one section, which is parsed once
+    # the backbone is one section, so that it is parsed once
     return [f"{MODEL}{name}={json.dumps(value)}" for name, value in _nested(filled).items()]
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a config's method; they may also lie beside its class."""
+    """Returns the arguments of a config's method. They may also be beside its class."""
     model = config.get("model")
     section = model.get("init_args", model) if isinstance(model, Mapping) else {}
     return section if isinstance(section, dict) else {}
 
 
 def _method(options: Sequence[tuple[str, str]]) -> type | None:
-    """Returns the class of a command's method, if it is one that was imported."""
+    """Returns the class of a command's method, if it has been imported."""
     name = ""
     for option, value in options:
         model = read_config(value).get("model") if option in CONFIG else None

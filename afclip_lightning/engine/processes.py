@@ -1,4 +1,4 @@
-"""The other processes of a run: how long they are waited for, and what is said when one of them is lost."""
+"""The other processes of a run: the time limit for their answers, and the error when one of them is lost."""
 
 import re
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from afclip_lightning.distributed import gathered
 from afclip_lightning.engine.resume import how_to_go_on
 from afclip_runtime.errors import CheckpointError, TrainingError
 
-PATIENCE = timedelta(minutes=10)  # what the others may need between two exchanges: the results of a large test
+PATIENCE = timedelta(minutes=10)  # longest time between two exchanges, such as for the results of a large test
 OF_GLOO = ("/gloo/", "Application timeout caused pair closure")  # its errors have no class of their own
 
 
 def limit_waiting(trainer: Trainer, strategy: object) -> None:
-    """Ends a run whose processes do not hear of each other for `PATIENCE`; torch waits three times as long.
+    """Ends a run if a process does not answer for `PATIENCE`. By default torch waits three times as long.
 
-    The preparation of data is not waited for in an exchange, and may take any time.
+    The preparation of data may take any time, because no exchange waits for it.
 
     Args:
         trainer: The trainer.
-        strategy: What the user asked for; a class among it has a `timeout` of its own.
+        strategy: The user's option. If it is a class, its own `timeout` holds.
     """
     if isinstance(strategy, str) and isinstance(trainer.strategy, DDPStrategy):
         trainer.strategy._timeout = PATIENCE
@@ -33,13 +33,13 @@ def limit_waiting(trainer: Trainer, strategy: object) -> None:
 
 @contextmanager
 def lost_process_told(path: Path | None) -> Iterator[None]:
-    """Turns what torch says of a process that is gone or does not answer into an error that tells how to go on.
+    """Turns torch's errors for a process that has ended or does not answer into one that says how to go on.
 
     Args:
         path: The last checkpoint, if the command keeps one.
 
     Raises:
-        TrainingError: A process of this run is gone.
+        TrainingError: A process of this run has ended or does not answer.
     """
     try:
         yield
@@ -56,14 +56,14 @@ def lost_process_told(path: Path | None) -> Iterator[None]:
 
 
 def check_same_start(path: str | Path | None, trainer: Trainer) -> None:
-    """Refuses to train where the processes do not begin at the same step.
+    """Checks that all processes start training at the same step.
 
     Args:
-        path: The checkpoint that this process goes on from.
-        trainer: The trainer, at the begin of training.
+        path: The checkpoint from which this process resumes.
+        trainer: The trainer, at the start of training.
 
     Raises:
-        CheckpointError: A process has not seen the checkpoint that others go on from.
+        CheckpointError: A process has not seen the checkpoint from which others resume.
     """
     steps = gathered(trainer.global_step)
     if len(set(steps)) > 1:

@@ -1,4 +1,4 @@
-"""What `--checkpoint` names, and whether training can go on from it: said before anything is built."""
+"""Finds the file of `--checkpoint`, and checks whether training can resume from it, before anything is built."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -21,12 +21,12 @@ def find_checkpoint(given: str, command: str) -> Path:
     """Returns the file that `--checkpoint` names.
 
     Args:
-        given: A file, or the folder of a run: its trained head, and for `fit` its last checkpoint; for the others the
-            name of a ready model too.
+        given: A file or the folder of a run. A folder stands for its trained head, or with `fit` for its last
+            checkpoint. Commands other than `fit` also accept the name of a ready model.
         command: `fit`, `validate`, `test` or `predict`.
 
     Raises:
-        CheckpointError: There is no such file, or it is one of Lightning's words, which name nothing here.
+        CheckpointError: There is no such file, or the name is one of Lightning's keywords, which are not supported.
     """
     if given in ("best", "last", "hpc") or given.startswith("registry"):
         raise CheckpointError(
@@ -53,10 +53,10 @@ def find_checkpoint(given: str, command: str) -> Path:
 
 
 def how_to_go_on(path: Path | None) -> str:
-    """Returns how a command that was stopped goes on.
+    """Returns a sentence on how to resume a command that was stopped.
 
     Args:
-        path: The last checkpoint of its run; `None` where none is kept.
+        path: The last checkpoint of its run; `None` if no checkpoint is kept.
     """
     if path is None or not path.exists():
         return "Nothing of it was kept; the same command begins anew."
@@ -64,15 +64,15 @@ def how_to_go_on(path: Path | None) -> str:
 
 
 def check_resumable(path: Path, checkpoint: Mapping[str, Any], trainer: Mapping[str, Any]) -> None:
-    """Checks that training can go on from a checkpoint, as far as the checkpoint itself tells.
+    """Checks from the content of a checkpoint that training can resume from it.
 
     Args:
-        path: Where it lies, for the message.
-        checkpoint: Its content.
-        trainer: The options of the trainer.
+        path: Path of the checkpoint, for the message.
+        checkpoint: Content of the checkpoint.
+        trainer: Options of the trainer.
 
     Raises:
-        CheckpointError: It cannot.
+        CheckpointError: Training cannot resume from it.
     """
     if "optimizer_states" not in checkpoint:
         raise CheckpointError(f"{path} has no optimiser state to go on from: use {LAST} of its run.")
@@ -101,15 +101,15 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], trainer: Mapping[
 
 
 def check_optimizer(path: Path, states: Any, method: AnomalyMethod) -> None:
-    """Checks the state of the optimiser by a step with it on copies of the parameters, their gradients zero.
+    """Checks the state of the optimiser by one step on copies of the parameters, with gradients of zero.
 
     Args:
-        path: Where it lies, for the message.
+        path: Path of the checkpoint, for the message.
         states: The checkpoint's `optimizer_states`.
         method: The method as it will be trained.
 
     Raises:
-        CheckpointError: It is damaged, or of another optimiser or other parameters.
+        CheckpointError: The state is damaged, or belongs to another optimiser or other parameters.
     """
     assert method.optimizer is not None
     names = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
@@ -126,7 +126,7 @@ def check_optimizer(path: Path, states: Any, method: AnomalyMethod) -> None:
                     raise ValueError(f"{key} of {names[number]} does not fit")
         if fresh.state and not state["state"]:
             raise ValueError("it is empty")
-    except Exception as error:  # torch's checks, and what it runs into with values that it does not expect
+    except Exception as error:  # torch's checks, and its errors on unexpected values
         reason = message_of(error) or type(error).__name__
         raise CheckpointError(
             f"{path}: the state of its optimiser does not fit {type(fresh).__name__} on this head ({reason}). Go on "
@@ -152,7 +152,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_position(state: Any) -> bool:
-    """Returns whether a loader can go on from a state: see `AnomalyLoader`."""
+    """Returns whether a loader can resume from a state; see `AnomalyLoader`."""
     if not isinstance(state, Mapping) or not _is_count(state.get("given")):
         return False
     try:
@@ -164,14 +164,14 @@ def _is_position(state: Any) -> bool:
 
 
 def _are_callback_states(states: Any) -> bool:
-    """Returns whether the states of callbacks can be taken up, the random generators' among them."""
+    """Returns whether the states of callbacks, including random generators, can be loaded."""
     if not isinstance(states, Mapping) or not all(isinstance(state, Mapping) for state in states.values()):
         return False
     random = states.get("Preemption", {}).get("random_states", [])
     if not isinstance(random, list) or not all(isinstance(state, Tensor) for state in random):
         return False
     try:
-        for state in random[:1]:  # the CPU's; those of GPUs are set where there are any
+        for state in random[:1]:  # the generator of the CPU; those of GPUs are set if there are any
             torch.Generator().set_state(state)
     except (TypeError, RuntimeError):
         return False
@@ -179,7 +179,7 @@ def _are_callback_states(states: Any) -> bool:
 
 
 def _damage(expected: Any, given: Any, key: str) -> str:
-    """Returns the key of what is absent from nested counters or of another type; an empty text if nothing is."""
+    """Returns the key of a nested counter that is absent or has another type; an empty text if there is none."""
     if isinstance(expected, Mapping):
         if not isinstance(given, Mapping):
             return key

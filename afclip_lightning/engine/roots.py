@@ -1,4 +1,4 @@
-"""Where the datasets of a run lie, written into its config."""
+"""Writes the folders of a run's datasets into its config."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +10,10 @@ from afclip_lightning.discovery.sections import instantiate_subclass
 
 
 def fill_in_roots(data: Namespace) -> None:
-    """Gives each dataset of a parsed `data` section that has no root the one that it has by default.
+    """Sets the default root of each dataset without one in a parsed `data` section.
 
-    What a run records is where its images were: run again, it reads the same ones, whatever `AFCLIP_DATA` says then.
+    So the recorded config names the folder of the images. A repeated run reads the same images, whatever the value of
+    `AFCLIP_DATA`.
 
     Raises:
         UserError: A dataset has no default root, or refuses its arguments.

@@ -1,4 +1,4 @@
-"""The folder of a run: what is recorded there of the run itself, and its name."""
+"""The folder of a run: its name, and the record of the run itself."""
 
 import os
 import platform
@@ -22,23 +22,23 @@ from afclip_runtime.launch.signals import restarted
 
 PACKAGES = ("afclip_lightning", "torch", "lightning", "open_clip_torch", "timm", "torchmetrics", "albumentations")
 RECORD_FILE = "run.json"
-NO_NAME = "none"  # what torchrun calls a job that it was given no --rdzv-id for
-RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # tells the processes that Lightning starts which folder the first one chose
+NO_NAME = "none"  # torchrun's name for a job without --rdzv-id
+RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # the first process's choice, for those that Lightning starts
 
-MADE = (str(LAST), "head.*", "results*.json", "predictions*.csv")  # what of a run's folder is worth keeping
+MADE = (str(LAST), "head.*", "results*.json", "predictions*.csv")  # files that make a run's folder worth keeping
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes what a run was into its folder: the resolved config, versions, git revision, command and backbone."""
+    """Records a run in its folder: the resolved config, versions, git revision, command and backbone."""
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Writes `config.yaml` and `run.json`."""
         folder = Path(trainer.default_root_dir)
         method = pl_module.main if isinstance(pl_module, SharedPass) else pl_module
-        config = self.config.clone()  # to be run again as it is, into another folder
+        config = self.config.clone()  # can be run again as it is, into another folder
         config.out = config.trainer.default_root_dir = None
         if stage == "fit":
-            config.ckpt_path = None  # a run that was continued is, run again, trained from its beginning
+            config.ckpt_path = None  # when a resumed run is repeated, it is trained from the start
         write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
         facts = {
             "command": sys.argv,
@@ -65,7 +65,7 @@ def _version(package: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """Returns the source tree's revision, with `-dirty` where files were changed; `None` for an installed package."""
+    """Returns the git revision of the source tree, with `-dirty` if files were changed; `None` if installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -77,11 +77,11 @@ def git_revision() -> str | None:
 
 
 def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
-    """Returns the run folder: the one given, or a new one under `runs/`, the same on all processes of a run.
+    """Returns the run folder: the given folder, or a new one under `runs/`. All processes of a run get the same one.
 
     Args:
         config: The options of the command.
-        resumed: The checkpoint that training goes on from.
+        resumed: The checkpoint from which training resumes.
 
     Raises:
         UserError: The folder holds another run.
@@ -110,22 +110,21 @@ def choose_run_folder(config: Namespace, resumed: Path | None) -> Path:
 
 
 def has_left_something(folder: Path) -> bool:
-    """Returns whether a folder holds what a run has made; one that was lost before that is begun anew there."""
+    """Returns whether a folder holds output of a run. A run that was lost before it wrote any starts again there."""
     return (folder / "config.yaml").exists() and any(any(folder.glob(pattern)) for pattern in MADE)
 
 
 def is_repeated(folder: Path) -> bool:
-    """Returns whether the run that a folder holds is this one, begun before.
+    """Returns whether the run in a folder is an earlier start of this run.
 
-    SLURM repeats the command of a job that it has put into the queue again. torchrun repeats that of processes that
-    have died, on each node, and does not say so where none of the node's own has; so does a user, who gives the same
-    command with the same `--rdzv-id`.
+    SLURM repeats the command of a requeued job. torchrun repeats the command on each node when a process has died, and
+    does not say so on nodes without a dead process. A user repeats it with the same `--rdzv-id`.
 
     Args:
         folder: The run folder.
 
     Raises:
-        UserError: What it says of its run is damaged.
+        UserError: The record of the run is damaged.
     """
     if restarted():
         return True
@@ -145,14 +144,14 @@ def _how_to_get_on(folder: Path) -> str:
 
 
 def is_first_process() -> bool:
-    """Returns whether this is the process of a run that writes its folder, before the processes know each other."""
+    """Returns whether this process writes the run folder. It is known before the processes are connected."""
     variables = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # of torchrun, Lightning, SLURM, LSF
     rank = next((os.environ[name] for name in variables if name in os.environ), "0")
     return rank == "0" and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) in ("", "0")
 
 
 def _job_name() -> str | None:
-    """Returns a name that all processes of a cluster job share without talking to each other, or `None` outside one."""
+    """Returns a name that all processes of a cluster job can derive on their own, or `None` outside a job."""
     if "SLURM_JOB_ID" in os.environ:
         return f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', '0')}"
     return os.environ.get("TORCHELASTIC_RUN_ID")

@@ -1,4 +1,4 @@
-"""What a run has beside its methods: the feature store, what is trained on, loggers and callbacks."""
+"""The parts of a run apart from its methods: the feature store, the training sets, loggers and callbacks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +25,10 @@ from afclip_runtime.errors import UserError
 
 
 def check_few_shot(heads: Mapping[str, AnomalyMethod], few_shot_dir: Path | None) -> None:
-    """Refuses a folder of few-shot images that no method would look at: its numbers would be zero-shot ones.
+    """Checks that a method uses the folder of few-shot images. Otherwise the results would be zero-shot.
 
     Raises:
-        UserError: There is one.
+        UserError: A folder is given and no method uses it.
     """
     if few_shot_dir is not None and not any(head.k_shot for head in heads.values()):
         counted = any(head.takes_few_shot for head in heads.values())
@@ -37,13 +37,13 @@ def check_few_shot(heads: Mapping[str, AnomalyMethod], few_shot_dir: Path | None
 
 
 def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, loading: Loading, precision: str) -> None:
-    """Gives methods the store that keeps their features.
+    """Gives the methods a store for their features.
 
     Args:
         heads: The methods, on one backbone.
-        features: Where features are kept and how.
-        loading: How images are read.
-        precision: The trainer's.
+        features: Folder and type of the stored features.
+        loading: Options of reading images.
+        precision: Precision of the trainer.
 
     Raises:
         UserError: A method or the loading does not allow it.
@@ -54,7 +54,7 @@ def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, lo
             name = type(method).__name__
             why = "uses the images beside their features"
             if method.changes_blocks:
-                why = "learns what stands between the backbone's blocks, so that no features of theirs stay as they are"
+                why = "trains layers between the backbone's blocks, so that their features change"
             raise UserError(f"{name} {why}: nothing of it can be kept. It runs without --features.cache and temporary.")
     if loading.draft:
         raise UserError("--loading.draft changes the pixels: use it or kept features (--features), not both.")
@@ -75,17 +75,17 @@ def check_space(
     training: Sequence[tuple[AnomalyDataModule, Split]],
     limit_gb: float | None,
 ) -> None:
-    """Checks that the features of all images of a command fit; one process does so, and makes what a dataset makes.
+    """Checks that the features of all images fit on the disk. One process does so, after it has prepared the data.
 
     Args:
-        store: Where they are kept.
+        store: The feature store.
         width: C, channels of a token.
-        data: What is tested on.
-        training: What is trained on, see `trained_on`.
-        limit_gb: Most that may be kept.
+        data: The test data.
+        training: The training data; see `trained_on`.
+        limit_gb: Size limit of the store, in GB.
 
     Raises:
-        UserError: They do not.
+        UserError: The features do not fit.
     """
     data.prepare_data()
     read = [sample.image_path for dataset in data.test_sets for sample in dataset.samples("test")]
@@ -94,10 +94,10 @@ def check_space(
 
 
 def trained_on(method: AnomalyMethod, data: AnomalyData) -> list[tuple[AnomalyDataModule, Split]]:
-    """Returns the datasets and the splits that training reads; nothing for a method that learns nothing.
+    """Returns the datasets and the splits that training reads; nothing for a method without training.
 
     Raises:
-        DatasetError: The method learns, and no dataset is there for it.
+        DatasetError: The method is trained, and there is no training dataset.
     """
     if not method.learnt_names():
         return []
@@ -109,16 +109,16 @@ def run_loggers(given: Any, folder: Path, command: str, tags: Sequence[str]) -> 
     """Returns the loggers of a run: those of the config, pointed at the run folder, and a CSV file there.
 
     Args:
-        given: What the config says: loggers, or `False` for none.
+        given: Loggers of the config, or `False` for none.
         folder: The run folder.
         command: `fit`, `validate`, `test` or `predict`.
-        tags: What to find the run by.
+        tags: Tags of the run.
     """
     chosen = [logger for logger in as_list(given) if logger not in (True, False)]
     for logger in chosen:
         loggers.prepare(logger, folder, command, tags)
     if given is not False:
-        logs = len(list(folder.glob("log*")))  # those of the run that this one continues
+        logs = len(list(folder.glob("log*")))  # logs of the run that this one resumes
         chosen.append(CSVLogger(str(folder), name="", version=f"log-{logs + 1}" if logs else "log"))
     return chosen
 
@@ -127,8 +127,8 @@ def run_callbacks(evaluation: Evaluation, pictures: Pictures, folder: Path, keep
     """Returns the project's callbacks.
 
     Args:
-        evaluation: What scores.
-        pictures: What draws.
+        evaluation: Callback that scores.
+        pictures: Callback that draws.
         folder: The run folder.
         keep: Whether checkpoints are kept.
     """
@@ -139,22 +139,22 @@ def run_callbacks(evaluation: Evaluation, pictures: Pictures, folder: Path, keep
 
 
 def display_callbacks(chosen: Sequence[Callback], progress_bar: bool, summary: bool) -> list[Callback]:
-    """Returns what shows how a run goes, where it is wanted and the user chose none.
+    """Returns the progress bar and the model summary, if they are enabled and the user chose no others.
 
-    Lightning would choose by what is installed: other bars, and a table of parameters, once `rich` is there, which
-    comes with the extra `hub`. A run looks the same whatever extras it has; `RichProgressBar` is a callback to choose.
+    Lightning would choose other ones if `rich` is installed, which the extra `hub` brings. Here a run looks the same
+    with all extras. `RichProgressBar` can be chosen as a callback.
 
     Args:
-        chosen: The user's callbacks.
-        progress_bar: Whether there is one, `trainer.enable_progress_bar`.
-        summary: Whether the modules are listed, `trainer.enable_model_summary`.
+        chosen: Callbacks that the user chose.
+        progress_bar: Value of `trainer.enable_progress_bar`.
+        summary: Value of `trainer.enable_model_summary`.
     """
     wanted = ((progress_bar, ProgressBar, TQDMProgressBar), (summary, ModelSummary, ModelSummary))
     return [own() for shown, base, own in wanted if shown and not any(isinstance(c, base) for c in chosen)]
 
 
 def as_list(value: Any) -> list[Any]:
-    """Returns what an option holds that may be nothing, one or several."""
+    """Returns the value of an option as a list; the value may be nothing, one object or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

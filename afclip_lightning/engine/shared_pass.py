@@ -1,4 +1,4 @@
-"""Several heads in one pass over the images: the backbone, which they share, sees each image once."""
+"""Several heads in one pass over the images. They share the backbone, which encodes each image once."""
 
 from collections.abc import Mapping
 
@@ -14,16 +14,16 @@ from afclip_runtime.errors import UserError
 
 
 class SharedPass(LightningModule):
-    """Scores the same images with several methods on one backbone; original and V-V path come from the same pass.
+    """Scores the same images with several methods on one backbone. One pass gives the original and the V-V path.
 
-    Each head sees the features that its own spec names. What a method takes of the images themselves beside their
-    features (windows, crops, adapted images) it still computes itself.
+    Each head gets the features that its own spec names. A method that also needs the images (windows, crops, adapted
+    images) still encodes these itself.
 
     Args:
-        heads: The methods by name, `MAIN_HEAD` among them.
+        heads: The methods by name, including `MAIN_HEAD`.
 
     Raises:
-        UserError: Two of them cannot share a pass.
+        UserError: Two heads cannot share a pass.
     """
 
     def __init__(self, heads: Mapping[str, AnomalyMethod]) -> None:
@@ -35,7 +35,7 @@ class SharedPass(LightningModule):
         self.main = heads[MAIN_HEAD]
         self.store = None if self.main.store is None else self.main.store.of(self.spec)
         self.heads = dict(heads)
-        self.registered = ModuleDict(heads)  # so that they go to the device
+        self.registered = ModuleDict(heads)  # so that they move to the device
 
     @property
     def preprocess(self) -> Preprocess:
@@ -43,7 +43,7 @@ class SharedPass(LightningModule):
         return self.main.preprocess
 
     def features_of(self, batch: Batch) -> ClipFeatures:
-        """Returns the features of a batch that the heads name together."""
+        """Returns all features of a batch that any head needs."""
         return features_of(batch, self.main.backbone, self.spec, self.store)
 
     def setup(self, stage: str) -> None:
@@ -71,7 +71,7 @@ class SharedPass(LightningModule):
         self.on_test_epoch_end()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Mapping[str, AnomalyPrediction]:
-        """Returns the prediction of each head; the evaluation callback scores each."""
+        """Returns the prediction of each head for the evaluation callback."""
         return score_all_views(batch, self.preprocess, self._predictions)
 
     def _predictions(self, batch: Batch) -> dict[str, AnomalyPrediction]:

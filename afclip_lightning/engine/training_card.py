@@ -1,4 +1,4 @@
-"""The card that training gives a head: what it was trained on, with which seed, for how long."""
+"""The card of a trained head: its training sets, its seed and its epochs."""
 
 import os
 
@@ -10,14 +10,14 @@ from afclip_lightning.methods.base import AnomalyMethod
 
 
 def training_card(method: AnomalyMethod, data: AnomalyData, epochs: int) -> Card:
-    """Returns the card of a head that was trained just now.
+    """Returns the card of a head right after its training.
 
-    Its numbers are not in it: `head show` finds them in the run's folder, once the head was tested.
+    It contains no results. `head show` finds them in the run's folder, once the head was tested.
 
     Args:
         method: The method that was trained.
-        data: Has what it was trained on.
-        epochs: That are completed; 0 where training ended within the first.
+        data: The data of the run.
+        epochs: Number of completed epochs; 0 if training ended within the first.
     """
     sets, seed = data.training_sets, os.environ.get("PL_GLOBAL_SEED")
     trained_on = tuple(

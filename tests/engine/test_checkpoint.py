@@ -84,8 +84,8 @@ def test_an_entry_that_is_missing_is_named(
     [
         (put_tensor(lambda t: t * torch.nan), "holds NaN or infinity"),
         (put_tensor(lambda t: t.double() * 1e300 * 1e300), "holds NaN or infinity"),
-        (put_tensor(lambda t: t.flatten()[:1].expand(10**12)), "is no plain tensor"),
-        (put_tensor(lambda t: t.to_sparse()), "is no plain tensor"),
+        (put_tensor(lambda t: t.flatten()[:1].expand(10**12)), "is not a plain tensor"),
+        (put_tensor(lambda t: t.to_sparse()), "is not a plain tensor"),
         (put_tensor(lambda t: t.long()), r"of torch\.int64 in the checkpoint"),
         (put_tensor(lambda t: t + 0j), r"of torch\.complex64 in the checkpoint"),
         (put_tensor(lambda t: t[:1]), "does not fit the model"),
@@ -96,8 +96,8 @@ def test_an_entry_that_is_missing_is_named(
         ),
         (put("feature_spec", "layers", value=[2, "x"]), "expected a whole number, got text"),
         (put("model", "class_path", value=3), r"model\.class_path: expected text, got a whole number"),
-        (put("model", "class_path", value="Nothing"), "its method 'Nothing' is none of ours"),
-        (put("model", "class_path", value="..."), "its method '...' is none of ours"),
+        (put("model", "class_path", value="Nothing"), "its method 'Nothing' is not one of ours"),
+        (put("model", "class_path", value="..."), "its method '...' is not one of ours"),
         (put("model", "init_args", "layers", value="all"), "AFCLIP"),
         (put("model", "init_args", "adapter_heads", value=torch.zeros(2)), "model holds more than text, numbers"),
         (put("model", "init_args", "adapter_heads", value="${"), "AFCLIP"),
@@ -223,7 +223,7 @@ def test_a_class_that_the_user_imported_is_taken(
         checkpoint["method"] = checkpoint["model"]["class_path"] = "mine.Mine"
 
     path = changed(head, tmp_path / "mine.ckpt", change)
-    with pytest.raises(CheckpointError, match=r"'mine\.Mine' is none of ours"):
+    with pytest.raises(CheckpointError, match=r"'mine\.Mine' is not one of ours"):
         load_head(path, backbones=backbones)
     import mine  # type: ignore[import-not-found]
 

@@ -111,7 +111,7 @@ def test_what_cannot_share_is_said(folder: Path, capsys: pytest.CaptureFixture[s
     Path("other.yaml").write_text(CLIP.replace("28", "56"))
     for option, problem in (
         ("--heads.clip=other.yaml", "image_size: 56 the other, 28 one. Test them one by one"),
-        ("--heads.main=clip.yaml", "'main' is no name for a head"),
+        ("--heads.main=clip.yaml", "'main' is the name of the run's own head"),
         ("--heads.clip=nothing.ckpt", "nothing.ckpt does not exist"),
     ):
         assert main(["test", *arguments("afclip_visa", out="x"), option]) == 2

@@ -1,1 +1,1 @@
-"""What a run does beside training and testing: results, pictures, predictions, records, preemption."""
+"""The callbacks of a run: results, pictures, predictions, records, preemption."""

@@ -1,4 +1,4 @@
-"""Writes down which images a run used for few-shot or as references, and which it left out."""
+"""Records which images a run used for few-shot or as references, and which it left out."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from afclip_runtime.files import write_json
 
 
 class DataRecord(Callback):
-    """Writes `few_shot.json` and `pairs.json`, images by path, `white.json`, and what was not read of the data.
+    """Writes `few_shot.json` and `pairs.json` (images by path), `white.json`, and two files on unread data.
 
-    That is in `left_out.json`: files in a dataset's folders that might be images and are not looked for there; and in
-    `skipped.json`: images that could not be read.
+    `left_out.json` lists files in a dataset's folders that might be images but are not part of its layout.
+    `skipped.json` lists images that could not be read.
 
-    None is written where there is nothing to say. Over several processes each lists what it skipped itself, with
-    the rank in the file's name.
+    A file with nothing to list is not written. With several processes, each one lists the images that it skipped, and
+    the name of the file has its rank.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

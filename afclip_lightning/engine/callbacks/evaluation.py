@@ -32,19 +32,19 @@ from afclip_runtime.files import fingerprint
 from afclip_runtime.types import Fit, Tiling, ViewScore
 
 LATE = ("pixel_aupimo", "group_auroc", "group_ap", "group_f1_max")
-"""Metrics that are found from what all processes say of single images."""
+"""Metrics that are computed from the image results of all processes."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What the next pass is of, which the images do not tell.
+    """Description of the next pass.
 
     Attributes:
-        name: Stem of the tables in the run folder, beginning with `results`; those of a head beside the main one end
-            with its name.
-        titles: What is tested, by head.
-        checkpoints: Where a head is from, by its name; by default the main one's is the trainer's checkpoint, or what
-            was trained just before.
+        name: Stem of the tables in the run folder, which begins with `results`. Tables of other heads than the main
+            head end with the name of the head.
+        titles: Title of the test, by head.
+        checkpoints: Checkpoint of each head, by its name. By default, the main head's is the trainer's checkpoint, or
+            the head that was just trained.
     """
 
     name: str = "results"
@@ -53,44 +53,45 @@ class Pass:
 
 
 class Evaluation(Callback):
-    """Computes the metrics of `validate` and `test`, of each head that shares the pass, logs and writes them.
+    """Computes, logs and writes the metrics of `validate` and `test`, for each head that shares the pass.
 
-    Logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category; those of a head beside the main one as
-    `<stage>/<head>/<dataset>/<category>/<metric>`. Beside the table stand the scores of all images and the curves:
-    `results.csv`, `.json`, `.md`, `scores.csv`, `curves.json`, and with intervals `image_counts.npz`; where the pass's
-    name is `results_x`, `results_x.csv` to `curves_x.json`.
+    Metrics are logged as `<stage>/<dataset>/<category>/<metric>`, with `mean` as a category. Those of other heads than
+    the main head are logged as `<stage>/<head>/<dataset>/<category>/<metric>`. The files are `results.csv`, `.json` and
+    `.md`, `scores.csv` (scores of all images), `curves.json`, and with intervals `image_counts.npz`. For a pass with
+    the name `results_x`, they are `results_x.csv` to `curves_x.json`.
 
     Args:
-        exact: Keep and sort all pixel scores instead of counting them in bins; memory grows with the images.
-        fpr_limit: Limit of integration of PRO, in (0, 1].
-        pro_definition: Which PRO: `exact` or, with `exact: true`, `mvtec`, `legacy_cflow` or `legacy_afclip`.
-        tolerance: Largest error that binning may cause without being said.
-        resolution: Size at which pixels are evaluated: `backbone` resizes masks to the backbone's frame, as the papers
-            do; `image` resizes maps to each image's own size, for defects that are thin or small there. Image metrics
-            do not depend on it.
-        fit: How an image of another shape than the backbone's frame is seen, with `resolution: image`, as in `inspect`:
-            `squash`, `pad` or `tiles`, the largest that it can hold. In tiles nothing is read from kept features.
-        tiles: Beside the whole, tiles: so many along the shorter side; 1 leaves them out.
-        tile_size: Side of the tiles in pixels of the image, in place of `tiles`.
-        overlap: Share of a tile's side that it has in common with the next one, at least.
-        view_score: Which score an image in tiles has: the `highest` of all of them, or their `mean`.
-        intervals: How many samples of the images the 95 % intervals of all metrics are found from, 1000 say; 0 for
-            none. What each image adds to the metrics is then kept, in `image_counts.npz`.
-        interval_kind: `bca`, bias-corrected and accelerated, or `percentile`.
-        aupimo: Whether AUPIMO is found too, of categories and of single images (`scores.csv`), as with intervals.
-        defect_types: Whether there are rows by defect type, where images have one: all normal images of the category
-            against those of one type (`results_by_type.csv`).
-        group_score: Which score a group of images has where the set names some, as the views of one object: the
-            `highest` of them, or their `mean`.
-        threshold: Fixed without labels, its rates are said beside those of the best one: a rule on the scores of normal
-            images that are not tested, `mean+3sd` or `q0.99` (any factor, any quantile), or the file of a calibration.
+        exact: Keep and sort all pixel scores instead of counting them in bins. Memory grows with the number of images.
+        fpr_limit: Integration limit of PRO, in (0, 1].
+        pro_definition: Definition of PRO: `exact` or, with `exact: true`, `mvtec`, `legacy_cflow` or `legacy_afclip`.
+        tolerance: Largest error by binning without a warning.
+        resolution: Size at which pixels are evaluated. `backbone` resizes masks to the backbone's input size, as the
+            papers do. `image` resizes maps to each image's own size, for defects that are thin or small there. Image
+            metrics do not depend on it.
+        fit: How an image whose shape differs from the backbone's input is encoded, with `resolution: image`, as in
+            `inspect`: `squash`, `pad` or `tiles` (the largest squares that fit). Tiles do not use stored features.
+        tiles: Number of tiles along the shorter side, in addition to the whole image; 1 for no tiles.
+        tile_size: Side of a tile in pixels of the image, instead of `tiles`.
+        overlap: Smallest overlap of neighbouring tiles, as a share of a tile's side.
+        view_score: Score of an image in tiles: the `highest` score of all tiles, or their `mean`.
+        intervals: Number of bootstrap samples for the 95 % intervals of all metrics, for example 1000; 0 for no
+            intervals. The counts of each image are then saved in `image_counts.npz`.
+        interval_kind: `bca` (bias-corrected and accelerated) or `percentile`.
+        aupimo: Compute AUPIMO of categories and of single images (`scores.csv`). This saves the counts of each image.
+        defect_types: Add rows by defect type, if images have one: all normal images of the category against the images
+            of one type (`results_by_type.csv`).
+        group_score: Score of a group of images, such as the views of an object, if the dataset has groups: the
+            `highest` score of the images, or their `mean`.
+        threshold: Threshold that is fixed without labels. Its rates are reported beside those of the best threshold.
+            It is a rule on the scores of normal images that are not tested, such as `mean+3sd` or `q0.99` (any factor,
+            any quantile), or the file of a calibration.
 
     Raises:
         ValueError: An argument is out of its range.
 
     Attributes:
-        about: What the next pass is of; whoever begins one says so here.
-        heads: What became of each head in the last pass, by name.
+        about: Description of the next pass. It is set before a pass begins.
+        heads: Results of each head in the last pass, by name.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Evaluation(Callback):
         if intervals and pro_definition != "exact":
             raise ValueError(f"intervals are of the exact PRO: leave out pro_definition {pro_definition}, or intervals")
         self.intervals = Settings(intervals, interval_kind) if intervals else None
-        self.new_metric()  # refuses wrong arguments before anything else is built
+        self.new_metric()  # checks the arguments before anything else is built
         self.aupimo, self.defect_types = aupimo, defect_types
         self.keep_images = bool(self.intervals) or aupimo or defect_types
         self.calibration = Path(threshold) if threshold and threshold.endswith(".json") else None
@@ -137,18 +138,18 @@ class Evaluation(Callback):
         self.heads: dict[str, HeadEvaluation] = {}
         self._masks: dict[Key, MaskCounts] = {}
         self._mostly: dict[Key, Path] = {}
-        self._fixed: dict[str, float] = {}  # of a calibration
+        self._fixed: dict[str, float] = {}  # thresholds of a calibration
 
     @property
     def main(self) -> HeadEvaluation:
-        """Returns what became of the run's own head in the last pass."""
+        """Returns the results of the run's own head in the last pass."""
         return self.heads[MAIN_HEAD]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Says to the data at which size masks are wanted, before its loaders are made.
+        """Sets the size of the masks in the data, before its loaders are made.
 
         Raises:
-            UserError: A category is called what the table calls the mean, or a method cannot see images in tiles.
+            UserError: A category has the name of the mean in the table, or a method does not support tiles.
         """
         data = getattr(trainer, "datamodule", None)
         tested = stage != "predict"
@@ -174,7 +175,7 @@ class Evaluation(Callback):
             self._fixed = CalibrationFile.read(self.calibration, checkpoint, tested_sets).thresholds()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes one metric per head and category, the same ones on every process."""
+        """Creates one metric per head and category, the same ones on every process."""
         test_sets = trainer.datamodule.test_sets  # type: ignore[attr-defined]
         keys = [(part.name, category) for part in test_sets for category in part.selected_categories()]
         saturated = [(part.name, c) for part in test_sets if part.saturates for c in part.selected_categories()]
@@ -249,7 +250,7 @@ class Evaluation(Callback):
                 keys = {f"{of_row}/{metric}": value for metric, value in values.items()}
                 pl_module.log_dict(keys, rank_zero_only=True, sync_dist=False)
         if in_fit:
-            return  # a validation while training is only logged
+            return  # a validation during training is only logged
         own = {name: head.own_scores() for name, head in self.heads.items()}
         parts = gathered((own, self._count_masks()))
         counts: dict[Key, MaskCounts] = {}
@@ -275,14 +276,14 @@ class Evaluation(Callback):
                 head.write(Path(trainer.default_root_dir), self.tolerance, self.fpr_limit)
 
     def _log_late(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
-        """Logs what takes the images of all processes: AUPIMO, and the metrics of groups."""
+        """Logs the metrics that need the images of all processes: AUPIMO, and the metrics of groups."""
         for row in head.rows:
             for metric in (metric for metric in LATE if metric in row.metrics):
                 name = shown(f"{where}/{row.dataset}/{row.category}/{metric}")
                 pl_module.log(name, row.metrics[metric], rank_zero_only=True, sync_dist=False)
 
     def _log_intervals(self, pl_module: LightningModule, where: str, head: HeadEvaluation) -> None:
-        """Logs the intervals of the means, as `<metric>_low` and `<metric>_high`; the table has the others."""
+        """Logs the intervals of the means as `<metric>_low` and `<metric>_high`. The table has the others."""
         for row in (row for row in head.rows if row.category == results.MEAN):
             of_row = shown(f"{where}/{row.dataset}/{row.category}")
             for metric, (low, high) in row.intervals.items():
@@ -301,7 +302,7 @@ class Evaluation(Callback):
         return fixed_by(self.rule, trainer, pl_module, self.heads, parts)
 
     def _count_mask(self, key: Key, path: Path, mask: MaskFacts) -> None:
-        """Counts what becomes of a mask; of those that mark most of their picture the first is kept for a note."""
+        """Counts a mask. Keeps the first mask that marks more than half of its picture, for a note."""
         seen = mask.seen if self.resolution == "backbone" else mask.regions
         one = MaskCounts(1, int(seen == 0), mask.regions, seen, int(mask.marks_most))
         self._masks[key] = self._masks.get(key, MaskCounts()).plus(one)
@@ -309,13 +310,16 @@ class Evaluation(Callback):
             self._mostly.setdefault(key, path)
 
     def _count_masks(self) -> dict[Key, MaskCounts]:
-        """Returns what became of this process's masks by category, and says which mark most of their picture."""
+        """Returns the counts of this process's masks by category.
+
+        Prints a note on masks that mark most of a picture.
+        """
         for key, path in self._mostly.items():
             print(f"note: {say_mostly('/'.join(key), self._masks[key].mostly, path)}")
         return self._masks
 
     def _describe(self, trainer: Trainer, name: str, head: HeadEvaluation) -> None:
-        """Notes the conditions of the pass and says in the title what a table must not be read without."""
+        """Records the conditions of the pass, and adds those to the title that a reader of the table must know."""
         method = head.method
         checkpoint: str | Path | None = self.about.checkpoints.get(name)
         if checkpoint is None and name == MAIN_HEAD:
@@ -356,7 +360,7 @@ class Evaluation(Callback):
 
 
 def _say(tiling: Tiling) -> str:
-    """Returns how images are seen, in words."""
+    """Returns how images are tiled, in words."""
     words = [f"fit {tiling.fit}"]
     if tiling.tile_size is not None:
         words.append(f"tiles of {tiling.tile_size} pixels")
@@ -368,10 +372,10 @@ def _say(tiling: Tiling) -> str:
 
 
 def _check_tiled(method: Any) -> None:
-    """Checks that a method can see images in tiles.
+    """Checks that a method supports images in tiles.
 
     Raises:
-        UserError: It compares whole images with each other, or reads kept features, which are of whole images.
+        UserError: It compares whole images with each other, or reads stored features, which are of whole images.
     """
     name = type(method).__name__
     if method.needs_test_set or method.needs_references:
@@ -387,18 +391,18 @@ def _check_tiled(method: Any) -> None:
 
 
 def _methods(pl_module: Any) -> Mapping[str, Any]:
-    """Returns the methods of a pass by name: the module itself, unless several share it."""
+    """Returns the methods of a pass by name. It is the module itself, unless several methods share the pass."""
     heads = getattr(pl_module, "heads", None)
     return heads if isinstance(heads, Mapping) else {MAIN_HEAD: pl_module}  # a fusion's heads are parts of one method
 
 
 def _place(stage: str, head: str) -> str:
-    """Returns what the names of a head's logged metrics begin with."""
+    """Returns the prefix of the names of a head's logged metrics."""
     return stage if head == MAIN_HEAD else f"{stage}/{head}"
 
 
 def _fingerprint(path: Path) -> str | None:
-    """Returns what a checkpoint's content is known by, as in a calibration; `None` of what is no file."""
+    """Returns the fingerprint of a checkpoint's content, as in a calibration; `None` if it is not a file."""
     try:
         return fingerprint(path)
     except UserError:
@@ -409,12 +413,12 @@ def _rule(text: str) -> Rule:
     """Returns the rule that a text names.
 
     Raises:
-        ValueError: It names none.
+        ValueError: The text names no rule.
     """
     try:
         return Rule.of(text)
     except ValueError as error:
         raise ValueError(
-            f"--evaluation.threshold: {error}. A number of your own goes by a calibration: name its .json file, which "
-            "`calibrate --threshold X` writes"
+            f"--evaluation.threshold: {error}. To use a number of your own, name the .json file of a calibration, "
+            "which `calibrate --threshold X` writes"
         ) from error

@@ -1,4 +1,4 @@
-"""Thresholds that a test fixes without its labels: by a rule on normal images that are not tested, or a calibration."""
+"""Thresholds that a test fixes without its labels: by a rule on untested normal images, or from a calibration."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,13 +27,13 @@ class Value:
 
 @dataclass(frozen=True)
 class CalibrationFile:
-    """What a test takes of a calibration's file.
+    """The part of a calibration's file that a test reads.
 
     Attributes:
-        image: Of image scores.
-        pixel: Of the values of maps, where there is one.
-        checkpoint: Fingerprint of the checkpoint that it is for.
-        settings: What else its scores depend on.
+        image: Threshold of image scores.
+        pixel: Threshold of the values of maps, if there is one.
+        checkpoint: Fingerprint of the checkpoint that it belongs to.
+        settings: Other settings that its scores depend on.
     """
 
     image: Value
@@ -43,16 +43,16 @@ class CalibrationFile:
 
     @classmethod
     def read(cls, path: Path, checkpoint: str | None, parts: Iterable[AnomalyDataModule] = ()) -> "CalibrationFile":
-        """Returns what a calibration says.
+        """Returns the content of a calibration's file.
 
         Args:
-            path: Its file.
+            path: Path of the file.
             checkpoint: File of the head that is tested; `None` if there is none.
             parts: The datasets that are tested.
 
         Raises:
-            DatasetError: The file cannot be read, or is no calibration.
-            CheckpointError: It is for another checkpoint or another region of interest.
+            DatasetError: The file cannot be read, or is not a calibration.
+            CheckpointError: The calibration belongs to another checkpoint or another region of interest.
         """
         found = read_json(path, cls, remedy="Calibrate again.", error=DatasetError)
         if checkpoint is not None and Path(checkpoint).is_file() and fingerprint(Path(checkpoint)) != found.checkpoint:
@@ -66,12 +66,12 @@ class CalibrationFile:
                 if found.settings.get("roi") != (roi and roi.fingerprint):
                     raise CheckpointError(
                         f"{shown(path)} was calibrated with another region of interest than {part.name}/{category} has "
-                        f"({roi.name if roi else 'the whole image'}). Mend --loading.roi, or calibrate with --roi."
+                        f"({roi.name if roi else 'the whole image'}). Correct --loading.roi, or calibrate with --roi."
                     )
         return found
 
     def thresholds(self) -> dict[Level, float]:
-        """Returns the thresholds that there are."""
+        """Returns the thresholds by level."""
         return {"image": self.image.value} | ({} if self.pixel is None else {"pixel": self.pixel.value})
 
 
@@ -94,10 +94,10 @@ def check_normal_images(rule: Rule, parts: Iterable[AnomalyDataModule], k_shot: 
     Args:
         rule: The rule.
         parts: The datasets that are tested.
-        k_shot: How many few-shot images are no longer there for thresholds.
+        k_shot: Number of few-shot images per category, which are not available for thresholds.
 
     Raises:
-        UserError: A category has too few.
+        UserError: A category has too few normal images.
     """
     for part in parts:
         taken = k_shot if part.few_shot_dir is None else 0
@@ -119,10 +119,10 @@ def fixed_by(
     heads: Mapping[str, HeadEvaluation],
     parts: Iterable[AnomalyDataModule],
 ) -> dict[str, dict[Key, dict[Level, float]]]:
-    """Returns the thresholds that a rule gives of normal images that are not tested, by head and category.
+    """Returns the thresholds of a rule on normal images that are not tested, by head and category.
 
-    Few-shot images are left out: a method that has them in its memory scores them lower than others. It is called at
-    the end of a test, where methods still have what they prepared for it; the processes share the images.
+    Few-shot images are left out, because a method with them in its memory gives them lower scores than others. Call it
+    at the end of a test, while the methods are still prepared for it. The images are divided among the processes.
 
     Raises:
         UserError: A category has too few images; the message names it.

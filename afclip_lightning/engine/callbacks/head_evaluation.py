@@ -1,4 +1,4 @@
-"""What one head says of the images of a pass, scored against labels and masks."""
+"""The evaluation of one head in a pass, against labels and masks."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from afclip_runtime.errors import DatasetError, shown
 from afclip_runtime.views.resizing import resize_map
 
 Resolution = Literal["backbone", "image"]
-AT_ONCE = 256  # images whose counts processes exchange together
+AT_ONCE = 256  # number of images whose counts are exchanged in one message
 Scored = tuple[list[ImageScore], Tensor, Tensor]  # facts of a batch, its scores and the maxima of its maps, each [B]
 
 
@@ -38,26 +38,26 @@ class HeadEvaluation:
 
     Args:
         method: The head.
-        metrics: Empty ones by dataset and category, the same on every process; they are gone once they are computed.
+        metrics: Empty metrics by dataset and category, the same on every process. They are deleted when computed.
         resolution: See `Evaluation`.
-        keep_images: Whether what each image adds to the metrics is kept: for intervals, AUPIMO and defect types.
-        saturated: Empty metrics of the categories whose sets say when a defect is found whole: of sPRO.
-        folder: Where what is kept of images lies until the pass has ended, beyond what stays in memory; see
+        keep_images: Whether the counts of each image are kept, for intervals, AUPIMO and defect types.
+        saturated: Empty metrics of sPRO, for categories whose datasets define the saturation of defects.
+        folder: Folder for the counts of images that do not fit into memory, until the pass has ended; see
             `CountsFile`.
 
     Attributes:
         name: Stem of its tables in the run folder.
-        title: What was tested, as the files say it.
+        title: Title of the test in the files.
         conditions: By name: the method, its few-shot images and seeds, its checkpoint, the resolution.
         rows: The results; empty until the pass has ended.
-        type_rows: The results by defect type, where they were asked for and images have one.
-        curves: By dataset and category, the curves that are defined: `image_roc`, `image_pr`, `pixel_roc`,
+        type_rows: The results by defect type, if they were requested and images have one.
+        curves: The curves that are defined, by dataset and category: `image_roc`, `image_pr`, `pixel_roc`,
             `pixel_pr`, `pixel_pro`.
-        scores: What was said of each image, from all processes, by dataset, category and path; not collected by a
-            validation while training.
-        groups: By dataset and category, what several images show, where the set says so; see `add_groups`.
-        records: By dataset and category, what is kept of each image of this process, and from the end of the pass on of
-            all processes; `None` where nothing is kept.
+        scores: The score of each image of all processes, by dataset, category and path. A validation during training
+            does not collect them.
+        groups: Groups of images by dataset and category, if the dataset has any; see `add_groups`.
+        records: Image records by dataset and category: of this process, and after the pass of all processes; `None` if
+            no counts are kept.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class HeadEvaluation:
             DatasetError: A mask disagrees with its label.
             UserError: A score or a map is not finite; the message names the image and the method.
         """
-        # left on their device until the end: reading them here would wait for it in every step
+        # They stay on their device until the end: reading them here would synchronise it in every step.
         inspected = inspected_maps(prediction.anomaly_map, batch.samples, self.method.preprocess)
         facts = [_without_score(sample) for sample in batch.samples]
         self._scored.append((facts, prediction.pred_score, inspected.flatten(1).amax(dim=1)))
@@ -106,7 +106,7 @@ class HeadEvaluation:
                 except NotFiniteError as error:
                     image = str(error).rpartition(": ")[0]
                     raise not_finite(image, self.method) from error
-                except ValueError as error:  # a mask against its label: names the image
+                except ValueError as error:  # a mask contradicts its label; the message names the image
                     raise DatasetError(str(error)) from error
 
     def _add(self, key: Key, rows: list[int], prediction: AnomalyPrediction, batch: Batch) -> None:
@@ -116,7 +116,7 @@ class HeadEvaluation:
         scores, labels, known = prediction.pred_score[at], batch.label[at], batch.mask_known[at]
         names = [str(batch.samples[i].image_path) for i in rows]
         inside = self.inside_at_resolution(rows, batch)
-        # a mask's file is not empty, but resizing may have lost a small defect
+        # the file of a mask is not empty, but resizing may have removed a small defect
         self.metrics[key].update(maps, masks, scores, labels, known, areas, names, allow_empty_mask=True, inside=inside)
         weights: Tensor | None = None
         if key in self.saturated and batch.defects is not None:
@@ -139,9 +139,9 @@ class HeadEvaluation:
             ]
 
     def collect_records(self) -> None:
-        """Brings what is kept of the images of all processes to the first one; one process has all of them.
+        """Collects the image records of all processes on the first process.
 
-        They come `AT_ONCE` images at a time: no process holds more of them in memory.
+        They are sent `AT_ONCE` images at a time, so that no process holds more of them in memory.
         """
         if self.records is not None and processes() > 1:
             own = [(key, record) for key, part in self.records.items() for record in part]
@@ -150,15 +150,15 @@ class HeadEvaluation:
                 for part in gathered(own[start : start + AT_ONCE]):
                     for key, record in part if rank() == 0 else ():
                         self.records[key].append(self._counts.keep(record))
-        if self.records is not None:  # a run that is limited to a few batches has none of some categories
+        if self.records is not None:  # a run that is limited to a few batches may have none of a category
             self.records = {key: part for key, part in self.records.items() if part}
 
     def inside_at_resolution(self, rows: list[int], batch: Batch) -> Tensor | None:
-        """Returns which pixels are inspected, `[R, H, W]`, bool, at the size evaluated; `None` for all.
+        """Returns which pixels are inspected, `[R, H, W]`, bool, at the evaluated size; `None` for all.
 
         Args:
             rows: See `at_resolution`.
-            batch: Likewise.
+            batch: See `at_resolution`.
         """
         samples = [batch.samples[row] for row in rows]
         if self.resolution == "backbone":
@@ -172,12 +172,12 @@ class HeadEvaluation:
     def at_resolution(
         self, rows: list[int], prediction: AnomalyPrediction, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns maps, masks and areas of regions, each `[R, H, W]`, of rows of a batch at the size evaluated.
+        """Returns maps, masks and areas of regions, each `[R, H, W]`, of rows of a batch at the evaluated size.
 
         Args:
-            rows: Several at the backbone's size, or one at its own.
-            prediction: Of the batch.
-            batch: As a test reads it.
+            rows: Several rows at the backbone's size, or one row at the image's own size.
+            prediction: Prediction for the batch.
+            batch: Batch of a test loader.
         """
         if self.resolution == "backbone":
             at = torch.tensor(rows, device=batch.label.device)
@@ -196,11 +196,11 @@ class HeadEvaluation:
         return maps, areas > 0, areas
 
     def compute(self, fixed: Mapping[Key, Mapping[str, float]] = MappingProxyType({}), rule: str = "") -> None:
-        """Computes rows and curves over all processes, and lets go of the metrics.
+        """Computes rows and curves over all processes, and deletes the metrics.
 
         Args:
-            fixed: By category, thresholds of `image` and `pixel` that were fixed without labels.
-            rule: How.
+            fixed: Thresholds of `image` and `pixel` that were fixed without labels, by category.
+            rule: Rule that fixed them.
         """
         rows = []
         for (dataset, category), metric in self.metrics.items():
@@ -210,19 +210,19 @@ class HeadEvaluation:
             if (of_defects := self.saturated.get((dataset, category))) is not None:
                 with of_defects.sync_context():
                     result = spro_result(result, of_defects)
-            if result.normal + result.anomalous:  # none where the run was limited to a few batches
+            if result.normal + result.anomalous:  # no image if the run was limited to a few batches
                 rows.append(replace(result.row(dataset, category), operating_points=points))
                 self.curves[dataset, category] = result.curves
         self.rows = results.with_means(rows)
         self.metrics, self.saturated = {}, {}
 
     def add_masks(self, counts: Mapping[Key, MaskCounts]) -> None:
-        """Adds to the rows what became of the masks of their categories, over all processes."""
+        """Adds the counts of masks, over all processes, to the rows of their categories."""
         rows = [row for row in self.rows if row.category != results.MEAN]
         self.rows = results.with_means([replace(row, masks=counts.get((row.dataset, row.category))) for row in rows])
 
     def add_groups(self, rule: GroupScore) -> None:
-        """Adds to the rows the metrics of groups of images, where a category has any; see `groups_of`."""
+        """Adds the metrics of groups of images to the rows of categories that have groups; see `groups_of`."""
         self.groups = groups_of(self.scores, rule)
         if self.groups:
             self.conditions["group_score"] = rule
@@ -230,7 +230,7 @@ class HeadEvaluation:
             self.rows = results.with_means(with_groups(rows, self.groups))
 
     def add_intervals(self, settings: Settings, fpr_limit: float) -> None:
-        """Adds to the rows the intervals of their metrics, and says where there are none."""
+        """Adds the intervals of their metrics to the rows. Prints a note where there are none."""
         thresholds = results.fixed_thresholds(self.rows)
         found = intervals_of(self.records or {}, settings, fpr_limit, thresholds, records_of(self.groups))
         self.rows = results.with_intervals(self.rows, found.by_row)
@@ -239,13 +239,13 @@ class HeadEvaluation:
             print(f"note: {shown(note)}")
 
     def add_details(self, types: bool, fpr_limit: float) -> list[str]:
-        """Adds what takes the counts of each image: AUPIMO, of categories and images, and the rows by defect type.
+        """Adds the results that need each image's counts: AUPIMO of categories and images, and rows by defect type.
 
-        Returns why categories have no AUPIMO, a sentence each.
+        Returns one sentence per category without AUPIMO, with the reason.
 
         Args:
             types: Whether there are rows by defect type.
-            fpr_limit: Limit of integration of `pixel_pro`.
+            fpr_limit: Integration limit of `pixel_pro`.
         """
         found, notes = aupimo_by_category(self.records or {})
         rows = [row for row in self.rows if row.category != results.MEAN]
@@ -260,7 +260,7 @@ class HeadEvaluation:
         return notes
 
     def own_scores(self) -> list[ImageScore]:
-        """Returns what this process's images were given."""
+        """Returns the scores of this process's images."""
         return [
             one._replace(score=score, map_max=highest)
             for facts, scores, maxima in self._scored
@@ -268,7 +268,7 @@ class HeadEvaluation:
         ]
 
     def write(self, folder: Path, tolerance: float, fpr_limit: float) -> None:
-        """Writes the table, the scores of images and groups, the curves, and what is kept of each image."""
+        """Writes the table, the scores of images and groups, the curves, and the image records."""
         suffix = self.name.removeprefix("results")
         results.write(self.rows, folder, self.name, self.title, tolerance, self.conditions, self.type_rows)
         results.write_scores(self.scores, folder / f"scores{suffix}.csv")
@@ -280,11 +280,11 @@ class HeadEvaluation:
 
 
 def counted(pixels: Tensor, inside: Tensor | None, row: int) -> Tensor:
-    """Returns what of a row's pixels `[H, W]` counts in metrics: those that are inspected, `[n]`, or all."""
+    """Returns the pixels of a row `[H, W]` that count in metrics: the inspected ones, `[n]`, or all."""
     return pixels if inside is None else pixels[inside[row].to(pixels.device)]
 
 
 def _without_score(sample: Sample) -> ImageScore:
-    """Returns what is known of an image before its score, in less memory than its sample takes."""
+    """Returns the result of an image without its score. It takes less memory than the sample."""
     facts = sample.dataset, sample.category, str(sample.image_path), sample.label, math.nan, math.nan
     return ImageScore(*facts, sample.mask_known, sample.defect_type, group=sample.group)

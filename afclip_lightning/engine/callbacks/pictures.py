@@ -20,16 +20,16 @@ from afclip_runtime.files import atomic_path, write_json
 
 Key = tuple[str, str]  # dataset, category
 
-LONGEST_STEM = 120  # bytes of a sheet's name, which is that of dataset and category
+LONGEST_STEM = 120  # bytes of a sheet's name, made of dataset and category
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test image as it will be drawn.
+    """One test image with its prediction, ready to be drawn.
 
     Attributes:
-        sample: Where it came from.
-        score: Its image score.
+        sample: The sample.
+        score: Image score.
         image: `[S, S, 3]`, uint8.
         mask: `[S, S]`, uint8 in {0, 1}.
         anomaly_map: `[S, S]`, float32.
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def quality(self) -> float:
-        """Returns how right the score is: higher is better for an anomalous image, lower for a normal one."""
+        """Returns how good the score is: higher is better for an anomalous image, lower for a normal one."""
         return self.score if self.sample.label else -self.score
 
     def colours(self, low: float, high: float) -> np.ndarray:
@@ -52,7 +52,7 @@ class Case:
         return cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
 
     def outline(self) -> str:
-        """Returns the outlines of the mask's regions and holes as an SVG path, the picture being the unit square."""
+        """Returns the outlines of the mask's regions and holes as an SVG path. The picture is the unit square."""
         found, _ = cv2.findContours(self.mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         corners = [(cv2.approxPolyDP(line, 0.5, closed=True)[:, 0] + 0.5) / len(self.mask) for line in found]
         return "".join("M" + "L".join(f"{x:.4f} {y:.4f}" for x, y in line) + "Z" for line in corners)
@@ -65,19 +65,19 @@ Ranges = dict[Key, tuple[float, float]]
 class Pictures(Callback):
     """Draws one sheet per category: the anomalous and the normal images with the best and the worst scores.
 
-    The same cases are kept one by one for the report, in `pictures/cases/`: each image, its map in colours, and in
-    `cases.json` what is known of them, the outline of the mask among it. That is all the report needs: the dataset may
-    have moved.
+    The same cases are saved one by one for the report, in `pictures/cases/`: each image, its map in colours, and
+    `cases.json` with their facts, including the outline of the mask. The report needs nothing else, so the dataset may
+    be moved.
 
-    Colours run from the lowest to the highest value that the category's maps took in the pass, the same for all its
-    images: a normal image must not look anomalous by being stretched.
+    Colours range from the lowest to the highest value of all maps of the category in the pass. A scale per image would
+    make normal images look anomalous.
 
     Args:
-        count: Images of each kind (best and worst, anomalous and normal); 0 draws nothing.
-        size: Side of a picture in pixels.
+        count: Number of images of each kind (best and worst, anomalous and normal); 0 for no pictures.
+        size: Side of a picture, in pixels.
 
     Attributes:
-        wanted: Whether the next pass is drawn; whoever begins one says so here.
+        wanted: Whether the next pass is drawn. It is set before a pass begins.
     """
 
     def __init__(self, count: int = 2, size: int = 224) -> None:
@@ -91,7 +91,7 @@ class Pictures(Callback):
         self.paths: list[Path] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops what is kept of the last pass."""
+        """Deletes the cases of the last pass."""
         self.cases, self.ranges, self.paths = {}, {}, []
 
     def on_test_batch_end(
@@ -103,7 +103,7 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps what may be drawn."""
+        """Keeps images that may be drawn."""
         if not (self.count and self.wanted):
             return
         outputs = prediction_of(outputs, MAIN_HEAD)
@@ -117,7 +117,7 @@ class Pictures(Callback):
             rivals = sorted(c.quality for c in self.cases.get(key, []) if c.sample.label == sample.label)
             quality = scores[i] if sample.label else -scores[i]
             if len(rivals) == 2 * self.count and rivals[self.count - 1] <= quality <= rivals[self.count]:
-                continue  # neither among the best nor among the worst: not worth copying
+                continue  # neither among the best nor among the worst
             case = Case(
                 sample,
                 scores[i],
@@ -147,7 +147,7 @@ class Pictures(Callback):
         self._keep(folder / "cases")
 
     def _keep(self, folder: Path) -> None:
-        """Writes the cases one by one, and last what is known of them."""
+        """Writes the cases one by one, and `cases.json` last."""
         entries: list[dict[str, Any]] = []
         for key, cases in sorted(self.cases.items()):
             low, high = self.ranges[key]
@@ -176,7 +176,7 @@ class Pictures(Callback):
         """Returns the cases as rows of image, mask and map over the image.
 
         Args:
-            cases: What to draw, worst cases first within normal and anomalous.
+            cases: Cases to draw, the worst first within normal and anomalous.
             low: Map value at the cold end of the colours.
             high: Map value at the hot end.
         """
@@ -199,7 +199,7 @@ class Pictures(Callback):
         return sheet
 
     def _extremes(self, cases: list[Case]) -> list[Case]:
-        """Returns the worst and the best of the anomalous cases, then of the normal ones; each in rising quality."""
+        """Returns the worst and best anomalous cases, then the worst and best normal cases, each from worst to best."""
         kept: list[Case] = []
         for label in (1, 0):
             ranked = sorted((c for c in cases if c.sample.label == label), key=lambda c: c.quality)
@@ -211,7 +211,7 @@ class Pictures(Callback):
 
 
 def _file_name(text: str, taken: set[str]) -> str:
-    """Returns a name for a file, and notes it: short, and unlike those before it, on disks that know no case, too."""
+    """Returns a short file name and adds it to `taken`. It is unique, also on file systems that ignore case."""
     stem = re.sub(r"[/\\:\x00-\x1f\x7f]", "_", text).encode(errors="replace")[:LONGEST_STEM].decode(errors="ignore")
     for name in (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))):
         alike = unicodedata.normalize("NFC", name).casefold()
@@ -223,4 +223,4 @@ def _file_name(text: str, taken: set[str]) -> str:
 
 def _save(picture: Image.Image, path: Path, kind: str) -> None:
     with atomic_path(path) as temporary:
-        picture.save(temporary, format=kind, quality=85)  # of which PNG takes no notice
+        picture.save(temporary, format=kind, quality=85)  # PNG ignores the quality

@@ -19,7 +19,7 @@ def not_finite(image: object, method: object) -> UserError:
 
     Args:
         image: The image.
-        method: Whose score it is.
+        method: The method that gave the score.
     """
     return UserError(
         f"{image}: {type(method).__name__} gives a score or a map with NaN or infinity, so its head or the backbone's "
@@ -31,8 +31,8 @@ def not_finite(image: object, method: object) -> UserError:
 class Predictions(Callback):
     """Writes the maps as `maps/<line>.npy`, float32, and at the end `predictions.csv`, one line per image.
 
-    Scores have the 9 digits that float32 takes. A label that is not known is empty. Over several processes each writes
-    its own table, with the rank in its name.
+    Scores have 9 digits, which represent a float32 exactly. The label is empty if it is not known. With several
+    processes, each one writes its own table, with its rank in the name.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Ends a run between two steps when a signal asks for it, and lets it go on from there as if nothing had been."""
+"""Stops a run between two steps when a signal asks for it, so that it can be resumed exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from afclip_runtime.launch.signals import StoppedError
 
 
 class Preemption(Callback):
-    """Keeps what a run needs beside weights and optimiser to go on exactly, and stops it when it is asked to.
+    """Saves the state beyond weights and optimiser that resuming exactly needs, and stops the run on request.
 
-    Training stops after a step and keeps a checkpoint. Anything else is done again when the run goes on.
+    Training stops after a step and saves a checkpoint. Anything else is repeated when the run is resumed.
 
     Args:
-        path: The checkpoint, the same file as at the end of each epoch; `None` keeps none, and the run begins anew.
+        path: The checkpoint, the same file as at the end of each epoch. With `None`, none is saved, and the run starts
+            again from its beginning.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -32,14 +33,14 @@ class Preemption(Callback):
         return {"random_states": [torch.get_rng_state(), *cuda]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps them until training begins."""
+        """Keeps the states until training begins."""
         self.random_states = state_dict["random_states"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets the random generators as they were: all that was drawn since was drawn before the stop too.
+        """Restores the states of the random generators. Draws since the start are repetitions of those before the stop.
 
         Raises:
-            CheckpointError: Not all processes go on from the same checkpoint.
+            CheckpointError: Not all processes resume from the same checkpoint.
         """
         check_same_start(self.path, trainer)
         if self.random_states:
@@ -50,18 +51,18 @@ class Preemption(Callback):
             self.random_states = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops between two epochs, where the end of the last one has been kept."""
+        """Stops between two epochs, after the end of the last epoch was saved."""
         self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Keeps a checkpoint and stops after a step of the optimiser; not after an epoch's last, its end does that."""
+        """Saves a checkpoint and stops after an optimiser step, except the last of an epoch, whose end does so."""
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._stop_if_asked(trainer, self.path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tells the loader that no batch of this epoch is left, before the epoch's checkpoint is written."""
+        """Tells the loader that no batch of this epoch is left, before the checkpoint of the epoch is written."""
         trainer.train_dataloader.end_epoch()  # type: ignore[union-attr]
 
     def on_validation_batch_end(
@@ -85,7 +86,7 @@ class Preemption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stops at once, each process by itself: they need not have the same number of batches."""
+        """Stops at once. Each process stops on its own, because their numbers of batches may differ."""
         if signals.requested():
             raise StoppedError(how_to_go_on(self.path))
 
@@ -102,13 +103,13 @@ class Preemption(Callback):
         self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def _stop_if_asked(self, trainer: Trainer, path: Path | None = None) -> None:
-        """Stops all processes after the same step, when one of them was asked to.
+        """Stops all processes after the same step if one of them was asked to stop.
 
         Raises:
-            StoppedError: After `path` was written, if one is given.
+            StoppedError: A stop was requested. If a path is given, the checkpoint is written first.
         """
         asked = signals.requested()
-        if trainer.world_size > 1:  # Lightning waits for the other processes here too, to look for a SIGTERM
+        if trainer.world_size > 1:  # Lightning synchronises the processes here too, to look for a SIGTERM
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
             return

@@ -1,4 +1,4 @@
-"""What a run shows beside its metrics: a table, pictures, and the words that learnable prompt tokens are nearest to."""
+"""Logs more than metrics: a table, pictures, and the words nearest to learnable prompt tokens."""
 
 import csv
 import io
@@ -20,13 +20,13 @@ MAX_PICTURES = 24
 
 
 class Tracking(Callback):
-    """Writes `nearest_words.csv` after training, and gives W&B these words, the table of results, curves and pictures.
+    """Writes `nearest_words.csv` after training, and sends these words, the results, curves and pictures to W&B.
 
-    At most 24 sheets of pictures are sent, spread over the categories; all of them lie in the run folder.
+    At most 24 sheets of pictures are sent, evenly spread over the categories. All of them are in the run folder.
 
     Args:
-        evaluation: Whose results are shown.
-        pictures: Whose sheets are shown.
+        evaluation: Callback whose results are logged.
+        pictures: Callback whose sheets are logged.
     """
 
     def __init__(self, evaluation: Evaluation, pictures: Pictures) -> None:
@@ -34,7 +34,7 @@ class Tracking(Callback):
         self.pictures = pictures
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes and shows the words nearest to the learnable prompt tokens, if there are any."""
+        """Writes and logs the words nearest to the learnable prompt tokens, if there are any."""
         if not trainer.is_global_zero:
             return
         words = nearest_words(pl_module.backbone, pl_module)  # type: ignore[arg-type]
@@ -46,14 +46,14 @@ class Tracking(Callback):
         self._log_table(trainer, "nearest_words", NearestWord._fields, words)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the table of results, the curves and the pictures."""
+        """Logs the table of results, the curves and the pictures."""
         columns, rows = flat(self.evaluation.main.rows)
         self._log_table(trainer, self.evaluation.main.name, columns, rows)
         for run in wandb_runs(trainer):
             run.log({**self._charts(), **self._sheets()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See `on_test_end`; a validation while training shows its metrics only."""
+        """See `on_test_end`. A validation during training logs its metrics only."""
         if trainer.state.fn == "validate":
             self.on_test_end(trainer, pl_module)
 
