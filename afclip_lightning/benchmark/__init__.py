@@ -1,1 +1,1 @@
-"""A matrix of methods, datasets, seeds and shots, run cell by cell into one table."""
+"""Benchmarks: a matrix of methods, datasets, seeds and shots, run cell by cell into one table."""

@@ -1,4 +1,4 @@
-"""Methods on the same images: their differences in the same samples of these, and how they rank over categories."""
+"""Comparison of methods on the same images: differences in the same samples of images, and ranks over categories."""
 
 import itertools
 import zlib
@@ -26,10 +26,10 @@ from afclip_lightning.results import MEAN, TITLE_OF_ALL, Key
 from afclip_lightning.results.titles import RANKED
 
 FEWEST = 6
-"""Categories or datasets that the signed-rank test needs: of 5, all of one sign have the p-value 0.06."""
+"""Smallest number of categories or datasets for the signed-rank test. With 5 of equal sign, the p-value is 0.06."""
 
 APART = 0.005
-"""How far a metric of the records may be from that of the run's table; binning moves it by less."""
+"""Largest accepted difference between a metric of the records and of the run's table. Binning causes less."""
 
 Place = tuple[str, str, str]  # dataset, category or `mean`, metric
 
@@ -39,10 +39,10 @@ class Sampled:
     """The metrics of one method, as measured and in samples of the images.
 
     Attributes:
-        name: The method.
-        values: The metric of each run, in [0, 1], as its table has it.
-        resampled: The mean over the runs in the same samples of the images for all methods. Of several runs, a sample
-            draws these too, one fewer than there are: so many give their mean its variance, unbiased.
+        name: Name of the method.
+        values: The metric of each run, in [0, 1], as in its table.
+        resampled: The mean over the runs, in samples of the images that all methods share. With n > 1 runs, each sample
+            also draws n - 1 runs: then the variance of their mean is unbiased.
     """
 
     name: str
@@ -56,16 +56,16 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Compared:
-    """By how much the second of two methods is above the first.
+    """The difference between two methods: the second minus the first.
 
     Attributes:
         dataset: Name of the dataset.
-        category: Its category, or `mean`.
-        metric: As in `results.TITLE_OF_ALL`.
+        category: Category, or `mean`.
+        metric: A key of `results.TITLE_OF_ALL`.
         first: Name of the first method.
-        second: Name of the second.
-        difference: By the paired bootstrap.
-        delong: By DeLong's test; `None` but for the image AUROC of single runs in a category.
+        second: Name of the second method.
+        difference: Difference by the paired bootstrap.
+        delong: Difference by DeLong's test, for the image AUROC of single runs in a category; otherwise `None`.
     """
 
     dataset: str
@@ -82,15 +82,15 @@ class Signed:
     """The signed-rank test of two methods over categories or datasets.
 
     Attributes:
-        metric: As in `results.TITLE_OF_ALL`.
+        metric: A key of `results.TITLE_OF_ALL`.
         over: `categories` or `datasets`.
-        count: How many.
+        count: Number of categories or datasets.
         first: Name of the first method.
-        second: Name of the second.
-        wins: Where the second is above the first.
-        losses: Where it is below.
-        p_value: Two-sided.
-        corrected: The same by Holm, for all pairs of methods in this metric.
+        second: Name of the second method.
+        wins: Number of those where the second method is above the first.
+        losses: Number of those where it is below.
+        p_value: Two-sided p-value.
+        corrected: p-value corrected by Holm for all pairs of methods in this metric.
     """
 
     metric: str
@@ -106,14 +106,14 @@ class Signed:
 
 @dataclass(frozen=True)
 class Ranked:
-    """How methods rank over categories or datasets in one metric.
+    """Ranks of methods over categories or datasets in one metric.
 
     Attributes:
-        metric: As in `results.TITLE_OF_ALL`.
+        metric: A key of `results.TITLE_OF_ALL`.
         over: `categories` or `datasets`.
-        count: How many.
-        names: The methods.
-        ranking: Their mean ranks.
+        count: Number of categories or datasets.
+        names: Names of the methods.
+        ranking: Mean ranks of the methods.
     """
 
     metric: str
@@ -125,16 +125,16 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known of the differences between methods.
+    """All differences between methods.
 
     Attributes:
-        methods: At least two.
-        images: How many the methods were compared on.
-        replicates: How many samples of the images.
-        compared: By dataset, category and metric, every pair of methods.
-        signed: By metric, every pair.
-        ranked: By metric, where there are three methods or more.
-        notes: What must be known to read it, a sentence each.
+        methods: The methods, at least two.
+        images: Number of images on which the methods were compared.
+        replicates: Number of samples of the images.
+        compared: Every pair of methods, by dataset, category and metric.
+        signed: Every pair of methods, by metric.
+        ranked: Ranks by metric, for three or more methods.
+        notes: Sentences that a reader of the comparison must know.
     """
 
     methods: Sequence[Sampled]
@@ -150,9 +150,9 @@ def compare(groups: Sequence[Group], replicates: int, seed: int = 0) -> Comparis
     """Returns all differences between methods, metric by metric: in each category, in their mean, and over them.
 
     Args:
-        groups: At least two methods, whose runs are of the same images; see `recorded.on_the_same_images`.
-        replicates: How many samples of the images.
-        seed: Of the samples.
+        groups: At least two methods with runs on the same images; see `recorded.on_the_same_images`.
+        replicates: Number of samples of the images.
+        seed: Seed of the samples.
     """
     methods, notes = sampled(groups, replicates, seed)
     signed, ranked = _over_units(methods)
@@ -163,14 +163,14 @@ def compare(groups: Sequence[Group], replicates: int, seed: int = 0) -> Comparis
 
 
 def sampled(groups: Sequence[Group], replicates: int, seed: int = 0) -> tuple[list[Sampled], list[str]]:
-    """Returns the metrics of methods in the same samples of the images, and what was left out, a sentence each.
+    """Returns the metrics of methods in the same samples of the images, and one sentence per metric that is left out.
 
-    The metrics of pixels are among them if every run counted its pixels. What has no interval in some run is left out.
+    Pixel metrics are included if every run counted its pixels. A metric without an interval in some run is left out.
 
     Args:
         groups: See `compare`.
-        replicates: How many samples.
-        seed: Of the samples.
+        replicates: Number of samples.
+        seed: Seed of the samples.
     """
     runs = [[_run(run, replicates, seed) for run in group.runs] for group in groups]
     flat = [found for of_group in runs for found in of_group]
@@ -194,7 +194,7 @@ def sampled(groups: Sequence[Group], replicates: int, seed: int = 0) -> tuple[li
 
 
 class _Run(NamedTuple):
-    """The metrics of one run: of its table, and in samples of its images; `None` where too few images have them."""
+    """The metrics of one run: from its table, and in samples of its images; `None` if too few images have them."""
 
     values: dict[Place, float]
     resampled: dict[Place, Resampled | None]
@@ -219,7 +219,7 @@ def _run(run: Recorded, replicates: int, seed: int) -> _Run:
 
 
 def _picks(group: Group, replicates: int, seed: int) -> np.ndarray:
-    """Returns which runs of a method each sample is of, `[draws, r]`: all categories are of the same ones."""
+    """Returns the runs of a method in each sample, `[draws, r]`. All categories of a sample are from the same runs."""
     count = len(group.runs)
     rng = np.random.default_rng([seed, zlib.crc32(group.name.encode("utf-8", "surrogateescape"))])
     return rng.integers(0, count, (max(count - 1, 1), replicates))
@@ -230,21 +230,21 @@ def over_runs(parts: Sequence[Resampled | None], picks: np.ndarray) -> Resampled
 
     Args:
         parts: The metric of each run, in the same samples of the images.
-        picks: `[draws, r]`, which runs each sample is of.
+        picks: `[draws, r]`, the runs in each sample.
     """
     known = [part for part in parts if part is not None]
     values = np.array([part.value for part in known])
     samples = np.stack([part.samples for part in known])[picks, np.arange(picks.shape[1])].mean(axis=0)
     without = tuple(np.mean(group, axis=0) for group in zip(*(part.without for part in known), strict=True))
     sizes = known[0].sizes
-    if len(known) > 1:  # the runs are one more group of what is drawn together
+    if len(known) > 1:  # the runs are one more group that is drawn together
         without += ((values.sum() - values) / (len(values) - 1),)
         sizes += (len(values),)
     return Resampled(float(values.mean()), samples, without, sizes)
 
 
 def _left_out(runs: Sequence[Recorded], found: Sequence[_Run]) -> dict[str, str]:
-    """Returns the metrics that the runs cannot be compared in, with the reason."""
+    """Returns the metrics in which the runs cannot be compared, with the reasons."""
     left_out = {}
     limits = sorted({run.pro_limit for run in runs})
     if len(limits) > 1:

@@ -1,4 +1,4 @@
-"""A comparison for people and for programs: tables of texts, CSV and JSON."""
+"""Output of a comparison: tables of text, CSV and JSON."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def tables(found: Comparison) -> list[Grid]:
 
 
 def explained(found: Comparison) -> list[str]:
-    """Returns what must be known to read the tables, a sentence or two each."""
+    """Returns the explanations of the tables, each of one or two sentences."""
     several = any(len(values) > 1 for method in found.methods for values in method.values.values())
     over = "images, and of the runs of a method" if several else "images"
     lines = [
@@ -72,7 +72,7 @@ def explained(found: Comparison) -> list[str]:
 
 
 def to_csv(found: Comparison) -> str:
-    """Returns every difference as CSV, values in [0, 1]; what is not known is left empty."""
+    """Returns every difference as CSV, with values in [0, 1]. Unknown values are empty."""
     methods = {method.name: method for method in found.methods}
 
     def line(row: Compared) -> list[Any]:
@@ -84,7 +84,7 @@ def to_csv(found: Comparison) -> str:
 
 
 def to_json(found: Comparison) -> dict[str, Any]:
-    """Returns the comparison for JSON, values in [0, 1]; what is not known is left out."""
+    """Returns the comparison for JSON, with values in [0, 1]. Unknown values are left out."""
 
     def difference(value: Difference) -> dict[str, float]:
         return {name: number for name, number in value._asdict().items() if not math.isnan(number)}
@@ -180,7 +180,7 @@ def _signed(found: Comparison) -> Grid:
 
 
 def _per_category(found: Comparison, metric: str) -> Grid:
-    """Returns the metric of each category, and how far the other methods are from the first."""
+    """Returns the metric of each category, and the differences of the other methods from the first."""
     first = found.methods[0].name
     rows_of = [row for row in found.compared if row.metric == metric and row.first == first]
     by_place = {(row.dataset, row.category, row.second): row for row in rows_of}
@@ -200,7 +200,7 @@ def _per_category(found: Comparison, metric: str) -> Grid:
 
 
 def value_text(method: Sampled, place: tuple[str, str, str]) -> str:
-    """Returns a method's metric in percent with its interval; of several runs, mean ± standard deviation."""
+    """Returns a method's metric in percent with its interval; for several runs, mean ± standard deviation."""
     values, (low, high) = [100 * value for value in method.values[place]], interval(method.resampled[place])
     return f"{spread(values)} [{100 * low:.1f}, {100 * high:.1f}]"
 

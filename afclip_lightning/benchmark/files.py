@@ -1,4 +1,4 @@
-"""The YAML files of a benchmark: its matrix, and the configs that it names."""
+"""Reads the YAML files of a benchmark: its matrix, and the configs that it names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from afclip_runtime.errors import UserError
 
 
 def read_yaml(path: Path) -> Any:
-    """Returns what a config file says, with `${...}` in it resolved.
+    """Returns the content of a config file, with each `${...}` resolved.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     content = load_yaml(path)
     with reading(path):
@@ -26,14 +26,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def load_yaml(path: Path, remedy: str = files.REMEDY) -> DictConfig:
-    """Returns what a config file says, as it stands there.
+    """Returns the content of a config file, unresolved.
 
     Args:
         path: The file.
-        remedy: What to do if it is none; the end of the message.
+        remedy: End of the message if the file is not a config.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     content = files.read_yaml(find_config(path), dict[str, Any], remedy=remedy)
     with reading(path):
@@ -42,10 +42,10 @@ def load_yaml(path: Path, remedy: str = files.REMEDY) -> DictConfig:
 
 @contextmanager
 def reading(*sources: Path | str) -> Iterator[None]:
-    """Turns what goes wrong in a block into one message that names what was read.
+    """Turns any error in a block into one message that names the sources.
 
     Raises:
-        UserError: Something went wrong.
+        UserError: The block raised an error.
     """
     try:
         yield

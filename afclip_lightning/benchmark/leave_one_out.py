@@ -1,4 +1,4 @@
-"""A benchmark's table of sets of which each in turn is left out of training: how heads do on what they never saw."""
+"""A benchmark's leave-one-out table: heads are tested on a dataset that was left out of their training."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ Values = Mapping[str, Mapping[str, Mapping[int, float]]]  # in percent, by held-
 
 
 def leave_one_out_table(rows: Sequence[Measurement], matrix: Matrix) -> list[Grid]:
-    """Returns the table: of each method a row per held-out set and their mean, mean ± deviation over seeds.
+    """Returns the table: for each method, a row per held-out dataset and a row of their mean, mean ± SD over seeds.
 
-    A mean needs all the sets. It is taken seed by seed, so that its deviation is that of the mean.
+    A mean needs all datasets. It is computed for each seed, so that its deviation is the deviation of the mean.
 
     Args:
         rows: The benchmark's table.
-        matrix: Its matrix.
+        matrix: The benchmark's matrix.
 
     Returns:
-        One table; none where nothing is left out.
+        One table, or none if the matrix leaves nothing out.
     """
     held = {row.test[0]: row.label for row in matrix.rows[len(matrix.transfers) :]}
     groups: dict[tuple[str, int, str], dict[str, dict[str, dict[int, float]]]] = {}
@@ -48,6 +48,6 @@ def leave_one_out_table(rows: Sequence[Measurement], matrix: Matrix) -> list[Gri
 
 
 def _means(values: Values, held: Sequence[str], metric: str) -> list[float]:
-    """Returns the mean over all held-out sets of each seed that all of them have."""
+    """Returns the mean over all held-out datasets, for each seed that all of them have."""
     parts = [values.get(name, {}).get(metric, {}) for name in held]
     return [mean(part[seed] for part in parts) for seed in parts[0] if all(seed in part for part in parts)]

@@ -1,4 +1,4 @@
-"""What a benchmark runs: methods, training and test sets, seeds and shots, taken apart into cells and their steps."""
+"""The matrix of a benchmark: methods, training and test sets, seeds and shots, divided into cells and their steps."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from afclip_lightning.datasets.cross_dataset import CrossDataset
 
 REMEDY = "experiments/benchmark.yaml is an example of a matrix."
-OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path", "seed_everything")  # the benchmark says them
+OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path", "seed_everything")  # the benchmark sets them
 LONGEST_NAME = 100  # characters; it is part of a folder's name
-CELL = "@cell"  # stands in commands for the folder that a cell's runs go to; no shell quotes it
+CELL = "@cell"  # placeholder in commands for the folder of a cell's runs; it needs no quoting in a shell
 QUIET = (
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
@@ -36,15 +36,15 @@ class Method:
     """A method of the matrix.
 
     Attributes:
-        configs: Config files as for the command line, a later one over an earlier; of each but its `data`. `{train}`
-            and `{test}` in a path stand for the names of the datasets.
+        configs: Config files, as for the command line. Later ones override earlier ones. Their `data` is ignored.
+            `{train}` and `{test}` in a path stand for the names of the datasets.
         options: Further options of the command line, such as `--model.steps=0`.
-        shots: Normal images per category; each number is a test of its own with one and the same head.
-        seeds: Seeds in place of the matrix's, for a method on which they have no bearing.
-        tests: The test sets it is for; all by default.
-        trains: Whether it is fitted. One that is not is tested once on each test set.
-        published: Its names in the published numbers, those of variants in ablations too; by default the name in the
-            matrix.
+        shots: Numbers of normal images per category. Each number is a separate test of the same head.
+        seeds: Seeds in place of the matrix's, for a method that does not depend on them.
+        tests: Test sets of the method; all by default.
+        trains: Whether the method is fitted. Otherwise it is tested once on each test set.
+        published: Names of the method in the published numbers, including variants in ablations; by default its name in
+            the matrix.
     """
 
     configs: list[str] = MISSING
@@ -58,10 +58,10 @@ class Method:
 
 @dataclass
 class Transfer:
-    """What heads are fitted on, and the test sets that they are tested on.
+    """Training sets of a head, and its test sets.
 
     Attributes:
-        train: A training set, or a list of those that are trained on together.
+        train: A training set, or a list of datasets that are trained on together.
         test: Test sets.
     """
 
@@ -70,12 +70,12 @@ class Transfer:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Returns the training sets; none where a method is not fitted."""
+        """Returns the training sets; none for a method that is not fitted."""
         return tuple(filter(None, [self.train] if isinstance(self.train, str) else self.train))
 
     @property
     def label(self) -> str:
-        """Returns what tables call the training sets: `visa + btad`."""
+        """Returns the name of the training sets in tables, such as `visa + btad`."""
         return " + ".join(self.sets)
 
 
@@ -84,15 +84,14 @@ class Matrix:
     """A benchmark.
 
     Attributes:
-        methods: By name.
-        datasets: By the name that the table has: a `data` section with `class_path`, or a file of `configs/data/`.
-        transfers: What is trained on and tested on.
-        leave_one_out: Sets of which each in turn is tested on, by heads that are fitted on all the others together.
-        cross_dataset: Further arguments of `CrossDataset`, which holds what is trained on beside what is tested on:
-            `{train_sampling: evenly, near_copies: warn}`.
-        seeds: Each makes cells of its own; it also draws the few-shot images.
+        methods: Methods by name.
+        datasets: Datasets by their name in the table: a `data` section with `class_path`, or a file of `configs/data/`.
+        transfers: Training and test sets.
+        leave_one_out: Datasets. Each in turn is the test set of heads that are fitted on all the others together.
+        cross_dataset: Further arguments of `CrossDataset`, such as `{train_sampling: evenly, near_copies: warn}`.
+        seeds: Seeds. Each one gives separate cells, and also draws the few-shot images.
         options: Options of the command line for all cells.
-        store: Whether methods that allow it read one backbone's features from one store.
+        store: Whether methods that allow it read the features of a backbone from a common store.
         published: Folder of the published numbers.
     """
 
@@ -108,7 +107,7 @@ class Matrix:
 
     @property
     def rows(self) -> list[Transfer]:
-        """Returns the transfers, those that leave one set out at the end."""
+        """Returns the transfers, with those of `leave_one_out` at the end."""
         left_out = [Transfer([s for s in self.leave_one_out if s != held], [held]) for held in self.leave_one_out]
         return [*self.transfers, *left_out]
 
@@ -118,9 +117,9 @@ class Step:
     """One run of the command line.
 
     Attributes:
-        name: Its folder's name in that of the cell: `fit`, or the test set and the shots, `mvtec-4`.
-        arguments: Of the command line; `CELL` in them is the folder that the cell's runs go to.
-        digest: Of everything that the run depends on; a run with another one is made again.
+        name: Name of its folder in that of the cell: `fit`, or the test set and the shots, `mvtec-4`.
+        arguments: Arguments of the command line. `CELL` in them stands for the folder of the cell's runs.
+        digest: Digest of everything that the run depends on. A run with another digest is repeated.
         dataset: Test set; empty for `fit`.
         shots: Normal images per category.
     """
@@ -134,10 +133,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method with a training set and a seed: fitted once, and tested with that head on every test set and shots.
+    """A method with a training set and a seed. It is fitted once, and that head is tested on every test set and shots.
 
     Attributes:
-        name: Its folder's name.
+        name: Name of its folder.
         method: Name of the method.
         train: Training sets, as `Transfer.label`; empty for a method that is not fitted.
         seed: Seed.
@@ -155,7 +154,7 @@ class Cell:
     steps: tuple[Step, ...]
 
     def script(self) -> str:
-        """Returns a shell script that makes the cell again, into the folder that is its argument."""
+        """Returns a shell script that repeats the cell. Its argument is the output folder."""
         lines = [shlex.join(["python", "-m", "afclip_lightning", *step.arguments]) for step in self.steps]
         head = ["#!/bin/sh", "# Makes this cell again: sh commands.sh FOLDER, where the benchmark ran.", "set -e"]
         return "\n".join([*head, *(line.replace(CELL, '"$1"') for line in lines), ""])
@@ -166,9 +165,9 @@ class Plan:
     """The cells of a matrix on this machine.
 
     Attributes:
-        cells: What can be run.
-        missing: What cannot, one sentence per dataset that is not on disk.
-        transfers: What is trained on with what is tested on, each test set by itself.
+        cells: Cells that can be run.
+        missing: One sentence per dataset that is not on disk.
+        transfers: Training sets with test sets, one entry per test set.
     """
 
     cells: tuple[Cell, ...]
@@ -176,10 +175,10 @@ class Plan:
     transfers: "tuple[CrossDataset, ...]" = ()
 
     def refuse_copies(self) -> None:
-        """Refuses sets that share a picture. Images are read for that, and sets that are drawn are drawn.
+        """Checks that training and test sets share no picture. Reads images, and draws datasets that are drawn.
 
         Raises:
-            UserError: Two share one; or a set is not as it must be.
+            UserError: Two datasets share a picture, or a dataset is not as it must be.
         """
         for data in self.transfers:
             data.prepare_data()
@@ -187,10 +186,10 @@ class Plan:
 
 
 def load_matrix(paths: Sequence[Path], changes: Sequence[str] = ()) -> Matrix:
-    """Returns the matrix in the files, a later one over an earlier, with changes like `seeds=[0,1]` over them.
+    """Returns the matrix in the files. Later files override earlier ones, and changes like `seeds=[0,1]` override all.
 
     Raises:
-        UserError: A file cannot be read, or says what a matrix does not have; the message names it.
+        UserError: A file cannot be read, or has a key that a matrix does not have. The message names it.
     """
     merged = OmegaConf.structured(Matrix)
     for path in paths:
@@ -215,7 +214,7 @@ def _check(matrix: Matrix) -> None:
     if len(matrix.leave_one_out) == 1:
         raise UserError("leave_one_out: names one dataset; heads are trained on the others, so name two or more.")
     if repeated := _repeated(matrix.leave_one_out):
-        raise UserError(f"leave_one_out: {repeated[0]!r} stands twice; leave one out.")
+        raise UserError(f"leave_one_out: {repeated[0]!r} is listed twice. Remove one.")
     _check_numbers("seeds", matrix.seeds, 2**32 - 1)
     _check_options("options", matrix.options)
     for name, method in matrix.methods.items():
@@ -254,10 +253,10 @@ def _check_names(kind: str, names: Sequence[str]) -> None:
     for name in names:
         if not (name.isprintable() and any(map(str.isalnum, _slug(name))) and len(name) <= LONGEST_NAME):
             raise UserError(
-                f"{kind}: {name!r} is no name for a folder and a table. Take one with a letter or digit, without line "
+                f"{kind}: {name!r} cannot be the name of a folder. Use a name with a letter or digit, without line "
                 f"breaks and control characters, of at most {LONGEST_NAME} characters."
             )
-    slugs = Counter(_slug(name).casefold() for name in names)  # some file systems take a and A for one name
+    slugs = Counter(_slug(name).casefold() for name in names)  # some file systems do not distinguish a and A
     if same := [name for name in names if slugs[_slug(name).casefold()] > 1]:
         raise UserError(f"the {kind} {', '.join(same)} would share one folder: give them other names.")
 
@@ -266,7 +265,7 @@ def _check_list(where: str, values: Sequence[Any], twice: bool = False) -> None:
     if not values:
         raise UserError(f"{where}: is empty; name at least one.")
     if not twice and (repeated := _repeated(values)):
-        raise UserError(f"{where}: {repeated[0]!r} stands twice; leave one out.")
+        raise UserError(f"{where}: {repeated[0]!r} is listed twice. Remove one.")
 
 
 def _check_numbers(where: str, values: Sequence[int], most: int) -> None:
@@ -279,9 +278,9 @@ def _check_options(where: str, options: Sequence[str]) -> None:
     for before, option in zip(["", *options], options, strict=False):
         is_value = before.startswith("--") and "=" not in before
         if not option.startswith("--") and not is_value:
-            raise UserError(f"{where}: {option!r} is no option; write it as --trainer.max_epochs=4.")
+            raise UserError(f"{where}: {option!r} is not an option. Write it as --trainer.max_epochs=4.")
         if option.partition("=")[0].removeprefix("--") in OWN_OPTIONS and option.startswith("--"):
-            raise UserError(f"{where}: {option!r} is for the benchmark to say; leave it out.")
+            raise UserError(f"{where}: {option!r} is set by the benchmark. Leave it out.")
 
 
 def _repeated(values: Iterable[Hashable]) -> list[Any]:
@@ -289,10 +288,10 @@ def _repeated(values: Iterable[Hashable]) -> list[Any]:
 
 
 def plan(matrix: Matrix, out: Path) -> Plan:
-    """Takes a matrix apart into cells, and leaves out what needs a dataset that is not on disk.
+    """Divides a matrix into cells. Cells that need a dataset which is not on disk are left out.
 
     Raises:
-        UserError: A config or dataset cannot be read or built, or a category is trained on and tested on.
+        UserError: A config or dataset cannot be read or built, or a category is both trained on and tested on.
     """
     from afclip_lightning.benchmark.probe import absent, section, transfer
 
@@ -330,12 +329,12 @@ def plan(matrix: Matrix, out: Path) -> Plan:
 
 @dataclass(frozen=True)
 class _Data:
-    """What a step reads.
+    """The data of a step.
 
     Attributes:
-        name: In the name of its file.
-        section: For its config.
-        facts: What of it the step's result depends on.
+        name: Part of the name of its config file.
+        section: Its `data` section.
+        facts: The part on which the result of the step depends.
     """
 
     name: str
@@ -344,7 +343,7 @@ class _Data:
 
 
 class _Builder:
-    """Puts together the files and commands of one cell."""
+    """Builds the files and commands of one cell."""
 
     def __init__(
         self, matrix: Matrix, method: str, row: Transfer, seed: int, out: Path, sections: Mapping[str, Any]
@@ -376,14 +375,14 @@ class _Builder:
                 yield self._step("test", f"{_slug(test)}-{shots}", data, test, head, fitted, shots)
 
     def _training(self, tests: Sequence[str]) -> "_Data":
-        """Returns what is trained on: one set alone, so that options of the data reach it; several as one."""
+        """Returns the training data. A single dataset stays itself, so that options of the data apply to it."""
         if len(self.row.sets) == 1:
             (name,) = self.row.sets
             return _Data(name, self.sections[name], self.sections[name])
         trained, tested = ([self.sections[name] for name in names] for names in (self.row.sets, tests))
         arguments = {"train": trained, "test": tested, **self.matrix.cross_dataset}
         section = {"class_path": "CrossDataset", "init_args": arguments}
-        return _Data(_folder_of(self.row.sets), section, {**arguments, "test": None})  # a head depends on no test set
+        return _Data(_folder_of(self.row.sets), section, {**arguments, "test": None})  # no head depends on a test set
 
     def _step(
         self, command: str, name: str, data: "_Data", test: str, more: Sequence[str], fitted: str = "", shots: int = 0
@@ -393,13 +392,13 @@ class _Builder:
         configs: dict[Path, Any] = {}
         for number, template in enumerate(self.method.configs, 1):
             path = Path(template.replace("{train}", "_".join(self.row.sets)).replace("{test}", test))
-            same_folder = path.parent == Path(template).parent  # else files of two folders may have one name
+            same_folder = path.parent == Path(template).parent  # files of two folders may have the same name
             configs[self.folder / f"{number}-{path.name if same_folder else _slug(str(path))}"] = _without_data(path)
         store: tuple[str, ...] = ()
         cls = find_method(self.method_name, list(configs.values()))
         if shots and not cls.takes_few_shot:
             raise UserError(f"methods.{self.method_name}.shots: {cls.__name__} takes no images of the tested category.")
-        if test and cls.takes_few_shot:  # 0 too: a config may have another number
+        if test and cls.takes_few_shot:  # also 0, because a config may set another number
             more = (f"--model.k_shot={shots}", f"--model.shot_seed={self.seed}", *more)
         if self.matrix.store and not cls.needs_pixels:
             store = (f"--features.cache={self.out / 'features'}", "--features.dtype=float32")
@@ -418,7 +417,7 @@ def _without_data(path: Path) -> Any:
 
 
 def _folder_of(sets: Sequence[str]) -> str:
-    """Returns training sets as a part of a folder's name; of many, of which the digest tells them apart."""
+    """Returns the part of a folder's name for training sets. With many, a digest distinguishes them."""
     whole = "+".join(map(_slug, sets))
     if len(whole) <= LONGEST_NAME:
         return whole

@@ -1,4 +1,4 @@
-"""A benchmark's table as bars: a figure a metric."""
+"""A benchmark's table as bar charts, one figure per metric."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from afclip_runtime.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOW = 1.0  # percent; a bar below has no height to be seen
+LOW = 1.0  # percent; a lower bar would be invisible
 
 
 def plot(results: Sequence[Measured], published: Sequence[Published], folder: Path) -> list[Path]:
     """Writes the figure of each metric that was measured. Needs matplotlib.
 
     Returns:
-        The pictures.
+        The files.
     """
     paths = []
     for metric in TITLE:
@@ -33,10 +33,10 @@ def plot(results: Sequence[Measured], published: Sequence[Published], folder: Pa
 
 
 def draw(results: Sequence[Measured], published: Sequence[Published], metric: str) -> Figure:
-    """Returns a bar a method and test set, with what the method's own tables print as a mark over it.
+    """Returns a figure with one bar per method and test set. Marks show the published numbers of the method.
 
-    A bar is the mean over seeds, its line the standard deviation; instead of one too low to be seen stands its number.
-    What was measured on another backbone than the papers' has no marks. Names say the backbone where it is known.
+    A bar is the mean over seeds, its line the standard deviation. A bar that is too low to be seen is replaced by its
+    number. Results on another backbone than the papers' have no marks. Names include the backbone if it is known.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

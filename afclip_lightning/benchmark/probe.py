@@ -1,4 +1,4 @@
-"""What a benchmark asks the project's classes: what is on disk, what may be tested on what, what a store can keep."""
+"""A benchmark's queries to classes: which datasets are on disk, which transfers are allowed, which methods exist."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from afclip_runtime.errors import UserError
 
 
 def section(name: str, value: Any) -> Mapping[str, Any]:
-    """Returns the `data` section of a dataset of a matrix, which says where the dataset lies.
+    """Returns the `data` section of a dataset of a matrix.
 
     Args:
-        name: Its name.
-        value: The section itself, or the path of a config whose `data` is a dataset, or tests on just one.
+        name: Name of the dataset.
+        value: The section itself, or the path of a config whose `data` is one dataset, or has exactly one test set.
 
     Raises:
-        UserError: It is neither.
+        UserError: The value is neither.
     """
     found = read_yaml(Path(value)).get("data") if isinstance(value, str) else value
     arguments = found.get("init_args") if isinstance(found, Mapping) else None
@@ -42,10 +42,10 @@ def section(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def absent(name: str, found: Mapping[str, Any]) -> str:
-    """Returns where a dataset was looked for if it is not on disk, else an empty text.
+    """Returns the folder in which a dataset was expected, if it is not on disk; else an empty text.
 
     Raises:
-        UserError: There is no such dataset class, or it does not take these arguments.
+        UserError: There is no such dataset class, or it does not accept these arguments.
     """
     dataset = build(name, found)
     return str(dataset.root) if dataset.is_absent() else ""
@@ -54,11 +54,11 @@ def absent(name: str, found: Mapping[str, Any]) -> str:
 def transfer(
     trained: Mapping[str, Mapping[str, Any]], tested: Mapping[str, Mapping[str, Any]], arguments: Mapping[str, Any]
 ) -> CrossDataset:
-    """Returns what is trained on and what is tested on.
+    """Returns the data of a transfer: training and test sets.
 
     Args:
         trained: Sections of the training sets, by their names.
-        tested: Sections of the test sets, likewise.
+        tested: Sections of the test sets, by their names.
         arguments: Further arguments of `CrossDataset`.
 
     Raises:
@@ -74,7 +74,7 @@ def find_method(method: str, configs: Sequence[Mapping[str, Any]]) -> type[Anoma
     """Returns the class that a method's configs name.
 
     Raises:
-        UserError: The configs name no method, or none that there is.
+        UserError: The configs name no method, or one that does not exist.
     """
     models = [config.get("model") for config in configs]
     paths = [str(model["class_path"]) for model in models if isinstance(model, Mapping) and "class_path" in model]
@@ -90,7 +90,7 @@ def build(name: str, found: Mapping[str, Any]) -> AnomalyDataModule:
     """Returns the dataset that a section describes.
 
     Raises:
-        UserError: There is no such class, or it does not take these arguments.
+        UserError: There is no such class, or it does not accept these arguments.
     """
     if unknown := found.keys() - {"class_path", "init_args"}:
         raise UserError(f"dataset {name!r}: has {min(unknown)!r}; a data section has class_path and init_args.")

@@ -1,4 +1,4 @@
-"""The published numbers, as the tables of the papers that they come from."""
+"""The published numbers of the papers' tables."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ from afclip_runtime.files import read_rows
 PAPERS = ("afclip", "faprompt", "dual_image", "kanoclip")
 ABLATIONS = "ablations"
 VIT_L, VIT_B = "ViT-L-14-336", "ViT-B-16-plus-240"
-# Numbers are printed for VIT_L, and of these methods for VIT_B in some papers or in all
+# Numbers are published for VIT_L, and for these methods also for VIT_B, in some or all papers.
 ON_VIT_B = {
     *("CLIP", "CLIP-AC", "WinCLIP", "WinCLIP+", "AnoVL", "MuSc-2"),
     *("Dual-Image", "Dual-Image+", "reference image + TTA"),
@@ -25,16 +25,16 @@ MEDICAL = ("brainmri", "headct", "lag", "br35h", "colondb", "clinicdb", "kvasir"
 
 @dataclass(frozen=True)
 class Published:
-    """One printed number.
+    """One published number.
 
     Attributes:
-        table: Where it is printed, like `AF-CLIP, Table 1`.
+        table: The table of the paper, like `AF-CLIP, Table 1`.
         label: The method, or its variant in an ablation.
         dataset: Test set, or `industrial` or `medical` for FAPrompt's means over several.
         shots: Normal images per category, or `full`.
         metric: Like `image_auroc`.
-        text: As printed, in percent, with its deviation.
-        value: In percent.
+        text: The number as printed, in percent, with its deviation.
+        value: The number, in percent.
     """
 
     table: str
@@ -47,21 +47,21 @@ class Published:
 
 
 def load_published(folder: Path) -> list[Published]:
-    """Returns the means over categories that the papers print, in the order of the files.
+    """Returns the published means over categories, in the order of the files.
 
     Raises:
-        UserError: A file cannot be read; the message names it and the line.
+        UserError: A file cannot be read. The message names the file and the line.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder. {REMEDY}")
+        raise UserError(f"{folder} is not a folder. {REMEDY}")
     return [row for name in (*PAPERS, ABLATIONS) for row in _rows(folder / f"{name}.csv")]
 
 
 def check_names(matrix: Matrix, published: list[Published]) -> None:
-    """Checks that every name that a method says it has in the papers is one.
+    """Checks that the papers contain every name that a method claims to have there.
 
     Raises:
-        UserError: One is not; the message names the nearest that is.
+        UserError: A name is not in the papers. The message names the nearest one that is.
     """
     labels = {row.label for row in published}
     for name, method in matrix.methods.items():
@@ -73,19 +73,19 @@ def check_names(matrix: Matrix, published: list[Published]) -> None:
 
 
 def architecture(backbone: str) -> str:
-    """Returns the architecture's name at the begin of a backbone's description, which says `random` of random weights.
+    """Returns the architecture in a backbone's description, followed by `random` for random weights.
 
-    Of a description of another form, nothing is known: the text is empty.
+    The text is empty for a description of another form.
     """
     found = re.match(r"(\S+) \((.*), [0-9a-f]+\), ", backbone)
     return "" if found is None else f"{found[1]}, random" if "random" in found[2].lower() else found[1]
 
 
 def comparable(backbone: str, labels: Collection[str]) -> bool:
-    """Returns whether numbers on a backbone can be set beside the printed ones of a method.
+    """Returns whether numbers on a backbone can be compared with the published ones of a method.
 
     Args:
-        backbone: Description of what was measured on; one that is not understood is taken for the papers'.
+        backbone: Description of the backbone. One of unknown form counts as the papers' backbone.
         labels: The method's names in the published numbers.
     """
     return architecture(backbone).removesuffix("-quickgelu") in (
@@ -108,7 +108,7 @@ def _rows(path: Path) -> Iterator[Published]:
             if not row.get("category"):
                 yield _published(row)
         except (KeyError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: is no published number ({error!r}). {REMEDY}") from error
+            raise UserError(f"{path}, line {number}: is not a published number ({error!r}). {REMEDY}") from error
 
 
 def _published(row: dict[str, str]) -> Published:

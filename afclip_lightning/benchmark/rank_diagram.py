@@ -22,7 +22,7 @@ GAP = 0.16  # inches between the bars of groups
 
 
 def write(ranked: Ranked, folder: Path) -> list[Path]:
-    """Writes the diagram as SVG and PNG, the same bytes for the same ranks, and returns the files."""
+    """Writes the diagram as SVG and PNG and returns the files. Equal ranks give equal bytes."""
     from matplotlib import rc_context
 
     paths = [folder / f"ranks_{ranked.metric}_{ranked.over}.{kind}" for kind in FORMATS]

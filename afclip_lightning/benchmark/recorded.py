@@ -1,4 +1,4 @@
-"""Runs with what they said of each image, read from their folders, and made sure to be of the same images."""
+"""Reads runs with their image records from folders, and checks that they are on the same images."""
 
 import os
 from collections import Counter
@@ -17,20 +17,20 @@ from afclip_lightning.results.operating import OperatingPoint, points_as_metrics
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import read_csv, read_json
 
-NAMED = 3  # images that a message names
+NAMED = 3  # most images that a message names
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run, with what it said of each image.
+    """A run with its image records.
 
     Attributes:
-        path: Its folder, or its table.
-        records: By dataset and category, its images.
-        metrics: By dataset and category, the metrics of its table, in [0, 1], and what its fixed thresholds give.
+        path: Folder or table of the run.
+        records: Image records by dataset and category.
+        metrics: Metrics of its table, in [0, 1], and those at its fixed thresholds, by dataset and category.
         pro_limit: False-positive rate up to which its PRO is integrated.
-        size: At which size its pixels were evaluated, in words.
-        thresholds: By dataset and category and by level, those that were fixed without labels.
+        size: Size at which its pixels were evaluated, in words.
+        thresholds: Thresholds that were fixed without labels, by dataset and category, and by level.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method, which differ by their seed alone.
+    """The runs of one method, which differ only by their seed.
 
     Attributes:
-        name: What tables call the method.
-        runs: At least one.
+        name: Name of the method in tables.
+        runs: The runs, at least one.
     """
 
     name: str
@@ -88,13 +88,13 @@ class _Score:
 
 
 def read_recorded(path: Path) -> Recorded:
-    """Returns a test run; where its pixels were not counted, the image scores alone.
+    """Returns a test run; only with its image scores if its pixels were not counted.
 
     Args:
-        path: Its folder, or one of its tables, `results_x.json`.
+        path: Folder of the run, or one of its tables, `results_x.json`.
 
     Raises:
-        UserError: It is no test run, or a file of it is absent or damaged; the message names it.
+        UserError: It is not a test run, or a file of it is absent or damaged. The message names the file.
     """
     table, suffix = find_table(path)
     folder = table.parent
@@ -133,11 +133,11 @@ def _scores(path: Path) -> dict[Key, list[ImageRecord]]:
 
 
 def on_the_same_images(groups: Sequence[Group]) -> list[Group]:
-    """Returns the runs with images named as the first run names them, wherever their datasets lay.
+    """Returns the runs with the image names of the first run, wherever their datasets were.
 
     Raises:
-        UserError: A run is named twice, or two are not of the same images with the same labels; the message says which
-            images differ.
+        UserError: A run is named twice, or two runs are not on the same images with the same labels. The message says
+            which images differ.
     """
     runs = [run for group in groups for run in group.runs]
     places = [run.path.resolve() for run in runs]
@@ -150,7 +150,7 @@ def on_the_same_images(groups: Sequence[Group]) -> list[Group]:
 
 
 def _moved(run: Recorded, to: Recorded) -> Recorded:
-    """Returns a run as if its datasets lay where another run found them: on another machine they have other paths."""
+    """Returns a run with the dataset paths of another run. The same dataset has other paths on another machine."""
     records = dict(run.records)
     for dataset in {key[0] for key in records} & {key[0] for key in to.records}:
         mine, theirs = _paths(run, dataset), _paths(to, dataset)
@@ -189,6 +189,6 @@ def _check_same(first: Recorded, second: Recorded) -> None:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Returns the first names of many."""
+    """Returns the first names, for a message."""
     listed = list(names)
     return ", ".join(listed[:NAMED]) + (", …" if len(listed) > NAMED else "")

@@ -1,4 +1,4 @@
-"""A benchmark's table for people: what was measured, and in the shape of the papers' tables beside what they print."""
+"""A benchmark's tables for readers: the results, and the results beside the published numbers, in the papers' form."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,15 +27,15 @@ Key = tuple[str, str, str]  # shots, dataset, metric
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts.
+    """A table of text.
 
     Attributes:
-        title: What it shows.
+        title: Title of the table.
         header: Names of the columns.
-        rows: Texts, as many a row as there are columns.
-        left: How many columns are names, on the left.
-        notes: What must be known to read it, a sentence each; below the title.
-        below: What explains it, a sentence each; below the table.
+        rows: Texts of the cells, one per column.
+        left: Number of columns on the left that hold names.
+        notes: Sentences below the title that a reader must know.
+        below: Explanations below the table, one sentence each.
         bold: Rows and columns of the cells that are printed in bold.
     """
 
@@ -48,11 +48,11 @@ class Grid:
     bold: frozenset[tuple[int, int]] = frozenset()
 
     def lines(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
-        """Returns the header and the rows as texts of a format.
+        """Returns the header and the rows in the syntax of a format.
 
         Args:
-            escape: Makes a text one of the format.
-            bold: What a text in bold is there, with `{}` for the text.
+            escape: Escapes a text for the format.
+            bold: Syntax of bold text, with `{}` for the text.
         """
         cells = [[escape(cell) for cell in row] for row in (self.header, *self.rows)]
         for row, column in self.bold:
@@ -62,13 +62,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a method of the matrix has reached.
+    """The results of a method of the matrix.
 
     Attributes:
-        method: Its name.
-        labels: Its names in the published numbers.
-        values: In percent, the means over categories, by seed.
-        backbones: Descriptions of what it ran on, most often one.
+        method: Name of the method.
+        labels: Names of the method in the published numbers.
+        values: Means over categories by seed, in percent.
+        backbones: Descriptions of its backbones, usually one.
     """
 
     method: str
@@ -78,16 +78,16 @@ class Measured:
 
     @property
     def comparable(self) -> bool:
-        """Whether it ran on the backbone that the papers print numbers of."""
+        """Whether it ran on a backbone of the published numbers."""
         return all(comparable(backbone, self.labels) for backbone in self.backbones)
 
     @property
     def name(self) -> str:
-        """The method with the architecture that it ran on, where that is known."""
+        """The method with its architecture, if that is known."""
         return ", ".join([self.method, *dict.fromkeys(filter(None, map(architecture, self.backbones)))])
 
     def over_seeds(self, key: Key, published: list[Published]) -> list[float]:
-        """Returns the value of each seed; for `industrial` and `medical`, of the seeds that all their sets have."""
+        """Returns the value of each seed; for `industrial` and `medical`, of the seeds that all their datasets have."""
         shots, dataset, metric = key
         if dataset not in ("industrial", "medical"):
             return list(self.values.get(key, {}).values())
@@ -96,10 +96,10 @@ class Measured:
 
 
 def measured(rows: Sequence[Measurement], matrix: Matrix) -> list[Measured]:
-    """Returns what each method has reached, in the order of the matrix.
+    """Returns the results of each method, in the order of the matrix.
 
-    Where heads of several transfers were tested on one set, the first transfer of the matrix counts; heads of
-    `leave_one_out`, which no paper has, count nowhere.
+    If heads of several transfers were tested on one dataset, the first transfer of the matrix counts. Heads of
+    `leave_one_out` are left out, because no paper reports them.
     """
     trains = ["", *(transfer.label for transfer in matrix.transfers)]
     result = []
@@ -114,7 +114,7 @@ def measured(rows: Sequence[Measurement], matrix: Matrix) -> list[Measured]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Returns the mean, with the sample standard deviation where there are several values."""
+    """Returns the mean, with the sample standard deviation if there are several values."""
     if not values:
         return NONE
     deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
@@ -124,13 +124,13 @@ def spread(values: Sequence[float]) -> str:
 def own_tables(
     rows: Sequence[Measurement], matrix: Matrix, uncertain: Mapping[str, Uncertainty] | None = None
 ) -> list[Grid]:
-    """Returns one table per test set of all that was measured on it, mean ± standard deviation over seeds.
+    """Returns one table of all results per test set, mean ± standard deviation over seeds.
 
     Args:
         rows: The benchmark's table.
-        matrix: Its matrix.
-        uncertain: By test set, what its numbers may be by chance: what may be the best is bold then, and a table of
-            intervals follows.
+        matrix: The benchmark's matrix.
+        uncertain: Uncertainty of the results by test set. With it, the methods that may be the best are bold, and a
+            table of intervals follows.
     """
     groups: dict[str, dict[Line, dict[str, dict[int, float]]]] = defaultdict(dict)
     methods, datasets = list(matrix.methods), list(matrix.datasets)
@@ -158,14 +158,14 @@ def _grids(
     columns: Sequence[str],
     known: Uncertainty | None,
 ) -> list[Grid]:
-    """Returns the table of some metrics on a test set, and that of their intervals where they are known.
+    """Returns the table of some metrics on a test set, and the table of their intervals if they are known.
 
     Args:
-        title: Of the first.
-        title_of_intervals: Of the second.
-        lines: By line, metric and seed, values in percent.
+        title: Title of the first table.
+        title_of_intervals: Title of the second table.
+        lines: Values in percent, by line, metric and seed.
         columns: The metrics.
-        known: What the numbers may be by chance.
+        known: Uncertainty of the results.
     """
     header = ("method", "trained on", "shots", "seeds", *(TITLE_OF_ALL[metric] for metric in columns), "backbone")
     body = []
@@ -185,7 +185,7 @@ def _line(line: Line, seeds: str, cells: Sequence[str]) -> tuple[str, ...]:
 def _with_intervals(
     grid: Grid, title: str, lines: Sequence[Line], columns: Sequence[str], known: Uncertainty
 ) -> list[Grid]:
-    """Returns a table with what may be the best in bold, and one of intervals behind it."""
+    """Returns a table with the methods that may be the best in bold, and a table of intervals."""
     if not known.intervals:
         return [replace(grid, below=known.notes)]
     bold = frozenset(
@@ -212,9 +212,9 @@ def _with_intervals(
 
 
 def paper_tables(results: Sequence[Measured], published: list[Published]) -> list[Grid]:
-    """Returns the papers' tables that a method of the matrix is in: as printed, ours, and ours minus the printed.
+    """Returns the papers' tables that contain a method of the matrix: published, ours, and ours minus published.
 
-    Test sets that were measured and that the table does not have follow at its end, without printed numbers.
+    Test sets that a table does not contain follow at its end, without published numbers.
     """
     tables: dict[str, list[Published]] = defaultdict(list)
     for row in published:
@@ -235,7 +235,7 @@ def _paper_table(table: str, rows: list[Published], results: Sequence[Measured],
     for key in (key for result in here for key in result.values):
         if key[0] in shots and key[1] not in theirs and key[2] in metrics:
             columns[key[1:]] = None
-    lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}  # shots and title to dataset and metric to text
+    lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}  # (shots, title) to (dataset, metric) to text
     for shot, label in dict.fromkeys((row.shots, row.label) for row in rows):
         keys = {column: (shot, *column) for column in columns}
         found = {column: printed.get((label, key)) for column, key in keys.items()}
@@ -267,7 +267,7 @@ def _paper_table(table: str, rows: list[Published], results: Sequence[Measured],
 def _by_dataset(
     table: str, columns: list[tuple[str, str]], lines: Mapping[tuple[str, str], Mapping[tuple[str, str], str]]
 ) -> Grid:
-    levels: dict[tuple[str, str], list[str]] = defaultdict(list)  # level and dataset to metrics
+    levels: dict[tuple[str, str], list[str]] = defaultdict(list)  # (level, dataset) to metrics
     for dataset, metric in columns:
         levels[metric.partition("_")[0], dataset].append(metric)
     body = []
@@ -289,7 +289,7 @@ def markdown(grid: Grid, aligned: bool = False) -> str:
 
     Args:
         grid: The table.
-        aligned: Whether its columns stand below each other in plain text too.
+        aligned: Whether its columns are aligned in plain text too.
     """
     cells = grid.lines(lambda text: shown(text).replace("|", "\\|"), "**{}**")
     widths = [max(map(len, column)) if aligned else 0 for column in zip(*cells, strict=True)]
@@ -308,7 +308,7 @@ def markdown(grid: Grid, aligned: bool = False) -> str:
 
 
 def latex(grids: Iterable[Grid]) -> str:
-    """Returns the tables as a LaTeX document that compiles by itself; it needs the packages booktabs and graphicx."""
+    """Returns the tables as a complete LaTeX document. It needs the packages booktabs and graphicx."""
     parts = [
         r"\documentclass{article}",
         r"\usepackage[a4paper,landscape,margin=1cm]{geometry}",

@@ -1,4 +1,4 @@
-"""Cells as units of work: which are left, how one is run, and what became of it."""
+"""Cells as units of work of the launcher."""
 
 import gc
 import shutil
@@ -27,13 +27,13 @@ FAILED, LOG, LOCK, SCRIPT = "failed.json", "log.txt", "lock", "commands.sh"
 
 @dataclass(frozen=True)
 class State:
-    """How it stands with a cell.
+    """State of a cell.
 
     Attributes:
-        status: `done`, `failed`, `elsewhere`: another benchmark process has it, or `stopped`: a signal ended its
-            process, and the cell is left to be run.
-        error: Why it failed.
-        ran: Whether any of it was run now; else it was done or had failed before.
+        status: `done`, `failed`, `elsewhere` (another benchmark process has claimed it) or `stopped` (a signal ended
+            its process, and the cell is still to be run).
+        error: Reason of the failure.
+        ran: Whether a part of it was run now. Otherwise it was done or had failed before.
     """
 
     status: Literal["done", "failed", "elsewhere", "stopped"]
@@ -42,10 +42,10 @@ class State:
 
 
 def command_line(arguments: Sequence[str]) -> int:
-    """Runs the project's command line in this process, as a process of its own would, and returns the exit code."""
+    """Runs the project's command line in this process, like a separate process, and returns the exit code."""
     from afclip_lightning.engine import app
 
-    sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
+    sys.argv[1:] = arguments  # Lightning reads it, and a run folder records it
     return app.main()
 
 
@@ -55,19 +55,19 @@ class _Failure:
 
 
 def state_of(cell: Cell) -> State | None:
-    """Returns whether a cell is done, or has failed or is damaged; `None` if it is to be run."""
+    """Returns the state of a cell that is done, has failed or is damaged; `None` if it is still to be run."""
     path = cell.folder / FAILED
     try:
         if path.exists():
             return State("failed", read_json(path, _Failure, remedy=REMEDY).error)
-        done = [is_done(cell.folder / step.name, step) for step in cell.steps]  # all: one may be damaged
+        done = [is_done(cell.folder / step.name, step) for step in cell.steps]  # checks all, because one may be damaged
     except UserError as error:
         return State("failed", str(error))
     return State("done") if all(done) else None
 
 
 def _state_now(cell: Cell) -> State | None:
-    """Returns the state of a cell whose lock another machine may have had a moment ago."""
+    """Returns the state of a cell whose lock another machine may just have released."""
     for folder in (cell.folder, *(cell.folder / step.name for step in cell.steps)):
         if folder.is_dir():
             refresh(folder)
@@ -75,7 +75,7 @@ def _state_now(cell: Cell) -> State | None:
 
 
 def clear_failure(cell: Cell) -> None:
-    """Lets a cell that has failed be run again, and what of it is damaged be made again."""
+    """Clears the failure of a cell, so that it is run again and its damaged parts are repeated."""
     if not cell.folder.exists() or (lock := try_lock(cell.folder / LOCK)) is None:
         return
     with lock:
@@ -92,29 +92,29 @@ class Cells(Job):
     """Cells of a benchmark, each run by one process from its first step to its last.
 
     Args:
-        cells: What to run.
-        run: What a step's arguments go to, in the worker; returns an exit code. A function of a module.
-        time_limit: Seconds that a cell may take.
+        cells: The cells.
+        run: Function of a module that runs the arguments of a step in the worker and returns an exit code.
+        time_limit: Time limit of a cell, in seconds.
     """
 
-    grace = 0  # a cell that is stopped begins its step anew: there is nothing to save
+    grace = 0  # a stopped cell repeats its step, so there is nothing to save
 
     def __init__(self, cells: Sequence[Cell], run: Run = command_line, time_limit: float | None = None) -> None:
         self.cells = {cell.name: cell for cell in cells}
         self.step, self.time_limit = run, time_limit
-        self._open = deque(cells)  # not known to be finished by this process
+        self._open = deque(cells)  # cells that this process does not know to be finished
 
     def left(self) -> int:
-        """Returns how many cells are to be run."""
+        """Returns the number of cells that are still to be run."""
         return sum(state_of(cell) is None for cell in self.cells.values())
 
     def start(self) -> None:
-        """Imports what cells need."""
+        """Imports the modules that cells need."""
         if self.step is command_line:
             from afclip_lightning.engine import app  # noqa: F401
 
     def claim(self, skip: Collection[str]) -> Unit | None:
-        """Returns the next cell that is to be run and that nobody has."""
+        """Claims the next cell that is to be run and that no other process has, and returns it."""
         for _ in range(len(self._open)):
             cell = self._open.popleft()
             if cell.name in skip:
@@ -129,10 +129,13 @@ class Cells(Job):
         return None
 
     def run(self, unit: Unit) -> Outcome:
-        """Runs the steps of a cell that are not done; after one that fails the others are run, if it was a test."""
+        """Runs the unfinished steps of a cell.
+
+        After a failed test the other steps are run; after a failed fit none is.
+        """
         cell: Cell = unit.content
         for path, text in [*cell.files.items(), (cell.folder / SCRIPT, cell.script())]:
-            with atomic_path(path, durable=False) as temporary:  # made anew whenever the cell is run
+            with atomic_path(path, durable=False) as temporary:  # written again whenever the cell is run
                 temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         errors, clean = [], True
         for step in cell.steps:
@@ -169,19 +172,19 @@ def run_cells(
     run: Run = command_line,
     report: Callable[[Cell, State], None] = lambda cell, state: None,
 ) -> dict[str, State]:
-    """Runs the cells that are not finished, each in the next worker that is free; returns what became of each, by name.
+    """Runs the unfinished cells, each in the next free worker. Returns the state of each cell by name.
 
     Args:
-        cells: What to run.
-        where: Where they run.
-        folder: Of the benchmark; needed where they run on other machines.
-        retry: Runs again what failed before or is damaged; else that is reported only.
-        time_limit: Seconds that a cell may take; then its worker is killed, and the cell has failed.
-        run: What a step's arguments go to, in the worker; returns an exit code. A function of a module.
+        cells: The cells.
+        where: Launcher of the workers.
+        folder: Folder of the benchmark. It is needed if workers run on other machines.
+        retry: Run cells again that failed before or are damaged. Otherwise they are only reported.
+        time_limit: Time limit of a cell, in seconds. After it, the worker is killed and the cell has failed.
+        run: Function of a module that runs the arguments of a step in the worker and returns an exit code.
         report: Called after each cell.
 
     Raises:
-        KeyboardInterrupt: A signal asked for the end, and the workers have ended.
+        KeyboardInterrupt: A signal requested the end, and the workers have ended.
     """
     states: dict[str, State] = {}
 

@@ -1,4 +1,4 @@
-"""The one table: one measurement per line, put together from what each run left in its folder."""
+"""The table of a benchmark: one measurement per line, collected from the folders of the runs."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, fields
@@ -16,19 +16,19 @@ REMEDY = "--retry makes it again."
 
 @dataclass(frozen=True)
 class Measurement:
-    """One value of one metric, with what it was measured on: a line of the benchmark's table.
+    """A line of the benchmark's table: one value of one metric, with its conditions.
 
     Attributes:
         cell: The run's folder in `cells/`.
         method: Name of the method.
         train: Training set; empty for a method that is not fitted.
         dataset: Test set.
-        category: Its category, or `mean` for the mean over them.
+        category: Category of the test set, or `mean` for the mean over them.
         shots: Normal images per category.
         seed: Seed.
-        metric: As in a run's results, like `image_auroc`.
-        value: In [0, 1].
-        backbone: What the method ran on.
+        metric: Metric as in a run's results, like `image_auroc`.
+        value: Value in [0, 1].
+        backbone: Description of the backbone.
     """
 
     cell: str
@@ -45,7 +45,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Done:
-    """What the runner writes into a run's folder when the run has ended.
+    """The record that the runner writes into a run's folder when the run has ended.
 
     Attributes:
         method: See `Measurement`.
@@ -53,8 +53,8 @@ class Done:
         seed: See `Measurement`.
         dataset: Test set; empty for `fit`.
         shots: See `Measurement`.
-        seconds: How long it took.
-        digest: The step's, as it was then.
+        seconds: Duration of the run, in seconds.
+        digest: Digest of the step at that time.
     """
 
     method: str
@@ -84,10 +84,10 @@ class _Run:
 
 
 def read_done(folder: Path) -> Done:
-    """Returns what the runner wrote into a run's folder when the run had ended.
+    """Returns the record that the runner wrote into a run's folder when the run had ended.
 
     Raises:
-        UserError: It is damaged; the message names it.
+        UserError: The record is damaged. The message names it.
     """
     return read_json(folder / DONE, Done, remedy=REMEDY)
 
@@ -96,7 +96,7 @@ def read_results(folder: Path) -> list[tuple[str, str, float]]:
     """Returns category, metric and value of every result in a run's folder.
 
     Raises:
-        UserError: The file is damaged or absent; the message names it and the row.
+        UserError: The file is damaged or absent. The message names the file and the row.
     """
     path = folder / "results.json"
     rows = read_json(path, _Results, finite=False, remedy=REMEDY).rows  # a threshold may be infinite
@@ -108,7 +108,7 @@ def read_results(folder: Path) -> list[tuple[str, str, float]]:
     if not found:
         raise UserError(f"{shown(path)}: has no results.")
     for category, metric, value in found:
-        if not 0 <= value <= 1:  # which NaN is not either
+        if not 0 <= value <= 1:  # false for NaN too
             raise UserError(f"{shown(path)}: is damaged: {category} has {metric} {value!r}. {REMEDY}")
     names = [row.category for row in rows]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -117,19 +117,19 @@ def read_results(folder: Path) -> list[tuple[str, str, float]]:
 
 
 def read_backbone(folder: Path) -> str:
-    """Returns the description of the backbone that a run was on.
+    """Returns the description of a run's backbone.
 
     Raises:
-        UserError: The file is damaged or absent; the message names it.
+        UserError: The file is damaged or absent. The message names it.
     """
     return read_json(folder / "run.json", _Run, remedy=REMEDY).backbone
 
 
 def is_done(folder: Path, step: Step) -> bool:
-    """Returns whether a step has been run to its end in its folder, with everything that it depends on as it is now.
+    """Returns whether a step was completed in its folder, and everything that it depends on is unchanged.
 
     Raises:
-        UserError: It has, and what it left cannot be read; the message names the file.
+        UserError: It was completed, but its output cannot be read. The message names the file.
     """
     if not is_there(folder / DONE):
         return False
@@ -145,23 +145,23 @@ def is_done(folder: Path, step: Step) -> bool:
 
 
 def assemble(out: Path, cells: Sequence[Cell]) -> tuple[list[Measurement], list[str]]:
-    """Writes the table of everything that has been run into a folder, by whichever process, and returns it.
+    """Writes the table of all runs in a folder, of all processes, and returns it.
 
-    Rows of a run that its cell would make otherwise today are left out.
+    Runs whose cell has changed since are left out.
 
     Args:
         out: Folder of the benchmark.
-        cells: The cells of today's matrix.
+        cells: The cells of the current matrix.
 
     Returns:
-        The rows, and what is damaged and so is not among them, a sentence each.
+        The rows, and one sentence per damaged run, which is not among them.
     """
     today = {cell.folder / step.name: step for cell in cells for step in cell.steps}
     rows: list[Measurement] = []
     damaged: list[str] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with wait_for_lock(out / f".{TABLE}.lock"):  # who writes last has read what all the others wrote
+        with wait_for_lock(out / f".{TABLE}.lock"):  # so the last writer has read the results of all others
             for path in sorted((out / "cells").glob(f"*/*/{DONE}")):
                 folder = path.parent
                 try:

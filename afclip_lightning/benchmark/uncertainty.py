@@ -1,6 +1,6 @@
-"""What a benchmark's numbers may be by chance: intervals, and which methods may be the best of a column.
+"""Uncertainty of a benchmark's results: intervals, and the methods that may be the best of a column.
 
-They are found from what runs keep of each image, with `--evaluation.intervals`; without it there are none.
+They are computed from the image records that runs write with `--evaluation.intervals`. Without it there are none.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,13 +30,14 @@ Line = tuple[str, str, int, str]  # method, training set, shots, backbone
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """Of the means over the categories of one test set.
+    """Uncertainty of the means over the categories of one test set.
 
     Attributes:
-        runs: How many runs, by seed, the lines have that kept their images.
-        intervals: Their ends, in [0, 1], by line and metric: over images, and seeds where there are several.
-        best: Lines and metrics of which, with 95 % confidence, one per metric is the best.
-        notes: What was left out and why, a sentence each.
+        runs: Number of runs (seeds) per line, for lines whose runs have image records.
+        intervals: Ends of the intervals, in [0, 1], by line and metric. They cover images, and seeds if there are
+            several.
+        best: Lines and metrics that may be the best. With 95 % confidence, the best of a metric is among them.
+        notes: One sentence per omission, with the reason.
     """
 
     runs: Mapping[Line, int]
@@ -46,16 +47,16 @@ class Uncertainty:
 
 
 def line_of(row: Measurement) -> Line:
-    """Returns the line of a table that a measurement belongs to; its other ones are of other seeds."""
+    """Returns the line of a table that a measurement belongs to. The line's other measurements have other seeds."""
     return row.method, row.train, row.shots, row.backbone
 
 
 def uncertainties(rows: Sequence[Measurement], cells: Path) -> dict[str, Uncertainty]:
-    """Returns what is known of each test set; those of which no run kept its images are not among them.
+    """Returns the uncertainty of each test set for which a run has image records.
 
     Args:
         rows: The benchmark's table.
-        cells: Folder of its cells.
+        cells: Folder of the benchmark's cells.
     """
     found = {}
     for dataset in dict.fromkeys(row.dataset for row in rows):
@@ -88,7 +89,7 @@ def _of_dataset(rows: Sequence[Measurement], folders: Mapping[Line, Sequence[Pat
         for line, method in zip(folders, methods, strict=True):
             intervals[line, metric] = interval(method.resampled[place])
         values = np.array([method.value(place) for method in methods])
-        if metric in RANKED and values.max() >= _highest(rows, metric) - 1e-9:  # else the best kept no images
+        if metric in RANKED and values.max() >= _highest(rows, metric) - 1e-9:  # else the best has no records
             kept = may_be_best(values, np.stack([method.resampled[place].samples for method in methods]))
             best |= {(line, metric) for line, may in zip(folders, kept, strict=True) if may}
     runs = {line: len(of) for line, of in folders.items()}

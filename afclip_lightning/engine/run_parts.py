@@ -54,7 +54,7 @@ def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, lo
             name = type(method).__name__
             why = "uses the images beside their features"
             if method.changes_blocks:
-                why = "trains layers between the backbone's blocks, so that their features change"
+                why = "trains layers between the backbone's blocks, so their features change"
             raise UserError(f"{name} {why}: nothing of it can be kept. It runs without --features.cache and temporary.")
     if loading.draft:
         raise UserError("--loading.draft changes the pixels: use it or kept features (--features), not both.")

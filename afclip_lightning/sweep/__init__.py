@@ -1,1 +1,1 @@
-"""A search for the best options of `fit`, by workers here or on a cluster."""
+"""Searches the best options of `fit`, with workers on this machine or on a cluster."""

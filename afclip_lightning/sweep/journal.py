@@ -13,22 +13,22 @@ from afclip_runtime.files import open_regular
 
 
 class Journal(JournalFileBackend):
-    """A journal that says so when its file is taken away or exchanged while processes use it.
+    """A journal that raises an error if its file is removed or replaced while processes use it.
 
     Args:
-        path: The file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.path = path
-        self.seen: tuple[int, int] | None = None  # number of the file, and its size after a whole line
+        self.seen: tuple[int, int] | None = None  # inode of the file, and its size after a whole line
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yields the changes from a number on.
 
         Raises:
-            UserError: The file is another one than before, or shorter.
+            UserError: The file was replaced, or has become shorter.
         """
         try:
             with self.path.open("rb") as file:
@@ -48,14 +48,14 @@ class Journal(JournalFileBackend):
 
 
 def open_journal(path: Path) -> Journal:
-    """Returns a journal, a new one if there is none; a last line that a kill has cut off is removed.
+    """Returns a journal, a new one if there is none. A last line that a kill has cut off is removed.
 
     Optuna would append to such a line, and could then read neither.
 
     Raises:
-        UserError: A line is no change of a study.
+        UserError: A line is not a change of a study.
     """
-    path = path.absolute()  # Optuna's lock is a link to it, which leads nowhere from a path relative to another folder
+    path = path.absolute()  # Optuna's lock is a link to this path, so a relative path would be wrong
     if path.exists():
         lock = JournalFileSymlinkLock(str(path))
         lock.acquire()
@@ -77,8 +77,8 @@ def _mend(path: Path) -> None:
             is_change = False
         if not is_change:
             raise UserError(
-                f"{path}, line {number}: is no change of a study. Remove the line, and what it said of a trial is "
-                "lost; or begin anew with another --out."
+                f"{path}, line {number}: is not a change of a study. Remove the line; what it says of a trial is then "
+                "lost. Or start again with another --out."
             )
     if whole < len(content):
         with path.open("r+b") as file:

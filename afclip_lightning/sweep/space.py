@@ -1,4 +1,4 @@
-"""What is searched, and by what: a sweep file as Weights & Biases has it, in Optuna's terms."""
+"""The search space and the search method: a sweep file in the format of Weights & Biases, converted for Optuna."""
 
 import itertools
 import json
@@ -20,24 +20,24 @@ REMEDY = (
     "A sweep file needs method, metric, parameters, and a command with ${program} and ${args}; see experiments/sweeps/."
 )
 PARAMETER_KEYS = {"value", "values", "min", "max", "q", "distribution"}
-OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path")  # what a sweep says itself
-MOST_COMBINATIONS = 10_000  # of a grid
-LARGEST = 2**53  # up to which every whole number is a float
+OWN_OPTIONS = ("config", "out", "run_dir", "checkpoint", "ckpt_path")  # the sweep sets them
+MOST_COMBINATIONS = 10_000  # limit of a grid
+LARGEST = 2**53  # every whole number up to this is a float
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says.
+    """The content of a sweep file.
 
     Attributes:
         name: Name of the study.
         arguments: Arguments of `python -m afclip_lightning` before those of the trial.
-        space: What is searched, by the name of the option.
+        space: Distribution of each option that is searched.
         method: `grid`, `random` or `bayes`.
-        metric: What is optimised.
+        metric: Metric that is optimised.
         direction: `maximize` or `minimize`.
-        halving: Arguments of successive halving, or `None`: no trial is given up early.
-        cap: Most trials, or `None`.
+        halving: Arguments of successive halving; with `None`, no trial is stopped early.
+        cap: Largest number of trials, or `None`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Sweep:
         """Returns all combinations.
 
         Raises:
-            UserError: One of the parameters has no end of values.
+            UserError: A parameter has an infinite number of values.
         """
         axes: dict[str, Sequence[Any]] = {}
         count = 1
@@ -73,7 +73,7 @@ class Sweep:
         return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def examples(self) -> list[dict[str, Any]]:
-        """Returns trials that have each value of each choice, and both ends of each range, at least once."""
+        """Returns trials that contain each value of each choice, and both ends of each range, at least once."""
         axes = {
             name: list(d.choices) if isinstance(d, CategoricalDistribution) else [d.low, d.high]  # type: ignore[attr-defined]
             for name, d in self.space.items()
@@ -82,13 +82,13 @@ class Sweep:
         return [{name: axis[i % len(axis)] for name, axis in axes.items()} for i in range(longest)]
 
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        """Returns what draws one trial."""
+        """Returns the sampler of one trial."""
         if self.method == "bayes":
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-        return optuna.samplers.RandomSampler(seed)  # a grid's trials lie in the queue, and nothing of them is drawn
+        return optuna.samplers.RandomSampler(seed)  # the trials of a grid are queued, and nothing is drawn
 
     def pruner(self) -> optuna.pruners.BasePruner:
-        """Returns what gives trials up: asynchronous halving, which is what W&B calls `hyperband`."""
+        """Returns the rule that stops trials early: asynchronous halving, which W&B calls `hyperband`."""
         return optuna.pruners.SuccessiveHalvingPruner(**self.halving) if self.halving else optuna.pruners.NopPruner()
 
 
@@ -100,7 +100,7 @@ class _Metric:
 
 @dataclass(frozen=True)
 class _File:
-    """A sweep file; what W&B alone reads in it is passed over."""
+    """A sweep file. Keys that only W&B uses are ignored."""
 
     method: str
     metric: _Metric
@@ -112,10 +112,10 @@ class _File:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Returns what a sweep file says.
+    """Returns the content of a sweep file.
 
     Raises:
-        UserError: The file cannot be read, is not a sweep's, chooses by test results, or asks for something that has no
+        UserError: The file cannot be read, is not a sweep file, selects by test results, or uses a feature that has no
             counterpart here.
     """
     facts = read_yaml(path, _File, remedy=REMEDY)
@@ -134,7 +134,7 @@ def read_sweep(path: Path) -> Sweep:
     if macros := [part for part in command[begin + 1 : end] if "${" in part] + command[end + 1 :]:
         raise UserError(f"{path}: {macros[0]} in the command is not understood; ${{args}} must come last.")
     if not name.isprintable() or "/" in name or name in (".", "..") or len(name) > 100:
-        raise UserError(f"{path}: the name {name!r} is none for a folder. Take a short one without / and line breaks.")
+        raise UserError(f"{path}: the name {name!r} cannot name a folder. Use a short one without / and line breaks.")
     return Sweep(
         name=name,
         arguments=command[begin + 1 : end],
@@ -152,7 +152,7 @@ def _space(path: Path, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str,
         raise UserError(f"{path}: parameters: is empty; name at least one option to search.")
     for name in parameters:
         if not re.fullmatch(r"[A-Za-z_][\w.-]*", name) or name in OWN_OPTIONS:
-            raise UserError(f"{path}: parameters: {name!r} is no option to search; write it as model.temperature.")
+            raise UserError(f"{path}: parameters: {name!r} cannot be searched. Write an option as model.temperature.")
     return {name: _distribution(f"{path}: {name}", parameter) for name, parameter in parameters.items()}
 
 
@@ -195,19 +195,19 @@ def _distribution(where: str, parameter: Mapping[str, Any]) -> BaseDistribution:
 
 
 def _choices(where: str, values: Any) -> list[bool | int | float | str]:
-    """Returns the values as the command line takes them: lists and `null` as text."""
+    """Returns the values in the form of the command line: lists and `null` as text."""
     if not isinstance(values, list) or not values:
         raise UserError(f"{where}: values must be a list of at least one value, got {values!r}.")
     choices: list[bool | int | float | str] = []
     for value in values:
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where}: the value {value} is no finite number.")
+            raise UserError(f"{where}: the value {value} is not a finite number.")
         try:
             choice = value if isinstance(value, (bool, int, float, str)) else json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:  # a date, or NaN in a list
             raise UserError(f"{where}: the value {value!r} is not understood; write it in quotes.") from error
-        if choice in choices:  # 1 and true too: the study could not tell them apart
-            raise UserError(f"{where}: the value {value!r} stands twice.")
+        if choice in choices:  # also 1 and true: the study could not distinguish them
+            raise UserError(f"{where}: the value {value!r} is listed twice.")
         choices.append(choice)
     return choices
 

@@ -1,8 +1,8 @@
 """The study of a sweep, its trials and its table.
 
-The study lies in a file or a database, and each worker takes its next trial from there. Whatever is known of a trial
-is in the study: its parameters, values, attempts, seconds and error. A worker that dies leaves its trial, and the lock
-of it, to the next one.
+The study is in a file or a database, from which each worker takes its next trial. It holds all facts of a trial: its
+parameters, values, attempts, seconds and error. If a worker dies, its lock is released, and the next worker continues
+its trial.
 """
 
 import itertools
@@ -32,21 +32,21 @@ from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.signals import STOPPED, StoppedError
 
 LOG = "output.log"
-ATTEMPTS = 3  # a trial whose process has died so often has failed: it would take every worker with it
+ATTEMPTS = 3  # a trial whose process has died this often has failed: it could kill every worker
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep and where it lies; what a worker needs.
+    """A sweep with its folder and storage; everything that a worker needs.
 
     Attributes:
         path: The sweep file.
-        sweep: What it says.
-        folder: Folder of the sweep: `trials/<number>/` is the run folder of each.
+        sweep: Content of the sweep file.
+        folder: Folder of the sweep. The run folder of a trial is `trials/<number>/`.
         storage: Database URL or file of the study.
-        trials: How many trials there shall be.
+        trials: Number of trials.
         seed: Seed of the search.
-        extra: Arguments of every trial, behind the sweep's own.
+        extra: Arguments of every trial, after those of the sweep.
     """
 
     path: Path
@@ -61,7 +61,8 @@ class Plan:
         """Returns the study, a new one if there is none.
 
         Raises:
-            UserError: Another sweep lies there, trials of one that is lost, or what no study can be read from.
+            UserError: The storage holds another sweep or is not a readable study, or the folder has trials of a lost
+                study.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.reading():
@@ -71,10 +72,10 @@ class Plan:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Makes one error of all that Optuna and its databases raise where the study is damaged, or gone.
+        """Turns the errors of Optuna and its databases for a damaged or missing study into one.
 
         Raises:
-            UserError: It is.
+            UserError: The study is damaged or missing.
         """
         try:
             yield
@@ -84,7 +85,7 @@ class Plan:
             raise UserError(
                 f"{self.folder}: cannot be used ({error.strerror or error}). Choose another --out."
             ) from error
-        except Exception as error:  # of many classes
+        except Exception as error:  # their errors have many classes
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
                 f"{self.storage}: no study can be read there ({reason}). Restore it, or begin anew with another "
@@ -92,7 +93,7 @@ class Plan:
             ) from error
 
     def lock(self) -> Lock:
-        """Returns the lock under which the study is opened and trials are claimed, as soon as nobody else has it."""
+        """Waits for the lock under which the study is opened and trials are claimed, and returns it."""
         lock = try_lock(self.folder / "study.lock", wait=True)
         assert lock is not None
         return lock
@@ -109,7 +110,7 @@ class Plan:
         facts = [sweep.arguments, sweep.method, sweep.metric, sweep.direction, self.extra]
         identity = json.dumps([*facts, {name: repr(space) for name, space in sweep.space.items()}])
         if "identity" not in study.user_attrs:
-            if any((self.folder / "trials").glob("*")):  # they would be continued as trials of this one, and fail
+            if any((self.folder / "trials").glob("*")):  # they would be resumed as trials of this study, and fail
                 raise UserError(
                     f"{self.folder / 'trials'} holds trials that {self.storage} knows nothing of. Restore the study "
                     "that they belong to, or choose another --out."
@@ -117,7 +118,7 @@ class Plan:
             if sweep.method == "grid":
                 for parameters in sweep.grid():
                     study.enqueue_trial(parameters, skip_if_exists=True)
-            study.set_user_attr("identity", identity)  # last: a killed beginning is completed by the next
+            study.set_user_attr("identity", identity)  # last: after a kill, the next process completes it
         elif study.user_attrs["identity"] != identity:
             raise UserError(
                 f"{self.storage} holds another sweep named {sweep.name}. Give this one another `name` in {self.path} "
@@ -130,7 +131,7 @@ class Plan:
         return self.folder / "trials" / f"{number:04d}"
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[str]:
-        """Returns the arguments of a trial, without its folder. It logs to files, unless told otherwise."""
+        """Returns the arguments of a trial, without its folder. It logs to files by default."""
         options = {"trainer.logger": "true", **parameters}
         return [*self.sweep.arguments, *(f"--{name}={value}" for name, value in options.items()), *self.extra]
 
@@ -144,20 +145,20 @@ def _storage(place: str) -> BaseStorage:
 
 
 def trial_of(study: optuna.Study, number: int) -> optuna.Trial:
-    """Returns a trial of the study, to be gone on with."""
+    """Returns a trial of the study, to be continued."""
     return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
 
 def claim(plan: Plan, study: optuna.Study, skip: Collection[str] = ()) -> tuple[optuna.Trial, Lock] | None:
-    """Returns a trial to run and its lock: one that a process has left, or a new one; `None` if there is none.
+    """Returns a trial to run and its lock: an abandoned trial, or a new one; `None` if there is none.
 
-    Taking up a trial where it was, instead of failing it and beginning another, keeps its number, its folder and its
-    last checkpoint: a sweep that was interrupted ends as one that was not.
+    An abandoned trial is resumed instead of failed: it keeps its number, its folder and its last checkpoint. So an
+    interrupted sweep gives the same result as an uninterrupted one.
 
     Args:
         plan: The sweep.
-        study: Its study.
-        skip: Numbers of trials that are not taken up.
+        study: The study of the sweep.
+        skip: Numbers of trials that are not resumed.
     """
     with plan.lock():
         trials = study.get_trials(deepcopy=False)
@@ -177,16 +178,16 @@ def claim(plan: Plan, study: optuna.Study, skip: Collection[str] = ()) -> tuple[
         begun = sum(trial.state != TrialState.WAITING for trial in trials)
         if begun >= plan.trials:
             return None
-        study.sampler = plan.sweep.sampler(plan.seed + begun)  # one seed for all would give two workers the same trial
+        study.sampler = plan.sweep.sampler(plan.seed + begun)  # with one seed, two workers would draw the same trial
         trial = study.ask(plan.sweep.space)
         _clear(plan.run_folder(trial.number))
         lock = try_lock(plan.run_folder(trial.number) / "lock")
-        assert lock is not None  # nobody else knows of it
+        assert lock is not None  # no other process knows this trial
         return trial, lock
 
 
 def _complete(trial: optuna.Trial, sweep: Sweep) -> None:
-    """Draws the parameters that a trial lacks whose process died while it drew them."""
+    """Draws the missing parameters of a trial whose process died while drawing them."""
     for name, space in sweep.space.items():
         if name in trial.params:
             continue
@@ -199,7 +200,7 @@ def _complete(trial: optuna.Trial, sweep: Sweep) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Moves away what lies in the folder of a new trial: the run of one that the study has lost."""
+    """Renames the existing folder of a new trial: it holds a trial that the study has lost."""
     if folder.exists():
         earlier = (folder.with_name(f"{folder.name}.earlier-{number}") for number in itertools.count(1))
         kept = next(path for path in earlier if not path.exists())
@@ -208,11 +209,11 @@ def _clear(folder: Path) -> None:
 
 
 def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> Outcome:
-    """Runs one trial and tells the study what came out. Called with the output going to the trial's log.
+    """Runs one trial and reports its result to the study. The caller redirects the output to the trial's log.
 
     Raises:
-        StoppedError: A signal stopped it; the study is told nothing, so that the trial goes on.
-        UserError: It failed.
+        StoppedError: A signal stopped the trial. Nothing is reported, so that the trial can be resumed.
+        UserError: The trial failed.
     """
     from afclip_lightning.engine import app
     from afclip_lightning.sweep.trial import TrialCLI, TrialReport
@@ -224,10 +225,10 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> Outcome:
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
         arguments.append(f"--checkpoint={checkpoint}")
-    else:  # what a process left that died before its first checkpoint
+    else:  # files of a process that died before its first checkpoint
         (folder / "config.yaml").unlink(missing_ok=True)
     print(f"== trial {trial.number}: {shlex.join(arguments)}", flush=True)
-    sys.argv[1:] = arguments  # what Lightning reads, and what a run folder records
+    sys.argv[1:] = arguments  # Lightning reads it, and a run folder records it
     start, state = time.monotonic(), TrialState.COMPLETE
     try:
         code = app.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
@@ -248,7 +249,7 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> Outcome:
 
 
 def told(plan: Plan, study: optuna.Study, number: int, outcome: Outcome) -> str:
-    """Returns a line on what became of a trial."""
+    """Returns one line on the outcome of a trial."""
     if outcome.status == "failed":
         return f"trial {number} failed: {outcome.error}; see {plan.run_folder(number) / LOG}"
     if outcome.status == "stopped":
@@ -259,7 +260,7 @@ def told(plan: Plan, study: optuna.Study, number: int, outcome: Outcome) -> str:
 
 
 def write_table(plan: Plan, study: optuna.Study) -> str:
-    """Writes `sweep.csv` and `sweep.md`, the best trial first, and returns the latter."""
+    """Writes `sweep.csv` and `sweep.md`, the best trial first, and returns the text of `sweep.md`."""
     order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1}
     sign = -1 if plan.sweep.direction == "maximize" else 1
 

@@ -11,11 +11,11 @@ from afclip_runtime.errors import UserError
 
 
 class TrialReport(Callback):
-    """Reports a metric of each validation; the last one is the trial's value.
+    """Reports a metric after each validation. The last value is the value of the trial.
 
     Args:
         trial: The trial.
-        metric: Key of the metric, as it is logged.
+        metric: Key under which the metric is logged.
     """
 
     def __init__(self, trial: optuna.Trial, metric: str) -> None:
@@ -26,8 +26,8 @@ class TrialReport(Callback):
         """Reports the metric under the number of epochs trained, counted from 1.
 
         Raises:
-            UserError: No such metric was logged, or it is no number.
-            TrialPruned: The study gives the trial up.
+            UserError: No such metric was logged, or it is not a number.
+            TrialPruned: The study stops the trial early.
         """
         if trainer.sanity_checking:
             return
@@ -47,8 +47,8 @@ class TrialCLI(AnomalyCLI):
     """`fit` that reports to a study.
 
     Args:
-        args: Its arguments.
-        report: What reports.
+        args: Arguments of `fit`.
+        report: Callback that reports.
     """
 
     def __init__(self, args: list[str] | None, report: TrialReport) -> None:
@@ -59,7 +59,7 @@ class TrialCLI(AnomalyCLI):
         """Builds the trainer with the report.
 
         Raises:
-            UserError: It has several processes; the others would know nothing of the trial.
+            UserError: The trainer has several processes; only one of them would know the trial.
         """
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.world_size > 1:

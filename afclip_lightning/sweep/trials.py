@@ -1,4 +1,4 @@
-"""The trials of a sweep as units of work. The study is the only truth: what is known of a trial is read from it."""
+"""The trials of a sweep as units of work of the launcher. All facts of a trial are read from the study."""
 
 import contextlib
 import io
@@ -16,11 +16,11 @@ from afclip_runtime.launch import Job, Outcome, Unit
 
 
 class Trials(Job):
-    """Trials of a study, each a run of `fit` in a folder of its own.
+    """Trials of a study. Each is a run of `fit` in its own folder.
 
     Args:
-        plan: The sweep and where it lies.
-        time_limit: Seconds that a trial may take in one process.
+        plan: The sweep with its folder and storage.
+        time_limit: Time limit of a trial in one process, in seconds.
     """
 
     attempts = ATTEMPTS
@@ -34,27 +34,27 @@ class Trials(Job):
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The study, as this process has opened it."""
+        """The study, opened by this process."""
         return self.plan.study()
 
     def left(self) -> int:
-        """Returns how many trials are not finished, those that are not begun among them."""
+        """Returns the number of unfinished trials, including those that have not begun."""
         with self.plan.reading():
             trials = self.study.get_trials(deepcopy=False)
         return self.plan.trials - sum(trial.state.is_finished() for trial in trials)
 
     def start(self) -> None:
-        """Checks, once per study, that `fit` takes the sweep's options.
+        """Checks, once per study, that `fit` accepts the sweep's options.
 
         Raises:
-            UserError: It does not.
+            UserError: `fit` does not accept an option.
         """
         if not self.study.user_attrs.get("checked"):
             check_arguments(self.plan)
             self.study.set_user_attr("checked", True)
 
     def claim(self, skip: Collection[str]) -> Unit | None:
-        """Returns a trial that a process has left, or a new one; see `claim`."""
+        """Returns an abandoned trial, or a new one; see `claim`."""
         with self.plan.reading():
             claimed = claim(self.plan, self.study, skip)
         if claimed is None:
@@ -67,7 +67,7 @@ class Trials(Job):
         return self._count(unit, 1)
 
     def end(self, unit: Unit, stopped: bool) -> None:
-        """Takes an attempt back that a signal stopped; those of a finished trial stay as they are."""
+        """Subtracts an attempt that a signal stopped. The attempts of a finished trial stay as they are."""
         if stopped:
             self._count(unit, -1)
 
@@ -83,7 +83,7 @@ class Trials(Job):
         return run_trial(self.plan, self.study, unit.content)
 
     def fail(self, name: str, error: str) -> None:
-        """Tells the study that a trial has failed, unless it knows already."""
+        """Reports the failure of a trial to the study, unless it is already reported."""
         with self.plan.reading():
             if not self.study.get_trials(deepcopy=False)[int(name)].state.is_finished():
                 trial = trial_of(self.study, int(name))
@@ -92,10 +92,10 @@ class Trials(Job):
 
 
 def check_arguments(plan: Plan) -> None:
-    """Checks, before any trial is spent, that `fit` takes the sweep's options and each value of its choices.
+    """Checks, before any trial runs, that `fit` accepts the sweep's options and each value of its choices.
 
     Raises:
-        UserError: It does not; the message is that of the command line.
+        UserError: `fit` does not accept an option. The message is that of the command line.
     """
     from afclip_lightning.engine import app
 

@@ -114,12 +114,12 @@ def test_many_sets_have_a_short_folder() -> None:
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("changes", "told"), [
     (["leave_one_out=[one]"], "names one dataset; heads are trained on the others"),
-    (["leave_one_out=[one, two, one]"], "leave_one_out: 'one' stands twice"),
+    (["leave_one_out=[one, two, one]"], "leave_one_out: 'one' is listed twice"),
     (["leave_one_out=[one, two, five]"], "name the dataset 'five', which is none of one, two, three, gone"),
     (["leave_one_out=[one, gone]"], "leave_one_out: not on disk: gone (data/btad)."),
     (["leave_one_out=[]"], "transfers: is empty"),
     (["leave_one_out=[]", "transfers=[{train: [], test: [one]}]"], "transfers[0].train: is empty"),
-    (["leave_one_out=[]", "transfers=[{train: [one, one], test: [two]}]"], "'one' stands twice"),
+    (["leave_one_out=[]", "transfers=[{train: [one, one], test: [two]}]"], "'one' is listed twice"),
     (["leave_one_out=[]", "transfers=[{train: 3, test: [two]}]"], "transfers[0].train"),
     (["leave_one_out=[]", "transfers=[{train: [one, two], test: [two]}]"], "two would be trained on and tested on"),
     (["transfers=[{train: [three, two], test: [one]}]"], "transfers train twice on three, two"),

@@ -154,7 +154,7 @@ def test_a_picture_that_is_trained_on_and_tested_on_is_refused_before_anything_i
     ("old", "new", "told"),
     [
         ("shots: [0, 1]", "published: [AF-CLAP]", "did you mean 'AF-CLIP'?"),
-        (str(REPOSITORY / "experiments/published"), "nowhere", "nowhere is no folder"),
+        (str(REPOSITORY / "experiments/published"), "nowhere", "nowhere is not a folder"),
     ],
 )
 def test_what_the_tables_need_is_checked_before_anything_is_run(

@@ -154,4 +154,4 @@ def test_checkpoint_refuses_another_fusion(tmp_path: Path, small: ClipBackbone) 
 def test_the_store_refuses_it_and_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = "configs/adaclip_demo.yaml"
     assert main(["fit", f"--config={config}", f"--features.cache={tmp_path}", f"--out={tmp_path / 'run'}"]) == 2
-    assert "AdaCLIP trains layers between the backbone's blocks, so that their features change" in capsys.readouterr().err
+    assert "AdaCLIP trains layers between the backbone's blocks, so their features change" in capsys.readouterr().err
