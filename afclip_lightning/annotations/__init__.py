@@ -1,1 +1,1 @@
-"""Shapes as annotation tools draw them: what pixels they mark, how they are read and written."""
+"""Shapes of annotation tools: the pixels that they mark, reading and writing."""

@@ -1,7 +1,7 @@
-"""What a model marks on images, as annotation tools take it: there it is corrected, and imported again as a set.
+"""Exports the regions that a model marks to annotation tools, for correction and import as a set.
 
-All is exact to the pixel: Label Studio gets brushes, COCO's format run lengths. Polygons would have to be rounded, and
-have no holes in these formats.
+Everything is exact to the pixel: Label Studio gets brushes, COCO's format gets run lengths. Polygons would be rounded,
+and have no holes in these formats.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,19 +26,19 @@ CONFIG = f"""\
   </Choices>
 </View>
 """
-"""Label Studio's labelling interface for what is written here; the choice says that an image is normal."""
+"""Label Studio's labelling interface for these files. The choice marks an image as normal."""
 
 
 class MarkedRegion(msgspec.Struct):
-    """Pixels that touch each other.
+    """A connected region of pixels.
 
     Attributes:
         left: First column.
         top: First row.
-        size: Height and width of the box around it.
-        counts: Which pixels of the box, as COCO's compressed run lengths.
-        area: In pixels.
-        score: Highest value of the map in it.
+        size: Height and width of the bounding box.
+        counts: Mask within the box, as COCO's compressed run lengths.
+        area: Area in pixels.
+        score: Highest value of the map in the region.
     """
 
     left: int
@@ -49,18 +49,18 @@ class MarkedRegion(msgspec.Struct):
     score: float
 
     def mask(self) -> np.ndarray:
-        """Returns its pixels within its box, `[h, w]`, bool."""
+        """Returns the mask of the region within its box, `[h, w]`, bool."""
         return coco_to_mask({"size": self.size, "counts": self.counts}, (self.size[0], self.size[1]))
 
 
 class MarkedImage(msgspec.Struct):
-    """An image with what is marked on it.
+    """An image with its marked regions.
 
     Attributes:
-        file: Its path from the folder of all images, with `/`.
+        file: Path relative to the folder of all images, with `/`.
         size: Height and width in pixels, upright.
-        score: Of the image.
-        regions: The one with the highest score first.
+        score: Score of the image.
+        regions: Regions, the highest score first.
     """
 
     file: str
@@ -69,10 +69,10 @@ class MarkedImage(msgspec.Struct):
     regions: list[MarkedRegion]
 
     def check(self) -> None:
-        """Checks that its regions lie in it.
+        """Raises if a region does not lie in the image.
 
         Raises:
-            ValueError: One does not, or its pixels are none.
+            ValueError: A region lies outside, or its run lengths are invalid.
         """
         for region in self.regions:
             if len(self.size) != 2 or len(region.size) != 2 or min(region.left, region.top, *region.size) < 0:
@@ -86,9 +86,9 @@ def marked_image(file: str, score: float, mask: np.ndarray, anomaly_map: np.ndar
     """Returns an image with its regions, 8-connected.
 
     Args:
-        file: Its path from the folder of all images.
-        score: Of the image.
-        mask: `[H, W]`, bool: what is marked.
+        file: Path relative to the folder of all images.
+        score: Score of the image.
+        mask: Marked pixels, `[H, W]`, bool.
         anomaly_map: `[H, W]`.
     """
     count, numbers, facts, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
@@ -105,12 +105,12 @@ def marked_image(file: str, score: float, mask: np.ndarray, anomaly_map: np.ndar
 
 
 def labelstudio_task(image: MarkedImage, address: str, version: str) -> dict[str, object]:
-    """Returns a task of Label Studio with a prediction: a brush per region, with its score.
+    """Returns a task of Label Studio with a prediction: one brush per region, with its score.
 
     Args:
         image: The image.
-        address: What stands before its path in the tool.
-        version: What the tool calls the model.
+        address: Prefix of the path of the image in the tool.
+        version: Name of the model in the tool.
     """
     height, width = image.size
     results = [
@@ -137,7 +137,7 @@ def labelstudio_task(image: MarkedImage, address: str, version: str) -> dict[str
 
 
 def coco_instances(images: Sequence[MarkedImage]) -> dict[str, object]:
-    """Returns COCO's instances: an annotation per region, its mask as run lengths, with its score."""
+    """Returns COCO's instances: one annotation per region, with its mask as run lengths and its score."""
     pictures = [
         {"id": number, "file_name": image.file, "width": image.size[1], "height": image.size[0], "score": image.score}
         for number, image in enumerate(images, 1)

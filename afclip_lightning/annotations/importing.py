@@ -1,4 +1,4 @@
-"""Making a set of what an annotation tool exported: each shape is converted or named, and each image is told apart."""
+"""Converts the export of an annotation tool to a set. Every shape is converted or reported."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ from afclip_runtime.images.picture import upright
 from afclip_runtime.images.rasterise import mark
 from afclip_runtime.images.reader import read_shape
 
-NAMED = 8  # images that a message names
+NAMED = 8  # most images that a message names
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 NO_AREA = "without an area"
 NOT_FINISHED = "nobody has finished annotating them"
@@ -46,12 +46,12 @@ class Settings:
     """How a set is made.
 
     Attributes:
-        labels: What labels mean.
-        category: The category of all images; empty if `category_by` says it.
-        category_by: `folder` of the image, or `project` of the tool.
-        empty: What is done with images without a shape of which the tool does not say that they were looked at.
-        split: `test` or `train` for all, or `subset` for what the tool says.
-        line_width: Of lines that have none of their own, in pixels.
+        labels: Meaning of the labels.
+        category: Category of all images; empty if `category_by` decides.
+        category_by: Source of the category: `folder` of the image, or `project` of the tool.
+        empty: Use of images without a shape, if the tool does not say that somebody looked at them.
+        split: `test` or `train` for all images, or `subset` for the split of the tool.
+        line_width: Width of lines without a width of their own, in pixels.
     """
 
     labels: Labels
@@ -64,17 +64,17 @@ class Settings:
 
 @dataclass
 class Found:
-    """What was made of an export.
+    """The result of a conversion.
 
     Attributes:
         items: Images of the set, with their files.
-        masks: Their masks, as PNG files, by the path of the image in the set.
-        problems: A sentence on each image that is wrong.
-        left_out: Why images were left out, with the images.
-        shapes: Number of shapes by kind and by what became of them.
-        normal: Labels that mean normal, with how often they stand.
-        clipped: Shapes that reach beyond their image.
-        unmasked: Images with a defect that has no area, so that their mask is not known.
+        masks: Masks of the images as PNG files, by the path of the image in the set.
+        problems: One sentence per invalid image.
+        left_out: Images that were left out, by reason.
+        shapes: Number of shapes by kind and by outcome.
+        normal: Labels that mean normal, with their number.
+        clipped: Number of shapes that reach beyond their image.
+        unmasked: Images with a defect without area, whose mask is therefore unknown.
     """
 
     items: list[tuple[Item, Path]] = field(default_factory=list)
@@ -88,11 +88,11 @@ class Found:
 
 
 class _LeftOutError(Exception):
-    """An image is left out on purpose; the message says why."""
+    """An image is left out on purpose. The message is the reason."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that the exports of all annotation tools have in common."""
+    """Adds the options that are common to all annotation tools."""
     whole = parser.add_argument_group("images and categories")
     whole.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="folder of the images, with those below"
@@ -148,14 +148,14 @@ def _width(text: str) -> float:
 
 
 def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Export]) -> int:
-    """Makes a set of an export, prints what became of it, and returns the exit code.
+    """Converts an export to a set, prints a summary, and returns the exit code.
 
     Args:
-        options: Of the command.
+        options: Options of the command.
         read: Reads the export.
 
     Raises:
-        UserError: The export or an image is wrong, or the set cannot be written; nothing is written then.
+        UserError: The export or an image is wrong, or the set cannot be written. Nothing is written then.
     """
     normal = None if options.normal_label is None else frozenset(map(normal_form, options.normal_label))
     settings = Settings(
@@ -193,7 +193,7 @@ def convert(options: argparse.Namespace, read: Callable[[argparse.Namespace], Ex
 
 
 def interpret(export: Export, folder: ImageFolder, settings: Settings) -> Found:
-    """Returns what an export makes of the images of a folder; writes nothing."""
+    """Converts an export with the images of a folder. It writes nothing."""
     found = Found()
     seen: dict[Path, str] = {}
     left_out: set[Path] = set()
@@ -201,7 +201,7 @@ def interpret(export: Export, folder: ImageFolder, settings: Settings) -> Found:
         if image.finished is False:
             found.left_out.setdefault(NOT_FINISHED, []).append(image.names[0])
             _count_left_out(found, image)
-            with suppress(UserError):  # an image that is not used need not be there
+            with suppress(UserError):  # an unused image may be missing
                 left_out.add(folder.find(image.names))
         else:
             _add(found, image, folder, settings, seen)
@@ -216,7 +216,7 @@ def interpret(export: Export, folder: ImageFolder, settings: Settings) -> Found:
 
 
 def _add(found: Found, image: Annotated, folder: ImageFolder, settings: Settings, seen: dict[Path, str]) -> None:
-    """Adds an image, or why it is left out or wrong, and counts its shapes."""
+    """Adds an image, or the reason why it is left out or wrong, and counts its shapes."""
     judged = judge(image, settings.labels)
     try:
         path = folder.find(image.names)
@@ -299,13 +299,13 @@ def _item(
 
 
 def _frame(image: Annotated, shape: tuple[int, int], orientation: int) -> tuple[tuple[int, int], int]:
-    """Returns height and width that the shapes were drawn on, and how a mask of that is turned upright.
+    """Returns height and width of the image on which shapes were drawn, and the EXIF orientation to apply to its mask.
 
-    Browsers and most tools turn images as EXIF says, so shapes are taken to lie on the upright image. Where the export
-    has the size of the image as it lies in the file, they were drawn on that.
+    Browsers and most tools apply the EXIF orientation, so shapes are assumed to lie on the upright image. If the export
+    states the size of the image without its orientation, they lie on that image.
 
     Raises:
-        DatasetError: The export has another size than the image.
+        DatasetError: The export states another size than that of the image.
     """
     if image.size is None or image.size[::-1] == shape:
         return shape, 1
@@ -331,10 +331,10 @@ def _category(image: Annotated, relative: PurePosixPath, settings: Settings) -> 
 
 
 def _mask(defects: Sequence[Shape], shape: tuple[int, int], line_width: float) -> tuple[np.ndarray, int]:
-    """Returns what shapes mark together, `[H, W]`, bool, and how many of them reach beyond the image.
+    """Returns the union of shapes, `[H, W]`, bool, and how many of them reach beyond the image.
 
     Raises:
-        DatasetError: One marks nothing, or cannot be decoded.
+        DatasetError: A shape marks nothing, or cannot be decoded.
     """
     mask, clipped = np.zeros(shape, bool), 0
     for number, defect in enumerate(defects, 1):
@@ -357,7 +357,7 @@ def write(out: Path, found: Found, how: Placing) -> int:
     """Writes the set, the listing last, and returns how many images were copied.
 
     Raises:
-        UserError: Something else is there already, or the place cannot be written.
+        UserError: Other files exist there, or the folder cannot be written.
     """
     items = [item for item, _ in found.items]
     copied = 0
@@ -371,7 +371,7 @@ def write(out: Path, found: Found, how: Placing) -> int:
 
 
 def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
-    """Yields lines on what became of the shapes and of the images."""
+    """Yields the lines of the summary of shapes and images."""
     total = sum(found.shapes.values())
     yield f"Shapes and tags in the export: {total}"
     for kind in sorted({kind for kind, _ in found.shapes}):

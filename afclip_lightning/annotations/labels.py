@@ -1,4 +1,4 @@
-"""What the labels of an annotated image mean: normal, anomalous and with which defects, or not known."""
+"""The meaning of the labels of an annotated image: normal, anomalous with defect types, or unknown."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,45 +12,45 @@ Meaning = Literal["defect", "normal", "ignored"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels mean.
+    """The meaning of labels.
 
     Args:
-        normal: Labels that say that an image is normal; `None` for those whose name says so (`good`, `OK`).
-        ignored: Labels that say nothing: outlines of the product, notes.
+        normal: Labels that mean normal. `None` for the usual names (`good`, `OK`).
+        ignored: Labels without a meaning for defects, such as outlines of the product or notes.
     """
 
     normal: frozenset[str] | None = None
     ignored: frozenset[str] = frozenset()
 
     def meaning(self, labels: Collection[str]) -> Meaning:
-        """Returns what a shape or a tag with these labels means: a defect, unless each of them says otherwise.
+        """Returns the meaning of a shape or tag with these labels: a defect, unless each label means something else.
 
-        What has no label at all is a defect: somebody drew it.
+        A shape without a label is a defect, because somebody drew it.
         """
         told = {self.of(label) for label in labels} - {"ignored"} if labels else {"defect"}
         return "defect" if "defect" in told else "normal" if told else "ignored"
 
     def of(self, label: str) -> Meaning:
-        """Returns what a single label means."""
+        """Returns the meaning of a single label."""
         if normal_form(label) in self.ignored:
             return "ignored"
         says_normal = means_normal(label) if self.normal is None else normal_form(label) in self.normal
         return "normal" if says_normal else "defect"
 
     def defect_types(self, labels: Collection[str]) -> list[str]:
-        """Returns those of the labels that name a defect, sorted."""
+        """Returns the labels that name a defect, sorted."""
         return sorted({normal_form(label) for label in labels if self.of(label) == "defect"})
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What an annotated image is.
+    """The verdict on an annotated image.
 
     Attributes:
-        label: 1 = anomalous, 0 = normal; `None` if nothing says so.
-        defects: The shapes that mark defects.
-        defect_type: Names of its defects, sorted, with `+` between; empty where it has none, or none with a name.
-        contradicts: What says that it is normal although it has a defect; empty if nothing does.
+        label: 1 = anomalous, 0 = normal; `None` if unknown.
+        defects: Shapes that mark defects.
+        defect_type: Names of the defects, sorted and joined by `+`; empty without a named defect.
+        contradicts: Tag that says normal although the image has a defect; empty if there is none.
     """
 
     label: int | None
@@ -60,10 +60,10 @@ class Judged:
 
 
 def judge(image: Annotated, labels: Labels) -> Judged:
-    """Returns what an image is, by its shapes and tags.
+    """Returns the verdict on an image from its shapes and tags.
 
-    A defect makes it anomalous, whether drawn or only named by a tag. Without one it is normal if a shape or tag says
-    so, or if the tool says that somebody looked at it and was done.
+    A defect makes it anomalous, whether drawn or only named by a tag. Without a defect it is normal if a shape or tag
+    says so, or if the tool says that its annotation is finished.
     """
     defects = tuple(shape for shape in image.shapes if labels.meaning(shape.labels) == "defect")
     tags = [tag for tag in image.tags if labels.meaning([tag]) == "defect"]

@@ -1,4 +1,4 @@
-"""Which file of a folder an export means by a path: tools add prefixes, drop folders, and name what is elsewhere."""
+"""Finds the image file for a path in an export: tools add prefixes, drop folders, and name paths of other machines."""
 
 import re
 from collections import defaultdict
@@ -9,22 +9,22 @@ from afclip_lightning.data.names import normal_form
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.images.find import IMAGE_SUFFIXES, walk_images
 
-UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio writes before the name of a file that is uploaded to it
+UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio's prefix of the names of uploaded files
 
 
 class ImageFolder:
-    """The images of a folder and of those below it, found by the paths that an export has.
+    """The images of a folder and its subfolders, found by the paths of an export.
 
     Args:
         root: The folder.
-        leave_out: Folders that are not looked into.
+        leave_out: Folders that are not searched.
 
     Attributes:
         root: The folder.
-        images: Its images, sorted by path.
+        images: Images of the folder, sorted by path.
 
     Raises:
-        UserError: It is no folder, has no image, or cannot be listed.
+        UserError: The path is not a folder, or the folder has no image or cannot be listed.
     """
 
     def __init__(self, root: Path, leave_out: Sequence[Path] = ()) -> None:
@@ -39,17 +39,17 @@ class ImageFolder:
             self._by_name[normal_form(image.name)].append(image)
 
     def find(self, names: Sequence[str]) -> Path:
-        """Returns the image that one of the paths of an export means, the first that means any.
+        """Returns the image for the first path that matches a file.
 
-        A path means the file at that very path in the folder; else the only file whose path in the folder ends with it,
-        or ends it; else the one that it would mean without the prefix of an upload to Label Studio. No file outside of
-        the folder is ever looked at.
+        A path matches the file at exactly this path in the folder; otherwise the only file whose path ends with it, or
+        is its end; otherwise the file that matches without Label Studio's upload prefix. Files outside the folder are
+        never considered.
 
         Args:
             names: Paths in the export, the likeliest first.
 
         Raises:
-            UserError: A path leads out of the folder, it means several files, or there is none.
+            UserError: A path leads out of the folder, several files match, or none does.
         """
         for name in (*names, *_without_prefix(names)):
             parts = tuple(part for part in PurePosixPath(normal_form(name).replace("\\", "/")).parts if part != "/")
@@ -69,7 +69,7 @@ class ImageFolder:
         raise DatasetError(f"there is no image {names[0][:200]!r} in {self.root}. Restore it, or mend --images")
 
     def relative(self, image: Path) -> PurePosixPath:
-        """Returns the path of an image from the folder."""
+        """Returns the path of an image relative to the folder."""
         return PurePosixPath(image.relative_to(self.root).as_posix())
 
     def _parts(self, image: Path) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class ImageFolder:
 
 
 def _without_prefix(names: Sequence[str]) -> list[str]:
-    """Returns the paths of files that were uploaded to Label Studio as they were called before."""
+    """Returns the paths of files that were uploaded to Label Studio, without its prefix."""
     split = [name.rpartition("/") for name in names]
     return [folder + slash + UPLOAD.sub("", name, count=1) for folder, slash, name in split if UPLOAD.match(name)]
 

@@ -1,4 +1,4 @@
-"""What readers of exports share."""
+"""Functions shared by readers of exports."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from afclip_lightning.annotations.writing import sets_below
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.images.find import walk_folders
 
-EXPORT_LIMIT = 2**30  # bytes of an export: masks of thousands of images are text in it
+EXPORT_LIMIT = 2**30  # bytes of an export: it may hold masks of thousands of images as text
 
 
 def export_file(path: Path, suffix: str) -> Path:
     """Returns the file of an export.
 
     Raises:
-        UserError: It is a folder, or packed.
+        UserError: The path is a folder or a packed file.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name the export's {suffix} file.")
@@ -23,10 +23,10 @@ def export_file(path: Path, suffix: str) -> Path:
 
 
 def json_files(folder: Path) -> list[Path]:
-    """Returns the JSON files below a folder but hidden ones and those of sets that were written there, sorted by path.
+    """Returns the JSON files below a folder, sorted by path, without hidden ones and those of sets written there.
 
     Raises:
-        UserError: There is none, a folder cannot be listed, or a link leads nowhere or back.
+        UserError: There is no such file, a folder cannot be listed, or a link is broken or circular.
     """
     folders = walk_folders(folder, sets_below(folder))
     found = sorted(path for inner in folders for path in inner.glob("*.json") if not path.name.startswith("."))
@@ -36,5 +36,5 @@ def json_files(folder: Path) -> list[Path]:
 
 
 def refusing(what: str, remedy: str) -> DatasetError:
-    """Returns the error of an export that is not as it must be."""
+    """Returns the error for an invalid export."""
     return DatasetError(f"{what}. {remedy}")

@@ -1,7 +1,7 @@
-"""Masks as run lengths, in the three forms that annotation tools write, and as PNG inside JSON.
+"""Masks as run lengths, in the three forms of annotation tools, and as PNG inside JSON.
 
-Each decoder returns `[H, W]`, bool, and raises `ValueError` for what is no mask of that size; none allocates more than
-the size that it is asked for.
+Each decoder returns `[H, W]`, bool, and raises `ValueError` if the input is not a mask of that size. No decoder
+allocates more than the expected size.
 """
 
 import base64
@@ -17,21 +17,21 @@ import numpy as np
 from afclip_runtime.errors import DatasetError
 from afclip_runtime.images.limits import check_size
 
-RUN_SIZES = (3, 4, 8, 16)  # bits of a run's length that Label Studio's own writer uses
-MOST_PACKED = 2**28  # bytes that a compressed picture inside JSON may unpack to
+RUN_SIZES = (3, 4, 8, 16)  # bits of a run length in Label Studio's own writer
+MOST_PACKED = 2**28  # most bytes of an unpacked picture inside JSON
 
 
 def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int, by_columns: bool) -> np.ndarray:
-    """Returns the mask of run lengths, the first of what is not marked.
+    """Returns the mask of run lengths, whose first run is unmarked.
 
     Args:
-        counts: Lengths of runs, not marked and marked in turns.
-        height: Of the mask.
-        width: Of the mask.
-        by_columns: Whether runs go down the columns, as COCO's do, or along the rows, as CVAT's.
+        counts: Lengths of runs, unmarked and marked in turn.
+        height: Height of the mask.
+        width: Width of the mask.
+        by_columns: Whether runs go down the columns, as in COCO, or along the rows, as in CVAT.
 
     Raises:
-        ValueError: The lengths are no whole numbers from 0 on, or do not add up to the size.
+        ValueError: The lengths are not whole numbers from 0 on, or do not add up to the size.
     """
     check_size("the mask", width, height)
     lengths = np.asarray(counts)
@@ -47,11 +47,11 @@ def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int, by
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part of an image lies.
+    """The position of a part of an image.
 
     Attributes:
-        left: Its first column.
-        top: Its first row.
+        left: First column of the part.
+        top: First row of the part.
         shape: Height and width of the image.
     """
 
@@ -61,12 +61,12 @@ class Place:
 
 
 def mask_to_runs(mask: np.ndarray, by_columns: bool, place: Place | None = None) -> list[int]:
-    """Returns the run lengths of a mask, the first of what is not marked; see `runs_to_mask`.
+    """Returns the run lengths of a mask; the first run is unmarked. See `runs_to_mask`.
 
     Args:
         mask: `[h, w]`, bool.
         by_columns: Whether runs go down the columns.
-        place: Where it lies, if it is a part of an image; nothing is marked around it then.
+        place: Position of the mask, if it is a part of an image. The rest of the image is unmarked.
     """
     whole = place or Place(0, 0, (mask.shape[0], mask.shape[1]))
     (height, width), left, top = whole.shape, whole.left, whole.top
@@ -86,10 +86,10 @@ def coco_to_mask(value: Any, shape: tuple[int, int]) -> np.ndarray:
 
     Args:
         value: `{"size": [height, width], "counts": text or a list}`.
-        shape: Height and width of the image, which must be the mask's.
+        shape: Height and width of the image, which the mask must have.
 
     Raises:
-        ValueError: It is no such mask.
+        ValueError: The value is not such a mask.
     """
     size, counts = (value.get("size"), value.get("counts")) if isinstance(value, dict) else (None, None)
     if not isinstance(size, list) or [type(side) for side in size] != [int, int] or not counts:
@@ -106,9 +106,9 @@ def mask_to_coco(mask: np.ndarray, place: Place | None = None) -> dict[str, Any]
     return {"size": list(size), "counts": _to_text(mask_to_runs(mask, by_columns=True, place=place))}
 
 
-# Own lines, as pycocotools 2.0.11 fills a mask whose text is too short with whatever is in the memory. Five bits per
-# character, the lowest first, with a sixth that says whether more follow; numbers from the fourth on are differences to
-# the one before the last.
+# Own code, because pycocotools 2.0.11 fills a mask whose text is too short with uninitialised memory. A character has
+# five bits, the lowest first, and a sixth that says whether more follow. From the fourth number on, numbers are
+# differences from the last but one.
 
 
 def _from_text(text: str) -> list[int]:
@@ -121,7 +121,7 @@ def _from_text(text: str) -> list[int]:
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:
-            value -= (digit & 16) << (shift - 4)  # a negative one
+            value -= (digit & 16) << (shift - 4)  # a negative number
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
     if shift:
@@ -143,19 +143,20 @@ def _to_text(lengths: Sequence[int]) -> str:
 
 
 def brush_to_mask(numbers: Any, height: int, width: int) -> np.ndarray:
-    """Returns the mask of Label Studio's brush: a stream of bits that holds red, green, blue and alpha of each pixel.
+    """Returns the mask of Label Studio's brush: a bit stream with red, green, blue and alpha of each pixel.
 
-    A pixel is marked if its alpha is not 0. The stream, of the library `rle-pack`: 32 bits, how many values; 5 bits,
-    bits of a value less 1; four times 4 bits, bits of a length less 1. Then packets: 1 bit, whether one value is
-    repeated; 2 bits, which of the four; a length less 1; the value, or as many values.
+    A pixel is marked if its alpha is not 0. The stream of the library `rle-pack` begins with the number of values (32
+    bits), the bits per value less 1 (5 bits), and four sizes of lengths in bits, less 1 (4 bits each). Packets follow:
+    1 bit, whether one value is repeated; 2 bits, which of the four sizes; a length less 1; the value, or as many
+    values.
 
     Args:
         numbers: The bytes, as a list of numbers.
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
 
     Raises:
-        ValueError: It is no such stream, is cut off, or is of another size.
+        ValueError: The stream is invalid or truncated, or has another size.
     """
     check_size("the mask", width, height)
     try:
@@ -210,14 +211,14 @@ def mask_to_brush(mask: np.ndarray, place: Place | None = None) -> list[int]:
 
 
 def png_to_mask(text: Any, packed: bool = False) -> np.ndarray:
-    """Returns the mask of a picture in base64: where it is not transparent, or, without transparency, not black.
+    """Returns the mask of a picture in base64: its opaque pixels, or without transparency, those that are not black.
 
     Args:
-        text: The picture, or a `data:` URL of one.
-        packed: Whether it may be packed by zlib once more, as Supervisely does.
+        text: The picture, or its `data:` URL.
+        packed: Whether zlib may have packed it once more, as in Supervisely.
 
     Raises:
-        ValueError: It is no picture, or a large one.
+        ValueError: The text is not a picture, or the picture is too large.
     """
     if not isinstance(text, str):
         raise ValueError("its picture is no text")
@@ -268,7 +269,7 @@ def whole_numbers(text: str, separators: str = ",") -> list[int]:
     """Returns the numbers of a text such as `3, 4, 5`.
 
     Raises:
-        ValueError: Something in it is no whole number of at most 18 digits.
+        ValueError: A part is not a whole number of at most 18 digits.
     """
     parts: Iterable[str] = [text]
     for separator in separators:

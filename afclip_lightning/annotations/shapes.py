@@ -1,4 +1,4 @@
-"""What annotation tools export, in one form: shapes with labels, images with shapes."""
+"""The common form of all exports: shapes with labels, images with shapes."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,12 @@ from afclip_runtime.images.shapes import Area
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """Something that somebody drew on an image.
+    """A shape that somebody drew on an image.
 
     Attributes:
-        kind: What the tool calls it, for counts and messages (`polygon`).
-        labels: What it is labelled as; none where the tool has none.
-        area: What it marks; `None` of a kind that has no area.
+        kind: Name of the kind in the tool, for counts and messages (`polygon`).
+        labels: Labels of the shape, if any.
+        area: Marked area; `None` for a kind without area.
     """
 
     kind: str
@@ -25,15 +25,15 @@ class Annotated:
     """An image as an export describes it.
 
     Attributes:
-        where: Place in the export, as a message begins.
-        names: Paths of the image as the export has them, the likeliest first.
-        size: Width and height that the shapes were drawn on, in pixels; `None` where the export does not say.
-        shapes: What was drawn.
+        where: Place in the export, the beginning of a message.
+        names: Paths of the image in the export, the likeliest first.
+        size: Width and height of the annotated image, in pixels; `None` if the export does not state it.
+        shapes: Shapes on the image.
         tags: Labels of the whole image.
-        finished: Whether somebody looked at it and was done; `None` where the tool does not say.
-        project: What the tool keeps it in (a project, a task, a dataset), where it says.
-        subset: Its split in the tool, where there is one.
-        problem: What is wrong with a shape of it; empty if nothing is.
+        finished: Whether the annotation of the image is finished; `None` if the tool does not say.
+        project: Project, task or dataset of the image in the tool, if stated.
+        subset: Split of the image in the tool, if any.
+        problem: Problem of one of its shapes; empty if there is none.
     """
 
     where: str
@@ -49,15 +49,15 @@ class Annotated:
 
 @dataclass
 class Export:
-    """What a tool exported.
+    """The export of a tool.
 
     Attributes:
-        images: Its images.
-        remarks: Sentences on what was left out of it, for the user.
-        unlisted: Whether images that it does not name are ones without a shape, as of a tool that writes a file per
-            image; else they are no part of it.
-        nothing: Kinds of things that say nothing of defects, with their numbers: texts, ratings, relations.
-        labels: Labels that could be given, whether or not something bears them; none where the tool does not say.
+        images: Images of the export.
+        remarks: Notes for the user on parts that were left out, one sentence each.
+        unlisted: Whether images that it does not name count as images without a shape, as for a tool that writes one
+            file per image. Otherwise they do not belong to it.
+        nothing: Number of elements without a meaning for defects, by kind: texts, ratings, relations.
+        labels: Labels of the project, used or not; none if the tool does not list them.
     """
 
     images: list[Annotated] = field(default_factory=list)

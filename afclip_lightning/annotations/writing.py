@@ -1,11 +1,11 @@
-"""Writing a set of one's own: images, masks and the listing that names them, as `Listing` reads it without options.
+"""Writes a set: images, masks and their listing, which `Listing` reads without options.
 
 The layout is `images/`, where each image keeps its path, `masks/` with the same paths, and `meta.json` as AnomalyCLIP's
-scripts write it. MVTec AD's folders would not do: they have no place for an image that is anomalous and whose mask is
-not known, for one with several defects, nor for two images that differ in their suffix only; and the code of other
-methods reads `meta.json`.
+scripts write it. The code of other methods also reads `meta.json`. MVTec AD's layout has no place for an anomalous
+image with an unknown mask, for an image with several defects, or for two images that differ in their suffix only.
 
-Nothing that is there is overwritten: what is equal stays, and what differs is an error. So a stopped run goes on.
+Existing files are never overwritten. An equal file stays, and a different file is an error. So a stopped run can
+resume.
 """
 
 import filecmp
@@ -21,8 +21,8 @@ from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.files import atomic_path, read_bytes
 
 IMAGES, MASKS, LISTING = "images", "masks", "meta.json"
-BEGINNING = b'{\n  "train": {'  # of the listing, as it is written here
-MOST_BYTES = 2**31  # of a file that is compared
+BEGINNING = b'{\n  "train": {'  # first lines of a listing that this module writes
+MOST_BYTES = 2**31  # size limit of a file that is compared
 
 Placing = Literal["link", "copy"]
 
@@ -32,12 +32,12 @@ class Item:
     """An image of the set.
 
     Attributes:
-        category: Its category.
+        category: Category of the image.
         split: `train` or `test`.
-        image: Its path below `images/`.
+        image: Path below `images/`.
         label: 1 = anomalous, 0 = normal.
-        has_mask: Whether its mask lies at the same path below `masks/`, with `.png` after it.
-        defect_type: What is wrong with it.
+        has_mask: Whether it has a mask at the same path below `masks/`, with `.png` appended.
+        defect_type: Defect types of the image.
     """
 
     category: str
@@ -54,7 +54,7 @@ class Item:
 
 
 def sets_below(folder: Path) -> list[Path]:
-    """Returns the folders below a folder that hold a set of this program: its images and masks are nobody's photos.
+    """Returns the folders below a folder that hold a set of this program, so that its files are not used as input.
 
     Raises:
         UserError: A listing cannot be read.
@@ -65,12 +65,13 @@ def sets_below(folder: Path) -> list[Path]:
 
 
 def place_image(source: Path, target: Path, how: Placing) -> bool:
-    """Puts an image into the set: as a hard link, which takes no space, or as a copy; returns whether it was copied.
+    """Puts an image into the set as a hard link or a copy, and returns whether it was copied.
 
-    Where a file system has no hard links, or the set lies on another one, it is copied.
+    A hard link takes no space. If the file system has no hard links, or the set lies on another file system, the image
+    is copied.
 
     Raises:
-        UserError: Another file is there already, or the place cannot be written.
+        UserError: Another file exists there, or the file cannot be written.
     """
     if os.path.lexists(target):
         if not target.is_file() or not (os.path.samefile(source, target) or filecmp.cmp(source, target, shallow=False)):
@@ -86,10 +87,10 @@ def place_image(source: Path, target: Path, how: Placing) -> bool:
 
 
 def write_new(target: Path, content: bytes) -> None:
-    """Writes a file of the set, unless it is there already.
+    """Writes a file of the set, unless it exists already.
 
     Raises:
-        UserError: A file with another content is there, or the place cannot be written.
+        UserError: A file with other contents exists, or the file cannot be written.
     """
     if os.path.lexists(target):
         if not target.is_file() or read_bytes(target, limit=MOST_BYTES) != content:
@@ -100,7 +101,7 @@ def write_new(target: Path, content: bytes) -> None:
 
 
 def listing_of(items: Iterable[Item]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Returns the content of `meta.json`: images by split and category, with paths from the set's folder."""
+    """Returns the content of `meta.json`: images by split and category, with paths relative to the set's folder."""
     content: dict[str, dict[str, list[dict[str, Any]]]] = {"train": {}, "test": {}}
     for item in sorted(items, key=lambda item: (item.category, str(item.image))):
         content[item.split].setdefault(item.category, []).append(
@@ -116,10 +117,10 @@ def listing_of(items: Iterable[Item]) -> dict[str, dict[str, list[dict[str, Any]
 
 
 def check_read_back(folder: Path, items: Iterable[Item]) -> None:
-    """Checks that `Listing` reads the set as it was meant.
+    """Raises if `Listing` does not read the set as intended.
 
     Raises:
-        DatasetError: It does not.
+        DatasetError: `Listing` reads other images.
     """
     from afclip_lightning.datasets.listing import Listing
 

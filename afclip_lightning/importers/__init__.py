@@ -1,1 +1,1 @@
-"""The kinds of export that `datasets import` reads: what `--from` may name, one file each."""
+"""The export formats that `datasets import --from` reads, one module each."""

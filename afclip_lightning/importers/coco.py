@@ -27,7 +27,7 @@ class Category(msgspec.Struct):
 
 
 class Image(msgspec.Struct):
-    """An image; its size is needed by no shape."""
+    """An image. No shape needs its size."""
 
     id: int | str
     file_name: str
@@ -36,7 +36,7 @@ class Image(msgspec.Struct):
 
 
 class Annotation(msgspec.Struct):
-    """A shape of an image. A box of CVAT may be turned: `attributes.rotation`, in degrees, about its centre."""
+    """A shape of an image. A box of CVAT may be rotated: `attributes.rotation`, in degrees, about its centre."""
 
     image_id: int | str
     category_id: int | None = None
@@ -47,7 +47,7 @@ class Annotation(msgspec.Struct):
 
 
 class Instances(msgspec.Struct):
-    """What of COCO's format is read."""
+    """The part of COCO's format that is read."""
 
     images: list[Image]
     annotations: list[Annotation] = []
@@ -55,15 +55,17 @@ class Instances(msgspec.Struct):
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Makes a set of the export, and returns the exit code."""
+    """Converts the export to a set, and returns the exit code."""
     return make(options, lambda options: read(options.file))
 
 
 def read(path: Path) -> Export:
-    """Returns what a file of COCO's instances holds. COCO does not say whether an image without a shape was looked at.
+    """Returns the contents of a file of COCO's instances.
+
+    COCO does not say whether somebody looked at an image without a shape.
 
     Raises:
-        UserError: It is no such file, or a shape is none.
+        UserError: The file has another format, or a shape is invalid.
     """
     content = read_json(export_file(path, ".json"), Instances, remedy=REMEDY, limit=EXPORT_LIMIT)
     names = {category.id: category.name for category in content.categories}
@@ -100,10 +102,10 @@ def read(path: Path) -> Export:
 
 
 def _area(annotation: Annotation, size: tuple[int | None, int | None]) -> tuple[str, Area | None]:
-    """Returns what kind of shape an annotation is, and its area.
+    """Returns the kind of an annotation's shape, and its area.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The shape is invalid.
     """
     drawn = annotation.segmentation
     if isinstance(drawn, list) and drawn:
@@ -119,7 +121,7 @@ def _area(annotation: Annotation, size: tuple[int | None, int | None]) -> tuple[
         raise ValueError(f"its segmentation is neither polygons nor run lengths: {str(drawn)[:60]!r}")
     if annotation.bbox:
         if len(annotation.bbox) != 4 or min(annotation.bbox[2:]) < 0:
-            raise ValueError(f"its bbox is no x, y, width, height: {annotation.bbox}")
+            raise ValueError(f"its bbox is not x, y, width, height: {annotation.bbox}")
         angle = annotation.attributes.get("rotation", 0.0)
         return "box", rectangle(annotation.bbox, angle if isinstance(angle, (int, float)) else 0.0)
     return ("keypoints" if annotation.keypoints else "annotation without a shape"), None

@@ -1,8 +1,8 @@
-"""The command `datasets import`: one's own data, from what another program wrote, as a set that is read here.
+"""The command `datasets import`: converts the export of another program to a set that this package reads.
 
-A kind of export is a module of this folder with two functions, found by its file and named in no other place:
+Each kind of export is a module of this folder with two functions. It is found by its file name and registered nowhere:
 
-- `add_options(parser)` adds the options of the kind, beside `FILE`, `--from` and `--out`.
+- `add_options(parser)` adds the options of the kind to `FILE`, `--from` and `--out`.
 - `convert(options)` does the work and returns the exit code.
 
 Its line in the help is the first line of its docstring, after the colon.
@@ -20,7 +20,7 @@ from afclip_runtime.errors import PROGRAM, UserError
 
 
 def kinds() -> dict[str, str]:
-    """Returns what each kind of export is, by name. Their modules are read, and not imported."""
+    """Returns a description of each kind of export by name. Their modules are read, not imported."""
     package = afclip_lightning.importers
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
     found = ((name, described(package.__name__, name, "convert")) for name in names)
@@ -31,18 +31,18 @@ def run(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> int:
     """Runs the command and returns its exit code.
 
     Args:
-        args: What follows `datasets import`.
-        make_parser: The parser of commands.
+        args: Arguments after `datasets import`.
+        make_parser: Parser class of the commands.
 
     Raises:
-        UserError: An export, an image or the place of the output is not as it must be.
+        UserError: The export, an image or the output folder is invalid.
     """
     options = parser(args, make_parser).parse_args(args)
     try:
         code: int = importlib.import_module(f"{afclip_lightning.importers.__name__}.{options.kind}").convert(options)
     except BrokenPipeError:
-        raise  # the command line ends without a word
-    except OSError as error:  # a file or folder that may not be read
+        raise  # the command line ends without a message
+    except OSError as error:  # a file or folder without permission to read
         raise UserError(error) from error
     return code
 
@@ -53,9 +53,9 @@ def parser(args: Sequence[str], make_parser: type[argparse.ArgumentParser]) -> a
     width = max(map(len, known), default=0)
     table = "\n".join(f"  {name:{width}}  {line}" for name, line in known.items())
     description = f"""\
-Writes what another program exported as a set that is read here: --data Listing --data.root SET
-(of volumes: --data Volumes).
-Nothing that is there is overwritten, and a run that was stopped goes on where it was.
+Converts the export of another program to a set, for --data Listing --data.root SET
+(volumes: for --data Volumes).
+Existing files are never overwritten. A stopped run resumes.
 
 Kinds of --from; --from KIND --help lists the options of each:
 {table}

@@ -29,18 +29,19 @@ MOST_SIDE = 10**6
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Makes a set of the export, and returns the exit code."""
+    """Converts the export to a set, and returns the exit code."""
     return make(options, lambda options: read(options.file))
 
 
 def read(path: Path) -> Export:
-    """Returns what an export of CVAT for images holds. It does not say whether an image without a shape was looked at.
+    """Returns the contents of an export of CVAT for images.
 
-    Occluded shapes count; what is `outside` of its frame is hidden there, and does not. The order in depth (`z_order`)
-    says nothing of defects: what any shape marks is marked.
+    It does not say whether somebody looked at an image without a shape. Occluded shapes count. Shapes that are
+    `outside` of their frame are hidden there and do not count. The order in depth (`z_order`) does not matter: the
+    union of all shapes is marked.
 
     Raises:
-        UserError: It is no such export, or a shape is none.
+        UserError: The export has another format, or a shape is invalid.
     """
     path = path / IN_ZIP if (path / IN_ZIP).is_file() else path
     if path.is_dir():
@@ -155,4 +156,4 @@ AREAS: dict[str, Callable[["Element"], Area]] = {
     "ellipse": _ellipse,
     "mask": _mask,
 }
-"""What is made of elements; others (points, cuboid, skeleton) have no area."""
+"""Converters of elements by tag. Other elements (points, cuboid, skeleton) have no area."""

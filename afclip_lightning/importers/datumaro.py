@@ -20,7 +20,7 @@ ANNOTATIONS = "annotations"  # the folder of the files
 
 
 class Name(msgspec.Struct):
-    """A label; its number is its place."""
+    """A label. Its number is its position."""
 
     name: str
 
@@ -32,7 +32,7 @@ class Names(msgspec.Struct):
 
 
 class Categories(msgspec.Struct):
-    """What is known of labels; more than the names is not read."""
+    """The labels. Only their names are read."""
 
     label: Names = msgspec.field(default_factory=Names)
 
@@ -45,7 +45,7 @@ class Image(msgspec.Struct):
 
 
 class Drawn(msgspec.Struct):
-    """An annotation; what of it is there depends on its type."""
+    """An annotation. Its fields depend on its type."""
 
     type: str
     label_id: int | None = None
@@ -55,7 +55,7 @@ class Drawn(msgspec.Struct):
 
 
 class Item(msgspec.Struct):
-    """An image, or something that is none."""
+    """An image or another item."""
 
     id: str
     annotations: list[Drawn] = []
@@ -70,18 +70,18 @@ class Subset(msgspec.Struct):
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Makes a set of the dataset, and returns the exit code."""
+    """Converts the dataset to a set, and returns the exit code."""
     return make(options, lambda options: read(options.file))
 
 
 def read(path: Path) -> Export:
-    """Returns what a dataset holds. It does not say whether an image without a shape was looked at.
+    """Returns the contents of a dataset. It does not say whether somebody looked at an image without a shape.
 
     Args:
-        path: A file of a subset, or a folder with such files in its folder `annotations` or directly.
+        path: File of a subset, or a folder with such files, directly or in its folder `annotations`.
 
     Raises:
-        UserError: A file cannot be read, or an annotation is none.
+        UserError: A file cannot be read, or an annotation is invalid.
     """
     folder = path / ANNOTATIONS if (path / ANNOTATIONS).is_dir() else path
     export = Export()
@@ -121,7 +121,7 @@ def _read_subset(path: Path, export: Export) -> None:
                 problem = problem or f"annotation {number} ({drawn.type}): {error}. {REMEDY}"
                 continue
             shapes.append(Shape(drawn.type, labels, area))
-        named = item.image.path or f"{item.id}.jpg"  # as Datumaro takes it
+        named = item.image.path or f"{item.id}.jpg"  # Datumaro's default
         frame = (size[1], size[0]) if size else None
         export.images.append(
             Annotated(where, (named,), frame, tuple(shapes), tuple(tags), subset=path.stem, problem=problem)
@@ -129,14 +129,14 @@ def _read_subset(path: Path, export: Export) -> None:
 
 
 def _area(drawn: Drawn, size: list[int] | None) -> Area | None:
-    """Returns the area of an annotation; `None` of one that has none.
+    """Returns the area of an annotation; `None` if its type has none.
 
     Raises:
-        ValueError: It is not as its type must be.
+        ValueError: The annotation is invalid for its type.
     """
     if drawn.type == "bbox":
         if drawn.bbox is None or len(drawn.bbox) != 4 or min(drawn.bbox[2:]) < 0:
-            raise ValueError(f"its bbox is no x, y, width, height: {drawn.bbox}")
+            raise ValueError(f"its bbox is not x, y, width, height: {drawn.bbox}")
         return rectangle(drawn.bbox)
     if drawn.type == "mask":
         own = (drawn.rle or {}).get("size")

@@ -1,4 +1,4 @@
-"""labelme: LabelMe's .json files, one or a folder of them: polygons, circles, turned rectangles, lines, masks."""
+"""labelme: LabelMe's .json files, one or a folder of them: polygons, circles, rotated rectangles, lines, masks."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ REMEDY = "Save it in LabelMe again."
 
 
 class Drawn(msgspec.Struct):
-    """A shape; `mask` is a picture in base64."""
+    """A shape. `mask` is a picture in base64."""
 
     label: str
     points: list[list[float]]
@@ -30,7 +30,7 @@ class Drawn(msgspec.Struct):
 
 
 class LabelFile(msgspec.Struct):
-    """What of a file is read; the picture that it may hold, `imageData`, is not."""
+    """The part of a file that is read. An embedded picture (`imageData`) is not read."""
 
     shapes: list[Drawn]
     image_path: str = msgspec.field(name="imagePath")
@@ -40,19 +40,22 @@ class LabelFile(msgspec.Struct):
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Makes a set of the files, and returns the exit code."""
+    """Converts the files to a set, and returns the exit code."""
     return make(options, lambda options: read(options.file, options.images))
 
 
 def read(path: Path, images: Path) -> Export:
-    """Returns what LabelMe's files say. Somebody looked at an image that has a file; one without a file may be either.
+    """Returns the contents of LabelMe's files.
+
+    An image with a file was looked at by somebody. An image without a file is undecided.
 
     Args:
-        path: A file, or a folder that is searched with all below it.
-        images: Folder of the images. A file names its image by the path from itself, or by one that was true elsewhere.
+        path: A file, or a folder that is searched with its subfolders.
+        images: Folder of the images. A file names its image by a path relative to itself, or by a path of another
+            machine.
 
     Raises:
-        UserError: A file cannot be read, or a shape is none.
+        UserError: A file cannot be read, or a shape is invalid.
     """
     found = [_file(file, images) for file in (json_files(path) if path.is_dir() else [path])]
     return Export(found, unlisted=True)
@@ -75,16 +78,16 @@ def _file(path: Path, images: Path) -> Annotated:
 
 
 def _names(path: Path, named: str, images: Path) -> tuple[str, ...]:
-    """Returns how the image may be called in the folder of images.
+    """Returns the possible paths of the image in the folder of images.
 
     Raises:
-        UserError: Its path leads out of that folder.
+        UserError: The path leads out of that folder.
     """
     named = named.replace("\\", "/")
     place = os.path.abspath(path.parent / named)
     root = os.path.abspath(images)
     if os.path.isabs(named) or ":" in named.partition("/")[0]:
-        return (named,)  # of the machine that it was drawn on: only its end counts
+        return (named,)  # a path of another machine: only its end counts
     if place.startswith(root + os.sep):
         return (os.path.relpath(place, root),)
     if ".." not in named.split("/"):
@@ -93,10 +96,10 @@ def _names(path: Path, named: str, images: Path) -> tuple[str, ...]:
 
 
 def _area(drawn: Drawn) -> Area | None:
-    """Returns the area of a shape; `None` of one that has none.
+    """Returns the area of a shape; `None` if its kind has none.
 
     Raises:
-        ValueError: Its points are not as they must be.
+        ValueError: The points are invalid.
     """
     kind = drawn.shape_type or "polygon"
     if kind not in CORNERS:
@@ -124,7 +127,7 @@ def _mask(text: str | None, points: np.ndarray) -> np.ndarray:
     mask = png_to_mask(text)
     (left, top), (right, bottom) = points[:2].astype(int)
     if mask.shape != (bottom - top + 1, right - left + 1):
-        raise ValueError(f"its mask is {mask.shape[1]}×{mask.shape[0]} pixels, and its box is another")
+        raise ValueError(f"its mask is {mask.shape[1]}×{mask.shape[0]} pixels, and its box has another size")
     return mask
 
 
@@ -137,4 +140,4 @@ CORNERS = {
     "linestrip": 1,
     "mask": 2,
 }
-"""How many points a shape has at least; others (point, points) have no area."""
+"""Least number of points by shape. Other shapes (point, points) have no area."""

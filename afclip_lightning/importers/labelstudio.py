@@ -1,4 +1,4 @@
-"""labelstudio: Label Studio's JSON or JSON-MIN: polygons, turned boxes and ellipses, brushes, choices, predictions."""
+"""labelstudio: Label Studio's JSON or JSON-MIN: polygons, rotated boxes and ellipses, brushes, choices, predictions."""
 
 import argparse
 import re
@@ -24,19 +24,19 @@ from afclip_runtime.images.shapes import Area, Bitmap, Ellipse, Polygon, rectang
 REMEDY = "Export it again as JSON."
 MIN_FIELDS = ("id", "annotation_id", "annotator", "lead_time", "created_at", "updated_at", "agreement")  # of JSON-MIN
 CHOOSE = "Choose with --several latest, or --several union."
-CHOSE = "Annotations that do not count beside others of their image, as --several says"
+CHOSE = "Annotations not used because of others of the same image (see --several)"
 TAGS = ("choices", "taxonomy")
 SEVERAL = ("latest", "union", "error")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is read where a task offers several things.
+    """What is read if a task offers several things.
 
     Attributes:
-        image_key: Field of the task that names the image; empty for the only one that does.
-        several: Of several annotations: the `latest`, the `union`, or an `error`.
-        predictions: Whether the last prediction counts where there is no annotation.
+        image_key: Field of the task that names the image; empty for the only field that does.
+        several: Use of several annotations: the `latest`, the `union`, or an `error`.
+        predictions: Whether the last prediction counts if there is no annotation.
         choice_keys: Fields of JSON-MIN that hold choices.
     """
 
@@ -47,7 +47,7 @@ class Choice:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of Label Studio, and those that all tools have in common."""
+    """Adds the options of Label Studio, and the options common to all tools."""
     add_common_options(parser)
     own = parser.add_argument_group("Label Studio")
     own.add_argument("--image_key", default="", metavar="KEY", help="field of a task that names its image")
@@ -65,19 +65,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Makes a set of the export, and returns the exit code."""
+    """Converts the export to a set, and returns the exit code."""
     choice = Choice(options.image_key, options.several, options.predictions, tuple(options.choice_key))
     return make(options, lambda options: read(options.file, choice))
 
 
 def read(path: Path, choice: Choice) -> Export:
-    """Returns what an export holds. A task with an annotation that was not skipped is one that somebody looked at.
+    """Returns the contents of an export. An image whose annotation was not skipped was looked at by somebody.
 
-    Coordinates are percentages of the image as it is shown upright and not turned by hand: `image_rotation` is how it
-    was shown while somebody drew, and changes none of them.
+    Coordinates are percentages of the upright image. `image_rotation` is the rotation of the view while somebody drew.
+    It changes no coordinate.
 
     Raises:
-        UserError: It is no such export, or a shape is none.
+        UserError: The export has another format, or a shape is invalid.
     """
     content: Any = read_json(export_file(path, ".json"), Any, remedy=REMEDY, limit=EXPORT_LIMIT)  # type: ignore[arg-type]
     export, remarks, nothing = Export(), Counter[str](), Counter[str]()
@@ -85,7 +85,7 @@ def read(path: Path, choice: Choice) -> Export:
     for number, task in enumerate(content if isinstance(content, list) else [content], 1):
         where = f"{path}, entry {number}"
         if not isinstance(task, dict):
-            raise refusing(f"{where}: is no task", REMEDY)
+            raise refusing(f"{where}: is not a task", REMEDY)
         where += f" (task {task['id']})" if isinstance(task.get("id"), int) else ""
         minimal = "data" not in task
         try:
@@ -93,7 +93,7 @@ def read(path: Path, choice: Choice) -> Export:
         except ValueError as error:
             raise refusing(f"{where}: {error}", REMEDY) from error
         entries.setdefault(image.names[0] if minimal else where, []).append((_stamp(task), image))
-    for same in entries.values():  # JSON-MIN has an entry per annotation
+    for same in entries.values():  # JSON-MIN has one entry per annotation
         if len(same) > 1 and choice.several == "error":
             raise refusing(f"{same[1][1].where}: its image has {len(same)} annotations", CHOOSE)
         remarks[CHOSE] += len(same) - 1
@@ -104,7 +104,7 @@ def read(path: Path, choice: Choice) -> Export:
 
 
 def _stamp(holder: dict[str, Any]) -> str:
-    """Returns when something was last changed, as text that sorts by time."""
+    """Returns the time of the last change, as text that sorts by time."""
     return str(holder.get("updated_at") or holder.get("created_at") or "")
 
 
@@ -120,7 +120,7 @@ def _chosen(same: list[Annotated], several: str) -> Annotated:
 def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str], nothing: Counter[str]) -> Annotated:
     """Returns the image of a task, with the shapes of the annotations that count."""
     names = image_names(task["data"], choice.image_key)
-    made = _listed(task, "annotations") or _listed(task, "completions")  # as old versions called them
+    made = _listed(task, "annotations") or _listed(task, "completions")  # their name in old versions
     done = [one for one in made if not one.get("was_cancelled") and not one.get("skipped")]
     remarks["Annotations not read, as they were skipped (cancelled) in the tool"] += len(made) - len(done)
     if len(done) > 1 and choice.several == "error":
@@ -134,8 +134,8 @@ def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str
         done, finished = guessed[-1:], None
         remarks["Tasks read by their prediction, as they have no annotation"] += 1
     elif guessed:
-        remarks["Predictions not read (--predictions takes them where there is no annotation)"] += len(guessed)
-    results = [  # copies of an annotation have the numbers of its regions
+        remarks["Predictions not read (--predictions reads them for tasks without annotation)"] += len(guessed)
+    results = [  # copies of an annotation share the numbers of its regions
         {**result, "id": f"{number}/{result['id']}"} if "id" in result else result
         for number, one in enumerate(done)
         for result in _listed(one, "result")
@@ -144,10 +144,10 @@ def _task(task: dict[str, Any], where: str, choice: Choice, remarks: Counter[str
 
 
 def _minimal(task: dict[str, Any], where: str, choice: Choice, nothing: Counter[str]) -> Annotated:
-    """Returns the image of an entry of JSON-MIN, where each control has its values as a field of its name.
+    """Returns the image of an entry of JSON-MIN, which has one field per control.
 
-    A single choice is a text there, as is what the task was made with: `choice_key` says which field is a choice. Where
-    it does not, and there are such texts, nothing says that an image without a shape is normal.
+    A single choice is a text there, like the input fields of the task: `choice_key` tells them apart. If it is not
+    given and there are such texts, an image without a shape is not known to be normal.
     """
     names = image_names(task, choice.image_key)
     results: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def _annotated(
     nothing: Counter[str],
     project: str = "",
 ) -> Annotated:
-    """Returns an image with its results, or with what is wrong with one of them."""
+    """Returns an image with its results, or with the problem of one of them."""
     try:
         size, shapes, more = _results(results, nothing)
     except ValueError as error:
@@ -186,7 +186,7 @@ def _sizes(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(value: dict[str, Any]) -> str:
-    """Returns the type of a result by its values, where the export does not say it; empty if it is no shape."""
+    """Returns the type of a result by its values, if the export does not state it; empty if it is not a shape."""
     marks = {"rle": "brush", "imageDataURL": "bitmask", "radiusX": "ellipse", "vertices": "vector", "points": "polygon"}
     if found := next((kind for name, kind in marks.items() if name in value), ""):
         return found
@@ -196,15 +196,15 @@ def kind_of(value: dict[str, Any]) -> str:
 def _listed(holder: dict[str, Any], name: str) -> list[dict[str, Any]]:
     value = holder.get(name) or []
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise ValueError(f"its {name} are no list of objects")
+        raise ValueError(f"its {name} are not a list of objects")
     return value
 
 
 def image_names(data: Any, key: str) -> tuple[str, ...]:
-    """Returns the path of the image of a task, the only one.
+    """Returns the possible paths of the one image of a task.
 
     Raises:
-        ValueError: The task names none, or several.
+        ValueError: The task names no image, or several.
     """
     if not isinstance(data, dict):
         raise ValueError("its data is no object")
@@ -221,7 +221,7 @@ def image_names(data: Any, key: str) -> tuple[str, ...]:
 
 
 def _path(url: str) -> str:
-    """Returns the path in the address of an image, without the names of storages: of local files the one after `d=`."""
+    """Returns the path in the address of an image, without storage names. For local files it follows `d=`."""
     if url.startswith("data:"):
         return ""
     parts = urlsplit(url) if re.match(r"[a-z0-9+.-]+://|/data/local-files", url) else None
@@ -234,9 +234,9 @@ def _path(url: str) -> str:
 def _results(
     results: list[dict[str, Any]], nothing: Counter[str]
 ) -> tuple[tuple[int, int] | None, list[Shape], list[str]]:
-    """Returns the size of an image as its results have it, its shapes, and the labels of the whole image.
+    """Returns the size of an image as stated in its results, its shapes, and the labels of the whole image.
 
-    Results with one id are one region: its shape stands in each of them, and its labels are those of all.
+    Results with the same id are one region. Each of them repeats its shape, and its labels are those of all of them.
     """
     regions: dict[str, list[dict[str, Any]]] = {}
     for number, result in enumerate(results):
@@ -254,7 +254,7 @@ def _results(
             nothing.update(kind or "something without a type" for kind in kinds if kind not in TAGS)
             continue
         if any(result.get("item_index") for result in region):
-            raise ValueError("it has several images (valueList), of which more than the first is annotated")
+            raise ValueError("it has several images (valueList), and not only the first is annotated")
         own = _size(region)
         if own and size and own != size:
             raise ValueError(f"its shapes are of two sizes of the image, {size} and {own}")
@@ -281,7 +281,7 @@ def _tags(value: dict[str, Any]) -> Iterator[str]:
         for one in chosen if isinstance(chosen, list) else [chosen]:
             if isinstance(one, str):
                 yield one
-            elif isinstance(one, list):  # a way through a taxonomy
+            elif isinstance(one, list):  # a path in a taxonomy
                 yield " / ".join(map(str, one))
 
 
@@ -294,10 +294,10 @@ def _size(region: list[dict[str, Any]]) -> tuple[int, int] | None:
 
 
 def _area(kind: str, value: dict[str, Any], size: tuple[int, int] | None) -> tuple[str, Area | None]:
-    """Returns what a shape is called, and its area; `None` of one that has none.
+    """Returns the name of a shape's kind, and its area; `None` if the kind has none.
 
     Raises:
-        ValueError: It is not as its kind must be.
+        ValueError: The shape is invalid for its kind.
     """
     maker = AREAS.get(kind)
     if maker is None:
@@ -310,7 +310,7 @@ def _area(kind: str, value: dict[str, Any], size: tuple[int, int] | None) -> tup
 
 
 def _numbers(value: dict[str, Any], size: tuple[int, int], *names: str) -> list[float]:
-    """Returns fields of a shape in pixels: those of x, y, x, y … in turns are percentages of width and height."""
+    """Returns fields of a shape in pixels. Their values are percentages of width and height, in turn (x, y, x, y …)."""
     found = []
     for number, name in enumerate(names):
         part = value.get(name)
@@ -370,4 +370,4 @@ AREAS: dict[str, Callable[[dict[str, Any], tuple[int, int]], Area]] = {
     "brush": _brush,
     "bitmask": _bitmask,
 }
-"""What is made of results by their type without `labels`; others (keypoint, vector, video…) have no area."""
+"""Converters of results by type without `labels`. Other types (keypoint, vector, video …) have no area."""

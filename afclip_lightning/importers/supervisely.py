@@ -1,4 +1,4 @@
-"""supervisely: a Supervisely project, or one dataset of it: bitmaps, polygons with holes, turned boxes, lines."""
+"""supervisely: a Supervisely project, or one dataset of it: bitmaps, polygons with holes, rotated boxes, lines."""
 
 import argparse
 import math
@@ -24,21 +24,21 @@ MASKS = ("bitmap", "alpha_mask")
 
 
 class Size(msgspec.Struct):
-    """Of an image, in pixels."""
+    """Size of an image, in pixels."""
 
     height: int
     width: int
 
 
 class Tag(msgspec.Struct):
-    """Of an image or of a shape."""
+    """Tag of an image or of a shape."""
 
     name: str
     value: Any = None
 
 
 class Picture(msgspec.Struct):
-    """Pixels: a picture, packed and in base64, and the pixel that its first one lies on."""
+    """A bitmap: a packed picture in base64, and the position of its first pixel."""
 
     data: str
     origin: list[int]
@@ -52,7 +52,7 @@ class Outline(msgspec.Struct):
 
 
 class Thing(msgspec.Struct):
-    """A shape; what of it is there depends on its kind."""
+    """A shape. Its fields depend on its kind."""
 
     class_title: str = msgspec.field(name="classTitle")
     kind: str = msgspec.field(name="geometryType")
@@ -64,7 +64,7 @@ class Thing(msgspec.Struct):
 
 
 class Annotation(msgspec.Struct):
-    """The file of an image."""
+    """The annotation file of an image."""
 
     size: Size
     objects: list[Thing]
@@ -72,7 +72,7 @@ class Annotation(msgspec.Struct):
 
 
 class Kind(msgspec.Struct):
-    """A class of shapes that the project offers."""
+    """A class of shapes in the project."""
 
     title: str
 
@@ -84,15 +84,15 @@ class Meta(msgspec.Struct):
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Makes a set of the project, and returns the exit code."""
+    """Converts the project to a set, and returns the exit code."""
     return make(options, lambda options: read(options.file))
 
 
 def read(path: Path) -> Export:
-    """Returns what a project, a dataset or a folder `ann` holds. All images have a file there, annotated or not.
+    """Returns the contents of a project, a dataset or a folder `ann`. Every image has a file there, annotated or not.
 
     Raises:
-        UserError: It is none, a file cannot be read, or a shape is none.
+        UserError: The folder is none of these, a file cannot be read, or a shape is invalid.
     """
     if not path.is_dir():
         raise refusing(f"{path} is no folder", "Unpack what you downloaded, and name the project's folder.")
@@ -126,12 +126,12 @@ def _file(path: Path, root: Path) -> Annotated:
 
 
 def _area(thing: Thing) -> Area | None:
-    """Returns the area of a shape; `None` of one that has none.
+    """Returns the area of a shape; `None` if its kind has none.
 
     The tool counts whole pixels: 3 is the centre of the fourth.
 
     Raises:
-        ValueError: It is not as its kind must be.
+        ValueError: The shape is invalid for its kind.
     """
     if thing.kind in MASKS:
         return _bitmap(thing)
@@ -162,7 +162,7 @@ def _pixels(points: list[list[float]]) -> Points:
 
 
 def _corners(points: Any) -> list[list[float]]:
-    """Returns the least and the most column and row of two pixels."""
+    """Returns the lowest and the highest column and row of two pixels."""
     try:
         pairs = msgspec.convert(points, list[tuple[float, float]])
     except msgspec.ValidationError as error:

@@ -27,8 +27,8 @@ from afclip_runtime.errors import UserError, counted, typed
 from afclip_runtime.files import only_writer
 from afclip_runtime.images.find import VOLUME_SUFFIXES
 
-DECATHLON = ("imagesTr", "labelsTr")  # of the Medical Segmentation Decathlon, and of nnU-Net
-LISTED = 10  # lines of one kind
+DECATHLON = ("imagesTr", "labelsTr")  # folders of the Medical Segmentation Decathlon and of nnU-Net
+LISTED = 10  # most lines per kind
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +75,12 @@ def convert(options: argparse.Namespace) -> int:
     """Cuts the volumes of a folder into a set of slices and returns the exit code: 1 if some were not read.
 
     Raises:
-        UserError: An option is wrong, a volume cannot be read, or a mask does not belong to its volume.
+        UserError: An option is wrong, a volume cannot be read, or a mask does not match its volume.
     """
     check_window(options.window)
     for name, high in (("train_share", 1), ("min_content", 1)):
         if not 0 <= getattr(options, name) < high:
-            raise UserError(f"--{name} must be from 0 to below {high}, got {getattr(options, name)}.")
+            raise UserError(f"--{name} must be at least 0 and below {high}, got {getattr(options, name)}.")
     folder, masks = options.file, options.masks
     if masks is None and all((folder / name).is_dir() for name in DECATHLON):
         folder, masks = (folder / name for name in DECATHLON)
@@ -113,7 +113,7 @@ def _check_masked(volumes: Sequence[Source], options: argparse.Namespace) -> Non
     bare = [source for source in volumes if not source.masks and not source.segmentations]
     if bare and not options.unmasked_are_normal:
         raise UserError(
-            f"{bare[0].name}: {len(bare)} of {len(volumes)} volumes have no mask, so that nothing says which of their "
+            f"{bare[0].name}: {len(bare)} of {len(volumes)} volumes have no mask, so it is unknown which of their "
             "slices are anomalous. Give --masks DIR, or, if all of them are normal, --unmasked_are_normal."
         )
 
@@ -148,7 +148,7 @@ def _say(
     patients = sorted({record.patient for record in records})
     labels = Counter(label for record in records for label in record.labels)
     if found.tree:
-        print(f"The folder is laid out as {found.tree.name} is.")
+        print(f"The folder has the layout of {found.tree.name}.")
     print(
         f"{counted(len(records), 'volume')} of {counted(len(patients), 'patient')}, told apart {found.told_by}; "
         f"{done.new} of them new."
@@ -157,7 +157,7 @@ def _say(
     print(f"{labels[0]} normal and {labels[1]} anomalous slices, {cutting.axis}; split by patients: {shares}.")
     if left_out := sum(record.cut.count - len(record.indices) for record in records):
         share = f"{options.min_content:g}"
-        print(f"{counted(left_out, 'normal slice')} left out: black, but for a share of {share} of the pixels at most.")
+        print(f"{counted(left_out, 'normal slice')} left out: a share of at most {share} of the pixels is not black.")
     for rule, count in Counter(record.rule for record in records).items():
         print(f"black and white by {rule}: {counted(count, 'volume')}")
     values = sorted({value for record in records for value in record.mask_values})
@@ -166,7 +166,7 @@ def _say(
         marked = [value for value in values if (value != 0 if chosen is None else value in chosen)]
         print(f"values of masks: {_list(values)}; anomalous are {_list(marked) or 'none of them'}")
         if options.anomalous is not None and not marked and any(values):
-            sentence = f"no mask holds a value of --anomalous {options.anomalous}, so that all slices count as normal"
+            sentence = f"no mask holds a value of --anomalous {options.anomalous}, so all slices count as normal"
             print(f"note: {sentence}. If others are meant, name them, and another --out.", file=sys.stderr)
     for lines in (found.notes, [note for record in records for note in record.notes()], list(done.failed.values())):
         for line in lines[:LISTED]:

@@ -74,8 +74,8 @@ def test_a_dataset_of_two_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("annotation", "said"),
     [
-        ({"type": "bbox", "bbox": [1, 2, 3]}, "no x, y, width, height"),
-        ({"type": "bbox"}, "no x, y, width, height"),
+        ({"type": "bbox", "bbox": [1, 2, 3]}, "not x, y, width, height"),
+        ({"type": "bbox"}, "not x, y, width, height"),
         ({"type": "polygon", "points": [1]}, "must be pairs"),
         ({"type": "polygon"}, "no pairs"),
         ({"type": "ellipse", "points": [1, 2]}, "it has 2 numbers, and needs 4"),

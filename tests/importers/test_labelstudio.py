@@ -160,7 +160,7 @@ def test_choices_and_finished_tasks(tmp_path: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     assert "Defect types: scratch+wear / edge" in told
     assert "Annotations not read, as they were skipped (cancelled) in the tool: 1" in told
-    assert "Predictions not read (--predictions takes them where there is no annotation): 1" in told
+    assert "Predictions not read (--predictions reads them for tasks without annotation): 1" in told
     assert "Images left out, as nobody has finished annotating them: 3 " in told
 
     images = write_images(tmp_path / "more/images", *names)
@@ -290,8 +290,8 @@ def annotated(*results: Any) -> Json:
         ({"data": 3}, "its data is no object"),
         ({"data": {"text": "x"}}, "its data names no image"),
         ({"data": {"image": "data:image/png;base64,AAAA.png"}}, "its data names no image"),
-        ({"annotations": 3}, "no list of objects"),
-        (annotated(3), "no list of objects"),
+        ({"annotations": 3}, "are not a list of objects"),
+        (annotated(3), "are not a list of objects"),
         (annotated(result("rectangle", {"x": 1, "y": 1, "width": "a", "height": 1})), "no number"),
         (annotated({**result("rectangle", SMALL), "original_width": None}), "has no original_width"),
         (annotated(result("polygon", {"points": [[1, 2, 3]]})), "no pairs"),
@@ -323,6 +323,6 @@ def test_what_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     images = write_images(tmp_path / "images", "a.png")
     path = write_json_file(tmp_path / "p.json", content)
     assert import_set("labelstudio", path, images)[0] == 2
-    assert f"error: {path}, entry 1: is no task." in capsys.readouterr().err
+    assert f"error: {path}, entry 1: is not a task." in capsys.readouterr().err
     assert import_set("labelstudio", tmp_path, images)[0] == 2
     assert "is a folder" in capsys.readouterr().err
