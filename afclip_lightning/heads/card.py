@@ -1,4 +1,4 @@
-"""The card of a head: what it was trained on, what it reached, its own thresholds, its limits and its licence."""
+"""The card of a head: training data, results, its own thresholds, limits and licence."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ REMEDY = "Correct the card: `afclip head show --help` says what one holds."
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a card: a field that is not known is refused."""
+    """A part of a card. An unknown field is an error."""
 
 
 class TrainedOn(_Strict, frozen=True):
@@ -25,9 +25,9 @@ class TrainedOn(_Strict, frozen=True):
 
     Attributes:
         dataset: Name of the dataset.
-        categories: Its categories that took part; empty where that is not known.
-        images: How many images; `None` where that is not known.
-        licence: Of the images.
+        categories: Categories that were used; empty if unknown.
+        images: Number of images; `None` if unknown.
+        licence: Licence of the images.
     """
 
     dataset: str
@@ -37,16 +37,16 @@ class TrainedOn(_Strict, frozen=True):
 
 
 class Measured(_Strict, frozen=True):
-    """What a head reached on a dataset.
+    """The results of a head on a dataset.
 
     Attributes:
         dataset: Name of the dataset.
-        metrics: Mean over the seeds of each metric of `results.METRICS` that was measured, in [0, 1].
-        spread: Standard deviation over the seeds, likewise.
-        categories: That the numbers are of; empty for all.
-        images: Test images; `None` where that is not known.
-        k_shot: Few-shot images per category.
-        note: What else a reader must know; such as that the dataset took part in a choice.
+        metrics: Mean over the seeds of each measured metric of `results.METRICS`, in [0, 1].
+        spread: Standard deviation over the seeds of each metric, in [0, 1].
+        categories: Categories of the results; empty for all.
+        images: Number of test images; `None` if unknown.
+        k_shot: Number of few-shot images per category.
+        note: Further note, for example that the dataset was used for a choice.
     """
 
     dataset: str
@@ -63,20 +63,20 @@ class Measured(_Strict, frozen=True):
 
 
 class Card(_Strict, frozen=True, kw_only=True):
-    """What a head says of itself.
+    """The description of a head.
 
     Attributes:
-        title: What it is, in a line.
-        trained_on: The images that it was trained on.
-        seeds: Of its training; several where the numbers are over several.
-        epochs: Of its training; `None` where that is not known.
-        results: What it reached.
-        thresholds: Its own; `None` for none.
-        limits: What it cannot do, a sentence each.
-        licence: Of the head; empty where nobody has given it one.
-        sources: Papers, code or data that it rests on, a line each.
-        version: Of afclip_lightning, which made it.
-        date: When it was made, in UTC, as `2026-01-31`.
+        title: Title of the head, in one line.
+        trained_on: Images that it was trained on.
+        seeds: Seeds of its training; several if the results are means over them.
+        epochs: Epochs of its training; `None` if unknown.
+        results: Results on datasets.
+        thresholds: Thresholds of the head; `None` without thresholds.
+        limits: Limits of the head, one sentence each.
+        licence: Licence of the head; empty if it has none.
+        sources: Papers, code or data that it is based on, one line each.
+        version: Version of afclip_lightning that made it.
+        date: Date when it was made, in UTC, as `2026-01-31`.
     """
 
     title: str = ""
@@ -101,12 +101,12 @@ def card_from(value: Any, source: str, error: type[UserError] = UserError) -> Ca
     """Returns the card that plain values describe.
 
     Args:
-        value: As `Card.to_dict` gives it.
-        source: Where it is from, as a message begins.
+        value: Plain values, as from `Card.to_dict`.
+        source: Source of the values, the beginning of a message.
         error: Class of the error.
 
     Raises:
-        UserError: Names the field and what is expected there.
+        UserError: A field is invalid. The message names the field and the expected value.
     """
     return to_type(value, Card, source, remedy=REMEDY, error=error)
 
@@ -115,6 +115,6 @@ def read_card(path: Path) -> Card:
     """Returns the card of a YAML file.
 
     Raises:
-        UserError: It cannot be read, or holds what no card does.
+        UserError: The file cannot be read, or has a field that no card has.
     """
     return read_yaml(path, Card, remedy=REMEDY)

@@ -1,4 +1,4 @@
-"""The head file: trained tensors as safetensors, and in its metadata how the method is built, and a card."""
+"""The head file: trained tensors as safetensors, with the method's arguments and a card in the metadata."""
 
 import hashlib
 import json
@@ -20,26 +20,26 @@ from afclip_runtime.errors import CheckpointError, shown
 from afclip_runtime.files import atomic_path, open_regular, parse_json, read_bytes, to_type
 
 SUFFIX = ".safetensors"
-ENTRY = "afclip_lightning"  # of the metadata: one, as the order of several would be another with each write
+ENTRY = "afclip_lightning"  # the only metadata entry: the order of several entries would differ from write to write
 FORMAT = 1
-MEMORY = "memory."  # what the names of a memory bank's tensors begin with
-HEAD_LIMIT = 2**31  # bytes of a head file
-HEADER_LIMIT = 2**24  # bytes of its index and metadata
+MEMORY = "memory."  # prefix of the names of a memory bank's tensors
+HEAD_LIMIT = 2**31  # most bytes of a head file
+HEADER_LIMIT = 2**24  # most bytes of its index and metadata
 REMEDY = "Restore the file, name another, or pack the head again."
 
 
 @dataclass(frozen=True)
 class Head:
-    """A trained head, which stands alone: what `load_head` makes a method of.
+    """A self-contained trained head, from which `load_head` makes a method.
 
     Attributes:
-        tensors: The trained tensors by name, as the method's `state_dict` has them.
+        tensors: Trained tensors, with the names of the method's `state_dict`.
         method: Full name of the method's class.
-        hyperparameters: Constructor arguments as the method kept them.
-        features: The features that it takes; the backbone's content is known by their `weights_hash`.
-        model: `class_path` and `init_args`, as the `model` section of a config; without an optimiser.
-        card: What it says of itself.
-        memory: Tensors of a memory bank that was fitted already, by name; empty for none.
+        hyperparameters: Constructor arguments as stored by the method.
+        features: Features that it needs. Their `weights_hash` identifies the backbone's weights.
+        model: `class_path` and `init_args`, like the `model` section of a config, without an optimiser.
+        card: Card of the head.
+        memory: Tensors of a fitted memory bank by name; empty without a memory bank.
     """
 
     tensors: Mapping[str, Tensor]
@@ -51,7 +51,7 @@ class Head:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Returns the head as `read_checkpoint` gives a checkpoint."""
+        """Returns the head in the form of `read_checkpoint`."""
         return {
             "state_dict": dict(self.tensors),
             "method": self.method,
@@ -69,7 +69,7 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the metadata holds."""
+    """The contents of the metadata."""
 
     format: int
     method: str
@@ -81,22 +81,23 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def is_head_file(path: str | Path) -> bool:
-    """Returns whether a file is a head file or another of safetensors: by its content, whatever it is called."""
+    """Returns whether a file is a head file or another safetensors file, judged by its content and not its name."""
     with open_regular(path, error=CheckpointError) as file:
         start = file.read(9)
     return start[8:] == b"{" and start[6:8] == b"\0\0"  # the length of the index, then the index
 
 
 def write_head_file(path: Path, head: Head) -> None:
-    """Writes a head file in one step; the same head gives the same bytes.
+    """Writes a head file, atomically. The same head gives the same bytes.
 
     Raises:
-        CheckpointError: A tensor is not finite, a name of one is that of a memory bank's, or the card is none.
+        CheckpointError: A tensor is not finite or has a name that is reserved for the memory bank, or the card is
+            invalid.
         UserError: The file cannot be written.
     """
     tensors = {**head.tensors, **{MEMORY + name: tensor for name, tensor in head.memory.items()}}
     if clash := [name for name in head.tensors if name.startswith(MEMORY)]:
-        raise CheckpointError(f"{shown(path)}: the trained tensor {clash[0]} is called as those of a memory bank are.")
+        raise CheckpointError(f"{shown(path)}: the trained tensor {clash[0]} has a name reserved for the memory bank.")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     _check_finite(tensors, path)
     entry = {
@@ -117,8 +118,8 @@ def read_head_file(path: str | Path) -> Head:
     """Returns a head file's content, its tensors on the CPU.
 
     Raises:
-        CheckpointError: The file is absent, damaged, none of ours, or of a later version; an entry is of another type;
-            a tensor is not finite.
+        CheckpointError: The file is absent, damaged, of another program or of a later version; an entry has another
+            type; or a tensor is not finite.
     """
     content = read_bytes(path, limit=HEAD_LIMIT, error=CheckpointError)
     entry = _entry(content, path)
@@ -141,7 +142,7 @@ def read_head_file(path: str | Path) -> Head:
 
 
 def read_head_card(path: str | Path) -> Card:
-    """Returns the card of a head file; only its index is read.
+    """Returns the card of a head file. Only its index is read.
 
     Raises:
         CheckpointError: See `read_head_file`.
@@ -151,7 +152,7 @@ def read_head_card(path: str | Path) -> Card:
 
 
 def _entry(content: bytes, path: str | Path) -> _Entry:
-    """Returns what the metadata of a head file holds; of the content, the beginning is looked at."""
+    """Returns the metadata of a head file. The beginning of the content is enough."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 0 < length <= min(HEADER_LIMIT, len(content) - 8):
         raise CheckpointError(f"{shown(path)}: is no head file, or its end is missing. {REMEDY}")
@@ -185,7 +186,7 @@ def _check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 of tensors by name, type, shape and bytes: safetensors itself keeps no checksum."""
+    """Returns the SHA-256 of tensors by name, type, shape and bytes, because safetensors itself has no checksum."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

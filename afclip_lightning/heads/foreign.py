@@ -1,4 +1,4 @@
-"""Trained heads of other projects: which format a file is of, what it holds, and whether it fits a method."""
+"""Trained heads of other projects: the format and contents of a file, and whether it fits a method."""
 
 import importlib
 import pkgutil
@@ -13,7 +13,7 @@ from afclip_lightning.heads.format import Converted, Format
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.errors import CheckpointError, shown
 
-TAPS = ("layers", "layer", "vv_from")  # arguments of methods that say which features they take
+TAPS = ("layers", "layer", "vv_from")  # arguments of methods that select features
 UNKNOWN = "on which backbone and which images it was trained"
 
 
@@ -22,11 +22,11 @@ class Released:
     """A trained head of another project.
 
     Attributes:
-        path: The file that was named.
-        format: Of it.
-        converted: What was made of it and of the files that belong to it.
-        given: Constructor arguments that the user says it was trained with, in place of those that the project's code
-            fixes; a dot leads into the backbone.
+        path: File that was named.
+        format: Format of the file.
+        converted: Converted contents of the file and of the files that belong to it.
+        given: Constructor arguments of its training as stated by the user. They replace those that the project's code
+            fixes. A dot leads into the backbone.
     """
 
     path: Path
@@ -36,27 +36,27 @@ class Released:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Returns the method's arguments: what the shapes tell, what the project's code fixes, and what was given."""
+        """Returns the method's arguments: from the shapes, from the project's code, and from the user."""
         given = {name: value for name, value in self.given.items() if "." not in name}
         return {**self.format.arguments, **self.converted.arguments, **given}
 
     @property
     def unknown(self) -> str:
-        """Returns in words what its files do not say."""
+        """Returns a text on the facts that its files do not state."""
         return UNKNOWN if "epochs" in self.converted.known else f"{UNKNOWN}, and for how many epochs"
 
     @property
     def model(self) -> dict[str, Any]:
-        """Returns how its method is built, as the `model` section of a config says it."""
+        """Returns the `model` section of a config that builds its method."""
         return {"class_path": self.format.method, "init_args": {"backbone": self.format.backbone, **self.arguments}}
 
     def checkpoint(self, method: AnomalyMethod) -> dict[str, Any]:
-        """Returns the head as `read_checkpoint` gives one of ours, for a method whose backbone's word is taken.
+        """Returns the head in the form of `read_checkpoint`, for a method whose backbone is assumed to be right.
 
-        A file says nothing of its backbone. What can be seen is compared: the embeddings of words that lie in it.
+        A file does not name its backbone. Only the word embeddings that it holds are compared.
 
         Raises:
-            CheckpointError: The method or the backbone is another.
+            CheckpointError: The method or the backbone differs.
         """
         if type(method).__name__ != self.format.method:
             raise CheckpointError(
@@ -87,7 +87,7 @@ class Released:
         }
 
     def differences(self, method: AnomalyMethod) -> list[str]:
-        """Returns in what a method is built otherwise than in the project's code, a line each."""
+        """Returns the differences of a method from the project's code, one line each."""
         backbone = {name: getattr(method.backbone, name) for name in ("image_size", "pos_embed", "activation")}
         pairs = {f"backbone.{name}": (self.format.backbone[name], here) for name, here in backbone.items()}
         names = [name for name in self.arguments if name in (*TAPS, *method.fixed_by_training)]
@@ -99,7 +99,7 @@ class Released:
         ]
 
     def says(self, method: AnomalyMethod) -> dict[str, str]:
-        """Returns what is known of the head and from where, in words by kind; `method` has its tensors."""
+        """Returns texts on the known facts of the head by source. `method` has its tensors."""
         names, assumed = self.converted.left_out, self.format.arguments
         return {
             "format": f"{self.format.method}, as {self.format.project} writes it",
@@ -114,7 +114,7 @@ class Released:
 
 
 def in_lines(says: Mapping[str, str]) -> str:
-    """Returns what `Released.says` gave as text, a line per kind."""
+    """Returns the result of `Released.says` as text, one line per source."""
     width = max(map(len, says))
     return "\n".join(f"  {kind:{width}}  {shown(what)}" for kind, what in says.items())
 
@@ -130,28 +130,28 @@ def formats() -> dict[str, Format]:
 
 
 def format_of(method: str) -> Format:
-    """Returns the format of a method, however its name is spelt (`AF-CLIP`, `afclip`).
+    """Returns the format of a method, in any spelling of its name (`AF-CLIP`, `afclip`).
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The method has no format.
     """
     known = formats()
     found = next((one for name, one in known.items() if _letters(name) == _letters(method)), None)
     if found is None:
-        raise CheckpointError(f"There is no format of heads for {shown(method)}; there are {', '.join(known)}.")
+        raise CheckpointError(f"There is no format of heads for {shown(method)}. Known formats: {', '.join(known)}.")
     return found
 
 
 def read_released(path: Path, method: str | None = None) -> Released:
-    """Returns the trained head of another project; nothing that the file holds is run.
+    """Returns the trained head of another project. No code of the file is run.
 
     Args:
-        path: The file, or one of them where a head is two.
-        method: The method that it should be of; by default that whose format it has.
+        path: The file, or one of them if a head consists of two.
+        method: Expected method of the head; by default the method of its format.
 
     Raises:
-        CheckpointError: The file, or the one that belongs to it, cannot be read, is of another or of no format, or
-            holds other tensors than a head does.
+        CheckpointError: The file, or the one that belongs to it, cannot be read, has another or an unknown format, or
+            holds other tensors than a head.
     """
     wanted = None if method is None else format_of(method)
     content = _read(path)
@@ -178,16 +178,17 @@ def read_released(path: Path, method: str | None = None) -> Released:
         return Released(path, found, found.convert(contents))
     except ValueError as error:
         raise CheckpointError(
-            f"{shown(path)}: {error}. It is not as {found.project} writes heads of {found.method}: it is damaged, or "
-            "that code was changed. Name another file."
+            f"{shown(path)}: {error}. {found.project} does not write such heads of {found.method}: the file is damaged, "
+            "or that code was changed. Name another file."
         ) from error
 
 
 def find_released(path: Path) -> Released | None:
-    """Returns the trained head of another project, or `None` where a file's keys are of no format that is known here.
+    """Returns the trained head of another project, or `None` if a file's keys match no known format.
 
     Raises:
-        CheckpointError: It is of one, but holds other tensors than a head does, or what belongs to it is not there.
+        CheckpointError: The keys match a format, but the file holds other tensors than a head, or the file that belongs
+            to it is missing.
     """
     try:
         if _recognised(_read(path)) is None:

@@ -1,4 +1,4 @@
-"""What a format of trained heads of another project says, and what its converter takes tensors with."""
+"""Formats of other projects' trained heads, and the reader of their tensors for converters."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,18 @@ from afclip_lightning.backbones.building import Activation
 from afclip_lightning.backbones.clip import ClipBackbone
 from afclip_lightning.backbones.spec import PosEmbedResize
 
-ALIKE = 1e-2  # of their norm, how far word embeddings may lie from the backbone's: a file may be of half precision
+ALIKE = 1e-2  # tolerance of word embeddings relative to their norm, because a file may have half precision
 
 
 @dataclass(frozen=True)
 class StoredPrompt:
-    """A prompt that lies in a file beside its learnable tokens: it tells on which CLIP these were trained.
+    """A prompt in a file beside its learnable tokens. It identifies the CLIP on which these were trained.
 
     Attributes:
-        words: What stands after the learnable tokens, in our method.
-        ids: Token ids `[T]`, any at the places of the learnable tokens.
-        learnable: Learnable tokens, after the start token.
-        embeddings: CLIP's embeddings of all the other tokens, `[T - learnable, width]`.
+        words: Words after the learnable tokens, in our method.
+        ids: Token ids `[T]`. The ids of the learnable tokens are arbitrary.
+        learnable: Number of learnable tokens, after the start token.
+        embeddings: CLIP's embeddings of all other tokens, `[T - learnable, width]`.
     """
 
     words: str
@@ -37,13 +37,13 @@ class StoredPrompt:
         """Compares the words and their embeddings with a backbone's.
 
         Raises:
-            ValueError: They differ.
+            ValueError: The words or embeddings differ.
         """
         expected = backbone.tokenize([self.words])[0].cpu()
         expected = expected[: len(expected) - self.learnable]
         found = torch.cat([self.ids[:1], self.ids[1 + self.learnable :]]).to(expected)
         if not torch.equal(found, expected):
-            raise ValueError(f"a prompt of it has other words than {self.words!r}, or was made by another tokenizer")
+            raise ValueError(f"a prompt in it has other words than {self.words!r}, or was made by another tokenizer")
         own = backbone.text.token_embedding(expected.to(backbone.text.token_embedding.weight.device)).cpu().float()
         if own.shape != self.embeddings.shape or (own - self.embeddings).norm() > ALIKE * own.norm():
             raise ValueError("the embeddings of its words are those of another CLIP")
@@ -51,14 +51,14 @@ class StoredPrompt:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a converter made of a file.
+    """The converted contents of a file.
 
     Attributes:
-        tensors: The trained tensors, named as our method has them.
-        arguments: Of the method, as the shapes tell them.
-        prompts: Those that tell the backbone.
-        left_out: Names of tensors that nothing uses.
-        known: What else the file says, for the card; by fields of `heads.card.Card`.
+        tensors: Trained tensors, with the names of our method.
+        arguments: Arguments of the method, from the shapes.
+        prompts: Prompts that identify the backbone.
+        left_out: Names of unused tensors.
+        known: Further facts in the file, by fields of `heads.card.Card`.
     """
 
     tensors: Mapping[str, Tensor]
@@ -69,7 +69,7 @@ class Converted:
 
 
 def papers_backbone(pos_embed: PosEmbedResize, activation: Activation) -> dict[str, Any]:
-    """Returns the arguments of the backbone that the papers' codes have in common, and those in which they differ."""
+    """Returns the backbone arguments common to the papers' code, with the given ones in which they differ."""
     return {
         "model": "ViT-L-14-336",
         "weights": "openai",
@@ -80,26 +80,25 @@ def papers_backbone(pos_embed: PosEmbedResize, activation: Activation) -> dict[s
 
 
 def alone(path: Path) -> tuple[Path, ...]:
-    """Returns the files of a head that is one file."""
+    """Returns the files of a head that consists of one file."""
     return (path,)
 
 
 @dataclass(frozen=True)
 class Format:
-    """The format in which a project's code writes trained heads. Files say nothing of it: they are known by their keys.
+    """The format in which a project's code writes trained heads. Files are recognised by their keys.
 
     Attributes:
-        method: The class of ours that takes them.
-        project: The repository, whose code wrote them.
-        weights: Where it offers trained heads, and what they were trained on.
-        licence: What it says of their licence.
-        backbone: Arguments of the backbone that its code fixes, and no file holds.
-        arguments: Arguments of the method, likewise: those of its code and not our defaults.
-        recognises: Whether what a file holds is of the format, or a part of it.
-        convert: Makes our tensors of what the files hold, in the order of `files`; raises `ValueError` where a tensor
-            is absent, unknown or of another shape.
-        files: Returns the files of the head that one of them belongs to; raises `ValueError` where its name leads to
-            no other.
+        method: Our class for these heads.
+        project: Repository whose code wrote them.
+        weights: Where the project offers trained heads, and their training data.
+        licence: Licence of the heads as stated by the project.
+        backbone: Arguments of the backbone that its code fixes and no file holds.
+        arguments: Arguments of the method that its code fixes and no file holds, in place of our defaults.
+        recognises: Whether the contents of a file have the format, or a part of it.
+        convert: Converts the contents of the files, in the order of `files`, to our tensors. It raises `ValueError` if
+            a tensor is absent, unknown or of another shape.
+        files: Returns the files of the head, given one of them. It raises `ValueError` if its name leads to no other.
         classes: Full names of classes whose pickled objects are modules that hold tensors.
     """
 
@@ -116,10 +115,10 @@ class Format:
 
 
 def only(content: Mapping[str, Any], name: str) -> Any:
-    """Returns the one entry of a file.
+    """Returns the only entry of a file.
 
     Raises:
-        ValueError: There are others beside it, which would be dropped silently.
+        ValueError: There are other entries, which would be dropped silently.
     """
     if others := sorted(map(str, content.keys() - {name})):
         raise ValueError(f"holds an entry that is not known here: {others[0]}")
@@ -127,13 +126,13 @@ def only(content: Mapping[str, Any], name: str) -> Any:
 
 
 class Tensors:
-    """The tensors of a file by name, of which each is taken once: what is left at the end is not known.
+    """The tensors of a file by name. Each is taken once, and tensors left at the end are unknown.
 
     Args:
         state: Tensors by name.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The state does not hold tensors by name.
     """
 
     def __init__(self, state: Any) -> None:
@@ -148,11 +147,11 @@ class Tensors:
         """Returns a tensor of floating-point numbers in float32.
 
         Args:
-            name: In the file.
-            shape: Of it; `None` for any length.
+            name: Name in the file.
+            shape: Shape of the tensor; `None` for any length.
 
         Raises:
-            ValueError: It is absent, of another shape or type, or not finite.
+            ValueError: The tensor is absent, has another shape or type, or is not finite.
         """
         tensor = self._take(name, shape)
         if not tensor.is_floating_point() or not is_finite(tensor):
@@ -170,25 +169,25 @@ class Tensors:
         """Returns tensors that are numbered from 0, in the order of their numbers.
 
         Args:
-            name: In the file, `{}` for the number.
+            name: Name in the file, with `{}` for the number.
             shape: See `take`.
 
         Raises:
-            ValueError: A number is absent, or see `take`.
+            ValueError: A number is absent. See also `take`.
         """
         pattern = re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
         numbers = sum(bool(pattern.fullmatch(found)) for found in self.left)
         return [self.take(name.format(number), *shape) for number in range(numbers)]
 
     def take_prompts(self, state: str, words: str, copies: int, learnable: int, width: int) -> list[StoredPrompt]:
-        """Returns the prompts of one state, of the buffers in which AnomalyCLIP's code and its descendants keep them.
+        """Returns the prompts of one state, from the buffers of AnomalyCLIP's code and its descendants.
 
         Args:
             state: `pos` or `neg`.
             words: See `StoredPrompt`.
-            copies: Prompts.
+            copies: Number of prompts.
             learnable: See `StoredPrompt`.
-            width: Of the text tower.
+            width: Width of the text tower.
 
         Raises:
             ValueError: See `take`.
@@ -200,35 +199,35 @@ class Tensors:
         return [StoredPrompt(words, ids[i], learnable, torch.cat([start[i], rest[i]])) for i in range(copies)]
 
     def take_deep(self, width: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Returns the deep tokens of the same codes, one row per block, and what of the arguments they tell.
+        """Returns the deep tokens of the same code, one row per block, and the arguments that follow from them.
 
-        The first is empty where there are none. Their projections are no part of it: nothing uses them.
+        The first result is empty without deep tokens. Their projections are left out, because nothing uses them.
 
         Args:
-            width: Of the text tower.
+            width: Width of the text tower.
 
         Raises:
-            ValueError: Blocks have different numbers of them, or see `take_all`.
+            ValueError: Blocks have different numbers of deep tokens. See also `take_all`.
         """
         blocks = self.take_all("compound_prompts_text.{}", None, width)
         if not blocks:
             return {}, {"prompt_depth": 1}
         if any(len(tokens) != len(blocks[0]) for tokens in blocks):
-            raise ValueError("has other numbers of deep tokens in some blocks than in others")
+            raise ValueError("has different numbers of deep tokens in its blocks")
         return {"deep.tokens": torch.stack(blocks)}, {"prompt_depth": 1 + len(blocks), "deep_tokens": len(blocks[0])}
 
     def leave(self, start: str) -> list[str]:
-        """Returns the names that begin so, of tensors that nothing uses."""
+        """Takes the unused tensors whose names begin with `start`, and returns their names."""
         names = [name for name in self.left if name.startswith(start)]
         for name in names:
             del self.left[name]
         return names
 
     def end(self) -> None:
-        """Checks that nothing is left.
+        """Raises if a tensor is left.
 
         Raises:
-            ValueError: Something is: it would be dropped silently.
+            ValueError: A tensor was not taken, and would be dropped silently.
         """
         if self.left:
             more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""

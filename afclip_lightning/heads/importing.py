@@ -1,4 +1,4 @@
-"""From a trained head of another project to a head file of ours."""
+"""Converts a trained head of another project to our head file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from afclip_runtime.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of it.
+    """The result of an import.
 
     Attributes:
         out: The head file.
-        says: What is known of the head and from where, in words by kind.
+        says: Texts on the known facts of the head, by source.
     """
 
     out: Path
@@ -38,18 +38,18 @@ def import_head(
 ) -> Imported:
     """Writes a trained head of another project as a head file.
 
-    The backbone is built: the file holds nothing of it, and a head file says by the hash of its weights which it is.
+    The backbone is built, because a head file identifies it by the hash of its weights and the file does not.
 
     Args:
-        path: The file, or one of them where a head is two.
-        out: The head file; by default one of this name in the working directory, which must not be there.
-        method: The method that it should be of; by default that whose format it has.
-        arguments: Constructor arguments in place of those that the project's code fixes; a dot leads into the backbone.
-        card: What the user knows of the head.
-        backbones: Those that are there already, see `factory.load_head`.
+        path: The file, or one of them if a head consists of two.
+        out: The head file; by default a new file of the same name in the working directory, which must not exist.
+        method: Expected method of the head; by default the method of its format.
+        arguments: Constructor arguments that replace those of the project's code. A dot leads into the backbone.
+        card: Facts that the user knows about the head.
+        backbones: Backbones that are loaded already. See `factory.load_head`.
 
     Raises:
-        UserError: The file cannot be read, is of another format, or does not fit; or the head file cannot be written.
+        UserError: The file cannot be read, has another format or does not fit, or the head file cannot be written.
     """
     place = Path(path.stem + SUFFIX) if out is None else out
     if out is None and place.exists():
@@ -69,7 +69,7 @@ def import_head(
 
 
 def _card(released: Released, given: Card) -> Card:
-    """Returns the user's card with what is known of the head where it says nothing."""
+    """Returns the user's card, completed with the known facts of the head."""
     known = {
         "title": f"{released.format.method}, imported from {released.path.name}",
         "limits": [f"The file does not say {released.unknown}: do not test it on the set that it was trained on."],

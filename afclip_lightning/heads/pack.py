@@ -1,4 +1,4 @@
-"""From a checkpoint to a head file, with a card."""
+"""Converts a checkpoint to a head file with a card."""
 
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -20,7 +20,7 @@ def read_head(path: str | Path) -> Head:
     """Returns the head of a checkpoint or of a head file.
 
     Raises:
-        CheckpointError: It cannot be read, or does not say how its method is built.
+        CheckpointError: The file cannot be read, or does not state how its method is built.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -28,8 +28,8 @@ def read_head(path: str | Path) -> Head:
         if (released := find_released(Path(path))) is None:
             raise
         raise CheckpointError(
-            f"{shown(path)} is a head as {released.format.project} writes it: make it one of ours first, `afclip head "
-            f"import {shown(path)}`, and name what that writes."
+            f"{shown(path)} is a head of {released.format.project}: convert it first, `afclip head "
+            f"import {shown(path)}`, and name the file that this writes."
         ) from error
     model = checkpoint.get("model")
     if not model:
@@ -47,15 +47,15 @@ def read_head(path: str | Path) -> Head:
 
 
 def pack(checkpoint: str | Path, out: Path, card: Card | None = None) -> Head:
-    """Writes a checkpoint as a head file, and returns what it holds.
+    """Writes a checkpoint as a head file, and returns the head.
 
     Args:
-        checkpoint: As `fit` writes it, or a head file that gets another card.
+        checkpoint: Checkpoint of `fit`, or a head file that gets another card.
         out: The head file.
-        card: What it says of itself; the checkpoint's own by default. Version and date are filled in where it has none.
+        card: Card of the head; the checkpoint's own by default. A missing version or date is filled in.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read, or does not say how its method is built.
+        CheckpointError: The checkpoint cannot be read, or does not state how its method is built.
         UserError: The file cannot be written.
     """
     head = read_head(checkpoint)
@@ -65,7 +65,7 @@ def pack(checkpoint: str | Path, out: Path, card: Card | None = None) -> Head:
 
 
 def dated(card: Card) -> Card:
-    """Returns a card with the version of afclip_lightning and the date in UTC, where it has none."""
+    """Returns a card whose missing version and date are filled in: afclip_lightning's version, today in UTC."""
     today = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     version = card.version or afclip_lightning.__version__
     return msgspec.structs.replace(card, version=version, date=card.date or today)

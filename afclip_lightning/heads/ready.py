@@ -5,7 +5,7 @@ from pathlib import Path
 from afclip_lightning.heads.file import SUFFIX, read_head_card
 from afclip_runtime.errors import PROGRAM, UserError
 
-FIRST = "real"  # what `serve` starts with where no model is named
+FIRST = "real"  # model of `serve` if none is named
 MODELS = Path(__file__).parent / "models"
 
 
@@ -18,7 +18,7 @@ def path_of(name: str) -> Path:
     """Returns the head file of a ready model.
 
     Raises:
-        UserError: There is none of this name; the message says which there are.
+        UserError: No ready model has this name. The message lists the names.
     """
     if name not in names():
         raise UserError(f"there is no ready model {name!r}. {offer()}")
@@ -26,12 +26,15 @@ def path_of(name: str) -> Path:
 
 
 def is_ready(path: str | Path) -> bool:
-    """Returns whether a file is the head of a ready model, whose folder is the package's: nothing is written there."""
+    """Returns whether a file is the head of a ready model.
+
+    Its folder belongs to the package and is never written to.
+    """
     return Path(path).parent == MODELS
 
 
 def offer() -> str:
-    """Returns which ready models there are, a line each, and how one is named."""
+    """Returns a text that lists the ready models, one line each, and how to name one."""
     if not (found := names()):
         return "No model comes ready with this version."
     width = max(map(len, found))

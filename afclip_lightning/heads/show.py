@@ -1,4 +1,4 @@
-"""What `head show` says: everything that is known of a head, as plain values or as text."""
+"""`head show`: all known facts of a head, as plain values or as text."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from afclip_runtime.files import fingerprint, read_json
 from afclip_runtime.thresholds import DefaultThresholds
 from afclip_runtime.types import in_pixels
 
-WIDTH = 100  # of the text, in characters
+WIDTH = 100  # width of the text in characters
 UNKNOWN = "not known"
 
 
@@ -34,7 +34,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Results:
-    """What of a run's results.json is looked at."""
+    """The part of a run's results.json that is read."""
 
     rows: list[_Row]
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ def find(name: str) -> Path:
     """Returns the file of a head: a file, the folder of a run or of a head, or the name of a ready model.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: No head has this name.
     """
     path = Path(name)
     if path.is_dir():
@@ -58,13 +58,13 @@ def find(name: str) -> Path:
 
 
 def facts(name: str) -> dict[str, Any]:
-    """Returns what is known of a head as plain values: how it is built, its tensors, its card.
+    """Returns the known facts of a head as plain values: its method, its tensors, its card.
 
     Args:
         name: See `find`.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The head cannot be read.
     """
     path, head, card = _read(name)
     return {
@@ -81,13 +81,13 @@ def facts(name: str) -> dict[str, Any]:
 
 
 def describe(name: str) -> str:
-    """Returns the same in words, aligned.
+    """Returns the known facts of a head as aligned text.
 
     Args:
         name: See `find`.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The head cannot be read.
     """
     path, head, card = _read(name)
     sections = {
@@ -114,7 +114,7 @@ def describe(name: str) -> str:
 
 
 def _read(name: str) -> tuple[Path, Head, Card]:
-    """Returns a head's file, the head, and its card, with the results of its run where it has none."""
+    """Returns a head's file, the head, and its card. A card without results gets those of its run."""
     path = find(name)
     head = read_head(path)
     measured = head.card if head.card.results else msgspec.structs.replace(head.card, results=_measured(path))
@@ -122,7 +122,7 @@ def _read(name: str) -> tuple[Path, Head, Card]:
 
 
 def _measured(path: Path) -> tuple[Measured, ...]:
-    """Returns the means of the test in a head's folder, if it was a test of this head."""
+    """Returns the means of the test in a head's folder, if the test was of this head."""
     table = path.with_name("results.json")
     if not table.is_file():
         return ()
@@ -178,7 +178,7 @@ def _trained_on(card: Card) -> Sequence[str]:
 
 
 def _table(results: Sequence[Measured]) -> Sequence[str]:
-    """Returns results as a table in percent, with the standard deviation over seeds where it is known."""
+    """Returns results as a table in percent, with the standard deviation over seeds if known."""
     if not results:
         return [UNKNOWN]
     used = [(m, title) for m, title in TITLE.items() if any(m in r.metrics for r in results)]

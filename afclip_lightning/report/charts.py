@@ -1,4 +1,4 @@
-"""Curves and histograms as SVG paths, for pages that need no script and no library to draw them."""
+"""Curves and histograms as SVG paths. Pages need neither a script nor a library to draw them."""
 
 import math
 from collections import Counter
@@ -18,9 +18,9 @@ class Line:
     """One curve.
 
     Attributes:
-        name: What it is of: `image` or `pixel`.
+        name: Level of the scores: `image` or `pixel`.
         path: SVG path in the plot area.
-        value: The number that sums it up, as text; empty if there is none.
+        value: Metric that summarises the curve, as text; empty if there is none.
     """
 
     name: str
@@ -30,15 +30,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one pair of axes, both of which begin at 0; y ends at 1.
+    """Curves over one pair of axes. Both axes begin at 0, and y ends at 1.
 
     Attributes:
-        title: What the chart is called.
-        x_label: What is to the right.
-        y_label: What is upwards.
-        x_max: Where x ends.
+        title: Title of the chart.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        x_max: End of the x axis.
         lines: The curves.
-        point: Where the threshold is on the image curve, in the plot area; `None` if it is not known.
+        point: Position of the threshold on the image curve, in the plot area; `None` if it is unknown.
     """
 
     title: str
@@ -51,15 +51,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Scores of anomalous images above the middle line, of normal ones below it, at one scale.
+    """Scores of anomalous images above the middle line, and of normal images below it, at the same scale.
 
     Attributes:
         anomalous: SVG path of the bars above.
         normal: SVG path of the bars below.
         low: Score at the left end.
         high: Score at the right end.
-        peak: Images in the highest bar.
-        threshold: Where the threshold is, from the left; `None` if there is none.
+        peak: Number of images in the highest bar.
+        threshold: Distance of the threshold from the left; `None` if there is none.
     """
 
     anomalous: str
@@ -72,7 +72,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Bars:
-    """How often values occur.
+    """A histogram of values.
 
     Attributes:
         path: SVG path of the bars, in the plot area.
@@ -88,7 +88,7 @@ class Bars:
 
 
 def place(x: float, y: float, x_max: float = 1.0) -> tuple[float, float]:
-    """Returns where a point is in the plot area, for x in [0, x_max] and y in [0, 1]."""
+    """Returns the position of a point in the plot area, for x in [0, x_max] and y in [0, 1]."""
     return round(WIDTH * x / x_max, 1), round(HEIGHT * (1 - y), 1)
 
 
@@ -98,22 +98,23 @@ def line_path(x: Sequence[float], y: Sequence[float], x_max: float = 1.0, steps:
     Args:
         x: `[n]`, in [0, x_max].
         y: `[n]`, in [0, 1].
-        x_max: Where the x axis ends.
-        steps: Each y holds back to the x before, as average precision takes it, instead of a straight line between.
+        x_max: End of the x axis.
+        steps: Whether the curve is a step function, in which each y holds back to the x before it, as in average
+            precision. Otherwise its points are joined by straight lines.
     """
     points = [place(a, b, x_max) for a, b in zip(x, y, strict=True)]
     separator = "V{1}H{0}" if steps else "L{0} {1}"
-    first, *rest = (point for point, _ in groupby(points))  # what falls on one place is drawn once
+    first, *rest = (point for point, _ in groupby(points))  # points at the same position are drawn once
     return f"M{first[0]} {first[1]}" + "".join(separator.format(*point) for point in rest)
 
 
 def histogram(normal: Sequence[float], anomalous: Sequence[float], threshold: float | None) -> Histogram:
-    """Returns the scores of normal and anomalous images in `BINS` bins of one width.
+    """Returns the scores of normal and anomalous images in `BINS` bins of equal width.
 
     Args:
         normal: Scores of the normal images.
-        anomalous: Scores of the anomalous ones; together there is at least one.
-        threshold: Shown, and within the range if it is a number.
+        anomalous: Scores of the anomalous images. There is at least one score in all.
+        threshold: Threshold to show. The range is extended to it.
     """
     shown = [*normal, *anomalous, *([] if threshold is None else [threshold])]
     low, high = min(shown), max(shown)
@@ -134,10 +135,10 @@ def histogram(normal: Sequence[float], anomalous: Sequence[float], threshold: fl
 
 
 def bars(counts: Mapping[float, int]) -> Bars:
-    """Returns how often values occur, in `BINS` bins of one width.
+    """Returns the histogram of values, in `BINS` bins of equal width.
 
     Args:
-        counts: How often, by value; there is at least one.
+        counts: Count of each value. There is at least one.
     """
     low, high = min(counts), max(counts)
     width = (high - low) / BINS or 1.0
@@ -145,27 +146,32 @@ def bars(counts: Mapping[float, int]) -> Bars:
     for value, count in counts.items():
         heights[min(int((value - low) / width), BINS - 1)] += count
     peak, bar = max(heights), WIDTH / BINS
-    # a bar of few beside one of thousands is still seen
+    # a bar of a few values stays visible beside one of thousands
     sizes = [(i, max(count / peak * HEIGHT, 1.0)) for i, count in enumerate(heights) if count]
     path = "".join(f"M{i * bar:.1f} {HEIGHT}v{-size:.1f}h{bar - 1:.1f}v{size:.1f}z" for i, size in sizes)
     return Bars(path, low, low + BINS * width, peak)
 
 
 def strip_place(share: float, decades: int) -> float:
-    """Returns where a share in [0, 1] is on a logarithmic axis that ends at 1; what is too small, at its beginning."""
+    """Returns the position of a share in [0, 1] on a logarithmic axis that ends at 1.
+
+    Too small shares are at its start.
+    """
     if share <= 10.0**-decades:
         return 0.0
     return round(STRIP_WIDTH * (1 + math.log10(share) / decades), 1)
 
 
 def strip_path(shares: Sequence[float], decades: int) -> str:
-    """Returns shares as dots on that axis, an SVG path to be stroked with round ends; equal ones lie over each other.
+    """Returns shares as dots on that axis: an SVG path for strokes with round ends.
+
+    Dots that would hide each other are drawn in rows.
 
     Args:
-        shares: In [0, 1].
-        decades: Of the axis.
+        shares: Shares in [0, 1].
+        decades: Decades of the axis.
     """
     places = Counter(strip_place(share, decades) for share in shares)
-    rows = (0.5, 0.25, 0.75)  # one dot above another where they would hide each other
+    rows = (0.5, 0.25, 0.75)  # heights of the rows, for dots that would hide each other
     dots = [(x, rows[i % len(rows)] * STRIP_HEIGHT) for i, x in enumerate(sorted(places))]
     return "".join(f"M{x:g} {y:g}h0" for x, y in dots)

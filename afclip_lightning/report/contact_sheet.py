@@ -1,4 +1,4 @@
-"""A contact sheet: pictures of every category and defect type in rows, their masks outlined, as one image."""
+"""A contact sheet: one image with pictures of every category and defect type in rows, with outlined masks."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from afclip_lightning.data.overview import Group, Look, Overview
 from afclip_runtime.errors import counted, shown
 from afclip_runtime.files import atomic_path
 
-TILE, SMALL_TILE = 176, 128  # pixels of a picture's place; the small one where there are many rows
+TILE, SMALL_TILE = 176, 128  # pixels of a tile; the small one is for sheets of many rows
 MANY_ROWS = 30
-LABEL, GAP, CAPTION = 200, 12, 18  # pixels: width of a row's label, between places, height of a caption
+LABEL, GAP, CAPTION = 200, 12, 18  # pixels: width of a row's label, gap between tiles, height of a caption
 TITLE, HEADING = 78, 34  # pixels: heights of the title and of a category's heading
 BACK, PLACE, INK, SOFT, LOUD = (247, 247, 245), (232, 232, 230), (28, 31, 35), (91, 98, 107), (180, 69, 31)
-LINE, HALO = (255, 214, 0), (0, 0, 0)  # of an outline, and what is round it: seen on any picture
+LINE, HALO = (255, 214, 0), (0, 0, 0)  # colours of an outline and of its border, visible on any picture
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class _Block:
 
 
 def draw(overview: Overview) -> Image.Image:
-    """Returns the sheet, RGB: categories below each other, in as many columns as make it about as wide as high.
+    """Returns the sheet, RGB. Its number of columns makes it about as wide as high.
 
     Args:
-        overview: Of the dataset.
+        overview: Overview of the dataset.
     """
     tile = TILE if len(overview.groups) <= MANY_ROWS else SMALL_TILE
     blocks = []
@@ -68,13 +68,13 @@ def _row_height(group: Group, tile: int) -> int:
 
 
 def _in_columns(blocks: Sequence[_Block], width: int) -> list[list[_Block]]:
-    """Returns the blocks in columns of that width, of about one height."""
+    """Returns the blocks in columns of that width, of about equal height."""
     total = sum(block.height for block in blocks)
     count = min(max(1, round(math.sqrt(total / width))), len(blocks))
     columns: list[list[_Block]] = [[]]
     before = 0
     for block in blocks:
-        # where its middle lies says which column it belongs to
+        # the position of its middle decides its column
         if columns[-1] and (before + block.height / 2) * count >= len(columns) * total:
             columns.append([])
         columns[-1].append(block)
@@ -83,10 +83,10 @@ def _in_columns(blocks: Sequence[_Block], width: int) -> list[list[_Block]]:
 
 
 def write(path: Path, overview: Overview) -> None:
-    """Writes the sheet as a PNG file in one step.
+    """Writes the sheet as a PNG file, atomically.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     sheet = draw(overview)
     with atomic_path(path) as temporary:
@@ -94,7 +94,7 @@ def write(path: Path, overview: Overview) -> None:
 
 
 def summary(overview: Overview) -> str:
-    """Returns a line on how many images there are."""
+    """Returns a line with the numbers of images and masks."""
     kinds = [(kind, overview.images_of(kind)) for kind in ("normal", "anomalous", "not labelled")]
     parts = [
         f"{overview.images:,} images of {counted(len(overview.counts), 'category', 'categories')}",
@@ -105,7 +105,7 @@ def summary(overview: Overview) -> str:
 
 
 def how_many(group: Group) -> str:
-    """Returns how many images of a group there are, and how many of them are shown."""
+    """Returns a text with the number of a group's images, and of those shown."""
     images = counted(group.images, "image")
     return f"{len(group.shown)} of {images}" if len(group.shown) < group.images else images
 
@@ -114,15 +114,17 @@ def outlined(look: Look, width: int, height: int) -> np.ndarray:
     """Returns the picture of a look with its outlines drawn in, `[height, width, 3]`, uint8, RGB.
 
     Args:
-        look: With a picture.
-        width: In pixels.
-        height: Likewise.
+        look: Look with a picture.
+        width: Width in pixels.
+        height: Height in pixels.
     """
     assert look.picture is not None
     drawn = _resized(look.picture, width, height)
-    scale = np.array([width / look.picture.shape[1], height / look.picture.shape[0]]) * 16  # OpenCV counts sixteenths
+    scale = (
+        np.array([width / look.picture.shape[1], height / look.picture.shape[0]]) * 16
+    )  # in sixteenths of a pixel, for OpenCV
     lines = [np.rint(line * scale - 8).astype(np.int32) for line in look.outline]
-    for colour, thickness in ((HALO, 3), (LINE, 1), (LINE, 1)):  # twice: once is faint between pixels
+    for colour, thickness in ((HALO, 3), (LINE, 1), (LINE, 1)):  # twice: a single line is faint between pixels
         cv2.polylines(drawn, lines, True, colour, thickness, cv2.LINE_AA, shift=4)
     return drawn
 
@@ -163,21 +165,21 @@ def _draw_tile(sheet: Image.Image, pen: ImageDraw.ImageDraw, look: Look, x: int,
 
 
 def _fit(picture: np.ndarray, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns width and height of a picture in a place, and how far from the place's corner it begins."""
+    """Returns width and height of a picture in a tile, and its offset from the tile's corner."""
     scale = min(width / picture.shape[1], height / picture.shape[0])
     size = max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1)
     return size, ((width - size[0]) // 2, (height - size[1]) // 2)
 
 
 def _resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Returns a picture at another size; pixels that become large stay squares."""
+    """Returns a picture at another size. Enlarged pixels stay squares."""
     factor = width / picture.shape[1]
     inter = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR if factor < 3 else cv2.INTER_NEAREST
     return cv2.resize(picture, (width, height), interpolation=inter)
 
 
 def share(value: float) -> str:
-    """Returns a share of an image in percent, two digits that count."""
+    """Returns a share of an image in percent, with two significant digits."""
     return f"{np.format_float_positional(100 * value, 2, fractional=False, trim='-')} %" if value < 0.995 else "100 %"
 
 
@@ -186,7 +188,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _cut(text: str, size: int, width: int) -> str:
-    """Returns a text that is no wider: where it is, its middle is left out, as beginning and end tell names apart."""
+    """Returns a text that fits a width. The middle of a longer text is left out: names differ at their ends."""
     font, text = _font(size), shown(text)
     if font.getlength(text) <= width:
         return text
@@ -197,7 +199,7 @@ def _cut(text: str, size: int, width: int) -> str:
 
 
 def _wrapped(text: str, size: int, width: int, most: int) -> list[str]:
-    """Returns a text in lines of a width, as many as there may be."""
+    """Returns a text in at most `most` lines of a width."""
     lines = list(_lines(text, size, width))
     return [*lines[: most - 1], _cut(" ".join(lines[most - 1 :]), size, width)] if len(lines) > most else lines
 

@@ -1,4 +1,4 @@
-"""The page of a dataset: how many images of what, how large, how deep, how much of them is marked; and pictures."""
+"""The page of a dataset: numbers, sizes and depths of images, areas of defects, and pictures."""
 
 import io
 from collections import Counter
@@ -20,20 +20,20 @@ from afclip_lightning.types import Split
 from afclip_runtime.files import write_text
 
 PAGE, SHEET = "dataset.html", "contact_sheet.png"
-LISTED = 40  # problems on the page
-FREQUENT = 8  # sizes that are named
-DECADES = 6  # of the axis of areas, which ends at 100 %
-PATCH, INPUT = 14, 518  # pixels: what one token of the papers' backbone sees, and the side of its input
+LISTED = 40  # most problems on the page
+FREQUENT = 8  # most sizes that are named
+DECADES = 6  # decades of the axis of areas, which ends at 100 %
+PATCH, INPUT = 14, 518  # pixels: side of a patch and of the input of the papers' backbone
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many images have something in common.
+    """The number of images with a common property.
 
     Attributes:
-        what: What it is.
-        images: How many.
-        width: Of its bar, in percent; 0 for what has none.
+        what: The property.
+        images: Number of images.
+        width: Width of its bar in percent; 0 without a bar.
     """
 
     what: str
@@ -47,9 +47,9 @@ class Balance:
 
     Attributes:
         category: The category.
-        counts: Images by split and kind, as the columns are.
-        anomalous: Share of the images with a label that is anomalous; `None` without labels.
-        parts: Of its bar: what it is of, the class that colours it and its width in percent.
+        counts: Numbers of images by split and kind, in the order of the columns.
+        anomalous: Share of anomalous images among those with a label; `None` without labels.
+        parts: Parts of its bar: meaning, CSS class of the colour, and width in percent.
     """
 
     category: str
@@ -64,14 +64,14 @@ class Areas:
 
     Attributes:
         category: The category.
-        defect_type: The type; empty where the set names none.
-        masks: How many masks were measured.
-        images: How many images of the type there are.
-        low: Smallest share that is marked.
-        middle: The median.
-        high: The largest.
-        dots: All of them on the axis, as an SVG path.
-        middle_place: Where the median is on the axis.
+        defect_type: Defect type; empty if the set names none.
+        masks: Number of measured masks.
+        images: Number of images of the type.
+        low: Smallest marked share.
+        middle: Median marked share.
+        high: Largest marked share.
+        dots: All shares on the axis, as an SVG path.
+        middle_place: Position of the median on the axis.
     """
 
     category: str
@@ -90,14 +90,14 @@ class Picture:
     """A picture of the gallery.
 
     Attributes:
-        path: The image.
-        name: Of its file.
-        picture: Data URI; empty where it could not be read.
-        size: Width and height of the picture, which the outline is drawn in.
-        outline: As an SVG path.
-        close_up: Data URI of the largest region; empty where it is not small.
-        area: Share that is marked, as text; empty where it is not known.
-        problem: What could not be read.
+        path: Path of the image.
+        name: Name of its file.
+        picture: Data URI; empty if the image could not be read.
+        size: Width and height of the picture, the coordinates of the outline.
+        outline: Outline of the mask as an SVG path.
+        close_up: Data URI of the largest region; empty if that is not small.
+        area: Marked share, as text; empty if unknown.
+        problem: Reason why a file could not be read.
     """
 
     path: str
@@ -114,7 +114,7 @@ def write(folder: Path, overview: Overview) -> tuple[Path, Path]:
     """Writes the page and the contact sheet, and returns their paths.
 
     Raises:
-        UserError: They cannot be written.
+        UserError: A file cannot be written.
     """
     page, sheet = folder / PAGE, folder / SHEET
     contact_sheet.write(sheet, overview)
@@ -126,7 +126,7 @@ def render(overview: Overview) -> str:
     """Returns the page.
 
     Args:
-        overview: Of the dataset.
+        overview: Overview of the dataset.
     """
     columns = _columns(overview)
     marked = [value for group in overview.groups for value in group.marked]
@@ -160,7 +160,7 @@ def render(overview: Overview) -> str:
 
 
 def _columns(overview: Overview) -> list[tuple[Split, Kind]]:
-    """Returns the splits and kinds that there are images of; test and normal come before what is rare."""
+    """Returns the splits and kinds with images. Test and normal come first."""
     there = {key for row in overview.counts.values() for key in row}
     return [(split, kind) for split in SPLITS for kind in KINDS_IN_ORDER if (split, kind) in there]
 
@@ -184,7 +184,7 @@ def _balance(overview: Overview, columns: Sequence[tuple[Split, Kind]]) -> list[
 
 
 def _most(counts: Counter[str], most: int) -> list[Count]:
-    """Returns what is most frequent, and the others together."""
+    """Returns the most frequent entries, and the sum of the others."""
     rows = counts.most_common(most)
     named = sum(count for _, count in rows)
     highest = max((count for _, count in rows), default=1)
@@ -193,7 +193,7 @@ def _most(counts: Counter[str], most: int) -> list[Count]:
 
 
 def _sides(overview: Overview) -> list[tuple[str, str, Bars]]:
-    """Returns histograms of the longer side and of the shape, each with its title and what is to the right."""
+    """Returns histograms of the longer side and of the shape, each with its title and the label of its x axis."""
     if len(overview.sizes) < 2:
         return []
     longer = Counter[float]()

@@ -19,18 +19,18 @@ from afclip_runtime.files import read_json_lines
 from afclip_runtime.thresholds import ThresholdFrom
 
 TABLE = "inspections.jsonl"
-VOLUMES = "volumes.jsonl"  # verdicts on volumes, where there are any among the images
-SHOWN = 12  # images in a gallery
-LISTED = 1000  # images in a table
+VOLUMES = "volumes.jsonl"  # verdicts on volumes, if there are any
+SHOWN = 12  # most images in a gallery
+LISTED = 1000  # most images in a table
 SIDE = 320  # pixels of a picture's longer side
 
 
-Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # so that their differences are finite
+Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # bounded, so that differences are finite
 
 
 @dataclass(frozen=True)
 class Line:
-    """What the page shows of an image: a line of the table. What is not known is `None`."""
+    """A line of the table: an image. Unknown values are `None`."""
 
     path: str
     name: str
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Volume:
-    """What the page shows of a volume: a line of the table of volumes. What is not known is `None`."""
+    """A line of the table of volumes. Unknown values are `None`."""
 
     volume: str
     path: str
@@ -64,17 +64,17 @@ class Volume:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one method.
+    """The section of one method.
 
     Attributes:
-        method: Its name; empty if there is one only.
-        images: How many were inspected.
-        counts: How many of them were called `anomalous`, and how many `normal`; empty without a threshold.
-        histogram: Their scores.
-        groups: The most and the least anomalous.
+        method: Name of the method; empty if it is the only one.
+        images: Number of inspected images.
+        counts: Numbers of images called `anomalous` and `normal`; empty without a threshold.
+        histogram: Histogram of the scores.
+        groups: The most and the least anomalous images.
         rows: Lines of the table, highest score first.
-        by_default: Whether a verdict is by the head's default threshold.
-        volumes: Verdicts on volumes, highest score first; empty where there are none.
+        by_default: Whether a verdict comes from the head's default threshold.
+        volumes: Verdicts on volumes, highest score first; empty if there are none.
     """
 
     method: str
@@ -92,10 +92,10 @@ def render(folder: Path, originals: bool = False) -> str:
 
     Args:
         folder: Output folder of `inspect`.
-        originals: Whether images without an overlay in the folder are shown too, from where they were inspected.
+        originals: Whether images without an overlay in the folder are also shown, read from their original path.
 
     Raises:
-        UserError: Its table is damaged.
+        UserError: The table is damaged.
     """
     lines = [line for _, line in read_json_lines(folder / TABLE, Line, cut_end=True)]
     path = folder / VOLUMES
@@ -144,7 +144,7 @@ def _card(folder: Path, line: Line, originals: bool) -> Card:
 
 
 def _thumbnail(files: Iterable[Path]) -> str:
-    """Returns the first of the files that can be read as a small picture, as text; empty if there is none."""
+    """Returns the first readable file as a small picture in text form; empty if there is none."""
     for file in files:
         try:
             return _jpeg(Image.fromarray(read_image(file, draft=2 * SIDE)))

@@ -1,4 +1,4 @@
-"""What all pages are made of: templates, and pictures as text."""
+"""The parts that all pages share: templates, and pictures as text."""
 
 import base64
 import hashlib
@@ -20,13 +20,13 @@ class Card:
     """An image in a gallery.
 
     Attributes:
-        image: Its path where it was found.
-        score: Its image score.
-        status: `anomalous`, `normal` or, where that is not known, empty.
-        picture: Data URI of the image, with what is drawn in it; empty if it is not at hand.
-        map: Data URI of its anomaly map in colours, to lie over the picture; empty if there is none.
+        image: Path of the image.
+        score: Image score.
+        status: `anomalous`, `normal`, or empty if unknown.
+        picture: Data URI of the image with its drawings; empty if it is not available.
+        map: Data URI of its coloured anomaly map, an overlay of the picture; empty if there is none.
         outline: Outline of its mask as an SVG path in the unit square; empty if there is none.
-        note: What else is to be said of it.
+        note: Further note.
     """
 
     image: str
@@ -39,7 +39,7 @@ class Card:
 
     @property
     def name(self) -> str:
-        """Returns the end of the path, enough to find it."""
+        """Returns the end of the path, long enough to identify the image."""
         return shown("/".join(Path(self.image).parts[-2:]))
 
 
@@ -48,8 +48,8 @@ class Group:
     """Cards that are shown together.
 
     Attributes:
-        title: What they have in common.
-        note: How many there are of them, or how they were chosen.
+        title: Title of the group.
+        note: Number of the cards, or how they were chosen.
         cards: The cards.
     """
 
@@ -63,7 +63,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: Name of the template.
-        values: What it shows; every text is escaped.
+        values: Values of the template. Every text is escaped.
     """
     environment = Environment(
         loader=PackageLoader("afclip_lightning", "web"),
@@ -76,32 +76,34 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {"percent": percent, "score": score_text, "interval": interval_text, "shell": shlex.join}
     environment.globals["plot"] = (charts.WIDTH, charts.HEIGHT)
     script = (Path(__file__).parents[1] / "web" / "report.js").read_text(encoding="utf-8")
-    # of all scripts, the browser runs this one: no name from a file can smuggle in another
+    # the browser runs only this script, so no name from a file can inject another one
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(script=Markup(script), script_hash=script_hash, **values)
 
 
 def percent(value: float | None) -> str:
-    """Returns a share as a number of percent; `n/a` for none."""
+    """Returns a share in percent; `n/a` for `None`."""
     return "n/a" if value is None else f"{100 * value:.1f}"
 
 
 def score_text(value: float) -> str:
-    """Returns a score in four digits, those at the end too."""
+    """Returns a score with four significant digits, including trailing zeros."""
     return f"{value:#.4g}"
 
 
 def data_uri(jpeg: bytes) -> str:
-    """Returns a JPEG as an address that holds it."""
+    """Returns a JPEG as a data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """Returns a file of a folder by its name, links followed; `None` if it lies elsewhere: a page holds nothing else.
+    """Returns a file of a folder by its name, links followed; `None` if it lies outside.
+
+    A page holds only files of its folder.
 
     Args:
-        folder: The folder that the page is about.
-        name: Path from there, as a file in the folder says it.
+        folder: Folder of the page.
+        name: Path relative to the folder, as stated in a file of the folder.
     """
     try:
         path, root = (folder / name).resolve(), folder.resolve()
@@ -111,5 +113,5 @@ def inside(folder: Path, name: str) -> Path | None:
 
 
 def _printable(value: Any) -> Any:
-    """Returns plain text as it can be shown: names of files need not be."""
+    """Returns plain text in printable form, because names of files may not be printable."""
     return "\n".join(map(shown, value.split("\n"))) if type(value) is str else value

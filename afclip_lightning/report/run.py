@@ -1,4 +1,4 @@
-"""The page of a test run: tables, curves, scores, what was missed and what was a false alarm."""
+"""The page of a test run: tables, curves, scores, missed anomalies and false alarms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ FACTS = (
     ("python", "Python"),
     ("platform", "Platform"),
 )
-"""What the page says of a run: key in `run.json`, title."""
+"""Facts of a run on the page: key in `run.json`, title."""
 
 
 PARTS = {"results": METRICS, "fixed": tuple(FIXED)}
-"""Tables of the page that have intervals: what they are of."""
+"""Tables of the page that have intervals, with the metrics of each."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Above which score an image is called anomalous; see `is_anomalous`.
+    """The score above which an image is called anomalous; see `is_anomalous`.
 
     Attributes:
         value: The score.
-        source: Where it is from, in words.
-        fitted: Whether it was chosen by the labels that it is judged with.
+        source: Source of the threshold, in words.
+        fitted: Whether it was chosen by the same labels that it is judged with.
     """
 
     value: float
@@ -47,14 +47,14 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What a threshold makes of a category's images.
+    """The decisions of a threshold on a category's images.
 
     Attributes:
         threshold: The threshold.
-        missed: Anomalous images that are not above it.
-        false_alarms: Normal images above it.
-        normal: All normal images.
-        anomalous: All anomalous images.
+        missed: Number of anomalous images not above the threshold.
+        false_alarms: Number of normal images above the threshold.
+        normal: Number of normal images.
+        anomalous: Number of anomalous images.
     """
 
     threshold: Threshold
@@ -66,14 +66,14 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one category. What is not known is `None`.
+    """The section of one category. Unknown parts are `None`.
 
     Attributes:
-        row: Its line in the results table.
-        decisions: What the threshold makes of it.
-        charts: Its curves.
-        histogram: Its scores.
-        groups: Its pictures.
+        row: Line of the results table.
+        decisions: Decisions of the threshold.
+        charts: Curves of the category.
+        histogram: Histogram of its scores.
+        groups: Pictures of the category.
     """
 
     row: Row
@@ -84,7 +84,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Returns what the page calls the section in links."""
+        """Returns the anchor of the section in links."""
         return shown(f"{self.row.dataset}/{self.row.category}")
 
 
@@ -99,11 +99,11 @@ def calibrated(file: Path) -> Threshold:
 
 
 def sections(run: Run, threshold: Threshold | None = None) -> list[Section]:
-    """Returns what the page shows of each category.
+    """Returns the section of each category.
 
     Args:
         run: The run.
-        threshold: Above which an image is called anomalous; by default that of each category's best F1.
+        threshold: Score above which an image is called anomalous; by default that of each category's best F1.
     """
     return [_section(run, row, threshold or _best(row)) for row in run.rows if row.category != MEAN]
 
@@ -156,7 +156,7 @@ def _section(run: Run, row: Row, threshold: Threshold | None) -> Section:
 def _charts(
     row: Row, curves: Mapping[str, tuple[list[float], list[float]]], pro_limit: float, decisions: Decisions | None
 ) -> list[Chart]:
-    """Returns the ROC, precision-recall and PRO charts, of what is defined."""
+    """Returns the ROC, precision-recall and PRO charts that are defined."""
 
     def lines(curve: str, metric: str, title: str, x_max: float = 1.0) -> tuple[Line, ...]:
         return tuple(
@@ -185,7 +185,7 @@ def _charts(
 
 
 def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decisions | None) -> list[Group]:
-    """Returns the cases in groups: each in one of them."""
+    """Returns the cases in groups. Each case is in one group."""
 
     def is_wrong(case: Case) -> bool:
         return threshold is not None and is_anomalous(case.card.score, threshold.value) != bool(case.label)
@@ -203,7 +203,7 @@ def _groups(cases: Sequence[Case], threshold: Threshold | None, decisions: Decis
                 of("Missed", missed, decisions.missed, decisions.anomalous, "anomalous"),
                 of("False alarms", alarms, decisions.false_alarms, decisions.normal, "normal"),
             ]
-        else:  # how many there are is not known
+        else:  # their number is unknown
             groups = [Group("Missed", "", missed), Group("False alarms", "", alarms)]
     right = [case for case in cases if not is_wrong(case)]
     side = "of those on the right side of the threshold" if threshold else "by their scores"

@@ -1,4 +1,4 @@
-"""What the files of a run folder say, each of them read as a type; for the page of a test run."""
+"""Reads the files of a run folder for the page of a test run, each as a typed value."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,17 +16,17 @@ from afclip_runtime.files import read_bytes, read_csv, read_json
 T = TypeVar("T")
 Label = Annotated[int, Meta(ge=0, le=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # so that their differences are finite
+Score = Annotated[float, Meta(ge=-1e300, le=1e300)]  # bounded, so that differences are finite
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test image that pictures were kept of.
+    """One test image with stored pictures.
 
     Attributes:
         label: 1 = anomalous, 0 = normal.
-        kind: `best` or `worst`: from which end of its category.
-        card: How it is shown.
+        kind: End of its category: `best` or `worst`.
+        card: Card of the image.
     """
 
     label: int
@@ -36,18 +36,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run folder say. What it did not keep is `None`.
+    """The contents of a run folder. Missing parts are `None`.
 
     Attributes:
         folder: The run folder.
-        title: What was tested.
-        rows: The results table.
-        by_type: Its rows by defect type.
+        title: Title of the run.
+        rows: Results table.
+        by_type: Rows of the table by defect type.
         record: `run.json`.
-        scores: By category, the scores of its normal and of its anomalous images.
-        curves: By category and name, x and y of the curves that are defined.
+        scores: Scores of the normal and of the anomalous images, by category.
+        curves: x and y of the defined curves, by category and name.
         pro_limit: False-positive rate up to which the PRO curve goes.
-        cases: By category, the images that pictures were kept of.
+        cases: Images with stored pictures, by category.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Returns what a run kept.
+    """Returns the contents of a run folder.
 
     Args:
         path: The run folder, or one of its tables, `results_x.json`.
@@ -189,17 +189,19 @@ def _jpeg(folder: Path, name: str) -> str:
     """Returns a picture of a case as text.
 
     Raises:
-        UserError: It is not there, lies elsewhere, or is no JPEG.
+        UserError: The picture is missing, lies outside of the run folder, or is not a JPEG.
     """
     path = inside(folder, name)
     if path is None:
-        raise UserError(f"{folder / name}: lies outside of the run folder, and a page holds nothing from there.")
+        raise UserError(f"{folder / name}: lies outside of the run folder. A page holds only files of that folder.")
     content = read_bytes(path)
     if not content.startswith(b"\xff\xd8\xff"):
-        raise UserError(f"{path}: is no JPEG. Restore it, or remove {folder / 'cases.json'}: the page does without.")
+        raise UserError(
+            f"{path}: is not a JPEG. Restore it, or remove {folder / 'cases.json'} for a page without pictures."
+        )
     return data_uri(content)
 
 
 def _optional(file: Path, read: Callable[[Path], T]) -> T | None:
-    """Returns what a file holds, or `None` if there is none."""
+    """Returns the contents of a file, or `None` if there is no file."""
     return read(file) if file.exists() else None

@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a heading's button sorts by its column, and turns the order round when it is used again.
+// Tables: the button of a heading sorts by its column. A second click reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const headings = [...table.tHead.rows[0].cells];
@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heading.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       const rows = [...body.rows].map((row) => [valueOf(row, column), row]);
       rows.sort(([a], [b]) => {
-        if (a === "" || b === "") return (a === "") - (b === ""); // what is not known stays last
+        if (a === "" || b === "") return (a === "") - (b === ""); // unknown values stay last
         const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
         return sign * order;
       });
@@ -26,7 +26,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// Pictures: how much of the map is seen, and whether the outline of the mask is.
+// Pictures: opacity of the map, and whether the outline of the mask is shown.
 const tools = document.querySelector(".tools");
 if (tools) {
   const opacity = document.getElementById("opacity");

@@ -294,7 +294,11 @@ def test_deep_tokens_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
             "tokenized_prompts_pos holds no whole num",
         ),
         ("anomalyclip.pth", {"compound_prompts_text.1": None}, "has no compound_prompts_text.1"),
-        ("faprompt.pth", {"compound_prompts_text.1": torch.ones(3, 64)}, "has other numbers of deep tokens in some"),
+        (
+            "faprompt.pth",
+            {"compound_prompts_text.1": torch.ones(3, 64)},
+            "has different numbers of deep tokens in its blocks",
+        ),
         (
             "anomalyclip.pth",
             {"ctx_pos": torch.ones(1).expand(1, 1, 10**6, 64)},
@@ -333,7 +337,9 @@ def test_a_file_of_another_method_or_of_none_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"faprompt\.pth: is a head of FAPrompt .*not of AnomalyCLIP.*--method FAP"
     ):
         read_released(FAPROMPT, "AnomalyCLIP")
-    with pytest.raises(CheckpointError, match=r"There is no format of heads for WinCLIP; there are .*AnomalyCLIP"):
+    with pytest.raises(
+        CheckpointError, match=r"There is no format of heads for WinCLIP\. Known formats: .*AnomalyCLIP"
+    ):
         read_released(FAPROMPT, "WinCLIP")
     assert read_released(FAPROMPT, "fa-prompt").format.method == "FAPrompt"
     torch.save({"textual_learner": {}}, tmp_path / "other.pth")
@@ -379,7 +385,7 @@ def test_other_words_than_the_codes_are_said(tmp_path: Path, golden_backbones: d
     ids[0, 0, 13] = 320
     released = read_released(changed("anomalyclip.pth", tmp_path / "words.pth", {"tokenized_prompts_neg": ids}))
     method = method_class("AnomalyCLIP")(golden_backbones[64], **released.arguments)
-    with pytest.raises(CheckpointError, match=r"a prompt of it has other words than 'damaged object\.'"):
+    with pytest.raises(CheckpointError, match=r"a prompt in it has other words than 'damaged object\.'"):
         released.checkpoint(method)
 
 
@@ -554,7 +560,7 @@ def test_commands_on_our_heads_say_what_to_do_with_others(
     _, adapter = write_afclip(tmp_path)
     assert head.main([command[0], str(adapter), *command[1:]]) == 2
     said = capsys.readouterr().err
-    assert "is a head as github.com/Faustinaqq/AF-CLIP writes it" in said
+    assert "is a head of github.com/Faustinaqq/AF-CLIP: convert it first" in said
     assert f"`afclip head import {adapter}`" in said
 
 

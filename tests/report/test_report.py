@@ -230,7 +230,7 @@ def test_inspected_images_have_a_report(tmp_path: Path, capsys: pytest.CaptureFi
     assert "30 images, 14 called anomalous, 16 called normal" in page
     assert page.count('class="case"') == 24
     assert page.count("data:image/jpeg") == 1
-    assert page.count("picture not at hand") == 23
+    assert page.count("no picture available") == 23
     assert page.index("029.png") < page.index("028.png") < page.index("000.png")
     assert "1 image could not be inspected" in page
     assert HOSTILE not in page
@@ -261,7 +261,7 @@ def test_a_page_holds_nothing_from_outside_of_its_folder(tmp_path: Path) -> None
     with pytest.raises(UserError, match="outside of the run folder"):
         read_run(folder)
     (folder / "pictures/cases/0000.jpg").unlink()
-    for content, message in ((b"root:x:0:0", "is no JPEG"), (None, "is a named pipe")):
+    for content, message in ((b"root:x:0:0", "is not a JPEG"), (None, "is a named pipe")):
         path = folder / "pictures/cases/0000.jpg"
         path.write_bytes(content) if content else (path.unlink(), os.mkfifo(path))
         with pytest.raises(UserError, match=rf"0000\.jpg.* {message}"):
